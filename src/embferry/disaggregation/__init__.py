@@ -1,0 +1,1 @@
+"""The system: encode side, language side, and everything that moves an embedding between them."""

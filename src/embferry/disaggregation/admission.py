@@ -1,0 +1,70 @@
+"""Who gets the next free blocks: every waiting transfer in turn.
+
+No transfer ever needs more than one block to go on, so nobody waits while holding, and a large embedding can neither
+starve small ones nor be rejected for its size. Each turn hands out a fair share of what is free and sends the transfer
+to the end of the rota.
+"""
+
+from __future__ import annotations
+
+from .blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
+from .protocol.receiver import Receiver
+
+PIPELINE = 4
+"""An embedding that does not fit gets a pool in so many parts, so that one is written while another is used."""
+
+
+class PoolAdmission:
+    """One pool of blocks, shared by the receivers of one region. Pure: the time is an argument."""
+
+    def __init__(self, allocator: ReqToMetadataBlockAllocator) -> None:
+        self.allocator = allocator
+        self._rota: dict[int, Receiver] = {}  # by session, in the order of their turns
+        self._next_epoch = 1
+
+    def join(self, receiver: Receiver) -> None:
+        """From now on it gets its turns."""
+        self._rota[receiver.session] = receiver
+
+    def leave(self, receiver: Receiver) -> None:
+        """No more turns. What it was granted comes back by its own ``Release`` commands."""
+        self._rota.pop(receiver.session, None)
+
+    def release(self, receiver: Receiver, blocks: tuple[int, ...]) -> None:
+        """A receiver's ``Release`` command."""
+        self.allocator.free(blocks, receiver.room)
+
+    def deal(self, now: float) -> list[Receiver]:
+        """Hands out what is free; answers the receivers that were granted something and so have commands."""
+        served: list[Receiver] = []
+        waiting = [r for r in self._rota.values() if r.wanted(now) is not None]
+        while waiting and self.allocator.available:
+            receiver = waiting.pop(0)
+            wanted = receiver.wanted(now)
+            if wanted is None:
+                continue
+            count = self._share(blocks_needed(wanted[1], self.allocator.block_size), len(waiting) + 1)
+            allocation = self.allocator.alloc_blocks(count, receiver.room)
+            if allocation is None:
+                break
+            self.grant(receiver, allocation, now)
+            served.append(receiver)
+            if receiver.wanted(now) is not None:
+                waiting.append(receiver)
+        return served
+
+    def grant(self, receiver: Receiver, allocation: MetadataAllocation, now: float) -> int:
+        """Grants an allocation, one of :meth:`deal`'s or the caller's own; answers the tokens granted."""
+        tokens = receiver.grant(allocation.blocks, self._next_epoch, now)
+        self._next_epoch += 1
+        if receiver.session in self._rota:
+            self._rota[receiver.session] = self._rota.pop(receiver.session)  # to the end
+        return tokens
+
+    def _share(self, needed: int, waiting: int) -> int:
+        """Blocks for one turn: all that is needed if there is room for everyone, else an equal share of what is free."""
+        free = self.allocator.available
+        share = max(1, free // waiting)
+        if needed <= share:
+            return needed
+        return min(share, max(1, self.allocator.num_blocks // PIPELINE))

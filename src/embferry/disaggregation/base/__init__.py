@@ -1,0 +1,1 @@
+"""The contract a transport fulfils, and the poll statuses."""

@@ -1,0 +1,1 @@
+"""Manager, sender and receiver: drive the protocol over any transport."""

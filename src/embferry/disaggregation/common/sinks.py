@@ -1,0 +1,160 @@
+"""Where the data goes on arrival: gathered, used in place, or handed on chunk by chunk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..buffers import MultimodalDataBuffers
+from ..protocol.commands import Deliver
+from ..protocol.errors import LocalProtocolError
+
+Array = npt.NDArray[np.uint8]
+
+
+class Sink(ABC):
+    """Takes verified chunks. Called by the manager's thread, with its lock held."""
+
+    buffers: MultimodalDataBuffers
+    consumed: Callable[[int, int], None]
+    """To be called with (epoch, offset) when a chunk's blocks are no longer read."""
+
+    def attach(self, buffers: MultimodalDataBuffers, consumed: Callable[[int, int], None]) -> None:
+        self.buffers, self.consumed = buffers, consumed
+
+    def granted(self, epoch: int, start: int, blocks: tuple[int, ...], total_tokens: int) -> None:  # noqa: B027
+        """Blocks were granted for tokens from ``start`` on; most sinks need not know."""
+
+    @abstractmethod
+    def deliver(self, chunk: Deliver, total_tokens: int) -> None:
+        """A verified chunk; each token of an embedding comes once, in any order."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """The content was replaced before any of it was used: everything comes again."""
+
+
+class GatherSink(Sink):
+    """Gathers into one array a field, of the final length: one copy, and the blocks are free again at once.
+
+    :param in_place: an embedding granted whole in adjacent blocks is used where it lies, without any copy. Its blocks
+        then stay with it until :meth:`drop`, so that others may have to wait for them: for callers that use an
+        embedding at once, with a pool that is not tight.
+    """
+
+    def __init__(self, *, in_place: bool = False) -> None:
+        self.arrays: dict[str, Array] = {}
+        self.chunks: dict[int, int] = {}  # offset: length of what was delivered; the origin's chunk_info
+        self._may_stay = in_place
+        self._home = 0  # the epoch whose blocks are the arrays; 0: none
+        self._kept: dict[int, tuple[int, ...]] = {}  # offset: blocks, of the chunks that stay where they lie
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the arrays are the blocks themselves."""
+        return self._home != 0
+
+    def granted(self, epoch: int, start: int, blocks: tuple[int, ...], total_tokens: int) -> None:
+        whole = start == 0 and 0 < total_tokens <= len(blocks) * self.buffers.geometry.block_size
+        if self._may_stay and whole and not self.arrays:
+            arrays = self.buffers.in_place(blocks, total_tokens)
+            if arrays is not None:
+                self.arrays, self._home = arrays, epoch
+
+    def deliver(self, chunk: Deliver, total_tokens: int) -> None:
+        self.chunks[chunk.offset] = chunk.length
+        if chunk.epoch == self._home:
+            self._kept[chunk.offset] = chunk.blocks
+            return
+        if self.in_place:
+            self._move_out(total_tokens)
+        if not self.arrays:
+            self.arrays = self._new(total_tokens)
+        self.buffers.gather_into(chunk.blocks, 0, chunk.length, self.arrays, chunk.offset)
+        self.consumed(chunk.epoch, chunk.offset)
+
+    def restart(self) -> None:
+        self.arrays, self._home = {}, 0
+        self._kept.clear()
+        self.chunks.clear()
+
+    def drop(self) -> None:
+        """The arrays are no longer read."""
+        kept, home = self._kept, self._home
+        self.restart()
+        for offset in kept:
+            self.consumed(home, offset)
+
+    def _move_out(self, total_tokens: int) -> None:
+        """A part came again in other blocks: what lies in place is gathered after all."""
+        kept, home, self._home, self._kept = self._kept, self._home, 0, {}
+        self.arrays = self._new(total_tokens)
+        for offset, blocks in kept.items():
+            self.buffers.gather_into(blocks, 0, self.chunks[offset], self.arrays, offset)
+            self.consumed(home, offset)
+
+    def _new(self, total_tokens: int) -> dict[str, Array]:
+        fields = self.buffers.geometry.layout.fields
+        return {field.name: np.empty((total_tokens, field.token_bytes), np.uint8) for field in fields}
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivedChunk:
+    """Tokens [offset, offset + length), where they lie: valid until :meth:`release`, which must be called once."""
+
+    offset: int
+    length: int
+    blocks: tuple[int, ...]
+    release: Callable[[], None]
+
+    @property
+    def chunk_info(self) -> tuple[int, int]:
+        """(offset, length) in tokens."""
+        return self.offset, self.length
+
+
+class ChunkSink(Sink):
+    """Hands chunks on as they come, in whatever order; the receiver's memory is then never more than the pool."""
+
+    def __init__(self) -> None:
+        self._arrived: deque[ArrivedChunk] = deque()
+
+    def deliver(self, chunk: Deliver, total_tokens: int) -> None:
+        key = (chunk.epoch, chunk.offset)
+        self._arrived.append(ArrivedChunk(chunk.offset, chunk.length, chunk.blocks, lambda: self.consumed(*key)))
+
+    def restart(self) -> None:
+        self._arrived.clear()  # the machine has taken their blocks back
+
+    def peek(self) -> ArrivedChunk | None:
+        """The chunk that :meth:`pop` would take, or None."""
+        return self._arrived[0] if self._arrived else None
+
+    def pop(self) -> ArrivedChunk | None:
+        """The next chunk, or None."""
+        return self._arrived.popleft() if self._arrived else None
+
+    def read(self, chunk: ArrivedChunk) -> dict[str, Array]:
+        """Its bytes, uint8 [length, bytes a token] a field: a view if its blocks are adjacent, else a copy."""
+        whole = self.buffers.in_place(chunk.blocks, chunk.length)
+        if whole is not None:
+            return whole
+        fields = self.buffers.geometry.layout.fields
+        out: dict[str, Array] = {f.name: np.empty((chunk.length, f.token_bytes), np.uint8) for f in fields}
+        self.buffers.gather_into(chunk.blocks, 0, chunk.length, out, 0)
+        return out
+
+
+def gathered(sink: Sink) -> GatherSink:
+    """The sink as one that gathers.
+
+    :raises LocalProtocolError: the receiver was made with another.
+    """
+    if not isinstance(sink, GatherSink):
+        raise LocalProtocolError("this receiver hands its chunks on; take them from its sink")
+    return sink

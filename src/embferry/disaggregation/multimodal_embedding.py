@@ -1,0 +1,97 @@
+"""The encode side's queues: announce, encode, transfer.
+
+    BootstrapQueue --pop_bootstrapped--> (the encoder runs) --> InflightQueue --pop_transferred--> the memory is free
+
+Non-blocking throughout, like the language side's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .base.conn_multimodal import KVPoll
+from .common.conn_multimodal import EmbeddingSender
+from .protocol.errors import EmbeddingTransferError
+
+__all__ = [
+    "EmbeddingTransferError",
+    "MultimodalEmbeddingBootstrapQueue",
+    "MultimodalEmbeddingInflightQueue",
+    "MultimodalEmbeddingRequest",
+]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class MultimodalEmbeddingRequest:
+    """A request whose embedding this worker makes and sends."""
+
+    req: Any
+    embedding_sender: EmbeddingSender
+
+
+Failed = Callable[[MultimodalEmbeddingRequest, EmbeddingTransferError], None]
+
+
+class _Queue:
+    """:param failed: told of every request that ends here with an error; the others go on."""
+
+    def __init__(self, failed: Failed) -> None:
+        self.failed = failed
+        self.queue: list[MultimodalEmbeddingRequest] = []
+
+    def __len__(self) -> int:
+        return len(self.queue)
+
+    def _fail(self, request: MultimodalEmbeddingRequest) -> None:
+        error = request.embedding_sender.failure_exception()
+        log.warning("room %d: failed: %s", request.embedding_sender.room, error)
+        self.failed(request, error)
+
+
+class MultimodalEmbeddingBootstrapQueue(_Queue):
+    """Requests whose length is announced and whose language side has not spoken yet."""
+
+    def add(self, req: Any, embedding_sender: EmbeddingSender, total_tokens: int, content_digest: bytes) -> None:
+        """Announces the embedding of ``req``; see :meth:`EmbeddingSender.init`."""
+        embedding_sender.init(total_tokens, content_digest)
+        self.queue.append(MultimodalEmbeddingRequest(req, embedding_sender))
+
+    def pop_bootstrapped(self) -> list[MultimodalEmbeddingRequest]:
+        """Takes out the requests whose language side has opened: encoding them is not in vain."""
+        ready = []
+        for request in list(self.queue):
+            status = request.embedding_sender.poll()
+            if status is KVPoll.Bootstrapping:
+                continue
+            self.queue.remove(request)
+            if status is KVPoll.Failed:
+                self._fail(request)
+            else:
+                ready.append(request)
+        return ready
+
+
+class MultimodalEmbeddingInflightQueue(_Queue):
+    """Requests whose embedding is made and being transferred; its memory stays until they are taken out."""
+
+    def add(self, request: MultimodalEmbeddingRequest) -> None:
+        self.queue.append(request)
+
+    def pop_transferred(self) -> list[MultimodalEmbeddingRequest]:
+        """Takes out the requests whose embedding has been confirmed by the language side and is read no more."""
+        done = []
+        for request in list(self.queue):
+            sender = request.embedding_sender
+            if not sender.source_released:
+                continue
+            self.queue.remove(request)
+            if sender.poll() is KVPoll.Failed:
+                self._fail(request)
+            else:
+                done.append(request)
+        return done

@@ -1,0 +1,357 @@
+"""The sending end of one transfer: everything that affects its state is here.
+
+It only ever reacts. The receiver decides what is written where, repeats itself until it is answered, and so carries
+the whole of the liveness; the sender keeps two promises: it writes a grant at most once, and what it reports as
+written or drained is never touched by it again.
+"""
+
+from __future__ import annotations
+
+from . import guards
+from .acceptance import Destination, TakenGrant, accept, granted_blocks
+from .commands import ReleaseSource, Send, SenderCommand, Write
+from .errors import (
+    Aborted,
+    EmbeddingTransferError,
+    LeaseExpired,
+    LocalProtocolError,
+    RemoteProtocolError,
+    from_code,
+)
+from .layout import Layout
+from .messages import (
+    Abort,
+    Body,
+    Chunk,
+    Closed,
+    Confirm,
+    Drain,
+    Drained,
+    Grant,
+    Offer,
+    Open,
+    Pending,
+    Progress,
+    Unknown,
+    WriteFailed,
+    Written,
+)
+from .settings import TransferSettings
+from .states import POLL, SENDER, TERMINAL, KVPoll, Phase, Trigger, step
+
+
+class Sender:
+    """:param room: the ``bootstrap_room``.
+    :param session: of this end; never 0, never used before.
+    :param layout: of the embedding that will be sent.
+    :param roads: names of the transports this end can write over, the preferred one first.
+    """
+
+    def __init__(
+        self, room: int, session: int, layout: Layout, roads: tuple[str, ...], settings: TransferSettings, now: float
+    ) -> None:
+        self.room = room
+        self.session = session
+        self.layout = layout
+        self.roads = roads
+        self.settings = settings
+        self.phase = Phase.BOOTSTRAPPING
+        self.error: EmbeddingTransferError | None = None
+        self.total_tokens = -1
+        self.content_digest = b""
+        self.aux: tuple[int, ...] = ()
+        self.ready_tokens = 0
+        self.destinations: dict[int, Destination] = {}
+        self.current: Destination | None = None
+        self.writes_in_flight = 0
+        self.source_released = False
+        self._heard_at = now
+        self._ended_at = 0.0
+        self._commands: list[SenderCommand] = []
+
+    # What the caller knows
+
+    def announce(self, total_tokens: int, content_digest: bytes, aux: tuple[int, ...] = ()) -> None:
+        """The length is known: the receiver is told at once, long before the tokens are ready.
+
+        :raises LocalProtocolError: announced differently before.
+        """
+        if self.total_tokens >= 0 and (total_tokens, content_digest) != (self.total_tokens, self.content_digest):
+            raise LocalProtocolError("an embedding is announced once; open another room for another", room=self.room)
+        if total_tokens < 0:
+            raise LocalProtocolError(f"an embedding cannot have {total_tokens} tokens", room=self.room)
+        if self.total_tokens < 0:
+            self.total_tokens, self.content_digest, self.aux = total_tokens, content_digest, aux
+            self._offer()
+
+    def produce(self, ready_tokens: int) -> None:
+        """Tokens ``[0, ready_tokens)`` can be read now. Grows, up to what was announced."""
+        if not self.ready_tokens <= ready_tokens <= max(self.total_tokens, 0):
+            raise LocalProtocolError(
+                f"{ready_tokens} tokens ready after {self.ready_tokens}, of {self.total_tokens} announced",
+                room=self.room,
+            )
+        self.ready_tokens = ready_tokens
+        self._write_on()
+
+    def write_done(self, target: int, epoch: int, offset: int, length: int, checksum: bytes) -> None:
+        """The write that a :class:`Write` command asked for is complete at the receiver."""
+        self._over(target, epoch, Written(self.room, epoch, (Chunk(offset, length, checksum),)))
+
+    def write_failed(self, target: int, epoch: int, offset: int, length: int, error: EmbeddingTransferError) -> None:
+        """The write is over without having been completed; the receiver decides whether to ask again."""
+        failed = WriteFailed(self.room, epoch, offset, length, error.code, error.detail[:1024], error.retryable)
+        self._over(target, epoch, failed)
+
+    def abort(self, error: EmbeddingTransferError, now: float) -> None:
+        """Ends the transfer; the receiver is told why. Does nothing when it has ended already."""
+        self._fail(error, now, tell=True)
+
+    # What the peer says
+
+    def receive(self, source: int, target: int, body: Body, now: float) -> None:
+        """Takes a message in. Stale, repeated and misdirected ones do no harm; malformed ones never come this far."""
+        if isinstance(body, Open):
+            self._heard_at = now
+            self._opened(source, body)
+            return
+        if not guards.meant_for_this_session(target, self.session):
+            self._send(Unknown(self.room, missing=target), source)
+            return
+        destination = self.destinations.get(source)
+        if destination is None:
+            self._send(Unknown(self.room, missing=target), source)
+            return
+        if isinstance(body, Drain):
+            self._drain(destination, body)
+            return
+        if destination is not self.current:
+            self._send(Unknown(self.room, missing=target), source)
+            return
+        self._heard_at = now
+        match body:
+            case Grant():
+                self._granted(destination, body)
+            case Progress():
+                destination.acknowledged = max(destination.acknowledged, body.transferred_tokens)
+                self._forget_below(destination, body.floor)
+            case Confirm():
+                self._confirmed(destination, body, now)
+            case Abort():
+                self._fail(from_code(body.code, body.detail, room=self.room), now, tell=False)
+            case _:
+                pass  # a receiver's answer sent to a sender: nothing here waits for it
+
+    def _opened(self, source: int, body: Open) -> None:
+        destination = self.destinations.get(source)
+        if self.phase is Phase.FAILED or (self.phase is Phase.SUCCESS and destination is None):
+            self._send_abort(source)
+            return
+        if destination is None:
+            try:
+                destination = accept(self.layout, self.roads, source, body, len(self.destinations))
+            except EmbeddingTransferError as error:
+                self._send(Abort(self.room, error.code, error.detail[:1024]), source)
+                return
+            self.destinations[source] = destination
+        elif body.opening < destination.opened.opening + (destination is not self.current):
+            return  # a late copy: of an earlier opening, or of a receiver that was replaced since
+        destination.opened = body
+        if self.phase is Phase.SUCCESS:
+            return  # a late copy: who has confirmed does not open again
+        if destination is not self.current:
+            if self.current is not None:
+                self.phase = step(SENDER, self.phase, Trigger.PEER_LOST)
+            self.current = destination
+        self.phase = step(SENDER, self.phase, Trigger.OPENED)
+        self._offer_to(destination)
+
+    def _granted(self, destination: Destination, grant: Grant) -> None:
+        if self.phase in TERMINAL:
+            self._send_abort(destination.session)
+            return
+        self._forget_below(destination, grant.floor)
+        if not guards.may_take_up(grant.epoch, destination.floor, destination.refused):
+            return
+        if not guards.is_new(grant.epoch, dict(destination.grants)):
+            self._repeat(destination, destination.grants[grant.epoch])
+            return
+        try:
+            blocks = granted_blocks(grant, destination)
+        except RemoteProtocolError as error:
+            self._send(Abort(self.room, error.code, error.detail), destination.session)
+            return
+        self.phase = step(SENDER, self.phase, Trigger.GRANTED)
+        destination.grants[grant.epoch] = TakenGrant(grant, blocks, grant.sent_tokens)
+        self._write_on()
+        taken = destination.grants[grant.epoch]
+        if not taken.in_flight and not taken.reported:
+            self._send(Pending(self.room, grant.epoch), destination.session)
+
+    def _repeat(self, destination: Destination, taken: TakenGrant) -> None:
+        for report in taken.reported:
+            self._send(report, destination.session)
+        if not taken.reported:
+            self._send(Pending(self.room, taken.message.epoch), destination.session)
+
+    def _drain(self, destination: Destination, body: Drain) -> None:
+        done = []
+        for epoch in body.epochs:
+            destination.refused.add(epoch)
+            taken = destination.grants.get(epoch)
+            if taken is not None:
+                taken.cursor = taken.stop  # nothing more is started
+            if guards.may_report_drained(taken.in_flight if taken else 0):
+                destination.grants.pop(epoch, None)
+                done.append(epoch)
+            else:
+                destination.draining.add(epoch)
+        if done:
+            self._send(Drained(self.room, tuple(done)), destination.session)
+        self._write_on()
+
+    def _confirmed(self, destination: Destination, body: Confirm, now: float) -> None:
+        if self.phase not in TERMINAL:
+            if body.transferred_tokens != self.total_tokens:
+                return  # of another announcement; the receiver will learn of it
+            self.phase = step(SENDER, self.phase, Trigger.CONFIRMED)
+            self._ended(now)
+        self._send(Closed(self.room), destination.session)
+
+    # Writing
+
+    def _write_on(self) -> None:
+        """Starts the writes that can be started: oldest grant first, whole blocks, only what is ready."""
+        destination = self.current
+        if destination is None or self.phase in TERMINAL or self.total_tokens < 0:
+            return
+        for taken in destination.grants.values():
+            while self.writes_in_flight < self.settings.writes_in_flight:
+                chunk = self._next_chunk(destination, taken)
+                if chunk is None:
+                    break
+                start, stop = chunk
+                taken.cursor = stop
+                if not guards.still_needed(stop, destination.acknowledged):
+                    continue
+                blocks = taken.blocks_of(start, stop, destination.block_size)
+                taken.in_flight += 1
+                self.writes_in_flight += 1
+                self._commands.append(Write(destination.session, taken.message.epoch, start, stop - start, blocks))
+
+    def _next_chunk(self, destination: Destination, taken: TakenGrant) -> tuple[int, int] | None:
+        size = destination.block_size
+        end = min(taken.stop, self.total_tokens)
+        if taken.cursor >= end:
+            return None
+        per_chunk = max(1, self.settings.chunk_bytes // (self.layout.token_bytes * size)) * size
+        stop = min(end, taken.cursor + per_chunk)
+        if not guards.is_ready(stop, self.ready_tokens):
+            whole = (self.ready_tokens - taken.message.sent_tokens) // size * size
+            stop = taken.message.sent_tokens + whole
+        return (taken.cursor, stop) if stop > taken.cursor else None
+
+    def _over(self, target: int, epoch: int, report: Written | WriteFailed) -> None:
+        """A write has ended, one way or the other."""
+        self.writes_in_flight -= 1
+        destination = self.destinations[target]
+        taken = destination.grants.get(epoch)
+        if taken is not None:
+            taken.in_flight -= 1
+            if epoch in destination.draining:
+                if guards.may_report_drained(taken.in_flight):
+                    destination.draining.discard(epoch)
+                    del destination.grants[epoch]
+                    self._send(Drained(self.room, (epoch,)), target)
+            else:
+                taken.reported.append(report)
+                if self.phase is not Phase.FAILED:
+                    self._send(report, target)
+        self._release_source()
+        self._write_on()
+
+    # Time
+
+    def next_timeout(self) -> float | None:
+        """When :meth:`expire` has something to do, or None."""
+        if self.phase is Phase.SUCCESS or self.phase is Phase.FAILED:
+            return None
+        limit = self.settings.bootstrap_timeout if self.current is None else self.settings.lease_timeout
+        return self._heard_at + limit
+
+    def expire(self, now: float) -> None:
+        """Time has passed."""
+        due = self.next_timeout()
+        if due is None or now < due:
+            return
+        if self.current is None:
+            why = f"no language worker has opened the transfer for {self.settings.bootstrap_timeout:g} s"
+        else:
+            why = f"the language worker has not spoken for {self.settings.lease_timeout:g} s"
+        self._fail(LeaseExpired(why, room=self.room), now, tell=True)
+
+    # What comes out
+
+    def take_commands(self) -> list[SenderCommand]:
+        """What is to be done since the last call, in order."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def poll(self) -> KVPoll:
+        """The state as the queues know it."""
+        return POLL[self.phase]
+
+    def settled(self, now: float) -> bool:
+        """Whether nothing depends on this end any more: the peer has had time to ask its last questions."""
+        return self.phase in TERMINAL and self.writes_in_flight == 0 and now >= self._ended_at + self.settings.linger
+
+    def _offer(self) -> None:
+        if self.current is not None and self.phase not in TERMINAL:
+            self._offer_to(self.current)
+
+    def _offer_to(self, destination: Destination) -> None:
+        offer = Offer(
+            self.room,
+            destination.opened.opening,
+            destination.version,
+            destination.road.transport,
+            self.total_tokens,
+            self.content_digest,
+            self.aux,
+        )
+        self._send(offer, destination.session)
+
+    def _forget_below(self, destination: Destination, floor: int) -> None:
+        """The receiver has closed these epochs: reports on them are not asked for any more."""
+        if floor <= destination.floor:
+            return
+        destination.floor = floor
+        for epoch in [e for e, taken in destination.grants.items() if e < floor and not taken.in_flight]:
+            del destination.grants[epoch]
+        destination.refused = {epoch for epoch in destination.refused if epoch >= floor}
+
+    def _fail(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
+        if self.phase in TERMINAL:
+            return
+        self.phase = step(SENDER, self.phase, Trigger.FAILED)
+        self.error = error
+        if tell and self.current is not None:
+            self._send_abort(self.current.session)
+        self._ended(now)
+
+    def _ended(self, now: float) -> None:
+        self._ended_at = now
+        self._release_source()
+
+    def _release_source(self) -> None:
+        done = self.phase in TERMINAL and guards.may_release_source(self.writes_in_flight)
+        if done and not self.source_released:
+            self.source_released = True
+            self._commands.append(ReleaseSource())
+
+    def _send_abort(self, target: int) -> None:
+        error = self.error or Aborted("the transfer has already been completed; open another room")
+        self._send(Abort(self.room, error.code, error.detail[:1024]), target)
+
+    def _send(self, body: Body, target: int) -> None:
+        self._commands.append(Send(body, target))

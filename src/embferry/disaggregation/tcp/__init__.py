@@ -1,0 +1,5 @@
+"""The ``tcp`` transport."""
+
+from .conn_multimodal import TcpTransport
+
+__all__ = ["TcpTransport"]

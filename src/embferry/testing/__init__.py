@@ -1,0 +1,1 @@
+"""Public test doubles: simulated network, transport conformance suite, fault proxy."""

@@ -1,0 +1,377 @@
+"""The suite every transport passes. Subclass it, and pytest runs it on yours::
+
+    import pytest
+    from embferry.testing.conformance import TransportConformance
+
+    class TestMine(TransportConformance):
+        def make_transport(self, wake):
+            return MyTransport(wake)
+
+Waiting goes through ``wake`` alone: a transport that forgets to call it fails here with a deadline.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+import pytest
+
+from ..disaggregation.base.conn_multimodal import LinkLost, Piece, Revoked, Transport, Window, Written
+from ..disaggregation.buffers import checksum, source_pieces
+from ..disaggregation.protocol.errors import LocalProtocolError, TransportError
+from .pair import CANARY, DEADLINE_S, LARGE, LAYOUT, SMALL, TransportPair, embedding
+
+__all__ = ["TransportConformance"]
+
+
+class TransportConformance(ABC):
+    """Override :meth:`make_transport`; set ``shared_region`` to run on private memory."""
+
+    shared_region: ClassVar[bool] = True
+
+    @abstractmethod
+    def make_transport(self, wake: Callable[[], None]) -> Transport:
+        """A fresh transport, ready to be either side."""
+
+    @pytest.fixture
+    def pair(self) -> Iterator[TransportPair]:
+        pair = TransportPair(self.make_transport, shared=self.shared_region)
+        yield pair
+        pair.close()
+
+    @pytest.fixture
+    def large(self) -> Iterator[TransportPair]:
+        pair = TransportPair(self.make_transport, LARGE, shared=self.shared_region)
+        yield pair
+        pair.close()
+
+    # Bytes land, and nowhere else
+
+    @pytest.mark.parametrize(("skip", "tokens"), [(0, 1), (0, 5), (4, 2), (3, 17), (0, 20), (19, 1)])
+    @pytest.mark.parametrize("blocks", [(4, 5, 6, 7), (9, 2, 3, 14), (15, 0, 8, 1)])
+    def test_bytes_land_exactly(self, pair: TransportPair, blocks: tuple[int, ...], skip: int, tokens: int) -> None:
+        source = embedding(LAYOUT, 40)
+        pieces = source_pieces(SMALL, source, 7, tokens, blocks, skip)
+        pair.admit(1, blocks)
+        assert pair.write(1, blocks, pieces) is None
+        pair.expect(pieces)
+        arrived = pair.region.chunk(blocks, skip, tokens)
+        assert checksum(view for _, view in arrived) == checksum(piece.source for piece in pieces)
+        gathered = {name: np.zeros_like(array) for name, array in source.items()}
+        pair.region.gather_into(blocks, skip, tokens, gathered, 7)
+        for name, array in source.items():
+            assert np.array_equal(gathered[name][7 : 7 + tokens], array[7 : 7 + tokens])
+
+    def test_several_writes_fill_one_window(self, pair: TransportPair) -> None:
+        source, blocks = embedding(LAYOUT, 15), (3, 8, 9)
+        pair.admit(1, blocks)
+        parts = [source_pieces(SMALL, source, at, 3, blocks, at) for at in (6, 0, 12, 3, 9)]
+        for part in parts:
+            assert pair.write(1, blocks, part) is None
+        pair.expect(*parts)
+
+    def test_a_read_only_source(self, pair: TransportPair) -> None:
+        pieces = [Piece(memoryview(bytes(range(48))), 0)]
+        pair.admit(1, (0,))
+        assert pair.write(1, (0,), pieces) is None
+        pair.expect(pieces)
+
+    def test_a_large_write_lands(self, large: TransportPair) -> None:
+        blocks = (*range(63, 31, -1), *range(31))
+        large.admit(1, blocks)
+        pieces = large.fill(blocks)
+        assert large.write(1, blocks, pieces) is None
+        large.expect(pieces)
+
+    def test_concurrent_writes_are_each_reported_once(self, pair: TransportPair) -> None:
+        writes = []
+        for block in range(16):
+            pair.admit(block + 1, (block,))
+            source = embedding(LAYOUT, 5, seed=block)
+            writes += [(block, source_pieces(SMALL, source, token, 1, (block,), token)) for token in range(5)]
+        tickets = [pair.start(block + 1, (block,), pieces) for block, pieces in writes]
+        refused = [pair.start(99, (block,), pieces) for block, pieces in writes]
+        pair.sender.until(lambda: len(pair.sender.events) >= len(tickets) + len(refused))
+        errors = {e.ticket: e.error for e in pair.sender.events if isinstance(e, Written)}
+        assert sorted(errors) == sorted(tickets + refused)
+        assert all(errors[ticket] is None for ticket in tickets)
+        for ticket in refused:
+            pair.expect_refused(errors[ticket])
+        pair.expect(*[pieces for _, pieces in writes])
+        assert len(pair.sender.events) == len(tickets) + len(refused)
+
+    # What no window covers is refused
+
+    def test_nothing_is_open_at_first(self, pair: TransportPair) -> None:
+        pair.expect_refused(pair.write(1, (0,), pair.fill((0,))))
+        pair.expect()
+
+    @pytest.mark.parametrize("epoch", [0, 2, 1 << 63, (1 << 64) - 1, 1 << 64, -1])
+    def test_another_epoch_is_refused(self, pair: TransportPair, epoch: int) -> None:
+        pair.admit(1, (0, 1))
+        pair.expect_refused(pair.write(epoch, (0, 1), pair.fill((0, 1))))
+        pair.expect()
+
+    def test_ranges_partly_outside_are_refused_whole(self, pair: TransportPair) -> None:
+        pair.admit(1, (2, 3))
+        pair.admit(2, (4,))
+        size = pair.bytes.size
+        row = LAYOUT.fields[0].token_bytes * SMALL.block_size
+        inside = pair.fill((2, 3))
+        for offset, length in [
+            (row, row + 1),
+            (2 * row - 1, 2),
+            (4 * row - 1, 2),
+            (size - 1, 2),
+            (size, 1),
+            (2 * row, size),
+        ]:
+            outside = Piece(memoryview(bytes(length)), offset)
+            pair.expect_refused(pair.write(1, (2, 3), [*inside, outside]))
+        pair.expect_refused(pair.write(1, (2, 3), [*inside, Piece(memoryview(b"xy"), (1 << 64) - 1)]))
+        pair.expect()
+
+    def test_a_window_of_all_but_one_block_does_not_cover_it(self, pair: TransportPair) -> None:
+        pair.admit(1, (5, 6, 8))
+        pair.expect_refused(pair.write(1, (5, 6, 7, 8), pair.fill((5, 6, 7, 8))))
+        pair.expect()
+
+    def test_misused_windows(self, pair: TransportPair) -> None:
+        pair.admit(1, (2, 3))
+        for epoch, blocks in [
+            (2, (3,)),
+            (2, (1, 2)),
+            (1, (5,)),
+            (0, (5,)),
+            (1 << 64, (5,)),
+            (2, ()),
+            (2, (16,)),
+            (2, (-1,)),
+        ]:
+            with pytest.raises(LocalProtocolError):
+                pair.admit(epoch, blocks)
+        with pytest.raises(LocalProtocolError):
+            pair.receiver.transport.admit(Window(2, (5,), SMALL.block_ranges((6,))))
+        pair.admit(2, (5,))
+        pieces = pair.fill((2, 3, 5))
+        pair.expect_refused(pair.write(2, (2, 3, 5), pieces))
+        pair.expect()
+
+    def test_one_region_a_transport(self, pair: TransportPair) -> None:
+        with pytest.raises(LocalProtocolError):
+            pair.receiver.transport.register(pair.region)
+
+    # Windows close
+
+    def test_closed_blocks_are_closed_and_can_be_given_to_another_epoch(self, pair: TransportPair) -> None:
+        pair.admit(1, (0, 1, 2))
+        pair.receiver.transport.close_blocks(1, (1, 7))
+        pair.receiver.transport.close_blocks(9, (0,))
+        pair.expect_refused(pair.write(1, (0, 1), pair.fill((0, 1))))
+        pair.admit(2, (1,))
+        pair.expect_refused(pair.write(1, (1,), pair.fill((1,))))
+        pair.expect()
+        first, second = pair.fill((0, 2), seed=1), pair.fill((1,), seed=2)
+        assert pair.write(1, (0, 2), first) is None
+        assert pair.write(2, (1,), second) is None
+        pair.expect(first, second)
+
+    def test_a_window_is_gone_with_its_last_block(self, pair: TransportPair) -> None:
+        pair.admit(1, (0, 1))
+        pair.receiver.transport.close_blocks(1, (1,))
+        pair.receiver.transport.close_blocks(1, (0,))
+        pair.admit(1, (4,))
+        pieces = pair.fill((4,))
+        assert pair.write(1, (4,), pieces) is None
+        pair.expect(pieces)
+
+    def test_a_revoked_window_is_closed(self, pair: TransportPair) -> None:
+        pair.admit(1, (0, 1))
+        pair.admit(2, (2,))
+        pair.receiver.transport.revoke(1)
+        pair.receiver.revoked(1)
+        pair.expect_refused(pair.write(1, (0,), pair.fill((0,))))
+        pair.expect()
+        pair.admit(3, (1, 0))
+        pieces = pair.fill((0, 1, 2))
+        pair.expect_refused(pair.write(3, (0, 1, 2), pieces))
+        pair.expect()
+
+    def test_every_revoke_is_answered_once(self, pair: TransportPair) -> None:
+        pair.receiver.transport.revoke(77)
+        pair.receiver.revoked(77)
+        pair.admit(1, (0,))
+        pair.receiver.transport.revoke(1)
+        pair.receiver.transport.revoke(1)
+        pair.receiver.revoked(1, times=2)
+        pair.receiver.transport.close_blocks(1, (0,))
+        pair.receiver.poll()
+        assert pair.receiver.events == [Revoked(77), Revoked(1), Revoked(1)]
+
+    def test_no_byte_changes_after_revoked(self, large: TransportPair) -> None:
+        """Writes race a revocation; what the region is at ``Revoked``, it stays."""
+        blocks = tuple(reversed(range(64)))  # many pieces, the end of the region first
+        pieces = large.fill(blocks)
+        for epoch in range(1, 6):
+            large.bytes[:] = CANARY
+            large.admit(epoch, blocks)
+            tickets = [large.start(epoch, blocks, pieces) for _ in range(2)]
+            if epoch % 2:  # let it have begun
+                deadline = time.monotonic() + DEADLINE_S
+                while (large.bytes[-1 << 19 :] == CANARY).all():
+                    assert time.monotonic() < deadline, "the write has not begun"
+                    time.sleep(0.0002)
+            large.receiver.transport.revoke(epoch)
+            large.receiver.revoked(epoch)
+            large.admit(epoch + 100, blocks)  # the blocks belong to somebody else now
+            large.bytes[:] = CANARY
+            errors = [large.sender.written(ticket) for ticket in tickets]
+            large.expect()
+            assert all(error is None or not error.retryable for error in errors)
+            large.receiver.transport.revoke(epoch + 100)
+            large.receiver.revoked(epoch + 100)
+
+    # Handles come from the wire
+
+    def test_malformed_handles_are_refused_at_once(self, pair: TransportPair) -> None:
+        rng = np.random.default_rng(1)
+        good = pair.handle
+        bad: list[object] = [
+            b"",
+            b"\x00",
+            b"\xc1",
+            None,
+            "handle",
+            good + b"\x00",
+            b"x" * 100_000,
+            msgspec.msgpack.encode(7),
+        ]
+        bad += [msgspec.msgpack.encode([]), msgspec.msgpack.encode({"a": 1}), b"\x91" * 1000]
+        bad += [good[:cut] for cut in range(1, len(good))]
+        bad += [rng.bytes(int(size)) for size in rng.integers(1, 200, 50)]
+        for handle in bad:
+            with pytest.raises(TransportError) as caught:
+                pair.sender.transport.connect(handle)  # type: ignore[arg-type]  # that is the point
+            assert not caught.value.retryable
+        assert len(good) <= 1024
+
+    def test_connecting_twice_is_connecting_once(self, pair: TransportPair) -> None:
+        pair.sender.transport.connect(pair.handle)
+        pair.admit(1, (0,))
+        pieces = pair.fill((0,))
+        assert pair.write(1, (0,), pieces) is None
+        pair.expect(pieces)
+
+    # Links end
+
+    def test_a_write_without_a_link_ends_in_a_retryable_error(self, pair: TransportPair) -> None:
+        pair.sender.transport.disconnect(b"unknown")
+        pair.sender.transport.disconnect(pair.handle)
+        pair.admit(1, (0,))
+        error = pair.write(1, (0,), pair.fill((0,)))
+        assert error is not None
+        assert error.retryable
+        pair.expect()
+        pair.sender.transport.connect(pair.handle)
+        pieces = pair.fill((0,))
+        assert pair.write(1, (0,), pieces) is None
+        pair.expect(pieces)
+
+    def test_disconnecting_ends_writes_in_flight(self, large: TransportPair) -> None:
+        blocks = tuple(range(64))
+        large.admit(1, blocks)
+        pieces = large.fill(blocks)
+        tickets = [large.start(1, blocks, pieces) for _ in range(3)]
+        large.sender.transport.disconnect(large.handle)
+        for ticket in tickets:
+            error = large.sender.written(ticket)
+            assert error is None or error.retryable
+        large.sender.poll()
+        assert not [e for e in large.sender.events if isinstance(e, LinkLost)], "this side wanted it"
+
+    def test_a_closed_receiver_is_a_lost_link(self, pair: TransportPair) -> None:
+        pair.admit(1, (0,))
+        assert pair.write(1, (0,), pair.fill((0,))) is None
+        pair.receiver.transport.close()
+        lost = pair.sender.lost()
+        assert lost.handle == pair.handle
+        assert lost.error.retryable
+        error = pair.write(1, (0,), pair.fill((0,)))
+        assert error is not None
+        assert error.retryable
+
+    def test_a_receiver_that_closes_ends_writes_in_flight_before_the_link(self, large: TransportPair) -> None:
+        blocks = tuple(range(64))
+        large.admit(1, blocks)
+        pieces = large.fill(blocks)
+        tickets = [large.start(1, blocks, pieces) for _ in range(4)]
+        large.receiver.transport.close()
+        large.bytes[:] = CANARY
+        for ticket in tickets:
+            large.sender.written(ticket)
+        large.sender.lost()
+        kinds = [type(event) for event in large.sender.events]
+        assert kinds == [Written] * 4 + [LinkLost]
+        large.expect()
+
+    def test_one_sender_writes_to_two_receivers(self, pair: TransportPair) -> None:
+        other = TransportPair(self.make_transport, shared=self.shared_region)
+        try:
+            pair.sender.transport.connect(other.handle)
+            for region, blocks in ((pair, (1,)), (other, (2,))):
+                region.admit(1, blocks)
+                pieces = region.fill(blocks)
+                pair.sender.transport.write(region.handle, 1, blocks, pieces, 1000 + blocks[0])
+                assert pair.sender.written(1000 + blocks[0]) is None
+                region.expect(pieces)
+            other.receiver.transport.close()
+            assert pair.sender.lost().handle == other.handle
+            pieces = pair.fill((1,), seed=5)
+            assert pair.write(1, (1,), pieces) is None
+            pair.expect(pieces)
+        finally:
+            other.close()
+
+    # Closing
+
+    def test_closing_is_idempotent_and_ends_writes(self, large: TransportPair) -> None:
+        blocks = tuple(range(64))
+        large.admit(1, blocks)
+        tickets = [large.start(1, blocks, large.fill(blocks)) for _ in range(2)]
+        large.sender.transport.close()
+        large.sender.transport.close()
+        large.sender.poll()
+        assert sorted(e.ticket for e in large.sender.events if isinstance(e, Written)) == tickets
+        large.receiver.transport.close()
+        large.receiver.transport.close()
+
+    def test_a_transport_that_was_never_used_closes(self) -> None:
+        self.make_transport(lambda: None).close()
+
+    def test_no_thread_and_no_descriptor_remains(self) -> None:
+        def remains() -> tuple[int, set[threading.Thread]]:
+            gc.collect()
+            return len(os.listdir("/proc/self/fd")), set(threading.enumerate())
+
+        before = remains()
+        for epoch in range(1, 4):
+            pair = TransportPair(self.make_transport, shared=self.shared_region)
+            pair.admit(epoch, (0, 1))
+            assert pair.write(epoch, (0, 1), pair.fill((0, 1))) is None
+            pair.expect_refused(pair.write(epoch + 1, (0,), pair.fill((0,))))
+            pair.receiver.transport.revoke(epoch)
+            pair.receiver.revoked(epoch)
+            if epoch == 2:
+                pair.receiver.transport.close()
+                pair.sender.lost()
+            pair.close()
+            del pair
+        assert remains() == before

@@ -1,0 +1,129 @@
+"""A receiver and a sender joined by a transport, and a way to wait for what they report."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ..disaggregation.base.conn_multimodal import Event, LinkLost, Piece, Revoked, Transport, Window, Written
+from ..disaggregation.buffers import MultimodalDataBuffers, source_pieces
+from ..disaggregation.protocol.errors import TransportError
+from ..disaggregation.protocol.layout import Field, Geometry, Layout
+
+__all__ = ["CANARY", "DEADLINE_S", "LARGE", "LAYOUT", "SMALL", "Endpoint", "TransportPair", "embedding"]
+
+DEADLINE_S = 20.0
+CANARY = 0xA5
+
+LAYOUT = Layout(
+    (
+        Field("input_embeddings", "bfloat16", 24),
+        Field("fill_ids", "int32", 1),
+        Field("mrope_positions", "int32", 3),
+        Field("deepstack_embeddings", "bfloat16", 56),
+    )
+)
+SMALL = Geometry(LAYOUT, num_blocks=16, block_size=5)
+LARGE = Geometry(Layout((Field("input_embeddings", "bfloat16", 4096),)), num_blocks=64, block_size=64)  # 32 MiB
+
+Fields = dict[str, npt.NDArray[np.uint8]]
+
+
+def embedding(layout: Layout, tokens: int, seed: int = 0) -> Fields:
+    """Random bytes for every field: uint8 ``[tokens, token_bytes]``."""
+    rng = np.random.default_rng(seed)
+    return {f.name: rng.integers(0, 256, (tokens, f.token_bytes), np.uint8) for f in layout.fields}
+
+
+class Endpoint:
+    """A transport, and everything it has reported."""
+
+    def __init__(self, make: Callable[[Callable[[], None]], Transport]) -> None:
+        self._woken = threading.Event()
+        self.transport = make(self._woken.set)
+        self.events: list[Event] = []
+
+    def poll(self) -> None:
+        self.events += self.transport.poll()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Polls whenever the transport calls ``wake``, until ``condition`` holds."""
+        deadline = time.monotonic() + DEADLINE_S
+        self.poll()
+        while not condition():
+            if not self._woken.wait(deadline - time.monotonic()):
+                pytest.fail(f"not woken within {DEADLINE_S} s; so far: {self.events}")
+            self._woken.clear()
+            self.poll()
+
+    def written(self, ticket: int) -> TransportError | None:
+        """Waits for the write ``ticket`` and returns its error."""
+        self.until(lambda: any(isinstance(e, Written) and e.ticket == ticket for e in self.events))
+        found = [e for e in self.events if isinstance(e, Written) and e.ticket == ticket]
+        assert len(found) == 1, f"write {ticket} was reported {len(found)} times"
+        return found[0].error
+
+    def revoked(self, epoch: int, times: int = 1) -> None:
+        self.until(lambda: self.events.count(Revoked(epoch)) >= times)
+        assert self.events.count(Revoked(epoch)) == times
+
+    def lost(self) -> LinkLost:
+        self.until(lambda: any(isinstance(e, LinkLost) for e in self.events))
+        found = [e for e in self.events if isinstance(e, LinkLost)]
+        assert len(found) == 1, f"the link was lost {len(found)} times"
+        return found[0]
+
+
+class TransportPair:
+    """A receiver with a region full of canary bytes, and a sender connected to it."""
+
+    def __init__(
+        self, make: Callable[[Callable[[], None]], Transport], geometry: Geometry = SMALL, *, shared: bool = True
+    ) -> None:
+        self.geometry = geometry
+        self.region = MultimodalDataBuffers(geometry, shared=shared)
+        self.bytes = np.frombuffer(self.region.view, np.uint8)
+        self.bytes[:] = CANARY
+        self.receiver, self.sender = Endpoint(make), Endpoint(make)
+        self.handle = self.receiver.transport.register(self.region)
+        self.sender.transport.connect(self.handle)
+        self._tickets = iter(range(1, 1 << 30))
+
+    def close(self) -> None:
+        self.sender.transport.close()
+        self.receiver.transport.close()
+        self.bytes = np.zeros(0, np.uint8)
+        self.region.close()
+
+    def admit(self, epoch: int, blocks: tuple[int, ...]) -> None:
+        self.receiver.transport.admit(Window(epoch, blocks, self.geometry.block_ranges(blocks)))
+
+    def start(self, epoch: int, blocks: tuple[int, ...], pieces: list[Piece]) -> int:
+        ticket = next(self._tickets)
+        self.sender.transport.write(self.handle, epoch, blocks, pieces, ticket)
+        return ticket
+
+    def write(self, epoch: int, blocks: tuple[int, ...], pieces: list[Piece]) -> TransportError | None:
+        return self.sender.written(self.start(epoch, blocks, pieces))
+
+    def fill(self, blocks: tuple[int, ...], seed: int = 0) -> list[Piece]:
+        """Pieces that fill ``blocks`` with random bytes."""
+        tokens = len(blocks) * self.geometry.block_size
+        return source_pieces(self.geometry, embedding(self.geometry.layout, tokens, seed), 0, tokens, blocks, 0)
+
+    def expect(self, *pieces: list[Piece]) -> None:
+        """The region holds exactly these bytes, later ones over earlier ones, and canaries everywhere else."""
+        expected = np.full_like(self.bytes, CANARY)
+        for piece in (p for write in pieces for p in write):
+            expected[piece.offset : piece.offset + piece.source.nbytes] = np.frombuffer(piece.source, np.uint8)
+        wrong = np.flatnonzero(expected != self.bytes)
+        assert not wrong.size, f"{wrong.size} bytes differ, the first at {wrong[0]}"
+
+    def expect_refused(self, error: TransportError | None) -> None:
+        assert isinstance(error, TransportError)
+        assert not error.retryable, f"the same write will be refused again, so do not ask for a retry: {error}"
