@@ -1,0 +1,109 @@
+"""Loads one half of a model: opens that half's tensors in the safetensors files and no others."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+
+from embferry.engine.errors import CheckpointError
+from embferry.engine.families.base import Family, Part
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+def read_config(path: str | os.PathLike[str]) -> Any:
+    """The configuration of a model directory, which need not hold the weights. Raises CheckpointError."""
+    if not (Path(path) / "config.json").is_file():
+        raise CheckpointError(f"{path} holds no config.json; give the directory of a model")
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read the configuration in {path}: {error}") from error
+
+
+class Checkpoint:
+    """The files of a model directory.
+
+    Args:
+        path: directory with ``config.json`` and either ``model.safetensors`` or its shards and their index.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = read_config(path)
+        self._shards = self._read_index()
+
+    def _read_index(self) -> dict[str, str]:
+        """Tensor name → file name."""
+        index = self.path / INDEX
+        try:
+            if index.is_file():
+                shards: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+                return shards
+            with safe_open(self.path / SINGLE, framework="pt") as file:
+                return dict.fromkeys(file.keys(), SINGLE)
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read the list of tensors in {self.path}: {error}") from error
+
+    def read(self, family: Family, part: Part, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The tensors of one part, under their names there, in ``dtype``.
+
+        Where the file has that dtype they are views of the mapped file, as they are after ``from_pretrained``. That is
+        part of exactness: a matrix product sums in another order when its operands are aligned otherwise in memory.
+        """
+        wanted: dict[str, list[tuple[str, str]]] = {}
+        for key, shard in self._shards.items():
+            placed = family.place(key)
+            if placed is not None and placed[0] is part:
+                wanted.setdefault(shard, []).append((key, placed[1]))
+        tensors: dict[str, torch.Tensor] = {}
+        try:
+            for shard, names in wanted.items():
+                with safe_open(self.path / shard, framework="pt") as file:
+                    for key, name in names:
+                        tensors[name] = file.get_tensor(key).to(dtype)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {self.path}: {error}") from error
+        return tensors
+
+
+def build(cls: Any, config: Any, tensors: dict[str, torch.Tensor], attn: str) -> Any:
+    """A model of class ``cls`` made of ``tensors``; memory is allocated for nothing else.
+
+    Raises:
+        CheckpointError: a parameter is missing, left over, or of another shape.
+    """
+    with torch.device("meta"):
+        model = cls._from_config(config, attn_implementation=attn)
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint does not fit its config.json: {error}") from error
+    if missing or unexpected:
+        raise CheckpointError(f"the checkpoint lacks {_some(missing)} and has an unknown {_some(unexpected)}")
+    _rebuild_rotary(model)
+    return model.eval().requires_grad_(False)
+
+
+def _rebuild_rotary(model: Any) -> None:
+    """Rotary frequencies are computed, not stored: build the modules that own them again, off the meta device."""
+    for name, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, type(module)(module.config))
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return f"{', '.join(shown[:3])} and {len(shown) - 3} more" if len(shown) > 3 else ", ".join(shown) or "nothing"

@@ -1,0 +1,44 @@
+"""Qwen2.5-VL: like Qwen2-VL, with temporal positions that follow the clock (``second_per_grid_ts``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLModel,
+    Qwen2_5_VLTextModel,
+)
+
+from embferry.engine.families.qwen2_vl import Qwen2VL
+from embferry.engine.shape import MediaShape
+
+
+class Qwen25VL(Qwen2VL):
+    model_type = "qwen2_5_vl"
+    vision_class: Any = Qwen2_5_VisionTransformerPretrainedModel
+    text_class: Any = Qwen2_5_VLTextModel
+    base_class: Any = Qwen2_5_VLModel
+    undivided_class: Any = Qwen2_5_VLForConditionalGeneration
+
+    def timestamps(self, frames: int, fps: float, temporal_patch_size: int) -> tuple[float, ...]:
+        """Where each temporal patch begins."""
+        patches = -(-frames // temporal_patch_size)
+        return tuple(patch * temporal_patch_size / fps for patch in range(patches))
+
+    def rope_arguments(self, shapes: Sequence[MediaShape]) -> dict[str, Any]:
+        videos = [shape for shape in shapes if shape.kind == "video"]
+        if not videos:
+            return {}
+        return {"second_per_grid_ts": torch.tensor([_interval(shape.timestamps) for shape in videos])}
+
+
+def _interval(timestamps: tuple[float, ...]) -> float:
+    # A single temporal patch stands at its start whatever the interval.
+    return timestamps[1] - timestamps[0] if len(timestamps) > 1 else 1.0
+
+
+FAMILY = Qwen25VL()

@@ -1,0 +1,228 @@
+"""The language side of a model: decoder and head. The vision tower is never opened.
+
+A sequence is run by itself, one chunk of its prompt or one token at a time. A batch would be faster and not exact: the
+rows of a matrix product can differ in the last bits with the number of rows beside them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn.functional import linear
+from transformers import GenerationConfig
+from transformers.cache_utils import DynamicCache
+
+from embferry.engine.checkpoint import Checkpoint, build
+from embferry.engine.embedding import FieldSpec, token_fields
+from embferry.engine.errors import CheckpointError, EmbeddingMismatch, PromptTooLong
+from embferry.engine.families import Family, family_of
+from embferry.engine.families.base import Part
+from embferry.engine.prompt import Prompt, PromptBuilder
+from embferry.engine.sampling import SamplingParams, sample
+from embferry.engine.schedule import DEFAULT_CHUNK_TOKENS, chunk_boundaries
+from embferry.engine.text import Detokenizer, StopText
+
+FinishReason = Literal["stop", "length"]
+Rows = Mapping[str, torch.Tensor]
+
+
+class Sequence:
+    """One request on its way through the model: its key-value cache, what it has generated, and what comes next.
+
+    Attributes:
+        tokens: ids generated so far, the end token included.
+        text: their text so far.
+        finish_reason: None while there is more to generate.
+        logits: ``[vocab]`` the last token was chosen from.
+    """
+
+    def __init__(
+        self, prompt: Prompt, params: SamplingParams, cache: Any, chunks: tuple[tuple[int, int], ...], tokenizer: Any
+    ) -> None:
+        self.prompt = prompt
+        self.params = params
+        self.cache = cache
+        self.chunks = chunks
+        self.chunks_done = 0
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+        self.logits: torch.Tensor | None = None
+        self.generator = params.generator()
+        self._characters = Detokenizer(tokenizer)
+        self._stop = StopText(params.stop)
+        self._taken = 0
+
+    @property
+    def prefilled(self) -> bool:
+        return self.chunks_done == len(self.chunks)
+
+    @property
+    def next_rows(self) -> tuple[int, int]:
+        """The part of the stream of visual tokens that the next chunk of the prompt needs."""
+        return self.prompt.rows_of(*self.chunks[self.chunks_done])
+
+    def take_text(self) -> str:
+        """The text that came since this was last called."""
+        taken, self._taken = self._taken, len(self.text)
+        return self.text[taken:]
+
+    def accept(self, token: int, end_tokens: frozenset[int], room: int) -> None:
+        """Takes a generated token in: its text, and whether it is the last."""
+        self.tokens.append(token)
+        if token in end_tokens and not self.params.ignore_eos:
+            self.finish_reason = "stop"
+        else:
+            self.text += self._stop.push(self._characters.push(token))
+            if self._stop.stopped:
+                self.finish_reason = "stop"
+            elif len(self.tokens) >= min(self.params.max_tokens, room):
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            self.text += self._stop.push(self._characters.finish()) + self._stop.finish()
+
+
+class LanguageModel:
+    """Runs sequences of prompts whose visual tokens come from elsewhere."""
+
+    def __init__(
+        self, prompts: PromptBuilder, decoder: Any, head: torch.Tensor, end_tokens: frozenset[int], chunk_tokens: int
+    ) -> None:
+        self.prompts = prompts
+        self.chunk_tokens = chunk_tokens
+        self.end_tokens = end_tokens
+        self._decoder = decoder
+        self._head = head
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        dtype: torch.dtype = torch.bfloat16,
+        attn: str = "sdpa",
+        threads: int = 1,
+        prefill_chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+        limit: int | None = None,
+    ) -> LanguageModel:
+        """
+        Args:
+            path: model directory.
+            dtype: of the weights.
+            attn: attention implementation of transformers.
+            threads: of torch, for the whole process; the last bits of a result depend on it.
+            prefill_chunk_tokens: see :mod:`embferry.engine.schedule`.
+            limit: most tokens of a prompt with its answer.
+
+        Raises:
+            UnsupportedModel, CheckpointError.
+        """
+        torch.set_num_threads(threads)
+        checkpoint = Checkpoint(path)
+        family, config = family_of(checkpoint.config), checkpoint.config
+        prompts = PromptBuilder.load(path, limit)
+        decoder = build(family.text_class, config.text_config, checkpoint.read(family, Part.TEXT, dtype), attn)
+        head = checkpoint.read(family, Part.HEAD, dtype).get("weight")
+        if head is None:
+            if not config.tie_word_embeddings:
+                raise CheckpointError(
+                    f"{path} has no lm_head.weight, and its config.json does not tie it to the embeddings"
+                )
+            head = decoder.embed_tokens.weight
+        return cls(prompts, decoder, head, end_tokens(path, config, prompts.tokenizer), prefill_chunk_tokens)
+
+    @property
+    def family(self) -> Family:
+        return self.prompts.family
+
+    @property
+    def fields(self) -> tuple[FieldSpec, ...]:
+        """The fields of a token in the model's own dtype."""
+        return token_fields(self.family, self.prompts.config, self._decoder.dtype)
+
+    @property
+    def num_parameters(self) -> int:
+        tied = self._head is self._decoder.embed_tokens.weight
+        return sum(int(p.numel()) for p in self._decoder.parameters()) + (0 if tied else self._head.numel())
+
+    def start(self, prompt: Prompt, params: SamplingParams) -> Sequence:
+        """A sequence of which nothing has been computed yet. Raises PromptTooLong."""
+        if prompt.length >= self.prompts.limit:
+            raise PromptTooLong(f"the prompt has {prompt.length} tokens; at most {self.prompts.limit - 1} leave room")
+        cache = DynamicCache(config=self.prompts.config.text_config)
+        chunks = chunk_boundaries(prompt.length, self.chunk_tokens)
+        return Sequence(prompt, params, cache, chunks, self.prompts.tokenizer)
+
+    @torch.inference_mode()
+    def prefill_chunk(self, sequence: Sequence, rows: Rows | None = None) -> int | None:
+        """Runs the next chunk of the prompt; after the last one, chooses the first token and returns it.
+
+        Args:
+            rows: the fields of ``sequence.next_rows``, each ``[n, width]``; None if the chunk has no visual tokens.
+                Not kept after the call.
+
+        Raises:
+            EmbeddingMismatch: the rows are not those of the items the prompt is about; nothing has been computed.
+        """
+        prompt, (start, stop) = sequence.prompt, sequence.chunks[sequence.chunks_done]
+        first, last = sequence.next_rows
+        embeds = self._decoder.embed_tokens(prompt.input_ids[:, start:stop])
+        deepstack: dict[str, Any] = {}
+        if last > first:
+            checked = self._checked(prompt, first, last, rows or {})
+            at = prompt.visual_positions[first:last] - start
+            embeds[0, at] = checked["input_embeddings"].to(embeds.dtype)
+            if "deepstack_embeddings" in checked:
+                mask = torch.zeros(embeds.shape[:2], dtype=torch.bool)
+                mask[0, at] = True
+                levels = torch.split(checked["deepstack_embeddings"], embeds.shape[-1], dim=-1)
+                deepstack = {"visual_pos_masks": mask, "deepstack_visual_embeds": list(levels)}
+        hidden = self._run(sequence, prompt.position_ids[..., start:stop], inputs_embeds=embeds, **deepstack)
+        sequence.chunks_done += 1
+        return self._choose(sequence, hidden) if sequence.prefilled else None
+
+    @torch.inference_mode()
+    def decode_step(self, sequence: Sequence) -> int:
+        """Feeds the last token back and chooses the next one."""
+        index = int(sequence.cache.get_seq_length()) + sequence.prompt.position_delta
+        hidden = self._run(sequence, torch.full((3, 1, 1), index), input_ids=torch.tensor([[sequence.tokens[-1]]]))
+        return self._choose(sequence, hidden)
+
+    def _run(self, sequence: Sequence, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        output = self._decoder(position_ids=positions, past_key_values=sequence.cache, use_cache=True, **inputs)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def _choose(self, sequence: Sequence, hidden: torch.Tensor) -> int:
+        # The head runs on the last row alone, as in ``generate``: a product with more rows differs in the last bits.
+        sequence.logits = linear(hidden[:, -1:], self._head)[0, 0]
+        token = sample(sequence.logits, sequence.params, sequence.generator)
+        sequence.accept(token, self.end_tokens, self.prompts.limit - sequence.prompt.length)
+        return token
+
+    def _checked(self, prompt: Prompt, first: int, last: int, rows: Rows) -> Rows:
+        for spec in self.fields:
+            field = rows.get(spec.name)
+            expected = (last - first, spec.width)
+            if field is None or tuple(field.shape) != expected:
+                got = "nothing" if field is None else f"{tuple(field.shape)}"
+                raise EmbeddingMismatch(f"visual tokens {first} to {last}: {spec.name} should be {expected}, got {got}")
+        if not torch.equal(rows["fill_ids"].reshape(-1), prompt.fill_ids[first:last]):
+            raise EmbeddingMismatch(f"visual tokens {first} to {last} are not of the kinds of media in the prompt")
+        if not torch.equal(rows["mrope_positions"], prompt.mrope_positions[first:last]):
+            raise EmbeddingMismatch(f"visual tokens {first} to {last} are of media of another size than the prompt's")
+        return rows
+
+
+def end_tokens(path: str | os.PathLike[str], config: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: those of ``generation_config.json`` if it names any, else the tokenizer's."""
+    named = None
+    if (Path(path) / "generation_config.json").is_file():
+        named = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
+    if named is None:
+        named = getattr(config.text_config, "eos_token_id", None)
+    ids = named if isinstance(named, list) else [named]
+    return frozenset(token for token in (*ids, tokenizer.eos_token_id) if token is not None)

@@ -1,0 +1,253 @@
+"""Pictures and videos → patches of pixels, in the form the vision tower takes.
+
+Pictures go through the PIL image processor of transformers. Its video processors need torchvision, so the frames of a
+video take the same steps as a picture (convert, resize, rescale, normalise) and are then cut into patches of time and
+space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_transforms import resize
+from transformers.image_utils import ChannelDimension
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from embferry.engine.checkpoint import read_config
+from embferry.engine.errors import CheckpointError, MediaError
+from embferry.engine.families import Family, family_of
+from embferry.engine.families.base import VideoLimits
+from embferry.engine.shape import Kind, MediaShape
+
+#: Longest over shortest side, from the families' own ``smart_resize``.
+MAX_ASPECT_RATIO = 200
+DIGEST_BYTES = 16
+_CHW = ChannelDimension.FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """Frames of one size, ``fps`` of them a second. All of them are used: whoever decodes chooses which to take."""
+
+    frames: Sequence[Image.Image]
+    fps: float
+
+
+MediaItem = Image.Image | Video
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSampling:
+    """How a model wants frames taken from a video: ``fps`` a second, but no fewer and no more than these."""
+
+    fps: float
+    min_frames: int
+    max_frames: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedItem:
+    """An item ready to be encoded.
+
+    Attributes:
+        pixel_values: float32 ``[patches, channels × temporal_patch × patch × patch]``.
+        grid_thw: patches in time, height and width.
+        num_tokens: rows its embedding will have.
+        timestamps: as in MediaShape.
+        digest: 16 bytes. Equal digests mean equal embeddings, bit by bit.
+    """
+
+    kind: Kind
+    pixel_values: torch.Tensor
+    grid_thw: tuple[int, int, int]
+    num_tokens: int
+    timestamps: tuple[float, ...]
+    digest: bytes
+
+    @property
+    def shape(self) -> MediaShape:
+        return MediaShape(self.kind, self.grid_thw, self.timestamps, self.digest)
+
+
+class MediaProcessor:
+    """Prepares items for one model. Needs no weights, so a router can count tokens with it."""
+
+    def __init__(self, family: Family, images: Any, video_settings: dict[str, Any], fingerprint: bytes = b"") -> None:
+        self.family = family
+        self._images = images
+        self._video = {**images.to_dict(), **video_settings}
+        self._fingerprint = fingerprint
+        self.patch_size = int(images.patch_size)
+        self.merge_size = int(images.merge_size)
+        self.temporal_patch_size = int(images.temporal_patch_size)
+        self._limits = self._video_limits(video_settings)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], fingerprint: bytes = b"") -> MediaProcessor:
+        """
+        Args:
+            path: model directory. ``preprocessor_config.json`` rules pictures, and videos too unless there is a
+                ``video_preprocessor_config.json``.
+            fingerprint: identifies the weights and how they are run; part of every digest.
+        """
+        config = read_config(path)
+        try:
+            images = Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
+            video = Path(path) / "video_preprocessor_config.json"
+            settings = json.loads(video.read_text("utf-8")) if video.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read the preprocessor settings in {path}: {error}") from error
+        return cls(family_of(config), images, settings, fingerprint)
+
+    def _video_limits(self, settings: dict[str, Any]) -> VideoLimits:
+        size = self._video["size"]
+        return VideoLimits(
+            min_pixels=int(settings.get("min_pixels") or size["shortest_edge"]),
+            max_pixels=int(settings.get("max_pixels") or size["longest_edge"]),
+            factor=self.patch_size * self.merge_size,
+            temporal_patch_size=self.temporal_patch_size,
+            cap_pixels_per_frame=bool(self._video.get("cap_pixels_per_frame")),
+            max_video_tokens=int(self._video.get("max_video_tokens") or 0),
+        )
+
+    @property
+    def frame_sampling(self) -> FrameSampling:
+        """For whoever decodes videos. Defaults are those of the families."""
+        fps, least, most = (self._video.get(name) for name in ("fps", "min_frames", "max_frames"))
+        return FrameSampling(float(fps or 2.0), int(least or 4), int(most or 768))
+
+    # ---- from the size alone
+
+    def grid_of(self, size: tuple[int, int], frames: int | None = None) -> tuple[int, int, int]:
+        """Patches in time, height and width of a picture, or of a video of ``frames`` frames.
+
+        Args:
+            size: width and height in pixels, as PIL gives them.
+
+        Raises:
+            MediaError: an empty or absurdly long picture, a video without frames.
+        """
+        width, height = size
+        if min(width, height) < 1:
+            raise MediaError(f"the picture is {width}×{height} pixels; it must have at least one")
+        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+            raise MediaError(
+                f"the picture is {width}×{height} pixels; one side may be {MAX_ASPECT_RATIO} times the other"
+            )
+        if frames is not None and frames < 1:
+            raise MediaError("the video has no frames")
+        try:
+            if frames is None:
+                t, (h, w) = 1, self._picture_size(height, width)
+            else:
+                t = -(-frames // self.temporal_patch_size)
+                h, w = self.family.video_size(frames, height, width, self._limits)
+        except ValueError as error:
+            raise MediaError(f"no size the model takes fits a picture of {width}×{height} pixels: {error}") from error
+        return t, h // self.patch_size, w // self.patch_size
+
+    def tokens_of(self, size: tuple[int, int], frames: int | None = None) -> int:
+        """Rows the embedding will have, before any pixel is touched. Arguments and errors as in :meth:`grid_of`."""
+        return math.prod(self.grid_of(size, frames)) // self.merge_size**2
+
+    def _picture_size(self, height: int, width: int) -> tuple[int, int]:
+        limits = self._images.size
+        rows, columns = smart_resize(
+            height, width, self._limits.factor, limits["shortest_edge"], limits["longest_edge"]
+        )
+        return int(rows), int(columns)
+
+    # ---- pixels
+
+    def prepare(self, item: MediaItem) -> PreparedItem:
+        """Raises MediaError when the item cannot be decoded or has no size the model takes."""
+        if isinstance(item, Video):
+            return self._prepare_video(item)
+        if not isinstance(item, Image.Image):
+            raise MediaError(f"expected a PIL image or a Video, got {type(item).__name__}")
+        grid = self.grid_of(item.size)
+        pixels = self._images(_decoded(item), return_tensors="np")
+        if tuple(pixels["image_grid_thw"][0]) != grid:
+            raise MediaError(f"the picture became {tuple(pixels['image_grid_thw'][0])} patches, {grid} were announced")
+        return self._prepared("image", pixels["pixel_values"], grid, ())
+
+    def _prepare_video(self, video: Video) -> PreparedItem:
+        if not (math.isfinite(video.fps) and video.fps > 0):
+            raise MediaError(f"a video needs a positive number of frames a second, not {video.fps}")
+        sizes = {frame.size for frame in video.frames}
+        if len(sizes) > 1:
+            raise MediaError(f"the frames of a video must have one size; these have {len(sizes)}")
+        count = len(video.frames)
+        grid = self.grid_of(sizes.pop() if sizes else (1, 1), count)
+        side = (grid[1] * self.patch_size, grid[2] * self.patch_size)
+        frames = np.stack([self._pixels(_decoded(frame), side) for frame in video.frames])
+        frames = np.concatenate([frames, *[frames[-1:]] * (-count % self.temporal_patch_size)])
+        patches = patchify(frames, self.patch_size, self.temporal_patch_size, self.merge_size)
+        timestamps = self.family.timestamps(count, video.fps, self.temporal_patch_size)
+        return self._prepared("video", patches, grid, timestamps)
+
+    def _pixels(self, frame: Image.Image, side: tuple[int, int]) -> np.ndarray:
+        """One frame, float32 ``[3, height, width]``, with the steps of the picture processor in its order."""
+        settings = self._video
+        pixels: np.ndarray = np.moveaxis(self._images.convert_to_rgb(frame), -1, 0)
+        if settings.get("do_resize", True):
+            pixels = resize(pixels, side, settings["resample"], data_format=_CHW, input_data_format=_CHW)
+        if settings.get("do_rescale", True):
+            pixels = self._images.rescale(pixels, settings["rescale_factor"])
+        if settings.get("do_normalize", True):
+            pixels = self._images.normalize(pixels, settings["image_mean"], settings["image_std"])
+        return np.asarray(pixels, dtype=np.float32)
+
+    def _prepared(
+        self, kind: Kind, patches: np.ndarray, grid: tuple[int, int, int], timestamps: tuple[float, ...]
+    ) -> PreparedItem:
+        patches = np.ascontiguousarray(patches, dtype=np.float32)
+        digest = hashlib.blake2b(self._fingerprint, digest_size=DIGEST_BYTES)
+        digest.update(f"{kind} {patches.dtype}".encode() + struct.pack("<3q", *grid))
+        digest.update(patches.data.cast("B"))
+        tokens = math.prod(grid) // self.merge_size**2
+        # Memory of torch is aligned alike in every run, memory of numpy is not, and kernels may sum by the alignment.
+        pixel_values = torch.from_numpy(patches).clone()
+        return PreparedItem(kind, pixel_values, grid, tokens, timestamps, digest.digest())
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MediaError(f"the picture cannot be decoded: {error}") from error
+    return image
+
+
+def patchify(frames: np.ndarray, patch: int, temporal_patch: int, merge: int) -> np.ndarray:
+    """Frames ``[T, C, H, W]`` → rows ``[patches, C × temporal_patch × patch × patch]``.
+
+    Patches follow one another in time, then by blocks of ``merge × merge``, so that those merged into one token are
+    neighbours. T must be a multiple of ``temporal_patch``, H and W of ``patch × merge``.
+    """
+    count, channels, height, width = frames.shape
+    blocks = frames.reshape(
+        count // temporal_patch,
+        temporal_patch,
+        channels,
+        height // (patch * merge),
+        merge,
+        patch,
+        width // (patch * merge),
+        merge,
+        patch,
+    )
+    # t, row of blocks, column of blocks, row in block, column in block | channel, time, y, x
+    rows = blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return rows.reshape(-1, channels * temporal_patch * patch * patch)

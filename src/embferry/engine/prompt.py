@@ -1,0 +1,218 @@
+"""Messages and the shapes of their media → token ids, positions, and the places of the visual tokens.
+
+No pixel and no embedding is needed, so the language side builds its prompt while the encode side is still at work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import torch
+from transformers import AutoTokenizer
+
+from embferry.engine.checkpoint import read_config
+from embferry.engine.errors import CheckpointError, PromptError, PromptTooLong
+from embferry.engine.families import Family, family_of
+from embferry.engine.families.base import Marks, Placeholder
+from embferry.engine.media import DIGEST_BYTES
+from embferry.engine.shape import TOKEN_TYPE, Kind, MediaShape, merged_positions
+
+#: Content parts of the OpenAI schema and of transformers → what the chat template is given.
+PART_KINDS: dict[str, Kind] = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A prompt of L tokens, N of them visual. The visual tokens of all items, in sequence order, are one stream.
+
+    Attributes:
+        input_ids: int64 ``[1, L]`` with placeholder tokens where the stream goes.
+        mm_token_type_ids: int32 ``[1, L]``: 0 text, 1 image, 2 video.
+        position_ids: int64 ``[3, 1, L]``: time, height, width.
+        position_delta: a generated token's position is its index plus this.
+        visual_positions: int64 ``[N]``, index in the sequence of each token of the stream, ascending.
+        fill_ids: int32 ``[N]``, and
+        mrope_positions: int32 ``[N, 3]``: what the same fields of the stream must hold.
+        items: shapes, in order.
+    """
+
+    input_ids: torch.Tensor
+    mm_token_type_ids: torch.Tensor
+    position_ids: torch.Tensor
+    position_delta: int
+    visual_positions: torch.Tensor
+    fill_ids: torch.Tensor
+    mrope_positions: torch.Tensor
+    items: tuple[MediaShape, ...]
+
+    @property
+    def length(self) -> int:
+        return int(self.input_ids.shape[1])
+
+    @property
+    def num_visual(self) -> int:
+        return int(self.visual_positions.shape[0])
+
+    @property
+    def digest(self) -> bytes:
+        """Of the whole stream; empty when an item's digest is unknown."""
+        return stream_digest([item.digest for item in self.items])
+
+    def rows_of(self, start: int, stop: int) -> tuple[int, int]:
+        """The part of the stream that goes into ``[start, stop)`` of the sequence."""
+        bounds = torch.searchsorted(self.visual_positions, torch.tensor([start, stop]))
+        return int(bounds[0]), int(bounds[1])
+
+
+def stream_digest(digests: Sequence[bytes]) -> bytes:
+    """Digest of several items' embeddings as one stream, 16 bytes; empty if there is none or one of them is empty."""
+    if not digests or not all(digests):
+        return b""
+    return hashlib.blake2b(b"".join(digests), digest_size=DIGEST_BYTES).digest()
+
+
+class PromptBuilder:
+    """Builds prompts for one model.
+
+    Args:
+        limit: most tokens a prompt and its answer may have together; the model's own limit if None or larger.
+    """
+
+    def __init__(self, family: Family, config: Any, tokenizer: Any, limit: int | None = None) -> None:
+        self.family = family
+        self.config = config
+        self.tokenizer = tokenizer
+        positions = int(config.text_config.max_position_embeddings)
+        self.limit = positions if limit is None else min(limit, positions)
+        self.merge = int(config.vision_config.spatial_merge_size)
+        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        self._marks = Marks(*tokenizer.convert_ids_to_tokens([getattr(config, name) for name in names]))
+        start, end = re.escape(self._marks.start), re.escape(self._marks.end)
+        pads = f"{re.escape(self._marks.image)}|{re.escape(self._marks.video)}"
+        self._mark = re.compile(f"(?:{start})?({pads})(?:{end})?")
+        self._control = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], limit: int | None = None) -> PromptBuilder:
+        """From a model directory; reads its configuration and tokenizer only."""
+        config = read_config(path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read the tokenizer in {path}: {error}") from error
+        if not tokenizer.chat_template:
+            raise CheckpointError(f"the tokenizer in {path} has no chat template")
+        return cls(family_of(config), config, tokenizer, limit)
+
+    def build(
+        self, messages: Sequence[Mapping[str, Any]], shapes: Sequence[MediaShape] = (), max_new_tokens: int = 1
+    ) -> Prompt:
+        """
+        Args:
+            messages: ``role`` and ``content``; content is a string or parts of type "text", "image" ("image_url"),
+                "video" ("video_url"). What a media part refers to is not looked at.
+            shapes: one for each media part, in order.
+            max_new_tokens: room the answer needs.
+
+        Raises:
+            PromptTooLong: no room for that many tokens after the prompt.
+            PromptError: anything else wrong with the messages.
+        """
+        visual = sum(shape.num_tokens(self.merge) for shape in shapes)
+        self._check_room(visual, max_new_tokens)
+        chat = [self._message(message) for message in messages]
+        if not chat:
+            raise PromptError("there are no messages")
+        try:
+            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise PromptError(f"the model's chat template refuses the messages: {error}") from error
+        placeholders = self._placeholders(text, shapes)
+        ids = self._token_ids(self._expanded(text, placeholders), placeholders)
+        self._check_room(len(ids), max_new_tokens)
+        return self._prompt(ids, tuple(shapes))
+
+    def _check_room(self, tokens: int, max_new_tokens: int) -> None:
+        if tokens + max_new_tokens > self.limit:
+            raise PromptTooLong(
+                f"the prompt has at least {tokens} tokens and the answer may have {max_new_tokens}; together at most "
+                f"{self.limit} fit. Shorten the prompt, send fewer or smaller pictures, or ask for fewer tokens"
+            )
+
+    # ---- text
+
+    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str):
+            raise PromptError("every message needs a role")
+        if isinstance(content, str):
+            return {"role": role, "content": self._plain(content)}
+        if not isinstance(content, Sequence):
+            raise PromptError(
+                f"the content of a message must be a string or a list of parts, not {type(content).__name__}"
+            )
+        return {"role": role, "content": [self._part(part) for part in content]}
+
+    def _part(self, part: Any) -> dict[str, str]:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            return {"type": "text", "text": self._plain(part["text"])}
+        if kind not in PART_KINDS:
+            raise PromptError(f"unknown content part {kind!r}; known are text, {', '.join(PART_KINDS)}")
+        return {"type": PART_KINDS[kind]}
+
+    def _plain(self, text: str) -> str:
+        """Text of a user must not pass for the model's own marks: it could forge a turn or a placeholder."""
+        for token in self._control:
+            if token in text:
+                raise PromptError(f"the text contains {token}, which the model reserves; leave it out")
+        return text
+
+    # ---- media
+
+    def _placeholders(self, text: str, shapes: Sequence[MediaShape]) -> list[Placeholder]:
+        kinds: list[Kind] = ["image" if pad == self._marks.image else "video" for pad in self._mark.findall(text)]
+        if kinds != [shape.kind for shape in shapes]:
+            told = ", ".join(shape.kind for shape in shapes) or "none"
+            raise PromptError(f"the messages hold these media: {', '.join(kinds) or 'none'}; prepared were: {told}")
+        return [self.family.placeholder(shape, self.merge, self._marks) for shape in shapes]
+
+    def _expanded(self, text: str, placeholders: Sequence[Placeholder]) -> str:
+        each = iter(placeholders)
+        return self._mark.sub(lambda _: next(each).text, text)
+
+    def _token_ids(self, text: str, placeholders: Sequence[Placeholder]) -> list[int]:
+        """Token ids with every pad repeated. Repeating ids spares the tokenizer a text of a pad for each token."""
+        pads = (self.config.image_token_id, self.config.video_token_id)
+        counts: Iterator[int] = (count for placeholder in placeholders for count in placeholder.counts)
+        ids: list[int] = []
+        for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            ids.extend([token] * next(counts, 0) if token in pads else [token])
+        return ids
+
+    def _prompt(self, ids: list[int], shapes: tuple[MediaShape, ...]) -> Prompt:
+        input_ids = torch.tensor([ids])
+        types = torch.zeros_like(input_ids, dtype=torch.int32)
+        types[input_ids == self.config.image_token_id] = TOKEN_TYPE["image"]
+        types[input_ids == self.config.video_token_id] = TOKEN_TYPE["video"]
+        visual = types[0].nonzero().reshape(-1)
+        if len(visual) != sum(shape.num_tokens(self.merge) for shape in shapes):
+            raise PromptError("the tokenizer did not keep the placeholders of the media; check its special tokens")
+        positions, delta = self.family.rope_index(self.config, input_ids, types, shapes)
+        relative = [merged_positions(shape.grid, self.merge) for shape in shapes]
+        return Prompt(
+            input_ids=input_ids,
+            mm_token_type_ids=types,
+            position_ids=positions,
+            position_delta=delta,
+            visual_positions=visual,
+            fill_ids=input_ids[0, visual].to(torch.int32),
+            mrope_positions=torch.cat(relative) if relative else torch.empty((0, 3), dtype=torch.int32),
+            items=shapes,
+        )

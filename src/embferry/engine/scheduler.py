@@ -1,0 +1,232 @@
+"""Many requests on one language model, in turn.
+
+``step`` never waits. In each step every sequence that can go on gets one piece of work, a chunk of its prompt or a
+token, so none is held up by another's missing embedding, and a long prompt delays the others by one chunk at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from embferry.engine.errors import EmbeddingMismatch, QueueFull
+from embferry.engine.language import LanguageModel, Sequence
+from embferry.engine.prompt import Prompt
+from embferry.engine.sampling import SamplingParams
+from embferry.engine.source import DigestedSource, EmbeddingSource
+
+Ending = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What to answer. ``source`` carries the prompt's visual tokens; None if it has none."""
+
+    id: str
+    prompt: Prompt
+    params: SamplingParams
+    source: EmbeddingSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request: of its prompt, how many of those were visual, and of its answer."""
+
+    prompt_tokens: int
+    visual_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One token of a request, or its end.
+
+    Attributes:
+        token: the id; None when the request ended without one.
+        text: what became certain with it; may be empty.
+        finish_reason: set on the last output of a request and on no other.
+        error: why, if the reason is "error".
+        ttft: seconds from ``add`` to the first token; set with the first token and on the last output.
+    """
+
+    request_id: str
+    token: int | None
+    text: str
+    usage: Usage
+    finish_reason: Ending | None = None
+    error: Exception | None = None
+    ttft: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    request: Request
+    added_at: float
+    sequence: Sequence | None = None
+    ttft: float | None = None
+    given: int = 0
+
+
+class Scheduler:
+    """Runs requests on a model. Used from one thread.
+
+    Args:
+        max_running: sequences with a key-value cache at the same time; the rest wait in the order they came.
+        max_queued: requests that may wait beyond those.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        max_running: int = 16,
+        max_queued: int = 1024,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self.max_running = max_running
+        self.max_queued = max_queued
+        self._clock = clock
+        self._queue: deque[_Running] = deque()
+        self._running: dict[str, _Running] = {}
+        self._aborted: list[_Running] = []
+
+    def __len__(self) -> int:
+        """Requests whose last output has not been given out."""
+        return len(self._queue) + len(self._running) + len(self._aborted)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queue)
+
+    def add(self, request: Request) -> None:
+        """Raises QueueFull, or ValueError for an id in use or a prompt with media and no source."""
+        known = (*self._running.values(), *self._queue, *self._aborted)
+        if any(request.id == other.request.id for other in known):
+            raise ValueError(f"a request with id {request.id!r} is still here")
+        if request.prompt.num_visual and request.source is None:
+            raise ValueError(f"request {request.id!r} has media and no source for their embeddings")
+        if len(self._running) >= self.max_running and len(self._queue) >= self.max_queued:
+            raise QueueFull(f"{self.max_running} requests are running and {self.max_queued} wait; try again later")
+        self._queue.append(_Running(request, self._clock()))
+        self._admit()
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request; its last output comes with the next step. False if there is no such request."""
+        running = self._running.pop(request_id, None)
+        if running is None:
+            running = next((waiting for waiting in self._queue if waiting.request.id == request_id), None)
+            if running is None:
+                return False
+            self._queue.remove(running)
+        self._aborted.append(running)
+        return True
+
+    def runnable(self) -> bool:
+        """Whether a step would do anything now. If not, wait until a source has more."""
+        return bool(self._aborted) or any(self._ready(running) for running in self._running.values())
+
+    def step(self) -> list[Output]:
+        """One piece of work for every sequence that can go on. Empty if none can, or if none got as far as a token."""
+        outputs = [self._last(running, "abort") for running in self._aborted]
+        self._aborted.clear()
+        for running in list(self._running.values()):
+            output = self._advance(running)
+            if output is not None:
+                outputs.append(output)
+        self._admit()
+        return outputs
+
+    def _admit(self) -> None:
+        while self._queue and len(self._running) < self.max_running:
+            running = self._queue.popleft()
+            self._running[running.request.id] = running
+
+    def _ready(self, running: _Running) -> bool:
+        """A source that has failed is ready: its request can end."""
+        try:
+            return self._arrived(running)
+        except Exception:  # noqa: BLE001 - the error is the transfer's, of any class; the next step reports it
+            return True
+
+    def _arrived(self, running: _Running) -> bool:
+        sequence, source = running.sequence, running.request.source
+        if sequence is None or sequence.prefilled or source is None:
+            return True
+        self._check(running.request.prompt, source)
+        # Asked even if the next chunk is all text, so that a failed transfer ends its request at once.
+        return source.available_tokens() >= sequence.next_rows[1]
+
+    def _advance(self, running: _Running) -> Output | None:
+        try:
+            self._work(running)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong in one request ends that request, with its error
+            del self._running[running.request.id]
+            return self._last(running, "error", error)
+        sequence = running.sequence
+        if sequence is None or len(sequence.tokens) == running.given:
+            return None
+        first = running.given == 0
+        if first:
+            running.ttft = self._clock() - running.added_at
+        running.given += 1
+        if sequence.finish_reason is not None:
+            del self._running[running.request.id]
+            return self._last(running, sequence.finish_reason)
+        return Output(
+            running.request.id,
+            sequence.tokens[-1],
+            sequence.take_text(),
+            self._usage(running),
+            ttft=running.ttft if first else None,
+        )
+
+    def _work(self, running: _Running) -> None:
+        """One chunk or one token, if what it needs has arrived."""
+        request = running.request
+        if running.sequence is None:
+            running.sequence = self.model.start(request.prompt, request.params)
+        sequence = running.sequence
+        if not self._arrived(running):
+            return
+        if sequence.prefilled:
+            self.model.decode_step(sequence)
+            return
+        first, last = sequence.next_rows
+        if request.source is None or last == first:
+            self.model.prefill_chunk(sequence)
+            return
+        self.model.prefill_chunk(sequence, self._read(request.source, first, last))
+        request.source.release(last)
+
+    def _read(self, source: EmbeddingSource, first: int, last: int) -> dict[str, torch.Tensor]:
+        return {spec.name: source.read(spec.name, first, last) for spec in self.model.fields}
+
+    def _check(self, prompt: Prompt, source: EmbeddingSource) -> None:
+        if source.total_tokens not in (-1, prompt.num_visual):
+            raise EmbeddingMismatch(
+                f"the embedding has {source.total_tokens} tokens, the media of the prompt {prompt.num_visual}"
+            )
+        if isinstance(source, DigestedSource) and source.digest and prompt.digest not in (b"", source.digest):
+            raise EmbeddingMismatch(
+                f"the embedding is of other content ({source.digest.hex()}) than the prompt ({prompt.digest.hex()})"
+            )
+
+    def _last(self, running: _Running, reason: Ending, error: Exception | None = None) -> Output:
+        sequence = running.sequence
+        token = sequence.tokens[-1] if sequence is not None and reason in ("stop", "length") else None
+        text = sequence.take_text() if sequence is not None else ""
+        return Output(running.request.id, token, text, self._usage(running), reason, error, running.ttft)
+
+    def _usage(self, running: _Running) -> Usage:
+        prompt, sequence = running.request.prompt, running.sequence
+        return Usage(prompt.length, prompt.num_visual, len(sequence.tokens) if sequence is not None else 0)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from embferry.engine.errors import CheckpointError, MediaError
+from embferry.engine.media import MediaProcessor, Video, patchify
+from tests.engine.tiny import MERGE, PATCH, picture, video
+
+SIZES = [(64, 64), (1, 1), (3, 500), (500, 3), (17, 90), (640, 480), (33, 31)]
+
+
+@pytest.fixture(scope="module")
+def media(model_dir) -> MediaProcessor:
+    return MediaProcessor.load(model_dir("qwen3_vl"), b"weights")
+
+
+def all_families(model_dir):
+    return [MediaProcessor.load(model_dir(name)) for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_picture_is_what_the_processor_of_transformers_makes(model_dir, media, size):
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(model_dir("qwen3_vl"))(picture(1, *size), return_tensors="pt")
+    ours = media.prepare(picture(1, *size))
+    assert torch.equal(ours.pixel_values, theirs["pixel_values"])
+    assert ours.grid_thw == tuple(theirs["image_grid_thw"][0].tolist())
+    assert ours.num_tokens == ours.pixel_values.shape[0] // MERGE**2 == media.tokens_of(size)
+
+
+def test_patches_of_a_still_frame_equal_the_processors(model_dir):
+    """One frame, doubled to fill a temporal patch: the video path gives the bits of the picture path."""
+    media = MediaProcessor.load(model_dir("qwen2_vl"))
+    still = picture(2, 64, 48)
+    frames = np.stack([media._pixels(still, (48, 64))] * 2)
+    assert np.array_equal(patchify(frames, PATCH, 2, MERGE), media.prepare(still).pixel_values.numpy())
+    assert torch.equal(media.prepare(Video([still], 1.0)).pixel_values, media.prepare(still).pixel_values)
+
+
+def test_patches_are_ordered_by_time_then_block():
+    count, height, width = 4, 32, 32
+    ids = np.arange(count * height * width, dtype=np.float32).reshape(count, 1, height, width)
+    rows = patchify(ids, PATCH, 2, MERGE)
+    assert rows.shape == (2 * 4 * 4, 2 * PATCH * PATCH)
+    corners = [
+        (t, y, x) for t in (0, 2) for by in (0, 16) for bx in (0, 16) for y in (by, by + 8) for x in (bx, bx + 8)
+    ]
+    assert [int(row[0]) for row in rows] == [t * height * width + y * width + x for t, y, x in corners]
+    assert int(rows[0][PATCH * PATCH]) == height * width, "the second frame of a temporal patch follows the first"
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 8])
+def test_video_tokens_are_known_from_its_size(model_dir, frames):
+    for media in all_families(model_dir):
+        prepared = media.prepare(video(3, frames, 90, 40))
+        assert prepared.num_tokens == media.tokens_of((90, 40), frames)
+        assert prepared.grid_thw[0] == (frames + 1) // 2
+        assert prepared.pixel_values.shape == (prepared.num_tokens * MERGE**2, 3 * 2 * PATCH * PATCH)
+
+
+def test_odd_video_repeats_its_last_frame(media):
+    odd = video(3, 3)
+    even = Video([*odd.frames, odd.frames[-1]], odd.fps)
+    assert torch.equal(media.prepare(odd).pixel_values, media.prepare(even).pixel_values)
+
+
+def test_timestamps(model_dir):
+    two, two5, three = (media.prepare(video(3, 5, fps=2.0)).timestamps for media in all_families(model_dir))
+    assert two == ()
+    assert two5 == (0.0, 1.0, 2.0)
+    assert three == (0.25, 1.25, 2.0)
+
+
+def test_digest_follows_the_content(model_dir, media):
+    still, other = picture(4), picture(4)
+    first = media.prepare(still)
+    assert first.digest == media.prepare(other).digest
+    pixel = other.getpixel((0, 0))
+    other.putpixel((0, 0), (pixel[0] ^ 1, *pixel[1:]))
+    digests = [first.digest, media.prepare(other).digest]
+    digests.append(MediaProcessor.load(model_dir("qwen3_vl"), b"other weights").prepare(still).digest)
+    digests.append(media.prepare(Video([still], 1.0)).digest)
+    assert len(set(digests)) == 4
+    assert {len(digest) for digest in digests} == {16}
+
+
+def test_transparency_lies_on_white(media):
+    clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    assert torch.equal(
+        media.prepare(clear).pixel_values, media.prepare(Image.new("RGB", (64, 64), "white")).pixel_values
+    )
+
+
+def test_frame_sampling_is_read(media):
+    assert (media.frame_sampling.fps, media.frame_sampling.min_frames, media.frame_sampling.max_frames) == (2.0, 4, 768)
+
+
+def truncated() -> Image.Image:
+    file = io.BytesIO()
+    picture(1, 200, 200).save(file, "PNG")
+    return Image.open(io.BytesIO(file.getvalue()[:5000]))
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        (Image.new("RGB", (0, 10)), "at least one"),
+        (Image.new("RGB", (1, 1000)), "200 times"),
+        (truncated(), "cannot be decoded"),
+        (Video([], 1.0), "no frames"),
+        (Video([picture(1)], 0.0), "positive number"),
+        (Video([picture(1)], float("nan")), "positive number"),
+        (Video([picture(1, 8, 8), picture(1, 8, 9)], 1.0), "one size"),
+        ("picture.png", "expected a PIL image"),
+    ],
+)
+def test_bad_media_is_refused(media, item, said):
+    with pytest.raises(MediaError, match=said):
+        media.prepare(item)
+
+
+def test_settings_must_be_there(model_dir, tmp_path):
+    (tmp_path / "config.json").write_text((model_dir("qwen2_vl") / "config.json").read_text())
+    with pytest.raises(CheckpointError, match="preprocessor settings"):
+        MediaProcessor.load(tmp_path)
+
+
+@pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (300, 200), (20, 20)])
+def test_video_sizes_are_those_of_transformers(model_dir, size, capped):
+    """The rule of the Qwen3-VL video processor, whose class needs torchvision, worked out by its arithmetic."""
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
+    media = MediaProcessor.load(model_dir("qwen3_vl"))
+    limits, frames = media._limits, 6
+    most = limits.max_pixels
+    settings = {"cap_pixels_per_frame": capped, "max_video_tokens": 16, "size": media._video["size"]}
+    if capped:
+        most = max(min(16 * 16 * 16, most // frames), int(limits.min_pixels * 1.05)) * frames
+    rows, columns = smart_resize(frames, size[1], size[0], 2, 16, limits.min_pixels, most)
+    capped_media = MediaProcessor(media.family, media._images, settings)
+    assert capped_media.grid_of(size, frames) == (3, rows // PATCH, columns // PATCH)

@@ -1,0 +1,48 @@
+"""The model that comes with the package, split, against itself undivided."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from embferry.engine.sampling import SamplingParams
+from embferry.engine.schedule import DEFAULT_CHUNK_TOKENS
+from embferry.engine.scheduler import Request, Scheduler
+from embferry.models import model_path
+from tests.engine.cases import CASES, Split, assert_same
+from tests.engine.test_scheduler import Arriving, drive, endless, tokens_of
+
+TOKENS = SamplingParams(max_tokens=8)
+
+
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32], ids=str)
+def models(request) -> Split:
+    return Split.load(model_path("shapes"), request.param)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_undivided(models, case):
+    asked = models.ask(CASES[case]())
+    run = models.answer(asked.prompt, asked.source(), TOKENS)
+    assert_same(run, models.undivided.run(asked.prompt, asked.prepared, TOKENS))
+    stock = models.generate(asked, len(run.tokens))
+    assert_same(run, stock)
+
+
+@pytest.mark.parametrize("chunk", [64, DEFAULT_CHUNK_TOKENS])
+def test_equals_undivided_while_arriving(models, chunk):
+    models = models.chunked(chunk)
+    scheduler, sources, asked = Scheduler(models.language), [], {}
+    for seed, (name, case) in enumerate(CASES.items()):
+        asked[name] = models.ask(case())
+        sources.append(Arriving(asked[name].embeddings, endless(seed, 40)) if asked[name].embeddings else None)
+        scheduler.add(Request(name, asked[name].prompt, TOKENS, sources[-1]))
+    outputs = drive(scheduler, [source for source in sources if source is not None])
+    for name, request in asked.items():
+        assert tokens_of(outputs, name) == models.undivided.run(request.prompt, request.prepared, TOKENS).tokens
+
+
+def test_halves_add_up(models):
+    whole = sum(parameter.numel() for parameter in models.undivided.model.parameters())
+    assert models.encoder.num_parameters + models.language.num_parameters == whole
+    assert models.encoder.num_parameters < whole
