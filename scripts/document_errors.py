@@ -1,0 +1,72 @@
+"""Writes docs/errors.md from the errors themselves. ``--check`` only compares, and exits with 1 if it is stale."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from embferry.disaggregation.protocol.errors import BY_CODE, EmbeddingTransferError
+from embferry.engine.errors import EngineError
+from embferry.serve.errors import CODES
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
+
+HEAD = """# Errors
+
+Generated from the code by `python scripts/document_errors.py`; edits here are lost.
+
+Every error has a stable code, which appears in logs, in wire messages and in HTTP bodies and is never renamed. The HTTP
+API wraps it in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`. The message says what happened and
+what to do. "Again" says whether the same request may succeed when it is made again.
+"""
+
+TABLE = "| code | HTTP | again | meaning |\n|---|---|---|---|"
+
+
+def page() -> str:
+    """The whole page."""
+    transfer = [
+        (cls.code, cls.http_status, cls.default_retryable, _first_line(cls))
+        for cls in BY_CODE.values()
+        if cls is not EmbeddingTransferError
+    ]
+    engine = [(cls.code, cls.http_status, cls.retryable, _first_line(cls)) for cls in _tree(EngineError)]
+    api = [(code, status, status in (503, 504), meaning) for code, (status, meaning) in CODES.items()]
+    parts = [HEAD]
+    parts += [
+        "## Of a transfer\n\nSubclasses of `EmbeddingTransferError`; they carry the `room` too.\n",
+        _table(transfer),
+    ]
+    parts += ["## Of the engine\n\nSubclasses of `EngineError`.\n", _table(engine)]
+    parts += ["## Of the HTTP API\n", _table(api)]
+    return "\n".join(parts)
+
+
+def _tree(cls: type[EngineError]) -> list[type[EngineError]]:
+    return [found for child in cls.__subclasses__() for found in (child, *_tree(child))]
+
+
+def _first_line(cls: type[Exception]) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def _table(rows: list[tuple[str, int, bool, str]]) -> str:
+    lines = [
+        f"| `{code}` | {status} | {'yes' if again else 'no'} | {meaning} |" for code, status, again, meaning in rows
+    ]
+    return "\n".join([TABLE, *lines, ""])
+
+
+def main() -> int:
+    wanted = page()
+    if "--check" in sys.argv[1:]:
+        if PAGE.is_file() and PAGE.read_text("utf-8") == wanted:
+            return 0
+        print(f"{PAGE} is not what the code says; run python {sys.argv[0]}", file=sys.stderr)
+        return 1
+    PAGE.write_text(wanted, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
