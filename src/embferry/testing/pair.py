@@ -15,7 +15,7 @@ from ..disaggregation.buffers import MultimodalDataBuffers, source_pieces
 from ..disaggregation.protocol.errors import TransportError
 from ..disaggregation.protocol.layout import Field, Geometry, Layout
 
-__all__ = ["CANARY", "DEADLINE_S", "LARGE", "LAYOUT", "SMALL", "Endpoint", "TransportPair", "embedding"]
+__all__ = ["CANARY", "DEADLINE_S", "LARGE", "LAYOUT", "SMALL", "Endpoint", "TransportPair", "embedding", "eventually"]
 
 DEADLINE_S = 20.0
 CANARY = 0xA5
@@ -38,6 +38,14 @@ def embedding(layout: Layout, tokens: int, seed: int = 0) -> Fields:
     """Random bytes for every field: uint8 ``[tokens, token_bytes]``."""
     rng = np.random.default_rng(seed)
     return {f.name: rng.integers(0, 256, (tokens, f.token_bytes), np.uint8) for f in layout.fields}
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Waits for what no transport reports, such as a byte of the region."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"did not happen within {DEADLINE_S} s"
+        time.sleep(0.0002)
 
 
 class Endpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
@@ -75,9 +76,10 @@ class EmbeddingReceiveManager(Pump):
                 receiver.machine.abort(Aborted("the language worker is shutting down", retryable=True), self.now())
             self.advance(self.now())
         self.stop()
-        for transport in self.transports.values():
-            transport.close()
-        self.buffers.close()
+        with ExitStack() as closing:  # each is closed, whatever another one raises
+            closing.callback(self.buffers.close)
+            for transport in self.transports.values():
+                closing.callback(transport.close)
 
     def collapsed(self) -> None:
         for receiver in self._receivers.values():
@@ -105,7 +107,7 @@ class EmbeddingReceiveManager(Pump):
                     if entry is not None:
                         entry[0].machine.revoked(event.epoch)
                 elif isinstance(event, LinkLost):
-                    log.warning("a data connection broke: %s", event.error)
+                    log.info("a data connection ended: %s", event.error)
         for receiver in list(self._receivers.values()):
             receiver.machine.expire(now)
             self._execute(receiver, now)

@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,11 +96,15 @@ class EmbeddingSendManager(Pump):
             for sender in self._rooms.values():
                 sender.machine.abort(Aborted("the encode worker is shutting down", retryable=True), self.now())
         self.wake()
-        for transport in self.transports.values():
-            transport.close()
+        with ExitStack() as closing:  # each is closed, whatever another one raises
+            closing.callback(self._ended)
+            for transport in self.transports.values():
+                closing.callback(transport.close)
+
+    def _ended(self) -> None:
         self.stop()
         with self.lock:
-            self.advance(self.now())
+            self.advance(self.now())  # takes the last writes in
             for sender in self._rooms.values():
                 sender.release()
 
@@ -142,7 +147,7 @@ class EmbeddingSendManager(Pump):
 
     def _happened(self, event: Written | Revoked | LinkLost) -> None:
         if isinstance(event, LinkLost):
-            log.warning("a data connection broke: %s", event.error)
+            log.info("a data connection ended: %s", event.error)
         if not isinstance(event, Written):
             return
         writing = self._writing.pop(event.ticket)

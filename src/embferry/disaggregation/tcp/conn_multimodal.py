@@ -102,10 +102,7 @@ class TcpTransport(Transport):
 
     def connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, TcpHandle, self.name)
-        try:
-            address = str(ipaddress.ip_address(peer.host))
-        except ValueError as error:
-            raise TransportError(f"the handle's host is not an IP address: {error}", retryable=False) from error
+        address = _reachable(peer.host)
         with self._lock:
             if self._closed:
                 raise LocalProtocolError("this transport is closed")
@@ -142,7 +139,7 @@ class TcpTransport(Transport):
             )
             self._outbox.post(Written(ticket, error))
             return
-        self._loop.call(partial(link.send, ticket, head, [piece.source.cast("B") for piece in pieces]))
+        link.write(ticket, head, [piece.source.cast("B") for piece in pieces])
 
     def disconnect(self, handle: bytes) -> None:
         with self._lock:
@@ -175,6 +172,17 @@ class TcpTransport(Transport):
         if self._server is None:
             raise LocalProtocolError("no region is registered with this transport; call register first")
         return self._server
+
+
+def _reachable(host: str) -> str:
+    """The address of a handle. One with a zone (``fe80::1%eth0``) means something on the receiver's host only."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError as error:
+        raise TransportError(f"the handle's host is not an IP address: {error}", retryable=False) from error
+    if "%" in host or address.is_unspecified or address.is_multicast:
+        raise TransportError(f"nobody can be reached at {host!r}; advertise another address", retryable=False)
+    return str(address)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

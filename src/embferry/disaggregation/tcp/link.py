@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -29,7 +30,7 @@ KEEPALIVE = (
 
 
 class Link:
-    """A connection to the receiver behind ``handle``. All methods but the constructor run on the loop's thread.
+    """A connection to the receiver behind ``handle``. All but the constructor and ``write`` is for the loop's thread.
 
     :param forget: called once when the link is over, before :class:`LinkLost` is posted.
     :raises OSError: the connection is refused at once.
@@ -48,9 +49,11 @@ class Link:
         self._handle, self._loop, self._outbox, self._forget = handle, loop, outbox, forget
         self._timeout_s = timeout_s
         self._connected = False
+        # A write is in flight from the moment it was asked for, so that its end is reported before the link's.
+        self._lock = threading.Lock()
         self._error: TransportError | None = None
-        self._outgoing: deque[tuple[int | None, Cursor]] = deque([(None, Cursor([memoryview(framing.hello(token))]))])
         self._unanswered: dict[int, None] = {}
+        self._outgoing: deque[Cursor] = deque([Cursor([memoryview(framing.hello(token))])])
         self._answer = bytearray()
         self._sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -65,20 +68,23 @@ class Link:
             raise
         loop.call(self._start)
 
-    def send(self, ticket: int, head: bytes, views: list[memoryview]) -> None:
-        if self._error is not None:
-            self._outbox.post(Written(ticket, self._error))
-            return
-        self._unanswered[ticket] = None
-        self._outgoing.append((ticket, Cursor([memoryview(head), *views])))
-        if self._connected:
-            self._turn(WRITE)
+    def write(self, ticket: int, head: bytes, views: list[memoryview]) -> None:
+        """From any thread."""
+        with self._lock:
+            error = self._error
+            if error is None:
+                self._unanswered[ticket] = None
+        if error is not None:
+            self._outbox.post(Written(ticket, error))
+        else:
+            self._loop.call(lambda: self._send(Cursor([memoryview(head), *views])))
 
     def end(self, error: TransportError, *, lost: bool) -> None:
         """Ends every write in flight, and the connection. ``lost``: it was not this side that wanted it."""
-        if self._error is not None:
-            return
-        self._error = error
+        with self._lock:
+            if self._error is not None:
+                return
+            self._error = error
         self._loop.unwatch(self._sock.fileno())
         self._sock.close()
         self._outgoing.clear()
@@ -88,6 +94,12 @@ class Link:
         if lost:
             log.info("lost the connection to a receiver: %s", error)
             self._outbox.post(LinkLost(self._handle, error))
+
+    def _send(self, frame: Cursor) -> None:
+        if self._error is None:
+            self._outgoing.append(frame)
+            if self._connected:
+                self._turn(WRITE)
 
     def _start(self) -> None:
         self._loop.watch(self._sock.fileno(), WRITE, self._on_connected)
@@ -120,7 +132,7 @@ class Link:
     def _flush(self) -> None:
         budget = TURN_BYTES
         while self._outgoing and budget > 0:
-            _, cursor = self._outgoing[0]
+            cursor = self._outgoing[0]
             try:
                 sent = self._sock.sendmsg(cursor.views())
             except BlockingIOError:

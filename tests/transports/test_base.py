@@ -1,0 +1,113 @@
+"""What all transports stand on: the table of windows, the background thread, the outbox."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embferry.disaggregation.base.conn_multimodal import Event, Revoked
+from embferry.disaggregation.base.loop import READ, Loop
+from embferry.disaggregation.base.outbox import Outbox
+from embferry.disaggregation.base.windows import Rows, as_ranges
+from embferry.disaggregation.protocol.errors import LocalProtocolError
+
+ROWS = Rows(((0, 10), (64, 4), (128, 7)), num_blocks=5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 180), st.integers(0, 60)), max_size=5))
+def test_touched_blocks_are_those_of_every_byte(ranges: list[tuple[int, int]]) -> None:
+    def block_of(byte: int) -> tuple[int, int] | None:
+        for field, (base, size) in enumerate(((0, 10), (64, 4), (128, 7))):
+            if base <= byte < base + 5 * size:
+                return field, (byte - base) // size
+        return None
+
+    places = [[block_of(b) for b in range(offset, offset + length)] for offset, length in ranges]
+    inside = all(None not in p and len({f for f, _ in filter(None, p)}) <= 1 for p in places)
+    touched = ROWS.touched(as_ranges(ranges))
+    if inside and all(offset <= ROWS.end for offset, _ in ranges):
+        assert touched is not None
+        assert touched.tolist() == sorted({block for p in places for _, block in filter(None, p)})
+    else:
+        assert touched is None
+
+
+@given(st.lists(st.tuples(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 64) - 1)), min_size=1, max_size=4))
+def test_huge_numbers_do_not_wrap(ranges: list[tuple[int, int]]) -> None:
+    fits = all(offset + length <= ROWS.end for offset, length in ranges)
+    assert fits or ROWS.touched(as_ranges(ranges)) is None
+
+
+def test_a_bug_on_the_background_thread_reaches_the_driver() -> None:
+    woken = threading.Event()
+    outbox = Outbox(woken.set)
+    loop = Loop("embferry-test", outbox.fail)
+    loop.call(lambda: [][1])
+    assert woken.wait(10)
+    with pytest.raises(LocalProtocolError, match="IndexError"):
+        outbox.drain()
+    loop.close()
+
+
+def test_calls_are_never_lost_and_keep_their_order() -> None:
+    loop = Loop("embferry-test", lambda error: None)
+    order: list[int] = []
+    for number in range(100):
+        loop.call(lambda number=number: order.append(number))  # type: ignore[misc]  # mypy cannot type the default
+    loop.close()
+    loop.call(lambda: order.append(100))
+    loop.close()
+    assert order == list(range(101))
+
+
+def test_timers_and_descriptors() -> None:
+    loop = Loop("embferry-test", lambda error: None)
+    seen: list[str] = []
+    done = threading.Event()
+    reader, writer = os.pipe()
+
+    def readable(_: int) -> None:
+        seen.append(os.read(reader, 1).decode())
+        loop.unwatch(reader)
+        loop.unwatch(reader)
+        loop.later(0.02, done.set)
+        loop.later(0.01, lambda: seen.append("first"))
+
+    loop.call(lambda: loop.watch(reader, READ, readable))
+    os.write(writer, b"x")
+    assert done.wait(10)
+    loop.close()
+    os.close(reader)
+    os.close(writer)
+    assert seen == ["x", "first"]
+
+
+def test_an_outbox_keeps_order_and_wakes_each_time() -> None:
+    wakes: list[int] = []
+    outbox = Outbox(lambda: wakes.append(1))
+    events: list[Event] = [Revoked(epoch) for epoch in range(5)]
+    for event in events:
+        outbox.post(event)
+    assert outbox.drain() == events
+    assert outbox.drain() == []
+    assert len(wakes) == 5
+
+
+@pytest.mark.integration
+def test_a_program_that_forgets_to_close_ends_all_the_same() -> None:
+    program = """
+from embferry.disaggregation.buffers import MultimodalDataBuffers
+from embferry.disaggregation.shm import ShmTransport
+from embferry.disaggregation.tcp import TcpTransport
+from embferry.testing.pair import SMALL
+
+for receiver, sender in ((ShmTransport(), ShmTransport()), (TcpTransport(), TcpTransport())):
+    sender.connect(receiver.register(MultimodalDataBuffers(SMALL, shared=True)))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)

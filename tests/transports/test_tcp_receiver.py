@@ -1,0 +1,286 @@
+"""The receiving side of TCP against senders that break the format, lie, stall or vanish, over raw sockets."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import threading
+import tracemalloc
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embferry.disaggregation.base.conn_multimodal import Revoked
+from embferry.disaggregation.base.windows import as_ranges, ranges_of
+from embferry.disaggregation.tcp import TcpTransport, framing, server
+from embferry.disaggregation.tcp.conn_multimodal import TcpHandle
+from embferry.testing.pair import CANARY, LARGE, SMALL, TransportPair, eventually
+
+pytestmark = pytest.mark.integration
+
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[TransportPair]:
+    """One pair for the whole file: whatever a peer does, nobody else is harmed."""
+    pair = TransportPair(TcpTransport)
+    yield pair
+    pair.close()
+
+
+@pytest.fixture(autouse=True)
+def others_are_unharmed(pair: TransportPair) -> Iterator[None]:
+    pair.bytes[:] = CANARY
+    pair.receiver.poll()
+    pair.receiver.events.clear()
+    yield
+    pair.receiver.transport.revoke(1)
+    pair.admit(900, (0, 9))
+    pair.bytes[:] = CANARY
+    pieces = pair.fill((9, 0))
+    assert pair.write(900, (0, 9), pieces) is None
+    pair.expect(pieces)
+    pair.receiver.transport.revoke(900)
+
+
+def target(pair: TransportPair) -> TcpHandle:
+    return msgspec.msgpack.decode(pair.handle, type=TcpHandle)
+
+
+def dial(pair: TransportPair, *, greet: bool = True) -> socket.socket:
+    handle = target(pair)
+    sock = socket.create_connection((handle.host, handle.port), TIMEOUT_S)
+    if greet:
+        sock.sendall(framing.hello(handle.token))
+    return sock
+
+
+def closed(sock: socket.socket) -> bool:
+    """Whether the receiver has closed the connection without a word; waits for it."""
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def answer(sock: socket.socket) -> tuple[int, int]:
+    data = b""
+    while len(data) < framing.ANSWER.size:
+        part = sock.recv(framing.ANSWER.size - len(data))
+        assert part, "closed instead of an answer"
+        data += part
+    return framing.parse_answer(data)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reason"),
+    [
+        (framing.hello(b"0" * 16), "wrong token"),
+        (b"GET / HTTP/1.1\r\nHost: here", "magic"),
+        (framing.HELLO.pack(b"EMBF", 2, 1, 0, bytes(16)), "version 2"),
+        (framing.HELLO.pack(b"EMBF", 1, 2, 0, bytes(16)), "kind 2"),
+    ],
+)
+def test_a_bad_greeting_closes_the_connection(
+    pair: TransportPair, caplog: pytest.LogCaptureFixture, greeting: bytes, reason: str
+) -> None:
+    with caplog.at_level(logging.WARNING), dial(pair, greet=False) as sock:
+        sock.sendall(greeting)
+        assert closed(sock)
+    assert reason in caplog.text
+
+
+def test_who_does_not_introduce_itself_is_closed(pair: TransportPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HANDSHAKE_S", 0.05)
+    with dial(pair, greet=False) as sock:
+        assert closed(sock)
+
+
+BAD_HEADS = [
+    framing.HEAD.pack(b"EMBG", 1, 2, 0, 1, 1, 1, 0, 8),
+    framing.HEAD.pack(b"EMBF", 9, 2, 0, 1, 1, 1, 0, 8),
+    framing.HEAD.pack(b"EMBF", 1, 3, 0, 1, 1, 1, 0, 8),
+    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 0, 0, 8),
+    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, framing.MAX_RANGES + 1, 0, 8),
+    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, (1 << 32) - 1, 0, 8),
+    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 1, 0, (1 << 64) - 1),
+    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 1, 0, 8) + struct.pack("!QQ", 0, 7),
+    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 2, 0, 8) + struct.pack("!QQQQ", 0, 9, 0, (1 << 64) - 1),
+]
+
+
+@pytest.mark.parametrize("head", BAD_HEADS)
+def test_a_malformed_frame_closes_the_connection(pair: TransportPair, head: bytes) -> None:
+    pair.admit(1, (0,))
+    with dial(pair) as sock:
+        sock.sendall(head)
+        assert closed(sock)
+    pair.expect()
+
+
+NUMBERS = st.one_of(st.integers(0, 20), st.integers(0, SMALL.region_bytes), st.integers(0, (1 << 64) - 1))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    greet=st.booleans(),
+    epoch=NUMBERS,
+    ranges=st.lists(st.tuples(NUMBERS, NUMBERS), max_size=4),
+    count=st.one_of(st.none(), st.integers(0, (1 << 32) - 1)),
+    payload=st.one_of(st.none(), NUMBERS),
+    junk=st.binary(max_size=200),
+    flip=st.one_of(st.none(), st.integers(0, 300)),
+)
+def test_fuzzed_frames_harm_nobody(
+    pair: TransportPair,
+    greet: bool,
+    epoch: int,
+    ranges: list[tuple[int, int]],
+    count: int | None,
+    payload: int | None,
+    junk: bytes,
+    flip: int | None,
+) -> None:
+    """Block 0 is open to epoch 1; whatever is sent, only its bytes may change."""
+    pair.receiver.transport.revoke(1)
+    pair.admit(1, (0,))
+    total = sum(length for _, length in ranges) if payload is None else payload
+    frame = framing.HEAD.pack(
+        b"EMBF", 1, 2, 0, epoch, 1, len(ranges) if count is None else count, 0, min(total, (1 << 64) - 1)
+    )
+    frame += b"".join(struct.pack("!QQ", *pair) for pair in ranges) + junk
+    if flip is not None:
+        changed = bytearray(frame)
+        changed[flip % len(frame)] ^= 0xFF
+        frame = bytes(changed)
+    with dial(pair, greet=greet) as sock:
+        answered = 0
+        try:
+            sock.sendall(frame)
+            sock.shutdown(socket.SHUT_WR)
+            while part := sock.recv(1 << 16):
+                answered += len(part)
+        except TimeoutError:
+            raise
+        except OSError:  # closed on us, at whatever step: that is an answer too
+            answered = 0
+    assert answered % framing.ANSWER.size == 0
+    pair.receiver.poll()  # raises when the receiver's thread has died
+    for offset, length in SMALL.block_ranges((0,)):
+        pair.bytes[offset : offset + length] = CANARY
+    pair.expect()
+
+
+def test_a_slow_sender_delays_nobody(pair: TransportPair) -> None:
+    pair.admit(1, (0, 1))
+    pieces = pair.fill((1,))
+    frame = framing.head(1, 5, ranges_of(pieces)) + b"".join(piece.source for piece in pieces)
+    with dial(pair) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(frame), 7):
+            sock.sendall(frame[at : at + 7])
+            if at == 70:
+                between = pair.fill((0,))
+                assert pair.write(1, (0,), between) is None
+        assert answer(sock) == (5, framing.WRITTEN)
+    pair.expect(pieces, between)
+
+
+def test_a_connection_cut_in_the_middle_of_a_payload(pair: TransportPair) -> None:
+    pair.admit(1, (1, 2))
+    pieces = pair.fill((1, 2))
+    frame = framing.head(1, 5, ranges_of(pieces)) + b"".join(piece.source for piece in pieces)
+    for cut in (10, 60, len(frame) // 2, len(frame) - 1):
+        with dial(pair) as sock:
+            sock.sendall(frame[:cut])
+            sock.shutdown(socket.SHUT_WR)
+            assert closed(sock)
+    assert pair.write(1, (1, 2), pieces) is None
+    pair.expect(pieces)
+
+
+@pytest.mark.parametrize("how", ["revoke", "close_blocks"])
+def test_a_payload_stops_landing_when_its_window_closes(pair: TransportPair, how: str) -> None:
+    """Half has landed; the rest is discarded, answered as refused, and the connection goes on."""
+    pair.admit(1, (1, 2))
+    pieces = pair.fill((1, 2))
+    payload = b"".join(piece.source for piece in pieces)
+    half = len(payload) // 2
+    with dial(pair) as sock:
+        sock.sendall(framing.head(1, 5, ranges_of(pieces)) + payload[:half])
+        first = SMALL.block_ranges((2,))[0][0]
+        eventually(lambda: bool((pair.bytes[first : first + 200] != CANARY).any()))
+        if how == "revoke":
+            pair.receiver.transport.revoke(1)
+            pair.receiver.revoked(1)
+        else:
+            pair.receiver.transport.close_blocks(1, (2,))
+        pair.bytes[:] = CANARY
+        sock.sendall(payload[half:])
+        assert answer(sock) == (5, framing.REFUSED)
+        pair.expect()
+        pair.admit(2, (3,))
+        sock.sendall(framing.head(2, 6, as_ranges([(3 * SMALL.block_size * 48, 4)])) + b"next")
+        assert answer(sock) == (6, framing.WRITTEN)
+        pair.receiver.transport.revoke(2)
+
+
+def test_a_receive_under_way_holds_up_revocation(pair: TransportPair) -> None:
+    transport = pair.receiver.transport
+    assert isinstance(transport, TcpTransport)
+    assert transport._server is not None
+    pair.admit(1, (0,))
+    revoking = threading.Thread(target=transport.revoke, args=(1,))
+    with transport._server.lock:  # as the receiving thread holds it inside recvmsg_into
+        revoking.start()
+        revoking.join(0.1)
+        assert revoking.is_alive()
+        assert transport.poll() == []
+    revoking.join()
+    assert transport.poll() == [Revoked(1)]
+
+
+def test_a_sender_that_does_not_read_its_answers_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_UNREAD_ANSWERS", 1000)
+    other = TransportPair(TcpTransport)
+    transport = other.receiver.transport
+    assert isinstance(transport, TcpTransport)
+    assert transport._server is not None
+    transport._server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted sockets inherit it
+    frames = framing.head(3, 5, as_ranges([(0, 0)])) * 1000
+    handle = target(other)
+    with socket.socket() as sock:
+        sock.settimeout(TIMEOUT_S)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((handle.host, handle.port))
+        sock.sendall(framing.hello(handle.token))
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            flood(sock, frames)
+    other.close()
+
+
+def flood(sock: socket.socket, frames: bytes) -> None:
+    for _ in range(200):
+        sock.sendall(frames)
+
+
+@pytest.mark.parametrize("open_window", [True, False])
+def test_memory_does_not_grow_with_the_payload(open_window: bool) -> None:
+    large = TransportPair(TcpTransport, LARGE)
+    blocks = tuple(range(64))
+    pieces = large.fill(blocks)
+    large.admit(1, blocks if open_window else (0,))
+    tracemalloc.start()
+    try:
+        error = large.write(1, blocks, pieces)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        large.close()
+    assert (error is None) == open_window
+    assert peak < 1 << 20, f"{peak} bytes allocated at most for a payload of {LARGE.region_bytes}"

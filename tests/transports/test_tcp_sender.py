@@ -1,0 +1,173 @@
+"""The sending side of TCP against receivers that misbehave, and the addresses both sides accept."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import pytest
+
+from embferry.disaggregation.buffers import MultimodalDataBuffers
+from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.disaggregation.tcp import TcpTransport, framing
+from embferry.disaggregation.tcp.conn_multimodal import TcpHandle
+from embferry.testing.pair import SMALL, Endpoint, TransportPair
+
+pytestmark = pytest.mark.integration
+
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture
+def pair() -> Iterator[TransportPair]:
+    pair = TransportPair(TcpTransport)
+    yield pair
+    pair.close()
+
+
+@pytest.fixture
+def impostor() -> Iterator[tuple[socket.socket, bytes]]:
+    """A listener that speaks as the test wants, and its handle."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(TIMEOUT_S)
+        yield listener, msgspec.msgpack.encode(TcpHandle("127.0.0.1", listener.getsockname()[1], bytes(16)))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"nonsense that is long enough", framing.answer(99, 0), framing.answer(1, 7), framing.answer(1, 0)[:-1], b""],
+)
+def test_a_receiver_that_talks_nonsense_is_a_lost_link(
+    impostor: tuple[socket.socket, bytes], pair: TransportPair, reply: bytes
+) -> None:
+    listener, handle = impostor
+    sender = Endpoint(TcpTransport)
+    sender.transport.connect(handle)
+    sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(1)
+        connection.sendall(reply)
+        connection.shutdown(socket.SHUT_WR)
+        error = sender.written(1)
+        assert error is not None
+        assert error.retryable
+        assert sender.lost().handle == handle
+    sender.transport.close()
+
+
+def test_a_lost_link_can_be_connected_again(impostor: tuple[socket.socket, bytes], pair: TransportPair) -> None:
+    listener, handle = impostor
+    sender = Endpoint(TcpTransport)
+    sender.transport.connect(handle)
+    listener.accept()[0].close()
+    sender.lost()
+    sender.transport.connect(handle)
+    sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
+    connection, _ = listener.accept()
+    with connection:
+        connection.sendall(framing.answer(1, framing.WRITTEN))
+        assert sender.written(1) is None
+    sender.transport.close()
+
+
+def test_a_refused_connection_is_an_error_or_a_lost_link(pair: TransportPair) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    handle = msgspec.msgpack.encode(TcpHandle("127.0.0.1", port, bytes(16)))
+    sender = Endpoint(TcpTransport)
+    refused: TransportError | None = None
+    try:
+        sender.transport.connect(handle)
+    except TransportError as error:  # where the kernel knows at once
+        refused = error
+    if refused is None:
+        refused = sender.lost().error
+    assert refused.retryable
+    sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
+    unsent = sender.written(1)
+    assert unsent is not None
+    assert unsent.retryable
+    sender.transport.close()
+
+
+def test_a_receiver_that_never_answers_is_given_up(pair: TransportPair) -> None:
+    """A backlog of nothing, filled: the kernel drops what comes after it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        port = listener.getsockname()[1]
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        handle = msgspec.msgpack.encode(TcpHandle("127.0.0.1", port, bytes(16)))
+        sender = Endpoint(lambda wake: TcpTransport(wake, connect_timeout_s=0.1))
+        sender.transport.connect(handle)
+        sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
+        error = sender.written(1)
+        assert error is not None
+        assert re.search("within 0.1 s", str(error))
+        sender.lost()
+        sender.transport.close()
+        for filler in fillers:
+            filler.close()
+
+
+@pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"host": "localhost"}, {"advertise": "a.host.name"}])
+def test_an_address_peers_cannot_use_is_refused(settings: dict[str, str]) -> None:
+    buffers = MultimodalDataBuffers(SMALL, shared=False)
+    transport = TcpTransport(**settings)  # type: ignore[arg-type]  # only strings are passed here
+    with pytest.raises(LocalProtocolError):
+        transport.register(buffers)
+    transport.close()
+    buffers.close()
+
+
+def test_a_wildcard_listener_advertises_another_address() -> None:
+    other = TransportPair(lambda wake: TcpTransport(wake, host="0.0.0.0", advertise="127.0.0.1"))
+    other.admit(1, (0,))
+    pieces = other.fill((0,))
+    assert other.write(1, (0,), pieces) is None
+    other.expect(pieces)
+    other.close()
+
+
+def test_a_port_in_use_is_a_transport_error(pair: TransportPair) -> None:
+    port = msgspec.msgpack.decode(pair.handle, type=TcpHandle).port
+    buffers, transport = MultimodalDataBuffers(SMALL, shared=False), TcpTransport(port=port)
+    with pytest.raises(TransportError, match="cannot listen"):
+        transport.register(buffers)
+    transport.close()
+    buffers.close()
+
+
+@pytest.mark.parametrize("host", ["not-an-address", "", "127.0.0.1:80", "::1%lo\x00", "0.0.0.0", "::", "224.0.0.1"])
+def test_a_handle_with_a_strange_host_is_refused(pair: TransportPair, host: str) -> None:
+    handle = msgspec.msgpack.encode(TcpHandle(host, 80, bytes(16)))
+    with pytest.raises(TransportError) as caught:
+        pair.sender.transport.connect(handle)
+    assert not caught.value.retryable
+
+
+def test_too_many_pieces_are_refused_here(pair: TransportPair) -> None:
+    pair.admit(1, (0,))
+    pieces = [pair.fill((0,))[0]] * (framing.MAX_RANGES + 1)
+    pair.expect_refused(pair.write(1, (0,), pieces))
+    pair.expect_refused(pair.write(1, (0,), []))
+
+
+def test_a_cursor_moves_over_parts_and_empty_buffers() -> None:
+    cursor = framing.Cursor([memoryview(b"abc"), memoryview(b""), memoryview(b"defgh")])
+    taken = b""
+    while not cursor.done:
+        data = b"".join(cursor.views())
+        taken += data[:2]
+        cursor.advance(min(2, len(data)))
+    assert taken == b"abcdefgh"
+    big = framing.Cursor([memoryview(bytes(framing.CALL_BYTES)), memoryview(b"x")] + [memoryview(b"y")] * 2000)
+    assert sum(view.nbytes for view in big.views()) <= framing.CALL_BYTES
+    big.advance(framing.CALL_BYTES)
+    assert len(big.views()) <= framing.IOV_MAX
+    assert np.sum([view.nbytes for view in big.views()]) == framing.IOV_MAX

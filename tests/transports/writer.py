@@ -1,0 +1,46 @@
+"""A sender in a process of its own that stops in the middle of a write: ``writer.py HANDLE EPOCH BLOCK``.
+
+It copies half of the first piece, says ``inside``, and goes on when it reads a line; then it says what became of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from embferry.disaggregation.base.conn_multimodal import Written
+from embferry.disaggregation.buffers import source_pieces
+from embferry.disaggregation.shm import ShmTransport
+from embferry.testing.pair import LAYOUT, SMALL, embedding
+
+real_copyto = np.copyto
+
+
+def copy_in_two_halves(to: Any, source: Any) -> None:
+    half = source.size // 2
+    real_copyto(to[:half], source[:half])
+    print("inside", flush=True)
+    sys.stdin.readline()
+    real_copyto(to[half:], source[half:])
+
+
+def main() -> None:
+    handle, epoch, block = bytes.fromhex(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    woken = threading.Event()
+    transport = ShmTransport(woken.set)
+    transport.connect(handle)
+    pieces = source_pieces(SMALL, embedding(LAYOUT, 5), 0, 5, (block,), 0)
+    with mock.patch("embferry.disaggregation.shm.link.np.copyto", copy_in_two_halves):
+        transport.write(handle, epoch, (block,), pieces[:1], 1)
+        assert woken.wait(60)
+    (event,) = transport.poll()
+    assert isinstance(event, Written)
+    print("written" if event.error is None else event.error.code, flush=True)
+    transport.close()
+
+
+main()
