@@ -16,6 +16,7 @@ requests a second are all it ever sees. Errors are ``{"error": {"code", "message
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import socketserver
 import sys
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
@@ -33,7 +34,17 @@ from .bootstrap_client import BootstrapClient, HealthWatch, Lease, LeaseKeeper
 from .leases import LeaseTable, Rank, Role, Worker
 from .protocol.errors import CapacityError, LocalProtocolError, TransportError
 
-__all__ = ["BootstrapClient", "BootstrapServer", "HealthWatch", "Lease", "LeaseKeeper", "LeaseTable", "Rank", "Worker"]
+__all__ = [
+    "BootstrapClient",
+    "BootstrapServer",
+    "HealthWatch",
+    "Lease",
+    "LeaseKeeper",
+    "LeaseTable",
+    "Rank",
+    "Worker",
+    "run",
+]
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +61,7 @@ class _Route(Rank, frozen=True, kw_only=True):
     role: Literal["Encode"]
 
 
-class _Refused(Exception):
+class _RequestError(Exception):
     def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -133,13 +144,16 @@ class BootstrapServer:
             return self._table.workers(self._clock(), role)
 
     def _answer(self, method: str, target: str, body: bytes) -> Answer:
-        url = urlsplit(target)
+        try:
+            url = urlsplit(target)
+        except ValueError as error:
+            raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_path", str(error)) from error
         head, _, tail = url.path.removeprefix("/").partition("/")
         verbs = _VERBS.get((head, bool(tail)))
         if verbs is None:
-            raise _Refused(HTTPStatus.NOT_FOUND, "unknown_path", f"there is nothing at {url.path}")
+            raise _RequestError(HTTPStatus.NOT_FOUND, "unknown_path", f"there is nothing at {url.path}")
         if method not in verbs:
-            raise _Refused(
+            raise _RequestError(
                 HTTPStatus.METHOD_NOT_ALLOWED, "unknown_method", f"{url.path} answers {' and '.join(verbs)} only"
             )
         query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
@@ -154,7 +168,7 @@ class BootstrapServer:
     def _put_worker(self, tail: str, _query: dict[str, str], body: bytes) -> Answer:
         worker = _decoded(body, Worker)
         if worker.id != tail:
-            raise _Refused(HTTPStatus.BAD_REQUEST, "invalid_worker", f"worker {worker.id!r} at the path of {tail!r}")
+            raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_worker", f"worker {worker.id} at the path of {tail}")
         new = self._table.put(worker, self._clock())
         if new:
             log.info("%s worker %s registered at %s", worker.role, worker.id, worker.url or worker.endpoint)
@@ -163,15 +177,16 @@ class BootstrapServer:
 
     def _delete_worker(self, tail: str, _query: dict[str, str], _body: bytes) -> Answer:
         if not self._table.remove(tail):
-            raise _Refused(HTTPStatus.NOT_FOUND, "unknown_worker", f"no worker {tail!r} is registered")
+            raise _RequestError(HTTPStatus.NOT_FOUND, "unknown_worker", f"no worker {tail!r} is registered")
         log.info("worker %s left", tail)
         return HTTPStatus.OK, {"removed": tail}
 
     def _get_workers(self, _tail: str, query: dict[str, str], _body: bytes) -> Answer:
         role = query.get("role")
-        if role is not None and role not in get_args(Role):
-            raise _Refused(HTTPStatus.BAD_REQUEST, "invalid_query", f"role is encode or language, not {role!r}")
-        return HTTPStatus.OK, {"workers": self._table.workers(self._clock(), role)}
+        known: dict[str | None, Role | None] = {None: None, "encode": "encode", "language": "language"}
+        if role not in known:
+            raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_query", f"role is encode or language, not {role!r}")
+        return HTTPStatus.OK, {"workers": self._table.workers(self._clock(), known[role])}
 
     def _put_route(self, _tail: str, _query: dict[str, str], body: bytes) -> Answer:
         route = _decoded(body, _Route)
@@ -190,7 +205,21 @@ class BootstrapServer:
             found = self._table.route(rank, group, now)
             if found is not None:
                 return HTTPStatus.OK, {"rank_ip": found.rank_ip, "rank_port": found.rank_port}
-        raise _Refused(HTTPStatus.NOT_FOUND, "unknown_rank", f"no encode rank {rank} of group {group} has registered")
+        raise _RequestError(HTTPStatus.NOT_FOUND, "unknown_rank", f"no encode rank {rank} of group {group} is known")
+
+
+def run(host: str, port: int, lease_seconds: float) -> None:
+    """Serves until SIGTERM; or until Ctrl-C, which comes out as ``KeyboardInterrupt``. Call it on the main thread.
+
+    :raises TransportError: the address cannot be bound.
+    """
+    terminated = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    try:
+        with BootstrapServer(host, port, lease_seconds=lease_seconds):
+            terminated.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # (first part of the path, whether more follows) -> method -> what answers it
@@ -206,13 +235,13 @@ def _decoded(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _Refused(HTTPStatus.BAD_REQUEST, "invalid_body", str(error)) from error
+        raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_body", str(error)) from error
 
 
 def _integer(query: dict[str, str], name: str) -> int:
     text = query.get(name, "")
     if len(text) > 9 or not text.removeprefix("-").isdecimal():
-        raise _Refused(HTTPStatus.BAD_REQUEST, "invalid_query", f"{name} is a whole number, not {text[:32]!r}")
+        raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_query", f"{name} is a whole number, not {text[:32]!r}")
     return int(text)
 
 
@@ -269,18 +298,17 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     timeout = IDLE_SECONDS
+    default_request_version = "HTTP/1.0"  # not 0.9, whose answers have no status line
     server_version = "embferry-bootstrap"
     sys_version = ""
 
     def _serve(self) -> None:
         try:
             status, content = self.server.answer(self.command, self.path, self._body())
-        except _Refused as refused:
+        except _RequestError as refused:
             self._refuse(refused.status, refused.code, str(refused))
         except CapacityError as error:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, error.code, error.detail)
-        except ValueError as error:  # urlsplit's, for a target such as "http://["
-            self._refuse(HTTPStatus.BAD_REQUEST, "invalid_path", str(error))
         else:
             self._send(status, content)
 
@@ -289,11 +317,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers or not length.isdecimal():
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "length_required", "a body needs a Content-Length")
+            raise _RequestError(HTTPStatus.LENGTH_REQUIRED, "length_required", "a body needs a Content-Length")
         if len(length) > 9 or int(length) > MAX_BODY_BYTES:
-            raise _Refused(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"a body has {MAX_BODY_BYTES} bytes at most"
-            )
+            raise _RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"at most {MAX_BODY_BYTES} bytes")
         body = self.rfile.read(int(length))
         if len(body) < int(length):
             raise ConnectionResetError("the body ended early")

@@ -84,7 +84,7 @@ class BootstrapClient:
         return self._decoded(self._ok("PUT", f"/workers/{quote(worker.id, safe='')}", worker), Lease)
 
     def renew(self, worker: Worker) -> Lease:
-        """Begins the lease anew. The same call as :meth:`register`: a server that was restarted learns of the worker."""
+        """Begins the lease anew. The same call as :meth:`register`: a restarted server learns of the worker."""
         return self.register(worker)
 
     def remove(self, worker_id: str) -> bool:
@@ -148,9 +148,7 @@ class BootstrapClient:
             response = connection.getresponse()
             body = response.read(MAX_ANSWER_BYTES + 1)
         except OSError as error:
-            raise TransportError(
-                f"the bootstrap server at {self.url} cannot be reached ({error}); is it up?"
-            ) from error
+            raise TransportError(f"the bootstrap server at {self.url} is out of reach ({error})") from error
         except http.client.HTTPException as error:
             raise RemoteProtocolError(f"what answers at {self.url} is not a bootstrap server: {error!r}") from error
         finally:
@@ -184,8 +182,10 @@ def _message(body: bytes) -> str:
 
 
 class LeaseKeeper:
-    """A thread that keeps one worker on the list: renews at a third of the lease, says the load, returns after an outage
-    or a restart of the server. The worker goes on while the server is away; one warning is logged for each outage.
+    """A thread that keeps one worker on the list: renews at a third of the lease and says the load.
+
+    It puts the worker back after an outage or a restart of the server. The worker goes on meanwhile; one warning is
+    logged for each outage.
 
     :param load: requests in progress; called on the keeper's thread before each renewal.
     """

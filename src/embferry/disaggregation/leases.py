@@ -1,7 +1,7 @@
 """Which workers are there: a table of leases. Pure: no sockets, no clock; the time is an argument, in seconds.
 
-A worker that does not renew its lease is gone, whatever the reason. Ranks that register in SGLang's way (``PUT /route``)
-know no leases: they stay until they register again.
+A worker that does not renew its lease is gone, whatever the reason. Ranks that register in SGLang's way, by
+``PUT /route``, know no leases: they stay until they register again.
 """
 
 from __future__ import annotations

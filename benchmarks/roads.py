@@ -1,6 +1,6 @@
 """Goodput of one 64 MiB write between two processes, beside the limit of its road.
 
-Run ``python tests/transports/goodput.py``. Each transport takes turns with its limit, write by write, so that what else
+Run ``python benchmarks/roads.py``. Each transport takes turns with its limit, write by write, so that what else
 the machine does falls on both alike.
 """
 

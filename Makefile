@@ -1,0 +1,55 @@
+# Every target sets up what it needs: .venv at the versions of constraints.txt, made anew when they change.
+PYTHON ?= python3
+PY := .venv/bin/python
+BIN := .venv/bin
+
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test test-fast test-integration lint format docs bench clean
+.DEFAULT_GOAL := help
+
+help: ## show this
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make .venv; instant when it is up to date
+	@$(PYTHON) scripts/setup_env.py
+
+demo: setup ## ask real questions about real pictures, across two workers
+	@$(PY) examples/demo.py
+
+test: test-fast test-integration ## every test: the fast ones, then those with real processes and sockets
+
+test-fast: setup ## no processes, no sockets, no waiting
+	@$(PY) -m pytest -m "not integration" -n 2 --dist worksteal
+
+test-integration: setup
+	@$(PY) -m pytest -m integration
+
+lint: setup ## style, types, imports, names, lengths, generated documents
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(PY) scripts/check_names.py
+	$(PY) scripts/check_lengths.py
+	$(PY) scripts/draw_states.py --check
+	$(PY) scripts/document_settings.py --check
+	$(PY) scripts/document_errors.py --check
+
+format: setup ## mend what can be mended by a program
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup ## write the generated documents
+	$(PY) scripts/draw_states.py
+	$(PY) scripts/document_settings.py
+	$(PY) scripts/document_errors.py
+
+bench: setup ## measure the transports on this machine
+	@$(PY) benchmarks/roads.py
+	@$(PY) benchmarks/transfers.py
+
+clean: ## remove everything that was made here
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

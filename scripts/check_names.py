@@ -1,0 +1,169 @@
+"""The origin's verification checklist as a program: are its names where its users look for them?
+
+    python scripts/check_names.py [root]
+
+Prints every check with its outcome; ends with 1 if one is MISSING. What must be there: ``scripts/required_names.py``.
+A transport's names are asked for once its folder exists.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import required_names as required
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "src/embferry/disaggregation"
+TEXTS = ("*.py", "*.md", "*.toml", "*.yaml", "*.yml", "Makefile")
+SEARCHED = ("src", "tests", "training", "examples", "docs", ".github")
+SPELLED_OUT = ("required_names.py", "test_check_names.py")  # they have to name the old words
+
+Check = tuple[str, bool]
+
+
+def main(root: Path) -> int:
+    """Prints the checks of the tree at ``root``; answers the exit status."""
+    checks = list(all_checks(root))
+    for what, holds in checks:
+        print(f"{'ok     ' if holds else 'MISSING'}  {what}")
+    missing = sum(not holds for _, holds in checks)
+    print(f"names: {len(checks)} checked, {missing} missing")
+    return 1 if missing else 0
+
+
+def all_checks(root: Path) -> Iterator[Check]:
+    """(what, whether it holds) for every required name of the tree at ``root``."""
+    package = root / PACKAGE
+    yield from importable(package)
+    yield from members(package)
+    yield from methods(package)
+    texts = "\n".join(path.read_text() for path in sorted(package.rglob("*.py")))
+    flat = re.sub(r'"\s*\n?\s*f?"', "", texts)  # a phrase may be a string literal broken over two lines
+    yield from ((f"the word {word}", word in texts) for word in required.WORDS)
+    yield from ((f'the log says "{phrase}"', phrase in flat) for phrase in required.PHRASES)
+    yield from old_words(root)
+
+
+def importable(package: Path) -> Iterator[Check]:
+    for file, names in required.IMPORTABLE.items():
+        if expected(package, file):
+            yield from ((f"{file}: {name}", find(package / file, name) is not None) for name in names)
+
+
+def members(package: Path) -> Iterator[Check]:
+    for (file, name), fields in required.FIELDS.items():
+        found = find(package / file, name)
+        yield f"{file}: {name}({', '.join(f for f, _ in fields)})", found is not None and annotated(found) == fields
+    for (file, name), attributes in required.ATTRIBUTES.items():
+        if expected(package, file):
+            found = find(package / file, name)
+            has = attributes_of(found) if found else set()
+            yield from ((f"{file}: {name}.{attribute}", attribute in has) for attribute in attributes)
+    for (file, name), values in required.STATUSES.items():
+        found = find(package / file, name)
+        yield f"{file}: {name} is {values}", found is not None and assigned(found) == values
+
+
+def methods(package: Path) -> Iterator[Check]:
+    for (file, name), wanted in required.METHODS.items():
+        if not expected(package, file):
+            continue
+        found = find(package / file, name)
+        for method, parameters in wanted.items():
+            has = signatures(found).get(method) if found else None
+            shown = "(…)" if parameters is None else f"({', '.join(f'{p}={d}' if d else p for p, d in parameters)})"
+            yield f"{file}: {name}.{method}{shown}", has is not None and parameters in (None, has)
+
+
+def old_words(root: Path) -> Iterator[Check]:
+    for word in required.OLD_WORDS:
+        where = [str(path.relative_to(root)) for path in searched(root) if word in path.read_text().lower()]
+        yield f'the old word "{word}" is nowhere' + (f", but in {', '.join(where)}" if where else ""), not where
+
+
+def searched(root: Path) -> Iterator[Path]:
+    folders = [root / name for name in SEARCHED if (root / name).is_dir()]
+    paths = [path for folder in folders for pattern in TEXTS for path in folder.rglob(pattern)]
+    paths += [path for pattern in TEXTS for path in root.glob(pattern)]
+    for path in paths:
+        if "migrat" not in str(path.relative_to(root)).lower() and path.name not in SPELLED_OUT:
+            yield path
+
+
+def expected(package: Path, file: str) -> bool:
+    """A transport's names are required when there is such a transport."""
+    return file != required.MOONCAKE or (package / file).parent.is_dir()
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text() if path.is_file() else "")
+
+
+def find(path: Path, name: str) -> ast.ClassDef | None:
+    """The class that ``from <path> import <name>`` gives, followed through relative imports."""
+    for node in tree_of(path).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+        if isinstance(node, ast.ImportFrom) and node.level:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return find(source(path, node), alias.name)
+    return None
+
+
+def source(path: Path, node: ast.ImportFrom) -> Path:
+    base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+
+
+def annotated(node: ast.ClassDef) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (item.target.id, ast.unparse(item.value) if item.value else "")
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    )
+
+
+def assigned(node: ast.ClassDef) -> dict[str, str]:
+    return {
+        target.id: ast.unparse(item.value)
+        for item in node.body
+        if isinstance(item, ast.Assign)
+        for target in item.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def attributes_of(node: ast.ClassDef) -> set[str]:
+    own = {name for name, _ in annotated(node)} | set(assigned(node)) | set(signatures(node))
+    on_self = {
+        item.attr
+        for item in ast.walk(node)
+        if isinstance(item, ast.Attribute) and isinstance(item.ctx, ast.Store) and ast.unparse(item.value) == "self"
+    }
+    return own | on_self
+
+
+def signatures(node: ast.ClassDef) -> dict[str, tuple[tuple[str, str], ...]]:
+    return {
+        item.name: parameters_of(item.args)
+        for item in node.body
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def parameters_of(arguments: ast.arguments) -> tuple[tuple[str, str], ...]:
+    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+    defaults = [ast.unparse(default) for default in arguments.defaults]
+    padded = [""] * (len(names) - len(defaults)) + defaults
+    return tuple(zip(names, padded, strict=True))[1:]  # without self
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT))

@@ -1,0 +1,87 @@
+"""Writes docs/configuration.md from the settings' own models. ``--check`` only compares: 1 if the page is stale."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from embferry.cli.options import default_text
+from embferry.serve.config import SECTIONS, Settings
+from embferry.serve.config_names import CONFIG_ENV, FIELDS, SGLANG_ALIASES, Key, dotted, env_name, flag_name
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+
+EXAMPLE: Key = ("transfer", "num_blocks")
+
+HEAD = f"""# Configuration
+
+Generated from the code by `python scripts/document_settings.py`; edits here are lost.
+
+Every setting has one name, written three ways: `{dotted(EXAMPLE)}` in the file is
+`{env_name(EXAMPLE)}` in the environment and `{flag_name(EXAMPLE)}` on the command
+line. A command's own settings may be given without its name: `embferry router --port 8080` is `--router-port 8080`.
+
+Flags win over the environment, the environment over the file, the file over the defaults. The file is YAML, named by
+`--config FILE` or `{CONFIG_ENV}`; all processes of a deployment can share it:
+
+```yaml
+model: shapes
+transfer:
+  num_blocks: 128
+media:
+  allowed_hosts: [images.example.com]
+```
+
+In the environment and on the command line a list is written `a,b`. An unknown name or a bad value ends the command with
+status 2 and a line that says where it was given and what is wrong with it.
+"""
+
+ALIASES = """## Variables of SGLang
+
+Read where the variable of ours is not set, with a notice on stderr.
+
+| variable | read as |
+|---|---|
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD, _section("Every process", Settings, ())]
+    parts += [_section(f"`{name}`", model, (name,)) for name, model in SECTIONS.items()]
+    rows = (
+        f"| `{old}` | {f'`{dotted(key)}`' if key else 'checked, without effect'} |"
+        for old, key in SGLANG_ALIASES.items()
+    )
+    return "\n".join([*parts, ALIASES + "\n".join(rows) + "\n"])
+
+
+def _section(title: str, model: type[Any], path: Key) -> str:
+    intro = " ".join((model.__doc__ or "").split()) if path else "Settings at the top of the file."
+    rows = [
+        f"| `{dotted(key)}` | {_default(key)} | {' '.join((field.description or '').split())} |"
+        for key, field in FIELDS.items()
+        if key[:-1] == path
+    ]
+    return "\n".join([f"## {title}\n", f"{intro}\n", "| setting | default | meaning |", "|---|---|---|", *rows, ""])
+
+
+def _default(key: Key) -> str:
+    text = default_text(key)
+    return f"`{text}`" if text else "–"
+
+
+def main() -> int:
+    wanted = page()
+    if "--check" in sys.argv[1:]:
+        if PAGE.is_file() and PAGE.read_text("utf-8") == wanted:
+            return 0
+        print(f"{PAGE} is not what the code says; run python {sys.argv[0]}", file=sys.stderr)
+        return 1
+    PAGE.write_text(wanted, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

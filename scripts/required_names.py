@@ -1,0 +1,110 @@
+"""The names that users of the origin know, and where each has to be: the data of ``check_names.py``.
+
+The origin is SGLang's resumable embedding transfer ("Resume-based Terminology", v3.0).
+"""
+
+from __future__ import annotations
+
+BASE = "base/conn_multimodal.py"
+CONNECTION = "common/conn_multimodal.py"
+LANGUAGE = "multimodal_language.py"
+EMBEDDING = "multimodal_embedding.py"
+UTILS = "utils.py"
+MESSAGES = "protocol/messages.py"
+ERRORS = "protocol/errors.py"
+BOOTSTRAP = "bootstrap.py"
+MOONCAKE = "mooncake/conn_multimodal.py"
+
+# file -> what can be imported from it
+IMPORTABLE: dict[str, tuple[str, ...]] = {
+    UTILS: ("MetadataAllocation", "ReqToMetadataBlockAllocator", "MultimodalDataBuffers"),
+    BASE: ("KVPoll",),
+    CONNECTION: ("EmbeddingReceiver", "EmbeddingSender"),
+    LANGUAGE: ("MultimodalLanguageRequest", "MultimodalLanguagePreallocQueue", "MultimodalLanguageTransferQueue"),
+    EMBEDDING: ("MultimodalEmbeddingBootstrapQueue",),
+    ERRORS: ("EmbeddingTransferError",),
+    BOOTSTRAP: ("BootstrapServer",),
+    MOONCAKE: (
+        "MooncakeEmbeddingManager",
+        "MooncakeEmbeddingSender",
+        "MooncakeEmbeddingReceiver",
+        "MooncakeEmbeddingBootstrapServer",
+        "TransferEmbeddingInfo",
+        "TransferEmbeddingChunk",
+        "EmbeddingArgsRegisterInfo",
+    ),
+}
+
+# (file, class) -> its annotated fields in order, each with its default as source text; "" for none
+FIELDS: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
+    (LANGUAGE, "MultimodalLanguageRequest"): (
+        ("req", ""),
+        ("embedding_receiver", ""),
+        ("waiting_for_input", "False"),
+        ("current_allocation", "None"),
+        ("total_embedding_length", "-1"),
+        ("transferred_tokens", "0"),
+        ("buffered_chunks", "None"),
+        ("needs_resume", "False"),
+    ),
+}
+
+# (file, class) -> names that are fields, properties or attributes of it, in any order
+ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
+    (MESSAGES, "Grant"): ("sent_tokens", "allocated_tokens"),
+    (CONNECTION, "EmbeddingReceiver"): ("transferred_tokens", "buffered_chunks", "needs_resume"),
+    (UTILS, "MultimodalDataBuffers"): ("aux_datas",),
+    (MOONCAKE, "TransferEmbeddingInfo"): ("sent_tokens",),
+}
+
+# (file, enum) -> name: value as source text
+STATUSES: dict[tuple[str, str], dict[str, str]] = {
+    (BASE, "KVPoll"): {
+        "Failed": "0",
+        "Bootstrapping": "1",
+        "WaitingForInput": "2",
+        "Transferring": "3",
+        "Success": "4",
+    },
+}
+
+# (file, class) -> method: its parameters without self, each with its default as source text; None for any
+METHODS: dict[tuple[str, str], dict[str, tuple[tuple[str, str], ...] | None]] = {
+    (CONNECTION, "EmbeddingReceiver"): {
+        "resume_transfer": (("allocation", "None"), ("sent_tokens", "0")),
+        "init": None,
+        "poll": (),
+        "clear": (),
+        "abort": None,
+        "failure_exception": (),
+    },
+    (CONNECTION, "EmbeddingSender"): {
+        "init": None,
+        "send_embedding": None,
+        "poll": (),
+        "clear": (),
+        "abort": None,
+        "failure_exception": (),
+    },
+    (LANGUAGE, "MultimodalLanguagePreallocQueue"): {"pop_preallocated": None},
+    (LANGUAGE, "MultimodalLanguageTransferQueue"): {"pop_transferred": None},
+    (MOONCAKE, "MooncakeEmbeddingReceiver"): {"resume_transfer": (("allocation", "None"), ("sent_tokens", "0"))},
+}
+
+# Words that must occur somewhere under disaggregation/
+WORDS = (
+    "bootstrap_room",
+    "chunk_info",
+    "input_embeddings",
+    "fill_ids",
+    "mrope_positions",
+    "aux_datas",
+    "deepstack_embeddings",
+    "resumed transfer",
+)
+
+# What the log says, so that the origin's searches find it
+PHRASES = ("needs resume for remaining data", "Sent resume transfer request", "completed with resumed transfer")
+
+# The older family of names. Allowed in migration material only.
+OLD_WORDS = ("continuation", "partial_data", "received_tokens")
