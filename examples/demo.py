@@ -1,0 +1,150 @@
+"""Asks real questions about real pictures and a video, across two workers, and compares with one undivided process.
+
+The embeddings cross through a receive pool far smaller than they are, once over shared memory and once over TCP. Ends
+with status 0 if every answer is true and is, token by token, what the undivided model says.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from embferry.serve.config import ServeSettings, Settings, TransferSettings
+from embferry.serve.encode.wire import EncodeItem
+from embferry.serve.supervisor import LocalCluster
+from embferry.serve.undivided import Undivided, UndividedAnswer
+
+MEDIA = Path(__file__).parent / "media"
+ROADS = ("shm", "tcp")
+BLOCKS, BLOCK_SIZE = 2, 8
+POOL = BLOCKS * BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its pictures or video, and the true answer."""
+
+    media: tuple[Path, ...]
+    text: str
+    truth: str
+
+    @property
+    def items(self) -> list[EncodeItem]:
+        return [EncodeItem(_kind(path), path.read_bytes()) for path in self.media]
+
+    @property
+    def message(self) -> dict[str, Any]:
+        parts: list[dict[str, Any]] = []
+        for path in self.media:
+            kind = f"{_kind(path)}_url"
+            data = base64.b64encode(path.read_bytes()).decode()
+            parts.append({"type": kind, kind: {"url": f"data:application/octet-stream;base64,{data}"}})
+        return {"role": "user", "content": [*parts, {"type": "text", "text": self.text}]}
+
+
+def _kind(path: Path) -> Any:
+    return "video" if path.suffix == ".mp4" else "image"
+
+
+def questions() -> list[Question]:
+    """Those of ``examples/media/questions.json``."""
+    found = json.loads((MEDIA / "questions.json").read_text())
+    return [Question(tuple(MEDIA / name for name in q["media"]), q["question"], q["answer"]) for q in found]
+
+
+def say(text: str = "", *, end: str = "\n") -> None:
+    print(text, end=end, flush=True)
+
+
+def undivided(asked: Sequence[Question], settings: Settings) -> list[UndividedAnswer]:
+    """Loads the whole model into this process and answers everything."""
+    say("1. One process, the undivided model: ", end="")
+    began = time.monotonic()
+    model = Undivided(settings)
+    answers = []
+    for question in asked:
+        answers.append(model.answer(question.items, question.text))
+        say(".", end="")
+    say(f" {len(answers)} answers in {time.monotonic() - began:.0f} s")
+    return answers
+
+
+def across(road: str, number: int, asked: Sequence[Question], expected: Sequence[UndividedAnswer]) -> bool:
+    """Asks everything of a cluster whose workers are joined by ``road``; whether all was true and the same."""
+    say(f"\n{number}. Two workers, embeddings over {road}, receive pool of {POOL} tokens: ", end="")
+    began = time.monotonic()
+    with LocalCluster(cluster_settings(road)) as cluster:
+        cluster.wait_ready(120)
+        say(f"ready in {time.monotonic() - began:.0f} s\n")
+        say(
+            f"   {'picture or video':<26}{'question':<42}{'answer':<14}{'tokens':>6}  {'transfers':<26}same as undivided"
+        )
+        with httpx.Client(base_url=cluster.url, timeout=60, trust_env=False) as client:
+            fine = [ask(client, question, one) for question, one in zip(asked, expected, strict=True)]
+    return all(fine)
+
+
+def ask(client: httpx.Client, question: Question, expected: UndividedAnswer) -> bool:
+    """One question to the router; prints its line."""
+    response = client.post("/v1/chat/completions", json={"model": "shapes", "messages": [question.message]})
+    body = response.json()
+    if response.status_code != 200:
+        say(f"   {question.text}: {response.status_code} {body['error']['message']}")
+        return False
+    answer = body["choices"][0]["message"]["content"]
+    transfer, tokens = body["embferry"]["transfer"], tuple(body["embferry"]["tokens"])
+    same, true = tokens == expected.tokens and answer == expected.text, answer == question.truth
+    names = ", ".join(path.name for path in question.media)
+    how = f"{transfer['initial']} initial + {transfer['resumed']} resumed"
+    verdict = ("yes" if same else f"NO: {expected.text!r}") + ("" if true else f"; WRONG, it is {question.truth}")
+    say(f"   {names:<26}{question.text:<42}{answer:<14}{transfer['total_tokens']:>6}  {how:<26}{verdict}")
+    return same and true
+
+
+def cluster_settings(road: str) -> Settings:
+    """One encode and one language worker, any free ports, a tiny pool."""
+    base = Settings()
+    transfer = TransferSettings.model_validate({"transports": [road], "num_blocks": BLOCKS, "block_size": BLOCK_SIZE})
+    return base.model_copy(
+        update={
+            "log_level": "error",
+            "transfer": transfer,
+            "serve": ServeSettings(),
+            "router": base.router.model_copy(update={"port": 0}),
+            "bootstrap": base.bootstrap.model_copy(update={"port": 0}),
+        }
+    )
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.ERROR)
+    asked = questions()
+    say("embferry: embeddings cross from the worker that sees to the worker that speaks.\n")
+    expected = undivided(asked, cluster_settings(ROADS[0]))
+    fine = [across(road, number, asked, expected) for number, road in enumerate(ROADS, start=2)]
+    longest = max(answer.visual_tokens for answer in expected)
+    say()
+    if not all(fine):
+        say("Something is not as it should be; see above.")
+        return 1
+    say(
+        f"Every answer is true, and the same as the undivided model's, token by token. The longest embedding has {longest}"
+    )
+    say(f"tokens, {longest / POOL:.0f} times the receive pool. Nothing was left behind.")
+    say("\nNow try it yourself:")
+    say("   .venv/bin/embferry serve")
+    say(f'   .venv/bin/embferry ask -v {asked[0].media[0].relative_to(Path.cwd())} "{asked[0].text}"')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""``embferry ask IMAGE… "question"``: one question to a running router, the answer printed as it comes."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embferry.cli.options import fail
+from embferry.serve.config import RouterSettings
+from embferry.serve.config_names import env_name
+
+if TYPE_CHECKING:
+    import httpx
+
+DEFAULT_URL = f"http://127.0.0.1:{RouterSettings().port}"
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
+_URLS = ("http://", "https://", "data:", "file:")
+_NOT_THERE = "nothing answers at {url} ({reason}). Start a router with: embferry serve"
+
+
+def command(
+    words: Annotated[
+        list[str], typer.Argument(metavar="[IMAGE|VIDEO]... QUESTION", help="Files or URLs, then the question.")
+    ],
+    url: Annotated[str, typer.Option(help="Where the router answers.", metavar="URL")] = DEFAULT_URL,
+    model: Annotated[str, typer.Option(help="Model to ask; the one the router serves if empty.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer; 0 leaves it to the router.")] = 0,
+    api_key: Annotated[str, typer.Option(help="The router's key.", envvar=env_name(("router", "api_key")))] = "",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also tell how the embeddings travelled.")] = False,
+) -> None:
+    """Ask a question about pictures and videos."""
+    import httpx
+
+    *media, question = words
+    content = [*map(part, media), {"type": "text", "text": question}]
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    timeout = httpx.Timeout(None, connect=5)
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client:
+            body = {"model": model or _served(client), "stream": True, "stream_options": {"include_usage": True}}
+            body |= {"max_tokens": max_tokens} if max_tokens else {}
+            body["messages"] = [{"role": "user", "content": content}]
+            extension = _answer(client, body)
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        fail(_NOT_THERE.format(url=url, reason=error), status=1)
+    except httpx.HTTPError as error:
+        fail(f"the router at {url} broke off: {error or type(error).__name__}", status=1)
+    if verbose:
+        typer.echo(transfers(extension), err=True)
+
+
+def part(word: str) -> dict[str, Any]:
+    """A part of a message for a file or URL; what it is, its name says. Ends the process if there is no such file."""
+    kind = "video_url" if Path(word.partition("?")[0]).suffix.lower() in VIDEO_SUFFIXES else "image_url"
+    if word.lower().startswith("data:video/"):
+        kind = "video_url"
+    if not word.lower().startswith(_URLS):
+        try:
+            data = Path(word).expanduser().read_bytes()
+        except OSError as error:
+            fail(f"{word}: {error.strerror or error} (the question comes last, in quotes)")
+        # The router tells formats by their bytes; the type here is for whoever reads along.
+        word = f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
+    return {"type": kind, kind: {"url": word}}
+
+
+def transfers(extension: dict[str, Any]) -> str:
+    """One line about the transfer behind an answer."""
+    transfer = extension.get("transfer")
+    if not transfer:
+        return "no transfer: the question was of text alone"
+    tokens, size = transfer.get("total_tokens", 0), transfer.get("bytes", 0)
+    counts = f"{transfer.get('initial', 0)} initial and {transfer.get('resumed', 0)} resumed"
+    road = transfer.get("transport", "an unknown road")
+    return f"{tokens:,} tokens ({size:,} bytes) in {counts} transfers over {road}, room {extension.get('room')}"
+
+
+def _served(client: httpx.Client) -> str:
+    response = client.get("/v1/models")
+    _check(response)
+    return str(response.json()["data"][0]["id"])
+
+
+def _answer(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+    """Prints the answer as it comes. Returns the field ``embferry`` of its last part."""
+    extension: dict[str, Any] = {}
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        _check(response)
+        for chunk in _chunks(response):
+            if "error" in chunk:
+                typer.echo()
+                fail(chunk["error"]["message"], status=1)
+            for choice in chunk["choices"]:
+                typer.echo(choice["delta"].get("content") or "", nl=False)
+            extension = chunk.get("embferry", extension)
+    typer.echo()
+    return extension
+
+
+def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        if line.startswith("data: ") and line != "data: [DONE]":
+            yield json.loads(line.removeprefix("data: "))
+
+
+def _check(response: httpx.Response) -> None:
+    """Ends the process with the router's reason unless it answered 200."""
+    if response.status_code == 200:
+        return
+    response.read()
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = f"status {response.status_code}; is {response.url} a router?"
+    fail(message, status=1)

@@ -1,0 +1,22 @@
+"""``embferry bootstrap``: who is where."""
+
+from __future__ import annotations
+
+from embferry.cli.options import fail, settings_command
+from embferry.observe.logs import configure
+from embferry.serve.config import Settings
+
+
+def _run(settings: Settings) -> None:
+    """Start the bootstrap server: it knows who is where."""
+    configure(settings.log_level, settings.log_format)
+    from embferry.disaggregation.bootstrap import run
+    from embferry.disaggregation.protocol.errors import TransportError
+
+    try:
+        run(settings.host, settings.bootstrap.port, settings.bootstrap.lease)
+    except TransportError as error:
+        fail(error.detail, status=1)
+
+
+command = settings_command(("bootstrap",), ("", "bootstrap"), _run)

@@ -1,0 +1,33 @@
+"""``embferry``: the list of verbs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from embferry.cli import ask, bootstrap, encode, language, router, serve, version
+
+app = typer.Typer(
+    name="embferry",
+    help="Vision-language models served in separate workers: pictures are encoded in one, answered about in another.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _verb in (serve, router, encode, language, bootstrap, ask, version):
+    app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
+
+
+def run() -> None:
+    """Entry point. Ctrl-C ends with status 130, a closed pipe (``embferry ask … | head``) with 141."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,94 @@
+"""Command line options made from the settings: same names, help and defaults as everywhere else.
+
+Options are handed on as text; what they mean and whether they are right is decided once, by the settings' own models.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+
+import typer
+
+from embferry.serve.config import Settings
+from embferry.serve.config_load import ConfigError, Loaded, load
+from embferry.serve.config_names import FIELDS, Key, flag_name
+
+BAD_USAGE = 2
+"""Exit status for anything wrong with how the command was called."""
+
+CONFIG_HELP = "YAML file with settings. Flags win over the environment, the environment over the file."
+
+
+def default_text(key: Key) -> str:
+    """The default as it would be typed; empty for "none"."""
+    value = FIELDS[key].default
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _option(key: Key, own: tuple[str, ...]) -> Any:
+    text = " ".join((FIELDS[key].description or "").split())
+    names = [flag_name(key)]
+    if len(key) > 1 and key[0] in own:
+        names.insert(0, flag_name(key[1:]))
+    panel = f"{key[0]} settings" if len(key) > 1 else "Settings of every process"
+    default = default_text(key)
+    described = f"{text} [default: {default}]" if default else text
+    return typer.Option(*names, help=described, show_default=False, metavar=_metavar(key), rich_help_panel=panel)
+
+
+def _metavar(key: Key) -> str:
+    """The values there are, if they can be counted."""
+    annotation = FIELDS[key].annotation
+    return "|".join(map(str, get_args(annotation))) if get_origin(annotation) is Literal else "VALUE"
+
+
+def settings_command(
+    own: tuple[str, ...], sections: tuple[str, ...], body: Callable[[Settings], None]
+) -> Callable[..., None]:
+    """A command that takes ``--config`` and one option for every setting of ``sections``, and calls ``body``.
+
+    Args:
+        own: the sections whose options may be given without their name in front.
+        sections: sections whose settings are of use to the command; "" are the settings of every process.
+    """
+    keys = {"__".join(key): key for key in FIELDS if (key[0] if len(key) > 1 else "") in sections}
+
+    def command(**options: str | None) -> None:
+        flags = {keys[name]: value for name, value in options.items() if name in keys and value is not None}
+        body(settled(flags, options.get("config")))
+
+    parameters = {"config": Annotated[str | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")]}
+    parameters |= {name: Annotated[str | None, _option(key, own)] for name, key in keys.items()}
+    command.__annotations__ = {**parameters, "return": None}
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it; functions have no such field
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in parameters.items()
+        ]
+    )
+    command.__doc__ = body.__doc__
+    return command
+
+
+def settled(flags: dict[Key, str], config: str | None = None) -> Settings:
+    """The settings in force. Ends the process with status 2 and the reasons when they are wrong."""
+    try:
+        loaded: Loaded = load(flags, os.environ, config)
+    except ConfigError as error:
+        fail(*error.problems)
+    for notice in loaded.notices:
+        print(f"embferry: note: {notice}", file=sys.stderr)
+    return loaded.settings
+
+
+def fail(*problems: str, status: int = BAD_USAGE) -> NoReturn:
+    """Ends the process, one line a problem on stderr."""
+    for problem in problems:
+        print(f"embferry: {problem}", file=sys.stderr)
+    raise typer.Exit(status)

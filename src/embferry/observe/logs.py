@@ -1,0 +1,91 @@
+"""Log lines on stderr, plain or as JSON, each with the request and the room it is about."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+_REQUEST: ContextVar[str | None] = ContextVar("request_id", default=None)
+_ROOM: ContextVar[int | None] = ContextVar("room", default=None)
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "request_id",
+    "room",
+    "taskName",
+    "color_message",
+}
+
+
+@contextlib.contextmanager
+def about(request_id: str | None = None, room: int | None = None) -> Iterator[None]:
+    """Log lines written inside, and in tasks started inside, carry these; None leaves what holds outside."""
+    tokens = [(var, var.set(value)) for var, value in _pairs(request_id, room)]
+    try:
+        yield
+    finally:
+        for var, token in reversed(tokens):
+            var.reset(token)
+
+
+def _pairs(request_id: str | None, room: int | None) -> list[tuple[ContextVar, object]]:  # type: ignore[type-arg]
+    pairs: list[tuple[ContextVar, object]] = [(_REQUEST, request_id), (_ROOM, room)]  # type: ignore[type-arg]
+    return [(var, value) for var, value in pairs if value is not None]
+
+
+def configure(level: str, style: str) -> None:
+    """Sends all log lines of the process to stderr. Calling it again replaces what was set up before.
+
+    Args:
+        level: "debug", "info", "warning" or "error".
+        style: "plain" or "json".
+    """
+    target = logging.StreamHandler(sys.stderr)
+    target.setFormatter(_Json() if style == "json" else _Plain())
+    target.addFilter(_mark)
+    logging.basicConfig(level=level.upper(), handlers=[target], force=True)
+    for chatty in ("httpx", "httpcore", "PIL", "libav", "uvicorn"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _mark(record: logging.LogRecord) -> bool:
+    """Values given with ``extra=`` win over the context's."""
+    record.__dict__.setdefault("request_id", _REQUEST.get())
+    record.__dict__.setdefault("room", _ROOM.get())
+    return True
+
+
+def _extras(record: logging.LogRecord) -> dict[str, object]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
+        known = {"request": getattr(record, "request_id", None), "room": getattr(record, "room", None)}
+        facts = {**{k: v for k, v in known.items() if v is not None}, **_extras(record)}
+        tail = "".join(f" {key}={value}" for key, value in facts.items())
+        line = f"{when} {record.levelname.lower():7} {record.name}: {record.getMessage()}{tail}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": getattr(record, "request_id", None),
+            "room": getattr(record, "room", None),
+            **_extras(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps({k: v for k, v in line.items() if v is not None}, ensure_ascii=False, default=str)

@@ -1,0 +1,1 @@
+"""The serving stack: router, workers, bootstrap, supervisor. One package a process."""

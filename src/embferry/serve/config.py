@@ -1,0 +1,219 @@
+"""Every setting of every process: names, types, units, defaults and help, once.
+
+The command line, the environment, the YAML file and ``docs/configuration.md`` are all derived from these models. A
+setting ``num_blocks`` of section ``transfer`` is ``transfer.num_blocks`` in the file, ``EMBFERRY_TRANSFER_NUM_BLOCKS``
+in the environment and ``--transfer-num-blocks`` on the command line. All processes of a deployment can share one file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+MIB = 1 << 20
+
+
+def _split(value: Any) -> Any:
+    """A list may be written as ``a,b`` where only a string fits: on the command line and in the environment."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
+Roads = Annotated[tuple[Literal["shm", "tcp"], ...], BeforeValidator(_split), Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """What all sections have in common: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class TransferSettings(Section):
+    """How embeddings cross from encode to language workers."""
+
+    transports: Roads = ("shm", "tcp")
+    """Roads for the bytes, the preferred one first. `shm` works within one host."""
+    num_blocks: Positive = 64
+    """Blocks in the receive pool of a language worker. One is enough for any embedding; more is faster."""
+    block_size: Annotated[int, Field(ge=1, le=1 << 20)] = 128
+    """Tokens a block."""
+    default_allocate_tokens: Positive = 8192
+    """Tokens to allocate for an embedding whose length is not known yet."""
+    bootstrap_timeout: Seconds = 30
+    """Seconds the two sides may take to find each other."""
+    waiting_timeout: Seconds = 120
+    """Seconds between the announcement of an embedding and its first token: the encoder's time."""
+    transfer_timeout: Seconds = 30
+    """Seconds without any progress after which a running transfer fails."""
+    drain_timeout: Seconds = 2
+    """Seconds a sender may take to say that it is done with blocks that are wanted back; then its access is revoked."""
+    heartbeat_interval: Seconds = 1
+    """Seconds between two signs of life of a peer."""
+    heartbeat_max_failures: Positive = 5
+    """Signs of life a peer may miss in a row before it counts as gone."""
+
+
+class MediaSettings(Section):
+    """What pictures and videos are accepted. The router and the encode workers both check."""
+
+    allowed_hosts: Names = ()
+    """Hosts pictures may be fetched from: `host`, `host:port`, `*.domain` or `*`. Only a host named in full may have a
+    private address. None by default."""
+    allowed_folders: Folders = ()
+    """Folders `file:` URLs may point into. None by default."""
+    max_bytes: Positive = 32 * MIB
+    """Bytes of one picture or video file."""
+    max_total_bytes: Positive = 128 * MIB
+    """Bytes of all pictures and videos of a request."""
+    max_images: Positive = 16
+    """Pictures in a request, frames of videos not counted."""
+    max_videos: Positive = 2
+    """Videos in a request."""
+    max_pixels: Positive = 64_000_000
+    """Pixels of a picture, read from its header before any is decoded."""
+    max_side: Positive = 32_768
+    """Pixels of the longer side of a picture or video."""
+    max_aspect_ratio: Annotated[float, Field(ge=1)] = 200
+    """Longer over shorter side of a picture or video."""
+    video_fps: Annotated[float, Field(gt=0, le=240)] = 2
+    """Frames taken from a second of a video file."""
+    max_video_frames: Positive = 768
+    """Frames taken from a video file; of a longer one, that many evenly spread. Also the most frames of a list."""
+    max_video_pixels: Positive = 500_000_000
+    """Pixels of all frames taken from a video together; each needs 3 bytes of memory."""
+    max_video_seconds: Seconds = 3600
+    """Seconds a video file may last."""
+    fetch_timeout: Seconds = 10
+    """Seconds fetching one picture or video may take in all."""
+
+
+class EncodeSettings(Section):
+    """Encode workers: pictures and videos in, embeddings out."""
+
+    port: Port = 0
+    """TCP port of the HTTP server; 0 takes a free one."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
+    """Bytes of embeddings kept for pictures that come again; 0 keeps none."""
+    max_rooms: Positive = 1024
+    """Requests with embeddings not yet delivered; further ones are refused with 503."""
+    unclaimed_timeout: Seconds = 60
+    """Seconds an embedding waits for a language worker to ask for it."""
+
+
+class LanguageSettings(Section):
+    """Language workers: prompts and embeddings in, text out."""
+
+    port: Port = 0
+    """TCP port of the HTTP server; 0 takes a free one."""
+    max_concurrent: Positive = 8
+    """Requests that generate at the same time."""
+    max_queued: Positive = 1024
+    """Requests that wait for their turn; further ones are refused with 503."""
+    max_prompt_tokens: Positive = 131_072
+    """Tokens of a prompt, embeddings included. The model's own limit holds too."""
+    prefill_chunk_tokens: Positive = 512
+    """Tokens of a prefill step. Decides how results are rounded, so compare like with like."""
+    max_new_tokens: Positive = 1024
+    """Tokens an answer may have at most."""
+
+
+class RouterSettings(Section):
+    """The router: the OpenAI-compatible HTTP API in front."""
+
+    port: Port = 8000
+    """TCP port of the HTTP server."""
+    served_model_name: str | None = None
+    """Name of the model in the API; the last part of `model` if unset."""
+    api_key: SecretStr | None = None
+    """If set, requests must carry it as `Authorization: Bearer …`."""
+    default_max_tokens: Positive = 128
+    """Tokens an answer may have when the request does not say."""
+    max_body_bytes: Positive = 192 * MIB
+    """Bytes of a request body."""
+    request_timeout: Seconds = 300
+    """Seconds a request may take in all; then 504."""
+    connect_timeout: Seconds = 3
+    """Seconds a worker may take to accept a connection."""
+    poll_interval: Seconds = 1
+    """Seconds between two looks at the list of workers."""
+
+
+class BootstrapSettings(Section):
+    """The bootstrap server: who is where."""
+
+    port: Port = 8998
+    """TCP port of the HTTP server."""
+    lease: Seconds = 5
+    """Seconds after which a worker that has not renewed its lease is forgotten."""
+
+
+class ServeSettings(Section):
+    """`embferry serve`: all processes on one machine."""
+
+    encode_workers: Positive = 1
+    """Encode workers to start."""
+    language_workers: Positive = 1
+    """Language workers to start."""
+    restart_delay: Seconds = 1
+    """Seconds before a worker that died is started again; doubled each time, up to 30."""
+    start_timeout: Seconds = 120
+    """Seconds until everything must be ready."""
+    stop_timeout: Seconds = 10
+    """Seconds a process may take to end before it is killed."""
+
+
+class Settings(Section):
+    """Everything. The settings here at the top hold for every process; each section is named after its process."""
+
+    model: str = "shapes"
+    """A packaged model's name, or a local directory in the Hugging Face layout."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number format the model computes in."""
+    threads: Positive = 1
+    """CPU threads a worker computes with. Decides how results are rounded."""
+    host: str = "127.0.0.1"
+    """Address servers listen on."""
+    advertise_host: str | None = None
+    """Address other machines reach this one by; `host` if unset. Needed when `host` is `0.0.0.0`."""
+    bootstrap_url: str = "http://127.0.0.1:8998"
+    """Where the bootstrap server answers."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log lines to write."""
+    log_format: Literal["plain", "json"] = "plain"
+    """`json` writes one object a line."""
+
+    transfer: TransferSettings = TransferSettings()
+    media: MediaSettings = MediaSettings()
+    encode: EncodeSettings = EncodeSettings()
+    language: LanguageSettings = LanguageSettings()
+    router: RouterSettings = RouterSettings()
+    bootstrap: BootstrapSettings = BootstrapSettings()
+    serve: ServeSettings = ServeSettings()
+
+    @property
+    def model_name(self) -> str:
+        """The model's name without its directory; what workers register under."""
+        return Path(self.model).name
+
+    @property
+    def public_model_name(self) -> str:
+        """The model's name in the HTTP API."""
+        return self.router.served_model_name or self.model_name
+
+    @property
+    def reachable_host(self) -> str:
+        """What to put into URLs given to other machines."""
+        return self.advertise_host or self.host
+
+
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}

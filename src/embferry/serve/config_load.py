@@ -1,0 +1,164 @@
+"""Settings from flags, environment, YAML file and defaults, each over the next; every mistake with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import SecretStr, ValidationError
+
+from embferry.serve.config import SECTIONS, Settings
+from embferry.serve.config_names import (
+    CONFIG_ENV,
+    ENV_KEYS,
+    ENV_PREFIX,
+    FIELDS,
+    SGLANG_ALIASES,
+    Key,
+    did_you_mean,
+    dotted,
+    env_name,
+    flag_name,
+)
+
+
+class ConfigError(Exception):
+    """Settings that cannot be used. ``problems`` holds one sentence a mistake, the place first."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as it was written, and where."""
+
+    value: Any
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """``notices``: sentences the user should see once, such as that an old variable was read."""
+
+    settings: Settings
+    notices: tuple[str, ...]
+
+
+def load(flags: Mapping[Key, str], environ: Mapping[str, str], config: str | None = None) -> Loaded:
+    """
+    Args:
+        flags: what the command line says, by key.
+        environ: the process's environment.
+        config: path of the YAML file; ``EMBFERRY_CONFIG`` if None, no file if that is not set either.
+
+    Raises:
+        ConfigError: an unknown name, a bad value, an unreadable file; all mistakes at once.
+    """
+    problems: list[str] = []
+    notices: list[str] = []
+    given: dict[Key, Given] = {}
+    path = config or environ.get(CONFIG_ENV)
+    if path:
+        given.update(_from_file(Path(path), problems))
+    given.update(_from_aliases(environ, problems, notices))
+    given.update(_from_environment(environ, problems))
+    given.update({key: Given(value, flag_name(key)) for key, value in flags.items()})
+    settings = _validated(given, problems)
+    if settings is None or problems:
+        raise ConfigError(problems)
+    return Loaded(settings, tuple(notices))
+
+
+def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[Key, Given]:
+    """An empty variable counts as not set."""
+    found = {}
+    for name, value in environ.items():
+        if not name.startswith(ENV_PREFIX) or name == CONFIG_ENV or not value:
+            continue
+        if key := ENV_KEYS.get(name):
+            found[key] = Given(value, name)
+        else:
+            problems.append(f"{name}: no such setting{did_you_mean(name, ENV_KEYS)}")
+    return found
+
+
+def _from_aliases(environ: Mapping[str, str], problems: list[str], notices: list[str]) -> dict[Key, Given]:
+    found: dict[Key, Given] = {}
+    for name, key in SGLANG_ALIASES.items():
+        value = environ.get(name)
+        if not value:
+            continue
+        if key is None:
+            if not (value.isascii() and value.isdigit() and int(value) > 0):
+                problems.append(f"{name}: {value!r} is not a positive whole number")
+            notices.append(f"{name} has no effect here: one thread drives all transfers")
+        elif environ.get(env_name(key)):
+            notices.append(f"{name} is not used: {env_name(key)} is set too")
+        else:
+            found[key] = Given(value, name)
+            notices.append(f"{name} is read as {env_name(key)}={value}")
+    return found
+
+
+def _from_file(path: Path, problems: list[str]) -> dict[Key, Given]:
+    try:
+        root = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
+        return dict(_pairs(root, path, (), problems)) if root is not None else {}
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: cannot be read: {error}")
+    except yaml.YAMLError as error:
+        problems.append(f"{path}: is not YAML: {' '.join(str(error).split())}")
+    return {}
+
+
+def _pairs(node: yaml.Node, path: Path, section: Key, problems: list[str]) -> Iterator[tuple[Key, Given]]:
+    """Settings of one mapping of the file; sections one level down."""
+    if not isinstance(node, yaml.MappingNode):
+        if section == () or _value(node) is not None:  # an empty section is fine
+            what = f"section {dotted(section)}" if section else "the file"
+            problems.append(f"{path}:{node.start_mark.line + 1}: {what} must hold names and values")
+        return
+    known = [key[-1] for key in FIELDS if key[:-1] == section] + ([] if section else list(SECTIONS))
+    seen: set[str] = set()
+    for name_node, value_node in node.value:
+        name = str(_value(name_node))
+        place = f"{path}:{name_node.start_mark.line + 1}: {dotted((*section, name))}"
+        if name in seen:
+            problems.append(f"{place}: is there twice")
+        elif name not in known:
+            problems.append(f"{place}: no such setting{did_you_mean(name, known)}")
+        elif not section and name in SECTIONS:
+            yield from _pairs(value_node, path, (name,), problems)
+        else:
+            yield (*section, name), Given(_value(value_node), place)
+        seen.add(name)
+
+
+def _value(node: yaml.Node) -> Any:
+    return yaml.SafeLoader("").construct_object(node, deep=True)
+
+
+def _validated(given: Mapping[Key, Given], problems: list[str]) -> Settings | None:
+    nested: dict[str, Any] = {}
+    for key, entry in given.items():
+        target = nested.setdefault(key[0], {}) if len(key) > 1 else nested
+        target[key[-1]] = entry.value
+    try:
+        return Settings.model_validate(nested)
+    except ValidationError as error:
+        for mistake in error.errors(include_url=False):
+            loc = tuple(str(part) for part in mistake["loc"])
+            key = next((loc[:n] for n in (2, 1) if loc[:n] in given), loc)
+            place = given[key].place if key in given else dotted(loc)
+            shown = "" if _is_secret(key) else f" (it is {mistake['input']!r})"
+            problems.append(f"{place}: {mistake['msg']}{shown}")
+        return None
+
+
+def _is_secret(key: Key) -> bool:
+    return key in FIELDS and SecretStr in getattr(FIELDS[key].annotation, "__args__", ())

@@ -1,0 +1,230 @@
+"""The encode worker's queues and the one thread that runs the vision encoder.
+
+    decoding --announce--> BootstrapQueue --the language side opens--> to encode --> InflightQueue --confirmed--> gone
+
+Encoding starts when the language side has opened the transfer, not before. That costs an idle worker one round trip,
+for the router hands the answer of ``/encode`` on at once, and spares a busy one all work for requests whose client has
+left or whose language worker had no room. Until then a request holds its pixels and no embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from embferry.disaggregation.common.conn_multimodal import EmbeddingSendManager
+from embferry.disaggregation.multimodal_embedding import (
+    EmbeddingTransferError,
+    MultimodalEmbeddingBootstrapQueue,
+    MultimodalEmbeddingInflightQueue,
+    MultimodalEmbeddingRequest,
+)
+from embferry.disaggregation.protocol.errors import Aborted, CapacityError
+from embferry.disaggregation.protocol.states import KVPoll
+from embferry.engine.cache import EmbeddingCache
+from embferry.engine.embedding import Embedding
+from embferry.engine.encoder import Encoder
+from embferry.engine.media import PreparedItem
+from embferry.serve.config import Settings
+from embferry.serve.encode.metrics import EncodeMetrics
+from embferry.serve.encode.prepare import prepare
+from embferry.serve.encode.room import Room
+from embferry.serve.encode.wire import EncodeRequest
+from embferry.serve.errors import ServeError
+
+log = logging.getLogger(__name__)
+
+JOIN_SECONDS = 5.0
+"""Seconds the encoder may take to finish the item it is at when the worker ends."""
+
+
+class EncodeService:
+    """Owns the manager. One lock guards rooms and queues; it may be held while the manager's is taken, never the other
+    way round, so what the manager calls back only sets an event."""
+
+    def __init__(self, encoder: Encoder, manager: EmbeddingSendManager, settings: Settings) -> None:
+        self.encoder = encoder
+        self.manager = manager
+        self.settings = settings
+        self.cache = EmbeddingCache(settings.encode.cache_bytes)
+        self.metrics = EncodeMetrics(self.cache, self._states)
+        self.fault: BaseException | None = None
+        self._lock = threading.RLock()
+        self._idle = threading.Condition(self._lock)
+        self._wake = threading.Event()
+        self._rooms: dict[int, Room] = {}
+        self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._failed)
+        self._to_encode: deque[MultimodalEmbeddingRequest] = deque()
+        self._inflight = MultimodalEmbeddingInflightQueue(self._failed)
+        self._refusing = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+        self._thread.start()
+
+    # For HTTP: any thread
+
+    def admit(self, request: EncodeRequest) -> Room:
+        """Reserves a place for a request that is about to be decoded. :meth:`announce` or :meth:`forget` comes next.
+
+        :raises CapacityError: no place is free, or the worker is shutting down.
+        :raises ServeError: the room is in use.
+        """
+        with self._lock:
+            if self._refusing or self._stopping:
+                raise CapacityError("this encode worker is shutting down; ask another", room=request.room)
+            if len(self._rooms) >= self.settings.encode.max_rooms:
+                most = f"{self.settings.encode.max_rooms} requests (encode.max_rooms)"
+                raise CapacityError(f"this encode worker has {most} in hand; try again later", room=request.room)
+            if request.room in self._rooms:
+                raise ServeError("invalid_request", f"room {request.room} is in use; draw another", status=409)
+            room = self._rooms[request.room] = Room(request.room, request.request_id)
+            return room
+
+    def prepare(self, request: EncodeRequest) -> list[PreparedItem]:
+        """Decodes the request's items. Takes its time; errors as in :func:`.prepare.prepare`."""
+        began = time.monotonic()
+        items = prepare(request.items, self.encoder.media, self.settings.media)
+        self.metrics.prepare_seconds.observe(time.monotonic() - began)
+        return items
+
+    def announce(self, room: Room, items: Sequence[PreparedItem]) -> None:
+        """Tells the language side, if it is there already, length and content; the encoder will follow.
+
+        :raises Aborted: the room has been aborted meanwhile.
+        """
+        room.fill(items)
+        with self._lock:
+            if room.aborted or self._stopping:
+                raise Aborted("aborted while its media were being decoded", room=room.number)
+            room.sender = sender = self.manager.open(room.number)
+            sender.on_change(self._wake.set)
+            self._bootstrapping.add(room, sender, room.total_tokens, room.digest)
+        self._wake.set()
+
+    def forget(self, room: Room) -> None:
+        """The room will not be announced. Does nothing if it has been."""
+        with self._lock:
+            if room.sender is None:
+                self._end(room, "refused")
+
+    def abort_room(self, room: int) -> bool:
+        with self._lock:
+            known = self._rooms.get(room)
+            if known is None:
+                return False
+            known.aborted = True
+            if known.sender is not None:
+                known.sender.abort()
+        self._wake.set()
+        return True
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        return self.metrics.registry
+
+    @property
+    def load(self) -> float:
+        return len(self._rooms)
+
+    def refuse(self) -> None:
+        self._refusing = True
+
+    def wait_idle(self, seconds: float) -> bool:
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._rooms or self.fault is not None, seconds)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._stopping:
+                return
+            self._stopping = True
+        self._wake.set()
+        self._thread.join(JOIN_SECONDS)
+        self.manager.close()
+        with self._lock:
+            for room in list(self._rooms.values()):
+                self._end(room, "aborted")
+
+    # The encoder's thread
+
+    def _run(self) -> None:
+        torch.set_num_threads(self.settings.threads)  # OpenMP keeps this by thread
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                request = self._next()
+                if request is None:
+                    self._wake.wait()
+                else:
+                    self._encode(request)
+        except Exception as error:
+            log.critical("the encoder's thread has stopped; this is a bug", exc_info=error)
+            with self._idle:
+                self.fault = error
+                self._idle.notify_all()
+
+    def _next(self) -> MultimodalEmbeddingRequest | None:
+        """Moves the queues on. Requests take turns item by item, so that one of many items holds nobody up for long."""
+        with self._lock:
+            self._to_encode.extend(self._bootstrapping.pop_bootstrapped())
+            for request in self._inflight.pop_transferred():
+                room: Room = request.req
+                self.metrics.tokens.inc(room.total_tokens)
+                self.metrics.bytes.inc(request.embedding_sender.sent_bytes)
+                self._end(room, "delivered")
+            return self._to_encode.popleft() if self._to_encode else None
+
+    def _encode(self, request: MultimodalEmbeddingRequest) -> None:
+        """The next item of a request, one item a call: see :class:`Encoder`. The rows go out as they get ready."""
+        room: Room = request.req
+        sender = request.embedding_sender
+        if sender.poll() is not KVPoll.Failed:
+            try:
+                lease = self.cache.lease(room.waiting[0].digest, lambda: self._encoded(room.waiting[0]))
+                sender.send_embedding(room.add(lease, self.encoder.fields), room.ready_tokens)
+            except Exception as error:  # whatever the encoder raises ends this request, and no other
+                log.error("room %d: its media could not be encoded", room.number, exc_info=error)
+                why = "the vision encoder failed on this request's media; the encode worker's log has the details"
+                sender.abort(EmbeddingTransferError(why, room=room.number))
+                room.waiting.clear()
+        with self._lock:
+            unfinished = room.waiting and sender.poll() is not KVPoll.Failed
+            if unfinished:
+                self._to_encode.append(request)
+            else:
+                self._inflight.add(request)
+
+    def _encoded(self, item: PreparedItem) -> Embedding:
+        began = time.monotonic()
+        embedding = self.encoder.encode(item)
+        self.metrics.encode_seconds.observe(time.monotonic() - began)
+        self.metrics.items.labels(item.kind).inc()
+        return embedding
+
+    # The lock is held
+
+    def _failed(self, request: MultimodalEmbeddingRequest, error: EmbeddingTransferError) -> None:
+        self._end(request.req, "aborted" if isinstance(error, Aborted) else "failed")
+
+    def _end(self, room: Room, outcome: str) -> None:
+        if self._rooms.pop(room.number, None) is not None:
+            self.metrics.finished.labels(outcome).inc()
+        room.release()
+        self._idle.notify_all()
+
+    def _states(self) -> dict[str, float]:
+        with self._lock:
+            announced = sum(room.sender is not None for room in self._rooms.values())
+            bootstrapping, inflight = len(self._bootstrapping), len(self._inflight)
+            return {
+                "decoding": len(self._rooms) - announced,
+                "bootstrapping": bootstrapping,
+                "encoding": announced - bootstrapping - inflight,
+                "inflight": inflight,
+            }

@@ -1,0 +1,95 @@
+"""The language worker's HTTP endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from embferry.observe.logs import about
+from embferry.serve.errors import ServeError
+from embferry.serve.language import wire
+from embferry.serve.language.job import Event
+from embferry.serve.language.service import LanguageService
+from embferry.serve.worker.errors import error_response
+from embferry.serve.worker.http import disconnected, read_body, worker_app
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 64 << 20
+"""Text and shapes; no media come this way."""
+PING_SECONDS = 2.0
+"""A line at least so often, so that whoever waits can tell a slow answer from a dead worker."""
+_STREAM_HEADERS = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
+
+
+def build(service: LanguageService) -> Starlette:
+    """The application."""
+
+    async def pool(request: Request) -> Response:
+        return JSONResponse(service.pool())
+
+    routes = [Route("/generate", Generate(service), methods=["POST"]), Route("/debug/pool", pool)]
+    return worker_app(service, routes)
+
+
+class Generate:
+    """An ASGI application of its own: it has to see the client leave, and end the request then."""
+
+    def __init__(self, service: LanguageService) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive, MAX_BODY_BYTES)
+        if body is None:
+            return
+        request = wire.parse(body)
+        with about(request_id=request.request_id, room=request.room):
+            loop = asyncio.get_running_loop()
+            events: asyncio.Queue[Event] = asyncio.Queue()
+
+            def deliver(event: Event) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to listen
+                    loop.call_soon_threadsafe(events.put_nowait, event)
+
+            job = self._service.submit(request, deliver)
+            work = asyncio.create_task(_answer(events, scope, receive, send))
+            gone = asyncio.create_task(disconnected(receive))
+            try:
+                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not work.done():
+                    log.info("the caller went away")
+            finally:
+                self._service.abort(job)
+                for task in (work, gone):
+                    task.cancel()
+                await asyncio.wait({work, gone})
+        if not work.cancelled():
+            work.result()  # raises what nobody expected
+
+
+async def _answer(events: asyncio.Queue[Event], scope: Scope, receive: Receive, send: Send) -> None:
+    """An error that comes first is the response; one that comes later is the last event."""
+    first = await events.get()
+    if isinstance(first, ServeError):
+        await error_response(first)(scope, receive, send)
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+    while True:
+        try:
+            event = await asyncio.wait_for(events.get(), PING_SECONDS)
+        except TimeoutError:
+            await send({"type": "http.response.body", "body": wire.PING, "more_body": True})
+            continue
+        if not isinstance(event, ServeError | dict):
+            continue
+        last = isinstance(event, ServeError) or event["type"] == "end"
+        await send({"type": "http.response.body", "body": wire.line(event), "more_body": not last})
+        if last:
+            return

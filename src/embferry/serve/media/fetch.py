@@ -1,0 +1,180 @@
+"""The bytes behind a URL of a request: ``data:``, ``http(s):`` from allowed hosts, ``file:`` from allowed folders."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import ssl
+import stat
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit
+
+import httpx
+
+from embferry.serve.config import MediaSettings
+from embferry.serve.errors import ServeError
+from embferry.serve.media.hosts import permitted_address
+
+MAX_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_SHOWN = 120
+"""Characters of a URL that are repeated in an error."""
+
+
+class Fetcher:
+    """Fetches for one router, each file within the limits for one."""
+
+    def __init__(self, limits: MediaSettings, certificates: ssl.SSLContext | None = None) -> None:
+        self._limits = limits
+        # No proxies and no credentials from the environment: they would lead around the list of hosts.
+        self._client = httpx.AsyncClient(
+            trust_env=False, follow_redirects=False, timeout=limits.fetch_timeout, verify=certificates or True
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def fetch(self, url: str) -> bytes:
+        """
+        Raises:
+            ServeError: invalid_url, unsupported_url_scheme, host_not_allowed, file_not_allowed, file_not_found,
+                fetch_failed, fetch_timeout, media_too_large.
+        """
+        if url[:5].lower() == "data:":
+            return self._inline(url)
+        parts = _split(url)
+        if parts.scheme in ("http", "https"):
+            try:
+                async with asyncio.timeout(self._limits.fetch_timeout):
+                    return await self._remote(url, parts)
+            except (TimeoutError, httpx.TimeoutException) as error:
+                seconds = f"{self._limits.fetch_timeout:g} seconds (media.fetch_timeout)"
+                raise ServeError("fetch_timeout", f"{_short(url)} took longer than {seconds}") from error
+        if parts.scheme == "file":
+            return await asyncio.to_thread(self._local, parts)
+        scheme = f"{parts.scheme}: URLs are" if parts.scheme else "a URL without a scheme is"
+        raise ServeError("unsupported_url_scheme", f"{scheme} not read; use data:, http:, https: or file:")
+
+    def inline_frames(self, url: str) -> list[bytes]:
+        """Frames of a ``data:video/jpeg;base64,<frame>,<frame>,…`` URL, as vLLM's users send. Raises as fetch does."""
+        head, _, rest = url.partition(",")
+        return [self._inline(f"{head},{frame}") for frame in rest.split(",")]
+
+    def _inline(self, url: str) -> bytes:
+        """RFC 2397. The media type is not looked at: the bytes tell."""
+        head, comma, text = url.partition(",")
+        if not comma:
+            raise ServeError("invalid_url", "a data: URL needs a comma before its data")
+        if not head.lower().rstrip().endswith(";base64"):
+            return self._fits(unquote_to_bytes(text))
+        if len(text) // 4 * 3 > self._limits.max_bytes + 3:
+            raise self._too_large()
+        try:
+            text = unquote(text) if "%" in text else text
+            return self._fits(base64.b64decode("".join(text.split()), validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise ServeError("invalid_url", f"the data: URL is not base64: {error}") from error
+
+    async def _remote(self, url: str, parts: SplitResult) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            address = await permitted_address(parts, self._limits.allowed_hosts)
+            target = httpx.URL(url).copy_with(host=address, username=None, password=None, fragment=None)
+            host = parts.netloc.rpartition("@")[2]
+            request = self._client.build_request("GET", target, headers={"Host": host, "Accept": "image/*, video/*"})
+            request.extensions["sni_hostname"] = parts.hostname
+            try:
+                response = await self._client.send(request, stream=True)
+                try:
+                    if response.status_code in _REDIRECTS and (location := response.headers.get("location")):
+                        url, parts = _joined(url, location)
+                        if parts.scheme not in ("http", "https"):
+                            raise ServeError("unsupported_url_scheme", f"redirected to a {parts.scheme}: URL")
+                        continue
+                    if response.status_code != 200:
+                        raise ServeError("fetch_failed", f"{_short(url)} answered with status {response.status_code}")
+                    return await self._body(response)
+                finally:
+                    await response.aclose()
+            except httpx.TimeoutException:
+                raise
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise ServeError("fetch_failed", f"{_short(url)} could not be fetched: {_reason(error)}") from error
+        raise ServeError("fetch_failed", f"{_short(url)}: more than {MAX_REDIRECTS} redirects")
+
+    async def _body(self, response: httpx.Response) -> bytes:
+        """What arrives counts, decompressed; the announced length only saves us the start."""
+        announced = response.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > self._limits.max_bytes:
+            raise self._too_large()
+        body = bytearray()
+        async for piece in response.aiter_bytes(1 << 16):
+            body += piece
+            if len(body) > self._limits.max_bytes:
+                raise self._too_large()
+        return bytes(body)
+
+    def _local(self, parts: SplitResult) -> bytes:
+        """Only regular files, and only where they really are inside: links are followed first."""
+        if parts.netloc not in ("", "localhost") or "\0" in unquote(parts.path):
+            raise ServeError("invalid_url", "a file: URL has no host: file:///folder/picture.png")
+        path = Path(os.path.realpath(unquote(parts.path)))
+        if not self._inside(path):
+            raise ServeError(
+                "file_not_allowed", "the file is in no folder that may be read (media.allowed_folders lists them)"
+            )
+        try:
+            # Neither waits on a pipe nor follows a link put there since.
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError as error:
+            raise ServeError("file_not_found", f"{path.name}: {error.strerror}") from error
+        try:
+            if not self._inside(Path(os.path.realpath(f"/proc/self/fd/{handle}"))):
+                raise ServeError("file_not_allowed", "the file has moved out of the folders that may be read")
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ServeError("file_not_found", f"{path.name} is not a file")
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                return self._fits(file.read(self._limits.max_bytes + 1))
+        finally:
+            os.close(handle)
+
+    def _inside(self, path: Path) -> bool:
+        return any(path.is_relative_to(os.path.realpath(folder)) for folder in self._limits.allowed_folders)
+
+    def _fits(self, data: bytes) -> bytes:
+        if len(data) > self._limits.max_bytes:
+            raise self._too_large()
+        return data
+
+    def _too_large(self) -> ServeError:
+        most = f"{self._limits.max_bytes:,} bytes (media.max_bytes)"
+        return ServeError("media_too_large", f"the file is larger than {most}")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        known = parts.port, parts.hostname  # both are parsed only when asked for
+    except ValueError as error:
+        raise ServeError("invalid_url", f"{_short(url)!r} is not a URL: {error}") from error
+    if parts.scheme in ("http", "https") and not known[1]:
+        raise ServeError("invalid_url", f"{_short(url)!r} names no host")
+    return parts
+
+
+def _joined(url: str, location: str) -> tuple[str, SplitResult]:
+    """Where a redirect leads."""
+    try:
+        target = urljoin(url, location)
+    except ValueError as error:
+        raise ServeError("invalid_url", f"{_short(url)} redirects to {_short(location)!r}, which is no URL") from error
+    return target, _split(target)
+
+
+def _short(url: str) -> str:
+    return url if len(url) <= _SHOWN else f"{url[:_SHOWN]}…"
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,225 @@
+"""Videos: the frames a model is to see, from a file (decoded with PyAV) or from a list of pictures."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import av
+from PIL import Image
+
+from embferry.serve.config import MediaSettings
+from embferry.serve.errors import ServeError
+from embferry.serve.media.image import ImageHeader, check_image, decode_image
+from embferry.serve.media.size import check_bytes, check_size
+from embferry.serve.media.sniff import sniff
+
+SLACK = 0.5
+"""Seconds by which the last frame may end before the length in the header: sound and picture need not end together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Frames of one size, mode RGB, ``fps`` of them a second."""
+
+    frames: list[Image.Image]
+    fps: float
+
+
+@dataclass(frozen=True, slots=True)
+class VideoHeader:
+    """``width`` and ``height`` in pixels, ``seconds`` from the first to the end of the last frame."""
+
+    format: str
+    width: int
+    height: int
+    seconds: float
+    count: int
+
+
+def check_video(data: bytes, limits: MediaSettings) -> VideoHeader:
+    """Everything that can be said about a video file without decoding it.
+
+    Raises:
+        ServeError: see :func:`decode_video`; damage inside a frame is only found there.
+    """
+    check_bytes(data, limits)
+    with _opened(data) as (container, form):
+        header, _ = _header(container, form, limits)
+    _sampling(header, limits.video_fps, limits)
+    return header
+
+
+def decode_video(data: bytes, limits: MediaSettings, fps: float | None = None) -> Frames:
+    """Frames of a video file, evenly spaced from its start, turned as its display matrix says.
+
+    Args:
+        data: an MP4/MOV, WebM/Matroska, AVI or GIF file.
+        fps: frames to take from a second; ``limits.video_fps`` if None. Fewer are taken where the file has fewer, or
+            where more than ``limits.max_video_frames`` would come together.
+
+    Raises:
+        ServeError: media_too_large, media_empty, unsupported_media_type, wrong_media_kind, media_zero_size,
+            media_side_too_long, media_aspect_ratio, media_too_many_pixels, video_truncated, video_corrupt,
+            video_too_long.
+    """
+    check_bytes(data, limits)
+    with _opened(data) as (container, form):
+        header, times = _header(container, form, limits)
+    count, rate = _sampling(header, fps or limits.video_fps, limits)
+    wanted = Counter(_shown(times, count, rate))
+    frames: list[Image.Image] = []
+    with _opened(data) as (container, _):
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        for frame in container.decode(stream):
+            if frame.pts is not None and (times_taken := wanted.pop(_seconds(frame.pts, stream), 0)):
+                frames += [_picture(frame, limits)] * times_taken
+            if not wanted:
+                break
+    if wanted:
+        raise ServeError("video_corrupt", f"{wanted.total()} of the {count} frames wanted cannot be decoded")
+    _same_size([frame.size for frame in frames])
+    return Frames(frames, rate)
+
+
+def check_frames(frames: Sequence[bytes], limits: MediaSettings) -> ImageHeader:
+    """Raises ServeError: too_many_frames, video_frame_sizes, media_empty, and those of check_image."""
+    if not frames:
+        raise ServeError("media_empty", "the video has no frames")
+    if len(frames) > limits.max_video_frames:
+        raise ServeError(
+            "too_many_frames",
+            f"the video has {len(frames)} frames; at most {limits.max_video_frames} are taken (media.max_video_frames)",
+        )
+    headers = [check_image(frame, limits) for frame in frames]
+    _same_size([(header.width, header.height) for header in headers])
+    _check_total(len(headers), headers[0].width, headers[0].height, limits)
+    return headers[0]
+
+
+def decode_frames(frames: Sequence[bytes], fps: float, limits: MediaSettings) -> Frames:
+    """A video given as pictures, ``fps`` of them a second.
+
+    Raises:
+        ServeError: those of check_frames and decode_image; invalid_request for a rate that is not positive.
+    """
+    if not (math.isfinite(fps) and fps > 0):
+        raise ServeError("invalid_request", f"a video needs a positive number of frames a second, not {fps}")
+    check_frames(frames, limits)
+    pictures = [decode_image(frame, limits) for frame in frames]
+    _same_size([picture.size for picture in pictures])
+    return Frames(pictures, fps)
+
+
+def _same_size(sizes: Sequence[tuple[int, int]]) -> None:
+    for number, size in enumerate(sizes):
+        if size != sizes[0]:
+            first, other = ("{} × {}".format(*s) for s in (sizes[0], size))
+            raise ServeError("video_frame_sizes", f"frame 0 is {first} pixels, frame {number} is {other}")
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[Any, str]]:
+    """The container and its format's name. Only one demuxer is tried: others (playlists) would open further files."""
+    form = sniff(data, "video")
+    try:
+        with av.open(io.BytesIO(data), "r", format=form.reader, metadata_errors="replace") as container:
+            yield container, form.name
+    except av.error.FFmpegError as error:
+        code = "video_truncated" if isinstance(error, av.error.EOFError) else "video_corrupt"
+        if form.reader == "mov" and _box_cut(data):
+            code = "video_truncated"
+        reason = getattr(error, "strerror", None) or "invalid data"
+        raise ServeError(code, f"the {form.name} video cannot be decoded: {reason}") from error
+
+
+def _box_cut(data: bytes) -> bool:
+    """Whether an MP4's top-level boxes (ISO/IEC 14496-12, 4.2) go on behind its end, or its index never comes."""
+    at, names = 0, set()
+    while at + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        if size == 1 and at + 16 <= len(data):
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+        names.add(name)
+        if size < 8:  # 0: the last box reaches to the end; others cannot be
+            break
+        at += size
+    return at > len(data) or b"moov" not in names
+
+
+def _header(container: Any, form: str, limits: MediaSettings) -> tuple[VideoHeader, list[float]]:
+    """The header, and the second at which each frame of the file starts, ascending. Packets are read, not decoded."""
+    if not container.streams.video:
+        raise ServeError("video_corrupt", f"the {form} file has no pictures in it, only sound or nothing")
+    stream = container.streams.video[0]
+    check_size(stream.codec_context.width, stream.codec_context.height, limits)
+    claimed = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
+    if claimed > limits.max_video_seconds:
+        raise _too_long(float(claimed), limits)
+    starts: list[float] = []
+    last = 0.0
+    for packet in container.demux(stream):
+        if packet.pts is None or packet.is_discard:
+            continue
+        start = _seconds(packet.pts, stream)
+        starts.append(start)
+        last = max(last, _seconds(packet.pts + (packet.duration or 0), stream))
+        if last - starts[0] > limits.max_video_seconds:
+            raise _too_long(last - starts[0], limits)
+    starts.sort()
+    if not starts or (stream.frames and len(starts) < stream.frames) or last - starts[0] < claimed - SLACK:
+        whole = f" of {stream.frames}" if stream.frames else ""
+        raise ServeError("video_truncated", f"the {form} video ends after {len(starts)}{whole} frames; was it cut off?")
+    seconds = max(last - starts[0], 1e-3)
+    return VideoHeader(form, stream.codec_context.width, stream.codec_context.height, seconds, len(starts)), starts
+
+
+def _sampling(header: VideoHeader, fps: float, limits: MediaSettings) -> tuple[int, float]:
+    """How many frames to take, and how many of them make a second."""
+    rate = min(fps, header.count / header.seconds, limits.max_video_frames / header.seconds)
+    count = max(1, math.floor(header.seconds * rate + 1e-6))
+    _check_total(count, header.width, header.height, limits)
+    return count, rate
+
+
+def _shown(times: Sequence[float], count: int, rate: float) -> Iterator[float]:
+    """Of each of ``count`` moments, the start of the frame on show then: the last that starts no later."""
+    at = 0
+    for step in range(count):
+        while at + 1 < len(times) and times[at + 1] - times[0] <= step / rate + 1e-6:
+            at += 1
+        yield times[at]
+
+
+def _check_total(count: int, width: int, height: int, limits: MediaSettings) -> None:
+    if count * width * height > limits.max_video_pixels:
+        raise ServeError(
+            "media_too_many_pixels",
+            f"{count} frames of {width:,} × {height:,} pixels are more than {limits.max_video_pixels:,} pixels in all "
+            "(media.max_video_pixels); send fewer or smaller frames",
+        )
+
+
+def _seconds(pts: int, stream: Any) -> float:
+    return float(pts * stream.time_base)
+
+
+def _picture(frame: Any, limits: MediaSettings) -> Image.Image:
+    check_size(frame.width, frame.height, limits)  # a stream may change its size midway
+    image: Image.Image = frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+
+
+def _too_long(seconds: float, limits: MediaSettings) -> ServeError:
+    return ServeError(
+        "video_too_long",
+        f"the video lasts {seconds:,.0f} seconds; at most {limits.max_video_seconds:,.0f} are taken "
+        "(media.max_video_seconds)",
+    )

@@ -1,0 +1,112 @@
+"""Requests for ``/v1/chat/completions``.
+
+Fields nobody knows are ignored, as OpenAI's servers and clients expect of each other. A field that is known but whose
+value cannot be honoured is refused: silently doing something else would be worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from embferry.serve.errors import ServeError
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Stops = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(max_length=4),
+]
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """The fields that are honoured. ``messages`` are taken apart by :mod:`.messages`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: Annotated[str, Field(min_length=1)]
+    messages: Annotated[list[Any], Field(min_length=1)]
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, strict=True)] | None = None
+    stop: Stops | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    def sampling(self, default_max_tokens: int) -> dict[str, Any]:
+        """What the language worker is told. A request that names no temperature gets the likeliest token each time."""
+        return {
+            "max_tokens": self.max_completion_tokens or self.max_tokens or default_max_tokens,
+            "temperature": 0.0 if self.temperature is None else self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "seed": self.seed,
+            "stop": list(self.stop or ()),
+        }
+
+
+def _empty(value: Any) -> bool:
+    return not value
+
+
+_OFFERED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "n": (lambda v: v == 1, "one choice a request"),
+    "tools": (_empty, "no tools"),
+    "functions": (_empty, "no functions"),
+    "tool_choice": (lambda v: v in ("none", "auto"), "no tools"),
+    "function_call": (lambda v: v in ("none", "auto"), "no functions"),
+    "response_format": (lambda v: isinstance(v, dict) and v.get("type") == "text", "text only"),
+    "modalities": (lambda v: v == ["text"], "text only"),
+    "audio": (_empty, "text only"),
+    "logprobs": (_empty, "no log probabilities"),
+    "top_logprobs": (_empty, "no log probabilities"),
+    "logit_bias": (_empty, "no bias"),
+    "frequency_penalty": (_empty, "no penalties"),
+    "presence_penalty": (_empty, "no penalties"),
+    "prediction": (_empty, "no predicted output"),
+}
+"""Fields whose every other value is refused: whether a value is fine, and what there is instead."""
+
+
+def parse(body: Any) -> ChatRequest:
+    """
+    Args:
+        body: the decoded JSON.
+
+    Raises:
+        ServeError: invalid_json if it is no object; invalid_request, unsupported_value with the field in ``param``.
+    """
+    if not isinstance(body, dict):
+        raise ServeError("invalid_json", "the body must be a JSON object")
+    for name, (fine, instead) in _OFFERED.items():
+        value = body.get(name)
+        if value is not None and not fine(value):
+            raise ServeError("unsupported_value", f"{name}={_shown(value)} is not offered ({instead})", param=name)
+    try:
+        return ChatRequest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        param = _path(first["loc"])
+        what = "is missing" if first["type"] == "missing" else f"{_shown(first['input'])}: {first['msg']}"
+        raise ServeError("invalid_request", f"{param}: {what}", param=param) from error
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """``("stop", 1)`` → ``stop[1]``. Names of types, which unions put there, are left out."""
+    names = [part for part in loc if isinstance(part, int) or part in _FIELDS]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names).removeprefix(".")
+
+
+_FIELDS = {*ChatRequest.model_fields, *StreamOptions.model_fields}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,0 +1,185 @@
+"""One request's talk with two workers: encode, then generate; and the end of both if anything goes wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import msgspec
+
+from embferry.observe.metrics import RouterMetrics
+from embferry.serve.errors import ServeError, from_body
+from embferry.serve.router.fleet import Fleet, Role, Worker
+from embferry.serve.router.intake import Intake
+
+log = logging.getLogger(__name__)
+
+ABORT_TIMEOUT = 2.0
+"""Seconds a worker may take to hear of an abort; what it holds then runs into its own time-outs."""
+_NOT_REACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+def draw_room() -> int:
+    """A ``bootstrap_room``: 63 random bits, so that two routers do not meet in one."""
+    return secrets.randbits(63)
+
+
+class Exchange:
+    """Use once: :meth:`encode` if there is media, then :meth:`events`; :meth:`close` in any case.
+
+    Attributes:
+        room: None for a request of text alone, which needs no transfer.
+        workers: those that may hold something for this request.
+    """
+
+    def __init__(
+        self, fleet: Fleet, client: httpx.AsyncClient, metrics: RouterMetrics, request_id: str, room: int | None
+    ) -> None:
+        self._fleet = fleet
+        self._client = client
+        self._metrics = metrics
+        self._request_id = request_id
+        self.room = room
+        self.workers: list[Worker] = []
+        self._held = ExitStack()
+        self._encoded: dict[str, Any] = {"endpoint": None, "items": []}
+        self._ended = False
+
+    async def encode(self, intake: Intake) -> None:
+        """
+        Raises:
+            ServeError: no_worker; whatever the encode worker answers.
+        """
+        body = msgspec.msgpack.encode({"room": self.room, "request_id": self._request_id, "items": intake.items})
+        headers = {"Content-Type": "application/msgpack", "X-Request-Id": self._request_id}
+        response = await self._first("encode", "/encode", content=body, headers=headers, whole=True)
+        try:
+            answer = response.json()
+            items = answer["items"]
+            if len(items) != len(intake.items) or not isinstance(answer["endpoint"], str):
+                raise ValueError
+            self._encoded = {"endpoint": answer["endpoint"], "items": items}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServeError("worker_failed", "the encode worker's answer makes no sense") from error
+
+    async def events(self, messages: list[dict[str, Any]], sampling: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """``token`` events, then one ``end`` event, as the language worker tells them.
+
+        Raises:
+            ServeError: no_worker; worker_failed if the worker breaks off before the end; whatever it reports.
+        """
+        body = {"room": self.room, "request_id": self._request_id, "messages": messages, "sampling": sampling}
+        body |= self._encoded
+        response = await self._first("language", "/generate", json=body, headers={"X-Request-Id": self._request_id})
+        try:
+            async for line in response.aiter_lines():
+                event = _event(line)
+                if event["type"] == "error":
+                    raise from_body(event, 502)
+                if event["type"] == "ping":
+                    continue
+                self._ended = event["type"] == "end"
+                yield event
+                if self._ended:
+                    return
+        except httpx.TransportError as error:
+            raise self._broke("language", error) from error
+        finally:
+            await response.aclose()
+        raise ServeError("worker_failed", "the language worker broke off before the end of the answer", retryable=True)
+
+    async def _first(
+        self,
+        role: Role,
+        path: str,
+        *,
+        whole: bool = False,
+        headers: dict[str, str],
+        content: bytes | None = None,
+        json: Any = None,
+    ) -> httpx.Response:
+        """The response, status 200, of the first worker that takes the request.
+
+        A worker that cannot be reached or has no room left is passed over: nothing has begun there. With ``whole`` the
+        body is read too, and a worker that breaks off before its end is passed over as well; without, the caller reads
+        and closes.
+        """
+        failed: list[str] = []
+        full: ServeError | None = None
+        for worker in await self._fleet.candidates(role):
+            request = self._client.build_request("POST", worker.url + path, headers=headers, content=content, json=json)
+            try:
+                response = await self._send(worker, request, stream=not whole)
+            except httpx.TransportError as error:
+                self._metrics.worker_failures.labels(role).inc()
+                log.warning("a worker failed", extra={"worker": worker.id, "url": worker.url, "reason": _reason(error)})
+                if not (whole or isinstance(error, _NOT_REACHED)):
+                    raise self._broke(role, error) from error
+                failed.append(f"{worker.id} at {worker.url}: {_reason(error)}")
+                continue
+            if response.status_code == 200:
+                return response
+            refusal = await _refusal(response)
+            if refusal.status != 503:
+                raise refusal
+            full = refusal
+        if full is not None:
+            raise full
+        raise ServeError("no_worker", f"no {role} worker can be reached: {'; '.join(failed)}")
+
+    async def _send(self, worker: Worker, request: httpx.Request, *, stream: bool) -> httpx.Response:
+        if worker not in self.workers:
+            self.workers.append(worker)
+            self._held.enter_context(self._fleet.in_hand(worker))
+        return await self._client.send(request, stream=stream)
+
+    def _broke(self, role: Role, error: Exception) -> ServeError:
+        return ServeError("worker_failed", f"the {role} worker broke off: {_reason(error)}", retryable=True)
+
+    async def close(self) -> None:
+        """Lets go of the workers; unless the answer came to its end, tells them to drop the room. Never raises."""
+        self._held.close()
+        if self._ended or self.room is None:
+            return
+        for worker in self.workers:
+            try:
+                await self._client.delete(f"{worker.url}/rooms/{self.room}", timeout=ABORT_TIMEOUT)
+            except httpx.HTTPError as error:
+                log.warning(
+                    "a worker could not be told of an abort", extra={"worker": worker.id, "reason": _reason(error)}
+                )
+
+
+async def _refusal(response: httpx.Response) -> ServeError:
+    """What a worker answered instead of 200."""
+    try:
+        return from_body(json.loads(await response.aread()), response.status_code)
+    except (ValueError, httpx.TransportError):
+        return from_body(None, response.status_code)
+    finally:
+        await response.aclose()
+
+
+def _event(line: str) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+        if event["type"] not in ("token", "end", "error", "ping"):
+            raise ValueError
+        if event["type"] == "token" and not (isinstance(event["text"], str) and isinstance(event["token_id"], int)):
+            raise ValueError
+        if event["type"] == "end" and not (
+            isinstance(event["finish_reason"], str) and isinstance(event["usage"], dict)
+        ):
+            raise ValueError
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServeError("worker_failed", f"the language worker said something senseless: {line[:200]!r}") from error
+    return dict(event)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,104 @@
+"""``python -m embferry.serve.supervisor.child ROLE``: one process of a cluster. Started by the supervisor, not by hand.
+
+Standard input brings the settings in one line, and then nothing until the parent ends: the kernel closes the pipe even
+when the parent is killed, and that is the sign to end as well. (``PR_SET_PDEATHSIG`` would do for SIGKILL too, but it
+goes by the thread that started the child, not by the process.) Standard output carries one line, when the process
+answers; whatever else is printed goes to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from embferry.disaggregation.bootstrap import BootstrapServer
+from embferry.observe.logs import configure
+from embferry.serve.config import Settings
+from embferry.serve.supervisor.handover import read_line, unpack
+from embferry.serve.worker.process import Report, Started, bracketed, listen, serve_app, url_of
+
+ORPHAN_SECONDS = 4.0
+"""Seconds a process whose parent has died gets for an orderly end."""
+
+
+def main() -> None:
+    role = sys.argv[1]
+    control, status = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    try:
+        settings = unpack(read_line(control))
+    except EOFError:
+        sys.exit(1)
+    threading.Thread(target=_end_with_parent, args=(control,), name="parent", daemon=True).start()
+    configure(settings.log_level, settings.log_format)
+
+    def report(started: Started) -> None:
+        os.write(status, json.dumps({"url": started.url}).encode() + b"\n")
+
+    try:
+        ROLES[role](settings, report)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _end_with_parent(control: int) -> None:
+    while os.read(control, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHAN_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _bootstrap(settings: Settings, report: Report) -> None:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with BootstrapServer(settings.host, settings.bootstrap.port, lease_seconds=settings.bootstrap.lease) as server:
+        report(Started(f"http://{bracketed(settings.reachable_host)}:{server.port}"))
+        stop.wait()
+
+
+def _router(settings: Settings, report: Report) -> None:
+    from embferry.serve.router.app import build
+
+    listener = listen(settings.host, settings.router.port)
+
+    async def end() -> None:
+        """Answers under way end when their workers do."""
+
+    def begin() -> None:
+        report(Started(url_of(settings.reachable_host, listener)))
+
+    with listener:
+        asyncio.run(serve_app(build(settings), listener, begin, end, grace=ROUTER_GRACE_SECONDS))
+
+
+def _encode(settings: Settings, report: Report) -> None:
+    from embferry.serve.encode.server import run  # here, so that a router need not load torch
+
+    run(settings, report)
+
+
+def _language(settings: Settings, report: Report) -> None:
+    from embferry.serve.language.server import run  # as above
+
+    run(settings, report)
+
+
+ROLES: dict[str, Callable[[Settings, Report], None]] = {
+    "bootstrap": _bootstrap,
+    "router": _router,
+    "encode": _encode,
+    "language": _language,
+}
+ROUTER_GRACE_SECONDS = 4
+"""A little longer than the workers get: their last words still reach the clients."""
+
+if __name__ == "__main__":
+    main()

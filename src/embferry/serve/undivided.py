@@ -1,0 +1,57 @@
+"""What one undivided process answers: the yardstick for the split. Slow to load, for tests, the demo and doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from embferry.engine.media import MediaProcessor
+from embferry.engine.prompt import PromptBuilder
+from embferry.engine.reference import Reference
+from embferry.engine.sampling import SamplingParams
+from embferry.models import model_path
+from embferry.serve.config import Settings
+from embferry.serve.encode.prepare import prepare
+from embferry.serve.encode.wire import EncodeItem
+from embferry.serve.worker.transfers import DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class UndividedAnswer:
+    """``tokens`` are the ids generated, the end token included; ``visual_tokens`` is the length of the embedding."""
+
+    text: str
+    tokens: tuple[int, ...]
+    visual_tokens: int
+
+
+class Undivided:
+    """The whole model of ``settings`` in this process, with their dtype, threads and prefill chunks: all that decides the
+    last bits of a result."""
+
+    def __init__(self, settings: Settings) -> None:
+        path = model_path(settings.model)
+        self.settings = settings
+        self._media = MediaProcessor.load(path)
+        self._prompts = PromptBuilder.load(path, settings.language.max_prompt_tokens)
+        self._reference = Reference.load(
+            path,
+            DTYPES[settings.dtype],
+            threads=settings.threads,
+            prefill_chunk_tokens=settings.language.prefill_chunk_tokens,
+        )
+
+    def answer(self, media: Sequence[EncodeItem], question: str, max_tokens: int | None = None) -> UndividedAnswer:
+        """Greedy answer to one user message: the media, then the question.
+
+        Raises:
+            ServeError, MediaError, PromptError: as the servers would refuse it.
+        """
+        limit = max_tokens or self.settings.router.default_max_tokens
+        items = prepare(media, self._media, self.settings.media)
+        content = [*({"type": item.kind} for item in items), {"type": "text", "text": question}]
+        shapes = [item.shape for item in items]
+        prompt = self._prompts.build([{"role": "user", "content": content}], shapes, max_new_tokens=limit)
+        tokens = self._reference.run(prompt, items, SamplingParams(max_tokens=limit)).tokens
+        text = self._prompts.tokenizer.decode(tokens, skip_special_tokens=True)
+        return UndividedAnswer(text, tuple(tokens), prompt.num_visual)

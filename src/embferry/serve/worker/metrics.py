@@ -1,0 +1,29 @@
+"""Numbers that are read where they are kept, at each scrape, instead of being kept twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+class Readings(Collector):
+    """One metric with one label; ``read`` answers its value for each value of the label."""
+
+    def __init__(
+        self, name: str, help: str, label: str, read: Callable[[], Mapping[str, float]], *, counter: bool = False
+    ) -> None:
+        self._name, self._help, self._label, self._read = name, help, label, read
+        self._family = CounterMetricFamily if counter else GaugeMetricFamily
+
+    def describe(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        yield self._family(self._name, self._help, labels=[self._label])
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        family = self._family(self._name, self._help, labels=[self._label])
+        for value, number in self._read().items():
+            family.add_metric([value], number)
+        yield family

@@ -1,0 +1,70 @@
+"""From the settings of a process to the parts of a transfer: numbers, layout, roads."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+import torch
+
+from embferry.disaggregation.base.conn_multimodal import Transport
+from embferry.disaggregation.protocol.layout import Field, Layout
+from embferry.disaggregation.protocol.settings import TransferSettings
+from embferry.disaggregation.shm.conn_multimodal import ShmTransport
+from embferry.disaggregation.tcp.conn_multimodal import TcpTransport
+from embferry.engine.embedding import FieldSpec
+from embferry.serve.config import Settings
+
+FIRST_RETRY_SECONDS = 0.1
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""The setting ``dtype``."""
+
+
+def language_timeouts(settings: Settings) -> TransferSettings:
+    """The receiving end's. A heartbeat is the longest pause between messages; so many missed, and the peer is gone."""
+    transfer = settings.transfer
+    return TransferSettings(
+        bootstrap_timeout=transfer.bootstrap_timeout,
+        waiting_timeout=transfer.waiting_timeout,
+        transfer_timeout=transfer.transfer_timeout,
+        peer_timeout=transfer.heartbeat_interval * transfer.heartbeat_max_failures,
+        drain_timeout=transfer.drain_timeout,
+        retry_interval=min(FIRST_RETRY_SECONDS, transfer.heartbeat_interval),
+        retry_limit=transfer.heartbeat_interval,
+        default_allocate_tokens=transfer.default_allocate_tokens,
+    )
+
+
+def encode_timeouts(settings: Settings) -> TransferSettings:
+    """The sending end's. It waits for a language worker that has never spoken, or speaks no more, equally long: in both
+    cases another one may come and ask."""
+    return TransferSettings(
+        bootstrap_timeout=settings.encode.unclaimed_timeout,
+        lease_timeout=settings.encode.unclaimed_timeout,
+        drain_timeout=settings.transfer.drain_timeout,
+    )
+
+
+def layout_of(fields: Sequence[FieldSpec]) -> Layout:
+    """The engine's fields as the transfer's layout."""
+    return Layout(tuple(Field(f.name, str(f.dtype).removeprefix("torch."), f.width) for f in fields))
+
+
+def roads(settings: Settings) -> list[Transport]:
+    """One transport for each of ``transfer.transports``, the preferred one first.
+
+    :raises OSError: a host name has no address.
+    """
+    made: list[Transport] = []
+    for name in settings.transfer.transports:
+        if name == "shm":
+            made.append(ShmTransport())
+        else:
+            made.append(TcpTransport(host=address_of(settings.host), advertise=address_of(settings.reachable_host)))
+    return made
+
+
+def address_of(host: str) -> str:
+    """The IP address of a host: the data connections take no names. Raises OSError."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])

@@ -1,0 +1,240 @@
+"""A bootstrap server and workers that do as they are told, and a router in front of them, all on real sockets.
+
+One thread runs one event loop with both servers; tests talk to them from outside. What a fake saw is kept in plain
+lists, changed under one condition that tests wait on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from embferry.serve.config import BootstrapSettings, MediaSettings, RouterSettings, Settings
+from embferry.serve.router.app import build
+
+DEADLINE = 10.0
+"""Seconds after which a condition that has not come true fails the test."""
+
+TRANSFER = {"total_tokens": 64, "initial": 1, "resumed": 7, "bytes": 4096, "transport": "shm"}
+USAGE = {"prompt_tokens": 70, "completion_tokens": 3, "total_tokens": 73}
+END = {"type": "end", "finish_reason": "stop", "usage": USAGE, "transfer": TRANSFER, "timing": {"prefill": 0.1}}
+
+
+def tokens(*texts: str) -> list[dict[str, Any]]:
+    return [{"type": "token", "text": text, "token_id": 100 + n} for n, text in enumerate(texts)]
+
+
+ANSWER: list[Any] = [*tokens("a ", "red ", "circle"), END]
+BREAK = "break"
+"""In a script: the connection is dropped here."""
+HOLD = "hold"
+"""In a script: nothing more comes until the test releases it, or the caller is gone."""
+
+
+@dataclass
+class FakeWorker:
+    """``script``: what ``/generate`` says; ``refusal``: (status, body) instead of any answer, or "break"/"hold"."""
+
+    id: str
+    role: str
+    script: list[Any] = field(default_factory=lambda: list(ANSWER))
+    refusal: Any = None
+    requests: list[Any] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    aborted: list[int] = field(default_factory=list)
+    left: int = 0
+    """Callers that went away while ``/generate`` was held."""
+
+
+class Deployment:
+    """``workers`` is what the bootstrap server lists, as JSON; tests change it at will."""
+
+    def __init__(self, **router: Any) -> None:
+        self.fakes = {name: FakeWorker(name, name.rstrip("0123456789")) for name in ("encode0", "encode1", "language0")}
+        self.changed = threading.Condition()
+        self.release = threading.Event()
+        media = MediaSettings(**router.pop("media", {}))
+        self._fake_socket, self._router_socket = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+        self.fake_url, self.url = (
+            f"http://127.0.0.1:{s.getsockname()[1]}" for s in (self._fake_socket, self._router_socket)
+        )
+        self.workers = [self.entry("encode0"), self.entry("language0")]
+        self.bootstrap_fails = False
+        settings = {"poll_interval": 0.02, "connect_timeout": 1, "request_timeout": 10, **router}
+        self.settings = Settings(
+            bootstrap_url=self.fake_url,
+            media=media,
+            router=RouterSettings(**settings),
+            bootstrap=BootstrapSettings(lease=0.2),
+        )
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    def entry(self, name: str, **changes: Any) -> dict[str, Any]:
+        """A worker as the bootstrap server lists it."""
+        fake = self.fakes[name]
+        known = {"id": name, "role": fake.role, "url": f"{self.fake_url}/{name}", "endpoint": "tcp://127.0.0.1:1"}
+        return {**known, "model": "shapes", "load": 0, **changes}
+
+    def __enter__(self) -> Deployment:
+        self._thread.start()
+        assert self._up.wait(DEADLINE), "the servers did not start"
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release.set()
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive(), "the servers did not end"
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Until ``condition`` holds; it is looked at whenever something changed, and every few milliseconds."""
+        with self.changed:
+            for _ in range(int(DEADLINE / 0.01)):
+                if condition():
+                    return
+                self.changed.wait(0.01)
+        raise AssertionError("what the test waited for did not come")
+
+    async def _serve(self) -> None:
+        """Both servers, without uvicorn's signal handlers and main loop: its pauses would be most of the time."""
+        self._stop = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        servers = [
+            await _started(self._app(), self._fake_socket, "off"),
+            await _started(build(self.settings), self._router_socket, "on"),
+        ]
+        self._up.set()
+        await self._stop.wait()
+        for server in reversed(servers):
+            await _stopped(server)
+
+    def _app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/workers", self._list),
+                Route("/{name}/encode", self._encode, methods=["POST"]),
+                Route("/{name}/generate", self._generate, methods=["POST"]),
+                Route("/{name}/rooms/{room:int}", self._abort, methods=["DELETE"]),
+            ]
+        )
+
+    async def _list(self, request: Request) -> Response:
+        if self.bootstrap_fails:
+            return JSONResponse({}, 500)
+        return JSONResponse({"workers": self.workers})
+
+    async def _abort(self, request: Request) -> Response:
+        with self.changed:
+            self.fakes[request.path_params["name"]].aborted.append(request.path_params["room"])
+            self.changed.notify_all()
+        return Response(status_code=204)
+
+    async def _note(self, request: Request, body: Any) -> FakeWorker:
+        fake = self.fakes[request.path_params["name"]]
+        with self.changed:
+            fake.requests.append(body)
+            fake.headers.append(dict(request.headers))
+            self.changed.notify_all()
+        return fake
+
+    async def _refused(self, fake: FakeWorker, request: Request) -> Response | None:
+        if fake.refusal == BREAK:
+            return StreamingResponse(_broken(), headers={"content-length": "10"})
+        if fake.refusal == HOLD:
+            await self._held(fake, request)
+            return JSONResponse({}, 500)
+        if fake.refusal:
+            status, body = fake.refusal
+            return Response(body if isinstance(body, str) else json.dumps(body), status)
+        return None
+
+    async def _encode(self, request: Request) -> Response:
+        body = msgspec.msgpack.decode(await request.body())
+        fake = await self._note(request, body)
+        if refused := await self._refused(fake, request):
+            return refused
+        items = [
+            {"kind": item["kind"], "grid_thw": [1, 8, 8], "num_tokens": 16, "timestamps": [], "digest": "00" * 16}
+            for item in body["items"]
+        ]
+        answer = {
+            "room": body["room"],
+            "endpoint": "tcp://127.0.0.1:1",
+            "items": items,
+            "total_tokens": 16 * len(items),
+        }
+        return JSONResponse(answer)
+
+    async def _generate(self, request: Request) -> Response:
+        fake = await self._note(request, json.loads(await request.body()))
+        if refused := await self._refused(fake, request):
+            return refused
+        return StreamingResponse(self._play(fake, request), media_type="application/x-ndjson")
+
+    async def _play(self, fake: FakeWorker, request: Request) -> AsyncIterator[bytes]:
+        for line in fake.script:
+            if line == BREAK:
+                raise ConnectionAbortedError("as the script says")
+            if line == HOLD:
+                await self._held(fake, request)
+            elif isinstance(line, str):
+                yield line.encode() + b"\n"
+            else:
+                yield json.dumps(line).encode() + b"\n"
+
+    async def _held(self, fake: FakeWorker, request: Request) -> None:
+        try:
+            while not self.release.is_set() and not await request.is_disconnected():
+                await asyncio.sleep(0.005)
+        finally:
+            if not self.release.is_set():
+                with self.changed:
+                    fake.left += 1
+                    self.changed.notify_all()
+
+
+async def _started(app: Any, listener: socket.socket, lifespan: Literal["on", "off"]) -> uvicorn.Server:
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan=lifespan, timeout_graceful_shutdown=2)
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=[listener])
+    return server
+
+
+async def _stopped(server: uvicorn.Server) -> None:
+    for listening in server.servers:
+        listening.close()
+    for connection in list(server.server_state.connections):
+        connection.shutdown()
+    if server.server_state.tasks:
+        _, late = await asyncio.wait(server.server_state.tasks, timeout=DEADLINE / 2)
+        assert not late, "requests were still being answered"
+    await server.lifespan.shutdown()
+
+
+async def _broken() -> AsyncIterator[bytes]:
+    yield b"{"
+    raise ConnectionAbortedError("as the script says")
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[str]:
+    """The URL of a port of this host that refuses connections while the context lasts."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))  # bound, so nobody else gets it; not listening, so it refuses
+        yield f"http://127.0.0.1:{holder.getsockname()[1]}"

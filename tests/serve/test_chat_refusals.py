@@ -1,0 +1,180 @@
+"""Bad input, one by one: a 4xx with its code at once, no worker troubled, and the next request is answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from embferry.serve.errors import CODES
+from tests.serve import pictures
+from tests.serve.conftest import user
+from tests.serve.fakes import Deployment
+
+pytestmark = pytest.mark.integration
+
+MEDIA = {"max_images": 3, "max_videos": 1, "max_video_frames": 4, "max_bytes": 5_000, "max_total_bytes": 9_000}
+
+
+def image(data: bytes | str) -> dict[str, Any]:
+    url = data if isinstance(data, str) else pictures.data_url(data)
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def video(data: bytes) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": pictures.data_url(data, "video/mp4")}}
+
+
+GOOD = pictures.png()
+FIRST = "messages[0].content[0]"
+
+# name: (changes of an otherwise good body, code, param)
+BODIES: dict[str, tuple[dict[str, Any], str, str | None]] = {
+    "no model": ({"model": None}, "invalid_request", "model"),
+    "unknown model": ({"model": "gpt-4"}, "model_not_found", "model"),
+    "no messages": ({"messages": []}, "invalid_request", "messages"),
+    "messages missing": ({"messages": None}, "invalid_request", "messages"),
+    "a message that is a text": ({"messages": ["hi"]}, "invalid_request", "messages[0]"),
+    "unknown role": ({"messages": [{"role": "tool", "content": "x"}]}, "unsupported_value", "messages[0].role"),
+    "content missing": ({"messages": [{"role": "user"}]}, "invalid_request", "messages[0].content"),
+    "content empty": ({"messages": [{"role": "user", "content": []}]}, "invalid_request", "messages[0].content"),
+    "unknown part": ({"messages": user({"type": "input_audio"})}, "unsupported_value", f"{FIRST}.type"),
+    "part without type": ({"messages": user({"text": "x"})}, "unsupported_value", f"{FIRST}.type"),
+    "part that is a number": ({"messages": user(5)}, "unsupported_value", f"{FIRST}.type"),
+    "text missing": ({"messages": user({"type": "text"})}, "invalid_request", f"{FIRST}.text"),
+    "url missing": ({"messages": user({"type": "image_url"})}, "invalid_request", f"{FIRST}.image_url"),
+    "url of another type": (
+        {"messages": user({"type": "image_url", "image_url": 5})},
+        "invalid_request",
+        f"{FIRST}.image_url",
+    ),
+    "bad fps": ({"messages": user({"type": "video", "video": ["x"], "fps": 0})}, "invalid_request", f"{FIRST}.fps"),
+    "picture of the assistant": (
+        {"messages": [{"role": "assistant", "content": [image(GOOD)]}, *user("?")]},
+        "unsupported_value",
+        "messages[0].content",
+    ),
+    "tool call": (
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
+        "unsupported_value",
+        "messages[0].tool_calls",
+    ),
+    "n": ({"n": 2}, "unsupported_value", "n"),
+    "tools": ({"tools": [{"type": "function"}]}, "unsupported_value", "tools"),
+    "json mode": ({"response_format": {"type": "json_object"}}, "unsupported_value", "response_format"),
+    "logprobs": ({"logprobs": True}, "unsupported_value", "logprobs"),
+    "penalty": ({"presence_penalty": 0.5}, "unsupported_value", "presence_penalty"),
+    "bias": ({"logit_bias": {"5": 1}}, "unsupported_value", "logit_bias"),
+    "max_tokens 0": ({"max_tokens": 0}, "invalid_request", "max_tokens"),
+    "max_tokens text": ({"max_tokens": "five"}, "invalid_request", "max_tokens"),
+    "temperature": ({"temperature": 3}, "invalid_request", "temperature"),
+    "top_p": ({"top_p": 0}, "invalid_request", "top_p"),
+    "seed": ({"seed": 1.5}, "invalid_request", "seed"),
+    "five stops": ({"stop": list("abcde")}, "invalid_request", "stop"),
+    "empty stop": ({"stop": ["a", ""]}, "invalid_request", "stop[1]"),
+    "stream": ({"stream": "perhaps"}, "invalid_request", "stream"),
+    "stream_options": ({"stream_options": {"include_usage": 7}}, "invalid_request", "stream_options.include_usage"),
+}
+# name: (parts of the user message, code)
+PARTS: dict[str, tuple[list[Any], str]] = {
+    "unknown scheme": ([image("ftp://host/a.png")], "unsupported_url_scheme"),
+    "no scheme": ([image("picture.png")], "unsupported_url_scheme"),
+    "not base64": ([image("data:image/png;base64,@@@")], "invalid_url"),
+    "data without comma": ([image("data:image/png;base64")], "invalid_url"),
+    "host outside the list": ([image("https://example.com/a.png")], "host_not_allowed"),
+    "metadata service": ([image("http://169.254.169.254/latest")], "host_not_allowed"),
+    "file outside the folders": ([image("file:///etc/passwd")], "file_not_allowed"),
+    "too many bytes": ([image(b"\x89PNG\r\n\x1a\n" + bytes(6_000))], "media_too_large"),
+    "too many bytes in all": ([image(pictures.encoded(pictures.noise(36, 36)))] * 3, "media_too_large"),
+    "not a picture": ([image(b"just some text")], "unsupported_media_type"),
+    "claims to be a picture": ([image(pictures.data_url(b"<html>", "image/png"))], "unsupported_media_type"),
+    "svg": ([image(b"<svg/>")], "unsupported_media_type"),
+    "no bytes": ([image("data:image/png;base64,")], "media_empty"),
+    "0 × 0": ([image(pictures.claimed_png(0, 0))], "media_zero_size"),
+    "bomb": ([image(pictures.claimed_png(30_000, 30_000))], "media_too_many_pixels"),
+    "enormous": ([image(pictures.claimed_png(100_000, 1_000))], "media_side_too_long"),
+    "a line": ([image(pictures.claimed_png(20_000, 10))], "media_aspect_ratio"),
+    "animated": ([image(pictures.gif(3))], "image_animated"),
+    "header cut": ([image(GOOD[:20])], "image_truncated"),
+    "video as picture": ([image(pictures.video(2))], "wrong_media_kind"),
+    "picture as video": ([video(GOOD)], "wrong_media_kind"),
+    "video cut": ([video(pictures.video(4)[:-400])], "video_truncated"),
+    "too many pictures": ([image(GOOD)] * 4, "too_many_images"),
+    "too many videos": ([video(pictures.video(2))] * 2, "too_many_videos"),
+    "too many frames": ([{"type": "video", "video": [pictures.data_url(GOOD)] * 5}], "too_many_frames"),
+    "no frames": ([{"type": "video", "video": []}], "media_empty"),
+    "frames of two sizes": (
+        [{"type": "video", "video": [pictures.data_url(pictures.png(w)) for w in (8, 16)]}],
+        "video_frame_sizes",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Deployment]:
+    with Deployment(media=MEDIA, max_body_bytes=100_000) as running:
+        yield running
+
+
+def refused(shared: Deployment, body: Any, code: str, status: int | None = None) -> dict[str, Any]:
+    """Sends ``body``, expects its refusal, and sees that nobody was troubled. Returns the error."""
+    before = [len(fake.requests) for fake in shared.fakes.values()]
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    answer = httpx.post(f"{shared.url}/v1/chat/completions", content=content, trust_env=False, timeout=10)
+    error = answer.json()["error"]
+    assert error["code"] == code, error
+    assert answer.status_code == (status or CODES[code][0]) < 500
+    assert set(error) == {"message", "type", "param", "code"}
+    assert len(error["message"]) > 10
+    assert [len(fake.requests) for fake in shared.fakes.values()] == before
+    return dict(error)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies(shared: Deployment, name: str) -> None:
+    changes, code, param = BODIES[name]
+    body = {"model": "shapes", "messages": user("?"), **changes}
+    error = refused(shared, {key: value for key, value in body.items() if value is not None}, code)
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts(shared: Deployment, name: str) -> None:
+    parts, code = PARTS[name]
+    error = refused(shared, {"model": "shapes", "messages": user("look:", *parts)}, code)
+    assert error["param"].startswith("messages")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[1]", b'"text"', b"\xff\xfe", b"[" * 50_000, b'{"model": "shapes", "messages": "\\ud800"}'],
+    ids=["empty", "cut", "list", "text", "not utf-8", "nested", "half a surrogate pair"],
+)
+def test_not_a_json_object(shared: Deployment, body: bytes) -> None:
+    refused(shared, body, "invalid_json")
+
+
+def test_a_body_that_is_too_long(shared: Deployment) -> None:
+    refused(shared, b" " * 100_001, "body_too_large")
+
+
+def test_the_first_of_several_faults_is_told(shared: Deployment) -> None:
+    parts = [image(GOOD), image(b"junk"), image("ftp://x/")]
+    error = refused(shared, {"model": "shapes", "messages": user(*parts)}, "unsupported_media_type")
+    assert error["param"] == "messages[0].content[1]"
+
+
+def test_the_client_library_raises_by_status_and_the_next_request_is_answered(shared: Deployment) -> None:
+    with openai.OpenAI(base_url=f"{shared.url}/v1", api_key="x", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError, match="not served"):
+            client.chat.completions.create(model="other", messages=user("?"))
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="shapes", messages=user(image(pictures.claimed_png(0, 0)), "?"))
+        assert caught.value.code == "media_zero_size"
+        assert caught.value.param == "messages[0].content[0]"
+        answer = client.chat.completions.create(model="shapes", messages=user(image(GOOD), "?"))
+        assert answer.choices[0].message.content == "a red circle"

@@ -1,0 +1,176 @@
+"""Settings: which source wins, and how each mistake is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from embferry.serve.config import Settings
+from embferry.serve.config_load import ConfigError, load
+from embferry.serve.config_names import ENV_KEYS, FIELDS, SGLANG_ALIASES, env_name, flag_name
+
+BLOCKS = ("transfer", "num_blocks")
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+def problems(flags: dict[tuple[str, ...], str], environ: dict[str, str], config: str | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(flags, environ, config)
+    return caught.value.problems
+
+
+def test_defaults() -> None:
+    assert load({}, {}).settings == Settings()
+
+
+def test_flags_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    file = written(tmp_path, "threads: 2\ntransfer:\n  num_blocks: 3\n  block_size: 4\nrouter:\n  port: 5\n")
+    environ = {"EMBFERRY_TRANSFER_NUM_BLOCKS": "30", "EMBFERRY_TRANSFER_BLOCK_SIZE": "40"}
+    settings = load({BLOCKS: "300"}, environ, file).settings
+    assert settings.transfer.num_blocks == 300
+    assert settings.transfer.block_size == 40
+    assert (settings.router.port, settings.threads) == (5, 2)
+    assert settings.transfer.default_allocate_tokens == 8192
+
+
+def test_the_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
+    file = written(tmp_path, "model: mine\n")
+    assert load({}, {"EMBFERRY_CONFIG": file}).settings.model == "mine"
+    other = tmp_path / "other.yaml"
+    other.write_text("model: other\n")
+    assert load({}, {"EMBFERRY_CONFIG": file}, str(other)).settings.model == "other"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "transfer:\n", "media: {}\n"])
+def test_files_that_say_nothing(tmp_path: Path, text: str) -> None:
+    assert load({}, {}, written(tmp_path, text)).settings == Settings()
+
+
+def test_lists(tmp_path: Path) -> None:
+    file = written(tmp_path, "transfer:\n  transports: [tcp]\nmedia:\n  allowed_folders: [/a, /b]\n")
+    settings = load({("media", "allowed_hosts"): "a.com, b.com:80,"}, {}, file).settings
+    assert settings.transfer.transports == ("tcp",)
+    assert settings.media.allowed_folders == (Path("/a"), Path("/b"))
+    assert settings.media.allowed_hosts == ("a.com", "b.com:80")
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert load({}, {"EMBFERRY_THREADS": ""}).settings == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("EMBFERRY_TRANSFER_NUM_BLOCKS", "many", "valid integer"),
+        ("EMBFERRY_TRANSFER_NUM_BLOCKS", "0", "greater than or equal to 1"),
+        ("EMBFERRY_TRANSFER_WAITING_TIMEOUT", "inf", "finite"),
+        ("EMBFERRY_TRANSFER_WAITING_TIMEOUT", "-1", "greater than 0"),
+        ("EMBFERRY_TRANSFER_TRANSPORTS", "shm,pigeon", "'shm' or 'tcp'"),
+        ("EMBFERRY_TRANSFER_TRANSPORTS", ",", "at least 1"),
+        ("EMBFERRY_DTYPE", "fp8", "'fp32' or 'bf16'"),
+        ("EMBFERRY_ROUTER_PORT", "70000", "less than or equal to 65535"),
+        ("EMBFERRY_TRANSFER_NUM_BLOCK", "1", "did you mean EMBFERRY_TRANSFER_NUM_BLOCKS?"),
+        ("EMBFERRY_NONSENSE_ALTOGETHER", "1", "no such setting"),
+    ],
+)
+def test_bad_variables(name: str, value: str, reason: str) -> None:
+    (problem,) = problems({}, {name: value})
+    assert problem.startswith(f"{name}: ")
+    assert reason in problem
+    if "no such" not in problem:
+        assert repr(value.rpartition("shm,")[2]) in problem or value == ","
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "reason"),
+    [
+        ("threads: 1\nmodle: x\n", ":2: modle", "did you mean model?"),
+        ("transfer:\n  num_blocks: 1\n  blocks: 2\n", ":3: transfer.blocks", "no such setting"),
+        ("transfer:\n  num_blocks: many\n", ":2: transfer.num_blocks", "valid integer"),
+        ("transfer: 5\n", ":1", "section transfer must hold"),
+        ("- a\n", ":1", "the file must hold"),
+        ("threads: 1\nthreads: 2\n", ":2: threads", "twice"),
+        ("threads: [\n", "", "is not YAML"),
+        ("model: !!python/object:os.system x\n", "", "is not YAML"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, place: str, reason: str) -> None:
+    file = written(tmp_path, text)
+    (problem,) = problems({}, {}, file)
+    assert problem.startswith(f"{file}{place}: ")
+    assert reason in problem
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (problem,) = problems({}, {}, str(tmp_path / "none.yaml"))
+    assert "No such file" in problem
+    (tmp_path / "latin.yaml").write_bytes(b"model: \xe9\n")
+    (problem,) = problems({}, {}, str(tmp_path / "latin.yaml"))
+    assert "cannot be read" in problem
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    file = written(tmp_path, "threads: none\nmodle: x\n")
+    told = problems({BLOCKS: "x"}, {"EMBFERRY_DTYPE": "fp8", "EMBFERRY_X": "1"}, file)
+    assert len(told) == 5
+    assert any(problem.startswith("--transfer-num-blocks: ") for problem in told)
+
+
+def test_a_bad_key_is_not_repeated() -> None:
+    (problem,) = problems({}, {"EMBFERRY_ROUTER_PORT": "x"})
+    assert "'x'" in problem
+    secret = load({("router", "api_key"): "very secret"}, {}).settings
+    assert "very secret" not in repr(secret)
+
+
+def test_variables_of_sglang_are_read_with_a_notice() -> None:
+    loaded = load({}, {"SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": "7", "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": "9"})
+    assert loaded.settings.transfer.num_blocks == 7
+    assert loaded.settings.transfer.waiting_timeout == 9
+    assert loaded.notices == (
+        "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE is read as EMBFERRY_TRANSFER_NUM_BLOCKS=7",
+        "SGLANG_DISAGGREGATION_WAITING_TIMEOUT is read as EMBFERRY_TRANSFER_WAITING_TIMEOUT=9",
+    )
+
+
+def test_every_variable_of_sglang_has_its_setting_and_is_checked() -> None:
+    for name, key in SGLANG_ALIASES.items():
+        loaded = load({}, {name: "3"})
+        assert len(loaded.notices) == 1
+        assert name in loaded.notices[0]
+        if key is not None:
+            assert getattr(getattr(loaded.settings, key[0]), key[1]) == 3
+        (problem,) = problems({}, {name: "-3"})
+        assert problem.startswith(f"{name}: ")
+
+
+def test_our_own_variable_wins_over_sglangs_which_wins_over_the_file(tmp_path: Path) -> None:
+    alias = {"SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": "7"}
+    loaded = load({}, {**alias, "EMBFERRY_TRANSFER_NUM_BLOCKS": "8"})
+    assert loaded.settings.transfer.num_blocks == 8
+    assert "is not used" in loaded.notices[0]
+    file = written(tmp_path, "transfer:\n  num_blocks: 9\n")
+    assert load({}, alias, file).settings.transfer.num_blocks == 7
+
+
+def test_every_setting_has_names_of_its_own_and_a_description() -> None:
+    assert len(ENV_KEYS) == len(FIELDS) == len({flag_name(key) for key in FIELDS})
+    for key, field in FIELDS.items():
+        assert field.description, key
+        assert load({}, {env_name(key): str(_a_value(key))})
+
+
+def _a_value(key: tuple[str, ...]) -> object:
+    default = FIELDS[key].default
+    return ",".join(map(str, default)) or "x" if isinstance(default, tuple) else "x" if default is None else default
+
+
+def test_names_of_the_model(tmp_path: Path) -> None:
+    settings = Settings(model="/data/models/Qwen2-VL/")
+    assert settings.public_model_name == settings.model_name == "Qwen2-VL"

@@ -1,0 +1,45 @@
+"""Log lines: plain and JSON, with the request and the room they are about."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from embferry.observe.logs import about, configure
+
+
+def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "json")
+    log = logging.getLogger("embferry.x")
+    with about(request_id="r1"), about(room=7):
+        log.info("hello %s", "you", extra={"tokens": 5})
+    log.debug("unseen")
+    log.warning("later", extra={"room": 9})
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {
+        "level": "info", "logger": "embferry.x", "message": "hello you", "request_id": "r1", "room": 7, "tokens": 5,
+    }  # fmt: skip
+    assert (second["message"], second["room"], "request_id" in second) == ("later", 9, False)
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("debug", "plain")
+    with about(request_id="r1", room=7):
+        logging.getLogger("embferry.x").debug("hello", extra={"tokens": 5})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("debug   embferry.x: hello request=r1 room=7 tokens=5")
+
+
+@pytest.mark.parametrize("style", ["plain", "json"])
+def test_exceptions_are_in_the_log(capsys: pytest.CaptureFixture[str], style: str) -> None:
+    configure("info", style)
+    try:
+        raise ValueError("a reason")
+    except ValueError:
+        logging.getLogger("embferry.x").exception("failed")
+    err = capsys.readouterr().err
+    assert "ValueError: a reason" in err
+    assert style == "plain" or len(err.splitlines()) == 1
