@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from transformers.utils.logging import disable_progress_bar
 
 from embferry.serve.config import ServeSettings, Settings, TransferSettings
 from embferry.serve.encode.wire import EncodeItem
@@ -56,18 +57,27 @@ def _kind(path: Path) -> Any:
 
 
 def questions() -> list[Question]:
-    """Those of ``examples/media/questions.json``."""
-    found = json.loads((MEDIA / "questions.json").read_text())
-    return [Question(tuple(MEDIA / name for name in q["media"]), q["question"], q["answer"]) for q in found]
+    """The first one about each picture, set of pictures or video of ``examples/media/questions.json``."""
+    found: dict[tuple[Path, ...], Question] = {}
+    for entry in json.loads((MEDIA / "questions.json").read_text()):
+        media = tuple(MEDIA / name for name in entry["media"])
+        found.setdefault(media, Question(media, entry["question"], entry["answer"]))
+    return list(found.values())
 
 
 def say(text: str = "", *, end: str = "\n") -> None:
     print(text, end=end, flush=True)
 
 
+def line(media: str, question: str, answer: str, tokens: str, transfers: str, verdict: str) -> str:
+    """One line of the table."""
+    return f"   {media:<34}{question:<41}{answer:<15}{tokens:>6}  {transfers:<25}{verdict}"
+
+
 def undivided(asked: Sequence[Question], settings: Settings) -> list[UndividedAnswer]:
     """Loads the whole model into this process and answers everything."""
     say("1. One process, the undivided model: ", end="")
+    disable_progress_bar()
     began = time.monotonic()
     model = Undivided(settings)
     answers = []
@@ -85,9 +95,7 @@ def across(road: str, number: int, asked: Sequence[Question], expected: Sequence
     with LocalCluster(cluster_settings(road)) as cluster:
         cluster.wait_ready(120)
         say(f"ready in {time.monotonic() - began:.0f} s\n")
-        say(
-            f"   {'picture or video':<26}{'question':<42}{'answer':<14}{'tokens':>6}  {'transfers':<26}same as undivided"
-        )
+        say(line("picture or video", "question", "answer", "tokens", "transfers", "same as undivided"))
         with httpx.Client(base_url=cluster.url, timeout=60, trust_env=False) as client:
             fine = [ask(client, question, one) for question, one in zip(asked, expected, strict=True)]
     return all(fine)
@@ -106,7 +114,7 @@ def ask(client: httpx.Client, question: Question, expected: UndividedAnswer) -> 
     names = ", ".join(path.name for path in question.media)
     how = f"{transfer['initial']} initial + {transfer['resumed']} resumed"
     verdict = ("yes" if same else f"NO: {expected.text!r}") + ("" if true else f"; WRONG, it is {question.truth}")
-    say(f"   {names:<26}{question.text:<42}{answer:<14}{transfer['total_tokens']:>6}  {how:<26}{verdict}")
+    say(line(names, question.text, answer, f"{transfer['total_tokens']:,}", how, verdict))
     return same and true
 
 
@@ -136,10 +144,8 @@ def main() -> int:
     if not all(fine):
         say("Something is not as it should be; see above.")
         return 1
-    say(
-        f"Every answer is true, and the same as the undivided model's, token by token. The longest embedding has {longest}"
-    )
-    say(f"tokens, {longest / POOL:.0f} times the receive pool. Nothing was left behind.")
+    say("Every answer is true, and token by token the same as the undivided model's. The longest embedding has")
+    say(f"{longest:,} tokens, {longest / POOL:.0f} times the receive pool. All processes have ended.")
     say("\nNow try it yourself:")
     say("   .venv/bin/embferry serve")
     say(f'   .venv/bin/embferry ask -v {asked[0].media[0].relative_to(Path.cwd())} "{asked[0].text}"')
