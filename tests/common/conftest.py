@@ -13,8 +13,8 @@ from embferry.disaggregation.base.conn_multimodal import Transport
 from embferry.disaggregation.common.conn_multimodal import (
     EmbeddingReceiveManager,
     EmbeddingReceiver,
-    EmbeddingSendManager,
     EmbeddingSender,
+    EmbeddingSendManager,
     Rows,
     Sink,
 )

@@ -161,7 +161,7 @@ def test_chunks_can_be_handed_on_without_any_memory_but_the_pool(make_pair: Make
     pair.sender(receiver.room, rows)
     seen = 0
     while seen < 100:
-        until(receiver, lambda: (chunk := sink.peek()) is not None)
+        until(receiver, lambda: sink.peek() is not None)
         chunk = sink.pop()
         assert chunk is not None
         offset, length = chunk.chunk_info

@@ -62,7 +62,7 @@ class PoolAdmission:
         return tokens
 
     def _share(self, needed: int, waiting: int) -> int:
-        """Blocks for one turn: all that is needed if there is room for everyone, else an equal share of what is free."""
+        """Blocks for one turn: all that is needed if everyone has room, else an equal share of what is free."""
         free = self.allocator.available
         share = max(1, free // waiting)
         if needed <= share:

@@ -26,8 +26,8 @@ class UndividedAnswer:
 
 
 class Undivided:
-    """The whole model of ``settings`` in this process, with their dtype, threads and prefill chunks: all that decides the
-    last bits of a result."""
+    """The whole model of ``settings`` in this process, with their dtype, threads and prefill chunks, which are what
+    decides the last bits of a result."""
 
     def __init__(self, settings: Settings) -> None:
         path = model_path(settings.model)

@@ -40,7 +40,7 @@ class Capabilities:
     device_memory: bool = False
     """Reads from and writes to GPU memory without staging."""
     copies_payload: int = 0
-    """Copies of the payload in user space between the source tensor and the destination blocks, the landing excluded."""
+    """Copies of the payload in user space on its way from source tensor to destination blocks, the landing excluded."""
 
 
 class Region(Protocol):
@@ -69,7 +69,7 @@ class Region(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Permission to write: the ``blocks`` of the region, which are the byte ``ranges`` (offset, length), under ``epoch``."""
+    """Leave to write to ``blocks`` of the region, which are the byte ``ranges`` (offset, length) under ``epoch``."""
 
     epoch: int
     blocks: tuple[int, ...]
@@ -86,7 +86,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The write ``ticket`` is over: the bytes are in the peer's region (``error`` None), or will never be written further."""
+    """The write ``ticket`` is over: the bytes are in the peer's region (``error`` None), or no more will be sent."""
 
     ticket: int
     error: TransportError | None = None
@@ -150,11 +150,11 @@ class Transport(ABC):
     def connect(self, handle: bytes) -> None:
         """Prepares to write to the region behind ``handle``; idempotent. The handle came from the wire.
 
-        :raises TransportError: malformed (not retryable), unreachable from here (not retryable), or refused (retryable)."""
+        :raises TransportError: malformed or unreachable from here (not retryable), or refused (retryable)."""
 
     @abstractmethod
     def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
-        """Starts to write ``pieces``, all inside ``blocks``, under ``epoch``; :class:`Written` with ``ticket`` follows, once.
+        """Begins to write ``pieces``, all in ``blocks`` ``epoch``; :class:`Written` with ``ticket`` follows once.
 
         The sources stay valid and unchanged until then. Never raises for a broken link: that is an event."""
 

@@ -187,7 +187,7 @@ class EmbeddingReceiver:
         self._allocation: MetadataAllocation | None = None
         self.current_allocation: MetadataAllocation | None = None
         """The blocks of the latest grant."""
-        self._on_change: list[Callable[[], None]] = []
+        self._on_change: list[Callable[[], object]] = []
         self._reported: tuple[KVPoll, int] = (KVPoll.Bootstrapping, 0)
         sink.attach(manager.buffers, self._consumed)
 
@@ -234,7 +234,7 @@ class EmbeddingReceiver:
         return tokens
 
     def redirect(self, endpoint: str) -> None:
-        """Another encode worker, at ``endpoint``, has or can make the same content: go on with it from where this stands.
+        """Another encode worker, at ``endpoint``, has or can make the same content: go on with it where this stands.
 
         What the old one may still write to is taken from it first."""
         with self.manager.lock:
@@ -325,7 +325,7 @@ class EmbeddingReceiver:
             self.machine.committed = True
             return arrays
 
-    def on_change(self, callback: Callable[[], None]) -> None:
+    def on_change(self, callback: Callable[[], object]) -> None:
         """``callback`` is called, from the manager's thread, when ``poll()`` or ``transferred_tokens`` has changed."""
         self._on_change.append(callback)
 

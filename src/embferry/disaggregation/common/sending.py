@@ -213,7 +213,7 @@ class EmbeddingSender:
         self.peers: dict[int, object] = {}
         self.rows: Rows = {}
         self.sent_bytes = 0
-        self._on_change: list[Callable[[], None]] = []
+        self._on_change: list[Callable[[], object]] = []
         self._reported = (KVPoll.Bootstrapping, False)
 
     def init(self, total_tokens: int, content_digest: bytes, aux: tuple[int, ...] = ()) -> None:
@@ -281,7 +281,7 @@ class EmbeddingSender:
         """Whether the arrays given to :meth:`send_embedding` are no longer read from."""
         return self.machine.source_released
 
-    def on_change(self, callback: Callable[[], None]) -> None:
+    def on_change(self, callback: Callable[[], object]) -> None:
         """``callback`` is called, from the manager's thread, when ``poll()`` or ``source_released`` has changed."""
         self._on_change.append(callback)
 

@@ -9,8 +9,9 @@ from embferry.models import model_path
 from embferry.serve.config import Settings
 from embferry.serve.encode.app import build
 from embferry.serve.encode.service import EncodeService
-from embferry.serve.worker.process import Report, listen, serve_worker, unreported
-from embferry.serve.worker.transfers import DTYPES, address_of, encode_timeouts, layout_of, roads
+from embferry.serve.worker.address import address_of
+from embferry.serve.worker.process import Report, open_port, serve_worker, unreported
+from embferry.serve.worker.transfers import DTYPES, encode_timeouts, layout_of, roads
 
 
 def run(settings: Settings, report: Report = unreported) -> None:
@@ -19,7 +20,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
     Args:
         report: told once, when the worker answers.
     """
-    listener = listen(settings.host, settings.encode.port)
+    listener = open_port(settings, settings.encode.port)
     encoder = Encoder.load(model_path(settings.model), DTYPES[settings.dtype], threads=settings.threads)
     service = service_of(encoder, settings, roads(settings))
     serve_worker(build(service), service, listener, settings, "encode", service.manager.endpoint, report)

@@ -25,7 +25,7 @@ from embferry.disaggregation.multimodal_embedding import (
     MultimodalEmbeddingInflightQueue,
     MultimodalEmbeddingRequest,
 )
-from embferry.disaggregation.protocol.errors import Aborted, CapacityError
+from embferry.disaggregation.protocol.errors import Aborted, CapacityError, PeerGone
 from embferry.disaggregation.protocol.states import KVPoll
 from embferry.engine.cache import EmbeddingCache
 from embferry.engine.embedding import Embedding
@@ -144,6 +144,10 @@ class EncodeService:
             if self._stopping:
                 return
             self._stopping = True
+            for room in self._rooms.values():
+                if room.sender is not None:
+                    why = "the encode worker is shutting down; ask again"
+                    room.sender.abort(PeerGone(why, room=room.number))
         self._wake.set()
         self._thread.join(JOIN_SECONDS)
         self.manager.close()

@@ -16,7 +16,7 @@ from embferry.disaggregation.multimodal_language import (
     MultimodalLanguageRequest,
     MultimodalLanguageTransferQueue,
 )
-from embferry.disaggregation.protocol.errors import Aborted
+from embferry.disaggregation.protocol.errors import Aborted, PeerGone
 from embferry.engine.errors import ParameterError, PromptTooLong
 from embferry.engine.language import LanguageModel
 from embferry.engine.prompt import Prompt
@@ -71,7 +71,7 @@ class Engine:
     def shut_down(self) -> None:
         """Ends every job."""
         for job in list(self.jobs.values()):
-            self._fail(job, Aborted("the language worker is shutting down; ask again", retryable=True))
+            self._fail(job, PeerGone("the language worker is shutting down; ask again", room=job.request.room))
 
     def move(self) -> None:
         """Takes over what has happened to the transfers."""

@@ -10,7 +10,7 @@ from embferry.models import model_path
 from embferry.serve.config import Settings
 from embferry.serve.language.app import build
 from embferry.serve.language.service import LanguageService
-from embferry.serve.worker.process import Report, listen, serve_worker, unreported
+from embferry.serve.worker.process import Report, open_port, serve_worker, unreported
 from embferry.serve.worker.transfers import DTYPES, language_timeouts, layout_of, roads
 
 
@@ -20,7 +20,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
     Args:
         report: told once, when the worker answers.
     """
-    listener = listen(settings.host, settings.language.port)
+    listener = open_port(settings, settings.language.port)
     model = load(settings)
     service = service_of(model, settings, roads(settings))
     serve_worker(build(service), service, listener, settings, "language", "", report)

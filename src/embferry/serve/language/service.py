@@ -12,7 +12,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager
-from embferry.disaggregation.protocol.errors import Aborted, CapacityError, LocalProtocolError
+from embferry.disaggregation.protocol.errors import CapacityError, LocalProtocolError, PeerGone
 from embferry.engine.language import LanguageModel
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
@@ -151,11 +151,11 @@ class LanguageService:
         self._wake.set()
 
     def _deliver(self, job: Job, event: Event, deliver: Callable[[Event], None]) -> None:
-        deliver(event)
         if isinstance(event, ServeError) or (isinstance(event, dict) and event["type"] == "end"):
             with self._idle:
                 self._jobs.pop(job.id, None)
                 self._idle.notify_all()
+        deliver(event)
 
     def _break(self, error: Exception) -> None:
         """Nobody waits for a thread that is no more."""
@@ -164,7 +164,7 @@ class LanguageService:
             jobs = list(self._jobs.values())
             self._engine.jobs.clear()
         for job in jobs:
-            job.deliver(as_serve_error(Aborted("the language worker has stopped by a bug; ask again", retryable=True)))
+            job.deliver(as_serve_error(PeerGone("the language worker has stopped by a bug; ask again")))
 
     # For metrics
 

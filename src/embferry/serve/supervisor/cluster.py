@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Literal
 from urllib.parse import urlsplit
 
 from embferry.serve.config import Settings
@@ -24,6 +24,8 @@ LOOK_SECONDS = 0.1
 """Between two looks at whether the router has seen all workers."""
 ROUTER_SECONDS = 2.0
 KILL_SECONDS = 5.0
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Instead of every address of this machine (RFC 6890)."""
 
 
 class LocalCluster:
@@ -45,6 +47,7 @@ class LocalCluster:
         progress: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.settings = settings or Settings()
+        self._inner = _within(self.settings)
         self._progress = progress
         self._logs = logs
         self._output: IO[bytes] | None = None
@@ -171,9 +174,15 @@ class LocalCluster:
         serve = self.settings.serve
         return [
             self._slot("router", "router", lambda: self._with_port("router")),
-            *(self._slot(f"encode-{n}", "encode", self._joined) for n in range(serve.encode_workers)),
-            *(self._slot(f"language-{n}", "language", self._joined) for n in range(serve.language_workers)),
+            *(self._worker("encode", number) for number in range(serve.encode_workers)),
+            *(self._worker("language", number) for number in range(serve.language_workers)),
         ]
+
+    def _worker(self, role: Literal["encode", "language"], number: int) -> Slot:
+        """Several workers with a port that is set take that one and those that follow it."""
+        section = getattr(self.settings, role)
+        mine = section.model_copy(update={"port": section.port + number}) if section.port else section
+        return self._slot(f"{role}-{number}", role, lambda: self._joined().model_copy(update={role: mine}))
 
     def _slot(self, name: str, role: ProcessRole, settings: Callable[[], Settings]) -> Slot:
         slot = Slot(name, role, settings, self._output, self._notice)
@@ -181,12 +190,16 @@ class LocalCluster:
         return slot
 
     def _joined(self) -> Settings:
-        """The settings, with the bootstrap server that there is."""
-        return self.settings.model_copy(update={"bootstrap_url": self._urls["bootstrap"]})
+        """What a worker is told: the settings, with the bootstrap server that there is."""
+        return self._inner.model_copy(update={"bootstrap_url": self._urls["bootstrap"]})
 
     def _with_port(self, section: str) -> Settings:
         """The settings, with the port that the process had before: one that is started again must be found again."""
-        settings = self._joined() if self._urls else self.settings
+        settings = self._joined() if self._urls else self._inner
+        if section == "router":
+            settings = settings.model_copy(
+                update={"host": self.settings.host, "advertise_host": self._inner.reachable_host}
+            )
         if section not in self._urls:
             return settings
         mine = getattr(settings, section).model_copy(update={"port": urlsplit(self._urls[section]).port})
@@ -249,6 +262,13 @@ class LocalCluster:
         if self._output is not None:
             self._output.close()
             self._output = None
+
+
+def _within(settings: Settings) -> Settings:
+    """For the processes that only each other have to reach: of a router that listens on every address of the machine,
+    they keep to the loopback one."""
+    host = LOOPBACK.get(settings.host) if settings.advertise_host is None else None
+    return settings if host is None else settings.model_copy(update={"host": host})
 
 
 def _counts(url: str) -> dict[str, int]:

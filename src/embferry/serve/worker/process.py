@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import secrets
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp
 from embferry.disaggregation.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.disaggregation.leases import Role, Worker
 from embferry.serve.config import Settings
+from embferry.serve.worker.address import address_of, url_of
 from embferry.serve.worker.http import Service
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,24 @@ def unreported(_: Started) -> None:
     """For a process nobody waits for."""
 
 
+def open_port(settings: Settings, port: int) -> socket.socket:
+    """The worker's listening socket. Ends the process with status 2 if others could not reach it by what it says of
+    itself, with status 1 if the port cannot be had."""
+    host = settings.reachable_host
+    try:
+        unspecified = ipaddress.ip_address(address_of(host)).is_unspecified
+    except OSError as error:
+        print(
+            f"embferry: {host} has no address ({error.strerror or error}); set host or advertise_host", file=sys.stderr
+        )
+        sys.exit(2)
+    if unspecified:
+        why = "stands for every address of this machine; set advertise_host to the one that others reach it by"
+        print(f"embferry: host {host} {why}", file=sys.stderr)
+        sys.exit(2)
+    return listen(settings.host, port)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A bound, listening TCP socket; port 0 takes a free one. Ends the process with status 1 if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -53,15 +73,6 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         print(f"embferry: cannot listen on {host}:{port}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
-
-
-def bracketed(host: str) -> str:
-    """A host as it is written in a URL (RFC 3986, 3.2.2)."""
-    return f"[{host}]" if ":" in host else host
-
-
-def url_of(host: str, listener: socket.socket) -> str:
-    return f"http://{bracketed(host)}:{listener.getsockname()[1]}"
 
 
 def serve_worker(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,7 @@ from embferry.disaggregation.shm.conn_multimodal import ShmTransport
 from embferry.disaggregation.tcp.conn_multimodal import TcpTransport
 from embferry.engine.embedding import FieldSpec
 from embferry.serve.config import Settings
+from embferry.serve.worker.address import address_of
 
 FIRST_RETRY_SECONDS = 0.1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -62,9 +62,3 @@ def roads(settings: Settings) -> list[Transport]:
         else:
             made.append(TcpTransport(host=address_of(settings.host), advertise=address_of(settings.reachable_host)))
     return made
-
-
-def address_of(host: str) -> str:
-    """The IP address of a host: the data connections take no names. Raises OSError."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
