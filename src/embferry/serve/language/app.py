@@ -13,12 +13,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from embferry.observe.logs import about
+from embferry.serve.body import read_body
 from embferry.serve.errors import ServeError
 from embferry.serve.language import wire
 from embferry.serve.language.job import Event
 from embferry.serve.language.service import LanguageService
 from embferry.serve.worker.errors import error_response
-from embferry.serve.worker.http import disconnected, read_body, worker_app
+from embferry.serve.worker.http import disconnected, worker_app
 
 log = logging.getLogger(__name__)
 

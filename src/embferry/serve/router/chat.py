@@ -17,13 +17,13 @@ from starlette.types import Receive, Scope, Send
 
 from embferry.observe.logs import about
 from embferry.observe.metrics import RouterMetrics
+from embferry.serve.body import read_body
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.openai.messages import turns
 from embferry.serve.openai.reply import DONE, Reply, error_event, event
 from embferry.serve.openai.request import ChatRequest, parse
-from embferry.serve.router.edge import read_body
 from embferry.serve.router.exchange import Exchange, draw_room
 from embferry.serve.router.fleet import Fleet
 from embferry.serve.router.intake import Intake, take_in

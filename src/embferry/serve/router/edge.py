@@ -74,34 +74,3 @@ async def _answer_plainly(error: ServeError, send: Send) -> None:
     headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-async def read_body(receive: Receive, most: int) -> bytes | None:
-    """The body of a request, counted as it comes: an announced length may be absent or a lie. None if the client left.
-
-    Raises:
-        ServeError: body_too_large.
-    """
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > most:
-            if more:
-                await _discard(receive, most)
-            raise ServeError("body_too_large", f"the body has more than {most:,} bytes (router.max_body_bytes)")
-        if not more:
-            return bytes(body)
-
-
-async def _discard(receive: Receive, most: int) -> None:
-    """Reads on for a while: a client that is still sending would not see the answer."""
-    seen = 0
-    while seen < most:
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            return

@@ -8,7 +8,6 @@ answers; whatever else is printed goes to standard error.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -22,8 +21,8 @@ from embferry.disaggregation.bootstrap import BootstrapServer
 from embferry.observe.logs import configure
 from embferry.serve.config import Settings
 from embferry.serve.supervisor.handover import read_line, unpack
-from embferry.serve.worker.address import bracketed, url_of
-from embferry.serve.worker.process import Report, Started, listen, serve_app
+from embferry.serve.worker.address import bracketed
+from embferry.serve.worker.process import Report, Started
 
 ORPHAN_SECONDS = 4.0
 """Seconds a process whose parent has died gets for an orderly end."""
@@ -77,18 +76,9 @@ def _bootstrap(settings: Settings, report: Report) -> None:
 
 
 def _router(settings: Settings, report: Report) -> None:
-    from embferry.serve.router.app import build
+    from embferry.serve.router.server import run  # here, so that a worker need not load it
 
-    listener = listen(settings.host, settings.router.port)
-
-    async def end() -> None:
-        """Answers under way end when their workers do."""
-
-    def begin() -> None:
-        report(Started(url_of(settings.reachable_host, listener)))
-
-    with listener:
-        asyncio.run(serve_app(build(settings), listener, begin, end, grace=ROUTER_GRACE_SECONDS))
+    run(settings, report)
 
 
 def _encode(settings: Settings, report: Report) -> None:
@@ -109,8 +99,6 @@ ROLES: dict[str, Callable[[Settings, Report], None]] = {
     "encode": _encode,
     "language": _language,
 }
-ROUTER_GRACE_SECONDS = 4
-"""A little longer than the workers get: their last words still reach the clients."""
 
 if __name__ == "__main__":
     main()

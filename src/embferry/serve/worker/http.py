@@ -92,23 +92,6 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     return error_response(ServeError(code, f"{request.method} {request.url.path}", status=error.status_code))
 
 
-async def read_body(receive: Receive, most: int) -> bytes | None:
-    """The body of a request, counted as it comes; None if the client has left.
-
-    :raises ServeError: body_too_large.
-    """
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if len(body) > most:
-            raise ServeError("body_too_large", f"the body has more than {most:,} bytes")
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
 async def disconnected(receive: Receive) -> None:
     """Returns when the client has left."""
     while (await receive())["type"] != "http.disconnect":
