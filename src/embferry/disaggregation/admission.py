@@ -7,7 +7,10 @@ to the end of the rota.
 
 from __future__ import annotations
 
+from collections import deque
+
 from .blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
+from .protocol.messages import MAX_RUNS
 from .protocol.receiver import Receiver
 
 PIPELINE = 4
@@ -37,16 +40,13 @@ class PoolAdmission:
     def deal(self, now: float) -> list[Receiver]:
         """Hands out what is free; answers the receivers that were granted something and so have commands."""
         served: list[Receiver] = []
-        waiting = [r for r in self._rota.values() if r.wanted(now) is not None]
+        waiting = deque(receiver for receiver in self._rota.values() if receiver.wanted(now) is not None)
         while waiting and self.allocator.available:
-            receiver = waiting.pop(0)
-            wanted = receiver.wanted(now)
-            if wanted is None:
-                continue
-            count = self._share(blocks_needed(wanted[1], self.allocator.block_size), len(waiting) + 1)
+            receiver = waiting.popleft()
+            _, tokens = receiver.wanted(now) or (0, 1)
+            count = self._share(blocks_needed(tokens, self.allocator.block_size), len(waiting) + 1)
             allocation = self.allocator.alloc_blocks(count, receiver.room)
-            if allocation is None:
-                break
+            assert allocation is not None  # a share is never more than is free
             self.grant(receiver, allocation, now)
             served.append(receiver)
             if receiver.wanted(now) is not None:
@@ -65,6 +65,6 @@ class PoolAdmission:
         """Blocks for one turn: all that is needed if everyone has room, else an equal share of what is free."""
         free = self.allocator.available
         share = max(1, free // waiting)
-        if needed <= share:
-            return needed
-        return min(share, max(1, self.allocator.num_blocks // PIPELINE))
+        if needed > share:
+            needed = min(share, max(1, self.allocator.num_blocks // PIPELINE))
+        return min(needed, MAX_RUNS)

@@ -1,15 +1,19 @@
-"""What a sender checks before it believes a receiver, and what it keeps of one."""
+"""What each end checks before it believes the other, and what a sender keeps of a receiver."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .errors import CapacityError, LayoutMismatch, RemoteProtocolError, TransportError
 from .layout import Layout
-from .messages import Grant, Open, Road, WriteFailed, Written, common_version
+from .messages import VERSIONS, Chunk, Grant, Offer, Open, Road, WriteFailed, common_version
 
 MAX_RECEIVERS = 64
-MAX_GRANTS = 4096
+MAX_OUTSTANDING = 1024
+"""Grants that a receiver keeps outstanding for one transfer at most."""
+MAX_GRANTS = 4 * MAX_OUTSTANDING
+"""Grants, and refused epochs, that a sender keeps of one receiver. More are not answered until there is room."""
 
 
 @dataclass(slots=True)
@@ -17,19 +21,34 @@ class TakenGrant:
     """A grant being written: chunks leave from ``cursor`` on; what is reported is kept, to be repeated on demand."""
 
     message: Grant
-    blocks: tuple[int, ...]
     cursor: int
     in_flight: int = 0
-    reported: list[Written | WriteFailed] = field(default_factory=list)
+    written: list[Chunk] = field(default_factory=list)
+    failed: list[WriteFailed] = field(default_factory=list)
 
     @property
     def stop(self) -> int:
         return self.message.sent_tokens + self.message.allocated_tokens
 
+    @property
+    def reported(self) -> bool:
+        return bool(self.written or self.failed)
+
+    def cancel(self) -> None:
+        """Nothing more is started."""
+        self.cursor = self.stop
+
     def blocks_of(self, start: int, stop: int, block_size: int) -> tuple[int, ...]:
         """The blocks that tokens ``[start, stop)`` go to."""
         first = (start - self.message.sent_tokens) // block_size
-        return self.blocks[first : first + -(-(stop - start) // block_size)]
+        return tuple(self._blocks(first, first + -(-(stop - start) // block_size)))
+
+    def _blocks(self, start: int, stop: int) -> Iterator[int]:
+        """The ``start``-th to the ``stop``-th block; runs are never written out whole, their lengths are the peer's."""
+        before = 0
+        for first, count in self.message.runs:
+            yield from range(first + max(start - before, 0), first + min(stop - before, count))
+            before += count
 
 
 @dataclass(slots=True)
@@ -49,6 +68,39 @@ class Destination:
     @property
     def block_size(self) -> int:
         return self.opened.geometry.block_size
+
+    def reopen(self, body: Open) -> None:
+        """The same session opens again. A higher opening says that it has taken back all that it granted.
+
+        :raises RemoteProtocolError: it is not what it was.
+        """
+        if (body.geometry, body.roads) != (self.opened.geometry, self.opened.roads):
+            raise RemoteProtocolError("an opening of the same session with other buffers or roads")
+        if body.opening > self.opened.opening:
+            self.acknowledged = 0  # of what another sender may have offered since
+            for taken in self.grants.values():
+                taken.cancel()
+        self.opened = body
+
+    def refuse(self, epoch: int) -> bool:
+        """This epoch is never to be written, or not any further. False: too many are remembered already."""
+        if epoch >= self.floor and epoch not in self.refused:
+            if len(self.refused) >= MAX_GRANTS:
+                return False
+            self.refused.add(epoch)
+        return True
+
+    def forget_below(self, floor: int) -> None:
+        """The receiver has closed these epochs: reports on them are not asked for any more."""
+        if floor <= self.floor:
+            return
+        self.floor = floor
+        for epoch in [epoch for epoch in self.grants if epoch < floor]:
+            if self.grants[epoch].in_flight:
+                self.grants[epoch].cancel()
+            else:
+                del self.grants[epoch]
+        self.refused = {epoch for epoch in self.refused if epoch >= floor}
 
 
 def accept(layout: Layout, roads: tuple[str, ...], source: int, body: Open, known: int) -> Destination:
@@ -74,19 +126,24 @@ def accept(layout: Layout, roads: tuple[str, ...], source: int, body: Open, know
     return Destination(source, body, version, theirs[shared[0]])
 
 
-def granted_blocks(grant: Grant, destination: Destination) -> tuple[int, ...]:
-    """The blocks of a grant that a correct receiver could have made.
-
-    :raises RemoteProtocolError: it could not.
-    """
+def check_grant(grant: Grant, destination: Destination) -> None:
+    """Raises :class:`RemoteProtocolError` for a grant that no correct receiver could have made."""
     num_blocks, block_size = destination.opened.geometry.num_blocks, destination.block_size
-    if len(destination.grants) >= MAX_GRANTS:
-        raise RemoteProtocolError(f"more than {MAX_GRANTS} grants at once")
-    if sum(count for _, count in grant.runs) > num_blocks:  # before anything is allocated
-        raise RemoteProtocolError(f"a grant of more blocks than the region's {num_blocks}")
-    blocks = tuple(block for first, count in grant.runs for block in range(first, first + count))
-    if max(blocks) >= num_blocks or len(set(blocks)) != len(blocks):
-        raise RemoteProtocolError(f"a grant of blocks that do not exist or repeat, in a region of {num_blocks}")
-    if not (len(blocks) - 1) * block_size < grant.allocated_tokens <= len(blocks) * block_size:
-        raise RemoteProtocolError(f"a grant of {grant.allocated_tokens} tokens in {len(blocks)} blocks of {block_size}")
-    return blocks
+    at = 0
+    for first, count in sorted(grant.runs):
+        if first < at or first + count > num_blocks:
+            raise RemoteProtocolError(f"a grant of blocks that repeat or do not exist, in a region of {num_blocks}")
+        at = first + count
+    blocks = sum(count for _, count in grant.runs)
+    if not (blocks - 1) * block_size < grant.allocated_tokens <= blocks * block_size:
+        raise RemoteProtocolError(f"a grant of {grant.allocated_tokens} tokens in {blocks} blocks of {block_size}")
+
+
+def check_offer(offer: Offer, roads: tuple[Road, ...]) -> None:
+    """Raises :class:`RemoteProtocolError` for an offer that no correct sender could have made to this opening."""
+    if offer.road not in {road.transport for road in roads}:
+        raise RemoteProtocolError(f"the encode side chose the transport {offer.road!r}, which was not among ours")
+    if not VERSIONS[0] <= offer.version <= VERSIONS[1]:
+        raise RemoteProtocolError(f"the encode side chose version {offer.version}, which was not among ours")
+    if offer.total_tokens >= 0 and not offer.content_digest:
+        raise RemoteProtocolError("the encode side announced a length without a content digest")

@@ -20,7 +20,7 @@ def deadlines(receiver: Receiver) -> list[Deadline]:
     if not r.peer:
         return [_nobody(r)]
     found: list[Deadline] = []
-    waits = bool(r.ledger.active) or r.total_tokens < 0
+    waits = bool(r.ledger.active) or not r.offered
     if waits and r.phase is Phase.WAITING_FOR_INPUT:
         why = f"the encode worker has produced nothing for {limits.waiting_timeout:g} s"
         found.append((r.progress_at + limits.waiting_timeout, LeaseExpired(why, room=r.room)))
@@ -37,7 +37,7 @@ def _nobody(r: Receiver) -> Deadline:
     if r.phase is Phase.BOOTSTRAPPING:
         seconds = r.settings.bootstrap_timeout
         why = f"no encode worker has answered for {seconds:g} s; is the one named running?"
-        return r.progress_at + seconds, PeerGone(why, room=r.room)
+        return r.asked_at + seconds, PeerGone(why, room=r.room)
     seconds = r.settings.peer_timeout
     why = f"the encode worker was lost at token {r.transferred_tokens} and nobody went on for {seconds:g} s"
     return r.asked_at + seconds, PeerGone(why, room=r.room)

@@ -44,50 +44,70 @@ class EmbeddingTransferError(Exception):
 
 
 class LocalProtocolError(EmbeddingTransferError):
+    """The call is wrong in this state, or a value cannot be: ours, or our caller's, to fix."""
+
     code = "local_protocol_error"
     http_status = 500
 
 
 class RemoteProtocolError(EmbeddingTransferError):
+    """The peer said something that it must not say. Upgrade or mend the peer."""
+
     code = "remote_protocol_error"
 
 
 class VersionMismatch(EmbeddingTransferError):
+    """The peers speak no protocol version in common. Upgrade the older one."""
+
     code = "version_mismatch"
 
 
 class LayoutMismatch(EmbeddingTransferError):
+    """The fields of a token differ between the peers. Serve the same model, in the same dtype, on both."""
+
     code = "layout_mismatch"
 
 
 class TransportError(EmbeddingTransferError):
+    """Bytes could not be moved. Look at the network, or configure a transport that both peers have."""
+
     code = "transport_error"
     default_retryable = True
 
 
 class CapacityError(EmbeddingTransferError):
+    """A limit of this process is reached. Ask again later, or raise the limit."""
+
     code = "capacity_exhausted"
     http_status = 503
     default_retryable = True
 
 
 class IntegrityError(EmbeddingTransferError):
+    """Bytes or content are not what was announced. Ask again; if it happens often, the memory or the network is bad."""
+
     code = "integrity_error"
 
 
 class LeaseExpired(EmbeddingTransferError):
+    """Nothing happened for longer than was agreed: a worker is overloaded or stuck."""
+
     code = "lease_expired"
     http_status = 504
     default_retryable = True
 
 
 class PeerGone(EmbeddingTransferError):
+    """The other worker has ended or cannot be reached. Ask again; another worker will take it."""
+
     code = "peer_gone"
     http_status = 503
     default_retryable = True
 
 
 class Aborted(EmbeddingTransferError):
+    """Somebody asked for the end."""
+
     code = "aborted"
     http_status = 499
 

@@ -6,6 +6,8 @@ shows that the property suite then finds lost, foreign or doubled bytes. A rule 
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from .ranges import RangeSet
 
 # Sender: what may be written
@@ -16,19 +18,19 @@ def meant_for_this_session(target: int, session: int) -> bool:
     return target == session
 
 
-def may_take_up(epoch: int, floor: int, refused: frozenset[int] | set[int]) -> bool:
+def may_take_up(epoch: int, floor: int, refused: Container[int]) -> bool:
     """A grant that was drained before it arrived, or lies below the receiver's floor, must never be written."""
     return epoch >= floor and epoch not in refused
 
 
-def is_new(epoch: int, known: dict[int, object]) -> bool:
+def is_new(epoch: int, known: Container[int]) -> bool:
     """A repeated grant is answered, not written again: its blocks may belong to someone else by now."""
     return epoch not in known
 
 
-def still_needed(stop: int, acknowledged: int) -> bool:
-    """What is acknowledged is never sent again."""
-    return stop > acknowledged
+def still_needed(next_token: int, acknowledged: int) -> bool:
+    """What is acknowledged is never sent again. A grant whose next token has come another way is being taken back."""
+    return next_token >= acknowledged
 
 
 def is_ready(stop: int, ready_tokens: int) -> bool:
@@ -55,7 +57,7 @@ def from_current_peer(source: int, peer: int) -> bool:
 
 
 def answers_latest_opening(opening: int, latest: int) -> bool:
-    """An offer that answers an earlier opening may come from a sender that is no more."""
+    """An offer, or a refusal, that answers an earlier opening may come from a sender that is no more."""
     return opening == latest
 
 
@@ -74,9 +76,19 @@ def may_count(checksum_matches: bool) -> bool:
     return checksum_matches
 
 
+def is_the_writer(source: int, writer: int) -> bool:
+    """Only who was given the blocks can say that no write to them is on its way; another peer cannot know."""
+    return source == writer
+
+
 def may_release(drained: bool, revoked: bool) -> bool:
     """Quarantine: blocks a writer has access to come back only when it is done with them or has lost that access."""
     return drained or revoked
+
+
+def content_is_known(offered: bool) -> bool:
+    """Nothing is asked of a sender, or taken from it, beyond what it has said it has: its content may be another."""
+    return offered
 
 
 def same_content(before: bytes | None, now: bytes) -> bool:
@@ -97,6 +109,8 @@ GUARDS = (
     epoch_is_current,
     is_first_report,
     may_count,
+    is_the_writer,
     may_release,
+    content_is_known,
     same_content,
 )

@@ -19,6 +19,7 @@ ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "uint8": 1}
 ALIGNMENT = 64  # bytes: each field starts on a cache line
 MAX_FIELDS = 16
 MAX_WIDTH = 1 << 20
+MAX_NAME = 64
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True):
@@ -47,9 +48,13 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
 
     def validate(self) -> None:
         """Raises :class:`LayoutMismatch` for a layout nobody can serve: it may have come from the wire."""
+        if not 1 <= len(self.fields) <= MAX_FIELDS:
+            raise LayoutMismatch(f"a layout has 1 to {MAX_FIELDS} fields, not {len(self.fields)}")
         names = [f.name for f in self.fields]
-        if not 1 <= len(names) <= MAX_FIELDS or len(set(names)) != len(names):
-            raise LayoutMismatch(f"a layout has 1 to {MAX_FIELDS} fields with distinct names, not {names}")
+        if len(set(names)) != len(names) or not all(1 <= len(name) <= MAX_NAME for name in names):
+            raise LayoutMismatch(
+                f"the fields of a layout have distinct names of 1 to {MAX_NAME} characters, not {names}"
+            )
         for field in self.fields:
             if field.dtype not in ITEM_BYTES or not 1 <= field.width <= MAX_WIDTH:
                 raise LayoutMismatch(f"field {field} has an unknown dtype or an impossible width")

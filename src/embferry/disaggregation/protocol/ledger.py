@@ -1,8 +1,11 @@
-"""The receiver's books: which blocks which writer has access to, token by token.
+"""The receiver's books: which blocks which writer has access to, which are its own, and which tokens are good.
 
 A block of a grant is *open* while the writer may write to it. It leaves the grant when the writer reports the chunk
 that fills it, when the announced length shows that nothing will, or when the whole grant is drained or revoked; there
-is no other way out. What has left is the receiver's to check, hold and release.
+is no other way out. What has left is the receiver's: it is checked, then held for the consumer, then released.
+
+A grant that no longer counts is in quarantine: it is *draining* until its writer says that it is done, and *revoking*
+from the moment that this takes too long or the writer is lost.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from . import guards
+from .errors import RemoteProtocolError
 from .layout import merged
 from .messages import Grant
 from .ranges import RangeSet
@@ -21,14 +25,16 @@ class OutstandingGrant:
     """Tokens ``[start, start + tokens)`` fill ``blocks`` in order; those in ``open_tokens`` are still the writer's."""
 
     epoch: int
+    writer: int  # the sender session it was given to
     start: int
     tokens: int
     blocks: tuple[int, ...]
     block_size: int
     open_tokens: RangeSet = field(default_factory=RangeSet)
-    taken_up: bool = False
     draining: bool = False
+    drained: bool = False
     revoking: bool = False
+    revoked: bool = False
     drain_deadline: float = 0.0
 
     def __post_init__(self) -> None:
@@ -55,11 +61,27 @@ class OutstandingGrant:
         return Grant(room, self.epoch, self.start, self.tokens, tuple(merged(self.blocks)), floor)
 
 
+@dataclass(slots=True)
+class Check:
+    """A reported chunk whose checksum is being compared."""
+
+    length: int
+    blocks: tuple[int, ...]
+    outdated: bool = False  # of a content that has been replaced
+
+
+Key = tuple[int, int]
+"""A chunk: its epoch and its first token."""
+
+
 class Ledger:
-    """All outstanding grants of one transfer, by epoch, ascending."""
+    """All blocks and tokens of one transfer. Iterates over the outstanding grants by epoch, ascending."""
 
     def __init__(self) -> None:
         self.grants: dict[int, OutstandingGrant] = {}
+        self.checking: dict[Key, Check] = {}
+        self.held: dict[Key, tuple[int, ...]] = {}  # verified, and read by a consumer
+        self.verified = RangeSet()
         self.next_epoch = 1  # one past the last epoch given out
 
     def __iter__(self) -> Iterator[OutstandingGrant]:
@@ -81,10 +103,16 @@ class Ledger:
 
     def take_chunk(self, epoch: int, start: int, stop: int) -> tuple[int, ...] | None:
         """The writer is done with these tokens: takes their blocks out of the grant, or answers None when the report
-        is repeated or belongs to an epoch that no longer counts."""
+        is repeated or belongs to an epoch that no longer counts.
+
+        :raises RemoteProtocolError: they are not whole blocks of the grant.
+        """
         grant = self.grants.get(epoch)
         if grant is None or not guards.epoch_is_current(grant.draining):
             return None
+        if not grant.is_whole_blocks(start, stop):
+            why = f"tokens [{start}, {stop}) were reported, not whole blocks of [{grant.start}, {grant.stop})"
+            raise RemoteProtocolError(why)
         if not guards.is_first_report(grant.open_tokens, start, stop):
             return None
         grant.open_tokens.discard(start, stop)
@@ -107,14 +135,28 @@ class Ledger:
             if spare:
                 yield grant.epoch, spare
 
-    def close(self, epoch: int, *, drained: bool = False, revoked: bool = False) -> tuple[int, ...]:
-        """The writer has no access any more: takes the grant out; answers the blocks that were still open."""
-        grant = self.grants.get(epoch)
-        if grant is None or not guards.may_release(drained and grant.draining, revoked):
+    def close(self, grant: OutstandingGrant) -> tuple[int, ...]:
+        """Takes a grant out if its writer has no access any more; answers the blocks that were still open, else ()."""
+        if not guards.may_release(grant.drained, grant.revoked):
             return ()
-        del self.grants[epoch]
+        del self.grants[grant.epoch]
         return grant.open_blocks()
 
-    def claimed(self) -> RangeSet:
-        """Tokens that an active grant will bring."""
-        return RangeSet(*(piece for grant in self.active for piece in grant.open_tokens))
+    def missing(self, total: int) -> tuple[int, int] | None:
+        """The first tokens below ``total`` that are neither here nor on their way, as (offset, length)."""
+        found = RangeSet(*(piece for grant in self.active for piece in grant.open_tokens), *self.verified)
+        for (_, offset), check in self.checking.items():
+            if not check.outdated:
+                found.add(offset, offset + check.length)
+        gap = found.first_gap(0, total)
+        return None if gap is None else (gap[0], gap[1] - gap[0])
+
+    def untouched(self) -> bool:
+        """Whether nothing has been granted that still counts."""
+        return not (self.active or self.checking or self.verified)
+
+    def start_over(self) -> None:
+        """The tokens that are here, or being checked, are of a content that has been replaced."""
+        self.verified = RangeSet()
+        for check in self.checking.values():
+            check.outdated = True

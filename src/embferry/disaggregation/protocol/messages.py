@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from .errors import RemoteProtocolError, VersionMismatch
+from .errors import EmbeddingTransferError, RemoteProtocolError, VersionMismatch, from_code
 from .layout import Geometry
 
 VERSION = 1
@@ -21,12 +21,15 @@ VERSIONS = (1, 1)
 
 MAX_FRAME_BYTES = 1 << 20
 MAX_TOKENS = (1 << 40) - 1
+MAX_RUNS = 16384
+MAX_CHUNKS = 4096
+MAX_TEXT = 1024
 
 Id = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 Count = Annotated[int, Meta(ge=1, le=1 << 32)]
-BlockIndex = Annotated[int, Meta(ge=0, le=1 << 32)]
-Text = Annotated[str, Meta(max_length=1024)]
+BlockIndex = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Digest = Annotated[bytes, Meta(max_length=64)]
 Checksum = Annotated[bytes, Meta(min_length=8, max_length=8)]
@@ -77,7 +80,7 @@ class Grant(Message, frozen=True, array_like=True, tag="grant"):
     epoch: Id
     sent_tokens: Tokens
     allocated_tokens: Count
-    runs: Annotated[tuple[tuple[BlockIndex, Count], ...], Meta(min_length=1, max_length=16384)]
+    runs: Annotated[tuple[tuple[BlockIndex, Count], ...], Meta(min_length=1, max_length=MAX_RUNS)]
     """The blocks, as (first, count) runs of adjacent ones."""
     floor: Id
     """Every epoch of this session below it is closed."""
@@ -130,7 +133,7 @@ class Written(Message, frozen=True, array_like=True, tag="written"):
     """These chunks are in the receiver's blocks, and no write to them is on its way any more."""
 
     epoch: Id
-    chunks: Annotated[tuple[Chunk, ...], Meta(min_length=1, max_length=4096)]
+    chunks: Annotated[tuple[Chunk, ...], Meta(min_length=1, max_length=MAX_CHUNKS)]
 
 
 class WriteFailed(Message, frozen=True, array_like=True, tag="write_failed"):
@@ -143,6 +146,12 @@ class WriteFailed(Message, frozen=True, array_like=True, tag="write_failed"):
     detail: Text
     retryable: bool
 
+    @property
+    def error(self) -> EmbeddingTransferError:
+        found = from_code(self.code, self.detail, room=self.room)
+        found.retryable = self.retryable
+        return found
+
 
 class Drained(Message, frozen=True, array_like=True, tag="drained"):
     """No write under these epochs is on its way, nor ever will be."""
@@ -151,7 +160,7 @@ class Drained(Message, frozen=True, array_like=True, tag="drained"):
 
 
 class Closed(Message, frozen=True, array_like=True, tag="closed"):
-    """The confirmation was received."""
+    """The confirmation, or the abort, was received."""
 
 
 class Unknown(Message, frozen=True, array_like=True, tag="unknown"):
@@ -168,6 +177,16 @@ class Abort(Message, frozen=True, array_like=True, tag="abort"):
 
     code: Name
     detail: Text
+    opening: Id = 0
+    """From a sender: the receiver's latest opening that it knows, as in an offer. Tells a refusal from a stale one."""
+
+    @classmethod
+    def because_of(cls, error: EmbeddingTransferError, room: int, opening: int = 0) -> Abort:
+        return cls(room, error.code, error.detail[:MAX_TEXT], opening)
+
+    @property
+    def error(self) -> EmbeddingTransferError:
+        return from_code(self.code, self.detail, room=self.room)
 
 
 ToSender = Open | Grant | Progress | Drain | Confirm | Abort
@@ -199,8 +218,15 @@ class Frame(Struct, frozen=True, array_like=True):
     body: Body
 
 
+class _Version(Struct, frozen=True, array_like=True):
+    """All of a frame that every version reads alike."""
+
+    version: Id
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Frame)
+_version_decoder = msgspec.msgpack.Decoder(_Version)
 
 
 def encode(frame: Frame) -> bytes:
@@ -217,14 +243,12 @@ def decode(data: bytes | memoryview) -> Frame:
     if len(data) > MAX_FRAME_BYTES:
         raise RemoteProtocolError(f"a control message of {len(data)} bytes; the limit is {MAX_FRAME_BYTES}")
     try:
-        frame = _decoder.decode(data)
+        version = _version_decoder.decode(data).version  # first: the rest may look different in another one
+        if VERSIONS[0] <= version <= VERSIONS[1]:
+            return _decoder.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"a control message that cannot be read: {error}") from None
-    if not VERSIONS[0] <= frame.version <= VERSIONS[1]:
-        raise VersionMismatch(
-            f"a message of protocol version {frame.version}; {VERSIONS[0]} to {VERSIONS[1]} are spoken"
-        )
-    return frame
+    raise VersionMismatch(f"a message of protocol version {version}; {VERSIONS[0]} to {VERSIONS[1]} are spoken")
 
 
 def common_version(theirs: tuple[int, int]) -> int:

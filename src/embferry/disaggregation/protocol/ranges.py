@@ -57,9 +57,14 @@ class RangeSet:
     def discard(self, start: int, stop: int) -> None:
         """Takes a range out."""
         _check(start, stop)
-        kept = [piece for a, b in self for piece in ((a, min(b, start)), (max(a, stop), b)) if piece[0] < piece[1]]
-        self._starts = [a for a, _ in kept]
-        self._stops = [b for _, b in kept]
+        if start == stop:
+            return
+        low = bisect_right(self._stops, start)  # the first range that ends after start
+        high = bisect_left(self._starts, stop)  # past the last that begins before stop
+        touched = self._slice(low, high)
+        kept = [piece for a, b in touched for piece in ((a, min(b, start)), (max(a, stop), b)) if piece[0] < piece[1]]
+        self._starts[low:high] = [a for a, _ in kept]
+        self._stops[low:high] = [b for _, b in kept]
 
     def covers(self, start: int, stop: int) -> bool:
         """Whether every token of the range is in the set. The empty range is covered."""

@@ -8,36 +8,15 @@ through :class:`~.commands.Release`, each exactly once.
 from __future__ import annotations
 
 from . import guards
+from .acceptance import MAX_OUTSTANDING, check_offer
 from .commands import Admit, CloseBlocks, Deliver, ReceiverCommand, Release, Restart, Revoke, Send, Verify
 from .deadlines import deadlines
-from .errors import (
-    Aborted,
-    EmbeddingTransferError,
-    IntegrityError,
-    LocalProtocolError,
-    RemoteProtocolError,
-    from_code,
-)
-from .layout import Geometry
-from .ledger import Ledger, OutstandingGrant
-from .messages import (
-    VERSIONS,
-    Abort,
-    Body,
-    Closed,
-    Confirm,
-    Drain,
-    Drained,
-    Offer,
-    Open,
-    Pending,
-    Progress,
-    Road,
-    Unknown,
-    WriteFailed,
-    Written,
-)
-from .ranges import RangeSet
+from .errors import Aborted, EmbeddingTransferError, IntegrityError, LocalProtocolError, PeerGone, RemoteProtocolError
+from .layout import Geometry, merged
+from .ledger import Check, Ledger, OutstandingGrant
+from .messages import MAX_RUNS, Abort, Body, Closed, Drain, Drained, Offer, Open, Road, Unknown, WriteFailed, Written
+from .patience import Patience
+from .questions import last_word, opening, progress, unanswered
 from .settings import TransferSettings
 from .states import POLL, RECEIVER, TERMINAL, KVPoll, Phase, Trigger, step
 
@@ -60,12 +39,8 @@ class Receiver:
         settings: TransferSettings,
         now: float,
     ) -> None:
-        self.room = room
-        self.session = session
-        self.geometry = geometry
-        self.endpoint = endpoint
-        self.roads = roads
-        self.settings = settings
+        self.room, self.session, self.settings = room, session, settings
+        self.geometry, self.endpoint, self.roads = geometry, endpoint, roads
         self.phase = Phase.BOOTSTRAPPING
         self.error: EmbeddingTransferError | None = None
         self.peer = 0  # the sender session whose offer was taken up; 0: none
@@ -73,21 +48,14 @@ class Receiver:
         self.total_tokens = -1
         self.content_digest: bytes | None = None
         self.aux: tuple[int, ...] = ()
-        self.verified = RangeSet()
         self.ledger = Ledger()
-        self.held: dict[tuple[int, int], tuple[int, ...]] = {}  # (epoch, offset): verified blocks a consumer reads
-        self.checking: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}  # (epoch, offset): (length, blocks)
         self.committed = False  # set by the driver: tokens were used in a way that cannot be undone
         self.transfers = 0  # grants made: the first is the initial transfer, the others are resumed
-        self.bad_chunks = 0
-        self._bad_in_a_row = 0
-        self._pause_until = now
-        self._outdated: set[tuple[int, int]] = set()  # being checked, of a content that has been replaced
-        self._opening = 0
-        self._confirmed = False
+        self.offered = False  # the peer has said what it has
+        self.patience = Patience(settings, now)
         self.asked_at = self.heard_at = self.progress_at = self._ended_at = now
-        self._retry_interval = settings.retry_interval
-        self._retry_at = now
+        self.opening = 0
+        self.peer_knows = False  # how it ended
         self._commands: list[ReceiverCommand] = []
         self._open(now)
 
@@ -96,86 +64,97 @@ class Receiver:
     @property
     def transferred_tokens(self) -> int:
         """Tokens from 0 on that are verified without a gap. Never decreases while the content is the same."""
-        return self.verified.prefix
+        return self.ledger.verified.prefix
 
     def wanted(self, now: float) -> tuple[int, int] | None:
         """The next tokens that need blocks, as (offset, length), or None: nothing can be granted now."""
-        if self.phase in TERMINAL or not self.peer or now < self._pause_until:
+        if self.phase in TERMINAL or not self.peer or len(self.ledger.grants) >= MAX_OUTSTANDING:
             return None
-        spoken_for = self.ledger.claimed()
-        for start, stop in self.verified:
-            spoken_for.add(start, stop)
-        for (_, offset), (length, _) in self.checking.items():
-            spoken_for.add(offset, offset + length)
+        if self.patience.pauses(now):
+            return None
         if self.total_tokens >= 0:
-            gap = spoken_for.first_gap(0, self.total_tokens)
-        else:  # the length is not known yet: one default allocation, no more
-            gap = None if spoken_for else (0, self.settings.default_allocate_tokens)
-        return None if gap is None else (gap[0], gap[1] - gap[0])
+            return self.ledger.missing(self.total_tokens) if guards.content_is_known(self.offered) else None
+        # The length is not known yet: one default allocation, no more.
+        return (0, self.settings.default_allocate_tokens) if self.ledger.untouched() else None
 
     def grant(self, blocks: tuple[int, ...], epoch: int, now: float) -> int:
-        """Blocks for the next wanted tokens, from the pool, under a new ``epoch`` (ascending). Answers the tokens granted.
+        """Blocks for the next wanted tokens, under a new ``epoch`` (ascending). Answers the tokens granted.
 
-        :raises LocalProtocolError: nothing is wanted, or more blocks than that takes: ask :meth:`wanted` first.
+        :raises LocalProtocolError: nothing is wanted, or more blocks than that takes: ask :meth:`wanted` first; or in
+            more than ``MAX_RUNS`` runs.
         """
         wanted = self.wanted(now)
         size = self.geometry.block_size
         if wanted is None or not 0 < len(blocks) <= -(-wanted[1] // size) or epoch < self.ledger.next_epoch:
             raise LocalProtocolError(f"{len(blocks)} blocks for {wanted} under epoch {epoch}", room=self.room)
+        if sum(1 for _ in merged(blocks)) > MAX_RUNS:
+            raise LocalProtocolError(f"more than {MAX_RUNS} runs of blocks in one grant", room=self.room)
         tokens = min(wanted[1], len(blocks) * size)
-        if not self.ledger.active and not self.checking:
+        if not self.ledger.active and not self.ledger.checking:
             self.progress_at = self.asked_at = now  # it was starved until now, which is nobody's fault
-        grant = OutstandingGrant(epoch, wanted[0], tokens, blocks, size)
+        grant = OutstandingGrant(epoch, self.peer, wanted[0], tokens, blocks, size)
         self.ledger.open(grant)
         self.transfers += 1
         self._commands.append(Admit(epoch, blocks))
         self._send(grant.message(self.room, self.ledger.floor))
-        self._repeat_soon(now)
+        self.patience.asked(now)
         return tokens
 
     def verified_chunk(self, epoch: int, offset: int, *, matches: bool, now: float) -> None:
         """The answer to a :class:`~.commands.Verify` command: whether the bytes have the announced checksum."""
-        length, blocks = self.checking.pop((epoch, offset))
-        outdated = (epoch, offset) in self._outdated
-        self._outdated.discard((epoch, offset))
-        if self.phase in TERMINAL or outdated or not guards.may_count(matches):
-            self._commands.append(Release(blocks))
-            if self.phase not in TERMINAL and not outdated:
-                self._bad(IntegrityError(f"tokens [{offset}, {offset + length}) arrived damaged", room=self.room), now)
+        check = self.ledger.checking.pop((epoch, offset))
+        stop = offset + check.length
+        if self.phase in TERMINAL or check.outdated:
+            self._commands.append(Release(check.blocks))
             return
-        self.verified.add(offset, offset + length)
-        self.held[epoch, offset] = blocks
-        self._commands.append(Deliver(epoch, offset, length, blocks))
+        if not guards.may_count(matches):
+            self._commands.append(Release(check.blocks))
+            self._bad(IntegrityError(f"tokens [{offset}, {stop}) arrived damaged", room=self.room), now)
+            return
+        self.ledger.verified.add(offset, stop)
+        self.ledger.held[epoch, offset] = check.blocks
+        self._commands.append(Deliver(epoch, offset, check.length, check.blocks))
         self.progress_at = now
-        self._bad_in_a_row = 0
-        self._send(Progress(self.room, self.transferred_tokens, self.ledger.floor))
-        self.phase = step(RECEIVER, self.phase, Trigger.DELIVERED) if self.phase in _DELIVERS else self.phase
+        self.patience.good()
+        self._send(progress(self))
+        self.phase = step(RECEIVER, self.phase, Trigger.DELIVERED)
         self._complete(now)
 
     def consumed(self, epoch: int, offset: int) -> None:
         """The delivered chunk's blocks are no longer read."""
-        blocks = self.held.pop((epoch, offset), None)
+        blocks = self.ledger.held.pop((epoch, offset), None)
         if blocks:
             self._commands.append(Release(blocks))
 
     def revoked(self, epoch: int) -> None:
         """The peer's access under ``epoch`` is gone for good."""
-        self._close(epoch, revoked=True)
+        grant = self.ledger.grants.get(epoch)
+        if grant is not None:
+            grant.revoked = True
+            self._close(grant)
 
     def peer_lost(self, now: float) -> None:
-        """The connection broke, or the peer is known to be dead: take its access away and look for whoever goes on."""
+        """The peer is dead, unreachable or to be replaced: take its access away and look for whoever goes on.
+
+        Also before it was found: what those who were asked so far may still answer does not count any more."""
         if self.phase in TERMINAL:
             for grant in self.ledger:
                 self._revoke(grant)
             return
         if not self.peer:
+            self._open(now)
             return
         self.phase = step(RECEIVER, self.phase, Trigger.PEER_LOST)
-        self.peer = 0
+        self.peer, self.offered = 0, False
         for grant in self.ledger:
             grant.draining = True
             self._revoke(grant)
-        self._open(now)
+        if self.patience.lost():
+            self._open(now)
+            return
+        times = self.patience.lost_in_a_row
+        why = f"the encode worker was lost {times} times in a row at token {self.transferred_tokens}"
+        self._fail(PeerGone(why, room=self.room), now, tell=False)
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer; the sender is told why. Does nothing when it has ended already."""
@@ -184,7 +163,10 @@ class Receiver:
     def clear(self, now: float) -> None:
         """The caller is through with it: whatever it still holds goes back, what is in flight is drained first."""
         self._fail(Aborted("cleared by the language side", room=self.room), now, tell=True)
-        for epoch, offset in list(self.held):
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for epoch, offset in list(self.ledger.held):
             self.consumed(epoch, offset)
 
     # What the peer says
@@ -195,102 +177,103 @@ class Receiver:
         A peer that breaks the protocol ends the transfer with :class:`RemoteProtocolError`."""
         if not guards.meant_for_this_session(target, self.session):
             return
+        try:
+            self._heard(source, body, now)
+        except (RemoteProtocolError, IntegrityError) as error:
+            error.room, self.peer = self.room, source
+            self._fail(error, now, tell=True)
+
+    def _heard(self, source: int, body: Body, now: float) -> None:
         if isinstance(body, Offer):
             self._offered(source, body, now)
             return
-        if isinstance(body, Abort) and (not self.peer or source == self.peer):
-            self._fail(from_code(body.code, body.detail, room=self.room), now, tell=False)
-            return
         if isinstance(body, Unknown):
-            if body.missing == self.peer:
+            if self.peer and body.missing == self.peer:
+                self.peer_knows = self.phase in TERMINAL
                 self.peer_lost(now)
+            return
+        if isinstance(body, Abort) and not self.peer:
+            if guards.answers_latest_opening(body.opening, self.opening):
+                self._fail(body.error, now, tell=False)
             return
         if not guards.from_current_peer(source, self.peer):
             return
         self.heard_at = now
         match body:
-            case Pending():
-                self._taken_up(body.epoch)
             case Written():
-                self._written(body, now)
+                self._written(body)
             case WriteFailed():
                 self._write_failed(body, now)
             case Drained():
-                for epoch in body.epochs:
-                    self._close(epoch, drained=True)
+                self._drained(source, body)
             case Closed():
-                self._confirmed = self.phase is Phase.SUCCESS or self._confirmed
+                self.peer_knows = self.phase in TERMINAL
+            case Abort():
+                self._fail(body.error, now, tell=False)
             case _:
-                pass  # a sender's question sent to a receiver
+                pass  # Pending is a sign of life, no more; what a receiver asks is not for a receiver
 
     def _offered(self, source: int, offer: Offer, now: float) -> None:
-        if self.phase in TERMINAL or not guards.answers_latest_opening(offer.opening, self._opening):
+        if not guards.answers_latest_opening(offer.opening, self.opening):
             return
         if self.peer and not guards.from_current_peer(source, self.peer):
             return
-        self.heard_at = now
-        if offer.total_tokens >= 0 and not self._content(offer, now):
+        if self.phase in TERMINAL:
+            self._late_offer(source, offer)
             return
+        self.heard_at = now
+        check_offer(offer, self.roads)
+        if offer.total_tokens >= 0 and not self._goes_on(offer):
+            self._start_over(now)
         if not self.peer or (offer.total_tokens >= 0 and self.total_tokens < 0):
             self.progress_at = now
         self.peer, self.road = source, offer.road
         self.phase = step(RECEIVER, self.phase, Trigger.OFFERED)
         if offer.total_tokens >= 0:
+            self.offered = True
             self.total_tokens, self.content_digest, self.aux = offer.total_tokens, offer.content_digest, offer.aux
             for epoch, spare in self.ledger.trim(self.total_tokens):
                 self._commands += [CloseBlocks(epoch, spare), Release(spare)]
             self._complete(now)
 
-    def _content(self, offer: Offer, now: float) -> bool:
-        """Whether what is offered can go on from what is here: the same content, or a fresh start."""
+    def _late_offer(self, source: int, offer: Offer) -> None:
+        """Who found no peer before its end tells whoever comes too late."""
+        if not self.peer and (self.phase is Phase.FAILED or offer.content_digest == self.content_digest):
+            self.peer, self.peer_knows = source, False
+            self._send(last_word(self))
+
+    def _goes_on(self, offer: Offer) -> bool:
+        """Whether what is offered is what is here already, in part."""
         same_length = self.total_tokens in (-1, offer.total_tokens)
-        if same_length and guards.same_content(self.content_digest, offer.content_digest):
-            return True
+        return same_length and guards.same_content(self.content_digest, offer.content_digest)
+
+    def _start_over(self, now: float) -> None:
         if self.committed:
             why = "the encode side now offers another content for this room, and the first has been used; ask again"
-            self._fail(IntegrityError(why, room=self.room, retryable=True), now, tell=True)
-            return False
-        for epoch, offset in list(self.held):
-            self.consumed(epoch, offset)
-        self.verified = RangeSet()
-        self._outdated.update(self.checking)
+            raise IntegrityError(why, retryable=True)
+        self._commands.append(Restart())
+        self._let_go()
+        self.ledger.start_over()
         for grant in self.ledger.active:
             self._drain(grant, now)
-        self._commands.append(Restart())
-        return True
 
-    def _taken_up(self, epoch: int) -> None:
-        grant = self.ledger.grants.get(epoch)
-        if grant is not None:
-            grant.taken_up = True
-
-    def _written(self, body: Written, now: float) -> None:
-        self._taken_up(body.epoch)
+    def _written(self, body: Written) -> None:
         for chunk in body.chunks:
-            blocks = self._take(body.epoch, chunk.offset, chunk.length, now)
+            blocks = self._take(body.epoch, chunk.offset, chunk.length)
             if blocks:
-                self.checking[body.epoch, chunk.offset] = (chunk.length, blocks)
+                self.ledger.checking[body.epoch, chunk.offset] = Check(chunk.length, blocks)
                 self._commands.append(Verify(body.epoch, chunk.offset, chunk.length, blocks, chunk.checksum))
 
     def _write_failed(self, body: WriteFailed, now: float) -> None:
-        blocks = self._take(body.epoch, body.offset, body.length, now)
+        blocks = self._take(body.epoch, body.offset, body.length)
         if blocks:
             self._commands.append(Release(blocks))
-            error = from_code(body.code, body.detail, room=self.room)
-            error.retryable = body.retryable
-            self._bad(error, now)
+            self._bad(body.error, now)
 
-    def _take(self, epoch: int, offset: int, length: int, now: float) -> tuple[int, ...] | None:
+    def _take(self, epoch: int, offset: int, length: int) -> tuple[int, ...] | None:
         """The blocks of a reported chunk, closed to their writer before anybody looks at them."""
-        grant = self.ledger.grants.get(epoch)
-        if grant is None or self.phase in TERMINAL or self.total_tokens < 0:
+        if self.phase in TERMINAL or not guards.content_is_known(self.offered):
             return None  # without the length, where the last chunk ends is not known; it will be reported again
-        if not grant.is_whole_blocks(offset, offset + length):
-            why = f"the encode side reported tokens [{offset}, {offset + length}) of [{grant.start}, {grant.stop})"
-            self._fail(
-                RemoteProtocolError(f"{why}, which are not whole blocks of the grant", room=self.room), now, tell=True
-            )
-            return None
         blocks = self.ledger.take_chunk(epoch, offset, offset + length)
         if blocks:
             self._commands.append(CloseBlocks(epoch, blocks))
@@ -298,14 +281,9 @@ class Receiver:
 
     def _bad(self, error: EmbeddingTransferError, now: float) -> None:
         """A chunk is bad; it alone is asked for again, unless that has happened too often or cannot help."""
-        self.bad_chunks += 1
-        self._bad_in_a_row += 1
         hopeless = not error.retryable and not isinstance(error, IntegrityError)
-        if hopeless or self._bad_in_a_row > self.settings.max_bad_chunks:
+        if not self.patience.bad(now) or hopeless:
             self._fail(error, now, tell=True)
-        elif self._bad_in_a_row > 1:  # once is chance; more often, whatever is broken gets time to mend
-            pause = self.settings.retry_interval * 2 ** (self._bad_in_a_row - 2)
-            self._pause_until = now + min(pause, self.settings.retry_limit)
 
     def _complete(self, now: float) -> None:
         if self.total_tokens < 0 or self.transferred_tokens < self.total_tokens or self.phase in TERMINAL:
@@ -314,8 +292,8 @@ class Receiver:
         self._ended_at = now
         for grant in self.ledger:
             self._drain(grant, now)
-        self._send(Confirm(self.room, self.total_tokens))
-        self._repeat_soon(now)
+        self._send(last_word(self))
+        self.patience.asked(now)
 
     # Quarantine
 
@@ -324,16 +302,25 @@ class Receiver:
             grant.draining = True
             grant.drain_deadline = now + self.settings.drain_timeout
             self._send(Drain(self.room, (grant.epoch,)))
+            self._close(grant)
+
+    def _drained(self, source: int, body: Drained) -> None:
+        for epoch in body.epochs:
+            grant = self.ledger.grants.get(epoch)
+            if grant is not None and grant.draining and guards.is_the_writer(source, grant.writer):
+                grant.drained = True
+                self._close(grant)
 
     def _revoke(self, grant: OutstandingGrant) -> None:
         if not grant.revoking:
             grant.revoking = True
             self._commands.append(Revoke(grant.epoch))
+            self._close(grant)
 
-    def _close(self, epoch: int, *, drained: bool = False, revoked: bool = False) -> None:
-        blocks = self.ledger.close(epoch, drained=drained, revoked=revoked)
+    def _close(self, grant: OutstandingGrant) -> None:
+        blocks = self.ledger.close(grant)
         if blocks:
-            self._commands += [CloseBlocks(epoch, blocks), Release(blocks)]
+            self._commands += [CloseBlocks(grant.epoch, blocks), Release(blocks)]
 
     # Time
 
@@ -341,15 +328,16 @@ class Receiver:
         """When :meth:`expire` has something to do, or None."""
         times = [grant.drain_deadline for grant in self.ledger if grant.draining and not grant.revoking]
         if self._is_asking():
-            times.append(self._retry_at)
+            times.append(self.patience.retry_at)
         if self.phase not in TERMINAL:
-            if self._bad_in_a_row > 1:
-                times.append(self._pause_until)
-            times += [deadline for deadline, _ in deadlines(self)]
+            if self.patience.pause_until is not None:
+                times.append(self.patience.pause_until)
+            times += [time for time, _ in deadlines(self)]
         return min(times, default=None)
 
     def expire(self, now: float) -> None:
         """Time has passed: repeat what was not answered, revoke what was not drained, give up what is overdue."""
+        self.patience.passed(now)
         for grant in self.ledger:
             if grant.draining and now >= grant.drain_deadline:
                 self._revoke(grant)
@@ -357,37 +345,16 @@ class Receiver:
             if now >= deadline:
                 self._fail(error, now, tell=True)
                 break
-        if self._is_asking() and now >= self._retry_at:
-            self._ask_again(now)
+        if self._is_asking() and now >= self.patience.retry_at:
+            self.patience.asked_again(now)
+            for body in unanswered(self):
+                self._send(body)
 
     def _is_asking(self) -> bool:
         """Whether an answer is outstanding, or the peer expects a sign of life."""
-        if self.phase is Phase.SUCCESS:
-            return bool(self.ledger.grants) or not (self._confirmed or self._lingered(self._retry_at))
-        if self.phase is Phase.FAILED:
-            return bool(self.ledger.grants)
-        return True
-
-    def _ask_again(self, now: float) -> None:
-        self._retry_interval = min(2 * self._retry_interval, self.settings.retry_limit)
-        self._retry_at = now + self._retry_interval
-        draining = tuple(grant.epoch for grant in self.ledger if grant.draining)
-        if draining and self.peer:
-            self._send(Drain(self.room, draining))
-        if self.phase is Phase.SUCCESS and not self._confirmed:
-            self._send(Confirm(self.room, self.total_tokens))
         if self.phase in TERMINAL:
-            return
-        if not self.peer or self.total_tokens < 0:
-            self._send_open()
-        for grant in self.ledger.active if self.peer else []:
-            self._send(grant.message(self.room, self.ledger.floor))
-        if self.peer and not self.ledger.active:
-            self._send(Progress(self.room, self.transferred_tokens, self.ledger.floor))
-
-    def _repeat_soon(self, now: float) -> None:
-        self._retry_interval = self.settings.retry_interval
-        self._retry_at = now + self._retry_interval
+            return bool(self.ledger.grants) or not (self.peer_knows or self._lingered(self.patience.retry_at))
+        return True
 
     # What comes out
 
@@ -402,22 +369,17 @@ class Receiver:
 
     def settled(self, now: float) -> bool:
         """Whether nothing depends on this end any more: no block is out, nobody waits for its answer."""
-        out = self.ledger.grants or self.checking or self.held
+        out = self.ledger.grants or self.ledger.checking or self.ledger.held
         return self.phase in TERMINAL and not out and (not self._is_asking() or self._lingered(now))
 
     def _lingered(self, now: float) -> bool:
         return now >= self._ended_at + self.settings.linger
 
     def _open(self, now: float) -> None:
-        self._opening += 1
+        self.opening += 1
         self.asked_at = now
-        self._send_open()
-        self._repeat_soon(now)
-
-    def _send_open(self) -> None:
-        geometry, roads = self.geometry, self.roads
-        opening = Open(self.room, self._opening, VERSIONS, geometry, self.endpoint, roads, self.transferred_tokens)
-        self._commands.append(Send(opening, self.peer))
+        self._send(opening(self))
+        self.patience.asked(now)
 
     def _fail(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
         if self.phase in TERMINAL:
@@ -425,14 +387,13 @@ class Receiver:
         self.phase = step(RECEIVER, self.phase, Trigger.FAILED)
         self.error = error
         self._ended_at = now
-        if tell and self.peer:
-            self._send(Abort(self.room, error.code, error.detail[:1024]))
+        self.peer_knows = not tell
         for grant in self.ledger:
             self._drain(grant, now)
-        self._repeat_soon(now)
+        if tell:
+            self._send(last_word(self))
+        self.patience.asked(now)
 
     def _send(self, body: Body) -> None:
-        self._commands.append(Send(body, self.peer))
-
-
-_DELIVERS = {phase for phase, trigger in RECEIVER if trigger is Trigger.DELIVERED}
+        if self.peer or isinstance(body, Open):
+            self._commands.append(Send(body, self.peer))

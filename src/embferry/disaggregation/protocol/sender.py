@@ -8,7 +8,7 @@ written or drained is never touched by it again.
 from __future__ import annotations
 
 from . import guards
-from .acceptance import Destination, TakenGrant, accept, granted_blocks
+from .acceptance import MAX_GRANTS, Destination, TakenGrant, accept, check_grant
 from .commands import ReleaseSource, Send, SenderCommand, Write
 from .errors import (
     Aborted,
@@ -16,10 +16,12 @@ from .errors import (
     LeaseExpired,
     LocalProtocolError,
     RemoteProtocolError,
-    from_code,
 )
 from .layout import Layout
 from .messages import (
+    MAX_CHUNKS,
+    MAX_TEXT,
+    MAX_TOKENS,
     Abort,
     Body,
     Chunk,
@@ -74,12 +76,16 @@ class Sender:
     def announce(self, total_tokens: int, content_digest: bytes, aux: tuple[int, ...] = ()) -> None:
         """The length is known: the receiver is told at once, long before the tokens are ready.
 
-        :raises LocalProtocolError: announced differently before.
+        :param content_digest: 1 to 64 bytes; equal digests promise equal bytes.
+        :param aux: up to 16 int32.
+        :raises LocalProtocolError: announced differently before, or not possible.
         """
         if self.total_tokens >= 0 and (total_tokens, content_digest) != (self.total_tokens, self.content_digest):
             raise LocalProtocolError("an embedding is announced once; open another room for another", room=self.room)
-        if total_tokens < 0:
+        if not 0 <= total_tokens <= MAX_TOKENS:
             raise LocalProtocolError(f"an embedding cannot have {total_tokens} tokens", room=self.room)
+        if not 1 <= len(content_digest) <= 64 or len(aux) > 16 or any(x.bit_length() > 31 for x in aux):
+            raise LocalProtocolError("a content digest has 1 to 64 bytes, aux up to 16 int32", room=self.room)
         if self.total_tokens < 0:
             self.total_tokens, self.content_digest, self.aux = total_tokens, content_digest, aux
             self._offer()
@@ -96,11 +102,11 @@ class Sender:
 
     def write_done(self, target: int, epoch: int, offset: int, length: int, checksum: bytes) -> None:
         """The write that a :class:`Write` command asked for is complete at the receiver."""
-        self._over(target, epoch, Written(self.room, epoch, (Chunk(offset, length, checksum),)))
+        self._over(target, epoch, Chunk(offset, length, checksum))
 
     def write_failed(self, target: int, epoch: int, offset: int, length: int, error: EmbeddingTransferError) -> None:
         """The write is over without having been completed; the receiver decides whether to ask again."""
-        failed = WriteFailed(self.room, epoch, offset, length, error.code, error.detail[:1024], error.retryable)
+        failed = WriteFailed(self.room, epoch, offset, length, error.code, error.detail[:MAX_TEXT], error.retryable)
         self._over(target, epoch, failed)
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
@@ -112,53 +118,50 @@ class Sender:
     def receive(self, source: int, target: int, body: Body, now: float) -> None:
         """Takes a message in. Stale, repeated and misdirected ones do no harm; malformed ones never come this far."""
         if isinstance(body, Open):
-            self._heard_at = now
-            self._opened(source, body)
-            return
-        if not guards.meant_for_this_session(target, self.session):
-            self._send(Unknown(self.room, missing=target), source)
+            self._opened(source, body, now)
             return
         destination = self.destinations.get(source)
-        if destination is None:
+        if destination is None or not guards.meant_for_this_session(target, self.session):
             self._send(Unknown(self.room, missing=target), source)
             return
-        if isinstance(body, Drain):
-            self._drain(destination, body)
-            return
-        if destination is not self.current:
+        if destination is not self.current and not isinstance(body, Drain):
             self._send(Unknown(self.room, missing=target), source)
             return
         self._heard_at = now
         match body:
+            case Drain():
+                self._drain(destination, body)
             case Grant():
                 self._granted(destination, body)
             case Progress():
                 destination.acknowledged = max(destination.acknowledged, body.transferred_tokens)
-                self._forget_below(destination, body.floor)
+                destination.forget_below(body.floor)
             case Confirm():
                 self._confirmed(destination, body, now)
             case Abort():
-                self._fail(from_code(body.code, body.detail, room=self.room), now, tell=False)
+                self._fail(body.error, now, tell=False)
+                self._send(Closed(self.room), source)
             case _:
                 pass  # a receiver's answer sent to a sender: nothing here waits for it
 
-    def _opened(self, source: int, body: Open) -> None:
+    def _opened(self, source: int, body: Open, now: float) -> None:
         destination = self.destinations.get(source)
-        if self.phase is Phase.FAILED or (self.phase is Phase.SUCCESS and destination is None):
-            self._send_abort(source)
-            return
-        if destination is None:
-            try:
+        if self.phase in TERMINAL:
+            if self.phase is Phase.FAILED or destination is not self.current:
+                self._send_abort(source, body.opening)
+            return  # who has confirmed does not open again: this is a late copy
+        try:
+            if destination is None:
                 destination = accept(self.layout, self.roads, source, body, len(self.destinations))
-            except EmbeddingTransferError as error:
-                self._send(Abort(self.room, error.code, error.detail[:1024]), source)
-                return
-            self.destinations[source] = destination
-        elif body.opening < destination.opened.opening + (destination is not self.current):
-            return  # a late copy: of an earlier opening, or of a receiver that was replaced since
-        destination.opened = body
-        if self.phase is Phase.SUCCESS:
-            return  # a late copy: who has confirmed does not open again
+                self.destinations[source] = destination
+            elif body.opening < destination.opened.opening + (destination is not self.current):
+                return  # a late copy: of an earlier opening, or of a receiver that was replaced since
+            else:
+                destination.reopen(body)
+        except EmbeddingTransferError as error:
+            self._send(Abort.because_of(error, self.room, body.opening), source)
+            return
+        self._heard_at = now
         if destination is not self.current:
             if self.current is not None:
                 self.phase = step(SENDER, self.phase, Trigger.PEER_LOST)
@@ -168,41 +171,47 @@ class Sender:
 
     def _granted(self, destination: Destination, grant: Grant) -> None:
         if self.phase in TERMINAL:
-            self._send_abort(destination.session)
+            self._send_abort(destination.session, destination.opened.opening)
             return
-        self._forget_below(destination, grant.floor)
+        destination.forget_below(grant.floor)
         if not guards.may_take_up(grant.epoch, destination.floor, destination.refused):
             return
-        if not guards.is_new(grant.epoch, dict(destination.grants)):
+        if not guards.is_new(grant.epoch, destination.grants):
             self._repeat(destination, destination.grants[grant.epoch])
             return
+        if len(destination.grants) >= MAX_GRANTS:
+            return
         try:
-            blocks = granted_blocks(grant, destination)
+            check_grant(grant, destination)
         except RemoteProtocolError as error:
-            self._send(Abort(self.room, error.code, error.detail), destination.session)
+            self._send(Abort.because_of(error, self.room, destination.opened.opening), destination.session)
             return
         self.phase = step(SENDER, self.phase, Trigger.GRANTED)
-        destination.grants[grant.epoch] = TakenGrant(grant, blocks, grant.sent_tokens)
+        taken = destination.grants[grant.epoch] = TakenGrant(grant, grant.sent_tokens)
         self._write_on()
-        taken = destination.grants[grant.epoch]
-        if not taken.in_flight and not taken.reported:
+        if not taken.in_flight:
             self._send(Pending(self.room, grant.epoch), destination.session)
 
     def _repeat(self, destination: Destination, taken: TakenGrant) -> None:
-        for report in taken.reported:
-            self._send(report, destination.session)
+        """All that was reported on a grant, again."""
+        epoch = taken.message.epoch
+        for at in range(0, len(taken.written), MAX_CHUNKS):
+            chunks = tuple(taken.written[at : at + MAX_CHUNKS])
+            self._send(Written(self.room, epoch, chunks), destination.session)
+        for failed in taken.failed:
+            self._send(failed, destination.session)
         if not taken.reported:
-            self._send(Pending(self.room, taken.message.epoch), destination.session)
+            self._send(Pending(self.room, epoch), destination.session)
 
     def _drain(self, destination: Destination, body: Drain) -> None:
         done = []
         for epoch in body.epochs:
-            destination.refused.add(epoch)
+            if not destination.refuse(epoch):
+                continue  # not answered now: the receiver asks again, or takes the access away
             taken = destination.grants.get(epoch)
             if taken is not None:
-                taken.cursor = taken.stop  # nothing more is started
+                taken.cancel()
             if guards.may_report_drained(taken.in_flight if taken else 0):
-                destination.grants.pop(epoch, None)
                 done.append(epoch)
             else:
                 destination.draining.add(epoch)
@@ -226,14 +235,14 @@ class Sender:
         if destination is None or self.phase in TERMINAL or self.total_tokens < 0:
             return
         for taken in destination.grants.values():
+            if not guards.still_needed(taken.cursor, destination.acknowledged):
+                taken.cancel()
             while self.writes_in_flight < self.settings.writes_in_flight:
                 chunk = self._next_chunk(destination, taken)
                 if chunk is None:
                     break
                 start, stop = chunk
                 taken.cursor = stop
-                if not guards.still_needed(stop, destination.acknowledged):
-                    continue
                 blocks = taken.blocks_of(start, stop, destination.block_size)
                 taken.in_flight += 1
                 self.writes_in_flight += 1
@@ -251,22 +260,22 @@ class Sender:
             stop = taken.message.sent_tokens + whole
         return (taken.cursor, stop) if stop > taken.cursor else None
 
-    def _over(self, target: int, epoch: int, report: Written | WriteFailed) -> None:
+    def _over(self, target: int, epoch: int, report: Chunk | WriteFailed) -> None:
         """A write has ended, one way or the other."""
         self.writes_in_flight -= 1
         destination = self.destinations[target]
-        taken = destination.grants.get(epoch)
-        if taken is not None:
-            taken.in_flight -= 1
-            if epoch in destination.draining:
-                if guards.may_report_drained(taken.in_flight):
-                    destination.draining.discard(epoch)
-                    del destination.grants[epoch]
-                    self._send(Drained(self.room, (epoch,)), target)
-            else:
-                taken.reported.append(report)
-                if self.phase is not Phase.FAILED:
-                    self._send(report, target)
+        taken = destination.grants[epoch]
+        taken.in_flight -= 1
+        if epoch in destination.draining:
+            if guards.may_report_drained(taken.in_flight):
+                destination.draining.discard(epoch)
+                self._send(Drained(self.room, (epoch,)), target)
+        elif isinstance(report, Chunk):
+            taken.written.append(report)
+            self._send(Written(self.room, epoch, (report,)), target)
+        else:
+            taken.failed.append(report)
+            self._send(report, target)
         self._release_source()
         self._write_on()
 
@@ -321,22 +330,13 @@ class Sender:
         )
         self._send(offer, destination.session)
 
-    def _forget_below(self, destination: Destination, floor: int) -> None:
-        """The receiver has closed these epochs: reports on them are not asked for any more."""
-        if floor <= destination.floor:
-            return
-        destination.floor = floor
-        for epoch in [e for e, taken in destination.grants.items() if e < floor and not taken.in_flight]:
-            del destination.grants[epoch]
-        destination.refused = {epoch for epoch in destination.refused if epoch >= floor}
-
     def _fail(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
         if self.phase in TERMINAL:
             return
         self.phase = step(SENDER, self.phase, Trigger.FAILED)
         self.error = error
         if tell and self.current is not None:
-            self._send_abort(self.current.session)
+            self._send_abort(self.current.session, self.current.opened.opening)
         self._ended(now)
 
     def _ended(self, now: float) -> None:
@@ -349,9 +349,9 @@ class Sender:
             self.source_released = True
             self._commands.append(ReleaseSource())
 
-    def _send_abort(self, target: int) -> None:
+    def _send_abort(self, target: int, opening: int) -> None:
         error = self.error or Aborted("the transfer has already been completed; open another room")
-        self._send(Abort(self.room, error.code, error.detail[:1024]), target)
+        self._send(Abort.because_of(error, self.room, opening), target)
 
     def _send(self, body: Body, target: int) -> None:
         self._commands.append(Send(body, target))

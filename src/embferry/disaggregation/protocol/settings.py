@@ -36,7 +36,9 @@ class TransferSettings:
     writes_in_flight: int = 4
     """Chunks of one transfer being written at once."""
     max_bad_chunks: int = 16
-    """Chunks that may fail their checksum or their write before the transfer is given up."""
+    """Chunks in a row that may fail their checksum or their write before the transfer is given up."""
+    max_peer_losses: int = 16
+    """How often in a row the peer may be lost, without a token in between, before the transfer is given up."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -12,7 +12,7 @@ from .errors import LocalProtocolError
 
 
 class KVPoll(IntEnum):
-    """What ``poll()`` answers: a projection of the state, never its source. The integers are the wire's, as in SGLang."""
+    """What ``poll()`` answers: a projection of the state, never its source. The integers are SGLang's."""
 
     Failed = 0
     Bootstrapping = 1
@@ -60,11 +60,11 @@ Table = dict[tuple[Phase, Trigger], Phase]
 
 RECEIVER: Table = {
     (Phase.BOOTSTRAPPING, Trigger.OFFERED): Phase.WAITING_FOR_INPUT,
-    (Phase.BOOTSTRAPPING, Trigger.PEER_LOST): Phase.BOOTSTRAPPING,
+    (Phase.BOOTSTRAPPING, Trigger.DELIVERED): Phase.RESUMING,
     (Phase.BOOTSTRAPPING, Trigger.FAILED): Phase.FAILED,
     (Phase.WAITING_FOR_INPUT, Trigger.OFFERED): Phase.WAITING_FOR_INPUT,
     (Phase.WAITING_FOR_INPUT, Trigger.DELIVERED): Phase.TRANSFERRING,
-    (Phase.WAITING_FOR_INPUT, Trigger.COMPLETED): Phase.SUCCESS,
+    (Phase.WAITING_FOR_INPUT, Trigger.COMPLETED): Phase.SUCCESS,  # of an embedding of no tokens
     (Phase.WAITING_FOR_INPUT, Trigger.PEER_LOST): Phase.BOOTSTRAPPING,
     (Phase.WAITING_FOR_INPUT, Trigger.FAILED): Phase.FAILED,
     (Phase.TRANSFERRING, Trigger.OFFERED): Phase.TRANSFERRING,
@@ -75,7 +75,6 @@ RECEIVER: Table = {
     (Phase.RESUMING, Trigger.OFFERED): Phase.TRANSFERRING,
     (Phase.RESUMING, Trigger.DELIVERED): Phase.RESUMING,
     (Phase.RESUMING, Trigger.COMPLETED): Phase.SUCCESS,
-    (Phase.RESUMING, Trigger.PEER_LOST): Phase.RESUMING,
     (Phase.RESUMING, Trigger.FAILED): Phase.FAILED,
 }
 
@@ -93,7 +92,6 @@ SENDER: Table = {
     (Phase.TRANSFERRING, Trigger.PEER_LOST): Phase.RESUMING,
     (Phase.TRANSFERRING, Trigger.FAILED): Phase.FAILED,
     (Phase.RESUMING, Trigger.OPENED): Phase.TRANSFERRING,
-    (Phase.RESUMING, Trigger.PEER_LOST): Phase.RESUMING,
     (Phase.RESUMING, Trigger.FAILED): Phase.FAILED,
 }
 
