@@ -192,7 +192,8 @@ def test_views_outlive_close_and_the_memory_goes_with_the_last(shared: bool) -> 
         gc.collect()
         return Path("/proc/self/maps").read_text().count("embferry-region")
 
-    descriptors, before = len(os.listdir("/proc/self/fd")), mappings()
+    before = mappings()  # first: it collects what other tests have left, and that may hold descriptors
+    descriptors = len(os.listdir("/proc/self/fd"))
     buffers = MultimodalDataBuffers(GEOMETRY, shared=shared)
     buffers.fill_ids[:] = 5
     kept, chunk = buffers.fill_ids, buffers.chunk((1,), 0, 3)

@@ -168,6 +168,7 @@ def test_chunks_can_be_handed_on_without_any_memory_but_the_pool(make_pair: Make
         assert same(sink.read(chunk), {k: v[offset : offset + length] for k, v in rows.items()})
         chunk.release()
         seen += length
+        assert receiver.machine.committed  # what a consumer has taken cannot be replaced by another content
     wait(receiver, SECONDS)
     receiver.clear()
     assert pool_is_whole(pair)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from embferry.disaggregation.admission import PIPELINE, PoolAdmission
 from embferry.disaggregation.blocks import ReqToMetadataBlockAllocator
 from embferry.disaggregation.protocol.commands import Release
+from embferry.disaggregation.protocol.errors import Aborted
 from embferry.disaggregation.protocol.layout import Geometry
 from embferry.disaggregation.protocol.messages import MAX_RUNS, Offer
 from embferry.disaggregation.protocol.receiver import Receiver
@@ -82,3 +83,15 @@ def test_a_grant_is_never_larger_than_a_message() -> None:
     admission, (large,) = pool(2 * MAX_RUNS, 2 * MAX_RUNS)
     admission.deal(0.0)
     assert granted(large) == [MAX_RUNS, MAX_RUNS]
+
+
+def test_blocks_whose_writer_may_still_write_are_shown_and_kept_as_quarantined() -> None:
+    admission, (receiver,) = pool(4, 1000)
+    admission.deal(0.0)
+    receiver.abort(Aborted("enough"), 0.0)
+    admission.note_quarantine(receiver)
+    admission.note_quarantine(receiver)
+    assert (admission.allocator.used, admission.allocator.quarantined) == (0, 4)
+    admission.allocator.check_integrity()
+    give_back(admission, receiver)
+    assert admission.allocator.available == 4

@@ -35,7 +35,17 @@ class PoolAdmission:
 
     def release(self, receiver: Receiver, blocks: tuple[int, ...]) -> None:
         """A receiver's ``Release`` command."""
-        self.allocator.free(blocks, receiver.room)
+        quarantined = tuple(block for block in blocks if self.allocator.is_quarantined(block))
+        self.allocator.release_quarantined(quarantined, receiver.room)
+        self.allocator.free(set(blocks).difference(quarantined), receiver.room)
+
+    def note_quarantine(self, receiver: Receiver) -> None:
+        """Tells the allocator of blocks that a receiver no longer counts on while their writer may still have access:
+        it then shows them as quarantined, and refuses to have them freed like any other."""
+        for grant in receiver.ledger:
+            blocks = grant.open_blocks() if grant.draining else ()
+            if blocks and not self.allocator.is_quarantined(blocks[0]):
+                self.allocator.quarantine(blocks, receiver.room)
 
     def deal(self, now: float) -> list[Receiver]:
         """Hands out what is free; answers the receivers that were granted something and so have commands."""

@@ -107,6 +107,9 @@ class ReqToMetadataBlockAllocator:
         """Returns quarantined blocks to the pool: their writer has drained or its access has been revoked."""
         self._free.put(self._remove(self._quarantined, blocks, req_id, "quarantined"))
 
+    def is_quarantined(self, block: int) -> bool:
+        return block in self._quarantined
+
     def holders(self) -> dict[Hashable, tuple[int, ...]]:
         """The blocks of each request, held and quarantined, ascending."""
         found: dict[Hashable, list[int]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
 import numpy.typing as npt
@@ -150,6 +150,7 @@ class EmbeddingReceiveManager(Pump):
                         self.admission.release(machine, blocks)
                     case Restart():
                         receiver.sink.restart()
+        self.admission.note_quarantine(machine)
         if machine.phase in TERMINAL:
             self.admission.leave(machine)
         receiver.notify()
@@ -189,7 +190,7 @@ class EmbeddingReceiver:
         """The blocks of the latest grant."""
         self._on_change: list[Callable[[], object]] = []
         self._reported: tuple[KVPoll, int] = (KVPoll.Bootstrapping, 0)
-        sink.attach(manager.buffers, self._consumed)
+        sink.owner = self
 
     @property
     def machine(self) -> Receiver:
@@ -322,7 +323,7 @@ class EmbeddingReceiver:
             arrays = gathered(self.sink).arrays
             if not arrays:
                 raise LocalProtocolError("nothing has arrived yet", room=self.room)
-            self.machine.committed = True
+            self.commit()
             return arrays
 
     def on_change(self, callback: Callable[[], object]) -> None:
@@ -372,7 +373,22 @@ class EmbeddingReceiver:
         self.granted()
         return tokens
 
-    def _consumed(self, epoch: int, offset: int) -> None:
+    # The sink's side
+
+    @property
+    def buffers(self) -> MultimodalDataBuffers:
+        return self.manager.buffers
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        return self.manager.lock
+
+    def commit(self) -> None:
+        """Tokens are used: from now on the content must stay what it is."""
+        self.machine.committed = True
+
+    def consumed(self, epoch: int, offset: int) -> None:
+        """A delivered chunk's blocks are no longer read."""
         with self.manager.lock:
             self.machine.consumed(epoch, offset)
         self.manager.wake()

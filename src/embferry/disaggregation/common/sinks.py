@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +19,32 @@ from ..protocol.errors import LocalProtocolError
 Array = npt.NDArray[np.uint8]
 
 
+class Owner(Protocol):
+    """The receiver that a sink belongs to."""
+
+    @property
+    def buffers(self) -> MultimodalDataBuffers: ...
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Held by the manager's thread while it calls the sink; reentrant."""
+        ...
+
+    def consumed(self, epoch: int, offset: int) -> None:
+        """A delivered chunk's blocks are no longer read."""
+
+    def commit(self) -> None:
+        """Tokens are used in a way that cannot be undone: from now on the content must stay what it is."""
+
+
 class Sink(ABC):
     """Takes verified chunks. Called by the manager's thread, with its lock held."""
 
-    buffers: MultimodalDataBuffers
-    consumed: Callable[[int, int], None]
-    """To be called with (epoch, offset) when a chunk's blocks are no longer read."""
+    owner: Owner
 
-    def attach(self, buffers: MultimodalDataBuffers, consumed: Callable[[int, int], None]) -> None:
-        self.buffers, self.consumed = buffers, consumed
+    @property
+    def buffers(self) -> MultimodalDataBuffers:
+        return self.owner.buffers
 
     def granted(self, epoch: int, start: int, blocks: tuple[int, ...], total_tokens: int) -> None:  # noqa: B027
         """Blocks were granted for tokens from ``start`` on; most sinks need not know."""
@@ -76,7 +95,7 @@ class GatherSink(Sink):
         if not self.arrays:
             self.arrays = self._new(total_tokens)
         self.buffers.gather_into(chunk.blocks, 0, chunk.length, self.arrays, chunk.offset)
-        self.consumed(chunk.epoch, chunk.offset)
+        self.owner.consumed(chunk.epoch, chunk.offset)
 
     def restart(self) -> None:
         self.arrays, self._home = {}, 0
@@ -88,7 +107,7 @@ class GatherSink(Sink):
         kept, home = self._kept, self._home
         self.restart()
         for offset in kept:
-            self.consumed(home, offset)
+            self.owner.consumed(home, offset)
 
     def _move_out(self, total_tokens: int) -> None:
         """A part came again in other blocks: what lies in place is gathered after all."""
@@ -96,7 +115,7 @@ class GatherSink(Sink):
         self.arrays = self._new(total_tokens)
         for offset, blocks in kept.items():
             self.buffers.gather_into(blocks, 0, self.chunks[offset], self.arrays, offset)
-            self.consumed(home, offset)
+            self.owner.consumed(home, offset)
 
     def _new(self, total_tokens: int) -> dict[str, Array]:
         fields = self.buffers.geometry.layout.fields
@@ -126,7 +145,7 @@ class ChunkSink(Sink):
 
     def deliver(self, chunk: Deliver, total_tokens: int) -> None:
         key = (chunk.epoch, chunk.offset)
-        self._arrived.append(ArrivedChunk(chunk.offset, chunk.length, chunk.blocks, lambda: self.consumed(*key)))
+        self._arrived.append(ArrivedChunk(chunk.offset, chunk.length, chunk.blocks, lambda: self.owner.consumed(*key)))
 
     def restart(self) -> None:
         self._arrived.clear()  # the machine has taken their blocks back
@@ -136,8 +155,12 @@ class ChunkSink(Sink):
         return self._arrived[0] if self._arrived else None
 
     def pop(self) -> ArrivedChunk | None:
-        """The next chunk, or None."""
-        return self._arrived.popleft() if self._arrived else None
+        """The next chunk, or None. Taking one commits."""
+        with self.owner.lock:  # or else the content could be replaced in between
+            if not self._arrived:
+                return None
+            self.owner.commit()
+            return self._arrived.popleft()
 
     def read(self, chunk: ArrivedChunk) -> dict[str, Array]:
         """Its bytes, uint8 [length, bytes a token] a field: a view if its blocks are adjacent, else a copy."""
