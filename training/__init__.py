@@ -1,0 +1,1 @@
+"""How the default model was made. Not part of the installed package."""
