@@ -96,8 +96,10 @@ def searched(root: Path) -> Iterator[Path]:
 
 
 def expected(package: Path, file: str) -> bool:
-    """A transport's names are required when there is such a transport."""
-    return file != required.MOONCAKE or (package / file).parent.is_dir()
+    """The origin's Mooncake connection is required as a whole: where one of its classes is, the others have to be.
+    The transport alone does without."""
+    path = package / file
+    return file != required.MOONCAKE or (path.is_file() and required.MOONCAKE_BEGINS in path.read_text())
 
 
 @cache

@@ -14,6 +14,7 @@ MESSAGES = "protocol/messages.py"
 ERRORS = "protocol/errors.py"
 BOOTSTRAP = "bootstrap.py"
 MOONCAKE = "mooncake/conn_multimodal.py"
+MOONCAKE_BEGINS = "class TransferEmbeddingInfo"
 
 # file -> what can be imported from it
 IMPORTABLE: dict[str, tuple[str, ...]] = {

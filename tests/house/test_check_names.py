@@ -78,7 +78,7 @@ def test_old_words_are_found_wherever_they_hide_except_in_migration_material(cop
     assert [what for what in missing(copy) if "docs/guide.md" in what and "migration.md" not in what]
 
 
-def test_a_transport_s_names_are_required_as_soon_as_its_folder_exists(copy):
+def test_the_names_of_the_mooncake_connection_are_required_together(copy):
     (copy / PACKAGE / "mooncake").mkdir(exist_ok=True)
     (copy / PACKAGE / "mooncake" / "conn_multimodal.py").write_text(
         "class TransferEmbeddingInfo:\n    sent_tokens: int\n"

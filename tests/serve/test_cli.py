@@ -22,7 +22,7 @@ from tests.serve import pictures
 from tests.serve.fakes import ANSWER, BREAK, TRANSFER, Deployment, closed_port, tokens
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ("serve", "router", "encode", "language", "bootstrap", "ask", "version")
+VERBS = ("serve", "router", "encode", "language", "bootstrap", "ask", "migrate", "version")
 
 
 def called(*words: str, **environ: str) -> tuple[int, str, str]:

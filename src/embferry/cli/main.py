@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from embferry.cli import ask, bootstrap, encode, language, router, serve, version
+from embferry.cli import ask, bootstrap, encode, language, migrate, router, serve, version
 
 app = typer.Typer(
     name="embferry",
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _verb in (serve, router, encode, language, bootstrap, ask, version):
+for _verb in (serve, router, encode, language, bootstrap, ask, migrate, version):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
 
 

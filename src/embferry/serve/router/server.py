@@ -22,7 +22,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         url = url_of(settings.reachable_host, listener)
 
         def begin() -> None:
-            log.info("router answers at %s", url)
+            log.info("router listens on %s", url)
             report(Started(url))
 
         async def end() -> None:

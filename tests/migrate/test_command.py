@@ -1,0 +1,175 @@
+"""The command on real files: what it shows, asks, writes, leaves, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from embferry.cli.main import app
+from embferry.migrate import files, run
+
+CODE = "import embferry\n\nif r.needs_continuation:  # more\n    r.init_continuation()\n"
+NEW_CODE = "import embferry\n\nif r.needs_resume:  # more\n    r.resume_transfer()\n"
+SCRIPT = 'grep "continuation" logs/\n'
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "loop.py").write_text(CODE)
+    (tmp_path / "app" / "find.sh").write_text(SCRIPT)
+    (tmp_path / "app" / "find.sh").chmod(0o750)
+    (tmp_path / "app" / "clean.py").write_text("x = 1\n")
+    return tmp_path
+
+
+def called(*words: object, answer: str = "") -> tuple[int, str, str]:
+    """Exit status, stdout, stderr."""
+    outcome = CliRunner().invoke(app, ["migrate", *map(str, words)], input=answer)
+    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    return outcome.exit_code, outcome.stdout, outcome.stderr
+
+
+def contents(tree: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+
+
+def test_the_diff_is_shown_before_anybody_is_asked(tree: Path) -> None:
+    before = contents(tree)
+    status, out, err = called(tree, answer="n\n")
+    assert status == 1
+    assert contents(tree) == before
+    assert "-if r.needs_continuation:  # more\n-    r.init_continuation()\n" in out
+    assert "+if r.needs_resume:  # more\n+    r.resume_transfer()\n" in out
+    assert '-grep "continuation" logs/\n+grep "resume" logs/\n' in out
+    assert "3 files looked at, 2 to change, 0 left" in err
+    assert "Write 2 files? [y/N]" in err
+    assert "nothing was written" in err
+
+
+@pytest.mark.parametrize(("flags", "answer"), [(("--yes",), ""), ((), "y\n"), ((), "Yes\n")])
+def test_it_writes_when_told_to(tree: Path, flags: tuple[str, ...], answer: str) -> None:
+    status, _, err = called(tree, *flags, answer=answer)
+    assert (status, "2 files written" in err) == (0, True)
+    assert (tree / "app" / "loop.py").read_text() == NEW_CODE
+    assert (tree / "app" / "find.sh").read_text() == 'grep "resume" logs/\n'
+    assert (tree / "app" / "find.sh").stat().st_mode & 0o777 == 0o750
+    assert sorted(contents(tree)) == ["app/clean.py", "app/find.sh", "app/loop.py"]
+    after = contents(tree)
+    assert called(tree, "--yes")[:2] == (0, "")
+    assert called(tree, "--check")[0] == 0
+    assert contents(tree) == after
+
+
+def test_nobody_to_ask_is_a_no(tree: Path) -> None:
+    status, _, err = called(tree)
+    assert (status, "--yes writes without asking" in err) == (1, True)
+
+
+def test_check_and_dry_run_write_nothing(tree: Path) -> None:
+    before = contents(tree)
+    assert called(tree, "--check")[0] == 1
+    status, out, _ = called(tree, "--dry-run", "--yes")
+    assert (status, out.count("+++ b/")) == (0, 2)
+    assert contents(tree) == before
+
+
+def test_a_path_that_is_not_there_is_bad_usage(tree: Path) -> None:
+    status, _, err = called(tree, tree / "none")
+    assert (status, "none: there is no such file or folder" in err) == (2, True)
+
+
+def test_what_cannot_be_handled_is_named_and_the_rest_is_done(tree: Path) -> None:
+    (tree / "old.py").write_bytes(b"print 'needs_continuation'\n")
+    (tree / "bytes.py").write_bytes(b"import embferry\nr.partial_data # \xff\n")
+    (tree / "utf16.sh").write_bytes("partial_data".encode("utf-16") + b"partial_data")
+    (tree / "huge.txt").write_bytes(b"partial_data" + b"x" * files.MAX_BYTES)
+    (tree / "huge-and-clean.txt").write_bytes(b"x" * (files.MAX_BYTES + 1))
+    status, _, err = called(tree, "--yes")
+    assert status == 3
+    assert (tree / "app" / "loop.py").read_text() == NEW_CODE
+    assert sorted(line.split(": ")[1].rpartition("/")[2] for line in err.splitlines() if line.startswith("left: ")) == [
+        "bytes.py", "huge.txt", "old.py", "utf16.sh",
+    ]  # fmt: skip
+    assert (tree / "old.py").read_bytes() == b"print 'needs_continuation'\n"
+
+
+def test_bytes_that_are_no_text_come_out_as_they_went_in(tree: Path) -> None:
+    script = tree / "latin.sh"
+    script.write_bytes(b"# caf\xe9\r\ngrep continuation logs/")
+    status, out, _ = called(script, "--yes")
+    assert status == 0
+    assert script.read_bytes() == b"# caf\xe9\r\ngrep resume logs/"
+    assert "caf\\xe9" in out
+    assert out.count("\\ No newline at end of file") == 2
+
+
+def test_links_are_not_replaced(tree: Path) -> None:
+    outside = tree / "outside.py"
+    outside.write_text(CODE)
+    inside = tree / "app" / "link.py"
+    inside.symlink_to(outside)
+    (tree / "app" / "around").symlink_to(tree / "app", target_is_directory=True)
+    (tree / "app" / "nowhere.py").symlink_to(tree / "none")
+    assert called(tree / "app", "--yes")[0] == 0
+    assert outside.read_text() == CODE
+    assert called(inside, "--yes")[0] == 0
+    assert inside.is_symlink()
+    assert outside.read_text() == NEW_CODE
+
+
+def test_what_is_not_source_is_not_looked_at(tree: Path) -> None:
+    for name in (".git/x.py", "node_modules/x.py", ".venv/x.sh", "x.bin", "noext"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_text(CODE)
+    (tree / "tool").write_text("#!/usr/bin/env python3\n" + CODE)
+    (tree / "search").write_text("#!/bin/sh\n" + SCRIPT)
+    _, out, err = called(tree, "--dry-run")
+    assert "5 files looked at, 4 to change" in err
+    assert "#!/usr/bin/env python3" in out
+
+
+def test_the_same_file_is_migrated_once(tree: Path) -> None:
+    assert called(tree, tree / "app", tree / "app" / "loop.py", "--dry-run")[1].count("+++ b/") == 2
+
+
+def test_what_is_left_alone_is_said(tree: Path) -> None:
+    (tree / "other.py").write_text("response.partial_data\n")
+    _, _, err = called(tree, "--dry-run")
+    assert f"note: {tree / 'other.py'}: old names, but nothing in this file uses the system (--assume" in err
+    assert "+response.buffered_chunks" in called(tree, "--dry-run", "--assume")[1]
+
+
+def test_a_file_that_changes_meanwhile_is_not_overwritten(tree: Path) -> None:
+    plan = run.plan([tree])
+    (tree / "app" / "loop.py").write_text(CODE + "# edited\n")
+    (left,) = run.apply(plan)
+    assert left.path == tree / "app" / "loop.py"
+    assert "changed meanwhile" in left.reason
+    assert (tree / "app" / "loop.py").read_text() == CODE + "# edited\n"
+
+
+def test_a_write_that_fails_leaves_the_file_and_nothing_beside_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(tree)
+    plan = run.plan([tree])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert [left.reason for left in run.apply(plan)] == ["No space left on device"] * 2
+    assert contents(tree) == before
+
+
+def test_without_libcst_it_says_what_to_install(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("libcst", "embferry.migrate"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("embferry.migrate.run")
+    monkeypatch.setitem(sys.modules, "libcst", None)
+    status, _, err = called(tree)
+    assert (status, "pip install 'embferry[migrate]'" in err) == (2, True)
