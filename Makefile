@@ -6,7 +6,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration lint format docs bench clean
+.PHONY: help setup demo test test-fast test-integration test-engines lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -24,7 +24,12 @@ test-fast: setup ## no processes, no sockets, no waiting
 	@$(PY) -m pytest -m "not integration" -n 2 --dist worksteal
 
 test-integration: setup
-	@$(PY) -m pytest -m integration
+	@$(PY) -m pytest -m "integration and not engines"
+	@echo "Not run here: the mooncake and nixl transports, which need their engines (make test-engines)."
+
+test-engines: setup ## the mooncake and nixl transports on their real engines (Debian: apt-get install libibverbs1)
+	@$(PY) -m pip install -q -c constraints.txt -e '.[mooncake,nixl]'
+	@$(PY) -m pytest -m engines
 
 lint: setup ## style, types, imports, names, lengths, generated documents
 	$(BIN)/ruff check .

@@ -1,0 +1,89 @@
+"""The other end, in a process of its own, to be killed or stopped.
+
+``metadata``: the metadata server that the engine speaks HTTP with, as far as it does; prints its port.
+``own``: a receiver; prints its handle, then waits. ``write HANDLE EPOCH TIMES``: a sender that fills the whole large
+region so often, at the same time; prints ``begun``, then what became of each write.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+from embferry.disaggregation.base.conn_multimodal import Window, Written
+from embferry.disaggregation.buffers import MultimodalDataBuffers, source_pieces
+from embferry.disaggregation.mooncake import MooncakeTransport, flights
+from embferry.testing.pair import LARGE, SMALL, embedding
+
+
+def own() -> None:
+    buffers = MultimodalDataBuffers(SMALL, shared=True)
+    transport = MooncakeTransport()
+    handle = transport.register(buffers)
+    transport.admit(Window(1, (0, 1), SMALL.block_ranges((0, 1))))
+    print(handle.hex(), flush=True)
+    signal.pause()
+
+
+def write(handle: bytes, epoch: int, times: int) -> None:
+    # More under way at any moment than fits into socket buffers: to be caught in the middle.
+    flights.SLICE_BYTES, flights.IN_FLIGHT_BYTES = LARGE.region_bytes, 4 * LARGE.region_bytes
+    woken = threading.Event()
+    transport = MooncakeTransport(woken.set)
+    transport.connect(handle)
+    blocks = tuple(range(LARGE.num_blocks))
+    tokens = LARGE.num_blocks * LARGE.block_size
+    pieces = source_pieces(LARGE, embedding(LARGE.layout, tokens), 0, tokens, blocks, 0)
+    for ticket in range(times):
+        transport.write(handle, epoch, blocks, pieces, ticket)
+    print("begun", flush=True)
+    outcomes: list[str] = []
+    while len(outcomes) < times:
+        assert woken.wait(60)
+        woken.clear()
+        for event in transport.poll():
+            if isinstance(event, Written):
+                error = event.error
+                outcomes.append("written" if error is None else "retry" if error.retryable else "refused")
+    print(*outcomes, flush=True)
+    transport.close()
+
+
+class Metadata(BaseHTTPRequestHandler):
+    values: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        self._answer(self.values.get(self.path))
+
+    def do_PUT(self) -> None:
+        self.values[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(b"")
+
+    def do_DELETE(self) -> None:
+        self._answer(self.values.pop(self.path, None))
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _answer(self, body: bytes | None) -> None:
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+
+def metadata() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        print(server.server_address[1], flush=True)
+        server.serve_forever()
+
+
+if sys.argv[1] == "metadata":
+    metadata()
+elif sys.argv[1] == "own":
+    own()
+else:
+    write(bytes.fromhex(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,328 @@
+"""The Mooncake Transfer Engine, for real: the suite, and what it takes to revoke over an engine that cannot."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from embferry.disaggregation.base.conn_multimodal import Transport
+from embferry.disaggregation.buffers import MultimodalDataBuffers
+from embferry.disaggregation.mooncake import MooncakeTransport, engine
+from embferry.disaggregation.mooncake.access import Access
+from embferry.disaggregation.mooncake.alias import Alias
+from embferry.disaggregation.mooncake.conn_multimodal import MooncakeHandle
+from embferry.disaggregation.mooncake.engine import P2P, Engine, EngineSettings
+from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.testing.conformance import TransportConformance
+from embferry.testing.pair import CANARY, LARGE, SMALL, Endpoint, TransportPair, eventually
+
+pytestmark = [pytest.mark.integration, pytest.mark.engines]
+
+HERE = Path(__file__).parent
+ALL = tuple(range(LARGE.num_blocks))
+
+
+def make(wake: Callable[[], None], **arguments: Any) -> Transport:
+    return MooncakeTransport(wake, revoke_grace_s=0.2, **arguments)
+
+
+def patient(wake: Callable[[], None]) -> Transport:
+    return MooncakeTransport(wake, revoke_grace_s=60.0)
+
+
+class TestMooncake(TransportConformance):
+    def make_transport(self, wake: Callable[[], None]) -> Transport:
+        return MooncakeTransport(wake)
+
+
+class TestMooncakeRegisteredSources(TransportConformance):
+    """How RDMA is driven: the engine reads from registered memory only."""
+
+    def make_transport(self, wake: Callable[[], None]) -> Transport:
+        return MooncakeTransport(wake, register_sources=True)
+
+
+@contextmanager
+def paired(make: Callable[[Callable[[], None]], Transport] = make, geometry: Any = SMALL) -> Iterator[TransportPair]:
+    pair = TransportPair(make, geometry)
+    yield pair
+    pair.close()
+
+
+@contextmanager
+def running(*args: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "mooncake_peer.py"), *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@contextmanager
+def writer_inside(pair: TransportPair, epoch: int) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of long writes to the whole region."""
+    with running("write", pair.handle.hex(), str(epoch), "16") as process:
+        assert line(process) == "begun"
+        eventually(lambda: bool((pair.bytes[:4096] != CANARY).any()))
+        yield process
+
+
+def access(pair: TransportPair) -> Access:
+    assert isinstance(pair.receiver.transport, MooncakeTransport)
+    assert pair.receiver.transport._server is not None
+    return pair.receiver.transport._server.access
+
+
+# Revocation
+
+
+def test_a_writer_that_lives_is_asked_to_stop_and_nobody_is_cut_off() -> None:
+    with paired(patient, LARGE) as pair:
+        pair.admit(1, ALL)
+        with writer_inside(pair, 1) as process:
+            pair.receiver.transport.revoke(1)
+            pair.receiver.revoked(1)
+            pair.bytes[:] = CANARY
+            outcomes = line(process).split()
+        pair.expect()
+        assert access(pair).replacements == 0
+        assert set(outcomes) <= {"written", "refused"}
+        assert "refused" in outcomes
+
+
+@pytest.mark.parametrize("ending", ["continues", "dies"])
+def test_a_stopped_writer_is_cut_off(ending: str) -> None:
+    with paired(geometry=LARGE) as pair:
+        pair.admit(1, ALL)
+        with writer_inside(pair, 1) as process:
+            process.send_signal(signal.SIGSTOP)
+            pair.receiver.transport.revoke(1)
+            with pytest.raises(LocalProtocolError, match="await Revoked"):
+                pair.admit(2, ALL)
+            pair.receiver.revoked(1)
+            assert access(pair).replacements == 1
+            pair.admit(2, ALL)
+            pair.bytes[:] = CANARY
+            if ending == "continues":
+                process.send_signal(signal.SIGCONT)
+                assert set(line(process).split()) <= {"written", "refused"}
+            else:
+                process.kill()
+                process.wait(30)
+        pair.expect()
+        pieces = pair.fill(ALL)
+        assert pair.write(2, ALL, pieces) is None, "others write on, through the new alias"
+        pair.expect(pieces)
+
+
+def test_without_the_cut_a_stopped_writer_would_write_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why unregistering does not suffice. When this fails, the engine has learned to revoke."""
+    with paired(geometry=LARGE) as pair, monkeypatch.context() as patch:
+        patch.setattr(Alias, "sever", lambda self: None)
+        pair.admit(1, ALL)
+        with writer_inside(pair, 1) as process:
+            process.send_signal(signal.SIGSTOP)
+            pair.receiver.transport.revoke(1)
+            pair.receiver.revoked(1)
+            time.sleep(0.2)  # what the stopped process had sent has landed by then
+            pair.bytes[:] = CANARY
+            process.send_signal(signal.SIGCONT)
+            eventually(lambda: bool((pair.bytes != CANARY).any()))
+
+
+def test_a_killed_writer_is_cut_off_without_waiting_for_it() -> None:
+    with paired(patient, LARGE) as pair:
+        pair.admit(1, ALL)
+        with writer_inside(pair, 1) as process:
+            process.kill()
+            process.wait(30)
+            pair.receiver.transport.revoke(1)
+            pair.receiver.revoked(1)
+            pair.bytes[:] = CANARY
+        assert access(pair).replacements == 1
+        pair.expect()
+
+
+def test_closing_blocks_with_a_writer_inside_cuts_it_off_at_once() -> None:
+    with paired(patient, LARGE) as pair:
+        pair.admit(1, ALL)
+        with writer_inside(pair, 1) as process:
+            process.send_signal(signal.SIGSTOP)
+            pair.receiver.transport.close_blocks(1, ALL)
+            pair.bytes[:] = CANARY
+            process.send_signal(signal.SIGCONT)
+            assert set(line(process).split()) <= {"written", "refused"}
+        pair.expect()
+
+
+def test_what_was_under_way_for_others_fails_visibly_and_can_be_repeated() -> None:
+    with paired(geometry=LARGE) as pair:
+        first, second = ALL[:1], ALL[1:]
+        pair.admit(1, first)
+        pair.admit(2, second)
+        pieces = pair.fill(second)
+        tickets = [pair.start(2, second, pieces) for _ in range(8)]
+        eventually(lambda: bool((pair.bytes != CANARY).any()))
+        with access(pair)._lock:
+            access(pair)._replace()
+        errors = [pair.sender.written(ticket) for ticket in tickets]
+        assert any(errors), "eight times 31 MiB were not through yet"
+        assert all(error is None or error.retryable for error in errors)
+        assert pair.write(2, second, pieces) is None
+        pair.expect(pieces)
+
+
+# A failed batch fails its chunk
+
+
+def test_a_slice_that_cannot_be_started_fails_its_write_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with paired() as pair:
+        pair.admit(1, (0, 1))
+        pieces = pair.fill((0, 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "submit", lambda *_: 0)
+            error = pair.write(1, (0, 1), pieces)
+        assert error is not None
+        assert error.retryable
+        assert pair.write(1, (0, 1), pieces) is None
+        pair.expect(pieces)
+        pair.receiver.transport.close_blocks(1, (0, 1))
+        assert access(pair).replacements == 0, "nothing of it was on its way"
+
+
+def test_a_slice_that_fails_on_its_way_fails_its_write_and_is_distrusted_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = Engine.submit
+
+    def astray(self: Engine, segment: str, source: int, target: int, length: int) -> int:
+        return real(self, segment, source, 1 << 20, length)  # nobody's memory
+
+    with paired() as pair:
+        pair.admit(1, (0, 1))
+        pieces = pair.fill((0, 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "submit", astray)
+            error = pair.write(1, (0, 1), pieces)
+        assert error is not None
+        assert error.retryable
+        pair.expect()
+        assert pair.write(1, (0, 1), pieces) is None
+        pair.expect(pieces)
+        assert access(pair).replacements == 0
+        pair.receiver.transport.close_blocks(1, (0, 1))
+        assert access(pair).replacements == 1, "its bytes could still have been on their way"
+        pair.admit(2, (0, 1))
+        again = pair.fill((0, 1), seed=2)
+        assert pair.write(2, (0, 1), again) is None
+        pair.expect(again)
+
+
+def test_a_killed_receiver_is_a_lost_link() -> None:
+    with running("own") as process:
+        handle = bytes.fromhex(line(process))
+        sender = Endpoint(make)
+        sender.transport.connect(handle)
+        with paired() as other:
+            pieces = other.fill((0, 1))
+        sender.transport.write(handle, 1, (0, 1), pieces, 7)
+        assert sender.written(7) is None
+        process.kill()
+        lost = sender.lost()
+        assert lost.handle == handle
+        assert lost.error.retryable
+        sender.transport.close()
+
+
+def test_small_writes_do_not_wait_for_large_ones() -> None:
+    with paired(geometry=LARGE) as pair:
+        pair.admit(1, ALL)
+        many, few = pair.fill(ALL), pair.fill((0,))
+        large = [pair.start(1, ALL, many) for _ in range(6)]
+        small = pair.start(1, (0,), few)
+        assert pair.sender.written(small) is None
+        finished = [e for e in pair.sender.events if getattr(e, "ticket", None) in large]
+        assert len(finished) < len(large)
+        for ticket in large:
+            assert pair.sender.written(ticket) is None
+
+
+# Settings
+
+
+def test_private_memory_cannot_be_registered() -> None:
+    buffers, transport = MultimodalDataBuffers(SMALL, shared=False), MooncakeTransport()
+    with pytest.raises(LocalProtocolError, match="shared=True"):
+        transport.register(buffers)
+    transport.close()
+    buffers.close()
+
+
+def test_settings_under_which_the_engine_would_do_something_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(protocol: str, match: str) -> None:
+        with pytest.raises(TransportError, match=match) as caught:
+            Engine(EngineSettings("127.0.0.1", protocol, "", P2P))
+        assert not caught.value.retryable
+
+    monkeypatch.setattr(engine, "RDMA_DEVICES", str(tmp_path))
+    monkeypatch.delenv("MC_FORCE_TCP", raising=False)
+    refused("rdma", "no RDMA device")
+    (tmp_path / "mlx5_0").touch()
+    monkeypatch.setenv("MC_FORCE_TCP", "1")
+    refused("rdma", "MC_FORCE_TCP is set")
+    monkeypatch.setenv("MC_TCP_PROTO", "1")
+    refused("tcp", "unset it")
+
+
+def test_without_the_engine_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffers, transport = MultimodalDataBuffers(SMALL, shared=True), MooncakeTransport()
+    monkeypatch.setitem(sys.modules, "mooncake.engine", None)
+    with pytest.raises(TransportError, match="libibverbs1") as caught:
+        transport.register(buffers)
+    assert not caught.value.retryable
+    transport.close()
+    buffers.close()
+
+
+def test_the_engine_logs_errors_only() -> None:
+    with running("own") as process:
+        line(process)
+        process.kill()
+        _, log = process.communicate(timeout=30)
+    levels = {text[0] for text in log.splitlines() if not text.startswith("WARNING: Logging before InitGoogleLogging")}
+    assert levels <= {"E"}, log
+
+
+def test_engines_that_meet_at_a_metadata_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MC_TCP_BIND_ADDRESS", "127.0.0.1")
+    with running("metadata") as process:
+        url = f"http://127.0.0.1:{line(process)}/metadata"
+        with paired(lambda wake: make(wake, metadata_server=url)) as pair:
+            handle = msgspec.msgpack.decode(pair.handle, type=MooncakeHandle)
+            assert (handle.metadata_server, handle.segment[:10]) == (url, "127.0.0.1-")
+            pair.admit(1, (3,))
+            pieces = pair.fill((3,))
+            assert pair.write(1, (3,), pieces) is None
+            pair.expect(pieces)
