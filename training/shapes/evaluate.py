@@ -59,7 +59,7 @@ def _picture(rng: Random, kind: str) -> Case | None:
 
 
 def _pictures(rng: Random, kind: str) -> Case | None:
-    scenes = [draw_scene(rng, *rng.choice(CANVASES), most=4) for _ in range(rng.choice((2, 2, 3, 4)))]
+    scenes = [draw_scene(rng, *rng.choice(CANVASES), most=4) for _ in range(rng.choice((2, 2, 3)))]
     question = ask_pictures(rng, scenes, kind)
     return Case(question, tuple(_draw(rng, [scene])[0] for scene in scenes), False) if question else None
 

@@ -127,7 +127,7 @@ DRAWINGS = {
 QUESTIONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("garden.png",), "What colour is the square?", "blue"),
     (("garden.png",), "What shape is red?", "circle"),
-    (("garden.png",), "Where is the red circle?", "top left"),
+    (("garden.png",), "How many triangles are there?", "1"),
     (("garden.png",), "Is there a yellow star?", "no"),
     (("night.png",), "How many yellow stars are there?", "3"),
     (("night.png",), "Is there a white circle?", "yes"),
@@ -138,7 +138,7 @@ QUESTIONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("kite.png",), "What colour is the star?", "orange"),
     (("coins.png",), "How many circles are there?", "4"),
     (("garden.png", "night.png"), "Which picture has a yellow star?", "picture 2"),
-    (("garden.png", "kite.png"), "What colour is the square in picture 2?", "purple"),
+    (("garden.png", "kite.png"), "What shape is orange in picture 2?", "star"),
     (("market.png", "garden.png"), "Is there a green circle in picture 1?", "yes"),
     (("garden.png", "beach.png", "market.png"), "How many pictures have a triangle?", "3"),
     (("star-flies.mp4",), "What is moving?", "the red star"),

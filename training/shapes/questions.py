@@ -207,7 +207,7 @@ PICTURE_SHARES = {
     "how many of a colour": 2.0,
     "how many": 2.0,
     "is there": 1.0,
-    "where": 3.0,
+    "where": 5.0,
 }
 CLIP_SHARES = {
     "what moves": 2.0,
@@ -222,11 +222,11 @@ CLIP_SHARES = {
     "is there": 1.0,
 }
 PICTURES_SHARES = {
-    "which picture": 2.0,
-    "how many pictures": 2.0,
-    "colour of": 3.5,
-    "shape of": 2.0,
-    "is there": 1.5,
+    "which picture": 1.0,
+    "how many pictures": 3.0,
+    "colour of": 4.0,
+    "shape of": 1.0,
+    "is there": 1.0,
 }
 
 
