@@ -54,7 +54,7 @@ def sniff(data: bytes, wanted: Literal["image", "video"]) -> Format:
     found = next((f for signs, f in _SIGNATURES if all(data[at : at + len(s)] == s for at, s in signs)), None)
     if found is None or not found.reader:
         what = f"{found.name} is not read" if found else _guess(data)
-        raise ServeError("unsupported_media_type", f"{what}; {_READ[wanted]} are")
+        raise ServeError("unsupported_media_type", f"{what}; what is read are {_READ[wanted]}")
     if wanted == "video" and found.reader == "GIF":
         return _GIF_AS_VIDEO
     if found.kind != wanted:
