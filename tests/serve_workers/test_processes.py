@@ -75,9 +75,11 @@ def long_video(frames: int = 160) -> dict[str, Any]:
     return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{joined}"}}
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with LocalCluster(SETTINGS, logs=tmp_path_factory.mktemp("cluster") / "log") as running:
+@pytest.fixture(scope="module", params=["shm", "tcp"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    transfer = SETTINGS.transfer.model_copy(update={"transports": (request.param,)})
+    settings = SETTINGS.model_copy(update={"transfer": transfer})
+    with LocalCluster(settings, logs=tmp_path_factory.mktemp("cluster") / "log") as running:
         running.wait_ready(START)
         yield running
         known = running.processes
@@ -99,7 +101,7 @@ def test_a_question_about_a_picture_from_end_to_end(cluster: LocalCluster) -> No
     transfer = response.json()["embferry"]["transfer"]
     assert transfer["initial"] == 1
     assert transfer["resumed"] == transfer["total_tokens"] - 1  # one token a transfer
-    assert transfer["transport"] == "shm"
+    assert (transfer["transport"],) == cluster.settings.transfer.transports
     wait(lambda: pool(cluster) == {"num_blocks": 1, "available": 1, "used": 0, "quarantined": 0}, 5, "a whole pool")
 
 
