@@ -10,7 +10,6 @@ the engine's own.
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 import socket
 import threading
@@ -20,6 +19,7 @@ from typing import Annotated
 
 import msgspec
 
+from ..base import address
 from ..base.conn_multimodal import Capabilities, Event, Piece, Region, Transport, Window, Written
 from ..base.handles import decode_handle
 from ..base.loop import Loop
@@ -106,13 +106,13 @@ class MooncakeTransport(Transport):
             raise LocalProtocolError(
                 "the mooncake transport needs memory it can map twice: MultimodalDataBuffers(..., shared=True)"
             )
-        if _address(self._settings.host).is_unspecified:
+        if address.own(self._settings.host).is_unspecified:
             raise LocalProtocolError(f"peers cannot connect to {self._settings.host}; advertise this host's address")
         engine = Engine(self._settings)
         token = secrets.token_bytes(channel.TOKEN_BYTES)
         listener: socket.socket | None = None
         try:
-            family = socket.AF_INET6 if _address(self._host).version == 6 else socket.AF_INET
+            family = socket.AF_INET6 if address.own(self._host).version == 6 else socket.AF_INET
             listener = socket.create_server((self._host, self._port), family=family, backlog=128)
             handle = MooncakeHandle(
                 engine.segment,
@@ -219,12 +219,7 @@ class MooncakeTransport(Transport):
 
 def _check(peer: MooncakeHandle, ours: EngineSettings) -> None:
     """:raises TransportError: the handle cannot be used here; never worth a retry."""
-    try:
-        address = ipaddress.ip_address(peer.host)
-    except ValueError as error:
-        raise TransportError(f"the handle's host is not an IP address: {error}", retryable=False) from error
-    if "%" in peer.host or address.is_unspecified or address.is_multicast:
-        raise TransportError(f"nobody can be reached at {peer.host!r}; advertise another address", retryable=False)
+    address.reachable(peer.host)
     for what, theirs, own in (
         ("protocol", peer.protocol, ours.protocol),
         ("metadata server", peer.metadata_server, ours.metadata_server),
@@ -241,10 +236,3 @@ def _check(peer: MooncakeHandle, ours: EngineSettings) -> None:
         end = offset + size * peer.num_blocks
     if end > MAX_BYTES:
         raise TransportError("the handle's region is larger than any memory; it is damaged", retryable=False)
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError as error:
-        raise LocalProtocolError(f"{host} is not an IP address; names are not looked up here") from error

@@ -22,12 +22,12 @@ from typing import Annotated
 
 import msgspec
 
+from ..base import address
 from ..base.conn_multimodal import Capabilities, Event, Piece, Region, Transport, Window, Written
 from ..base.handles import decode_handle
 from ..base.loop import Loop
 from ..base.outbox import Outbox
 from ..protocol.errors import LocalProtocolError, TransportError
-from . import address
 from .agent import Backends, binding
 from .link import Link, LinkSettings
 from .messages import TOKEN_BYTES, Hello

@@ -11,7 +11,6 @@ setting them would switch that off.
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 import socket
 import struct
@@ -22,6 +21,7 @@ from typing import Annotated
 
 import msgspec
 
+from ..base import address
 from ..base.conn_multimodal import Capabilities, Event, Piece, Region, Revoked, Transport, Window, Written
 from ..base.handles import decode_handle
 from ..base.loop import Loop
@@ -74,9 +74,9 @@ class TcpTransport(Transport):
     def register(self, region: Region) -> bytes:
         if self._server is not None or self._closed:
             raise LocalProtocolError("one region a transport; make another transport for another region")
-        if _address(self._advertise).is_unspecified:
+        if address.own(self._advertise).is_unspecified:
             raise LocalProtocolError(f"peers cannot connect to {self._advertise}; advertise this host's address")
-        family = socket.AF_INET6 if _address(self._host).version == 6 else socket.AF_INET
+        family = socket.AF_INET6 if address.own(self._host).version == 6 else socket.AF_INET
         try:
             listener = socket.create_server((self._host, self._port), family=family, backlog=128)
         except OSError as error:
@@ -102,7 +102,7 @@ class TcpTransport(Transport):
 
     def connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, TcpHandle, self.name)
-        address = _reachable(peer.host)
+        host = address.reachable(peer.host)
         with self._lock:
             if self._closed:
                 raise LocalProtocolError("this transport is closed")
@@ -111,7 +111,7 @@ class TcpTransport(Transport):
             try:
                 self._links[handle] = Link(
                     handle,
-                    (address, peer.port),
+                    (host, peer.port),
                     peer.token,
                     self._connect_timeout_s,
                     self._loop,
@@ -172,21 +172,3 @@ class TcpTransport(Transport):
         if self._server is None:
             raise LocalProtocolError("no region is registered with this transport; call register first")
         return self._server
-
-
-def _reachable(host: str) -> str:
-    """The address of a handle. One with a zone (``fe80::1%eth0``) means something on the receiver's host only."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError as error:
-        raise TransportError(f"the handle's host is not an IP address: {error}", retryable=False) from error
-    if "%" in host or address.is_unspecified or address.is_multicast:
-        raise TransportError(f"nobody can be reached at {host!r}; advertise another address", retryable=False)
-    return str(address)
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError as error:
-        raise LocalProtocolError(f"{host} is not an IP address; names are not looked up here") from error
