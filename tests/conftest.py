@@ -1,5 +1,12 @@
-"""Asserts inside the package's public suite are as talkative as those of the tests themselves."""
+"""For all tests: the same examples in every run, and asserts of the public suite as talkative as those of the tests."""
+
+import os
 
 import pytest
+from hypothesis import settings
 
 pytest.register_assert_rewrite("embferry.testing.conformance", "embferry.testing.pair")
+
+settings.register_profile("default", derandomize=True, deadline=None)
+settings.register_profile("thorough", max_examples=5000, deadline=None)
+settings.load_profile(os.environ.get("EMBFERRY_HYPOTHESIS_PROFILE", "default"))

@@ -129,6 +129,12 @@ def test_what_is_out_of_bounds_is_refused(data: bytes) -> None:
         m.decode(data)
 
 
+def test_text_that_is_not_utf_8_is_refused() -> None:
+    data = pack("drained", 7, [3]).replace(b"drained", b"\x80rained")
+    with pytest.raises(RemoteProtocolError, match="cannot be read"):
+        m.decode(data)
+
+
 def test_a_long_frame_is_refused_unread() -> None:
     with pytest.raises(RemoteProtocolError, match="the limit is 1048576"):
         m.decode(b"\x00" * (m.MAX_FRAME_BYTES + 1))

@@ -246,7 +246,7 @@ def decode(data: bytes | memoryview) -> Frame:
         version = _version_decoder.decode(data).version  # first: the rest may look different in another one
         if VERSIONS[0] <= version <= VERSIONS[1]:
             return _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:  # the middle one is not msgspec's own
         raise RemoteProtocolError(f"a control message that cannot be read: {error}") from None
     raise VersionMismatch(f"a message of protocol version {version}; {VERSIONS[0]} to {VERSIONS[1]} are spoken")
 
