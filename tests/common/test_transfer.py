@@ -197,7 +197,14 @@ def test_the_encode_side_may_come_later_or_earlier(make_pair: MakePair) -> None:
     receiver = pair.receiver(room=1)
     receiver.init()
     wait(receiver, SECONDS)
+    assert same(receiver.arrays(), rows)
     wait(early, SECONDS)
+    late = pair.receiver(room=2)
+    late.init()
+    until(late, lambda: late.poll() is KVPoll.Bootstrapping)
+    pair.sender(2, rows)
+    wait(late, SECONDS)
+    assert same(late.arrays(), rows)
 
 
 def test_an_asyncio_loop_can_wait(make_pair: MakePair) -> None:

@@ -46,7 +46,7 @@ class Sink(ABC):
     def buffers(self) -> MultimodalDataBuffers:
         return self.owner.buffers
 
-    def granted(self, epoch: int, start: int, blocks: tuple[int, ...], total_tokens: int) -> None:  # noqa: B027
+    def granted(self, epoch: int, start: int, blocks: tuple[int, ...], total_tokens: int) -> None:  # noqa: B027  (a hook)
         """Blocks were granted for tokens from ``start`` on; most sinks need not know."""
 
     @abstractmethod
