@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
 _REQUEST: ContextVar[str | None] = ContextVar("request_id", default=None)
 _ROOM: ContextVar[int | None] = ContextVar("room", default=None)
@@ -34,8 +35,8 @@ def about(request_id: str | None = None, room: int | None = None) -> Iterator[No
             var.reset(token)
 
 
-def _pairs(request_id: str | None, room: int | None) -> list[tuple[ContextVar, object]]:  # type: ignore[type-arg]
-    pairs: list[tuple[ContextVar, object]] = [(_REQUEST, request_id), (_ROOM, room)]  # type: ignore[type-arg]
+def _pairs(request_id: str | None, room: int | None) -> list[tuple[ContextVar[Any], object]]:
+    pairs: list[tuple[ContextVar[Any], object]] = [(_REQUEST, request_id), (_ROOM, room)]
     return [(var, value) for var, value in pairs if value is not None]
 
 

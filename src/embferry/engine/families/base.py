@@ -108,7 +108,7 @@ class Family(ABC):
 
     def video_size(self, frames: int, height: int, width: int, limits: VideoLimits) -> tuple[int, int]:
         """Height and width every frame is resized to. Raises ValueError if no size will do."""
-        raise NotImplementedError(f"{self.model_type} takes no video")
+        raise ValueError(f"{self.model_type} takes no video")
 
     # ---- prompt
 
