@@ -28,7 +28,7 @@ def new_receiver(**settings: Any) -> Receiver:
 
 def new_sender(*, total: int = -1, ready: int = 0, **settings: Any) -> Sender:
     given = TransferSettings(**{"chunk_bytes": SIZE * TOKEN_BYTES, **settings})
-    sender = Sender(ROOM, ENCODE, LAYOUT, ("shm", "tcp"), given, 0.0)
+    sender = Sender(ROOM, ENCODE, LAYOUT, (Road("shm", b""), Road("tcp", b"")), given, 0.0)
     if total >= 0:
         sender.announce(total, b"content")
         sender.produce(ready)
@@ -62,8 +62,8 @@ def an_offer(total: int, opening: int = 1, digest: bytes = b"content", road: str
     return Offer(ROOM, opening, version, road, total, digest if total >= 0 else b"", (total, 3))
 
 
-def a_grant(epoch: int, start: int, tokens: int, *runs: tuple[int, int], floor: int = 0) -> Grant:
-    return Grant(ROOM, epoch, start, tokens, runs, floor)
+def a_grant(epoch: int, start: int, tokens: int, *runs: tuple[int, int], floor: int = 0, road: str = "shm") -> Grant:
+    return Grant(ROOM, epoch, start, tokens, runs, floor, road)
 
 
 def offered(total: int, **settings: Any) -> Receiver:

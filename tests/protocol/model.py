@@ -9,7 +9,7 @@ from embferry.disaggregation.protocol.errors import Aborted
 
 from .ends import Content, EncodeEnd, LanguageEnd
 from .peace import calm_event, make_peace, next_wake
-from .world import LANGUAGE, World
+from .world import LANGUAGE, ROADS, World
 
 ROOMS = st.integers(0, 2)
 PICK = st.integers(0, 1 << 16)  # an index, modulo whatever there is
@@ -161,6 +161,10 @@ class Ferry(RuleBasedStateMachine):
     def fail_write(self, pick: int, luck: int) -> None:
         flights = self.world.memory.flights
         self.world.fail(flights[pick % len(flights)], retryable=luck > 0)
+
+    @rule(name=st.sampled_from(ROADS))
+    def break_road(self, name: str) -> None:
+        self.world.break_road(name)
 
     @precondition(lambda self: self.world.memory.revoking)
     @rule(pick=PICK)

@@ -90,6 +90,8 @@ def must_succeed(world: World, end: LanguageEnd) -> bool:
     rivals = [other for other in world.living_receivers() if other.room == end.room and other is not end]
     same = m.content_digest in (None, host.content.digest) or not m.committed
     due = [deadline for deadline, _ in deadlines(m)] + [host.machine.next_timeout() or 0.0]
-    excused = world.last_words_on_the_way(end.room) or end.room in world.hopeless or rivals
+    known = host.machine.destinations.get(m.session)
+    stranded = known is not None and {road.transport for road in known.roads.usable} <= world.broken
+    excused = world.last_words_on_the_way(end.room) or end.room in world.hopeless or rivals or stranded
     patient = m.patience.bad_in_a_row < 8 and m.patience.lost_in_a_row < 8
     return same and not excused and patient and all(time - world.now > slack for time in due)

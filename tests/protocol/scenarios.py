@@ -211,6 +211,19 @@ def damaged_on_the_way() -> Script:
     return s
 
 
+def damaged_and_without_a_checksum() -> Script:
+    s = Script(total=4, num_blocks=2)
+    s.meet()
+    s.arrives(Grant)
+    s.memory.flights[0].flips.add(3)
+    s.complete(s.memory.flights[0])
+    s.loses_its_checksums()
+    s.arrives(Written)
+    if s.receiver.checks:
+        s.verify(s.receiver)
+    return s
+
+
 def writer_outlives_its_link() -> Script:
     """The connection breaks; what the writer had started still lands."""
     s = Script(total=4, num_blocks=2)
@@ -259,6 +272,7 @@ SCENARIOS = {
     "epoch_is_current": (report_from_before_the_loss,),
     "is_first_report": (repeated_report,),
     "may_count": (damaged_on_the_way,),
+    "has_checksum": (damaged_and_without_a_checksum,),
     "is_the_writer": (successor_is_asked_to_drain,),
     "may_release": (writer_outlives_its_link,),
     "content_is_known": (successor_has_not_said_what_it_has,),

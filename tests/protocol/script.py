@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
+
 from embferry.disaggregation.protocol.errors import Aborted
-from embferry.disaggregation.protocol.messages import Body, Offer, Open, Written, decode
+from embferry.disaggregation.protocol.messages import Body, Offer, Open, Written, decode, encode
 
 from .ends import Content, EncodeEnd, LanguageEnd
 from .world import World
@@ -63,6 +67,17 @@ class Script(World):
         """What was kept arrives."""
         self.network.packets.insert(0, self._kept)
         self.deliver(0)
+
+    def loses_its_checksums(self) -> None:
+        """The oldest report is on its way without its checksums."""
+        index = self.where(Written)[0]
+        packet = self.network.packets[index]
+        frame = decode(packet.data)
+        assert isinstance(frame.body, Written)
+        chunks = tuple(msgspec.structs.replace(chunk, checksum=None) for chunk in frame.body.chunks)
+        body = msgspec.structs.replace(frame.body, chunks=chunks)
+        data = encode(msgspec.structs.replace(frame, body=body))
+        self.network.packets[index] = dataclasses.replace(packet, data=data)
 
     def meet(self) -> None:
         """The receiver's opening arrives, and the offer; what the pool has free is granted."""

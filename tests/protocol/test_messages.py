@@ -17,7 +17,7 @@ from embferry.disaggregation.protocol.layout import Field, Geometry, Layout
 GEOMETRY = Geometry(Layout((Field("input_embeddings", "bfloat16", 8),)), 16, 4)
 EXAMPLES: tuple[m.Body, ...] = (
     m.Open(7, 1, (1, 1), GEOMETRY, "language", (m.Road("tcp", b"handle"), m.Road("shm", b"")), 12),
-    m.Grant(7, 3, 12, 15, ((2, 2), (9, 2)), 2),
+    m.Grant(7, 3, 12, 15, ((2, 2), (9, 2)), 2, "tcp"),
     m.Progress(7, 12, 3),
     m.Drain(7, (3, 4)),
     m.Confirm(7, 27),
@@ -49,7 +49,7 @@ def test_every_message_has_an_example() -> None:
 
 def test_frames_are_what_the_specification_says() -> None:
     assert msgspec.msgpack.decode(m.encode(m.Frame(1, 5, 6, EXAMPLES[1]))) == [
-        1, 5, 6, ["grant", 7, 3, 12, 15, [[2, 2], [9, 2]], 2],
+        1, 5, 6, ["grant", 7, 3, 12, 15, [[2, 2], [9, 2]], 2, "tcp"],
     ]  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_a_long_frame_is_refused_unread() -> None:
 
 def test_the_largest_grant_fits_a_frame() -> None:
     runs = tuple((block, 1) for block in range((1 << 32) - 2 * m.MAX_RUNS, 1 << 32, 2))
-    data = m.encode(m.Frame(1, (1 << 63) - 1, (1 << 63) - 1, m.Grant(1, 1, 0, m.MAX_RUNS, runs, 0)))
+    data = m.encode(m.Frame(1, (1 << 63) - 1, (1 << 63) - 1, m.Grant(1, 1, 0, m.MAX_RUNS, runs, 0, "tcp")))
     assert len(m.decode(data).body.runs) == m.MAX_RUNS  # type: ignore[union-attr]
 
 

@@ -51,7 +51,7 @@ def test_initial_transfer_of_an_embedding_that_fits() -> None:
     assert receiver.poll() is KVPoll.WaitingForInput
     assert receiver.wanted(0.0) == (0, 6)
     assert receiver.grant((3, 9), 1, 0.0) == 6
-    assert receiver.take_commands()[0] == Admit(1, (3, 9))  # before the grant goes out
+    assert receiver.take_commands()[0] == Admit(1, (3, 9), "tcp", b"")  # before the grant goes out
     hear(receiver, written(1, 0, 4))
     assert done(receiver) == [
         CloseBlocks(1, (3,)),

@@ -28,6 +28,7 @@ from .hands import (
 )
 
 SUM = b"checksum"
+TCP, SHM = ROADS
 
 
 def finish(sender: Sender, write: Write) -> None:
@@ -66,9 +67,9 @@ def test_initial_transfer_in_whole_blocks_as_they_become_ready() -> None:
     sender.produce(3)
     assert done(sender) == []
     sender.produce(9)
-    assert done(sender) == [Write(LANGUAGE, 1, 0, 4, (3,)), Write(LANGUAGE, 1, 4, 4, (4,))]
+    assert done(sender) == [Write(LANGUAGE, 1, 0, 4, (3,), SHM, True), Write(LANGUAGE, 1, 4, 4, (4,), SHM, True)]
     sender.produce(10)
-    assert done(sender) == [Write(LANGUAGE, 1, 8, 2, (9,))]
+    assert done(sender) == [Write(LANGUAGE, 1, 8, 2, (9,), SHM, True)]
     sender.write_done(LANGUAGE, 1, 4, 4, SUM)
     assert said(sender) == [written(1, (4, 4))]
 
@@ -109,7 +110,7 @@ def test_a_repeated_grant_is_answered_and_not_written() -> None:
     sender.write_failed(LANGUAGE, 1, second.offset, second.length, TransportError("x" * 2000, retryable=False))
     sender.take_commands()
     tell(sender, a_grant(1, 0, 8, (0, 2)))
-    failed = m.WriteFailed(ROOM, 1, 4, 4, "transport_error", "x" * m.MAX_TEXT, False)
+    failed = m.WriteFailed(ROOM, 1, 4, 4, "transport_error", "x" * m.MAX_TEXT, True)
     assert said(sender) == [written(1, (0, 4)), failed]
 
 
@@ -117,6 +118,7 @@ def test_many_reports_are_repeated_in_frames_that_fit() -> None:
     geometry = Geometry(GEOMETRY.layout, m.MAX_CHUNKS + 1, 1)
     sender = new_sender(total=m.MAX_CHUNKS + 1, ready=m.MAX_CHUNKS + 1, chunk_bytes=8, writes_in_flight=1)
     tell(sender, an_open(geometry=geometry), target=0)
+    sender.take_commands()
     grant = a_grant(1, 0, m.MAX_CHUNKS + 1, (0, m.MAX_CHUNKS + 1))
     tell(sender, grant)
     while writes := done(sender):
@@ -174,7 +176,7 @@ def test_what_is_acknowledged_is_not_sent_again() -> None:
     tell(sender, a_grant(1, 0, 8, (0, 2)))
     assert done(sender) == []
     tell(sender, a_grant(2, 4, 4, (2, 1)))
-    assert done(sender) == [Write(LANGUAGE, 2, 4, 4, (2,))]
+    assert done(sender) == [Write(LANGUAGE, 2, 4, 4, (2,), SHM, True)]
 
 
 def test_confirm_releases_the_embedding_and_is_answered_as_often_as_it_comes() -> None:
@@ -264,7 +266,7 @@ def test_a_second_opening_ends_what_was_granted_before() -> None:
     finish(sender, write)
     assert done(sender) == []
     tell(sender, a_grant(2, 0, 4, (2, 1)))
-    assert done(sender) == [Write(LANGUAGE, 2, 0, 4, (2,))]
+    assert done(sender) == [Write(LANGUAGE, 2, 0, 4, (2,), SHM, True)]
 
 
 def test_strangers_are_told_that_they_are() -> None:

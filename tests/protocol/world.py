@@ -14,6 +14,7 @@ from embferry.disaggregation.blocks import ReqToMetadataBlockAllocator
 from embferry.disaggregation.protocol.commands import (
     Admit,
     CloseBlocks,
+    Connect,
     Deliver,
     ReceiverCommand,
     Release,
@@ -38,6 +39,7 @@ from .ends import LAYOUT, TOKEN_BYTES, Content, EncodeEnd, InvariantError, Langu
 from .invariants import check, check_bytes, check_delivery, check_landing, check_peer
 
 LANGUAGE = "language"
+ROADS = ("first road", "second road")
 
 
 class World:
@@ -73,6 +75,8 @@ class World:
         self.hosts: dict[str, EncodeEnd | None] = {}  # None: the worker runs, the room is not there
         self.parked: dict[str, Frame] = {}
         self.epochs: dict[int, LanguageEnd] = {}
+        self.road_of: dict[int, str] = {}
+        self.broken: set[str] = set()  # roads that lead nowhere any more
         self.block_epoch: dict[int, int] = {}
         self.closed: set[int] = set()  # blocks whose writer has said that it is done
         self.orphans: dict[int, tuple[int, tuple[int, ...]]] = {}  # epoch: (room, blocks) of receivers that died
@@ -94,7 +98,9 @@ class World:
         """A sender for ``room``; whoever was at the address is gone."""
         address = address or f"encode {room}"
         self._leave(address)
-        machine = Sender(room, next(self._sessions), LAYOUT, ("sim",), self.settings, self.now)
+        machine = Sender(
+            room, next(self._sessions), LAYOUT, tuple(Road(name, b"") for name in ROADS), self.settings, self.now
+        )
         end = EncodeEnd(room, address, content, machine)
         self.encoders.append(end)
         self.hosts[address] = end
@@ -104,7 +110,7 @@ class World:
         return end
 
     def start_receiver(self, room: int, endpoint: str = "") -> LanguageEnd:
-        roads = (Road("sim", b""),)
+        roads = tuple(Road(name, name.encode()) for name in ROADS)
         machine = Receiver(room, next(self._sessions), self.geometry, LANGUAGE, roads, self.settings, self.now)
         end = LanguageEnd(room, endpoint or f"encode {room}", machine)
         self.receivers.append(end)
@@ -195,13 +201,26 @@ class World:
 
     def fail(self, flight: Flight, *, retryable: bool = True) -> None:
         """A write ends where it stands; its writer hears of it, if it lives."""
+        self._fail(flight, retryable=retryable)
+        self.run()
+
+    def _fail(self, flight: Flight, *, retryable: bool) -> None:
         self.memory.drop(flight)
         end, command = self._writer(flight)
         if end.alive:
-            if not retryable:
+            if not retryable and len(end.machine.destinations[command.target].roads.usable) == 1:
                 self.hopeless.add(end.room)
             error = TransportError("the link broke", retryable=retryable)
             end.machine.write_failed(command.target, command.epoch, command.offset, command.length, error)
+
+    def break_road(self, name: str) -> None:
+        """What is written over it, from now on and already, fails for good. The last one left is never broken."""
+        if not self.broken:
+            self.broken.add(name)
+            for flight in list(self.memory.flights):
+                _, command = self._writer(flight)
+                if command.road.transport == name:
+                    self._fail(flight, retryable=False)
         self.run()
 
     def revoke(self, index: int = 0) -> None:
@@ -222,7 +241,8 @@ class World:
     def _verify(self, end: LanguageEnd, index: int) -> None:
         check = end.checks.pop(index)
         seen = xxhash.xxh3_64_digest(self.memory.read(check.blocks, check.length))
-        end.machine.verified_chunk(check.epoch, check.offset, matches=seen == check.checksum, now=self.now)
+        matches = check.checksum in (None, seen)
+        end.machine.verified_chunk(check.epoch, check.offset, matches=matches, now=self.now)
 
     def consume(self, end: LanguageEnd, index: int = 0) -> None:
         """The consumer uses a chunk, for good, and gives its blocks back."""
@@ -268,12 +288,22 @@ class World:
         match command:
             case Send(body, target):
                 self._send(end.address, LANGUAGE, end.machine.session, target, body)
-            case Write(target, epoch, offset, length, blocks):
+            case Write(target, epoch, offset, length, blocks, road, _):
+                must(
+                    road.transport == self.road_of.get(epoch, road.transport),
+                    f"epoch {epoch} is written over a road it is closed on",
+                )
                 acknowledged = end.machine.destinations[target].acknowledged
                 must(offset >= acknowledged, f"token {offset} is sent again: {acknowledged} were acknowledged")
                 tokens = range(offset, offset + length)
                 digest = xxhash.xxh3_64_digest(b"".join(end.read(token) for token in tokens))
-                self.memory.write(Flight((end, command), epoch, blocks, tokens, end.read, digest))
+                flight = Flight((end, command), epoch, blocks, tokens, end.read, digest)
+                self.memory.write(flight)
+                if road.transport in self.broken:
+                    self._fail(flight, retryable=False)
+            case Connect(target, road):
+                if road.transport in self.broken:
+                    end.machine.road_failed(target, road.transport)
             case ReleaseSource():
                 end.released = True
 
@@ -283,8 +313,8 @@ class World:
                 if isinstance(body, Open) and body.opening != end.asked_for:
                     end.asked_for, end.opened_at = body.opening, self.steps
                 self._send(LANGUAGE, end.endpoint, end.machine.session, target, body)
-            case Admit(epoch, blocks):
-                self.epochs[epoch] = end
+            case Admit(epoch, blocks, road):
+                self.epochs[epoch], self.road_of[epoch] = end, road
                 for block in blocks:
                     must(block not in self.block_epoch, f"block {block} is given to two")
                     self.block_epoch[block] = epoch

@@ -25,6 +25,9 @@ __all__ = ["AUX_WIDTH", "MultimodalDataBuffers", "checksum", "source_pieces"]
 AUX_WIDTH = 16
 """int32 values a block in ``aux_datas``: [0] the embedding's total tokens, [1] its mrope position delta."""
 
+PASS_BYTES = 1 << 20
+"""So much is checksummed, then copied, at a time: it fits the cache."""
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -108,19 +111,39 @@ class MultimodalDataBuffers:
         spans = self.geometry.spans(tuple(blocks), skip, tokens)
         return [(index, view[offset : offset + length]) for index, _, offset, length in spans]
 
-    def gather_into(self, blocks: Sequence[int], skip: int, tokens: int, out: Mapping[str, Bytes], at: int) -> None:
+    def gather_into(
+        self,
+        blocks: Sequence[int],
+        skip: int,
+        tokens: int,
+        out: Mapping[str, Bytes],
+        at: int,
+        *,
+        digest: bool = False,
+    ) -> int | None:
         """Copies ``tokens`` tokens to ``out[field name]`` (uint8 ``[total, token_bytes]``) from token ``at`` on.
 
-        One copy, the only one. A field that ``out`` lacks is left where it is."""
+        One copy, the only one. A field that ``out`` lacks is left where it is.
+
+        :param digest: answer :func:`checksum` of what was copied, taken on the way; every field must then be copied."""
         region, fields = self._bytes(), self.geometry.layout.fields
         for field in fields:
             if field.name in out:
                 _check_field(out[field.name], field.name, field.token_bytes, at, tokens)
+        hashed = xxhash.xxh3_64() if digest else None
         for index, token, offset, length in self.geometry.spans(tuple(blocks), skip, tokens):
             field = fields[index]
-            if field.name in out:
-                rows = region[offset : offset + length].reshape(-1, field.token_bytes)
-                out[field.name][at + token : at + token + len(rows)] = rows
+            if field.name not in out:
+                continue
+            flat = out[field.name].reshape(-1)
+            start = (at + token) * field.token_bytes
+            for step in range(0, length, PASS_BYTES):
+                count = min(PASS_BYTES, length - step)
+                part = region[offset + step : offset + step + count]
+                if hashed is not None:
+                    hashed.update(part.data)  # and then copied from the cache
+                flat[start + step : start + step + count] = part
+        return None if hashed is None else int(hashed.intdigest())
 
     def in_place(self, blocks: Sequence[int], tokens: int) -> dict[str, Bytes] | None:
         """The first ``tokens`` tokens of ``blocks``, uint8 ``[tokens, token_bytes]`` a field, where they lie.
@@ -185,8 +208,6 @@ def source_pieces(
             raise LocalProtocolError(f"the embedding lacks the field {field}, which the receiver's layout has")
         array = fields[field.name]
         _check_field(array, field.name, field.token_bytes, offset, tokens)
-        if not array.flags.c_contiguous:
-            raise LocalProtocolError(f"field {field.name} is not contiguous; make it so once, not at each write")
         flat.append((array.data.cast("B") if array.size else memoryview(b""), field.token_bytes))
     pieces = []
     for index, token, at, length in geometry.spans(tuple(blocks), skip, tokens):
@@ -201,6 +222,8 @@ def _check_field(array: Bytes, name: str, token_bytes: int, start: int, tokens: 
         raise LocalProtocolError(
             f"field {name} is {array.dtype}{list(array.shape)}; pass its bytes, uint8 [tokens, {token_bytes}]"
         )
+    if not array.flags.c_contiguous:
+        raise LocalProtocolError(f"field {name} is not contiguous; make it so once, not at each write")
     if start < 0 or tokens < 0 or start + tokens > len(array):
         raise LocalProtocolError(
             f"tokens [{start}, {start + tokens}) are outside of field {name}'s {len(array)} tokens"

@@ -100,6 +100,7 @@ class TransportPair:
         self.receiver, self.sender = Endpoint(make), Endpoint(make)
         self.handle = self.receiver.transport.register(self.region)
         self.sender.transport.connect(self.handle)
+        self.receiver.transport.reach(self.sender.transport.address)
         self._tickets = iter(range(1, 1 << 30))
 
     def close(self) -> None:

@@ -122,12 +122,24 @@ class Transport(ABC):
     def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
         self.wake = wake
 
+    @property
+    def address(self) -> bytes:
+        """What a receiver must know of this sending end before it can be written to (at most 1 KiB); empty: nothing.
+
+        A road on which the receiver fetches has one. It travels in a control message."""
+        return b""
+
     # Receiving side
     @abstractmethod
     def register(self, region: Region) -> bytes:
         """Makes the region reachable, closed to every write. Returns the handle a peer connects with (at most 1 KiB).
 
         One region a transport; a second call raises ``LocalProtocolError``."""
+
+    def reach(self, address: bytes) -> None:  # noqa: B027  (most roads need nothing)
+        """Prepares to be written to by the sending end at ``address``; idempotent. The address came from the wire.
+
+        :raises TransportError: malformed or unreachable from here (not retryable)."""
 
     @abstractmethod
     def admit(self, window: Window) -> None:

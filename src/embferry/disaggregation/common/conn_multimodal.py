@@ -1,12 +1,16 @@
 """Manager, sender and receiver: what joins the protocol to a transport. The one import for users of the library."""
 
-from .receiving import EmbeddingReceiveManager, EmbeddingReceiver
-from .sending import EmbeddingSender, EmbeddingSendManager, Rows, rows_of
+from .checksums import Checksums
+from .receiver import EmbeddingReceiver
+from .receiving import EmbeddingReceiveManager
+from .rows import Rows, rows_of
+from .sending import EmbeddingSender, EmbeddingSendManager
 from .sinks import ArrivedChunk, ChunkSink, GatherSink, Sink
 from .waiting import transferred, wait
 
 __all__ = [
     "ArrivedChunk",
+    "Checksums",
     "ChunkSink",
     "EmbeddingReceiveManager",
     "EmbeddingReceiver",

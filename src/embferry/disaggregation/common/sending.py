@@ -5,36 +5,35 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import zmq
 
 from ..base.conn_multimodal import KVPoll, LinkLost, Revoked, Transport, Written
-from ..buffers import checksum, source_pieces
-from ..protocol.commands import ReleaseSource, Send, Write
+from ..buffers import source_pieces
+from ..protocol.commands import Connect, ReleaseSource, Send, Write
 from ..protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError, TransportError
 from ..protocol.layout import Layout
-from ..protocol.messages import Frame, Open, Unknown
+from ..protocol.messages import Frame, Open, Road, Unknown
 from ..protocol.sender import Sender
 from ..protocol.settings import TransferSettings
+from .checksums import Checksums, chunk_checksum
 from .pump import Pump, bind
+from .rows import Rows
 
 log = logging.getLogger(__name__)
 
 MAX_PARKED = 4096  # openings for rooms that are not here yet
-Rows = Mapping[str, npt.NDArray[np.uint8]]
-"""Field name to its bytes, uint8 [tokens, bytes a token], rows contiguous."""
 
 
 @dataclass(slots=True)
 class _Writing:
     sender: EmbeddingSender
     command: Write
-    checksum: bytes
+    checksum: bytes | None
 
 
 class EmbeddingSendManager(Pump):
@@ -80,9 +79,8 @@ class EmbeddingSendManager(Pump):
             self.check()
             if room in self._rooms:
                 raise LocalProtocolError("the room is in use; draw another", room=room)
-            machine = Sender(
-                room, secrets.randbits(62) + 1, self.layout, tuple(self.transports), self.settings, self.now()
-            )
+            roads = tuple(Road(transport.name, transport.address) for transport in self.transports.values())
+            machine = Sender(room, secrets.randbits(62) + 1, self.layout, roads, self.settings, self.now())
             sender = self._rooms[room] = EmbeddingSender(self, machine)
             parked = self._parked.pop(room, None)
             if parked is not None:
@@ -171,13 +169,23 @@ class EmbeddingSendManager(Pump):
                             self.send(peer, sender.machine.session, target, body)
                     case Write():
                         self._write(sender, command)
+                    case Connect(target, road):
+                        self._connect(sender, target, road)
                     case ReleaseSource():
                         sender.release()
         sender.notify()
 
+    def _connect(self, sender: EmbeddingSender, target: int, road: Road) -> None:
+        """Ahead of the first write, which then does not wait for it."""
+        try:
+            self.transports[road.transport].connect(road.handle)
+        except TransportError as error:
+            log.info("room %d: %s does not lead there: %s", sender.room, road.transport, error)
+            if not error.retryable:
+                sender.machine.road_failed(target, road.transport)
+
     def _write(self, sender: EmbeddingSender, command: Write) -> None:
-        destination = sender.machine.destinations[command.target]
-        geometry, road = destination.opened.geometry, destination.road
+        geometry, road = sender.machine.destinations[command.target].opened.geometry, command.road
         transport = self.transports[road.transport]
         pieces = source_pieces(geometry, sender.rows, command.offset, command.length, command.blocks, 0)
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
@@ -186,10 +194,15 @@ class EmbeddingSendManager(Pump):
         except TransportError as error:
             sender.machine.write_failed(command.target, command.epoch, command.offset, command.length, error)
             return
-        digest = checksum(piece.source for piece in pieces).to_bytes(8)
-        self._writing[ticket] = _Writing(sender, command, digest)
         transport.write(road.handle, command.epoch, command.blocks, pieces, ticket)
+        self._writing[ticket] = _Writing(sender, command, self._checksum(sender, command))  # while it is being written
         sender.sent_bytes += command.length * self.layout.token_bytes
+
+    def _checksum(self, sender: EmbeddingSender, command: Write) -> bytes | None:
+        if not command.checksum:
+            return None
+        known = sender.checksums.of(command.offset, command.length) if sender.checksums else None
+        return known or chunk_checksum(self.layout, sender.rows, command.offset, command.length)
 
     def _sockets(self) -> list[zmq.Socket[bytes]]:
         return [self._router]
@@ -212,6 +225,7 @@ class EmbeddingSender:
         self.room = machine.room
         self.peers: dict[int, object] = {}
         self.rows: Rows = {}
+        self.checksums: Checksums | None = None
         self.sent_bytes = 0
         self._on_change: list[Callable[[], object]] = []
         self._reported = (KVPoll.Bootstrapping, False)
@@ -228,11 +242,14 @@ class EmbeddingSender:
             self.machine.announce(total_tokens, content_digest, aux)
         self.manager.wake()
 
-    def send_embedding(self, rows: Rows, ready_tokens: int | None = None) -> None:
+    def send_embedding(
+        self, rows: Rows, ready_tokens: int | None = None, *, checksums: Checksums | None = None
+    ) -> None:
         """The embedding itself, read in place: do not change it before ``source_released``.
 
         :param rows: every field of the layout, uint8 [total_tokens, bytes a token]; rows contiguous.
         :param ready_tokens: how many are produced so far (all, if None); call again with the same arrays for more.
+        :param checksums: of these rows, as far as they have been taken already; the rest are taken as chunks leave.
         :raises LocalProtocolError: an array is missing or does not fit what was announced.
         """
         with self.manager.lock:
@@ -246,7 +263,7 @@ class EmbeddingSender:
                 if not array.flags.c_contiguous:
                     raise LocalProtocolError(f"field {field.name} is not contiguous", room=self.room)
             if not self.machine.source_released:
-                self.rows = rows
+                self.rows, self.checksums = rows, checksums or self.checksums
                 self.machine.produce(total if ready_tokens is None else ready_tokens)
         self.manager.wake()
 
@@ -293,20 +310,4 @@ class EmbeddingSender:
                 callback()
 
     def release(self) -> None:
-        self.rows = {}
-
-
-def rows_of(arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.uint8]]:
-    """Views any arrays [tokens, ...] as :data:`Rows`, without a copy.
-
-    :raises LocalProtocolError: one is not contiguous.
-    """
-    rows = {}
-    for name, array in arrays.items():
-        if not array.flags.c_contiguous:
-            raise LocalProtocolError(f"field {name} is not contiguous; pass numpy.ascontiguousarray of it")
-        rows[name] = array.reshape(len(array), -1).view(np.uint8)
-    return rows
-
-
-__all__ = ["EmbeddingSendManager", "EmbeddingSender", "Rows", "rows_of"]
+        self.rows, self.checksums = {}, None

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..buffers import MultimodalDataBuffers
-from ..protocol.commands import Deliver
+from ..buffers import MultimodalDataBuffers, checksum
+from ..protocol.commands import Deliver, Verify
 from ..protocol.errors import LocalProtocolError
 
 Array = npt.NDArray[np.uint8]
@@ -48,6 +48,12 @@ class Sink(ABC):
 
     def granted(self, epoch: int, start: int, blocks: tuple[int, ...], total_tokens: int) -> None:  # noqa: B027  (a hook)
         """Blocks were granted for tokens from ``start`` on; most sinks need not know."""
+
+    def examine(self, chunk: Verify, total_tokens: int) -> bool:
+        """Whether the chunk is what its checksum says; always, if it has none. A sink may copy it on the way, into what
+        nobody reads yet: a pass over the bytes less."""
+        views = (view for _, view in self.buffers.chunk(chunk.blocks, 0, chunk.length))
+        return chunk.checksum is None or checksum(views).to_bytes(8) == chunk.checksum
 
     @abstractmethod
     def deliver(self, chunk: Deliver, total_tokens: int) -> None:
@@ -85,17 +91,24 @@ class GatherSink(Sink):
             if arrays is not None:
                 self.arrays, self._home = arrays, epoch
 
-    def deliver(self, chunk: Deliver, total_tokens: int) -> None:
-        self.chunks[chunk.offset] = chunk.length
+    def examine(self, chunk: Verify, total_tokens: int) -> bool:
         if chunk.epoch == self._home:
-            self._kept[chunk.offset] = chunk.blocks
-            return
+            return super().examine(chunk, total_tokens)
         if self.in_place:
             self._move_out(total_tokens)
         if not self.arrays:
             self.arrays = self._new(total_tokens)
-        self.buffers.gather_into(chunk.blocks, 0, chunk.length, self.arrays, chunk.offset)
-        self.owner.consumed(chunk.epoch, chunk.offset)
+        digest = self.buffers.gather_into(
+            chunk.blocks, 0, chunk.length, self.arrays, chunk.offset, digest=chunk.checksum is not None
+        )
+        return digest is None or digest.to_bytes(8) == chunk.checksum
+
+    def deliver(self, chunk: Deliver, total_tokens: int) -> None:
+        self.chunks[chunk.offset] = chunk.length
+        if chunk.epoch == self._home:
+            self._kept[chunk.offset] = chunk.blocks
+        else:
+            self.owner.consumed(chunk.epoch, chunk.offset)  # copied when it was examined
 
     def restart(self) -> None:
         self.arrays, self._home = {}, 0

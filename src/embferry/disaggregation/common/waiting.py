@@ -7,7 +7,7 @@ import threading
 
 from ..base.conn_multimodal import KVPoll
 from ..protocol.errors import LeaseExpired
-from .receiving import EmbeddingReceiver
+from .receiver import EmbeddingReceiver
 from .sending import EmbeddingSender
 
 End = EmbeddingReceiver | EmbeddingSender

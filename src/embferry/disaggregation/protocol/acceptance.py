@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from . import guards
 from .errors import CapacityError, LayoutMismatch, RemoteProtocolError, TransportError
 from .layout import Layout
 from .messages import VERSIONS, Chunk, Grant, Offer, Open, Road, WriteFailed, common_version
+from .roads import SharedRoads
 
 MAX_RECEIVERS = 64
 MAX_OUTSTANDING = 1024
@@ -22,7 +24,7 @@ class TakenGrant:
 
     message: Grant
     cursor: int
-    in_flight: int = 0
+    in_flight: dict[int, int] = field(default_factory=dict)  # chunks being written, by first token: their ordinals
     written: list[Chunk] = field(default_factory=list)
     failed: list[WriteFailed] = field(default_factory=list)
 
@@ -58,7 +60,7 @@ class Destination:
     session: int
     opened: Open
     version: int
-    road: Road
+    roads: SharedRoads
     grants: dict[int, TakenGrant] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
     draining: set[int] = field(default_factory=set)
@@ -103,7 +105,7 @@ class Destination:
         self.refused = {epoch for epoch in self.refused if epoch >= floor}
 
 
-def accept(layout: Layout, roads: tuple[str, ...], source: int, body: Open, known: int) -> Destination:
+def accept(layout: Layout, roads: tuple[Road, ...], source: int, body: Open, known: int) -> Destination:
     """A receiver that this end can serve.
 
     :raises VersionMismatch: no protocol version in common.
@@ -118,17 +120,19 @@ def accept(layout: Layout, roads: tuple[str, ...], source: int, body: Open, know
     difference = layout.difference(body.geometry.layout)
     if difference is not None:
         raise LayoutMismatch(f"the encode side's embedding and the language side's buffers differ: {difference}")
-    theirs = {road.transport: road for road in body.roads}
-    shared = [name for name in roads if name in theirs]
+    ours, theirs = ({road.transport: road for road in ends} for ends in (roads, body.roads))
+    shared = [theirs[name] for name in ours if name in theirs]
     if not shared:
-        names = f"{', '.join(roads)} at the encode side, {', '.join(theirs)} at the language side"
+        names = f"{', '.join(ours)} at the encode side, {', '.join(theirs)} at the language side"
         raise TransportError(f"no transport in common: {names}; configure one that both have", retryable=False)
-    return Destination(source, body, version, theirs[shared[0]])
+    return Destination(source, body, version, SharedRoads(shared))
 
 
 def check_grant(grant: Grant, destination: Destination) -> None:
     """Raises :class:`RemoteProtocolError` for a grant that no correct receiver could have made."""
     num_blocks, block_size = destination.opened.geometry.num_blocks, destination.block_size
+    if grant.road not in destination.roads.names:
+        raise RemoteProtocolError(f"a grant over {grant.road!r}, which is no road of both ends")
     at = 0
     for first, count in sorted(grant.runs):
         if first < at or first + count > num_blocks:
@@ -147,3 +151,14 @@ def check_offer(offer: Offer, roads: tuple[Road, ...]) -> None:
         raise RemoteProtocolError(f"the encode side chose version {offer.version}, which was not among ours")
     if offer.total_tokens >= 0 and not offer.content_digest:
         raise RemoteProtocolError("the encode side announced a length without a content digest")
+
+
+def check_chunk(chunk: Chunk, *, verify: bool) -> None:
+    """Raises :class:`RemoteProtocolError` for a chunk without the checksum that was asked for."""
+    if not guards.has_checksum(chunk.checksum, verify):
+        raise RemoteProtocolError(f"the chunk at token {chunk.offset} came without the checksum that was asked for")
+
+
+def goes_on(offer: Offer, total_tokens: int, content_digest: bytes | None) -> bool:
+    """Whether what is offered is what is here already, in part."""
+    return total_tokens in (-1, offer.total_tokens) and guards.same_content(content_digest, offer.content_digest)

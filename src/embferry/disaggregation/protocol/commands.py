@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .messages import Body
+from .messages import Body, Road
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Let the peer write into ``blocks`` under ``epoch``: before the grant goes out."""
+    """Let the peer, whose end of ``road`` is at ``address``, write into ``blocks`` under ``epoch`` over that road.
+
+    Comes before the grant goes out."""
 
     epoch: int
     blocks: tuple[int, ...]
+    road: str
+    address: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,14 @@ class Revoke:
 @dataclass(frozen=True, slots=True)
 class Verify:
     """Compare ``checksum`` with the bytes of tokens ``[offset, offset + length)``, which fill ``blocks`` from their
-    start; answer with ``Receiver.verified_chunk``."""
+    start; answer with ``Receiver.verified_chunk``. Without a checksum, which is only where none was asked for, they
+    are taken as they are."""
 
     epoch: int
     offset: int
     length: int
     blocks: tuple[int, ...]
-    checksum: bytes
+    checksum: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +87,25 @@ class Restart:
 @dataclass(frozen=True, slots=True)
 class Write:
     """Write tokens ``[offset, offset + length)`` into ``blocks``, from the first one's start, of the region that
-    session ``target`` opened; answer with ``Sender.write_done`` or ``Sender.write_failed``."""
+    session ``target`` opened, over ``road``; answer with ``Sender.write_done`` or ``Sender.write_failed``.
+
+    ``checksum``: whether the receiver wants one."""
 
     target: int
     epoch: int
     offset: int
     length: int
     blocks: tuple[int, ...]
+    road: Road
+    checksum: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Writes to session ``target`` will go over ``road``: prepare for it; if that fails, ``Sender.road_failed``."""
+
+    target: int
+    road: Road
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +114,4 @@ class ReleaseSource:
 
 
 ReceiverCommand = Send | Admit | CloseBlocks | Revoke | Verify | Deliver | Release | Restart
-SenderCommand = Send | Write | ReleaseSource
+SenderCommand = Send | Write | Connect | ReleaseSource

@@ -76,6 +76,11 @@ def may_count(checksum_matches: bool) -> bool:
     return checksum_matches
 
 
+def has_checksum(checksum: bytes | None, wanted: bool) -> bool:
+    """Who wants checksums takes no chunk without one."""
+    return checksum is not None or not wanted
+
+
 def is_the_writer(source: int, writer: int) -> bool:
     """Only who was given the blocks can say that no write to them is on its way; another peer cannot know."""
     return source == writer
@@ -109,6 +114,7 @@ GUARDS = (
     epoch_is_current,
     is_first_report,
     may_count,
+    has_checksum,
     is_the_writer,
     may_release,
     content_is_known,

@@ -30,6 +30,7 @@ class OutstandingGrant:
     tokens: int
     blocks: tuple[int, ...]
     block_size: int
+    road: str
     open_tokens: RangeSet = field(default_factory=RangeSet)
     draining: bool = False
     drained: bool = False
@@ -58,7 +59,7 @@ class OutstandingGrant:
         return self.start <= start < stop <= self.stop and (start - self.start) % self.block_size == 0 and ends
 
     def message(self, room: int, floor: int) -> Grant:
-        return Grant(room, self.epoch, self.start, self.tokens, tuple(merged(self.blocks)), floor)
+        return Grant(room, self.epoch, self.start, self.tokens, tuple(merged(self.blocks)), floor, self.road)
 
 
 @dataclass(slots=True)

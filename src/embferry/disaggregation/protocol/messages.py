@@ -50,11 +50,13 @@ class Road(Struct, frozen=True, array_like=True):
 
 
 class Chunk(Struct, frozen=True, array_like=True):
-    """Tokens ``[offset, offset + length)``; ``checksum`` is xxh3-64, big-endian, over their bytes, field by field."""
+    """Tokens ``[offset, offset + length)``; ``checksum`` is xxh3-64, big-endian, over their bytes, field by field.
+
+    None where the receiver's opening asked for none."""
 
     offset: Tokens
     length: Count
-    checksum: Checksum
+    checksum: Checksum | None
 
 
 # Receiver to sender
@@ -70,6 +72,8 @@ class Open(Message, frozen=True, array_like=True, tag="open"):
     endpoint: Annotated[str, Meta(min_length=1, max_length=256)]
     roads: Annotated[tuple[Road, ...], Meta(min_length=1, max_length=8)]
     transferred_tokens: Tokens
+    verify: bool = True
+    """Whether every chunk must come with a checksum."""
 
 
 class Grant(Message, frozen=True, array_like=True, tag="grant"):
@@ -84,6 +88,8 @@ class Grant(Message, frozen=True, array_like=True, tag="grant"):
     """The blocks, as (first, count) runs of adjacent ones."""
     floor: Id
     """Every epoch of this session below it is closed."""
+    road: Name
+    """The transport over which the blocks are open under this epoch: the one of the latest offer that was here."""
 
 
 class Progress(Message, frozen=True, array_like=True, tag="progress"):
@@ -114,13 +120,15 @@ class Offer(Message, frozen=True, array_like=True, tag="offer"):
     opening: Id
     version: Id
     road: Name
-    """The transport that the sender chose from those the receiver named."""
+    """The transport that the sender chose from those the receiver named. Another than before: that one has failed."""
     total_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKENS)]
     """-1: not known yet."""
     content_digest: Digest
     """Equal digests promise equal bytes; empty while the length is not known."""
     aux: Annotated[tuple[Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)], ...], Meta(max_length=16)] = ()
     """Up to 16 int32 beside the tokens; what they mean is the peers' affair. The origin's ``aux_datas``."""
+    address: Annotated[bytes, Meta(max_length=1024)] = b""
+    """What the receiver must know of the sender's end of the road, where it fetches; else empty."""
 
 
 class Pending(Message, frozen=True, array_like=True, tag="pending"):

@@ -49,6 +49,10 @@ class Patience:
         self.lost_in_a_row += 1
         return self.lost_in_a_row <= self.settings.max_peer_losses
 
+    def road_changed(self) -> None:
+        """What was bad so far was the fault of a road that is not used any more."""
+        self.bad_in_a_row, self.pause_until = 0, None
+
     def pauses(self, now: float) -> bool:
         return self.pause_until is not None and now < self.pause_until
 

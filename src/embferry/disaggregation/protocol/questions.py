@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def opening(r: Receiver) -> Open:
-    return Open(r.room, r.opening, VERSIONS, r.geometry, r.endpoint, r.roads, r.transferred_tokens)
+    return Open(r.room, r.opening, VERSIONS, r.geometry, r.endpoint, r.roads, r.transferred_tokens, r.settings.verify)
 
 
 def progress(r: Receiver) -> Progress:

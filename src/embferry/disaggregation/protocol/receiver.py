@@ -8,7 +8,7 @@ through :class:`~.commands.Release`, each exactly once.
 from __future__ import annotations
 
 from . import guards
-from .acceptance import MAX_OUTSTANDING, check_offer
+from .acceptance import MAX_OUTSTANDING, check_chunk, check_offer, goes_on
 from .commands import Admit, CloseBlocks, Deliver, ReceiverCommand, Release, Restart, Revoke, Send, Verify
 from .deadlines import deadlines
 from .errors import Aborted, EmbeddingTransferError, IntegrityError, LocalProtocolError, PeerGone, RemoteProtocolError
@@ -44,7 +44,7 @@ class Receiver:
         self.phase = Phase.BOOTSTRAPPING
         self.error: EmbeddingTransferError | None = None
         self.peer = 0  # the sender session whose offer was taken up; 0: none
-        self.road = ""
+        self.road, self.address = "", b""  # the one in use, and where the sender's end of it is
         self.total_tokens = -1
         self.content_digest: bytes | None = None
         self.aux: tuple[int, ...] = ()
@@ -92,10 +92,10 @@ class Receiver:
         tokens = min(wanted[1], len(blocks) * size)
         if not self.ledger.active and not self.ledger.checking:
             self.progress_at = self.asked_at = now  # it was starved until now, which is nobody's fault
-        grant = OutstandingGrant(epoch, self.peer, wanted[0], tokens, blocks, size)
+        grant = OutstandingGrant(epoch, self.peer, wanted[0], tokens, blocks, size, self.road)
         self.ledger.open(grant)
         self.transfers += 1
-        self._commands.append(Admit(epoch, blocks))
+        self._commands.append(Admit(epoch, blocks, self.road, self.address))
         self._send(grant.message(self.room, self.ledger.floor))
         self.patience.asked(now)
         return tokens
@@ -223,11 +223,13 @@ class Receiver:
             return
         self.heard_at = now
         check_offer(offer, self.roads)
-        if offer.total_tokens >= 0 and not self._goes_on(offer):
+        if offer.total_tokens >= 0 and not goes_on(offer, self.total_tokens, self.content_digest):
             self._start_over(now)
         if not self.peer or (offer.total_tokens >= 0 and self.total_tokens < 0):
             self.progress_at = now
-        self.peer, self.road = source, offer.road
+        if offer.road != self.road:
+            self.patience.road_changed()
+        self.peer, self.road, self.address = source, offer.road, offer.address
         self.phase = step(RECEIVER, self.phase, Trigger.OFFERED)
         if offer.total_tokens >= 0:
             self.offered = True
@@ -242,11 +244,6 @@ class Receiver:
             self.peer, self.peer_knows = source, False
             self._send(last_word(self))
 
-    def _goes_on(self, offer: Offer) -> bool:
-        """Whether what is offered is what is here already, in part."""
-        same_length = self.total_tokens in (-1, offer.total_tokens)
-        return same_length and guards.same_content(self.content_digest, offer.content_digest)
-
     def _start_over(self, now: float) -> None:
         if self.committed:
             why = "the encode side now offers another content for this room, and the first has been used; ask again"
@@ -259,16 +256,19 @@ class Receiver:
 
     def _written(self, body: Written) -> None:
         for chunk in body.chunks:
+            check_chunk(chunk, verify=self.settings.verify)
             blocks = self._take(body.epoch, chunk.offset, chunk.length)
             if blocks:
                 self.ledger.checking[body.epoch, chunk.offset] = Check(chunk.length, blocks)
                 self._commands.append(Verify(body.epoch, chunk.offset, chunk.length, blocks, chunk.checksum))
 
     def _write_failed(self, body: WriteFailed, now: float) -> None:
+        grant = self.ledger.grants.get(body.epoch)
         blocks = self._take(body.epoch, body.offset, body.length)
-        if blocks:
+        if grant and blocks:
             self._commands.append(Release(blocks))
-            self._bad(body.error, now)
+            if grant.road == self.road:  # a road that was given up is nobody's setback
+                self._bad(body.error, now)
 
     def _take(self, epoch: int, offset: int, length: int) -> tuple[int, ...] | None:
         """The blocks of a reported chunk, closed to their writer before anybody looks at them."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from . import guards
 from .acceptance import MAX_GRANTS, Destination, TakenGrant, accept, check_grant
-from .commands import ReleaseSource, Send, SenderCommand, Write
+from .chunks import next_chunk
+from .commands import Connect, ReleaseSource, Send, SenderCommand, Write
 from .errors import (
     Aborted,
     EmbeddingTransferError,
     LeaseExpired,
     LocalProtocolError,
     RemoteProtocolError,
+    TransportError,
 )
 from .layout import Layout
 from .messages import (
@@ -34,6 +36,7 @@ from .messages import (
     Open,
     Pending,
     Progress,
+    Road,
     Unknown,
     WriteFailed,
     Written,
@@ -46,16 +49,16 @@ class Sender:
     """:param room: the ``bootstrap_room``.
     :param session: of this end; never 0, never used before.
     :param layout: of the embedding that will be sent.
-    :param roads: names of the transports this end can write over, the preferred one first.
+    :param roads: the transports this end can write over, the preferred one first, and its end of each.
     """
 
     def __init__(
-        self, room: int, session: int, layout: Layout, roads: tuple[str, ...], settings: TransferSettings, now: float
+        self, room: int, session: int, layout: Layout, roads: tuple[Road, ...], settings: TransferSettings, now: float
     ) -> None:
         self.room = room
         self.session = session
         self.layout = layout
-        self.roads = roads
+        self.roads = {road.transport: road for road in roads}
         self.settings = settings
         self.phase = Phase.BOOTSTRAPPING
         self.error: EmbeddingTransferError | None = None
@@ -66,6 +69,7 @@ class Sender:
         self.destinations: dict[int, Destination] = {}
         self.current: Destination | None = None
         self.writes_in_flight = 0
+        self.writes_started = 0
         self.source_released = False
         self._heard_at = now
         self._ended_at = 0.0
@@ -100,14 +104,31 @@ class Sender:
         self.ready_tokens = ready_tokens
         self._write_on()
 
-    def write_done(self, target: int, epoch: int, offset: int, length: int, checksum: bytes) -> None:
+    def write_done(self, target: int, epoch: int, offset: int, length: int, checksum: bytes | None) -> None:
         """The write that a :class:`Write` command asked for is complete at the receiver."""
+        destination = self.destinations[target]
+        destination.roads.worked(destination.grants[epoch].message.road)
         self._over(target, epoch, Chunk(offset, length, checksum))
 
     def write_failed(self, target: int, epoch: int, offset: int, length: int, error: EmbeddingTransferError) -> None:
         """The write is over without having been completed; the receiver decides whether to ask again."""
-        failed = WriteFailed(self.room, epoch, offset, length, error.code, error.detail[:MAX_TEXT], error.retryable)
-        self._over(target, epoch, failed)
+        destination = self.destinations[target]
+        taken = destination.grants[epoch]
+        road, started, limit = taken.message.road, taken.in_flight[offset], self.settings.road_failures
+        failed = destination.roads.failed(road, started=started, latest=self.writes_started, limit=limit)
+        if failed or not error.retryable:
+            self.road_failed(target, road)
+        again = error.retryable or destination.roads.is_given_up(road)
+        self._over(target, epoch, WriteFailed(self.room, epoch, offset, length, *_words(error), again))
+
+    def road_failed(self, target: int, road: str) -> None:
+        """Session ``target`` cannot be reached over ``road``: the next one that both know is taken, if there is one."""
+        destination = self.destinations[target]
+        if destination.roads.give_up(road):
+            self._commands.append(Connect(target, destination.roads.current))
+            if destination is self.current:
+                self._offer()  # first of all: what then fails over the old road is no setback
+                self._write_on()
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer; the receiver is told why. Does nothing when it has ended already."""
@@ -152,8 +173,9 @@ class Sender:
             return  # who has confirmed does not open again: this is a late copy
         try:
             if destination is None:
-                destination = accept(self.layout, self.roads, source, body, len(self.destinations))
+                destination = accept(self.layout, tuple(self.roads.values()), source, body, len(self.destinations))
                 self.destinations[source] = destination
+                self._commands.append(Connect(source, destination.roads.current))
             elif body.opening < destination.opened.opening + (destination is not self.current):
                 return  # a late copy: of an earlier opening, or of a receiver that was replaced since
             else:
@@ -188,6 +210,8 @@ class Sender:
             return
         self.phase = step(SENDER, self.phase, Trigger.GRANTED)
         taken = destination.grants[grant.epoch] = TakenGrant(grant, grant.sent_tokens)
+        if destination.roads.is_given_up(grant.road):
+            self._offer_to(destination)  # the receiver has not heard of it yet
         self._write_on()
         if not taken.in_flight:
             self._send(Pending(self.room, grant.epoch), destination.session)
@@ -211,7 +235,7 @@ class Sender:
             taken = destination.grants.get(epoch)
             if taken is not None:
                 taken.cancel()
-            if guards.may_report_drained(taken.in_flight if taken else 0):
+            if guards.may_report_drained(len(taken.in_flight) if taken else 0):
                 done.append(epoch)
             else:
                 destination.draining.add(epoch)
@@ -234,40 +258,45 @@ class Sender:
         destination = self.current
         if destination is None or self.phase in TERMINAL or self.total_tokens < 0:
             return
+        geometry, chunk_bytes = destination.opened.geometry, self.settings.chunk_bytes
         for taken in destination.grants.values():
             if not guards.still_needed(taken.cursor, destination.acknowledged):
                 taken.cancel()
+            if destination.roads.is_given_up(taken.message.road):
+                self._abandon(destination, taken)
             while self.writes_in_flight < self.settings.writes_in_flight:
-                chunk = self._next_chunk(destination, taken)
+                end = min(taken.stop, self.total_tokens)
+                chunk = next_chunk(taken, end, self.ready_tokens, geometry, chunk_bytes)
                 if chunk is None:
                     break
                 start, stop = chunk
                 taken.cursor = stop
                 blocks = taken.blocks_of(start, stop, destination.block_size)
-                taken.in_flight += 1
                 self.writes_in_flight += 1
-                self._commands.append(Write(destination.session, taken.message.epoch, start, stop - start, blocks))
+                self.writes_started += 1
+                taken.in_flight[start] = self.writes_started
+                road, verify = destination.roads.current, destination.opened.verify
+                epoch = taken.message.epoch
+                self._commands.append(Write(destination.session, epoch, start, stop - start, blocks, road, verify))
 
-    def _next_chunk(self, destination: Destination, taken: TakenGrant) -> tuple[int, int] | None:
-        size = destination.block_size
-        end = min(taken.stop, self.total_tokens)
-        if taken.cursor >= end:
-            return None
-        per_chunk = max(1, self.settings.chunk_bytes // (self.layout.token_bytes * size)) * size
-        stop = min(end, taken.cursor + per_chunk)
-        if not guards.is_ready(stop, self.ready_tokens):
-            whole = (self.ready_tokens - taken.message.sent_tokens) // size * size
-            stop = taken.message.sent_tokens + whole
-        return (taken.cursor, stop) if stop > taken.cursor else None
+    def _abandon(self, destination: Destination, taken: TakenGrant) -> None:
+        """What has not been started of a grant whose road was given up: the receiver grants it over another one."""
+        start, stop = taken.cursor, min(taken.stop, self.total_tokens)
+        taken.cancel()
+        if start < stop:
+            error = TransportError(f"{taken.message.road} was given up, {destination.roads.current.transport} is used")
+            failed = WriteFailed(self.room, taken.message.epoch, start, stop - start, *_words(error), True)
+            taken.failed.append(failed)
+            self._send(failed, destination.session)
 
     def _over(self, target: int, epoch: int, report: Chunk | WriteFailed) -> None:
         """A write has ended, one way or the other."""
         self.writes_in_flight -= 1
         destination = self.destinations[target]
         taken = destination.grants[epoch]
-        taken.in_flight -= 1
+        del taken.in_flight[report.offset]
         if epoch in destination.draining:
-            if guards.may_report_drained(taken.in_flight):
+            if guards.may_report_drained(len(taken.in_flight)):
                 destination.draining.discard(epoch)
                 self._send(Drained(self.room, (epoch,)), target)
         elif isinstance(report, Chunk):
@@ -323,10 +352,11 @@ class Sender:
             self.room,
             destination.opened.opening,
             destination.version,
-            destination.road.transport,
+            destination.roads.current.transport,
             self.total_tokens,
             self.content_digest,
             self.aux,
+            self.roads[destination.roads.current.transport].handle,
         )
         self._send(offer, destination.session)
 
@@ -355,3 +385,8 @@ class Sender:
 
     def _send(self, body: Body, target: int) -> None:
         self._commands.append(Send(body, target))
+
+
+def _words(error: EmbeddingTransferError) -> tuple[str, str]:
+    """Code and detail, for a message."""
+    return error.code, error.detail[:MAX_TEXT]

@@ -40,8 +40,16 @@ class TransferSettings:
     max_peer_losses: int = 16
     """How often in a row the peer may be lost, without a token in between, before the transfer is given up."""
 
+    road_failures: int = 2
+    """How often in a row a road may fail before the sender takes the next one that both know."""
+    verify: bool = True
+    """Whether every chunk comes with a checksum and is compared with it. The receiving end's decides for both."""
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not value > 0:
+            if not isinstance(value, bool) and not value > 0:
                 raise LocalProtocolError(f"{field.name} must be greater than 0, not {value}")
+
+
+DEFAULTS = TransferSettings()

@@ -1,0 +1,26 @@
+"""An embedding as the sending side has it: the bytes of its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from ..protocol.errors import LocalProtocolError
+
+Rows = Mapping[str, npt.NDArray[np.uint8]]
+"""Field name to its bytes, uint8 [tokens, bytes a token], rows contiguous."""
+
+
+def rows_of(arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.uint8]]:
+    """Views any arrays [tokens, ...] as :data:`Rows`, without a copy.
+
+    :raises LocalProtocolError: one is not contiguous.
+    """
+    rows = {}
+    for name, array in arrays.items():
+        if not array.flags.c_contiguous:
+            raise LocalProtocolError(f"field {name} is not contiguous; pass numpy.ascontiguousarray of it")
+        rows[name] = array.reshape(len(array), -1).view(np.uint8)
+    return rows
