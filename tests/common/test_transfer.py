@@ -137,13 +137,20 @@ def test_a_generous_first_allocation_gives_back_what_is_not_needed(make_pair: Ma
     assert pool_is_whole(pair)
 
 
-def test_an_embedding_in_adjacent_blocks_is_used_where_it_lies(make_pair: MakePair) -> None:
-    pair = make_pair(num_blocks=8, chunk_bytes=16 * LAYOUT.token_bytes)
+@pytest.mark.parametrize("early", [False, True])
+def test_an_embedding_in_adjacent_blocks_is_used_where_it_lies(make_pair: MakePair, early: bool) -> None:
+    pair = make_pair(num_blocks=8, chunk_bytes=16 * LAYOUT.token_bytes, default_allocate_tokens=8 * 16)
     rows = embedding(100)
     sink = GatherSink(in_place=True)
     receiver = pair.receiver(sink=sink)
     receiver.init()
-    pair.sender(receiver.room, rows)
+    if early:  # the first grant is made before the length is known, and gives back what is not needed
+        sender = pair.sending.open(receiver.room)
+        until(receiver, lambda: receiver.transfers)
+        sender.init(100, b"digest")
+        sender.send_embedding(rows)
+    else:
+        pair.sender(receiver.room, rows)
     wait(receiver, SECONDS)
     assert sink.in_place
     assert same(receiver.arrays(), rows)

@@ -259,6 +259,20 @@ class TransportConformance(ABC):
             assert not caught.value.retryable
         assert len(good) <= 1024
 
+    def test_malformed_addresses_are_refused(self, pair: TransportPair) -> None:
+        good = pair.sender.transport.address
+        assert len(good) <= 1024
+        rng = np.random.default_rng(9)
+        bad = [good[: len(good) // 2], b"\xff" + good, b"x" * 100_000, *(rng.bytes(n) for n in (1, 30, 300))]
+        for address in bad if good else []:  # a road that needs none looks at none
+            with pytest.raises(TransportError) as caught:
+                pair.receiver.transport.reach(address)
+            assert not caught.value.retryable
+        pair.receiver.transport.reach(good)
+        pieces = pair.fill((0,))
+        pair.admit(1, (0,))
+        assert pair.write(1, (0,), pieces) is None
+
     def test_connecting_twice_is_connecting_once(self, pair: TransportPair) -> None:
         pair.sender.transport.connect(pair.handle)
         pair.admit(1, (0,))
@@ -277,6 +291,7 @@ class TransportConformance(ABC):
         assert error.retryable
         pair.expect()
         pair.sender.transport.connect(pair.handle)
+        pair.receiver.transport.reach(pair.sender.transport.address)
         pieces = pair.fill((0,))
         assert pair.write(1, (0,), pieces) is None
         pair.expect(pieces)
@@ -322,6 +337,7 @@ class TransportConformance(ABC):
         other = TransportPair(self.make_transport, shared=self.shared_region)
         try:
             pair.sender.transport.connect(other.handle)
+            other.receiver.transport.reach(pair.sender.transport.address)
             for region, blocks in ((pair, (1,)), (other, (2,))):
                 region.admit(1, blocks)
                 pieces = region.fill(blocks)

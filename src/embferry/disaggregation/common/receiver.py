@@ -192,7 +192,7 @@ class EmbeddingReceiver:
         """The machine has just made a grant."""
         grant = self.machine.ledger.grants[self.machine.ledger.next_epoch - 1]
         self.current_allocation = MetadataAllocation(grant.blocks, grant.block_size)
-        self.sink.granted(grant.epoch, grant.start, grant.blocks, self.machine.total_tokens)
+        self.sink.granted(grant.epoch, grant.start, grant.blocks)
         if self.machine.transfers > 1:
             log.debug(
                 "Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d, blocks %d",

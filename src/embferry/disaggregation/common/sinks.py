@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..blocks import blocks_needed
 from ..buffers import MultimodalDataBuffers, checksum
 from ..protocol.commands import Deliver, Verify
 from ..protocol.errors import LocalProtocolError
@@ -46,7 +47,7 @@ class Sink(ABC):
     def buffers(self) -> MultimodalDataBuffers:
         return self.owner.buffers
 
-    def granted(self, epoch: int, start: int, blocks: tuple[int, ...], total_tokens: int) -> None:  # noqa: B027  (a hook)
+    def granted(self, epoch: int, start: int, blocks: tuple[int, ...]) -> None:  # noqa: B027  (a hook)
         """Blocks were granted for tokens from ``start`` on; most sinks need not know."""
 
     def examine(self, chunk: Verify, total_tokens: int) -> bool:
@@ -76,6 +77,7 @@ class GatherSink(Sink):
         self.arrays: dict[str, Array] = {}
         self.chunks: dict[int, int] = {}  # offset: length of what was delivered; the origin's chunk_info
         self._may_stay = in_place
+        self._first: tuple[int, tuple[int, ...]] = (0, ())  # epoch and blocks of the grant for token 0
         self._home = 0  # the epoch whose blocks are the arrays; 0: none
         self._kept: dict[int, tuple[int, ...]] = {}  # offset: blocks, of the chunks that stay where they lie
 
@@ -84,20 +86,17 @@ class GatherSink(Sink):
         """Whether the arrays are the blocks themselves."""
         return self._home != 0
 
-    def granted(self, epoch: int, start: int, blocks: tuple[int, ...], total_tokens: int) -> None:
-        whole = start == 0 and 0 < total_tokens <= len(blocks) * self.buffers.geometry.block_size
-        if self._may_stay and whole and not self.arrays:
-            arrays = self.buffers.in_place(blocks, total_tokens)
-            if arrays is not None:
-                self.arrays, self._home = arrays, epoch
+    def granted(self, epoch: int, start: int, blocks: tuple[int, ...]) -> None:
+        if start == 0:
+            self._first = (epoch, blocks)
 
     def examine(self, chunk: Verify, total_tokens: int) -> bool:
+        if not self.arrays:
+            self._begin(chunk.epoch, total_tokens)
         if chunk.epoch == self._home:
             return super().examine(chunk, total_tokens)
         if self.in_place:
             self._move_out(total_tokens)
-        if not self.arrays:
-            self.arrays = self._new(total_tokens)
         digest = self.buffers.gather_into(
             chunk.blocks, 0, chunk.length, self.arrays, chunk.offset, digest=chunk.checksum is not None
         )
@@ -121,6 +120,17 @@ class GatherSink(Sink):
         self.restart()
         for offset in kept:
             self.owner.consumed(home, offset)
+
+    def _begin(self, epoch: int, total_tokens: int) -> None:
+        """The first chunk is here, and the length is known: where will the embedding lie?"""
+        first, blocks = self._first
+        needed = blocks_needed(total_tokens, self.buffers.geometry.block_size)  # spare ones have gone back to the pool
+        if self._may_stay and epoch == first and needed <= len(blocks):
+            arrays = self.buffers.in_place(blocks[:needed], total_tokens)
+            if arrays is not None:
+                self.arrays, self._home = arrays, epoch
+                return
+        self.arrays = self._new(total_tokens)
 
     def _move_out(self, total_tokens: int) -> None:
         """A part came again in other blocks: what lies in place is gathered after all."""
