@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embferry.disaggregation.base.conn_multimodal import Piece, Region, Transport, Written
-from embferry.disaggregation.common import sending
+from embferry.disaggregation.common import writing
 from embferry.disaggregation.common.conn_multimodal import (
     Checksums,
     EmbeddingReceiveManager,
@@ -157,7 +157,7 @@ def test_checksums_taken_ahead_are_not_taken_again(monkeypatch: pytest.MonkeyPat
     ahead = Checksums(LAYOUT, int(SMALL_CHUNKS["chunk_bytes"]))
     for produced in (0, 7, 33, 150, TOKENS):
         ahead.take(rows, produced)
-    monkeypatch.setattr(sending, "chunk_checksum", None)  # whoever calls it now ends the thread
+    monkeypatch.setattr(writing, "chunk_checksum", None)  # whoever calls it now ends the thread
     with joined([MemoryTransport()], [MemoryTransport()], num_blocks=32, **SMALL_CHUNKS) as pair:
         receiver = pair.receiver()
         receiver.init()

@@ -103,6 +103,10 @@ class MultimodalDataBuffers:
         names = [field.name for field in self.geometry.layout.fields]
         return self.field("deepstack_embeddings") if "deepstack_embeddings" in names else None
 
+    def bytes(self, offset: int, length: int) -> Bytes:
+        """So many bytes from ``offset`` of the region on, uint8, a view."""
+        return self._bytes()[offset : offset + length]
+
     # What has arrived. In all of these, tokens are counted from ``skip`` tokens into ``blocks``.
 
     def chunk(self, blocks: Sequence[int], skip: int, tokens: int) -> list[tuple[int, memoryview]]:

@@ -41,6 +41,8 @@ class Capabilities:
     """Reads from and writes to GPU memory without staging."""
     copies_payload: int = 0
     """Copies of the payload in user space on its way from source tensor to destination blocks, the landing excluded."""
+    maps_region: bool = False
+    """The region must be memory that can be mapped a second time (``Region.fd``)."""
 
 
 class Region(Protocol):

@@ -47,7 +47,7 @@ class EmbeddingReceiveManager(Pump):
         self.geometry = geometry
         self.name = name
         self.settings = settings or TransferSettings()
-        self.buffers = MultimodalDataBuffers(geometry, shared=any(t.capabilities.same_host_only for t in transports))
+        self.buffers = MultimodalDataBuffers(geometry, shared=any(t.capabilities.maps_region for t in transports))
         self.allocator = ReqToMetadataBlockAllocator(geometry.num_blocks, geometry.block_size)
         self.admission = PoolAdmission(self.allocator)
         self.transports = {transport.name: transport for transport in transports}

@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 from ..protocol.errors import LocalProtocolError
 
-Rows = Mapping[str, npt.NDArray[np.uint8]]
+Array = npt.NDArray[np.uint8]
+Rows = Mapping[str, Array]
 """Field name to its bytes, uint8 [tokens, bytes a token], rows contiguous."""
 
 
-def rows_of(arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.uint8]]:
+def rows_of(arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Array]:
     """Views any arrays [tokens, ...] as :data:`Rows`, without a copy.
 
     :raises LocalProtocolError: one is not contiguous.

@@ -7,33 +7,25 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import numpy as np
 import zmq
 
-from ..base.conn_multimodal import KVPoll, LinkLost, Revoked, Transport, Written
-from ..buffers import source_pieces
+from ..base.conn_multimodal import KVPoll, Transport
 from ..protocol.commands import Connect, ReleaseSource, Send, Write
-from ..protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError, TransportError
+from ..protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from ..protocol.layout import Layout
-from ..protocol.messages import Frame, Open, Road, Unknown
+from ..protocol.messages import Frame, Open, Unknown
 from ..protocol.sender import Sender
 from ..protocol.settings import TransferSettings
-from .checksums import Checksums, chunk_checksum
+from .checksums import Checksums
 from .pump import Pump, bind
-from .rows import Rows
+from .staging import Allocate, Source, pageable
+from .writing import Writer
 
 log = logging.getLogger(__name__)
 
 MAX_PARKED = 4096  # openings for rooms that are not here yet
-
-
-@dataclass(slots=True)
-class _Writing:
-    sender: EmbeddingSender
-    command: Write
-    checksum: bytes | None
 
 
 class EmbeddingSendManager(Pump):
@@ -42,6 +34,7 @@ class EmbeddingSendManager(Pump):
     :param layout: what a token of this worker's embeddings is made of.
     :param transports: roads this worker can write over, the preferred one first; owned and closed by the manager.
     :param host: the address to listen on; ``advertise`` is what others are told, if it differs.
+    :param allocate: makes the host buffers through which embeddings in device memory go: pinned ones, best.
     """
 
     def __init__(
@@ -53,21 +46,18 @@ class EmbeddingSendManager(Pump):
         port: int = 0,
         advertise: str | None = None,
         settings: TransferSettings | None = None,
+        allocate: Allocate = pageable,
     ) -> None:
         layout.validate()
         super().__init__("embferry-send")
         self.layout = layout
         self.settings = settings or TransferSettings()
-        self.transports = {transport.name: transport for transport in transports}
-        for transport in transports:
-            transport.wake = self.wake
+        self.writer = Writer(layout, transports, self.settings, self.wake, allocate)
         self._router = self.socket(zmq.ROUTER)
         endpoint = bind(self._router, host, port)
         self.endpoint = f"tcp://{advertise}:{endpoint.rpartition(':')[2]}" if advertise else endpoint
         self._rooms: dict[int, EmbeddingSender] = {}
         self._parked: OrderedDict[int, tuple[object, Frame]] = OrderedDict()
-        self._writing: dict[int, _Writing] = {}
-        self._next_ticket = 1
         self.start()
 
     def open(self, room: int) -> EmbeddingSender:
@@ -79,8 +69,7 @@ class EmbeddingSendManager(Pump):
             self.check()
             if room in self._rooms:
                 raise LocalProtocolError("the room is in use; draw another", room=room)
-            roads = tuple(Road(transport.name, transport.address) for transport in self.transports.values())
-            machine = Sender(room, secrets.randbits(62) + 1, self.layout, roads, self.settings, self.now())
+            machine = Sender(room, secrets.randbits(62) + 1, self.layout, self.writer.roads, self.settings, self.now())
             sender = self._rooms[room] = EmbeddingSender(self, machine)
             parked = self._parked.pop(room, None)
             if parked is not None:
@@ -96,8 +85,7 @@ class EmbeddingSendManager(Pump):
         self.wake()
         with ExitStack() as closing:  # each is closed, whatever another one raises
             closing.callback(self._ended)
-            for transport in self.transports.values():
-                closing.callback(transport.close)
+            closing.callback(self.writer.close)
 
     def _ended(self) -> None:
         self.stop()
@@ -129,9 +117,7 @@ class EmbeddingSendManager(Pump):
             self.send(peer, 0, frame.source, Unknown(frame.body.room, frame.target))
 
     def advance(self, now: float) -> float | None:
-        for transport in self.transports.values():
-            for event in transport.poll():
-                self._happened(event)
+        self.writer.advance()
         due: list[float] = []
         for sender in list(self._rooms.values()):
             sender.machine.expire(now)
@@ -143,22 +129,6 @@ class EmbeddingSendManager(Pump):
             due.append(now + self.settings.linger if timeout is None else timeout)
         return min(due, default=None)
 
-    def _happened(self, event: Written | Revoked | LinkLost) -> None:
-        if isinstance(event, LinkLost):
-            log.info("a data connection ended: %s", event.error)
-        if not isinstance(event, Written):
-            return
-        writing = self._writing.pop(event.ticket)
-        c = writing.command
-        machine = writing.sender.machine
-        if event.error is None:
-            machine.write_done(c.target, c.epoch, c.offset, c.length, writing.checksum)
-        else:
-            log.warning(
-                "room %d: tokens [%d, %d) not written: %s", machine.room, c.offset, c.offset + c.length, event.error
-            )
-            machine.write_failed(c.target, c.epoch, c.offset, c.length, event.error)
-
     def _execute(self, sender: EmbeddingSender) -> None:
         while commands := sender.machine.take_commands():
             for command in commands:
@@ -168,41 +138,12 @@ class EmbeddingSendManager(Pump):
                         if peer is not None:
                             self.send(peer, sender.machine.session, target, body)
                     case Write():
-                        self._write(sender, command)
+                        self.writer.write(sender, command)
                     case Connect(target, road):
-                        self._connect(sender, target, road)
+                        self.writer.connect(sender, target, road)
                     case ReleaseSource():
                         sender.release()
         sender.notify()
-
-    def _connect(self, sender: EmbeddingSender, target: int, road: Road) -> None:
-        """Ahead of the first write, which then does not wait for it."""
-        try:
-            self.transports[road.transport].connect(road.handle)
-        except TransportError as error:
-            log.info("room %d: %s does not lead there: %s", sender.room, road.transport, error)
-            if not error.retryable:
-                sender.machine.road_failed(target, road.transport)
-
-    def _write(self, sender: EmbeddingSender, command: Write) -> None:
-        geometry, road = sender.machine.destinations[command.target].opened.geometry, command.road
-        transport = self.transports[road.transport]
-        pieces = source_pieces(geometry, sender.rows, command.offset, command.length, command.blocks, 0)
-        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-        try:
-            transport.connect(road.handle)
-        except TransportError as error:
-            sender.machine.write_failed(command.target, command.epoch, command.offset, command.length, error)
-            return
-        transport.write(road.handle, command.epoch, command.blocks, pieces, ticket)
-        self._writing[ticket] = _Writing(sender, command, self._checksum(sender, command))  # while it is being written
-        sender.sent_bytes += command.length * self.layout.token_bytes
-
-    def _checksum(self, sender: EmbeddingSender, command: Write) -> bytes | None:
-        if not command.checksum:
-            return None
-        known = sender.checksums.of(command.offset, command.length) if sender.checksums else None
-        return known or chunk_checksum(self.layout, sender.rows, command.offset, command.length)
 
     def _sockets(self) -> list[zmq.Socket[bytes]]:
         return [self._router]
@@ -224,7 +165,7 @@ class EmbeddingSender:
         self.machine = machine
         self.room = machine.room
         self.peers: dict[int, object] = {}
-        self.rows: Rows = {}
+        self.source: Source = {}
         self.checksums: Checksums | None = None
         self.sent_bytes = 0
         self._on_change: list[Callable[[], object]] = []
@@ -243,11 +184,11 @@ class EmbeddingSender:
         self.manager.wake()
 
     def send_embedding(
-        self, rows: Rows, ready_tokens: int | None = None, *, checksums: Checksums | None = None
+        self, rows: Source, ready_tokens: int | None = None, *, checksums: Checksums | None = None
     ) -> None:
         """The embedding itself, read in place: do not change it before ``source_released``.
 
-        :param rows: every field of the layout, uint8 [total_tokens, bytes a token]; rows contiguous.
+        :param rows: every field of the layout, uint8 [total_tokens, bytes a token]: contiguous, or in device memory.
         :param ready_tokens: how many are produced so far (all, if None); call again with the same arrays for more.
         :param checksums: of these rows, as far as they have been taken already; the rest are taken as chunks leave.
         :raises LocalProtocolError: an array is missing or does not fit what was announced.
@@ -256,14 +197,15 @@ class EmbeddingSender:
             total = self.machine.total_tokens
             for field in self.manager.layout.fields:
                 array = rows.get(field.name)
-                if array is None or array.shape != (total, field.token_bytes) or array.dtype != np.uint8:
-                    have = "missing" if array is None else f"{array.dtype} {array.shape}"
+                dtype = array.dtype if isinstance(array, np.ndarray) else np.dtype(np.uint8)
+                if array is None or array.shape != (total, field.token_bytes) or dtype != np.uint8:
+                    have = "missing" if array is None else f"{dtype} {array.shape}"
                     need = f"uint8 ({total}, {field.token_bytes})"
                     raise LocalProtocolError(f"field {field.name} is {have}, announced was {need}", room=self.room)
-                if not array.flags.c_contiguous:
+                if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
                     raise LocalProtocolError(f"field {field.name} is not contiguous", room=self.room)
             if not self.machine.source_released:
-                self.rows, self.checksums = rows, checksums or self.checksums
+                self.source, self.checksums = rows, checksums or self.checksums
                 self.machine.produce(total if ready_tokens is None else ready_tokens)
         self.manager.wake()
 
@@ -310,4 +252,4 @@ class EmbeddingSender:
                 callback()
 
     def release(self) -> None:
-        self.rows, self.checksums = {}, None
+        self.source, self.checksums = {}, None

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from ..blocks import blocks_needed
 from ..buffers import MultimodalDataBuffers, checksum
 from ..protocol.commands import Deliver, Verify
-from ..protocol.errors import LocalProtocolError
-
-Array = npt.NDArray[np.uint8]
+from ..protocol.errors import EmbeddingTransferError, LocalProtocolError
+from .rows import Array
 
 
 class Owner(Protocol):
@@ -33,6 +31,9 @@ class Owner(Protocol):
 
     def consumed(self, epoch: int, offset: int) -> None:
         """A delivered chunk's blocks are no longer read."""
+
+    def abort(self, error: EmbeddingTransferError | None = None) -> None:
+        """The transfer cannot go on."""
 
     def commit(self) -> None:
         """Tokens are used in a way that cannot be undone: from now on the content must stay what it is."""
@@ -79,6 +80,7 @@ class GatherSink(Sink):
         self._may_stay = in_place
         self._first: tuple[int, tuple[int, ...]] = (0, ())  # epoch and blocks of the grant for token 0
         self._home = 0  # the epoch whose blocks are the arrays; 0: none
+        self._passed: dict[int, tuple[int, tuple[int, ...]]] = {}  # offset: examined where they lie, not yet delivered
         self._kept: dict[int, tuple[int, ...]] = {}  # offset: blocks, of the chunks that stay where they lie
 
     @property
@@ -94,7 +96,9 @@ class GatherSink(Sink):
         if not self.arrays:
             self._begin(chunk.epoch, total_tokens)
         if chunk.epoch == self._home:
-            return super().examine(chunk, total_tokens)
+            if good := super().examine(chunk, total_tokens):
+                self._passed[chunk.offset] = (chunk.length, chunk.blocks)
+            return good
         if self.in_place:
             self._move_out(total_tokens)
         digest = self.buffers.gather_into(
@@ -104,6 +108,7 @@ class GatherSink(Sink):
 
     def deliver(self, chunk: Deliver, total_tokens: int) -> None:
         self.chunks[chunk.offset] = chunk.length
+        self._passed.pop(chunk.offset, None)
         if chunk.epoch == self._home:
             self._kept[chunk.offset] = chunk.blocks
         else:
@@ -112,6 +117,7 @@ class GatherSink(Sink):
     def restart(self) -> None:
         self.arrays, self._home = {}, 0
         self._kept.clear()
+        self._passed.clear()
         self.chunks.clear()
 
     def drop(self) -> None:
@@ -139,6 +145,8 @@ class GatherSink(Sink):
         for offset, blocks in kept.items():
             self.buffers.gather_into(blocks, 0, self.chunks[offset], self.arrays, offset)
             self.owner.consumed(home, offset)
+        for offset, (length, blocks) in self._passed.items():
+            self.buffers.gather_into(blocks, 0, length, self.arrays, offset)
 
     def _new(self, total_tokens: int) -> dict[str, Array]:
         fields = self.buffers.geometry.layout.fields

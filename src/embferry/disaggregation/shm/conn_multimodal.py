@@ -42,7 +42,7 @@ class ShmTransport(Transport):
     """
 
     name = "shm"
-    capabilities = Capabilities(same_host_only=True)
+    capabilities = Capabilities(same_host_only=True, maps_region=True)
 
     def __init__(
         self, wake: Callable[[], None] = lambda: None, *, copy_threads: int = 2, close_timeout_s: float = 5.0
