@@ -6,7 +6,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration test-engines lint format docs bench clean
+.PHONY: help setup setup-tests demo test test-fast test-integration test-engines lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -15,20 +15,21 @@ help: ## show this
 setup: ## make .venv; instant when it is up to date
 	@$(PYTHON) scripts/setup_env.py
 
+setup-tests: ## the same, with the engines of mooncake and nixl and what the tests need of the system
+	@$(PYTHON) scripts/setup_env.py --tests
+
 demo: setup ## ask real questions about real pictures, across two workers
 	@$(PY) examples/demo.py
 
-test: test-fast test-integration ## every test: the fast ones, then those with real processes and sockets
+test: setup-tests test-fast test-integration test-engines ## every test: the fast ones first
 
 test-fast: setup ## no processes, no sockets, no waiting
 	@$(PY) -m pytest -m "not integration" -n 2 --dist worksteal
 
-test-integration: setup
+test-integration: setup-tests ## real processes and sockets
 	@$(PY) -m pytest -m "integration and not engines"
-	@echo "Not run here: the mooncake and nixl transports, which need their engines (make test-engines)."
 
-test-engines: setup ## the mooncake and nixl transports on their real engines (Debian: apt-get install libibverbs1)
-	@$(PY) -m pip install -q -c constraints.txt -e '.[mooncake,nixl]'
+test-engines: setup-tests ## the mooncake and nixl transports on their real engines
 	@$(PY) -m pytest -m engines
 
 lint: setup ## style, types, imports, names, lengths, generated documents

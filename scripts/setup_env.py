@@ -1,7 +1,8 @@
 """Makes ``.venv`` and installs the project into it, at the versions of ``constraints.txt``. Only the standard library.
 
-Does nothing when that has been done for the present ``pyproject.toml`` and ``constraints.txt``. Two at once wait for
-each other. Nothing here names an index: pip's own settings say where packages come from.
+With ``--tests``, also the engines that some transports drive, and what the tests need of the system. Does nothing when
+that has been done for the present ``pyproject.toml`` and ``constraints.txt``. Two at once wait for each other. Nothing
+here names an index: pip's own settings say where packages come from.
 """
 
 from __future__ import annotations
@@ -13,35 +14,63 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from run_command import run_command
+from system_packages import provide
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-STAMP = VENV / "installed"
+EXTRAS = {False: ("serve",), True: ("serve", "mooncake", "nixl")}
+"""What is installed, without and with ``--tests``."""
+STAMPS = {False: VENV / "installed", True: VENV / "installed-for-tests"}
+ENGINE_LIBRARIES = f"lib/python3.{sys.version_info[1]}/site-packages/mooncake_transfer_engine_non_cuda.libs"
+"""Within ``.venv``: where the Mooncake engine looks for its libraries, before it asks the system."""
 INPUTS = ("pyproject.toml", "constraints.txt", "scripts/setup_env.py")
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
-PROGRESS_SECONDS = 5.0
 
 
 def main() -> None:
     use_supported_python()
+    tests = "--tests" in sys.argv[1:]
+    with alone():
+        wanted = fingerprint()
+        if not (STAMPS[tests].exists() and STAMPS[tests].read_text() == wanted and works()):
+            make(tests, wanted)
+        if tests:
+            provide(VENV / ENGINE_LIBRARIES)  # each time: .venv may have come here without the system it was made on
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Waits until no other process sets up."""
     lock = os.open(ROOT, os.O_RDONLY)  # the folder itself: a lock that leaves no file, and that ends with the process
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    wanted = fingerprint()
-    if STAMP.exists() and STAMP.read_text() == wanted and works():
-        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def make(tests: bool, wanted: str) -> None:
+    """Installs. What is there already and fits stays."""
     began = time.monotonic()
     print("setting up .venv: a minute or two", flush=True)
     if works():
-        STAMP.unlink(missing_ok=True)
+        for stamp in STAMPS.values():
+            stamp.unlink(missing_ok=True)
     else:
         run([sys.executable, "-m", "venv", "--clear", str(VENV)], "is the venv module installed (python3-venv)?")
+    project = f"{ROOT}[{','.join(EXTRAS[tests])}]"
     run(
-        [str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", "-e", f"{ROOT}[serve]", *group_requirements()],
+        [str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", "-e", project, *group_requirements()],
         "does pip reach a package index? its settings are PIP_* and pip.conf",
     )
-    STAMP.write_text(wanted)
+    for done in {False, tests}:
+        STAMPS[done].write_text(wanted)
     print(f"setting up .venv: done in {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -85,25 +114,14 @@ def group_requirements() -> list[str]:
 
 
 def run(command: list[str], hint: str) -> None:
-    """Runs ``command``, says every few seconds how far it is, and shows its output only if it fails."""
+    """Runs ``command``, and shows its output only if it fails; then ends the process."""
     pins = (ROOT / "constraints.txt").as_uri()
     # By environment and not by option: so it holds for what builds the package, too.
     env = os.environ | {"PIP_CONSTRAINT": pins, "PIP_BUILD_CONSTRAINT": pins, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    began = said = time.monotonic()
-    lines: list[str] = []
-    with subprocess.Popen(
-        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            now = time.monotonic()
-            if now - said >= PROGRESS_SECONDS:
-                print(f"  {now - began:3.0f} s  {lines[-1][:100]}", flush=True)
-                said = now
-    if process.returncode:
-        print(*lines[-40:], sep="\n", file=sys.stderr)
-        sys.exit(f"setting up .venv failed: {' '.join(command[:5])} … ended with {process.returncode}; {hint}")
+    outcome = run_command(command, env)
+    if outcome.returncode:
+        print(outcome.tail, file=sys.stderr)
+        sys.exit(f"setting up .venv failed: {' '.join(command[:5])} … ended with {outcome.returncode}; {hint}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,40 @@ def test_another_python_on_the_path_is_taken_instead(monkeypatch):
     assert taken == [("/bin/p312", ["/bin/p312", "scripts/setup_env.py"])]
 
 
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """``main`` in an empty folder, with nothing done in earnest; what it would have installed."""
+    installed = []
+    monkeypatch.setattr(setup_env, "ROOT", tmp_path)
+    monkeypatch.setattr(setup_env, "STAMPS", {tests: tmp_path / str(tests) for tests in (False, True)})
+    monkeypatch.setattr(setup_env, "works", lambda: True)
+    monkeypatch.setattr(setup_env, "fingerprint", lambda: "as it is")
+    monkeypatch.setattr(setup_env, "group_requirements", list)
+    monkeypatch.setattr(setup_env, "run", lambda command, hint: installed.append(command[-1].partition("[")[2]))
+    monkeypatch.setattr(setup_env, "provide", lambda folder: installed.append("system"))
+
+    def main(*arguments):
+        installed.clear()
+        monkeypatch.setattr(sys, "argv", ["scripts/setup_env.py", *arguments])
+        setup_env.main()
+        return installed
+
+    return main
+
+
+def test_the_engines_are_for_the_tests_and_not_for_the_demo(install):
+    assert install() == ["serve]"]
+    assert install() == []
+    assert install("--tests") == ["serve,mooncake,nixl]", "system"]
+    assert install("--tests") == ["system"]
+    assert install() == []
+
+
+def test_one_installation_does_for_both(install):
+    assert install("--tests") == ["serve,mooncake,nixl]", "system"]
+    assert install() == []
+
+
 @pytest.mark.parametrize("changed", setup_env.INPUTS)
 def test_a_change_of_what_is_asked_for_installs_anew(tmp_path, monkeypatch, changed):
     (tmp_path / "scripts").mkdir()

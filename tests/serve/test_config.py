@@ -60,6 +60,25 @@ def test_lists(tmp_path: Path) -> None:
     assert settings.media.allowed_hosts == ("a.com", "b.com:80")
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"), [("tcp,shm,tcp", "a road is there twice"), ("auto,tcp", "auto stands alone")]
+)
+def test_roads_that_do_not_go_together(said: str, reason: str) -> None:
+    (problem,) = problems({("transfer", "transports"): said}, {})
+    assert problem.startswith("--transfer-transports: ")
+    assert reason in problem
+
+
+def test_backends_with_and_without_parameters(tmp_path: Path) -> None:
+    key = ("transfer", "nixl_backends")
+    assert load({}, {}).settings.transfer.nixl_backends == {"UCX": {}}
+    assert load({key: "UCX, POSIX"}, {}).settings.transfer.nixl_backends == {"UCX": {}, "POSIX": {}}
+    file = written(tmp_path, "transfer:\n  nixl_backends:\n    UCX: {num_workers: 2}\n")
+    assert load({}, {}, file).settings.transfer.nixl_backends == {"UCX": {"num_workers": "2"}}
+    (problem,) = problems({key: ","}, {})
+    assert "at least 1" in problem
+
+
 def test_an_empty_variable_is_not_set() -> None:
     assert load({}, {"EMBFERRY_THREADS": ""}).settings == Settings()
 
@@ -71,8 +90,9 @@ def test_an_empty_variable_is_not_set() -> None:
         ("EMBFERRY_TRANSFER_NUM_BLOCKS", "0", "greater than or equal to 1"),
         ("EMBFERRY_TRANSFER_WAITING_TIMEOUT", "inf", "finite"),
         ("EMBFERRY_TRANSFER_WAITING_TIMEOUT", "-1", "greater than 0"),
-        ("EMBFERRY_TRANSFER_TRANSPORTS", "shm,pigeon", "'shm' or 'tcp'"),
+        ("EMBFERRY_TRANSFER_TRANSPORTS", "shm,pigeon", "there are auto, shm, nixl, mooncake, tcp, http"),
         ("EMBFERRY_TRANSFER_TRANSPORTS", ",", "at least 1"),
+        ("EMBFERRY_TRANSFER_MOONCAKE_METADATA_SERVER", "p2p", "P2PHANDSHAKE"),
         ("EMBFERRY_DTYPE", "fp8", "'fp32' or 'bf16'"),
         ("EMBFERRY_ROUTER_PORT", "70000", "less than or equal to 65535"),
         ("EMBFERRY_TRANSFER_NUM_BLOCK", "1", "did you mean EMBFERRY_TRANSFER_NUM_BLOCKS?"),

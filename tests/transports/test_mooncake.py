@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from embferry.disaggregation.base.conn_multimodal import Transport
@@ -93,6 +93,18 @@ def access(pair: TransportPair) -> Access:
     return pair.receiver.transport._server.access
 
 
+def bytes_on_their_way() -> int:
+    """To this process, in this host's TCP queues: not sent yet, or not read yet (proc(5), /proc/net/tcp)."""
+    ports = {connection.laddr.port for connection in psutil.Process().net_connections("tcp4")}
+    total = 0
+    for row in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:]):
+        here, there = (int(row[n].rpartition(":")[2], 16) for n in (1, 2))
+        unsent, unread = (int(part, 16) for part in row[4].split(":"))
+        if row[3] == "01":  # established
+            total += unread * (here in ports) + unsent * (there in ports)
+    return total
+
+
 # Revocation
 
 
@@ -144,7 +156,7 @@ def test_without_the_cut_a_stopped_writer_would_write_on(monkeypatch: pytest.Mon
             process.send_signal(signal.SIGSTOP)
             pair.receiver.transport.revoke(1)
             pair.receiver.revoked(1)
-            time.sleep(0.2)  # what the stopped process had sent has landed by then
+            eventually(lambda: bytes_on_their_way() == 0)  # what the stopped process had sent has landed
             pair.bytes[:] = CANARY
             process.send_signal(signal.SIGCONT)
             eventually(lambda: bool((pair.bytes != CANARY).any()))

@@ -26,7 +26,7 @@ CONFIG_HELP = "YAML file with settings. Flags win over the environment, the envi
 def default_text(key: Key) -> str:
     """The default as it would be typed; empty for "none"."""
     value = FIELDS[key].default
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | dict):
         return ",".join(map(str, value))
     return "" if value is None else str(value)
 

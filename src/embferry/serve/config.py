@@ -10,7 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from embferry.serve.config_roads import AUTO, known_road, roads_once
 
 MIB = 1 << 20
 
@@ -20,12 +22,23 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _without_parameters(value: Any) -> Any:
+    """Names alone do where parameters by name are wanted."""
+    names = _split(value)
+    return {name: {} for name in names} if isinstance(names, list | tuple) else names
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
-Roads = Annotated[tuple[Literal["shm", "tcp"], ...], BeforeValidator(_split), Field(min_length=1)]
+Road = Annotated[str, AfterValidator(known_road)]
+Roads = Annotated[tuple[Road, ...], BeforeValidator(_split), AfterValidator(roads_once), Field(min_length=1)]
+Parameter = Annotated[str, Field(coerce_numbers_to_str=True)]
+METADATA_SERVER = r"^(P2PHANDSHAKE|(https?|etcd|redis)://\S+)$"
+"""With anything else the engine ends the process."""
+Backends = Annotated[dict[str, dict[str, Parameter]], BeforeValidator(_without_parameters), Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -37,8 +50,28 @@ class Section(BaseModel):
 class TransferSettings(Section):
     """How embeddings cross from encode to language workers."""
 
-    transports: Roads = ("shm", "tcp")
-    """Roads for the bytes, the preferred one first. `shm` works within one host."""
+    transports: Roads = (AUTO,)
+    """Roads for the bytes, the preferred one first: `shm`, `nixl`, `mooncake`, `tcp`, `http`. The encode worker takes
+    the first of its own that the language worker has too, and the next one if that fails. `auto`: those of this list,
+    in this order, whose engine is installed; where `host` or `advertise_host` is a loopback address, so that all peers
+    are on this machine, `shm` and `tcp`."""
+    mooncake_protocol: str = "tcp"
+    """What the Mooncake engine moves bytes with: `tcp`, `rdma`, or what your build has. The same on both sides."""
+    mooncake_device: str = ""
+    """RDMA devices the Mooncake engine uses, comma separated. All by default."""
+    mooncake_metadata_server: Annotated[str, Field(pattern=METADATA_SERVER)] = "P2PHANDSHAKE"
+    """Where Mooncake engines find each other: `P2PHANDSHAKE`, which needs no server, or `http://host:port/metadata`.
+    The same on both sides."""
+    nixl_backends: Backends = {"UCX": {}}
+    """Backends of NIXL; both sides need one in common. In the file with NIXL's parameters, if you like: `{UCX:
+    {num_workers: 2}}`."""
+    http_port: Port = 0
+    """TCP port at which an encode worker offers embeddings on the `http` road; 0 takes a free one."""
+    http_advertise: str | None = None
+    """Where language workers find that port, if not at `advertise_host`: an IP address, or the URL of a proxy in front
+    of it, such as `http://192.0.2.1:8080/path`."""
+    http_proxy: str | None = None
+    """A forward proxy through which a language worker fetches, such as `http://192.0.2.1:3128`."""
     num_blocks: Positive = 64
     """Blocks in the receive pool of a language worker. One is enough for any embedding; more is faster."""
     block_size: Annotated[int, Field(ge=1, le=1 << 20)] = 128

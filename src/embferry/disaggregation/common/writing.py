@@ -57,15 +57,12 @@ class Writer:
         self.transports = {transport.name: transport for transport in transports}
         for transport in transports:
             transport.wake = wake
+        self.roads = tuple(Road(transport.name, transport.address) for transport in transports)
+        """This end of every transport."""
         self._wake, self._allocate = wake, allocate
         self._staging: Staging[tuple[EmbeddingSender, Write]] | None = None
         self._writing: dict[int, _Writing] = {}
         self._next_ticket = 1
-
-    @property
-    def roads(self) -> tuple[Road, ...]:
-        """This end of every transport."""
-        return tuple(Road(transport.name, transport.address) for transport in self.transports.values())
 
     def connect(self, sender: EmbeddingSender, target: int, road: Road) -> None:
         """Ahead of the first write, which then does not wait for it."""

@@ -11,7 +11,8 @@ from embferry.serve.encode.app import build
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.worker.address import address_of
 from embferry.serve.worker.process import Report, open_port, serve_worker, unreported
-from embferry.serve.worker.transfers import DTYPES, encode_timeouts, layout_of, roads
+from embferry.serve.worker.roads import roads
+from embferry.serve.worker.transfers import DTYPES, encode_timeouts, layout_of
 
 
 def run(settings: Settings, report: Report = unreported) -> None:
@@ -21,8 +22,9 @@ def run(settings: Settings, report: Report = unreported) -> None:
         report: told once, when the worker answers.
     """
     listener = open_port(settings, settings.encode.port)
+    transports = roads(settings)  # first: what is wrong with them need not wait for the model
     encoder = Encoder.load(model_path(settings.model), DTYPES[settings.dtype], threads=settings.threads)
-    service = service_of(encoder, settings, roads(settings))
+    service = service_of(encoder, settings, transports)
     serve_worker(build(service), service, listener, settings, "encode", service.manager.endpoint, report)
 
 

@@ -11,7 +11,8 @@ from embferry.serve.config import Settings
 from embferry.serve.language.app import build
 from embferry.serve.language.service import LanguageService
 from embferry.serve.worker.process import Report, open_port, serve_worker, unreported
-from embferry.serve.worker.transfers import DTYPES, language_timeouts, layout_of, roads
+from embferry.serve.worker.roads import roads
+from embferry.serve.worker.transfers import DTYPES, language_timeouts, layout_of
 
 
 def run(settings: Settings, report: Report = unreported) -> None:
@@ -21,8 +22,9 @@ def run(settings: Settings, report: Report = unreported) -> None:
         report: told once, when the worker answers.
     """
     listener = open_port(settings, settings.language.port)
+    transports = roads(settings)  # first: what is wrong with them need not wait for the model
     model = load(settings)
-    service = service_of(model, settings, roads(settings))
+    service = service_of(model, settings, transports)
     serve_worker(build(service), service, listener, settings, "language", "", report)
 
 

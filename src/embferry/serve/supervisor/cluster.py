@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import IO, Literal
 from urllib.parse import urlsplit
 
-from embferry.serve.config import Settings
+from embferry.serve.config import Section, Settings
 from embferry.serve.supervisor.slot import ClusterError, ProcessRole, ProcessView, Slot
 
 log = logging.getLogger(__name__)
@@ -180,9 +180,10 @@ class LocalCluster:
 
     def _worker(self, role: Literal["encode", "language"], number: int) -> Slot:
         """Several workers with a port that is set take that one and those that follow it."""
-        section = getattr(self.settings, role)
-        mine = section.model_copy(update={"port": section.port + number}) if section.port else section
-        return self._slot(f"{role}-{number}", role, lambda: self._joined().model_copy(update={role: mine}))
+        mine: dict[str, Section] = {role: _numbered(getattr(self.settings, role), "port", number)}
+        if role == "encode":
+            mine["transfer"] = _numbered(self.settings.transfer, "http_port", number)
+        return self._slot(f"{role}-{number}", role, lambda: self._joined().model_copy(update=mine))
 
     def _slot(self, name: str, role: ProcessRole, settings: Callable[[], Settings]) -> Slot:
         slot = Slot(name, role, settings, self._output, self._notice)
@@ -262,6 +263,12 @@ class LocalCluster:
         if self._output is not None:
             self._output.close()
             self._output = None
+
+
+def _numbered(section: Section, port: str, number: int) -> Section:
+    """The settings of one of several workers."""
+    first = getattr(section, port)
+    return section.model_copy(update={port: first + number}) if first else section
 
 
 def _within(settings: Settings) -> Settings:

@@ -1,4 +1,4 @@
-"""From the settings of a process to the parts of a transfer: numbers, layout, roads."""
+"""From the settings of a process to the parts of a transfer: numbers and layout."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from embferry.disaggregation.base.conn_multimodal import Transport
 from embferry.disaggregation.protocol.layout import Field, Layout
 from embferry.disaggregation.protocol.settings import TransferSettings
-from embferry.disaggregation.shm.conn_multimodal import ShmTransport
-from embferry.disaggregation.tcp.conn_multimodal import TcpTransport
 from embferry.engine.embedding import FieldSpec
 from embferry.serve.config import Settings
-from embferry.serve.worker.address import address_of
 
 FIRST_RETRY_SECONDS = 0.1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -48,17 +44,3 @@ def encode_timeouts(settings: Settings) -> TransferSettings:
 def layout_of(fields: Sequence[FieldSpec]) -> Layout:
     """The engine's fields as the transfer's layout."""
     return Layout(tuple(Field(f.name, str(f.dtype).removeprefix("torch."), f.width) for f in fields))
-
-
-def roads(settings: Settings) -> list[Transport]:
-    """One transport for each of ``transfer.transports``, the preferred one first.
-
-    :raises OSError: a host name has no address.
-    """
-    made: list[Transport] = []
-    for name in settings.transfer.transports:
-        if name == "shm":
-            made.append(ShmTransport())
-        else:
-            made.append(TcpTransport(host=address_of(settings.host), advertise=address_of(settings.reachable_host)))
-    return made
