@@ -48,20 +48,6 @@ def test_spans_cover_exactly_the_bytes_of_the_tokens(geometry: Geometry, data: s
     assert all(0 <= byte < geometry.region_bytes for _, _, byte in covered)
 
 
-@given(GEOMETRIES, st.data())
-def test_block_ranges_are_the_blocks_and_nothing_else(geometry: Geometry, data: st.DataObject) -> None:
-    blocks = tuple(data.draw(st.lists(st.integers(0, geometry.num_blocks - 1), unique=True)))
-    covered = [byte for offset, length in geometry.block_ranges(blocks) for byte in range(offset, offset + length)]
-    expected = [
-        byte
-        for field in range(len(geometry.layout.fields))
-        for block in blocks
-        for slot in range(geometry.block_size)
-        for byte in place(geometry, field, block, slot)
-    ]
-    assert covered == expected
-
-
 @given(GEOMETRIES)
 def test_fields_are_aligned_and_do_not_overlap(geometry: Geometry) -> None:
     sizes = [f.token_bytes * geometry.block_size * geometry.num_blocks for f in geometry.layout.fields]

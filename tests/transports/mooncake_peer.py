@@ -23,7 +23,7 @@ def own() -> None:
     buffers = MultimodalDataBuffers(SMALL, shared=True)
     transport = MooncakeTransport()
     handle = transport.register(buffers)
-    transport.admit(Window(1, (0, 1), SMALL.block_ranges((0, 1))))
+    transport.admit(Window(1, (0, 1)))
     print(handle.hex(), flush=True)
     signal.pause()
 

@@ -35,7 +35,7 @@ def main() -> None:
     bytes_[:] = CANARY
     receiver = Endpoint(NixlTransport)
     print(receiver.transport.register(region).hex(), flush=True)
-    receiver.transport.admit(Window(1, BLOCKS, LARGE.block_ranges(BLOCKS)))
+    receiver.transport.admit(Window(1, BLOCKS))
     eventually(lambda: bool((bytes_[:: 1 << 12] != CANARY).any()))
     hold_back_the_engine()
     print("landing", flush=True)

@@ -12,6 +12,6 @@ from embferry.testing.pair import SMALL
 buffers = MultimodalDataBuffers(SMALL, shared=True)
 transport = ShmTransport()
 handle = transport.register(buffers)
-transport.admit(Window(1, (0, 1), SMALL.block_ranges((0, 1))))
+transport.admit(Window(1, (0, 1)))
 print(handle.hex(), flush=True)
 signal.pause()

@@ -318,7 +318,7 @@ def test_a_crowd_is_served_in_turn() -> None:
     written = []
     for block, sender in enumerate(senders):
         sender.transport.connect(pair.handle)
-        pair.receiver.transport.admit(Window(block + 1, (block,), SMALL.block_ranges((block,))))
+        pair.receiver.transport.admit(Window(block + 1, (block,)))
         pieces = pair.fill((block,), seed=block)
         sender.transport.write(pair.handle, block + 1, (block,), pieces, 7)
         written.append(pieces)

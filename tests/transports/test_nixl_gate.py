@@ -11,7 +11,7 @@ from embferry.disaggregation.base.windows import as_ranges
 from embferry.disaggregation.buffers import MultimodalDataBuffers
 from embferry.disaggregation.nixl.gate import Gate, Outcome
 from embferry.disaggregation.protocol.errors import LocalProtocolError
-from embferry.testing.pair import SMALL
+from embferry.testing.pair import SMALL, block_ranges
 
 A, B = "one sender", "another"
 
@@ -24,11 +24,11 @@ def gate() -> Iterator[Gate]:
 
 
 def admit(gate: Gate, epoch: int, *blocks: int) -> None:
-    gate.admit(Window(epoch, blocks, SMALL.block_ranges(blocks)))
+    gate.admit(Window(epoch, blocks))
 
 
 def ask(gate: Gate, holder: str, serial: int, epoch: int, *blocks: int) -> Outcome:
-    return gate.ask(holder, serial, epoch, as_ranges(SMALL.block_ranges(blocks)))
+    return gate.ask(holder, serial, epoch, as_ranges(block_ranges(SMALL, blocks)))
 
 
 def answers(outcome: Outcome | None) -> list[tuple[object, int, bool]]:

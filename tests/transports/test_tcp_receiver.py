@@ -18,7 +18,7 @@ from embferry.disaggregation.base.conn_multimodal import Revoked
 from embferry.disaggregation.base.windows import as_ranges, ranges_of
 from embferry.disaggregation.tcp import TcpTransport, framing, server
 from embferry.disaggregation.tcp.conn_multimodal import TcpHandle
-from embferry.testing.pair import CANARY, LARGE, SMALL, TransportPair, eventually
+from embferry.testing.pair import CANARY, LARGE, SMALL, TransportPair, block_ranges, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -171,7 +171,7 @@ def test_fuzzed_frames_harm_nobody(
             answered = 0
     assert answered % framing.ANSWER.size == 0
     pair.receiver.poll()  # raises when the receiver's thread has died
-    for offset, length in SMALL.block_ranges((0,)):
+    for offset, length in block_ranges(SMALL, (0,)):
         pair.bytes[offset : offset + length] = CANARY
     pair.expect()
 
@@ -213,7 +213,7 @@ def test_a_payload_stops_landing_when_its_window_closes(pair: TransportPair, how
     half = len(payload) // 2
     with dial(pair) as sock:
         sock.sendall(framing.head(1, 5, ranges_of(pieces)) + payload[:half])
-        first = SMALL.block_ranges((2,))[0][0]
+        first = block_ranges(SMALL, (2,))[0][0]
         eventually(lambda: bool((pair.bytes[first : first + 200] != CANARY).any()))
         if how == "revoke":
             pair.receiver.transport.revoke(1)

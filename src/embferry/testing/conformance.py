@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from ..disaggregation.base.conn_multimodal import LinkLost, Piece, Revoked, Transport, Window, Written
+from ..disaggregation.base.conn_multimodal import LinkLost, Piece, Revoked, Transport, Written
 from ..disaggregation.buffers import checksum, source_pieces
 from ..disaggregation.protocol.errors import LocalProtocolError, TransportError
 from .pair import CANARY, LARGE, LAYOUT, SMALL, TransportPair, embedding, eventually
@@ -157,8 +157,6 @@ class TransportConformance(ABC):
         ]:
             with pytest.raises(LocalProtocolError):
                 pair.admit(epoch, blocks)
-        with pytest.raises(LocalProtocolError):
-            pair.receiver.transport.admit(Window(2, (5,), SMALL.block_ranges((6,))))
         pair.admit(2, (5,))
         pieces = pair.fill((2, 3, 5))
         pair.expect_refused(pair.write(2, (2, 3, 5), pieces))

@@ -15,7 +15,18 @@ from ..disaggregation.buffers import MultimodalDataBuffers, source_pieces
 from ..disaggregation.protocol.errors import TransportError
 from ..disaggregation.protocol.layout import Field, Geometry, Layout
 
-__all__ = ["CANARY", "DEADLINE_S", "LARGE", "LAYOUT", "SMALL", "Endpoint", "TransportPair", "embedding", "eventually"]
+__all__ = [
+    "CANARY",
+    "DEADLINE_S",
+    "LARGE",
+    "LAYOUT",
+    "SMALL",
+    "Endpoint",
+    "TransportPair",
+    "block_ranges",
+    "embedding",
+    "eventually",
+]
 
 DEADLINE_S = 20.0
 CANARY = 0xA5
@@ -38,6 +49,13 @@ def embedding(layout: Layout, tokens: int, seed: int = 0) -> Fields:
     """Random bytes for every field: uint8 ``[tokens, token_bytes]``."""
     rng = np.random.default_rng(seed)
     return {f.name: rng.integers(0, 256, (tokens, f.token_bytes), np.uint8) for f in layout.fields}
+
+
+def block_ranges(geometry: Geometry, blocks: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The (offset, length) byte ranges that ``blocks`` occupy, all fields."""
+    fields = zip(geometry.layout.fields, geometry.field_offsets, strict=True)
+    rows = [(base, field.token_bytes * geometry.block_size) for field, base in fields]
+    return [(base + block * row, row) for base, row in rows for block in blocks]
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -110,7 +128,7 @@ class TransportPair:
         self.region.close()
 
     def admit(self, epoch: int, blocks: tuple[int, ...]) -> None:
-        self.receiver.transport.admit(Window(epoch, blocks, self.geometry.block_ranges(blocks)))
+        self.receiver.transport.admit(Window(epoch, blocks))
 
     def start(self, epoch: int, blocks: tuple[int, ...], pieces: list[Piece]) -> int:
         ticket = next(self._tickets)

@@ -71,11 +71,10 @@ class Region(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Leave to write to ``blocks`` of the region, which are the byte ``ranges`` (offset, length) under ``epoch``."""
+    """Leave to write to ``blocks`` of the region under ``epoch``."""
 
     epoch: int
     blocks: tuple[int, ...]
-    ranges: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)

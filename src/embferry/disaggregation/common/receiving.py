@@ -159,7 +159,7 @@ class EmbeddingReceiveManager(Pump):
             transport.reach(command.address)
         except TransportError as error:
             receiver.machine.abort(error, self.now())
-        transport.admit(Window(command.epoch, command.blocks, self.geometry.block_ranges(command.blocks)))
+        transport.admit(Window(command.epoch, command.blocks))
 
     def _forget(self, receiver: EmbeddingReceiver) -> None:
         session = receiver.machine.session

@@ -97,14 +97,6 @@ class Geometry(msgspec.Struct, frozen=True, array_like=True):
         last = self.layout.fields[-1]
         return self.field_offsets[-1] + last.token_bytes * self.block_size * self.num_blocks
 
-    def block_ranges(self, blocks: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-        """The (offset, length) byte ranges that ``blocks`` occupy, all fields, adjacent blocks merged."""
-        ranges = []
-        for field, base in zip(self.layout.fields, self.field_offsets, strict=True):
-            row = field.token_bytes * self.block_size
-            ranges += [(base + first * row, count * row) for first, count in merged(blocks)]
-        return tuple(ranges)
-
     def spans(self, blocks: tuple[int, ...], skip: int, tokens: int) -> Iterator[tuple[int, int, int, int]]:
         """Where ``tokens`` tokens lie that begin ``skip`` tokens into ``blocks``.
 

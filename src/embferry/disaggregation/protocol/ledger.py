@@ -145,12 +145,14 @@ class Ledger:
 
     def missing(self, total: int) -> tuple[int, int] | None:
         """The first tokens below ``total`` that are neither here nor on their way, as (offset, length)."""
-        found = RangeSet(*(piece for grant in self.active for piece in grant.open_tokens), *self.verified)
-        for (_, offset), check in self.checking.items():
-            if not check.outdated:
-                found.add(offset, offset + check.length)
-        gap = found.first_gap(0, total)
-        return None if gap is None else (gap[0], gap[1] - gap[0])
+        found = [piece for grant in self.active for piece in grant.open_tokens]
+        found += [(at, at + check.length) for (_, at), check in self.checking.items() if not check.outdated]
+        end = 0
+        for start, stop in sorted([*found, *self.verified, (total, total)]):
+            if start > end:
+                return (end, start - end) if end < total else None
+            end = max(end, stop)
+        return None
 
     def untouched(self) -> bool:
         """Whether nothing has been granted that still counts."""

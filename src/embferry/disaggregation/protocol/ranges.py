@@ -78,16 +78,6 @@ class RangeSet:
         at = bisect_right(self._stops, start)
         return at < len(self._starts) and self._starts[at] < stop and start < stop
 
-    def first_gap(self, start: int, stop: int) -> tuple[int, int] | None:
-        """The first maximal range inside ``[start, stop)`` that is not in the set."""
-        at = bisect_right(self._stops, start)
-        if at < len(self._starts) and self._starts[at] <= start:
-            start = self._stops[at]
-            at += 1
-        if start >= stop:
-            return None
-        return start, min(stop, self._starts[at] if at < len(self._starts) else stop)
-
     def _slice(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         return zip(self._starts[low:high], self._stops[low:high], strict=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from . import guards
 from .acceptance import MAX_OUTSTANDING, check_chunk, check_offer, goes_on
+from .answers import without_progress
 from .commands import Admit, CloseBlocks, Deliver, ReceiverCommand, Release, Restart, Revoke, Send, Verify
 from .deadlines import deadlines
 from .errors import Aborted, EmbeddingTransferError, IntegrityError, LocalProtocolError, PeerGone, RemoteProtocolError
@@ -50,11 +51,10 @@ class Receiver:
         self.aux: tuple[int, ...] = ()
         self.ledger = Ledger()
         self.committed = False  # set by the driver: tokens were used in a way that cannot be undone
-        self.transfers = 0  # grants made: the first is the initial transfer, the others are resumed
+        self.opening = self.transfers = 0  # grants made: the first is the initial transfer, the others are resumed
         self.offered = False  # the peer has said what it has
         self.patience = Patience(settings, now)
         self.asked_at = self.heard_at = self.progress_at = self._ended_at = now
-        self.opening = 0
         self.peer_knows = False  # how it ended
         self._commands: list[ReceiverCommand] = []
         self._open(now)
@@ -116,6 +116,7 @@ class Receiver:
         self._commands.append(Deliver(epoch, offset, check.length, check.blocks))
         self.progress_at = now
         self.patience.good()
+        self._commands = without_progress(self._commands)
         self._send(progress(self))
         self.phase = step(RECEIVER, self.phase, Trigger.DELIVERED)
         self._complete(now)
@@ -161,7 +162,7 @@ class Receiver:
         self._fail(error, now, tell=True)
 
     def clear(self, now: float) -> None:
-        """The caller is through with it: whatever it still holds goes back, what is in flight is drained first."""
+        """The caller is through with it: what it holds goes back, what is in flight is drained first."""
         self._fail(Aborted("cleared by the language side", room=self.room), now, tell=True)
         self._let_go()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from . import guards
 from .acceptance import MAX_GRANTS, Destination, TakenGrant, accept, check_grant
+from .answers import with_earlier_reports
 from .chunks import next_chunk
 from .commands import Connect, ReleaseSource, Send, SenderCommand, Write
 from .errors import (
@@ -384,6 +385,8 @@ class Sender:
         self._send(Abort.because_of(error, self.room, opening), target)
 
     def _send(self, body: Body, target: int) -> None:
+        if isinstance(body, Written):
+            self._commands, body = with_earlier_reports(self._commands, body, target)
         self._commands.append(Send(body, target))
 
 
