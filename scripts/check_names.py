@@ -3,7 +3,6 @@
     python scripts/check_names.py [root]
 
 Prints every check with its outcome; ends with 1 if one is MISSING. What must be there: ``scripts/required_names.py``.
-A transport's names are asked for once its folder exists.
 """
 
 from __future__ import annotations
@@ -43,16 +42,14 @@ def all_checks(root: Path) -> Iterator[Check]:
     yield from members(package)
     yield from methods(package)
     texts = "\n".join(path.read_text() for path in sorted(package.rglob("*.py")))
-    flat = re.sub(r'"\s*\n?\s*f?"', "", texts)  # a phrase may be a string literal broken over two lines
     yield from ((f"the word {word}", word in texts) for word in required.WORDS)
-    yield from ((f'the log says "{phrase}"', phrase in flat) for phrase in required.PHRASES)
+    yield from phrases(package)
     yield from old_words(root)
 
 
 def importable(package: Path) -> Iterator[Check]:
     for file, names in required.IMPORTABLE.items():
-        if expected(package, file):
-            yield from ((f"{file}: {name}", find(package / file, name) is not None) for name in names)
+        yield from ((f"{file}: {name}", find(package / file, name) is not None) for name in names)
 
 
 def members(package: Path) -> Iterator[Check]:
@@ -60,10 +57,9 @@ def members(package: Path) -> Iterator[Check]:
         found = find(package / file, name)
         yield f"{file}: {name}({', '.join(f for f, _ in fields)})", found is not None and annotated(found) == fields
     for (file, name), attributes in required.ATTRIBUTES.items():
-        if expected(package, file):
-            found = find(package / file, name)
-            has = attributes_of(found) if found else set()
-            yield from ((f"{file}: {name}.{attribute}", attribute in has) for attribute in attributes)
+        found = find(package / file, name)
+        has = attributes_of(found) if found else set()
+        yield from ((f"{file}: {name}.{attribute}", attribute in has) for attribute in attributes)
     for (file, name), values in required.STATUSES.items():
         found = find(package / file, name)
         yield f"{file}: {name} is {values}", found is not None and assigned(found) == values
@@ -71,13 +67,20 @@ def members(package: Path) -> Iterator[Check]:
 
 def methods(package: Path) -> Iterator[Check]:
     for (file, name), wanted in required.METHODS.items():
-        if not expected(package, file):
-            continue
         found = find(package / file, name)
         for method, parameters in wanted.items():
             has = signatures(found).get(method) if found else None
             shown = "(…)" if parameters is None else f"({', '.join(f'{p}={d}' if d else p for p, d in parameters)})"
             yield f"{file}: {name}.{method}{shown}", has is not None and parameters in (None, has)
+
+
+def phrases(package: Path) -> Iterator[Check]:
+    """What the log of either wire says."""
+    origin = set((package / required.ORIGIN_WIRE).rglob("*.py"))
+    for wire, paths in (("our wire", set(package.rglob("*.py")) - origin), ("the origin's wire", origin)):
+        texts = "\n".join(path.read_text() for path in sorted(paths))
+        flat = re.sub(r'"\s*\n?\s*f?"', "", texts)  # a phrase may be a string literal broken over two lines
+        yield from ((f'the log of {wire} says "{phrase}"', phrase in flat) for phrase in required.PHRASES)
 
 
 def old_words(root: Path) -> Iterator[Check]:
@@ -93,13 +96,6 @@ def searched(root: Path) -> Iterator[Path]:
     for path in paths:
         if "migrat" not in str(path.relative_to(root)).lower() and path.name not in SPELLED_OUT:
             yield path
-
-
-def expected(package: Path, file: str) -> bool:
-    """The origin's Mooncake connection is required as a whole: where one of its classes is, the others have to be.
-    The transport alone does without."""
-    path = package / file
-    return file != required.MOONCAKE or (path.is_file() and required.MOONCAKE_BEGINS in path.read_text())
 
 
 @cache

@@ -14,7 +14,7 @@ MESSAGES = "protocol/messages.py"
 ERRORS = "protocol/errors.py"
 BOOTSTRAP = "bootstrap.py"
 MOONCAKE = "mooncake/conn_multimodal.py"
-MOONCAKE_BEGINS = "class TransferEmbeddingInfo"
+ORIGIN_WIRE = "mooncake/wire"
 
 # file -> what can be imported from it
 IMPORTABLE: dict[str, tuple[str, ...]] = {
@@ -89,7 +89,20 @@ METHODS: dict[tuple[str, str], dict[str, tuple[tuple[str, str], ...] | None]] = 
     },
     (LANGUAGE, "MultimodalLanguagePreallocQueue"): {"pop_preallocated": None},
     (LANGUAGE, "MultimodalLanguageTransferQueue"): {"pop_transferred": None},
-    (MOONCAKE, "MooncakeEmbeddingReceiver"): {"resume_transfer": (("allocation", "None"), ("sent_tokens", "0"))},
+    (MOONCAKE, "MooncakeEmbeddingReceiver"): {
+        "resume_transfer": (("allocation", "None"), ("sent_tokens", "0")),
+        "init": None,
+        "poll": (),
+        "clear": (),
+        "abort": None,
+    },
+    (MOONCAKE, "MooncakeEmbeddingSender"): {
+        "init": None,
+        "send_embedding": None,
+        "poll": (),
+        "clear": (),
+        "abort": None,
+    },
 }
 
 # Words that must occur somewhere under disaggregation/

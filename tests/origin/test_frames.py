@@ -24,6 +24,7 @@ from embferry.disaggregation.protocol.errors import LocalProtocolError, RemotePr
 from tests.origin.script import POINTERS, ROOM, SESSION, V3_0, WIRE, init, register, resume
 
 HEAD = (ROOM, "10.0.0.2", 41007, SESSION)
+FIVE = OriginWire(num_blocks=8, block_size=128, num_buffers=5)
 REGISTERED = EmbeddingArgsRegisterInfo("None", "10.0.0.2", 41007, SESSION, POINTERS)
 INITIAL = TransferEmbeddingInfo(*HEAD, (3, 0, 5), 1, 0, 384)
 RESUMED = TransferEmbeddingInfo(*HEAD, (1, 2), 1, 384, 256)
@@ -69,11 +70,11 @@ def test_frames_after_the_eighth_are_passed_over() -> None:
 
 
 def test_deepstack_makes_five_pointers_and_ipv6_is_a_host() -> None:
-    message = register("[fd00::1]:15001", (*POINTERS, 1 << 63))
+    message = register("[fd00::1]:15001", (*POINTERS, 1 << 61))
     message[1] = b"fd00::1"
     info = read(message, WIRE)
     assert isinstance(info, EmbeddingArgsRegisterInfo)
-    assert info.dst_embedding_ptrs[4] == 1 << 63
+    assert info.dst_embedding_ptrs[4] == 1 << 61
     assert (info.endpoint, info.mooncake_session_id) == ("fd00::1", "[fd00::1]:15001")
 
 
@@ -145,6 +146,12 @@ def test_huge_numbers_are_refused_before_they_are_converted(place: int) -> None:
         (WIRE, register(pointers=POINTERS[:3]), "base pointers of 24 bytes; they must be 4 or 5 of 8 bytes"),
         (WIRE, register(pointers=POINTERS + POINTERS[:2]), "base pointers of 48 bytes"),
         (WIRE, register(pointers=(*POINTERS[:3], 0)), "a base pointer is 0"),
+        (
+            WIRE,
+            register(pointers=(*POINTERS[:3], 1 << 62)),
+            "a base pointer is 0x4000000000000000, which is no address",
+        ),
+        (FIVE, register(), "4 base pointers, but embeddings here lie in 5 buffers"),
         (WIRE, replaced(init(), 4, b"1," * (1 << 20)), "a frame of 2097152 bytes; the limit is 1048576"),
     ],
 )
@@ -208,7 +215,7 @@ def wires(draw: st.DrawFn) -> OriginWire:
 def requests(draw: st.DrawFn, wire: OriginWire) -> frames.Request:
     host, port, session = draw(ADDRESSES)
     if draw(st.booleans()):
-        pointers = draw(st.lists(st.integers(1, (1 << 64) - 1), min_size=4, max_size=5))
+        pointers = draw(st.lists(st.integers(1, (1 << 62) - 1), min_size=4, max_size=5))
         return EmbeddingArgsRegisterInfo("None", host, port, session, tuple(pointers))
     head = (draw(st.integers(0, fields.MAX_ROOM)), host, port, session)
     ranks = draw(st.integers(1, fields.MAX_DESTINATIONS))

@@ -6,6 +6,9 @@ true although the engine cannot revoke; :mod:`engine` is what is known of the en
 
 Threads: one that serves the side channels, and on the sending side one a receiver that drives its engine; beside them
 the engine's own.
+
+Beside the transport, this is where users of the origin look for the names of its wire; they are in :mod:`wire` and
+:mod:`embferry.disaggregation.origin`, and ``docs/origin-wire.md`` says how to drive it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from ..base.handles import decode_handle
 from ..base.loop import Loop
 from ..base.outbox import Outbox
 from ..base.windows import Rows
+from ..bootstrap import BootstrapServer as MooncakeEmbeddingBootstrapServer
+from ..origin.frames import EmbeddingArgsRegisterInfo, TransferEmbeddingChunk, TransferEmbeddingInfo
 from ..protocol.errors import LocalProtocolError, TransportError
 from ..protocol.layout import MAX_FIELDS
 from . import channel
@@ -32,8 +37,26 @@ from .engine import P2P, Engine, EngineSettings
 from .flights import Cargo, Flights
 from .link import Link
 from .server import Server
+from .wire.manager import MooncakeEmbeddingManager
+from .wire.receiver import MooncakeEmbeddingReceiver
+from .wire.receiving import LanguageManager
+from .wire.sending import EncodeManager, MooncakeEmbeddingSender
+from .wire.settings import OriginSettings, origin_layout
 
-__all__ = ["MooncakeTransport"]
+__all__ = [
+    "EmbeddingArgsRegisterInfo",
+    "EncodeManager",
+    "LanguageManager",
+    "MooncakeEmbeddingBootstrapServer",
+    "MooncakeEmbeddingManager",
+    "MooncakeEmbeddingReceiver",
+    "MooncakeEmbeddingSender",
+    "MooncakeTransport",
+    "OriginSettings",
+    "TransferEmbeddingChunk",
+    "TransferEmbeddingInfo",
+    "origin_layout",
+]
 
 MAX_BYTES = 1 << 46  # more than any machine's memory; keeps every product below 63 bits
 Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BYTES)]
@@ -68,7 +91,7 @@ class MooncakeTransport(Transport):
     """
 
     name = "mooncake"
-    capabilities = Capabilities(same_host_only=False)
+    capabilities = Capabilities(same_host_only=False, maps_region=True)
 
     def __init__(
         self,

@@ -13,6 +13,8 @@ MAX_PORT = 65535
 MAX_DESTINATIONS = 4096
 """Destination ranks of one room at most."""
 MAX_HOST = 255
+MAX_POINTER = (1 << 62) - 1
+"""Beyond any address of a process; what is added to one stays below 63 bits."""
 MIN_BUFFERS, MAX_BUFFERS = 4, 5
 """Base pointers of a registration: the fifth, deepstack_embeddings, only where the model has any."""
 
@@ -69,6 +71,8 @@ def pointers(frame: bytes) -> tuple[int, ...]:
     values = tuple(value for (value,) in POINTER.iter_unpack(frame))
     if not all(values):
         raise RemoteProtocolError("a base pointer is 0; every buffer must be registered before it is announced")
+    if max(values) > MAX_POINTER:
+        raise RemoteProtocolError(f"a base pointer is {max(values):#x}, which is no address; is its byte order ours?")
     return values
 
 

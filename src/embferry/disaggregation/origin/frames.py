@@ -41,11 +41,13 @@ class OriginWire:
     :param num_blocks: blocks of the receiver's pool (in generation v3.0, buffers): the origin's
         ``SGLANG_EMBEDDING_CACHE_BUFFER_SIZE``.
     :param block_size: tokens a block, ``SGLANG_EMBEDDING_CACHE_BLOCK_SIZE``.
+    :param num_buffers: base pointers a registration must have; None: as many as the origin ever sends.
     """
 
     num_blocks: int
     block_size: int
     generation: Generation = Generation.BLOCKS
+    num_buffers: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1 or self.block_size < 1:
@@ -163,7 +165,7 @@ def read(frames: Sequence[bytes], wire: OriginWire) -> Request:
     if longest > MAX_FRAME_BYTES:
         raise RemoteProtocolError(f"a frame of {longest} bytes; the limit is {MAX_FRAME_BYTES}")
     if frames[0] == REGISTER_FRAME:
-        return EmbeddingArgsRegisterInfo.from_zmq(frames)
+        return _registration(frames, wire)
     return TransferEmbeddingInfo.from_zmq(frames, wire)
 
 
@@ -179,6 +181,17 @@ def write(message: Request, wire: OriginWire) -> list[bytes]:
     except (RemoteProtocolError, ValueError, struct.error) as error:
         raise LocalProtocolError(f"a message that no peer can take: {error}") from None
     raise LocalProtocolError(f"generation {wire.generation.value} cannot say all of {message}")
+
+
+def _registration(frames: Sequence[bytes], wire: OriginWire) -> EmbeddingArgsRegisterInfo:
+    message = EmbeddingArgsRegisterInfo.from_zmq(frames)
+    count = len(message.dst_embedding_ptrs)
+    if wire.num_buffers not in (None, count):
+        raise RemoteProtocolError(
+            f"{count} base pointers, but embeddings here lie in {wire.num_buffers} buffers. "
+            "Serve the same model on both sides"
+        )
+    return message
 
 
 def _head(message: Request) -> list[bytes]:
