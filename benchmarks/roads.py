@@ -37,7 +37,7 @@ def main() -> None:
     for name, make in TRANSPORTS.items():
         buffers, transport = MultimodalDataBuffers(GEOMETRY, shared=True), make()
         handle = transport.register(buffers)
-        transport.admit(Window(1, ADJACENT, GEOMETRY.block_ranges(ADJACENT)))
+        transport.admit(Window(1, ADJACENT))
         with socket.create_server(("127.0.0.1", 0)) as listener:
             raw = threading.Thread(target=receive_raw, args=(listener,))
             raw.start()

@@ -18,13 +18,14 @@ from embferry.disaggregation.common.conn_multimodal import (
     Rows,
     Sink,
 )
+from embferry.disaggregation.http.conn_multimodal import HttpTransport
 from embferry.disaggregation.memory.conn_multimodal import MemoryTransport
 from embferry.disaggregation.protocol.layout import Field, Geometry, Layout
 from embferry.disaggregation.protocol.settings import TransferSettings
 from embferry.disaggregation.shm.conn_multimodal import ShmTransport
 from embferry.disaggregation.tcp.conn_multimodal import TcpTransport
 
-TRANSPORTS: tuple[type[Transport], ...] = (MemoryTransport, ShmTransport, TcpTransport)
+TRANSPORTS: tuple[type[Transport], ...] = (MemoryTransport, ShmTransport, TcpTransport, HttpTransport)
 
 LAYOUT = Layout(
     (

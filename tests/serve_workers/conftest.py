@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from embferry.disaggregation.base.conn_multimodal import Transport
+from embferry.disaggregation.http.conn_multimodal import HttpTransport
 from embferry.disaggregation.memory.conn_multimodal import MemoryTransport
 from embferry.disaggregation.shm.conn_multimodal import ShmTransport
 from embferry.disaggregation.tcp.conn_multimodal import TcpTransport
@@ -17,7 +18,7 @@ from embferry.engine.reference import Reference
 from embferry.models import model_path
 from tests.serve_workers.joined import CHUNK, Joined, Models, settings_for
 
-TRANSPORTS: tuple[type[Transport], ...] = (MemoryTransport, ShmTransport, TcpTransport)
+TRANSPORTS: tuple[type[Transport], ...] = (MemoryTransport, ShmTransport, TcpTransport, HttpTransport)
 
 
 @pytest.fixture(scope="session")

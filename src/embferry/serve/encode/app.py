@@ -14,6 +14,7 @@ from starlette.routing import Route
 from embferry.observe.logs import about
 from embferry.serve.body import read_body
 from embferry.serve.encode import wire
+from embferry.serve.encode.embeddings import Embeddings
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.worker.http import worker_app
 
@@ -48,4 +49,5 @@ def build(service: EncodeService) -> Starlette:
             log.info("announced", extra={"tokens": room.total_tokens, "items": len(items)})
             return JSONResponse(wire.answer(room.number, service.manager.endpoint, items))
 
-    return worker_app(service, [Route("/encode", encode, methods=["POST"])])
+    routes = [Route("/encode", encode, methods=["POST"]), Route("/embeddings/{room}", Embeddings(service))]
+    return worker_app(service, routes)

@@ -21,7 +21,10 @@ class Room:
         number: the ``bootstrap_room``.
 
     Attributes:
+        claimed: somebody else than a language worker wants it encoded.
         sender: its end of the transfer; None while its media are being decoded.
+        made: all rows, and how many tokens of them are there. Put in its place as a whole, so any thread may look; it
+            stays for who is still downloading when the room ends.
         waiting: items that are still to be encoded.
     """
 
@@ -29,8 +32,10 @@ class Room:
         self.number = number
         self.request_id = request_id
         self.aborted = False
+        self.claimed = False
         self.sender: EmbeddingSender | None = None
         self.waiting: deque[PreparedItem] = deque()
+        self.made: tuple[Rows, int] = ({}, 0)
         self.total_tokens = 0
         self.ready_tokens = 0
         self.digest = b""
@@ -61,12 +66,13 @@ class Room:
         if self._whole:
             self._lease = lease
             self._rows = embedding.fields()
-            return self._rows
-        with lease:
-            if not self._rows:
-                self._rows = {f.name: np.empty((self.total_tokens, f.row_bytes), np.uint8) for f in fields}
-            for name, rows in embedding.fields().items():
-                self._rows[name][start : self.ready_tokens] = rows
+        else:
+            with lease:
+                if not self._rows:
+                    self._rows = {f.name: np.empty((self.total_tokens, f.row_bytes), np.uint8) for f in fields}
+                for name, rows in embedding.fields().items():
+                    self._rows[name][start : self.ready_tokens] = rows
+        self.made = (self._rows, self.ready_tokens)
         return self._rows
 
     def release(self) -> None:

@@ -113,6 +113,16 @@ class EncodeService:
             if room.sender is None:
                 self._end(room, "refused")
 
+    def room(self, number: int) -> Room | None:
+        """The room with this number, while it is open."""
+        with self._lock:
+            return self._rooms.get(number)
+
+    def claim(self, room: Room) -> None:
+        """Encodes it even if no language worker opens the transfer. Idempotent."""
+        room.claimed = True
+        self._wake.set()
+
     def abort_room(self, room: int) -> bool:
         with self._lock:
             known = self._rooms.get(room)
@@ -177,6 +187,7 @@ class EncodeService:
         """Moves the queues on. Requests take turns item by item, so that one of many items holds nobody up for long."""
         with self._lock:
             self._to_encode.extend(self._bootstrapping.pop_bootstrapped())
+            self._to_encode.extend(self._claimed())
             for request in self._inflight.pop_transferred():
                 room: Room = request.req
                 self.metrics.tokens.inc(room.total_tokens)
@@ -212,6 +223,12 @@ class EncodeService:
         return embedding
 
     # The lock is held
+
+    def _claimed(self) -> list[MultimodalEmbeddingRequest]:
+        waiting = self._bootstrapping.queue
+        claimed = [request for request in waiting if request.req.claimed]
+        waiting[:] = [request for request in waiting if not request.req.claimed]
+        return claimed
 
     def _failed(self, request: MultimodalEmbeddingRequest, error: EmbeddingTransferError) -> None:
         self._end(request.req, "aborted" if isinstance(error, Aborted) else "failed")

@@ -1,0 +1,5 @@
+"""The ``http`` transport."""
+
+from .conn_multimodal import HttpTransport
+
+__all__ = ["HttpTransport"]

@@ -1,0 +1,58 @@
+"""A place in a list of buffers that a socket fills or drains in order, a part at a time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+IOV_MAX = 1024  # buffers the kernel takes in one call (UIO_MAXIOV of linux/uio.h)
+CALL_BYTES = 8 << 20  # so much in one call: enough to amortise it, little enough to give others a turn
+
+
+class Cursor:
+    """The bytes ``[start, stop)`` of ``views`` one after another; ``stop`` None: to the end."""
+
+    def __init__(self, views: Sequence[memoryview], start: int = 0, stop: int | None = None) -> None:
+        self._views: list[memoryview] = []
+        self._at = 0
+        before = 0
+        for view in views:
+            first, last = max(0, start - before), view.nbytes if stop is None else min(view.nbytes, stop - before)
+            before += view.nbytes
+            if first < last:
+                self._views.append(view[first:last])
+        self.left = sum(view.nbytes for view in self._views)
+
+    def views(self) -> list[memoryview]:
+        """The next buffers, as many as one call takes."""
+        chosen, total = [], 0
+        for view in itertools.islice(self._views, self._at, self._at + IOV_MAX):
+            if total + view.nbytes > CALL_BYTES:
+                chosen.append(view[: CALL_BYTES - total])
+                break
+            chosen.append(view)
+            total += view.nbytes
+        return chosen
+
+    def advance(self, count: int) -> None:
+        self.left -= count
+        while count:
+            view = self._views[self._at]
+            if count < view.nbytes:
+                self._views[self._at] = view[count:]
+                return
+            count -= view.nbytes
+            self._at += 1
+
+    def take(self, data: memoryview) -> None:
+        """Copies ``data``, at most ``left`` bytes, into the buffers."""
+        while data.nbytes:
+            view = self._views[self._at]
+            count = min(view.nbytes, data.nbytes)
+            view[:count] = data[:count]
+            self.advance(count)
+            data = data[count:]
+
+    def release(self) -> None:
+        """Lets go of all buffers."""
+        self._views, self._at, self.left = [], 0, 0

@@ -1,0 +1,40 @@
+"""Whole answers across two workers over the http road, whose connections are cut again and again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from embferry.disaggregation.http import HttpTransport
+from embferry.engine.encoder import Encoder
+from embferry.engine.language import LanguageModel
+from embferry.engine.reference import Reference
+from embferry.models import model_path
+from tests.http.conftest import OTHER, PICTURE
+from tests.http.cutter import Cutter
+from tests.serve_workers.joined import CHUNK, Joined, Models, run, settings_for
+
+pytestmark = pytest.mark.integration
+
+
+def test_an_answer_over_a_road_that_is_cut_all_the_time(encoder: Encoder) -> None:
+    path, dtype, times = model_path("shapes"), torch.float32, 20
+    models = Models(
+        encoder,
+        LanguageModel.load(path, dtype, prefill_chunk_tokens=CHUNK),
+        Reference.load(path, dtype, prefill_chunk_tokens=CHUNK),
+    )
+    with Cutter(limit=7000, times=times) as cutter:
+        receiving, sending = HttpTransport(), HttpTransport(advertise=f"http://127.0.0.1:{cutter.port}")
+        ends = iter((receiving, sending))
+        with Joined(models, lambda: next(ends), settings_for(num_blocks=4, block_size=8)) as joined:
+            assert sending.address
+            assert sending._server is not None
+            cutter.upstream = sending._server.port
+            answer = run(joined.ask("what?", PICTURE, OTHER))
+            assert answer.last["type"] == "end", answer.last
+            assert answer.tokens == joined.reference("what?", PICTURE, OTHER)
+            transfer = answer.last["transfer"]
+            assert transfer["transport"] == "http"
+        assert cutter.cuts == times
+        assert transfer["bytes"] < sum(cutter.carried) < 2 * transfer["bytes"]

@@ -1,0 +1,139 @@
+"""The http transport passes the public suite, also through a proxy."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from embferry.disaggregation.base.conn_multimodal import Transport
+from embferry.disaggregation.http import HttpTransport
+from embferry.disaggregation.http.wire import MAX_RANGES, HttpHandle
+from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.testing.conformance import TransportConformance
+from embferry.testing.pair import LARGE, TransportPair
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def http_proxy(*arguments: str) -> Iterator[int]:
+    """A proxy in a process of its own; gives its port."""
+    command = [sys.executable, "-m", "tests.http.proxy", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+class TestHttp(TransportConformance):
+    def make_transport(self, wake: Callable[[], None]) -> Transport:
+        return HttpTransport(wake)
+
+
+class TestHttpPrivateRegion(TestHttp):
+    shared_region = False
+
+
+class TestHttpIPv6(TransportConformance):
+    def make_transport(self, wake: Callable[[], None]) -> Transport:
+        return HttpTransport(wake, host="::1")
+
+
+class TestHttpThroughAProxy(TransportConformance):
+    proxy = ""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def with_proxy(cls) -> Iterator[None]:
+        with http_proxy() as port:
+            cls.proxy = f"http://127.0.0.1:{port}"
+            yield
+
+    def make_transport(self, wake: Callable[[], None]) -> Transport:
+        return HttpTransport(wake, proxy=self.proxy)
+
+
+def test_a_proxy_in_front_of_the_sender() -> None:
+    """It is reached at the proxy's address and path; the receiver knows nothing else."""
+    sender = HttpTransport()
+    assert sender.address
+    port = sender._server.port if sender._server else 0
+    sender.close()
+    with http_proxy(str(port)) as front:
+        advertise = f"http://127.0.0.1:{front}/some/where/"
+        transports = iter((HttpTransport(), HttpTransport(port=port, advertise=advertise)))
+
+        def make(wake: Callable[[], None]) -> Transport:
+            transport = next(transports)
+            transport.wake = wake
+            return transport
+
+        pair = TransportPair(make, LARGE)
+        blocks = tuple(range(64))
+        pair.admit(1, blocks)
+        pieces = pair.fill(blocks)
+        assert pair.write(1, blocks, pieces) is None
+        pair.expect(pieces)
+        pair.expect_refused(pair.write(2, blocks, pieces))
+        pair.receiver.transport.close()
+        assert pair.sender.lost().error.retryable
+        pair.close()
+
+
+def test_a_program_that_forgets_to_close_ends_all_the_same() -> None:
+    program = """
+from embferry.disaggregation.buffers import MultimodalDataBuffers
+from embferry.disaggregation.http import HttpTransport
+from embferry.disaggregation.http.wire import MAX_RANGES, HttpHandle
+from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.testing.pair import SMALL
+
+receiver, sender = HttpTransport(), HttpTransport()
+sender.connect(receiver.register(MultimodalDataBuffers(SMALL, shared=False)))
+receiver.reach(sender.address)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+# What this end refuses itself
+
+
+def test_writes_that_cannot_be_are_refused_here() -> None:
+    pair = TransportPair(HttpTransport)
+    pair.admit(1, (0,))
+    pair.expect_refused(pair.write(1, (0,), [pair.fill((0,))[0]] * (MAX_RANGES + 1)))
+    pair.expect_refused(pair.write(1, (0,), []))
+    pair.close()
+
+
+@pytest.mark.parametrize("kind", [{"host": "0.0.0.0"}, {"host": "localhost"}, {"advertise": "a.host.name"}])
+def test_an_address_peers_cannot_use_is_refused(kind: dict[str, str]) -> None:
+    transport = HttpTransport(**kind)  # type: ignore[arg-type]  # only strings are passed here
+    with pytest.raises(LocalProtocolError):
+        _ = transport.address
+    transport.close()
+
+
+def test_a_port_in_use_is_a_transport_error() -> None:
+    handle = msgspec.msgpack.encode(HttpHandle(bytes(16)))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        transport = HttpTransport(port=taken.getsockname()[1])
+        for begin in (lambda: transport.address, lambda: transport.connect(handle)):
+            with pytest.raises(TransportError, match="cannot listen"):
+                begin()
+    transport.close()
+    with pytest.raises(LocalProtocolError):
+        transport.connect(handle)

@@ -1,0 +1,391 @@
+"""The receiving side of http against senders that lie, break off or vanish, and addresses that mean no good."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from embferry.disaggregation.base.conn_multimodal import Revoked, Window
+from embferry.disaggregation.buffers import MultimodalDataBuffers
+from embferry.disaggregation.http import HttpTransport, fetch
+from embferry.disaggregation.http.wire import MAX_ANSWER_BYTES, HttpAddress
+from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.testing.pair import CANARY, DEADLINE_S, LARGE, SMALL, Endpoint, TransportPair, eventually
+from tests.http.cutter import Cutter
+from tests.http.impostor import Answer, Impostor, body, polled, publication
+
+pytestmark = pytest.mark.integration
+
+RANGES = [(0, 100), (200, 28)]  # in block 0 of the first field
+DATA = bytes(range(128))
+
+
+@pytest.fixture
+def pair() -> Iterator[TransportPair]:
+    """Honest ends, which whatever else happens to the receiver does not harm; block 0 is open to epoch 1."""
+    pair = TransportPair(lambda wake: HttpTransport(wake, patience_s=1.0))
+    pair.admit(1, (0,))
+    yield pair
+    pair.bytes[:] = CANARY
+    pair.admit(900, (9, 1))
+    pieces = pair.fill((9, 1))
+    assert pair.write(900, (9, 1), pieces) is None
+    pair.expect(pieces)
+    pair.close()
+
+
+def outside_is_untouched(pair: TransportPair) -> None:
+    for offset, size in pair.region.rows:  # block 0 is the first of each
+        pair.bytes[offset : offset + size] = CANARY
+    pair.expect()
+
+
+def landed(pair: TransportPair) -> bytes:
+    return b"".join(bytes(pair.bytes[offset : offset + length]) for offset, length in RANGES)
+
+
+# Addresses
+
+GOOD = "http://127.0.0.1:80"
+BAD_BASES = [
+    "",
+    "http://",
+    "https://127.0.0.1",
+    "ftp://127.0.0.1",
+    "127.0.0.1:80",
+    "http://name.example:80",
+    "http://0.0.0.0:1",
+]
+BAD_BASES += ["http://127.0.0.1:0", "http://127.0.0.1:65536", "http://127.0.0.1:x", "http://[::1", "http://[::]:80"]
+BAD_BASES += ["http://u:p@127.0.0.1", GOOD + "/a?b", GOOD + "/a#b", GOOD + "/a b", GOOD + "/\r\nX: y", GOOD + "/%0d%0a"]
+BAD_BASES += [
+    "http://224.0.0.1",
+    "http://[fe80::1%25eth0]:80",
+    GOOD + "/" + "a" * 65,
+    GOOD + "/a" * 9,
+    "http://127.0.0.1\n:80",
+]
+
+
+@pytest.mark.parametrize("base", BAD_BASES)
+def test_an_address_that_leads_nowhere_is_refused(base: str) -> None:
+    refused(msgspec.msgpack.encode(HttpAddress(base, bytes(16))))
+
+
+def test_a_malformed_address_is_refused() -> None:
+    good = msgspec.msgpack.encode(HttpAddress(GOOD, bytes(16)))
+    for bad in [b"", b"\xc1", None, "text", good + b"\0", b"x" * 100_000, good[:-1], msgspec.msgpack.encode([GOOD])]:
+        refused(bad)
+    refused(msgspec.msgpack.encode(HttpAddress(GOOD, bytes(15))))
+    refused(msgspec.msgpack.encode(HttpAddress(GOOD + "/" + "/a" * 500, bytes(16))))
+
+
+def refused(address: Any) -> None:
+    buffers, transport = MultimodalDataBuffers(SMALL, shared=False), HttpTransport()
+    transport.register(buffers)
+    with pytest.raises(TransportError) as caught:
+        transport.reach(address)
+    assert not caught.value.retryable
+    assert not transport._sources
+    transport.close()
+    buffers.close()
+
+
+def test_reaching_twice_is_reaching_once(pair: TransportPair) -> None:
+    with Impostor([]) as sender:
+        for _ in range(3):
+            pair.receiver.transport.reach(sender.address)
+        eventually(lambda: sender.polls == 1)
+        receiver = pair.receiver.transport
+        assert isinstance(receiver, HttpTransport)
+        assert len(receiver._sources) == 2
+        assert len(sender.address) <= 1024
+
+
+def test_settings_that_cannot_be() -> None:
+    for settings in ({"poll_s": 31.0}, {"patience_s": 0.0}, {"connections": 0}, {"poll_s": 0.5}):
+        with pytest.raises(LocalProtocolError):
+            HttpTransport(**settings)  # type: ignore[arg-type]  # only numbers are passed here
+    with pytest.raises(TransportError):
+        HttpTransport(proxy="socks5://127.0.0.1:1080")
+
+
+# What a sender publishes
+
+BAD_POLLS: dict[str, bytes] = {
+    "garbage": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+    "not MessagePack": body(b"\xc1"),
+    "no list": polled({"a": 1}),
+    "numbers go back": polled([[2, 1, '"a"', 16, bytes(8) + b"\0" * 7 + b"\x10"], [1, 1, '"a"', 0, bytes(16)]]),
+    "number zero": publication(RANGES, number=0),
+    "negative epoch": publication(RANGES, epoch=-1),
+    "lengths do not add up": polled([[1, 1, '"a"', 5, bytes(16)]]),
+    "a length that wraps": polled([[1, 1, '"a"', 2, (b"\xff" * 8) * 2 + bytes(8) + bytes(7) + b"\3"]]),
+    "half a range": polled([[1, 1, '"a"', 0, bytes(24)]]),
+    "too many": polled([[number, 1, '"a"', 0, bytes(16)] for number in range(1, 300)]),
+    "no ranges": polled([[1, 1, '"a"', 0, b""]]),
+    "an etag with a line break": polled([[1, 1, '"a\r\nX: y"', 0, bytes(16)]]),
+    "an absurd payload": polled([[1, 1, '"a"', 1 << 62, bytes(8) + (1 << 62).to_bytes(8)]]),
+    "a huge answer": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (MAX_ANSWER_BYTES + 1),
+    "an absurd answer": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % 10**30,
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "short": body(polled([]), length=1000),
+    "more than it says": body(b"\x90\x90", length=1),
+    "a head without end": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 4000,
+    "an error": b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy",
+    "a redirect": b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("case", BAD_POLLS)
+def test_nonsense_instead_of_news_is_asked_again(pair: TransportPair, case: str) -> None:
+    """Nothing of it is believed; the next answer, which makes sense, is."""
+    answers = [BAD_POLLS[case], publication(RANGES)]
+    with Impostor(answers, [body(DATA)]) as sender:
+        pair.receiver.transport.reach(sender.address)
+        assert sender.outcome() == "written"
+    assert landed(pair) == DATA
+    pair.receiver.poll()
+    outside_is_untouched(pair)
+
+
+@pytest.mark.parametrize("status", [b"403 Forbidden", b"410 Gone"])
+def test_a_sender_that_wants_no_more_is_forgotten(pair: TransportPair, status: bytes) -> None:
+    receiver = pair.receiver.transport
+    assert isinstance(receiver, HttpTransport)
+    with Impostor([b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"]) as sender:
+        receiver.reach(sender.address)
+        eventually(lambda: sender.address not in receiver._sources)
+        receiver.reach(sender.address)
+        eventually(lambda: sender.polls == 2)
+
+
+def test_a_sender_that_always_talks_nonsense_is_forgotten() -> None:
+    receiver = HttpTransport(patience_s=0.1)
+    buffers = MultimodalDataBuffers(SMALL, shared=False)
+    receiver.register(buffers)
+    with Impostor([b"no\r\n\r\n"] * 100) as sender:
+        receiver.reach(sender.address)
+        eventually(lambda: not receiver._sources)
+        assert 2 <= sender.polls < 10, "ever more slowly"
+    receiver.close()
+    buffers.close()
+
+
+@pytest.mark.parametrize(
+    ("ranges", "epoch"),
+    [
+        (RANGES, 2),
+        (RANGES, 0),
+        ([(0, 100), (SMALL.region_bytes - 1, 1)], 1),
+        ([(0, 100), ((1 << 64) - 2, 100)], 1),
+        ([(0, 0)], 1),
+        ([(0, 48 * 5 + 1)], 1),
+    ],
+)
+def test_what_no_window_covers_is_refused_unasked(
+    pair: TransportPair, ranges: list[tuple[int, int]], epoch: int
+) -> None:
+    with Impostor([publication(ranges, epoch=epoch)]) as sender:
+        pair.receiver.transport.reach(sender.address)
+        assert sender.outcome() == "refused"
+        assert sender.ranges == [], "not a byte of it is fetched"
+    pair.expect()
+
+
+# What it answers to those who fetch
+
+FAILED: dict[str, Answer] = {
+    "another etag": body(DATA, etag='"2-feed"'),
+    "a weak etag": body(DATA, etag='W/"1-feed"'),
+    "no etag": body(DATA, etag=None),
+    "compressed": body(DATA, "Content-Encoding: gzip"),
+    "short": body(DATA[:-1]),
+    "long": body(DATA + b"x"),
+    "a huge length": body(DATA, length=10**17),
+    "an absurd length": body(DATA, length=10**30),
+    "a negative length": body(DATA, length=-1),
+    "two lengths": body(DATA, "Content-Length: 5"),
+    "no length": b"HTTP/1.1 200 OK\r\nETag: " + b'"1-feed"\r\n\r\n' + DATA,
+    "chunked": b'HTTP/1.1 200 OK\r\nETag: "1-feed"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n',
+    "another range": body(DATA, "Content-Range: bytes 1-128/129", status="206 Partial Content"),
+    "a range without a place": body(DATA, status="206 Partial Content"),
+    "several ranges": body(DATA, "Content-Range: bytes 0-1/128, bytes 2-127/128", status="206 Partial Content"),
+    "garbage": b"\x00\xff\r\n\r\n" + DATA,
+    "nothing": b"",
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-Le",
+    "a head without end": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 4000,
+    "not satisfiable": b"HTTP/1.1 416 No\r\nContent-Range: bytes */128\r\nContent-Length: 0\r\n\r\n",
+    "a redirect": b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n",
+    "forbidden": b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+    "a proxy that fails": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\n\r\nbad",
+    "an error as long as a film": b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 9999999999\r\n\r\n",
+    "no content": b'HTTP/1.1 204 No Content\r\nETag: "1-feed"\r\n\r\n',
+}
+
+
+@pytest.mark.parametrize("case", FAILED)
+def test_a_wrong_answer_never_counts(pair: TransportPair, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    monkeypatch.setattr(fetch, "MAX_TRIES", 2)
+    with Impostor([publication(RANGES)], [FAILED[case]] * 10) as sender:
+        pair.receiver.transport.reach(sender.address)
+        assert sender.outcome() == "failed"
+        assert 1 <= len(sender.ranges) <= 3
+    pair.receiver.poll()
+    outside_is_untouched(pair)
+
+
+GOOD_ANSWERS: dict[str, list[Answer]] = {
+    "whole": [body(DATA)],
+    "as one part": [body(DATA, "Content-Range: bytes 0-127/128", status="206 Partial Content")],
+    "after an early hint": [b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + body(DATA)],
+    "in HTTP/1.0": [body(DATA).replace(b"HTTP/1.1", b"HTTP/1.0")],
+    "after a proxy's error": [b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 2\r\n\r\nno", body(DATA)],
+    "resumed": [
+        body(DATA[:50], length=128),
+        body(DATA[50:60], "Content-Range: bytes 50-127/128", status="206 Partial Content", length=78),
+        body(DATA[60:], "Content-Range: bytes 60-127/128", status="206 Partial Content"),
+    ],
+    "from the start, by a proxy that knows no ranges": [body(DATA[:50], length=128), body(DATA)],
+}
+
+
+@pytest.mark.parametrize("case", GOOD_ANSWERS)
+def test_right_answers_of_every_kind(pair: TransportPair, case: str) -> None:
+    with Impostor([publication(RANGES)], GOOD_ANSWERS[case]) as sender:
+        pair.receiver.transport.reach(sender.address)
+        assert sender.outcome() == "written"
+        if case == "resumed":
+            assert sender.ranges == ["", "bytes=50-", "bytes=60-"]
+    assert landed(pair) == DATA
+    outside_is_untouched(pair)
+
+
+def test_a_write_that_the_sender_has_ended_is_let_go(pair: TransportPair) -> None:
+    with Impostor([publication(RANGES), publication(RANGES, number=2)]) as sender:
+        pair.receiver.transport.reach(sender.address)
+        eventually(lambda: len(sender.asked) == 2)
+        assert [method for method, _, _ in sender.asked] == ["GET", "GET"]
+    pair.expect()
+
+
+# Windows that close in the middle
+
+
+@pytest.mark.parametrize("how", ["revoke", "close_blocks"])
+def test_a_body_stops_landing_when_its_window_closes(pair: TransportPair, how: str) -> None:
+    go_on = threading.Event()
+
+    def in_two_halves(sock: socket.socket) -> None:
+        whole = body(DATA)
+        sock.sendall(whole[:-64])
+        assert go_on.wait(DEADLINE_S)
+        sock.sendall(whole[-64:])
+
+    with Impostor([publication(RANGES)], [in_two_halves]) as sender:
+        pair.receiver.transport.reach(sender.address)
+        eventually(lambda: bytes(pair.bytes[:64]) == DATA[:64])
+        if how == "revoke":
+            pair.receiver.transport.revoke(1)
+            pair.receiver.revoked(1)
+        else:
+            pair.receiver.transport.close_blocks(1, (0,))
+        pair.bytes[:] = CANARY
+        go_on.set()
+        assert sender.outcome() == "refused"
+    pair.expect()
+
+
+def test_a_receive_under_way_holds_up_revocation(pair: TransportPair) -> None:
+    transport = pair.receiver.transport
+    assert isinstance(transport, HttpTransport)
+    assert transport._landing is not None
+    revoking = threading.Thread(target=transport.revoke, args=(1,))
+    with transport._landing.lock:  # as the receiving thread holds it inside recvmsg_into
+        revoking.start()
+        revoking.join(0.1)
+        assert revoking.is_alive()
+        assert transport.poll() == []
+    revoking.join()
+    assert transport.poll() == [Revoked(1)]
+
+
+# Connections that break
+
+
+def test_a_body_cut_again_and_again_goes_on_at_the_byte() -> None:
+    """What crosses is the payload once, and the heads of the further requests."""
+    limit, times = 5_000_000, 5
+    with Cutter(limit=limit, times=times) as cutter:
+        pair = TransportPair(lambda wake: HttpTransport(wake, advertise=f"http://127.0.0.1:{cutter.port}"), LARGE)
+        assert isinstance(pair.sender.transport, HttpTransport)
+        assert pair.sender.transport._server is not None
+        cutter.upstream = pair.sender.transport._server.port
+        blocks = tuple(range(64))
+        pair.admit(1, blocks)
+        pieces = pair.fill(blocks)
+        assert pair.write(1, blocks, pieces) is None
+        pair.expect(pieces)
+        assert cutter.cuts == times
+        payload = sum(piece.source.nbytes for piece in pieces)
+        assert payload < sum(cutter.carried) < payload + 4096
+        pair.close()
+
+
+def test_a_sender_that_vanishes_is_forgotten_and_leaves_nothing() -> None:
+    def remains() -> tuple[int, set[threading.Thread]]:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), set(threading.enumerate())
+
+    before = remains()
+    receiver = HttpTransport(patience_s=0.2)
+    buffers = MultimodalDataBuffers(SMALL, shared=False)
+    receiver.register(buffers)
+    receiver.admit(Window(1, (0,)))
+    with Impostor([publication(RANGES)], [body(DATA[:50], length=128)]) as sender:
+        receiver.reach(sender.address)
+        eventually(lambda: len(sender.ranges) >= 1)
+    eventually(lambda: not receiver._sources)
+    receiver.close()
+    buffers.close()
+    assert remains() == before
+
+
+def test_a_poll_that_breaks_after_a_long_wait_is_asked_again() -> None:
+    """As when a proxy's idle time-out is short: the time it waited in peace is no silence."""
+    receiver = HttpTransport(patience_s=0.2)
+    buffers = MultimodalDataBuffers(SMALL, shared=False)
+    receiver.register(buffers)
+    receiver.admit(Window(1, (0,)))
+
+    def broken_late(_: socket.socket) -> None:
+        threading.Event().wait(0.6)
+
+    with Impostor([broken_late, publication(RANGES)], [body(DATA)]) as sender:
+        receiver.reach(sender.address)
+        assert sender.outcome() == "written"
+    receiver.close()
+    buffers.close()
+
+
+def test_closing_does_not_wait_for_a_sender_that_is_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = HttpAddress(f"http://127.0.0.1:{listener.getsockname()[1]}", bytes(16))
+        end = Endpoint(HttpTransport)
+        buffers = MultimodalDataBuffers(SMALL, shared=False)
+        end.transport.register(buffers)
+        end.transport.reach(msgspec.msgpack.encode(address))
+        listener.accept()[0].close()
+        closing = threading.Thread(target=end.transport.close)
+        closing.start()
+        closing.join(5)
+        assert not closing.is_alive()
+        buffers.close()
