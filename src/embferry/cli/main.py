@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from embferry.cli import ask, bootstrap, encode, language, migrate, router, serve, version
+from embferry.cli import ask, bench, bootstrap, encode, language, migrate, router, serve, version
 
 app = typer.Typer(
     name="embferry",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 for _verb in (serve, router, encode, language, bootstrap, ask, migrate, version):
     app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
+app.add_typer(bench.app, name="bench")
 
 
 def run() -> None:

@@ -203,6 +203,7 @@ class EmbeddingReceiver:
         if self._allocation is not None and self.machine.wanted(self.manager.now()) is not None:
             allocation, self._allocation = self._allocation, None
             self._grant(allocation, self.manager.now())
+            self.manager.wake()  # for what the grant commands
         state = (self.machine.poll(), self.machine.transferred_tokens)
         if force or state != self._reported:
             self._reported = state
