@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from embferry.disaggregation.protocol.commands import Send
@@ -18,16 +19,17 @@ SIZE = 4  # tokens a block
 CHECKSUM = b"checksum"
 GEOMETRY = Geometry(LAYOUT, 16, SIZE)
 ROADS = (Road("tcp", b"tcp handle"), Road("shm", b"shm handle"))
-SETTINGS = TransferSettings(chunk_bytes=SIZE * TOKEN_BYTES, default_allocate_tokens=6)
+AT_ONCE = {"chunk_bytes": SIZE * TOKEN_BYTES, "progress_rate": math.inf}
+SETTINGS = TransferSettings(**AT_ONCE, default_allocate_tokens=6)
 
 
 def new_receiver(**settings: Any) -> Receiver:
-    given = TransferSettings(**{"chunk_bytes": SIZE * TOKEN_BYTES, "default_allocate_tokens": 6, **settings})
+    given = TransferSettings(**{**AT_ONCE, "default_allocate_tokens": 6, **settings})
     return Receiver(ROOM, LANGUAGE, GEOMETRY, "language", ROADS, given, 0.0)
 
 
 def new_sender(*, total: int = -1, ready: int = 0, **settings: Any) -> Sender:
-    given = TransferSettings(**{"chunk_bytes": SIZE * TOKEN_BYTES, **settings})
+    given = TransferSettings(**{**AT_ONCE, **settings})
     sender = Sender(ROOM, ENCODE, LAYOUT, (Road("shm", b""), Road("tcp", b"")), given, 0.0)
     if total >= 0:
         sender.announce(total, b"content")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -30,6 +32,7 @@ class Ferry(RuleBasedStateMachine):
         chunk_blocks=st.integers(1, 3),
         writes=st.integers(1, 3),
         default=st.integers(1, 20),
+        progress=st.sampled_from((math.inf, math.inf, 3.0)),
         totals=st.lists(TOTALS, min_size=1, max_size=3),
         ready=st.integers(-1, 40),
     )
@@ -40,11 +43,17 @@ class Ferry(RuleBasedStateMachine):
         chunk_blocks: int,
         writes: int,
         default: int,
+        progress: float,
         totals: list[int],
         ready: int,
     ) -> None:
         self.world = World(
-            num_blocks, block_size, chunk_blocks=chunk_blocks, writes_in_flight=writes, default_tokens=default
+            num_blocks,
+            block_size,
+            chunk_blocks=chunk_blocks,
+            writes_in_flight=writes,
+            default_tokens=default,
+            progress_rate=progress,
         )
         for room, total in enumerate(totals):
             encoder = self.world.start_encoder(room, self.content(total))

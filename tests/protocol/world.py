@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -55,6 +56,7 @@ class World:
         writes_in_flight: int = 2,
         default_tokens: int = 5,
         eager: bool = False,
+        progress_rate: float = math.inf,
     ) -> None:
         self.eager = eager  # verifies at once, as drivers do that block
         self.now = 0.0
@@ -63,6 +65,7 @@ class World:
             chunk_bytes=chunk_blocks * block_size * TOKEN_BYTES,
             writes_in_flight=writes_in_flight,
             default_allocate_tokens=default_tokens,
+            progress_rate=progress_rate,
         )
         self.geometry = Geometry(LAYOUT, num_blocks, block_size)
         self.network = SimulatedNetwork()
@@ -359,6 +362,9 @@ class World:
 
     def _writer(self, flight: Flight) -> tuple[EncodeEnd, Write]:
         end, command = flight.writer  # type: ignore[misc]  # what _execute_sender put there
+        taken = end.machine.destinations[command.target].grants[command.epoch]
+        known = not end.alive or command.offset in taken.in_flight
+        must(known, f"a write of epoch {command.epoch} at token {command.offset} was taken up twice")
         return end, command
 
     def _give_back(self, blocks: tuple[int, ...], end: LanguageEnd) -> None:

@@ -1,9 +1,9 @@
-"""What is said once instead of many times, when it is said before anybody has listened."""
+"""Reports that are made together instead of one by one."""
 
 from __future__ import annotations
 
-from .commands import ReceiverCommand, Send, SenderCommand
-from .messages import MAX_CHUNKS, Progress, Written
+from .commands import Send, SenderCommand
+from .messages import MAX_CHUNKS, Written
 
 
 def with_earlier_reports(
@@ -18,8 +18,3 @@ def with_earlier_reports(
                 if len(chunks) + len(report.chunks) <= MAX_CHUNKS:
                     return commands[:at] + commands[at + 1 :], Written(report.room, epoch, (*chunks, *report.chunks))
     return commands, report
-
-
-def without_progress(commands: list[ReceiverCommand]) -> list[ReceiverCommand]:
-    """The commands without earlier progress: the latest says all that earlier ones say."""
-    return [command for command in commands if not (isinstance(command, Send) and isinstance(command.body, Progress))]

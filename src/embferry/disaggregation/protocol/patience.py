@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from .settings import TransferSettings
@@ -18,6 +19,7 @@ class Patience:
     bad_in_a_row: int = 0
     lost_in_a_row: int = 0
     _interval: float = field(init=False)
+    _acknowledged_at: float = -math.inf
 
     def __post_init__(self) -> None:
         self._interval = self.settings.retry_interval
@@ -48,6 +50,13 @@ class Patience:
         """The peer was lost. False: it was too often."""
         self.lost_in_a_row += 1
         return self.lost_in_a_row <= self.settings.max_peer_losses
+
+    def may_acknowledge(self, now: float) -> bool:
+        """Whether the last acknowledgement was long enough ago; if so, this is the next one."""
+        if now - self._acknowledged_at < 1 / self.settings.progress_rate:
+            return False
+        self._acknowledged_at = now
+        return True
 
     def road_changed(self) -> None:
         """What was bad so far was the fault of a road that is not used any more."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from . import guards
 from .acceptance import MAX_OUTSTANDING, check_chunk, check_offer, goes_on
-from .answers import without_progress
 from .commands import Admit, CloseBlocks, Deliver, ReceiverCommand, Release, Restart, Revoke, Send, Verify
 from .deadlines import deadlines
 from .errors import Aborted, EmbeddingTransferError, IntegrityError, LocalProtocolError, PeerGone, RemoteProtocolError
@@ -116,8 +115,8 @@ class Receiver:
         self._commands.append(Deliver(epoch, offset, check.length, check.blocks))
         self.progress_at = now
         self.patience.good()
-        self._commands = without_progress(self._commands)
-        self._send(progress(self))
+        if self.patience.may_acknowledge(now):
+            self._send(progress(self))
         self.phase = step(RECEIVER, self.phase, Trigger.DELIVERED)
         self._complete(now)
 

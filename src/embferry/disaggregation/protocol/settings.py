@@ -31,7 +31,9 @@ class TransferSettings:
     """How long an end that has finished answers a peer that has not."""
     default_allocate_tokens: int = 8192
     """Granted when the length is not known yet."""
-    chunk_bytes: int = 8 << 20
+    progress_rate: float = 50.0
+    """Acknowledgements a second, at most: the sender needs none to go on."""
+    chunk_bytes: int = 16 << 20
     """A chunk is written, verified and, if need be, asked for again as one."""
     writes_in_flight: int = 4
     """Chunks of one transfer being written at once."""

@@ -59,6 +59,10 @@ def map_readonly(fd: int, num_blocks: int) -> npt.NDArray[np.uint64]:
     return np.frombuffer(mmap.mmap(fd, num_blocks * GATE_BYTES, prot=mmap.PROT_READ), np.uint64)
 
 
+class Busy(Exception):  # noqa: N818  (a state, and no error)
+    """The gate cannot be entered without waiting."""
+
+
 def writers_are_out(fd: int, first: int, count: int) -> bool:
     """The receiver's probe of ``count`` closed blocks from ``first`` on: no writer is in them, and none will be.
 
@@ -75,12 +79,13 @@ def entered(
     gates: npt.NDArray[np.uint64],
     epoch: int,
     touched: npt.NDArray[np.intp],
-    stop: threading.Event,
+    stop: threading.Event | None,
 ) -> Iterator[bool]:
     """The writer's side: yields whether the gates of ``touched`` (ascending) are open to ``epoch``.
 
     While the body runs, the receiver cannot complete a revocation of these blocks. ``stop`` ends a wait.
 
+    :raises Busy: the receiver is probing, and ``stop`` is None: who may not wait does not.
     :raises OSError: the table cannot be opened or locked.
     """
     own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -91,11 +96,13 @@ def entered(
 
 
 def _enter(
-    own: int, gates: npt.NDArray[np.uint64], epoch: int, touched: npt.NDArray[np.intp], stop: threading.Event
+    own: int, gates: npt.NDArray[np.uint64], epoch: int, touched: npt.NDArray[np.intp], stop: threading.Event | None
 ) -> bool:
     for first, count in merged(tuple(touched.tolist())):
         while not _lock(own, fcntl.F_RDLCK, first, count):
             # The receiver is probing. It probes closed blocks, so waiting is pointless unless it was about others.
+            if stop is None:
+                raise Busy
             if stop.wait(RETRY_S) or not allows(gates, epoch, touched):
                 return False
     return allows(gates, epoch, touched)

@@ -16,6 +16,9 @@ from ..protocol.errors import TransportError
 from . import gate
 from .peer import Peer
 
+AT_ONCE_BYTES = 1 << 20
+"""Up to this much is copied before another thread would have begun."""
+
 
 class Link:
     """Writes to one receiver. It is over when it was told to :meth:`end` and the last copy has ended.
@@ -42,7 +45,10 @@ class Link:
         if error is not None:
             self._outbox.post(Written(ticket, error))
             return
-        workers.submit(self._work, epoch, pieces, ticket).add_done_callback(self._report_bug)
+        if sum(piece.source.nbytes for piece in pieces) > AT_ONCE_BYTES or not self._write_at_once(
+            epoch, pieces, ticket
+        ):
+            workers.submit(self._work, epoch, pieces, ticket).add_done_callback(self._report_bug)
 
     def end(self, error: TransportError, *, lost: bool) -> None:
         """Lets copies that have begun run to their end, answers all others with ``error``, then gives the memory up."""
@@ -55,8 +61,19 @@ class Link:
         if idle:
             self._over(error)
 
+    def _write_at_once(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> bool:
+        """Copies on the caller's thread, unless that would have to wait for the receiver."""
+        try:
+            error = self._copy(epoch, pieces, None)
+        except gate.Busy:
+            return False
+        self._copied(ticket, error)
+        return True
+
     def _work(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
-        error = self._error or self._copy(epoch, pieces)
+        self._copied(ticket, self._error or self._copy(epoch, pieces, self._stop))
+
+    def _copied(self, ticket: int, error: TransportError | None) -> None:
         # A receiver that died meanwhile has nothing of it.
         self._outbox.post(Written(ticket, self._error if self._lost else error))
         with self._lock:
@@ -65,7 +82,7 @@ class Link:
         if over is not None:
             self._over(over)
 
-    def _copy(self, epoch: int, pieces: Sequence[Piece]) -> TransportError | None:
+    def _copy(self, epoch: int, pieces: Sequence[Piece], stop: threading.Event | None) -> TransportError | None:
         peer = self._peer
         try:
             touched = peer.rows.touched(ranges_of(pieces))
@@ -74,7 +91,7 @@ class Link:
         if touched is None:
             return TransportError("the write leaves the receiver's region", retryable=False)
         try:
-            with gate.entered(peer.gate_fd, peer.gates, epoch, touched, self._stop) as allowed:
+            with gate.entered(peer.gate_fd, peer.gates, epoch, touched, stop) as allowed:
                 if not allowed:
                     return TransportError(f"no open window of epoch {epoch} covers the write", retryable=False)
                 for piece in pieces:
