@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from embferry.testing.proxy import ChaosProxy
 from tests.http.conftest import OTHER, PICTURE, EncodeWorker
-from tests.http.cutter import Cutter
 
 pytestmark = pytest.mark.integration
 
@@ -44,15 +44,15 @@ def expected(worker: EncodeWorker) -> bytes:
 
 def test_curl_resumes(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
     file, heads = tmp_path / "embedding", tmp_path / "heads"
-    with Cutter(worker.port, limit=len(expected) // 2 + 3) as cutter:
-        url = f"http://127.0.0.1:{cutter.port}/embeddings/{room}"
+    with ChaosProxy(worker.port, cut_after=len(expected) // 2 + 3) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}/embeddings/{room}"
         assert run("curl", "-o", file, url) == 18, "partial file"
         have = file.read_bytes()
         assert 0 < len(have) < len(expected)
         assert expected.startswith(have)
         assert run("curl", "-C", "-", "-D", heads, "-o", file, url) == 0
-        assert cutter.cuts == 1
-        assert sum(cutter.carried) < len(expected) + 2 * HEADS, "what had arrived was sent again"
+        assert proxy.cuts == 1
+        assert sum(proxy.to_clients) < len(expected) + 2 * HEADS, "what had arrived was sent again"
     assert file.read_bytes() == expected
     said = heads.read_text()
     assert said.startswith("HTTP/1.1 206 ")
@@ -61,35 +61,35 @@ def test_curl_resumes(worker: EncodeWorker, room: int, expected: bytes, tmp_path
 
 def test_curl_resumes_as_often_as_it_is_cut(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
     file, times = tmp_path / "embedding", 7
-    with Cutter(worker.port, limit=len(expected) // 10 + HEADS, times=times) as cutter:
-        url = f"http://127.0.0.1:{cutter.port}/embeddings/{room}"
+    with ChaosProxy(worker.port, cut_after=len(expected) // 10 + HEADS, times=times) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}/embeddings/{room}"
         statuses = [run("curl", "-C", "-", "-o", file, url) for _ in range(times + 1)]
         assert statuses == [18] * times + [0]
-        assert sum(cutter.carried) < len(expected) + (times + 1) * HEADS
+        assert sum(proxy.to_clients) < len(expected) + (times + 1) * HEADS
     assert file.read_bytes() == expected
 
 
 def test_wget_resumes(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
     file = tmp_path / "embedding"
-    with Cutter(worker.port, limit=len(expected) // 2 + 3) as cutter:
-        url = f"http://127.0.0.1:{cutter.port}/embeddings/{room}"
+    with ChaosProxy(worker.port, cut_after=len(expected) // 2 + 3) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}/embeddings/{room}"
         assert run("wget", "--tries=1", "-O", file, url) == 4, "network failure"
         have = file.read_bytes()
         assert 0 < len(have) < len(expected)
         assert expected.startswith(have)
         assert run("wget", "--tries=1", "-c", "-O", file, url) == 0
-        assert cutter.cuts == 1
-        assert sum(cutter.carried) < len(expected) + 2 * HEADS, "what had arrived was sent again"
+        assert proxy.cuts == 1
+        assert sum(proxy.to_clients) < len(expected) + 2 * HEADS, "what had arrived was sent again"
     assert file.read_bytes() == expected
 
 
 def test_wget_resumes_by_itself(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
     file, times = tmp_path / "embedding", 2
-    with Cutter(worker.port, limit=len(expected) // 4 + HEADS, times=times) as cutter:
-        url = f"http://127.0.0.1:{cutter.port}/embeddings/{room}"
+    with ChaosProxy(worker.port, cut_after=len(expected) // 4 + HEADS, times=times) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}/embeddings/{room}"
         assert run("wget", "--tries=5", "--waitretry=0", "-O", file, url) == 0
-        assert cutter.cuts == times
-        assert sum(cutter.carried) < len(expected) + (times + 1) * HEADS
+        assert proxy.cuts == times
+        assert sum(proxy.to_clients) < len(expected) + (times + 1) * HEADS
     assert file.read_bytes() == expected
 
 
@@ -99,11 +99,11 @@ def test_what_is_complete_is_not_fetched_again(
     """Both ask for what is behind the last byte, and understand the 416 with the length."""
     file = tmp_path / "embedding"
     file.write_bytes(expected)
-    with Cutter(worker.port) as cutter:
-        url = f"http://127.0.0.1:{cutter.port}/embeddings/{room}"
+    with ChaosProxy(worker.port) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}/embeddings/{room}"
         assert run("curl", "-C", "-", "-o", file, url) == 0
         assert run("wget", "-c", "-O", file, url) == 0
-        assert sum(cutter.carried) < 2 * HEADS
+        assert sum(proxy.to_clients) < 2 * HEADS
     assert file.read_bytes() == expected
 
 

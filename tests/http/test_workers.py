@@ -10,8 +10,8 @@ from embferry.engine.encoder import Encoder
 from embferry.engine.language import LanguageModel
 from embferry.engine.reference import Reference
 from embferry.models import model_path
+from embferry.testing.proxy import ChaosProxy
 from tests.http.conftest import OTHER, PICTURE
-from tests.http.cutter import Cutter
 from tests.serve_workers.joined import CHUNK, Joined, Models, run, settings_for
 
 pytestmark = pytest.mark.integration
@@ -24,17 +24,17 @@ def test_an_answer_over_a_road_that_is_cut_all_the_time(encoder: Encoder) -> Non
         LanguageModel.load(path, dtype, prefill_chunk_tokens=CHUNK),
         Reference.load(path, dtype, prefill_chunk_tokens=CHUNK),
     )
-    with Cutter(limit=7000, times=times) as cutter:
-        receiving, sending = HttpTransport(), HttpTransport(advertise=f"http://127.0.0.1:{cutter.port}")
+    with ChaosProxy(cut_after=7000, times=times) as proxy:
+        receiving, sending = HttpTransport(), HttpTransport(advertise=f"http://127.0.0.1:{proxy.port}")
         ends = iter((receiving, sending))
         with Joined(models, lambda: next(ends), settings_for(num_blocks=4, block_size=8)) as joined:
             assert sending.address
             assert sending._server is not None
-            cutter.upstream = sending._server.port
+            proxy.upstream = sending._server.listener.port
             answer = run(joined.ask("what?", PICTURE, OTHER))
             assert answer.last["type"] == "end", answer.last
             assert answer.tokens == joined.reference("what?", PICTURE, OTHER)
             transfer = answer.last["transfer"]
             assert transfer["transport"] == "http"
-        assert cutter.cuts == times
-        assert transfer["bytes"] < sum(cutter.carried) < 2 * transfer["bytes"]
+        assert proxy.cuts == times
+        assert transfer["bytes"] < sum(proxy.to_clients) < 2 * transfer["bytes"]

@@ -32,6 +32,11 @@ def granted(receiver: Receiver) -> list[int]:
     return [len(grant.blocks) for grant in receiver.ledger]
 
 
+def served(admission: PoolAdmission) -> list[Receiver]:
+    """Who gets something now, in turn."""
+    return [receiver for receiver, _ in admission.deal(0.0)]
+
+
 def give_back(admission: PoolAdmission, receiver: Receiver) -> None:
     """Everything that is out comes back, unwritten."""
     receiver.take_commands()
@@ -45,7 +50,7 @@ def give_back(admission: PoolAdmission, receiver: Receiver) -> None:
 
 def test_who_needs_little_gets_it_at_once() -> None:
     admission, (large, small) = pool(8, 1000, 2)
-    assert admission.deal(0.0)[:2] == [large, small]
+    assert served(admission)[:2] == [large, small]
     assert granted(small) == [2]
     assert sum(granted(large)) == 6
     assert admission.allocator.available == 0
@@ -61,9 +66,9 @@ def test_an_embedding_larger_than_the_pool_gets_it_in_parts() -> None:
 def test_everybody_waits_in_turn() -> None:
     admission, receivers = pool(1, 5, 5, 5)
     for turn in (0, 1, 2):
-        (served,) = admission.deal(0.0)
-        assert served is receivers[turn]
-        give_back(admission, served)
+        (one,) = served(admission)
+        assert one is receivers[turn]
+        give_back(admission, one)
     admission.leave(receivers[0])
     admission.leave(receivers[0])
     assert admission.allocator.available == 1
@@ -75,7 +80,7 @@ def test_blocks_of_the_callers_own_are_granted_the_same_way() -> None:
     allocation = admission.allocator.alloc_blocks(2, first.room)
     assert allocation is not None
     assert admission.grant(first, allocation, 0.0) == 2
-    assert admission.deal(0.0) == [second]
+    assert served(admission) == [second]
     assert [grant.epoch for receiver in (first, second) for grant in receiver.ledger] == [1, 2]
 
 
@@ -89,8 +94,8 @@ def test_blocks_whose_writer_may_still_write_are_shown_and_kept_as_quarantined()
     admission, (receiver,) = pool(4, 1000)
     admission.deal(0.0)
     receiver.abort(Aborted("enough"), 0.0)
-    admission.note_quarantine(receiver)
-    admission.note_quarantine(receiver)
+    admission.note(receiver, 0.0)
+    admission.note(receiver, 0.0)
     assert (admission.allocator.used, admission.allocator.quarantined) == (0, 4)
     admission.allocator.check_integrity()
     give_back(admission, receiver)

@@ -343,7 +343,9 @@ class World:
 
     def _deal(self) -> bool:
         waiting = [e for e in self.living_receivers() if e.machine.wanted(self.now) is not None]
-        served = {machine.session for machine in self.admission.deal(self.now)}
+        for end in self.living_receivers():
+            self.admission.note(end.machine, self.now)
+        served = {machine.session for machine, _ in self.admission.deal(self.now)}
         granted = [end for end in waiting if end.machine.session in served]
         self.passed_over = {end: self.passed_over.get(end, Counter()) for end in waiting}
         for end in granted:

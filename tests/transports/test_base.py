@@ -7,14 +7,18 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.base.conn_multimodal import Event, Revoked
+from embferry.disaggregation.base.conn_multimodal import Event, Revoked, Window
+from embferry.disaggregation.base.cursor import CALL_BYTES, IOV_MAX, Cursor
+from embferry.disaggregation.base.landing import Permit
 from embferry.disaggregation.base.loop import READ, Loop
 from embferry.disaggregation.base.outbox import Outbox
-from embferry.disaggregation.base.windows import Rows, as_ranges
+from embferry.disaggregation.base.windows import Rows, Windows, as_ranges
 from embferry.disaggregation.protocol.errors import LocalProtocolError
 
 ROWS = Rows(((0, 10), (64, 4), (128, 7)), num_blocks=5)
@@ -111,3 +115,44 @@ for receiver, sender in ((ShmTransport(), ShmTransport()), (TcpTransport(), TcpT
     sender.connect(receiver.register(MultimodalDataBuffers(SMALL, shared=True)))
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_a_cursor_moves_over_parts_and_empty_buffers() -> None:
+    cursor = Cursor([memoryview(b"abc"), memoryview(b""), memoryview(b"defgh")])
+    taken = b""
+    while cursor.left:
+        data = b"".join(cursor.views())
+        taken += data[:2]
+        cursor.advance(min(2, len(data)))
+    assert taken == b"abcdefgh"
+    big = Cursor([memoryview(bytes(CALL_BYTES)), memoryview(b"x")] + [memoryview(b"y")] * 2000)
+    assert sum(view.nbytes for view in big.views()) <= CALL_BYTES
+    big.advance(CALL_BYTES)
+    assert len(big.views()) <= IOV_MAX
+    assert np.sum([view.nbytes for view in big.views()]) == IOV_MAX
+
+
+def test_a_cursor_over_a_part_of_the_bytes() -> None:
+    parts = [memoryview(b"abc"), memoryview(b""), memoryview(b"defgh")]
+    for start in range(9):
+        for stop in (None, *range(start, 9)):
+            assert b"".join(Cursor(parts, start, stop).views()) == b"abcdefgh"[start:stop]
+
+
+def test_a_permit_sees_what_closes_while_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window that closes right behind the look must be seen by the next one."""
+    windows = Windows(ROWS, np.zeros(5, np.uint64))
+    windows.admit(Window(1, (2,)))
+    permit = Permit(windows, 1, np.array([2]))
+    look = windows.allows
+    looks: list[bool] = []
+
+    def close_behind(epoch: int, touched: npt.NDArray[np.intp]) -> bool:
+        looks.append(look(epoch, touched))
+        windows.close_blocks(1, (2,))
+        return looks[-1]
+
+    monkeypatch.setattr(windows, "allows", close_behind)
+    assert [permit.holds(), permit.holds(), permit.holds()] == [True, False, False]
+    assert looks == [True, False], "once refused, it stays so without a look"
+    assert not Permit(windows, 1, None).holds()

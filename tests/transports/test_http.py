@@ -38,15 +38,6 @@ def http_proxy(*arguments: str) -> Iterator[int]:
         process.stdout.close()
 
 
-class TestHttp(TransportConformance):
-    def make_transport(self, wake: Callable[[], None]) -> Transport:
-        return HttpTransport(wake)
-
-
-class TestHttpPrivateRegion(TestHttp):
-    shared_region = False
-
-
 class TestHttpIPv6(TransportConformance):
     def make_transport(self, wake: Callable[[], None]) -> Transport:
         return HttpTransport(wake, host="::1")
@@ -70,7 +61,7 @@ def test_a_proxy_in_front_of_the_sender() -> None:
     """It is reached at the proxy's address and path; the receiver knows nothing else."""
     sender = HttpTransport()
     assert sender.address
-    port = sender._server.port if sender._server else 0
+    port = sender._server.listener.port if sender._server else 0
     sender.close()
     with http_proxy(str(port)) as front:
         advertise = f"http://127.0.0.1:{front}/some/where/"

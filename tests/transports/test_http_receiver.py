@@ -18,7 +18,7 @@ from embferry.disaggregation.http import HttpTransport, fetch
 from embferry.disaggregation.http.wire import MAX_ANSWER_BYTES, HttpAddress
 from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import CANARY, DEADLINE_S, LARGE, SMALL, Endpoint, TransportPair, eventually
-from tests.http.cutter import Cutter
+from embferry.testing.proxy import ChaosProxy
 from tests.http.impostor import Answer, Impostor, body, polled, publication
 
 pytestmark = pytest.mark.integration
@@ -307,9 +307,9 @@ def test_a_body_stops_landing_when_its_window_closes(pair: TransportPair, how: s
 def test_a_receive_under_way_holds_up_revocation(pair: TransportPair) -> None:
     transport = pair.receiver.transport
     assert isinstance(transport, HttpTransport)
-    assert transport._landing is not None
+    assert transport._receiving is not None
     revoking = threading.Thread(target=transport.revoke, args=(1,))
-    with transport._landing.lock:  # as the receiving thread holds it inside recvmsg_into
+    with transport._receiving.lock:  # as the receiving thread holds it inside recvmsg_into
         revoking.start()
         revoking.join(0.1)
         assert revoking.is_alive()
@@ -324,19 +324,19 @@ def test_a_receive_under_way_holds_up_revocation(pair: TransportPair) -> None:
 def test_a_body_cut_again_and_again_goes_on_at_the_byte() -> None:
     """What crosses is the payload once, and the heads of the further requests."""
     limit, times = 5_000_000, 5
-    with Cutter(limit=limit, times=times) as cutter:
-        pair = TransportPair(lambda wake: HttpTransport(wake, advertise=f"http://127.0.0.1:{cutter.port}"), LARGE)
+    with ChaosProxy(cut_after=limit, times=times) as proxy:
+        pair = TransportPair(lambda wake: HttpTransport(wake, advertise=f"http://127.0.0.1:{proxy.port}"), LARGE)
         assert isinstance(pair.sender.transport, HttpTransport)
         assert pair.sender.transport._server is not None
-        cutter.upstream = pair.sender.transport._server.port
+        proxy.upstream = pair.sender.transport._server.listener.port
         blocks = tuple(range(64))
         pair.admit(1, blocks)
         pieces = pair.fill(blocks)
         assert pair.write(1, blocks, pieces) is None
         pair.expect(pieces)
-        assert cutter.cuts == times
+        assert proxy.cuts == times
         payload = sum(piece.source.nbytes for piece in pieces)
-        assert payload < sum(cutter.carried) < payload + 4096
+        assert payload < sum(proxy.to_clients) < payload + 4096
         pair.close()
 
 

@@ -30,11 +30,6 @@ TIMEOUT_S = 20.0
 BLOCKS = tuple(range(64))
 
 
-class TestNixl(TransportConformance):
-    def make_transport(self, wake: Callable[[], None]) -> Transport:
-        return NixlTransport(wake)
-
-
 class TestNixlOverSockets(TransportConformance):
     """What UCX does between hosts without RDMA: bytes arrive by themselves, on the receiver's progress thread."""
 
@@ -66,8 +61,8 @@ def over_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[TransportPair]:
 def server(pair: TransportPair) -> Server:
     transport = pair.receiver.transport
     assert isinstance(transport, NixlTransport)
-    assert transport._server is not None
-    return transport._server
+    assert transport._receiving is not None
+    return transport._receiving
 
 
 # Processes that stop and die
@@ -186,7 +181,7 @@ def test_a_failed_transfer_fails_its_write_and_the_next_link_resumes(over_socket
     pieces = pair.fill(BLOCKS)
     tickets = [pair.start(1, BLOCKS, pieces) for _ in range(4)]
     eventually(lambda: bool((pair.bytes != CANARY).any()))
-    (incoming,) = server(pair).connections
+    (incoming,) = server(pair).listener.connections
     assert incoming._agent is not None
     made = incoming._agent.result()
     assert not isinstance(made, TransportError)
@@ -324,7 +319,7 @@ def test_a_crowd_is_served_in_turn() -> None:
         written.append(pieces)
     assert [sender.written(7) for sender in senders] == [None] * 4
     pair.expect(*written)
-    assert all(isinstance(connection, Incoming) for connection in server(pair).connections)
+    assert all(isinstance(connection, Incoming) for connection in server(pair).listener.connections)
     for sender in senders:
         sender.transport.close()
     pair.close()

@@ -35,8 +35,8 @@ def pair() -> Iterator[TransportPair]:
 def server(pair: TransportPair) -> Server:
     transport = pair.receiver.transport
     assert isinstance(transport, NixlTransport)
-    assert transport._server is not None
-    return transport._server
+    assert transport._receiving is not None
+    return transport._receiving
 
 
 # Senders that misbehave

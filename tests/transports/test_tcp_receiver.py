@@ -233,10 +233,10 @@ def test_a_payload_stops_landing_when_its_window_closes(pair: TransportPair, how
 def test_a_receive_under_way_holds_up_revocation(pair: TransportPair) -> None:
     transport = pair.receiver.transport
     assert isinstance(transport, TcpTransport)
-    assert transport._server is not None
+    assert transport._receiving is not None
     pair.admit(1, (0,))
     revoking = threading.Thread(target=transport.revoke, args=(1,))
-    with transport._server.lock:  # as the receiving thread holds it inside recvmsg_into
+    with transport._receiving.lock:  # as the receiving thread holds it inside recvmsg_into
         revoking.start()
         revoking.join(0.1)
         assert revoking.is_alive()
@@ -250,8 +250,10 @@ def test_a_sender_that_does_not_read_its_answers_is_closed(monkeypatch: pytest.M
     other = TransportPair(TcpTransport)
     transport = other.receiver.transport
     assert isinstance(transport, TcpTransport)
-    assert transport._server is not None
-    transport._server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted sockets inherit it
+    assert transport._receiving is not None
+    transport._receiving.listener.sock.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
+    )  # accepted sockets inherit it
     frames = framing.head(3, 5, as_ranges([(0, 0)])) * 1000
     handle = target(other)
     with socket.socket() as sock:

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Iterator
 
 import msgspec
-import numpy as np
 import pytest
 
 from embferry.disaggregation.buffers import MultimodalDataBuffers
@@ -156,18 +155,3 @@ def test_too_many_pieces_are_refused_here(pair: TransportPair) -> None:
     pieces = [pair.fill((0,))[0]] * (framing.MAX_RANGES + 1)
     pair.expect_refused(pair.write(1, (0,), pieces))
     pair.expect_refused(pair.write(1, (0,), []))
-
-
-def test_a_cursor_moves_over_parts_and_empty_buffers() -> None:
-    cursor = framing.Cursor([memoryview(b"abc"), memoryview(b""), memoryview(b"defgh")])
-    taken = b""
-    while not cursor.done:
-        data = b"".join(cursor.views())
-        taken += data[:2]
-        cursor.advance(min(2, len(data)))
-    assert taken == b"abcdefgh"
-    big = framing.Cursor([memoryview(bytes(framing.CALL_BYTES)), memoryview(b"x")] + [memoryview(b"y")] * 2000)
-    assert sum(view.nbytes for view in big.views()) <= framing.CALL_BYTES
-    big.advance(framing.CALL_BYTES)
-    assert len(big.views()) <= framing.IOV_MAX
-    assert np.sum([view.nbytes for view in big.views()]) == framing.IOV_MAX

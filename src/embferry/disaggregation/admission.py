@@ -7,8 +7,6 @@ to the end of the rota.
 
 from __future__ import annotations
 
-from collections import deque
-
 from .blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
 from .protocol.messages import MAX_RUNS
 from .protocol.receiver import Receiver
@@ -22,16 +20,19 @@ class PoolAdmission:
 
     def __init__(self, allocator: ReqToMetadataBlockAllocator) -> None:
         self.allocator = allocator
-        self._rota: dict[int, Receiver] = {}  # by session, in the order of their turns
+        self._joined: set[int] = set()
+        self._waiting: dict[int, Receiver] = {}  # by session, in the order of their turns
         self._next_epoch = 1
 
     def join(self, receiver: Receiver) -> None:
         """From now on it gets its turns."""
-        self._rota[receiver.session] = receiver
+        self._joined.add(receiver.session)
+        self._waiting[receiver.session] = receiver
 
     def leave(self, receiver: Receiver) -> None:
         """No more turns. What it was granted comes back by its own ``Release`` commands."""
-        self._rota.pop(receiver.session, None)
+        self._joined.discard(receiver.session)
+        self._waiting.pop(receiver.session, None)
 
     def release(self, receiver: Receiver, blocks: tuple[int, ...]) -> None:
         """A receiver's ``Release`` command."""
@@ -39,36 +40,42 @@ class PoolAdmission:
         self.allocator.release_quarantined(quarantined, receiver.room)
         self.allocator.free(set(blocks).difference(quarantined), receiver.room)
 
-    def note_quarantine(self, receiver: Receiver) -> None:
-        """Tells the allocator of blocks that a receiver no longer counts on while their writer may still have access:
-        it then shows them as quarantined, and refuses to have them freed like any other."""
+    def note(self, receiver: Receiver, now: float) -> None:
+        """Something has happened to a receiver: does it wait for blocks now, and which are in quarantine?
+
+        Those are blocks that it no longer counts on while their writer may still have access. The allocator then shows
+        them as quarantined, and refuses to have them freed like any other."""
+        if receiver.session in self._joined:
+            if receiver.wanted(now) is None:
+                self._waiting.pop(receiver.session, None)
+            else:
+                self._waiting.setdefault(receiver.session, receiver)
         for grant in receiver.ledger:
             blocks = grant.open_blocks() if grant.draining else ()
             if blocks and not self.allocator.is_quarantined(blocks[0]):
                 self.allocator.quarantine(blocks, receiver.room)
 
-    def deal(self, now: float) -> list[Receiver]:
-        """Hands out what is free; answers the receivers that were granted something and so have commands."""
-        served: list[Receiver] = []
-        waiting = deque(receiver for receiver in self._rota.values() if receiver.wanted(now) is not None)
-        while waiting and self.allocator.available:
-            receiver = waiting.popleft()
-            _, tokens = receiver.wanted(now) or (0, 1)
-            count = self._share(blocks_needed(tokens, self.allocator.block_size), len(waiting) + 1)
+    def deal(self, now: float) -> list[tuple[Receiver, int]]:
+        """Hands out what is free; answers who was granted something and so has commands, and under which epoch."""
+        served: list[tuple[Receiver, int]] = []
+        while self._waiting and self.allocator.available:
+            receiver = self._waiting.pop(next(iter(self._waiting)))
+            wanted = receiver.wanted(now)
+            if wanted is None:
+                continue
+            count = self._share(blocks_needed(wanted[1], self.allocator.block_size), len(self._waiting) + 1)
             allocation = self.allocator.alloc_blocks(count, receiver.room)
             assert allocation is not None  # a share is never more than is free
+            served.append((receiver, self._next_epoch))
             self.grant(receiver, allocation, now)
-            served.append(receiver)
-            if receiver.wanted(now) is not None:
-                waiting.append(receiver)
         return served
 
     def grant(self, receiver: Receiver, allocation: MetadataAllocation, now: float) -> int:
         """Grants an allocation, one of :meth:`deal`'s or the caller's own; answers the tokens granted."""
         tokens = receiver.grant(allocation.blocks, self._next_epoch, now)
         self._next_epoch += 1
-        if receiver.session in self._rota:
-            self._rota[receiver.session] = self._rota.pop(receiver.session)  # to the end
+        self._waiting.pop(receiver.session, None)
+        self.note(receiver, now)  # if it wants more: at the end
         return tokens
 
     def _share(self, needed: int, waiting: int) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import PydanticCustomError
+
+if TYPE_CHECKING:
+    from embferry.disaggregation.base.conn_multimodal import Transport
 
 AUTO = "auto"
 WITHIN_A_HOST = ("shm", "tcp")
@@ -12,17 +16,25 @@ WITHIN_A_HOST = ("shm", "tcp")
 
 
 class RoadKind(NamedTuple):
-    """``folder`` of its transport in ``disaggregation``, ``transport``: its class; ``listens``: takes an address."""
+    """``folder`` of its transport in ``disaggregation``, ``transport``: its class; ``listens``: takes an address;
+    ``engine``: is of use only where something else is installed."""
 
     folder: str
     transport: str
     listens: bool = True
+    engine: bool = False
+
+    def load(self) -> type[Transport]:
+        """The class itself: imported when it is wanted, for that may take a while."""
+        module = importlib.import_module(f"embferry.disaggregation.{self.folder}.conn_multimodal")
+        transport: type[Transport] = getattr(module, self.transport)
+        return transport
 
 
 ROADS = {
     "shm": RoadKind("shm", "ShmTransport", listens=False),
-    "nixl": RoadKind("nixl", "NixlTransport"),
-    "mooncake": RoadKind("mooncake", "MooncakeTransport"),
+    "nixl": RoadKind("nixl", "NixlTransport", engine=True),
+    "mooncake": RoadKind("mooncake", "MooncakeTransport", engine=True),
     "tcp": RoadKind("tcp", "TcpTransport"),
     "http": RoadKind("http", "HttpTransport"),
 }

@@ -15,6 +15,15 @@ def own(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         raise LocalProtocolError(f"{host} is not an IP address; names are not looked up here") from error
 
 
+def advertised(host: str) -> str:
+    """``host``, if peers can connect to it.
+
+    :raises LocalProtocolError: as :func:`own`, or it stands for all addresses."""
+    if own(host).is_unspecified:
+        raise LocalProtocolError(f"peers cannot connect to {host}; advertise this host's address")
+    return host
+
+
 def reachable(host: str) -> str:
     """The address of a handle. One with a zone (``fe80::1%eth0``) means something on the receiver's host only.
 

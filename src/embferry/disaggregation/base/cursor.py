@@ -13,14 +13,10 @@ class Cursor:
     """The bytes ``[start, stop)`` of ``views`` one after another; ``stop`` None: to the end."""
 
     def __init__(self, views: Sequence[memoryview], start: int = 0, stop: int | None = None) -> None:
-        self._views: list[memoryview] = []
+        if start or stop is not None:
+            views = _part(views, start, stop)
+        self._views = [view for view in views if view.nbytes]
         self._at = 0
-        before = 0
-        for view in views:
-            first, last = max(0, start - before), view.nbytes if stop is None else min(view.nbytes, stop - before)
-            before += view.nbytes
-            if first < last:
-                self._views.append(view[first:last])
         self.left = sum(view.nbytes for view in self._views)
 
     def views(self) -> list[memoryview]:
@@ -56,3 +52,13 @@ class Cursor:
     def release(self) -> None:
         """Lets go of all buffers."""
         self._views, self._at, self.left = [], 0, 0
+
+
+def _part(views: Sequence[memoryview], start: int, stop: int | None) -> list[memoryview]:
+    part: list[memoryview] = []
+    before = 0
+    for view in views:
+        last = view.nbytes if stop is None else min(view.nbytes, stop - before)
+        part.append(view[max(0, start - before) : max(0, last)])
+        before += view.nbytes
+    return part

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from ..protocol.errors import TransportError
 
 MAX_HANDLE_BYTES = 1024
+TOKEN_BYTES = 16
+
+Token = Annotated[bytes, msgspec.Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
+"""Random, and shown by who connects: it proves that the handle is known."""
+Host = Annotated[str, msgspec.Meta(max_length=64)]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 T = TypeVar("T", bound=msgspec.Struct)
 

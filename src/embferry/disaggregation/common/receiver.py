@@ -37,6 +37,8 @@ class EmbeddingReceiver:
         self._allocation: MetadataAllocation | None = None
         self.current_allocation: MetadataAllocation | None = None
         """The blocks of the latest grant."""
+        self.epochs: list[int] = []
+        """Of all its grants."""
         self._on_change: list[Callable[[], object]] = []
         self._reported: tuple[KVPoll, int] = (KVPoll.Bootstrapping, 0)
         sink.owner = self
@@ -60,7 +62,7 @@ class EmbeddingReceiver:
             self._allocation = allocation
             if allocation is None:
                 self.manager.admission.join(self._machine)
-        self.manager.wake()
+        self.manager.touch(self)
 
     def resume_transfer(self, allocation: MetadataAllocation | None = None, sent_tokens: int = 0) -> int:
         """Resumes the transfer for remaining data, from token ``sent_tokens`` on.
@@ -80,7 +82,7 @@ class EmbeddingReceiver:
                 tokens = 0
             else:
                 tokens = self._grant(allocation, now)
-        self.manager.wake()
+        self.manager.touch(self)
         return tokens
 
     def redirect(self, endpoint: str) -> None:
@@ -90,7 +92,7 @@ class EmbeddingReceiver:
         with self.manager.lock:
             self.endpoint = check_endpoint(endpoint)
             self.machine.peer_lost(self.manager.now())
-        self.manager.wake()
+        self.manager.touch(self)
 
     def poll(self) -> KVPoll:
         """Where the transfer stands."""
@@ -105,7 +107,7 @@ class EmbeddingReceiver:
                 self._machine.abort(
                     error or Aborted("aborted by the language side", room=self.room), self.manager.now()
                 )
-        self.manager.wake()
+        self.manager.touch(self)
 
     def clear(self) -> None:
         """The caller is through with the embedding: its arrays are dropped, its blocks go back to the pool."""
@@ -114,7 +116,7 @@ class EmbeddingReceiver:
                 self._machine.clear(self.manager.now())
             if isinstance(self.sink, GatherSink):
                 self.sink.drop()
-        self.manager.wake()
+        self.manager.touch(self)
 
     def failure_exception(self) -> EmbeddingTransferError:
         """Why it failed.
@@ -188,9 +190,9 @@ class EmbeddingReceiver:
             self.manager.buffers.aux_datas[chunk.blocks[0], 0] = self.machine.total_tokens
         self.sink.deliver(chunk, self.machine.total_tokens)
 
-    def granted(self) -> None:
+    def granted(self, epoch: int) -> None:
         """The machine has just made a grant."""
-        grant = self.machine.ledger.grants[self.machine.ledger.next_epoch - 1]
+        grant = self.machine.ledger.grants[epoch]
         self.current_allocation = MetadataAllocation(grant.blocks, grant.block_size)
         self.sink.granted(grant.epoch, grant.start, grant.blocks)
         if self.machine.transfers > 1:
@@ -203,7 +205,7 @@ class EmbeddingReceiver:
         if self._allocation is not None and self.machine.wanted(self.manager.now()) is not None:
             allocation, self._allocation = self._allocation, None
             self._grant(allocation, self.manager.now())
-            self.manager.wake()  # for what the grant commands
+            self.manager.touch(self)
         state = (self.machine.poll(), self.machine.transferred_tokens)
         if force or state != self._reported:
             self._reported = state
@@ -220,7 +222,7 @@ class EmbeddingReceiver:
             self.manager.allocator.free(spare, self.room)
         fitting = MetadataAllocation(allocation.blocks[:needed], allocation.block_size)
         tokens = self.manager.admission.grant(self.machine, fitting, now)
-        self.granted()
+        self.granted(self.machine.ledger.next_epoch - 1)
         return tokens
 
     # The sink's side
@@ -241,4 +243,4 @@ class EmbeddingReceiver:
         """A delivered chunk's blocks are no longer read."""
         with self.manager.lock:
             self.machine.consumed(epoch, offset)
-        self.manager.wake()
+        self.manager.touch(self)

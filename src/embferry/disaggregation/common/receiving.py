@@ -20,6 +20,7 @@ from ..protocol.messages import Frame, Road
 from ..protocol.receiver import Receiver
 from ..protocol.settings import TransferSettings
 from ..protocol.states import TERMINAL
+from .agenda import Agenda
 from .pump import Pump, check_endpoint
 from .receiver import EmbeddingReceiver
 from .sinks import GatherSink, Sink
@@ -50,6 +51,7 @@ class EmbeddingReceiveManager(Pump):
         self.buffers = MultimodalDataBuffers(geometry, shared=any(t.capabilities.maps_region for t in transports))
         self.allocator = ReqToMetadataBlockAllocator(geometry.num_blocks, geometry.block_size)
         self.admission = PoolAdmission(self.allocator)
+        self.agenda: Agenda[EmbeddingReceiver] = Agenda()
         self.transports = {transport.name: transport for transport in transports}
         for transport in transports:
             transport.wake = self.wake
@@ -73,6 +75,7 @@ class EmbeddingReceiveManager(Pump):
         with self.lock:
             for receiver in self._receivers.values():
                 receiver.machine.abort(Aborted("the language worker is shutting down", retryable=True), self.now())
+                self.agenda.touch(receiver)
             self.advance(self.now())
         self.stop()
         with ExitStack() as closing:  # each is closed, whatever another one raises
@@ -83,6 +86,12 @@ class EmbeddingReceiveManager(Pump):
     def collapsed(self) -> None:
         for receiver in self._receivers.values():
             receiver.notify(force=True)
+
+    def touch(self, receiver: EmbeddingReceiver) -> None:
+        """Something has happened to it: its turn is now. Any thread."""
+        with self.lock:
+            self.agenda.touch(receiver)
+        self.wake()
 
     def begin(self, receiver: EmbeddingReceiver) -> Receiver:
         """Makes and enters the machine of a receiver that begins."""
@@ -97,6 +106,7 @@ class EmbeddingReceiveManager(Pump):
         receiver = self._receivers.get(frame.target)
         if receiver is not None and receiver.room == frame.body.room:
             receiver.machine.receive(frame.source, frame.target, frame.body, now)
+            self.agenda.touch(receiver)
 
     def advance(self, now: float) -> float | None:
         for transport in self.transports.values():
@@ -105,25 +115,19 @@ class EmbeddingReceiveManager(Pump):
                     entry = self._by_epoch.get(event.epoch)
                     if entry is not None:
                         entry[0].machine.revoked(event.epoch)
+                        self.agenda.touch(entry[0])
                 elif isinstance(event, LinkLost):
                     log.info("a data connection ended: %s", event.error)
-        for receiver in list(self._receivers.values()):
-            receiver.machine.expire(now)
-            self._execute(receiver, now)
-        while served := self.admission.deal(now):
-            for machine in served:
+        while due := self.agenda.due(now):
+            for receiver in due:
+                if receiver.machine.session in self._receivers:  # else it is over, and was touched once more
+                    receiver.machine.expire(now)
+                    self._execute(receiver, now)
+            for machine, epoch in self.admission.deal(now):
                 receiver = self._receivers[machine.session]
-                receiver.granted()
-                self._execute(receiver, now)
-        due: list[float] = []
-        for receiver in list(self._receivers.values()):
-            if receiver.machine.settled(now):
-                self._forget(receiver)
-                continue
-            timeout = receiver.machine.next_timeout()
-            if timeout is not None:
-                due.append(timeout)
-        return min(due, default=None)
+                receiver.granted(epoch)
+                self.agenda.touch(receiver)
+        return self.agenda.next()
 
     def _execute(self, receiver: EmbeddingReceiver, now: float) -> None:
         machine = receiver.machine
@@ -147,14 +151,20 @@ class EmbeddingReceiveManager(Pump):
                         self.admission.release(machine, blocks)
                     case Restart():
                         receiver.sink.restart()
-        self.admission.note_quarantine(machine)
+        self.admission.note(machine, now)
         if machine.phase in TERMINAL:
             self.admission.leave(machine)
         receiver.notify()
+        if machine.settled(now):
+            self._forget(receiver)
+        else:
+            time = machine.next_timeout()
+            self.agenda.schedule(receiver, now + self.settings.linger if time is None else time)
 
     def _admit(self, receiver: EmbeddingReceiver, command: Admit) -> None:
         transport = self.transports[command.road]
         self._by_epoch[command.epoch] = (receiver, transport)
+        receiver.epochs.append(command.epoch)
         try:
             transport.reach(command.address)
         except TransportError as error:
@@ -162,9 +172,10 @@ class EmbeddingReceiveManager(Pump):
         transport.admit(Window(command.epoch, command.blocks))
 
     def _forget(self, receiver: EmbeddingReceiver) -> None:
-        session = receiver.machine.session
-        del self._receivers[session]
-        self._by_epoch = {e: entry for e, entry in self._by_epoch.items() if entry[0] is not receiver}
+        del self._receivers[receiver.machine.session]
+        for epoch in receiver.epochs:
+            del self._by_epoch[epoch]
+        self.agenda.forget(receiver)
 
     def _sockets(self) -> list[zmq.Socket[bytes]]:
         return list(self._peers.values())

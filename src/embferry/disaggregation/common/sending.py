@@ -18,6 +18,7 @@ from ..protocol.layout import Layout
 from ..protocol.messages import Frame, Open, Unknown
 from ..protocol.sender import Sender
 from ..protocol.settings import TransferSettings
+from .agenda import Agenda
 from .checksums import Checksums
 from .pump import Pump, bind
 from .staging import Allocate, Source, pageable
@@ -57,6 +58,7 @@ class EmbeddingSendManager(Pump):
         endpoint = bind(self._router, host, port)
         self.endpoint = f"tcp://{advertise}:{endpoint.rpartition(':')[2]}" if advertise else endpoint
         self._rooms: dict[int, EmbeddingSender] = {}
+        self.agenda: Agenda[EmbeddingSender] = Agenda()
         self._parked: OrderedDict[int, tuple[object, Frame]] = OrderedDict()
         self.start()
 
@@ -74,7 +76,7 @@ class EmbeddingSendManager(Pump):
             parked = self._parked.pop(room, None)
             if parked is not None:
                 self.take(*parked, self.now())
-        self.wake()
+        self.touch(sender)
         return sender
 
     def close(self) -> None:
@@ -82,6 +84,7 @@ class EmbeddingSendManager(Pump):
         with self.lock:
             for sender in self._rooms.values():
                 sender.machine.abort(Aborted("the encode worker is shutting down", retryable=True), self.now())
+                self.agenda.touch(sender)
         self.wake()
         with ExitStack() as closing:  # each is closed, whatever another one raises
             closing.callback(self._ended)
@@ -105,9 +108,7 @@ class EmbeddingSendManager(Pump):
         if sender is not None:
             sender.peers[frame.source] = peer
             sender.machine.receive(frame.source, frame.target, frame.body, now)
-            self._execute(sender)
-            if frame.source not in sender.machine.destinations:
-                del sender.peers[frame.source]  # answered, and not believed: nothing is kept of it
+            self.agenda.touch(sender)
         elif isinstance(frame.body, Open):
             self._parked[frame.body.room] = (peer, frame)
             self._parked.move_to_end(frame.body.room)
@@ -117,19 +118,16 @@ class EmbeddingSendManager(Pump):
             self.send(peer, 0, frame.source, Unknown(frame.body.room, frame.target))
 
     def advance(self, now: float) -> float | None:
-        self.writer.advance()
-        due: list[float] = []
-        for sender in list(self._rooms.values()):
-            sender.machine.expire(now)
-            self._execute(sender)
-            if sender.machine.settled(now):
-                del self._rooms[sender.room]
-                continue
-            timeout = sender.machine.next_timeout()
-            due.append(now + self.settings.linger if timeout is None else timeout)
-        return min(due, default=None)
+        for sender in self.writer.advance():
+            self.agenda.touch(sender)
+        while due := self.agenda.due(now):
+            for sender in due:
+                if self._rooms.get(sender.room) is sender:  # else it is over, and was touched once more
+                    sender.machine.expire(now)
+                    self._execute(sender, now)
+        return self.agenda.next()
 
-    def _execute(self, sender: EmbeddingSender) -> None:
+    def _execute(self, sender: EmbeddingSender, now: float) -> None:
         while commands := sender.machine.take_commands():
             for command in commands:
                 match command:
@@ -143,7 +141,21 @@ class EmbeddingSendManager(Pump):
                         self.writer.connect(sender, target, road)
                     case ReleaseSource():
                         sender.release()
+        for session in [session for session in sender.peers if session not in sender.machine.destinations]:
+            del sender.peers[session]  # answered, and not believed: nothing is kept of it
         sender.notify()
+        if sender.machine.settled(now):
+            del self._rooms[sender.room]
+            self.agenda.forget(sender)
+        else:
+            time = sender.machine.next_timeout()
+            self.agenda.schedule(sender, now + self.settings.linger if time is None else time)
+
+    def touch(self, sender: EmbeddingSender) -> None:
+        """Something has happened to it: its turn is now. Any thread."""
+        with self.lock:
+            self.agenda.touch(sender)
+        self.wake()
 
     def _sockets(self) -> list[zmq.Socket[bytes]]:
         return [self._router]
@@ -181,7 +193,7 @@ class EmbeddingSender:
             raise LocalProtocolError("a content digest has 1 to 64 bytes", room=self.room)
         with self.manager.lock:
             self.machine.announce(total_tokens, content_digest, aux)
-        self.manager.wake()
+        self.manager.touch(self)
 
     def send_embedding(
         self, rows: Source, ready_tokens: int | None = None, *, checksums: Checksums | None = None
@@ -207,7 +219,7 @@ class EmbeddingSender:
             if not self.machine.source_released:
                 self.source, self.checksums = rows, checksums or self.checksums
                 self.machine.produce(total if ready_tokens is None else ready_tokens)
-        self.manager.wake()
+        self.manager.touch(self)
 
     def poll(self) -> KVPoll:
         """Where the transfer stands."""
@@ -219,7 +231,7 @@ class EmbeddingSender:
         """Ends the transfer; the receiver is told why. Does nothing when it has ended already."""
         with self.manager.lock:
             self.machine.abort(error or Aborted("aborted by the encode side", room=self.room), self.manager.now())
-        self.manager.wake()
+        self.manager.touch(self)
 
     def clear(self) -> None:
         """The caller is through with it. The room goes when nobody can ask for it any more."""

@@ -86,16 +86,19 @@ class Writer:
             )
         self._staging.submit((sender, command), sender.source, command.offset, command.offset + command.length)
 
-    def advance(self) -> None:
-        """Takes in what the transports report, and what has been copied out of device memory."""
+    def advance(self) -> set[EmbeddingSender]:
+        """Takes in what the transports report, and what has been copied out of device memory; answers whose it was."""
+        changed = set()
         for transport in self.transports.values():
             for event in transport.poll():
                 if isinstance(event, LinkLost):
                     log.info("a data connection ended: %s", event.error)
                 elif isinstance(event, Written):
-                    self._over(event)
+                    changed.add(self._over(event))
         for staged in self._staging.finished() if self._staging else ():
+            changed.add(staged.key[0])
             self._staged(staged)
+        return changed
 
     def close(self) -> None:
         """Closes the transports; :meth:`advance` then has the last events."""
@@ -135,7 +138,7 @@ class Writer:
         known = sender.checksums.of(c.offset, c.length) if sender.checksums else None
         return known or chunk_checksum(self.layout, rows, at, c.length)
 
-    def _over(self, event: Written) -> None:
+    def _over(self, event: Written) -> EmbeddingSender:
         writing = self._writing.pop(event.ticket)
         c, machine = writing.command, writing.sender.machine
         self._release(writing.slot)
@@ -145,6 +148,7 @@ class Writer:
             stop = c.offset + c.length
             log.warning("room %d: tokens [%d, %d) not written: %s", machine.room, c.offset, stop, event.error)
             machine.write_failed(c.target, c.epoch, c.offset, c.length, event.error)
+        return writing.sender
 
     def _release(self, slot: int | None) -> None:
         if slot is not None and self._staging is not None:

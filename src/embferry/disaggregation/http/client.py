@@ -8,19 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from ..base.dial import connecting
 from ..base.loop import READ, WRITE, Loop
+from ..protocol.errors import TransportError
 from . import head
 from .deadline import Deadline
 from .head import HttpError
 from .wire import Destination
 
-KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-)
 MAX_REMARK_BYTES = 64 << 10  # what an answer that is an error may say beside its status
 BODILESS = (204, 304)
 
@@ -72,11 +67,11 @@ class Connection:
         self._deadline.set(self._allowed)
         try:
             if self._sock is None:
-                self._sock = self._connect()
+                self._sock = connecting((self._to.host, self._to.port))
             self._loop.watch(self._sock.fileno(), WRITE, self._ready)
-        except OSError as error:
+        except (TransportError, OSError) as error:
             # Not from within the call: who asks has not finished yet.
-            self._loop.call(partial(self._break, f"cannot connect: {error}"))
+            self._loop.call(partial(self._break, str(error)))
 
     def end(self) -> None:
         """Closes it; an exchange under way hears no more."""
@@ -86,20 +81,6 @@ class Connection:
             self._loop.unwatch(self._sock.fileno())
             self._sock.close()
             self._sock = None
-
-    def _connect(self) -> socket.socket:
-        sock = socket.socket(socket.AF_INET6 if ":" in self._to.host else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            for option in KEEPALIVE:
-                sock.setsockopt(*option)
-            sock.connect((self._to.host, self._to.port))
-        except BlockingIOError:
-            pass
-        except OSError:
-            sock.close()
-            raise
-        return sock
 
     def _break(self, reason: str) -> None:
         exchange = self._exchange

@@ -1,8 +1,6 @@
 """One write on its way into the blocks: fetched, resumed at the byte where it stands, and then reported.
 
-A byte may land only while its window is open, so before each receive the thread asks again; the receive itself happens
-under :attr:`Landing.lock` and never waits for the network. Who has closed a window and then held the lock once
-therefore knows that no later byte lands in it.
+Before each receive the thread asks whether the bytes may still land (:mod:`..base.landing`).
 """
 
 from __future__ import annotations
@@ -10,34 +8,16 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable, Mapping
-from threading import Lock
 
-import numpy as np
-
-from ..base.conn_multimodal import Region
-from ..base.windows import Rows, Windows
+from ..base.cursor import Cursor
+from ..base.landing import Landing, Permit
 from .client import Connection, Exchange
-from .cursor import Cursor
 from .head import HttpError
 from .wire import FAILED, REFUSED, WRITTEN, Publication
 
 MAX_TRIES = 6  # in a row without a new byte
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.A)
-
-
-class Landing:
-    """The region that writes land in."""
-
-    def __init__(self, region: Region) -> None:
-        self.windows = Windows(Rows(region.rows, region.num_blocks), np.zeros(region.num_blocks, np.uint64))
-        self.view = region.view
-        self.lock = Lock()
-
-    def settle(self) -> None:
-        """Returns when no receive is under way that began before the call: at most one call of the kernel later."""
-        with self.lock:
-            pass
 
 
 class _WindowClosedError(HttpError):
@@ -59,19 +39,17 @@ class Fetch(Exchange):
         self._path = f"{path}/{publication.number}"
         self._landing, self._over = landing, over
         ranges = publication.parsed_ranges()
-        touched = landing.windows.rows.touched(ranges)
-        self._touched = np.zeros(0, np.intp) if touched is None else touched
+        self._permit = Permit(landing.windows, publication.epoch, landing.windows.rows.touched(ranges))
         self._views: list[memoryview] = []
-        if touched is not None:
+        if not self._permit.refused:
             self._views = [landing.view[offset : offset + length] for offset, length in ranges.tolist()]
-        self._version = -1  # of the windows, when they were last seen to allow the write
         self._at = self._furthest = 0  # bytes that have landed
         self._cursor = Cursor([])
         self._tries = 0
         self._status = 0
         self._outcome = ""
         with landing.lock:
-            if not self._allowed():
+            if not self._permit.holds():
                 self._outcome = REFUSED
             elif publication.length == 0:
                 self._outcome = WRITTEN
@@ -132,7 +110,7 @@ class Fetch(Exchange):
     def done(self, connection: Connection | None) -> None:
         if self._is_payload:
             with self._landing.lock:  # the last word
-                self._outcome = WRITTEN if self._allowed() else REFUSED
+                self._outcome = WRITTEN if self._permit.holds() else REFUSED
             self._tries = 0
             self._cursor.release()
         elif self._status >= 500 or self._status in (408, 425, 429):
@@ -153,16 +131,8 @@ class Fetch(Exchange):
     def _is_payload(self) -> bool:
         return not self._outcome and self._status in (200, 206)
 
-    def _allowed(self) -> bool:
-        windows = self._landing.windows
-        if self._version != windows.version:
-            if not windows.allows(self.publication.epoch, self._touched):
-                return False
-            self._version = windows.version
-        return True
-
     def _check_window(self) -> None:
-        if not self._allowed():
+        if not self._permit.holds():
             self._outcome = REFUSED
             self._tries = -1  # what breaks now is no failure
             raise _WindowClosedError("the window of this write has been closed")

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..base.cursor import Cursor
 from ..base.loop import READ, WRITE, Loop
 from . import head
-from .cursor import Cursor
 from .deadline import Deadline
 from .head import HttpError, Request
 

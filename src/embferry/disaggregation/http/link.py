@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 import logging
+import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 
-from ..base.conn_multimodal import LinkLost, Written
+from ..base.conn_multimodal import LinkLost, Piece, Written
 from ..base.loop import Loop
 from ..base.outbox import Outbox
-from ..base.windows import Ranges
+from ..base.windows import MAX_EPOCH, Ranges, ranges_of
 from ..protocol.errors import TransportError
 from .deadline import Deadline
-from .wire import ANSWER_FULL_BYTES, FAILED, MAX_LISTED, REFUSED, Publication
+from .wire import ANSWER_FULL_BYTES, FAILED, MAX_LISTED, MAX_PAYLOAD, MAX_RANGES, REFUSED, Publication
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +94,13 @@ class Link:
         self._deadline = Deadline(loop, self._expired)
         loop.call(self.heard)
 
-    def write(self, ticket: int, epoch: int, etag: str, ranges: Ranges, views: list[memoryview]) -> None:
+    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         """From any thread."""
-        length = int(ranges[:, 1].sum())
+        ranges = _ranges(epoch, pieces)
+        if isinstance(ranges, TransportError):
+            self._outbox.post(Written(ticket, ranges))
+            return
+        etag, length = secrets.token_hex(8), int(ranges[:, 1].sum())
         with self._lock:
             error = self._error
             if error is None:
@@ -103,7 +108,7 @@ class Link:
                 entry = Publication(number, epoch, f'"{number}-{etag}"', length, ranges.astype(">u8").tobytes())
                 if not self._published:
                     self._progress_at = time.monotonic()
-                self._published[number] = Published(ticket, entry, views)
+                self._published[number] = Published(ticket, entry, [piece.source.cast("B") for piece in pieces])
         if error is not None:
             self._outbox.post(Written(ticket, error))
         else:
@@ -180,3 +185,17 @@ class Link:
             self.heard()
         else:
             self.end(TransportError(f"the receiver has not asked for {self._patience.silence} s"), lost=True)
+
+
+def _ranges(epoch: int, pieces: Sequence[Piece]) -> Ranges | TransportError:
+    """Or why there is no such write. Not raised: an error that is kept keeps the frames, and so the source, alive."""
+    size = sum(piece.source.nbytes for piece in pieces)
+    if not 1 <= len(pieces) <= MAX_RANGES or size > MAX_PAYLOAD:
+        why = f"a write of {len(pieces)} pieces, {size} bytes; make it 1 to {MAX_RANGES}, {MAX_PAYLOAD} bytes"
+        return TransportError(why, retryable=False)
+    try:
+        if 0 <= epoch <= MAX_EPOCH:
+            return ranges_of(pieces)
+    except OverflowError:
+        pass
+    return TransportError("an offset or the epoch of the write is beyond 64 bits", retryable=False)

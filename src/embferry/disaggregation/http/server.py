@@ -9,10 +9,11 @@ import re
 import secrets
 import socket
 
-from ..base.loop import READ, Loop
+from ..base.cursor import Cursor
+from ..base.listener import Listener
+from ..base.loop import Loop
 from ..protocol.errors import TransportError
 from . import resource
-from .cursor import Cursor
 from .head import Request
 from .incoming import Incoming
 from .link import Link
@@ -21,7 +22,6 @@ from .wire import SECRET_BYTES, Asked, parse_target
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
-ACCEPT_PAUSE_S = 0.1
 EMPTY = {"Content-Length": "0"}
 UNCHANGED = {"Cache-Control": "no-store, no-transform"}
 METHODS = ("GET", "HEAD", "DELETE")
@@ -36,17 +36,20 @@ class Server:
 
     All but the constructor is for the loop's thread."""
 
-    def __init__(self, listener: socket.socket, loop: Loop, longest_wait: float) -> None:
+    def __init__(self, sock: socket.socket, loop: Loop, longest_wait: float) -> None:
         self.secret = secrets.token_bytes(SECRET_BYTES)
-        self.port: int = listener.getsockname()[1]
         self.links: dict[str, Link] = {}
-        self._loop, self._longest_wait = loop, longest_wait
-        self._listener = listener
-        self._connections: set[Incoming] = set()
+        self._longest_wait = longest_wait
         self._parked: dict[str, tuple[Incoming, int]] = {}
         self._stopped = False
-        listener.setblocking(False)
-        loop.call(self._listen)
+        self.listener = Listener(
+            sock,
+            loop,
+            "a receiver",
+            MAX_CONNECTIONS,
+            lambda sock, peer: Incoming(sock, peer, loop, self._answer, self._ended),
+        )
+        self.listener.start()
 
     def publish(self, token: str) -> None:
         """Answers the poll of a receiver for which there is something now."""
@@ -60,40 +63,14 @@ class Server:
     def stop(self) -> None:
         """Tells those who wait, ends every connection and the listening."""
         self._stopped = True
-        self._pause()
-        self._listener.close()
+        self.listener.stop()
         for connection, _ in list(self._parked.values()):
             connection.send(410, EMPTY)
-        for connection in list(self._connections):
+        for connection in list(self.listener.connections):
             connection.end("the sender is closed")
 
-    def _listen(self) -> None:
-        if not self._stopped:
-            self._loop.watch(self._listener.fileno(), READ, self._accept)
-
-    def _pause(self) -> None:
-        self._loop.unwatch(self._listener.fileno())
-
-    def _accept(self, _: int) -> None:
-        while True:
-            try:
-                sock, address = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # The peer left already, or no descriptors are left; the latter would make this spin.
-                log.warning("could not accept a receiver, trying again in %s s: %s", ACCEPT_PAUSE_S, error)
-                self._pause()
-                self._loop.later(ACCEPT_PAUSE_S, self._listen)
-                return
-            if len(self._connections) >= MAX_CONNECTIONS:
-                log.warning("refused a receiver at %s: %d are connected", address, MAX_CONNECTIONS)
-                sock.close()
-                continue
-            self._connections.add(Incoming(sock, str(address), self._loop, self._answer, self._ended))
-
     def _ended(self, connection: Incoming) -> None:
-        self._connections.discard(connection)
+        self.listener.connections.discard(connection)
         self._unpark(connection)
 
     def _answer(self, connection: Incoming, request: Request) -> None:

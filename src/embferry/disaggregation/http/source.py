@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..base.landing import Landing
 from ..base.loop import Loop
 from .client import Connection, Exchange
-from .fetch import Fetch, Landing
+from .fetch import Fetch
 from .head import HttpError
 from .wire import MAX_ANSWER_BYTES, Destination, parse_publications
 

@@ -29,12 +29,12 @@ import msgspec
 import numpy as np
 
 from ..base import address as addresses
-from ..base.handles import decode_handle
+from ..base.handles import TOKEN_BYTES, Token, decode_handle
 from ..base.windows import Ranges
 from ..protocol.errors import TransportError
 from .head import HttpError
 
-SECRET_BYTES = TOKEN_BYTES = 16
+SECRET_BYTES = TOKEN_BYTES
 MAX_RANGES = 1 << 16
 MAX_PAYLOAD = 1 << 46  # bytes: more than any machine's memory, and times MAX_RANGES still below 64 bits
 MAX_ANSWER_BYTES = 4 << 20  # of one answer to a poll: the ranges of the largest write, and room for others
@@ -54,14 +54,14 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 class HttpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-http-1"):
     """Of a receiver: it listens nowhere, so this only names it."""
 
-    token: Annotated[bytes, msgspec.Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
+    token: Token
 
 
 class HttpAddress(msgspec.Struct, frozen=True, array_like=True, tag="embferry-http-sender-1"):
     """Of a sender."""
 
     base: Annotated[str, msgspec.Meta(max_length=512)]
-    secret: Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
+    secret: Token
 
 
 class Publication(msgspec.Struct, frozen=True, array_like=True):

@@ -26,16 +26,16 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ..base.handles import Token
 from ..base.loop import READ, WRITE, Loop
 
-TOKEN_BYTES = 16
 BLOCK_BYTES = 4
 
 _LENGTH = struct.Struct("<I")
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    token: Annotated[bytes, msgspec.Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
+    token: Token
 
 
 class Enter(msgspec.Struct, frozen=True, array_like=True, tag=2):

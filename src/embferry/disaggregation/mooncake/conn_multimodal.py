@@ -14,8 +14,6 @@ Beside the transport, this is where users of the origin look for the names of it
 from __future__ import annotations
 
 import secrets
-import socket
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
@@ -23,16 +21,15 @@ from typing import Annotated
 import msgspec
 
 from ..base import address
-from ..base.conn_multimodal import Capabilities, Event, Piece, Region, Transport, Window, Written
-from ..base.handles import decode_handle
-from ..base.loop import Loop
-from ..base.outbox import Outbox
+from ..base.conn_multimodal import Capabilities, Region
+from ..base.handles import TOKEN_BYTES, Host, Port, Token, decode_handle
+from ..base.linked import LinkedTransport
+from ..base.listener import listen
 from ..base.windows import Rows
 from ..bootstrap import BootstrapServer as MooncakeEmbeddingBootstrapServer
 from ..origin.frames import EmbeddingArgsRegisterInfo, TransferEmbeddingChunk, TransferEmbeddingInfo
 from ..protocol.errors import LocalProtocolError, TransportError
 from ..protocol.layout import MAX_FIELDS
-from . import channel
 from .engine import P2P, Engine, EngineSettings
 from .flights import Cargo, Flights
 from .link import Link
@@ -68,15 +65,15 @@ class MooncakeHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry
     """The receiver's name among engines."""
     protocol: Name
     metadata_server: Name
-    host: Annotated[str, msgspec.Meta(max_length=64)]
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    host: Host
+    port: Port
     """Of the side channel."""
-    token: Annotated[bytes, msgspec.Meta(min_length=channel.TOKEN_BYTES, max_length=channel.TOKEN_BYTES)]
+    token: Token
     num_blocks: Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
     rows: Annotated[tuple[tuple[Size, Size], ...], msgspec.Meta(min_length=1, max_length=MAX_FIELDS)]
 
 
-class MooncakeTransport(Transport):
+class MooncakeTransport(LinkedTransport[Server, Link]):
     """
     :param host: the address the side channel listens on. The engine itself listens on all addresses.
     :param port: of the side channel; 0 for any free one. The engine's: ``MC_MIN_RPC_PORT`` to ``MC_MAX_RPC_PORT``.
@@ -112,132 +109,67 @@ class MooncakeTransport(Transport):
         self._settings = EngineSettings(advertise or host, protocol, device, metadata_server)
         self._register_sources = protocol != "tcp" if register_sources is None else register_sources
         self._revoke_grace_s, self._connect_timeout_s = revoke_grace_s, connect_timeout_s
-        self._outbox = Outbox(lambda: self.wake())
-        self._loop = Loop("embferry-mooncake", self._outbox.fail)
-        self._server: Server | None = None
-        self._links: dict[bytes, Link] = {}
-        self._unfinished: set[Link] = set()
-        self._lock = threading.Lock()  # of _links and _unfinished, which other threads change too
-        self._closed = False
 
     def register(self, region: Region) -> bytes:
         """:raises TransportError: the engine is not installed or cannot start, or the port is taken.
         :raises LocalProtocolError: private memory (see :mod:`alias`), or as in the contract."""
-        if self._server is not None or self._closed:
-            raise LocalProtocolError("one region a transport; make another transport for another region")
+        self._check_unregistered()
         if region.fd is None:
             raise LocalProtocolError(
                 "the mooncake transport needs memory it can map twice: MultimodalDataBuffers(..., shared=True)"
             )
-        if address.own(self._settings.host).is_unspecified:
-            raise LocalProtocolError(f"peers cannot connect to {self._settings.host}; advertise this host's address")
+        advertise = address.advertised(self._settings.host)
         engine = Engine(self._settings)
-        token = secrets.token_bytes(channel.TOKEN_BYTES)
-        listener: socket.socket | None = None
+        token = secrets.token_bytes(TOKEN_BYTES)
         try:
-            family = socket.AF_INET6 if address.own(self._host).version == 6 else socket.AF_INET
-            listener = socket.create_server((self._host, self._port), family=family, backlog=128)
-            handle = MooncakeHandle(
+            sock = listen(self._host, self._port)
+            try:
+                server = Server(region, engine, token, sock, self._revoke_grace_s, self._loop, self._outbox)
+            except BaseException:
+                sock.close()
+                raise
+        except BaseException as error:
+            engine.close()
+            if isinstance(error, OSError):
+                raise TransportError(f"cannot map the region again: {error}") from error
+            raise
+        self._receiving = server
+        settings = self._settings
+        return msgspec.msgpack.encode(
+            MooncakeHandle(
                 engine.segment,
-                self._settings.protocol,
-                self._settings.metadata_server,
-                self._settings.host,
-                listener.getsockname()[1],
+                settings.protocol,
+                settings.metadata_server,
+                advertise,
+                server.listener.port,
                 token,
                 region.num_blocks,
                 region.rows,
             )
-            self._server = Server(region, engine, token, listener, self._revoke_grace_s, self._loop, self._outbox)
-        except BaseException as error:
-            if listener is not None:
-                listener.close()
-            engine.close()
-            if isinstance(error, OSError):
-                raise TransportError(f"cannot serve on {self._host} port {self._port}: {error}") from error
-            raise
-        return msgspec.msgpack.encode(handle)
-
-    def admit(self, window: Window) -> None:
-        self._registered().access.admit(window)
-
-    def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
-        self._registered().access.close_blocks(epoch, blocks)
-
-    def revoke(self, epoch: int) -> None:
-        self._registered().access.revoke(epoch)
+        )
 
     def connect(self, handle: bytes) -> None:
         """As in the contract. What goes wrong later, as when the engine cannot start, is reported as ``LinkLost``."""
         peer = decode_handle(handle, MooncakeHandle, self.name)
         _check(peer, self._settings)
-        with self._lock:
-            if self._closed:
-                raise LocalProtocolError("this transport is closed")
-            if handle in self._links:
-                return
-            try:
-                link = Link(
-                    handle,
-                    (peer.host, peer.port),
-                    peer.token,
-                    Rows(peer.rows, peer.num_blocks),
-                    self._connect_timeout_s,
-                    partial(self._open_flights, peer.segment),
-                    self._loop,
-                    self._outbox,
-                    self._forget,
-                )
-            except OSError as error:
-                raise TransportError(f"cannot connect to {peer.host} port {peer.port}: {error}") from error
-            self._links[handle] = link
-            self._unfinished.add(link)
+        rows, flights = Rows(peer.rows, peer.num_blocks), partial(self._open_flights, peer.segment)
+        to, timeout_s = (peer.host, peer.port), self._connect_timeout_s
+        self._join(
+            handle,
+            lambda: Link(handle, to, peer.token, rows, timeout_s, flights, self._loop, self._outbox, self._forget),
+        )
 
-    def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
-        with self._lock:
-            link = self._links.get(handle)
-        if link is None:
-            self._outbox.post(Written(ticket, TransportError("there is no link to this receiver; connect first")))
-        else:
-            link.write(epoch, pieces, ticket)
-
-    def disconnect(self, handle: bytes) -> None:
-        with self._lock:
-            link = self._links.pop(handle, None)
-        if link is not None:
-            link.end(TransportError("this end disconnected"), lost=False)
-
-    def poll(self) -> list[Event]:
-        return self._outbox.drain()
-
-    def close(self) -> None:
+    def _shut(self, links: Sequence[Link]) -> None:
         """Waits for the engines to end: some milliseconds each, in which the interpreter stands still. If a peer hangs
         in the middle of its engine's first handshake, as long as the engine waits for that (``MC_HANDSHAKE_*``)."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            links = list(self._unfinished)
         for link in links:
-            link.end(TransportError("this end was closed"), lost=False)
-        for link in links:
+            link.end(TransportError("this end was closed"), lost=False)  # a loop that died of a bug has not done it
             link.join()
-        if self._server is not None:
-            self._server.close()
-        self._loop.close()
+        if self._receiving is not None:
+            self._receiving.close()
 
     def _open_flights(self, segment: str, on_carried: Callable[[Cargo], None]) -> Flights:
         return Flights(partial(Engine, self._settings), segment, self._register_sources, on_carried)
-
-    def _forget(self, handle: bytes, link: Link) -> None:
-        with self._lock:
-            self._unfinished.discard(link)
-            if self._links.get(handle) is link:
-                del self._links[handle]
-
-    def _registered(self) -> Server:
-        if self._server is None:
-            raise LocalProtocolError("no region is registered with this transport; call register first")
-        return self._server
 
 
 def _check(peer: MooncakeHandle, ours: EngineSettings) -> None:

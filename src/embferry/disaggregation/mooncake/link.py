@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,7 +16,8 @@ from functools import partial
 import numpy as np
 
 from ..base.conn_multimodal import LinkLost, Piece, Written
-from ..base.loop import WRITE, Loop
+from ..base.dial import Dial
+from ..base.loop import Loop
 from ..base.outbox import Outbox
 from ..base.windows import MAX_EPOCH, Rows, ranges_of
 from ..protocol.errors import TransportError
@@ -30,21 +29,13 @@ log = logging.getLogger(__name__)
 
 MAX_INSIDE = 64  # writes that have entered; others wait here
 MAX_MESSAGE = 64
-KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),  # ms without an acknowledgement of sent bytes (RFC 5482)
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-)
 
 
 class Link:
     """Writes to the receiver behind ``handle``, with an engine of its own: so ending the link ends its transfers.
 
     :param forget: called once when the link is over, before :class:`LinkLost` is posted.
-    :raises OSError: the connection is refused at once.
+    :raises TransportError: the connection is refused at once.
     """
 
     def __init__(
@@ -59,7 +50,7 @@ class Link:
         outbox: Outbox,
         forget: Callable[[bytes, Link], None],
     ) -> None:
-        self._handle, self._rows, self._timeout_s = handle, rows, timeout_s
+        self._handle, self._rows = handle, rows
         self._loop, self._outbox, self._forget = loop, outbox, forget
         self._keys = itertools.count(1)
         self._lock = threading.Lock()  # of _error and _tickets
@@ -68,16 +59,15 @@ class Link:
         self._tickets: dict[int, int] = {}
         self._waiting: deque[tuple[Cargo, bytes]] = deque()
         self._entered: dict[int, Cargo] = {}
-        self._connected = False
-        self._sock = _connecting(address)
+        dial = Dial(address, loop, timeout_s, lambda: self._channel.open(), partial(self.end, lost=True))
         unsent = MAX_INSIDE * (MAX_MESSAGE + rows.num_blocks * BLOCK_BYTES)  # more there cannot be
         self._channel = Channel(
-            self._sock, loop, FromReceiver, MAX_MESSAGE, unsent, self._on_message, self._on_channel_end
+            dial.sock, loop, FromReceiver, MAX_MESSAGE, unsent, self._on_message, self._on_channel_end
         )
         self._channel.send(Hello(token))
         self._courier = Courier(open_flights, self._on_carried, self._on_broken, self._on_courier_end)
         self._courier.start()
-        loop.call(self._start)
+        dial.start()
 
     # From any thread
 
@@ -128,23 +118,6 @@ class Link:
         self._loop.call(self._report)
 
     # On the loop's thread
-
-    def _start(self) -> None:
-        if self._error is None:
-            self._loop.watch(self._sock.fileno(), WRITE, self._on_connected)
-            self._loop.later(self._timeout_s, self._check_connected)
-
-    def _check_connected(self) -> None:
-        if not self._connected:
-            self.end(TransportError(f"the receiver did not answer within {self._timeout_s} s"), lost=True)
-
-    def _on_connected(self, _: int) -> None:
-        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            self.end(TransportError(f"cannot connect to the receiver: {os.strerror(code)}"), lost=True)
-            return
-        self._connected = True
-        self._channel.open()
 
     def _on_channel_end(self, reason: str) -> None:
         self.end(TransportError(f"the connection to the receiver broke: {reason}"), lost=True)
@@ -208,21 +181,6 @@ class Link:
         if self._lost:
             log.info("lost the link to a receiver: %s", error)
             self._outbox.post(LinkLost(self._handle, error))
-
-
-def _connecting(address: tuple[str, int]) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        for option in KEEPALIVE:
-            sock.setsockopt(*option)
-        sock.connect(address)
-    except BlockingIOError:
-        pass
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _refused() -> TransportError:

@@ -10,8 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from ..base.conn_multimodal import Region
-from ..base.loop import READ, Loop
+from ..base.conn_multimodal import Region, Window
+from ..base.listener import Listener
+from ..base.loop import Loop
 from ..base.outbox import Outbox
 from .access import Access, Stay
 from .channel import BLOCK_BYTES, Channel, ChannelError, Enter, Entered, FromSender, Hello, Leave, Left, Stop
@@ -23,7 +24,6 @@ HANDSHAKE_S = 5.0
 MAX_CONNECTIONS = 1024
 MAX_UNSENT = 4 << 20  # bytes of answers a sender may leave unread
 MAX_INSIDE = 256  # writes of one sender at a time; ours keep below it
-ACCEPT_PAUSE_S = 0.1
 
 
 class Server:
@@ -37,19 +37,26 @@ class Server:
         region: Region,
         engine: Engine,
         token: bytes,
-        listener: socket.socket,
+        sock: socket.socket,
         grace_s: float,
         loop: Loop,
         outbox: Outbox,
     ) -> None:
         self.token, self.loop = token, loop
         self.max_message = 64 + region.num_blocks * BLOCK_BYTES
-        self.senders: set[Sender] = set()
-        self._listener, self._grace_s = listener, grace_s
+        self._grace_s = grace_s
         self.access = Access(region, engine, outbox, self._stop, self._later)
-        listener.setblocking(False)
-        self._stopped = False
-        loop.call(self._listen)
+        self.listener = Listener(sock, loop, "a sender", MAX_CONNECTIONS, partial(Sender, self))
+        self.listener.start()
+
+    def admit(self, window: Window) -> None:
+        self.access.admit(window)
+
+    def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
+        self.access.close_blocks(epoch, blocks)
+
+    def revoke(self, epoch: int) -> None:
+        self.access.revoke(epoch)
 
     def close(self) -> None:
         """From another thread: cuts the region off, ends the engine, and tells the senders."""
@@ -66,33 +73,9 @@ class Server:
     # On the loop's thread
 
     def _end(self) -> None:
-        self._stopped = True
-        self.loop.unwatch(self._listener.fileno())
-        self._listener.close()
-        for sender in list(self.senders):
+        self.listener.stop()
+        for sender in list(self.listener.connections):
             sender.end("the receiver is closed", logging.DEBUG)
-
-    def _listen(self) -> None:
-        if not self._stopped:
-            self.loop.watch(self._listener.fileno(), READ, self._accept)
-
-    def _accept(self, _: int) -> None:
-        while True:
-            try:
-                sock, address = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # The peer left already, or no descriptors are left; the latter would make this spin.
-                log.warning("could not accept a sender, trying again in %s s: %s", ACCEPT_PAUSE_S, error)
-                self.loop.unwatch(self._listener.fileno())
-                self.loop.later(ACCEPT_PAUSE_S, self._listen)
-                return
-            if len(self.senders) >= MAX_CONNECTIONS:
-                log.warning("refused a sender at %s: %d are connected", address, MAX_CONNECTIONS)
-                sock.close()
-                continue
-            self.senders.add(Sender(self, sock, str(address)))
 
 
 class Sender:
@@ -121,7 +104,7 @@ class Sender:
         self._ended = True
         log.log(level, "the connection of the sender at %s is over: %s", self._address, reason)
         self._channel.close()
-        self._server.senders.discard(self)
+        self._server.listener.connections.discard(self)
         for stay in self._stays.values():
             self._server.access.leave(stay, clean=False)
         self._stays.clear()

@@ -13,19 +13,6 @@ from .messages import LENGTH, FrameError, Message, decode, encode
 
 READ_BYTES = 1 << 16
 MAX_UNSENT = 64 << 20  # bytes a peer may leave unread before it is given up: it has stopped or means harm
-KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),  # ms without an acknowledgement of sent bytes (RFC 5482)
-)
-
-
-def set_keepalive(sock: socket.socket) -> None:
-    """Finds out within half a minute that the peer's host is gone."""
-    for option in KEEPALIVE:
-        sock.setsockopt(*option)
 
 
 class Channel:

@@ -12,25 +12,21 @@ Only host memory is read and written. What UCX uses is its own affair and is set
 from __future__ import annotations
 
 import secrets
-import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 
 from ..base import address
-from ..base.conn_multimodal import Capabilities, Event, Piece, Region, Transport, Window, Written
-from ..base.handles import decode_handle
-from ..base.loop import Loop
-from ..base.outbox import Outbox
+from ..base.conn_multimodal import Capabilities, Region
+from ..base.handles import TOKEN_BYTES, Host, Port, Token, decode_handle
+from ..base.linked import LinkedTransport
+from ..base.listener import listen
 from ..protocol.errors import LocalProtocolError, TransportError
 from .agent import Backends, binding
 from .link import Link, LinkSettings
-from .messages import TOKEN_BYTES, Hello
+from .messages import Hello
 from .server import Server
 
 __all__ = ["NixlTransport"]
@@ -39,12 +35,12 @@ END_MARGIN_S = 10.0
 
 
 class NixlHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-nixl-1"):
-    host: Annotated[str, msgspec.Meta(max_length=64)]
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
-    token: Annotated[bytes, msgspec.Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
+    host: Host
+    port: Port
+    token: Token
 
 
-class NixlTransport(Transport):
+class NixlTransport(LinkedTransport[Server, Link]):
     """
     :param backends: NIXL's backends by name, each with its parameters as NIXL takes them (strings); UCX if None. Both
         ends must have one in common.
@@ -53,7 +49,9 @@ class NixlTransport(Transport):
     :param advertise: the IP address peers connect to, if it is another one than ``host``.
     :param connect_timeout_s: how long the receiver may take to answer a connection, its new agent included.
     :param drain_timeout_s: how long writes in flight may take to end when a link ends; then the agent is destroyed.
-    :param close_timeout_s: how long :meth:`close` waits for senders to end their writes into the own region.
+    :param close_timeout_s: how long :meth:`close` waits for senders to end their writes into the own region. One on
+        this host that has not left then may go on (its process is stopped): everything is closed and ``TransportError``
+        raised; give the region up rather than use it again.
     :param slice_bytes: the largest request given to the engine: on shared memory it is copied in one go, so this
         bounds how long a revocation and other writes wait.
     :raises TransportError: NIXL is not installed; not worth a retry.
@@ -83,116 +81,34 @@ class NixlTransport(Transport):
             raise LocalProtocolError("the nixl transport needs a backend, and slices of at least one byte")
         self._settings = LinkSettings(backends, slice_bytes, connect_timeout_s, drain_timeout_s)
         self._close_timeout_s = close_timeout_s
-        self._outbox = Outbox(lambda: self.wake())
-        self._loop = Loop("embferry-nixl", self._outbox.fail)
-        self._server: Server | None = None
-        self._links: dict[bytes, Link] = {}
-        self._ending: set[Link] = set()
-        self._lock = threading.Lock()  # of _links and _ending, which the loop's thread changes too
-        self._closed = False
 
     def register(self, region: Region) -> bytes:
-        if self._server is not None or self._closed:
-            raise LocalProtocolError("one region a transport; make another transport for another region")
-        if address.own(self._advertise).is_unspecified:
-            raise LocalProtocolError(f"peers cannot connect to {self._advertise}; advertise this host's address")
-        family = socket.AF_INET6 if address.own(self._host).version == 6 else socket.AF_INET
+        self._check_unregistered()
+        advertise, sock = address.advertised(self._advertise), listen(self._host, self._port)
+        token, backends = secrets.token_bytes(TOKEN_BYTES), self._settings.backends
         try:
-            listener = socket.create_server((self._host, self._port), family=family, backlog=128)
-        except OSError as error:
-            raise TransportError(f"cannot listen on {self._host} port {self._port}: {error}") from error
-        token = secrets.token_bytes(TOKEN_BYTES)
-        handle = NixlHandle(self._advertise, listener.getsockname()[1], token)
-        try:
-            self._server = Server(region, token, boot_id(), listener, self._settings.backends, self._loop, self._outbox)
+            server = Server(region, token, boot_id(), sock, backends, self._loop, self._outbox)
         except TransportError:
-            listener.close()
+            sock.close()
             raise
-        return msgspec.msgpack.encode(handle)
-
-    def admit(self, window: Window) -> None:
-        self._registered().gate.admit(window)
-
-    def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
-        server = self._registered()
-        server.carry_out_soon(server.gate.close_blocks(epoch, blocks))
-
-    def revoke(self, epoch: int) -> None:
-        server = self._registered()
-        server.carry_out_soon(server.gate.revoke(epoch))
+        self._receiving = server
+        return msgspec.msgpack.encode(NixlHandle(advertise, server.listener.port, token))
 
     def connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, NixlHandle, self.name)
-        host = address.reachable(peer.host)
-        with self._lock:
-            if self._closed:
-                raise LocalProtocolError("this transport is closed")
-            if handle in self._links:
-                return
-            try:
-                self._links[handle] = Link(
-                    handle,
-                    (host, peer.port),
-                    Hello(peer.token, boot_id()),
-                    self._settings,
-                    self._loop,
-                    self._outbox,
-                    self._forget,
-                )
-            except OSError as error:
-                raise TransportError(f"cannot connect to {host} port {peer.port}: {error}") from error
+        to, hello = (address.reachable(peer.host), peer.port), Hello(peer.token, boot_id())
+        self._join(handle, lambda: Link(handle, to, hello, self._settings, self._loop, self._outbox, self._forget))
 
-    def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
-        with self._lock:
-            link = self._links.get(handle)
-        if link is None:
-            self._outbox.post(Written(ticket, TransportError("there is no connection to this receiver; connect first")))
-        else:
-            link.write(epoch, pieces, ticket)
-
-    def disconnect(self, handle: bytes) -> None:
-        with self._lock:
-            link = self._links.pop(handle, None)
-            if link is not None:
-                self._ending.add(link)
-        if link is not None:
-            self._loop.call(partial(link.end, TransportError("this end disconnected"), lost=False))
-
-    def poll(self) -> list[Event]:
-        return self._outbox.drain()
-
-    def close(self) -> None:
-        """:raises TransportError: a writer on this host has not left the region and may go on (its process is stopped):
-        everything is closed, but give the region up rather than use it again."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            links = [*self._links.values(), *self._ending]
-        for link in links:
-            self._loop.call(partial(link.end, TransportError("this end was closed"), lost=False))
+    def _shut(self, links: Sequence[Link]) -> None:
         deadline = time.monotonic() + self._settings.drain_timeout_s + self._settings.connect_timeout_s + END_MARGIN_S
         for link in links:
             link.finished.wait(max(0.0, deadline - time.monotonic()))
             link.join(max(0.0, deadline - time.monotonic()))
-        empty = self._server is None or self._server.close(self._close_timeout_s)
-        self._loop.close()
-        if not empty:
+        if self._receiving is not None and not self._receiving.close(self._close_timeout_s):
             raise TransportError(
                 f"a stopped writer has not left the region within {self._close_timeout_s} s; give the region up",
                 retryable=False,
             )
-
-    def _forget(self, handle: bytes, link: Link) -> None:
-        with self._lock:
-            self._ending.discard(link)
-            if self._links.get(handle) is link:
-                del self._links[handle]
-
-    def _registered(self) -> Server:
-        if self._server is None:
-            raise LocalProtocolError("no region is registered with this transport; call register first")
-        return self._server
 
 
 def boot_id() -> str:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from ..base.conn_multimodal import LinkLost, Piece, Written
-from ..base.loop import WRITE, Loop
+from ..base.dial import Dial
+from ..base.loop import Loop
 from ..base.outbox import Outbox
 from ..protocol.errors import TransportError
 from .agent import Backends
-from .channel import Channel, set_keepalive
+from .channel import Channel
 from .job import Job
 from .messages import (
     MAX_FRAME,
@@ -50,7 +49,7 @@ class Link:
     All but the constructor, ``write``, ``join`` and ``finished`` is for the loop's thread.
 
     :param forget: called when the link is over, before :class:`LinkLost` is posted.
-    :raises OSError: the connection is refused at once.
+    :raises TransportError: the connection is refused at once.
     """
 
     def __init__(
@@ -73,16 +72,7 @@ class Link:
         self._lost = False
         self._channel: Channel | None = None
         self._hung_up = self._ready = self._awaits_hang_up = False
-        self._sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            self._sock.setblocking(False)
-            set_keepalive(self._sock)
-            self._sock.connect(address)
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._sock.close()
-            raise
+        self._dial = Dial(address, loop, settings.connect_timeout_s, self._on_connected, self._on_refused)
         self._writer = Writer(
             settings.backends,
             slice_bytes=settings.slice_bytes,
@@ -92,7 +82,8 @@ class Link:
             on_end=lambda error, clean: loop.call(partial(self._on_writer_end, error, clean)),
             on_bug=outbox.fail,
         )
-        loop.call(self._start)
+        self._dial.start()
+        loop.call(lambda: loop.later(settings.connect_timeout_s, self._check_ready))
         self._writer.start()  # after that, so that its end comes after it too
 
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
@@ -127,24 +118,18 @@ class Link:
 
     # The connection.
 
-    def _start(self) -> None:
-        self._loop.watch(self._sock.fileno(), WRITE, self._on_connected)
-        self._loop.later(self._settings.connect_timeout_s, self._check_ready)
-
     def _check_ready(self) -> None:
         if not self._ready:
             limit = self._settings.connect_timeout_s
             self.end(TransportError(f"the receiver did not answer within {limit} s"), lost=True)
 
-    def _on_connected(self, _: int) -> None:
-        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            self._loop.unwatch(self._sock.fileno())
-            self._hung_up = True
-            self.end(TransportError(f"cannot connect to the receiver: {os.strerror(code)}"), lost=True)
-            return
+    def _on_refused(self, error: TransportError) -> None:
+        self._hung_up = True
+        self.end(error, lost=True)
+
+    def _on_connected(self) -> None:
         self._channel = Channel(
-            self._sock,
+            self._dial.sock,
             self._loop,
             on_message=self._on_message,
             on_fault=lambda error: self._on_hang_up(str(error)),
@@ -219,8 +204,8 @@ class Link:
         if self._channel is not None:
             self._channel.close()
         else:
-            self._loop.unwatch(self._sock.fileno())
-            self._sock.close()
+            self._loop.unwatch(self._dial.sock.fileno())
+            self._dial.sock.close()
         self._forget(self._handle, self)
         error = self._error or TransportError("this link has ended")
         for job in self._jobs.values():

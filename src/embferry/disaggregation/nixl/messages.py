@@ -23,9 +23,9 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from ..base.handles import Token
 from ..base.windows import Ranges
 
-TOKEN_BYTES = 16
 MAX_RANGES = 1 << 16
 RANGE_BYTES = 16
 MAX_METADATA = 1 << 20
@@ -42,7 +42,7 @@ class FrameError(ValueError):
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello", forbid_unknown_fields=True):
-    token: Annotated[bytes, msgspec.Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
+    token: Token
     boot_id: Annotated[str, msgspec.Meta(max_length=64)]
 
 

@@ -15,12 +15,14 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from ..base.conn_multimodal import Region, Revoked
-from ..base.loop import READ, Loop
+from ..base.conn_multimodal import Region, Revoked, Window
+from ..base.dial import set_keepalive
+from ..base.listener import Listener
+from ..base.loop import Loop
 from ..base.outbox import Outbox
 from ..protocol.errors import LocalProtocolError, TransportError
 from .agent import Agent, Backends, fresh
-from .channel import Channel, set_keepalive
+from .channel import Channel
 from .gate import Gate, Lease, Outcome
 from .job import address_of
 from .messages import (
@@ -42,7 +44,6 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 5.0
 MAX_CONNECTIONS = 256  # each has an agent: a thread and about twenty descriptors
-ACCEPT_PAUSE_S = 0.1
 AGENT_THREADS = 2
 
 
@@ -53,7 +54,7 @@ class Server:
     """
 
     def __init__(
-        self, region: Region, token: bytes, boot_id: str, listener: socket.socket, backends: Backends, loop: Loop,
+        self, region: Region, token: bytes, boot_id: str, sock: socket.socket, backends: Backends, loop: Loop,
         outbox: Outbox,
     ) -> None:  # fmt: skip
         self.gate = Gate(region)
@@ -62,12 +63,18 @@ class Server:
         self._backends = backends
         self._first: Agent | None = self._make_agent()  # now, so that a wrong setting is an error of register()
         self.agents = ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="embferry-nixl-agents")
-        self.connections: set[Incoming] = set()
-        self._listener = listener
-        listener.setblocking(False)
-        self._stopped = False
+        self.listener = Listener(sock, loop, "a sender", MAX_CONNECTIONS, partial(Incoming, self))
         self._changed = threading.Event()
-        loop.call(self._listen)
+        self.listener.start()
+
+    def admit(self, window: Window) -> None:
+        self.gate.admit(window)
+
+    def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
+        self._carry_out_soon(self.gate.close_blocks(epoch, blocks))
+
+    def revoke(self, epoch: int) -> None:
+        self._carry_out_soon(self.gate.revoke(epoch))
 
     def agent(self) -> tuple[Agent, bytes] | TransportError:
         """An agent with the region, and its metadata. On a thread that may wait."""
@@ -88,7 +95,7 @@ class Server:
             self.outbox.post(Revoked(epoch))
         self._changed.set()
 
-    def carry_out_soon(self, outcome: Outcome) -> None:
+    def _carry_out_soon(self, outcome: Outcome) -> None:
         """From any other thread. A revocation that is true is reported now."""
         for epoch in outcome.revoked:
             self.outbox.post(Revoked(epoch))
@@ -97,7 +104,7 @@ class Server:
 
     def close(self, timeout_s: float) -> bool:
         """Whether every writer has left. From any other thread."""
-        self.carry_out_soon(self.gate.close_all())
+        self._carry_out_soon(self.gate.close_all())
         deadline = time.monotonic() + timeout_s
         while self.gate.out() and (left := deadline - time.monotonic()) > 0:
             self._changed.clear()
@@ -124,37 +131,10 @@ class Server:
             lease.holder.channel.send(message)
 
     def _stop(self, stopped: threading.Event) -> None:
-        self._stopped = True
-        self._pause()
-        self._listener.close()
-        for connection in list(self.connections):
+        self.listener.stop()
+        for connection in list(self.listener.connections):
             connection.tear_down("the receiver is closed", logging.DEBUG)
         stopped.set()
-
-    def _listen(self) -> None:
-        if not self._stopped:
-            self.loop.watch(self._listener.fileno(), READ, self._accept)
-
-    def _pause(self) -> None:
-        self.loop.unwatch(self._listener.fileno())
-
-    def _accept(self, _: int) -> None:
-        while True:
-            try:
-                sock, address = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # The peer left already, or no descriptors are left; the latter would make this spin.
-                log.warning("could not accept a sender, trying again in %s s: %s", ACCEPT_PAUSE_S, error)
-                self._pause()
-                self.loop.later(ACCEPT_PAUSE_S, self._listen)
-                return
-            if len(self.connections) >= MAX_CONNECTIONS:
-                log.warning("refused a sender at %s: %d are connected", address, MAX_CONNECTIONS)
-                sock.close()
-                continue
-            self.connections.add(Incoming(self, sock, str(address)))
 
 
 class Incoming:
@@ -252,4 +232,4 @@ class Incoming:
     def _gone(self) -> None:
         self._server.carry_out(self._server.gate.gone(self))
         self.channel.close()
-        self._server.connections.discard(self)
+        self._server.listener.connections.discard(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .errors import EmbeddingTransferError, LeaseExpired, PeerGone
@@ -10,34 +11,46 @@ from .states import Phase
 if TYPE_CHECKING:
     from .receiver import Receiver
 
-Deadline = tuple[float, EmbeddingTransferError]
+Why = Callable[["Receiver"], EmbeddingTransferError]
 
 
-def deadlines(receiver: Receiver) -> list[Deadline]:
-    """(time, error) for everything that the transfer is waiting for. A receiver that waits for blocks of its own pool
-    has none: that is nobody's fault, and the pool is fair."""
+def deadlines(receiver: Receiver) -> list[tuple[float, Why]]:
+    """(time, the error then) for everything that the transfer is waiting for. A receiver that waits for blocks of its
+    own pool has none: that is nobody's fault, and the pool is fair."""
     r, limits = receiver, receiver.settings
+    if not r.peer and r.phase is Phase.BOOTSTRAPPING:
+        return [(r.asked_at + limits.bootstrap_timeout, _nobody_answered)]
     if not r.peer:
-        return [_nobody(r)]
-    found: list[Deadline] = []
-    waits = bool(r.ledger.active) or not r.offered
-    if waits and r.phase is Phase.WAITING_FOR_INPUT:
-        why = f"the encode worker has produced nothing for {limits.waiting_timeout:g} s"
-        found.append((r.progress_at + limits.waiting_timeout, LeaseExpired(why, room=r.room)))
-    elif waits:
-        why = f"no token has arrived for {limits.transfer_timeout:g} s after the first {r.transferred_tokens}"
-        found.append((r.progress_at + limits.transfer_timeout, LeaseExpired(why, room=r.room)))
-    if waits:
-        why = f"the encode worker has been silent for {limits.peer_timeout:g} s at token {r.transferred_tokens}"
-        found.append((max(r.heard_at, r.asked_at) + limits.peer_timeout, PeerGone(why, room=r.room)))
-    return found
+        return [(r.asked_at + limits.peer_timeout, _nobody_went_on)]
+    if not r.ledger.is_active and r.offered:
+        return []
+    if r.phase is Phase.WAITING_FOR_INPUT:
+        token = (r.progress_at + limits.waiting_timeout, _nothing_produced)
+    else:
+        token = (r.progress_at + limits.transfer_timeout, _nothing_arrived)
+    return [token, (max(r.heard_at, r.asked_at) + limits.peer_timeout, _silent)]
 
 
-def _nobody(r: Receiver) -> Deadline:
-    if r.phase is Phase.BOOTSTRAPPING:
-        seconds = r.settings.bootstrap_timeout
-        why = f"no encode worker has answered for {seconds:g} s; is the one named running?"
-        return r.asked_at + seconds, PeerGone(why, room=r.room)
-    seconds = r.settings.peer_timeout
-    why = f"the encode worker was lost at token {r.transferred_tokens} and nobody went on for {seconds:g} s"
-    return r.asked_at + seconds, PeerGone(why, room=r.room)
+def _nobody_answered(r: Receiver) -> EmbeddingTransferError:
+    seconds = r.settings.bootstrap_timeout
+    return PeerGone(f"no encode worker has answered for {seconds:g} s; is the one named running?", room=r.room)
+
+
+def _nobody_went_on(r: Receiver) -> EmbeddingTransferError:
+    why = f"the encode worker was lost at token {r.transferred_tokens} and nobody went on"
+    return PeerGone(f"{why} for {r.settings.peer_timeout:g} s", room=r.room)
+
+
+def _nothing_produced(r: Receiver) -> EmbeddingTransferError:
+    why = f"the encode worker has produced nothing for {r.settings.waiting_timeout:g} s"
+    return LeaseExpired(why, room=r.room)
+
+
+def _nothing_arrived(r: Receiver) -> EmbeddingTransferError:
+    why = f"no token has arrived for {r.settings.transfer_timeout:g} s after the first {r.transferred_tokens}"
+    return LeaseExpired(why, room=r.room)
+
+
+def _silent(r: Receiver) -> EmbeddingTransferError:
+    why = f"the encode worker has been silent for {r.settings.peer_timeout:g} s at token {r.transferred_tokens}"
+    return PeerGone(why, room=r.room)

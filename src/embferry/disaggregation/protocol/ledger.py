@@ -98,6 +98,11 @@ class Ledger:
         """Those whose tokens still count."""
         return [grant for grant in self if not grant.draining]
 
+    @property
+    def is_active(self) -> bool:
+        """Whether there is one whose tokens still count."""
+        return any(not grant.draining for grant in self.grants.values())
+
     def open(self, grant: OutstandingGrant) -> None:
         self.grants[grant.epoch] = grant
         self.next_epoch = grant.epoch + 1

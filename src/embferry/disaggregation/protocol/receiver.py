@@ -341,9 +341,9 @@ class Receiver:
         for grant in self.ledger:
             if grant.draining and now >= grant.drain_deadline:
                 self._revoke(grant)
-        for deadline, error in deadlines(self) if self.phase not in TERMINAL else []:
+        for deadline, why in deadlines(self) if self.phase not in TERMINAL else []:
             if now >= deadline:
-                self._fail(error, now, tell=True)
+                self._fail(why(self), now, tell=True)
                 break
         if self._is_asking() and now >= self.patience.retry_at:
             self.patience.asked_again(now)

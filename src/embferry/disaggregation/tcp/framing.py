@@ -15,17 +15,15 @@ Ranges are filled in order; ``payload`` is the sum of their lengths. Whoever bre
 
 from __future__ import annotations
 
-import itertools
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..base.handles import TOKEN_BYTES
 from ..base.windows import Ranges
 
 MAGIC, VERSION = b"EMBF", 1
-TOKEN_BYTES = 16
 MAX_RANGES = 1 << 16
 MAX_PAYLOAD = 1 << 46  # bytes: more than any machine's memory, and times MAX_RANGES still below 64 bits
 RANGE_BYTES = 16
@@ -36,9 +34,6 @@ HEAD = struct.Struct("!4sBBHQQIIQ")
 ANSWER = struct.Struct("!4sBBHQ")
 
 WRITTEN, REFUSED = 0, 1
-
-IOV_MAX = 1024  # buffers the kernel takes in one call (UIO_MAXIOV of linux/uio.h)
-CALL_BYTES = 8 << 20  # so much in one call: enough to amortise it, little enough to give others a turn
 
 
 class FrameError(ValueError):
@@ -112,43 +107,3 @@ def _check(magic: bytes, version: int, kind: int, expected: int) -> None:
         raise FrameError(f"version {version}; this end speaks {VERSION}")
     if kind != expected:
         raise FrameError(f"a frame of kind {kind} where {expected} belongs")
-
-
-class Cursor:
-    """A place in a list of buffers that a socket fills or drains in order, a part at a time."""
-
-    def __init__(self, views: Sequence[memoryview]) -> None:
-        self._views = [view for view in views if view.nbytes]
-        self._at = 0
-
-    @property
-    def done(self) -> bool:
-        return self._at == len(self._views)
-
-    @property
-    def left(self) -> int:
-        return sum(view.nbytes for view in self._views[self._at :])
-
-    def views(self) -> list[memoryview]:
-        """The next buffers, as many as one call takes."""
-        chosen, total = [], 0
-        for view in itertools.islice(self._views, self._at, self._at + IOV_MAX):
-            if total + view.nbytes > CALL_BYTES:
-                chosen.append(view[: CALL_BYTES - total])
-                break
-            chosen.append(view)
-            total += view.nbytes
-        return chosen
-
-    def advance(self, count: int) -> None:
-        while count:
-            view = self._views[self._at]
-            if count < view.nbytes:
-                self._views[self._at] = view[count:]
-                return
-            count -= view.nbytes
-            self._at += 1
-
-    def release(self) -> None:
-        """Lets go of all buffers."""
-        self._views, self._at = [], 0

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
+import struct
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from ..base.conn_multimodal import LinkLost, Written
+from ..base.conn_multimodal import LinkLost, Piece, Written
+from ..base.cursor import Cursor
+from ..base.dial import Dial
 from ..base.loop import READ, WRITE, Loop
 from ..base.outbox import Outbox
+from ..base.windows import ranges_of
 from ..protocol.errors import TransportError
 from . import framing
-from .framing import Cursor, FrameError
+from .framing import FrameError
 
 log = logging.getLogger(__name__)
 
 TURN_BYTES = 32 << 20  # sent to one receiver before the others get their turn
-KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),  # ms without an acknowledgement of sent bytes (RFC 5482)
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-)
 
 
 class Link:
     """A connection to the receiver behind ``handle``. All but the constructor and ``write`` is for the loop's thread.
 
     :param forget: called once when the link is over, before :class:`LinkLost` is posted.
-    :raises OSError: the connection is refused at once.
+    :raises TransportError: the connection is refused at once.
     """
 
     def __init__(
@@ -47,37 +42,28 @@ class Link:
         forget: Callable[[bytes, Link], None],
     ) -> None:
         self._handle, self._loop, self._outbox, self._forget = handle, loop, outbox, forget
-        self._timeout_s = timeout_s
-        self._connected = False
         # A write is in flight from the moment it was asked for, so that its end is reported before the link's.
         self._lock = threading.Lock()
         self._error: TransportError | None = None
         self._unanswered: dict[int, None] = {}
         self._outgoing: deque[Cursor] = deque([Cursor([memoryview(framing.hello(token))])])
         self._answer = bytearray()
-        self._sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            self._sock.setblocking(False)
-            for option in KEEPALIVE:
-                self._sock.setsockopt(*option)
-            self._sock.connect(address)
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._sock.close()
-            raise
-        loop.call(self._start)
+        self._dial = Dial(address, loop, timeout_s, lambda: self._turn(WRITE), partial(self.end, lost=True))
+        self._sock = self._dial.sock
+        self._dial.start()
 
-    def write(self, ticket: int, head: bytes, views: list[memoryview]) -> None:
+    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         """From any thread."""
+        head = _head(epoch, pieces, ticket)
         with self._lock:
-            error = self._error
+            error = head if isinstance(head, TransportError) else self._error
             if error is None:
                 self._unanswered[ticket] = None
-        if error is not None:
-            self._outbox.post(Written(ticket, error))
+        if isinstance(head, bytes) and error is None:
+            views = [memoryview(head), *(piece.source.cast("B") for piece in pieces)]
+            self._loop.call(lambda: self._send(Cursor(views)))
         else:
-            self._loop.call(lambda: self._send(Cursor([memoryview(head), *views])))
+            self._outbox.post(Written(ticket, error))
 
     def end(self, error: TransportError, *, lost: bool) -> None:
         """Ends every write in flight, and the connection. ``lost``: it was not this side that wanted it."""
@@ -98,24 +84,8 @@ class Link:
     def _send(self, frame: Cursor) -> None:
         if self._error is None:
             self._outgoing.append(frame)
-            if self._connected:
+            if self._dial.connected:
                 self._turn(WRITE)
-
-    def _start(self) -> None:
-        self._loop.watch(self._sock.fileno(), WRITE, self._on_connected)
-        self._loop.later(self._timeout_s, self._check_connected)
-
-    def _check_connected(self) -> None:
-        if not self._connected:
-            self.end(TransportError(f"the receiver did not answer within {self._timeout_s} s"), lost=True)
-
-    def _on_connected(self, _: int) -> None:
-        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            self.end(TransportError(f"cannot connect to the receiver: {os.strerror(code)}"), lost=True)
-            return
-        self._connected = True
-        self._turn(WRITE)
 
     def _turn(self, events: int) -> None:
         try:
@@ -139,7 +109,7 @@ class Link:
                 return
             cursor.advance(sent)
             budget -= sent
-            if cursor.done:
+            if not cursor.left:
                 self._outgoing.popleft()
 
     def _read_answers(self) -> None:
@@ -164,3 +134,13 @@ class Link:
         if verdict == framing.REFUSED:
             error = TransportError("the receiver has no open window that covers the write", retryable=False)
         self._outbox.post(Written(ticket, error))
+
+
+def _head(epoch: int, pieces: Sequence[Piece], ticket: int) -> bytes | TransportError:
+    """Or why there is no such write. Not raised: an error that is kept keeps the frames, and so the source, alive."""
+    if not 1 <= len(pieces) <= framing.MAX_RANGES:
+        return TransportError(f"a write of {len(pieces)} pieces; make it 1 to {framing.MAX_RANGES}", retryable=False)
+    try:
+        return framing.head(epoch, ticket, ranges_of(pieces))
+    except (OverflowError, struct.error):
+        return TransportError("an offset or the epoch of the write is beyond 64 bits", retryable=False)

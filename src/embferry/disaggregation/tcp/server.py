@@ -1,8 +1,7 @@
 """The receiving side: accepts senders, and receives their payloads straight into the blocks.
 
-All connections live on the transport's one thread. A payload may land only while its window is open, so before each
-``recvmsg_into`` the thread asks again; the receive itself happens under :attr:`Server.lock` and never waits for the
-network. Who has closed a window and then held the lock once therefore knows that no later byte lands in it.
+All connections live on the transport's one thread, which asks before each ``recvmsg_into`` whether the payload may
+still land (:mod:`..base.landing`).
 """
 
 from __future__ import annotations
@@ -13,89 +12,48 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
-from threading import Lock
-
-import numpy as np
 
 from ..base.conn_multimodal import Region
+from ..base.cursor import Cursor
+from ..base.landing import Landing, Permit
+from ..base.listener import Listener
 from ..base.loop import READ, WRITE, Loop
-from ..base.windows import Rows, Windows
+from ..base.outbox import Outbox
 from . import framing
-from .framing import Cursor, FrameError, Head
+from .framing import FrameError, Head
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 5.0
 MAX_UNREAD_ANSWERS = 1 << 20  # bytes of answers a sender may leave unread before it is dropped
 MAX_CONNECTIONS = 1024
-ACCEPT_PAUSE_S = 0.1
 TURN_BYTES = 32 << 20  # received from one connection before the others get their turn
 
 
-class Server:
+class Server(Landing):
     """Everything that receives into one region."""
 
-    def __init__(self, region: Region, token: bytes, listener: socket.socket, loop: Loop) -> None:
-        self.windows = Windows(Rows(region.rows, region.num_blocks), np.zeros(region.num_blocks, np.uint64))
-        self.view = region.view
+    def __init__(self, region: Region, token: bytes, sock: socket.socket, loop: Loop, outbox: Outbox) -> None:
+        super().__init__(region, outbox)
         self.token = token
-        self.lock = Lock()
         self.loop = loop
         self.scratch = memoryview(bytearray(256 << 10))  # refused payloads end here
-        self.connections: set[Incoming] = set()
-        self._listener = listener
-        listener.setblocking(False)
-        self._stopped = False
-        loop.call(self._listen)
-
-    def settle(self) -> None:
-        """Returns when no receive is under way that began before the call: at most one call of the kernel later."""
-        with self.lock:
-            pass
+        self.listener = Listener(sock, loop, "a sender", MAX_CONNECTIONS, partial(Incoming, self))
+        self.listener.start()
 
     def stop(self) -> None:
         """On the loop's thread: ends every connection and the listening."""
-        self._stopped = True
-        self._pause()
-        self._listener.close()
-        for connection in list(self.connections):
+        self.listener.stop()
+        for connection in list(self.listener.connections):
             connection.end("the receiver is closed", logging.DEBUG)
-
-    def _listen(self) -> None:
-        if not self._stopped:
-            self.loop.watch(self._listener.fileno(), READ, self._accept)
-
-    def _pause(self) -> None:
-        self.loop.unwatch(self._listener.fileno())
-
-    def _accept(self, _: int) -> None:
-        while True:
-            try:
-                sock, address = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # The peer left already, or no descriptors are left; the latter would make this spin.
-                log.warning("could not accept a sender, trying again in %s s: %s", ACCEPT_PAUSE_S, error)
-                self._pause()
-                self.loop.later(ACCEPT_PAUSE_S, self._listen)
-                return
-            if len(self.connections) >= MAX_CONNECTIONS:
-                log.warning("refused a sender at %s: %d are connected", address, MAX_CONNECTIONS)
-                sock.close()
-                continue
-            self.connections.add(Incoming(self, sock, str(address)))
 
 
 class _Write:
     """One write that is being received."""
 
-    def __init__(self, head: Head) -> None:
-        self.head = head
-        self.touched = np.zeros(0, np.intp)
-        self.version = -1  # of the windows, when they were last seen to allow the write
-        self.refused = False
-        self.cursor = Cursor([])
+    def __init__(self, head: Head, permit: Permit, views: list[memoryview]) -> None:
+        self.head, self.permit = head, permit
+        self.cursor = Cursor(views)
         self.left = head.payload
 
 
@@ -122,7 +80,7 @@ class Incoming:
         log.log(level, "closed the connection of the sender at %s: %s", self._address, reason)
         self._server.loop.unwatch(self._sock.fileno())
         self._sock.close()
-        self._server.connections.discard(self)
+        self._server.listener.connections.discard(self)
         self._write = None
 
     def _ready(self, events: int) -> None:
@@ -159,20 +117,12 @@ class Incoming:
 
     def _receive_payload(self, write: _Write) -> int:
         with self._server.lock:
-            if self._allowed(write):
+            if write.permit.holds():
                 received = self._sock.recvmsg_into(write.cursor.views())[0]
                 write.cursor.advance(received)
                 return received
+        write.cursor.release()
         return self._sock.recv_into(self._server.scratch[: min(write.left, self._server.scratch.nbytes)])
-
-    def _allowed(self, write: _Write) -> bool:
-        windows = self._server.windows
-        if not write.refused and write.version != windows.version:
-            write.version = windows.version
-            write.refused = not windows.allows(write.head.epoch, write.touched)
-            if write.refused:
-                write.cursor.release()
-        return not write.refused
 
     def _expect(self, size: int, stage: Callable[[bytearray], None]) -> None:
         self._buffer, self._filled, self._stage = bytearray(size), 0, stage
@@ -193,21 +143,18 @@ class Incoming:
 
     def _on_ranges(self, head: Head, data: bytearray) -> None:
         ranges = framing.parse_ranges(data, head.payload)
-        write = _Write(head)
-        touched = self._server.windows.rows.touched(ranges)
-        if touched is None:
-            write.refused = True
-        else:
-            write.touched = touched
-            view = self._server.view
-            write.cursor = Cursor([view[offset : offset + length] for offset, length in ranges.tolist()])
+        windows, view = self._server.windows, self._server.view
+        permit = Permit(windows, head.epoch, windows.rows.touched(ranges))
+        # A range that leaves its field may leave the region too.
+        views = [] if permit.refused else [view[offset : offset + length] for offset, length in ranges.tolist()]
+        write = _Write(head, permit, views)
         self._write = write
         if head.payload == 0:
             self._finish(write)
 
     def _finish(self, write: _Write) -> None:
         with self._server.lock:  # the last word, and for a write without a payload the only one
-            verdict = framing.WRITTEN if self._allowed(write) else framing.REFUSED
+            verdict = framing.WRITTEN if write.permit.holds() else framing.REFUSED
         self._write = None
         self._expect(framing.HEAD.size, self._on_head)
         self._answers += framing.answer(write.head.ticket, verdict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import ipaddress
 import logging
 import sys
@@ -54,9 +53,7 @@ def make(name: str, settings: Settings) -> Transport:
             arguments[key.removeprefix(f"{name}_")] = value  # mooncake_protocol: protocol of the mooncake road
     if name == "mooncake":
         _try_mooncake(settings)
-    module = importlib.import_module(f"embferry.disaggregation.{kind.folder}.conn_multimodal")
-    transport: Transport = getattr(module, kind.transport)(**arguments)
-    return transport
+    return kind.load()(**arguments)
 
 
 def _named(settings: Settings) -> list[Transport]:

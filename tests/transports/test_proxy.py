@@ -1,0 +1,138 @@
+"""The chaos proxy does what it says, nothing else, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+import pytest
+
+from embferry.testing.pair import eventually
+from embferry.testing.proxy import ChaosProxy
+
+pytestmark = pytest.mark.integration
+
+SECONDS = 20.0
+
+
+@contextmanager
+def upstream() -> Iterator[int]:
+    """A server that sends everything back, one connection after another; its port."""
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            with sock:
+                try:
+                    while data := sock.recv(1 << 16):
+                        sock.sendall(data)
+                except ConnectionError:
+                    continue
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
+def client(proxy: ChaosProxy) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", proxy.port), SECONDS)
+
+
+def everything(sock: socket.socket) -> bytes:
+    return b"".join(iter(partial(sock.recv, 1 << 16), b""))
+
+
+def test_it_carries_everything_and_half_an_end() -> None:
+    data = os.urandom(1 << 20)
+    with upstream() as port, ChaosProxy(port) as proxy, client(proxy) as sock:
+        sending = threading.Thread(target=lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR)))
+        sending.start()
+        assert everything(sock) == data
+        sending.join()
+        assert (proxy.to_clients, proxy.to_upstream, proxy.cuts) == ([len(data)], [len(data)], 0)
+
+
+@pytest.mark.parametrize("toward", ["clients", "upstream"])
+def test_it_cuts_at_the_byte_as_often_as_it_is_told(toward: Literal["clients", "upstream"]) -> None:
+    with upstream() as port, ChaosProxy(port, cut_after=7, times=2, toward=toward) as proxy:
+        for _ in range(2):
+            with client(proxy) as sock:
+                sock.sendall(b"123456789")
+                assert everything(sock) in ((b"1234567",) if toward == "clients" else (b"", b"1234567"))
+        with client(proxy) as sock:
+            sock.sendall(b"123456789")
+            assert sock.recv(9, socket.MSG_WAITALL) == b"123456789"
+        counts = proxy.to_clients if toward == "clients" else proxy.to_upstream
+        assert counts == [7, 7, 9]
+        assert proxy.cuts == 2
+
+
+def test_it_stalls_and_loses_nothing() -> None:
+    with upstream() as port, ChaosProxy(port) as proxy, client(proxy) as sock:
+        sock.sendall(b"one")
+        assert sock.recv(3, socket.MSG_WAITALL) == b"one"
+        proxy.stall()
+        sock.sendall(b"two")
+        sock.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        assert proxy.to_upstream == [3]
+        proxy.resume()
+        sock.settimeout(SECONDS)
+        assert sock.recv(3, socket.MSG_WAITALL) == b"two"
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+def test_it_is_dead_for_ever_once_it_refuses(stalled: bool) -> None:
+    with upstream() as port, ChaosProxy(port) as proxy, client(proxy) as sock:
+        eventually(lambda: len(proxy.to_clients) == 1)
+        if stalled:
+            proxy.stall()
+        proxy.refuse()
+        assert everything(sock) == b""
+        for _ in range(3):
+            with pytest.raises(ConnectionRefusedError):
+                client(proxy)
+
+
+def test_it_dies_with_the_last_cut() -> None:
+    with upstream() as port, ChaosProxy(port, cut_after=3, dies=True) as proxy:
+        with client(proxy) as sock:
+            sock.sendall(b"123456789")
+            assert everything(sock) == b"123"
+        with pytest.raises(ConnectionRefusedError):
+            client(proxy)
+
+
+def test_who_leads_nowhere_is_hung_up_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with ChaosProxy(port) as proxy, client(proxy) as sock:
+        assert everything(sock) == b""
+
+
+def test_nothing_is_left() -> None:
+    def remains() -> tuple[int, set[threading.Thread]]:
+        return len(os.listdir("/proc/self/fd")), set(threading.enumerate())
+
+    before = remains()
+    with upstream() as port, ChaosProxy(port) as proxy:
+        clients = [client(proxy) for _ in range(3)]
+        proxy.stall()
+        for sock in clients:
+            sock.sendall(b"on its way")
+    for sock in clients:
+        sock.close()
+    assert remains() == before
