@@ -41,15 +41,15 @@ class PoolAdmission:
         self.allocator.free(set(blocks).difference(quarantined), receiver.room)
 
     def note(self, receiver: Receiver, now: float) -> None:
-        """Something has happened to a receiver: does it wait for blocks now, and which are in quarantine?
+        """Something has happened to a receiver: does it wait for blocks now?"""
+        if receiver.session not in self._joined or receiver.wanted(now) is None:
+            self._waiting.pop(receiver.session, None)
+        else:
+            self._waiting.setdefault(receiver.session, receiver)
 
-        Those are blocks that it no longer counts on while their writer may still have access. The allocator then shows
-        them as quarantined, and refuses to have them freed like any other."""
-        if receiver.session in self._joined:
-            if receiver.wanted(now) is None:
-                self._waiting.pop(receiver.session, None)
-            else:
-                self._waiting.setdefault(receiver.session, receiver)
+    def note_quarantine(self, receiver: Receiver) -> None:
+        """Tells the allocator of blocks that a receiver no longer counts on while their writer may still have access:
+        it then shows them as quarantined, and refuses to have them freed like any other."""
         for grant in receiver.ledger:
             blocks = grant.open_blocks() if grant.draining else ()
             if blocks and not self.allocator.is_quarantined(blocks[0]):

@@ -152,6 +152,7 @@ class EmbeddingReceiveManager(Pump):
                     case Restart():
                         receiver.sink.restart()
         self.admission.note(machine, now)
+        self.admission.note_quarantine(machine)
         if machine.phase in TERMINAL:
             self.admission.leave(machine)
         receiver.notify()
