@@ -35,6 +35,9 @@ def test_touched_blocks_are_those_of_every_byte(ranges: list[tuple[int, int]]) -
     places = [[block_of(b) for b in range(offset, offset + length)] for offset, length in ranges]
     inside = all(None not in p and len({f for f, _ in filter(None, p)}) <= 1 for p in places)
     touched = ROWS.touched(as_ranges(ranges))
+    many = ROWS.touched(as_ranges(ranges * 17))  # which takes another way
+    assert (touched is None) == (many is None) or not ranges
+    assert touched is None or many is None or touched.tolist() == many.tolist()
     if inside and all(offset <= ROWS.end for offset, _ in ranges):
         assert touched is not None
         assert touched.tolist() == sorted({block for p in places for _, block in filter(None, p)})

@@ -8,6 +8,7 @@ into shared memory, the others keep it to themselves.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,9 @@ def ranges_of(pieces: Sequence[Piece]) -> Ranges:
     return as_ranges([(piece.offset, piece.source.nbytes) for piece in pieces])
 
 
+FEW = 16
+
+
 class Rows:
     """Which blocks a byte range touches, from a region's rows (see ``Region.rows``)."""
 
@@ -40,10 +44,32 @@ class Rows:
         table = np.array(rows, dtype=np.int64).reshape(-1, 2)
         self.num_blocks = num_blocks
         self._base, self._row = table[:, 0], table[:, 1]
+        self._bases, self._sizes = self._base.tolist(), self._row.tolist()
         self.end = int((self._base + self._row * num_blocks).max())
 
     def touched(self, ranges: Ranges) -> npt.NDArray[np.intp] | None:
         """The blocks that ``ranges`` touch, ascending, or None when a range leaves its field. No arithmetic wraps."""
+        return self._few(ranges.tolist()) if len(ranges) <= FEW else self._many(ranges)
+
+    def _few(self, ranges: list[tuple[int, int]]) -> npt.NDArray[np.intp] | None:
+        """Without numpy, whose calls cost more than a few ranges do."""
+        found: set[int] = set()
+        for offset, length in ranges:
+            if offset + length > self.end:
+                return None
+            if not length:
+                continue
+            field = bisect_right(self._bases, offset) - 1
+            if field < 0:
+                return None
+            base, row = self._bases[field], self._sizes[field]
+            first, last = (offset - base) // row, (offset + length - 1 - base) // row
+            if last >= self.num_blocks:
+                return None
+            found.update(range(first, last + 1))
+        return np.array(sorted(found), np.intp)
+
+    def _many(self, ranges: Ranges) -> npt.NDArray[np.intp] | None:
         if (ranges > self.end).any():
             return None
         offset, length = ranges.astype(np.int64).T

@@ -39,7 +39,7 @@ class Pump(ABC):
         self._outbox: deque[tuple[object, bytes]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake_fd, zmq.POLLIN)
-        self._closing = False
+        self._closing = self._woken = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # For subclasses
@@ -70,7 +70,8 @@ class Pump(ABC):
 
     def wake(self) -> None:
         """Makes the thread look around. Any thread; never blocks."""
-        if not self._closing:
+        if not self._closing and not self._woken:
+            self._woken = True  # until the thread looks; setting it twice does no harm
             os.eventfd_write(self._wake_fd, 1)
 
     @staticmethod
@@ -134,6 +135,7 @@ class Pump(ABC):
                 self._take_in(source)
             else:
                 os.eventfd_read(self._wake_fd)
+                self._woken = False  # before anything is looked at: what comes later wakes again
         with self.lock:
             due = self.advance(self.now())
         self._flush()
