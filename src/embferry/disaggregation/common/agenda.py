@@ -46,6 +46,11 @@ class Agenda(Generic[Item]):
         found, self._touched = list(self._touched), {}
         return found
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether nothing has happened to anybody since they were looked at."""
+        return not self._touched
+
     def next(self) -> float | None:
         """When the next one's time comes, or None."""
         while self._heap and self._times.get(self._heap[0][2]) != self._heap[0][0]:

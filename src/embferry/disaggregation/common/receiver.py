@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from ..base.conn_multimodal import KVPoll
 from ..blocks import MetadataAllocation, blocks_needed
 from ..buffers import MultimodalDataBuffers
-from ..protocol.commands import Deliver
+from ..protocol.commands import Deliver, Verify
 from ..protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from ..protocol.receiver import Receiver
 from .pump import check_endpoint
@@ -39,6 +40,8 @@ class EmbeddingReceiver:
         """The blocks of the latest grant."""
         self.epochs: list[int] = []
         """Of all its grants."""
+        self.checks: deque[Verify] = deque()
+        """Chunks that are here and have not been looked at."""
         self._on_change: list[Callable[[], object]] = []
         self._reported: tuple[KVPoll, int] = (KVPoll.Bootstrapping, 0)
         sink.owner = self

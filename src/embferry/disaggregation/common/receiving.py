@@ -118,18 +118,38 @@ class EmbeddingReceiveManager(Pump):
                         self.agenda.touch(entry[0])
                 elif isinstance(event, LinkLost):
                     log.info("a data connection ended: %s", event.error)
-        while due := self.agenda.due(now):
-            for receiver in due:
-                if receiver.machine.session in self._receivers:  # else it is over, and was touched once more
-                    receiver.machine.expire(now)
-                    self._execute(receiver, now)
-            for machine, epoch in self.admission.deal(now):
+        for receiver in self.agenda.due(now):
+            if receiver.machine.session in self._receivers:  # else it is over, and was touched once more
+                receiver.machine.expire(now)
+                self._execute(receiver, now)
+        while served := self.admission.deal(now):
+            for machine, epoch in served:
                 receiver = self._receivers[machine.session]
                 receiver.granted(epoch)
-                self.agenda.touch(receiver)
-        return self.agenda.next()
+                self._execute(receiver, now)
+        return self.agenda.next() if self.agenda.is_clear else now
 
     def _execute(self, receiver: EmbeddingReceiver, now: float) -> None:
+        machine = receiver.machine
+        self._run_commands(receiver)
+        if receiver.checks:  # one a turn: others, and what they say, have theirs in between
+            check = receiver.checks.popleft()
+            matches = receiver.sink.examine(check, machine.total_tokens)
+            machine.verified_chunk(check.epoch, check.offset, matches=matches, now=now)
+            self._run_commands(receiver)
+            self.agenda.touch(receiver)
+        self.admission.note(machine, now)
+        self.admission.note_quarantine(machine)
+        if machine.phase in TERMINAL:
+            self.admission.leave(machine)
+        receiver.notify()
+        if machine.settled(now):
+            self._forget(receiver)
+        else:
+            time = machine.next_timeout()
+            self.agenda.schedule(receiver, now + self.settings.linger if time is None else time)
+
+    def _run_commands(self, receiver: EmbeddingReceiver) -> None:
         machine = receiver.machine
         while commands := machine.take_commands():
             for command in commands:
@@ -143,24 +163,13 @@ class EmbeddingReceiveManager(Pump):
                     case Revoke(epoch):
                         self._by_epoch[epoch][1].revoke(epoch)
                     case Verify():
-                        matches = receiver.sink.examine(command, machine.total_tokens)
-                        machine.verified_chunk(command.epoch, command.offset, matches=matches, now=now)
+                        receiver.checks.append(command)
                     case Deliver():
                         receiver.deliver(command)
                     case Release(blocks):
                         self.admission.release(machine, blocks)
                     case Restart():
                         receiver.sink.restart()
-        self.admission.note(machine, now)
-        self.admission.note_quarantine(machine)
-        if machine.phase in TERMINAL:
-            self.admission.leave(machine)
-        receiver.notify()
-        if machine.settled(now):
-            self._forget(receiver)
-        else:
-            time = machine.next_timeout()
-            self.agenda.schedule(receiver, now + self.settings.linger if time is None else time)
 
     def _admit(self, receiver: EmbeddingReceiver, command: Admit) -> None:
         transport = self.transports[command.road]

@@ -120,12 +120,11 @@ class EmbeddingSendManager(Pump):
     def advance(self, now: float) -> float | None:
         for sender in self.writer.advance():
             self.agenda.touch(sender)
-        while due := self.agenda.due(now):
-            for sender in due:
-                if self._rooms.get(sender.room) is sender:  # else it is over, and was touched once more
-                    sender.machine.expire(now)
-                    self._execute(sender, now)
-        return self.agenda.next()
+        for sender in self.agenda.due(now):
+            if self._rooms.get(sender.room) is sender:  # else it is over, and was touched once more
+                sender.machine.expire(now)
+                self._execute(sender, now)
+        return self.agenda.next() if self.agenda.is_clear else now
 
     def _execute(self, sender: EmbeddingSender, now: float) -> None:
         while commands := sender.machine.take_commands():

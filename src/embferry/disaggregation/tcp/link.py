@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 TURN_BYTES = 32 << 20  # sent to one receiver before the others get their turn
 
+LITTLE_BYTES = 1 << 20
+MOST_PASSED_OVER = 16
+
 
 class Link:
     """A connection to the receiver behind ``handle``. All but the constructor and ``write`` is for the loop's thread.
@@ -47,6 +50,7 @@ class Link:
         self._error: TransportError | None = None
         self._unanswered: dict[int, None] = {}
         self._outgoing: deque[Cursor] = deque([Cursor([memoryview(framing.hello(token))])])
+        self._passed_over = 0
         self._answer = bytearray()
         self._dial = Dial(address, loop, timeout_s, lambda: self._turn(WRITE), partial(self.end, lost=True))
         self._sock = self._dial.sock
@@ -83,9 +87,18 @@ class Link:
 
     def _send(self, frame: Cursor) -> None:
         if self._error is None:
-            self._outgoing.append(frame)
+            self._enqueue(frame)
             if self._dial.connected:
                 self._turn(WRITE)
+
+    def _enqueue(self, frame: Cursor) -> None:
+        """A little frame goes before large ones that have not begun; so many times in a row at most."""
+        at = len(self._outgoing)
+        if frame.left <= LITTLE_BYTES and self._passed_over < MOST_PASSED_OVER:
+            while at > 1 and self._outgoing[at - 1].left > LITTLE_BYTES:
+                at -= 1
+        self._passed_over = self._passed_over + 1 if at < len(self._outgoing) else 0
+        self._outgoing.insert(at, frame)
 
     def _turn(self, events: int) -> None:
         try:
