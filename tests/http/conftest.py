@@ -41,7 +41,7 @@ class EncodeWorker:
         self.service = encode_server.service_of(encoder, self.settings, [self.transport])
         self._listener = listen("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
-        self._server = uvicorn.Server(uvicorn.Config(build(self.service), log_level="critical", lifespan="off"))
+        self._server = uvicorn.Server(uvicorn.Config(build(self.service), log_config=None, lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="uvicorn")
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=DEADLINE_S, trust_env=False)
 
