@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -131,6 +132,17 @@ class MultimodalDataBuffers:
         One copy, the only one. A field that ``out`` lacks is left where it is.
 
         :param digest: answer :func:`checksum` of what was copied, taken on the way; every field must then be copied."""
+        passes = self.gathering(blocks, skip, tokens, out, at, digest=digest)
+        while True:
+            try:
+                next(passes)
+            except StopIteration as end:
+                return cast("int | None", end.value)
+
+    def gathering(
+        self, blocks: Sequence[int], skip: int, tokens: int, out: Mapping[str, Bytes], at: int, *, digest: bool
+    ) -> Generator[None, None, int | None]:
+        """:meth:`gather_into` as a generator that pauses after each pass, of :data:`PASS_BYTES` at most."""
         region, fields = self._bytes(), self.geometry.layout.fields
         for field in fields:
             if field.name in out:
@@ -148,6 +160,7 @@ class MultimodalDataBuffers:
                 if hashed is not None:
                     hashed.update(part.data)  # and then copied from the cache
                 flat[start + step : start + step + count] = part
+                yield
         return None if hashed is None else int(hashed.intdigest())
 
     def in_place(self, blocks: Sequence[int], tokens: int) -> dict[str, Bytes] | None:

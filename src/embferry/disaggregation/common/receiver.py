@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,9 @@ class EmbeddingReceiver:
         self.epochs: list[int] = []
         """Of all its grants."""
         self.checks: deque[Verify] = deque()
-        """Chunks that are here and have not been looked at."""
+        """Chunks that are here and have not been looked at, or not to their end."""
+        self.examination: Generator[None, None, bool] | None = None
+        """Of the first of them."""
         self._on_change: list[Callable[[], object]] = []
         self._reported: tuple[KVPoll, int] = (KVPoll.Bootstrapping, 0)
         sink.owner = self

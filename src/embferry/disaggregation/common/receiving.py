@@ -27,6 +27,9 @@ from .sinks import GatherSink, Sink
 
 log = logging.getLogger(__name__)
 
+PASSES_A_TURN, MAX_PASSES = 4, 1 << 20
+"""How far a chunk is examined before the next one's turn: 4 MiB, or to its end where there is nobody else."""
+
 
 class EmbeddingReceiveManager(Pump):
     """Owns one pool of blocks and every transfer into it, for one language worker.
@@ -132,10 +135,8 @@ class EmbeddingReceiveManager(Pump):
     def _execute(self, receiver: EmbeddingReceiver, now: float) -> None:
         machine = receiver.machine
         self._run_commands(receiver)
-        if receiver.checks:  # one a turn: others, and what they say, have theirs in between
-            check = receiver.checks.popleft()
-            matches = receiver.sink.examine(check, machine.total_tokens)
-            machine.verified_chunk(check.epoch, check.offset, matches=matches, now=now)
+        if receiver.checks:
+            self._examine(receiver, now)
             self._run_commands(receiver)
             self.agenda.touch(receiver)
         self.admission.note(machine, now)
@@ -148,6 +149,20 @@ class EmbeddingReceiveManager(Pump):
         else:
             time = machine.next_timeout()
             self.agenda.schedule(receiver, now + self.settings.linger if time is None else time)
+
+    def _examine(self, receiver: EmbeddingReceiver, now: float) -> None:
+        """One chunk a turn, or a part of one: others, and what is said to them, have their turns in between."""
+        check = receiver.checks[0]
+        if receiver.examination is None:
+            receiver.examination = receiver.sink.examine(check, receiver.machine.total_tokens)
+        passes = PASSES_A_TURN if len(self._receivers) > 1 else MAX_PASSES
+        try:
+            for _ in range(passes):
+                next(receiver.examination)
+        except StopIteration as end:
+            receiver.checks.popleft()
+            receiver.examination = None
+            receiver.machine.verified_chunk(check.epoch, check.offset, matches=bool(end.value), now=now)
 
     def _run_commands(self, receiver: EmbeddingReceiver) -> None:
         machine = receiver.machine

@@ -126,7 +126,26 @@ class EmbeddingSendManager(Pump):
                 self._execute(sender, now)
         return self.agenda.next() if self.agenda.is_clear else now
 
+    def begin(self, sender: EmbeddingSender) -> None:
+        """Begins to write what has just become ready, on the caller's thread: nobody has to be woken for it."""
+        self._run_commands(sender)
+        for changed in self.writer.advance():
+            self.agenda.touch(changed)
+        self.touch(sender)
+
     def _execute(self, sender: EmbeddingSender, now: float) -> None:
+        self._run_commands(sender)
+        for session in [session for session in sender.peers if session not in sender.machine.destinations]:
+            del sender.peers[session]  # answered, and not believed: nothing is kept of it
+        sender.notify()
+        if sender.machine.settled(now):
+            del self._rooms[sender.room]
+            self.agenda.forget(sender)
+        else:
+            time = sender.machine.next_timeout()
+            self.agenda.schedule(sender, now + self.settings.linger if time is None else time)
+
+    def _run_commands(self, sender: EmbeddingSender) -> None:
         while commands := sender.machine.take_commands():
             for command in commands:
                 match command:
@@ -140,15 +159,6 @@ class EmbeddingSendManager(Pump):
                         self.writer.connect(sender, target, road)
                     case ReleaseSource():
                         sender.release()
-        for session in [session for session in sender.peers if session not in sender.machine.destinations]:
-            del sender.peers[session]  # answered, and not believed: nothing is kept of it
-        sender.notify()
-        if sender.machine.settled(now):
-            del self._rooms[sender.room]
-            self.agenda.forget(sender)
-        else:
-            time = sender.machine.next_timeout()
-            self.agenda.schedule(sender, now + self.settings.linger if time is None else time)
 
     def touch(self, sender: EmbeddingSender) -> None:
         """Something has happened to it: its turn is now. Any thread."""
@@ -218,7 +228,7 @@ class EmbeddingSender:
             if not self.machine.source_released:
                 self.source, self.checksums = rows, checksums or self.checksums
                 self.machine.produce(total if ready_tokens is None else ready_tokens)
-        self.manager.touch(self)
+                self.manager.begin(self)
 
     def poll(self) -> KVPoll:
         """Where the transfer stands."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,9 +51,12 @@ class Sink(ABC):
     def granted(self, epoch: int, start: int, blocks: tuple[int, ...]) -> None:  # noqa: B027  (a hook)
         """Blocks were granted for tokens from ``start`` on; most sinks need not know."""
 
-    def examine(self, chunk: Verify, total_tokens: int) -> bool:
-        """Whether the chunk is what its checksum says; always, if it has none. A sink may copy it on the way, into what
-        nobody reads yet: a pass over the bytes less."""
+    def examine(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
+        """Whether the chunk is what its checksum says; always, if it has none. Pauses for others now and then.
+
+        A sink may copy it on the way, into what nobody reads yet: a pass over the bytes less. One is examined at a
+        time."""
+        yield from ()
         views = (view for _, view in self.buffers.chunk(chunk.blocks, 0, chunk.length))
         return chunk.checksum is None or checksum(views).to_bytes(8) == chunk.checksum
 
@@ -92,16 +95,16 @@ class GatherSink(Sink):
         if start == 0:
             self._first = (epoch, blocks)
 
-    def examine(self, chunk: Verify, total_tokens: int) -> bool:
+    def examine(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
         if not self.arrays:
             self._begin(chunk.epoch, total_tokens)
         if chunk.epoch == self._home:
-            if good := super().examine(chunk, total_tokens):
+            if good := (yield from super().examine(chunk, total_tokens)):
                 self._passed[chunk.offset] = (chunk.length, chunk.blocks)
             return good
         if self.in_place:
             self._move_out(total_tokens)
-        digest = self.buffers.gather_into(
+        digest = yield from self.buffers.gathering(
             chunk.blocks, 0, chunk.length, self.arrays, chunk.offset, digest=chunk.checksum is not None
         )
         return digest is None or digest.to_bytes(8) == chunk.checksum
