@@ -52,9 +52,8 @@ docs: setup ## write the generated documents
 	$(PY) scripts/document_settings.py
 	$(PY) scripts/document_errors.py
 
-bench: setup ## measure the transports on this machine
-	@$(PY) benchmarks/roads.py
-	@$(PY) benchmarks/transfers.py
+bench: setup-tests ## every road beside what else one could use, on this machine: some six minutes
+	@$(BIN)/embferry bench transfer
 
 clean: ## remove everything that was made here
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
