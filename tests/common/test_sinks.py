@@ -94,3 +94,23 @@ def test_a_bad_chunk_leaves_no_trace_where_others_lie() -> None:
     for name, rows in owner.rows.items():
         assert np.array_equal(sink.arrays[name][:SIZE], rows[:SIZE])
     assert sink.chunks == {0: SIZE}
+
+
+def test_it_gathers_into_the_arrays_it_is_given() -> None:
+    mine = {f.name: np.zeros((TOKENS, f.token_bytes), np.uint8) for f in LAYOUT.fields}
+    owner, sink = Owner((3, 6, 1)), GatherSink(make=lambda total: mine)
+    sink.owner = owner
+    whole = owner.verify(1, 0, TOKENS, (3, 6, 1))
+    assert good(sink, whole, TOKENS)
+    assert sink.arrays is mine
+    assert same(mine, owner.rows)
+
+
+def test_arrays_that_do_not_fit_end_the_transfer_and_nothing_else() -> None:
+    errors: list[EmbeddingTransferError | None] = []
+    owner = Owner((3, 6, 1))
+    owner.abort = errors.append  # type: ignore[method-assign]
+    sink = GatherSink(make=lambda total: {"fill_ids": np.zeros((total, 4), np.int32)})  # type: ignore[dict-item]
+    sink.owner = owner
+    good(sink, owner.verify(1, 0, TOKENS, (3, 6, 1)), TOKENS)
+    assert "input_embeddings, deepstack_embeddings, fill_ids, mrope_positions" in str(errors[0])

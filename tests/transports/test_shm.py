@@ -221,7 +221,9 @@ def test_a_handle_that_lies_is_refused(
     with pytest.raises(TransportError, match=match) as caught:
         pair.sender.transport.connect(handle)
     assert not caught.value.retryable
-    assert len(os.listdir("/proc/self/fd")) <= descriptors  # less, if what an earlier test had open is collected meanwhile
+    assert (
+        len(os.listdir("/proc/self/fd")) <= descriptors
+    )  # less, if what an earlier test had open is collected meanwhile
 
 
 def test_memory_that_could_be_truncated_is_refused(pair: TransportPair) -> None:

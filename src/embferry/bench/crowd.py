@@ -60,12 +60,15 @@ class CrowdReceiving(Receiving):
         self._job, self._link = job, link
         self._manager = ours.receive_manager(job.options, job.tokens)
         self.pool_bytes = self._manager.geometry.region_bytes
+        self._arrays = [ours.touched(job.tokens) for _ in range(job.options["count"])]
 
     def connect(self, other: Facts) -> None:
         self._endpoint = other["endpoint"]
 
     def arm(self, number: int, staged: Facts) -> None:
-        self._receivers = [self._manager.open(room, self._endpoint) for room in staged["rooms"]]
+        sinks = [ours.sink_into(arrays) for arrays in self._arrays]
+        rooms = zip(staged["rooms"], sinks, strict=True)
+        self._receivers = [self._manager.open(room, self._endpoint, sink) for room, sink in rooms]
         self._ready: dict[int, int] = {}
         self._pool = ours.hold_pool(self._manager)
         for receiver in self._receivers:
@@ -158,6 +161,7 @@ class BehindReceiving(Receiving):
         self._job, self._link = job, link
         self._manager = ours.receive_manager(job.options, job.tokens)
         self.pool_bytes = self._manager.geometry.region_bytes
+        self._arrays = ours.touched(job.tokens)
 
     def connect(self, other: Facts) -> None:
         self._endpoint = other["endpoint"]
@@ -171,7 +175,7 @@ class BehindReceiving(Receiving):
     def receive(self) -> None:
         while (word := self._link.wait()) != b"e":
             if word == b"l":
-                self._large = self._manager.open(self._room, self._endpoint)
+                self._large = self._manager.open(self._room, self._endpoint, ours.sink_into(self._arrays))
                 self._large.on_change(self._note)
                 self._begin(self._large)
             else:

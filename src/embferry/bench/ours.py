@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from embferry.disaggregation.base.conn_multimodal import KVPoll, Transport
 from embferry.disaggregation.blocks import MetadataAllocation, blocks_needed
 from embferry.disaggregation.common.conn_multimodal import (
@@ -78,6 +80,15 @@ def rows(source: Bytes, tokens: int) -> Rows:
         found[field.name] = source[at : at + size].reshape(tokens, field.token_bytes)
         at += size
     return found
+
+
+def touched(tokens: int) -> dict[str, Bytes]:
+    """Where an embedding is gathered: arrays that are there already, as the others' are."""
+    return {f.name: np.zeros((tokens, f.token_bytes), np.uint8) + np.uint8(1) for f in LAYOUT.fields}
+
+
+def sink_into(arrays: dict[str, Bytes], *, in_place: bool = False) -> GatherSink:
+    return GatherSink(in_place=in_place, make=lambda tokens: arrays)
 
 
 def geometry(options: Facts, tokens: int) -> Geometry:
@@ -191,6 +202,7 @@ class OursReceiving(Receiving):
         self._job, self._link = job, link
         self._early = job.options.get("early", True)
         self.manager = receive_manager(job.options, job.tokens)
+        self._arrays = touched(job.tokens)
         self.pool_bytes = self.manager.geometry.region_bytes
         self.counted_twice = self.pool_bytes if job.options["road"] in MAPPED_TWICE else 0
 
@@ -226,7 +238,7 @@ class OursReceiving(Receiving):
         self.manager.close()
 
     def _open(self) -> None:
-        sink = GatherSink(in_place=bool(self._job.options.get("in_place")))
+        sink = sink_into(self._arrays, in_place=bool(self._job.options.get("in_place")))
         self._receiver = self.manager.open(self._room, self._endpoint, sink)
         self._granted = 0
         first = self._part() if self._job.options.get("transfers") else None

@@ -15,6 +15,10 @@ PIPELINE = 4
 """An embedding that does not fit gets a pool in so many parts, so that one is written while another is used."""
 
 
+MOST_AT_ONCE = 64
+"""Where more than so many wait, a turn still gives this part of the pool: less would cost more than it brings."""
+
+
 class PoolAdmission:
     """One pool of blocks, shared by the receivers of one region. Pure: the time is an argument."""
 
@@ -81,7 +85,7 @@ class PoolAdmission:
     def _share(self, needed: int, waiting: int) -> int:
         """Blocks for one turn: all that is needed if everyone has room, else an equal share of what is free."""
         free = self.allocator.available
-        share = max(1, free // waiting)
+        share = max(1, free // waiting, min(free, self.allocator.num_blocks // MOST_AT_ONCE))
         if needed > share:
             needed = min(share, max(1, self.allocator.num_blocks // PIPELINE))
         return min(needed, MAX_RUNS)

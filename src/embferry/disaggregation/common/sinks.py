@@ -75,9 +75,12 @@ class GatherSink(Sink):
     :param in_place: an embedding granted whole in adjacent blocks is used where it lies, without any copy. Its blocks
         then stay with it until :meth:`drop`, so that others may have to wait for them: for callers that use an
         embedding at once, with a pool that is not tight.
+    :param make: called with the length, once it is known: the arrays to gather into, uint8 [tokens, bytes a token] for
+        each field. Memory that has been used before is worth it: new memory takes longer to get than to fill.
     """
 
-    def __init__(self, *, in_place: bool = False) -> None:
+    def __init__(self, *, in_place: bool = False, make: Callable[[int], dict[str, Array]] | None = None) -> None:
+        self._make = make
         self.arrays: dict[str, Array] = {}
         self.chunks: dict[int, int] = {}  # offset: length of what was delivered; the origin's chunk_info
         self._may_stay = in_place
@@ -153,7 +156,18 @@ class GatherSink(Sink):
 
     def _new(self, total_tokens: int) -> dict[str, Array]:
         fields = self.buffers.geometry.layout.fields
+        if self._make is not None:
+            made = self._make(total_tokens)
+            wrong = [f.name for f in fields if not _fits(made.get(f.name), (total_tokens, f.token_bytes))]
+            if not wrong:
+                return made
+            why = f"the arrays given for {', '.join(wrong)} are not uint8, contiguous, of {total_tokens} tokens"
+            self.owner.abort(LocalProtocolError(why))
         return {field.name: np.empty((total_tokens, field.token_bytes), np.uint8) for field in fields}
+
+
+def _fits(array: Array | None, shape: tuple[int, int]) -> bool:
+    return array is not None and array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
 
 
 @dataclass(frozen=True, slots=True)
