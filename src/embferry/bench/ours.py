@@ -87,8 +87,8 @@ def touched(tokens: int) -> dict[str, Bytes]:
     return {f.name: np.zeros((tokens, f.token_bytes), np.uint8) + np.uint8(1) for f in LAYOUT.fields}
 
 
-def sink_into(arrays: dict[str, Bytes], *, in_place: bool = False) -> GatherSink:
-    return GatherSink(in_place=in_place, make=lambda tokens: arrays)
+def sink_into(arrays: dict[str, Bytes]) -> GatherSink:
+    return GatherSink(make=lambda tokens: arrays)
 
 
 def geometry(options: Facts, tokens: int) -> Geometry:
@@ -202,7 +202,7 @@ class OursReceiving(Receiving):
         self._job, self._link = job, link
         self._early = job.options.get("early", True)
         self.manager = receive_manager(job.options, job.tokens)
-        self._arrays = touched(job.tokens)
+        self._arrays = {} if job.options.get("in_place") else touched(job.tokens)
         self.pool_bytes = self.manager.geometry.region_bytes
         self.counted_twice = self.pool_bytes if job.options["road"] in MAPPED_TWICE else 0
 
@@ -238,7 +238,7 @@ class OursReceiving(Receiving):
         self.manager.close()
 
     def _open(self) -> None:
-        sink = sink_into(self._arrays, in_place=bool(self._job.options.get("in_place")))
+        sink = sink_into(self._arrays) if self._arrays else GatherSink(in_place=True)
         self._receiver = self.manager.open(self._room, self._endpoint, sink)
         self._granted = 0
         first = self._part() if self._job.options.get("transfers") else None

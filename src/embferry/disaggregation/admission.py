@@ -19,6 +19,10 @@ MOST_AT_ONCE = 64
 """Where more than so many wait, a turn still gives this part of the pool: less would cost more than it brings."""
 
 
+RESERVE = 16
+"""The last part in so many of a pool is for those that hold nothing of it: so a little one finds room."""
+
+
 class PoolAdmission:
     """One pool of blocks, shared by the receivers of one region. Pure: the time is an argument."""
 
@@ -62,16 +66,22 @@ class PoolAdmission:
     def deal(self, now: float) -> list[tuple[Receiver, int]]:
         """Hands out what is free; answers who was granted something and so has commands, and under which epoch."""
         served: list[tuple[Receiver, int]] = []
+        passed_over: dict[int, Receiver] = {}
         while self._waiting and self.allocator.available:
             receiver = self._waiting.pop(next(iter(self._waiting)))
             wanted = receiver.wanted(now)
             if wanted is None:
                 continue
-            count = self._share(blocks_needed(wanted[1], self.allocator.block_size), len(self._waiting) + 1)
+            free = self.allocator.available - (self.allocator.num_blocks // RESERVE if receiver.ledger.grants else 0)
+            if free <= 0:
+                passed_over[receiver.session] = receiver  # it comes again when what it has comes back
+                continue
+            count = self._share(blocks_needed(wanted[1], self.allocator.block_size), len(self._waiting) + 1, free)
             allocation = self.allocator.alloc_blocks(count, receiver.room)
             assert allocation is not None  # a share is never more than is free
             served.append((receiver, self._next_epoch))
             self.grant(receiver, allocation, now)
+        self._waiting = passed_over | self._waiting  # they keep their turn
         return served
 
     def grant(self, receiver: Receiver, allocation: MetadataAllocation, now: float) -> int:
@@ -82,9 +92,8 @@ class PoolAdmission:
         self.note(receiver, now)  # if it wants more: at the end
         return tokens
 
-    def _share(self, needed: int, waiting: int) -> int:
+    def _share(self, needed: int, waiting: int, free: int) -> int:
         """Blocks for one turn: all that is needed if everyone has room, else an equal share of what is free."""
-        free = self.allocator.available
         share = max(1, free // waiting, min(free, self.allocator.num_blocks // MOST_AT_ONCE))
         if needed > share:
             needed = min(share, max(1, self.allocator.num_blocks // PIPELINE))
