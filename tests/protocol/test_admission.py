@@ -64,10 +64,10 @@ def test_an_embedding_larger_than_the_pool_gets_it_in_parts() -> None:
 
 
 def test_a_little_one_finds_room_behind_a_large_one() -> None:
-    admission, (large, small) = pool(16, 1000, 2)
+    admission, (large, small) = pool(32, 1000, 2)
     admission.leave(small)
     admission.deal(0.0)
-    assert sum(granted(large)) == 16 - 16 // RESERVE
+    assert sum(granted(large)) == 32 - 32 // RESERVE
     assert admission.deal(0.0) == []
     admission.join(small)
     assert served(admission) == [small]
