@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from embferry.disaggregation.base.conn_multimodal import Piece
 from embferry.disaggregation.buffers import MultimodalDataBuffers
 from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
 from embferry.disaggregation.tcp import TcpTransport, framing
 from embferry.disaggregation.tcp.conn_multimodal import TcpHandle
+from embferry.disaggregation.tcp.link import MOST_PASSED_OVER
 from embferry.testing.pair import SMALL, Endpoint, TransportPair
 
 pytestmark = pytest.mark.integration
@@ -155,3 +157,34 @@ def test_too_many_pieces_are_refused_here(pair: TransportPair) -> None:
     pieces = [pair.fill((0,))[0]] * (framing.MAX_RANGES + 1)
     pair.expect_refused(pair.write(1, (0,), pieces))
     pair.expect_refused(pair.write(1, (0,), []))
+
+
+def test_little_frames_pass_large_ones_that_have_not_begun_for_a_while(
+    impostor: tuple[socket.socket, bytes],
+) -> None:
+    listener, handle = impostor
+    sender = Endpoint(TcpTransport)
+    sender.transport.connect(handle)
+    connection, _ = listener.accept()
+    large, little = bytes(16 << 20), bytes(64)
+    total = 0
+    for ticket in range(1, 30):  # nobody reads yet: the first one is under way and stays so
+        payload = large if ticket <= 3 else little
+        total += framing.HEAD.size + framing.RANGE_BYTES + len(payload)
+        sender.transport.write(handle, 1, (0,), [Piece(memoryview(payload), 0)], ticket)
+        if ticket == 1:
+            connection.recv(framing.HELLO.size, socket.MSG_WAITALL)
+            connection.recv(1, socket.MSG_PEEK)
+    order = []
+    with connection:
+        while total:
+            head = connection.recv(framing.HEAD.size, socket.MSG_WAITALL)
+            *_, ticket, ranges, _, payload_bytes = framing.HEAD.unpack(head)
+            order.append(ticket)
+            rest = ranges * framing.RANGE_BYTES + payload_bytes
+            total -= len(head) + rest
+            while rest:
+                rest -= len(connection.recv(min(rest, 1 << 20)))
+    sender.transport.close()
+    passed = list(range(4, 4 + MOST_PASSED_OVER))
+    assert order == [1, *passed, 2, 3, *range(4 + MOST_PASSED_OVER, 30)]
