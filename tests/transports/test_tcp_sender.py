@@ -15,7 +15,7 @@ from embferry.disaggregation.protocol.errors import LocalProtocolError, Transpor
 from embferry.disaggregation.tcp import TcpTransport, framing
 from embferry.disaggregation.tcp.conn_multimodal import TcpHandle
 from embferry.disaggregation.tcp.link import MOST_PASSED_OVER
-from embferry.testing.pair import SMALL, Endpoint, TransportPair
+from embferry.testing.pair import SMALL, Endpoint, TransportPair, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -175,6 +175,8 @@ def test_little_frames_pass_large_ones_that_have_not_begun_for_a_while(
         if ticket == 1:
             connection.recv(framing.HELLO.size, socket.MSG_WAITALL)
             connection.recv(1, socket.MSG_PEEK)
+    (link,) = sender.transport._links.values()
+    eventually(lambda: len(link._outgoing) == 29)
     order = []
     with connection:
         while total:
