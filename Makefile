@@ -6,7 +6,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-tests demo test test-fast test-integration test-engines lint format docs bench clean
+.PHONY: help setup setup-tests demo test test-fast test-integration test-engines test-vllm lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -24,13 +24,17 @@ demo: setup ## ask real questions about real pictures, across two workers
 test: setup-tests test-fast test-integration test-engines ## every test: the fast ones first
 
 test-fast: setup ## no processes, no sockets, no waiting
-	@$(PY) -m pytest -m "not integration" -n 2 --dist worksteal
+	@$(PY) -m pytest -m "not integration and not vllm" -n 2 --dist worksteal
 
 test-integration: setup-tests ## real processes and sockets
 	@$(PY) -m pytest -m "integration and not engines"
 
 test-engines: setup-tests ## the mooncake and nixl transports on their real engines
 	@$(PY) -m pytest -m engines
+
+test-vllm: ## vLLM's own engines, split by the connector: in .venv-vllm, 3 GB, made when it is missing
+	@$(PYTHON) scripts/setup_vllm.py
+	@.venv-vllm/bin/python -m pytest -m vllm tests/connectors
 
 lint: setup ## style, types, imports, names, lengths, generated documents
 	$(BIN)/ruff check .
@@ -56,5 +60,5 @@ bench: setup-tests ## every road beside what else one could use, on this machine
 	@$(BIN)/embferry bench transfer
 
 clean: ## remove everything that was made here
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

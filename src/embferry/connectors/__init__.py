@@ -1,0 +1,1 @@
+"""The library under the engines that people run at scale."""

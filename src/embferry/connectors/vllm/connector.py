@@ -1,0 +1,73 @@
+"""What vLLM instantiates: once in the scheduler, once in each worker. Each call goes to the half that is meant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata, ECConnectorRole
+
+from .config import parse
+from .scheduler_side import SchedulerSide, StepMetadata
+from .worker_side import WorkerSide
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+
+class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not there where types are checked
+    """Named by ``ec_connector``, with ``ec_connector_module_path`` ``embferry.connectors.vllm.connector``."""
+
+    def __init__(self, vllm_config: VllmConfig, role: ECConnectorRole) -> None:
+        super().__init__(vllm_config=vllm_config, role=role)
+        transfer = vllm_config.ec_transfer_config
+        config = parse(transfer.ec_connector_extra_config)
+        name = f"{transfer.engine_id}-{vllm_config.parallel_config.data_parallel_rank}"
+        self._scheduler: SchedulerSide
+        self._worker: WorkerSide
+        if role is ECConnectorRole.SCHEDULER:
+            self._scheduler = SchedulerSide(vllm_config, config, name)
+        else:
+            self._worker = WorkerSide(vllm_config, name)
+
+    def shutdown(self) -> None:
+        if self.role is ECConnectorRole.SCHEDULER:
+            self._scheduler.close()
+
+    # Scheduler
+
+    def ensure_cache_available(self, request: Request, num_computed_tokens: int) -> bool:
+        return self._scheduler.ensure_cache_available(request, num_computed_tokens)
+
+    def has_cache_item(self, identifier: str) -> bool:
+        return self._scheduler.has_cache_item(identifier)
+
+    def update_state_after_alloc(self, request: Request, index: int) -> None:
+        self._scheduler.update_state_after_alloc(request, index)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> ECConnectorMetadata:
+        return self._scheduler.build_connector_meta()
+
+    def take_unavailable_requests(self) -> set[str]:
+        return self._scheduler.take_unavailable_requests()
+
+    def request_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:
+        return False, self._scheduler.request_finished(request)
+
+    # Worker
+
+    def start_load_caches(self, encoder_cache: dict[str, torch.Tensor], **kwargs: Any) -> None:
+        self._worker.start_load_caches(self._step(), encoder_cache)
+
+    def start_save_caches(self, **kwargs: Any) -> None:
+        self._worker.start_save_caches(self._step(), kwargs["encoder_cache"])
+
+    def save_caches(self, encoder_cache: dict[str, torch.Tensor], mm_hash: str, **kwargs: Any) -> None:
+        self._worker.save_caches(encoder_cache, mm_hash)
+
+    def _step(self) -> StepMetadata:
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, StepMetadata)  # it is what our own scheduler side has built
+        return metadata
