@@ -48,7 +48,7 @@ class MultimodalDataBuffers:
         self._fd = sealed_memfd("embferry-region", size) if shared else None
         if self._fd is None:
             self._map: mmap.mmap | None = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self._map.madvise(mmap.MADV_HUGEPAGE)  # a third of the time, where a kernel copies from process to process
+            self._map.madvise(mmap.MADV_HUGEPAGE)  # nearly half the time, where a kernel copies from process to process
         else:
             self._map = mmap.mmap(self._fd, size)
         # Not part of the region: the receiver fills it from the offer.
