@@ -188,6 +188,8 @@ def test_every_setting_has_names_of_its_own_and_a_description() -> None:
 
 def _a_value(key: tuple[str, ...]) -> object:
     default = FIELDS[key].default
+    if key[-1].endswith("_urls"):
+        return "http://x,https://y:1/z"
     return ",".join(map(str, default)) or "x" if isinstance(default, tuple) else "x" if default is None else default
 
 

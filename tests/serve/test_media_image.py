@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import CODES, ServeError
-from embferry.serve.media import check_image, decode_image
+from embferry.serve.media.image import check_image, decode_image
 from tests.serve import pictures
 
 LIMITS = MediaSettings(max_bytes=200_000, max_pixels=1_000_000, max_side=5_000)

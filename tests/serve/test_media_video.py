@@ -8,7 +8,7 @@ from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media import check_frames, check_video, decode_frames, decode_video
+from embferry.serve.media.video import check_frames, check_video, decode_frames, decode_video
 from tests.serve import pictures
 
 LIMITS = MediaSettings()

@@ -61,9 +61,9 @@ def test_each_worker_of_a_cluster_has_its_own_ports() -> None:
     transfer = TransferSettings(http_port=9100)
     cluster = LocalCluster(Settings(encode=EncodeSettings(port=9000), transfer=transfer))
     cluster._urls["bootstrap"] = "http://127.0.0.1:1"
-    told = [cluster._worker("encode", number)._settings() for number in range(2)]
+    told = [unpack(cluster._worker("encode", number)._program().hello) for number in range(2)]
     assert [(settings.encode.port, settings.transfer.http_port) for settings in told] == [(9000, 9100), (9001, 9101)]
-    assert cluster._worker("language", 1)._settings().language.port == 0
+    assert unpack(cluster._worker("language", 1)._program().hello).language.port == 0
 
 
 @pytest.mark.parametrize(("host", "status"), [("0.0.0.0", 2), ("::", 2), ("no-such-host.invalid", 2)])

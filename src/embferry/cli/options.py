@@ -36,10 +36,22 @@ def _option(key: Key, own: tuple[str, ...]) -> Any:
     names = [flag_name(key)]
     if len(key) > 1 and key[0] in own:
         names.insert(0, flag_name(key[1:]))
+    if _typed(key) is bool:
+        names = [f"{name}/--no-{name[2:]}" for name in names]
     panel = f"{key[0]} settings" if len(key) > 1 else "Settings of every process"
     default = default_text(key)
     described = f"{text} [default: {default}]" if default else text
-    return typer.Option(*names, help=described, show_default=False, metavar=_metavar(key), rich_help_panel=panel)
+    metavar = None if _typed(key) is bool else _metavar(key)
+    return typer.Option(*names, help=described, show_default=False, metavar=metavar, rich_help_panel=panel)
+
+
+def _typed(key: Key) -> type[str] | type[bool]:
+    """A switch is a flag; everything else is text."""
+    return bool if FIELDS[key].annotation is bool else str
+
+
+def _text(value: str | bool | None) -> str:
+    return "" if value is None else str(value)
 
 
 def _metavar(key: Key) -> str:
@@ -49,22 +61,33 @@ def _metavar(key: Key) -> str:
 
 
 def settings_command(
-    own: tuple[str, ...], sections: tuple[str, ...], body: Callable[[Settings], None]
+    own: tuple[str, ...],
+    sections: tuple[str, ...],
+    body: Callable[..., None],
+    check: Callable[[Settings, frozenset[Key]], None] = lambda settings, given: None,
+    rest: str = "",
 ) -> Callable[..., None]:
     """A command that takes ``--config`` and one option for every setting of ``sections``, and calls ``body``.
 
     Args:
         own: the sections whose options may be given without their name in front.
         sections: sections whose settings are of use to the command; "" are the settings of every process.
+        body: called with the settings, and with a list of the words behind ``--`` if there is ``rest``.
+        check: told which settings stood on the command line; ends the process if they do not go together.
+        rest: what help calls these words.
     """
     keys = {"__".join(key): key for key in FIELDS if (key[0] if len(key) > 1 else "") in sections}
 
-    def command(**options: str | None) -> None:
-        flags = {keys[name]: value for name, value in options.items() if name in keys and value is not None}
-        body(settled(flags, options.get("config")))
+    def command(**options: Any) -> None:
+        flags = {keys[name]: _text(value) for name, value in options.items() if name in keys and value is not None}
+        settings = settled(flags, _text(options.get("config")) or None)
+        check(settings, frozenset(flags))
+        body(settings, *([options.get("rest") or []] if rest else []))
 
     parameters = {"config": Annotated[str | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")]}
-    parameters |= {name: Annotated[str | None, _option(key, own)] for name, key in keys.items()}
+    parameters |= {name: Annotated[_typed(key) | None, _option(key, own)] for name, key in keys.items()}
+    if rest:
+        parameters["rest"] = Annotated[list[str] | None, typer.Argument(metavar=f"[-- {rest}...]", show_default=False)]
     command.__annotations__ = {**parameters, "return": None}
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it; functions have no such field
         [

@@ -7,10 +7,12 @@ in the environment and ``--transfer-num-blocks`` on the command line. All proces
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_core import PydanticCustomError
 
 from embferry.serve.config_roads import AUTO, known_road, roads_once
 
@@ -28,10 +30,17 @@ def _without_parameters(value: Any) -> Any:
     return {name: {} for name in names} if isinstance(names, list | tuple) else names
 
 
+def _base_url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text):
+        raise PydanticCustomError("url", "a base URL is such as http://10.0.0.2:8001")
+    return text
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Urls = Annotated[tuple[Annotated[str, AfterValidator(_base_url)], ...], BeforeValidator(_split)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 Road = Annotated[str, AfterValidator(known_road)]
 Roads = Annotated[tuple[Road, ...], BeforeValidator(_split), AfterValidator(roads_once), Field(min_length=1)]
@@ -161,6 +170,8 @@ class RouterSettings(Section):
 
     port: Port = 8000
     """TCP port of the HTTP server."""
+    engine: Literal["embferry", "vllm"] = "embferry"
+    """What computes behind the router: workers of this project, or instances of vLLM (the settings of `vllm`)."""
     served_model_name: str | None = None
     """Name of the model in the API; the last part of `model` if unset."""
     api_key: SecretStr | None = None
@@ -201,6 +212,38 @@ class ServeSettings(Section):
     """Seconds a process may take to end before it is killed."""
 
 
+class VllmSettings(Section):
+    """With `router.engine: vllm`: the instances of vLLM behind the router, and what `embferry serve` starts."""
+
+    encode_urls: Urls = ()
+    """Base URLs of the instances that encode (`ec_producer`), such as `http://10.0.0.2:8001`."""
+    language_urls: Urls = ()
+    """Base URLs of the instances that answer (`ec_consumer`)."""
+    connector: Literal["embferry", "example", "mooncake"] = "embferry"
+    """The EC connector the instances run: this project's, or one of vLLM's own (`ECExampleConnector`,
+    `ECMooncakeConnector`)."""
+    consumer_zmq: Names = ()
+    """With `connector: mooncake`: the control address of each instance in `language_urls`, in the same order, such as
+    `tcp://10.0.0.3:14750`."""
+    language_encodes: bool = False
+    """When nobody else can encode, or the transfer has failed for good before anything was answered, send the request
+    undivided to an instance that answers: it encodes by itself."""
+    encode_timeout: Seconds = 60
+    """Seconds an instance may take to encode one item; then another one is asked."""
+    affinity_slack: Annotated[int, Field(ge=0)] = 4
+    """An item goes where it was encoded before, unless that instance has this many more in hand than the idlest one."""
+    replacements_per_item: Annotated[int, Field(ge=0)] = 3
+    """How often an item may be encoded again elsewhere while its transfer is under way."""
+    encoders: Positive = 1
+    """`embferry serve`: instances that encode."""
+    languages: Positive = 1
+    """`embferry serve`: instances that answer."""
+    transports: Annotated[tuple[Road, ...], BeforeValidator(_split), AfterValidator(roads_once)] = ("shm", "tcp")
+    """`embferry serve`: roads for the embeddings, the preferred one first."""
+    instance_timeout: Seconds = 600
+    """`embferry serve`: seconds until every instance must answer."""
+
+
 class Settings(Section):
     """Everything. The settings here at the top hold for every process; each section is named after its process."""
 
@@ -228,6 +271,7 @@ class Settings(Section):
     router: RouterSettings = RouterSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()
     serve: ServeSettings = ServeSettings()
+    vllm: VllmSettings = VllmSettings()
 
     @property
     def model_name(self) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from embferry.engine.media import MediaItem, MediaProcessor, PreparedItem, Video
 from embferry.serve.config import MediaSettings
 from embferry.serve.encode.wire import EncodeItem
-from embferry.serve.media import Frames, decode_frames, decode_image, decode_video
+from embferry.serve.media.image import decode_image
+from embferry.serve.media.video import Frames, decode_frames, decode_video
 
 DEFAULT_FRAME_RATE = 2.0
 """Frames a second of a list of pictures that does not say; what Qwen's own tools assume."""

@@ -65,7 +65,7 @@ def build(settings: Settings) -> ASGIApp:
     handlers: dict[Any, Any] = {ServeError: _refused, HTTPException: _http_error, Exception: _unexpected}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     # Around all of it, so that a 500 has its id too.
-    return Edge(app, metrics, frozenset(route.path for route in routes), key)
+    return Edge(app, metrics.requests, frozenset(route.path for route in routes), key)
 
 
 class _Status:

@@ -9,11 +9,11 @@ import re
 import time
 import uuid
 
+from prometheus_client import Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embferry.observe.logs import about
-from embferry.observe.metrics import RouterMetrics
 from embferry.serve.errors import ServeError
 
 log = logging.getLogger(__name__)
@@ -24,11 +24,15 @@ _QUIET = frozenset({"/health", "/ready", "/metrics"})
 
 
 class Edge:
-    """ASGI middleware. ``scope["state"]["request_id"]`` is the client's ``X-Request-Id`` if it gave a sane one."""
+    """ASGI middleware. ``scope["state"]["request_id"]`` is the client's ``X-Request-Id`` if it gave a sane one.
 
-    def __init__(self, app: ASGIApp, metrics: RouterMetrics, paths: frozenset[str], api_key: str | None) -> None:
+    Args:
+        requests: counted by path and status.
+    """
+
+    def __init__(self, app: ASGIApp, requests: Counter, paths: frozenset[str], api_key: str | None) -> None:
         self._app = app
-        self._metrics = metrics
+        self._requests = requests
         self._paths = paths
         self._api_key = api_key
 
@@ -57,7 +61,7 @@ class Edge:
                     await self._app(scope, receive, marked)
             finally:
                 path = scope["path"] if scope["path"] in self._paths else "other"
-                self._metrics.requests.labels(path, status).inc()
+                self._requests.labels(path, status).inc()
                 facts = {"method": scope["method"], "path": scope["path"], "status": status}
                 facts["seconds"] = round(time.monotonic() - started, 3)
                 log.log(logging.DEBUG if path in _QUIET else logging.INFO, "request", extra=facts)

@@ -9,8 +9,9 @@ from typing import Any
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media import check_frames, check_image, check_video
 from embferry.serve.media.fetch import Fetcher
+from embferry.serve.media.image import check_image
+from embferry.serve.media.video import check_frames, check_video
 from embferry.serve.openai.messages import ImagePart, TextPart, Turn, VideoPart
 
 DEFAULT_FRAME_RATE = 2.0

@@ -76,7 +76,10 @@ def _bootstrap(settings: Settings, report: Report) -> None:
 
 
 def _router(settings: Settings, report: Report) -> None:
-    from embferry.serve.router.server import run  # here, so that a worker need not load it
+    if settings.router.engine == "vllm":  # here, so that a process loads no more than it runs
+        from embferry.serve.vllm.server import run
+    else:
+        from embferry.serve.router.server import run
 
     run(settings, report)
 

@@ -16,6 +16,7 @@ from typing import IO, Literal
 from urllib.parse import urlsplit
 
 from embferry.serve.config import Section, Settings
+from embferry.serve.supervisor.handover import settled_child
 from embferry.serve.supervisor.slot import ClusterError, ProcessRole, ProcessView, Slot
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,8 @@ class LocalCluster:
         return self._slot(f"{role}-{number}", role, lambda: self._joined().model_copy(update=mine))
 
     def _slot(self, name: str, role: ProcessRole, settings: Callable[[], Settings]) -> Slot:
-        slot = Slot(name, role, settings, self._output, self._notice)
+        delay = self.settings.serve.restart_delay
+        slot = Slot(name, role, lambda: settled_child(role, settings()), delay, self._output, self._notice)
         self._slots.append(slot)
         return slot
 

@@ -6,6 +6,7 @@ import json
 import os
 
 from embferry.serve.config import Settings
+from embferry.serve.supervisor.slot import ProcessRole, Program
 
 MAX_LINE_BYTES = 1 << 20
 
@@ -16,6 +17,11 @@ def pack(settings: Settings) -> bytes:
     if settings.router.api_key is not None:
         said["router"]["api_key"] = settings.router.api_key.get_secret_value()
     return json.dumps(said).encode() + b"\n"
+
+
+def settled_child(role: ProcessRole, settings: Settings) -> Program:
+    """A process of this project, told all its settings: :mod:`.child`."""
+    return Program(("-m", "embferry.serve.supervisor.child", role), pack(settings))
 
 
 def unpack(line: bytes) -> Settings:

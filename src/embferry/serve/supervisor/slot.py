@@ -14,12 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Literal
 
-from embferry.serve.config import Settings
-from embferry.serve.supervisor.handover import pack
-
 log = logging.getLogger(__name__)
 
 ProcessRole = Literal["bootstrap", "router", "encode", "language"]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What runs in a process: ``words`` for the Python interpreter, and the line it reads first."""
+
+    words: tuple[str, ...]
+    hello: bytes
+
 
 MAX_DELAY_SECONDS = 30.0
 STEADY_SECONDS = 30.0
@@ -49,7 +55,8 @@ class Slot:
     """Lives in one event loop; :attr:`view` may be read from any thread.
 
     Args:
-        settings: what the process is told; asked for at each start.
+        program: what runs; asked for at each start. It answers with a line ``{"url": …}`` once it can be used.
+        delay: seconds before it is started again; doubled each time, up to MAX_DELAY_SECONDS.
         output: where its standard error goes; ours if None.
         changed: called when the view has changed.
     """
@@ -58,13 +65,15 @@ class Slot:
         self,
         name: str,
         role: ProcessRole,
-        settings: Callable[[], Settings],
+        program: Callable[[], Program],
+        delay: float,
         output: IO[bytes] | None,
         changed: Callable[[], None],
     ) -> None:
         self.name = name
         self.role = role
-        self._settings = settings
+        self._program = program
+        self._delay = delay
         self._output = output
         self._changed = changed
         self._process: asyncio.subprocess.Process | None = None
@@ -77,8 +86,7 @@ class Slot:
     async def keep(self) -> None:
         """Starts the process, again and again, until :meth:`stop`. A process that ends before it has ever answered is
         not started again: what keeps the first one from coming up keeps the second one from it too."""
-        serve = self._settings().serve
-        delay = serve.restart_delay
+        delay = self._delay
         while not self._stopping:
             began = time.monotonic()
             status = await self._live()
@@ -91,7 +99,7 @@ class Slot:
                 self.failure = f"{self.name} ended with {_meaning(status)} before it answered; its log says why"
                 self._changed()
                 return
-            delay = serve.restart_delay if lived > STEADY_SECONDS else delay
+            delay = self._delay if lived > STEADY_SECONDS else delay
             log.warning("%s ended with %s; starting it again in %.1f s", self.name, _meaning(status), delay)
             await asyncio.sleep(delay)
             delay = min(2 * delay, MAX_DELAY_SECONDS)
@@ -109,8 +117,9 @@ class Slot:
             raise
 
     async def _start(self) -> asyncio.subprocess.Process:
+        program = self._program()
         process = self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "embferry.serve.supervisor.child", self.role),
+            *(sys.executable, *program.words),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._output,
@@ -119,7 +128,7 @@ class Slot:
         )
         self._show(pid=process.pid, starts=self.view.starts + 1)
         if process.stdin is not None:
-            process.stdin.write(pack(self._settings()))
+            process.stdin.write(program.hello)
         return process
 
     async def stop(self, seconds: float) -> None:

@@ -1,0 +1,68 @@
+"""What is called ``vllm`` on the PATH of the tests: it serves, has an engine as a process of its own, and no model.
+
+Its own arguments are appended to ``$FAKE_VLLM_NOTES``, one JSON object a start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+def option(name: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer({"data": [{"id": sys.argv[2]}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if json.loads(option("--ec-transfer-config"))["ec_role"] == "ec_producer":
+            uuid = body["messages"][0]["content"][0]["uuid"]
+            entry = {
+                "metadata": {"image_grid_thw": [1, 2, 2]},
+                "embferry": {"endpoint": "tcp://127.0.0.1:1", "room": 1},
+            }
+            self._answer({"ec_transfer_params": {uuid: entry}})
+        else:
+            choice = {"message": {"content": str(os.getpid())}, "finish_reason": "stop"}
+            self._answer({"choices": [choice], "asked": body})
+
+    def _answer(self, value: Any) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Quiet."""
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller that is gone is no news."""
+
+
+def main() -> None:
+    if "--end-at-once" in sys.argv:
+        sys.exit("no such model")
+    with Server((option("--host"), int(option("--port"))), Handler) as server:
+        engine = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+        note = {"pid": os.getpid(), "engine": engine.pid, "arguments": sys.argv[1:], "key": os.getenv("VLLM_API_KEY")}
+        with open(os.environ["FAKE_VLLM_NOTES"], "a") as notes:
+            notes.write(json.dumps(note) + "\n")
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

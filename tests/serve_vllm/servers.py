@@ -1,0 +1,212 @@
+"""Real ``vllm serve``: both halves and the router as ``embferry serve --engine vllm`` starts them, two encoders and one
+that answers; and a server without any connector, which says what the undivided model answers."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+START_S, CONDITION_S = 240.0, 60.0
+ENCODERS = 2
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+VLLM = (
+    *("--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--seed", "0"),
+    *("--max-model-len", "4096", "--max-num-batched-tokens", "4096", "--max-num-seqs", "4"),
+    *("--no-enable-prefix-caching", "--limit-mm-per-prompt.image", "4", "--limit-mm-per-prompt.video", "1"),
+)
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
+MORE = {"ignore_eos": True, "return_token_ids": True}
+EMBFERRY = (sys.executable, "-c", "from embferry.cli.main import run; run()")
+
+
+class Servers:
+    def __init__(self, folder: Path) -> None:
+        from embferry.models import tiny_qwen
+
+        self.orphans_before = orphans()
+        self._log = folder / "log"
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        tiny_qwen.make(folder / "model")
+        words = ("serve", "--engine", "vllm", "--model", str(folder / "model"), "--port", "0")
+        more = ("--encoders", str(ENCODERS), "--restart-delay", "0.1")
+        self.split = self.start(self._log, *EMBFERRY, *words, *more, "--", *VLLM)
+        self.undivided = f"http://127.0.0.1:{free_port()}"
+        vllm = str(Path(sys.executable).with_name("vllm"))
+        # It takes image_embeds, and has no connector: what must not be answered as if the picture were not there.
+        port = self.undivided.rpartition(":")[2]
+        self.start(
+            *(folder / "undivided.log", vllm, "serve", str(folder / "model"), *VLLM),
+            *("--enable-mm-embeds", "--host", "127.0.0.1", "--port", port),
+        )
+
+    def start(self, log: Path, *words: str) -> subprocess.Popen[bytes]:
+        with log.open("w") as output:
+            started = subprocess.Popen(
+                words, stdout=output, stderr=output, env=os.environ | ENVIRONMENT, start_new_session=True
+            )
+        self._processes.append(started)
+        return started
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def url(self) -> str:
+        return self.found(r"ready: (http://\S+)/v1")
+
+    def found(self, pattern: str) -> str:
+        matches = re.findall(pattern, self.log)
+        assert matches, self.log[-5000:]
+        return str(matches[-1])
+
+    def process(self, name: str) -> Any:
+        """The ``vllm serve`` of that name, as psutil has it."""
+        import psutil
+
+        (vllm,) = psutil.Process(int(self.found(rf"{name} is starting \(pid (\d+)\)"))).children()
+        return vllm
+
+    def kill(self, name: str) -> None:
+        """The server, and at the same time the engine that hands out embeddings. Python's resource tracker stays, and
+        removes the shared memory of both."""
+        server = self.process(name)
+        for process in (server, *server.children(recursive=True)):
+            if "resource_tracker" not in " ".join(process.cmdline()):
+                process.kill()
+
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Its server hears requests and answers none, inside."""
+        process = self.process(name)
+        process.suspend()
+        try:
+            yield
+        finally:
+            process.resume()
+
+    def up(self) -> list[str]:
+        """Encoders that answer."""
+        names = [f"encode-{number}" for number in range(ENCODERS)]
+        return [name for name in names if answers(self.found(rf"{name} answers at (\S+)") + "/health")]
+
+    def counted(self, name: str) -> float:
+        """A number of the router."""
+        return sum(_numbers(self.url, f"embferry_router_{name}"))
+
+    def encoded_by(self, encoder: str) -> float:
+        """Requests that this encoder has answered."""
+        return sum(_numbers(self.found(rf"{encoder} answers at (\S+)"), "vllm:request_success_total"))
+
+    def wait(self, what: str, url: str | None = None) -> None:
+        """Until the log says it, or the URL answers 200."""
+        deadline = time.monotonic() + START_S
+        while not (re.search(what, self.log) if url is None else answers(url)):
+            assert time.monotonic() < deadline, f"{what}:\n{self.log[-5000:]}"
+            assert self.split.poll() is None, self.log[-5000:]
+            time.sleep(0.1)
+
+    def tokens(self, url: str, *content: Any, stream: bool = False) -> list[int]:
+        """The answer's, over OpenAI's client."""
+        with client_of(url) as client:
+            asked: dict[str, Any] = {
+                "model": "tiny",
+                "messages": [{"role": "user", "content": list(content)}],
+                **GREEDY,
+            }
+            if not stream:
+                (choice,) = client.chat.completions.create(**asked, extra_body=MORE).choices
+                return list(choice.token_ids)
+            chunks = client.chat.completions.create(**asked, extra_body=MORE, stream=True)
+            return [token for chunk in chunks for token in getattr(chunk.choices[0], "token_ids", None) or ()]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def picture(seed: int, width: int = 224, height: int = 168) -> dict[str, Any]:
+    """Noise: no two have the same embedding."""
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_noise(seed, width, height, 'PNG')}"}}
+
+
+def video(seed: int, frames: int) -> dict[str, Any]:
+    """A list of frames, as vLLM takes one."""
+    listed = ",".join(_noise(1000 * seed + number, 224, 168, "JPEG") for number in range(frames))
+    return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{listed}"}}
+
+
+def _noise(seed: int, width: int, height: int, kind: str) -> str:
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, kind)
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def client_of(url: str) -> Any:
+    import openai
+
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def until(condition: Callable[[], object], seen: object = None) -> None:
+    deadline = time.monotonic() + CONDITION_S
+    while not condition():
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.02)
+
+
+def orphans() -> set[str]:
+    """Shared memory of vLLM's that no process maps any more."""
+    found = {path.name for path in Path("/dev/shm").glob("psm_*")}
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it has ended
+            text = maps.read_text()
+            found = {name for name in found if name not in text}
+    return found
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return int(held.getsockname()[1])
+
+
+def _numbers(url: str, name: str) -> list[float]:
+    lines = httpx.get(f"{url}/metrics", trust_env=False, timeout=5).text.splitlines()
+    return [float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[{{ ]", line)]
