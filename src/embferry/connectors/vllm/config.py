@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,6 +21,9 @@ ROADS = {
     "nixl": ("embferry.disaggregation.nixl.conn_multimodal", "NixlTransport", True),
 }
 """Module, class, and whether it takes an address to listen on."""
+
+MAX_BAD_CHUNKS = 4
+"""In a row. With the pauses between them that is a second; longer than that nobody waits for one producer."""
 
 
 class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,10 +42,20 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_bytes: int = 256 << 20
     """Embeddings that are kept beyond their use, on either side: on the producer to be sent again, on the consumer for
     the next request with the same content."""
+    offered_bytes: int = 1 << 30
+    """Producer: embeddings that are promised and have not been fetched; beyond that nothing new is promised."""
     peer_timeout: float = 1.0
-    """Without a word from the producer before a transfer fails."""
+    """Without a word from the producer before it counts as lost."""
     lease_timeout: float = 60.0
     """How long the producer keeps an embedding for a consumer that does not ask."""
+    router: str | None = None
+    """Consumer: base URL of the router, which is asked for another producer and told of failures."""
+    replacement_timeout: float = 5.0
+    """Consumer: how long the router may take to have an embedding made again elsewhere."""
+    encode_on_failure: bool = False
+    """Consumer: an embedding that cannot be had is encoded here, if the request has its pixels."""
+    metrics_port: int | None = None
+    """Where Prometheus finds this connector's numbers, at ``host``; of a data-parallel engine's rank r, this plus r."""
 
     @property
     def sending(self) -> TransferSettings:
@@ -60,6 +74,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             peer_timeout=patience,
             drain_timeout=patience / 2,
             max_peer_losses=1,
+            max_bad_chunks=MAX_BAD_CHUNKS,
         )
 
     def roads(self) -> list[Transport]:
@@ -75,6 +90,17 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return made
 
 
+POSITIVE = (
+    "num_blocks",
+    "block_size",
+    "cache_bytes",
+    "offered_bytes",
+    "peer_timeout",
+    "lease_timeout",
+    "replacement_timeout",
+)
+
+
 def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
     """The settings in ``ec_connector_extra_config``.
 
@@ -83,10 +109,35 @@ def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
     try:
         config = msgspec.convert(dict(extra), ConnectorConfig)
     except msgspec.ValidationError as error:
-        raise LocalProtocolError(f"ec_connector_extra_config: {error}") from None
+        raise _wrong(str(error)) from None
     unknown = [name for name in config.transports if name not in ROADS]
     if unknown or not config.transports:
-        raise LocalProtocolError(f"ec_connector_extra_config: transports are some of {', '.join(ROADS)}, not {unknown}")
-    if min(config.num_blocks, config.block_size, config.cache_bytes, config.peer_timeout, config.lease_timeout) <= 0:
-        raise LocalProtocolError("ec_connector_extra_config: sizes and times are greater than 0")
+        raise _wrong(f"transports are some of {', '.join(ROADS)}, not {unknown}")
+    for name in POSITIVE:
+        if not getattr(config, name) > 0:
+            raise _wrong(f"{name} is greater than 0")
+    if config.metrics_port is not None and not 0 <= config.metrics_port < 65536:
+        raise _wrong(f"metrics_port is a port, or 0 for any, not {config.metrics_port}")
+    if config.router is not None:
+        check_router(config.router)
     return config
+
+
+def check_router(url: str) -> tuple[str, int]:
+    """Host and port of a router's base URL.
+
+    :raises LocalProtocolError: it is not one.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 80
+    except ValueError as error:
+        raise _wrong(f"router cannot be read: {error}") from None
+    rest = (parts.path.strip("/"), parts.query, parts.fragment, parts.username)
+    if parts.scheme != "http" or not parts.hostname or any(rest):
+        raise _wrong(f"router is like http://10.0.0.1:8000, not {url!r}")
+    return parts.hostname, port
+
+
+def _wrong(why: str) -> LocalProtocolError:
+    return LocalProtocolError(f"ec_connector_extra_config: {why}")

@@ -9,6 +9,7 @@ from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECCo
 
 from .config import parse
 from .scheduler_side import SchedulerSide, StepMetadata
+from .stats import PromMetrics, Stats
 from .worker_side import WorkerSide
 
 if TYPE_CHECKING:
@@ -22,15 +23,16 @@ class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not t
 
     def __init__(self, vllm_config: VllmConfig, role: ECConnectorRole) -> None:
         super().__init__(vllm_config=vllm_config, role=role)
-        transfer = vllm_config.ec_transfer_config
+        transfer, parallel = vllm_config.ec_transfer_config, vllm_config.parallel_config
         config = parse(transfer.ec_connector_extra_config)
-        name = f"{transfer.engine_id}-{vllm_config.parallel_config.data_parallel_rank}"
+        name = f"{transfer.engine_id}-{parallel.data_parallel_rank}"
+        ranks = parallel.tensor_parallel_size * parallel.prefill_context_parallel_size  # of the first pipeline stage
         self._scheduler: SchedulerSide
         self._worker: WorkerSide
         if role is ECConnectorRole.SCHEDULER:
-            self._scheduler = SchedulerSide(vllm_config, config, name)
+            self._scheduler = SchedulerSide(vllm_config, config, name, ranks)
         else:
-            self._worker = WorkerSide(vllm_config, name)
+            self._worker = WorkerSide(vllm_config, name, ranks)
 
     def shutdown(self) -> None:
         if self.role is ECConnectorRole.SCHEDULER:
@@ -48,7 +50,7 @@ class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not t
         self._scheduler.update_state_after_alloc(request, index)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> ECConnectorMetadata:
-        return self._scheduler.build_connector_meta()
+        return self._scheduler.build_connector_meta(scheduler_output.free_encoder_mm_hashes)
 
     def take_unavailable_requests(self) -> set[str]:
         return self._scheduler.take_unavailable_requests()
@@ -71,3 +73,22 @@ class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not t
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, StepMetadata)  # it is what our own scheduler side has built
         return metadata
+
+    # Numbers
+
+    def get_ec_connector_stats(self) -> Stats | None:
+        return self._scheduler.stats() if self.role is ECConnectorRole.SCHEDULER else None
+
+    @classmethod
+    def build_ec_connector_stats(cls, data: dict[str, Any] | None = None) -> Stats | None:
+        return Stats(data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> PromMetrics | None:
+        return PromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)

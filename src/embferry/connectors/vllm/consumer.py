@@ -3,99 +3,30 @@ nothing here waits for a step of a worker."""
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 
-import numpy as np
-
-from embferry.disaggregation.base.conn_multimodal import KVPoll
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager, EmbeddingReceiver, GatherSink
-from embferry.disaggregation.protocol.errors import (
-    EmbeddingTransferError,
-    IntegrityError,
-    LayoutMismatch,
-    RemoteProtocolError,
-)
+from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager
+from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LayoutMismatch
 from embferry.disaggregation.protocol.layout import Geometry, Layout
 
+from .arrival import Arrival
 from .config import ConnectorConfig
-from .coordinates import Coordinates, digest_of
-from .shared import Place, SharedRows
-
-GRACE_S = 10.0
-"""A worker may still be about to map what a request that was aborted just now had loaded."""
-
-
-class Arrival:
-    """One embedding on its way, or here."""
-
-    def __init__(self, where: Coordinates, manager: EmbeddingReceiveManager) -> None:
-        self.where = where
-        self.users: set[str] = set()
-        self.used_at = time.monotonic()
-        self.ready = False
-        self.transfers = 0
-        """How many it took: one initial, the others resumed."""
-        self._shared: SharedRows | None = None
-        self._receiver: EmbeddingReceiver | None = manager.open(where.room, where.endpoint, GatherSink(make=self._make))
-        self._receiver.init()
-
-    def poll(self) -> bool:
-        """Whether it is here, whole and verified.
-
-        :raises EmbeddingTransferError: it will not come; this is why.
-        """
-        if self._receiver is None:
-            return self.ready
-        status, tokens = self._receiver.poll(), self._receiver.total_embedding_length
-        if tokens not in (-1, self.where.tokens):
-            why = f"the producer has {tokens} tokens where {self.where.tokens} were announced; encode it again"
-            raise RemoteProtocolError(why, room=self.where.room)
-        if status is KVPoll.Failed:
-            raise self._receiver.failure_exception()
-        if status is KVPoll.Success:
-            self._finish(self._receiver)
-        return self.ready
-
-    @property
-    def place(self) -> Place:
-        assert self._shared is not None  # asked for only when it is ready
-        return self._shared.place
-
-    def close(self) -> None:
-        if self._receiver is not None:
-            self._receiver.abort()
-            self._receiver.clear()
-            self._receiver = None
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = None
-
-    def _make(self, tokens: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
-        if tokens != self.where.tokens:
-            return {}  # refused by the sink; poll() says why
-        if self._shared is None:
-            self._shared = SharedRows(tokens, self.where.layout.token_bytes)
-        return {"input_embeddings": self._shared.rows}
-
-    def _finish(self, receiver: EmbeddingReceiver) -> None:
-        self.transfers = receiver.transfers
-        rows = receiver.arrays()["input_embeddings"]
-        same = digest_of(rows, self.where.dtype, self.where.width).hex() == self.where.digest
-        receiver.clear()
-        self._receiver = None
-        if not same or self._shared is None:
-            raise IntegrityError("what arrived is not what was announced; encode it again", room=self.where.room)
-        self.ready = True
+from .coordinates import Coordinates
+from .router import Router
+from .shelf import MAX_KEPT
+from .tally import Tally
 
 
 class Consumer:
     """All embeddings of one engine; one pool a layout."""
 
-    def __init__(self, config: ConnectorConfig) -> None:
-        self._config = config
+    def __init__(
+        self, config: ConnectorConfig, tally: Tally | None = None, router: Router | None = None, ranks: int = 1
+    ) -> None:
+        self._config, self._tally, self._router, self._ranks = config, tally or Tally(), router, ranks
         self._managers: dict[Layout, EmbeddingReceiveManager] = {}
         self._arrivals: OrderedDict[str, Arrival] = OrderedDict()
+        self._tally.gauge("kept_bytes", self._kept_bytes)
 
     def want(self, request: str, mm_hash: str, where: Coordinates) -> bool:
         """Whether the embedding is here; begins its transfer if need be. One of that name that is here already, or on
@@ -105,25 +36,28 @@ class Consumer:
         """
         arrival = self._arrivals.get(mm_hash)
         if arrival is None:
-            arrival = self._arrivals[mm_hash] = Arrival(where, self._manager(where.layout))
+            arrival = self._begin(mm_hash, where, frozenset())
         elif (arrival.where.tokens, arrival.where.layout) != (where.tokens, where.layout):
             raise LayoutMismatch(f"another embedding is called {mm_hash} here, and has another shape")
+        elif request not in arrival.users:
+            self._tally.add("cache_hits")
         arrival.users.add(request)
         try:
             return arrival.poll()
         except EmbeddingTransferError:
-            self._drop(mm_hash)
-            raise
+            self._drop(mm_hash, "failed")
+            if where.room in arrival.rooms:
+                raise
+            self._begin(mm_hash, where, arrival.rooms).users.update(arrival.users)
+            return False
 
     def is_here(self, mm_hash: str) -> bool:
         arrival = self._arrivals.get(mm_hash)
         return arrival is not None and arrival.ready
 
     def load(self, mm_hash: str) -> Arrival:
-        """One that is here, for a worker."""
-        arrival = self._arrivals[mm_hash]
-        arrival.used_at = time.monotonic()
-        return arrival
+        """One that is here, for the workers."""
+        return self._arrivals[mm_hash]
 
     def finished(self, request: str) -> None:
         """It needs nothing any more. What is here stays for others, within the budget; what is on its way for it alone
@@ -133,27 +67,36 @@ class Consumer:
                 arrival.users.discard(request)
                 self._arrivals.move_to_end(mm_hash)
                 if not arrival.ready and not arrival.users:
-                    self._drop(mm_hash)
+                    self._drop(mm_hash, "aborted")
         self._evict()
 
     def close(self) -> None:
         for mm_hash in list(self._arrivals):
-            self._drop(mm_hash)
+            self._drop(mm_hash, "aborted")
         for manager in self._managers.values():
             manager.close()
 
-    def _evict(self) -> None:
-        total = sum(arrival.where.nbytes for arrival in self._arrivals.values() if arrival.ready)
-        before = time.monotonic() - GRACE_S
-        for mm_hash, arrival in list(self._arrivals.items()):
-            if total <= self._config.cache_bytes:
-                return
-            if arrival.ready and not arrival.users and arrival.used_at < before:
-                total -= arrival.where.nbytes
-                self._drop(mm_hash)
+    def _begin(self, mm_hash: str, where: Coordinates, tried: frozenset[int]) -> Arrival:
+        """``tried``: rooms from which it could not be had, for others who need it too."""
+        arrival = Arrival(where, self._manager(where.layout), self._router, self._ranks, self._tally, tried)
+        self._arrivals[mm_hash] = arrival
+        return arrival
 
-    def _drop(self, mm_hash: str) -> None:
-        self._arrivals.pop(mm_hash).close()
+    def _evict(self) -> None:
+        """The oldest that nobody needs, and that no rank may still be about to copy for a request that was aborted."""
+        total, count = self._kept_bytes(), len(self._arrivals)
+        for mm_hash, arrival in list(self._arrivals.items()):
+            if total <= self._config.cache_bytes and count <= MAX_KEPT:
+                return
+            if arrival.may_go:
+                total, count = total - arrival.where.nbytes, count - 1
+                self._drop(mm_hash, "")
+
+    def _kept_bytes(self) -> int:
+        return sum(arrival.where.nbytes for arrival in list(self._arrivals.values()) if arrival.ready)
+
+    def _drop(self, mm_hash: str, outcome: str) -> None:
+        self._arrivals.pop(mm_hash).close(outcome)
 
     def _manager(self, layout: Layout) -> EmbeddingReceiveManager:
         manager = self._managers.get(layout)

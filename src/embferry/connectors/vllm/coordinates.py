@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from embferry.disaggregation.protocol.errors import LayoutMismatch, RemoteProtocolError
+from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LayoutMismatch, RemoteProtocolError
 from embferry.disaggregation.protocol.layout import ITEM_BYTES, Field, Layout
 
 KEY = "embferry"
 """Of the entry for an item in ``ec_transfer_params``: beside what vLLM itself puts there."""
+REFUSED = "embferry_refused"
+"""In its place, when an embedding cannot be offered: a code and a message."""
 VERSION = 1
+MAX_TOKEN_CHARACTERS = 128
+
+Room = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 MAX_MULTIPLE = 32
 """A token is the language model's width, or a multiple: with deepstack, one more for each level."""
 
@@ -23,12 +29,14 @@ class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tokens`` rows of ``width`` elements of ``dtype``, in ``room`` of the producer at ``endpoint``."""
 
     endpoint: str
-    room: int
+    room: Room
     tokens: int
     width: int
     dtype: str
     digest: str
     version: int = VERSION
+    replacement: Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)] | None = None
+    """The router's, opaque: with it, another producer can be had for the same room."""
 
     @property
     def layout(self) -> Layout:
@@ -51,6 +59,12 @@ class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.dtype != dtype or self.width % hidden or not 1 <= self.width // hidden <= MAX_MULTIPLE:
             why = f"{self.dtype}[{self.width}] there, {dtype}[{hidden}] here; serve the same model on both sides"
             raise LayoutMismatch(why)
+
+
+class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request asks of a producer: to offer its one item in this room."""
+
+    room: Room
 
 
 def layout_of(dtype: str, width: int) -> Layout:
@@ -77,3 +91,34 @@ def coordinates_in(entry: Any) -> Coordinates | None:
         return msgspec.convert(ours, Coordinates)
     except msgspec.ValidationError as error:
         raise RemoteProtocolError(f"malformed transfer parameters: {error}") from None
+
+
+def entry_in(params: Any, name: str) -> Any:
+    """What a request's ``ec_transfer_params`` have under ``name``, or None. vLLM lets anything through as these.
+
+    :raises RemoteProtocolError: they are no table.
+    """
+    if params is None:
+        return None
+    if not isinstance(params, Mapping):
+        raise RemoteProtocolError("malformed transfer parameters: ec_transfer_params is no object")
+    return params.get(name)
+
+
+def wish_in(params: Any) -> Wish | None:
+    """The wish in an encode request's ``ec_transfer_params``, or None if it has none.
+
+    :raises RemoteProtocolError: it is malformed.
+    """
+    ours = entry_in(params, KEY)
+    if ours is None:
+        return None
+    try:
+        return msgspec.convert(ours, Wish)
+    except msgspec.ValidationError as error:
+        raise RemoteProtocolError(f"malformed transfer parameters: {error}") from None
+
+
+def refusal(error: EmbeddingTransferError) -> dict[str, str]:
+    """An error as an item's entry has it."""
+    return {"code": error.code, "message": error.detail}

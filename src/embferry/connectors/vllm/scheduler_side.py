@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorMetadata
 from vllm.distributed.ec_transfer.ec_connector.utils import PlaceholderMetadataResolver, collect_ec_item_metadata
+from vllm.v1.request import RequestStatus
 
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, PeerGone
+from embferry.disaggregation.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError
 
 from .config import ConnectorConfig
 from .consumer import Consumer
-from .coordinates import KEY, coordinates_in
+from .coordinates import KEY, REFUSED, coordinates_in, entry_in, refusal, wish_in
+from .exposition import Exposition
+from .failures import Failures
+from .loads import Load, Loads
 from .producer import Producer
-from .shared import Place
+from .router import Router
+from .stats import Differences, Stats
+from .tally import Tally
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -24,14 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
-class Load(msgspec.Struct, frozen=True):
-    """What a worker puts into its encoder cache in this step."""
-
-    mm_hash: str
-    place: Place
-    dtype: str
-    width: int
+ANSWERED = frozenset(
+    {RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION}
+)
+"""How a request ends whose answer somebody reads."""
 
 
 class StepMetadata(ECConnectorMetadata):  # type: ignore[misc]  # vLLM is not there where types are checked
@@ -45,19 +47,26 @@ class StepMetadata(ECConnectorMetadata):  # type: ignore[misc]  # vLLM is not th
 class SchedulerSide:
     """Made once an engine. Called from its loop only, and never blocks it."""
 
-    def __init__(self, vllm_config: VllmConfig, config: ConnectorConfig, name: str) -> None:
+    def __init__(self, vllm_config: VllmConfig, config: ConnectorConfig, name: str, ranks: int) -> None:
         transfer, model = vllm_config.ec_transfer_config, vllm_config.model_config
         self._dtype = str(model.dtype).removeprefix("torch.")
         self._hidden = model.get_inputs_embeds_size()
         self._metadata = PlaceholderMetadataResolver(model)
         for road in config.roads():  # one that cannot be had ends the start, not a request
             road.close()
-        self._producer = Producer(config, name) if transfer.is_ec_producer else None
-        self._consumer = Consumer(config) if transfer.is_ec_consumer else None
-        self._loads: dict[str, Load] = {}
+        self.tally = Tally()
+        port = config.metrics_port
+        rank = vllm_config.parallel_config.data_parallel_rank
+        self._exposition = None if port is None else Exposition(self.tally, config.host, port and port + rank)
+        self._router = None if config.router is None else Router(config.router, config.replacement_timeout)
+        self._producer = Producer(config, name, self.tally) if transfer.is_ec_producer else None
+        self._consumer = Consumer(config, self.tally, self._router, ranks) if transfer.is_ec_consumer else None
+        self._encode_on_failure = config.encode_on_failure
+        self._encoded_here: dict[str, set[str]] = {}  # by request: what could not be had
+        self._failures = Failures(self._router, self.tally)
+        self._loads = Loads()
+        self._differences = Differences(self.tally)
         self._publish: set[str] = set()
-        self._unavailable: set[str] = set()
-        self._failed: dict[str, EmbeddingTransferError] = {}  # by request, until it has finished
 
     def ensure_cache_available(self, request: Request, num_computed_tokens: int) -> bool:
         needed = [
@@ -66,70 +75,103 @@ class SchedulerSide:
             if feature.mm_position.offset + feature.mm_position.length > num_computed_tokens
         ]
         if self._producer is not None:
-            found = {feature.identifier for _, feature in needed}
-            self._publish |= {mm_hash for mm_hash in found if self._producer.shelf.find(mm_hash) is None}
+            self._publish |= self._producer.needs(request.request_id, (feature.identifier for _, feature in needed))
         if self._consumer is None:
             return True
-        if request.request_id in self._failed:
+        if request.request_id in self._failures:
             return False
-        try:
-            here = [self._is_here(request, index, feature) for index, feature in needed]  # all begin at once
-        except EmbeddingTransferError as error:
-            log.error("request %s fails: its embedding cannot be had: %s", request.request_id, error)
-            self._failed[request.request_id] = error
-            self._unavailable.add(request.request_id)
-            return False
+        here = [self._can_run(request, index, feature) for index, feature in needed]  # all begin at once
         return all(here)
 
     def has_cache_item(self, identifier: str) -> bool:
-        return self._consumer is not None and self._consumer.is_here(identifier)
+        """Whether workers are to load it instead of encoding it."""
+        if self._consumer is not None and self._consumer.is_here(identifier):
+            return True
+        kept = None if self._producer is None else self._producer.shelf.find(identifier)
+        return kept is not None and kept.shared.is_open
 
     def update_state_after_alloc(self, request: Request, index: int) -> None:
         mm_hash = request.mm_features[index].identifier
         if self._consumer is not None and self._consumer.is_here(mm_hash):
             arrival = self._consumer.load(mm_hash)
-            self._loads[mm_hash] = Load(mm_hash, arrival.place, arrival.where.dtype, arrival.where.width)
+            if arrival.shared is not None:
+                self._loads.ask(mm_hash, arrival.shared, arrival.where.dtype, arrival.where.width)
+        elif self._producer is not None and self.has_cache_item(mm_hash):
+            kept = self._producer.shelf.find(mm_hash)
+            if kept is not None:
+                self._loads.ask(mm_hash, kept.shared, kept.item.dtype, kept.item.width)
 
-    def build_connector_meta(self) -> StepMetadata:
-        meta = StepMetadata(tuple(self._loads.values()), tuple(self._publish))
-        self._loads.clear()
+    def build_connector_meta(self, freed: Iterable[str]) -> StepMetadata:
+        """``freed``: what vLLM's encoder cache has given up in this step."""
+        meta = StepMetadata(self._loads.step(freed), tuple(self._publish))
         self._publish.clear()
         return meta
 
     def take_unavailable_requests(self) -> set[str]:
-        taken, self._unavailable = self._unavailable, set()
-        return taken
+        return self._failures.take()
 
     def request_finished(self, request: Request) -> dict[str, Any] | None:
         """For the response's ``ec_transfer_params``: where each item can be fetched."""
-        self._failed.pop(request.request_id, None)
+        self._failures.forget(request.request_id)
+        self._encoded_here.pop(request.request_id, None)
         if self._consumer is not None:
             self._consumer.finished(request.request_id)
         if self._producer is None or not request.mm_features:
             return None
+        try:
+            return self._offers(self._producer, request) if request.status in ANSWERED else None
+        finally:
+            self._producer.finished(request.request_id)
+
+    def stats(self) -> Stats | None:
+        """Since the last call."""
+        return self._differences.take()
+
+    def close(self) -> None:
+        for part in (self._producer, self._consumer, self._router, self._exposition):
+            if part is not None:
+                part.close()
+        self._producer = self._consumer = self._router = self._exposition = None
+
+    def _offers(self, producer: Producer, request: Request) -> dict[str, Any]:
         items: dict[str, Any] = collect_ec_item_metadata(request.mm_features, self._metadata)
         for mm_hash, entry in items.items():
             try:
-                offer = self._producer.offer(mm_hash)
-            except EmbeddingTransferError as error:  # the consumer's request will fail, and say so; this engine goes on
+                wish = wish_in(request.ec_transfer_params)
+                if wish is not None and len(items) > 1:
+                    raise RemoteProtocolError("a room is for one item; ask for one item a request")
+                entry[KEY] = producer.offer(mm_hash, None if wish is None else wish.room)
+            except EmbeddingTransferError as error:  # whoever asked goes elsewhere; this engine goes on
                 log.error("the embedding %s cannot be offered: %s", mm_hash, error)
-                continue
-            if offer is not None:
-                entry[KEY] = offer
+                self.tally.add("items_refused", label=error.code)
+                entry[REFUSED] = refusal(error)
         return items
 
-    def close(self) -> None:
-        for side in (self._producer, self._consumer):
-            if side is not None:
-                side.close()
-        self._producer = self._consumer = None
+    def _can_run(self, request: Request, index: int, feature: MultiModalFeatureSpec) -> bool:
+        """Whether this item is no reason to wait. What cannot be had fails the request, or is encoded here."""
+        here = self._encoded_here.get(request.request_id, ())
+        if request.request_id in self._failures or feature.identifier in here:
+            return True
+        entry = None
+        try:
+            entry = entry_in(request.ec_transfer_params, feature.identifier)
+            return self._is_here(request, index, feature, entry)
+        except EmbeddingTransferError as error:
+            self.tally.add("failures", label=error.code)
+            if self._encode_on_failure and self._has_pixels(feature):
+                log.warning("request %s: encoded here, for it cannot be had: %s", request.request_id, error)
+                self.tally.add("encoded_here")
+                self._encoded_here.setdefault(request.request_id, set()).add(feature.identifier)
+                return True
+            log.error("request %s fails: its embedding cannot be had: %s", request.request_id, error)
+            self._failures.add(request.request_id, error, _token_in(entry))
+            return False
 
-    def _is_here(self, request: Request, index: int, feature: MultiModalFeatureSpec) -> bool:
+    def _is_here(self, request: Request, index: int, feature: MultiModalFeatureSpec, entry: Any) -> bool:
         """Whether the item is here, or this engine can encode it itself because it has the pixels and nobody said
         where else it could be had."""
         assert self._consumer is not None
-        params = request.ec_transfer_params or {}
-        where = coordinates_in(params.get(feature.identifier))
+        where = coordinates_in(entry)
         if where is not None:
             where.check(request.get_num_encoder_embeds(index), self._dtype, self._hidden)
             return self._consumer.want(request.request_id, feature.identifier, where)
@@ -143,3 +185,10 @@ class SchedulerSide:
         if feature.data is None:
             return False
         return bool(set(feature.data.keys()) - self._metadata.fields_for(feature.modality))
+
+
+def _token_in(entry: Any) -> str | None:
+    """The router's token, also in coordinates that are otherwise malformed."""
+    ours = entry.get(KEY) if isinstance(entry, dict) else None
+    token = ours.get("replacement") if isinstance(ours, dict) else None
+    return token if isinstance(token, str) else None

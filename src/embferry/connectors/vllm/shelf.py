@@ -9,45 +9,59 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 import zmq
 
 from embferry.disaggregation.protocol.errors import TransportError
 
-from .shared import Place, attach
+from .shared import Place, Rows, SharedRows
+from .tally import Tally
 
 log = logging.getLogger(__name__)
 
 CLOSE_POLL_MS = 200
+MAX_KEPT = 512
+"""Each takes a file descriptor."""
 
 
 class Item(msgspec.Struct, frozen=True):
-    """An embedding that a worker has just made."""
+    """An embedding that a worker has. ``encoded``: it has just made it; else it had it from before."""
 
     mm_hash: str
     place: Place
     dtype: str
     width: int
     digest: bytes
+    encoded: bool = True
 
 
-class Kept(msgspec.Struct, frozen=True):
+class Kept:
     """The same, as the scheduler has it."""
 
-    item: Item
-    rows: npt.NDArray[np.uint8]
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        self.shared = SharedRows.take(item.place)
+        self.is_new = item.encoded  # and has not been offered yet
+
+    @property
+    def rows(self) -> Rows:
+        return self.shared.rows
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
 
 
 class Shelf:
-    """Takes embeddings in on a thread of its own; keeps the latest ``budget`` bytes."""
+    """Takes embeddings in on a thread of its own; keeps the latest ``budget`` bytes, and what requests hold."""
 
-    def __init__(self, name: str, budget: int) -> None:
-        self._budget = budget
+    def __init__(self, name: str, budget: int, tally: Tally) -> None:
+        self._budget, self._tally = budget, tally
         self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._holds: Counter[str] = Counter()
         self._bytes = 0
         self._lock = threading.Lock()
         self._closing = False
@@ -64,11 +78,43 @@ class Shelf:
                 self._kept.move_to_end(mm_hash)
             return kept
 
+    def hold(self, names: Iterable[str]) -> None:
+        """A running request needs these: they stay, if they are here or when they come."""
+        with self._lock:
+            self._holds.update(names)
+
+    def release(self, names: Iterable[str]) -> None:
+        """The end of :meth:`hold`."""
+        with self._lock:
+            self._holds.subtract(names)
+            self._holds = +self._holds
+            self._evict()
+
+    def put(self, kept: Kept) -> None:
+        """As the latest one; of its name there is one. One that a rank may still be about to map stays that one."""
+        with self._lock:
+            old = self._kept.pop(kept.item.mm_hash, None)
+            if old is not None:
+                self._bytes -= old.nbytes
+                if old is not kept and old.shared.is_lent:
+                    old, kept = kept, old
+                if old is not kept:
+                    old.shared.close()
+            self._bytes += kept.nbytes
+            self._kept[kept.item.mm_hash] = kept
+            self._evict()
+
+    @property
+    def nbytes(self) -> int:
+        return self._bytes
+
     def close(self) -> None:
         self._closing = True
         self._thread.join()
         self._socket.close(linger=0)
         self._context.term()
+        for kept in self._kept.values():
+            kept.shared.close()
         self._kept.clear()
 
     def _run(self) -> None:
@@ -79,21 +125,23 @@ class Shelf:
     def _take(self, message: bytes) -> bytes:
         """Answers with what went wrong; empty if nothing did."""
         try:
-            item = msgspec.msgpack.decode(message, type=Item)
-            self._put(Kept(item, attach(item.place)))
-        except (msgspec.MsgspecError, OSError) as error:
+            kept = Kept(msgspec.msgpack.decode(message, type=Item))
+        except (msgspec.MsgspecError, OSError, ValueError) as error:
             log.error("an embedding of a worker could not be taken in: %s", error)
             return str(error).encode()
+        if kept.item.encoded:
+            self._tally.add("items_encoded")
+        self.put(kept)
         return b""
 
-    def _put(self, kept: Kept) -> None:
-        with self._lock:
-            old = self._kept.pop(kept.item.mm_hash, None)
-            self._bytes += kept.rows.nbytes - (0 if old is None else old.rows.nbytes)
-            self._kept[kept.item.mm_hash] = kept
-            while self._bytes > self._budget and len(self._kept) > 1:
-                _, oldest = self._kept.popitem(last=False)
-                self._bytes -= oldest.rows.nbytes
+    def _evict(self) -> None:
+        for mm_hash, kept in list(self._kept.items()):
+            if (self._bytes <= self._budget and len(self._kept) <= MAX_KEPT) or len(self._kept) == 1:
+                return
+            if mm_hash not in self._holds and not kept.shared.is_lent:
+                del self._kept[mm_hash]
+                self._bytes -= kept.nbytes
+                kept.shared.close()
 
 
 class ToShelf:

@@ -89,6 +89,11 @@ class Pump(ABC):
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
+    def drop_socket(self, socket: zmq.Socket[bytes]) -> None:
+        """Closes one; what it has queued still leaves, if that is soon. This thread only."""
+        self._poller.unregister(socket)
+        socket.close()
+
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()

@@ -17,6 +17,7 @@ from ..buffers import MultimodalDataBuffers
 from ..protocol.commands import Deliver, Verify
 from ..protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from ..protocol.receiver import Receiver
+from ..protocol.states import TERMINAL
 from .pump import check_endpoint
 from .sinks import GatherSink, Sink, gathered
 
@@ -29,11 +30,21 @@ log = logging.getLogger(__name__)
 class EmbeddingReceiver:
     """The receiving end of one room. Made by :meth:`EmbeddingReceiveManager.open`. Every method returns at once."""
 
-    def __init__(self, manager: EmbeddingReceiveManager, room: int, endpoint: str, sink: Sink) -> None:
+    def __init__(
+        self,
+        manager: EmbeddingReceiveManager,
+        room: int,
+        endpoint: str,
+        sink: Sink,
+        replacement_timeout: float | None = None,
+    ) -> None:
         self.manager = manager
         self.room = room
         self.endpoint = endpoint
         self.sink = sink
+        self.replacement_timeout = replacement_timeout
+        self.examined_tokens = 0
+        """That came and were looked at, those included that were damaged or came again."""
         self._machine: Receiver | None = None
         self._allocation: MetadataAllocation | None = None
         self.current_allocation: MetadataAllocation | None = None
@@ -45,7 +56,7 @@ class EmbeddingReceiver:
         self.examination: Generator[None, None, bool] | None = None
         """Of the first of them."""
         self._on_change: list[Callable[[], object]] = []
-        self._reported: tuple[KVPoll, int] = (KVPoll.Bootstrapping, 0)
+        self._reported: tuple[KVPoll, int, bool] = (KVPoll.Bootstrapping, 0, False)
         sink.owner = self
 
     @property
@@ -96,8 +107,17 @@ class EmbeddingReceiver:
         What the old one may still write to is taken from it first."""
         with self.manager.lock:
             self.endpoint = check_endpoint(endpoint)
-            self.machine.peer_lost(self.manager.now())
+            self.machine.redirected(self.manager.now())
         self.manager.touch(self)
+
+    @property
+    def lost(self) -> EmbeddingTransferError | None:
+        """Why the encode worker is of no use any more, while this waits for :meth:`redirect`: for
+        ``replacement_timeout``, then it fails with that error. None: it goes on, has ended, or was not to wait."""
+        with self.manager.lock:
+            if self._machine is None or self._machine.phase in TERMINAL:
+                return None
+            return self._machine.replacement.lost
 
     def poll(self) -> KVPoll:
         """Where the transfer stands."""
@@ -183,7 +203,8 @@ class EmbeddingReceiver:
             return arrays
 
     def on_change(self, callback: Callable[[], object]) -> None:
-        """``callback`` is called, from the manager's thread, when ``poll()`` or ``transferred_tokens`` has changed."""
+        """``callback`` is called, from the manager's thread, when ``poll()``, ``transferred_tokens`` or whether it is
+        ``lost`` has changed."""
         self._on_change.append(callback)
 
     # The manager's side; its lock is held
@@ -211,7 +232,7 @@ class EmbeddingReceiver:
             allocation, self._allocation = self._allocation, None
             self._grant(allocation, self.manager.now())
             self.manager.touch(self)
-        state = (self.machine.poll(), self.machine.transferred_tokens)
+        state = (self.machine.poll(), self.machine.transferred_tokens, self.machine.replacement.lost is not None)
         if force or state != self._reported:
             self._reported = state
             for callback in self._on_change:

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 PASSES_A_TURN, MAX_PASSES = 4, 1 << 20
 """How far a chunk is examined before the next one's turn: 4 MiB, or to its end where there is nobody else."""
+MAX_PEERS = 32
+"""Encode workers that connections are kept to, beyond those that are in use."""
 
 
 class EmbeddingReceiveManager(Pump):
@@ -64,14 +66,18 @@ class EmbeddingReceiveManager(Pump):
         self._by_epoch: dict[int, tuple[EmbeddingReceiver, Transport]] = {}
         self.start()
 
-    def open(self, room: int, endpoint: str, sink: Sink | None = None) -> EmbeddingReceiver:
+    def open(
+        self, room: int, endpoint: str, sink: Sink | None = None, *, replacement_timeout: float | None = None
+    ) -> EmbeddingReceiver:
         """The receiving end of ``room``, which the encode worker at ``endpoint`` serves. Call its ``init()`` next.
 
         :param sink: where the data goes; gathered into arrays if None.
+        :param replacement_timeout: seconds for which :meth:`EmbeddingReceiver.redirect` may be called after the encode
+            worker was lost (:attr:`EmbeddingReceiver.lost`); if None, the transfer then fails at once.
         """
         with self.lock:
             self.check()
-            return EmbeddingReceiver(self, room, check_endpoint(endpoint), sink or GatherSink())
+            return EmbeddingReceiver(self, room, check_endpoint(endpoint), sink or GatherSink(), replacement_timeout)
 
     def close(self) -> None:
         """Aborts what is open, closes the roads, frees the pool. No byte lands in it afterwards."""
@@ -99,7 +105,16 @@ class EmbeddingReceiveManager(Pump):
     def begin(self, receiver: EmbeddingReceiver) -> Receiver:
         """Makes and enters the machine of a receiver that begins."""
         session = secrets.randbits(62) + 1
-        machine = Receiver(receiver.room, session, self.geometry, self.name, self.roads, self.settings, self.now())
+        machine = Receiver(
+            receiver.room,
+            session,
+            self.geometry,
+            self.name,
+            self.roads,
+            self.settings,
+            self.now(),
+            receiver.replacement_timeout,
+        )
         self._receivers[session] = receiver
         return machine
 
@@ -162,6 +177,7 @@ class EmbeddingReceiveManager(Pump):
         except StopIteration as end:
             receiver.checks.popleft()
             receiver.examination = None
+            receiver.examined_tokens += check.length
             receiver.machine.verified_chunk(check.epoch, check.offset, matches=bool(end.value), now=now)
 
     def _run_commands(self, receiver: EmbeddingReceiver) -> None:
@@ -213,6 +229,14 @@ class EmbeddingReceiveManager(Pump):
         endpoint = str(peer)
         socket = self._peers.get(endpoint)
         if socket is None:
+            self._leave_peers()
             socket = self._peers[endpoint] = self.socket(zmq.DEALER)
             socket.connect(endpoint)
         socket.send(data, zmq.NOBLOCK)
+
+    def _leave_peers(self) -> None:
+        """The oldest that nobody needs: one that has ended would be called for ever."""
+        needed = {receiver.endpoint for receiver in list(self._receivers.values())}
+        spare = [endpoint for endpoint in self._peers if endpoint not in needed]
+        for endpoint in spare[: max(0, len(self._peers) + 1 - MAX_PEERS)]:
+            self.drop_socket(self._peers.pop(endpoint))

@@ -65,12 +65,19 @@ class EmbeddingSendManager(Pump):
     def open(self, room: int) -> EmbeddingSender:
         """The sending end of ``room``; a receiver may have asked for it already.
 
-        :raises LocalProtocolError: the room is in use; rooms are drawn at random and used once.
+        A room is drawn at random. One whose transfer has ended may be opened again, for a receiver that still waits.
+
+        :raises LocalProtocolError: the room is in use.
         """
         with self.lock:
             self.check()
-            if room in self._rooms:
-                raise LocalProtocolError("the room is in use; draw another", room=room)
+            last = self._rooms.get(room)
+            if last is not None:
+                self._run_commands(last)
+                if not last.source_released:
+                    raise LocalProtocolError("the room is in use; draw another", room=room)
+                last.notify()
+                self.agenda.forget(last)
             machine = Sender(room, secrets.randbits(62) + 1, self.layout, self.writer.roads, self.settings, self.now())
             sender = self._rooms[room] = EmbeddingSender(self, machine)
             parked = self._parked.pop(room, None)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .errors import EmbeddingTransferError, LeaseExpired, PeerGone
-from .states import Phase
+from .questions import is_asking
+from .states import TERMINAL, Phase
 
 if TYPE_CHECKING:
     from .receiver import Receiver
@@ -18,6 +19,8 @@ def deadlines(receiver: Receiver) -> list[tuple[float, Why]]:
     """(time, the error then) for everything that the transfer is waiting for. A receiver that waits for blocks of its
     own pool has none: that is nobody's fault, and the pool is fair."""
     r, limits = receiver, receiver.settings
+    if (lost := r.replacement.lost) is not None:
+        return [(r.replacement.until, lambda _: lost)]
     if not r.peer and r.phase is Phase.BOOTSTRAPPING:
         return [(r.asked_at + limits.bootstrap_timeout, _nobody_answered)]
     if not r.peer:
@@ -29,6 +32,24 @@ def deadlines(receiver: Receiver) -> list[tuple[float, Why]]:
     else:
         token = (r.progress_at + limits.transfer_timeout, _nothing_arrived)
     return [token, (max(r.heard_at, r.asked_at) + limits.peer_timeout, _silent)]
+
+
+def next_time(r: Receiver) -> float | None:
+    """When something is due: a question's repetition, the end of a pause, a revocation, a deadline. None: nothing."""
+    times = [grant.drain_deadline for grant in r.ledger if grant.draining and not grant.revoking]
+    if is_asking(r):
+        times.append(r.patience.retry_at)
+    if r.phase not in TERMINAL:
+        if r.patience.pause_until is not None:
+            times.append(r.patience.pause_until)
+        times += [time for time, _ in deadlines(r)]
+    return min(times, default=None)
+
+
+def lost_too_often(r: Receiver) -> EmbeddingTransferError:
+    times = r.patience.lost_in_a_row
+    why = f"the encode worker was lost {times} times in a row at token {r.transferred_tokens}"
+    return PeerGone(why, room=r.room)
 
 
 def _nobody_answered(r: Receiver) -> EmbeddingTransferError:

@@ -62,6 +62,11 @@ class Patience:
         """What was bad so far was the fault of a road that is not used any more."""
         self.bad_in_a_row, self.pause_until = 0, None
 
+    def peer_changed(self) -> None:
+        """What went wrong so far was the last peer's fault."""
+        self.good()
+        self.road_changed()
+
     def pauses(self, now: float) -> bool:
         return self.pause_until is not None and now < self.pause_until
 

@@ -35,7 +35,21 @@ def unanswered(r: Receiver) -> list[Body]:
         asked.append(Drain(r.room, draining))
     if r.phase in TERMINAL:
         return asked if r.peer_knows else [*asked, last_word(r)]
+    if r.replacement.lost is not None:
+        return asked  # there is nobody to ask
     if not r.offered:
         asked.append(opening(r))
     asked += [grant.message(r.room, r.ledger.floor) for grant in r.ledger.active]
     return asked if r.ledger.active else [*asked, progress(r)]
+
+
+def is_asking(r: Receiver) -> bool:
+    """Whether an answer is outstanding, or the peer expects a sign of life."""
+    if r.phase in TERMINAL:
+        return bool(r.ledger.grants) or not (r.peer_knows or has_lingered(r, r.patience.retry_at))
+    return True
+
+
+def has_lingered(r: Receiver, now: float) -> bool:
+    """Whether an end that has finished has answered long enough."""
+    return now >= r.ended_at + r.settings.linger

@@ -10,13 +10,14 @@ from __future__ import annotations
 from . import guards
 from .acceptance import MAX_OUTSTANDING, check_chunk, check_offer, goes_on
 from .commands import Admit, CloseBlocks, Deliver, ReceiverCommand, Release, Restart, Revoke, Send, Verify
-from .deadlines import deadlines
-from .errors import Aborted, EmbeddingTransferError, IntegrityError, LocalProtocolError, PeerGone, RemoteProtocolError
+from .deadlines import deadlines, lost_too_often, next_time
+from .errors import Aborted, EmbeddingTransferError, IntegrityError, LocalProtocolError, RemoteProtocolError
 from .layout import Geometry, merged
 from .ledger import Check, Ledger, OutstandingGrant
 from .messages import MAX_RUNS, Abort, Body, Closed, Drain, Drained, Offer, Open, Road, Unknown, WriteFailed, Written
 from .patience import Patience
-from .questions import last_word, opening, progress, unanswered
+from .questions import has_lingered, is_asking, last_word, opening, progress, unanswered
+from .replacement import Replacement
 from .settings import TransferSettings
 from .states import POLL, RECEIVER, TERMINAL, KVPoll, Phase, Trigger, step
 
@@ -27,6 +28,7 @@ class Receiver:
     :param geometry: of the region that will be written into.
     :param endpoint: where this end takes messages.
     :param roads: the transports by which the region can be reached.
+    :param replacement_timeout: how long another peer may be named after a loss; None: the loss is the end.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Receiver:
         roads: tuple[Road, ...],
         settings: TransferSettings,
         now: float,
+        replacement_timeout: float | None = None,
     ) -> None:
         self.room, self.session, self.settings = room, session, settings
         self.geometry, self.endpoint, self.roads = geometry, endpoint, roads
@@ -53,7 +56,8 @@ class Receiver:
         self.opening = self.transfers = 0  # grants made: the first is the initial transfer, the others are resumed
         self.offered = False  # the peer has said what it has
         self.patience = Patience(settings, now)
-        self.asked_at = self.heard_at = self.progress_at = self._ended_at = now
+        self.replacement = Replacement(replacement_timeout)
+        self.asked_at = self.heard_at = self.progress_at = self.ended_at = now
         self.peer_knows = False  # how it ended
         self._commands: list[ReceiverCommand] = []
         self._open(now)
@@ -73,8 +77,7 @@ class Receiver:
             return None
         if self.total_tokens >= 0:
             return self.ledger.missing(self.total_tokens) if guards.content_is_known(self.offered) else None
-        # The length is not known yet: one default allocation, no more.
-        return (0, self.settings.default_allocate_tokens) if self.ledger.untouched() else None
+        return (0, self.settings.default_allocate_tokens) if self.ledger.untouched() else None  # one, of unknown length
 
     def grant(self, blocks: tuple[int, ...], epoch: int, now: float) -> int:
         """Blocks for the next wanted tokens, under a new ``epoch`` (ascending). Answers the tokens granted.
@@ -103,12 +106,11 @@ class Receiver:
         """The answer to a :class:`~.commands.Verify` command: whether the bytes have the announced checksum."""
         check = self.ledger.checking.pop((epoch, offset))
         stop = offset + check.length
-        if self.phase in TERMINAL or check.outdated:
+        outdated = self.phase in TERMINAL or check.outdated
+        if outdated or not guards.may_count(matches):
             self._commands.append(Release(check.blocks))
-            return
-        if not guards.may_count(matches):
-            self._commands.append(Release(check.blocks))
-            self._bad(IntegrityError(f"tokens [{offset}, {stop}) arrived damaged", room=self.room), now)
+            if not outdated:
+                self._bad(IntegrityError(f"tokens [{offset}, {stop}) arrived damaged", room=self.room), now)
             return
         self.ledger.verified.add(offset, stop)
         self.ledger.held[epoch, offset] = check.blocks
@@ -140,21 +142,20 @@ class Receiver:
         if self.phase in TERMINAL:
             for grant in self.ledger:
                 self._revoke(grant)
-            return
-        if not self.peer:
+        elif not self.peer:
             self._open(now)
-            return
-        self.phase = step(RECEIVER, self.phase, Trigger.PEER_LOST)
-        self.peer, self.offered = 0, False
-        for grant in self.ledger:
-            grant.draining = True
-            self._revoke(grant)
-        if self.patience.lost():
-            self._open(now)
-            return
-        times = self.patience.lost_in_a_row
-        why = f"the encode worker was lost {times} times in a row at token {self.transferred_tokens}"
-        self._fail(PeerGone(why, room=self.room), now, tell=False)
+        else:
+            self._part()
+            if self.patience.lost():
+                self._open(now)
+            else:
+                self._lost(lost_too_often(self), now, tell=False)
+
+    def redirected(self, now: float) -> None:
+        """Another peer is named: what went wrong with the last one is over."""
+        self.replacement.lost = None
+        self.patience.peer_changed()
+        self.peer_lost(now)
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer; the sender is told why. Does nothing when it has ended already."""
@@ -194,7 +195,7 @@ class Receiver:
             return
         if isinstance(body, Abort) and not self.peer:
             if guards.answers_latest_opening(body.opening, self.opening):
-                self._fail(body.error, now, tell=False)
+                self._lost(body.error, now, tell=False)
             return
         if not guards.from_current_peer(source, self.peer):
             return
@@ -209,7 +210,7 @@ class Receiver:
             case Closed():
                 self.peer_knows = self.phase in TERMINAL
             case Abort():
-                self._fail(body.error, now, tell=False)
+                self._lost(body.error, now, tell=False)
             case _:
                 pass  # Pending is a sign of life, no more; what a receiver asks is not for a receiver
 
@@ -281,15 +282,14 @@ class Receiver:
 
     def _bad(self, error: EmbeddingTransferError, now: float) -> None:
         """A chunk is bad; it alone is asked for again, unless that has happened too often or cannot help."""
-        hopeless = not error.retryable and not isinstance(error, IntegrityError)
-        if not self.patience.bad(now) or hopeless:
-            self._fail(error, now, tell=True)
+        if not self.patience.bad(now) or not (error.retryable or isinstance(error, IntegrityError)):
+            self._lost(error, now, tell=True)
 
     def _complete(self, now: float) -> None:
         if self.total_tokens < 0 or self.transferred_tokens < self.total_tokens or self.phase in TERMINAL:
             return
         self.phase = step(RECEIVER, self.phase, Trigger.COMPLETED)
-        self._ended_at = now
+        self.ended_at = now
         for grant in self.ledger:
             self._drain(grant, now)
         self._send(last_word(self))
@@ -326,14 +326,7 @@ class Receiver:
 
     def next_timeout(self) -> float | None:
         """When :meth:`expire` has something to do, or None."""
-        times = [grant.drain_deadline for grant in self.ledger if grant.draining and not grant.revoking]
-        if self._is_asking():
-            times.append(self.patience.retry_at)
-        if self.phase not in TERMINAL:
-            if self.patience.pause_until is not None:
-                times.append(self.patience.pause_until)
-            times += [time for time, _ in deadlines(self)]
-        return min(times, default=None)
+        return next_time(self)
 
     def expire(self, now: float) -> None:
         """Time has passed: repeat what was not answered, revoke what was not drained, give up what is overdue."""
@@ -343,18 +336,12 @@ class Receiver:
                 self._revoke(grant)
         for deadline, why in deadlines(self) if self.phase not in TERMINAL else []:
             if now >= deadline:
-                self._fail(why(self), now, tell=True)
+                self._lost(why(self), now, tell=True)
                 break
-        if self._is_asking() and now >= self.patience.retry_at:
+        if is_asking(self) and now >= self.patience.retry_at:
             self.patience.asked_again(now)
             for body in unanswered(self):
                 self._send(body)
-
-    def _is_asking(self) -> bool:
-        """Whether an answer is outstanding, or the peer expects a sign of life."""
-        if self.phase in TERMINAL:
-            return bool(self.ledger.grants) or not (self.peer_knows or self._lingered(self.patience.retry_at))
-        return True
 
     # What comes out
 
@@ -370,10 +357,7 @@ class Receiver:
     def settled(self, now: float) -> bool:
         """Whether nothing depends on this end any more: no block is out, nobody waits for its answer."""
         out = self.ledger.grants or self.ledger.checking or self.ledger.held
-        return self.phase in TERMINAL and not out and (not self._is_asking() or self._lingered(now))
-
-    def _lingered(self, now: float) -> bool:
-        return now >= self._ended_at + self.settings.linger
+        return self.phase in TERMINAL and not out and (not is_asking(self) or has_lingered(self, now))
 
     def _open(self, now: float) -> None:
         self.opening += 1
@@ -381,12 +365,29 @@ class Receiver:
         self._send(opening(self))
         self.patience.asked(now)
 
+    def _part(self) -> None:
+        """With the peer: what it may still write to is taken from it."""
+        self.phase = step(RECEIVER, self.phase, Trigger.PEER_LOST)
+        self.peer, self.offered = 0, False
+        for grant in self.ledger:
+            grant.draining = True
+            self._revoke(grant)
+
+    def _lost(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
+        """The peer is of no use: the end, unless another one may be named."""
+        if self.phase in TERMINAL or not self.replacement.awaits(error, now):
+            self._fail(error, now, tell=tell)
+        else:
+            self.opening += 1  # nothing counts that is still said to the last one
+            if self.peer:
+                self._part()
+
     def _fail(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
         if self.phase in TERMINAL:
             return
         self.phase = step(RECEIVER, self.phase, Trigger.FAILED)
         self.error = error
-        self._ended_at = now
+        self.ended_at = now
         self.peer_knows = not tell
         for grant in self.ledger:
             self._drain(grant, now)

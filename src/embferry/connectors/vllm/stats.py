@@ -1,0 +1,97 @@
+"""The numbers through vLLM's own hooks: in its log, and on its ``/metrics`` beside its own.
+
+vLLM asks the scheduler's connector in every step, whatever the runner; what a worker's connector would say reaches it
+on the V2 runner only, so nothing is said there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorPromMetrics, ECConnectorStats
+
+from .tally import BUCKETS, COUNTERS, PREFIX, SECONDS, Tally
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+IN_LOG = ("transfers", "resumed_transfers", "embedding_bytes", "failures", "items_offered", "encodes_saved")
+
+
+class Stats(ECConnectorStats):  # type: ignore[misc]  # vLLM is not there where types are checked
+    """Since the last time. ``data``: ``counts`` (name, then label, then how many more) and ``seconds`` (a list)."""
+
+    data: dict[str, Any]
+
+    def reset(self) -> None:
+        self.data = {"counts": {}, "seconds": []}
+
+    def aggregate(self, other: ECConnectorStats) -> ECConnectorStats:
+        counts = self.data.setdefault("counts", {})
+        for name, by_label in other.data.get("counts", {}).items():
+            mine = counts.setdefault(name, {})
+            for label, value in by_label.items():
+                mine[label] = mine.get(label, 0) + value
+        self.data.setdefault("seconds", []).extend(other.data.get("seconds", []))
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        counts = self.data.get("counts", {})
+        reduced: dict[str, int | float] = {name: sum(counts.get(name, {}).values()) for name in IN_LOG}
+        if seconds := self.data.get("seconds"):
+            reduced["mean_seconds"] = round(sum(seconds) / len(seconds), 6)
+        return reduced
+
+    def is_empty(self) -> bool:
+        return not self.data.get("counts") and not self.data.get("seconds")
+
+
+class Differences:
+    """What has been counted since it was asked last."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._before: dict[tuple[str, str], float] = {}
+
+    def take(self) -> Stats | None:
+        now = self._tally.read().counts
+        if now == self._before:
+            return None
+        counts: dict[str, dict[str, float]] = {}
+        for (name, label), value in now.items():
+            if more := value - self._before.get((name, label), 0):
+                counts.setdefault(name, {})[label] = more
+        self._before = now
+        return Stats({"counts": counts, "seconds": self._tally.take_latest()})
+
+
+class PromMetrics(ECConnectorPromMetrics):  # type: ignore[misc]  # vLLM is not there where types are checked
+    """On vLLM's ``/metrics``: the names of our own, with vLLM's labels before ours."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._counters = {
+            name: self._counter_cls(
+                name=PREFIX + name,
+                documentation=metric.help,
+                labelnames=[*labelnames, metric.label] if metric.label else labelnames,
+            )
+            for name, metric in COUNTERS.items()
+        }
+        self._seconds = self._histogram_cls(
+            name=PREFIX + "seconds", documentation=SECONDS.help, labelnames=labelnames, buckets=BUCKETS
+        )
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        labels = self.per_engine_labelvalues[engine_idx]
+        for name, by_label in transfer_stats_data.get("counts", {}).items():
+            for label, value in by_label.items():
+                self._counters[name].labels(*labels, *([label] if label else [])).inc(value)
+        for seconds in transfer_stats_data.get("seconds", []):
+            self._seconds.labels(*labels).observe(seconds)

@@ -1,0 +1,101 @@
+"""The data connections between a producer and a consumer, in the test's hand: they can be cut and damaged.
+
+A consumer that listens on one loopback address and tells another leads its producers here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+LISTENS, TELLS = "127.0.0.2", "127.0.0.3"
+ROAD = {"transports": ["tcp"], "host": LISTENS, "advertise": TELLS}
+"""A consumer's settings."""
+RECEIVE_BYTES = 4096
+LISTENING = "0A"
+
+Fault = Callable[[int, bytearray], bool]
+"""Given how many bytes its connection has carried and those that come now, which it may change: False cuts it."""
+
+
+def ports_at(address: str) -> set[int]:
+    """Where anybody listens, of the kernel's list."""
+    name = socket.inet_aton(address)[::-1].hex().upper()
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {int(row[1][9:], 16) for row in rows if row[1].startswith(name + ":") and row[3] == LISTENING}
+
+
+class Cable:
+    """From ``TELLS:port`` to ``LISTENS:port``. ``carried``: bytes of each connection toward the consumer."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.carried: list[int] = []
+        self.fault: Fault = sound
+        self._listener = socket.create_server((TELLS, port))
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def new(self, fault: Fault | None = None) -> None:
+        """Connections that are there end; what comes now has this fault."""
+        self.fault = fault or sound
+        self.carried.clear()
+        self._cut()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        self._cut()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+        for end in self._sockets:
+            end.close()
+
+    def _cut(self) -> None:
+        for end in self._sockets:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                producer, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            consumer = socket.create_connection((LISTENS, self._port))
+            ends = (producer, consumer)
+            self._sockets += ends
+            self.carried.append(0)
+            for carry in (self._forth, self._back):
+                self._threads.append(threading.Thread(target=carry, args=(len(self.carried) - 1, *ends)))
+                self._threads[-1].start()
+
+    def _forth(self, number: int, producer: socket.socket, consumer: socket.socket) -> None:
+        carried, fault = self.carried, self.fault
+        with contextlib.suppress(OSError):  # cut
+            while data := bytearray(producer.recv(RECEIVE_BYTES)):
+                if not fault(carried[number], data):
+                    break
+                carried[number] += len(data)
+                consumer.sendall(data)
+        self._end(producer, consumer)
+
+    def _back(self, number: int, producer: socket.socket, consumer: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # cut
+            while data := consumer.recv(RECEIVE_BYTES):
+                producer.sendall(data)
+        self._end(producer, consumer)
+
+    def _end(self, *ends: socket.socket) -> None:
+        for end in ends:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def sound(before: int, data: bytearray) -> bool:
+    return True
