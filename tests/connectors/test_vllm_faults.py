@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from embferry.models.tiny_qwen import make
 from embferry.testing.proxy import ChaosProxy
 
 from .cable import LISTENS, ROAD, Cable, ports_at
@@ -92,6 +91,8 @@ def lead_through(stage: Stage) -> Cable:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    from embferry.models.tiny_qwen import make  # brings torch and transformers with it
+
     folder: Path = tmp_path_factory.mktemp("faults")
     model = folder / "model"
     make(model)

@@ -1,0 +1,151 @@
+"""A tiny Qwen2.5-VL with random weights, its tokenizer and processor: written to a folder that an engine can load.
+
+For tests and measurements where the content of an answer does not matter, and whether it is the same one does. Imports
+torch and transformers, which are extras.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+SPECIAL = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if 'text' in c %}{{ c['text'] }}{% else %}<|vision_start|>"
+    "{% if 'video' in c['type'] %}<|video_pad|>{% else %}<|image_pad|>{% endif %}<|vision_end|>{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HIDDEN = 256
+
+
+def make(folder: Path, *, max_image_tokens: int = 1024, max_positions: int = 8192) -> None:
+    """Writes it, 2.2 million parameters in float32; the same bytes each time.
+
+    :param folder: made if it is missing.
+    :param max_image_tokens: larger pictures are scaled down to this many tokens; one is 28 × 28 pixels.
+    :param max_positions: tokens of a prompt and its answer together.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = write_tokenizer(folder, max_positions)
+    write_processors(folder, "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor", max_image_tokens, patch_size=14)
+    config = Qwen2_5_VLConfig(
+        text_config=text_config(ids, max_positions),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_heads": 4,
+            "in_channels": 3,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": 112,
+            "out_hidden_size": HIDDEN,
+            "fullatt_block_indexes": [1],
+        },
+        tie_word_embeddings=False,
+        **vision_tokens(ids),
+    )
+    write_model(folder, Qwen2_5_VLForConditionalGeneration(config), ids)
+
+
+def write_tokenizer(folder: Path, max_positions: int) -> dict[str, int]:
+    """One token a byte, and those of Qwen. Answers with the numbers of the latter."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: at for at, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(f"<|{name}|>", special=True, normalized=False) for name in SPECIAL])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=max_positions,
+        chat_template=CHAT,
+    )
+    fast.save_pretrained(folder)
+    _amend(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    first = len(alphabet)
+    return {name: first + at for at, name in enumerate(SPECIAL)}
+
+
+def write_processors(
+    folder: Path, image_processor: str, video_processor: str, max_image_tokens: int, *, patch_size: int
+) -> None:
+    pixels_a_token = (2 * patch_size) ** 2
+    fewest, most = 4 * pixels_a_token, max_image_tokens * pixels_a_token
+    both: dict[str, Any] = {
+        "patch_size": patch_size,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "min_pixels": fewest,
+        "max_pixels": most,
+        "size": {"shortest_edge": fewest, "longest_edge": most},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
+    image, video = {"image_processor_type": image_processor}, {"video_processor_type": video_processor}
+    (folder / "preprocessor_config.json").write_text(json.dumps(both | image))
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(both | video))
+
+
+def text_config(ids: dict[str, int], max_positions: int) -> dict[str, Any]:
+    """Of the language model: two layers, four heads."""
+    return {
+        "vocab_size": 272,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": max_positions,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+        "bos_token_id": ids["endoftext"],
+        "eos_token_id": ids["im_end"],
+        "pad_token_id": ids["endoftext"],
+        "tie_word_embeddings": False,
+    }
+
+
+def vision_tokens(ids: dict[str, int]) -> dict[str, Any]:
+    pads: dict[str, Any] = {f"{name}_token_id": ids[f"{name}_pad"] for name in ("image", "video")}
+    return pads | {f"{name}_token_id": ids[name] for name in ("vision_start", "vision_end")}
+
+
+def write_model(folder: Path, model: PreTrainedModel, ids: dict[str, int]) -> None:
+    """With random weights: wide enough that answers depend on the image."""
+    model = model.float().eval()
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                scale = 0.5 if "embed" in name else 0.15
+                parameter.copy_(torch.randn(parameter.shape, generator=chance) * scale)
+    model.save_pretrained(folder)
+    _amend(folder / "config.json", architectures=[type(model).__name__])
+    generation = {"eos_token_id": ids["im_end"], "pad_token_id": ids["endoftext"], "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+
+
+def _amend(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

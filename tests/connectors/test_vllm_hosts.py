@@ -1,0 +1,160 @@
+"""Producer and consumer on two hosts: network name spaces of this machine, joined by a cable of the kernel's.
+
+They share a kernel and its memory but no interface, loopback and abstract sockets included, so only what goes over the
+cable arrives. Needs to be root, and iproute2's ``ip``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .engines import Engine, picture, reference
+
+pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(240)]
+
+TEXT = {"type": "text", "text": "What is this?"}
+PRODUCER, CONSUMER = "10.77.0.1", "10.77.0.2"
+POOL = {"num_blocks": 4, "block_size": 8}
+
+
+def ip(*words: str) -> None:
+    """
+    :raises CalledProcessError: with what ``ip`` has printed.
+    """
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@dataclass
+class Host:
+    space: str
+    port: str
+    address: str
+
+    def command(self, *words: str) -> list[str]:
+        return ["ip", "netns", "exec", self.space, *words]
+
+    def unplug(self) -> None:
+        ip("-n", self.space, "link", "set", self.port, "down")
+
+    def plug(self) -> None:
+        ip("-n", self.space, "link", "set", self.port, "up")
+
+
+@contextmanager
+def two_hosts() -> Iterator[tuple[Host, Host]]:
+    hosts = tuple(
+        Host(f"embferry-{os.getpid()}-{side}", f"port-{side}", address)
+        for side, address in (("a", PRODUCER), ("b", CONSUMER))
+    )
+    made = []
+    try:
+        for host in hosts:
+            ip("netns", "add", host.space)
+            made.append(host)
+        one, other = hosts
+        ip("link", "add", one.port, "netns", one.space, "type", "veth", "peer", other.port, "netns", other.space)
+        for host in hosts:
+            ip("-n", host.space, "addr", "add", f"{host.address}/24", "dev", host.port)
+            ip("-n", host.space, "link", "set", "lo", "up")
+            host.plug()
+        yield one, other
+    finally:
+        for host in made:
+            ip("netns", "del", host.space)
+
+
+@dataclass
+class Split:
+    producer: Engine
+    consumer: Engine
+    cable: Host
+
+    def encode(self, item: dict[str, Any]) -> dict[str, Any]:
+        params: dict[str, Any] = self.producer.ask(item)["params"]
+        return params
+
+    def answer(self, item: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+        (entry,) = params.values()
+        return self.consumer.ask(reference(item, entry), TEXT, params=params)
+
+    def undivided(self, item: dict[str, Any]) -> dict[str, Any]:
+        """The consumer alone: it has the encoder too, and nobody says that the item is elsewhere."""
+        return self.consumer.ask(item | {"uuid": f"{item['uuid']}-undivided"}, TEXT)
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Split]:
+    from embferry.models.tiny_qwen import make  # brings torch and transformers with it
+
+    folder: Path = tmp_path_factory.mktemp("hosts")
+    make(folder / "model")
+    with two_hosts() as (here, there):
+        engines = []
+        try:
+            for role, host in (("ec_producer", here), ("ec_consumer", there)):
+                transfer = {
+                    "ec_connector": "EmbferryConnector",
+                    "ec_connector_module_path": "embferry.connectors.vllm.connector",
+                    "ec_role": role,
+                    "ec_connector_extra_config": POOL | {"transports": ["shm", "tcp"], "host": host.address},
+                }
+                prefix = host.command("env", f"VLLM_HOST_IP={host.address}")
+                engines.append(Engine(folder / "model", folder / f"{role}.log", transfer, prefix=prefix))
+            for engine in engines:
+                engine.started()
+            yield Split(*engines, cable=there)
+        finally:
+            for engine in engines:
+                engine.end()
+            for engine in engines:
+                engine.close()
+
+
+def test_tokens_are_those_of_an_undivided_engine(split: Split) -> None:
+    """Memory cannot be shared across the cable, though both name it first: sockets carry it."""
+    for item in (picture(1), picture(2, 896, 896)):
+        params = split.encode(item)
+        (entry,) = params.values()
+        assert entry["embferry"]["endpoint"].startswith(f"tcp://{PRODUCER}:")
+        answer = split.answer(item, params)
+        assert answer["reason"] == "length"
+        assert answer["tokens"] == split.undivided(item)["tokens"]
+
+
+def test_a_cable_that_is_out_for_a_moment(split: Split) -> None:
+    item = picture(3, 896, 896)
+    params, whole = split.encode(item), split.undivided(item)
+    split.cable.unplug()
+    back = threading.Timer(0.4, split.cable.plug)
+    back.start()
+    try:
+        answer = split.answer(item, params)
+    finally:
+        back.join()
+    assert answer["tokens"] == whole["tokens"]
+
+
+def test_a_cable_that_stays_out(split: Split) -> None:
+    """The request fails, alone and soon; with the cable back, the next is right."""
+    item = picture(4, 896, 896)
+    params = split.encode(item)
+    split.cable.unplug()
+    began = time.monotonic()
+    try:
+        failed = split.answer(item, params)
+    finally:
+        split.cable.plug()
+    assert failed["reason"] == "error"
+    assert time.monotonic() - began < 2
+    assert "its embedding cannot be had" in split.consumer.log.read_text()
+    assert split.answer(item, split.encode(item))["tokens"] == split.undivided(item)["tokens"]
