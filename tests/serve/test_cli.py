@@ -165,6 +165,7 @@ def test_urls_are_sent_as_they_are(word: str, kind: str) -> None:
 
 def test_a_transfer_in_words() -> None:
     assert "no transfer" in transfers({"transfer": None})
+    assert "do not say" in transfers({})
     assert "room 5" in transfers({"room": 5, "transfer": TRANSFER})
 
 

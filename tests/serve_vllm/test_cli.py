@@ -39,7 +39,6 @@ def called(*words: str) -> tuple[int, str, str]:
         ((*ROUTER[:4], "ftp://a", *ROUTER[5:]), "vllm-encode-urls: "),
         (("serve", "--encoders", "2"), "--encoders goes with --engine vllm"),
         (("serve", "--", "--dtype", "float32"), "arguments for vllm serve go with --engine vllm"),
-        (("serve", "--engine", "vllm"), "--engine vllm needs --model"),
         ((*SERVE, "--encode-workers", "2"), "--serve-encode-workers has no effect here"),
         ((*SERVE, "--transfer-num-blocks", "2"), "--transfer-num-blocks has no effect here"),
         ((*SERVE, "--encode-urls", "http://a"), "--encode-urls has no effect here"),

@@ -135,6 +135,18 @@ def test_everything_on_one_machine(start: Callable[..., Running]) -> None:
     assert [pid for note in one.notes for pid in (note["pid"], note["engine"]) if alive(pid)] == []
 
 
+def test_the_model_of_the_package(start: Callable[..., Running]) -> None:
+    """It is there when nobody names another, under its name."""
+    one = start("serve", "--engine", "vllm", "--port", "0")
+    one.wait(lambda: "ready:" in one.log)
+    for note in one.notes:
+        words = note["arguments"]
+        assert (Path(words[1]) / "config.json").is_file()
+        assert words[2:4] == ["--served-model-name", "shapes"]
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(DEADLINE) == 0
+
+
 def test_nothing_outlives_a_supervisor_that_is_killed(start: Callable[..., Running]) -> None:
     one = start(*SERVE)
     one.wait(lambda: "ready:" in one.log)

@@ -71,7 +71,9 @@ def part(word: str) -> dict[str, Any]:
 
 def transfers(extension: dict[str, Any]) -> str:
     """One line about the transfer behind an answer."""
-    transfer = extension.get("transfer")
+    if "transfer" not in extension:
+        return "this server's answers do not say how embeddings travelled; its metrics do"
+    transfer = extension["transfer"]
     if not transfer:
         return "no transfer: the question was of text alone"
     tokens, size = transfer.get("total_tokens", 0), transfer.get("bytes", 0)

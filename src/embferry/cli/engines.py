@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from embferry.cli.options import fail
 from embferry.serve.config import Settings
-from embferry.serve.config_names import FIELDS, Key, flag_name
+from embferry.serve.config_names import Key, flag_name
 
 _NOT_WITH_VLLM: dict[str, frozenset[str]] = {
     "": frozenset({"dtype", "threads", "bootstrap_url"}),
@@ -48,8 +48,6 @@ def fits_serve(settings: Settings, given: frozenset[Key]) -> None:
     _fits(settings, given, lambda key: key[0] == "vllm" and key[-1] in _ONLY_ROUTER)
     if settings.router.engine != "vllm":
         return
-    if settings.model == FIELDS[("model",)].default:
-        fail("--engine vllm needs --model: what vllm serve is to serve, a folder or a name it knows")
     if settings.vllm.connector != "embferry":
         fail("embferry serve starts vLLM with the connector of this project; --connector goes with embferry router")
 

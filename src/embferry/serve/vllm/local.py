@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from embferry.models import model_path, packaged_models
 from embferry.serve.config import Settings
 from embferry.serve.supervisor.handover import settled_child
 from embferry.serve.supervisor.slot import ClusterError, ProcessRole, Program, Slot
@@ -58,9 +59,14 @@ def instance_command(
     if role == "language":
         connector["router"] = f"http://{HOST}:{settings.router.port}"
     transfer = {**CONNECTOR, "ec_role": _ROLES[role], "ec_connector_extra_config": connector}
-    words = [vllm_command(), "serve", settings.model, "--host", HOST, "--port", str(port)]
+    words = [vllm_command(), "serve", *_model(settings.model), "--host", HOST, "--port", str(port)]
     words += ["--enable-mm-embeds"] if role == "language" else []
     return [*words, "--ec-transfer-config", json.dumps(transfer), *extra]
+
+
+def _model(name: str) -> list[str]:
+    """A model of the package goes by its name; anything else is for vLLM to know."""
+    return [str(model_path(name)), "--served-model-name", name] if name in packaged_models() else [name]
 
 
 class _Local:
