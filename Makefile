@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help setup setup-tests demo test test-fast test-integration test-engines \
-	setup-vllm test-vllm test-vllm-more test-vllm-http lint format docs bench clean
+	setup-vllm test-vllm test-vllm-more test-vllm-http lint format docs bench bench-vllm clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -69,6 +69,10 @@ docs: setup ## write the generated documents
 
 bench: setup-tests ## every road beside what else one could use, on this machine: some six minutes
 	@$(BIN)/embferry bench transfer
+
+bench-vllm: ## vLLM undivided, and divided by its connectors and by ours, through the same scenarios: some twenty minutes
+	@$(PYTHON) scripts/setup_vllm.py --engines
+	@.venv-vllm/bin/embferry bench serve --compare
 
 clean: ## remove everything that was made here
 	rm -rf .venv .venv-vllm build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

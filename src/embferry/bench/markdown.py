@@ -14,25 +14,33 @@ END = "<!-- end of results -->"
 def text(results: Results) -> str:
     """Facts as a list, then one table after another."""
     parts = [f"- {name}: {f'`{what}`' if name == 'command' else what}" for name, what in facts(results)]
-    return "\n".join(parts) + "\n\n" + "\n".join(_table(table) for table in tables(results))
+    return "\n".join(parts) + "\n\n" + "\n".join(map(table_text, tables(results)))
 
 
 def write(results: Results, path: Path) -> None:
     """Replaces what is between the two marks of ``path``, or makes the file if there is none.
 
     :raises ValueError: the file exists and lacks the marks."""
-    written = f"{BEGIN}\n\n{text(results)}\n{END}\n"
+    put(text(results), path, BEGIN, END)
+
+
+def put(generated: str, path: Path, begin: str, end: str) -> None:
+    """Replaces what is between two marks of ``path``, or makes the file if there is none.
+
+    :raises ValueError: the file exists and lacks the marks."""
+    written = f"{begin}\n\n{generated}\n{end}\n"
     if path.exists():
         old = path.read_text()
-        before, begin, rest = old.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise ValueError(f"{path} has no place for results; it needs the lines {BEGIN!r} and {END!r}")
+        before, found, rest = old.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"{path} has no place for results; it needs the lines {begin!r} and {end!r}")
         written = before + written.rstrip("\n") + after
     path.write_text(written)
 
 
-def _table(table: Table) -> str:
+def table_text(table: Table) -> str:
+    """One table, with its title."""
     lines = [f"### {table.title}", ""]
     if table.note:
         lines += [f"{table.note[0].upper()}{table.note[1:]}.", ""]

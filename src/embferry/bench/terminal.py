@@ -55,11 +55,11 @@ def progress(rounds: int) -> Iterator[Report]:
         yield report
 
 
-def show(tables: list[Table]) -> None:
-    """On stdout. Who could not take part is named below the table."""
+def show(tables: list[Table], wide: int = WIDE) -> None:
+    """On stdout, ``wide`` columns where there is no terminal. Who could not take part is named below the table."""
     console = Console()
     if not console.is_terminal:
-        console.width = WIDE
+        console.width = wide
     for table in tables:
         shown = RichTable(title=table.title, caption=table.note or None, title_justify="left", title_style="bold")
         for index, column in enumerate(table.columns):

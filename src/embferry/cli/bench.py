@@ -1,4 +1,4 @@
-"""``embferry bench transfer``: how each road compares, on this machine, with what else could have been used."""
+"""``embferry bench``. ``transfer``: how each road compares, on this machine, with what else could have been used."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embferry.cli import bench_serve
 from embferry.cli.options import fail
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ app = typer.Typer(help="Measure on this machine.", no_args_is_help=True, rich_ma
 @app.callback()
 def _group() -> None:
     """Measure on this machine."""
+
+
+app.command("serve")(bench_serve.command)
 
 
 @app.command("transfer")

@@ -1,0 +1,144 @@
+"""Who is compared, and how each is started: commands as data."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+Connector = Literal["", "example", "mooncake", "embferry"]
+Role = Literal["ec_producer", "ec_consumer"]
+
+MODEL = "tiny"
+MAX_MODEL_LEN = 12288
+"""Nine pictures of 1,280 tokens, the question and the answer."""
+BLOCK_TOKENS = 16
+TOKEN_BYTES = 1024
+"""Of the tiny model: 256 values of float32."""
+POOL_BYTES, SMALL_POOL_BYTES = 64 << 20, 64 << 10
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    name: str
+    title: str
+    connector: Connector
+    """Empty: one engine, undivided."""
+    road: str = ""
+
+    @property
+    def divided(self) -> bool:
+        return bool(self.connector)
+
+
+UNDIVIDED = Configuration("undivided", "vLLM, undivided", "")
+CONFIGURATIONS = (
+    UNDIVIDED,
+    Configuration("example", "EPD, vLLM's example connector", "example"),
+    Configuration("vllm-mooncake", "EPD, vLLM's Mooncake connector", "mooncake"),
+    Configuration("ours-shm", "EPD, embferry over shm", "embferry", "shm"),
+    Configuration("ours-tcp", "EPD, embferry over tcp", "embferry", "tcp"),
+    Configuration("ours-mooncake", "EPD, embferry over mooncake", "embferry", "mooncake"),
+    Configuration("ours-nixl", "EPD, embferry over nixl", "embferry", "nixl"),
+)
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "OMP_NUM_THREADS": "1",
+    "MC_FORCE_TCP": "1",
+}
+"""Mooncake's engine would look for RDMA otherwise; the rest is what two cores without a network need."""
+
+ENGINE = (
+    *("--served-model-name", MODEL, "--dtype", "float32", "--seed", "0"),
+    *("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8", "--max-num-batched-tokens", "4096"),
+    *("--limit-mm-per-prompt.image", "9", "--limit-mm-per-prompt.video", "0"),
+    *("--enforce-eager", "--no-enable-prefix-caching"),
+)
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """All of one stack, on the loopback."""
+
+    router: int
+    encoders: tuple[int, int]
+    language: int
+    small: int
+    """The language instance with the small pool."""
+    peers: tuple[int, int, int, int]
+    """For vLLM's Mooncake connector: of both encoders, and of both language instances."""
+    metrics: tuple[int, int, int, int]
+    """The same, for our connector's metrics."""
+
+
+def free_ports() -> Ports:
+    """Ports that nobody listens on now."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(13)]
+    numbers = [sock.getsockname()[1] for sock in held]
+    for sock in held:
+        sock.close()
+    router, first, second, language, small, *rest = numbers
+    return Ports(router, (first, second), language, small, tuple(rest[:4]), tuple(rest[4:]))
+
+
+def url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
+def engine(python: str, model: Path, port: int, transfer: dict[str, Any] | None) -> list[str]:
+    command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--port", str(port), *ENGINE]
+    command += ["--host", "127.0.0.1"]
+    if transfer is not None:
+        command += ["--ec-transfer-config", json.dumps(transfer)]
+        command += ["--enable-mm-embeds"] if transfer["ec_role"] == "ec_consumer" else []
+    return command
+
+
+def transfer(
+    configuration: Configuration, role: Role, ports: Ports, index: int, pool_bytes: int, store: Path
+) -> dict[str, Any]:
+    """What ``--ec-transfer-config`` says; ``index`` is the instance's place in ``ports.peers``."""
+    if configuration.connector == "example":
+        extra: dict[str, Any] = {"shared_storage_path": str(store)}
+        return {"ec_connector": "ECExampleConnector", "ec_role": role, "ec_connector_extra_config": extra}
+    if configuration.connector == "mooncake":
+        return {
+            "ec_connector": "ECMooncakeConnector",
+            "ec_role": role,
+            "ec_ip": "127.0.0.1",
+            "ec_port": ports.peers[index],
+            "ec_buffer_device": "cpu",
+            "ec_buffer_size": pool_bytes,
+            "ec_connector_extra_config": {"mooncake_protocol": "tcp"},
+        }
+    extra = {"transports": [configuration.road], "metrics_port": ports.metrics[index]}
+    if role == "ec_consumer":
+        blocks = pool_bytes // TOKEN_BYTES // BLOCK_TOKENS
+        extra |= {"num_blocks": blocks, "block_size": BLOCK_TOKENS, "router": url(ports.router)}
+    return {
+        "ec_connector": "EmbferryConnector",
+        "ec_connector_module_path": "embferry.connectors.vllm.connector",
+        "ec_role": role,
+        "ec_connector_extra_config": extra,
+    }
+
+
+def router(
+    python: str, configuration: Configuration, ports: Ports, encoders: list[str], language: str, peer: int
+) -> list[str]:
+    """``peer``: the control port of the language instance, for vLLM's Mooncake connector."""
+    command = [python, "-c", "from embferry.cli.main import run; run()", "router", "--engine", "vllm"]
+    command += ["--host", "127.0.0.1", "--port", str(ports.router)]
+    command += ["--connector", configuration.connector, "--encode-urls", ",".join(encoders)]
+    command += ["--language-urls", language]
+    if configuration.connector == "mooncake":
+        command += ["--consumer-zmq", f"tcp://127.0.0.1:{peer}"]
+    return command

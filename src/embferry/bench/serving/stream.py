@@ -1,0 +1,100 @@
+"""One streamed answer, chunk by chunk, with the times that ``vllm bench serve`` takes. Pure: time comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+DONE = "[DONE]"
+
+
+class Events:
+    """Cuts bytes into server-sent events. Only a line feed ends a line: JSON may hold what else ``str.splitlines``
+    takes for an end, such as U+2028."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """What follows ``data:``, of each event that is whole by now."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line.removeprefix(b"data:").strip().decode()
+
+
+class Stream:
+    """Takes what follows ``data:`` in each server-sent event. Times are seconds since the request was sent.
+
+    As in vLLM's bench, the first chunk with a choice ends the time to first token, each later one ends an inter-token
+    latency, and the last one ends the request; the chunk with the usage counts for none.
+    """
+
+    def __init__(self) -> None:
+        self.ttft: float | None = None
+        self.itls: list[float] = []
+        self.latency = 0.0
+        self.tokens: list[int] = []
+        self.text = ""
+        self.prompt_tokens: int | None = None
+        self.done = False
+        self._error = ""
+        self._counted: int | None = None
+        self._chunks = 0
+
+    def take(self, now: float, data: str) -> None:
+        if data == DONE:
+            self.done = True
+            return
+        try:
+            event: Any = msgspec.json.decode(data)
+        except msgspec.DecodeError:
+            self._error = f"a chunk is not JSON: {data[:80]!r}"
+            return
+        if not isinstance(event, dict):
+            self._error = f"a chunk is no object: {data[:80]!r}"
+        elif event.get("error"):
+            self._error = said(event)
+        elif event.get("choices"):
+            self._choice(now, event["choices"][0])
+        elif usage := event.get("usage"):
+            self._counted = usage.get("completion_tokens")
+            self.prompt_tokens = usage.get("prompt_tokens")
+
+    @property
+    def error(self) -> str:
+        """Why it is no answer; empty: it is one."""
+        if self._error:
+            return self._error
+        if self.ttft is None:
+            return "the answer ended before its first token"
+        return "" if self.done else "the answer ended in the middle"
+
+    @property
+    def output_tokens(self) -> int:
+        """As the server counts; if it does not, the token ids it sent; without those, the chunks that had text."""
+        return self._counted if self._counted is not None else len(self.tokens) or self._chunks
+
+    def _choice(self, now: float, choice: dict[str, Any]) -> None:
+        if self.ttft is None:
+            self.ttft = now
+        else:
+            self.itls.append(now - self.latency)
+        self.latency = now
+        content = (choice.get("delta") or {}).get("content") or ""
+        self.text += content
+        self._chunks += bool(content)
+        self.tokens += choice.get("token_ids") or ()
+        if choice.get("finish_reason") == "error":
+            self._error = "the server ended the answer with finish_reason error"
+
+
+def said(body: dict[str, Any]) -> str:
+    """The sentence in an error of OpenAI's API."""
+    error = body.get("error")
+    if isinstance(error, dict):
+        code = error.get("code")
+        return " ".join(str(part) for part in (f"[{code}]" if code else "", error.get("message")) if part)
+    return str(error or body)

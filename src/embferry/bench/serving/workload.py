@@ -1,0 +1,218 @@
+"""Requests as they will be sent: which pictures, when. Pure: the same plan gives the same requests, everywhere.
+
+Sizes and numbers of pictures are drawn in strata: of ``n`` draws, one lies in each ``n``-th of the distribution, in
+random order. So twenty requests have the same median and tail as twenty thousand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+
+from ..summary import quantile
+
+IMAGE_TOKENS = ((0.0, 64), (0.5, 405), (0.9, 1224), (1.0, 1280))
+"""Share of pictures, and visual tokens that they have at most; in between, the logarithm goes straight."""
+
+IMAGES = {1: 0.62, 2: 0.18, 3: 0.12, 4: 0.03, 5: 0.015, 6: 0.01, 7: 0.005, 8: 0.005, 9: 0.015}
+"""Share of requests by their number of pictures: 1, 3 and 9 at the quantiles 0.5, 0.9 and 0.99."""
+
+LARGEST = IMAGE_TOKENS[-1][1]
+ASPECT = 2.0
+"""No picture is longer, over its other side."""
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """Its pixels are made from ``key``; pixels a side."""
+
+    key: tuple[int, int]
+    width: int
+    height: int
+    tokens: int
+    """Visual tokens."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    number: int
+    at: float
+    """Seconds after the first one."""
+    pictures: tuple[Picture, ...]
+    repeated: int = 0
+    """How many of them an earlier request had."""
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(picture.tokens for picture in self.pictures)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a workload is made from."""
+
+    requests: int = 100
+    rate: float | None = 1.0
+    """Requests a second, on average; None: all at once."""
+    burstiness_cv: float = 1.0
+    """The coefficient of variation of the gaps between requests, which are gamma-distributed: 1 is a Poisson process,
+    4.9 is bursty, 0 is a clock."""
+    repeated: float = 0.0
+    """Share of pictures that were sent before."""
+    seed: int = 0
+    side: int = 28
+    """Pixels a side of the square that becomes one visual token: 28 for Qwen2.5-VL, 32 for Qwen3-VL."""
+    max_images: int = max(IMAGES)
+    """No request has more pictures; who would have had more has so many."""
+    max_image_tokens: int = LARGEST
+    """No picture has more visual tokens; who would have had more has so many."""
+
+    def check(self) -> None:
+        """:raises ValueError: something that cannot be, in a sentence."""
+        wrong = {
+            "there is at least one request": self.requests < 1,
+            "the rate is above 0, and no more than a million": self.rate is not None and not 0 < self.rate <= 1e6,
+            "the coefficient of variation is 0 or above": not 0 <= self.burstiness_cv < math.inf,
+            "the repeated share is between 0 and 0.8": not 0 <= self.repeated <= 0.8,
+            "a seed is 0 or above": self.seed < 0,
+            "a visual token has at least one pixel": self.side < 1,
+            "a request has at least one picture": self.max_images < 1,
+            "a picture has at least 4 visual tokens": self.max_image_tokens < 4,
+        }
+        for rule, broken in wrong.items():
+            if broken:
+                raise ValueError(rule)
+
+
+def requests(plan: Plan) -> list[Request]:
+    """In the order of their times.
+
+    :raises ValueError: the plan cannot be."""
+    plan.check()
+    # A stream of chance each, so that another rate or another share of repeats leaves the rest as it is.
+    for_gaps, for_counts, for_sizes, for_repeats = np.random.default_rng(plan.seed).spawn(4)
+    counts = [min(image_count(u), plan.max_images) for u in _strata(plan.requests, for_counts)]
+    repeats = _places(counts, plan.repeated, for_repeats)
+    pictures = _pictures(plan, sum(counts) - sum(repeats), for_sizes)
+    made: list[Request] = []
+    sent: list[Picture] = []
+    for number, (at, count, wanted) in enumerate(zip(arrivals(plan, for_gaps), counts, repeats, strict=True)):
+        again = min(wanted, len(sent))
+        chosen = [sent[i] for i in for_repeats.choice(len(sent), again, replace=False)] if again else []
+        fresh = [next(pictures) for _ in range(count - again)]
+        sent += fresh
+        made.append(Request(number, at, (*chosen, *fresh), again))
+    return made
+
+
+def arrivals(plan: Plan, chance: np.random.Generator) -> list[float]:
+    """Seconds after the first request. The gaps add up to what the rate says, as in vLLM's bench."""
+    if plan.rate is None:
+        return [0.0] * plan.requests
+    cv = plan.burstiness_cv
+    gaps = np.full(plan.requests, 1.0) if cv == 0 else chance.gamma(1 / cv**2, cv**2, plan.requests)
+    gaps *= plan.requests / plan.rate / gaps.sum()
+    times: list[float] = np.cumsum(gaps).tolist()
+    return [at - times[0] for at in times]
+
+
+def image_count(share: float) -> int:
+    """Pictures of the request at that quantile."""
+    total = 0.0
+    for count, mass in IMAGES.items():
+        total += mass
+        if share <= total + 1e-12:
+            return count
+    return max(IMAGES)
+
+
+def image_tokens(share: float) -> int:
+    """Visual tokens of the picture at that quantile: the nearest number that is a grid."""
+    for (below, low), (above, high) in pairwise(IMAGE_TOKENS):
+        if share <= above:
+            exact = math.exp(math.log(low) + (share - below) / (above - below) * math.log(high / low))
+            return nearest_grid(exact)
+    return LARGEST
+
+
+def nearest_grid(tokens: float) -> int:
+    """The nearest number of tokens that has a :func:`grid`; the larger of two."""
+    return min(_grids(), key=lambda n: (abs(n - tokens), -n))
+
+
+def grid(tokens: int) -> tuple[int, int] | None:
+    """Sides in tokens, the shorter first: the squarest whose product is ``tokens``; None: too long for a picture."""
+    for short in range(math.isqrt(tokens), 0, -1):
+        if tokens % short == 0:
+            return (short, tokens // short) if tokens // short <= ASPECT * short else None
+    return None
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """What a workload turned out to be."""
+
+    requests: int
+    pictures: int
+    distinct: int
+    repeated: float
+    """Share of pictures that an earlier request had."""
+    tokens: tuple[float, float, float]
+    """Visual tokens a picture: median, 90th percentile, largest."""
+    images: tuple[float, float, float]
+    """Pictures a request: 50th, 90th and 99th percentile."""
+    cv: float | None
+    """Of the gaps; None: all at once, or a single one."""
+
+
+def drawn(made: list[Request]) -> Drawn:
+    sizes = [picture.tokens for request in made for picture in request.pictures]
+    counts = [len(request.pictures) for request in made]
+    gaps = np.diff([request.at for request in made])
+    return Drawn(
+        requests=len(made),
+        pictures=len(sizes),
+        distinct=len({picture.key for request in made for picture in request.pictures}),
+        repeated=sum(request.repeated for request in made) / len(sizes),
+        tokens=(quantile(sizes, 0.5), quantile(sizes, 0.9), max(sizes)),
+        images=(quantile(counts, 0.5), quantile(counts, 0.9), quantile(counts, 0.99)),
+        cv=float(gaps.std() / gaps.mean()) if gaps.size and gaps.mean() > 0 else None,
+    )
+
+
+@cache
+def _grids() -> tuple[int, ...]:
+    return tuple(n for n in range(4, LARGEST + 1) if grid(n))
+
+
+def _strata(n: int, chance: np.random.Generator) -> list[float]:
+    """``n`` quantiles, the middle of each ``n``-th, in random order."""
+    shares: list[float] = ((chance.permutation(n) + 0.5) / n).tolist()
+    return shares
+
+
+def _places(counts: list[int], share: float, chance: np.random.Generator) -> list[int]:
+    """How many pictures of each request were sent before; the first one has none such."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    later = owner[counts[0] :]
+    wanted = min(round(share * owner.size), later.size)
+    places = chance.choice(later, wanted, replace=False) if wanted else later[:0]
+    found: list[int] = np.bincount(places, minlength=len(counts)).tolist()
+    return found
+
+
+def _pictures(plan: Plan, distinct: int, chance: np.random.Generator) -> Iterator[Picture]:
+    """The planned number in strata. More, if an early request found too few to repeat, at random."""
+    shares = _strata(distinct, chance)
+    index = 0
+    while True:
+        share = shares[index] if index < distinct else float(chance.random())
+        tokens = image_tokens(share)
+        if tokens > plan.max_image_tokens:
+            tokens = max(n for n in _grids() if n <= plan.max_image_tokens)
+        sides = grid(tokens)
+        assert sides is not None  # only such numbers are drawn
+        width, height = sides if index % 2 else sides[::-1]
+        yield Picture((plan.seed, index), width * plan.side, height * plan.side, tokens)
+        index += 1
