@@ -84,9 +84,11 @@ class Side:
         self.workers = [vllm().connector(each, vllm().role.WORKER) for each in self.configs]
         self.caches: list[Cache] = [{} for _ in self.workers]
 
-    def plan(self, freed: Sequence[str] = ()) -> Any:
+    def plan(self, freed: Sequence[str] = (), tokens: int = 1) -> Any:
         """What the scheduler sends for a step."""
-        output = SimpleNamespace(free_encoder_mm_hashes=list(freed), finished_req_ids=set())
+        output = SimpleNamespace(
+            free_encoder_mm_hashes=list(freed), finished_req_ids=set(), total_num_scheduled_tokens=tokens
+        )
         output.ec_connector_metadata = self.scheduler.build_connector_meta(output)
         return output
 

@@ -277,6 +277,33 @@ def test_what_cannot_be_had_fails_or_is_encoded_here(make: Make, here: bool) -> 
     assert counted(consumer, "encoded_here") == int(here)
 
 
+def test_an_engine_without_work_waits_once_a_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    producer, consumer = make("ec_producer"), make("ec_consumer")
+    params = encode(producer, "a")
+    half, waits = consumer.scheduler._scheduler, []
+    monkeypatch.setattr(half, "_is_here", lambda *_: False)
+    monkeypatch.setattr(half._consumer, "wait", waits.append)
+    asked = Request("asks", feature("a"), params=params)
+
+    consumer.plan(tokens=1)
+    assert not consumer.scheduler.ensure_cache_available(asked, 0)
+    assert not waits
+    for step in (1, 2):
+        consumer.plan(tokens=0)
+        for _ in range(3):
+            assert not consumer.scheduler.ensure_cache_available(asked, 0)
+        assert len(waits) == step
+
+
+def test_the_wait_ends_when_an_embedding_is_here(make: Make) -> None:
+    producer, consumer = make("ec_producer"), make("ec_consumer")
+    asked = Request("asks", feature("a"), params=encode(producer, "a"))
+    half = consumer.scheduler._scheduler
+    assert not consumer.scheduler.ensure_cache_available(asked, 0)
+    half._consumer.wait(30)
+    assert consumer.scheduler.ensure_cache_available(asked, 0)
+
+
 def test_parameters_that_are_no_table(make: Make) -> None:
     """vLLM takes them from ``vllm_xargs`` too, as whatever was written there."""
     consumer, producer = make("ec_consumer"), make("ec_producer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from embferry.disaggregation.base.conn_multimodal import KVPoll
@@ -24,6 +25,7 @@ class Arrival:
     :param router: asked for another producer, if the coordinates have a token for that.
     :param ranks: of the workers that will copy it.
     :param tried: other rooms of the same embedding from which it could not be had.
+    :param news: called when it is here or will not come, from a thread of the library.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Arrival:
         ranks: int,
         tally: Tally,
         tried: frozenset[int] = frozenset(),
+        news: Callable[[], object] = lambda: None,
     ) -> None:
         self.where = where
         self.rooms = tried | {where.room}
@@ -41,6 +44,7 @@ class Arrival:
         self.ready = False
         self.shared: SharedRows | None = None
         self._router, self._ranks, self._tally = router if where.replacement else None, ranks, tally
+        self._news = news
         self._began = time.monotonic()
         self._digests = {where.digest}
         self._lost: EmbeddingTransferError | None = None  # the last loss that the router was asked about
@@ -115,6 +119,8 @@ class Arrival:
 
     def _changed(self, receiver: EmbeddingReceiver) -> None:
         """On the manager's thread, which must not wait."""
+        if receiver.poll() in (KVPoll.Success, KVPoll.Failed):
+            self._news()
         lost = receiver.lost
         if self._router is None or lost is None or lost is self._lost:
             return

@@ -50,7 +50,8 @@ class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not t
         self._scheduler.update_state_after_alloc(request, index)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> ECConnectorMetadata:
-        return self._scheduler.build_connector_meta(scheduler_output.free_encoder_mm_hashes)
+        step = scheduler_output
+        return self._scheduler.build_connector_meta(step.free_encoder_mm_hashes, step.total_num_scheduled_tokens)
 
     def take_unavailable_requests(self) -> set[str]:
         return self._scheduler.take_unavailable_requests()

@@ -3,6 +3,7 @@ nothing here waits for a step of a worker."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 
 from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager
@@ -26,6 +27,7 @@ class Consumer:
         self._config, self._tally, self._router, self._ranks = config, tally or Tally(), router, ranks
         self._managers: dict[Layout, EmbeddingReceiveManager] = {}
         self._arrivals: OrderedDict[str, Arrival] = OrderedDict()
+        self._news = threading.Event()
         self._tally.gauge("kept_bytes", self._kept_bytes)
 
     def want(self, request: str, mm_hash: str, where: Coordinates) -> bool:
@@ -50,6 +52,11 @@ class Consumer:
                 raise
             self._begin(mm_hash, where, arrival.rooms).users.update(arrival.users)
             return False
+
+    def wait(self, timeout: float) -> None:
+        """Until something has come, or will not, or already has since the last call; at most ``timeout`` seconds."""
+        self._news.wait(timeout)
+        self._news.clear()
 
     def is_here(self, mm_hash: str) -> bool:
         arrival = self._arrivals.get(mm_hash)
@@ -78,7 +85,8 @@ class Consumer:
 
     def _begin(self, mm_hash: str, where: Coordinates, tried: frozenset[int]) -> Arrival:
         """``tried``: rooms from which it could not be had, for others who need it too."""
-        arrival = Arrival(where, self._manager(where.layout), self._router, self._ranks, self._tally, tried)
+        manager = self._manager(where.layout)
+        arrival = Arrival(where, manager, self._router, self._ranks, self._tally, tried, self._news.set)
         self._arrivals[mm_hash] = arrival
         return arrival
 

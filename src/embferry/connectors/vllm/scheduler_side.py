@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IDLE_WAIT_S = 0.005
+"""vLLM plans a step each millisecond while a request waits, and sends it to its workers though it is empty. That takes
+a core from whoever the embedding is to come from, on the same machine; so an engine that has nothing to do waits here.
+A request that comes meanwhile waits as long."""
 ANSWERED = frozenset(
     {RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION}
 )
@@ -45,7 +49,7 @@ class StepMetadata(ECConnectorMetadata):  # type: ignore[misc]  # vLLM is not th
 
 
 class SchedulerSide:
-    """Made once an engine. Called from its loop only, and never blocks it."""
+    """Made once an engine. Called from its loop only. Blocks it only when it has nothing to do, for ``IDLE_WAIT_S``."""
 
     def __init__(self, vllm_config: VllmConfig, config: ConnectorConfig, name: str, ranks: int) -> None:
         transfer, model = vllm_config.ec_transfer_config, vllm_config.model_config
@@ -67,6 +71,7 @@ class SchedulerSide:
         self._loads = Loads()
         self._differences = Differences(self.tally)
         self._publish: set[str] = set()
+        self._is_idle = False  # no token was planned in the last step, and no wait has been since
 
     def ensure_cache_available(self, request: Request, num_computed_tokens: int) -> bool:
         needed = [
@@ -81,6 +86,10 @@ class SchedulerSide:
         if request.request_id in self._failures:
             return False
         here = [self._can_run(request, index, feature) for index, feature in needed]  # all begin at once
+        if not all(here) and self._is_idle and request.request_id not in self._failures:
+            self._is_idle = False
+            self._consumer.wait(IDLE_WAIT_S)
+            here = [self._can_run(request, index, feature) for index, feature in needed]
         return all(here)
 
     def has_cache_item(self, identifier: str) -> bool:
@@ -101,8 +110,9 @@ class SchedulerSide:
             if kept is not None:
                 self._loads.ask(mm_hash, kept.shared, kept.item.dtype, kept.item.width)
 
-    def build_connector_meta(self, freed: Iterable[str]) -> StepMetadata:
-        """``freed``: what vLLM's encoder cache has given up in this step."""
+    def build_connector_meta(self, freed: Iterable[str], tokens: int) -> StepMetadata:
+        """``freed``: what vLLM's encoder cache has given up in this step; ``tokens``: how many are computed in it."""
+        self._is_idle = tokens == 0
         meta = StepMetadata(self._loads.step(freed), tuple(self._publish))
         self._publish.clear()
         return meta
