@@ -92,6 +92,8 @@ def must_succeed(world: World, end: LanguageEnd) -> bool:
     due = [deadline for deadline, _ in deadlines(m)] + [host.machine.next_timeout() or 0.0]
     known = host.machine.destinations.get(m.session)
     stranded = known is not None and {road.transport for road in known.roads.usable} <= world.broken
-    excused = world.last_words_on_the_way(end.room) or end.room in world.hopeless or rivals or stranded
+    # A write that is refused before the sender hears that its grant was taken back costs it the road.
+    raced = known is not None and bool(world.broken) and known.opened.opening < m.opening
+    excused = world.last_words_on_the_way(end.room) or end.room in world.hopeless or rivals or stranded or raced
     patient = m.patience.bad_in_a_row < 8 and m.patience.lost_in_a_row < 8
     return same and not excused and patient and all(time - world.now > slack for time in due)

@@ -81,6 +81,18 @@ def test_what_cannot_be_mended_fails_a_road_at_once_and_is_reported_as_retryable
     assert bodies(sender) == [*changed(4, 12), failed]
 
 
+def test_a_write_that_is_refused_because_its_grant_was_taken_back_says_nothing_of_the_road() -> None:
+    sender = opened(16, writes_in_flight=1)
+    tell(sender, a_grant(1, 0, 16, (0, 4)))
+    (write,) = writes(sender)
+    tell(sender, an_open(2), target=0)
+    sender.take_commands()
+    fail(sender, write, TransportError("no open window", retryable=False))
+    assert not sender.destinations[LANGUAGE].roads.given_up
+    tell(sender, a_grant(2, 0, 16, (0, 4)))
+    assert [write.road for write in writes(sender)] == [SHM]
+
+
 def test_a_grant_over_a_road_that_was_given_up_is_answered_with_the_offer_first() -> None:
     sender = opened(16)
     sender.road_failed(LANGUAGE, "shm")

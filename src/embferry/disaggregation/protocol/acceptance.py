@@ -27,6 +27,7 @@ class TakenGrant:
     in_flight: dict[int, int] = field(default_factory=dict)  # chunks being written, by first token: their ordinals
     written: list[Chunk] = field(default_factory=list)
     failed: list[WriteFailed] = field(default_factory=list)
+    cancelled: bool = False
 
     @property
     def stop(self) -> int:
@@ -37,8 +38,9 @@ class TakenGrant:
         return bool(self.written or self.failed)
 
     def cancel(self) -> None:
-        """Nothing more is started."""
+        """Nothing more is started: the receiver takes its access back, so a write that fails now was refused for that."""
         self.cursor = self.stop
+        self.cancelled = True
 
     def blocks_of(self, start: int, stop: int, block_size: int) -> tuple[int, ...]:
         """The blocks that tokens ``[start, stop)`` go to."""

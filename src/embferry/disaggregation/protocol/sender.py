@@ -116,10 +116,11 @@ class Sender:
         destination = self.destinations[target]
         taken = destination.grants[epoch]
         road, started, limit = taken.message.road, taken.in_flight[offset], self.settings.road_failures
-        failed = destination.roads.failed(road, started=started, latest=self.writes_started, limit=limit)
-        if failed or not error.retryable:
-            self.road_failed(target, road)
-        again = error.retryable or destination.roads.is_given_up(road)
+        if not taken.cancelled:  # else it says nothing of the road
+            failed = destination.roads.failed(road, started=started, latest=self.writes_started, limit=limit)
+            if failed or not error.retryable:
+                self.road_failed(target, road)
+        again = error.retryable or taken.cancelled or destination.roads.is_given_up(road)
         self._over(target, epoch, WriteFailed(self.room, epoch, offset, length, *_words(error), again))
 
     def road_failed(self, target: int, road: str) -> None:
