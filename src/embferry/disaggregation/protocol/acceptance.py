@@ -38,7 +38,7 @@ class TakenGrant:
         return bool(self.written or self.failed)
 
     def cancel(self) -> None:
-        """Nothing more is started: the receiver takes its access back, so a write that fails now was refused for that."""
+        """Nothing more is started: the receiver takes its access back, and refuses what is under way."""
         self.cursor = self.stop
         self.cancelled = True
 
