@@ -184,6 +184,7 @@ def test_no_proxy_is_used(staging: Staging, monkeypatch: pytest.MonkeyPatch) -> 
     where = stage.begin()
     stage.stub.replace = lambda token, said: stage.offered_again(where.room)
     stage.language.fetch("r", "a", where)
+    assert stage.stub.asked, "the stub was not reached"
 
 
 def test_a_request_that_is_given_up_meanwhile(staging: Staging) -> None:
@@ -236,7 +237,8 @@ def test_why_an_embedding_failed_is_told(staging: Staging) -> None:
 
 def test_that_nobody_listens_is_no_error() -> None:
     router = Router("http://127.0.0.1:9", 1.0)
-    router.failed(TOKEN, PeerGone("gone")).result(5)
+    told = router.failed(TOKEN, PeerGone("gone"))
+    assert told.exception(5) is None
     router.close()
 
 

@@ -162,7 +162,10 @@ def _one(
         else:
             taking.append(case)
     began, small = time.monotonic(), any(case.scenario.broken == "small pool" for case in taking)
-    say = lambda what: report(f"{configuration.title}: {what}", 0)  # noqa: E731  (one line, used once)
+
+    def say(what: str) -> None:
+        report(f"{configuration.title}: {what}", 0)
+
     try:
         with Stack(configuration, choice.python, *paths, say, small=small) as stack:
             _note_start(results, configuration, time.monotonic() - began)
@@ -201,7 +204,10 @@ def _run(stack: Stack, case: Case, quick: bool, results: Results, report: Report
     what = f"{run.title}: {scenario.name}"
     run.plan, run.drawn = scenario.planned(quick), drawn(case.requests)
     run.max_tokens, run.concurrency = scenario.max_tokens, scenario.concurrency
-    ended: Callable[[Sample], None] = lambda sample: report(what, 1)  # noqa: E731  (one line, used once)
+
+    def ended(sample: Sample) -> None:
+        report(what, 1)
+
     report(what, 0)
     with breaking(scenario, stack, len(case.requests), ended) as broken:
         endpoint = stack.endpoint(scenario.max_tokens, scenario.timeout_s, scenario.concurrency)
