@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
 TIMEOUT_S = 20.0
 BLOCKS = tuple(range(64))
+MORE_THAN_CAN_LAND = 32  # writes of all blocks, while an agent is destroyed
 
 
 class TestNixlOverSockets(TransportConformance):
@@ -179,19 +180,24 @@ def test_a_failed_transfer_fails_its_write_and_the_next_link_resumes(over_socket
     pair = over_sockets
     pair.admit(1, BLOCKS)
     pieces = pair.fill(BLOCKS)
-    tickets = [pair.start(1, BLOCKS, pieces) for _ in range(4)]
+    tickets = [pair.start(1, BLOCKS, pieces) for _ in range(MORE_THAN_CAN_LAND)]
     eventually(lambda: bool((pair.bytes != CANARY).any()))
     (incoming,) = server(pair).listener.connections
     assert incoming._agent is not None
     made = incoming._agent.result()
     assert not isinstance(made, TransportError)
-    server(pair).agents.submit(made[0].close).result(TIMEOUT_S)
-    incoming._agent = None
+
+    def destroyed() -> TransportError:
+        made[0].close()
+        return TransportError("destroyed by the test")
+
+    # In place of the agent before it is gone: the sender may notice, and the receiver tear down, at any moment.
+    incoming._agent = server(pair).agents.submit(destroyed)
     errors = [pair.sender.written(ticket) for ticket in tickets]
     assert any(error is not None for error in errors)
     assert all(error is None or error.retryable for error in errors)
     assert pair.sender.lost().handle == pair.handle
-    assert [type(event) for event in pair.sender.events] == [Written] * 4 + [LinkLost]
+    assert [type(event) for event in pair.sender.events] == [Written] * MORE_THAN_CAN_LAND + [LinkLost]
     assert server(pair).gate.out() == (), "the receiver hung up only after it had ended the leases"
     pair.receiver.transport.revoke(1)
     pair.receiver.revoked(1)
@@ -200,6 +206,25 @@ def test_a_failed_transfer_fails_its_write_and_the_next_link_resumes(over_socket
     pair.admit(2, BLOCKS)
     assert pair.write(2, BLOCKS, pieces) is None
     pair.expect(pieces)
+
+
+@pytest.mark.parametrize("how", ["it is still in use", "it is gone"])
+def test_an_agent_that_cannot_be_destroyed_is_reported(pair: TransportPair, how: str) -> None:
+    """Late bytes might still come through it, so nothing is said to be over; and nobody waits in vain."""
+    pair.admit(1, (3,))
+    assert pair.write(1, (3,), pair.fill((3,))) is None
+    (incoming,) = server(pair).listener.connections
+    assert incoming._agent is not None
+    made = incoming._agent.result()
+    assert not isinstance(made, TransportError)
+    held = [made[0]._agent]
+    if how == "it is gone":
+        held.clear()
+        server(pair).agents.submit(made[0].close).result(TIMEOUT_S)
+    pair.sender.transport.disconnect(pair.handle)
+    with pytest.raises(LocalProtocolError, match="report this as a bug"):
+        pair.receiver.until(lambda: False)
+    held.clear()  # now: the traceback keeps this frame, and an agent must not outlive its region
 
 
 def test_a_write_that_was_cut_off_ends_when_nothing_is_on_its_way(over_sockets: TransportPair) -> None:

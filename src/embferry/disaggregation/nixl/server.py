@@ -20,7 +20,7 @@ from ..base.dial import set_keepalive
 from ..base.listener import Listener
 from ..base.loop import Loop
 from ..base.outbox import Outbox
-from ..protocol.errors import LocalProtocolError, TransportError
+from ..protocol.errors import TransportError
 from .agent import Agent, Backends, fresh
 from .channel import Channel
 from .gate import Gate, Lease, Outcome
@@ -164,7 +164,7 @@ class Incoming:
         if self._agent is None:
             self._gone()
         else:
-            self._server.agents.submit(self._destroy, self._agent)
+            self._server.agents.submit(self._destroy, self._agent).add_done_callback(self._destroyed)
 
     def _check_greeting(self) -> None:
         if not self._greeted:
@@ -219,15 +219,20 @@ class Incoming:
 
     # On a thread that may wait.
 
-    def _destroy(self, agent: Future[tuple[Agent, bytes] | TransportError]) -> None:
+    @staticmethod
+    def _destroy(agent: Future[tuple[Agent, bytes] | TransportError]) -> None:
         made = agent.result()
         if not isinstance(made, TransportError):
-            try:
-                made[0].close()
-            except LocalProtocolError as error:  # then nothing may be reported as over
-                self._server.outbox.fail(error)
-                return
-        self._server.loop.call(self._gone)
+            made[0].close()
+
+    def _destroyed(self, outcome: Future[None]) -> None:
+        """If it could not be, nothing may be reported as over."""
+        if error := outcome.exception():
+            self._server.outbox.fail(error)
+        else:
+            self._server.loop.call(self._gone)
+
+    # On the loop's thread.
 
     def _gone(self) -> None:
         self._server.carry_out(self._server.gate.gone(self))
