@@ -10,12 +10,13 @@ import threading
 import time
 import types
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from embferry.bench.serving import compare, configurations, scenarios
+from embferry.bench.serving import compare, configurations, idle_workers, plugins, scenarios, v1_runner
 from embferry.bench.serving.compare import Choice, chosen
 from embferry.bench.serving.results import Results
 from embferry.bench.serving.server import Server, StartError, last_error, started
@@ -57,6 +58,24 @@ def test_each_connector_has_its_settings(configuration: configurations.Configura
             assert (extra["metrics_port"], extra["router"]) == (13, "http://127.0.0.1:1")
 
 
+def test_plug_ins_are_found_by_who_has_the_folder_on_its_path(tmp_path: Path) -> None:
+    where = plugins.folder(tmp_path, idle_workers, v1_runner)
+    (described,) = metadata.distributions(path=[str(where)])
+    found = {each.name: each.load() for each in described.entry_points}
+    assert found == {
+        "embferry-bench-idle_workers": idle_workers.register,
+        "embferry-bench-v1_runner": v1_runner.register,
+    }
+
+
+def test_ports_are_not_those_that_connections_get() -> None:
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = configurations.free_ports()
+    numbers = [ports.router, *ports.encoders, ports.language, ports.small, *ports.peers, *ports.metrics]
+    assert len(set(numbers)) == 13
+    assert all(1024 < number < low for number in numbers)
+
+
 def test_the_last_line_of_a_traceback_is_why(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("(EngineCore pid=7) ValueError: too few blocks\nlater\nRuntimeError: the engine has ended\n")
@@ -92,8 +111,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[scenarios.Scenario, .
     return iter([made])
 
 
-def compared(python: str, made: tuple[scenarios.Scenario, ...], *names: str) -> Results:
-    choice = Choice(python, chosen(names)[0], made)
+def compared(python: str, made: tuple[scenarios.Scenario, ...], *names: str, rounds: int = 1) -> Results:
+    choice = Choice(python, chosen(names)[0], made, rounds=rounds)
     results = compare.blank(choice)
     said = []
     compare.compare(choice, results, lambda what, more: said.append((what, more)))
@@ -115,6 +134,17 @@ def test_who_does_not_start_has_rows_that_say_why_and_the_rest_goes_on(
     assert {run.status for run in failed} == {"error"}
     assert len(failed) == 4
     assert all("ImportError: the engine for this road is not installed" in run.reason for run in failed)
+
+
+@pytest.mark.integration
+def test_rounds_start_everything_anew(python: str, few: Iterator[tuple[scenarios.Scenario, ...]]) -> None:
+    made = compared(python, next(few), "undivided", rounds=2)
+    ran = [run for run in made.runs if run.status == "ok"]
+    assert [(run.scenario, run.round) for run in ran] == [
+        (scenario, turn) for scenario in dict.fromkeys(run.scenario for run in ran) for turn in (1, 2)
+    ]
+    assert all(sample.wrong is False for run in ran for sample in run.samples)
+    assert dict(made.setting)["seconds to start"].count("undivided") == 2
 
 
 @pytest.mark.integration

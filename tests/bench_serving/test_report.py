@@ -46,6 +46,14 @@ def test_a_row_a_configuration_has_every_figure() -> None:
     assert rows[2][:2] == ("EPD, example", "has no pool")
 
 
+def test_rounds_stand_side_by_side_and_make_one_row() -> None:
+    each = [run(*(sample(n, ttft=t) for n in range(4)), round=r) for r, t in ((1, 0.3), (2, 0.5), (3, 0.4))]
+    whole, by_round = report.tables(results(*each))[:2]
+    assert [row.cells[1] for row in whole.rows] == ["12"]
+    assert whole.rows[0].cells[4] == "400"
+    assert by_round.rows[0].cells == ("EPD, ours-tcp", "300, 500, 400", "400")
+
+
 def test_few_requests_are_shown_one_by_one() -> None:
     assert cells(compared(), "One by one")[-2:] == [
         ("EPD, ours-tcp", "1", "405", "0.25", "right"),

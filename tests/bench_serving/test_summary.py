@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from embferry.bench.serving.results import Event, Run
-from embferry.bench.serving.summary import right_again, spread, summarize, tpot
+from embferry.bench.serving.summary import pooled, right_again, spread, summarize, tpot
 
 from .made import run, sample
 
@@ -37,6 +37,17 @@ def test_a_wrong_answer_is_a_failure_and_makes_no_figures() -> None:
     assert (s.successful, s.failed, s.errors, s.wrong) == (1, 1, 0, 1)
     assert s.ttft is not None
     assert s.ttft.p99 == 0.1
+
+
+def test_rounds_are_pooled() -> None:
+    first = run(sample(0, ttft=0.1), sample(1, ttft=0.3), counters={"resumes": 1.0, "encodes saved": None})
+    second = run(sample(0, ttft=0.5), duration=2.0, counters={"resumes": 2.0, "encodes saved": None}, round=2)
+    failed = run(status="error", reason="it did not start", round=3)
+    made = pooled([first, failed, second])
+    assert [each.ttft for each in made.samples] == [0.1, 0.3, 0.5]
+    assert (made.duration, made.counters) == (6.0, {"resumes": 3.0, "encodes saved": None})
+    assert pooled([first, failed]) is first
+    assert pooled([failed]) is failed
 
 
 def test_one_token_has_no_time_a_token() -> None:

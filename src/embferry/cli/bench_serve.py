@@ -100,6 +100,17 @@ def command(
             rich_help_panel=COMPARED,
         ),
     ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often all of it is done, by turns.", rich_help_panel=COMPARED)
+    ] = 1,
+    spin: Annotated[
+        bool,
+        typer.Option(
+            "--spin",
+            help="Leave vLLM's processes looking for messages without rest: on few cores they fill them.",
+            rich_help_panel=COMPARED,
+        ),
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A few requests of each.", rich_help_panel=COMPARED)] = False,
     python: Annotated[
         str,
@@ -132,7 +143,7 @@ def command(
     if show is not None:
         results = _earlier(show, verify)
     elif compare:
-        results = _compared(_comparison(only, quick, python, verify, logs))
+        results = _compared(_comparison(only, quick, rounds, spin, python, verify, logs))
     else:
         assert url is not None
         results = _alone(url.rstrip("/"), locals())
@@ -206,7 +217,9 @@ def _alone(url: str, options: dict[str, Any]) -> Results:
         fail(str(error))
 
 
-def _comparison(only: list[str] | None, quick: bool, python: str, verify: str, logs: Path | None) -> Comparison:
+def _comparison(
+    only: list[str] | None, quick: bool, rounds: int, spin: bool, python: str, verify: str, logs: Path | None
+) -> Comparison:
     """Ends the process with status 2 when a name is wrong, or there is no vLLM."""
     from embferry.bench.serving import results
     from embferry.bench.serving.compare import Choice, chosen
@@ -219,7 +232,7 @@ def _comparison(only: list[str] | None, quick: bool, python: str, verify: str, l
     except (OSError, ValueError) as error:
         fail(str(error))
     kept = None if logs is None else logs.absolute()
-    return Choice(python, configurations, scenarios, quick, _said(), known, kept)
+    return Choice(python, configurations, scenarios, quick, rounds, spin, _said(), known, kept)
 
 
 def _compared(choice: Comparison) -> Results:

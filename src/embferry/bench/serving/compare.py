@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from . import answers, counters, place
+from . import answers, counters, idle_workers, place
 from .answers import Answers
 from .configurations import CONFIGURATIONS, POOL_BYTES, UNDIVIDED, Configuration
 from .driver import Watch, drive
@@ -37,6 +37,10 @@ class Choice(msgspec.Struct, frozen=True):
     configurations: tuple[Configuration, ...] = CONFIGURATIONS
     scenarios: tuple[Scenario, ...] = SCENARIOS
     quick: bool = False
+    rounds: int = 1
+    """How often all of it is done, one configuration after another each time, from their start to their end."""
+    spin: bool = False
+    """Whether vLLM's processes look for messages without rest, as they do by themselves."""
     command: str = ""
     known: tuple[Reference, ...] = ()
     """Right answers from an earlier run. The undivided engine is not asked for those again, and not started if it does
@@ -60,7 +64,7 @@ def work(choice: Choice) -> int:
     known = {each.scenario for each in choice.known}
     asked = sum(sizes[scenario.name] for scenario in choice.scenarios if scenario.name not in known)
     pairs = [(scenario, configuration) for scenario in choice.scenarios for configuration in choice.configurations]
-    return asked + sum(sizes[scenario.name] for scenario, who in pairs if not skipped(scenario, who))
+    return asked + choice.rounds * sum(sizes[scenario.name] for scenario, who in pairs if not skipped(scenario, who))
 
 
 def chosen(only: Sequence[str]) -> tuple[tuple[Configuration, ...], tuple[Scenario, ...]]:
@@ -93,10 +97,13 @@ def compare(choice: Choice, results: Results, report: Report) -> None:
         # The right answers come first, from the engine that is compared as well.
         asked = {UNDIVIDED} if any(not case.answers for case in cases) else set()
         ordered = sorted({*asked, *choice.configurations}, key=CONFIGURATIONS.index)
+        places = [(turn, each) for turn in range(1, choice.rounds + 1) for each in ordered]
         try:
-            for configuration in ordered:
-                name = configuration.name
-                _one(configuration, choice, cases, (model, folder / name, logs / name), results, report)
+            for turn, configuration in places:
+                if turn > 1 and configuration not in choice.configurations:
+                    continue
+                place = Path(f"{configuration.name}-{turn}" if choice.rounds > 1 else configuration.name)
+                _one(configuration, choice, turn, cases, (model, folder / place, logs / place), results, report)
         finally:
             results.references = [
                 msgspec.structs.replace(_reference(case.scenario, choice, digest), answers=case.answers)
@@ -106,10 +113,10 @@ def compare(choice: Choice, results: Results, report: Report) -> None:
             results.runs.sort(key=_place)
 
 
-def _place(run: Run) -> tuple[int, int]:
-    """Scenario by scenario, the configurations in their order."""
+def _place(run: Run) -> tuple[int, int, int]:
+    """Scenario by scenario, the configurations in their order, round by round."""
     scenarios, names = [each.title for each in SCENARIOS], [each.name for each in CONFIGURATIONS]
-    return scenarios.index(run.scenario), names.index(run.name)
+    return scenarios.index(run.scenario), names.index(run.name), run.round
 
 
 def blank(choice: Choice) -> Results:
@@ -138,6 +145,13 @@ def blank(choice: Choice) -> Results:
                 f"{POOL_BYTES >> 20} MiB, unless said otherwise; the example connector's files are in the "
                 "temporary folder",
             ),
+            (
+                "waiting",
+                "processes of vLLM's that wait for each other look without rest for 1 s, as vLLM has it"
+                if choice.spin
+                else f"processes of vLLM's that wait for each other sleep after {idle_workers.SPIN_S * 1e3:g} ms, in "
+                "all configurations alike; vLLM has them look without rest for 1 s",
+            ),
             ("answers", "greedy; compared token by token with the undivided engine's, asked one by one"),
         ],
     )
@@ -146,6 +160,7 @@ def blank(choice: Choice) -> Results:
 def _one(
     configuration: Configuration,
     choice: Choice,
+    turn: int,
     cases: Sequence[Case],
     paths: tuple[Path, Path, Path],
     results: Results,
@@ -155,9 +170,9 @@ def _one(
     taking = []
     for case in cases:
         if reason := skipped(case.scenario, configuration):
-            run = empty(case.scenario, configuration)
-            run.status, run.reason = "skipped", reason
-            if configuration in choice.configurations:
+            if configuration in choice.configurations and turn == 1:
+                run = empty(case.scenario, configuration)
+                run.status, run.reason = "skipped", reason
                 results.runs.append(run)
         else:
             taking.append(case)
@@ -167,7 +182,7 @@ def _one(
         report(f"{configuration.title}: {what}", 0)
 
     try:
-        with Stack(configuration, choice.python, *paths, say, small=small) as stack:
+        with Stack(configuration, choice.python, *paths, say, small=small, spin=choice.spin) as stack:
             _note_start(results, configuration, time.monotonic() - began)
             _warm(stack)
             if configuration is UNDIVIDED:
@@ -176,14 +191,14 @@ def _one(
             if configuration in choice.configurations:
                 for case in taking:
                     try:
-                        _run(stack, case, choice.quick, results, report)
+                        _run(stack, case, choice.quick, turn, results, report)
                     except StartError as error:
-                        _failed(configuration, case, error, results, report)
+                        _failed(configuration, case, turn, error, results, report)
     except StartError as error:
         if configuration is UNDIVIDED:
             raise
         for case in taking:
-            _failed(configuration, case, error, results, report)
+            _failed(configuration, case, turn, error, results, report)
 
 
 def _note_start(results: Results, configuration: Configuration, seconds: float) -> None:
@@ -192,15 +207,19 @@ def _note_start(results: Results, configuration: Configuration, seconds: float) 
     results.setting = [*(facts | {name: ", ".join(filter(None, (facts.get(name), said)))}).items()]
 
 
-def _failed(configuration: Configuration, case: Case, error: StartError, results: Results, report: Report) -> None:
+def _failed(
+    configuration: Configuration, case: Case, turn: int, error: StartError, results: Results, report: Report
+) -> None:
     run = empty(case.scenario, configuration)
+    run.round = turn
     run.status, run.reason = "error", str(error)
     results.runs.append(run)
     report(f"{configuration.title}: {error}", len(case.requests))
 
 
-def _run(stack: Stack, case: Case, quick: bool, results: Results, report: Report) -> None:
+def _run(stack: Stack, case: Case, quick: bool, turn: int, results: Results, report: Report) -> None:
     scenario, run = case.scenario, empty(case.scenario, stack.configuration)
+    run.round = turn
     what = f"{run.title}: {scenario.name}"
     run.plan, run.drawn = scenario.planned(quick), drawn(case.requests)
     run.max_tokens, run.concurrency = scenario.max_tokens, scenario.concurrency

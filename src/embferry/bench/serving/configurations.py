@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ BLOCK_TOKENS = 16
 TOKEN_BYTES = 1024
 """Of the tiny model: 256 values of float32."""
 POOL_BYTES, SMALL_POOL_BYTES = 64 << 20, 64 << 10
+PORTS = (15_000, 32_000)
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -80,8 +83,14 @@ class Ports(msgspec.Struct, frozen=True):
 
 
 def free_ports() -> Ports:
-    """Ports that nobody listens on now."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(13)]
+    """Ports that nobody listens on now, below those that the kernel gives to connections: such a one could be taken
+    before its server has it."""
+    held: list[socket.socket] = []
+    for port in random.sample(range(*PORTS), 1000):
+        with suppress(OSError):
+            held.append(socket.create_server(("127.0.0.1", port)))
+        if len(held) == 13:
+            break
     numbers = [sock.getsockname()[1] for sock in held]
     for sock in held:
         sock.close()

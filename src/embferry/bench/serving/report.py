@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from ..report import NONE, Row, Table
 from .counters import COUNTERS
 from .results import Results, Run, Sample
-from .summary import Spread, Summary, right_again, summarize
+from .summary import Spread, Summary, pooled, right_again, summarize
 
 UNREPORTED = "not reported"
 COUNTED = ("resumes", "bytes sent twice", "encodes saved")
@@ -26,6 +27,7 @@ COMPARED = (
     "encodes saved",
     "longest wait s",
 )
+ROUNDS = ("configuration", "each round", "median")
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
@@ -92,8 +94,18 @@ def comparisons(results: Results) -> Iterator[Table]:
     scenarios = dict.fromkeys(run.scenario for run in results.runs)
     for scenario in scenarios:
         runs = [run for run in results.runs if run.scenario == scenario]
-        yield Table(scenario, COMPARED, tuple(map(_row, runs)), _note(runs))
+        names = dict.fromkeys(run.name for run in runs)
+        rounds = [[run for run in runs if run.name == name] for name in names]
+        yield Table(scenario, COMPARED, tuple(_row(pooled(each)) for each in rounds), _note(runs))
+        if max(map(len, rounds)) > 1:
+            yield Table("Round by round, TTFT p50 ms", ROUNDS, tuple(_by_round(each) for each in rounds))
         yield from _what_happened(runs)
+
+
+def _by_round(rounds: Sequence[Run]) -> Row:
+    medians = [s.ttft.median for run in rounds if run.samples and (s := summarize(run)).ttft is not None]
+    cells = (rounds[0].title, ", ".join(map(_ms, medians)) or NONE, _ms(median(medians)) if medians else NONE)
+    return Row(cells, "ours" if rounds[0].name.startswith("ours") else "engine")
 
 
 def notes(results: Results) -> list[str]:
@@ -156,7 +168,13 @@ def _what_happened(runs: Sequence[Run]) -> Iterator[Table]:
     if ran and max(len(run.samples) for run in ran) <= 3:
         rows = [
             Row(
-                (run.title, str(sample.number + 1), str(sample.image_tokens), f"{sample.latency:.2f}", _outcome(sample))
+                (
+                    _titled(run),
+                    str(sample.number + 1),
+                    str(sample.image_tokens),
+                    f"{sample.latency:.2f}",
+                    _outcome(sample),
+                )
             )
             for run in ran
             for sample in run.samples
@@ -188,7 +206,7 @@ def _after(run: Run) -> Row:
     waits = [sample.latency for sample in after]
     again = right_again(run)
     cells = (
-        run.title,
+        _titled(run),
         "; ".join(f"at {event.at:.1f} s {event.what}" for event in run.events[:2]),
         str(len(after)),
         f"{failed}{share}",
@@ -197,6 +215,10 @@ def _after(run: Run) -> Row:
         "all along" if not failed + wrong else "not within the run" if again is None else f"{again:.2f}",
     )
     return Row(cells, "no" if failed or wrong else "yes")
+
+
+def _titled(run: Run) -> str:
+    return run.title if run.round == 1 else f"{run.title}, round {run.round}"
 
 
 def _outcome(sample: Sample) -> str:

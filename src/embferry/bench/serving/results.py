@@ -87,6 +87,8 @@ class Run(msgspec.Struct):
     """The configuration, or the endpoint."""
     title: str
     scenario: str = ""
+    round: int = 1
+    """The how-manieth of the same."""
     status: Status = "ok"
     reason: str = ""
     """Why it is not ``ok``."""

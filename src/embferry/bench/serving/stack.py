@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from . import configurations, v1_runner
+from . import configurations, idle_workers, plugins, v1_runner
 from .configurations import (
     ENVIRONMENT,
     MODEL,
@@ -32,6 +32,7 @@ class Stack:
     :param folder: for files of this stack alone, which go with it.
     :param logs: for its logs.
     :param small: whether to start the language instance with the small pool, too.
+    :param spin: whether processes that wait for each other look without rest, as vLLM has it (:mod:`idle_workers`).
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Stack:
         report: Report,
         *,
         small: bool,
+        spin: bool = False,
     ) -> None:
         self.configuration, self.store = configuration, folder / "store"
         self._python, self._model, self._report = python, model, report
@@ -51,6 +53,9 @@ class Stack:
         self._ports = free_ports()
         self._small = small and configuration.divided and configuration.connector != "example"
         self._env = os.environ | ENVIRONMENT
+        self._plugins = [] if spin else [idle_workers]
+        if configuration.connector == "mooncake":
+            self._plugins.append(v1_runner)
         self._engines: list[Server] = []
         self._router: Server | None = None
         self.encoders: list[Server] = []
@@ -131,9 +136,8 @@ class Stack:
         self._logs.mkdir(parents=True, exist_ok=True)
         for log in self._logs.glob("*.log"):
             log.unlink()  # of an earlier run; a router's is continued by the next router
-        if self.configuration.connector == "mooncake":
-            path = (str(v1_runner.folder(self._folder)), self._env.get("PYTHONPATH"))
-            self._env |= {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+        path = (str(plugins.folder(self._folder, *self._plugins)), self._env.get("PYTHONPATH"))
+        self._env |= {"PYTHONPATH": os.pathsep.join(filter(None, path))}
         if not self.configuration.divided:
             self._engine("engine", self._ports.language)
         else:

@@ -75,6 +75,26 @@ def summarize(run: Run) -> Summary:
     )
 
 
+def pooled(rounds: Sequence[Run]) -> Run:
+    """The rounds of one configuration in one scenario as one run; those that brought nothing are left out."""
+    ran = [run for run in rounds if run.samples]
+    if len(ran) < 2:
+        return ran[0] if ran else rounds[0]
+    names = dict.fromkeys(name for run in ran for name in run.counters)
+    return msgspec.structs.replace(
+        ran[0],
+        samples=[sample for run in ran for sample in run.samples],
+        duration=sum(run.duration for run in ran),
+        complete=all(run.complete for run in ran),
+        counters={name: _sum([run.counters.get(name) for run in ran]) for name in names},
+    )
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
 def tpot(sample: Sample) -> float | None:
     """Time per output token after the first; None: there was but one."""
     if sample.output_tokens <= 1 or sample.ttft is None:

@@ -1,26 +1,12 @@
 """A plug-in for vLLM, so that its Mooncake connector works on the runner that CPUs have.
 
 That runner (V1) returns from a step without tokens before it asks the connector, so what a consumer was to load in
-such a step is never loaded. Here such a step loads, as on the V2 runner. Found only by processes that are given
-:func:`folder` on their ``PYTHONPATH``.
+such a step is never loaded. Here such a step loads, as on the V2 runner.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-NAME = "embferry-bench-v1-runner"
-
-
-def folder(parent: Path) -> Path:
-    """A folder that makes it a plug-in of who has it on its path."""
-    made = parent / "plugin"
-    described = made / f"{NAME.replace('-', '_')}-0.dist-info"
-    described.mkdir(parents=True, exist_ok=True)
-    (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 0\n")
-    (described / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{NAME} = {__name__}:register\n")
-    return made
 
 
 def register() -> None:
