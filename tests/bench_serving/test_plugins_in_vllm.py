@@ -12,9 +12,14 @@ from embferry.bench.serving import idle_workers
 pytestmark = pytest.mark.vllm_http
 
 
-def test_a_reader_rests_early_once_it_has_been_there_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_sleeps_early_and_misses_nothing_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     shm_broadcast = importlib.import_module("vllm.distributed.device_communicators.shm_broadcast")
-    changed = type("SpinCondition", (shm_broadcast.SpinCondition,), {})
+    waits: list[int | None] = []
+    changed = type(
+        "SpinCondition",
+        (shm_broadcast.SpinCondition,),
+        {"wait": lambda self, timeout_ms=None: waits.append(timeout_ms)},
+    )
     monkeypatch.setattr(shm_broadcast, "SpinCondition", changed)
     idle_workers.register()
     idle_workers.register()  # vLLM may call it again
@@ -22,13 +27,9 @@ def test_a_reader_rests_early_once_it_has_been_there_for_a_while(monkeypatch: py
     try:
         writer = changed(False, context, "inproc://notes")
         reader = changed(True, context, "inproc://notes")
-        reader.record_read()
-        assert reader.busy_loop_s == 1, "vLLM's own, while the two may not know each other yet"
-        reader.made_at -= idle_workers.STARTED_S
-        reader.record_read()
-        assert reader.busy_loop_s == idle_workers.SPIN_S
-        writer.notify()
-        reader.last_read -= 1
-        reader.wait(timeout_ms=5000)
+        assert (writer.busy_loop_s, reader.busy_loop_s) == (0, idle_workers.SPIN_S)
+        for asked in (None, 60_000, 1):
+            reader.wait(asked)
+        assert waits == [idle_workers.LOOK_MS, idle_workers.LOOK_MS, 1]
     finally:
         context.destroy(linger=0)

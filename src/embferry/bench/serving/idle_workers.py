@@ -7,12 +7,12 @@ something to do waits for hundreds of milliseconds until the kernel lets it run:
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 SPIN_S = 0.003
-STARTED_S = 10.0
-"""After so long both ends surely know each other; before, who sleeps might not be woken."""
+LOOK_MS = 5
+"""Who sleeps looks so often. vLLM's notices are dropped when two follow each other closely, which does no harm within
+the second of looking without rest; without it, some requests waited for 5 s, vLLM's own limit."""
 
 
 def register() -> None:
@@ -21,16 +21,14 @@ def register() -> None:
 
     if getattr(SpinCondition, "sleeps_early", False):
         return
-    original = SpinCondition.__init__
+    make, wait = SpinCondition.__init__, SpinCondition.wait
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807  (it becomes one)
-        original(self, *args, **kwargs)
-        self.made_at = time.monotonic()
-
-    def record_read(self: Any) -> None:
-        self.last_read = time.monotonic()
-        if self.last_read - self.made_at > STARTED_S:
+        make(self, *args, **kwargs)
+        if self.is_reader:
             self.busy_loop_s = SPIN_S
 
-    SpinCondition.__init__, SpinCondition.record_read = __init__, record_read
-    SpinCondition.sleeps_early = True
+    def look(self: Any, timeout_ms: int | None = None) -> None:
+        wait(self, LOOK_MS if timeout_ms is None else min(timeout_ms, LOOK_MS))
+
+    SpinCondition.__init__, SpinCondition.wait, SpinCondition.sleeps_early = __init__, look, True
