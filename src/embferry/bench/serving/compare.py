@@ -97,13 +97,13 @@ def compare(choice: Choice, results: Results, report: Report) -> None:
         # The right answers come first, from the engine that is compared as well.
         asked = {UNDIVIDED} if any(not case.answers for case in cases) else set()
         ordered = sorted({*asked, *choice.configurations}, key=CONFIGURATIONS.index)
-        places = [(turn, each) for turn in range(1, choice.rounds + 1) for each in ordered]
+        turns = [(turn, each) for turn in range(1, choice.rounds + 1) for each in ordered]
         try:
-            for turn, configuration in places:
+            for turn, configuration in turns:
                 if turn > 1 and configuration not in choice.configurations:
                     continue
-                place = Path(f"{configuration.name}-{turn}" if choice.rounds > 1 else configuration.name)
-                _one(configuration, choice, turn, cases, (model, folder / place, logs / place), results, report)
+                name = f"{configuration.name}-{turn}" if choice.rounds > 1 else configuration.name
+                _one(configuration, choice, turn, cases, (model, folder / name, logs / name), results, report)
         finally:
             results.references = [
                 msgspec.structs.replace(_reference(case.scenario, choice, digest), answers=case.answers)
