@@ -29,7 +29,13 @@ class Handler(BaseHTTPRequestHandler):
             uuid = body["messages"][0]["content"][0]["uuid"]
             entry = {
                 "metadata": {"image_grid_thw": [1, 2, 2]},
-                "embferry": {"endpoint": "tcp://127.0.0.1:1", "room": 1},
+                "embferry": {
+                    "endpoint": "tcp://127.0.0.1:1",
+                    "room": 1,
+                    "tokens": 1,
+                    "width": 64,
+                    "dtype": "float32",
+                },
             }
             self._answer({"ec_transfer_params": {uuid: entry}})
         else:

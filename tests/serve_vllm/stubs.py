@@ -23,6 +23,8 @@ DEADLINE = 10.0
 """Seconds after which something that has not come fails the test."""
 
 Behaviour = Callable[["Stub", dict[str, Any]], Awaitable[httpx.Response]]
+SHAPE = {"tokens": 48, "width": 64, "dtype": "float32", "digest": "00"}
+"""Of every embedding."""
 HOLD = "hold"
 """In a stream: nothing more comes until the test releases it."""
 BREAK = "break"
@@ -90,7 +92,8 @@ def encoded(room: int = 7, **changes: Any) -> Behaviour:
     async def behave(stub: Stub, body: dict[str, Any]) -> httpx.Response:
         item = body["messages"][0]["content"][0]
         asked = (body.get("ec_transfer_params") or {}).get("embferry") or {}
-        coordinates = {"endpoint": f"tcp://{stub.host}:1", "room": asked.get("room", room), "tokens": 48}
+        coordinates = {"endpoint": f"tcp://{stub.host}:1", "room": asked.get("room", room)}
+        coordinates |= SHAPE
         metadata = {"image_grid_thw": [[1, 12, 16]]} if item["type"] == "image_url" else {"video_grid_thw": [2, 4, 4]}
         entry: dict[str, Any] = {"item_indices": [0], "metadata": metadata, "embferry": coordinates}
         entry = {key: value for key, value in (entry | changes).items() if value is not None}

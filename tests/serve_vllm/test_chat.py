@@ -12,6 +12,7 @@ from tests.serve_vllm.stubs import (
     DONE,
     HOLD,
     ROLE,
+    SHAPE,
     Stub,
     answered,
     completion,
@@ -66,7 +67,7 @@ async def test_a_picture_is_encoded_and_then_asked_about() -> None:
             uuid: {
                 "item_indices": [0],
                 "metadata": {"image_grid_thw": [[1, 12, 16]]},
-                "embferry": {"endpoint": "tcp://enc:1", "room": 7, "tokens": 48},
+                "embferry": {"endpoint": "tcp://enc:1", "room": 7, **SHAPE},
             }
         },
     }
@@ -224,7 +225,7 @@ async def test_several_models() -> None:
 
 async def test_numbers() -> None:
     encoder, language = pair()
-    async with routed(encoder, language) as router:
+    async with routed(encoder, language, received_bytes=0) as router:
         for _ in range(3):
             await router.ask(request(picture(), stream=True))
         await router.ask(request(text()))

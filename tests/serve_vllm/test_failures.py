@@ -56,7 +56,7 @@ UNFIT: dict[str, Behaviour] = {
 @pytest.mark.parametrize("what", UNFIT)
 async def test_a_failed_encode_is_tried_elsewhere(what: str) -> None:
     encoders, (language,) = stubs()
-    async with routed(*encoders, language) as router:
+    async with routed(*encoders, language, received_bytes=0) as router:
         for number in range(4):
             for encoder in encoders:
                 encoder.requests.clear()
@@ -198,13 +198,13 @@ async def test_an_instance_that_takes_no_embeddings_is_said_to_be_so() -> None:
 async def test_another_language_instance_takes_over() -> None:
     (encoder,), languages = stubs(1, 2)
     async with routed(encoder, *languages) as router:
-        for behaviour in (lost(httpx.ConnectError), refused(503), refused(429)):
+        for number, behaviour in enumerate((lost(httpx.ConnectError), refused(503), refused(429))):
             for language in languages:
                 language.requests.clear()
                 language.behaviours.clear()
             encoder.requests.clear()
             languages[0].behaviours = languages[1].behaviours = shared = [behaviour]
-            assert (await router.ask(request(picture()))).status == 200
+            assert (await router.ask(request(picture(str(number).encode())))).status == 200
             assert shared == []
             assert [len(language.requests) for language in languages] == [1, 1]
             assert len(encoder.requests) == 1  # what was encoded is still there

@@ -232,6 +232,9 @@ class VllmSettings(Section):
     """Seconds an instance may take to encode one item; then another one is asked."""
     affinity_slack: Annotated[int, Field(ge=0)] = 4
     """An item goes where it was encoded before, unless that instance has this many more in hand than the idlest one."""
+    received_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
+    """What an instance that answers keeps of the embeddings it has received (`cache_bytes` of its connector): an item
+    that it should still have is not encoded again. With 0, every item of every request is."""
     replacements_per_item: Annotated[int, Field(ge=0)] = 3
     """How often an item may be encoded again elsewhere while its transfer is under way."""
     encoders: Positive = 1

@@ -14,7 +14,7 @@ class Counter(msgspec.Struct, frozen=True):
 
     name: str
     metrics: tuple[str, ...]
-    """What is added up. A metric of any server, with all of its labels."""
+    """What is added up. Metrics of any server, with all of their labels; each is there, or the figure is not."""
     unit: str = ""
 
 
@@ -25,7 +25,7 @@ COUNTERS = (
     Counter("bytes on the wire", ("embferry_ec_wire_bytes_total",), "B"),
     Counter("bytes sent twice", ("embferry_ec_bytes_sent_twice_total",), "B"),
     Counter("encodes", ("embferry_ec_items_encoded_total",)),
-    Counter("encodes saved", ("embferry_ec_encodes_saved_total",)),
+    Counter("encodes saved", ("embferry_ec_encodes_saved_total", "embferry_router_encodes_skipped_total")),
     Counter("found at the consumer", ("embferry_ec_cache_hits_total",)),
     Counter("failed embeddings", ("embferry_ec_failures_total",)),
     Counter("encode retries", ("embferry_router_encode_retries_total",)),
@@ -65,17 +65,20 @@ def _read(client: httpx.Client, url: str) -> Totals | None:
 
 def between(before: Sequence[Totals | None], after: Sequence[Totals | None]) -> dict[str, float | None]:
     """What each counter of the table rose by, over all endpoints. One that began anew in between counts from 0; one
-    that has gone counts for nothing. None: no endpoint has it."""
+    that has gone counts for nothing. None: no endpoint has it, or a part of it."""
     rose: dict[str, float | None] = {}
     for counter in COUNTERS:
-        parts = [
-            _rise((old or {}).get(metric, 0.0), new[metric])
-            for old, new in zip(before, after, strict=True)
-            for metric in counter.metrics
-            if new is not None and metric in new
-        ]
-        rose[counter.name] = sum(parts) if parts else None
+        parts = [_rises(metric, before, after) for metric in counter.metrics]
+        rose[counter.name] = sum(sum(part) for part in parts) if all(parts) else None
     return rose
+
+
+def _rises(metric: str, before: Sequence[Totals | None], after: Sequence[Totals | None]) -> list[float]:
+    return [
+        _rise((old or {}).get(metric, 0.0), new[metric])
+        for old, new in zip(before, after, strict=True)
+        if new is not None and metric in new
+    ]
 
 
 def _rise(old: float, new: float) -> float:

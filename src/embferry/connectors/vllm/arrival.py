@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from embferry.disaggregation.base.conn_multimodal import KVPoll
 from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager, EmbeddingReceiver, GatherSink
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, IntegrityError, RemoteProtocolError
+from embferry.disaggregation.protocol.errors import (
+    EmbeddingTransferError,
+    IntegrityError,
+    PeerGone,
+    RemoteProtocolError,
+)
 
 from .coordinates import Coordinates, digest_of
 from .router import Router
@@ -22,10 +28,12 @@ log = logging.getLogger(__name__)
 class Arrival:
     """Begins with its making. Progress needs nobody to call :meth:`poll`.
 
-    :param router: asked for another producer, if the coordinates have a token for that.
+    :param router: asked for another producer, if the coordinates have a token for that; for the first one, if they have
+        no endpoint.
     :param ranks: of the workers that will copy it.
     :param tried: other rooms of the same embedding from which it could not be had.
     :param news: called when it is here or will not come, from a thread of the library.
+    :raises PeerGone: nobody offers it, and there is no router to ask.
     """
 
     def __init__(
@@ -44,21 +52,27 @@ class Arrival:
         self.ready = False
         self.shared: SharedRows | None = None
         self._router, self._ranks, self._tally = router if where.replacement else None, ranks, tally
-        self._news = news
+        self._manager, self._news = manager, news
         self._began = time.monotonic()
         self._digests = {where.digest}
         self._lost: EmbeddingTransferError | None = None  # the last loss that the router was asked about
-        timeout = None if self._router is None else self._router.wait_s
-        receiver = manager.open(where.room, where.endpoint, GatherSink(make=self._make), replacement_timeout=timeout)
-        receiver.on_change(lambda: self._changed(receiver))
-        self._receiver: EmbeddingReceiver | None = receiver
-        receiver.init()
+        self._receiver: EmbeddingReceiver | None = None
+        self._first = threading.Lock()  # for what follows, between poll() and close() and the router's thread
+        self._awaits_first = False
+        self._failure: EmbeddingTransferError | None = None
+        if where.endpoint is None:
+            self._ask_for_first()
+        else:
+            self._open(where.endpoint)
 
     def poll(self) -> bool:
         """Whether it is here, whole and verified.
 
         :raises EmbeddingTransferError: it will not come; this is why.
         """
+        with self._first:
+            if self._failure is not None:
+                raise self._failure
         if self._receiver is None:
             return self.ready
         status, tokens = self._receiver.poll(), self._receiver.total_embedding_length
@@ -78,6 +92,8 @@ class Arrival:
 
     def close(self, outcome: str = "aborted") -> None:
         """Gives it up, if it is on its way; nobody can map it from now on."""
+        with self._first:
+            self._awaits_first = False
         if self._receiver is not None:
             self._receiver.abort()
             self._count(self._receiver, outcome)
@@ -86,6 +102,14 @@ class Arrival:
         if self.shared is not None:
             self.shared.close()
             self.shared = None
+
+    def _open(self, endpoint: str) -> None:
+        timeout = None if self._router is None else self._router.wait_s
+        sink = GatherSink(make=self._make)
+        receiver = self._manager.open(self.where.room, endpoint, sink, replacement_timeout=timeout)
+        receiver.on_change(lambda: self._changed(receiver))
+        self._receiver = receiver
+        receiver.init()
 
     def _make(self, tokens: int) -> dict[str, Rows]:
         if tokens != self.where.tokens:
@@ -115,6 +139,31 @@ class Arrival:
             self._tally.add("bytes_sent_twice", max(0, came - self.where.tokens) * token_bytes)
             self._tally.took(time.monotonic() - self._began)
 
+    # The first producer, where none is named
+
+    def _ask_for_first(self) -> None:
+        if self._router is None:
+            why = "it is not here any more, nobody offers it, and there is no router to ask (ec_connector_extra_config)"
+            raise PeerGone(why, room=self.where.room)
+        self._awaits_first = True
+        self._tally.add("asked_again")
+        asked = self._router.replacement(self.where, PeerGone("it is not kept here any more", room=self.where.room))
+        asked.add_done_callback(self._named)
+
+    def _named(self, answer: Future[Coordinates]) -> None:
+        """On the router's thread."""
+        with self._first:
+            if answer.cancelled() or not self._awaits_first:
+                return
+            self._awaits_first = False
+            try:
+                self._open(self._taken(answer.result()))
+            except EmbeddingTransferError as error:
+                self._failure = PeerGone(
+                    f"it is not here any more, and cannot be had again: {error.detail}", room=self.where.room
+                )
+                self._news()
+
     # Another producer
 
     def _changed(self, receiver: EmbeddingReceiver) -> None:
@@ -135,20 +184,17 @@ class Arrival:
         if answer.cancelled() or self._receiver is not receiver:
             return
         try:
-            other = answer.result()
-            self._fits(other)
-            self._digests.add(other.digest)
-            self.where = other
-            receiver.redirect(other.endpoint)
+            receiver.redirect(self._taken(answer.result()))
         except EmbeddingTransferError as error:
             self._tally.add("replacements", label="none")
             why = f"{lost.detail}; no other producer went on: {error.detail}"
             receiver.abort(type(lost)(why, room=lost.room, retryable=lost.retryable))
         else:
             self._tally.add("replacements", label="found")
-            log.info("room %d goes on at %s", other.room, other.endpoint)
+            log.info("room %d goes on at %s", self.where.room, self.where.endpoint)
 
-    def _fits(self, other: Coordinates) -> None:
+    def _taken(self, other: Coordinates) -> str:
+        """Where it comes from, from now on."""
         mine, theirs = (
             (where.room, where.tokens, where.width, where.dtype, where.version) for where in (self.where, other)
         )
@@ -156,3 +202,8 @@ class Arrival:
             raise RemoteProtocolError(
                 f"the router named an embedding {theirs} in place of {mine}", room=self.where.room
             )
+        if other.endpoint is None:
+            raise RemoteProtocolError("the router named nobody who offers it", room=self.where.room)
+        self._digests.add(other.digest)
+        self.where = other
+        return other.endpoint

@@ -26,9 +26,11 @@ MAX_MULTIPLE = 32
 
 
 class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``tokens`` rows of ``width`` elements of ``dtype``, in ``room`` of the producer at ``endpoint``."""
+    """``tokens`` rows of ``width`` elements of ``dtype``, in ``room`` of the producer at ``endpoint``.
 
-    endpoint: str
+    Without an endpoint it is offered nowhere: this consumer has had it. If it has it no more, it asks the router."""
+
+    endpoint: str | None
     room: Room
     tokens: int
     width: int

@@ -55,7 +55,7 @@ class Router:
         self._telling = ThreadPoolExecutor(TELLING_THREADS, "embferry-failure")
 
     def replacement(self, where: Coordinates, lost: EmbeddingTransferError) -> Future[Coordinates]:
-        """Another producer of what was to come from ``where``, for the same room.
+        """Another producer of what was to come from ``where``, for the same room; the first one, if it has no endpoint.
 
         The future raises :class:`PeerGone` (there is none), :class:`TransportError` (no answer in time) or
         :class:`RemoteProtocolError` (an answer that cannot be)."""

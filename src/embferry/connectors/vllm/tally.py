@@ -30,6 +30,9 @@ COUNTERS = {
     "requests_failed": Metric("Requests that failed because an embedding could not be had"),
     "encoded_here": Metric("Embeddings that could not be had and were encoded by the consumer itself"),
     "cache_hits": Metric("Embeddings that a request found here"),
+    "asked_again": Metric(
+        "Embeddings that the router took to be here, and that were asked of it because they were not"
+    ),
     "items_encoded": Metric("Embeddings that a worker of the producer has made"),
     "items_offered": Metric("Embeddings that were offered for a request"),
     "encodes_saved": Metric("Of those, the ones that nobody had to encode for it"),

@@ -28,12 +28,14 @@ _OURS = ("image_embeds", "video_embeds", "enable-mm-embeds", "should contain the
 
 @dataclass(slots=True)
 class Begun:
-    """An answer that has come far enough to be told. ``rest``: what of its body comes later; None if nothing does."""
+    """An answer that has come far enough to be told. ``rest``: what of its body comes later; None if nothing does.
+    ``by``: whose it is; None: the router's own."""
 
     status: int
     content_type: str
     body: bytes
     rest: AsyncIterator[bytes] | None
+    by: Instance | None = None
 
 
 class Answering:
@@ -49,12 +51,20 @@ class Answering:
         """Lets go of the instance, which gives up an answer that is not complete."""
         await self._open.aclose()
 
-    async def ask(self, content: bytes, request: dict[str, Any], *, media: bool, only: Instance | None = None) -> Begun:
+    async def ask(
+        self,
+        content: bytes,
+        request: dict[str, Any],
+        *,
+        media: bool,
+        first: Instance | None = None,
+        alone: bool = False,
+    ) -> Begun:
         """
         Args:
             content: the body to send; ``request``: the client's, for its ``stream``, ``echo`` and ``n``.
             media: whether embeddings have to arrive there first.
-            only: the one instance to ask.
+            first: the instance to ask first; if ``alone``, no other one.
 
         Raises:
             VerbatimError: the request is at fault, or all instances are busy.
@@ -65,7 +75,7 @@ class Answering:
         tried: set[Life] = set()
         failed: list[str] = []
         full: VerbatimError | None = None
-        while (instance := await self._next(model, tried, only)) is not None:
+        while (instance := await self._next(model, tried, first, alone)) is not None:
             tried.add(instance.life)
             self._open.enter_context(self._fleet.in_hand(instance))
             try:
@@ -82,14 +92,14 @@ class Answering:
             await self.close()
         if full is not None:
             raise full
-        if only is not None:
-            raise AgainError("no_worker", f"{only!r} cannot be reached", retryable=True)
+        if alone:
+            raise AgainError("no_worker", f"{first!r} cannot be reached", retryable=True)
         down = failed or [f"{one.url} {one.trouble}" for one in self._fleet.languages if not one.up]
         raise ServeError("no_worker", f"no language instance is there: {'; '.join(down)}")
 
-    async def _next(self, model: Any, tried: set[Life], only: Instance | None) -> Instance | None:
-        if only is not None:
-            return None if only.life in tried else only
+    async def _next(self, model: Any, tried: set[Life], first: Instance | None, alone: bool) -> Instance | None:
+        if first is not None and (alone or not tried):
+            return None if first.life in tried else first
         return await self._fleet.language(model if isinstance(model, str) else None, tried)
 
     async def _at(self, instance: Instance, content: bytes, request: dict[str, Any], media: bool) -> Begun:
@@ -100,12 +110,12 @@ class Answering:
         if response.status_code == 200 and content_type.startswith("text/event-stream"):
             events = response.aiter_raw()
             seen = await _until_a_token(instance, events, request)
-            return Begun(200, content_type, seen, events)
+            return Begun(200, content_type, seen, events, instance)
         body = await response.aread()
         if response.status_code != 200:
             raise _refusal(instance, response, body, media)
         _check_whole(instance, body)
-        return Begun(200, content_type, body, None)
+        return Begun(200, content_type, body, None, instance)
 
 
 async def _until_a_token(instance: Instance, events: AsyncIterator[bytes], request: dict[str, Any]) -> bytes:

@@ -25,6 +25,7 @@ from embferry.serve.vllm.connectors import CONNECTORS
 from embferry.serve.vllm.encoding import Encoding
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.metrics import VllmRouterMetrics
+from embferry.serve.vllm.repeats import Repeats
 from embferry.serve.vllm.transfers import Transfers
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,7 +48,8 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     connector = CONNECTORS[settings.vllm.connector]()
     encoding = Encoding(settings, fleet, client, metrics, connector)
     transfers = Transfers(encoding, settings.vllm.replacements_per_item, metrics)
-    chat = Chat(settings, fleet, client, fetcher, metrics, connector, encoding, transfers)
+    repeats = Repeats(encoding, settings.vllm.received_bytes if settings.vllm.connector == "embferry" else 0)
+    chat = Chat(settings, fleet, client, fetcher, metrics, connector, encoding, transfers, repeats)
     status = _Status(fleet, metrics)
     routes = [
         Route("/v1/chat/completions", chat, methods=["POST"]),

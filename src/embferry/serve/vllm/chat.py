@@ -24,9 +24,10 @@ from embferry.serve.vllm.answering import Answering, Begun
 from embferry.serve.vllm.connectors import Connector, Embferry, Encoded
 from embferry.serve.vllm.encoding import Asked, Encoding
 from embferry.serve.vllm.failures import AgainError, VerbatimError
-from embferry.serve.vllm.fleet import Fleet
+from embferry.serve.vllm.fleet import Fleet, Instance
 from embferry.serve.vllm.intake import Item, take_in
 from embferry.serve.vllm.metrics import VllmRouterMetrics
+from embferry.serve.vllm.repeats import Repeats
 from embferry.serve.vllm.split import Place, filled, nameless, places, read, without_names
 from embferry.serve.vllm.transfers import Transfer, Transfers
 
@@ -50,6 +51,7 @@ class Chat:
         connector: Connector,
         encoding: Encoding,
         transfers: Transfers,
+        repeats: Repeats,
     ) -> None:
         self._settings = settings
         self._fleet = fleet
@@ -59,6 +61,7 @@ class Chat:
         self._connector = connector
         self._encoding = encoding
         self._transfers = transfers
+        self._repeats = repeats
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._metrics.in_flight.track_inprogress(), self._metrics.seconds.time():
@@ -135,19 +138,23 @@ class Chat:
         log.warning("encoding again: %s", first.message)
         self._metrics.second_attempts.inc()
         try:
-            return await self._split(asked, found, items, avoid, held)
+            return await self._split(asked, found, items, avoid, held, again=True)
         except ServeError as error:
             error.message = f"{error.message} (before that: {first.message})"
             raise
 
     async def _split(
-        self, asked: Asked, found: list[Place], items: list[Item], avoid: set[str], held: AsyncExitStack
+        self,
+        asked: Asked,
+        found: list[Place],
+        items: list[Item],
+        avoid: set[str],
+        held: AsyncExitStack,
+        *,
+        again: bool = False,
     ) -> Begun:
         """One attempt. Adds to ``avoid`` the encoders that what it encoded could not be had from."""
-        language = None
-        if self._connector.early and (language := await self._fleet.language(asked.model, ())) is None:
-            raise ServeError("no_worker", "; ".join(self._fleet.missing()) or "no language instance is there")
-        encoded = await self._encoding.all(asked, list(dict.fromkeys(items)), language, frozenset(avoid))
+        language, encoded = await self._encoded(asked, list(dict.fromkeys(items)), avoid, again=again)
         async with AsyncExitStack() as mine:
             transfers: list[Transfer] = []
             if isinstance(self._connector, Embferry):
@@ -156,17 +163,39 @@ class Chat:
             body = filled(asked.request, [(p, parts[item.uuid]) for p, item in zip(found, items, strict=True)])
             body |= {"ec_transfer_params": self._connector.tells(encoded)}
             try:
-                begun = await self._ask(asked, _json(body), mine, media=True, only=language)
+                begun = await self._ask(asked, _json(body), mine, media=True, first=language)
             except AgainError as error:
                 avoid |= self._blamed(transfers, encoded)
+                if language is not None and any(transfer.is_silent for transfer in transfers):
+                    self._repeats.distrust(language)
                 raise _explained(error, transfers) from error
+            finally:
+                if transfers and language is not None:
+                    self._repeats.forget(language, encoded)
+            if transfers and begun.by is not None:
+                self._repeats.arrived(begun.by, [transfer.encoded for transfer in transfers])
             held.push_async_exit(mine.pop_all())
             return begun
 
-    async def _ask(self, asked: Asked, content: bytes, held: AsyncExitStack, *, media: bool, only: Any = None) -> Begun:
+    async def _encoded(
+        self, asked: Asked, items: list[Item], avoid: set[str], *, again: bool
+    ) -> tuple[Instance | None, list[Encoded]]:
+        """The items, and the instance that they are for, where that matters."""
+        if not self._connector.early:
+            return None, await self._encoding.all(asked, items, None, frozenset(avoid))
+        language = await self._fleet.language(asked.model, (), lambda one: self._repeats.count(one, items))
+        if language is None:
+            raise ServeError("no_worker", "; ".join(self._fleet.missing()) or "no language instance is there")
+        with self._fleet.in_hand(language):
+            return language, await self._repeats.all(asked, items, language, frozenset(avoid), encode=again)
+
+    async def _ask(
+        self, asked: Asked, content: bytes, held: AsyncExitStack, *, media: bool, first: Instance | None = None
+    ) -> Begun:
         answering = Answering(self._fleet, self._client, asked.headers)
         held.push_async_callback(answering.close)
-        return await answering.ask(content, asked.request, media=media, only=only)
+        alone = self._connector.pushes and first is not None
+        return await answering.ask(content, asked.request, media=media, first=first, alone=alone)
 
     def _blamed(self, transfers: Sequence[Transfer], encoded: Sequence[Encoded]) -> set[str]:
         """Encoders that consumers could not get something from; without word from any consumer, all."""

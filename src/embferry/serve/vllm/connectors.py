@@ -12,6 +12,8 @@ from embferry.serve.vllm.intake import Item
 
 KEY, REFUSED = "embferry", "embferry_refused"
 """In an item's entry: where our connector has it, or why it cannot offer it."""
+_OURS: dict[str, type] = {"endpoint": str, "room": int, "tokens": int, "width": int, "dtype": str}
+"""What the router reads, or passes on in another form, of where our connector has an item."""
 _TIMED = {"timestamps", "second_per_grid_ts"}
 """Metadata of a video that says when its frames are. Qwen2.5-VL's positions depend on it, and vLLM 0.32 publishes the
 grid alone: an answer to the grid would be one to another video."""
@@ -26,6 +28,8 @@ class Encoded:
         name: what the instance calls it: the item's ``uuid``, or a digest over it.
         entry: the answer's entry for it: ``metadata`` and the coordinates.
         transfer_id: what the transfer is called, where the router chooses it.
+        repeated: encoded for an earlier request. Without an endpoint in its coordinates: the instance that answers has
+            received it, and nobody offers it.
     """
 
     item: Item
@@ -34,6 +38,7 @@ class Encoded:
     name: str
     entry: dict[str, Any]
     transfer_id: str | None = None
+    repeated: bool = False
 
     def part(self) -> dict[str, Any]:
         """The item for an instance that answers: its grid and its name. The media itself where no metadata stands for
@@ -55,9 +60,11 @@ class UnfitError(Exception):
 
 
 class Connector(Protocol):
-    """``early``: the instance that answers has to be known before anything is encoded."""
+    """``early``: the instance that answers is to be known before anything is encoded. ``pushes``: the encoder sends to
+    that one by itself, so no other one can have it."""
 
     early: bool
+    pushes: bool
 
     def asks(self, language: Instance | None, room: int | None) -> tuple[dict[str, Any] | None, str | None]:
         """``ec_transfer_params`` of the encode, and the name of the transfer if the router chooses it."""
@@ -71,7 +78,8 @@ class Connector(Protocol):
 
 @dataclass(slots=True)
 class Embferry:
-    early: bool = field(default=False, init=False)
+    early: bool = field(default=True, init=False)
+    pushes: bool = field(default=False, init=False)
 
     def asks(self, language: Instance | None, room: int | None) -> tuple[dict[str, Any] | None, str | None]:
         return (None if room is None else {KEY: {"room": room}}), None
@@ -81,7 +89,7 @@ class Embferry:
         if isinstance(refused, dict):
             raise UnfitError(f"[{refused.get('code')}] {refused.get('message')}", refused=True)
         ours = entry.get(KEY)
-        if not (isinstance(ours, dict) and isinstance(ours.get("endpoint"), str) and isinstance(ours.get("room"), int)):
+        if not isinstance(ours, dict) or not all(isinstance(ours.get(name), kind) for name, kind in _OURS.items()):
             raise UnfitError("the answer does not say where the embedding is; is it started with EmbferryConnector?")
 
     def tells(self, encoded: Iterable[Encoded]) -> dict[str, Any]:
@@ -93,6 +101,7 @@ class Example:
     """``ECExampleConnector``: both sides know a folder."""
 
     early: bool = field(default=False, init=False)
+    pushes: bool = field(default=False, init=False)
 
     def asks(self, language: Instance | None, room: int | None) -> tuple[dict[str, Any] | None, str | None]:
         return None, None
@@ -109,6 +118,7 @@ class Mooncake:
     """``ECMooncakeConnector``: the encoder pushes to a consumer that it is told of."""
 
     early: bool = field(default=True, init=False)
+    pushes: bool = field(default=True, init=False)
 
     def asks(self, language: Instance | None, room: int | None) -> tuple[dict[str, Any] | None, str | None]:
         assert language is not None  # early

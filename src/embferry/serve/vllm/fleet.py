@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal
 
 import httpx
@@ -105,10 +105,15 @@ class Fleet:
         idlest = min(able, key=lambda one: one.in_hand)
         return idlest if home.in_hand - idlest.in_hand > self._settings.vllm.affinity_slack else home
 
-    async def language(self, model: str | None, tried: Collection[Life]) -> Instance | None:
-        """The one with the least in hand; of equals the one whose turn is longest ago."""
+    async def language(
+        self, model: str | None, tried: Collection[Life], has: Callable[[Instance], int] = lambda _: 0
+    ) -> Instance | None:
+        """The one that ``has`` most of what it needs, among those that have little more in hand than the idlest; of
+        equals the one with the least in hand, and then the one whose turn is longest ago."""
         able = _untried(await self._up(self.languages, model), tried)
-        return min(able, key=lambda one: (one.in_hand, one.last_turn), default=None)
+        most = min((one.in_hand for one in able), default=0) + self._settings.vllm.affinity_slack
+        near = [one for one in able if one.in_hand <= most]
+        return min(near, key=lambda one: (-has(one), one.in_hand, one.last_turn), default=None)
 
     async def _up(self, instances: list[Instance], model: str | None) -> list[Instance]:
         if not any(one.up for one in instances):  # one may have come since

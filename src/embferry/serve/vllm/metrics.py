@@ -20,6 +20,10 @@ class VllmRouterMetrics:
         self.affinity_hits = self._counter(
             "affinity_hits", "Items that went to an instance that had encoded the same content before"
         )
+        self.encodes_skipped = self._counter(
+            "encodes_skipped",
+            "Items that nobody was asked to encode: the instance that answers had them, or was to have",
+        )
         self.encode_retries = self._counter("encode_retries", "Encodes tried again elsewhere")
         self.second_attempts = self._counter(
             "second_attempts", "Requests encoded and asked once more after a failure behind the encode"

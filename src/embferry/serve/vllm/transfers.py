@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,11 @@ class Transfer:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
+    def is_silent(self) -> bool:
+        """Whether nobody has asked for it though nobody offered it, nor said what became of it."""
+        return self.failure is None and self.coordinates["endpoint"] is None
+
+    @property
     def coordinates(self) -> dict[str, Any]:
         return dict(self.encoded.entry[KEY])
 
@@ -67,18 +72,23 @@ class Transfers:
             yield [self._live[token] for token in tokens]
         finally:
             for token in tokens:
-                del self._live[token]
+                if self._live.pop(token).encoded.repeated:
+                    self._metrics.encodes_skipped.inc()
 
     async def replace(self, request: Request) -> Response:
         """``POST /ec/replacements/{token}``: the item, in the same room, at another encoder."""
         transfer, told = await self._told(request)
         async with transfer.turn:
-            if told.get("endpoint") in (None, transfer.coordinates["endpoint"]):
+            now = transfer.coordinates["endpoint"]
+            if told.get("endpoint", now) == now:
                 await self._replace(transfer, request.path_params["token"], told)
             return JSONResponse({KEY: transfer.coordinates})  # another endpoint: that one has been replaced already
 
     async def _replace(self, transfer: Transfer, token: str, told: dict[str, Any]) -> None:
         old = transfer.encoded
+        if transfer.coordinates["endpoint"] is None:
+            await self._first(transfer, token)
+            return
         reason = f"[{told.get('code')}] {told.get('message')}"
         if transfer.left <= 0:
             self._metrics.replacements.labels("used_up").inc()
@@ -86,21 +96,29 @@ class Transfers:
             raise ServeError("no_worker", why)
         transfer.left -= 1
         transfer.failed.add(old.life)
-        room = transfer.coordinates["room"]
+        new = await self._encoded(transfer, token, avoid={old.encoder.url})
+        self._metrics.replacements.labels("replaced").inc()
+        log.info("replaced an embedding under way: %s", reason, extra={"was": old.encoder.url, "now": new.encoder.url})
+
+    async def _first(self, transfer: Transfer, token: str) -> None:
+        """It was taken to be there, and is not any more."""
+        await self._encoded(transfer, token)
+        self._metrics.replacements.labels("not_kept").inc()
+
+    async def _encoded(self, transfer: Transfer, token: str, avoid: Collection[str] = ()) -> Encoded:
+        """Has it offered in its room by somebody else than those that failed."""
+        room, old = transfer.coordinates["room"], transfer.encoded
         try:
-            new = await self._encoding.one(
-                transfer.asked, old.item, room=room, avoid={old.encoder.url}, never=transfer.failed
-            )
+            new = await self._encoding.one(transfer.asked, old.item, room=room, avoid=avoid, never=transfer.failed)
             if new.entry[KEY]["room"] != room or new.name != old.name:
                 raise ServeError("worker_failed", f"{new.encoder!r} offers it in another room; is its version older?")
         except (ServeError, VerbatimError) as error:
             self._metrics.replacements.labels("failed").inc()
             log.warning("an embedding could not be replaced: %s", error)
             raise ServeError("no_worker", f"no other encoder has it: {error}") from error
-        self._metrics.replacements.labels("replaced").inc()
-        log.info("replaced an embedding under way: %s", reason, extra={"was": old.encoder.url, "now": new.encoder.url})
         new.entry[KEY] = {**new.entry[KEY], "replacement": token}
         transfer.encoded = new
+        return new
 
     async def fail(self, request: Request) -> Response:
         """``POST /ec/failures/{token}``: it will not arrive, and why."""
