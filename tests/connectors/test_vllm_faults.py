@@ -200,6 +200,35 @@ def test_a_budget_that_is_full_refuses_with_a_reason(stage: Stage) -> None:
     assert stage.answer(other, entry)["tokens"] == stage.whole(other)
 
 
+def test_what_nobody_offers_is_here_or_is_asked_for(stage: Stage) -> None:
+    item, room = picture(9), 77  # small: what the first one offers meanwhile is never fetched
+    entry, before = stage.encode(item), stage.metrics()
+    stage.cable.new()
+    stage.again_at_the_second(item, room)
+    asked = len(stage.router.asked)
+    for _ in range(2):
+        assert stage.answer(item, entry, endpoint=None, room=room)["tokens"] == stage.whole(item)
+    assert [kind for kind, _, _ in stage.router.asked[asked:]] == ["replacements"]  # the second time it was here
+    after = stage.metrics()
+    assert after["asked_again_total"] - before["asked_again_total"] == 1
+    assert after["cache_hits_total"] - before["cache_hits_total"] == 1
+    tokens = entry["embferry"]["tokens"]
+    assert after["embedding_bytes_total"] - before["embedding_bytes_total"] == tokens * TOKEN_BYTES
+
+
+def test_what_nobody_offers_and_nobody_has_fails_alone(stage: Stage) -> None:
+    item = picture(10)
+    entry, asked = stage.encode(item), len(stage.router.asked)
+    stage.router.replace = lambda token, said: (503, {"error": {"message": "no encoder"}})
+    failed = stage.answer(item, entry, endpoint=None, room=78)
+    assert failed["reason"] == "error"
+    assert failed["seconds"] < 2
+    assert [kind for kind, _, _ in stage.router.asked[asked:]] == ["replacements", "failures"]
+    assert "cannot be had again" in stage.router.asked[-1][2]["message"]
+    stage.cable.new()
+    assert stage.answer(item, entry)["tokens"] == stage.whole(item)
+
+
 def test_a_producer_that_is_killed_in_the_middle_is_replaced(stage: Stage) -> None:
     """The last one here. What had arrived is not sent again."""
     item = picture(8, 896, 896)

@@ -58,6 +58,25 @@ def test_the_tokens_are_those_of_the_undivided_model(servers: Servers, what: str
     assert servers.tokens(servers.url, *CONTENTS[what], stream=stream) == expected
 
 
+def test_a_picture_that_comes_again_is_not_encoded_again(servers: Servers) -> None:
+    first, second = picture(90, 448, 224), picture(91)
+    contents = [[first, text()], [text("and"), first, second, text()], [second, first, text("again")]]
+    before = servers.counted("encodes_total"), servers.counted("encodes_skipped_total")
+    answers = [servers.tokens(servers.url, *content, stream=bool(at % 2)) for at, content in enumerate(contents)]
+    assert answers == [servers.tokens(servers.undivided, *content) for content in contents]
+    after = servers.counted("encodes_total"), servers.counted("encodes_skipped_total")
+    assert (after[0] - before[0], after[1] - before[1]) == (2, 3)
+
+
+def test_many_with_one_picture_at_once(servers: Servers) -> None:
+    contents = [[picture(92, 896, 448), text(f"question {number}")] for number in range(8)]
+    before = servers.counted("encodes_total")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda content: servers.tokens(servers.url, *content), contents))
+    assert servers.counted("encodes_total") == before + 1
+    assert found == [servers.tokens(servers.undivided, *content) for content in contents]
+
+
 def test_many_at_once(servers: Servers) -> None:
     contents = [
         [picture(100 + number, 224, 168 + 28 * (number % 4)), text(f"question {number}")] for number in range(12)
