@@ -70,9 +70,9 @@ docs: setup ## write the generated documents
 bench: setup-tests ## every road beside what else one could use, on this machine: some six minutes
 	@$(BIN)/embferry bench transfer
 
-bench-vllm: ## vLLM undivided, and divided by its connectors and by ours, through the same scenarios: some twenty minutes
+bench-vllm: ## vLLM undivided, and divided by its connectors and by ours, through the same scenarios: forty minutes
 	@$(PYTHON) scripts/setup_vllm.py --engines
-	@.venv-vllm/bin/embferry bench serve --compare
+	@.venv-vllm/bin/embferry bench serve --compare --rounds 2
 
 clean: ## remove everything that was made here
 	rm -rf .venv .venv-vllm build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
