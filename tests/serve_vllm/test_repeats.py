@@ -163,6 +163,32 @@ async def test_and_encodes_itself_when_that_comes_to_nothing(how: str) -> None:
         assert [(await call.answer()).status for call in others] == [200, 200]
 
 
+@pytest.mark.parametrize("how", ["it fails", "its client leaves"])
+async def test_what_was_offered_to_a_request_that_came_to_nothing_is_not_shared(how: str) -> None:
+    """One of its pictures was encoded, the other was not: nobody fetches the first."""
+    (encoder,), (language,) = stubs()
+
+    async def fails(stub: Stub, body: dict[str, Any]) -> Any:
+        await stub.release.wait()
+        return await refused(500)(stub, body)
+
+    encoder.behaviours = [encoded(), fails, encoded()]
+    async with routed(encoder, language) as router:
+        call = router.call(request(picture(b"a"), picture(b"b")))
+        await until(lambda: len(encoder.requests) == 2)
+        async with asyncio.timeout(5):
+            while await router.counted("encodes_total") < 1:
+                await asyncio.sleep(0.001)
+        if how == "it fails":
+            encoder.release.set()
+            assert (await call.answer()).status == 502
+        else:
+            call.leave()
+            await call.task
+        assert (await router.ask(request(picture(b"a")))).status == 200
+        assert len(encoder.requests) == 3
+
+
 async def test_after_a_failure_everything_is_encoded() -> None:
     (encoder,), (language,) = stubs()
     async with routed(encoder, language) as router:

@@ -83,7 +83,13 @@ class Repeats:
         received = self._of(language)
         if encode or not received.asks or not self._budget:
             return await self._encoding.all(asked, items, language, avoid)
-        return await together(*(self._one(asked, item, language, avoid, received) for item in items))
+        try:
+            return await together(*(self._one(asked, item, language, avoid, received) for item in items))
+        except BaseException:  # what it had offered for itself, nobody will fetch
+            for item in items:
+                if (known := received.known.get(item.uuid)) is not None and not known.arrived:
+                    received.drop(item.uuid)
+            raise
 
     def arrived(self, language: Instance, encoded: Sequence[Encoded]) -> None:
         """The instance has begun to answer with these."""
