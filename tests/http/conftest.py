@@ -23,7 +23,7 @@ from embferry.serve.encode import server as encode_server
 from embferry.serve.encode.app import build
 from embferry.serve.encode.prepare import prepare
 from embferry.serve.encode.wire import EncodeItem
-from embferry.serve.worker.process import listen
+from embferry.serve.http.serving import listen
 from embferry.testing.pair import DEADLINE_S, eventually
 from tests.serve.pictures import encoded, noise
 

@@ -73,7 +73,7 @@ class Servers:
 
     @property
     def url(self) -> str:
-        return self.found(r"ready: (http://\S+)/v1")
+        return self.found(r"ready: \S+ at (http://\S+)/v1")
 
     def found(self, pattern: str) -> str:
         matches = re.findall(pattern, self.log)

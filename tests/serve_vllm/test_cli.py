@@ -28,21 +28,21 @@ def called(*words: str) -> tuple[int, str, str]:
         (("router", "--engine", "vllm"), "--engine vllm needs --encode-urls"),
         (("router", "--engine", "vllm", "--encode-urls", "http://a"), "--engine vllm needs --language-urls"),
         (("router", "--engine", "other"), "Input should be 'embferry' or 'vllm'"),
-        (("router", "--encode-urls", "http://a"), "--encode-urls goes with --engine vllm"),
-        (("router", "--language-encodes"), "--language-encodes goes with --engine vllm"),
+        (("router", "--encode-urls", "http://a"), "--encode-urls needs --engine vllm"),
+        (("router", "--language-encodes"), "--language-encodes needs --engine vllm"),
         ((*ROUTER, "--served-model-name", "x"), "--served-model-name has no effect here"),
         ((*ROUTER, "--bootstrap-url", "http://x"), "--bootstrap-url has no effect here"),
         ((*ROUTER, "--media-max-pixels", "5"), "--media-max-pixels has no effect here"),
         ((*ROUTER, "--encoders", "2"), "--encoders has no effect here"),
         ((*ROUTER, "--connector", "mooncake"), "--connector mooncake needs --consumer-zmq"),
-        ((*ROUTER, "--consumer-zmq", "tcp://c:2"), "--consumer-zmq goes with --connector mooncake"),
+        ((*ROUTER, "--consumer-zmq", "tcp://c:2"), "--consumer-zmq needs --connector mooncake"),
         ((*ROUTER[:4], "ftp://a", *ROUTER[5:]), "vllm-encode-urls: "),
-        (("serve", "--encoders", "2"), "--encoders goes with --engine vllm"),
-        (("serve", "--", "--dtype", "float32"), "arguments for vllm serve go with --engine vllm"),
+        (("serve", "--encoders", "2"), "--encoders needs --engine vllm"),
+        (("serve", "--", "--dtype", "float32"), "arguments for vllm serve need --engine vllm"),
         ((*SERVE, "--encode-workers", "2"), "--serve-encode-workers has no effect here"),
         ((*SERVE, "--transfer-num-blocks", "2"), "--transfer-num-blocks has no effect here"),
         ((*SERVE, "--encode-urls", "http://a"), "--encode-urls has no effect here"),
-        ((*SERVE, "--connector", "example"), "--connector goes with embferry router"),
+        ((*SERVE, "--connector", "example"), "--connector needs embferry router"),
         ((*SERVE, "--transports", "pigeon"), "there is no such road"),
     ],
 )
@@ -63,7 +63,7 @@ def test_help_names_the_settings_of_vllm() -> None:
 
 def test_the_router_loads_no_model_and_no_decoder() -> None:
     code = (
-        "import sys, embferry.serve.vllm.server, embferry.serve.vllm.local\n"
+        "import sys, embferry.serve.router.process, embferry.serve.vllm.app, embferry.serve.supervisor.vllm\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'safetensors', 'av', 'PIL', 'jinja2', 'numpy', 'vllm'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -50,13 +50,13 @@ async def test_much_more_loaded_is_not_home() -> None:
     fleet = await fleet_of(*encoders(2), affinity_slack=2)
     mine = await home(fleet, "x")
     (other,) = (one for one in fleet.encoders if one is not mine)
-    with fleet.in_hand(mine), fleet.in_hand(mine):
+    with fleet.count_in_flight(mine), fleet.count_in_flight(mine):
         assert await home(fleet, "x") is mine
-        with fleet.in_hand(mine):
+        with fleet.count_in_flight(mine):
             assert await home(fleet, "x") is other
-            with fleet.in_hand(other):
+            with fleet.count_in_flight(other):
                 assert await home(fleet, "x") is mine
-    assert mine.in_hand == other.in_hand == 0
+    assert mine.in_flight == other.in_flight == 0
 
 
 async def test_the_least_loaded_language_instance_by_turns() -> None:
@@ -65,7 +65,7 @@ async def test_the_least_loaded_language_instance_by_turns() -> None:
     for _ in range(6):
         one = await fleet.language("tiny", ())
         assert one is not None
-        with fleet.in_hand(one):
+        with fleet.count_in_flight(one):
             other = await fleet.language(None, ())
             assert other is not None
             assert other is not one
@@ -78,17 +78,17 @@ async def test_who_has_been_tried_is_not_asked_again_and_who_is_avoided_comes_la
     fleet = await fleet_of(*encoders(2))
     mine = await home(fleet, "x")
     (other,) = (one for one in fleet.encoders if one is not mine)
-    assert await fleet.encoder("x", None, {mine.life}, ()) is other
+    assert await fleet.encoder("x", None, {mine.incarnation}, ()) is other
     assert await fleet.encoder("x", None, (), {mine.url}) is other
-    assert await fleet.encoder("x", None, {other.life}, {mine.url}) is mine
-    assert await fleet.encoder("x", None, {mine.life, other.life}, ()) is None
+    assert await fleet.encoder("x", None, {other.incarnation}, {mine.url}) is mine
+    assert await fleet.encoder("x", None, {mine.incarnation, other.incarnation}, ()) is None
 
 
 async def test_a_restart_is_another_life() -> None:
     (stub,) = encoders(1)
     fleet = await fleet_of(stub)
     (instance,) = fleet.encoders
-    life = instance.life
+    life = instance.incarnation
     instance.remember("x")
     stub.up = False
     await fleet._probe(instance)

@@ -51,7 +51,7 @@ class Running:
 
     @property
     def url(self) -> str:
-        found = re.search(r"ready: (http://\S+)/v1", self.log)
+        found = re.search(r"ready: \S+ at (http://\S+)/v1", self.log)
         assert found
         return found[1]
 

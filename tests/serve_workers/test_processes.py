@@ -181,7 +181,7 @@ def serve() -> Iterator[Serve]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_none_outlives_the_supervisor(serve: Serve, how: signal.Signals) -> None:
-    pids = [int(pid) for pid in serve.found(r"is being started \(pid (\d+)\)")]
+    pids = [int(pid) for pid in serve.found(r"is starting \(pid (\d+)\)")]
     urls = serve.found(r"answers at (http://\S+)")
     assert len(pids) == 4
     assert all(alive(pid) for pid in pids)

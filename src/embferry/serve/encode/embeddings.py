@@ -32,8 +32,8 @@ from embferry.disaggregation.protocol.states import KVPoll
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.errors import ServeError
+from embferry.serve.http.disconnect import wait_for_disconnect
 from embferry.serve.worker.errors import error_response
-from embferry.serve.worker.http import disconnected
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Embeddings:
     async def _stream(self, bytes_of: _Bytes, answer: resource.Answer, receive: Receive, send: Send) -> None:
         fields = [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
-        gone = asyncio.create_task(disconnected(receive))
+        gone = asyncio.create_task(wait_for_disconnect(receive))
         at = answer.start
         try:
             while at < answer.stop and not gone.done():

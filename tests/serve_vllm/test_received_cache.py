@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from embferry.serve.vllm import repeats
+from embferry.serve.vllm import received_cache
 from tests.serve_vllm.stubs import (
     SHAPE,
     Answer,
@@ -209,7 +209,7 @@ async def test_an_instance_that_does_not_ask_is_not_expected_to_have_anything(
         for _ in range(3):
             assert (await router.ask(request(picture()))).status == 200
         assert len(encoder.requests) == 4
-    assert "has its connector the address of `router`?" in caplog.text
+    assert "does its connector have `router` set?" in caplog.text
 
 
 async def test_one_that_said_why_is_still_trusted() -> None:
@@ -302,7 +302,7 @@ async def test_as_much_is_expected_to_be_kept_as_was_said() -> None:
 
 
 async def test_and_no_more_than_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "MAX_KEPT", 1)
+    monkeypatch.setattr(received_cache, "MAX_KEPT", 1)
     (encoder,), (language,) = stubs()
     async with routed(encoder, language) as router:
         for content in (b"a", b"a", b"b", b"a"):

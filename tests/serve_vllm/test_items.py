@@ -12,8 +12,8 @@ import pytest
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.fetch import Fetcher
-from embferry.serve.vllm.intake import Item, take_in
-from embferry.serve.vllm.split import places
+from embferry.serve.vllm.items import Item, load_items
+from embferry.serve.vllm.media_parts import media_parts
 from tests.serve_vllm.stubs import data_url, picture, request, text, video
 
 
@@ -23,7 +23,7 @@ def taken(asked: dict[str, Any], **limits: Any) -> list[Item]:
     async def run() -> list[Item]:
         fetcher = Fetcher(media)
         try:
-            return await take_in(places(asked), asked, fetcher, media)
+            return await load_items(media_parts(asked), asked, fetcher, media)
         finally:
             await fetcher.close()
 
