@@ -1,4 +1,4 @@
-"""A router before fake workers, for the tests that talk to it over HTTP."""
+"""Fixtures: a router before fake workers, and HTTP clients for it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.fakes import Deployment
+from tests.serve.fakes import DEADLINE, Deployment
 
 
 @pytest.fixture
 def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
-    """Router settings other than the defaults: ``@pytest.mark.parametrize("deployment", [{…}], indirect=True)``."""
+    """For other settings: ``@pytest.mark.parametrize("deployment", [{…}], indirect=True)``."""
     with Deployment(**dict(getattr(request, "param", {}))) as running:
         yield running
 
 
 @pytest.fixture
 def client(deployment: Deployment) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{deployment.url}/v1", api_key="unused", max_retries=0, timeout=15) as client:
+    with openai.OpenAI(base_url=f"{deployment.url}/v1", api_key="unused", max_retries=0, timeout=DEADLINE) as client:
         yield client
 
 
 @pytest.fixture
 def http(deployment: Deployment) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=deployment.url, verify=False, trust_env=False, timeout=15) as client:
+    with httpx.Client(base_url=deployment.url, verify=False, trust_env=False, timeout=DEADLINE) as client:
         yield client
 
 
@@ -42,7 +42,7 @@ def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    """Commands set up the log of the process."""
+    """Restores the root logger: commands configure it."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -51,6 +51,6 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def user(*parts: Any) -> list[dict[str, Any]]:
-    """One user message: texts, and parts of other kinds as they are."""
+    """Returns one user message of texts and other parts."""
     content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return [{"role": "user", "content": content}]
