@@ -1,7 +1,7 @@
 """A fake bootstrap server, fake workers with scripted answers, and a real router, all on real sockets.
 
-One thread runs one event loop with both servers; tests talk to them from outside. A fake keeps what it has seen in plain
-lists, which change under one condition that tests wait on.
+One thread runs one event loop with both servers; tests talk to them from outside. A fake records what it sees in
+plain lists, which change under one condition that tests wait on.
 """
 
 from __future__ import annotations

@@ -112,7 +112,9 @@ def test_the_first_token_is_not_held_back(deployment: Deployment, client: openai
         ({"extra_body": {"an_unknown_field": 1}, "user": "me", "store": False}, {}),
     ],
 )
-def test_sampling_options_reach_the_language_worker(deployment: Deployment, client: openai.OpenAI, options: Any, expected: Any) -> None:
+def test_sampling_options_reach_the_language_worker(
+    deployment: Deployment, client: openai.OpenAI, options: Any, expected: Any
+) -> None:
     ask(client, user("?"), **options)
     sampling = deployment.fakes["language0"].requests[0]["sampling"]
     assert {key: sampling[key] for key in expected} == expected
@@ -143,7 +145,9 @@ JPEG_LIST = "data:video/jpeg;base64," + ",".join(base64.b64encode(frame).decode(
         ({"type": "video", "video": [{"url": url} for url in URLS], "fps": 3}, 3.0),
     ],
 )
-def test_every_way_to_send_a_video_as_frames(deployment: Deployment, client: openai.OpenAI, part: Any, fps: float) -> None:
+def test_every_way_to_send_a_video_as_frames(
+    deployment: Deployment, client: openai.OpenAI, part: Any, fps: float
+) -> None:
     ask(client, user(part, "?"))
     assert deployment.fakes["encode0"].requests[0]["items"] == [{"kind": "video", "frames": FRAMES, "fps": fps}]
 
@@ -171,7 +175,9 @@ def test_equally_loaded_workers_take_turns(deployment: Deployment, client: opena
     assert [len(deployment.fakes[name].requests) for name in ("encode0", "encode1")] == [2, 2]
 
 
-def test_the_least_loaded_worker_is_asked_first(deployment: Deployment, client: openai.OpenAI, http: httpx.Client) -> None:
+def test_the_least_loaded_worker_is_asked_first(
+    deployment: Deployment, client: openai.OpenAI, http: httpx.Client
+) -> None:
     deployment.workers = [
         deployment.entry("encode0", load=9),
         deployment.entry("encode1"),

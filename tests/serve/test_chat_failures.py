@@ -173,7 +173,9 @@ def test_the_list_of_workers_is_refreshed_when_a_role_is_missing() -> None:
         assert http.post("/v1/chat/completions", json=BODY).status_code == 200
 
 
-def test_a_generation_that_may_have_begun_is_not_repeated_elsewhere(deployment: Deployment, client: openai.OpenAI) -> None:
+def test_a_generation_that_may_have_begun_is_not_repeated_elsewhere(
+    deployment: Deployment, client: openai.OpenAI
+) -> None:
     deployment.fakes["language0"].refusal = BREAK
     error = failure(client)
     assert (error.status_code, error.code) == (502, "worker_failed")
@@ -181,7 +183,9 @@ def test_a_generation_that_may_have_begun_is_not_repeated_elsewhere(deployment: 
 
 
 @pytest.mark.parametrize("body", ["", "[]", "no json", '{"endpoint": "tcp://a:1", "items": []}', '{"items": [1]}'])
-def test_a_malformed_answer_of_the_encode_worker_is_an_error(deployment: Deployment, client: openai.OpenAI, body: str) -> None:
+def test_a_malformed_answer_of_the_encode_worker_is_an_error(
+    deployment: Deployment, client: openai.OpenAI, body: str
+) -> None:
     deployment.fakes["encode0"].refusal = (200, body)
     error = failure(client)
     assert (error.status_code, error.code) == (502, "worker_failed")

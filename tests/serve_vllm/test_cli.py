@@ -1,4 +1,4 @@
-"""``--engine`` and what goes with it."""
+"""``--engine`` and the options of each engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SERVE = ("serve", "--engine", "vllm", "--model", "some/model")
 
 
 def called(*words: str) -> tuple[int, str, str]:
-    """Exit status, stdout, stderr."""
+    """Returns exit status, stdout and stderr."""
     outcome = CliRunner().invoke(app, list(words))
     if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
         raise outcome.exception
@@ -46,7 +46,7 @@ def called(*words: str) -> tuple[int, str, str]:
         ((*SERVE, "--transports", "pigeon"), "there is no such road"),
     ],
 )
-def test_what_does_not_go_together_is_refused(words: tuple[str, ...], why: str) -> None:
+def test_options_of_the_other_engine_are_refused(words: tuple[str, ...], why: str) -> None:
     status, _, err = called(*words)
     assert status == 2
     assert why in err

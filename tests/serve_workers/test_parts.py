@@ -1,4 +1,4 @@
-"""Pieces of the processes that need no process to be seen."""
+"""Parts of the processes that can be tested in this one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embferry.serve.worker.process import open_port
 from embferry.serve.worker.transfers import encode_timeouts, language_timeouts
 
 
-def test_settings_reach_a_child_whole_with_the_key() -> None:
+def test_settings_reach_a_child_with_the_key() -> None:
     settings = Settings(
         model="shapes",
         router=RouterSettings(api_key=SecretStr("s3cret"), port=0),
@@ -47,7 +47,7 @@ def test_settings_reach_a_child_whole_with_the_key() -> None:
         ("127.0.0.1", None, ("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")),
     ],
 )
-def test_only_the_router_of_a_cluster_listens_to_the_world(
+def test_only_the_router_of_a_cluster_listens_on_every_address(
     host: str, advertised: str | None, router: tuple[str, str], workers: tuple[str, str]
 ) -> None:
     cluster = LocalCluster(Settings(host=host, advertise_host=advertised))
@@ -64,14 +64,16 @@ def test_each_worker_of_a_cluster_has_its_own_ports() -> None:
 
 
 @pytest.mark.parametrize(("host", "status"), [("0.0.0.0", 2), ("::", 2), ("no-such-host.invalid", 2)])
-def test_a_worker_nobody_could_reach_says_so(host: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_needs_an_address_that_others_can_reach(
+    host: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         open_port(Settings(host=host), 0)
     assert ended.value.code == status
     assert "advertise_host" in capsys.readouterr().err
 
 
-def test_a_taken_port_ends_the_worker_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_ends_the_worker_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(SystemExit) as ended:
             open_port(Settings(), taken.getsockname()[1])
@@ -81,19 +83,19 @@ def test_a_taken_port_ends_the_worker_with_the_reason(capsys: pytest.CaptureFixt
 
 @pytest.mark.integration
 def test_processes_without_a_model_do_not_load_torch() -> None:
-    """It would cost them seconds to start and half a gigabyte."""
+    """torch would cost them seconds and half a gigabyte."""
     look = "import sys, embferry.serve.supervisor.child, embferry.serve.router.app; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_urls_of_either_family() -> None:
+def test_urls_of_ipv4_and_ipv6_hosts() -> None:
     with open_port(Settings(), 0) as listener:
         port = listener.getsockname()[1]
         assert url_of("127.0.0.1", listener) == f"http://127.0.0.1:{port}"
         assert url_of("::1", listener) == f"http://[::1]:{port}"
 
 
-def test_time_outs_follow_the_settings() -> None:
+def test_timeouts_follow_the_settings() -> None:
     transfer = TransferSettings(heartbeat_interval=0.05, heartbeat_max_failures=3, drain_timeout=1, waiting_timeout=7)
     settings = Settings(transfer=transfer, encode=EncodeSettings(unclaimed_timeout=9))
     receiving, sending = language_timeouts(settings), encode_timeouts(settings)
