@@ -6,6 +6,6 @@
 ``status``     a router's ``/health``, ``/ready``, ``/metrics``, ``/version`` and ``/v1/models``
 ``chat``       one chat request: body, client that leaves, time limit, errors, response
 ``body``       reading a request body of limited size
-``disconnect`` cancelling work whose client has left
+``disconnect`` cancelling work when its client leaves
 ``errors``     exceptions as error responses
 """

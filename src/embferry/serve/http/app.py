@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import httpx
 from prometheus_client import Counter
 from starlette.applications import Starlette
-from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from embferry.serve.config import RouterSettings
-from embferry.serve.errors import ServeError
 from embferry.serve.http.edge import Edge
-from embferry.serve.http.errors import exception_handlers
+from embferry.serve.http.errors import error_response, exception_handlers
 
 KEEPALIVE_CONNECTIONS = 64
 
@@ -49,9 +48,10 @@ def router_app(
     routes: Sequence[Route],
     settings: RouterSettings,
     requests: Counter,
-    respond: Callable[[ServeError], Response],
     watch: Callable[[], Coroutine[Any, Any, None]],
     close: Callable[[], Awaitable[None]],
+    *,
+    retry_after: bool = False,
 ) -> ASGIApp:
     """Returns the application.
 
@@ -59,9 +59,9 @@ def router_app(
         routes: all endpoints.
         settings: for ``api_key``.
         requests: counts requests by path and status.
-        respond: makes error responses.
         watch: runs while the application's lifespan does, and is cancelled at its end.
         close: runs after ``watch`` has ended.
+        retry_after: error responses with status 503 have Retry-After.
     """
 
     @contextlib.asynccontextmanager
@@ -74,7 +74,8 @@ def router_app(
             await asyncio.wait({watching})
             await close()
 
-    app = Starlette(routes=routes, exception_handlers=exception_handlers(respond), lifespan=lifespan)
+    handlers = exception_handlers(partial(error_response, retry_after=retry_after))
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     key = settings.api_key.get_secret_value() if settings.api_key else None
     # The edge is outside of Starlette, so that a 500 carries the request's id too.
     return Edge(app, requests, frozenset(route.path for route in routes), key)

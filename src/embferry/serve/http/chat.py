@@ -6,18 +6,19 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Generic, Protocol, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from embferry.observe.logs import about
-from embferry.serve.config import RouterSettings
+from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import read_body
 from embferry.serve.http.disconnect import run_until_disconnect
+from embferry.serve.http.errors import error_response
 from embferry.serve.openai.reply import error_event
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ class ChatMetrics(Protocol):
     seconds: Histogram
     errors: Counter
     aborted: Counter
+
+
+M = TypeVar("M", bound=ChatMetrics)
 
 
 class ClientResponse:
@@ -65,21 +69,19 @@ class ClientResponse:
         await self.write(bytes(response.body), more=False)
 
 
-class ChatEndpoint(ABC):
+class ChatEndpoint(ABC, Generic[M]):
     """An ASGI application of its own: it has to notice that the client leaves while it waits for a backend.
 
     Args:
-        settings: for ``max_body_bytes`` and ``request_timeout``.
-        metrics: counts requests, errors and clients that leave.
-        error_response: makes the response for an error before the first byte.
+        settings: all of them.
+        metrics: the router's.
+        retry_after: error responses with status 503 have Retry-After.
     """
 
-    def __init__(
-        self, settings: RouterSettings, metrics: ChatMetrics, error_response: Callable[[ServeError], JSONResponse]
-    ) -> None:
-        self._limits = settings
-        self._chat_metrics = metrics
-        self._error_response = error_response
+    def __init__(self, settings: Settings, metrics: M, *, retry_after: bool = False) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._retry_after = retry_after
 
     @abstractmethod
     async def answer(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
@@ -90,10 +92,10 @@ class ChatEndpoint(ABC):
         """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._chat_metrics.in_flight.track_inprogress(), self._chat_metrics.seconds.time():
+        with self._metrics.in_flight.track_inprogress(), self._metrics.seconds.time():
             response = ClientResponse(send)
             try:
-                body = await read_body(receive, self._limits.max_body_bytes)
+                body = await read_body(receive, self._settings.router.max_body_bytes)
             except ServeError as error:
                 await self._fail(error, response)
                 return
@@ -102,7 +104,7 @@ class ChatEndpoint(ABC):
 
     async def respond(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
         """Runs :meth:`answer` within the time limit and reports its failure."""
-        seconds = self._limits.request_timeout
+        seconds = self._settings.router.request_timeout
         try:
             async with asyncio.timeout(seconds):
                 await self.answer(body, scope, response)
@@ -114,14 +116,14 @@ class ChatEndpoint(ABC):
 
     def _client_left(self) -> None:
         log.info("the client left")
-        self._chat_metrics.aborted.inc()
+        self._metrics.aborted.inc()
 
     async def _fail(self, error: ServeError, response: ClientResponse) -> None:
-        self._chat_metrics.errors.labels(error.code).inc()
+        self._metrics.errors.labels(error.code).inc()
         level = logging.INFO if error.status < 500 else logging.WARNING
         with about(room=response.room):
             log.log(level, "refused: %s", error.message, extra={"code": error.code, "status": error.status})
         if response.started:
             await response.write(error_event(error), more=False)
         else:
-            await response.send_whole(self._error_response(error))
+            await response.send_whole(error_response(error, retry_after=self._retry_after))

@@ -1,4 +1,4 @@
-"""Cancels work whose client has left."""
+"""Cancels work when its client leaves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def run_until_disconnect(
     """Runs ``work`` to its end, or cancels it as soon as the client leaves.
 
     Args:
-        work: raises what it wants to; that is raised from here.
+        work: its exceptions are raised from here.
         receive: the request's; nothing else may read from it meanwhile.
         on_disconnect: called in the event loop before ``work`` is cancelled.
     """

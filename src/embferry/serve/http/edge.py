@@ -35,7 +35,7 @@ class Edge:
         app: the application behind.
         requests: counts requests by path and status.
         paths: the values that the path label may have; every other path counts as "other".
-        api_key: what requests under ``/v1/`` must carry; None lets all pass.
+        api_key: the key that requests under ``/v1/`` must have; None lets all pass.
     """
 
     def __init__(self, app: ASGIApp, requests: Counter, paths: frozenset[str], api_key: str | None) -> None:

@@ -11,7 +11,6 @@ from starlette.types import ASGIApp
 from embferry.observe.metrics import RouterMetrics
 from embferry.serve.config import Settings
 from embferry.serve.http.app import backend_client, router_app
-from embferry.serve.http.errors import error_response
 from embferry.serve.http.status import status_routes
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.openai.reply import model_object
@@ -39,4 +38,4 @@ def build(settings: Settings) -> ASGIApp:
         Route("/v1/chat/completions", chat, methods=["POST"]),
         *status_routes(fleet, lambda: models, metrics.exposition),
     ]
-    return router_app(routes, settings.router, metrics.requests, error_response, fleet.watch, close)
+    return router_app(routes, settings.router, metrics.requests, fleet.watch, close)

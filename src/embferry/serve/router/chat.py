@@ -19,7 +19,6 @@ from embferry.observe.metrics import RouterMetrics
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse
-from embferry.serve.http.errors import error_response
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.openai.messages import turns
 from embferry.serve.openai.reply import DONE, Reply, event
@@ -51,18 +50,16 @@ class Answer:
         }
 
 
-class Chat(ChatEndpoint):
+class Chat(ChatEndpoint[RouterMetrics]):
     """The endpoint."""
 
     def __init__(
         self, settings: Settings, fleet: Fleet, client: httpx.AsyncClient, fetcher: Fetcher, metrics: RouterMetrics
     ) -> None:
-        super().__init__(settings.router, metrics, error_response)
-        self._settings = settings
+        super().__init__(settings, metrics)
         self._fleet = fleet
         self._client = client
         self._fetcher = fetcher
-        self._metrics = metrics
         self._closing: set[asyncio.Task[None]] = set()
 
     async def drain(self) -> None:

@@ -20,7 +20,7 @@ ProcessRole = Literal["bootstrap", "router", "encode", "language"]
 
 MAX_DELAY_SECONDS = 30.0
 STEADY_SECONDS = 30.0
-"""A process that lived this long did not die of what the last one died of: the delay begins anew."""
+"""After a life this long, the next restart has the first delay again: the cause must be another one."""
 CHILD_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Models are local files, and a tokenizer's threads would compete with the model's."""
 
@@ -64,8 +64,8 @@ class SupervisedProcess:
 
     Args:
         name: for logs.
-        role: what it does.
-        program: returns what runs; called at each start.
+        role: for the view.
+        program: called at each start.
         delay: seconds before it is started again; doubled each time, up to MAX_DELAY_SECONDS.
         output: where its standard error goes; ours if None.
         on_change: called in the event loop when the view has changed.

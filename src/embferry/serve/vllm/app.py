@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import httpx
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from embferry.serve.config import Settings
 from embferry.serve.http.app import backend_client, router_app
-from embferry.serve.http.errors import error_response
 from embferry.serve.http.status import status_routes
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.vllm.chat import Chat
@@ -42,7 +39,6 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     failover = Failover(encoder, settings.vllm.replacements_per_item, metrics)
     received = ReceivedCache(encoder, settings.vllm.received_bytes if settings.vllm.connector == "embferry" else 0)
     chat = Chat(settings, fleet, client, fetcher, metrics, connector, encoder, failover, received)
-    respond = partial(error_response, retry_after=True)
 
     async def close() -> None:
         await fetcher.close()
@@ -54,4 +50,4 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
         Route("/ec/replacements/{token}", failover.replace, methods=["POST"]),
         Route("/ec/failures/{token}", failover.fail, methods=["POST"]),
     ]
-    return router_app(routes, settings.router, metrics.requests, respond, fleet.watch, close)
+    return router_app(routes, settings.router, metrics.requests, fleet.watch, close, retry_after=True)

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any
 
 import httpx
@@ -17,7 +16,6 @@ from starlette.types import Scope
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse
-from embferry.serve.http.errors import error_response
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.vllm.connectors import Connector, EmbferryConnector, Encoded
 from embferry.serve.vllm.failover import Failover, Transfer
@@ -43,7 +41,7 @@ _TAIL = 64
 """Bytes from the end of a stream that are searched for its ``[DONE]``."""
 
 
-class Chat(ChatEndpoint):
+class Chat(ChatEndpoint[VllmRouterMetrics]):
     """The endpoint."""
 
     def __init__(
@@ -58,12 +56,10 @@ class Chat(ChatEndpoint):
         failover: Failover,
         received: ReceivedCache,
     ) -> None:
-        super().__init__(settings.router, metrics, partial(error_response, retry_after=True))
-        self._settings = settings
+        super().__init__(settings, metrics, retry_after=True)
         self._fleet = fleet
         self._client = client
         self._fetcher = fetcher
-        self._metrics = metrics
         self._connector = connector
         self._encoder = encoder
         self._failover = failover

@@ -92,16 +92,9 @@ class ItemEncoder:
     ) -> Encoded:
         """Encodes one item, as :meth:`encode_all` does.
 
-        Args:
-            request: the client's request.
-            item: the item.
-            language: as for :meth:`encode_all`.
+        Args beside those of :meth:`encode_all`:
             room: the room to offer the embedding in; None lets the encoder choose.
-            avoid: as for :meth:`encode_all`.
             never: encoders that are not asked at all.
-
-        Raises:
-            VerbatimError, ServeError: as :meth:`encode_all`.
         """
         tried: set[Incarnation] = set(never)
         failed: list[str] = []
