@@ -9,7 +9,6 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,17 +18,11 @@ CLOSE_SECONDS = 1
 """Seconds that open connections get to receive the rest of their responses."""
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A process that accepts requests from now on."""
-
-    url: str
+Report = Callable[[str], None]
+"""Called once, with the URL at which a process accepts requests from now on."""
 
 
-Report = Callable[[Started], None]
-
-
-def unreported(_: Started) -> None:
+def unreported(url: str) -> None:
     """The report of a process that has no supervisor."""
 
 

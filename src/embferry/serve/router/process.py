@@ -8,7 +8,7 @@ import logging
 from starlette.types import ASGIApp
 
 from embferry.serve.config import Settings
-from embferry.serve.http.serving import Report, Started, listen, serve_app, unreported
+from embferry.serve.http.serving import Report, listen, serve_app, unreported
 from embferry.serve.worker.address import url_of
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
 
         def start() -> None:
             log.info("router listens on %s", url)
-            report(Started(url))
+            report(url)
 
         asyncio.run(serve_app(_application(settings), listener, start, close_seconds=DRAIN_SECONDS))
 

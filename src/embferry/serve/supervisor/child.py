@@ -13,7 +13,7 @@ from collections.abc import Callable
 from embferry.disaggregation.bootstrap import BootstrapServer
 from embferry.observe.logs import configure
 from embferry.serve.config import Settings
-from embferry.serve.http.serving import Report, Started
+from embferry.serve.http.serving import Report
 from embferry.serve.supervisor.handover import SupervisorPipes, unpack
 from embferry.serve.worker.address import bracketed
 
@@ -27,7 +27,7 @@ def main() -> None:
     pipes.on_supervisor_end(_end)
     configure(settings.log_level, settings.log_format)
     try:
-        ROLES[sys.argv[1]](settings, lambda started: pipes.report(started.url))
+        ROLES[sys.argv[1]](settings, pipes.report)
     except KeyboardInterrupt:
         sys.exit(130)
     _exit()
@@ -52,7 +52,7 @@ def _bootstrap(settings: Settings, report: Report) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with BootstrapServer(settings.host, settings.bootstrap.port, lease_seconds=settings.bootstrap.lease) as server:
-        report(Started(f"http://{bracketed(settings.reachable_host)}:{server.port}"))
+        report(f"http://{bracketed(settings.reachable_host)}:{server.port}")
         stop.wait()
 
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from embferry.disaggregation.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.disaggregation.leases import Role, Worker
 from embferry.serve.config import Settings
-from embferry.serve.http.serving import Report, Started, listen, serve_app
+from embferry.serve.http.serving import Report, listen, serve_app
 from embferry.serve.worker.address import address_of, url_of
 from embferry.serve.worker.http import Service
 
@@ -71,7 +71,7 @@ def serve_worker(
     def start() -> None:
         keeper.start()
         log.info("%s worker answers at %s", role, worker.url)
-        report(Started(worker.url))
+        report(worker.url)
 
     async def stop() -> None:
         service.refuse()
