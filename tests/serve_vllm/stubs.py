@@ -344,12 +344,12 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def encoder_stubs(count: int) -> list[Stub]:
-    """Returns stubs ``enc0``, ``enc1``, …"""
+    """Returns stubs named ``enc0`` to ``enc{count - 1}``."""
     return [Stub(f"enc{number}", "encode") for number in range(count)]
 
 
 def language_stubs(count: int) -> list[Stub]:
-    """Returns stubs ``lang0``, ``lang1``, …"""
+    """Returns stubs named ``lang0`` to ``lang{count - 1}``."""
     return [Stub(f"lang{number}", "language") for number in range(count)]
 
 

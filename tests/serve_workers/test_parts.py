@@ -83,7 +83,7 @@ def test_a_port_in_use_ends_the_worker_with_the_reason(capsys: pytest.CaptureFix
 
 @pytest.mark.integration
 def test_processes_without_a_model_do_not_load_torch() -> None:
-    """torch would cost them seconds and half a gigabyte."""
+    """Importing torch would cost them seconds and half a gigabyte."""
     look = "import sys, embferry.serve.supervisor.child, embferry.serve.router.app; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "False\n"
 
