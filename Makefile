@@ -40,12 +40,12 @@ test-engines: setup-tests ## the mooncake and nixl transports on their real engi
 test-vllm: setup-vllm ## vLLM's own engines, split by the connector
 	@$(VLLM_PY) -m pytest -m vllm tests/connectors
 
-test-vllm-more: ## the same on every road, with more models, ranks and faults: some minutes
+test-vllm-more: ## the same on every transport, with more models, ranks and faults: some minutes
 	@$(PYTHON) scripts/setup_vllm.py --engines
 	@$(VLLM_PY) -m pytest -m vllm_more tests/connectors
 
 test-vllm-http: setup-vllm ## vLLM's servers behind the router, asked by the openai client: some minutes
-	@$(VLLM_PY) -m pytest -m vllm_http tests/serve_vllm tests/bench_serving
+	@$(VLLM_PY) -m pytest -m vllm_http tests/serve/vllm tests/bench_serving
 
 lint: setup ## style, types, imports, names, lengths, generated documents
 	$(BIN)/ruff check .
@@ -67,7 +67,7 @@ docs: setup ## write the generated documents
 	$(PY) scripts/document_settings.py
 	$(PY) scripts/document_errors.py
 
-bench: setup-tests ## every road beside what else one could use, on this machine: some six minutes
+bench: setup-tests ## every transport beside what else one could use, on this machine: some six minutes
 	@$(BIN)/embferry bench transfer
 
 bench-vllm: ## vLLM undivided, and divided by its connectors and by ours, through the same scenarios: forty minutes

@@ -25,7 +25,7 @@ from embferry.serve.supervisor import LocalCluster
 from embferry.serve.undivided import Undivided, UndividedAnswer
 
 MEDIA = Path(__file__).parent / "media"
-ROADS = ("shm", "tcp")
+TRANSPORTS = ("shm", "tcp")
 BLOCKS, BLOCK_SIZE = 2, 8
 POOL = BLOCKS * BLOCK_SIZE
 
@@ -88,11 +88,11 @@ def undivided(asked: Sequence[Question], settings: Settings) -> list[UndividedAn
     return answers
 
 
-def across(road: str, number: int, asked: Sequence[Question], expected: Sequence[UndividedAnswer]) -> bool:
-    """Asks everything of a cluster whose workers are joined by ``road``; whether all was true and the same."""
-    say(f"\n{number}. Two workers, embeddings over {road}, receive pool of {POOL} tokens: ", end="")
+def across(transport: str, number: int, asked: Sequence[Question], expected: Sequence[UndividedAnswer]) -> bool:
+    """Asks everything of a cluster whose workers are joined by ``transport``; whether all was true and the same."""
+    say(f"\n{number}. Two workers, embeddings over {transport}, receive pool of {POOL} tokens: ", end="")
     began = time.monotonic()
-    with LocalCluster(cluster_settings(road)) as cluster:
+    with LocalCluster(cluster_settings(transport)) as cluster:
         cluster.wait_ready(120)
         say(f"ready in {time.monotonic() - began:.0f} s\n")
         say(line("picture or video", "question", "answer", "tokens", "transfers", "same as undivided"))
@@ -118,10 +118,12 @@ def ask(client: httpx.Client, question: Question, expected: UndividedAnswer) -> 
     return same and true
 
 
-def cluster_settings(road: str) -> Settings:
+def cluster_settings(transport: str) -> Settings:
     """One encode and one language worker, any free ports, a tiny pool."""
     base = Settings()
-    transfer = TransferSettings.model_validate({"transports": [road], "num_blocks": BLOCKS, "block_size": BLOCK_SIZE})
+    transfer = TransferSettings.model_validate(
+        {"transports": [transport], "num_blocks": BLOCKS, "block_size": BLOCK_SIZE}
+    )
     return base.model_copy(
         update={
             "log_level": "error",
@@ -137,8 +139,8 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     asked = questions()
     say("embferry: embeddings cross from the worker that sees to the worker that speaks.\n")
-    expected = undivided(asked, cluster_settings(ROADS[0]))
-    fine = [across(road, number, asked, expected) for number, road in enumerate(ROADS, start=2)]
+    expected = undivided(asked, cluster_settings(TRANSPORTS[0]))
+    fine = [across(transport, number, asked, expected) for number, transport in enumerate(TRANSPORTS, start=2)]
     longest = max(answer.visual_tokens for answer in expected)
     say()
     if not all(fine):

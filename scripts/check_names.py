@@ -17,7 +17,7 @@ from pathlib import Path
 import required_names as required
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = "src/embferry/disaggregation"
+PACKAGE = "src/embferry"
 TEXTS = ("*.py", "*.md", "*.toml", "*.yaml", "*.yml", "Makefile")
 SEARCHED = ("src", "tests", "training", "examples", "docs", ".github")
 SPELLED_OUT = ("required_names.py", "test_check_names.py")  # they have to name the old words
@@ -108,7 +108,7 @@ def find(path: Path, name: str) -> ast.ClassDef | None:
     for node in tree_of(path).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node
-        if isinstance(node, ast.ImportFrom) and node.level:
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("embferry.")):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
                     return find(source(path, node), alias.name)
@@ -116,7 +116,8 @@ def find(path: Path, name: str) -> ast.ClassDef | None:
 
 
 def source(path: Path, node: ast.ImportFrom) -> Path:
-    base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+    above = path.parents[node.level - 1] if node.level else ROOT / "src"
+    base = above.joinpath(*(node.module or "").split("."))
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from embferry.disaggregation.protocol.errors import BY_CODE, EmbeddingTransferError
 from embferry.engine.errors import EngineError
+from embferry.protocol.errors import BY_CODE, EmbeddingTransferError
 from embferry.serve.errors import CODES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"

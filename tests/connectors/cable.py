@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 LISTENS, TELLS = "127.0.0.2", "127.0.0.3"
-ROAD = {"transports": ["tcp"], "host": LISTENS, "advertise": TELLS}
+TRANSPORT = {"transports": ["tcp"], "host": LISTENS, "advertise": TELLS}
 """A consumer's settings."""
 RECEIVE_BYTES = 4096
 LISTENING = "0A"

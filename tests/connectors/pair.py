@@ -21,10 +21,10 @@ WIDTH, DTYPE, TOKENS = 64, "float32", 300
 NBYTES = TOKENS * WIDTH * 4
 CONFIG = ConnectorConfig(transports=("shm",), num_blocks=4, block_size=8, peer_timeout=0.5)
 
-Rows = npt.NDArray[np.uint8]
+Fields = npt.NDArray[np.uint8]
 
 
-def rows_like(seed: int) -> Rows:
+def rows_like(seed: int) -> Fields:
     return np.random.default_rng(seed).integers(0, 255, (TOKENS, WIDTH * 4), dtype=np.uint8)
 
 
@@ -37,7 +37,7 @@ class Encode:
         self.producer = Producer(config, name, self.tally)
         self.worker = ToShelf(name, timeout=5)
 
-    def publish(self, mm_hash: str, seed: int = 0, *, encoded: bool = True) -> Rows:
+    def publish(self, mm_hash: str, seed: int = 0, *, encoded: bool = True) -> Fields:
         """As a worker does; answers the bytes."""
         rows = rows_like(seed)
         shared = SharedRows.make(*rows.shape)
@@ -62,11 +62,11 @@ class Language:
         self.tally = Tally()
         self.consumer = Consumer(config, self.tally, router, ranks)
 
-    def fetch(self, request: str, mm_hash: str, where: Coordinates, seconds: float = 5) -> Rows:
+    def fetch(self, request: str, mm_hash: str, where: Coordinates, seconds: float = 5) -> Fields:
         until(lambda: self.consumer.want(request, mm_hash, where), seconds)
         return self.rows(mm_hash)
 
-    def rows(self, mm_hash: str) -> Rows:
+    def rows(self, mm_hash: str) -> Fields:
         shared = self.consumer.load(mm_hash).shared
         assert shared is not None
         return attach(shared.place).rows

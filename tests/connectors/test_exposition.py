@@ -10,7 +10,7 @@ import pytest
 
 from embferry.connectors.vllm.exposition import Exposition
 from embferry.connectors.vllm.tally import BUCKETS, COUNTERS, Tally
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.protocol.errors import LocalProtocolError, TransportError
 
 
 @pytest.fixture

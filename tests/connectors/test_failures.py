@@ -10,7 +10,7 @@ from embferry.connectors.vllm import failures as module
 from embferry.connectors.vllm.failures import Failures
 from embferry.connectors.vllm.router import Router
 from embferry.connectors.vllm.tally import Tally
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, PeerGone
+from embferry.protocol.errors import EmbeddingTransferError, PeerGone
 
 from .pair import until
 

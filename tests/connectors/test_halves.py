@@ -12,7 +12,7 @@ import pytest
 from embferry.connectors.vllm.config import parse
 from embferry.connectors.vllm.coordinates import KEY, coordinates_in, wish_in
 from embferry.connectors.vllm.shared import attach
-from embferry.disaggregation.protocol.errors import (
+from embferry.protocol.errors import (
     IntegrityError,
     LayoutMismatch,
     LocalProtocolError,

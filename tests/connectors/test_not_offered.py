@@ -12,7 +12,7 @@ import pytest
 
 from embferry.connectors.vllm.coordinates import KEY, Coordinates
 from embferry.connectors.vllm.router import Router
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LayoutMismatch, PeerGone
+from embferry.protocol.errors import EmbeddingTransferError, LayoutMismatch, PeerGone
 from embferry.testing.proxy import ChaosProxy
 
 from .pair import CONFIG, Encode, Language, rows_like, until

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embferry.connectors.vllm.coordinates import refusal
-from embferry.disaggregation.protocol.errors import CapacityError, LeaseExpired, LocalProtocolError
+from embferry.protocol.errors import CapacityError, LeaseExpired, LocalProtocolError
 
 from .pair import CONFIG, NBYTES, TOKENS, Pair, until
 

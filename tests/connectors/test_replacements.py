@@ -12,7 +12,7 @@ import pytest
 
 from embferry.connectors.vllm.coordinates import KEY, Coordinates
 from embferry.connectors.vllm.router import Router
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, IntegrityError, PeerGone
+from embferry.protocol.errors import EmbeddingTransferError, IntegrityError, PeerGone
 from embferry.testing.proxy import ChaosProxy
 
 from .pair import CONFIG, NBYTES, Encode, Language, rows_like, until

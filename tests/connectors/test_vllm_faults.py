@@ -14,7 +14,7 @@ import pytest
 
 from embferry.testing.proxy import ChaosProxy
 
-from .cable import LISTENS, ROAD, Cable, ports_at
+from .cable import LISTENS, TRANSPORT, Cable, ports_at
 from .engines import Content, Engine, picture, reference
 from .split import TEXT, broken, transfer
 from .stub_router import Answer, StubRouter
@@ -99,7 +99,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     port = free_port()
     sends = {"transports": ["tcp"], "offered_bytes": LARGE + LARGE // 2}
     with StubRouter() as router:
-        takes = ROAD | {"router": router.url, "metrics_port": port, "encode_on_failure": True}
+        takes = TRANSPORT | {"router": router.url, "metrics_port": port, "encode_on_failure": True}
         engines = [
             Engine(model, folder / "first.log", transfer("ec_producer", **sends)),
             Engine(model, folder / "second.log", transfer("ec_producer", **sends)),

@@ -1,4 +1,4 @@
-"""Real clusters, one a road, and what one undivided process says."""
+"""Real clusters, one a transport, and what one undivided process says."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_rows_of_a_range(split):
     prompt = split("qwen3_vl").ask(CASES["three images"]()).prompt
     mask = prompt.mm_token_type_ids[0] > 0
     for start in range(0, prompt.length, 5):
-        first, last = prompt.rows_of(start, start + 5)
+        first, last = prompt.as_fields(start, start + 5)
         assert (first, last) == (int(mask[:start].sum()), int(mask[: start + 5].sum()))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from embferry.disaggregation.protocol.commands import Deliver, Verify
-from embferry.disaggregation.protocol.layout import Field, Layout
-from embferry.disaggregation.protocol.ranges import RangeSet
-from embferry.disaggregation.protocol.receiver import Receiver
-from embferry.disaggregation.protocol.sender import Sender
+from embferry.protocol.commands import Deliver, Verify
+from embferry.protocol.layout import Field, Layout
+from embferry.protocol.ranges import RangeSet
+from embferry.protocol.receiver import Receiver
+from embferry.protocol.sender import Sender
 
 TOKEN_BYTES = 8
 LAYOUT = Layout((Field("input_embeddings", "uint8", TOKEN_BYTES),))

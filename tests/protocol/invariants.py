@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embferry.disaggregation.protocol.commands import Deliver
-from embferry.disaggregation.protocol.errors import LocalProtocolError
-from embferry.disaggregation.protocol.states import TERMINAL, KVPoll, Phase
+from embferry.protocol.commands import Deliver
+from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.states import TERMINAL, KVPoll, Phase
 from embferry.testing.network import Flight
 
 from .ends import Content, InvariantError, LanguageEnd, must
 
 if TYPE_CHECKING:
-    from .world import World
+    from .simulation import World
 
 PEERLESS = (Phase.BOOTSTRAPPING, Phase.RESUMING)
 MOVING = (Phase.TRANSFERRING, Phase.RESUMING)

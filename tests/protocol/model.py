@@ -7,11 +7,11 @@ import math
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from embferry.disaggregation.protocol.errors import Aborted
+from embferry.protocol.errors import Aborted
 
 from .ends import Content, EncodeEnd, LanguageEnd
-from .peace import calm_event, make_peace, next_wake
-from .world import LANGUAGE, ROADS, World
+from .quiescence import calm_event, next_wake, quiesce
+from .simulation import LANGUAGE, TRANSPORTS, World
 
 ROOMS = st.integers(0, 2)
 PICK = st.integers(0, 1 << 16)  # an index, modulo whatever there is
@@ -171,9 +171,9 @@ class Ferry(RuleBasedStateMachine):
         flights = self.world.memory.flights
         self.world.fail(flights[pick % len(flights)], retryable=luck > 0)
 
-    @rule(name=st.sampled_from(ROADS))
-    def break_road(self, name: str) -> None:
-        self.world.break_road(name)
+    @rule(name=st.sampled_from(TRANSPORTS))
+    def break_transport(self, name: str) -> None:
+        self.world.break_transport(name)
 
     @precondition(lambda self: self.world.memory.revoking)
     @rule(pick=PICK)
@@ -208,7 +208,7 @@ class Ferry(RuleBasedStateMachine):
             calm_event(self.world)
 
     def teardown(self) -> None:
-        make_peace(self.world)
+        quiesce(self.world)
 
     # Who is meant
 

@@ -5,7 +5,7 @@ Each is harmless as long as the rule holds, and breaks an invariant of the world
 
 from __future__ import annotations
 
-from embferry.disaggregation.protocol.messages import Abort, Drain, Drained, Grant, Offer, Open, Progress, Written
+from embferry.protocol.messages import Abort, Drain, Drained, Grant, Offer, Open, Progress, Written
 
 from .script import ROOM, Script
 

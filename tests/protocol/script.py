@@ -6,11 +6,11 @@ import dataclasses
 
 import msgspec
 
-from embferry.disaggregation.protocol.errors import Aborted
-from embferry.disaggregation.protocol.messages import Body, Offer, Open, Written, decode, encode
+from embferry.protocol.errors import Aborted
+from embferry.protocol.messages import Body, Offer, Open, Written, decode, encode
 
 from .ends import Content, EncodeEnd, LanguageEnd
-from .world import World
+from .simulation import World
 
 ROOM = 0
 Kind = type[Body]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.protocol.errors import LayoutMismatch
-from embferry.disaggregation.protocol.layout import ALIGNMENT, ITEM_BYTES, MAX_FIELDS, Field, Geometry, Layout, merged
+from embferry.protocol.errors import LayoutMismatch
+from embferry.protocol.layout import ALIGNMENT, ITEM_BYTES, MAX_FIELDS, Field, Geometry, Layout, merged
 
 LAYOUTS = st.lists(st.tuples(st.sampled_from(sorted(ITEM_BYTES)), st.integers(1, 40)), min_size=1, max_size=5).map(
     lambda fields: Layout(tuple(Field(f"f{i}", dtype, width) for i, (dtype, width) in enumerate(fields)))

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.protocol import messages as m
-from embferry.disaggregation.protocol.errors import RemoteProtocolError, TransportError, VersionMismatch
-from embferry.disaggregation.protocol.layout import Field, Geometry, Layout
+from embferry.protocol import messages as m
+from embferry.protocol.errors import RemoteProtocolError, TransportError, VersionMismatch
+from embferry.protocol.layout import Field, Geometry, Layout
 
 GEOMETRY = Geometry(Layout((Field("input_embeddings", "bfloat16", 8),)), 16, 4)
 EXAMPLES: tuple[m.Body, ...] = (
-    m.Open(7, 1, (1, 1), GEOMETRY, "language", (m.Road("tcp", b"handle"), m.Road("shm", b"")), 12),
+    m.Open(
+        7, 1, (1, 1), GEOMETRY, "language", (m.TransportAddress("tcp", b"handle"), m.TransportAddress("shm", b"")), 12
+    ),
     m.Grant(7, 3, 12, 15, ((2, 2), (9, 2)), 2, "tcp"),
     m.Progress(7, 12, 3),
     m.Drain(7, (3, 4)),

@@ -11,14 +11,14 @@ from types import FunctionType
 import pytest
 from hypothesis import Phase
 
-from embferry.disaggregation.protocol import guards
-from embferry.disaggregation.protocol.commands import Admit, CloseBlocks, ReceiverCommand, Send, Verify
-from embferry.disaggregation.protocol.messages import Grant, Written
-from embferry.disaggregation.protocol.receiver import Receiver
+from embferry.protocol import guards
+from embferry.protocol.commands import Admit, CloseBlocks, ReceiverCommand, Send, Verify
+from embferry.protocol.messages import Grant, Written
+from embferry.protocol.receiver import Receiver
 from embferry.testing.network import Flight
 
 from .ends import InvariantError, LanguageEnd
-from .peace import make_peace
+from .quiescence import quiesce
 from .scenarios import SCENARIOS
 from .script import Script
 from .test_property import search
@@ -38,7 +38,7 @@ def test_every_guard_has_a_mutant() -> None:
 def test_script_is_harmless_with_the_guard_and_fatal_without(
     guard: str, scenario: Callable[[], Script], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_peace(scenario())
+    quiesce(scenario())
     monkeypatch.setattr(guards, guard, lambda *_: True)
     with pytest.raises(InvariantError):
         scenario()
@@ -92,7 +92,7 @@ def writer_lies() -> Script:
 
 
 def test_blocks_are_closed_before_they_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_peace(writer_lies())
+    quiesce(writer_lies())
     swapped(CloseBlocks, Verify, monkeypatch)
     with pytest.raises(InvariantError, match="not what was sent"):
         writer_lies()
@@ -113,7 +113,7 @@ def sender_is_fast() -> Script:
 
 
 def test_blocks_are_admitted_before_they_are_granted(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_peace(sender_is_fast())
+    quiesce(sender_is_fast())
     swapped(Admit, Send, monkeypatch)
     with pytest.raises(InvariantError, match="a write that was granted is refused"):
         sender_is_fast()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.protocol.ranges import RangeSet
+from embferry.protocol.ranges import RangeSet
 
 SPAN = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda pair: (min(pair), max(pair)))
 STEPS = st.lists(st.tuples(st.booleans(), SPAN), max_size=12)

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from embferry.disaggregation.protocol import messages as m
-from embferry.disaggregation.protocol.acceptance import MAX_OUTSTANDING
-from embferry.disaggregation.protocol.commands import Admit, CloseBlocks, Deliver, Release, Revoke, Verify
-from embferry.disaggregation.protocol.errors import (
+from embferry.protocol import messages as m
+from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Revoke, Verify
+from embferry.protocol.errors import (
     Aborted,
     IntegrityError,
     LocalProtocolError,
     RemoteProtocolError,
     TransportError,
 )
-from embferry.disaggregation.protocol.layout import Geometry
-from embferry.disaggregation.protocol.receiver import Receiver
-from embferry.disaggregation.protocol.states import KVPoll, Phase
+from embferry.protocol.layout import Geometry
+from embferry.protocol.receiver import Receiver
+from embferry.protocol.states import KVPoll, Phase
+from embferry.protocol.validation import MAX_OUTSTANDING
 
-from .ends import LAYOUT
-from .hands import (
+from .builders import (
     CHECKSUM,
     ENCODE,
     LANGUAGE,
-    ROADS,
     ROOM,
     SETTINGS,
+    TRANSPORTS,
     an_offer,
     bring,
     done,
@@ -35,12 +34,13 @@ from .hands import (
     said,
     written,
 )
+from .ends import LAYOUT
 
 
 def test_it_opens_the_room_and_says_who_it_is() -> None:
     receiver = new_receiver()
     assert said(receiver) == [
-        m.Open(ROOM, 1, (1, 1), receiver.geometry, "language", ROADS, 0),
+        m.Open(ROOM, 1, (1, 1), receiver.geometry, "language", TRANSPORTS, 0),
     ]
     assert receiver.poll() is KVPoll.Bootstrapping
     assert receiver.wanted(0.0) is None
@@ -152,9 +152,9 @@ def test_a_failed_write_is_asked_for_again_unless_that_cannot_help() -> None:
     hear(receiver, m.WriteFailed(ROOM, 1, 0, 4, "transport_error", "the link broke", True))
     assert done(receiver) == [CloseBlocks(1, (0,)), Release((0,))]
     receiver.grant((0,), 2, 0.0)
-    hear(receiver, m.WriteFailed(ROOM, 2, 0, 4, "transport_error", "no road", False))
+    hear(receiver, m.WriteFailed(ROOM, 2, 0, 4, "transport_error", "no transport", False))
     assert isinstance(receiver.error, TransportError)
-    hear(receiver, m.WriteFailed(ROOM, 2, 0, 4, "transport_error", "no road", False))  # once more: nothing happens
+    hear(receiver, m.WriteFailed(ROOM, 2, 0, 4, "transport_error", "no transport", False))  # once more: nothing happens
 
 
 def test_bad_chunks_in_a_row_are_waited_out_and_then_given_up() -> None:
@@ -169,7 +169,7 @@ def test_bad_chunks_in_a_row_are_waited_out_and_then_given_up() -> None:
             receiver.expire(10.0 * epoch + pause)
             assert receiver.wanted(10.0 * epoch + pause) == (0, 4)
     assert isinstance(receiver.error, IntegrityError)
-    assert receiver.patience.bad_chunks == 3
+    assert receiver.retry_policy.bad_chunks == 3
 
 
 def test_a_good_chunk_forgives() -> None:
@@ -215,7 +215,7 @@ def test_a_report_that_is_not_whole_blocks_is_the_peers_fault(offset: int, lengt
 @pytest.mark.parametrize(
     ("offer", "why"),
     [
-        (an_offer(4, road="carrier pigeon"), "was not among ours"),
+        (an_offer(4, transport="carrier pigeon"), "was not among ours"),
         (an_offer(4, version=2), "version 2"),
         (an_offer(4, digest=b""), "without a content digest"),
     ],
@@ -296,7 +296,7 @@ def test_a_grant_that_does_not_fit_is_the_callers_fault(blocks: tuple[int, ...],
 
 def test_a_grant_in_too_many_runs_is_the_callers_fault() -> None:
     geometry = Geometry(LAYOUT, 2 * m.MAX_RUNS + 2, 1)
-    receiver = Receiver(ROOM, LANGUAGE, geometry, "language", ROADS, SETTINGS, 0.0)
+    receiver = Receiver(ROOM, LANGUAGE, geometry, "language", TRANSPORTS, SETTINGS, 0.0)
     hear(receiver, an_offer(m.MAX_RUNS + 1))
     with pytest.raises(LocalProtocolError, match="more than 16384 runs"):
         receiver.grant(tuple(range(0, 2 * m.MAX_RUNS + 2, 2)), 1, 0.0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from embferry.disaggregation.protocol import messages as m
-from embferry.disaggregation.protocol.commands import CloseBlocks, Release, Restart, Revoke
-from embferry.disaggregation.protocol.errors import Aborted, IntegrityError, PeerGone
-from embferry.disaggregation.protocol.states import KVPoll, Phase
+from embferry.protocol import messages as m
+from embferry.protocol.commands import CloseBlocks, Release, Restart, Revoke
+from embferry.protocol.errors import Aborted, IntegrityError, PeerGone
+from embferry.protocol.states import KVPoll, Phase
 
-from .hands import ENCODE, ROOM, an_offer, bring, done, hear, new_receiver, offered, said, written
+from .builders import ENCODE, ROOM, an_offer, bring, done, hear, new_receiver, offered, said, written
 
 
 def test_looking_elsewhere_before_anybody_was_found_is_another_opening() -> None:

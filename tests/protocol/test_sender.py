@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from embferry.disaggregation.protocol import acceptance
-from embferry.disaggregation.protocol import messages as m
-from embferry.disaggregation.protocol.commands import ReleaseSource, Send, Write
-from embferry.disaggregation.protocol.errors import Aborted, LocalProtocolError, TransportError
-from embferry.disaggregation.protocol.layout import Field, Geometry, Layout
-from embferry.disaggregation.protocol.sender import Sender
-from embferry.disaggregation.protocol.states import KVPoll, Phase
+from embferry.protocol import messages as m
+from embferry.protocol import validation
+from embferry.protocol.commands import ReleaseSource, Send, Write
+from embferry.protocol.errors import Aborted, LocalProtocolError, TransportError
+from embferry.protocol.layout import Field, Geometry, Layout
+from embferry.protocol.sender import Sender
+from embferry.protocol.states import KVPoll, Phase
 
-from .hands import (
+from .builders import (
     ENCODE,
     GEOMETRY,
     LANGUAGE,
-    ROADS,
     ROOM,
+    TRANSPORTS,
     a_grant,
     an_open,
     done,
@@ -28,7 +28,7 @@ from .hands import (
 )
 
 SUM = b"checksum"
-TCP, SHM = ROADS
+TCP, SHM = TRANSPORTS
 
 
 def finish(sender: Sender, write: Write) -> None:
@@ -53,10 +53,10 @@ def test_it_says_what_it_has_before_the_encoder_has_run() -> None:
     assert sender.poll() is KVPoll.WaitingForInput
 
 
-def test_it_takes_the_road_it_prefers_of_those_that_both_have() -> None:
+def test_it_takes_the_transport_it_prefers_of_those_that_both_have() -> None:
     sender = new_sender()
-    tell(sender, an_open(roads=ROADS[:1]), target=0)
-    assert [offer.road for offer in said(sender) if isinstance(offer, m.Offer)] == ["tcp"]
+    tell(sender, an_open(transports=TRANSPORTS[:1]), target=0)
+    assert [offer.transport for offer in said(sender) if isinstance(offer, m.Offer)] == ["tcp"]
 
 
 def test_initial_transfer_in_whole_blocks_as_they_become_ready() -> None:
@@ -288,7 +288,7 @@ def test_strangers_are_told_that_they_are() -> None:
             "input_embeddings uint8[8] here, input_embeddings float32[8] there",
         ),
         (an_open(geometry=Geometry(GEOMETRY.layout, 0, 4)), "layout_mismatch", "0 blocks of 4 tokens cannot be"),
-        (an_open(roads=(m.Road("pigeon", b""),)), "transport_error", "configure one that both have"),
+        (an_open(transports=(m.TransportAddress("pigeon", b""),)), "transport_error", "configure one that both have"),
     ],
 )
 def test_a_receiver_that_cannot_be_served_is_told_how_it_differs(opening: m.Open, code: str, how: str) -> None:
@@ -303,7 +303,7 @@ def test_a_receiver_that_cannot_be_served_is_told_how_it_differs(opening: m.Open
 
 def test_only_so_many_receivers_are_let_in() -> None:
     sender = new_sender()
-    for session in range(acceptance.MAX_RECEIVERS + 1):
+    for session in range(validation.MAX_RECEIVERS + 1):
         tell(sender, an_open(), source=1000 + session, target=0)
     assert [body.code for body in said(sender) if isinstance(body, m.Abort)] == ["capacity_exhausted"]
 
@@ -312,7 +312,7 @@ def test_a_session_cannot_change_what_it_is() -> None:
     sender = opened(8)
     tell(sender, an_open(2, geometry=Geometry(GEOMETRY.layout, 1 << 31, 4)), target=0)
     (refusal,) = said(sender)
-    assert "other buffers or roads" in refusal.detail
+    assert "other buffers or transports" in refusal.detail
 
 
 @pytest.mark.parametrize(
@@ -336,8 +336,8 @@ def test_a_grant_that_cannot_be_is_refused_without_harm(grant: m.Grant) -> None:
 
 
 def test_what_a_receiver_can_make_a_sender_remember_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptance, "MAX_GRANTS", 2)
-    monkeypatch.setattr("embferry.disaggregation.protocol.sender.MAX_GRANTS", 2)
+    monkeypatch.setattr(validation, "MAX_GRANTS", 2)
+    monkeypatch.setattr("embferry.protocol.sender.MAX_GRANTS", 2)
     sender = opened(16)
     tell(sender, m.Drain(ROOM, (10, 11, 12, 11)))
     assert said(sender) == [m.Drained(ROOM, (10, 11, 11))]

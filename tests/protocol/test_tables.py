@@ -6,20 +6,10 @@ import dataclasses
 
 import pytest
 
-from embferry.disaggregation.protocol import errors
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LocalProtocolError, from_code
-from embferry.disaggregation.protocol.settings import TransferSettings
-from embferry.disaggregation.protocol.states import (
-    POLL,
-    RECEIVER,
-    SENDER,
-    TERMINAL,
-    KVPoll,
-    Phase,
-    Table,
-    Trigger,
-    step,
-)
+from embferry.protocol import errors
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, from_code
+from embferry.protocol.settings import TransferSettings
+from embferry.protocol.states import POLL, RECEIVER, SENDER, TERMINAL, KVPoll, Phase, Table, Trigger, step
 
 TABLES = pytest.mark.parametrize("table", [RECEIVER, SENDER], ids=["receiver", "sender"])
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from embferry.disaggregation.protocol import messages as m
-from embferry.disaggregation.protocol.commands import Revoke
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LeaseExpired, PeerGone
-from embferry.disaggregation.protocol.receiver import Receiver
-from embferry.disaggregation.protocol.states import Phase
+from embferry.protocol import messages as m
+from embferry.protocol.commands import Revoke
+from embferry.protocol.errors import EmbeddingTransferError, LeaseExpired, PeerGone
+from embferry.protocol.receiver import Receiver
+from embferry.protocol.states import Phase
 
-from .hands import (
+from .builders import (
     ENCODE,
     LANGUAGE,
     ROOM,

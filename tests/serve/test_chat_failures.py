@@ -208,9 +208,9 @@ def test_a_client_that_leaves_is_an_abort_on_both_workers(
     else:
         deployment.fakes[held].refusal = HOLD
     with httpx.Client(base_url=deployment.url, verify=False, trust_env=False) as leaving:
-        patience = httpx.Timeout(10, read=0.3)
+        retry_policy = httpx.Timeout(10, read=0.3)
         with pytest.raises(httpx.ReadTimeout):
-            leaving.post("/v1/chat/completions", json={**BODY, "stream": stream}, timeout=patience)
+            leaving.post("/v1/chat/completions", json={**BODY, "stream": stream}, timeout=retry_policy)
     reached = ["encode0"] if stage == "encode" else ["encode0", "language0"]
     deployment.wait(lambda: all(deployment.fakes[name].aborted == [room_of(deployment)] for name in reached))
     deployment.wait(lambda: deployment.fakes[held].left == 1)

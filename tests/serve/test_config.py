@@ -61,9 +61,9 @@ def test_lists(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"), [("tcp,shm,tcp", "a road is there twice"), ("auto,tcp", "auto stands alone")]
+    ("said", "reason"), [("tcp,shm,tcp", "a transport is listed twice"), ("auto,tcp", "auto must stand alone")]
 )
-def test_roads_that_do_not_go_together(said: str, reason: str) -> None:
+def test_transports_that_do_not_go_together(said: str, reason: str) -> None:
     (problem,) = problems({("transfer", "transports"): said}, {})
     assert problem.startswith("--transfer-transports: ")
     assert reason in problem
@@ -90,7 +90,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ("EMBFERRY_TRANSFER_NUM_BLOCKS", "0", "greater than or equal to 1"),
         ("EMBFERRY_TRANSFER_WAITING_TIMEOUT", "inf", "finite"),
         ("EMBFERRY_TRANSFER_WAITING_TIMEOUT", "-1", "greater than 0"),
-        ("EMBFERRY_TRANSFER_TRANSPORTS", "shm,pigeon", "there are auto, shm, nixl, mooncake, tcp, http"),
+        ("EMBFERRY_TRANSFER_TRANSPORTS", "shm,pigeon", "choose from auto, shm, nixl, mooncake, tcp, http"),
         ("EMBFERRY_TRANSFER_TRANSPORTS", ",", "at least 1"),
         ("EMBFERRY_TRANSFER_MOONCAKE_METADATA_SERVER", "p2p", "P2PHANDSHAKE"),
         ("EMBFERRY_DTYPE", "fp8", "'fp32' or 'bf16'"),

@@ -13,10 +13,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
-from embferry.disaggregation.base.conn_multimodal import Window, Written
-from embferry.disaggregation.buffers import MultimodalDataBuffers, source_pieces
-from embferry.disaggregation.mooncake import MooncakeTransport, flights
+from embferry.memory.buffers import MultimodalDataBuffers, source_pieces
 from embferry.testing.pair import LARGE, SMALL, embedding
+from embferry.transports.contract import Window, Written
+from embferry.transports.leased.mooncake import MooncakeTransport, flights
 
 
 def own() -> None:

@@ -13,10 +13,10 @@ import threading
 
 import numpy as np
 
-from embferry.disaggregation.base.conn_multimodal import Window
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.nixl import NixlTransport
+from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.testing.pair import CANARY, LARGE, Endpoint, eventually
+from embferry.transports.contract import Window
+from embferry.transports.leased.nixl import NixlTransport
 
 BLOCKS = tuple(range(LARGE.num_blocks))
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 import threading
 
-from embferry.disaggregation.base.conn_multimodal import Written
-from embferry.disaggregation.buffers import source_pieces
-from embferry.disaggregation.nixl import NixlTransport
+from embferry.memory.buffers import source_pieces
 from embferry.testing.pair import LARGE, embedding
+from embferry.transports.contract import Written
+from embferry.transports.leased.nixl import NixlTransport
 
 IN_FLIGHT = 4
 

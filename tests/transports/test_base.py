@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.base.conn_multimodal import Event, Revoked, Window
-from embferry.disaggregation.base.cursor import CALL_BYTES, IOV_MAX, Cursor
-from embferry.disaggregation.base.landing import Permit
-from embferry.disaggregation.base.loop import READ, Loop
-from embferry.disaggregation.base.outbox import Outbox
-from embferry.disaggregation.base.windows import Rows, Windows, as_ranges
-from embferry.disaggregation.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import LocalProtocolError
+from embferry.transports.contract import Event, Revoked, Window
+from embferry.transports.net.cursor import CALL_BYTES, IOV_MAX, Cursor
+from embferry.transports.net.loop import READ, Loop
+from embferry.transports.outbox import Outbox
+from embferry.transports.receive_region import Permit
+from embferry.transports.windows import BlockRows, Windows, as_ranges
 
-ROWS = Rows(((0, 10), (64, 4), (128, 7)), num_blocks=5)
+ROWS = BlockRows(((0, 10), (64, 4), (128, 7)), num_blocks=5)
 
 
 @given(st.lists(st.tuples(st.integers(0, 180), st.integers(0, 60)), max_size=5))
@@ -109,9 +109,9 @@ def test_an_outbox_keeps_order_and_wakes_each_time() -> None:
 @pytest.mark.integration
 def test_a_program_that_forgets_to_close_ends_all_the_same() -> None:
     program = """
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.shm import ShmTransport
-from embferry.disaggregation.tcp import TcpTransport
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.transports.shm import ShmTransport
+from embferry.transports.tcp import TcpTransport
 from embferry.testing.pair import SMALL
 
 for receiver, sender in ((ShmTransport(), ShmTransport()), (TcpTransport(), TcpTransport())):

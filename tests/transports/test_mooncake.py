@@ -14,16 +14,16 @@ import msgspec
 import psutil
 import pytest
 
-from embferry.disaggregation.base.conn_multimodal import Transport
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.mooncake import MooncakeTransport, engine
-from embferry.disaggregation.mooncake.access import Access
-from embferry.disaggregation.mooncake.alias import Alias
-from embferry.disaggregation.mooncake.conn_multimodal import MooncakeHandle
-from embferry.disaggregation.mooncake.engine import P2P, Engine, EngineSettings
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.conformance import TransportConformance
 from embferry.testing.pair import CANARY, LARGE, SMALL, Endpoint, TransportPair, eventually
+from embferry.transports.contract import Transport
+from embferry.transports.leased.mooncake import MooncakeTransport, engine
+from embferry.transports.leased.mooncake.access import Access
+from embferry.transports.leased.mooncake.alias import Alias
+from embferry.transports.leased.mooncake.engine import P2P, Engine, EngineSettings
+from embferry.transports.leased.mooncake.transport import MooncakeHandle
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from embferry.disaggregation.mooncake import MooncakeTransport
-from embferry.disaggregation.mooncake.channel import Enter, Hello, Leave
-from embferry.disaggregation.mooncake.conn_multimodal import MooncakeHandle
-from embferry.disaggregation.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError
 from embferry.testing.pair import TransportPair
+from embferry.transports.leased.mooncake import MooncakeTransport
+from embferry.transports.leased.mooncake.channel import Enter, Hello, Leave
+from embferry.transports.leased.mooncake.transport import MooncakeHandle
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embferry.disaggregation.base.conn_multimodal import LinkLost, Piece, Transport, Window, Written
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.nixl import NixlTransport, agent, installed
-from embferry.disaggregation.nixl.messages import MAX_RANGES
-from embferry.disaggregation.nixl.server import Incoming, Server
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.conformance import TransportConformance
 from embferry.testing.pair import CANARY, LARGE, SMALL, Endpoint, TransportPair, eventually
+from embferry.transports.contract import LinkLost, Piece, Transport, Window, Written
+from embferry.transports.leased.nixl import NixlTransport, agent, installed
+from embferry.transports.leased.nixl.messages import MAX_RANGES
+from embferry.transports.leased.nixl.server import Incoming, Server
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embferry.disaggregation.base.windows import as_ranges
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.nixl import NixlTransport
-from embferry.disaggregation.nixl import messages as m
-from embferry.disaggregation.nixl.conn_multimodal import NixlHandle, boot_id
-from embferry.disaggregation.nixl.server import Server
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import SMALL, Endpoint, TransportPair, eventually
+from embferry.transports.leased.nixl import NixlTransport
+from embferry.transports.leased.nixl import messages as m
+from embferry.transports.leased.nixl.server import Server
+from embferry.transports.leased.nixl.transport import NixlHandle, boot_id
+from embferry.transports.windows import as_ranges
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 

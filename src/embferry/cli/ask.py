@@ -78,8 +78,8 @@ def transfers(extension: dict[str, Any]) -> str:
         return "no transfer: the question was of text alone"
     tokens, size = transfer.get("total_tokens", 0), transfer.get("bytes", 0)
     counts = f"{transfer.get('initial', 0)} initial and {transfer.get('resumed', 0)} resumed"
-    road = transfer.get("transport", "an unknown road")
-    return f"{tokens:,} tokens ({size:,} bytes) in {counts} transfers over {road}, room {extension.get('room')}"
+    transport = transfer.get("transport", "an unknown transport")
+    return f"{tokens:,} tokens ({size:,} bytes) in {counts} transfers over {transport}, room {extension.get('room')}"
 
 
 def _served(client: httpx.Client) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .base.conn_multimodal import KVPoll
-from .common.conn_multimodal import EmbeddingSender
-from .protocol.errors import EmbeddingTransferError
+from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.states import KVPoll
+from embferry.transfer.send_manager import EmbeddingSender
 
 __all__ = [
     "EmbeddingTransferError",

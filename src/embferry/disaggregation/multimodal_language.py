@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base.conn_multimodal import KVPoll
-from .blocks import MetadataAllocation
-from .common.conn_multimodal import EmbeddingReceiver
-from .protocol.errors import EmbeddingTransferError
+from embferry.memory.blocks import MetadataAllocation
+from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.states import KVPoll
+from embferry.transfer.receive_handle import EmbeddingReceiver
 
 __all__ = [
     "EmbeddingTransferError",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .blocks import MetadataAllocation, ReqToMetadataBlockAllocator
-from .buffers import MultimodalDataBuffers
+from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.states import KVPoll
 
-__all__ = ["MetadataAllocation", "MultimodalDataBuffers", "ReqToMetadataBlockAllocator"]
+__all__ = ["KVPoll", "MetadataAllocation", "MultimodalDataBuffers", "ReqToMetadataBlockAllocator"]

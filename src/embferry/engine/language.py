@@ -64,7 +64,7 @@ class Sequence:
     @property
     def next_rows(self) -> tuple[int, int]:
         """The part of the stream of visual tokens that the next chunk of the prompt needs."""
-        return self.prompt.rows_of(*self.chunks[self.chunks_done])
+        return self.prompt.as_fields(*self.chunks[self.chunks_done])
 
     def take_text(self) -> str:
         """The text that came since this was last called."""

@@ -64,7 +64,7 @@ class Prompt:
         """Of the whole stream; empty when an item's digest is unknown."""
         return stream_digest([item.digest for item in self.items])
 
-    def rows_of(self, start: int, stop: int) -> tuple[int, int]:
+    def as_fields(self, start: int, stop: int) -> tuple[int, int]:
         """The part of the stream that goes into ``[start, stop)`` of the sequence."""
         bounds = torch.searchsorted(self.visual_positions, torch.tensor([start, stop]))
         return int(bounds[0]), int(bounds[1])

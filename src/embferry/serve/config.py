@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
-from embferry.serve.config_roads import AUTO, known_road, roads_once
+from embferry.serve.config_transports import AUTO, known_transport, transports_once
 
 MIB = 1 << 20
 
@@ -42,8 +42,10 @@ Positive = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Urls = Annotated[tuple[Annotated[str, AfterValidator(_base_url)], ...], BeforeValidator(_split)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
-Road = Annotated[str, AfterValidator(known_road)]
-Roads = Annotated[tuple[Road, ...], BeforeValidator(_split), AfterValidator(roads_once), Field(min_length=1)]
+TransportName = Annotated[str, AfterValidator(known_transport)]
+Transports = Annotated[
+    tuple[TransportName, ...], BeforeValidator(_split), AfterValidator(transports_once), Field(min_length=1)
+]
 Parameter = Annotated[str, Field(coerce_numbers_to_str=True)]
 METADATA_SERVER = r"^(P2PHANDSHAKE|(https?|etcd|redis)://\S+)$"
 """With anything else the engine ends the process."""
@@ -59,8 +61,8 @@ class Section(BaseModel):
 class TransferSettings(Section):
     """How embeddings cross from encode to language workers."""
 
-    transports: Roads = (AUTO,)
-    """Roads for the bytes, the preferred one first: `shm`, `nixl`, `mooncake`, `tcp`, `http`. The encode worker takes
+    transports: Transports = (AUTO,)
+    """Transports for the bytes, the preferred one first: `shm`, `nixl`, `mooncake`, `tcp`, `http`. The encode worker takes
     the first of its own that the language worker has too, and the next one if that fails. `auto`: those of this list,
     in this order, whose engine is installed; where `host` or `advertise_host` is a loopback address, so that all peers
     are on this machine, `shm` and `tcp`."""
@@ -75,7 +77,7 @@ class TransferSettings(Section):
     """Backends of NIXL; both sides need one in common. In the file with NIXL's parameters, if you like: `{UCX:
     {num_workers: 2}}`."""
     http_port: Port = 0
-    """TCP port at which an encode worker offers embeddings on the `http` road; 0 takes a free one."""
+    """TCP port at which an encode worker offers embeddings on the `http` transport; 0 takes a free one."""
     http_advertise: str | None = None
     """Where language workers find that port, if not at `advertise_host`: an IP address, or the URL of a proxy in front
     of it, such as `http://192.0.2.1:8080/path`."""
@@ -241,8 +243,11 @@ class VllmSettings(Section):
     """`embferry serve`: instances that encode."""
     languages: Positive = 1
     """`embferry serve`: instances that answer."""
-    transports: Annotated[tuple[Road, ...], BeforeValidator(_split), AfterValidator(roads_once)] = ("shm", "tcp")
-    """`embferry serve`: roads for the embeddings, the preferred one first."""
+    transports: Annotated[tuple[TransportName, ...], BeforeValidator(_split), AfterValidator(transports_once)] = (
+        "shm",
+        "tcp",
+    )
+    """`embferry serve`: transports for the embeddings, the preferred one first."""
     instance_timeout: Seconds = 600
     """`embferry serve`: seconds until every instance must answer."""
 

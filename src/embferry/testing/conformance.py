@@ -23,9 +23,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from ..disaggregation.base.conn_multimodal import LinkLost, Piece, Revoked, Transport, Written
-from ..disaggregation.buffers import checksum, source_pieces
-from ..disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.memory.buffers import checksum, source_pieces
+from embferry.protocol.errors import LocalProtocolError, TransportError
+from embferry.transports.contract import LinkLost, Piece, Revoked, Transport, Written
+
 from .pair import CANARY, LARGE, LAYOUT, SMALL, TransportPair, embedding, eventually
 
 __all__ = ["TransportConformance"]
@@ -262,11 +263,11 @@ class TransportConformance(ABC):
         assert len(good) <= 1024
         rng = np.random.default_rng(9)
         bad = [good[: len(good) // 2], b"\xff" + good, b"x" * 100_000, *(rng.bytes(n) for n in (1, 30, 300))]
-        for address in bad if good else []:  # a road that needs none looks at none
+        for address in bad if good else []:  # a transport that needs none looks at none
             with pytest.raises(TransportError) as caught:
-                pair.receiver.transport.reach(address)
+                pair.receiver.transport.connect_to_sender(address)
             assert not caught.value.retryable
-        pair.receiver.transport.reach(good)
+        pair.receiver.transport.connect_to_sender(good)
         pieces = pair.fill((0,))
         pair.admit(1, (0,))
         assert pair.write(1, (0,), pieces) is None
@@ -289,7 +290,7 @@ class TransportConformance(ABC):
         assert error.retryable
         pair.expect()
         pair.sender.transport.connect(pair.handle)
-        pair.receiver.transport.reach(pair.sender.transport.address)
+        pair.receiver.transport.connect_to_sender(pair.sender.transport.address)
         pieces = pair.fill((0,))
         assert pair.write(1, (0,), pieces) is None
         pair.expect(pieces)
@@ -335,7 +336,7 @@ class TransportConformance(ABC):
         other = TransportPair(self.make_transport, shared=self.shared_region)
         try:
             pair.sender.transport.connect(other.handle)
-            other.receiver.transport.reach(pair.sender.transport.address)
+            other.receiver.transport.connect_to_sender(pair.sender.transport.address)
             for region, blocks in ((pair, (1,)), (other, (2,))):
                 region.admit(1, blocks)
                 pieces = region.fill(blocks)

@@ -6,7 +6,7 @@ write lands as many bytes at a time as it is told to, and may land after its wri
 
 The memory is hostile unless it is ``gated``: closing blocks does not stop a write to them, as with a network card that
 has the memory key. The only thing that stops one is a revocation, and that takes effect when the test says so.
-:mod:`embferry.disaggregation.protocol` must keep data safe on these terms.
+:mod:`embferry.protocol` must keep data safe on these terms.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ..disaggregation.base.conn_multimodal import Event, LinkLost, Piece, Revoked, Transport, Window, Written
-from ..disaggregation.buffers import MultimodalDataBuffers, source_pieces
-from ..disaggregation.protocol.errors import TransportError
-from ..disaggregation.protocol.layout import Field, Geometry, Layout
+from embferry.memory.buffers import MultimodalDataBuffers, source_pieces
+from embferry.protocol.errors import TransportError
+from embferry.protocol.layout import Field, Geometry, Layout
+from embferry.transports.contract import Event, LinkLost, Piece, Revoked, Transport, Window, Written
 
 __all__ = [
     "CANARY",
@@ -118,7 +118,7 @@ class TransportPair:
         self.receiver, self.sender = Endpoint(make), Endpoint(make)
         self.handle = self.receiver.transport.register(self.region)
         self.sender.transport.connect(self.handle)
-        self.receiver.transport.reach(self.sender.transport.address)
+        self.receiver.transport.connect_to_sender(self.sender.transport.address)
         self._tickets = iter(range(1, 1 << 30))
 
     def close(self) -> None:

@@ -8,18 +8,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from embferry.disaggregation.base.conn_multimodal import KVPoll
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager, EmbeddingReceiver, GatherSink
-from embferry.disaggregation.protocol.errors import (
-    EmbeddingTransferError,
-    IntegrityError,
-    PeerGone,
-    RemoteProtocolError,
-)
+from embferry import EmbeddingReceiver, GatherSink, ReceiveManager
+from embferry.protocol.errors import EmbeddingTransferError, IntegrityError, PeerGone, RemoteProtocolError
+from embferry.protocol.states import KVPoll
 
 from .coordinates import Coordinates, digest_of
 from .router import Router
-from .shared import Rows, SharedRows
+from .shared import Fields, SharedRows
 from .tally import Tally
 
 log = logging.getLogger(__name__)
@@ -39,7 +34,7 @@ class Arrival:
     def __init__(
         self,
         where: Coordinates,
-        manager: EmbeddingReceiveManager,
+        manager: ReceiveManager,
         router: Router | None,
         ranks: int,
         tally: Tally,
@@ -106,12 +101,12 @@ class Arrival:
     def _open(self, endpoint: str) -> None:
         timeout = None if self._router is None else self._router.wait_s
         sink = GatherSink(make=self._make)
-        receiver = self._manager.open(self.where.room, endpoint, sink, replacement_timeout=timeout)
+        receiver = self._manager.open(self.where.room, endpoint, sink, failover_timeout=timeout)
         receiver.on_change(lambda: self._changed(receiver))
         self._receiver = receiver
         receiver.init()
 
-    def _make(self, tokens: int) -> dict[str, Rows]:
+    def _make(self, tokens: int) -> dict[str, Fields]:
         if tokens != self.where.tokens:
             return {}  # refused by the sink; poll() says why
         if self.shared is None:

@@ -1,26 +1,17 @@
-"""What stands in ``ec_connector_extra_config``, and the roads that are made from it."""
+"""What stands in ``ec_connector_extra_config``, and the transports that are made from it."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from embferry.disaggregation.base.conn_multimodal import Transport
-from embferry.disaggregation.protocol.errors import LocalProtocolError
-from embferry.disaggregation.protocol.settings import TransferSettings
-
-ROADS = {
-    "shm": ("embferry.disaggregation.shm.conn_multimodal", "ShmTransport", False),
-    "tcp": ("embferry.disaggregation.tcp.conn_multimodal", "TcpTransport", True),
-    "http": ("embferry.disaggregation.http.conn_multimodal", "HttpTransport", True),
-    "mooncake": ("embferry.disaggregation.mooncake.conn_multimodal", "MooncakeTransport", True),
-    "nixl": ("embferry.disaggregation.nixl.conn_multimodal", "NixlTransport", True),
-}
-"""Module, class, and whether it takes an address to listen on."""
+from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.settings import TransferSettings
+from embferry.transports.contract import Transport
+from embferry.transports.registry import TRANSPORTS
 
 MAX_BAD_CHUNKS = 4
 """In a row. With the pauses between them that is a second; longer than that nobody waits for one producer."""
@@ -50,7 +41,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long the producer keeps an embedding for a consumer that does not ask."""
     router: str | None = None
     """Consumer: base URL of the router, which is asked for another producer and told of failures."""
-    replacement_timeout: float = 5.0
+    failover_timeout: float = 5.0
     """Consumer: how long the router may take to have an embedding made again elsewhere."""
     encode_on_failure: bool = False
     """Consumer: an embedding that cannot be had is encoded here, if the request has its pixels."""
@@ -66,27 +57,30 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def receiving(self) -> TransferSettings:
         """A consumer's: what it asks for is ready, so whoever is silent has ended. One that
         speaks and sends nothing may be busy with others, for a while."""
-        patience = self.peer_timeout
+        retry_policy = self.peer_timeout
         return TransferSettings(
-            bootstrap_timeout=patience,
-            waiting_timeout=10 * patience,
-            transfer_timeout=10 * patience,
-            peer_timeout=patience,
-            drain_timeout=patience / 2,
+            bootstrap_timeout=retry_policy,
+            waiting_timeout=10 * retry_policy,
+            transfer_timeout=10 * retry_policy,
+            peer_timeout=retry_policy,
+            drain_timeout=retry_policy / 2,
             max_peer_losses=1,
             max_bad_chunks=MAX_BAD_CHUNKS,
         )
 
-    def roads(self) -> list[Transport]:
+    def make_transports(self) -> list[Transport]:
         """New transports, one for each name.
 
         :raises TransportError: the engine of one is not installed, or its address cannot be had.
         """
         made: list[Transport] = []
         for name in self.transports:
-            module, kind, listens = ROADS[name]
-            where = {"host": self.host, "advertise": self.advertise or self.host} if listens else {}
-            made.append(getattr(importlib.import_module(module), kind)(**where))
+            spec = TRANSPORTS[name]
+            where: dict[str, Any] = (
+                {"host": self.host, "advertise": self.advertise or self.host} if spec.listens else {}
+            )
+            make = spec.load()
+            made.append(make(**where))
         return made
 
 
@@ -97,7 +91,7 @@ POSITIVE = (
     "offered_bytes",
     "peer_timeout",
     "lease_timeout",
-    "replacement_timeout",
+    "failover_timeout",
 )
 
 
@@ -110,9 +104,9 @@ def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
         config = msgspec.convert(dict(extra), ConnectorConfig)
     except msgspec.ValidationError as error:
         raise _wrong(str(error)) from None
-    unknown = [name for name in config.transports if name not in ROADS]
+    unknown = [name for name in config.transports if name not in TRANSPORTS]
     if unknown or not config.transports:
-        raise _wrong(f"transports are some of {', '.join(ROADS)}, not {unknown}")
+        raise _wrong(f"transports are some of {', '.join(TRANSPORTS)}, not {unknown}")
     for name in POSITIVE:
         if not getattr(config, name) > 0:
             raise _wrong(f"{name} is greater than 0")

@@ -6,9 +6,9 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LayoutMismatch
-from embferry.disaggregation.protocol.layout import Geometry, Layout
+from embferry import ReceiveManager
+from embferry.protocol.errors import EmbeddingTransferError, LayoutMismatch
+from embferry.protocol.layout import Geometry, Layout
 
 from .arrival import Arrival
 from .config import ConnectorConfig
@@ -25,7 +25,7 @@ class Consumer:
         self, config: ConnectorConfig, tally: Tally | None = None, router: Router | None = None, ranks: int = 1
     ) -> None:
         self._config, self._tally, self._router, self._ranks = config, tally or Tally(), router, ranks
-        self._managers: dict[Layout, EmbeddingReceiveManager] = {}
+        self._managers: dict[Layout, ReceiveManager] = {}
         self._arrivals: OrderedDict[str, Arrival] = OrderedDict()
         self._news = threading.Event()
         self._tally.gauge("kept_bytes", self._kept_bytes)
@@ -106,12 +106,12 @@ class Consumer:
     def _drop(self, mm_hash: str, outcome: str) -> None:
         self._arrivals.pop(mm_hash).close(outcome)
 
-    def _manager(self, layout: Layout) -> EmbeddingReceiveManager:
+    def _manager(self, layout: Layout) -> ReceiveManager:
         manager = self._managers.get(layout)
         if manager is None:
             config = self._config
             geometry = Geometry(layout, config.num_blocks, config.block_size)
-            manager = self._managers[layout] = EmbeddingReceiveManager(
-                geometry, config.roads(), name="vllm", settings=config.receiving
+            manager = self._managers[layout] = ReceiveManager(
+                geometry, config.make_transports(), name="vllm", settings=config.receiving
             )
         return manager

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LayoutMismatch, RemoteProtocolError
-from embferry.disaggregation.protocol.layout import ITEM_BYTES, Field, Layout
+from embferry.protocol.errors import EmbeddingTransferError, LayoutMismatch, RemoteProtocolError
+from embferry.protocol.layout import ITEM_BYTES, Field, Layout
 
 KEY = "embferry"
 """Of the entry for an item in ``ec_transfer_params``: beside what vLLM itself puts there."""

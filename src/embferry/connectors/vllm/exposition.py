@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.protocol.errors import LocalProtocolError, TransportError
 
 from .tally import BUCKETS, COUNTERS, GAUGES, PREFIX, SECONDS, Tally
 

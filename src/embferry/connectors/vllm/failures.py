@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError
+from embferry.protocol.errors import EmbeddingTransferError
 
 from .router import Router
 from .tally import Tally

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from embferry.disaggregation.protocol.errors import CapacityError
+from embferry.protocol.errors import CapacityError
 
 from .shelf import Kept
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from embferry.disaggregation.base.conn_multimodal import KVPoll
-from embferry.disaggregation.common.conn_multimodal import EmbeddingSender, EmbeddingSendManager, rows_of
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, PeerGone
-from embferry.disaggregation.protocol.layout import Layout
+from embferry import EmbeddingSender, SendManager, as_fields
+from embferry.protocol.errors import EmbeddingTransferError, PeerGone
+from embferry.protocol.layout import Layout
+from embferry.protocol.states import KVPoll
 
 from .config import ConnectorConfig
 from .coordinates import Coordinates, layout_of
@@ -27,7 +27,7 @@ class Producer:
 
     def __init__(self, config: ConnectorConfig, name: str, tally: Tally) -> None:
         self._config, self._tally = config, tally
-        self._managers: dict[Layout, EmbeddingSendManager] = {}
+        self._managers: dict[Layout, SendManager] = {}
         self._needs: dict[str, frozenset[str]] = {}  # by request
         self._rooms: dict[int, tuple[EmbeddingSender, Coordinates]] = {}
         self.shelf = Shelf(name, config.cache_bytes, tally)
@@ -93,7 +93,7 @@ class Producer:
         self._rooms[room] = (sender, where)
         sender.on_change(lambda: self._changed(sender, kept))
         sender.init(tokens, item.digest)
-        sender.send_embedding(rows_of({"input_embeddings": kept.rows}))
+        sender.send_embedding(as_fields({"input_embeddings": kept.rows}))
         return where
 
     def _changed(self, sender: EmbeddingSender, kept: Kept) -> None:
@@ -106,11 +106,11 @@ class Producer:
             self._tally.add("offers_ended", label=ENDED[sender.machine.poll()])
         self.offers.end(kept, sender.room)
 
-    def _manager(self, layout: Layout) -> EmbeddingSendManager:
+    def _manager(self, layout: Layout) -> SendManager:
         manager = self._managers.get(layout)
         if manager is None:
             config = self._config
-            manager = self._managers[layout] = EmbeddingSendManager(
-                layout, config.roads(), host=config.host, advertise=config.advertise, settings=config.sending
+            manager = self._managers[layout] = SendManager(
+                layout, config.make_transports(), host=config.host, advertise=config.advertise, settings=config.sending
             )
         return manager

@@ -13,12 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from embferry.disaggregation.protocol.errors import (
-    EmbeddingTransferError,
-    PeerGone,
-    RemoteProtocolError,
-    TransportError,
-)
+from embferry.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError, TransportError
 
 from .config import check_router
 from .coordinates import KEY, Coordinates, coordinates_in

@@ -10,7 +10,7 @@ from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorMetadata
 from vllm.distributed.ec_transfer.ec_connector.utils import PlaceholderMetadataResolver, collect_ec_item_metadata
 from vllm.v1.request import RequestStatus
 
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError
+from embferry.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError
 
 from .config import ConnectorConfig
 from .consumer import Consumer
@@ -56,13 +56,13 @@ class SchedulerSide:
         self._dtype = str(model.dtype).removeprefix("torch.")
         self._hidden = model.get_inputs_embeds_size()
         self._metadata = PlaceholderMetadataResolver(model)
-        for road in config.roads():  # one that cannot be had ends the start, not a request
-            road.close()
+        for transport in config.make_transports():  # one that cannot be had ends the start, not a request
+            transport.close()
         self.tally = Tally()
         port = config.metrics_port
         rank = vllm_config.parallel_config.data_parallel_rank
         self._exposition = None if port is None else Exposition(self.tally, config.host, port and port + rank)
-        self._router = None if config.router is None else Router(config.router, config.replacement_timeout)
+        self._router = None if config.router is None else Router(config.router, config.failover_timeout)
         self._producer = Producer(config, name, self.tally) if transfer.is_ec_producer else None
         self._consumer = Consumer(config, self.tally, self._router, ranks) if transfer.is_ec_consumer else None
         self._encode_on_failure = config.encode_on_failure

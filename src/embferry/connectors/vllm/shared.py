@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[np.uint8]
+Fields = npt.NDArray[np.uint8]
 Marks = npt.NDArray[np.uint64]
 
 MARK_BYTES = 8
@@ -41,7 +41,7 @@ class Place(msgspec.Struct, frozen=True):
 class Mapped(NamedTuple):
     """The memory of a place, in this process."""
 
-    rows: Rows
+    rows: Fields
     marks: Marks
 
 
@@ -107,7 +107,7 @@ def _open(place: Place) -> int:
     return os.open(f"/proc/{place.pid}/fd/{place.fd}", os.O_RDWR | os.O_CLOEXEC)
 
 
-def _map(fd: int, place: Place) -> tuple[Rows, Marks]:
+def _map(fd: int, place: Place) -> tuple[Fields, Marks]:
     memory = mmap.mmap(fd, place.marks_at + place.ranks * MARK_BYTES)
     rows = np.frombuffer(memory, np.uint8, place.tokens * place.token_bytes)
     marks = np.frombuffer(memory, np.uint64, place.ranks, place.marks_at)

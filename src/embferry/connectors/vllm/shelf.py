@@ -15,9 +15,9 @@ from collections.abc import Iterable
 import msgspec
 import zmq
 
-from embferry.disaggregation.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError
 
-from .shared import Place, Rows, SharedRows
+from .shared import Fields, Place, SharedRows
 from .tally import Tally
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Kept:
         self.is_new = item.encoded  # and has not been offered yet
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> Fields:
         return self.shared.rows
 
     @property

@@ -24,7 +24,7 @@ COUNTERS = {
     "replacements": Metric("Answers of the router that was asked for another producer", "outcome"),
     "tokens": Metric("Tokens of embeddings that have arrived whole"),
     "embedding_bytes": Metric("Bytes of embeddings that have arrived whole"),
-    "wire_bytes": Metric("Bytes of embeddings that came over a road and were looked at"),
+    "wire_bytes": Metric("Bytes of embeddings that came over a transport and were looked at"),
     "bytes_sent_twice": Metric("Of those, the bytes that were damaged or came again"),
     "failures": Metric("Embeddings that could not be had, by the reason's code", "code"),
     "requests_failed": Metric("Requests that failed because an embedding could not be had"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from embferry.disaggregation.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError
 
 from .coordinates import digest_of
 from .loads import Load

@@ -3,7 +3,7 @@
 Token after token, of each its fields in the order of the layout, so that token ``t`` begins at byte ``t`` ×
 ``Embferry-Token-Bytes`` and a download can be resumed at any token (or byte). The entity-tag is the digest of the
 content, and known before the embedding is: whoever has a part of it can tell whether it is still the same. What
-statuses and ranges mean: :mod:`embferry.disaggregation.http.resource`.
+statuses and ranges mean: :mod:`embferry.transports.http.resource`.
 
 The bytes go out as they are made. Asking for them is reason enough to make them; whether a language worker asks for the
 transfer beside that makes no difference. The room ends as ever: delivered to one, unclaimed, or aborted (``DELETE``).
@@ -24,16 +24,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingSender, Rows
-from embferry.disaggregation.http import resource
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LeaseExpired
-from embferry.disaggregation.protocol.layout import Layout
-from embferry.disaggregation.protocol.states import KVPoll
+from embferry.protocol.errors import EmbeddingTransferError, LeaseExpired
+from embferry.protocol.layout import Layout
+from embferry.protocol.states import KVPoll
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.errors import ServeError
 from embferry.serve.worker.errors import error_response
 from embferry.serve.worker.http import disconnected
+from embferry.transfer.fields import Fields
+from embferry.transfer.send_manager import EmbeddingSender
+from embferry.transports.http import resource
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class _Bytes:
         self.length = self.total_tokens * self.token_bytes
         self._sender = sender
         self._wait_seconds = wait_seconds
-        self._rows: Rows = {}
+        self._rows: Fields = {}
         self._ready = 0
 
     def ready_tokens(self) -> int:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingSender, Rows
 from embferry.engine.cache import Lease
 from embferry.engine.embedding import FieldSpec
 from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import stream_digest
+from embferry.transfer.fields import Fields
+from embferry.transfer.send_manager import EmbeddingSender
 
 
 class Room:
@@ -35,7 +36,7 @@ class Room:
         self.claimed = False
         self.sender: EmbeddingSender | None = None
         self.waiting: deque[PreparedItem] = deque()
-        self.made: tuple[Rows, int] = ({}, 0)
+        self.made: tuple[Fields, int] = ({}, 0)
         self.total_tokens = 0
         self.ready_tokens = 0
         self.digest = b""
@@ -54,7 +55,7 @@ class Room:
         self.digest = stream_digest([item.digest for item in items])
         self._whole = len(items) == 1
 
-    def add(self, lease: Lease, fields: Sequence[FieldSpec]) -> Rows:
+    def add(self, lease: Lease, fields: Sequence[FieldSpec]) -> Fields:
         """Takes in the embedding of the next item; answers all rows, of which ``ready_tokens`` are there now.
 
         A single item is sent from where it lies in the cache, and its lease held until :meth:`release`. Several are

@@ -18,25 +18,25 @@ from collections.abc import Sequence
 import torch
 from prometheus_client import CollectorRegistry
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingSendManager
 from embferry.disaggregation.multimodal_embedding import (
     EmbeddingTransferError,
     MultimodalEmbeddingBootstrapQueue,
     MultimodalEmbeddingInflightQueue,
     MultimodalEmbeddingRequest,
 )
-from embferry.disaggregation.protocol.errors import Aborted, CapacityError, PeerGone
-from embferry.disaggregation.protocol.states import KVPoll
 from embferry.engine.cache import EmbeddingCache
 from embferry.engine.embedding import Embedding
 from embferry.engine.encoder import Encoder
 from embferry.engine.media import PreparedItem
+from embferry.protocol.errors import Aborted, CapacityError, PeerGone
+from embferry.protocol.states import KVPoll
 from embferry.serve.config import Settings
 from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.encode.prepare import prepare
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.wire import EncodeRequest
 from embferry.serve.errors import ServeError
+from embferry.transfer.send_manager import SendManager
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class EncodeService:
     """Owns the manager. One lock guards rooms and queues; it may be held while the manager's is taken, never the other
     way round, so what the manager calls back only sets an event."""
 
-    def __init__(self, encoder: Encoder, manager: EmbeddingSendManager, settings: Settings) -> None:
+    def __init__(self, encoder: Encoder, manager: SendManager, settings: Settings) -> None:
         self.encoder = encoder
         self.manager = manager
         self.settings = settings

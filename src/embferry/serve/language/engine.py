@@ -9,24 +9,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager
 from embferry.disaggregation.multimodal_language import (
     EmbeddingTransferError,
     MultimodalLanguagePreallocQueue,
     MultimodalLanguageRequest,
     MultimodalLanguageTransferQueue,
 )
-from embferry.disaggregation.protocol.errors import Aborted, PeerGone
 from embferry.engine.errors import ParameterError, PromptTooLong
 from embferry.engine.language import LanguageModel
 from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output, Request, Scheduler
+from embferry.protocol.errors import Aborted, PeerGone
 from embferry.serve.config import Settings
 from embferry.serve.language.job import Accepted, Job, end_event, token_event
 from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.source import TransferSource
 from embferry.serve.language.wire import GenerateRequest
 from embferry.serve.worker.errors import as_serve_error
+from embferry.transfer.receive_manager import ReceiveManager
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Engine:
     """Used from one thread. ``changed`` may be called from any."""
 
     def __init__(
-        self, model: LanguageModel, manager: EmbeddingReceiveManager, settings: Settings, metrics: LanguageMetrics
+        self, model: LanguageModel, manager: ReceiveManager, settings: Settings, metrics: LanguageMetrics
     ) -> None:
         self.model = model
         self.manager = manager

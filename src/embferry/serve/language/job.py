@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiver
 from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output
 from embferry.serve.errors import ServeError
 from embferry.serve.language.wire import GenerateRequest
+from embferry.transfer.receive_handle import EmbeddingReceiver
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Job:
             "initial": min(1, receiver.transfers),
             "resumed": max(0, receiver.transfers - 1),
             "bytes": tokens * receiver.manager.geometry.layout.token_bytes,
-            "transport": receiver.machine.road,
+            "transport": receiver.machine.transport,
         }
 
     def timing(self) -> dict[str, float]:

@@ -11,9 +11,8 @@ from collections.abc import Callable
 import torch
 from prometheus_client import CollectorRegistry
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager
-from embferry.disaggregation.protocol.errors import CapacityError, LocalProtocolError, PeerGone
 from embferry.engine.language import LanguageModel
+from embferry.protocol.errors import CapacityError, LocalProtocolError, PeerGone
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.language.engine import Engine
@@ -21,6 +20,7 @@ from embferry.serve.language.job import Event, Job
 from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.wire import GenerateRequest
 from embferry.serve.worker.errors import as_serve_error
+from embferry.transfer.receive_manager import ReceiveManager
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class LanguageService:
     What the manager calls back only sets an event: its lock is held then.
     """
 
-    def __init__(self, model: LanguageModel, manager: EmbeddingReceiveManager, settings: Settings) -> None:
+    def __init__(self, model: LanguageModel, manager: ReceiveManager, settings: Settings) -> None:
         self.manager = manager
         self.settings = settings
         self.metrics = LanguageMetrics(self._states, self._pool_states)

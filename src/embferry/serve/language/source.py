@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiver
-from embferry.disaggregation.protocol.errors import IntegrityError
 from embferry.engine.embedding import FieldSpec, from_bytes
+from embferry.protocol.errors import IntegrityError
+from embferry.transfer.receive_handle import EmbeddingReceiver
 
 
 class TransferSource:

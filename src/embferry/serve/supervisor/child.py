@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from embferry.disaggregation.bootstrap import BootstrapServer
+from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.observe.logs import configure
 from embferry.serve.config import Settings
 from embferry.serve.supervisor.handover import read_line, unpack

@@ -10,13 +10,13 @@ import time
 from embferry.serve.config import Settings
 from embferry.serve.supervisor.cluster import LocalCluster
 from embferry.serve.supervisor.slot import ClusterError
-from embferry.serve.worker.roads import unusable
+from embferry.serve.worker.transports import unusable
 
 
 def run(settings: Settings) -> None:
     """Starts everything and serves until SIGINT or SIGTERM; a second one kills what has not ended by then.
 
-    Exits with status 1 if it cannot be brought up, with status 2 if the settings ask for a road that cannot be had.
+    Exits with status 1 if it cannot be brought up, with status 2 if the settings ask for a transport that cannot be had.
     """
     if problems := unusable(settings):
         print(*(f"embferry: {problem}" for problem in problems), sep="\n", file=sys.stderr)

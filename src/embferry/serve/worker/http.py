@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive
 
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError
 from embferry.engine.errors import EngineError
 from embferry.observe.metrics import CONTENT_TYPE
+from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.errors import ServeError
 from embferry.serve.worker.errors import as_serve_error, error_response
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.types import ASGIApp
 
-from embferry.disaggregation.bootstrap_client import BootstrapClient, LeaseKeeper
-from embferry.disaggregation.leases import Role, Worker
+from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
+from embferry.discovery.leases import Role, Worker
 from embferry.serve.config import Settings
 from embferry.serve.worker.address import address_of, url_of
 from embferry.serve.worker.http import Service

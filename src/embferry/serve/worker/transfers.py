@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from embferry.disaggregation.protocol.layout import Field, Layout
-from embferry.disaggregation.protocol.settings import TransferSettings
 from embferry.engine.embedding import FieldSpec
+from embferry.protocol.layout import Field, Layout
+from embferry.protocol.settings import TransferSettings
 from embferry.serve.config import Settings
 
 FIRST_RETRY_SECONDS = 0.1

@@ -1,0 +1,262 @@
+"""The memory embeddings arrive in: one region, the fields of a token one after another, blocks as rows.
+
+What arrives is used in one of three ways: handed on chunk by chunk (``chunk``), gathered once into a tensor of the
+final length (``gather_into``), or used where it lies when its blocks are adjacent (``in_place``). The sending side
+needs no region: :func:`source_pieces` points into the tensor itself.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.layout import Geometry, merged
+
+from .memfd import sealed_memfd
+
+__all__ = ["AUX_WIDTH", "MultimodalDataBuffers", "checksum", "source_pieces"]
+
+AUX_WIDTH = 16
+"""int32 values a block in ``aux_datas``: [0] the embedding's total tokens, [1] its mrope position delta."""
+
+PASS_BYTES = 1 << 20
+"""So much is checksummed, then copied, at a time: it fits the cache."""
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Contiguous bytes to write at ``offset`` of a peer's region.
+
+    Attributes:
+        source: The bytes, in the writer's memory.
+        offset: Byte offset in the region of the receiver.
+    """
+
+    source: memoryview
+    offset: int
+
+
+class MultimodalDataBuffers:
+    """A region of ``geometry.num_blocks`` blocks, which fulfils ``Region``: register it with a transport.
+
+    :param shared: a sealed memfd, which the ``shm`` transport needs; nothing of it remains even after SIGKILL. Else
+        private memory.
+
+    Arrays and memory views handed out stay valid after :meth:`close`: the memory goes with the last of them.
+    """
+
+    def __init__(self, geometry: Geometry, *, shared: bool) -> None:
+        geometry.validate()
+        self.geometry = geometry
+        size = geometry.region_bytes
+        self._fd = sealed_memfd("embferry-region", size) if shared else None
+        if self._fd is None:
+            self._map: mmap.mmap | None = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._map.madvise(mmap.MADV_HUGEPAGE)  # nearly half the time, where a kernel copies from process to process
+        else:
+            self._map = mmap.mmap(self._fd, size)
+        # Not part of the region: the receiver fills it from the offer.
+        self.aux_datas: npt.NDArray[np.int32] = np.zeros((geometry.num_blocks, AUX_WIDTH), np.int32)
+
+    # Region
+
+    @property
+    def view(self) -> memoryview:
+        return memoryview(self._mapped())
+
+    @property
+    def fd(self) -> int | None:
+        return self._fd
+
+    @property
+    def num_blocks(self) -> int:
+        return self.geometry.num_blocks
+
+    @property
+    def rows(self) -> tuple[tuple[int, int], ...]:
+        size = self.geometry.block_size
+        fields = zip(self.geometry.layout.fields, self.geometry.field_offsets, strict=True)
+        return tuple((offset, field.token_bytes * size) for field, offset in fields)
+
+    # Fields
+
+    def field(self, name: str) -> Bytes:
+        """uint8 ``[num_blocks, block_size * token_bytes]``, a view.
+
+        :raises LocalProtocolError: the layout has no such field."""
+        for field, (offset, row) in zip(self.geometry.layout.fields, self.rows, strict=True):
+            if field.name == name:
+                return self._bytes()[offset : offset + row * self.num_blocks].reshape(self.num_blocks, row)
+        raise LocalProtocolError(
+            f"the layout has no field {name}; it has {[f.name for f in self.geometry.layout.fields]}"
+        )
+
+    @property
+    def input_embeddings(self) -> Bytes:
+        return self.field("input_embeddings")
+
+    @property
+    def fill_ids(self) -> Bytes:
+        return self.field("fill_ids")
+
+    @property
+    def mrope_positions(self) -> Bytes:
+        return self.field("mrope_positions")
+
+    @property
+    def deepstack_embeddings(self) -> Bytes | None:
+        """None when the layout has none: only some models inject vision features into deeper layers."""
+        names = [field.name for field in self.geometry.layout.fields]
+        return self.field("deepstack_embeddings") if "deepstack_embeddings" in names else None
+
+    def bytes(self, offset: int, length: int) -> Bytes:
+        """So many bytes from ``offset`` of the region on, uint8, a view."""
+        return self._bytes()[offset : offset + length]
+
+    # What has arrived. In all of these, tokens are counted from ``skip`` tokens into ``blocks``.
+
+    def chunk(self, blocks: Sequence[int], skip: int, tokens: int) -> list[tuple[int, memoryview]]:
+        """``(field index, bytes)`` of ``tokens`` tokens in checksum order: field by field, tokens ascending."""
+        view = self.view
+        spans = self.geometry.spans(tuple(blocks), skip, tokens)
+        return [(index, view[offset : offset + length]) for index, _, offset, length in spans]
+
+    def gather_into(
+        self,
+        blocks: Sequence[int],
+        skip: int,
+        tokens: int,
+        out: Mapping[str, Bytes],
+        at: int,
+        *,
+        digest: bool = False,
+    ) -> int | None:
+        """Copies ``tokens`` tokens to ``out[field name]`` (uint8 ``[total, token_bytes]``) from token ``at`` on.
+
+        One copy, the only one. A field that ``out`` lacks is left where it is.
+
+        :param digest: answer :func:`checksum` of what was copied, taken on the way; every field must then be copied."""
+        passes = self.gathering(blocks, skip, tokens, out, at, digest=digest)
+        while True:
+            try:
+                next(passes)
+            except StopIteration as end:
+                return cast("int | None", end.value)
+
+    def gathering(
+        self, blocks: Sequence[int], skip: int, tokens: int, out: Mapping[str, Bytes], at: int, *, digest: bool
+    ) -> Generator[None, None, int | None]:
+        """:meth:`gather_into` as a generator that pauses after each pass, of :data:`PASS_BYTES` at most."""
+        region, fields = self._bytes(), self.geometry.layout.fields
+        for field in fields:
+            if field.name in out:
+                _check_field(out[field.name], field.name, field.token_bytes, at, tokens)
+        hashed = xxhash.xxh3_64() if digest else None
+        for index, token, offset, length in self.geometry.spans(tuple(blocks), skip, tokens):
+            field = fields[index]
+            if field.name not in out:
+                continue
+            flat = out[field.name].reshape(-1)
+            start = (at + token) * field.token_bytes
+            for step in range(0, length, PASS_BYTES):
+                count = min(PASS_BYTES, length - step)
+                part = region[offset + step : offset + step + count]
+                if hashed is not None:
+                    hashed.update(part.data)  # and then copied from the cache
+                flat[start + step : start + step + count] = part
+                yield
+        return None if hashed is None else int(hashed.intdigest())
+
+    def in_place(self, blocks: Sequence[int], tokens: int) -> dict[str, Bytes] | None:
+        """The first ``tokens`` tokens of ``blocks``, uint8 ``[tokens, token_bytes]`` a field, where they lie.
+
+        None when the blocks are not adjacent. Valid until the blocks are given to another writer."""
+        if len(list(merged(tuple(blocks)))) != 1:
+            return None
+        region, fields = self._bytes(), self.geometry.layout.fields
+        return {
+            fields[index].name: region[offset : offset + length].reshape(tokens, -1)
+            for index, _, offset, length in self.geometry.spans(tuple(blocks), 0, tokens)
+        }
+
+    def close(self) -> None:
+        """Gives the memory back. Idempotent; close the transport that it is registered with first."""
+        mapped, self._map = self._map, None
+        if mapped is None:
+            return
+        try:
+            mapped.close()
+        except BufferError:
+            # Somebody still holds a view. The mapping's owner is now that view alone, and it is unmapped with it.
+            del mapped
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _mapped(self) -> mmap.mmap:
+        if self._map is None:
+            raise LocalProtocolError("the buffers are closed; keep them open as long as a transfer uses them")
+        return self._map
+
+    def _bytes(self) -> Bytes:
+        return np.frombuffer(self._mapped(), np.uint8)
+
+
+def checksum(views: Iterable[memoryview]) -> int:
+    """xxh3_64 over the bytes of ``views`` one after another.
+
+    Sender and receiver both pass a chunk's bytes field by field, tokens ascending, so the digest does not depend on how
+    the blocks are scattered: ``checksum(piece.source for piece in source_pieces(...))`` on one side equals
+    ``checksum(view for _, view in buffers.chunk(...))`` on the other.
+    """
+    digest = xxhash.xxh3_64()
+    for view in views:
+        digest.update(view)
+    return int(digest.intdigest())
+
+
+def source_pieces(
+    geometry: Geometry, fields: Mapping[str, Bytes], offset: int, tokens: int, blocks: Sequence[int], skip: int
+) -> list[Piece]:
+    """What to write so that tokens ``[offset, offset + tokens)`` land ``skip`` tokens into ``blocks``, without a copy.
+
+    :param geometry: the receiver's.
+    :param fields: uint8 ``[total, token_bytes]``, C-contiguous, for each field of the layout.
+    :raises LocalProtocolError: a field is missing, or its shape or its length does not fit.
+    """
+    flat: list[tuple[memoryview, int]] = []
+    for field in geometry.layout.fields:
+        if field.name not in fields:
+            raise LocalProtocolError(f"the embedding lacks the field {field}, which the receiver's layout has")
+        array = fields[field.name]
+        _check_field(array, field.name, field.token_bytes, offset, tokens)
+        flat.append((array.data.cast("B") if array.size else memoryview(b""), field.token_bytes))
+    pieces = []
+    for index, token, at, length in geometry.spans(tuple(blocks), skip, tokens):
+        source, token_bytes = flat[index]
+        start = (offset + token) * token_bytes
+        pieces.append(Piece(source[start : start + length], at))
+    return pieces
+
+
+def _check_field(array: Bytes, name: str, token_bytes: int, start: int, tokens: int) -> None:
+    if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] != token_bytes:
+        raise LocalProtocolError(
+            f"field {name} is {array.dtype}{list(array.shape)}; pass its bytes, uint8 [tokens, {token_bytes}]"
+        )
+    if not array.flags.c_contiguous:
+        raise LocalProtocolError(f"field {name} is not contiguous; make it so once, not at each write")
+    if start < 0 or tokens < 0 or start + tokens > len(array):
+        raise LocalProtocolError(
+            f"tokens [{start}, {start + tokens}) are outside of field {name}'s {len(array)} tokens"
+        )

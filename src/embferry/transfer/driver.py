@@ -1,0 +1,193 @@
+"""The one thread that drives all transfers of a manager, and its control sockets.
+
+Only this thread touches ZeroMQ sockets. Whoever else has something to send puts it in a queue and wakes the thread;
+so public methods never block on the network. The machines are guarded by one lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+
+import zmq
+
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, TransportError
+from embferry.protocol.messages import MAX_FRAME_BYTES, VERSION, Body, Frame, decode, encode
+
+log = logging.getLogger(__name__)
+
+HIGH_WATER = 65536  # messages queued for one peer; beyond, messages are dropped and repeated later
+BATCH = 256  # messages taken in before timers and writes get their turn
+IDLE_SECONDS = 60.0
+LINGER_MS = 200  # so that the last abort still leaves
+
+
+class Driver(ABC):
+    """Runs :meth:`advance` whenever a message, a transport event or a time-out is due."""
+
+    def __init__(self, name: str) -> None:
+        self.lock = threading.RLock()
+        self.dropped_messages = 0
+        self.fault: Exception | None = None
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._outbox: deque[tuple[object, bytes]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        self._closing = self._woken = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    # For subclasses
+
+    @abstractmethod
+    def advance(self, now: float) -> float | None:
+        """Takes in transport events, lets time pass, runs commands. Answers when it is due again. The lock is held."""
+
+    @abstractmethod
+    def take(self, peer: object, frame: Frame, now: float) -> None:
+        """A control message from ``peer``. The lock is held."""
+
+    @abstractmethod
+    def _sockets(self) -> list[zmq.Socket[bytes]]:
+        """All sockets, for closing."""
+
+    @abstractmethod
+    def _receive_from(self, socket: zmq.Socket[bytes]) -> tuple[object, bytes]:
+        """One message without blocking: (peer, bytes)."""
+
+    @abstractmethod
+    def _send_to(self, peer: object, data: bytes) -> None:
+        """Sends without blocking; raises ``zmq.Again`` when it cannot."""
+
+    def send(self, peer: object, source: int, target: int, body: Body) -> None:
+        """Queues a control message."""
+        self._outbox.append((peer, encode(Frame(VERSION, source, target, body))))
+
+    def wake(self) -> None:
+        """Makes the thread look around. Any thread; never blocks."""
+        if not self._closing and not self._woken:
+            self._woken = True  # until the thread looks; setting it twice does no harm
+            os.eventfd_write(self._wake_fd, 1)
+
+    @staticmethod
+    def now() -> float:
+        """The clock of all machines, seconds."""
+        return time.monotonic()
+
+    def socket(self, kind: int) -> zmq.Socket[bytes]:
+        """A socket that hardly lingers, neither takes in long messages, nor queues without bound."""
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.LINGER, LINGER_MS)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
+        self._poller.register(socket, zmq.POLLIN)
+        return socket
+
+    def drop_socket(self, socket: zmq.Socket[bytes]) -> None:
+        """Closes one; what it has queued still leaves, if that is soon. This thread only."""
+        self._poller.unregister(socket)
+        socket.close()
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises :class:`LocalProtocolError` when transfers cannot go on here: closed, or stopped by a bug of ours."""
+        if self.fault is not None:
+            raise LocalProtocolError(f"the transfer thread has stopped: {self.fault!r}; restart this worker")
+        if self._closing:
+            raise LocalProtocolError("this manager is closed")
+
+    def collapsed(self) -> None:  # noqa: B027  (a hook: most have nobody to tell)
+        """The thread has stopped by a bug of ours: tells whoever waits. The lock is held."""
+
+    def stop(self) -> None:
+        """Ends the thread and closes the sockets. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        os.eventfd_write(self._wake_fd, 1)
+        if self._thread.is_alive():
+            self._thread.join()
+        for socket in self._sockets():
+            socket.close()
+        self._context.term()
+        os.close(self._wake_fd)
+
+    def _run(self) -> None:
+        try:
+            due: float | None = None
+            while not self._closing:
+                due = self._turn(due)
+            self._flush()
+        except Exception as error:
+            log.critical("the transfer thread has stopped; this is a bug", exc_info=error)
+            with self.lock:
+                self.fault = error
+                self.collapsed()
+
+    def _turn(self, due: float | None) -> float | None:
+        wait = IDLE_SECONDS if due is None else min(max(0.0, due - self.now()), IDLE_SECONDS)
+        for source, _ in self._poller.poll(math.ceil(wait * 1000)):
+            if isinstance(source, zmq.Socket):
+                self._take_in(source)
+            else:
+                os.eventfd_read(self._wake_fd)
+                self._woken = False  # before anything is looked at: what comes later wakes again
+        with self.lock:
+            due = self.advance(self.now())
+        self._flush()
+        return due
+
+    def _take_in(self, socket: zmq.Socket[bytes]) -> None:
+        for _ in range(BATCH):
+            try:
+                peer, data = self._receive_from(socket)
+            except zmq.Again:
+                return
+            try:
+                frame = decode(data)
+                with self.lock:
+                    self.take(peer, frame, self.now())
+            except EmbeddingTransferError as error:
+                # a bad message is its sender's problem: it is dropped, named, and harms nobody else
+                log.warning("dropped a control message from %r: %s", peer, error)
+
+    def _flush(self) -> None:
+        while self._outbox:
+            peer, data = self._outbox.popleft()
+            try:
+                self._send_to(peer, data)
+            except zmq.ZMQError:
+                self.dropped_messages += 1  # it will be repeated: every question is, until it is answered
+
+
+def bind(socket: zmq.Socket[bytes], host: str, port: int) -> str:
+    """Binds to ``host:port`` (0: any free one); answers the endpoint that others connect to.
+
+    :raises TransportError: the address cannot be bound.
+    """
+    try:
+        socket.bind(f"tcp://{host}:{port or '*'}")
+    except zmq.ZMQError as error:
+        raise TransportError(f"cannot listen on {host}:{port}: {error}; choose another port or host") from None
+    return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+
+def check_endpoint(endpoint: str) -> str:
+    """An endpoint somebody gave us.
+
+    :raises LocalProtocolError: not of the form ``tcp://host:port``.
+    """
+    scheme, _, rest = endpoint.partition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise LocalProtocolError(f"{endpoint!r} is not a control endpoint; it looks like tcp://10.0.0.7:5555")
+    return endpoint

@@ -1,0 +1,1 @@
+"""Transports whose sender leases a window of blocks before it writes: NIXL and Mooncake."""

@@ -1,0 +1,116 @@
+"""The keeper's thread against a scripted client: no sockets."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from embferry.discovery.bootstrap_server import Lease, LeaseKeeper, Worker
+from embferry.protocol.errors import LocalProtocolError, TransportError
+
+WORKER = Worker(id="w1", role="encode")
+DEADLINE_S = 10.0
+
+
+class ScriptedClient:
+    """Answers a renewal with the next line of the script; the last line repeats."""
+
+    url = "http://scripted"
+
+    def __init__(self, *script: Lease | Exception) -> None:
+        self._script = list(script)
+        self._changed = threading.Condition()
+        self.renewed: list[Worker] = []
+        self.removed: list[str] = []
+        self.remove_error: Exception | None = None
+
+    def renew(self, worker: Worker) -> Lease:
+        with self._changed:
+            self.renewed.append(worker)
+            self._changed.notify_all()
+            line = self._script.pop(0) if len(self._script) > 1 else self._script[0]
+        if isinstance(line, Exception):
+            raise line
+        return line
+
+    def remove(self, worker_id: str) -> bool:
+        self.removed.append(worker_id)
+        if self.remove_error is not None:
+            raise self.remove_error
+        return True
+
+    def wait_for(self, renewals: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.renewed) >= renewals, DEADLINE_S)
+
+
+Start = Callable[..., LeaseKeeper]
+NEW, KNOWN = Lease(lease_seconds=0.03, new=True), Lease(lease_seconds=0.03, new=False)
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    monkeypatch.setattr("embferry.discovery.bootstrap_client.FIRST_RETRY_SECONDS", 0.01)
+    keepers: list[LeaseKeeper] = []
+
+    def begin(client: ScriptedClient, load: Callable[[], float] = lambda: 0.0) -> LeaseKeeper:
+        keeper = LeaseKeeper(client, WORKER, load)  # type: ignore[arg-type]  # a double, not a subclass
+        keepers.append(keeper)
+        keeper.start()
+        return keeper
+
+    yield begin
+    for keeper in keepers:
+        keeper.stop()
+
+
+def test_it_renews_again_and_again_with_the_load_of_the_moment(start):
+    loads = iter(range(1000))
+    client = ScriptedClient(NEW, KNOWN)
+    keeper = start(client, lambda: float(next(loads)))
+    client.wait_for(4)
+    assert keeper.wait_registered(DEADLINE_S)
+    keeper.stop()
+    assert [w.load for w in client.renewed[:4]] == [0, 1, 2, 3]
+    assert client.removed == ["w1"]
+
+
+def test_an_outage_is_survived_and_warned_of_once(start, caplog):
+    caplog.set_level(logging.INFO, "embferry.discovery.bootstrap_client")
+    away = TransportError("nobody there")
+    client = ScriptedClient(NEW, away, away, away, NEW, KNOWN)
+    start(client)
+    client.wait_for(6)
+    messages = [(r.levelname, r.getMessage()) for r in caplog.records]
+    assert [level for level, _ in messages].count("WARNING") == 1
+    assert ("INFO", "registered again with the bootstrap server at http://scripted") in messages
+
+
+@pytest.mark.parametrize("error", [TransportError("not yet"), LocalProtocolError("refused")])
+def test_a_server_that_comes_later_or_refuses_is_asked_again(start, error):
+    client = ScriptedClient(error, error, NEW)
+    keeper = start(client)
+    assert keeper.wait_registered(DEADLINE_S)
+
+
+def test_never_registered_means_nothing_to_remove(start):
+    client = ScriptedClient(TransportError("nobody there"))
+    keeper = start(client)
+    client.wait_for(2)
+    keeper.stop()
+    keeper.stop()
+    assert not keeper.wait_registered(0)
+    assert client.removed == []
+
+
+def test_stopping_does_not_wait_for_the_lease_and_outlives_a_failed_goodbye(start):
+    client = ScriptedClient(Lease(lease_seconds=3600, new=True))
+    client.remove_error = TransportError("gone already")
+    keeper = start(client)
+    assert keeper.wait_registered(DEADLINE_S)
+    keeper.stop()  # the test's time-out is far shorter than a third of an hour
+    assert client.removed == ["w1"]
+    assert not [t for t in threading.enumerate() if t.name == "lease w1"]

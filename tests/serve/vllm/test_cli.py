@@ -1,0 +1,71 @@
+"""``--engine`` and what goes with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from embferry.cli.main import app
+
+ROUTER = ("router", "--engine", "vllm", "--encode-urls", "http://a:1,http://b:1", "--language-urls", "http://c:1")
+SERVE = ("serve", "--engine", "vllm", "--model", "some/model")
+
+
+def called(*words: str) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr."""
+    outcome = CliRunner().invoke(app, list(words))
+    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    return outcome.exit_code, outcome.stdout, outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("router", "--engine", "vllm"), "--engine vllm needs --encode-urls"),
+        (("router", "--engine", "vllm", "--encode-urls", "http://a"), "--engine vllm needs --language-urls"),
+        (("router", "--engine", "other"), "Input should be 'embferry' or 'vllm'"),
+        (("router", "--encode-urls", "http://a"), "--encode-urls goes with --engine vllm"),
+        (("router", "--language-encodes"), "--language-encodes goes with --engine vllm"),
+        ((*ROUTER, "--served-model-name", "x"), "--served-model-name has no effect here"),
+        ((*ROUTER, "--bootstrap-url", "http://x"), "--bootstrap-url has no effect here"),
+        ((*ROUTER, "--media-max-pixels", "5"), "--media-max-pixels has no effect here"),
+        ((*ROUTER, "--encoders", "2"), "--encoders has no effect here"),
+        ((*ROUTER, "--connector", "mooncake"), "--connector mooncake needs --consumer-zmq"),
+        ((*ROUTER, "--consumer-zmq", "tcp://c:2"), "--consumer-zmq goes with --connector mooncake"),
+        ((*ROUTER[:4], "ftp://a", *ROUTER[5:]), "vllm-encode-urls: "),
+        (("serve", "--encoders", "2"), "--encoders goes with --engine vllm"),
+        (("serve", "--", "--dtype", "float32"), "arguments for vllm serve go with --engine vllm"),
+        ((*SERVE, "--encode-workers", "2"), "--serve-encode-workers has no effect here"),
+        ((*SERVE, "--transfer-num-blocks", "2"), "--transfer-num-blocks has no effect here"),
+        ((*SERVE, "--encode-urls", "http://a"), "--encode-urls has no effect here"),
+        ((*SERVE, "--connector", "example"), "--connector goes with embferry router"),
+        ((*SERVE, "--transports", "pigeon"), "unknown transport"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words: tuple[str, ...], why: str) -> None:
+    status, _, err = called(*words)
+    assert status == 2
+    assert why in err
+    assert "Traceback" not in err
+
+
+def test_help_names_the_settings_of_vllm() -> None:
+    _, out, _ = called("router", "--help")
+    for name in ("--engine", "--encode-urls", "--language-urls", "--connector", "--language-encodes"):
+        assert name in out
+    _, out, _ = called("serve", "--help")
+    assert "VLLM_ARGUMENTS" in out
+
+
+def test_the_router_loads_no_model_and_no_decoder() -> None:
+    code = (
+        "import sys, embferry.serve.vllm.server, embferry.serve.vllm.local\n"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'safetensors', 'av', 'PIL', 'jinja2', 'numpy', 'vllm'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
