@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from embferry.protocol.errors import LocalProtocolError
 from embferry.protocol.layout import Geometry, merged
 
 from .memfd import sealed_memfd
+from .piece import Piece
 
 __all__ = ["AUX_WIDTH", "MultimodalDataBuffers", "checksum", "source_pieces"]
 
@@ -31,19 +31,6 @@ PASS_BYTES = 1 << 20
 """So much is checksummed, then copied, at a time: it fits the cache."""
 
 Bytes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Contiguous bytes to write at ``offset`` of a peer's region.
-
-    Attributes:
-        source: The bytes, in the writer's memory.
-        offset: Byte offset in the region of the receiver.
-    """
-
-    source: memoryview
-    offset: int
 
 
 class MultimodalDataBuffers:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from embferry.memory.buffers import Piece
+from embferry.memory.piece import Piece
 from embferry.protocol.errors import TransportError
 
 __all__ = [

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:  # the settings of serve read this table, and start without numpy
-    from .contract import Transport
+from .contract import Transport
 
 
 class TransportSpec(NamedTuple):
