@@ -318,8 +318,8 @@ class World:
     def _execute_receiver(self, end: LanguageEnd, command: ReceiverCommand) -> None:
         match command:
             case Send(body, target):
-                if isinstance(body, Open) and body.opening != end.asked_for:
-                    end.asked_for, end.opened_at = body.opening, self.steps
+                if isinstance(body, Open) and body.generation != end.asked_for:
+                    end.asked_for, end.opened_at = body.generation, self.steps
                 self._send(LANGUAGE, end.endpoint, end.machine.session, target, body)
             case Admit(epoch, blocks, transport):
                 self.epochs[epoch], self.transport_of[epoch] = end, transport
