@@ -12,7 +12,7 @@ from embferry.engine.embedding import FieldSpec
 from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import stream_digest
 from embferry.transfer.fields import Fields
-from embferry.transfer.send_manager import EmbeddingSender
+from embferry.transfer.send_handle import EmbeddingSender
 
 
 class Room:
