@@ -189,7 +189,8 @@ class MultimodalDataBuffers:
     def in_place(self, blocks: Sequence[int], tokens: int) -> dict[str, Bytes] | None:
         """Returns views of the first ``tokens`` tokens of ``blocks``, uint8 ``[tokens, token_bytes]`` for each field.
 
-        None if the blocks are not adjacent. Valid until the blocks are granted to another writer."""
+        None if the blocks are not adjacent. Valid until the blocks are granted to another writer.
+        """
         if len(list(merged(tuple(blocks)))) != 1:
             return None
         region, fields = self._bytes(), self.geometry.layout.fields

@@ -14,7 +14,8 @@ def chunk_tokens(layout: Layout, chunk_bytes: int) -> int:
     """Returns the tokens of a chunk of about ``chunk_bytes``: a power of two, so that most block sizes divide it.
 
     Chunks end at multiples of this number where they can. The sender therefore knows the chunks in advance and can
-    take their checksums before they are requested."""
+    take their checksums before they are requested.
+    """
     return 1 << max(0, (chunk_bytes // layout.token_bytes).bit_length() - 1)
 
 

@@ -22,7 +22,8 @@ class Send:
 class Admit:
     """Let the peer write into ``blocks`` under ``epoch`` over ``transport``, where the peer is at ``address``.
 
-    Precedes the grant message."""
+    Precedes the grant message.
+    """
 
     epoch: int
     blocks: tuple[int, ...]
@@ -47,9 +48,11 @@ class Revoke:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Compare ``checksum`` with the bytes of tokens ``[offset, offset + length)``, which fill ``blocks`` from their
-    start; then call ``Receiver.verified_chunk``. A chunk without a checksum, which is possible only if the receiver
-    asked for none, matches."""
+    """Compare ``checksum`` with the bytes of a chunk; then call ``Receiver.verified_chunk``.
+
+    The chunk is tokens ``[offset, offset + length)``, which fill ``blocks`` from their start. A chunk without a checksum, which is possible only if the receiver
+    asked for none, matches.
+    """
 
     epoch: int
     offset: int
@@ -60,8 +63,10 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Tokens ``[offset, offset + length)`` are verified and lie in ``blocks``; call ``Receiver.consumed`` when the
-    blocks are no longer read. The pair (offset, length) is the ``chunk_info``."""
+    """Tokens ``[offset, offset + length)`` are verified and lie in ``blocks``.
+
+    Call ``Receiver.consumed`` when the blocks are no longer read. The pair (offset, length) is the ``chunk_info``.
+    """
 
     epoch: int
     offset: int
@@ -86,10 +91,13 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Write tokens ``[offset, offset + length)`` into ``blocks``, from the first one's start, of the region that
-    session ``target`` opened, over ``transport``; then call ``Sender.write_done`` or ``Sender.write_failed``.
+    """Write a chunk over ``transport``; then call ``Sender.write_done`` or ``Sender.write_failed``.
 
-    ``checksum`` says whether the receiver wants one."""
+    Tokens ``[offset, offset + length)`` go into ``blocks`` of the region of session ``target``, from the first block's
+    start on.
+
+    ``checksum`` says whether the receiver wants one.
+    """
 
     target: int
     epoch: int
@@ -102,8 +110,10 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Connect to session ``target`` over ``transport`` before the first write. If that is impossible, call
-    ``Sender.transport_failed``."""
+    """Connect to session ``target`` over ``transport`` before the first write.
+
+    If that is impossible, call ``Sender.transport_failed``.
+    """
 
     target: int
     transport: TransportAddress

@@ -50,8 +50,10 @@ class TakenGrant:
         return tuple(self._blocks(first, first + -(-(stop - start) // block_size)))
 
     def _blocks(self, start: int, stop: int) -> Iterator[int]:
-        """Yields blocks ``[start, stop)`` of the grant. The lengths of runs come from the peer, so no run is ever
-        expanded as a whole."""
+        """Yields blocks ``[start, stop)`` of the grant.
+
+        The lengths of runs come from the peer, so no run is ever expanded as a whole.
+        """
         before = 0
         for first, count in self.message.runs:
             yield from range(first + max(start - before, 0), first + min(stop - before, count))

@@ -1,4 +1,6 @@
-"""The errors of a transfer, one small tree::
+"""The errors of a transfer form one small tree.
+
+::
 
     EmbeddingTransferError
     ├── LocalProtocolError      the call is wrong in this state: a bug here or in the caller

@@ -52,7 +52,8 @@ class TransportAddress(Struct, frozen=True, array_like=True):
 class Chunk(Struct, frozen=True, array_like=True):
     """Tokens ``[offset, offset + length)``; ``checksum`` is xxh3-64, big-endian, over their bytes, field by field.
 
-    None if the receiver's ``open`` asked for none."""
+    None if the receiver's ``open`` asked for none.
+    """
 
     offset: Tokens
     length: Count
@@ -79,7 +80,8 @@ class Open(Message, frozen=True, array_like=True, tag="open"):
 class Grant(Message, frozen=True, array_like=True, tag="grant"):
     """Write tokens ``[sent_tokens, sent_tokens + allocated_tokens)`` into these blocks, from the first one's start.
 
-    The first grant of a room is the initial transfer; every later one is a resumed transfer."""
+    The first grant of a room is the initial transfer; every later one is a resumed transfer.
+    """
 
     epoch: Id
     sent_tokens: Tokens

@@ -193,7 +193,8 @@ class Receiver:
     def peer_lost(self, now: float) -> None:
         """The peer is dead, unreachable or about to be replaced: revokes its access and opens the room again.
 
-        Before an offer was accepted, this invalidates the offers that earlier ``open`` messages may still bring."""
+        Before an offer was accepted, this invalidates the offers that earlier ``open`` messages may still bring.
+        """
         if self.phase in TERMINAL:
             for grant in self.ledger:
                 self._revoke(grant)
@@ -228,7 +229,8 @@ class Receiver:
     def receive(self, source: int, target: int, body: Body, now: float) -> None:
         """Handles a message. Stale, repeated and misdirected messages do no harm.
 
-        A peer that breaks the protocol ends the transfer with :class:`~.errors.RemoteProtocolError`."""
+        A peer that breaks the protocol ends the transfer with :class:`~.errors.RemoteProtocolError`.
+        """
         if not guards.meant_for_this_session(target, self.session):
             return
         try:
@@ -406,7 +408,8 @@ class Receiver:
     def deadlines(self) -> list[Deadline]:
         """Returns the deadlines of everything that the transfer waits for from the peer.
 
-        A receiver that waits for blocks of its own pool has none: the pool is fair, and the peer is not late."""
+        A receiver that waits for blocks of its own pool has none: the pool is fair, and the peer is not late.
+        """
         limits = self.settings
         if (lost := self.failover.lost) is not None:
             return [(self.failover.until, lambda: lost)]

@@ -421,7 +421,8 @@ class Sender:
     def _coalesced(self, report: Written, target: int) -> Written:
         """Merges ``report`` with an unsent report on the same epoch, which leaves the commands.
 
-        Messages between the two do not depend on their order: an epoch that is reported on is not being drained."""
+        Messages between the two do not depend on their order: an epoch that is reported on is not being drained.
+        """
         for at, command in enumerate(self._commands):
             match command:
                 case Send(Written(epoch=epoch, chunks=chunks), to) if (to, epoch) == (target, report.epoch):

@@ -59,7 +59,8 @@ class Handle(ABC):
         """Registers a callback that is called whenever the state of this end has changed.
 
         It runs on the manager's thread, which holds the manager's lock, so it must not block, must not raise and must
-        not wait for another thread that uses this manager. Setting an event or waking a loop is what it is for."""
+        not wait for another thread that uses this manager. Setting an event or waking a loop is what it is for.
+        """
         self._on_change.append(callback)
 
     def notify(self, *, force: bool = False) -> None:

@@ -149,7 +149,8 @@ class EmbeddingReceiver(Handle):
         """Why the encode worker is of no use any more, while this end waits for :meth:`redirect`.
 
         The wait takes ``failover_timeout`` seconds; then the transfer fails with that error. None: there is no such
-        wait."""
+        wait.
+        """
         with self.manager.lock:
             if self._machine is None or self._machine.phase in TERMINAL:
                 return None

@@ -44,7 +44,8 @@ class Sink(ABC):
     """Verifies chunks and takes them.
 
     The manager calls every method on its thread, with its lock held: a method must not block, and no other transfer of
-    the manager advances meanwhile."""
+    the manager advances meanwhile.
+    """
 
     owner: Owner
 

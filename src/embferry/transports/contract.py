@@ -64,7 +64,8 @@ class Region(Protocol):
     def rows(self) -> tuple[tuple[int, int], ...]:
         """``(offset, size)`` of each field, ascending: block ``b`` is the ``size`` bytes at ``offset + b * size``.
 
-        From this a transport computes which blocks a byte range touches."""
+        From this a transport computes which blocks a byte range touches.
+        """
         ...
 
 
@@ -120,7 +121,8 @@ class Transport(ABC):
     def address(self) -> bytes:
         """The address of this sending end, at most 1 KiB, for transports on which the receiver fetches; else empty.
 
-        It travels in a control message."""
+        It travels in a control message.
+        """
         return b""
 
     # Receiving side
@@ -155,13 +157,15 @@ class Transport(ABC):
     def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
         """Removes ``blocks`` from the window of ``epoch`` at once: its writer is done with them.
 
-        The window ends with its last block. Unknown epochs and blocks are ignored."""
+        The window ends with its last block. Unknown epochs and blocks are ignored.
+        """
 
     @abstractmethod
     def revoke(self, epoch: int) -> None:
         """Closes the window whether or not its writer is done. :class:`Revoked` follows once no write can reach it.
 
-        ``Revoked`` is reported exactly once for each call, also for an epoch that was never admitted."""
+        ``Revoked`` is reported exactly once for each call, also for an epoch that was never admitted.
+        """
 
     # Sending side
     @abstractmethod
@@ -177,7 +181,8 @@ class Transport(ABC):
     def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
         """Starts to write ``pieces``, all in ``blocks``, under ``epoch``. :class:`Written` follows exactly once.
 
-        The sources must stay valid and unchanged until then. A broken connection is an event, not an exception."""
+        The sources must stay valid and unchanged until then. A broken connection is an event, not an exception.
+        """
 
     @abstractmethod
     def disconnect(self, handle: bytes) -> None:

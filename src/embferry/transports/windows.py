@@ -1,8 +1,8 @@
 """The table of open windows: which epoch may write which block. Every transport rejects writes by it.
 
 The table is an array: ``owner[block]`` is the epoch that may write the block, or :data:`CLOSED`. A byte range is
-allowed under an epoch if every block that it touches belongs to that epoch. The ``shm`` transport keeps the array in shared
-memory, the others in private memory.
+allowed under an epoch if every block that it touches belongs to that epoch. The ``shm`` transport keeps the array in
+shared memory, the others in private memory.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BlockRows:
         self.end = int((self._base + self._row * num_blocks).max())
 
     def touched(self, ranges: Ranges) -> npt.NDArray[np.intp] | None:
-        """Returns the blocks that ``ranges`` touch, ascending; None if a range leaves its field. No arithmetic wraps."""
+        """Returns the blocks that ``ranges`` touch, ascending; None if one leaves its field. No arithmetic wraps."""
         return self._few(ranges.tolist()) if len(ranges) <= FEW else self._many(ranges)
 
     def _few(self, ranges: list[tuple[int, int]]) -> npt.NDArray[np.intp] | None:

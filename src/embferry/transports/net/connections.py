@@ -34,7 +34,8 @@ class Link(Protocol):
     def end(self, error: TransportError, *, lost: bool) -> None:
         """Ends every write in flight, then the link. Idempotent. Runs on the loop's thread.
 
-        The link then calls ``forget`` and, if ``lost`` (the other side or the network ended it), posts ``LinkLost``."""
+        The link then calls ``forget`` and, if ``lost`` (the other side or the network ended it), posts ``LinkLost``.
+        """
 
 
 R = TypeVar("R", bound=Receiving)

@@ -47,7 +47,8 @@ class Loop:
     def call(self, what: Callable[[], None]) -> None:
         """Runs ``what`` on the loop's thread soon, in the order of the calls. Any thread.
 
-        ``what`` is never lost: after :meth:`close` it runs at once, on the calling thread."""
+        ``what`` is never lost: after :meth:`close` it runs at once, on the calling thread.
+        """
         with self._lock:
             if not self._closed:
                 self._calls.append(what)
