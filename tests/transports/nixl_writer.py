@@ -1,6 +1,7 @@
 """A sender in a process of its own that fills blocks again and again: ``nixl_writer.py HANDLE EPOCH BLOCKS``.
 
-Four writes are in flight at any time. It says what becomes of the first that fails, and ends when it reads a line.
+Four writes are in flight at any time. It prints whether the first that fails may be retried, and
+ends when it reads a line.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def test_a_failed_write_fails_its_room_only_and_the_session_goes_on(world, manag
     world.fail_next = 1
     receiver.init(1, [0])
     assert receiver.status() == said(1, KVPoll.Failed)
-    with pytest.raises(TransportError, match="could not carry"):
+    with pytest.raises(TransportError, match="could not complete"):
         first.wait(5)
     assert first.source_released
     _, rows = sending(manager, 8, room=2)

@@ -119,7 +119,7 @@ def test_a_proxy_in_front_and_one_behind(made: Callable[..., Any]) -> None:
 @pytest.mark.engines
 def test_engines_get_their_settings(made: Callable[..., Any]) -> None:
     nixl = made("nixl", nixl_backends={"UCX": {"num_workers": "2"}})
-    assert nixl._settings.backends == {"UCX": {"num_workers": "2"}}
+    assert nixl._backends == {"UCX": {"num_workers": "2"}}
     assert nixl._advertise == ELSEWHERE
     mooncake = made("mooncake", mooncake_device="mlx5_0")
     assert mooncake._settings.device == "mlx5_0"

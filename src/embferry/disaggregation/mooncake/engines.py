@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from embferry.protocol.errors import TransportError
-from embferry.transports.leased.mooncake.courier import Courier
-from embferry.transports.leased.mooncake.flights import Cargo, Flights, Slice
+from embferry.transports.leased.engine_thread import EngineThread
+from embferry.transports.leased.jobs import Run, WriteJob
+from embferry.transports.leased.mooncake.write_engine import MooncakeWriteEngine
 
 from .manager import OpenEngine
 
@@ -26,7 +27,7 @@ Over = Callable[[str], None]
 
 @dataclass(eq=False, slots=True)
 class _EnginePath:
-    courier: Courier | None = None
+    thread: EngineThread | None = None
     under_way: dict[int, Over] = field(default_factory=dict)
     error: str = "the encode side is ending"
     ended: bool = False
@@ -35,7 +36,7 @@ class _EnginePath:
 class Engines:
     """Thread-safe.
 
-    A write that failed leaves its session usable: :class:`~..flights.Flights` exchanges the engine as soon as nothing
+    A write that failed leaves its session usable: :class:`MooncakeWriteEngine` exchanges the engine as soon as nothing
     is under way, and an engine that is stuck or did not start is replaced at the next write.
     """
 
@@ -47,19 +48,20 @@ class Engines:
         self._retired: set[_EnginePath] = set()
         self._closed = False
 
-    def write(self, session: str, slices: list[Slice], source: object, over: Over) -> None:
+    def write(self, session: str, slices: list[Run], source: object, over: Over) -> None:
         """Begins to write; ``over`` is told when no byte of ``source`` is read any more, and never before.
 
         :param slices: from which address of ours to which of theirs, how many bytes.
         """
-        cargo = Cargo(next(self._keys), 0, slices, source)
+        job = WriteJob(next(self._keys), lambda: slices, keeps=source)
+        job.go = True
         with self._lock:
             closed = self._closed
             if not closed:
                 transport = self._transport(session)
-                transport.under_way[cargo.key] = over
-                assert transport.courier is not None
-                transport.courier.carry(cargo)
+                transport.under_way[job.serial] = over
+                assert transport.thread is not None
+                transport.thread.put(job)
         if closed:
             over("the encode side is ending")
 
@@ -79,21 +81,21 @@ class Engines:
             for transport in transports:
                 self._retire(transport)
         for transport in transports:
-            if transport.courier is not None:
-                transport.courier.join()
+            if transport.thread is not None:
+                transport.thread.join()
 
     def _transport(self, session: str) -> _EnginePath:
         transport = self._transports.get(session)
         if transport is None or transport.ended:
             transport = self._transports[session] = _EnginePath()
-            flights = partial(Flights, self._open_engine, session, self._register_sources)
-            transport.courier = Courier(
-                flights,
-                partial(self._carried, transport),
-                partial(self._broken, transport),
-                partial(self._ended, transport),
+            transport.thread = EngineThread(
+                "embferry-origin-engine",
+                partial(MooncakeWriteEngine, self._open_engine, session, self._register_sources),
+                on_over=partial(self._on_over, transport),
+                on_end=partial(self._on_end, transport),
+                on_bug=lambda _: None,  # which on_end tells as well
             )
-            transport.courier.start()
+            transport.thread.start()
         self._transports.move_to_end(session)
         idle = [name for name, other in self._transports.items() if not other.under_way and other is not transport]
         for name in idle[: max(0, len(idle) - MAX_IDLE)]:
@@ -102,21 +104,20 @@ class Engines:
 
     def _retire(self, transport: _EnginePath) -> None:
         self._retired.add(transport)
-        if transport.courier is not None:
-            transport.courier.quit()
+        if transport.thread is not None:
+            transport.thread.stop()
 
-    # On a courier's thread
+    # On an engine's thread
 
-    def _carried(self, transport: _EnginePath, cargo: Cargo) -> None:
+    def _on_over(self, transport: _EnginePath, job: WriteJob) -> None:
         with self._lock:
-            over = transport.under_way.pop(cargo.key)
-        over("" if cargo.whole and cargo.clean else "the Mooncake engine could not carry it all; its log says why")
+            over = transport.under_way.pop(job.serial)
+        over("" if job.error is None else job.error.detail)
 
-    def _broken(self, transport: _EnginePath, error: TransportError) -> None:
-        log.warning("an engine is given up: %s", error.detail)
-        transport.error = error.detail
-
-    def _ended(self, transport: _EnginePath) -> None:
+    def _on_end(self, transport: _EnginePath, error: TransportError | None, _: bool) -> None:
+        if error is not None:
+            log.warning("an engine is given up: %s", error.detail)
+            transport.error = error.detail
         with self._lock:
             transport.ended = True
             self._retired.discard(transport)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from embferry.memory.buffers import AUX_WIDTH, MultimodalDataBuffers
 from embferry.protocol.errors import LocalProtocolError
 from embferry.protocol.layout import Geometry
-from embferry.transports.leased.mooncake.flights import Slice
+from embferry.transports.leased.jobs import Run
 
 from .settings import MROPE
 
@@ -81,7 +81,7 @@ def writes(
     aux: npt.NDArray[np.int32] | None,
     *,
     planes: bool,
-) -> tuple[list[Slice], object]:
+) -> tuple[list[Run], object]:
     """Tokens ``[sent_tokens, sent_tokens + num_tokens)`` into ``blocks``, from the first one's start.
 
     :param aux: int32 [16], for the first block.

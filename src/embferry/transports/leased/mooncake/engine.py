@@ -1,15 +1,15 @@
-"""The Mooncake Transfer Engine as this transport uses it: opened, quieted, and closed without a long stop.
+"""The binding of the Mooncake Transfer Engine: configured before its first use, and closed without a long wait.
 
-Facts of the engine (0.3.13) that this file answers to:
+Facts about the engine (0.3.13) that shape this file:
 
-- Its settings are environment variables, read when it is imported, or when its first engine is made. Ours are
+- Its settings are environment variables, read when it is imported or when the first engine is made. Ours are
   :data:`DEFAULTS`; what the user has set is left alone.
-- The protocol given to ``initialize`` chooses its memory allocator only. The transport is chosen by what the host has: RDMA
-  where there is an RDMA device, TCP where there is none, or where ``MC_FORCE_TCP`` is set. Neither is left to chance.
-- Its synchronous calls spin, and return at a time limit while the transfer goes on. So does the call that asks for the
-  status of batches. ``transfer_submit_write`` and ``transfer_check_status`` do neither, for batches of one.
-- Its destructor waits for a thread that sits in ``accept`` for up to a second, and holds the interpreter's lock
-  meanwhile. :meth:`Engine.close` shortens that wait to some milliseconds.
+- The protocol given to ``initialize`` chooses its memory allocator only. How bytes travel depends on the host: by RDMA
+  where there is an RDMA device, by TCP where there is none or ``MC_FORCE_TCP`` is set. This file makes sure of either.
+- Its synchronous calls spin, and return at a time limit while the transfer goes on. So does the call for the status of
+  batches. ``transfer_submit_write`` and ``transfer_check_status``, for batches of one, do neither.
+- Its destructor waits up to a second for a thread in ``accept``, and holds the interpreter's lock meanwhile.
+  :meth:`Engine.close` shortens that wait to some milliseconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from embferry.protocol.errors import TransportError
 
 P2P = "P2PHANDSHAKE"
-"""In place of a metadata server: the engines ask each other."""
+"""Stands in place of a metadata server: the engines ask each other."""
 
 DEFAULTS = {
     "MC_LOG_LEVEL": "ERROR",  # without it every transfer is logged; errors are
@@ -41,12 +41,13 @@ _first = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine is made with.
+    """Parameters of an engine.
 
-    :param host: the address of this host that peers reach it at.
-    :param protocol: ``tcp`` or ``rdma``, or what another build of the engine has.
-    :param device: names of RDMA devices to use, comma separated; empty: all.
-    :param metadata_server: :data:`P2P`, or a server the engine knows, such as ``http://10.0.0.1:8080/metadata``.
+    Attributes:
+        host: The address of this host that peers reach it at.
+        protocol: ``tcp`` or ``rdma``, or what another build of the engine has.
+        device: Names of RDMA devices to use, comma separated; empty: all.
+        metadata_server: :data:`P2P`, or a server the engine knows, such as ``http://10.0.0.1:8080/metadata``.
     """
 
     host: str
@@ -58,7 +59,8 @@ class EngineSettings:
 class Engine:
     """One engine: its threads, its ports, its registered memory. :meth:`close` ends them all.
 
-    :raises TransportError: it is not installed, or cannot start as asked; not retryable.
+    Raises:
+        TransportError: It is not installed, or cannot start as asked; not retryable.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -78,25 +80,34 @@ class Engine:
     def register(self, address: int, length: int) -> None:
         """Lets peers write there, and this engine read from there.
 
-        :raises TransportError: refused, for example because a part of it is registered already."""
+        Raises:
+            TransportError: Refused, for example because a part of it is registered already.
+        """
         if code := self._engine.register_memory(address, length):
             raise TransportError(f"the Mooncake engine cannot register {length} bytes of memory (its code {code})")
 
     def unregister(self, address: int) -> None:
-        """:raises TransportError: the engine would not."""
+        """Ends what :meth:`register` allowed, for writes that begin later.
+
+        Raises:
+            TransportError: The engine refuses.
+        """
         if code := self._engine.unregister_memory(address):
             raise TransportError(f"the Mooncake engine cannot unregister memory (its code {code})", retryable=False)
 
     def submit(self, segment: str, source: int, target: int, length: int) -> int:
-        """Starts to write; the ticket for :meth:`outcome`, or 0: it could not be started."""
+        """Starts a write. Returns the ticket for :meth:`outcome`, or 0 if it could not be started."""
         return int(self._engine.transfer_submit_write(segment, source, target, length))
 
     def outcome(self, ticket: int) -> int:
-        """1 all of it applied; 0 under way; -1 failed; -2 overdue and still under way. After 1 and -1 ask no more."""
+        """Returns what has become of a write: 1 applied, 0 under way, -1 failed, -2 overdue and still under way.
+
+        The ticket is used up with 1 and -1.
+        """
         return int(self._engine.transfer_check_status(ticket))
 
     def close(self) -> None:
-        """Ends transfers under way; no byte is read or written on behalf of this engine after it. Idempotent."""
+        """Ends transfers under way; afterwards this engine neither reads nor writes a byte. Idempotent."""
         if self._engine is not None:
             _hasten_accept(self.port)
             self._engine = None  # the last reference: its destructor joins its threads
@@ -134,16 +145,16 @@ def _load(protocol: str) -> Any:
 
 
 def _hasten_accept(port: int) -> None:
-    """Makes the engine's thread that accepts handshakes look around every :data:`ACCEPT_US` from now on.
+    """Makes the engine's thread that accepts handshakes wake up every :data:`ACCEPT_US` from now on.
 
-    Without it the destructor takes up to a second, as harmless as long.
+    Without this the destructor works too, but takes up to a second.
     """
     for name in os.listdir("/proc/self/fd"):
         try:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 continue
             own = os.dup(int(name))
-        except OSError:  # closed meanwhile, like the one that listed the directory
+        except OSError:  # closed meanwhile, like the descriptor that listed the directory
             continue
         with socket.socket(fileno=own) as listener:
             if not _listens(listener, port):

@@ -1,27 +1,32 @@
-"""One connection that carries messages, on the transport's loop. Never waits."""
+"""One connection of the side channel, on the transport's loop. Never blocks."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import threading
 from collections.abc import Callable
 
-from ...net.loop import READ, WRITE, Loop
+from ..net.loop import READ, WRITE, Loop
 from .messages import LENGTH, FrameError, Message, decode, encode
 
 READ_BYTES = 1 << 16
-MAX_UNSENT = 64 << 20  # bytes a peer may leave unread before it is given up: it has stopped or means harm
 
 
 class Channel:
-    """All but ``send`` is for the loop's thread.
+    """Sends and receives messages. All but ``send`` is for the loop's thread.
 
-    :param on_message: called for each message; a ``FrameError`` that it raises goes to ``on_fault``.
-    :param on_fault: the peer broke the format. Nothing more is read as messages; the caller decides what next.
-    :param on_end: called once when no more will come: the peer hung up, or the connection broke (then: how).
-    :param limit: bytes of a frame; to be raised when the peer has shown who it is.
+    The callbacks run on the loop's thread, with no lock held, and must not block.
+
+    Args:
+        sock: Connected; closed by the channel.
+        on_message: Called for each message; a ``FrameError`` that it raises goes to ``on_fault``.
+        on_fault: The peer broke the format. Nothing more is read as messages; the caller decides what happens next.
+        on_end: Called once, with the reason, when no more will come: the peer hung up, or the connection broke.
+        limit: Largest frame that is accepted, bytes; to be raised when the peer has shown its token.
+        max_unsent: Bytes the peer may leave unread before it is given up, because it has stopped or means harm.
     """
 
     def __init__(
@@ -33,25 +38,27 @@ class Channel:
         on_fault: Callable[[FrameError], None],
         on_end: Callable[[str], None],
         limit: int,
+        max_unsent: int,
     ) -> None:
-        self.sock, self._loop, self.limit = sock, loop, limit
+        self.sock, self._loop, self.limit, self._max_unsent = sock, loop, limit, max_unsent
         self._on_message, self._on_fault, self._on_end = on_message, on_fault, on_end
         self._incoming, self._outgoing = bytearray(), bytearray()
-        self._deaf = self._ended = False
+        self._deaf = self._hung_up = self._ended = False
         self._lock = threading.Lock()  # of _outgoing, and of the socket against being closed under a send
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # the peer may have left already; reading will tell
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         loop.watch(sock.fileno(), READ, self._ready)
 
     def send(self, message: Message) -> None:
-        """From any thread: what the kernel takes is on its way at the return. Nothing once the channel has ended."""
+        """Sends ``message``, from any thread. Does nothing once the channel has ended or hung up."""
         frame = encode(message)
         with self._lock:
-            if self._ended:
+            if self._ended or self._hung_up:
                 return
-            first = not self._outgoing
+            idle = not self._outgoing
             self._outgoing += LENGTH.pack(len(frame)) + frame
-            if first:  # else it is watched already
+            if idle:  # otherwise the loop waits for the socket already
                 try:
                     self._push()
                 except OSError as error:
@@ -62,16 +69,21 @@ class Channel:
                     self._loop.call(self._watch)
 
     def hang_up(self) -> None:
-        """Says that nothing more will come from here. What the peer says is read and dropped, until it hangs up too."""
+        """Says that nothing more will come from here. What the peer sends is dropped until it hangs up too."""
         self._deaf = True
-        if not self._ended:
+        with self._lock:
+            if self._ended or self._hung_up:
+                return
+            self._hung_up = True
+            self._outgoing.clear()
             try:
                 self.sock.shutdown(socket.SHUT_WR)
             except OSError as error:
-                self._finish(os.strerror(error.errno or 0))
+                reason = os.strerror(error.errno or 0)
+                self._loop.call(lambda: self._finish(reason))
 
     def close(self) -> None:
-        """Ends at once, ``on_end`` is not called. Idempotent."""
+        """Ends at once; ``on_end`` is not called. Idempotent."""
         with self._lock:
             if self._ended:
                 return
@@ -128,12 +140,12 @@ class Channel:
         return frame
 
     def _push(self) -> None:
-        """With the lock held."""
+        """Hands the kernel what it takes. With the lock held."""
         try:
             while self._outgoing:
                 del self._outgoing[: self.sock.send(self._outgoing)]
         except BlockingIOError:
-            if len(self._outgoing) > MAX_UNSENT:
+            if len(self._outgoing) > self._max_unsent:
                 raise OSError(errno.ENOBUFS, "the peer does not read") from None
 
     def _watch(self) -> None:
