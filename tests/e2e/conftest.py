@@ -46,18 +46,18 @@ class Question:
 
 def questions() -> list[Question]:
     """Returns the questions in ``examples/``, and questions about pictures of noise of many sizes."""
-    asked = []
+    found = []
     for entry in json.loads((MEDIA / "questions.json").read_text()):
         items = [
             EncodeItem("video" if name.endswith(".mp4") else "image", (MEDIA / name).read_bytes())
             for name in entry["media"]
         ]
-        asked.append(Question(tuple(items), entry["question"], entry["answer"]))
+        found.append(Question(tuple(items), entry["question"], entry["answer"]))
     rng = random.Random(0)
     for _ in range(24):
         size = rng.randrange(40, 300), rng.randrange(40, 300)
-        asked.append(Question((EncodeItem("image", encoded(noise(*size))),), "what is there?"))
-    return asked
+        found.append(Question((EncodeItem("image", encoded(noise(*size))),), "what is there?"))
+    return found
 
 
 @pytest.fixture(scope="session")
