@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embferry.engine.cache import Lease
+from embferry.engine.cache import Pin
 from embferry.engine.embedding import FieldSpec
 from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import stream_digest
 from embferry.transfer.fields import Fields
-from embferry.transfer.send_manager import EmbeddingSender
+from embferry.transfer.send_handle import EmbeddingSender
 
 
 class Room:
@@ -43,7 +43,7 @@ class Room:
         self.digest = b""
         self._single_item = False
         self._rows: dict[str, np.ndarray] = {}
-        self._lease: Lease | None = None
+        self._pin: Pin | None = None
 
     def set_items(self, items: Sequence[PreparedItem]) -> None:
         """Sets the prepared items, and with them length and digest of the embedding.
@@ -56,27 +56,27 @@ class Room:
         self.digest = stream_digest([item.digest for item in items])
         self._single_item = len(items) == 1
 
-    def add(self, lease: Lease, fields: Sequence[FieldSpec]) -> Fields:
+    def add(self, pin: Pin, fields: Sequence[FieldSpec]) -> Fields:
         """Appends the embedding of the next waiting item.
 
-        The embedding of a single item is sent from the cache's own memory, and its lease held until :meth:`release`.
+        The embedding of a single item is sent from the cache's own memory, and its pin is held until :meth:`release`.
         Those of several items are copied one behind the other, because a transfer reads one array per field.
 
         Args:
-            lease: the item's embedding in the cache.
+            pin: the item's embedding in the cache, pinned.
             fields: the encoder's fields.
 
         Returns:
             The rows of all fields, uint8 ``[total_tokens, row_bytes]``; the first ``ready_tokens`` are encoded.
         """
         item = self.waiting.popleft()
-        embedding = lease.embedding
+        embedding = pin.embedding
         start, self.ready_tokens = self.ready_tokens, self.ready_tokens + item.num_tokens
         if self._single_item:
-            self._lease = lease
+            self._pin = pin
             self._rows = embedding.fields()
         else:
-            with lease:
+            with pin:
                 if not self._rows:
                     self._rows = {f.name: np.empty((self.total_tokens, f.row_bytes), np.uint8) for f in fields}
                 for name, rows in embedding.fields().items():
@@ -88,6 +88,6 @@ class Room:
         """Drops the items and the rows once the transfer has ended. Idempotent."""
         self.waiting.clear()
         self._rows = {}
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.release()
+        pin, self._pin = self._pin, None
+        if pin is not None:
+            pin.release()

@@ -209,8 +209,8 @@ class EncodeService:
         sender = request.embedding_sender
         if sender.poll() is not KVPoll.Failed:
             try:
-                lease = self.cache.lease(room.waiting[0].digest, lambda: self._encode_item(room.waiting[0]))
-                sender.send_embedding(room.add(lease, self.encoder.fields), room.ready_tokens)
+                pin = self.cache.pin(room.waiting[0].digest, lambda: self._encode_item(room.waiting[0]))
+                sender.send_embedding(room.add(pin, self.encoder.fields), room.ready_tokens)
             except Exception as error:  # an error of the encoder ends this request only
                 log.error("room %d: the media could not be encoded", room.number, exc_info=error)
                 why = "the vision encoder failed on the request's media; see the encode worker's log"
