@@ -20,7 +20,7 @@ import httpx
 from transformers.utils.logging import disable_progress_bar
 
 from embferry.serve.config import ServeSettings, Settings, TransferSettings
-from embferry.serve.encode.wire import EncodeItem
+from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.supervisor import LocalCluster
 from embferry.serve.undivided import Undivided, UndividedAnswer
 

@@ -1,4 +1,4 @@
-"""Each transport that is for other hosts or needs an engine, in a real cluster: the answers are those of one process."""
+"""Real clusters on http, nixl and mooncake: the answers equal those of one process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from embferry.serve.config import BootstrapSettings, RouterSettings, Settings, T
 from embferry.serve.supervisor import LocalCluster
 from embferry.serve.undivided import Undivided, UndividedAnswer
 
-from .conftest import BLOCK_SIZE, BLOCKS, MAX_TOKENS, SECONDS, Question, questions
+from .conftest import BLOCK_SIZE, BLOCKS, MAX_TOKENS, REQUEST_TIMEOUT, START_TIMEOUT, Question, questions
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 TIMES = 2
 ENGINES = [pytest.param(name, marks=pytest.mark.engines) for name in ("nixl", "mooncake")]
@@ -28,12 +28,12 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    return Settings(router=RouterSettings(port=0, request_timeout=SECONDS), bootstrap=BootstrapSettings(port=0))
+    return Settings(router=RouterSettings(port=0, request_timeout=REQUEST_TIMEOUT), bootstrap=BootstrapSettings(port=0))
 
 
 @pytest.fixture(scope="module")
 def answered(settings: Settings) -> list[tuple[Question, UndividedAnswer]]:
-    """The shipped questions, about pictures and a video, and what one process says."""
+    """The questions in ``examples/``, about pictures and a video, and the answers of one process."""
     undivided = Undivided(settings)
     shipped = [question for question in questions() if question.truth is not None]
     return [(question, undivided.answer(question.media, question.text, MAX_TOKENS)) for question in shipped]
@@ -46,29 +46,29 @@ def cluster(
     transfer = TransferSettings(transports=(transport,), num_blocks=BLOCKS, block_size=BLOCK_SIZE)
     logs = tmp_path_factory.mktemp("cluster") / "log"
     with LocalCluster(settings.model_copy(update={"transfer": transfer}), logs=logs) as running:
-        running.wait_ready(100)
+        running.wait_ready(START_TIMEOUT)
         yield running
 
 
-def test_answers_over_it_are_those_of_one_process(
+def test_the_answers_equal_those_of_one_process(
     transport: str, cluster: LocalCluster, answered: list[tuple[Question, UndividedAnswer]]
 ) -> None:
-    asked = answered * TIMES
+    requests = answered * TIMES
 
     async def ask_all() -> list[Any]:
-        async with httpx.AsyncClient(base_url=cluster.url, timeout=SECONDS, trust_env=False) as client:
-            bodies = ({"model": "shapes", "messages": q.messages, "max_tokens": MAX_TOKENS} for q, _ in asked)
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=REQUEST_TIMEOUT, trust_env=False) as client:
+            bodies = ({"model": "shapes", "messages": q.messages, "max_tokens": MAX_TOKENS} for q, _ in requests)
             return await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for body in bodies))
 
-    for response, (question, one) in zip(asyncio.run(ask_all()), asked, strict=True):
+    for response, (question, one) in zip(asyncio.run(ask_all()), requests, strict=True):
         assert response.status_code == 200, response.text
-        told = response.json()["embferry"]
-        assert tuple(told["tokens"]) == one.tokens, question.text
-        assert told["transfer"]["transport"] == transport
-        assert told["transfer"]["total_tokens"] == one.visual_tokens
+        extension = response.json()["embferry"]
+        assert tuple(extension["tokens"]) == one.tokens, question.text
+        assert extension["transfer"]["transport"] == transport
+        assert extension["transfer"]["total_tokens"] == one.visual_tokens
 
     language = next(view for view in cluster.workers if view.role == "language")
-    pool = httpx.get(f"{language.url}/debug/pool", trust_env=False).json()
+    pool = httpx.get(f"{language.url}/debug/pool", timeout=REQUEST_TIMEOUT, trust_env=False).json()
     assert pool == {"num_blocks": BLOCKS, "available": BLOCKS, "used": 0, "quarantined": 0}
-    metrics = httpx.get(f"{language.url}/metrics", trust_env=False).text
+    metrics = httpx.get(f"{language.url}/metrics", timeout=REQUEST_TIMEOUT, trust_env=False).text
     assert f'embferry_transfer_bytes_total{{transport="{transport}"}}' in metrics

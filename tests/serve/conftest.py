@@ -1,4 +1,4 @@
-"""A router before fake workers, for the tests that talk to it over HTTP."""
+"""A router before fake workers, and clients of it, for tests over HTTP."""
 
 from __future__ import annotations
 
@@ -13,36 +13,42 @@ import pytest
 
 from tests.serve.fakes import Deployment
 
+CLIENT_TIMEOUT = 100
+"""Seconds a request may take; a guard against hangs."""
+
 
 @pytest.fixture
 def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
-    """Router settings other than the defaults: ``@pytest.mark.parametrize("deployment", [{…}], indirect=True)``."""
+    """A running router. Other settings: ``@pytest.mark.parametrize("deployment", [{…}], indirect=True)``."""
     with Deployment(**dict(getattr(request, "param", {}))) as running:
         yield running
 
 
 @pytest.fixture
 def client(deployment: Deployment) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{deployment.url}/v1", api_key="unused", max_retries=0, timeout=15) as client:
+    with openai.OpenAI(
+        base_url=f"{deployment.url}/v1", api_key="unused", max_retries=0, timeout=CLIENT_TIMEOUT
+    ) as client:
         yield client
 
 
 @pytest.fixture
 def http(deployment: Deployment) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=deployment.url, verify=False, trust_env=False, timeout=15) as client:
+    with httpx.Client(base_url=deployment.url, verify=False, trust_env=False, timeout=CLIENT_TIMEOUT) as client:
         yield client
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removes the settings of the machine that runs the tests."""
     for name in list(os.environ):
         if name.startswith(("EMBFERRY_", "SGLANG_")):
             monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """Commands set up the log of the process."""
+def _restored_logging() -> Iterator[None]:
+    """Restores the root logger, which the commands configure."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -51,6 +57,6 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def user(*parts: Any) -> list[dict[str, Any]]:
-    """One user message: texts, and parts of other kinds as they are."""
+    """Returns the messages of a request: one user message of texts and other parts."""
     content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return [{"role": "user", "content": content}]

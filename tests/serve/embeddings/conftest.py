@@ -1,4 +1,4 @@
-"""An encode worker under its real HTTP server, in this process."""
+"""An encode worker with its real HTTP server, in this process."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ import uvicorn
 from embferry.engine.encoder import Encoder
 from embferry.models import model_path
 from embferry.serve.config import EncodeSettings, Settings
-from embferry.serve.encode import server as encode_server
+from embferry.serve.encode import process as encode_process
 from embferry.serve.encode.app import build
-from embferry.serve.encode.prepare import prepare
-from embferry.serve.encode.wire import EncodeItem
+from embferry.serve.encode.messages import EncodeItem
+from embferry.serve.encode.preparation import prepare
 from embferry.serve.worker.process import listen
-from embferry.testing.pair import DEADLINE_S, eventually
+from embferry.testing.pair import eventually
 from embferry.transports.in_memory.transport import InMemoryTransport
 from tests.serve.pictures import encoded, noise
 
 PICTURE = {"kind": "image", "data": encoded(noise(224, 160))}
 OTHER = {"kind": "image", "data": encoded(noise(120, 100))}
+CLIENT_TIMEOUT = 100
+"""Seconds a request may take; a guard against hangs."""
 
 
 class EncodeWorker:
-    """Use as a context manager; afterwards no room and no thread of it is left."""
+    """A running encode worker. A context manager: at its end it stops all threads and checks that no room is left."""
 
     def __init__(self, encoder: Encoder, **encode: Any) -> None:
         self.encoder = encoder
         self.settings = Settings(encode=EncodeSettings(**encode))
         self.transport = InMemoryTransport()
-        self.service = encode_server.service_of(encoder, self.settings, [self.transport])
+        self.service = encode_process.service_of(encoder, self.settings, [self.transport])
         self._listener = listen("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
         self._server = uvicorn.Server(uvicorn.Config(build(self.service), log_config=None, lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="uvicorn")
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=DEADLINE_S, trust_env=False)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=CLIENT_TIMEOUT, trust_env=False)
 
     def __enter__(self) -> EncodeWorker:
         self._thread.start()
@@ -54,14 +56,14 @@ class EncodeWorker:
         self.http.close()
         self.service.close()
         self._server.should_exit = True
-        self._thread.join(DEADLINE_S)
+        self._thread.join(CLIENT_TIMEOUT)
         assert not self._thread.is_alive()
         self._listener.close()
         assert self.service.fault is None
         assert self.service.load == 0
 
     def open(self, *items: dict[str, Any]) -> int:
-        """Has ``items`` encoded, if somebody asks; answers the room."""
+        """Announces an embedding of ``items``; returns its room."""
         room = secrets.randbits(60)
         body = msgspec.msgpack.encode({"room": room, "request_id": "test", "items": items})
         response = self.http.post("/encode", content=body)
@@ -69,7 +71,7 @@ class EncodeWorker:
         return room
 
     def expected(self, *items: dict[str, Any]) -> bytes:
-        """The embedding as one string of bytes, token after token, field after field."""
+        """Returns the embedding as one byte string: the tokens in order, each with its fields in order."""
         torch.set_num_threads(self.settings.threads)
         prepared = prepare([EncodeItem(**item) for item in items], self.encoder.media, self.settings.media)
         embeddings = [self.encoder.encode(item).fields() for item in prepared]

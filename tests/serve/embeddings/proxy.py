@@ -1,8 +1,8 @@
-"""A small HTTP proxy in a process of its own, as they are met: forward (absolute form), or reverse under a path.
+"""A small HTTP proxy in a process of its own: a forward proxy, or a reverse proxy under a path.
 
-``python -m tests.serve.embeddings.proxy [PORT]`` prints its port. With a port it is a reverse proxy for that one, and takes the
-path ``/some/where`` away. It speaks HTTP/1.0 to its upstream, one connection a request, as nginx does unless
-told otherwise.
+``python -m tests.serve.embeddings.proxy [PORT]`` prints its port. With PORT it is a reverse proxy for that port, and
+removes the path ``/some/where``. It sends HTTP/1.0 to its upstream, one connection per request, as nginx does by
+default.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Proxy(BaseHTTPRequestHandler):
         try:
             super().handle()
         except ConnectionError:
-            self.close_connection = True  # a client that left: its matter
+            self.close_connection = True  # the client has left
 
 
 class Server(ThreadingHTTPServer):

@@ -1,4 +1,4 @@
-"""curl and wget download an embedding from an encode worker, are cut off midway, and go on where they were."""
+"""curl and wget download an embedding from an encode worker, are cut off, and resume."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.integration
 
 SECONDS = 60
 HEADS = 1500
-"""Bytes that the head of an answer has at most."""
+"""Largest size of a response's head in bytes."""
 
 
 def run(program: str, *arguments: object) -> int:
-    """Its exit status. Settings of the user, such as a proxy, are kept away from it."""
+    """Runs a program without the user's settings, such as a proxy; returns its exit status."""
     found = shutil.which(program)
-    assert found is not None, f"{program} must be installed: its way of resuming is what is tested here"
+    assert found is not None, f"{program} is not installed; the test needs it"
     own = {"curl": ["-q", "-sS"], "wget": ["--no-config", "-q"]}[program]
     environment = {"PATH": os.environ["PATH"]}
     command = [found, *own, *map(str, arguments)]
@@ -42,7 +42,7 @@ def expected(worker: EncodeWorker) -> bytes:
     return worker.expected(PICTURE, OTHER)
 
 
-def test_curl_resumes(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
+def test_curl_resumes_a_cut_download(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
     file, heads = tmp_path / "embedding", tmp_path / "heads"
     with ChaosProxy(worker.port, cut_after=len(expected) // 2 + 3) as proxy:
         url = f"http://127.0.0.1:{proxy.port}/embeddings/{room}"
@@ -52,14 +52,14 @@ def test_curl_resumes(worker: EncodeWorker, room: int, expected: bytes, tmp_path
         assert expected.startswith(have)
         assert run("curl", "-C", "-", "-D", heads, "-o", file, url) == 0
         assert proxy.cuts == 1
-        assert sum(proxy.to_clients) < len(expected) + 2 * HEADS, "what had arrived was sent again"
+        assert sum(proxy.to_clients) < len(expected) + 2 * HEADS, "received bytes were sent again"
     assert file.read_bytes() == expected
     said = heads.read_text()
     assert said.startswith("HTTP/1.1 206 ")
     assert f"content-range: bytes {len(have)}-{len(expected) - 1}/{len(expected)}" in said.lower()
 
 
-def test_curl_resumes_as_often_as_it_is_cut(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
+def test_curl_resumes_after_every_cut(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
     file, times = tmp_path / "embedding", 7
     with ChaosProxy(worker.port, cut_after=len(expected) // 10 + HEADS, times=times) as proxy:
         url = f"http://127.0.0.1:{proxy.port}/embeddings/{room}"
@@ -69,7 +69,7 @@ def test_curl_resumes_as_often_as_it_is_cut(worker: EncodeWorker, room: int, exp
     assert file.read_bytes() == expected
 
 
-def test_wget_resumes(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
+def test_wget_resumes_a_cut_download(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
     file = tmp_path / "embedding"
     with ChaosProxy(worker.port, cut_after=len(expected) // 2 + 3) as proxy:
         url = f"http://127.0.0.1:{proxy.port}/embeddings/{room}"
@@ -79,11 +79,11 @@ def test_wget_resumes(worker: EncodeWorker, room: int, expected: bytes, tmp_path
         assert expected.startswith(have)
         assert run("wget", "--tries=1", "-c", "-O", file, url) == 0
         assert proxy.cuts == 1
-        assert sum(proxy.to_clients) < len(expected) + 2 * HEADS, "what had arrived was sent again"
+        assert sum(proxy.to_clients) < len(expected) + 2 * HEADS, "received bytes were sent again"
     assert file.read_bytes() == expected
 
 
-def test_wget_resumes_by_itself(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
+def test_wget_resumes_without_being_restarted(worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path) -> None:
     file, times = tmp_path / "embedding", 2
     with ChaosProxy(worker.port, cut_after=len(expected) // 4 + HEADS, times=times) as proxy:
         url = f"http://127.0.0.1:{proxy.port}/embeddings/{room}"
@@ -93,10 +93,10 @@ def test_wget_resumes_by_itself(worker: EncodeWorker, room: int, expected: bytes
     assert file.read_bytes() == expected
 
 
-def test_what_is_complete_is_not_fetched_again(
+def test_a_complete_file_is_not_downloaded_again(
     worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path
 ) -> None:
-    """Both ask for what is behind the last byte, and understand the 416 with the length."""
+    """Both programs ask for the bytes after the last one, and accept the 416 with the length."""
     file = tmp_path / "embedding"
     file.write_bytes(expected)
     with ChaosProxy(worker.port) as proxy:
@@ -107,10 +107,10 @@ def test_what_is_complete_is_not_fetched_again(
     assert file.read_bytes() == expected
 
 
-def test_another_embedding_is_not_put_behind_a_part_of_the_first(
+def test_a_part_of_another_embedding_is_not_resumed(
     worker: EncodeWorker, room: int, expected: bytes, tmp_path: Path
 ) -> None:
-    """A client that kept the ETag gets the whole of what is there now, which curl refuses to append."""
+    """With another ETag the client gets the whole embedding, which curl refuses to append."""
     file, url = tmp_path / "embedding", f"http://127.0.0.1:{worker.port}/embeddings/{room}"
     file.write_bytes(b"other")
     assert run("curl", "-C", "-", "-H", 'If-Range: "other"', "-o", file, url) == 33, "range error"

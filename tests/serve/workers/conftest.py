@@ -38,7 +38,7 @@ def transport(request: pytest.FixtureRequest) -> type[Transport]:
 
 @pytest.fixture
 def join(models: Models) -> Iterator[Callable[..., Joined]]:
-    """Makes joined workers; after the test they must be whole and idle."""
+    """Returns a function that makes joined workers; after the test they must be idle and have lost no block."""
     with ExitStack() as stack:
         yield lambda transport=InMemoryTransport, **settings: stack.enter_context(
             Joined(models, transport, settings_for(**settings))

@@ -1,4 +1,4 @@
-"""An encode and a language worker in this process, joined by one transport, behind their HTTP applications."""
+"""An encode and a language worker in this process, joined by one transport, called through their HTTP applications."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from embferry.engine.language import LanguageModel
 from embferry.engine.reference import Reference
 from embferry.engine.sampling import SamplingParams
 from embferry.serve.config import EncodeSettings, LanguageSettings, MediaSettings, Settings, TransferSettings
-from embferry.serve.encode import server as encode_server
+from embferry.serve.encode import process as encode_process
 from embferry.serve.encode.app import build as encode_app
-from embferry.serve.encode.prepare import prepare
-from embferry.serve.encode.wire import EncodeItem
-from embferry.serve.language import server as language_server
+from embferry.serve.encode.messages import EncodeItem
+from embferry.serve.encode.preparation import prepare
+from embferry.serve.language import process as language_process
 from embferry.serve.language.app import build as language_app
 from embferry.transports.contract import Transport
 
-DEADLINE = 20.0
-"""Seconds after which a condition that has not come true fails the test."""
+DEADLINE = 100.0
+"""Seconds after which a test counts as hanging."""
 CHUNK = 48
-"""Tokens of a prefill step: several for each prompt of these tests, so that prefill begins before all has arrived."""
+"""Tokens of a prefill step. Each prompt here needs several, so prefill begins before the embedding is complete."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """The packaged model, split and whole."""
+    """The packaged model, in its two halves and undivided."""
 
     encoder: Encoder
     language: LanguageModel
@@ -59,13 +59,13 @@ def settings_for(
 
 
 class Joined:
-    """Use as a context manager; afterwards the pool is whole and no thread is left."""
+    """Two joined workers. A context manager: at its end it checks that no block is lost, and stops all threads."""
 
     def __init__(self, models: Models, transport: type[Transport], settings: Settings) -> None:
         self.models = models
         self.settings = settings
-        self.language = language_server.service_of(models.language, settings, [transport()])
-        self.encode = encode_server.service_of(models.encoder, settings, [transport()])
+        self.language = language_process.service_of(models.language, settings, [transport()])
+        self.encode = encode_process.service_of(models.encoder, settings, [transport()])
         self.language_app = language_app(self.language)
         self.encode_app = encode_app(self.encode)
 
@@ -87,10 +87,10 @@ class Joined:
     def wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DEADLINE
         while not condition():
-            assert time.monotonic() < deadline, "what the test waited for did not come"
+            assert time.monotonic() < deadline, "the condition did not become true"
             time.sleep(0.002)
 
-    # Calls, as a router makes them
+    # The calls of a router
 
     async def post_encode(self, *items: dict[str, Any], room: int | None = None) -> httpx.Response:
         room = secrets.randbits(60) if room is None else room
@@ -103,7 +103,7 @@ class Joined:
             return await http.post("/generate", json=body)
 
     async def ask(self, question: str, *items: dict[str, Any], **sampling: Any) -> Answer:
-        """One request through both workers."""
+        """Sends one request through both workers."""
         encoded: dict[str, Any] = {"room": None, "endpoint": None, "items": []}
         if items:
             response = await self.post_encode(*items)
@@ -113,9 +113,8 @@ class Joined:
         return Answer(response.status_code, events(response))
 
     def reference(self, question: str, *items: dict[str, Any], max_tokens: int = 16) -> list[int]:
-        """The tokens of the undivided model for the same request."""
-        asked = [EncodeItem(**item) for item in items]
-        prepared = prepare(asked, self.models.encoder.media, self.settings.media)
+        """Returns the tokens of the undivided model for the same request."""
+        prepared = prepare([EncodeItem(**item) for item in items], self.models.encoder.media, self.settings.media)
         body = generate_body({"items": [{"kind": item.kind} for item in prepared]}, question)
         chat = [{"role": m["role"], "content": m["parts"]} for m in body["messages"]]
         prompt = self.models.language.prompts.build(chat, [item.shape for item in prepared])
@@ -141,6 +140,7 @@ class Answer:
 
 
 def generate_body(encoded: dict[str, Any], question: str, **sampling: Any) -> dict[str, Any]:
+    """Returns a body for ``/generate`` from the response of ``/encode``."""
     parts: list[dict[str, Any]] = [{"type": item["kind"], "item": index} for index, item in enumerate(encoded["items"])]
     return {
         "room": encoded.get("room"),
@@ -158,8 +158,9 @@ def client(app: Any) -> httpx.AsyncClient:
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:
-    said = [json.loads(line) for line in response.text.splitlines()]
-    return [event for event in said if event.get("type") != "ping"]
+    """Returns the events of a response, without pings."""
+    lines = [json.loads(line) for line in response.text.splitlines()]
+    return [event for event in lines if event.get("type") != "ping"]
 
 
 def run(coroutine: Any) -> Any:

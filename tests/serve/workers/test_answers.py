@@ -1,4 +1,4 @@
-"""Answers across two workers are, token by token, those of the undivided model."""
+"""Answers across two workers equal those of the undivided model, token by token."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_as_undivided_through_a_pool_far_smaller(join: MakeJoined, transport: type[Transport], case: str) -> None:
+def test_answers_through_a_small_pool_equal_those_of_the_undivided_model(
+    join: MakeJoined, transport: type[Transport], case: str
+) -> None:
     items = CASES[case]
     joined = join(transport, num_blocks=2, block_size=3)
     answer = run(joined.ask("what is there?", *items))
@@ -42,7 +44,7 @@ def test_as_undivided_through_a_pool_far_smaller(join: MakeJoined, transport: ty
     assert transfer["bytes"] == transfer["total_tokens"] * token_bytes
 
 
-def test_text_alone_needs_no_room(join: MakeJoined) -> None:
+def test_text_alone_needs_no_transfer(join: MakeJoined) -> None:
     joined = join()
     answer = run(joined.ask("how are you?"))
     assert answer.tokens == joined.reference("how are you?")
@@ -52,21 +54,21 @@ def test_text_alone_needs_no_room(join: MakeJoined) -> None:
     assert usage["completion_tokens"] == len(answer.tokens)
 
 
-def test_many_at_once_through_one_block(join: MakeJoined) -> None:
+def test_concurrent_requests_through_one_block_get_correct_answers(join: MakeJoined) -> None:
     joined = join(num_blocks=1, block_size=5)
-    asked = [
+    requests = [
         ("what is there?", PICTURE),
         ("which colour?", OTHER),
         ("what moves?", FRAMES),
         ("and here?", OTHER, PICTURE),
     ]
-    asked *= 6
+    requests *= 6
 
     async def all_of_them() -> list[list[int]]:
-        answers = await asyncio.gather(*(joined.ask(*one) for one in asked))
+        answers = await asyncio.gather(*(joined.ask(*request) for request in requests))
         return [answer.tokens for answer in answers]
 
-    expected = [joined.reference(*one) for one in asked[:4]] * 6
+    expected = [joined.reference(*request) for request in requests[:4]] * 6
     assert run(all_of_them()) == expected
 
 
@@ -78,14 +80,14 @@ def test_the_same_picture_is_encoded_once(join: MakeJoined) -> None:
     assert (counters.misses, counters.hits) == (1, 1)
 
 
-def test_what_encode_answers_is_what_the_language_side_needs(join: MakeJoined) -> None:
+def test_the_encode_response_has_all_that_the_language_side_needs(join: MakeJoined) -> None:
     joined = join()
     response = run(joined.post_encode(PICTURE, FRAMES, room=77))
-    told = response.json()
-    assert told["room"] == 77
-    assert told["endpoint"] == joined.encode.manager.endpoint
-    assert [item["kind"] for item in told["items"]] == ["image", "video"]
-    assert told["total_tokens"] == sum(item["num_tokens"] for item in told["items"])
-    assert len(told["items"][1]["timestamps"]) == told["items"][1]["grid_thw"][0]
-    assert joined.encode.cache.counters.misses == 0  # nobody has asked for it yet
+    body = response.json()
+    assert body["room"] == 77
+    assert body["endpoint"] == joined.encode.manager.endpoint
+    assert [item["kind"] for item in body["items"]] == ["image", "video"]
+    assert body["total_tokens"] == sum(item["num_tokens"] for item in body["items"])
+    assert len(body["items"][1]["timestamps"]) == body["items"][1]["grid_thw"][0]
+    assert joined.encode.cache.counters.misses == 0  # the encoder has not run: no language worker has asked yet
     assert joined.encode.abort_room(77)

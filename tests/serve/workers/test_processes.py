@@ -1,4 +1,4 @@
-"""The real processes: they come up, answer, come again when they die, and go when their parent goes."""
+"""The real processes: they start, serve, restart after a crash, and end with their parent."""
 
 from __future__ import annotations
 
@@ -24,25 +24,22 @@ from embferry.serve.supervisor import ClusterError, LocalCluster, ProcessView
 from tests.serve.pictures import data_url, encoded, noise, png
 from tests.serve.workers.joined import DEADLINE
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-START = 100.0
-"""Seconds a cluster may take to come up: every worker imports torch."""
-GRACE = 5.0
-"""Seconds within which everything must have ended after Ctrl-C."""
+START = 300.0
+"""Seconds until the start of a cluster counts as hanging: every worker imports torch and loads a model."""
 SETTINGS = Settings(
     router=RouterSettings(port=0, poll_interval=0.1),
-    bootstrap=BootstrapSettings(port=0, lease=2),
-    transfer=TransferSettings(num_blocks=1, block_size=1, heartbeat_interval=0.2, heartbeat_max_failures=5),
-    serve=ServeSettings(restart_delay=0.1),
+    bootstrap=BootstrapSettings(port=0),
+    transfer=TransferSettings(num_blocks=1, block_size=1),
+    serve=ServeSettings(restart_delay=0.1, start_timeout=START),
 )
-PEER_TIMEOUT = 0.2 * 5
 
 
-def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
+def wait(condition: Callable[[], bool], goal: str, seconds: float = DEADLINE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        assert time.monotonic() < deadline, f"{goal}: not within {seconds:g} s"
         time.sleep(0.01)
 
 
@@ -59,10 +56,10 @@ def listening(url: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
-def ask(cluster: LocalCluster, *media: dict[str, Any], seconds: float = DEADLINE) -> httpx.Response:
+def ask(cluster: LocalCluster, *media: dict[str, Any]) -> httpx.Response:
     content = [*media, {"type": "text", "text": "what is there?"}]
     body = {"model": "shapes", "messages": [{"role": "user", "content": content}], "max_tokens": 8}
-    return httpx.post(f"{cluster.url}/v1/chat/completions", json=body, timeout=seconds, trust_env=False)
+    return httpx.post(f"{cluster.url}/v1/chat/completions", json=body, timeout=START, trust_env=False)
 
 
 def image() -> dict[str, Any]:
@@ -92,42 +89,40 @@ def worker(cluster: LocalCluster, role: str) -> ProcessView:
 
 
 def pool(cluster: LocalCluster) -> dict[str, int]:
-    return dict(httpx.get(f"{worker(cluster, 'language').url}/debug/pool", trust_env=False).json())
+    return dict(httpx.get(f"{worker(cluster, 'language').url}/debug/pool", timeout=DEADLINE, trust_env=False).json())
 
 
-def test_a_question_about_a_picture_from_end_to_end(cluster: LocalCluster) -> None:
+def test_a_question_about_a_picture_is_answered(cluster: LocalCluster) -> None:
     response = ask(cluster, image())
     assert response.status_code == 200, response.text
     transfer = response.json()["embferry"]["transfer"]
     assert transfer["initial"] == 1
-    assert transfer["resumed"] == transfer["total_tokens"] - 1  # one token a transfer
+    assert transfer["resumed"] == transfer["total_tokens"] - 1  # each transfer moves one token
     assert (transfer["transport"],) == cluster.settings.transfer.transports
-    wait(lambda: pool(cluster) == {"num_blocks": 1, "available": 1, "used": 0, "quarantined": 0}, 5, "a whole pool")
+    wait(lambda: pool(cluster) == {"num_blocks": 1, "available": 1, "used": 0, "quarantined": 0}, "no block in use")
 
 
 @pytest.mark.parametrize("role", ["encode", "language"])
-def test_a_worker_killed_in_the_middle_of_a_transfer(cluster: LocalCluster, role: str) -> None:
-    """The request ends with an error within the time-out, the worker comes again, the next request succeeds."""
+def test_a_worker_killed_during_a_transfer_is_restarted(cluster: LocalCluster, role: str) -> None:
+    """The request ends with the error of a lost peer, the worker is restarted, and the next request succeeds."""
     killed = worker(cluster, role)
     answers: list[httpx.Response] = []
-    asking = threading.Thread(target=lambda: answers.append(ask(cluster, long_video(), seconds=60)), daemon=True)
+    asking = threading.Thread(target=lambda: answers.append(ask(cluster, long_video())), daemon=True)
     asking.start()
-    wait(lambda: pool(cluster)["used"] > 0, 30, "a transfer under way")
+    wait(lambda: pool(cluster)["used"] > 0, "a transfer in progress")
     os.kill(killed.pid, signal.SIGKILL)
-    began = time.monotonic()
-    asking.join(PEER_TIMEOUT + 10)
+    asking.join(DEADLINE)
     assert answers, "the request hangs"
     assert answers[0].status_code in (502, 503), answers[0].text
     assert answers[0].json()["error"]["code"] in ("peer_gone", "worker_failed", "transport_error")
-    assert time.monotonic() - began < PEER_TIMEOUT + 5
-    wait(lambda: worker(cluster, role).starts == killed.starts + 1 and worker(cluster, role).ready, START, "a new one")
+    wait(lambda: worker(cluster, role).starts == killed.starts + 1 and worker(cluster, role).ready, "a restart", START)
     cluster.wait_ready(START)
     response = ask(cluster, image())
     assert response.status_code == 200, response.text
-    wait(lambda: pool(cluster)["available"] == 1, 5, "a whole pool")
+    wait(lambda: pool(cluster)["available"] == 1, "no block in use")
 
 
-def test_what_cannot_come_up_is_told(tmp_path: Path) -> None:
+def test_a_process_that_cannot_start_ends_the_cluster_with_the_reason(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = SETTINGS.model_copy(update={"bootstrap": BootstrapSettings(port=taken.getsockname()[1])})
         why = "bootstrap ended with status 1 before it answered"
@@ -137,11 +132,11 @@ def test_what_cannot_come_up_is_told(tmp_path: Path) -> None:
 
 
 class Serve:
-    """``embferry serve`` as a user starts it."""
+    """The process ``embferry serve``, started as by a user."""
 
     def __init__(self) -> None:
         command = "from embferry.cli.main import run; run()"
-        flags = ["--port", "0", "--bootstrap-port", "0", "--bootstrap-lease", "2"]
+        flags = ["--port", "0", "--bootstrap-port", "0", "--start-timeout", str(START)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("EMBFERRY_", "SGLANG_"))}
         self.process = subprocess.Popen(
             [sys.executable, "-c", command, "serve", *flags], stderr=subprocess.PIPE, text=True, env=environment
@@ -171,7 +166,7 @@ def serve() -> Iterator[Serve]:
     running = Serve()
     try:
         wait(
-            lambda: bool(running.found(r"ready: shapes at (\S+)")) or running.process.poll() is not None, START, "ready"
+            lambda: bool(running.found(r"ready: shapes at (\S+)")) or running.process.poll() is not None, "ready", START
         )
         assert running.process.poll() is None, running.lines
         yield running
@@ -180,15 +175,13 @@ def serve() -> Iterator[Serve]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
-def test_none_outlives_the_supervisor(serve: Serve, how: signal.Signals) -> None:
+def test_no_process_outlives_the_supervisor(serve: Serve, how: signal.Signals) -> None:
     pids = [int(pid) for pid in serve.found(r"is being started \(pid (\d+)\)")]
     urls = serve.found(r"answers at (http://\S+)")
     assert len(pids) == 4
     assert all(alive(pid) for pid in pids)
-    began = time.monotonic()
     serve.process.send_signal(how)
-    wait(lambda: not any(alive(pid) for pid in pids), GRACE, "the end of all processes")
-    status = serve.process.wait(GRACE)
-    assert time.monotonic() - began < GRACE
+    wait(lambda: not any(alive(pid) for pid in pids), "the end of all processes")
+    status = serve.process.wait(DEADLINE)
     assert status == (-signal.SIGKILL if how is signal.SIGKILL else 0)
     assert not any(listening(url) for url in urls)

@@ -1,4 +1,4 @@
-"""From the names of transports to transports: which ones a worker has, in which order, and what is said of those it has not."""
+"""The transports of a worker: their selection, their order, and the errors for missing ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def settings_for(*names: str, **rest: Any) -> Settings:
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> Make:
-    """The names of the transports of a worker on a machine that has everything but NIXL."""
+    """Returns a function from settings to the names of the transports, on a machine that has all but NIXL."""
 
     class Named:
         def __init__(self, name: str) -> None:
@@ -44,25 +44,25 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_where_all_peers_are_on_this_host_no_engine_is_of_use(chosen: Make, host: str) -> None:
+def test_auto_selects_shm_and_tcp_on_a_loopback_address(chosen: Make, host: str) -> None:
     assert chosen(settings_for(host=host)) == ["shm", "tcp"]
     assert chosen(settings_for(host="0.0.0.0", advertise_host=host)) == ["shm", "tcp"]
 
 
-def test_where_they_may_be_elsewhere_each_transport_that_there_is(
+def test_auto_selects_every_available_transport_on_other_addresses(
     chosen: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         assert chosen(settings_for(host="0.0.0.0", advertise_host=ELSEWHERE)) == ["shm", "mooncake", "tcp", "http"]
-    assert "nixl is left out: [transport_error] NIXL is not installed" in caplog.text
+    assert "nixl is not available: [transport_error] NIXL is not installed" in caplog.text
     assert "transports: shm, mooncake, tcp, http" in caplog.text
 
 
-def test_those_that_are_named_in_the_order_of_naming(chosen: Make) -> None:
+def test_named_transports_keep_their_order(chosen: Make) -> None:
     assert chosen(settings_for("tcp", "mooncake", "shm")) == ["tcp", "mooncake", "shm"]
 
 
-def test_one_that_is_named_and_missing_ends_the_worker_with_what_to_install(
+def test_a_missing_named_transport_ends_the_worker_with_the_install_command(
     chosen: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -71,7 +71,9 @@ def test_one_that_is_named_and_missing_ends_the_worker_with_what_to_install(
     assert capsys.readouterr().err == f"embferry: transfer.transports: nixl: {MISSING}\n"
 
 
-def test_a_cluster_is_not_even_begun(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_transport_ends_serve_before_any_process_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "mooncake.engine", None)
     with pytest.raises(SystemExit) as ended:
         run(settings_for("tcp", "mooncake"))
@@ -97,11 +99,11 @@ def made() -> Iterator[Callable[..., Transport]]:
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSPORTS if name not in ("nixl", "mooncake")])
-def test_a_transport_goes_by_its_name(made: Callable[..., Transport], name: str) -> None:
+def test_a_transport_is_created_by_its_name(made: Callable[..., Transport], name: str) -> None:
     assert made(name).name == name
 
 
-def test_a_proxy_in_front_and_one_behind(made: Callable[..., Any]) -> None:
+def test_the_http_transport_gets_port_address_and_proxy(made: Callable[..., Any]) -> None:
     transport = made(
         "http", http_port=8901, http_advertise="http://192.0.2.8:80/embeddings", http_proxy="http://192.0.2.9:3128"
     )
@@ -117,7 +119,7 @@ def test_a_proxy_in_front_and_one_behind(made: Callable[..., Any]) -> None:
 
 @pytest.mark.integration
 @pytest.mark.engines
-def test_engines_get_their_settings(made: Callable[..., Any]) -> None:
+def test_nixl_and_mooncake_get_their_settings(made: Callable[..., Any]) -> None:
     nixl = made("nixl", nixl_backends={"UCX": {"num_workers": "2"}})
     assert nixl._backends == {"UCX": {"num_workers": "2"}}
     assert nixl._advertise == ELSEWHERE
@@ -128,7 +130,7 @@ def test_engines_get_their_settings(made: Callable[..., Any]) -> None:
 
 @pytest.mark.integration
 @pytest.mark.engines
-def test_an_engine_that_cannot_start_as_it_is_set_up_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_cannot_start_with_its_settings_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MC_FORCE_TCP", "1")
     transfer = TransferSettings(transports=("tcp", "mooncake"), mooncake_protocol="rdma")
     (problem,) = under_test.unusable(Settings(transfer=transfer))

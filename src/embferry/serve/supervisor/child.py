@@ -85,13 +85,13 @@ def _router(settings: Settings, report: Report) -> None:
 
 
 def _encode(settings: Settings, report: Report) -> None:
-    from embferry.serve.encode.server import run  # here, so that a router need not load torch
+    from embferry.serve.encode.process import run  # here, so that a router need not load torch
 
     run(settings, report)
 
 
 def _language(settings: Settings, report: Report) -> None:
-    from embferry.serve.language.server import run  # as above
+    from embferry.serve.language.process import run  # as above
 
     run(settings, report)
 

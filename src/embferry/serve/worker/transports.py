@@ -1,4 +1,4 @@
-"""From names to the transports themselves: which ones a worker has, and in which order."""
+"""Creates the transports of a worker from its settings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import sys
 from typing import Any
 
 from embferry.protocol.errors import TransportError
-from embferry.serve.config import Settings
-from embferry.serve.config_transports import AUTO, SAME_HOST
+from embferry.serve.config import AUTO, SAME_HOST, Settings
 from embferry.serve.worker.address import address_of
 from embferry.transports.contract import Transport
 from embferry.transports.registry import TRANSPORTS
@@ -18,18 +17,20 @@ log = logging.getLogger(__name__)
 
 
 def make_transports(settings: Settings) -> list[Transport]:
-    """One transport for each transport of ``transfer.transports``, the preferred one first. Ends the process with status 2
-    and what to install if one that is named cannot be had.
+    """Creates the transports of the setting ``transfer.transports``, the preferred one first.
 
-    :raises OSError: a host name has no address.
+    Ends the process with status 2 if a transport that is named there does not work, and prints what to install.
+
+    Raises:
+        OSError: a host name has no address.
     """
-    found = _automatic(settings) if settings.transfer.transports == (AUTO,) else _named(settings)
-    log.info("transports: %s", ", ".join(transport.name for transport in found))
-    return found
+    transports = _automatic(settings) if settings.transfer.transports == (AUTO,) else _named(settings)
+    log.info("transports: %s", ", ".join(transport.name for transport in transports))
+    return transports
 
 
 def unusable(settings: Settings) -> list[str]:
-    """One sentence for each transport that is named in the settings and cannot be had on this machine."""
+    """Returns one sentence for each transport that the settings name and that does not work on this machine."""
     problems = []
     for name in settings.transfer.transports:
         try:
@@ -41,20 +42,21 @@ def unusable(settings: Settings) -> list[str]:
 
 
 def make(name: str, settings: Settings) -> Transport:
-    """One transport, seen to work as far as one end can see.
+    """Creates one transport, after a trial of its engine.
 
-    :raises TransportError: its engine is not installed, or cannot start as it is set up.
+    Raises:
+        TransportError: the engine is not installed, or cannot start with these settings.
     """
-    kind = TRANSPORTS[name]
+    spec = TRANSPORTS[name]
     arguments: dict[str, Any] = {}
-    if kind.listens:
+    if spec.listens:
         arguments |= {"host": address_of(settings.host), "advertise": address_of(settings.reachable_host)}
     for key, value in settings.transfer:
         if key.startswith(f"{name}_") and value is not None:
-            arguments[key.removeprefix(f"{name}_")] = value  # mooncake_protocol: protocol of the mooncake transport
+            arguments[key.removeprefix(f"{name}_")] = value  # mooncake_protocol is mooncake's argument "protocol"
     if name == "mooncake":
         _try_mooncake(settings)
-    return kind.load()(**arguments)
+    return spec.load()(**arguments)
 
 
 def _named(settings: Settings) -> list[Transport]:
@@ -69,8 +71,10 @@ def _named(settings: Settings) -> list[Transport]:
 
 
 def _automatic(settings: Settings) -> list[Transport]:
-    """Where a worker is reached by the loopback address, all its peers are on this host: no engine is of use, and none
-    listens."""
+    """Creates every transport that works here.
+
+    A worker with a loopback address has all its peers on this host. It needs no engine, and none must listen.
+    """
     if ipaddress.ip_address(address_of(settings.reachable_host)).is_loopback:
         return [make(name, settings) for name in SAME_HOST]
     made: list[Transport] = []
@@ -78,14 +82,16 @@ def _automatic(settings: Settings) -> list[Transport]:
         try:
             made.append(make(name, settings))
         except TransportError as error:
-            log.info("the transport %s is left out: %s", name, error)
+            log.info("transport %s is not available: %s", name, error)
     return made
 
 
 def _try_mooncake(settings: Settings) -> None:
-    """The transport makes its engine when it is first needed, which for a sender is in the middle of a request. One is
-    made now, and ended: some 50 ms."""
-    from embferry.transports.leased.mooncake.engine import Engine, EngineSettings  # here: only who uses it needs it
+    """Starts and ends an engine, about 50 ms.
+
+    The transport starts its own engine on first use, which for a sender is in the middle of a request.
+    """
+    from embferry.transports.leased.mooncake.engine import Engine, EngineSettings  # here: mooncake is optional
 
     transfer = settings.transfer
     protocol, device, server = transfer.mooncake_protocol, transfer.mooncake_device, transfer.mooncake_metadata_server

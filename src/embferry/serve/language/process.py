@@ -1,4 +1,4 @@
-"""``embferry language``: a language worker as a process."""
+"""``embferry language``: the process of a language worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from embferry.serve.config import Settings
 from embferry.serve.language.app import build
 from embferry.serve.language.service import LanguageService
 from embferry.serve.worker.process import Report, open_port, serve_worker, unreported
-from embferry.serve.worker.transfers import DTYPES, language_timeouts, layout_of
+from embferry.serve.worker.transfer_settings import DTYPES, language_timeouts, layout_of
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.receive_manager import ReceiveManager
 from embferry.transports.contract import Transport
@@ -19,19 +19,22 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """Loads the language model and serves until SIGINT or SIGTERM.
 
     Args:
-        report: told once, when the worker answers.
+        settings: settings of the deployment.
+        report: called once, when the worker accepts requests.
     """
     listener = open_port(settings, settings.language.port)
-    transports = make_transports(settings)  # first: what is wrong with them need not wait for the model
+    transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     model = load(settings)
     service = service_of(model, settings, transports)
     serve_worker(build(service), service, listener, settings, "language", "", report)
 
 
 def load(settings: Settings) -> LanguageModel:
-    """
+    """Loads the language model of the settings.
+
     Raises:
-        UnsupportedModel, CheckpointError.
+        UnsupportedModel: the model's family has no adapter.
+        CheckpointError: the model's files are incomplete or contradict each other.
     """
     return LanguageModel.load(
         model_path(settings.model),
@@ -42,7 +45,7 @@ def load(settings: Settings) -> LanguageModel:
 
 
 def service_of(model: LanguageModel, settings: Settings, transports: list[Transport]) -> LanguageService:
-    """A running service, to be closed by the caller."""
+    """Returns a running service. The caller closes it."""
     geometry = Geometry(layout_of(model.fields), settings.transfer.num_blocks, settings.transfer.block_size)
     manager = ReceiveManager(geometry, transports, settings=language_timeouts(settings))
     return LanguageService(model, manager, settings)

@@ -1,4 +1,4 @@
-"""``embferry encode``: an encode worker as a process."""
+"""``embferry encode``: the process of an encode worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from embferry.serve.encode.app import build
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.worker.address import address_of
 from embferry.serve.worker.process import Report, open_port, serve_worker, unreported
-from embferry.serve.worker.transfers import DTYPES, encode_timeouts, layout_of
+from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts, layout_of
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.send_manager import SendManager
 from embferry.transports.contract import Transport
@@ -19,17 +19,18 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """Loads the vision tower and serves until SIGINT or SIGTERM.
 
     Args:
-        report: told once, when the worker answers.
+        settings: settings of the deployment.
+        report: called once, when the worker accepts requests.
     """
     listener = open_port(settings, settings.encode.port)
-    transports = make_transports(settings)  # first: what is wrong with them need not wait for the model
+    transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     encoder = Encoder.load(model_path(settings.model), DTYPES[settings.dtype], threads=settings.threads)
     service = service_of(encoder, settings, transports)
     serve_worker(build(service), service, listener, settings, "encode", service.manager.endpoint, report)
 
 
 def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]) -> EncodeService:
-    """A running service, to be closed by the caller."""
+    """Returns a running service. The caller closes it."""
     manager = SendManager(
         layout_of(encoder.fields),
         transports,

@@ -1,4 +1,4 @@
-"""An encode worker's embeddings as HTTP resources: bytes, headers, refusals, and waiting for what is being made."""
+"""An encode worker's embeddings as HTTP resources: bytes, headers, refusals, and downloads during encoding."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from embferry.engine.reference import Reference
 from embferry.models import model_path
 from embferry.protocol.layout import Field, Layout
 from embferry.serve.encode import app as encode_app
-from embferry.serve.encode import embeddings
-from embferry.serve.encode.embeddings import Embeddings, layout_field
-from embferry.testing.pair import DEADLINE_S, eventually
+from embferry.serve.encode import embedding_resource
+from embferry.serve.encode.embedding_resource import EmbeddingResource, layout_field
+from embferry.testing.pair import eventually
 from embferry.transports.in_memory.transport import InMemoryTransport
-from tests.serve.embeddings.conftest import OTHER, PICTURE, EncodeWorker
+from tests.serve.embeddings.conftest import CLIENT_TIMEOUT, OTHER, PICTURE, EncodeWorker
 from tests.serve.workers.joined import CHUNK, Answer, Joined, Models, client, events, generate_body, settings_for
 from tests.serve.workers.joined import run as ask
 
 pytestmark = pytest.mark.integration
 
 
-def test_the_whole_and_every_part(worker: EncodeWorker) -> None:
+def test_whole_and_partial_downloads(worker: EncodeWorker) -> None:
     room, expected = worker.open(PICTURE), worker.expected(PICTURE)
     whole = worker.http.get(f"/embeddings/{room}")
     assert (whole.status_code, whole.content) == (200, expected)
@@ -48,15 +48,15 @@ def test_the_whole_and_every_part(worker: EncodeWorker) -> None:
     assert worker.http.delete(f"/embeddings/{room}").status_code == 204
 
 
-def test_items_are_one_behind_the_other(worker: EncodeWorker) -> None:
+def test_the_items_of_a_room_follow_each_other(worker: EncodeWorker) -> None:
     room = worker.open(PICTURE, OTHER, PICTURE)
     assert worker.http.get(f"/embeddings/{room}").content == worker.expected(PICTURE, OTHER, PICTURE)
     worker.http.delete(f"/embeddings/{room}")
 
 
-def test_head_tells_before_anything_is_encoded(worker: EncodeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_needs_no_encoding(worker: EncodeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "encode", broken)
+        patch.setattr(Encoder, "encode", failing_encode)
         room = worker.open(PICTURE)
         head = worker.http.head(f"/embeddings/{room}")
         assert (head.status_code, head.content) == (200, b"")
@@ -69,31 +69,31 @@ def test_head_tells_before_anything_is_encoded(worker: EncodeWorker, monkeypatch
     worker.http.delete(f"/embeddings/{room}")
 
 
-def test_the_layout_says_where_each_field_is(worker: EncodeWorker) -> None:
+def test_the_layout_header_has_the_offset_of_each_field(worker: EncodeWorker) -> None:
     room = worker.open(OTHER)
-    told = worker.http.head(f"/embeddings/{room}").headers["embferry-layout"]
-    assert told.startswith('"input_embeddings";dtype=float32;width=')
-    assert told == layout_field(worker.service.manager.layout)
+    layout = worker.http.head(f"/embeddings/{room}").headers["embferry-layout"]
+    assert layout.startswith('"input_embeddings";dtype=float32;width=')
+    assert layout == layout_field(worker.service.manager.layout)
     strange = Layout((Field('a"\r\nb', "int32", 2), Field("c", "uint8", 1)))
     assert layout_field(strange) == '"a???b";dtype=int32;width=2;offset=0, "c";dtype=uint8;width=1;offset=8'
     worker.http.delete(f"/embeddings/{room}")
 
 
-def test_a_digest_for_who_wants_one(worker: EncodeWorker) -> None:
+def test_a_digest_is_sent_on_request(worker: EncodeWorker) -> None:
     room, expected = worker.open(OTHER), worker.expected(OTHER)
-    wish = {"Want-Repr-Digest": "sha-256=10"}
-    assert "repr-digest" not in worker.http.head(f"/embeddings/{room}", headers=wish).headers, "it is not made yet"
+    wanted = {"Want-Repr-Digest": "sha-256=10"}
+    assert "repr-digest" not in worker.http.head(f"/embeddings/{room}", headers=wanted).headers, "not encoded yet"
     assert "repr-digest" not in worker.http.get(f"/embeddings/{room}").headers
-    said = f"sha-256=:{base64.b64encode(hashlib.sha256(expected).digest()).decode()}:"
+    digest = f"sha-256=:{base64.b64encode(hashlib.sha256(expected).digest()).decode()}:"
     for _ in range(2):
-        whole = worker.http.get(f"/embeddings/{room}", headers=wish)
-        assert (whole.headers["repr-digest"], whole.headers["content-digest"]) == (said, said)
-    part = worker.http.get(f"/embeddings/{room}", headers={**wish, "Range": "bytes=3-"})
-    assert (part.status_code, part.headers["repr-digest"], part.content) == (206, said, expected[3:])
+        whole = worker.http.get(f"/embeddings/{room}", headers=wanted)
+        assert (whole.headers["repr-digest"], whole.headers["content-digest"]) == (digest, digest)
+    part = worker.http.get(f"/embeddings/{room}", headers={**wanted, "Range": "bytes=3-"})
+    assert (part.status_code, part.headers["repr-digest"], part.content) == (206, digest, expected[3:])
     worker.http.delete(f"/embeddings/{room}")
 
 
-def test_refusals_are_errors_of_the_project(worker: EncodeWorker) -> None:
+def test_refusals_have_codes_of_the_project(worker: EncodeWorker) -> None:
     room = worker.open(OTHER)
     length = int(worker.http.head(f"/embeddings/{room}").headers["content-length"])
     path = f"/embeddings/{room}"
@@ -120,15 +120,15 @@ def test_refusals_are_errors_of_the_project(worker: EncodeWorker) -> None:
         refused(method, path, {}, 404, "not_found")
 
 
-def test_bytes_go_out_while_others_are_being_made(worker: EncodeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_sent_while_the_encoder_runs(worker: EncodeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first picture arrives while the second waits in the encoder."""
-    go_on = threading.Event()
+    resume = threading.Event()
     expected, first = worker.expected(PICTURE, OTHER), len(worker.expected(PICTURE))
     real = Encoder.encode
 
     def slow(self: Encoder, item: Any) -> Any:
         if worker.service.metrics.items.labels("image")._value.get() >= 1:
-            assert go_on.wait(DEADLINE_S)
+            assert resume.wait(CLIENT_TIMEOUT)
         return real(self, item)
 
     monkeypatch.setattr(Encoder, "encode", slow)
@@ -138,38 +138,38 @@ def test_bytes_go_out_while_others_are_being_made(worker: EncodeWorker, monkeypa
         for part in response.iter_raw():
             got += part
             if len(got) == first:
-                go_on.set()
+                resume.set()
         assert got == expected
     worker.http.delete(f"/embeddings/{room}")
 
 
-def test_who_waits_in_vain_is_told_when_to_stop(
+def test_a_download_ends_with_an_error_if_the_encoder_takes_too_long(
     start: Callable[..., EncodeWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode_app, "Embeddings", lambda service: Embeddings(service, wait_seconds=0.1))
-    worker, go_on = start(), threading.Event()
-    monkeypatch.setattr(Encoder, "encode", lambda *_: go_on.wait(DEADLINE_S) and broken())
+    monkeypatch.setattr(encode_app, "EmbeddingResource", lambda service: EmbeddingResource(service, wait_seconds=0.1))
+    worker, resume = start(), threading.Event()
+    monkeypatch.setattr(Encoder, "encode", lambda *_: resume.wait(CLIENT_TIMEOUT) and failing_encode())
     room = worker.open(OTHER)
     response = worker.http.get(f"/embeddings/{room}")
     assert (response.status_code, response.json()["error"]["code"]) == (504, "lease_expired")
     assert response.json()["error"]["retryable"]
-    go_on.set()
+    resume.set()
     eventually(lambda: worker.service.room(room) is None)
 
 
 def test_a_failed_encode_is_an_error(worker: EncodeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Encoder, "encode", broken)
+    monkeypatch.setattr(Encoder, "encode", failing_encode)
     room = worker.open(OTHER)
     response = worker.http.get(f"/embeddings/{room}")
     assert (response.status_code, response.json()["error"]["code"]) == (502, "transfer_failed")
 
 
-def test_an_abort_in_the_middle_ends_the_download(worker: EncodeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, real, calls = threading.Event(), Encoder.encode, iter(range(9))
+def test_an_abort_ends_a_running_download(worker: EncodeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    resume, real, calls = threading.Event(), Encoder.encode, iter(range(9))
 
     def slow(self: Encoder, item: Any) -> Any:
         if next(calls):
-            go_on.wait(DEADLINE_S)
+            resume.wait(CLIENT_TIMEOUT)
         return real(self, item)
 
     monkeypatch.setattr(Encoder, "encode", slow)
@@ -180,22 +180,25 @@ def test_an_abort_in_the_middle_ends_the_download(worker: EncodeWorker, monkeypa
         assert worker.http.delete(f"/embeddings/{room}").status_code == 204
         with pytest.raises(httpx.RemoteProtocolError):
             list(parts)
-    go_on.set()
+    resume.set()
 
 
-def test_a_client_that_reads_nothing_costs_a_chunk_and_not_the_embedding(
+def test_a_client_that_does_not_read_is_cut_off_after_a_few_chunks(
     start: Callable[..., EncodeWorker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is cut off after a while."""
-    monkeypatch.setattr(encode_app, "Embeddings", lambda service: Embeddings(service, wait_seconds=0.3))
-    monkeypatch.setattr(embeddings, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(encode_app, "EmbeddingResource", lambda service: EmbeddingResource(service, wait_seconds=0.3))
+    monkeypatch.setattr(embedding_resource, "CHUNK_BYTES", 4096)
     worker = start()
     worker._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted sockets inherit it
     room = worker.open(*[PICTURE] * 8)
     length = int(worker.http.head(f"/embeddings/{room}").headers["content-length"])
+    open_room = worker.service.room(room)
+    assert open_room is not None
+    worker.service.claim(open_room)
+    eventually(lambda: open_room.encoded[1] == open_room.total_tokens)  # so the download waits for the client only
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(DEADLINE_S)
+        sock.settimeout(CLIENT_TIMEOUT)
         sock.connect(("127.0.0.1", worker.port))
         sock.sendall(f"GET /embeddings/{room} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         eventually(lambda: "ended at byte" in caplog.text)
@@ -206,8 +209,8 @@ def test_a_client_that_reads_nothing_costs_a_chunk_and_not_the_embedding(
     worker.http.delete(f"/embeddings/{room}")
 
 
-def test_the_language_side_gets_its_transfer_all_the_same(encoder: Encoder) -> None:
-    """A download before makes no difference to it: what it answers is what the undivided model says."""
+def test_a_download_does_not_change_the_transfer(encoder: Encoder) -> None:
+    """The answer after a download equals that of the undivided model."""
     path, dtype = model_path("shapes"), torch.float32
     models = Models(
         encoder,
@@ -216,10 +219,10 @@ def test_the_language_side_gets_its_transfer_all_the_same(encoder: Encoder) -> N
     )
 
     async def download_and_ask(joined: Joined) -> tuple[bytes, Answer]:
-        told = (await joined.post_encode(PICTURE, OTHER)).json()
+        encoded = (await joined.post_encode(PICTURE, OTHER)).json()
         async with client(joined.encode_app) as http:
-            downloaded = await http.get(f"/embeddings/{told['room']}")
-        response = await joined.post_generate(generate_body(told, "what?"))
+            downloaded = await http.get(f"/embeddings/{encoded['room']}")
+        response = await joined.post_generate(generate_body(encoded, "what?"))
         return downloaded.content, Answer(response.status_code, events(response))
 
     with Joined(models, InMemoryTransport, settings_for()) as joined:
@@ -229,12 +232,11 @@ def test_the_language_side_gets_its_transfer_all_the_same(encoder: Encoder) -> N
         assert downloaded == worker.expected(PICTURE, OTHER)
 
 
-def test_an_unclaimed_room_ends_in_time(start: Callable[..., EncodeWorker]) -> None:
+def test_downloads_do_not_keep_an_unclaimed_room_open(start: Callable[..., EncodeWorker]) -> None:
     worker = start(unclaimed_timeout=0.3)
     room = worker.open(OTHER)
-    assert worker.http.get(f"/embeddings/{room}").content == worker.expected(OTHER)
     eventually(lambda: worker.http.get(f"/embeddings/{room}").status_code == 404)
 
 
-def broken(*_: object) -> Any:
+def failing_encode(*_: object) -> Any:
     raise RuntimeError("out of memory")

@@ -1,4 +1,4 @@
-"""Pieces of the processes that need no process to be seen."""
+"""Settings, addresses and ports of the processes, tested without processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from embferry.serve.supervisor import LocalCluster
 from embferry.serve.supervisor.handover import pack, read_line, unpack
 from embferry.serve.worker.address import url_of
 from embferry.serve.worker.process import open_port
-from embferry.serve.worker.transfers import encode_timeouts, language_timeouts
+from embferry.serve.worker.transfer_settings import encode_timeouts, language_timeouts
 
 
-def test_settings_reach_a_child_whole_with_the_key() -> None:
+def test_a_child_receives_all_settings_and_the_api_key() -> None:
     settings = Settings(
         model="shapes",
         router=RouterSettings(api_key=SecretStr("s3cret"), port=0),
@@ -47,7 +47,7 @@ def test_settings_reach_a_child_whole_with_the_key() -> None:
         ("127.0.0.1", None, ("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")),
     ],
 )
-def test_only_the_router_of_a_cluster_listens_to_the_world(
+def test_only_the_router_of_a_cluster_listens_on_every_address(
     host: str, advertised: str | None, router: tuple[str, str], workers: tuple[str, str]
 ) -> None:
     cluster = LocalCluster(Settings(host=host, advertise_host=advertised))
@@ -61,13 +61,18 @@ def test_each_worker_of_a_cluster_has_its_own_ports() -> None:
     transfer = TransferSettings(http_port=9100)
     cluster = LocalCluster(Settings(encode=EncodeSettings(port=9000), transfer=transfer))
     cluster._urls["bootstrap"] = "http://127.0.0.1:1"
-    told = [unpack(cluster._worker("encode", number)._program().hello) for number in range(2)]
-    assert [(settings.encode.port, settings.transfer.http_port) for settings in told] == [(9000, 9100), (9001, 9101)]
+    received = [unpack(cluster._worker("encode", number)._program().hello) for number in range(2)]
+    assert [(settings.encode.port, settings.transfer.http_port) for settings in received] == [
+        (9000, 9100),
+        (9001, 9101),
+    ]
     assert unpack(cluster._worker("language", 1)._program().hello).language.port == 0
 
 
 @pytest.mark.parametrize(("host", "status"), [("0.0.0.0", 2), ("::", 2), ("no-such-host.invalid", 2)])
-def test_a_worker_nobody_could_reach_says_so(host: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_with_an_unreachable_host_ends_with_the_reason(
+    host: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         open_port(Settings(host=host), 0)
     assert ended.value.code == status
@@ -84,12 +89,12 @@ def test_a_taken_port_ends_the_worker_with_the_reason(capsys: pytest.CaptureFixt
 
 @pytest.mark.integration
 def test_processes_without_a_model_do_not_load_torch() -> None:
-    """It would cost them seconds to start and half a gigabyte."""
+    """Torch costs seconds of start-up and half a gigabyte of memory."""
     look = "import sys, embferry.serve.supervisor.child, embferry.serve.router.app; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_urls_of_either_family() -> None:
+def test_urls_for_ipv4_and_ipv6() -> None:
     with open_port(Settings(), 0) as listener:
         port = listener.getsockname()[1]
         assert url_of("127.0.0.1", listener) == f"http://127.0.0.1:{port}"

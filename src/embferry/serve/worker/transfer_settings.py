@@ -1,4 +1,4 @@
-"""From the settings of a process to the parts of a transfer: numbers and layout."""
+"""Time-outs and layout of transfers, from the settings of a worker."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from embferry.serve.config import Settings
 
 FIRST_RETRY_SECONDS = 0.1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""The setting ``dtype``."""
+"""Torch's dtype for each value of the setting ``dtype``."""
 
 
 def language_timeouts(settings: Settings) -> TransferSettings:
-    """The receiving end's. A heartbeat is the longest pause between messages; so many missed, and the peer is gone."""
+    """Returns the settings of the receiving end.
+
+    A peer sends at least one message per heartbeat interval, and is gone after ``heartbeat_max_failures`` silent ones.
+    """
     transfer = settings.transfer
     return TransferSettings(
         bootstrap_timeout=transfer.bootstrap_timeout,
@@ -32,8 +35,10 @@ def language_timeouts(settings: Settings) -> TransferSettings:
 
 
 def encode_timeouts(settings: Settings) -> TransferSettings:
-    """The sending end's. It waits for a language worker that has never spoken, or speaks no more, equally long: in both
-    cases another one may come and ask."""
+    """Returns the settings of the sending end.
+
+    It waits equally long for a first language worker and for a successor of one that has gone silent.
+    """
     return TransferSettings(
         bootstrap_timeout=settings.encode.unclaimed_timeout,
         lease_timeout=settings.encode.unclaimed_timeout,
@@ -42,5 +47,5 @@ def encode_timeouts(settings: Settings) -> TransferSettings:
 
 
 def layout_of(fields: Sequence[FieldSpec]) -> Layout:
-    """The engine's fields as the transfer's layout."""
+    """Returns the engine's fields as the layout of a transfer."""
     return Layout(tuple(Field(f.name, str(f.dtype).removeprefix("torch."), f.width) for f in fields))

@@ -1,4 +1,4 @@
-"""Whole answers across two workers over the http transport, whose connections are cut again and again."""
+"""Answers across two workers over the http transport, through a proxy that cuts its connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serve.workers.joined import CHUNK, Joined, Models, run, settings_for
 pytestmark = pytest.mark.integration
 
 
-def test_an_answer_over_a_transport_that_is_cut_all_the_time(encoder: Encoder) -> None:
+def test_an_answer_is_correct_although_the_connections_are_cut(encoder: Encoder) -> None:
     path, dtype, times = model_path("shapes"), torch.float32, 20
     models = Models(
         encoder,

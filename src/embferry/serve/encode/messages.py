@@ -1,4 +1,4 @@
-"""``POST /encode``: what a router sends (MessagePack) and gets (JSON)."""
+"""``POST /encode``: the router's request (MessagePack) and the worker's response (JSON)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embferry.serve.errors import ServeError
 
 
 class EncodeItem(Struct, frozen=True):
-    """A picture (``data``), a video file (``data``, perhaps ``fps``) or a video as pictures (``frames``, ``fps``)."""
+    """A picture (``data``), a video file (``data``, ``fps``) or a video as pictures (``frames``, ``fps``)."""
 
     kind: Literal["image", "video"]
     data: bytes | None = None
@@ -26,7 +26,7 @@ class EncodeItem(Struct, frozen=True):
 
 
 class EncodeRequest(Struct, frozen=True):
-    """``room`` is drawn at random by the caller and used once."""
+    """The items of one room. The router draws the room's number at random and uses it once."""
 
     room: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
     request_id: Annotated[str, Meta(max_length=512)]
@@ -37,15 +37,19 @@ _DECODER = msgspec.msgpack.Decoder(EncodeRequest)
 
 
 def parse(body: bytes) -> EncodeRequest:
-    """:raises ServeError: invalid_request."""
+    """Decodes a request.
+
+    Raises:
+        ServeError: invalid_request.
+    """
     try:
         return _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ServeError("invalid_request", f"the body is not a request to encode: {error}") from error
+        raise ServeError("invalid_request", f"the body is not a valid encode request: {error}") from error
 
 
-def answer(room: int, endpoint: str, items: Sequence[PreparedItem]) -> dict[str, Any]:
-    """What the language worker has to know: where to ask for the embedding, and the shape of each item."""
+def response(room: int, endpoint: str, items: Sequence[PreparedItem]) -> dict[str, Any]:
+    """Returns the response: the endpoint of the embedding and the shape of each item, for the language worker."""
     return {
         "room": room,
         "endpoint": endpoint,

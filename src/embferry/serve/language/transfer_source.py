@@ -12,7 +12,7 @@ from embferry.transfer.receive_handle import EmbeddingReceiver
 
 
 class TransferSource:
-    """An :class:`~embferry.engine.source.DigestedSource` over the receiving end of a room."""
+    """A :class:`~embferry.engine.source.DigestedSource` over the receiving end of a room."""
 
     def __init__(self, receiver: EmbeddingReceiver, fields: Sequence[FieldSpec]) -> None:
         self._receiver = receiver
@@ -30,19 +30,20 @@ class TransferSource:
         return self._receiver.transferred_tokens
 
     def read(self, field: str, start: int, stop: int) -> torch.Tensor:
-        """
+        """Returns rows ``start`` to ``stop`` of a field, in the field's dtype.
+
         Raises:
-            IntegrityError: the content was replaced by another since the rows arrived, before any was used.
+            IntegrityError: another content replaced the embedding after the rows arrived and before the first read.
         """
         receiver = self._receiver
         with receiver.manager.lock:
             rows = receiver.arrays()[field]  # commits: from here on the content cannot be replaced
             if receiver.transferred_tokens < stop:
-                why = "the embedding was replaced while it was about to be used; ask again"
+                why = "the embedding was replaced just before its first use; ask again"
                 raise IntegrityError(why, room=receiver.room, retryable=True)
         return from_bytes(self._fields[field], rows[start:stop])
 
     def release(self, upto: int) -> None:
-        """With the last row read, prefill needs the embedding no more: its memory goes, long before the answer ends."""
+        """Frees the embedding's memory once the last row has been read, long before the answer ends."""
         if upto >= self.total_tokens >= 0:
             self._receiver.clear()

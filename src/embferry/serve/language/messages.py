@@ -1,4 +1,4 @@
-"""``POST /generate``: what a router sends (JSON), and the events it gets (JSON, one a line)."""
+"""``POST /generate``: the router's request (JSON) and the worker's events (JSON, one per line)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Message(Struct, frozen=True):
 
 
 class Item(Struct, frozen=True):
-    """As the encode worker described it. ``digest``: hexadecimal."""
+    """A picture or video as the encode worker described it; ``digest`` is hexadecimal."""
 
     kind: Literal["image", "video"]
     grid_thw: tuple[Count, Count, Count]
@@ -56,12 +56,16 @@ class Sampling(Struct, frozen=True):
 
     @property
     def params(self) -> SamplingParams:
-        """Raises ParameterError for a value out of range."""
+        """The parameters as the engine takes them.
+
+        Raises:
+            ParameterError: a value is out of range.
+        """
         return SamplingParams(self.max_tokens, self.temperature, self.top_p, self.seed, tuple(self.stop))
 
 
 class GenerateRequest(Struct, frozen=True):
-    """``room`` and ``endpoint`` are those of the encode worker's answer; null when there are no items."""
+    """A prompt. ``room`` and ``endpoint`` come from the encode worker's response; null if there are no items."""
 
     request_id: Annotated[str, Meta(max_length=512)]
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -72,10 +76,10 @@ class GenerateRequest(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.items and (self.room is None or self.endpoint is None):
-            raise ValueError("a request with items needs the room and the endpoint of their embedding")
+            raise ValueError("a request with items needs the room and endpoint of their embedding")
         parts = [(p.item, _KINDS[type(p)]) for m in self.messages for p in m.parts if not isinstance(p, TextPart)]
         if parts != [(index, item.kind) for index, item in enumerate(self.items)]:
-            raise ValueError("the messages must name each item once, in order, by its kind")
+            raise ValueError("the messages must name each item once, in order, with its kind")
 
     @property
     def shapes(self) -> list[MediaShape]:
@@ -96,17 +100,21 @@ def _content(part: TextPart | ImagePart | VideoPart) -> dict[str, str]:
 
 
 def parse(body: bytes) -> GenerateRequest:
-    """:raises ServeError: invalid_request."""
+    """Decodes a request.
+
+    Raises:
+        ServeError: invalid_request.
+    """
     try:
         return _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ServeError("invalid_request", f"the body is not a request to generate: {error}") from error
+        raise ServeError("invalid_request", f"the body is not a valid generate request: {error}") from error
 
 
 def line(event: dict[str, Any] | ServeError) -> bytes:
-    """One event of the answer."""
-    said = {"type": "error", **error_body(event)} if isinstance(event, ServeError) else event
-    return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    """Returns one event as a line of the response."""
+    fields = {"type": "error", **error_body(event)} if isinstance(event, ServeError) else event
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 PING = line({"type": "ping"})

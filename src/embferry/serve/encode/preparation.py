@@ -1,4 +1,4 @@
-"""Bytes → items ready for the encoder. Runs on its own threads: decoding a video takes a while, and needs no model."""
+"""Decodes media files into items ready for the encoder. Needs no model, and runs on threads of its own."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 from embferry.engine.media import MediaItem, MediaProcessor, PreparedItem, Video
 from embferry.serve.config import MediaSettings
-from embferry.serve.encode.wire import EncodeItem
+from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.media.image import decode_image
 from embferry.serve.media.video import Frames, decode_frames, decode_video
 
 DEFAULT_FRAME_RATE = 2.0
-"""Frames a second of a list of pictures that does not say; what Qwen's own tools assume."""
+"""Frames per second of a list of pictures without ``fps``; Qwen's own tools assume the same."""
 
 
 def prepare(items: Sequence[EncodeItem], media: MediaProcessor, limits: MediaSettings) -> list[PreparedItem]:
-    """
+    """Decodes every item and cuts it into patches.
+
     Raises:
-        ServeError: what the decoders of :mod:`embferry.serve.media` refuse.
-        MediaError: a size the model does not take.
+        ServeError: a decoder of :mod:`embferry.serve.media` refuses the file.
+        MediaError: the model does not support the size.
     """
     return [media.prepare(_decoded(item, limits)) for item in items]
 

@@ -1,12 +1,13 @@
 """``GET``, ``HEAD`` and ``DELETE /embeddings/{room}``: the embedding of an open room as bytes, for any HTTP client.
 
-Token after token, of each its fields in the order of the layout, so that token ``t`` begins at byte ``t`` ×
-``Embferry-Token-Bytes`` and a download can be resumed at any token (or byte). The entity-tag is the digest of the
-content, and known before the embedding is: whoever has a part of it can tell whether it is still the same. What
-statuses and ranges mean: :mod:`embferry.transports.http.resource`.
+The bytes are the tokens in order, each with its fields in the order of the layout. Token ``t`` begins at byte ``t`` ×
+``Embferry-Token-Bytes``, so a download can be resumed at any token (or byte). The entity-tag is the digest of the
+content. It is known before the embedding is, so a client that holds a part can tell whether it is still valid.
+:mod:`embferry.transports.http.resource` implements statuses and ranges.
 
-The bytes go out as they are made. Asking for them is reason enough to make them; whether a language worker asks for the
-transfer beside that makes no difference. The room ends as ever: delivered to one, unclaimed, or aborted (``DELETE``).
+The bytes are sent while the encoder runs. A ``GET`` starts the encoder even if no language worker opens the transfer,
+and does not change the transfer. The room ends as always: delivered to a language worker, unclaimed, or aborted
+(``DELETE``).
 """
 
 from __future__ import annotations
@@ -39,19 +40,21 @@ from embferry.transports.http import resource
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 << 10
-"""Copied at a time, whatever the length of the embedding."""
+"""Bytes copied and sent at a time."""
 WAIT_SECONDS = 30.0
-"""For the encoder to make the next token, or for the client to take what was sent."""
-LOOK_SECONDS, LOOK_LIMIT_SECONDS = 0.002, 0.05
-"""Between two looks at how far the encoder is."""
+"""Seconds to wait for the encoder's next token, or for the client to read what was sent."""
+POLL_SECONDS, POLL_LIMIT_SECONDS = 0.002, 0.05
+"""First and longest pause between two checks of the encoder's progress."""
 METHODS = ("GET", "HEAD", "DELETE")
 _ROOM = re.compile(r"\d{1,19}", re.ASCII)
 
 
-class Embeddings:
+class EmbeddingResource:
     """The ASGI endpoint.
 
-    :param wait_seconds: see WAIT_SECONDS.
+    Args:
+        service: the encode worker's service.
+        wait_seconds: see WAIT_SECONDS.
     """
 
     def __init__(self, service: EncodeService, wait_seconds: float = WAIT_SECONDS) -> None:
@@ -70,57 +73,58 @@ class Embeddings:
         answer = resource.answer(request.method, headers, of)
         if answer.status == 204 and not self._service.abort_room(room.number):
             raise _unknown(str(room.number))
-        await self._answer(answer, request, room)(scope, receive, send)
+        await self._response(answer, request, room)(scope, receive, send)
 
     async def _serve(self, request: Request, headers: dict[str, str], room: Room, receive: Receive, send: Send) -> None:
         if request.method == "GET":
             self._service.claim(room)
-        bytes_of = _Bytes(room, await self._announced(room), self._wait_seconds)
+        content = _EmbeddingBytes(room, await self._announced(room), self._wait_seconds)
         of = resource.Representation(
-            length=bytes_of.length,
+            length=content.length,
             etag=etag_of(room),
-            ready=bytes_of.ready_tokens() * bytes_of.token_bytes,
-            sha256=await self._sha256(bytes_of) if resource.wants_digest(headers) else None,
+            ready=content.ready_tokens() * content.token_bytes,
+            sha256=await self._sha256(content) if resource.wants_digest(headers) else None,
             methods=METHODS,
             fixed={
                 "Cache-Control": "no-store, no-transform",
-                "Embferry-Token-Bytes": str(bytes_of.token_bytes),
-                "Embferry-Tokens": str(bytes_of.total_tokens),
-                "Embferry-Layout": layout_field(bytes_of.layout),
+                "Embferry-Token-Bytes": str(content.token_bytes),
+                "Embferry-Tokens": str(content.total_tokens),
+                "Embferry-Layout": layout_field(content.layout),
             },
         )
         answer = resource.answer(request.method, headers, of)
         if answer.start == answer.stop:
-            await self._answer(answer, request, room)(request.scope, receive, send)
+            await self._response(answer, request, room)(request.scope, receive, send)
             return
         if answer.waits:
-            await bytes_of.until(answer.start // bytes_of.token_bytes + 1)
-        await self._stream(bytes_of, answer, receive, send)
+            await content.wait_for(answer.start // content.token_bytes + 1)
+        await self._stream(content, answer, receive, send)
 
-    def _answer(self, answer: resource.Answer, request: Request, room: Room) -> Response:
-        """One without bytes of the embedding."""
+    def _response(self, answer: resource.Answer, request: Request, room: Room) -> Response:
+        """Returns a response without bytes of the embedding."""
         if answer.status < 400:
             return Response(status_code=answer.status, headers=answer.headers)
         refusal = error_response(_refused(request.method, answer.status, room.number))
         refusal.headers.update({name: value for name, value in answer.headers.items() if name != "Content-Length"})
         return refusal
 
-    async def _stream(self, bytes_of: _Bytes, answer: resource.Answer, receive: Receive, send: Send) -> None:
+    async def _stream(self, content: _EmbeddingBytes, answer: resource.Answer, receive: Receive, send: Send) -> None:
+        room = content.room
         fields = [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         gone = asyncio.create_task(disconnected(receive))
         at = answer.start
         try:
             while at < answer.stop and not gone.done():
-                await bytes_of.until(at // bytes_of.token_bytes + 1)
-                chunk = bytes_of.read(at, answer.stop)
+                await content.wait_for(at // content.token_bytes + 1)
+                chunk = content.read(at, answer.stop)
                 at += len(chunk)
-                await asyncio.sleep(0)  # others, and the news that the client has left, get their turn
+                await asyncio.sleep(0)  # lets other tasks run, and ``gone`` see a client that has left
                 async with asyncio.timeout(self._wait_seconds):
                     await send({"type": "http.response.body", "body": chunk, "more_body": at < answer.stop})
         except (EmbeddingTransferError, TimeoutError) as error:
-            # Too late for a status: the connection ends early, and the client resumes or finds out why.
-            log.warning("room %d: the download ended at byte %d of %d: %s", bytes_of.room, at, bytes_of.length, error)
+            # The status has been sent, so the connection ends early. A client that resumes gets the error's status.
+            log.warning("room %d: the download ended at byte %d of %d: %s", room.number, at, content.length, error)
         finally:
             gone.cancel()
 
@@ -131,34 +135,33 @@ class Embeddings:
         return room
 
     async def _announced(self, room: Room) -> EmbeddingSender:
-        """Waits until length and content of the embedding are known."""
+        """Waits until length and digest of the embedding are known, and returns the sender."""
         await _wait(lambda: room.sender is not None or self._gone(room), self._wait_seconds)
         if room.sender is not None:
             return room.sender
         if self._gone(room):
             raise _unknown(str(room.number))
-        raise LeaseExpired(f"its media have not been decoded within {self._wait_seconds:g} s", room=room.number)
+        raise LeaseExpired(f"the media were not decoded within {self._wait_seconds:g} s; ask again", room=room.number)
 
     def _gone(self, room: Room) -> bool:
         return self._service.room(room.number) is not room
 
-    async def _sha256(self, bytes_of: _Bytes) -> bytes | None:
-        """Of all bytes, if all are there."""
-        if bytes_of.ready_tokens() < bytes_of.total_tokens:
+    async def _sha256(self, content: _EmbeddingBytes) -> bytes | None:
+        """Returns the digest of all bytes, or None until all are encoded."""
+        if content.ready_tokens() < content.total_tokens:
             return None
-        known = self._digests.get(bytes_of.of)
+        known = self._digests.get(content.room)
         if known is None:
-            known = await asyncio.get_running_loop().run_in_executor(None, bytes_of.sha256)
-            self._digests[bytes_of.of] = known
+            known = await asyncio.get_running_loop().run_in_executor(None, content.sha256)
+            self._digests[content.room] = known
         return known
 
 
-class _Bytes:
-    """The embedding of a room as one string of bytes. It holds the arrays, so it outlives the room."""
+class _EmbeddingBytes:
+    """The embedding of a room as one byte string. It holds the arrays, so it stays valid after the room has ended."""
 
     def __init__(self, room: Room, sender: EmbeddingSender, wait_seconds: float) -> None:
-        self.of = room
-        self.room = room.number
+        self.room = room
         self.layout = sender.manager.layout
         self.token_bytes = self.layout.token_bytes
         self.total_tokens = room.total_tokens
@@ -169,29 +172,30 @@ class _Bytes:
         self._ready = 0
 
     def ready_tokens(self) -> int:
-        rows, ready = self.of.made
+        rows, ready = self.room.encoded
         if ready > self._ready:
             self._rows, self._ready = rows, ready
         return self._ready
 
-    async def until(self, tokens: int) -> None:
-        """Waits until ``tokens`` are there.
+    async def wait_for(self, tokens: int) -> None:
+        """Waits until ``tokens`` are encoded.
 
-        :raises EmbeddingTransferError: they will not be, or not in time.
+        Raises:
+            EmbeddingTransferError: the transfer failed, or the encoder took too long.
         """
         await _wait(lambda: self.ready_tokens() >= tokens or self._failed(), self._wait_seconds)
         if self.ready_tokens() >= tokens:
             return
         if self._failed():
             raise self._sender.failure_exception()
-        why = f"the encoder has made no further token for {self._wait_seconds:g} s; ask again from here"
-        raise LeaseExpired(why, room=self.room)
+        why = f"the encoder produced no token for {self._wait_seconds:g} s; resume from here"
+        raise LeaseExpired(why, room=self.room.number)
 
     def _failed(self) -> bool:
         return self._sender.poll() is KVPoll.Failed
 
     def read(self, start: int, stop: int) -> bytes:
-        """From ``start`` on, at most to ``stop``: what is there of a chunk. At least one token must be."""
+        """Returns the next chunk of the bytes from ``start`` to ``stop``. The token at ``start`` must be encoded."""
         first = start // self.token_bytes
         last = min(first + max(1, CHUNK_BYTES // self.token_bytes), self.ready_tokens())
         tokens = np.concatenate([self._rows[field.name][first:last] for field in self.layout.fields], axis=1)
@@ -208,39 +212,40 @@ class _Bytes:
 
 
 async def _wait(condition: Callable[[], bool], seconds: float) -> None:
-    """Until ``condition`` holds, or ``seconds`` are over."""
-    until, pause = time.monotonic() + seconds, LOOK_SECONDS
+    """Waits until ``condition`` holds or ``seconds`` have passed."""
+    until, pause = time.monotonic() + seconds, POLL_SECONDS
     while not condition() and time.monotonic() < until:
         await asyncio.sleep(pause)
-        pause = min(pause * 1.5, LOOK_LIMIT_SECONDS)
+        pause = min(pause * 1.5, POLL_LIMIT_SECONDS)
 
 
 def etag_of(room: Room) -> str:
+    """Returns the entity-tag of a room's embedding."""
     return f'"{room.digest.hex()}"'
 
 
 def layout_field(layout: Layout) -> str:
-    """The layout as a list of RFC 8941 §3.1: ``"fill_ids";dtype=int32;width=1;offset=128, ...``. Offsets are bytes."""
+    """Returns the layout as a list of RFC 8941 §3.1: ``"fill_ids";dtype=int32;width=1;offset=128`` (in bytes)."""
     return ", ".join(_members(layout))
 
 
 def _members(layout: Layout) -> Iterator[str]:
     offset = 0
     for field in layout.fields:
-        name = re.sub(r"[^ !#-\[\]-~]", "?", field.name)  # what a string of RFC 8941 §3.3.3 holds as it is
+        name = re.sub(r"[^ !#-\[\]-~]", "?", field.name)  # RFC 8941 §3.3.3 strings hold these unescaped
         yield f'"{name}";dtype={field.dtype};width={field.width};offset={offset}'
         offset += field.token_bytes
 
 
 def _unknown(number: str) -> ServeError:
-    why = "is not open at this worker: nobody has asked for it, or it has been delivered or aborted"
+    why = "is not open at this worker: it never was, or it has been delivered or aborted"
     return ServeError("not_found", f"room {number[:20]} {why}")
 
 
 def _refused(method: str, status: int, room: int) -> ServeError:
     code, why = {
-        405: ("method_not_allowed", f"{method} is not for embeddings; {', '.join(METHODS)} are"),
-        412: ("invalid_request", f"the embedding of room {room} is another one than the condition names; see its ETag"),
-        416: ("invalid_request", f"the range begins behind the last byte of room {room}; see Content-Range"),
+        405: ("method_not_allowed", f"an embedding does not support {method}; use {', '.join(METHODS)}"),
+        412: ("invalid_request", f"the embedding of room {room} does not match the condition; see its ETag"),
+        416: ("invalid_request", f"the range begins after the last byte of room {room}; see Content-Range"),
     }[status]
     return ServeError(code, why, status=status)

@@ -1,4 +1,4 @@
-"""Requests that do not come to an answer: refused, aborted, failed. Nothing of them stays; the next one succeeds."""
+"""Requests without an answer: refused, aborted, failed. They leave nothing behind, and the next one succeeds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from embferry.engine.encoder import Encoder
 from embferry.serve.encode.service import EncodeService
-from embferry.serve.language.engine import Engine
+from embferry.serve.language.pipeline import JobPipeline
 from embferry.transports.contract import Transport
 from tests.serve.pictures import claimed_png, encoded, gif, noise, png
 from tests.serve.workers.conftest import MakeJoined
-from tests.serve.workers.joined import Joined, client, events, generate_body, run
+from tests.serve.workers.joined import DEADLINE, Joined, client, events, generate_body, run
 
 PICTURE = {"kind": "image", "data": encoded(noise(96, 64))}
 
@@ -35,7 +35,7 @@ BAD_MEDIA: dict[str, tuple[dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_MEDIA)
-def test_bad_media_is_refused_at_once_and_harms_nobody(join: MakeJoined, case: str) -> None:
+def test_bad_media_is_refused_and_the_next_request_succeeds(join: MakeJoined, case: str) -> None:
     item, status, code = BAD_MEDIA[case]
     joined = join()
     response = run(joined.post_encode(PICTURE, item))
@@ -44,7 +44,7 @@ def test_bad_media_is_refused_at_once_and_harms_nobody(join: MakeJoined, case: s
     assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
 
 
-def test_a_body_that_is_none(join: MakeJoined) -> None:
+def test_a_malformed_or_large_body_is_refused(join: MakeJoined) -> None:
     joined = join(media={"max_total_bytes": 1000})
 
     async def post(app: Any, path: str, body: bytes) -> Any:
@@ -58,7 +58,7 @@ def test_a_body_that_is_none(join: MakeJoined) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
-def test_a_room_is_used_once(join: MakeJoined) -> None:
+def test_a_room_number_in_use_is_refused(join: MakeJoined) -> None:
     joined = join()
 
     async def twice() -> tuple[int, int]:
@@ -67,10 +67,10 @@ def test_a_room_is_used_once(join: MakeJoined) -> None:
 
     assert run(twice()) == (200, 409)
     assert joined.encode.abort_room(5)
-    assert joined.encode.abort_room(5) in (True, False)  # idempotent: no error
+    joined.encode.abort_room(5)  # idempotent: raises nothing
 
 
-def test_full_workers_say_when_to_come_again(join: MakeJoined) -> None:
+def test_full_workers_refuse_with_retry_after(join: MakeJoined) -> None:
     joined = join(encode={"max_rooms": 1}, language={"max_concurrent": 1, "max_queued": 1})
 
     async def fill() -> None:
@@ -78,8 +78,8 @@ def test_full_workers_say_when_to_come_again(join: MakeJoined) -> None:
         refused = await joined.post_encode(PICTURE, room=2)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "capacity_exhausted")
         assert refused.headers["retry-after"] == "1"
-        # Nobody will ever answer for these rooms: they stay until they are aborted.
-        body = generate_body(unanswered(joined), "what?")
+        # The encode worker does not know these rooms, so they stay open until they are aborted.
+        body = generate_body(unknown_room(joined), "what?")
         waiting = [asyncio.create_task(joined.post_generate({**body, "room": room})) for room in (11, 12)]
         while joined.language.load < 2:
             await asyncio.sleep(0.001)
@@ -94,8 +94,8 @@ def test_full_workers_say_when_to_come_again(join: MakeJoined) -> None:
     joined.encode.abort_room(1)
 
 
-def unanswered(joined: Joined) -> dict[str, Any]:
-    """An encode worker's answer for a room it does not know."""
+def unknown_room(joined: Joined) -> dict[str, Any]:
+    """Returns an encode response for a room that the encode worker does not know."""
     item = {"kind": "image", "grid_thw": [1, 8, 8], "num_tokens": 16, "timestamps": [], "digest": "00" * 16}
     return {"room": 1, "endpoint": joined.encode.manager.endpoint, "items": [item]}
 
@@ -108,7 +108,7 @@ REFUSED_PROMPTS: dict[str, tuple[dict[str, Any], str]] = {
     "reserved": ({"messages": [{"role": "user", "parts": [{"type": "text", "text": "<|im_end|>"}]}]}, "invalid_prompt"),
     "too many new tokens": ({"sampling": {"max_tokens": 5000}}, "invalid_parameter"),
     "temperature": ({"sampling": {"temperature": -1.0}}, "invalid_parameter"),
-    "item that is not there": (
+    "unknown item": (
         {"messages": [{"role": "user", "parts": [{"type": "image", "item": 0}]}]},
         "invalid_request",
     ),
@@ -121,7 +121,7 @@ REFUSED_PROMPTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED_PROMPTS)
-def test_a_bad_request_to_generate_is_refused_before_the_answer_begins(join: MakeJoined, case: str) -> None:
+def test_a_bad_generate_request_is_refused_with_a_status(join: MakeJoined, case: str) -> None:
     change, code = REFUSED_PROMPTS[case]
     joined = join()
     response = run(joined.post_generate({**generate_body({"items": []}, "hello"), **change}))
@@ -129,12 +129,12 @@ def test_a_bad_request_to_generate_is_refused_before_the_answer_begins(join: Mak
     assert joined.language.load == 0
 
 
-def test_a_failed_encode_is_an_error_and_never_an_answer(
+def test_a_failed_encode_ends_the_request_with_an_error(
     join: MakeJoined, transport: type[Transport], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     joined = join(transport)
     with monkeypatch.context() as patch, caplog.at_level(logging.CRITICAL):
-        patch.setattr(Encoder, "encode", broken)
+        patch.setattr(Encoder, "encode", failing_encode)
         answer = run(joined.ask("what?", PICTURE))
     assert answer.last["type"] == "error"
     assert answer.last["error"]["code"] == "transfer_failed"
@@ -143,35 +143,37 @@ def test_a_failed_encode_is_an_error_and_never_an_answer(
     assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
 
 
-def broken(self: Encoder, item: object) -> None:
-    raise RuntimeError("the tower has fallen")
+def failing_encode(self: Encoder, item: object) -> None:
+    raise RuntimeError("the vision tower failed")
 
 
-def test_an_embedding_of_something_else_is_refused(join: MakeJoined) -> None:
+def test_an_embedding_with_another_digest_is_refused(join: MakeJoined) -> None:
     joined = join()
 
     async def swapped() -> list[dict[str, Any]]:
-        told = (await joined.post_encode(PICTURE)).json()
-        told["items"][0]["digest"] = "ab" * 16
-        return events(await joined.post_generate(generate_body(told, "what?")))
+        encoded = (await joined.post_encode(PICTURE)).json()
+        encoded["items"][0]["digest"] = "ab" * 16
+        return events(await joined.post_generate(generate_body(encoded, "what?")))
 
-    said = run(swapped())
-    assert said[-1]["error"]["code"] == "embedding_mismatch"
-    assert not any(event["type"] == "token" for event in said)
+    received = run(swapped())
+    assert received[-1]["error"]["code"] == "embedding_mismatch"
+    assert not any(event["type"] == "token" for event in received)
 
 
 @pytest.mark.parametrize("way", ["client leaves", "room is deleted", "encode side is deleted"])
-def test_an_abort_in_the_middle_gives_the_blocks_back(join: MakeJoined, transport: type[Transport], way: str) -> None:
-    """The encoder stands still before the second of two items: the transfer is under way as long as the test wants."""
+def test_an_abort_during_the_transfer_returns_the_blocks(
+    join: MakeJoined, transport: type[Transport], way: str
+) -> None:
+    """The encoder waits before the second of two items, so the transfer cannot finish before the abort."""
     joined = join(transport, num_blocks=2, block_size=3)
-    gate = Gate(joined.models.encoder)
-    joined.encode.encoder = gate
+    encoder = PausingEncoder(joined.models.encoder)
+    joined.encode.encoder = encoder
     other = {"kind": "image", "data": png(80, 80, "blue")}
 
     async def abort() -> list[dict[str, Any]] | None:
-        told = (await joined.post_encode(PICTURE, other, room=42)).json()
-        call = asyncio.create_task(joined.post_generate(generate_body(told, "what?")))
-        while joined.language.pool()["available"] == 2 or not gate.waiting.is_set():
+        encoded = (await joined.post_encode(PICTURE, other, room=42)).json()
+        call = asyncio.create_task(joined.post_generate(generate_body(encoded, "what?")))
+        while joined.language.pool()["available"] == 2 or not encoder.waiting.is_set():
             await asyncio.sleep(0.001)
         if way == "client leaves":
             call.cancel()
@@ -184,24 +186,24 @@ def test_an_abort_in_the_middle_gives_the_blocks_back(join: MakeJoined, transpor
         return events(await call)
 
     try:
-        said = run(abort())
+        received = run(abort())
     finally:
-        gate.open.set()
-    if said is not None:
-        assert said[-1]["error"]["code"] == "aborted"
+        encoder.resume.set()
+    if received is not None:
+        assert received[-1]["error"]["code"] == "aborted"
     joined.wait(lambda: joined.language.load == 0 and joined.encode.load == 0)
     joined.wait(lambda: joined.language.pool()["available"] == 2)
     assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
 
 
-class Gate:
-    """An encoder that waits before its second item until it is opened."""
+class PausingEncoder:
+    """An encoder that waits before its second item until ``resume`` is set."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._seen = 0
         self.waiting = threading.Event()
-        self.open = threading.Event()
+        self.resume = threading.Event()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._encoder, name)
@@ -210,15 +212,15 @@ class Gate:
         self._seen += 1
         if self._seen == 2:
             self.waiting.set()
-            assert self.open.wait(20)
+            assert self.resume.wait(DEADLINE)
         return self._encoder.encode(item)
 
 
-def test_a_worker_that_shuts_down_ends_what_it_has(join: MakeJoined) -> None:
+def test_a_language_worker_that_shuts_down_ends_its_requests(join: MakeJoined) -> None:
     joined = join()
 
     async def shut() -> list[dict[str, Any]]:
-        call = asyncio.create_task(joined.post_generate(generate_body(unanswered(joined), "what?")))
+        call = asyncio.create_task(joined.post_generate(generate_body(unknown_room(joined), "what?")))
         while joined.language.load < 1:
             await asyncio.sleep(0.001)
         joined.language.refuse()
@@ -233,29 +235,29 @@ def test_a_worker_that_shuts_down_ends_what_it_has(join: MakeJoined) -> None:
 
 def test_an_encode_worker_that_shuts_down_ends_its_transfers(join: MakeJoined, transport: type[Transport]) -> None:
     joined = join(transport)
-    gate = Gate(joined.models.encoder)
-    joined.encode.encoder = gate
+    encoder = PausingEncoder(joined.models.encoder)
+    joined.encode.encoder = encoder
 
     async def shut() -> list[dict[str, Any]]:
-        told = (await joined.post_encode(PICTURE, {"kind": "image", "data": png(80, 80, "blue")})).json()
-        call = asyncio.create_task(joined.post_generate(generate_body(told, "what?")))
-        while not gate.waiting.is_set():
+        encoded = (await joined.post_encode(PICTURE, {"kind": "image", "data": png(80, 80, "blue")})).json()
+        call = asyncio.create_task(joined.post_generate(generate_body(encoded, "what?")))
+        while not encoder.waiting.is_set():
             await asyncio.sleep(0.001)
         closing = asyncio.create_task(asyncio.to_thread(joined.encode.close))
-        said = events(await call)  # it does not wait for the encoder
-        gate.open.set()
+        received = events(await call)  # does not wait for the encoder
+        encoder.resume.set()
         await closing
-        return said
+        return received
 
     assert_gone(run(shut()))
 
 
-def assert_gone(said: list[dict[str, Any]]) -> None:
-    error = said[-1]["error"]
+def assert_gone(received: list[dict[str, Any]]) -> None:
+    error = received[-1]["error"]
     assert (error["code"], error["status"], error["retryable"]) == ("peer_gone", 503, True)
 
 
-def test_health_ready_metrics_and_pool(join: MakeJoined) -> None:
+def test_workers_report_health_readiness_metrics_and_pool(join: MakeJoined) -> None:
     joined = join(num_blocks=2, block_size=3)
     answer = run(joined.ask("what?", PICTURE))
     joined.wait(lambda: joined.encode.load == 0)
@@ -270,26 +272,26 @@ def test_health_ready_metrics_and_pool(join: MakeJoined) -> None:
         assert json.loads(run(read(app, "/ready"))[1])["ready"] is True
         assert run(read(app, "/nowhere"))[0] == 404
     total = float(answer.last["transfer"]["total_tokens"])
-    said = run(read(joined.language_app, "/metrics"))[1].splitlines()
-    assert f"embferry_transfer_tokens_total {total}" in said
-    assert f'embferry_transfers_total{{phase="resumed"}} {float(answer.last["transfer"]["resumed"])}' in said
-    assert 'embferry_pool_blocks{state="free"} 2.0' in said
-    assert "embferry_ttft_seconds_count 1.0" in said
-    said = run(read(joined.encode_app, "/metrics"))[1].splitlines()
-    assert f"embferry_transfer_tokens_total {total}" in said
-    assert 'embferry_cache_lookups_total{outcome="miss"} 1.0' in said
-    assert 'embferry_rooms_total{outcome="delivered"} 1.0' in said
-    assert 'embferry_rooms_by_state{state="inflight"} 0.0' in said
+    metrics = run(read(joined.language_app, "/metrics"))[1].splitlines()
+    assert f"embferry_transfer_tokens_total {total}" in metrics
+    assert f'embferry_transfers_total{{phase="resumed"}} {float(answer.last["transfer"]["resumed"])}' in metrics
+    assert 'embferry_pool_blocks{state="free"} 2.0' in metrics
+    assert "embferry_ttft_seconds_count 1.0" in metrics
+    metrics = run(read(joined.encode_app, "/metrics"))[1].splitlines()
+    assert f"embferry_transfer_tokens_total {total}" in metrics
+    assert 'embferry_cache_lookups_total{outcome="miss"} 1.0' in metrics
+    assert 'embferry_rooms_total{outcome="delivered"} 1.0' in metrics
+    assert 'embferry_rooms_by_state{state="inflight"} 0.0' in metrics
     pool = json.loads(run(read(joined.language_app, "/debug/pool"))[1])
     assert pool == {"num_blocks": 2, "available": 2, "used": 0, "quarantined": 0}
 
 
 @pytest.mark.parametrize("side", ["encode", "language"])
-def test_a_worker_whose_thread_has_stopped_says_so(
+def test_a_worker_whose_thread_has_stopped_reports_it(
     join: MakeJoined, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, side: str
 ) -> None:
-    """A bug is not hidden: whoever waits is told, ``/health`` and ``/ready`` fail, and the process can be replaced."""
-    broken_part = {"encode": EncodeService, "language": Engine}[side]
+    """Waiting requests end with an error, and ``/health`` and ``/ready`` fail, so that the process can be replaced."""
+    broken_class, method = {"encode": (EncodeService, "_next"), "language": (JobPipeline, "step")}[side]
     joined = join()
     service, app = (joined.encode, joined.encode_app) if side == "encode" else (joined.language, joined.language_app)
 
@@ -305,13 +307,13 @@ def test_a_worker_whose_thread_has_stopped_says_so(
             return (await http.get("/health")).status_code, (await http.get("/ready")).status_code
 
     with monkeypatch.context() as patch, caplog.at_level(logging.CRITICAL + 1):
-        patch.setattr(broken_part, "_next" if side == "encode" else "step", broken_thread)
+        patch.setattr(broken_class, method, raise_a_bug)
         assert run(provoke()) == (503, 503)
     assert "a bug" in repr(service.fault)
-    service.fault = None  # the fixture's own check is for bugs nobody asked for
+    service.fault = None  # the fixture checks for bugs that the test did not cause
     service.close()
     joined.wait(lambda: service.load == 0)
 
 
-def broken_thread(self: object) -> None:
+def raise_a_bug(self: object) -> None:
     raise ZeroDivisionError("a bug")
