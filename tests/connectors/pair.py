@@ -11,15 +11,15 @@ import numpy as np
 
 from embferry.connectors.vllm.config import ConnectorConfig
 from embferry.connectors.vllm.consumer import Consumer
-from embferry.connectors.vllm.coordinates import KEY, Coordinates, coordinates_in, digest_of
+from embferry.connectors.vllm.coordinates import KEY, Coordinates, Shape, coordinates_in, digest_of
 from embferry.connectors.vllm.counters import Counters
 from embferry.connectors.vllm.producer import Producer
 from embferry.connectors.vllm.producer_cache import PublishedEmbedding, ToProducerCache
 from embferry.connectors.vllm.router_client import RouterClient
 from embferry.connectors.vllm.shared_rows import ByteRows, SharedRows, map_rows
 
-WIDTH, DTYPE, TOKENS = 64, "float32", 300
-NBYTES = TOKENS * WIDTH * 4
+SHAPE = Shape(tokens=300, width=64, dtype="float32")
+TOKENS, NBYTES = SHAPE.tokens, SHAPE.nbytes
 GUARD_S = 60.0
 """Time after which a condition that should become true counts as a failure."""
 CONFIG = ConnectorConfig(transports=("shm",), num_blocks=4, block_size=8, peer_timeout=GUARD_S)
@@ -34,7 +34,7 @@ def with_peer_timeout(config: ConnectorConfig, seconds: float) -> ConnectorConfi
 
 
 def rows_like(seed: int) -> ByteRows:
-    return np.random.default_rng(seed).integers(0, 255, (TOKENS, WIDTH * 4), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 255, (SHAPE.tokens, SHAPE.token_bytes), dtype=np.uint8)
 
 
 class Encode:
@@ -49,10 +49,9 @@ class Encode:
     def publish(self, mm_hash: str, seed: int = 0, *, encoded: bool = True) -> ByteRows:
         """Publishes an embedding as a worker does, and returns its bytes."""
         rows = rows_like(seed)
-        shared = SharedRows.make(*rows.shape)
+        shared = SharedRows.make(SHAPE)
         np.copyto(shared.rows, rows)
-        digest = digest_of(shared.rows, DTYPE, WIDTH)
-        self.worker.put(PublishedEmbedding(mm_hash, shared.handle, DTYPE, WIDTH, digest, encoded))
+        self.worker.put(PublishedEmbedding(mm_hash, shared.handle, digest_of(rows, SHAPE), encoded))
         shared.close()
         return rows
 

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from embferry.connectors.vllm.coordinates import Shape
 from embferry.connectors.vllm.shared_rows import PendingLoads, SharedRows, map_rows
+
+SHAPE = Shape(tokens=3, width=5, dtype="uint8")
 
 
 @pytest.fixture
 def shared() -> Iterator[SharedRows]:
-    made = SharedRows.make(3, 5, ranks=2)
+    made = SharedRows.make(SHAPE, ranks=2)
     yield made
     made.close()
 
@@ -23,7 +26,7 @@ def step(loads: PendingLoads, *freed: str) -> list[tuple[str, int, bool]]:
 
 def test_a_load_is_repeated_until_each_rank_has_completed_it(shared: SharedRows) -> None:
     loads = PendingLoads()
-    loads.add("a", shared, "float32", 1)
+    loads.add("a", shared)
     ((_, number, _),) = step(loads)
     for rank in range(2):
         assert step(loads) == [("a", number, True)]
@@ -35,10 +38,10 @@ def test_a_load_is_repeated_until_each_rank_has_completed_it(shared: SharedRows)
 
 def test_the_next_load_of_an_embedding_has_another_number(shared: SharedRows) -> None:
     loads = PendingLoads()
-    loads.add("a", shared, "float32", 1)
+    loads.add("a", shared)
     ((_, first, _),) = step(loads)
     map_rows(shared.handle).completed[:] = first
-    loads.add("a", shared, "float32", 1)
+    loads.add("a", shared)
     ((_, second, _),) = step(loads)
     assert second > first
     assert shared.is_loading
@@ -47,14 +50,14 @@ def test_the_next_load_of_an_embedding_has_another_number(shared: SharedRows) ->
 def test_an_evicted_embedding_is_not_copied_but_its_load_is_completed(shared: SharedRows) -> None:
     """In vLLM's cache it would stay for ever; and a rank may be about to map it."""
     loads = PendingLoads()
-    loads.add("a", shared, "float32", 1)
+    loads.add("a", shared)
     ((_, number, _),) = step(loads)
     assert step(loads, "a", "b") == [("a", number, False)]
     assert shared.is_loading
 
 
 def test_memory_lives_as_long_as_a_process_holds_or_maps_it() -> None:
-    made = SharedRows.make(3, 5, ranks=2)
+    made = SharedRows.make(SHAPE, ranks=2)
     made.rows[:] = np.arange(15, dtype=np.uint8).reshape(3, 5)
     opened = SharedRows.open(made.handle)
     made.close()

@@ -49,7 +49,7 @@ class Consumer:
         embedding = self._embeddings.get(mm_hash)
         if embedding is None:
             embedding = self._begin(mm_hash, coordinates, frozenset())
-        elif embedding.shape != coordinates.shape:
+        elif embedding.coordinates.shape != coordinates.shape:
             raise LayoutMismatch(f"the embedding {mm_hash} is here in another shape; is the same model on both sides?")
         elif request not in embedding.users:
             self._counters.add("cache_hits")
@@ -101,7 +101,7 @@ class Consumer:
             manager.close()
 
     def _begin(self, mm_hash: str, coordinates: Coordinates, failed_rooms: frozenset[int]) -> IncomingEmbedding:
-        manager = self._manager(coordinates.layout)
+        manager = self._manager(coordinates.shape.layout)
         embedding = self._embeddings[mm_hash] = IncomingEmbedding(
             coordinates, manager, self._router, self._ranks, self._counters, failed_rooms, self._changed.set
         )
@@ -114,11 +114,12 @@ class Consumer:
             if total <= self._config.cache_bytes and count <= MAX_KEPT:
                 return
             if embedding.can_be_evicted:
-                total, count = total - embedding.coordinates.nbytes, count - 1
+                total, count = total - embedding.coordinates.shape.nbytes, count - 1
                 self._drop(mm_hash, "")
 
     def _kept_bytes(self) -> int:
-        return sum(embedding.coordinates.nbytes for embedding in list(self._embeddings.values()) if embedding.ready)
+        embeddings = list(self._embeddings.values())
+        return sum(embedding.coordinates.shape.nbytes for embedding in embeddings if embedding.ready)
 
     def _drop(self, mm_hash: str, outcome: str) -> None:
         self._embeddings.pop(mm_hash).close(outcome)

@@ -29,11 +29,27 @@ Parsed = TypeVar("Parsed")
 
 
 class Shape(NamedTuple):
-    """Tokens of an embedding, elements per token, and the name of the elements' type."""
+    """Tokens of an embedding, elements per token, and the name of the elements' type, such as "bfloat16"."""
 
     tokens: int
     width: int
     dtype: str
+
+    @property
+    def layout(self) -> Layout:
+        """One field: vLLM has one tensor per item, in which deepstack's levels stand side by side."""
+        return Layout((Field("input_embeddings", self.dtype, self.width),))
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes per token. Raises LayoutMismatch for a dtype that cannot be transferred."""
+        layout = self.layout
+        layout.validate()
+        return layout.token_bytes
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens * self.token_bytes
 
 
 class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,14 +80,6 @@ class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def shape(self) -> Shape:
         return Shape(self.tokens, self.width, self.dtype)
 
-    @property
-    def layout(self) -> Layout:
-        return layout_of(self.dtype, self.width)
-
-    @property
-    def nbytes(self) -> int:
-        return self.tokens * self.layout.token_bytes
-
     def check(self, tokens: int, dtype: str, hidden: int) -> None:
         """Compares the embedding with what the request needs.
 
@@ -99,14 +107,9 @@ class RoomRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     room: Room
 
 
-def layout_of(dtype: str, width: int) -> Layout:
-    """Returns a layout of one field: vLLM has one tensor per item, in which deepstack's levels stand side by side."""
-    return Layout((Field("input_embeddings", dtype, width),))
-
-
-def digest_of(rows: npt.NDArray[np.uint8], dtype: str, width: int) -> bytes:
+def digest_of(rows: npt.NDArray[np.uint8], shape: Shape) -> bytes:
     """Returns the xxh3-128 of the shape and the bytes of ``rows``, uint8 [tokens, bytes per token]."""
-    state = xxhash.xxh3_128(f"{dtype} {len(rows)} {width}".encode())
+    state = xxhash.xxh3_128(f"{shape.dtype} {shape.tokens} {shape.width}".encode())
     state.update(rows.data)
     return bytes(state.digest())
 

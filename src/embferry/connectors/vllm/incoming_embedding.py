@@ -19,7 +19,7 @@ from embferry import (
     RemoteProtocolError,
 )
 
-from .coordinates import Coordinates, Shape, digest_of
+from .coordinates import Coordinates, digest_of
 from .counters import Counters
 from .router_client import RouterClient
 from .shared_rows import ByteRows, SharedRows
@@ -107,10 +107,6 @@ class IncomingEmbedding:
         return self.ready
 
     @property
-    def shape(self) -> Shape:
-        return self.coordinates.shape
-
-    @property
     def can_be_evicted(self) -> bool:
         """Whether no request needs it and no rank may still be about to map it."""
         return self.ready and not self.users and self.shared is not None and not self.shared.is_loading
@@ -141,12 +137,12 @@ class IncomingEmbedding:
         if tokens != self.coordinates.tokens:
             return {}  # the sink refuses it, and poll() says why
         if self.shared is None:
-            self.shared = SharedRows.make(tokens, self.coordinates.layout.token_bytes, self._ranks)
+            self.shared = SharedRows.make(self.coordinates.shape, self._ranks)
         return {"input_embeddings": self.shared.rows}
 
     def _finish(self, receiver: EmbeddingReceiver) -> None:
         rows = receiver.arrays()["input_embeddings"]
-        same = digest_of(rows, self.coordinates.dtype, self.coordinates.width).hex() in self._digests
+        same = digest_of(rows, self.coordinates.shape).hex() in self._digests
         if not same or self.shared is None:
             why = "the received embedding is not the announced one; encode it again"
             raise IntegrityError(why, room=self.coordinates.room)
@@ -156,18 +152,14 @@ class IncomingEmbedding:
         self.ready = True
 
     def _count(self, receiver: EmbeddingReceiver, outcome: str) -> None:
-        tokens, token_bytes, received = (
-            self.coordinates.tokens,
-            self.coordinates.layout.token_bytes,
-            receiver.examined_tokens,
-        )
+        shape, received = self.coordinates.shape, receiver.examined_tokens
         self._counters.add("transfers", label=outcome)
         self._counters.add("resumed_transfers", max(0, receiver.transfers - 1))
-        self._counters.add("wire_bytes", received * token_bytes)
+        self._counters.add("wire_bytes", received * shape.token_bytes)
         if outcome == "success":
-            self._counters.add("tokens", tokens)
-            self._counters.add("embedding_bytes", self.coordinates.nbytes)
-            self._counters.add("bytes_sent_twice", max(0, received - tokens) * token_bytes)
+            self._counters.add("tokens", shape.tokens)
+            self._counters.add("embedding_bytes", shape.nbytes)
+            self._counters.add("bytes_sent_twice", max(0, received - shape.tokens) * shape.token_bytes)
             self._counters.observe_seconds(time.monotonic() - self._began)
 
     # Coordinates without an endpoint: the router names the producer.

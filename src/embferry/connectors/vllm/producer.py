@@ -21,7 +21,7 @@ from embferry import (
 )
 
 from .config import ConnectorConfig
-from .coordinates import Coordinates, layout_of
+from .coordinates import Coordinates
 from .counters import Counters
 from .producer_cache import CachedEmbedding, ProducerCache
 
@@ -152,20 +152,18 @@ class Producer:
         return coordinates
 
     def _open(self, embedding: CachedEmbedding, room: int) -> Coordinates:
-        published, tokens = embedding.published, len(embedding.rows)
-        manager = self._manager(layout_of(published.dtype, published.width))
+        digest, shape = embedding.published.digest, embedding.published.handle.shape
+        manager = self._manager(shape.layout)
         embedding = self.offers.begin(embedding, room)
         try:
             sender = manager.open(room)
         except EmbeddingTransferError:
             self.offers.end(embedding, room)
             raise
-        coordinates = Coordinates(
-            manager.endpoint, room, tokens, published.width, published.dtype, published.digest.hex()
-        )
+        coordinates = Coordinates(manager.endpoint, room, *shape, digest.hex())
         self._rooms[room] = (sender, coordinates)
         sender.on_change(lambda: self._changed(sender, embedding))
-        sender.init(tokens, published.digest)
+        sender.init(shape.tokens, digest)
         sender.send_embedding(as_fields({"input_embeddings": embedding.rows}))
         return coordinates
 

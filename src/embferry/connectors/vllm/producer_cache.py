@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import msgspec
 import zmq
 
-from embferry import TransportError
+from embferry import LayoutMismatch, TransportError
 
 from .counters import Counters
 from .shared_rows import ByteRows, RowsHandle, SharedRows
@@ -31,16 +31,12 @@ class PublishedEmbedding(msgspec.Struct, frozen=True):
     """An embedding as a worker publishes it.
 
     Attributes:
-        dtype: Name of the elements' type, such as "bfloat16".
-        width: Elements per token.
         digest: ``digest_of`` its rows.
         encoded: Whether the worker has just encoded it; otherwise it comes from vLLM's encoder cache.
     """
 
     mm_hash: str
     handle: RowsHandle
-    dtype: str
-    width: int
     digest: bytes
     encoded: bool = True
 
@@ -148,7 +144,7 @@ class ProducerCache:
         """Inserts a worker's embedding. Returns an error message for the worker, empty on success."""
         try:
             embedding = CachedEmbedding(msgspec.msgpack.decode(message, type=PublishedEmbedding))
-        except (msgspec.MsgspecError, OSError, ValueError) as error:
+        except (msgspec.MsgspecError, OSError, ValueError, LayoutMismatch) as error:
             log.error("cannot take an embedding from a worker: %s", error)
             return str(error).encode()
         if embedding.is_new:

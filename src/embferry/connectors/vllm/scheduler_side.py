@@ -18,7 +18,7 @@ from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_
 from .counters import Counters, MetricsServer
 from .producer import Producer
 from .router_client import FailedRequests, RouterClient
-from .shared_rows import PendingLoad, PendingLoads
+from .shared_rows import PendingLoad, PendingLoads, SharedRows
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -96,22 +96,14 @@ class SchedulerSide:
 
     def has_cache_item(self, identifier: str) -> bool:
         """Returns whether workers are to load the embedding instead of encoding it."""
-        if self._consumer is not None and self._consumer.has(identifier):
-            return True
-        cached = None if self._producer is None else self._producer.cache.find(identifier)
-        return cached is not None and cached.shared.is_open
+        return self._rows_of(identifier) is not None
 
     def update_state_after_alloc(self, request: Request, index: int) -> None:
         """Asks the workers to load an embedding for which vLLM has reserved room."""
         mm_hash = request.mm_features[index].identifier
-        if self._consumer is not None and self._consumer.has(mm_hash):
-            embedding = self._consumer.get(mm_hash)
-            if embedding.shared is not None:
-                self._loads.add(mm_hash, embedding.shared, embedding.coordinates.dtype, embedding.coordinates.width)
-        elif self._producer is not None and self.has_cache_item(mm_hash):
-            cached = self._producer.cache.find(mm_hash)
-            if cached is not None:
-                self._loads.add(mm_hash, cached.shared, cached.published.dtype, cached.published.width)
+        rows = self._rows_of(mm_hash)
+        if rows is not None:
+            self._loads.add(mm_hash, rows)
 
     def build_connector_meta(self, freed: Iterable[str], tokens: int) -> StepMetadata:
         """Returns the message for a step.
@@ -151,6 +143,15 @@ class SchedulerSide:
             if part is not None:
                 part.close()
         self._producer = self._consumer = self._router = self._metrics = None
+
+    def _rows_of(self, mm_hash: str) -> SharedRows | None:
+        """Returns the memory from which workers can load an embedding, if it is here."""
+        rows = None
+        if self._consumer is not None and self._consumer.has(mm_hash):
+            rows = self._consumer.get(mm_hash).shared
+        elif self._producer is not None and (cached := self._producer.cache.find(mm_hash)) is not None:
+            rows = cached.shared
+        return rows if rows is not None and rows.is_open else None
 
     def _offers(self, producer: Producer, request: Request) -> dict[str, Any]:
         items: dict[str, Any] = collect_ec_item_metadata(request.mm_features, self._metadata)

@@ -21,6 +21,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from .coordinates import Shape
+
 ByteRows = npt.NDArray[np.uint8]
 """uint8 [tokens, bytes per token]"""
 Completed = npt.NDArray[np.uint64]
@@ -35,14 +37,13 @@ class RowsHandle(msgspec.Struct, frozen=True):
 
     pid: int
     fd: int
-    tokens: int
-    token_bytes: int
+    shape: Shape
     ranks: int = 1
 
     @property
     def completed_at(self) -> int:
         """Offset of the ranks' numbers, bytes."""
-        return -(-self.tokens * self.token_bytes // NUMBER_BYTES) * NUMBER_BYTES
+        return -(-self.shape.nbytes // NUMBER_BYTES) * NUMBER_BYTES
 
     @property
     def size(self) -> int:
@@ -59,23 +60,24 @@ class MappedRows(NamedTuple):
 class SharedRows:
     """The memory, in a process that holds it. The kernel frees it when no process holds or maps it any more."""
 
-    def __init__(self, fd: int, tokens: int, token_bytes: int, ranks: int) -> None:
+    def __init__(self, fd: int, shape: Shape, ranks: int) -> None:
         self._fd = fd
-        self.handle = RowsHandle(os.getpid(), fd, tokens, token_bytes, ranks)
+        self.handle = RowsHandle(os.getpid(), fd, shape, ranks)
         self.rows, self._completed = _map(fd, self.handle)
         self._latest_load = 0
 
     @classmethod
-    def make(cls, tokens: int, token_bytes: int, ranks: int = 1) -> SharedRows:
-        """Allocates new memory, zeroed."""
+    def make(cls, shape: Shape, ranks: int = 1) -> SharedRows:
+        """Allocates new memory, zeroed. Raises LayoutMismatch for a shape that cannot be transferred."""
+        size = RowsHandle(0, 0, shape, ranks).size
         fd = os.memfd_create("embferry-embedding", os.MFD_CLOEXEC)
-        os.ftruncate(fd, RowsHandle(0, fd, tokens, token_bytes, ranks).size)
-        return cls(fd, tokens, token_bytes, ranks)
+        os.ftruncate(fd, size)
+        return cls(fd, shape, ranks)
 
     @classmethod
     def open(cls, handle: RowsHandle) -> SharedRows:
         """Holds memory that another process made. Raises OSError if that process has ended or closed it."""
-        return cls(_open(handle), handle.tokens, handle.token_bytes, handle.ranks)
+        return cls(_open(handle), handle.shape, handle.ranks)
 
     def begin_load(self) -> int:
         """Returns the number that each rank writes once it has copied the rows. It is unique in this process."""
@@ -103,16 +105,12 @@ class PendingLoad(msgspec.Struct, frozen=True):
     """One embedding that workers are to copy into their encoder caches.
 
     Attributes:
-        dtype: Name of the elements' type, such as "bfloat16".
-        width: Elements per token.
         number: The number to write into the memory when the load is complete.
         wanted: Whether the rows are still to be copied. If not, the rank only writes the number.
     """
 
     mm_hash: str
     handle: RowsHandle
-    dtype: str
-    width: int
     number: int
     wanted: bool = True
 
@@ -123,10 +121,9 @@ class PendingLoads:
     def __init__(self) -> None:
         self._loads: dict[str, tuple[SharedRows, PendingLoad]] = {}
 
-    def add(self, mm_hash: str, shared: SharedRows, dtype: str, width: int) -> None:
+    def add(self, mm_hash: str, shared: SharedRows) -> None:
         """Asks every rank to load an embedding for which vLLM has reserved room."""
-        load = PendingLoad(mm_hash, shared.handle, dtype, width, shared.begin_load())
-        self._loads[mm_hash] = (shared, load)
+        self._loads[mm_hash] = (shared, PendingLoad(mm_hash, shared.handle, shared.begin_load()))
 
     def for_step(self, freed: Iterable[str]) -> tuple[PendingLoad, ...]:
         """Returns the loads for the next step.
@@ -156,6 +153,6 @@ def _open(handle: RowsHandle) -> int:
 
 def _map(fd: int, handle: RowsHandle) -> tuple[ByteRows, Completed]:
     memory = mmap.mmap(fd, handle.size)
-    rows = np.frombuffer(memory, np.uint8, handle.tokens * handle.token_bytes)
+    rows = np.frombuffer(memory, np.uint8, handle.shape.nbytes)
     completed = np.frombuffer(memory, np.uint64, handle.ranks, handle.completed_at)
-    return rows.reshape(handle.tokens, handle.token_bytes), completed
+    return rows.reshape(handle.shape.tokens, handle.shape.token_bytes), completed

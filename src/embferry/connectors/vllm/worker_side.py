@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from embferry import TransportError
+from embferry import EmbeddingTransferError
 
-from .coordinates import digest_of
+from .coordinates import Shape, digest_of
 from .producer_cache import PublishedEmbedding, ToProducerCache
 from .scheduler_side import StepMetadata
 from .shared_rows import PendingLoad, SharedRows, map_rows
@@ -62,8 +63,8 @@ class WorkerSide:
                 continue
             memory = map_rows(load.handle)
             if load.wanted and load.mm_hash not in encoder_cache:
-                rows = torch.from_numpy(memory.rows.copy())
-                tensor = rows.view(getattr(torch, load.dtype)).reshape(load.handle.tokens, load.width)
+                shape, rows = load.handle.shape, torch.from_numpy(memory.rows.copy())
+                tensor = rows.view(getattr(torch, shape.dtype)).reshape(shape.tokens, shape.width)
                 encoder_cache[load.mm_hash] = tensor.to(_device())
             memory.completed[self._rank] = load.number
             self._completed.add(load.number)
@@ -78,16 +79,14 @@ class WorkerSide:
         tensor = output.detach()
         tensor = tensor.reshape(len(tensor), -1).contiguous().cpu()
         tokens, width = tensor.shape
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        shared = SharedRows.make(tokens, width * tensor.element_size(), self._ranks)
+        shape = Shape(tokens, width, str(tensor.dtype).removeprefix("torch."))
         try:
-            np.copyto(shared.rows, tensor.view(torch.uint8).numpy())
-            digest = digest_of(shared.rows, dtype, width)
-            self._producer_cache.put(PublishedEmbedding(mm_hash, shared.handle, dtype, width, digest, encoded))
-        except TransportError as error:
+            with closing(SharedRows.make(shape, self._ranks)) as shared:
+                np.copyto(shared.rows, tensor.view(torch.uint8).numpy())
+                digest = digest_of(shared.rows, shape)
+                self._producer_cache.put(PublishedEmbedding(mm_hash, shared.handle, digest, encoded))
+        except EmbeddingTransferError as error:
             log.error("the embedding %s cannot be published: %s", mm_hash, error)
-        finally:
-            shared.close()
 
 
 def _device() -> torch.device:
