@@ -10,6 +10,8 @@ import msgspec
 
 from embferry import TRANSPORTS, LocalProtocolError, TransferSettings, Transport
 
+MAX_KEPT = 512
+"""Embeddings kept by a producer or a consumer, at most: each holds a file descriptor."""
 MAX_BAD_CHUNKS = 4
 """Damaged chunks in a row before a producer counts as lost: about one second with the pauses in between."""
 

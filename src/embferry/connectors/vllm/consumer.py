@@ -10,11 +10,10 @@ from collections import OrderedDict
 
 from embferry import EmbeddingTransferError, Geometry, Layout, LayoutMismatch, ReceiveManager
 
-from .config import ConnectorConfig
+from .config import MAX_KEPT, ConnectorConfig
 from .coordinates import Coordinates
 from .counters import Counters
 from .incoming_embedding import IncomingEmbedding
-from .producer_cache import MAX_KEPT
 from .router_client import RouterClient
 
 

@@ -17,14 +17,13 @@ import zmq
 
 from embferry import LayoutMismatch, TransportError
 
+from .config import MAX_KEPT
 from .counters import Counters
 from .shared_rows import ByteRows, RowsHandle, SharedRows
 
 log = logging.getLogger(__name__)
 
 CLOSE_POLL_MS = 200
-MAX_KEPT = 512
-"""Embeddings in a cache, at most: each holds a file descriptor."""
 
 
 class PublishedEmbedding(msgspec.Struct, frozen=True):
