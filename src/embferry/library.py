@@ -46,10 +46,8 @@ from .transfer.receive_handle import (
 from .transfer.receive_manager import (
     ReceiveManager,
 )
-from .transfer.send_manager import (
-    EmbeddingSender,
-    SendManager,
-)
+from .transfer.send_handle import EmbeddingSender
+from .transfer.send_manager import SendManager
 from .transfer.sinks import (
     ArrivedChunk,
     ChunkSink,

@@ -225,7 +225,7 @@ def test_nobody_there_and_somebody_else_there():
         with pytest.raises(RemoteProtocolError, match="not a bootstrap server"):
             client.workers()
         thread.join()
-    with pytest.raises(TransportError, match="out of reach") as caught:
+    with pytest.raises(TransportError, match="cannot be reached") as caught:
         client.workers()
     assert caught.value.retryable
     assert not client.healthy()

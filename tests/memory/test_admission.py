@@ -22,7 +22,7 @@ def pool(num_blocks: int, *totals: int) -> tuple[PoolAdmission, list[Receiver]]:
         geometry = Geometry(LAYOUT, num_blocks, 1)
         receiver = Receiver(room, room + 1, geometry, "language", TRANSPORTS, SETTINGS, 0.0)
         receiver.receive(1000, room + 1, Offer(room, 1, 1, "tcp", total, b"content"), 0.0)
-        admission.join(receiver)
+        admission.register(receiver)
         receivers.append(receiver)
     return admission, receivers
 
@@ -34,7 +34,7 @@ def granted(receiver: Receiver) -> list[int]:
 
 def served(admission: PoolAdmission) -> list[Receiver]:
     """Who gets something now, in turn."""
-    return [receiver for receiver, _ in admission.deal(0.0)]
+    return [receiver for receiver, _ in admission.allocate(0.0)]
 
 
 def give_back(admission: PoolAdmission, receiver: Receiver) -> None:
@@ -54,22 +54,22 @@ def test_who_needs_little_gets_it_at_once() -> None:
     assert granted(small) == [2]
     assert sum(granted(large)) == 6
     assert admission.allocator.available == 0
-    assert admission.deal(0.0) == []
+    assert admission.allocate(0.0) == []
 
 
 def test_an_embedding_larger_than_the_pool_gets_it_in_parts() -> None:
     admission, (large,) = pool(8, 1000)
-    admission.deal(0.0)
+    admission.allocate(0.0)
     assert granted(large) == [8 // PIPELINE] * PIPELINE
 
 
 def test_a_little_one_finds_room_behind_a_large_one() -> None:
     admission, (large, small) = pool(32, 1000, 2)
-    admission.leave(small)
-    admission.deal(0.0)
+    admission.unregister(small)
+    admission.allocate(0.0)
     assert sum(granted(large)) == 32 - 32 // RESERVE
-    assert admission.deal(0.0) == []
-    admission.join(small)
+    assert admission.allocate(0.0) == []
+    admission.register(small)
     assert served(admission) == [small]
     assert granted(small) == [2]
 
@@ -86,14 +86,14 @@ def test_everybody_waits_in_turn() -> None:
         (one,) = served(admission)
         assert one is receivers[turn]
         give_back(admission, one)
-    admission.leave(receivers[0])
-    admission.leave(receivers[0])
+    admission.unregister(receivers[0])
+    admission.unregister(receivers[0])
     assert admission.allocator.available == 1
 
 
 def test_blocks_of_the_callers_own_are_granted_the_same_way() -> None:
     admission, (first, second) = pool(4, 2, 2)
-    admission.leave(first)
+    admission.unregister(first)
     allocation = admission.allocator.alloc_blocks(2, first.room)
     assert allocation is not None
     assert admission.grant(first, allocation, 0.0) == 2
@@ -103,16 +103,16 @@ def test_blocks_of_the_callers_own_are_granted_the_same_way() -> None:
 
 def test_a_grant_is_never_larger_than_a_message() -> None:
     admission, (large,) = pool(2 * MAX_RUNS, 2 * MAX_RUNS)
-    admission.deal(0.0)
+    admission.allocate(0.0)
     assert max(granted(large)) == MAX_RUNS
 
 
 def test_blocks_whose_writer_may_still_write_are_shown_and_kept_as_quarantined() -> None:
     admission, (receiver,) = pool(4, 1000)
-    admission.deal(0.0)
+    admission.allocate(0.0)
     receiver.abort(Aborted("enough"), 0.0)
-    admission.note_quarantine(receiver)
-    admission.note_quarantine(receiver)
+    admission.update_quarantine(receiver)
+    admission.update_quarantine(receiver)
     assert (admission.allocator.used, admission.allocator.quarantined) == (0, 4)
     admission.allocator.check_integrity()
     give_back(admission, receiver)

@@ -55,15 +55,15 @@ def tell(sender: Sender, body: Body, now: float = 0.0, source: int = LANGUAGE, t
     sender.receive(source, target, body, now)
 
 
-def an_open(opening: int = 1, **changes: Any) -> Open:
+def an_open(generation: int = 1, **changes: Any) -> Open:
     fields = {"versions": (1, 1), "geometry": GEOMETRY, "transports": TRANSPORTS, "transferred_tokens": 0, **changes}
-    return Open(ROOM, opening, fields["versions"], fields["geometry"], "language", fields["transports"], 0)
+    return Open(ROOM, generation, fields["versions"], fields["geometry"], "language", fields["transports"], 0)
 
 
 def an_offer(
-    total: int, opening: int = 1, digest: bytes = b"content", transport: str = "tcp", version: int = 1
+    total: int, generation: int = 1, digest: bytes = b"content", transport: str = "tcp", version: int = 1
 ) -> Offer:
-    return Offer(ROOM, opening, version, transport, total, digest if total >= 0 else b"", (total, 3))
+    return Offer(ROOM, generation, version, transport, total, digest if total >= 0 else b"", (total, 3))
 
 
 def a_grant(

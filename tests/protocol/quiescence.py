@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from embferry.protocol.deadlines import deadlines
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import TERMINAL, Phase
 
@@ -89,11 +88,11 @@ def must_succeed(world: World, end: LanguageEnd) -> bool:
     m, slack = end.machine, 3 * world.settings.retry_limit
     rivals = [other for other in world.living_receivers() if other.room == end.room and other is not end]
     same = m.content_digest in (None, host.content.digest) or not m.committed
-    due = [deadline for deadline, _ in deadlines(m)] + [host.machine.next_timeout() or 0.0]
+    due = [deadline for deadline, _ in m.deadlines()] + [host.machine.next_timeout() or 0.0]
     known = host.machine.destinations.get(m.session)
     stranded = known is not None and {transport.name for transport in known.transports.usable} <= world.broken
     # A write that is refused before the sender hears that its grant was taken back costs it the transport.
-    raced = known is not None and bool(world.broken) and known.opened.opening < m.opening
+    raced = known is not None and bool(world.broken) and known.opened.generation < m.generation
     excused = world.last_words_on_the_way(end.room) or end.room in world.hopeless or rivals or stranded or raced
     patient = m.retry_policy.bad_in_a_row < 8 and m.retry_policy.lost_in_a_row < 8
     return same and not excused and patient and all(time - world.now > slack for time in due)

@@ -268,7 +268,7 @@ SCENARIOS = {
     "may_report_drained": (drained_too_early,),
     "may_release_source": (source_goes_too_early,),
     "from_current_peer": (two_senders_answer,),
-    "answers_latest_opening": (offer_of_a_dead_sender,),
+    "answers_current_generation": (offer_of_a_dead_sender,),
     "epoch_is_current": (report_from_before_the_loss,),
     "is_first_report": (repeated_report,),
     "may_count": (damaged_on_the_way,),

@@ -122,7 +122,7 @@ class World:
         machine = Receiver(room, next(self._sessions), self.geometry, LANGUAGE, transports, self.settings, self.now)
         end = LanguageEnd(room, endpoint or f"encode {room}", machine)
         self.receivers.append(end)
-        self.admission.join(machine)
+        self.admission.register(machine)
         self.run()
         return end
 
@@ -136,7 +136,7 @@ class World:
     def kill_receiver(self, end: LanguageEnd) -> None:
         """The process lives on, so the region stays: what was granted is taken back from its writers."""
         end.alive = False
-        self.admission.leave(end.machine)
+        self.admission.unregister(end.machine)
         for grant in end.machine.ledger:
             if not grant.revoking:
                 self.memory.revoke(grant.epoch)
@@ -158,7 +158,7 @@ class World:
             if receiver.machine.settled(self.now):
                 must(not receiver.blocks() and not receiver.queue, "a settled receiver still has blocks")
                 receiver.alive = False
-                self.admission.leave(receiver.machine)
+                self.admission.unregister(receiver.machine)
         for encoder in self.living_encoders():
             if encoder.machine.settled(self.now):
                 must(encoder.released, "a settled sender still holds the embedding")
@@ -318,8 +318,8 @@ class World:
     def _execute_receiver(self, end: LanguageEnd, command: ReceiverCommand) -> None:
         match command:
             case Send(body, target):
-                if isinstance(body, Open) and body.opening != end.asked_for:
-                    end.asked_for, end.opened_at = body.opening, self.steps
+                if isinstance(body, Open) and body.generation != end.asked_for:
+                    end.asked_for, end.opened_at = body.generation, self.steps
                 self._send(LANGUAGE, end.endpoint, end.machine.session, target, body)
             case Admit(epoch, blocks, transport):
                 self.epochs[epoch], self.transport_of[epoch] = end, transport
@@ -349,8 +349,8 @@ class World:
     def _deal(self) -> bool:
         waiting = [e for e in self.living_receivers() if e.machine.wanted(self.now) is not None]
         for end in self.living_receivers():
-            self.admission.note(end.machine, self.now)
-        served = {machine.session for machine, _ in self.admission.deal(self.now)}
+            self.admission.update(end.machine, self.now)
+        served = {machine.session for machine, _ in self.admission.allocate(self.now)}
         granted = [end for end in waiting if end.machine.session in served]
         self.passed_over = {end: self.passed_over.get(end, Counter()) for end in waiting}
         for end in granted:

@@ -7,7 +7,7 @@ import pytest
 from embferry.protocol import messages as m
 from embferry.protocol.commands import Restart, Revoke
 from embferry.protocol.errors import BY_CODE, IntegrityError, LeaseExpired, PeerGone, RemoteProtocolError
-from embferry.protocol.failover import OF_THE_PEER
+from embferry.protocol.failover import CAUSED_BY_PEER
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll, Phase
@@ -61,7 +61,7 @@ def test_another_peer_goes_on_at_the_token_where_it_stood() -> None:
     (asked,) = said(receiver)
     assert isinstance(asked, m.Open)
     assert asked.transferred_tokens == 4
-    hear(receiver, an_offer(12, opening=asked.opening), 2.0, OTHER)
+    hear(receiver, an_offer(12, generation=asked.generation), 2.0, OTHER)
     finish(receiver, 2.0, start=4)
     assert receiver.poll() is KVPoll.Success
 
@@ -71,7 +71,7 @@ def test_another_content_starts_from_the_first_token() -> None:
     receiver.expire(1.0)
     receiver.redirected(2.0)
     receiver.take_commands()
-    hear(receiver, an_offer(12, opening=receiver.opening, digest=b"another"), 2.0, OTHER)
+    hear(receiver, an_offer(12, generation=receiver.generation, digest=b"another"), 2.0, OTHER)
     assert Restart() in receiver.take_commands()
     finish(receiver, 2.0, start=0)
     assert receiver.content_digest == b"another"
@@ -112,7 +112,7 @@ def test_one_that_nobody_answered_at_all_can_be_had_elsewhere() -> None:
     assert receiver.failover.lost is not None
     receiver.redirected(1.5)
     receiver.take_commands()
-    hear(receiver, an_offer(12, opening=receiver.opening), 1.5, OTHER)
+    hear(receiver, an_offer(12, generation=receiver.generation), 1.5, OTHER)
     finish(receiver, 1.5, start=0)
     assert receiver.poll() is KVPoll.Success
 
@@ -125,7 +125,7 @@ def test_each_peer_has_its_own_time_and_its_own_setbacks() -> None:
         assert receiver.failover.lost is not None
         receiver.redirected(now + 1)
         now += 1.5
-        hear(receiver, an_offer(12, opening=receiver.opening), now, OTHER)
+        hear(receiver, an_offer(12, generation=receiver.generation), now, OTHER)
         receiver.expire(now)
     assert receiver.error is None
     assert receiver.wanted(now) == (4, 8)
@@ -137,7 +137,7 @@ def test_damaged_chunks_again_and_again_are_the_peers_fault() -> None:
         bring(receiver, 1, offset, 4, matches=False)
     assert isinstance(receiver.failover.lost, IntegrityError)
     receiver.redirected(1.0)
-    hear(receiver, an_offer(12, opening=receiver.opening), 1.0, OTHER)
+    hear(receiver, an_offer(12, generation=receiver.generation), 1.0, OTHER)
     assert receiver.wanted(1.0) == (4, 8)  # at once: the pause was for the last one
     receiver.grant((3,), 2, 1.0)
     hear(receiver, written(2, 4, 4), 1.0, OTHER)
@@ -150,7 +150,7 @@ def test_damaged_chunks_again_and_again_are_the_peers_fault() -> None:
 def test_which_errors_another_peer_may_not_have(code: str) -> None:
     receiver = half()
     hear(receiver, m.Abort(ROOM, code, "it says so", 0))
-    assert (receiver.error is None) == issubclass(BY_CODE[code], OF_THE_PEER)
+    assert (receiver.error is None) == issubclass(BY_CODE[code], CAUSED_BY_PEER)
 
 
 def test_one_that_breaks_the_protocol_is_the_end() -> None:

@@ -166,7 +166,7 @@ def test_no_common_version_names_both_ranges(theirs: tuple[int, int]) -> None:
 
 def test_errors_travel() -> None:
     error = TransportError("x" * 3000, room=7, retryable=False)
-    abort = m.Abort.because_of(error, 7, opening=2)
+    abort = m.Abort.because_of(error, 7, generation=2)
     assert (type(abort.error), abort.error.room, len(abort.error.detail)) == (TransportError, 7, m.MAX_TEXT)
     assert m.decode(m.encode(m.Frame(1, 5, 6, abort))).body == abort
     failed = m.WriteFailed(7, 3, 12, 8, "transport_error", "refused", False)

@@ -15,9 +15,9 @@ def test_looking_elsewhere_before_anybody_was_found_is_another_opening() -> None
     hear(receiver, m.Unknown(ROOM, 0), source=0)
     receiver.take_commands()
     receiver.peer_lost(1.0)
-    assert [body.opening for body in said(receiver) if isinstance(body, m.Open)] == [2]
+    assert [body.generation for body in said(receiver) if isinstance(body, m.Open)] == [2]
     hear(receiver, m.Abort(ROOM, "aborted", "asked for", 1), 1.0)
-    hear(receiver, an_offer(4, opening=1), 1.0)
+    hear(receiver, an_offer(4, generation=1), 1.0)
     assert (receiver.phase, receiver.peer) == (Phase.BOOTSTRAPPING, 0)
 
 
@@ -31,11 +31,11 @@ def test_the_same_embedding_goes_on_with_another_sender_where_the_first_one_stop
     assert receiver.phase is Phase.RESUMING
     commands = receiver.take_commands()
     assert commands[0] == Revoke(1)
-    hear(receiver, an_offer(12, opening=1))  # a copy of the first one's
+    hear(receiver, an_offer(12, generation=1))  # a copy of the first one's
     assert receiver.peer == 0
-    hear(receiver, an_offer(-1, opening=2), source=ENCODE + 1)
+    hear(receiver, an_offer(-1, generation=2), source=ENCODE + 1)
     assert receiver.wanted(0.0) is None  # it may have another embedding
-    hear(receiver, an_offer(12, opening=2), source=ENCODE + 1)
+    hear(receiver, an_offer(12, generation=2), source=ENCODE + 1)
     assert receiver.wanted(0.0) == (4, 8)
     receiver.grant((3, 4), 2, 0.0)
     receiver.expire(0.1)
@@ -73,7 +73,7 @@ def test_another_embedding_fails_if_the_first_was_used() -> None:
     bring(receiver, 1, 0, 4)
     receiver.committed = True
     receiver.peer_lost(0.0)
-    hear(receiver, an_offer(12, opening=2, digest=b"another"), source=ENCODE + 1)
+    hear(receiver, an_offer(12, generation=2, digest=b"another"), source=ENCODE + 1)
     assert isinstance(receiver.error, IntegrityError)
     assert receiver.error.retryable
     assert isinstance(said(receiver)[-1], m.Abort)
@@ -89,11 +89,11 @@ def test_tokens_that_are_verified_while_nobody_is_there_count() -> None:
     receiver.verified_chunk(1, 0, matches=True, now=0.0)
     assert receiver.poll() is KVPoll.Success
     assert [type(body) for body in said(receiver)] == [m.Open]
-    hear(receiver, an_offer(4, opening=2, digest=b"another"), source=ENCODE + 1)
+    hear(receiver, an_offer(4, generation=2, digest=b"another"), source=ENCODE + 1)
     assert said(receiver) == []
-    hear(receiver, an_offer(4, opening=2), source=ENCODE + 1)  # it would wait for ever
+    hear(receiver, an_offer(4, generation=2), source=ENCODE + 1)  # it would wait for ever
     assert said(receiver) == [m.Confirm(ROOM, 4)]
-    hear(receiver, an_offer(4, opening=2), source=ENCODE + 1)
+    hear(receiver, an_offer(4, generation=2), source=ENCODE + 1)
     assert said(receiver) == []
 
 
@@ -110,8 +110,8 @@ def test_a_sender_that_is_gone_at_the_end_takes_the_rest_of_the_quarantine_with_
 
 def test_losing_the_peer_over_and_over_is_given_up() -> None:
     receiver = new_receiver(max_peer_losses=2)
-    for opening in (1, 2, 3):
-        hear(receiver, an_offer(8, opening))
+    for generation in (1, 2, 3):
+        hear(receiver, an_offer(8, generation))
         receiver.peer_lost(0.0)
     assert isinstance(receiver.error, PeerGone)
     assert "lost 3 times in a row at token 0" in receiver.error.detail

@@ -219,7 +219,7 @@ def test_abort_waits_for_the_writes_before_the_embedding_goes(heard: bool) -> No
     assert (sender.source_released, sender.poll()) == (True, KVPoll.Failed)
     tell(sender, an_open(2), target=0)
     tell(sender, a_grant(2, 0, 8, (0, 2)))
-    assert [(type(body), body.opening) for body in said(sender)] == [(m.Abort, 2), (m.Abort, 1)]
+    assert [(type(body), body.generation) for body in said(sender)] == [(m.Abort, 2), (m.Abort, 1)]
     sender.produce(8)
     assert sender.take_commands() == []
 
@@ -262,7 +262,7 @@ def test_a_second_opening_ends_what_was_granted_before() -> None:
     (write,) = done(sender)
     tell(sender, an_open(2), target=0)
     tell(sender, an_open(1), target=0)  # late
-    assert [body.opening for body in said(sender)] == [2]
+    assert [body.generation for body in said(sender)] == [2]
     finish(sender, write)
     assert done(sender) == []
     tell(sender, a_grant(2, 0, 4, (2, 1)))
@@ -287,7 +287,7 @@ def test_strangers_are_told_that_they_are() -> None:
             "layout_mismatch",
             "input_embeddings uint8[8] here, input_embeddings float32[8] there",
         ),
-        (an_open(geometry=Geometry(GEOMETRY.layout, 0, 4)), "layout_mismatch", "0 blocks of 4 tokens cannot be"),
+        (an_open(geometry=Geometry(GEOMETRY.layout, 0, 4)), "layout_mismatch", "out of bounds"),
         (an_open(transports=(m.TransportAddress("pigeon", b""),)), "transport_error", "configure one that both have"),
     ],
 )
@@ -296,7 +296,7 @@ def test_a_receiver_that_cannot_be_served_is_told_how_it_differs(opening: m.Open
     tell(sender, opening, target=0)
     (refusal,) = said(sender)
     assert isinstance(refusal, m.Abort)
-    assert (refusal.code, refusal.opening) == (code, 1)
+    assert (refusal.code, refusal.generation) == (code, 1)
     assert how in refusal.detail
     assert sender.poll() is KVPoll.Bootstrapping  # another one may come
 
@@ -336,7 +336,7 @@ def test_a_grant_that_cannot_be_is_refused_without_harm(grant: m.Grant) -> None:
 
 
 def test_what_a_receiver_can_make_a_sender_remember_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "MAX_GRANTS", 2)
+    monkeypatch.setattr("embferry.protocol.destination.MAX_GRANTS", 2)
     monkeypatch.setattr("embferry.protocol.sender.MAX_GRANTS", 2)
     sender = opened(16)
     tell(sender, m.Drain(ROOM, (10, 11, 12, 11)))

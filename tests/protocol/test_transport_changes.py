@@ -46,7 +46,7 @@ def bodies(sender: Sender) -> list[m.Body | Connect]:
 
 
 def changed(fail_from: int, length: int, epoch: int = 1) -> list[object]:
-    why = "shm was given up, tcp is used"
+    why = "shm was given up in favour of tcp"
     return [
         Connect(LANGUAGE, TCP),
         m.Offer(ROOM, 1, 1, "tcp", 16, b"content"),

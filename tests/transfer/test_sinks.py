@@ -53,8 +53,8 @@ def deliver(check: Verify) -> Deliver:
 
 
 def good(sink: GatherSink, check: Verify, total: int) -> bool:
-    """What the examination comes to in the end."""
-    passes = sink.examine(check, total)
+    """Returns the result of a verification."""
+    passes = sink.verify(check, total)
     while True:
         try:
             next(passes)
@@ -62,7 +62,7 @@ def good(sink: GatherSink, check: Verify, total: int) -> bool:
             return bool(end.value)
 
 
-def test_what_was_examined_in_place_is_gathered_when_a_part_comes_again_elsewhere() -> None:
+def test_what_was_verified_in_place_is_gathered_when_a_part_comes_again_elsewhere() -> None:
     owner, sink = Owner((0, 1, 2)), GatherSink(in_place=True)
     sink.owner = owner
     sink.granted(1, 0, (0, 1, 2))
@@ -72,7 +72,7 @@ def test_what_was_examined_in_place_is_gathered_when_a_part_comes_again_elsewher
     assert good(sink, kept, TOKENS)
     sink.deliver(deliver(kept), TOKENS)
     assert sink.in_place
-    assert good(sink, passed, TOKENS)  # both are examined before either is delivered
+    assert good(sink, passed, TOKENS)  # both are verified before either is delivered
     assert good(sink, again, TOKENS)
     assert not sink.in_place
     sink.deliver(deliver(passed), TOKENS)

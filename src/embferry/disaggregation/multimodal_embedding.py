@@ -14,7 +14,7 @@ from typing import Any
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import KVPoll
-from embferry.transfer.send_manager import EmbeddingSender
+from embferry.transfer.send_handle import EmbeddingSender
 
 __all__ = [
     "EmbeddingTransferError",

@@ -1,4 +1,4 @@
-"""The other end of :mod:`embferry.discovery.bootstrap_server`: what workers and routers ask of it."""
+"""The client of the bootstrap server, and the thread that keeps a worker's lease."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ from .leases import Rank, Role, Worker, with_load
 log = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 16 << 20
-FIRST_RETRY_SECONDS = 0.5  # while no lease has said how long it is
+FIRST_RETRY_SECONDS = 0.5  # until a lease says how long it lasts
 
 T = TypeVar("T")
 
 
 class Lease(Struct, frozen=True):
+    """The server's answer to a registration or a renewal."""
+
     lease_seconds: Annotated[float, Meta(gt=0, le=86400)]
-    """Renew within so many seconds."""
+    """Seconds within which to renew."""
     new: bool
-    """Whether the server did not know the worker before: it has been restarted, or the lease had ended."""
+    """Whether the server did not know the worker: it was restarted, or the lease had ended."""
 
 
 class Shape(Struct, frozen=True):
-    """How many ranks and data-parallel groups the encode engine has."""
+    """Numbers of ranks and of data-parallel groups of the encode engine."""
 
     embedding_tp_size: int
     embedding_dp_size: int
@@ -62,13 +64,17 @@ class _Refusal(Struct, frozen=True):
 
 
 class BootstrapClient:
-    """Asks one bootstrap server. Thread-safe: every call has its own connection.
+    """Client of one bootstrap server. Thread-safe: every call has its own connection.
 
     Every call may raise :class:`TransportError` (the server cannot be reached: retryable), :class:`RemoteProtocolError`
-    (it answered nonsense) and :class:`LocalProtocolError` (it says that our request is wrong).
+    (the answer is malformed) and :class:`LocalProtocolError` (the server rejects the request).
 
-    :param url: such as ``http://10.0.0.5:8998``.
-    :param timeout_s: for connecting and for each wait for bytes.
+    Args:
+        url: Such as ``http://10.0.0.5:8998``.
+        timeout_s: Seconds for connecting, and for each wait for bytes.
+
+    Raises:
+        LocalProtocolError: ``url`` is malformed.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
@@ -78,54 +84,57 @@ class BootstrapClient:
         except ValueError as error:
             raise LocalProtocolError(f"the bootstrap server's URL {url!r} cannot be read: {error}") from error
         if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
-            raise LocalProtocolError(f"the bootstrap server's URL is like http://host:port, not {url!r}")
+            raise LocalProtocolError(f"the bootstrap server's URL must look like http://host:port, not {url!r}")
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self._host, self._port = parts.hostname, port
 
     def register(self, worker: Worker) -> Lease:
-        """Puts the worker on the list until the lease ends.
+        """Registers the worker until its lease ends.
 
-        :raises CapacityError: the list is full.
+        Raises:
+            CapacityError: The table is full.
         """
         return self._decoded(self._ok("PUT", f"/workers/{quote(worker.id, safe='')}", worker), Lease)
 
     def renew(self, worker: Worker) -> Lease:
-        """Begins the lease anew. The same call as :meth:`register`: a restarted server learns of the worker."""
+        """Renews the lease. The same request as :meth:`register`, so that a restarted server learns of the worker."""
         return self.register(worker)
 
     def remove(self, worker_id: str) -> bool:
-        """Takes the worker off the list; answers whether it was on it."""
+        """Unregisters the worker. Returns whether it was registered."""
         status, body = self._call("DELETE", f"/workers/{quote(worker_id, safe='')}")
         if status not in (200, 404):
             self._refused(status, body)
         return status == 200
 
     def workers(self, role: Role | None = None) -> tuple[Worker, ...]:
-        """Those whose leases have not ended."""
+        """Returns the workers whose leases have not ended."""
         query = "" if role is None else "?" + urlencode({"role": role})
         return self._decoded(self._ok("GET", "/workers" + query), _Workers).workers
 
     def register_rank(self, rank: Rank) -> None:
-        """SGLang's registration of an encode rank; it knows no lease."""
+        """Registers an encode rank in SGLang's way, without a lease."""
         self._ok("PUT", "/route", {"role": "Encode"} | msgspec.structs.asdict(rank))
 
     def route(self, engine_rank: int, target_dp_group: int = 0) -> RankAddress:
-        """Where rank ``engine_rank`` of data-parallel group ``target_dp_group`` is.
+        """Returns the address of rank ``engine_rank`` of data-parallel group ``target_dp_group``.
 
-        :raises PeerGone: no such rank has registered.
+        Raises:
+            PeerGone: No such rank has registered.
         """
         return self._decoded(self._route(engine_rank, target_dp_group), RankAddress)
 
     def shape(self) -> Shape:
-        """The encode engine's sizes.
+        """Returns the sizes of the encode engine.
 
-        :raises PeerGone: none has registered.
+        Raises:
+            PeerGone: No rank has registered.
         """
         return self._decoded(self._route(-1, -1), Shape)
 
     def healthy(self) -> bool:
-        """Whether the server answers; for :class:`HealthWatch`. Raises nothing."""
+        """Returns whether the server answers. Raises nothing."""
         try:
             return self._call("GET", "/health")[0] == 200
         except (TransportError, RemoteProtocolError) as error:
@@ -155,9 +164,9 @@ class BootstrapClient:
             response = connection.getresponse()
             body = response.read(MAX_ANSWER_BYTES + 1)
         except OSError as error:
-            raise TransportError(f"the bootstrap server at {self.url} is out of reach ({error})") from error
+            raise TransportError(f"the bootstrap server at {self.url} cannot be reached ({error})") from error
         except http.client.HTTPException as error:
-            raise RemoteProtocolError(f"what answers at {self.url} is not a bootstrap server: {error!r}") from error
+            raise RemoteProtocolError(f"the server at {self.url} is not a bootstrap server: {error!r}") from error
         finally:
             connection.close()
         if len(body) > MAX_ANSWER_BYTES:
@@ -177,7 +186,7 @@ class BootstrapClient:
             return msgspec.json.decode(body, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise RemoteProtocolError(
-                f"the bootstrap server at {self.url} answered what cannot be read: {error}"
+                f"the answer of the bootstrap server at {self.url} is malformed: {error}"
             ) from error
 
 
@@ -189,12 +198,14 @@ def _message(body: bytes) -> str:
 
 
 class LeaseKeeper:
-    """A thread that keeps one worker on the list: renews at a third of the lease and says the load.
+    """A thread that keeps one worker registered: renews after a third of the lease and reports the load.
 
-    It puts the worker back after an outage or a restart of the server. The worker goes on meanwhile; one warning is
-    logged for each outage.
+    Registers the worker again after an outage or a restart of the server. Logs one warning for each outage.
 
-    :param load: requests in progress; called on the keeper's thread before each renewal.
+    Args:
+        client: The client of the bootstrap server.
+        worker: The worker to register.
+        load: Returns the requests in progress. Called on the keeper's thread, without locks, before each renewal.
     """
 
     def __init__(self, client: BootstrapClient, worker: Worker, load: Callable[[], float] = lambda: 0.0) -> None:
@@ -207,15 +218,15 @@ class LeaseKeeper:
         self._thread = threading.Thread(target=self._run, name=f"lease {worker.id}", daemon=True)
 
     def start(self) -> None:
-        """Does not wait: the bootstrap server may be started later than the worker."""
+        """Starts the thread. Does not wait: the bootstrap server may start after the worker."""
         self._thread.start()
 
     def wait_registered(self, timeout_s: float) -> bool:
-        """Whether the worker was on the list within ``timeout_s``."""
+        """Waits until the worker is registered. Returns False after ``timeout_s`` seconds."""
         return self._registered.wait(timeout_s)
 
     def stop(self) -> None:
-        """Ends the thread and takes the worker off the list, if the server can be reached. Idempotent."""
+        """Ends the thread and unregisters the worker, if the server can be reached. Idempotent."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -232,7 +243,7 @@ class LeaseKeeper:
                 pause = lease.lease_seconds / 3
             self._stopping.wait(pause)
         if self._registered.is_set():
-            self._leave()
+            self._unregister()
 
     def _renewed(self, lease: Lease) -> None:
         if lease.new:
@@ -243,27 +254,27 @@ class LeaseKeeper:
 
     def _missed(self, error: Exception) -> None:
         if not self._failing:
-            log.warning("worker %s is not on the list, and goes on trying: %s", self._worker.id, error)
+            log.warning("worker %s is not registered and keeps trying: %s", self._worker.id, error)
         self._failing = True
 
-    def _leave(self) -> None:
+    def _unregister(self) -> None:
         try:
             self._client.remove(self._worker.id)
         except (TransportError, RemoteProtocolError, LocalProtocolError) as error:
-            log.info("could not sign off; the lease will end by itself: %s", error)
+            log.info("cannot unregister; the lease will expire: %s", error)
 
 
 class HealthWatch:
-    """Counts misses in a row; pure. SGLang's receivers give up on an encode side after two."""
+    """Counts missed health checks in a row; pure. SGLang's receivers give up on an encode side after two."""
 
     def __init__(self, max_misses: int = 2) -> None:
         if max_misses < 1:
-            raise LocalProtocolError(f"at least one miss is needed to give up, not {max_misses}")
+            raise LocalProtocolError(f"max_misses must be at least 1, not {max_misses}")
         self.max_misses = max_misses
         self.misses = 0
 
     def saw(self, healthy: bool) -> bool:
-        """Takes one poll's outcome; answers whether the peer counts as gone now."""
+        """Counts the result of one health check. Returns whether the peer counts as gone."""
         self.misses = 0 if healthy else self.misses + 1
         return self.gone
 

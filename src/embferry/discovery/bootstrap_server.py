@@ -1,16 +1,16 @@
-"""Who is where: an HTTP server that keeps a :class:`~embferry.discovery.leases.LeaseTable`.
+"""The bootstrap server: an HTTP server around a :class:`~embferry.discovery.leases.LeaseTable`.
 
 =========================================  =====================================================================
 ``PUT /workers/{id}``                      register a worker, or renew its lease: ``{"lease_seconds": …}``
-``DELETE /workers/{id}``                   it leaves
+``DELETE /workers/{id}``                   unregister a worker
 ``GET /workers[?role=encode|language]``    ``{"workers": […]}``
 ``PUT /route``                             SGLang's registration of a rank
 ``GET /route?engine_rank=&target_dp_group=``  ``{"rank_ip", "rank_port"}``; both -1: the engine's sizes
 ``GET /health``                            200
 =========================================  =====================================================================
 
-It stands on the standard library's server because the core of the project installs light, and because a few small
-requests a second are all it ever sees. Errors are ``{"error": {"code", "message"}}`` with the status to match.
+It uses the standard library's server, because the core of the project installs light and a few small requests a second
+are its whole load. Errors are ``{"error": {"code", "message"}}`` with a matching status.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 << 10
 MAX_CONNECTIONS = 256
-IDLE_SECONDS = 5.0  # a client that sends nothing for so long is cut off
+IDLE_SECONDS = 5.0  # a client that sends nothing for longer is disconnected
 STOP_CHECK_SECONDS = 0.1
 
 Answer = tuple[HTTPStatus, object]
@@ -70,11 +70,14 @@ class _RequestError(Exception):
 
 
 class BootstrapServer:
-    """Listens between :meth:`start` and :meth:`stop`; a context manager does both.
+    """Listens between :meth:`start` and :meth:`stop`; as a context manager it calls both.
 
-    :param port: 0 takes a free one; :attr:`port` says which.
-    :param lease_seconds: how long a worker is believed to be there after it was last heard.
-    :param clock: seconds that never go back.
+    Args:
+        host: The address to listen on.
+        port: The port; 0 for any free one, which :attr:`port` then holds.
+        lease_seconds: How long a worker counts as present after its last renewal.
+        max_workers: Most workers that are registered at once.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class BootstrapServer:
         self.port = port
         self._table = LeaseTable(lease_seconds, max_workers)
         self._clock = clock
-        self._lock = threading.Lock()  # the table is asked from one thread a request
+        self._lock = threading.Lock()  # every request has its own thread
         self._http: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -99,13 +102,14 @@ class BootstrapServer:
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
-        """Binds and listens; requests are answered when it returns.
+        """Binds and listens. Requests are served once it returns.
 
-        :raises TransportError: the address cannot be bound (not retryable).
-        :raises LocalProtocolError: already started.
+        Raises:
+            TransportError: The address cannot be bound (not retryable).
+            LocalProtocolError: Already started.
         """
         if self._http is not None:
-            raise LocalProtocolError("the bootstrap server has been started already")
+            raise LocalProtocolError("the bootstrap server was started already")
         try:
             self._http = _Server((self.host, self.port), self._answer)
         except (OSError, OverflowError) as error:
@@ -122,14 +126,14 @@ class BootstrapServer:
         log.info("bootstrap server listens on %s", self.url)
 
     def stop(self) -> None:
-        """Cuts off whoever is connected, ends every thread, closes every socket. Idempotent."""
+        """Closes every connection, ends every thread, closes every socket. Idempotent."""
         http, thread = self._http, self._thread
         self._http = self._thread = None
         if http is None or thread is None:
             return
         http.shutdown()
         thread.join()
-        http.cut_off()
+        http.close_connections()
         http.server_close()  # joins the requests' threads
 
     def __enter__(self) -> Self:
@@ -140,7 +144,7 @@ class BootstrapServer:
         self.stop()
 
     def workers(self, role: Role | None = None) -> tuple[Worker, ...]:
-        """Those that are there now."""
+        """Returns the workers whose lease has not ended."""
         with self._lock:
             return self._table.workers(self._clock(), role)
 
@@ -155,12 +159,12 @@ class BootstrapServer:
             raise _RequestError(HTTPStatus.NOT_FOUND, "unknown_path", f"there is nothing at {url.path}")
         if method not in verbs:
             raise _RequestError(
-                HTTPStatus.METHOD_NOT_ALLOWED, "unknown_method", f"{url.path} answers {' and '.join(verbs)} only"
+                HTTPStatus.METHOD_NOT_ALLOWED, "unknown_method", f"{url.path} supports {' and '.join(verbs)} only"
             )
         query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         with self._lock:
             for worker in self._table.expire(self._clock()):
-                log.warning("%s worker %s has not renewed its lease and is taken off the list", worker.role, worker.id)
+                log.warning("%s worker %s has not renewed its lease and is removed", worker.role, worker.id)
             return verbs[method](self, unquote(tail), query, body)
 
     def _health(self, _tail: str, _query: dict[str, str], _body: bytes) -> Answer:
@@ -179,14 +183,16 @@ class BootstrapServer:
     def _delete_worker(self, tail: str, _query: dict[str, str], _body: bytes) -> Answer:
         if not self._table.remove(tail):
             raise _RequestError(HTTPStatus.NOT_FOUND, "unknown_worker", f"no worker {tail!r} is registered")
-        log.info("worker %s left", tail)
+        log.info("worker %s unregistered", tail)
         return HTTPStatus.OK, {"removed": tail}
 
     def _get_workers(self, _tail: str, query: dict[str, str], _body: bytes) -> Answer:
         role = query.get("role")
         known: dict[str | None, Role | None] = {None: None, "encode": "encode", "language": "language"}
         if role not in known:
-            raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_query", f"role is encode or language, not {role!r}")
+            raise _RequestError(
+                HTTPStatus.BAD_REQUEST, "invalid_query", f"role must be encode or language, not {role!r}"
+            )
         return HTTPStatus.OK, {"workers": self._table.workers(self._clock(), known[role])}
 
     def _put_route(self, _tail: str, _query: dict[str, str], body: bytes) -> Answer:
@@ -210,9 +216,10 @@ class BootstrapServer:
 
 
 def run(host: str, port: int, lease_seconds: float) -> None:
-    """Serves until SIGTERM; or until Ctrl-C, which comes out as ``KeyboardInterrupt``. Call it on the main thread.
+    """Serves until SIGTERM. Ctrl-C raises ``KeyboardInterrupt``. Call it on the main thread.
 
-    :raises TransportError: the address cannot be bound.
+    Raises:
+        TransportError: The address cannot be bound.
     """
     terminated = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
@@ -223,7 +230,7 @@ def run(host: str, port: int, lease_seconds: float) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-# (first part of the path, whether more follows) -> method -> what answers it
+# (first part of the path, whether more follows) -> method -> handler
 _VERBS: dict[tuple[str, bool], dict[str, Callable[[BootstrapServer, str, dict[str, str], bytes], Answer]]] = {
     ("health", False): {"GET": BootstrapServer._health},
     ("workers", False): {"GET": BootstrapServer._get_workers},
@@ -242,12 +249,12 @@ def _decoded(body: bytes, kind: type[T]) -> T:
 def _integer(query: dict[str, str], name: str) -> int:
     text = query.get(name, "")
     if len(text) > 9 or not text.removeprefix("-").isdecimal():
-        raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_query", f"{name} is a whole number, not {text[:32]!r}")
+        raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_query", f"{name} must be an integer, not {text[:32]!r}")
     return int(text)
 
 
 class _Server(ThreadingHTTPServer):
-    """Knows its open connections, so that it can end them and so that their number is bounded."""
+    """Tracks its open connections, to close them at the end and to bound their number."""
 
     daemon_threads = False  # server_close() joins them
     request_queue_size = 128
@@ -261,7 +268,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # not HTTPServer's, which asks the DNS for the host's name
+        socketserver.TCPServer.server_bind(self)  # not HTTPServer's, which resolves the host name by DNS
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -270,7 +277,7 @@ class _Server(ThreadingHTTPServer):
             if not full:
                 self._open.add(request)
         if full:
-            log.warning("more than %d connections at once; one is refused", MAX_CONNECTIONS)
+            log.warning("rejected a connection: %d are open", MAX_CONNECTIONS)
             super().shutdown_request(request)
         else:
             super().process_request(request, client_address)
@@ -280,17 +287,17 @@ class _Server(ThreadingHTTPServer):
             self._open.discard(request)
         super().shutdown_request(request)
 
-    def cut_off(self) -> None:
+    def close_connections(self) -> None:
         with self._guard:
             for connection in self._open:
                 try:
                     connection.shutdown(socket.SHUT_RDWR)
                 except OSError:
-                    log.debug("a connection had ended by itself")
+                    log.debug("a connection had ended already")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
-        if isinstance(error, OSError):  # the client has gone, or was cut off
+        if isinstance(error, OSError):  # the client has left, or its connection was closed
             log.debug("connection of %s broke: %s", client_address, error)
         else:
             log.error("a request of %s failed; report this as a bug", client_address, exc_info=error)
@@ -339,7 +346,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class calls for a request that it cannot read."""
+        """Called by the base class for a request that it cannot parse."""
         self._refuse(code, "invalid_request", message or explain or HTTPStatus(code).phrase)
 
     def log_message(self, format: str, *args: Any) -> None:

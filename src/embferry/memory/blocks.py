@@ -1,12 +1,12 @@
-"""The pool of blocks embeddings arrive in: who holds which block, and which blocks a late write may still reach.
+"""The blocks of the receive pool: which request holds which block, and which blocks a late write may still reach.
 
-Every block is in exactly one of three places: free, held by a request, or quarantined for one. A block that was
-given to a writer goes back to the free ones only when the writer is known to be done with it; until that is known
-it is quarantined, so that a late one-sided write never lands in a block that belongs to someone else by then.
+Every block is in exactly one of three states: free, held by a request, or quarantined for one. A block that was granted
+to a writer becomes free only when the writer is known to be done with it. Until then it is quarantined, so that a late
+one-sided write never reaches a block that belongs to another request by then.
 
-Blocks of one allocation need not be adjacent; adjacent ones are preferred, for they make one range. Free blocks are
-kept as maximal runs, filed by the power of two of their length (the two-level idea of TLSF, Masmano et al. 2004,
-one level of it), so an allocation costs what it returns, whatever the size of the pool.
+Blocks of one allocation need not be adjacent. Adjacent ones are preferred, because they make one range. Free blocks are
+kept as maximal runs, grouped by the power of two of their length (one level of the two-level scheme of TLSF, Masmano et
+al. 2004), so the cost of an allocation does not depend on the size of the pool.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["MetadataAllocation", "ReqToMetadataBlockAllocator", "blocks_needed"]
 
 
 def blocks_needed(num_tokens: int, block_size: int) -> int:
-    """Blocks that ``num_tokens`` tokens occupy; the last may be partly filled."""
+    """Returns the number of blocks that ``num_tokens`` tokens occupy. The last may be partly filled."""
     return -(-num_tokens // block_size)
 
 
@@ -34,7 +34,7 @@ class MetadataAllocation:
 
     @property
     def allocated_tokens(self) -> int:
-        """Tokens the blocks have room for: their number times the block size."""
+        """Number of tokens that fit: the number of blocks times the block size."""
         return len(self.blocks) * self.block_size
 
     @property
@@ -44,16 +44,22 @@ class MetadataAllocation:
 
     @property
     def adjacent(self) -> bool:
-        """Whether the blocks are one run, so that what arrives can be used in place."""
+        """Whether the blocks are one run, so that tokens can be used in place."""
         return len(self.runs) == 1
 
 
 class ReqToMetadataBlockAllocator:
-    """``num_blocks`` blocks of ``block_size`` tokens. A request is known by any hashable ``req_id``.
+    """Allocates blocks to requests. Not thread-safe: one driver owns the pool.
 
-    Not thread-safe: one driver owns the pool. Calls that name blocks are all or nothing: when one block is not in
-    the stated place (freed twice, held by another request, outside the pool), ``LocalProtocolError`` is raised and
-    nothing has changed.
+    Calls that name blocks are atomic: if one block is not in the required state (freed twice, held by another request,
+    outside the pool), they raise LocalProtocolError and change nothing.
+
+    Args:
+        num_blocks: Number of blocks in the pool.
+        block_size: Tokens of a block.
+
+    Raises:
+        LocalProtocolError: A number is below 1.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -69,12 +75,12 @@ class ReqToMetadataBlockAllocator:
 
     @property
     def available(self) -> int:
-        """Blocks that can be allocated now."""
+        """Number of free blocks."""
         return self._free.blocks
 
     @property
     def used(self) -> int:
-        """Blocks held by requests, the quarantined ones not counted."""
+        """Number of blocks held by requests, without the quarantined ones."""
         return len(self._held)
 
     @property
@@ -82,11 +88,15 @@ class ReqToMetadataBlockAllocator:
         return len(self._quarantined)
 
     def alloc(self, num_tokens: int, req_id: Hashable) -> MetadataAllocation | None:
-        """Blocks with room for ``num_tokens`` tokens, or None when not so many are free; it never takes a part."""
+        """Allocates blocks for ``num_tokens`` tokens to a request, known by any hashable ``req_id``.
+
+        Returns:
+            The blocks, or None if fewer are free: an allocation is never partial.
+        """
         return self.alloc_blocks(blocks_needed(num_tokens, self.block_size), req_id)
 
     def alloc_blocks(self, count: int, req_id: Hashable) -> MetadataAllocation | None:
-        """``count`` blocks, adjacent if such a run is free, or None when not so many are free."""
+        """Allocates ``count`` blocks, adjacent ones if such a run is free. Returns None if fewer are free."""
         if count < 1:
             raise LocalProtocolError(f"request {req_id!r} asked for {count} blocks; ask for at least one token")
         if count > self._free.blocks:
@@ -96,22 +106,22 @@ class ReqToMetadataBlockAllocator:
         return MetadataAllocation(tuple(blocks), self.block_size)
 
     def free(self, blocks: Iterable[int], req_id: Hashable) -> None:
-        """Returns held blocks to the pool. Their writer must be known to be done with them."""
+        """Frees held blocks. Their writer must be known to be done with them."""
         self._free.put(self._remove(self._held, blocks, req_id, "held"))
 
     def quarantine(self, blocks: Iterable[int], req_id: Hashable) -> None:
-        """Keeps held blocks out of the pool until :meth:`release_quarantined`: a late write may still reach them."""
+        """Quarantines held blocks until :meth:`release_quarantined`: a late write may still reach them."""
         self._quarantined.update(dict.fromkeys(self._remove(self._held, blocks, req_id, "held"), req_id))
 
     def release_quarantined(self, blocks: Iterable[int], req_id: Hashable) -> None:
-        """Returns quarantined blocks to the pool: their writer has drained or its access has been revoked."""
+        """Frees quarantined blocks: their writer has drained, or its access has been revoked."""
         self._free.put(self._remove(self._quarantined, blocks, req_id, "quarantined"))
 
     def is_quarantined(self, block: int) -> bool:
         return block in self._quarantined
 
     def holders(self) -> dict[Hashable, tuple[int, ...]]:
-        """The blocks of each request, held and quarantined, ascending."""
+        """Returns the blocks of each request, held and quarantined, ascending."""
         found: dict[Hashable, list[int]] = {}
         for place in (self._held, self._quarantined):
             for block, req_id in place.items():
@@ -119,23 +129,27 @@ class ReqToMetadataBlockAllocator:
         return {req_id: tuple(sorted(blocks)) for req_id, blocks in found.items()}
 
     def check_integrity(self) -> None:
-        """Raises ``LocalProtocolError`` unless every block is in exactly one place. Costs a walk over the pool."""
+        """Checks that every block is in exactly one state. Walks over the whole pool.
+
+        Raises:
+            LocalProtocolError: A block is in none or in several.
+        """
         self._free.check_integrity()
         everywhere = [block for first, count in self._free for block in range(first, first + count)]
         everywhere += [*self._held, *self._quarantined]
         if sorted(everywhere) != list(range(self.num_blocks)):
             raise LocalProtocolError(
                 f"of {self.num_blocks} blocks {self.available} are free, {self.used} held, {self.quarantined} "
-                "quarantined, and these are not each block once; report this as a bug"
+                "quarantined: a block is missing or counted twice; report this as a bug"
             )
 
     @staticmethod
     def _remove(place: dict[int, Hashable], blocks: Iterable[int], req_id: Hashable, name: str) -> list[int]:
-        """Takes ``blocks`` out of ``place``, all or none."""
+        """Removes ``blocks`` from ``place``, all or none."""
         ascending = sorted(blocks)
         for before, block in zip([None, *ascending], ascending, strict=False):
             if block == before or block not in place or place[block] != req_id:
-                raise LocalProtocolError(f"block {block} is not {name} by request {req_id!r}, or was named twice")
+                raise LocalProtocolError(f"block {block} is not {name} by request {req_id!r}, or is named twice")
         for block in ascending:
             del place[block]
         return ascending
@@ -155,7 +169,7 @@ class _FreeRuns:
         return iter(self._length.items())
 
     def take(self, count: int) -> list[int]:
-        """``count`` blocks, of which so many are free: from one run if possible, else from the longest runs."""
+        """Takes ``count`` free blocks: from one run if possible, otherwise from the longest runs."""
         taken: list[int] = []
         while len(taken) < count:
             missing = count - len(taken)
@@ -188,10 +202,9 @@ class _FreeRuns:
             raise LocalProtocolError("the free runs are filed inconsistently or not merged; report this as a bug")
 
     def _choose(self, count: int) -> tuple[int, int]:
-        """The last filed run of the best class: one that fits if there is one within reach, else the longest class.
+        """Returns a run that holds ``count`` blocks if one is found at constant cost, otherwise one of the longest.
 
-        Only the last of its own class is looked at (another may fit, but looking would cost a walk); every run of a
-        higher class fits.
+        Of the class of ``count`` itself only the last run is tried; every run of a higher class fits.
         """
         own = count.bit_length() - 1
         if own < len(self._filed) and self._filed[own]:

@@ -1,8 +1,8 @@
-"""The memory embeddings arrive in: one region, the fields of a token one after another, blocks as rows.
+"""The memory of the receive pool: one region, the fields of a token one after another, blocks as rows.
 
-What arrives is used in one of three ways: handed on chunk by chunk (``chunk``), gathered once into a tensor of the
-final length (``gather_into``), or used where it lies when its blocks are adjacent (``in_place``). The sending side
-needs no region: :func:`source_pieces` points into the tensor itself.
+Arrived tokens are used in one of three ways: handed on chunk by chunk (``chunk``), gathered once into a tensor of the
+final length (``gather_into``), or used in place if their blocks are adjacent (``in_place``). The sending side needs no
+region: :func:`source_pieces` points into the tensor itself.
 """
 
 from __future__ import annotations
@@ -25,21 +25,31 @@ from .piece import Piece
 __all__ = ["AUX_WIDTH", "MultimodalDataBuffers", "checksum", "source_pieces"]
 
 AUX_WIDTH = 16
-"""int32 values a block in ``aux_datas``: [0] the embedding's total tokens, [1] its mrope position delta."""
+"""Number of int32 values for each block in ``aux_datas``: [0] total tokens of the embedding, [1] its mrope position
+delta."""
 
 PASS_BYTES = 1 << 20
-"""So much is checksummed, then copied, at a time: it fits the cache."""
+"""Bytes that are checksummed, then copied, at a time: they fit the cache."""
 
 Bytes = npt.NDArray[np.uint8]
 
 
 class MultimodalDataBuffers:
-    """A region of ``geometry.num_blocks`` blocks, which fulfils ``Region``: register it with a transport.
+    """A region of blocks, to be registered with transports (their contract calls it ``Region``).
 
-    :param shared: a sealed memfd, which the ``shm`` transport needs; nothing of it remains even after SIGKILL. Else
-        private memory.
+    Arrays and memory views of it stay valid after :meth:`close`: the memory is freed with the last of them.
 
-    Arrays and memory views handed out stay valid after :meth:`close`: the memory goes with the last of them.
+    Args:
+        geometry: Fields, number of blocks and block size.
+        shared: Use a sealed memfd, which transports that map the region need and which vanishes even after SIGKILL.
+            Otherwise private memory.
+
+    Attributes:
+        aux_datas: int32 [num_blocks, AUX_WIDTH]. Not part of the region: the receiver fills it from the offer.
+
+    Raises:
+        LayoutMismatch: The geometry is out of bounds.
+        OSError: The memory cannot be mapped.
     """
 
     def __init__(self, geometry: Geometry, *, shared: bool) -> None:
@@ -49,10 +59,9 @@ class MultimodalDataBuffers:
         self._fd = sealed_memfd("embferry-region", size) if shared else None
         if self._fd is None:
             self._map: mmap.mmap | None = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self._map.madvise(mmap.MADV_HUGEPAGE)  # nearly half the time, where a kernel copies from process to process
+            self._map.madvise(mmap.MADV_HUGEPAGE)  # copies between processes take nearly half the time
         else:
             self._map = mmap.mmap(self._fd, size)
-        # Not part of the region: the receiver fills it from the offer.
         self.aux_datas: npt.NDArray[np.int32] = np.zeros((geometry.num_blocks, AUX_WIDTH), np.int32)
 
     # Region
@@ -78,9 +87,11 @@ class MultimodalDataBuffers:
     # Fields
 
     def field(self, name: str) -> Bytes:
-        """uint8 ``[num_blocks, block_size * token_bytes]``, a view.
+        """Returns a view of a field, uint8 ``[num_blocks, block_size * token_bytes]``.
 
-        :raises LocalProtocolError: the layout has no such field."""
+        Raises:
+            LocalProtocolError: The layout has no such field.
+        """
         for field, (offset, row) in zip(self.geometry.layout.fields, self.rows, strict=True):
             if field.name == name:
                 return self._bytes()[offset : offset + row * self.num_blocks].reshape(self.num_blocks, row)
@@ -102,18 +113,18 @@ class MultimodalDataBuffers:
 
     @property
     def deepstack_embeddings(self) -> Bytes | None:
-        """None when the layout has none: only some models inject vision features into deeper layers."""
+        """None if the layout has no such field: only some models inject vision features into deeper layers."""
         names = [field.name for field in self.geometry.layout.fields]
         return self.field("deepstack_embeddings") if "deepstack_embeddings" in names else None
 
     def bytes(self, offset: int, length: int) -> Bytes:
-        """So many bytes from ``offset`` of the region on, uint8, a view."""
+        """Returns a view of ``length`` bytes from ``offset`` of the region on, uint8."""
         return self._bytes()[offset : offset + length]
 
-    # What has arrived. In all of these, tokens are counted from ``skip`` tokens into ``blocks``.
+    # Arrived tokens. In the methods below, tokens are counted from ``skip`` tokens into ``blocks``.
 
     def chunk(self, blocks: Sequence[int], skip: int, tokens: int) -> list[tuple[int, memoryview]]:
-        """``(field index, bytes)`` of ``tokens`` tokens in checksum order: field by field, tokens ascending."""
+        """Returns ``(field index, bytes)`` of ``tokens`` tokens in checksum order: field by field, tokens ascending."""
         view = self.view
         spans = self.geometry.spans(tuple(blocks), skip, tokens)
         return [(index, view[offset : offset + length]) for index, _, offset, length in spans]
@@ -128,11 +139,22 @@ class MultimodalDataBuffers:
         *,
         digest: bool = False,
     ) -> int | None:
-        """Copies ``tokens`` tokens to ``out[field name]`` (uint8 ``[total, token_bytes]``) from token ``at`` on.
+        """Copies tokens out of the region.
 
-        One copy, the only one. A field that ``out`` lacks is left where it is.
+        Args:
+            blocks: The blocks that hold the tokens.
+            skip: Tokens to skip at the start of the first block.
+            tokens: Number of tokens.
+            out: Field name to uint8 ``[total, token_bytes]``. Fields that it lacks are not copied.
+            at: The token of ``out`` to copy to.
+            digest: Take :func:`checksum` of the bytes in the same pass. Every field must then be copied.
 
-        :param digest: answer :func:`checksum` of what was copied, taken on the way; every field must then be copied."""
+        Returns:
+            The checksum, or None without ``digest``.
+
+        Raises:
+            LocalProtocolError: An array does not fit.
+        """
         passes = self.gathering(blocks, skip, tokens, out, at, digest=digest)
         while True:
             try:
@@ -143,7 +165,7 @@ class MultimodalDataBuffers:
     def gathering(
         self, blocks: Sequence[int], skip: int, tokens: int, out: Mapping[str, Bytes], at: int, *, digest: bool
     ) -> Generator[None, None, int | None]:
-        """:meth:`gather_into` as a generator that pauses after each pass, of :data:`PASS_BYTES` at most."""
+        """Like :meth:`gather_into`, as a generator that yields after every :data:`PASS_BYTES` at most."""
         region, fields = self._bytes(), self.geometry.layout.fields
         for field in fields:
             if field.name in out:
@@ -159,15 +181,16 @@ class MultimodalDataBuffers:
                 count = min(PASS_BYTES, length - step)
                 part = region[offset + step : offset + step + count]
                 if hashed is not None:
-                    hashed.update(part.data)  # and then copied from the cache
+                    hashed.update(part.data)  # the copy that follows reads from the cache
                 flat[start + step : start + step + count] = part
                 yield
         return None if hashed is None else int(hashed.intdigest())
 
     def in_place(self, blocks: Sequence[int], tokens: int) -> dict[str, Bytes] | None:
-        """The first ``tokens`` tokens of ``blocks``, uint8 ``[tokens, token_bytes]`` a field, where they lie.
+        """Returns views of the first ``tokens`` tokens of ``blocks``, uint8 ``[tokens, token_bytes]`` for each field.
 
-        None when the blocks are not adjacent. Valid until the blocks are given to another writer."""
+        None if the blocks are not adjacent. Valid until the blocks are granted to another writer.
+        """
         if len(list(merged(tuple(blocks)))) != 1:
             return None
         region, fields = self._bytes(), self.geometry.layout.fields
@@ -177,14 +200,14 @@ class MultimodalDataBuffers:
         }
 
     def close(self) -> None:
-        """Gives the memory back. Idempotent; close the transport that it is registered with first."""
+        """Frees the memory. Idempotent. Close the transports that it is registered with first."""
         mapped, self._map = self._map, None
         if mapped is None:
             return
         try:
             mapped.close()
         except BufferError:
-            # Somebody still holds a view. The mapping's owner is now that view alone, and it is unmapped with it.
+            # A view still exists. It owns the mapping now, which is unmapped with it.
             del mapped
         if self._fd is not None:
             os.close(self._fd)
@@ -200,7 +223,7 @@ class MultimodalDataBuffers:
 
 
 def checksum(views: Iterable[memoryview]) -> int:
-    """xxh3_64 over the bytes of ``views`` one after another.
+    """Returns the xxh3_64 of the bytes of ``views``, one after another.
 
     Sender and receiver both pass a chunk's bytes field by field, tokens ascending, so the digest does not depend on how
     the blocks are scattered: ``checksum(piece.source for piece in source_pieces(...))`` on one side equals
@@ -215,11 +238,20 @@ def checksum(views: Iterable[memoryview]) -> int:
 def source_pieces(
     geometry: Geometry, fields: Mapping[str, Bytes], offset: int, tokens: int, blocks: Sequence[int], skip: int
 ) -> list[Piece]:
-    """What to write so that tokens ``[offset, offset + tokens)`` land ``skip`` tokens into ``blocks``, without a copy.
+    """Returns the pieces that write tokens ``[offset, offset + tokens)`` to ``skip`` tokens into ``blocks``.
 
-    :param geometry: the receiver's.
-    :param fields: uint8 ``[total, token_bytes]``, C-contiguous, for each field of the layout.
-    :raises LocalProtocolError: a field is missing, or its shape or its length does not fit.
+    The pieces point into the arrays: nothing is copied.
+
+    Args:
+        geometry: Of the receiver's region.
+        fields: uint8 ``[total, token_bytes]``, C-contiguous, for each field of the layout.
+        offset: First token of the embedding to write.
+        tokens: Number of tokens.
+        blocks: Blocks of the receiver that the tokens fill.
+        skip: Tokens to skip at the start of the first block.
+
+    Raises:
+        LocalProtocolError: A field is missing, or its shape or length does not fit.
     """
     flat: list[tuple[memoryview, int]] = []
     for field in geometry.layout.fields:
@@ -242,7 +274,7 @@ def _check_field(array: Bytes, name: str, token_bytes: int, start: int, tokens: 
             f"field {name} is {array.dtype}{list(array.shape)}; pass its bytes, uint8 [tokens, {token_bytes}]"
         )
     if not array.flags.c_contiguous:
-        raise LocalProtocolError(f"field {name} is not contiguous; make it so once, not at each write")
+        raise LocalProtocolError(f"field {name} is not contiguous; make it contiguous once, not at each write")
     if start < 0 or tokens < 0 or start + tokens > len(array):
         raise LocalProtocolError(
             f"tokens [{start}, {start + tokens}) are outside of field {name}'s {len(array)} tokens"

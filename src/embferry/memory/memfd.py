@@ -9,10 +9,13 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def sealed_memfd(name: str, size: int) -> int:
-    """A memfd of ``size`` zero bytes, the caller's to close. Its size is sealed.
+    """Makes a memfd of ``size`` zero bytes whose size is sealed. The caller closes it.
 
-    A peer that truncated the file would make every other user of a mapping die of SIGBUS; the seals forbid it. The
-    memory has no name in the file system, so it is gone with its last user, whatever killed that.
+    The seals matter: a peer that truncated the file would kill every other user of a mapping by SIGBUS. The memory has
+    no name in the file system, so it vanishes with its last user, even after SIGKILL.
+
+    Raises:
+        OSError: The memory cannot be had.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -25,8 +28,9 @@ def sealed_memfd(name: str, size: int) -> int:
 
 
 def size_is_sealed(fd: int) -> bool:
-    """Whether nobody can change the size of the memfd ``fd`` any more.
+    """Returns whether the size of the memfd ``fd`` can no longer change.
 
-    :raises OSError: it is not a memfd.
+    Raises:
+        OSError: It is not a memfd.
     """
     return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS

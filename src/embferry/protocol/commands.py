@@ -1,4 +1,4 @@
-"""What a machine wants done: data, executed by a driver in the order given."""
+"""Commands of the state machines: data that a driver executes in the order given."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from .messages import Body, TransportAddress
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send ``body`` to the peer's session ``target`` (0: whoever serves the room)."""
+    """Send ``body`` to the peer's session ``target`` (0: the session that serves the room)."""
 
     body: Body
     target: int
 
 
-# Receiver's
+# Commands of a receiver
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Let the peer, whose end of ``transport`` is at ``address``, write into ``blocks`` under ``epoch`` over that transport.
+    """Let the peer write into ``blocks`` under ``epoch`` over ``transport``, where the peer is at ``address``.
 
-    Comes before the grant goes out."""
+    Precedes the grant message.
+    """
 
     epoch: int
     blocks: tuple[int, ...]
@@ -32,7 +33,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class CloseBlocks:
-    """The writer is done with ``blocks``: close them to it."""
+    """Close ``blocks`` to their writer, which is done with them."""
 
     epoch: int
     blocks: tuple[int, ...]
@@ -40,16 +41,18 @@ class CloseBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """Take the peer's access under ``epoch`` away; answer with ``Receiver.revoked``."""
+    """Revoke the peer's access under ``epoch``; then call ``Receiver.revoked``."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Compare ``checksum`` with the bytes of tokens ``[offset, offset + length)``, which fill ``blocks`` from their
-    start; answer with ``Receiver.verified_chunk``. Without a checksum, which is only where none was asked for, they
-    are taken as they are."""
+    """Compare ``checksum`` with the bytes of a chunk; then call ``Receiver.verified_chunk``.
+
+    The chunk is tokens ``[offset, offset + length)``, which fill ``blocks`` from their start. A chunk without a checksum, which is possible only if the receiver
+    asked for none, matches.
+    """
 
     epoch: int
     offset: int
@@ -60,8 +63,10 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Tokens ``[offset, offset + length)`` are verified and lie in ``blocks``; answer with ``Receiver.consumed`` when
-    the blocks are no longer needed. The pair (offset, length) is the ``chunk_info``."""
+    """Tokens ``[offset, offset + length)`` are verified and lie in ``blocks``.
+
+    Call ``Receiver.consumed`` when the blocks are no longer read. The pair (offset, length) is the ``chunk_info``.
+    """
 
     epoch: int
     offset: int
@@ -71,25 +76,28 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """``blocks`` go back to the pool: nobody writes to them, nobody reads them."""
+    """Return ``blocks`` to the pool: nothing writes to them or reads them any more."""
 
     blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The content has changed under the same room before any of it was used: forget what was delivered."""
+    """Forget what was delivered: the content of the room has changed before any of it was used."""
 
 
-# Sender's
+# Commands of a sender
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Write tokens ``[offset, offset + length)`` into ``blocks``, from the first one's start, of the region that
-    session ``target`` opened, over ``transport``; answer with ``Sender.write_done`` or ``Sender.write_failed``.
+    """Write a chunk over ``transport``; then call ``Sender.write_done`` or ``Sender.write_failed``.
 
-    ``checksum``: whether the receiver wants one."""
+    Tokens ``[offset, offset + length)`` go into ``blocks`` of the region of session ``target``, from the first block's
+    start on.
+
+    ``checksum`` says whether the receiver wants one.
+    """
 
     target: int
     epoch: int
@@ -102,7 +110,10 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Writes to session ``target`` will go over ``transport``: prepare for it; if that fails, ``Sender.transport_failed``."""
+    """Connect to session ``target`` over ``transport`` before the first write.
+
+    If that is impossible, call ``Sender.transport_failed``.
+    """
 
     target: int
     transport: TransportAddress
@@ -110,7 +121,7 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseSource:
-    """The embedding is no longer read from: it may go to the cache or be freed."""
+    """The embedding is no longer read: it may go to the cache or be freed."""
 
 
 ReceiverCommand = Send | Admit | CloseBlocks | Revoke | Verify | Deliver | Release | Restart

@@ -1,16 +1,18 @@
-"""Every error of the project, one small tree::
+"""The errors of a transfer form one small tree.
+
+::
 
     EmbeddingTransferError
-    ├── LocalProtocolError      our bug, or the caller's: the call is wrong in this state
-    ├── RemoteProtocolError     the peer said something it must not say
+    ├── LocalProtocolError      the call is wrong in this state: a bug here or in the caller
+    ├── RemoteProtocolError     the peer broke the protocol
     ├── VersionMismatch         no protocol version in common
     ├── LayoutMismatch          the peers' fields differ
     ├── TransportError          bytes could not be moved; ``retryable`` says whether to try again
-    ├── CapacityError           a limit of ours is reached
-    ├── IntegrityError          bytes or content are not what was announced
-    ├── LeaseExpired            nothing happened for longer than was agreed
-    ├── PeerGone                the peer has ended or was replaced and cannot go on
-    └── Aborted                 somebody asked for the end
+    ├── CapacityError           a limit of this process is reached
+    ├── IntegrityError          bytes or content differ from what was announced
+    ├── LeaseExpired            nothing happened within a time-out
+    ├── PeerGone                the peer has ended or cannot be reached
+    └── Aborted                 a caller ended the transfer
 
 ``code`` is stable: it appears in logs, metrics, wire messages and HTTP bodies, and is never renamed.
 """
@@ -23,9 +25,10 @@ from typing import ClassVar
 class EmbeddingTransferError(Exception):
     """A transfer cannot go on as asked.
 
-    :param detail: one sentence that says what happened and what to do about it.
-    :param room: the ``bootstrap_room`` concerned, if one is.
-    :param retryable: whether the same request may succeed when it is made again; the class's default if None.
+    Args:
+        detail: One sentence: what happened, and what to do about it.
+        room: The ``bootstrap_room`` concerned, if any.
+        retryable: Whether the same request may succeed when it is made again. None: the default of the class.
     """
 
     code: ClassVar[str] = "transfer_failed"
@@ -44,20 +47,20 @@ class EmbeddingTransferError(Exception):
 
 
 class LocalProtocolError(EmbeddingTransferError):
-    """The call is wrong in this state, or a value cannot be: ours, or our caller's, to fix."""
+    """The call is wrong in this state, or a value is impossible. Fix the caller, or report a bug."""
 
     code = "local_protocol_error"
     http_status = 500
 
 
 class RemoteProtocolError(EmbeddingTransferError):
-    """The peer said something that it must not say. Upgrade or mend the peer."""
+    """The peer broke the protocol. Upgrade or repair the peer."""
 
     code = "remote_protocol_error"
 
 
 class VersionMismatch(EmbeddingTransferError):
-    """The peers speak no protocol version in common. Upgrade the older one."""
+    """The peers have no protocol version in common. Upgrade the older one."""
 
     code = "version_mismatch"
 
@@ -84,13 +87,13 @@ class CapacityError(EmbeddingTransferError):
 
 
 class IntegrityError(EmbeddingTransferError):
-    """Bytes or content are not what was announced. Ask again; if it happens often, the memory or the network is bad."""
+    """Bytes or content differ from what was announced. Ask again; if it recurs, check memory and network."""
 
     code = "integrity_error"
 
 
 class LeaseExpired(EmbeddingTransferError):
-    """Nothing happened for longer than was agreed: a worker is overloaded or stuck."""
+    """Nothing happened within a time-out: a worker is overloaded or stuck."""
 
     code = "lease_expired"
     http_status = 504
@@ -98,7 +101,7 @@ class LeaseExpired(EmbeddingTransferError):
 
 
 class PeerGone(EmbeddingTransferError):
-    """The other worker has ended or cannot be reached. Ask again; another worker will take it."""
+    """The other worker has ended or cannot be reached. Ask again: another worker takes the request."""
 
     code = "peer_gone"
     http_status = 503
@@ -106,7 +109,7 @@ class PeerGone(EmbeddingTransferError):
 
 
 class Aborted(EmbeddingTransferError):
-    """Somebody asked for the end."""
+    """A caller ended the transfer."""
 
     code = "aborted"
     http_status = 499
@@ -131,7 +134,7 @@ BY_CODE: dict[str, type[EmbeddingTransferError]] = {
 
 
 def from_code(code: str, detail: str, *, room: int | None = None) -> EmbeddingTransferError:
-    """The error a peer reported. An unknown code (a newer peer's) becomes the root class, its code kept in the text."""
+    """Returns the error that a peer reported. An unknown code becomes the root class; the text then names the code."""
     cls = BY_CODE.get(code)
     if cls is None:
         return EmbeddingTransferError(f"{detail} (the peer's code: {code})", room=room)

@@ -1,7 +1,7 @@
-"""What a receiver that may go on with another peer keeps while nobody has been named yet.
+"""Failover: the wait for another sender after the peer was lost.
 
-A loss then does not end the transfer: what is here stays, nobody is asked, and the caller has a while to name another
-endpoint. Without it, the first loss that retry_policy cannot mend is the end.
+With a failover time-out, a loss that the retry policy cannot mend does not end the transfer: the receiver keeps what
+has arrived, asks no peer, and gives its caller that long to name another endpoint. Without one, such a loss ends it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,27 @@ from .errors import (
     TransportError,
 )
 
-OF_THE_PEER = (Aborted, CapacityError, IntegrityError, LeaseExpired, PeerGone, TransportError)
-"""What another peer with the same content may not suffer from. What is left is wrong with the request or with us."""
+CAUSED_BY_PEER = (Aborted, CapacityError, IntegrityError, LeaseExpired, PeerGone, TransportError)
+"""Errors that another peer with the same content may not have. Every other error lies in the request or in this end."""
 
 
 @dataclass(slots=True)
 class Failover:
-    """:param timeout: seconds for which another peer may be named after a loss; None: a loss is the end."""
+    """State of the wait.
+
+    Attributes:
+        timeout: Seconds for which another peer may be named after a loss; None: a loss ends the transfer.
+        lost: Why the last peer is of no use. None: there is a peer, or one is being asked.
+        until: When the wait ends.
+    """
 
     timeout: float | None
     lost: EmbeddingTransferError | None = None
-    """Why the last peer is of no use; None: there is one, or one is being asked."""
     until: float = 0.0
 
-    def awaits(self, error: EmbeddingTransferError, now: float) -> bool:
-        """Whether ``error`` is no end but the beginning of a wait. What happens during the wait is one."""
-        if self.timeout is None or self.lost is not None or not isinstance(error, OF_THE_PEER):
+    def begins(self, error: EmbeddingTransferError, now: float) -> bool:
+        """Returns whether ``error`` begins a wait instead of ending the transfer. An error during a wait ends it."""
+        if self.timeout is None or self.lost is not None or not isinstance(error, CAUSED_BY_PEER):
             return False
         self.lost, self.until = error, now + self.timeout
         return True

@@ -1,8 +1,8 @@
-"""What a token is made of, and where its bytes lie in a region of blocks.
+"""The fields of a token, and where their bytes lie in a region of blocks.
 
 A token has several fields, a block holds ``block_size`` tokens of each. A region lays the fields one after
 another; inside a field, block ``b`` is row ``b``, so adjacent blocks are adjacent bytes. Both peers compute the
-same :class:`Geometry` from what the receiver says of itself, so no pointer ever crosses the wire.
+same :class:`Geometry` from the receiver's ``open`` message, so no pointer ever crosses the wire.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 from .errors import LayoutMismatch
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "uint8": 1}
-"""Bytes of one element, by the names both numpy-like and torch users know."""
+"""Bytes of one element, by dtype name."""
 
 ALIGNMENT = 64  # bytes: each field starts on a cache line
 MAX_FIELDS = 16
@@ -47,7 +47,11 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
         return sum(f.token_bytes for f in self.fields)
 
     def validate(self) -> None:
-        """Raises :class:`LayoutMismatch` for a layout nobody can serve: it may have come from the wire."""
+        """Checks a layout that may have come from the wire.
+
+        Raises:
+            LayoutMismatch: It is out of bounds.
+        """
         if not 1 <= len(self.fields) <= MAX_FIELDS:
             raise LayoutMismatch(f"a layout has 1 to {MAX_FIELDS} fields, not {len(self.fields)}")
         names = [f.name for f in self.fields]
@@ -60,7 +64,7 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
                 raise LayoutMismatch(f"field {field} has an unknown dtype or an impossible width")
 
     def difference(self, other: Layout) -> str | None:
-        """How ``other`` differs, in words, or None when embeddings can travel between the two."""
+        """Returns how ``other`` differs, in words, or None if they are equal."""
         if self == other:
             return None
         ours, theirs = ({f.name: f for f in x.fields} for x in (self, other))
@@ -78,13 +82,18 @@ class Geometry(msgspec.Struct, frozen=True, array_like=True):
     block_size: int
 
     def validate(self) -> None:
+        """Checks a geometry that may have come from the wire.
+
+        Raises:
+            LayoutMismatch: It is out of bounds.
+        """
         self.layout.validate()
         if not (1 <= self.num_blocks <= 1 << 32 and 1 <= self.block_size <= 1 << 20):
-            raise LayoutMismatch(f"{self.num_blocks} blocks of {self.block_size} tokens cannot be")
+            raise LayoutMismatch(f"{self.num_blocks} blocks of {self.block_size} tokens are out of bounds")
 
     @property
     def field_offsets(self) -> tuple[int, ...]:
-        """Where each field starts, bytes from the start of the region."""
+        """The start of each field, in bytes from the start of the region."""
         offsets, at = [], 0
         for field in self.layout.fields:
             offsets.append(at)
@@ -98,11 +107,15 @@ class Geometry(msgspec.Struct, frozen=True, array_like=True):
         return self.field_offsets[-1] + last.token_bytes * self.block_size * self.num_blocks
 
     def spans(self, blocks: tuple[int, ...], skip: int, tokens: int) -> Iterator[tuple[int, int, int, int]]:
-        """Where ``tokens`` tokens lie that begin ``skip`` tokens into ``blocks``.
+        """Locates ``tokens`` tokens that begin ``skip`` tokens into ``blocks``.
 
-        Yields ``(field index, token, offset, length)``: from the chunk's ``token``-th token on, ``length`` bytes of
-        that field lie at ``offset`` bytes from the start of the region. Field by field, tokens ascending; adjacent
-        blocks make one span.
+        Yields:
+            ``(field index, token, offset, length)``: from the chunk's ``token``-th token on, ``length`` bytes of that
+            field lie at ``offset`` bytes from the start of the region. Field by field, tokens ascending; adjacent
+            blocks make one span.
+
+        Raises:
+            ValueError: The blocks do not hold so many tokens.
         """
         if skip < 0 or tokens < 0 or skip + tokens > len(blocks) * self.block_size:
             raise ValueError(f"tokens [{skip}, {skip + tokens}) are outside of {len(blocks)} blocks")
@@ -119,7 +132,7 @@ class Geometry(msgspec.Struct, frozen=True, array_like=True):
 
 
 def merged(blocks: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """``(first, count)`` for each run of ascending adjacent block indices, in the order given."""
+    """Yields ``(first, count)`` for each run of ascending adjacent block indices, in the order given."""
     first = count = 0
     for block in blocks:
         if count and block == first + count:

@@ -1,11 +1,11 @@
-"""The receiver's books: which blocks which writer has access to, which are its own, and which tokens are good.
+"""The receiver's ledger: which writer has access to which blocks, which blocks are its own, which tokens are verified.
 
-A block of a grant is *open* while the writer may write to it. It leaves the grant when the writer reports the chunk
-that fills it, when the announced length shows that nothing will, or when the whole grant is drained or revoked; there
-is no other way out. What has left is the receiver's: it is checked, then held for the consumer, then released.
+A block of a grant is *open* while the writer may write to it. It leaves the grant in one of three ways: the writer
+reports the chunk that fills it; the announced length shows that no chunk will fill it; or the whole grant is drained or
+revoked. A block that has left belongs to the receiver: it is verified, then held for the consumer, then released.
 
-A grant that no longer counts is in quarantine: it is *draining* until its writer says that it is done, and *revoking*
-from the moment that this takes too long or the writer is lost.
+A grant that no longer counts is in quarantine. It is *draining* until its writer says that it is done, and *revoking*
+once this takes too long or the writer is lost.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .ranges import RangeSet
 
 @dataclass(slots=True)
 class OutstandingGrant:
-    """Tokens ``[start, start + tokens)`` fill ``blocks`` in order; those in ``open_tokens`` are still the writer's."""
+    """Tokens ``[start, start + tokens)`` fill ``blocks`` in order; ``open_tokens`` may still be written."""
 
     epoch: int
-    writer: int  # the sender session it was given to
+    writer: int  # session of the sender that was granted the blocks
     start: int
     tokens: int
     blocks: tuple[int, ...]
@@ -46,7 +46,7 @@ class OutstandingGrant:
         return self.start + self.tokens
 
     def blocks_of(self, start: int, stop: int) -> tuple[int, ...]:
-        """The blocks that tokens ``[start, stop)`` fill."""
+        """Returns the blocks that tokens ``[start, stop)`` fill."""
         first = (start - self.start) // self.block_size
         return self.blocks[first : -(-(stop - self.start) // self.block_size)]
 
@@ -54,7 +54,7 @@ class OutstandingGrant:
         return tuple(block for start, stop in self.open_tokens for block in self.blocks_of(start, stop))
 
     def is_whole_blocks(self, start: int, stop: int) -> bool:
-        """Whether a chunk begins with a block and ends with one (or with the grant)."""
+        """Returns whether a chunk begins and ends on block boundaries of the grant, or at its end."""
         ends = stop == self.stop or (stop - self.start) % self.block_size == 0
         return self.start <= start < stop <= self.stop and (start - self.start) % self.block_size == 0 and ends
 
@@ -68,7 +68,7 @@ class Check:
 
     length: int
     blocks: tuple[int, ...]
-    outdated: bool = False  # of a content that has been replaced
+    outdated: bool = False  # its content has been replaced
 
 
 Key = tuple[int, int]
@@ -76,14 +76,14 @@ Key = tuple[int, int]
 
 
 class Ledger:
-    """All blocks and tokens of one transfer. Iterates over the outstanding grants by epoch, ascending."""
+    """All blocks and tokens of one transfer. Iterating yields the outstanding grants, epochs ascending."""
 
     def __init__(self) -> None:
         self.grants: dict[int, OutstandingGrant] = {}
         self.checking: dict[Key, Check] = {}
-        self.held: dict[Key, tuple[int, ...]] = {}  # verified, and read by a consumer
+        self.held: dict[Key, tuple[int, ...]] = {}  # verified, in use by the consumer
         self.verified = RangeSet()
-        self.next_epoch = 1  # one past the last epoch given out
+        self.next_epoch = 1  # one past the last epoch used
 
     def __iter__(self) -> Iterator[OutstandingGrant]:
         return iter(list(self.grants.values()))
@@ -95,12 +95,12 @@ class Ledger:
 
     @property
     def active(self) -> list[OutstandingGrant]:
-        """Those whose tokens still count."""
+        """Grants whose tokens still count."""
         return [grant for grant in self if not grant.draining]
 
     @property
     def is_active(self) -> bool:
-        """Whether there is one whose tokens still count."""
+        """Whether any grant still counts."""
         return any(not grant.draining for grant in self.grants.values())
 
     def open(self, grant: OutstandingGrant) -> None:
@@ -108,10 +108,13 @@ class Ledger:
         self.next_epoch = grant.epoch + 1
 
     def take_chunk(self, epoch: int, start: int, stop: int) -> tuple[int, ...] | None:
-        """The writer is done with these tokens: takes their blocks out of the grant, or answers None when the report
-        is repeated or belongs to an epoch that no longer counts.
+        """Takes the blocks of tokens that the writer has reported out of their grant.
 
-        :raises RemoteProtocolError: they are not whole blocks of the grant.
+        Returns:
+            The blocks. None if the report is repeated, or its epoch no longer counts.
+
+        Raises:
+            RemoteProtocolError: The tokens are not whole blocks of the grant.
         """
         grant = self.grants.get(epoch)
         if grant is None or not guards.epoch_is_current(grant.draining):
@@ -127,7 +130,11 @@ class Ledger:
         return grant.blocks_of(start, stop)
 
     def trim(self, total: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Blocks beyond the announced length are never written: takes them out, as (epoch, blocks)."""
+        """Takes blocks beyond the announced length, which no write will fill, out of their grants.
+
+        Yields:
+            (epoch, blocks) for each grant that has such blocks.
+        """
         for grant in self:
             if grant.draining or grant.stop <= total:
                 continue
@@ -142,14 +149,14 @@ class Ledger:
                 yield grant.epoch, spare
 
     def close(self, grant: OutstandingGrant) -> tuple[int, ...]:
-        """Takes a grant out if its writer has no access any more; answers the blocks that were still open, else ()."""
+        """Removes a grant if its writer has no access any more. Returns the blocks that were still open, or ()."""
         if not guards.may_release(grant.drained, grant.revoked):
             return ()
         del self.grants[grant.epoch]
         return grant.open_blocks()
 
     def missing(self, total: int) -> tuple[int, int] | None:
-        """The first tokens below ``total`` that are neither here nor on their way, as (offset, length)."""
+        """Returns the first tokens below ``total`` that have neither arrived nor been granted, as (offset, length)."""
         found = [piece for grant in self.active for piece in grant.open_tokens]
         found += [(at, at + check.length) for (_, at), check in self.checking.items() if not check.outdated]
         end = 0
@@ -159,12 +166,12 @@ class Ledger:
             end = max(end, stop)
         return None
 
-    def untouched(self) -> bool:
-        """Whether nothing has been granted that still counts."""
+    def is_untouched(self) -> bool:
+        """Returns whether nothing is granted, being verified or verified."""
         return not (self.active or self.checking or self.verified)
 
     def start_over(self) -> None:
-        """The tokens that are here, or being checked, are of a content that has been replaced."""
+        """Forgets the tokens that are verified or being verified: their content has been replaced."""
         self.verified = RangeSet()
         for check in self.checking.values():
             check.outdated = True

@@ -1,8 +1,8 @@
-"""What the peers say to each other on the control plane: MessagePack arrays, bounded in every dimension.
+"""The control messages: MessagePack arrays, bounded in every dimension.
 
 ``docs/protocol.md`` is the specification. A frame is ``[version, source, target, body]``; ``source`` and ``target`` are
-sessions: each end of each transfer draws a new one, so that whatever was meant for an earlier incarnation of a peer
-is recognised and dropped. A body is ``[tag, room, ...]``.
+sessions: each end of each transfer draws a new one, so that a message meant for an earlier incarnation of a peer is
+recognised and dropped. A body is ``[tag, room, ...]``. Field names do not travel; their order does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Message(Struct, frozen=True, array_like=True, tag_field="type"):
 
 
 class TransportAddress(Struct, frozen=True, array_like=True):
-    """A transport over which the receiver's region can be reached, and the handle to connect with."""
+    """A transport by which one end can be reached, and the handle to connect with."""
 
     name: Name
     handle: Annotated[bytes, Meta(max_length=1024)]
@@ -52,7 +52,8 @@ class TransportAddress(Struct, frozen=True, array_like=True):
 class Chunk(Struct, frozen=True, array_like=True):
     """Tokens ``[offset, offset + length)``; ``checksum`` is xxh3-64, big-endian, over their bytes, field by field.
 
-    None where the receiver's opening asked for none."""
+    None if the receiver's ``open`` asked for none.
+    """
 
     offset: Tokens
     length: Count
@@ -63,23 +64,24 @@ class Chunk(Struct, frozen=True, array_like=True):
 
 
 class Open(Message, frozen=True, array_like=True, tag="open"):
-    """Here is who I am, where I can be reached, and how far I have come; tell me what you have."""
+    """The receiver introduces itself and asks for an offer."""
 
-    opening: Id
-    """Counts this receiver's openings; the offer repeats it, which tells a fresh offer from a stale one."""
+    generation: Id
+    """Rises whenever the receiver asks for a new offer. The offer repeats it, which tells it from a stale one."""
     versions: tuple[Id, Id]
     geometry: Geometry
     endpoint: Annotated[str, Meta(min_length=1, max_length=256)]
     transports: Annotated[tuple[TransportAddress, ...], Meta(min_length=1, max_length=8)]
     transferred_tokens: Tokens
     verify: bool = True
-    """Whether every chunk must come with a checksum."""
+    """Whether every chunk must have a checksum."""
 
 
 class Grant(Message, frozen=True, array_like=True, tag="grant"):
     """Write tokens ``[sent_tokens, sent_tokens + allocated_tokens)`` into these blocks, from the first one's start.
 
-    The first grant of a room is the initial transfer; every later one is a resumed transfer."""
+    The first grant of a room is the initial transfer; every later one is a resumed transfer.
+    """
 
     epoch: Id
     sent_tokens: Tokens
@@ -89,24 +91,24 @@ class Grant(Message, frozen=True, array_like=True, tag="grant"):
     floor: Id
     """Every epoch of this session below it is closed."""
     transport: Name
-    """The transport over which the blocks are open under this epoch: the one of the latest offer that was here."""
+    """The transport over which the blocks are open under this epoch: that of the latest offer received."""
 
 
 class Progress(Message, frozen=True, array_like=True, tag="progress"):
-    """Tokens ``[0, transferred_tokens)`` are verified and will never be asked for again. Also the heartbeat."""
+    """Tokens ``[0, transferred_tokens)`` are verified and will never be requested again. Also the heartbeat."""
 
     transferred_tokens: Tokens
     floor: Id
 
 
 class Drain(Message, frozen=True, array_like=True, tag="drain"):
-    """Write no more under these epochs, and say when you are done."""
+    """Asks the sender to stop writing under these epochs, and to answer when no write is in flight."""
 
     epochs: Epochs
 
 
 class Confirm(Message, frozen=True, array_like=True, tag="confirm"):
-    """Everything has arrived and is verified; the embedding may go."""
+    """Everything has arrived and is verified: the sender may release the embedding."""
 
     transferred_tokens: Tokens
 
@@ -115,37 +117,38 @@ class Confirm(Message, frozen=True, array_like=True, tag="confirm"):
 
 
 class Offer(Message, frozen=True, array_like=True, tag="offer"):
-    """What there is to transfer: sent as soon as the length is known, which is before the encoder has run."""
+    """What there is to transfer: sent as soon as the length is known, which is before the encoder runs."""
 
-    opening: Id
+    generation: Id
+    """That of the ``open`` message it answers."""
     version: Id
     transport: Name
-    """The transport that the sender chose from those the receiver named. Another than before: that one has failed."""
+    """The transport that the sender chose from the receiver's. If it differs from the last one, that one has failed."""
     total_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKENS)]
     """-1: not known yet."""
     content_digest: Digest
     """Equal digests promise equal bytes; empty while the length is not known."""
     aux: Annotated[tuple[Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)], ...], Meta(max_length=16)] = ()
-    """Up to 16 int32 beside the tokens; what they mean is the peers' affair. The origin's ``aux_datas``."""
+    """Up to 16 int32 that travel with the tokens, for use by the peers. The origin's ``aux_datas``."""
     address: Annotated[bytes, Meta(max_length=1024)] = b""
-    """What the receiver must know of the sender's end of the transport, where it fetches; else empty."""
+    """The sender's address on a transport where the receiver fetches; otherwise empty."""
 
 
 class Pending(Message, frozen=True, array_like=True, tag="pending"):
-    """The grant was received; its tokens are not ready, or are being written."""
+    """The grant was received; its tokens are not ready yet, or are being written."""
 
     epoch: Id
 
 
 class Written(Message, frozen=True, array_like=True, tag="written"):
-    """These chunks are in the receiver's blocks, and no write to them is on its way any more."""
+    """These chunks are in the receiver's blocks, and no write to them is in flight."""
 
     epoch: Id
     chunks: Annotated[tuple[Chunk, ...], Meta(min_length=1, max_length=MAX_CHUNKS)]
 
 
 class WriteFailed(Message, frozen=True, array_like=True, tag="write_failed"):
-    """Tokens ``[offset, offset + length)`` could not be written under this epoch, and will not be."""
+    """Tokens ``[offset, offset + length)`` were not written under this epoch, and will not be."""
 
     epoch: Id
     offset: Tokens
@@ -162,7 +165,7 @@ class WriteFailed(Message, frozen=True, array_like=True, tag="write_failed"):
 
 
 class Drained(Message, frozen=True, array_like=True, tag="drained"):
-    """No write under these epochs is on its way, nor ever will be."""
+    """No write under these epochs is in flight, and none will be started."""
 
     epochs: Epochs
 
@@ -172,7 +175,7 @@ class Closed(Message, frozen=True, array_like=True, tag="closed"):
 
 
 class Unknown(Message, frozen=True, array_like=True, tag="unknown"):
-    """The session that the message was meant for is not here any more."""
+    """The session that a message was meant for does not exist any more."""
 
     missing: Id
 
@@ -181,16 +184,16 @@ class Unknown(Message, frozen=True, array_like=True, tag="unknown"):
 
 
 class Abort(Message, frozen=True, array_like=True, tag="abort"):
-    """The transfer has failed; ``code`` is one of :mod:`errors`, ``detail`` says what to do."""
+    """The transfer has failed. ``code`` is one of :mod:`~.errors`; ``detail`` says what to do."""
 
     code: Name
     detail: Text
-    opening: Id = 0
-    """From a sender: the receiver's latest opening that it knows, as in an offer. Tells a refusal from a stale one."""
+    generation: Id = 0
+    """From a sender: the receiver's latest generation that it knows, as in an offer."""
 
     @classmethod
-    def because_of(cls, error: EmbeddingTransferError, room: int, opening: int = 0) -> Abort:
-        return cls(room, error.code, error.detail[:MAX_TEXT], opening)
+    def because_of(cls, error: EmbeddingTransferError, room: int, generation: int = 0) -> Abort:
+        return cls(room, error.code, error.detail[:MAX_TEXT], generation)
 
     @property
     def error(self) -> EmbeddingTransferError:
@@ -222,12 +225,12 @@ class Frame(Struct, frozen=True, array_like=True):
     version: Id
     source: Id
     target: Id
-    """0: whoever serves the room, as in an opening."""
+    """0: the session that serves the room, as in ``open``."""
     body: Body
 
 
 class _Version(Struct, frozen=True, array_like=True):
-    """All of a frame that every version reads alike."""
+    """The part of a frame that every version reads alike."""
 
     version: Id
 
@@ -238,15 +241,16 @@ _version_decoder = msgspec.msgpack.Decoder(_Version)
 
 
 def encode(frame: Frame) -> bytes:
-    """The bytes of a frame."""
+    """Returns the bytes of a frame."""
     return _encoder.encode(frame)
 
 
 def decode(data: bytes | memoryview) -> Frame:
-    """A frame from bytes that anybody may have sent.
+    """Decodes untrusted bytes.
 
-    :raises RemoteProtocolError: too long, not MessagePack, or out of bounds somewhere; the detail says where.
-    :raises VersionMismatch: well-formed, of a version not spoken here.
+    Raises:
+        RemoteProtocolError: Too long, not MessagePack, or out of bounds; the detail says where.
+        VersionMismatch: Well-formed, of a version not spoken here.
     """
     if len(data) > MAX_FRAME_BYTES:
         raise RemoteProtocolError(f"a control message of {len(data)} bytes; the limit is {MAX_FRAME_BYTES}")
@@ -260,9 +264,10 @@ def decode(data: bytes | memoryview) -> Frame:
 
 
 def common_version(theirs: tuple[int, int]) -> int:
-    """The newest version both speak.
+    """Returns the newest version that both peers speak.
 
-    :raises VersionMismatch: there is none; the detail names both ranges.
+    Raises:
+        VersionMismatch: There is none; the detail names both ranges.
     """
     newest = min(VERSIONS[1], theirs[1])
     if newest < max(VERSIONS[0], theirs[0]):

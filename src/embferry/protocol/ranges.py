@@ -36,11 +36,11 @@ class RangeSet:
 
     @property
     def prefix(self) -> int:
-        """Tokens from 0 on without a gap."""
+        """Number of tokens from token 0 on without a gap."""
         return self._stops[0] if self._starts and self._starts[0] == 0 else 0
 
     def add(self, start: int, stop: int) -> int:
-        """Adds a range; answers how many of its tokens were new. Overlap and adjacency are merged."""
+        """Adds a range, merging it with ranges that overlap or touch it. Returns how many of its tokens were new."""
         _check(start, stop)
         if start == stop:
             return 0
@@ -55,7 +55,7 @@ class RangeSet:
         return stop - start - had
 
     def discard(self, start: int, stop: int) -> None:
-        """Takes a range out."""
+        """Removes a range."""
         _check(start, stop)
         if start == stop:
             return
@@ -67,14 +67,14 @@ class RangeSet:
         self._stops[low:high] = [b for _, b in kept]
 
     def covers(self, start: int, stop: int) -> bool:
-        """Whether every token of the range is in the set. The empty range is covered."""
+        """Returns whether every token of the range is in the set. The empty range is covered."""
         if start >= stop:
             return True
         at = bisect_right(self._starts, start) - 1
         return at >= 0 and self._stops[at] >= stop
 
     def overlaps(self, start: int, stop: int) -> bool:
-        """Whether any token of the range is in the set."""
+        """Returns whether any token of the range is in the set."""
         at = bisect_right(self._stops, start)
         return at < len(self._starts) and self._starts[at] < stop and start < stop
 

@@ -1,16 +1,16 @@
 """The sending end of one transfer: everything that affects its state is here.
 
-It only ever reacts. The receiver decides what is written where, repeats itself until it is answered, and so carries
-the whole of the liveness; the sender keeps two promises: it writes a grant at most once, and what it reports as
-written or drained is never touched by it again.
+The sender only reacts. The receiver decides what is written where and repeats its requests until they are answered, so
+progress depends on the receiver alone. The sender keeps two promises: it writes a grant at most once, and it never
+touches again what it has reported as written or drained.
 """
 
 from __future__ import annotations
 
 from . import guards
 from .chunks import next_chunk
-from .coalescing import with_earlier_reports
 from .commands import Connect, ReleaseSource, Send, SenderCommand, Write
+from .destination import Destination, TakenGrant
 from .errors import (
     Aborted,
     EmbeddingTransferError,
@@ -43,14 +43,25 @@ from .messages import (
 )
 from .settings import TransferSettings
 from .states import POLL, SENDER, TERMINAL, KVPoll, Phase, Trigger, step
-from .validation import MAX_GRANTS, Destination, TakenGrant, accept, check_grant
+from .validation import MAX_GRANTS, check_grant, check_open
 
 
 class Sender:
-    """:param room: the ``bootstrap_room``.
-    :param session: of this end; never 0, never used before.
-    :param layout: of the embedding that will be sent.
-    :param transports: the transports this end can write over, the preferred one first, and its end of each.
+    """State machine of a sending end. No sockets, no threads, no clock: ``now`` is an argument, in seconds.
+
+    Args:
+        room: The ``bootstrap_room``.
+        session: The number of this end. Never 0, never used before.
+        layout: Of the embedding that will be sent.
+        transports: The transports this end can write over, the preferred one first, with its own address of each.
+        settings: Time-outs, retries and sizes.
+        now: The time at which the transfer begins.
+
+    Attributes:
+        ready_tokens: Tokens ``[0, ready_tokens)`` of the embedding can be read.
+        destinations: Every receiver that has opened the room, by session.
+        current: The receiver that is served: the last that opened the room.
+        source_released: Whether the embedding is no longer read.
     """
 
     def __init__(
@@ -82,14 +93,18 @@ class Sender:
         self._ended_at = 0.0
         self._commands: list[SenderCommand] = []
 
-    # What the caller knows
+    # Calls from the encode worker and the driver
 
     def announce(self, total_tokens: int, content_digest: bytes, aux: tuple[int, ...] = ()) -> None:
-        """The length is known: the receiver is told at once, long before the tokens are ready.
+        """Announces the length. The receiver is told at once, before the tokens are ready.
 
-        :param content_digest: 1 to 64 bytes; equal digests promise equal bytes.
-        :param aux: up to 16 int32.
-        :raises LocalProtocolError: announced differently before, or not possible.
+        Args:
+            total_tokens: Tokens of the whole embedding.
+            content_digest: 1 to 64 bytes. Equal digests promise equal bytes.
+            aux: Up to 16 int32 that travel with the announcement.
+
+        Raises:
+            LocalProtocolError: Announced differently before, or out of bounds.
         """
         if self.total_tokens >= 0 and (total_tokens, content_digest) != (self.total_tokens, self.content_digest):
             raise LocalProtocolError("an embedding is announced once; open another room for another", room=self.room)
@@ -102,7 +117,11 @@ class Sender:
             self._offer()
 
     def produce(self, ready_tokens: int) -> None:
-        """Tokens ``[0, ready_tokens)`` can be read now. Grows, up to what was announced."""
+        """Says that tokens ``[0, ready_tokens)`` can be read now.
+
+        Raises:
+            LocalProtocolError: Fewer than before, or more than announced.
+        """
         if not self.ready_tokens <= ready_tokens <= max(self.total_tokens, 0):
             raise LocalProtocolError(
                 f"{ready_tokens} tokens ready after {self.ready_tokens}, of {self.total_tokens} announced",
@@ -112,40 +131,40 @@ class Sender:
         self._write_on()
 
     def write_done(self, target: int, epoch: int, offset: int, length: int, checksum: bytes | None) -> None:
-        """The write that a :class:`Write` command asked for is complete at the receiver."""
+        """The write of a :class:`~.commands.Write` command is complete at the receiver."""
         destination = self.destinations[target]
         destination.transports.worked(destination.grants[epoch].message.transport)
-        self._over(target, epoch, Chunk(offset, length, checksum))
+        self._write_ended(target, epoch, Chunk(offset, length, checksum))
 
     def write_failed(self, target: int, epoch: int, offset: int, length: int, error: EmbeddingTransferError) -> None:
-        """The write is over without having been completed; the receiver decides whether to ask again."""
+        """The write has failed. The receiver decides whether to request its tokens again."""
         destination = self.destinations[target]
         taken = destination.grants[epoch]
         transport, started, limit = taken.message.transport, taken.in_flight[offset], self.settings.transport_failures
-        if not taken.cancelled:  # else it says nothing of the transport
+        if not taken.cancelled:  # a write under a cancelled grant may be rejected: that is no fault of the transport
             failed = destination.transports.failed(transport, started=started, latest=self.writes_started, limit=limit)
             if failed or not error.retryable:
                 self.transport_failed(target, transport)
         again = error.retryable or taken.cancelled or destination.transports.is_given_up(transport)
-        self._over(target, epoch, WriteFailed(self.room, epoch, offset, length, *_words(error), again))
+        self._write_ended(target, epoch, WriteFailed(self.room, epoch, offset, length, *_words(error), again))
 
     def transport_failed(self, target: int, transport: str) -> None:
-        """Session ``target`` cannot be reached over ``transport``: the next one that both know is taken, if there is one."""
+        """Switches session ``target`` from ``transport``, which does not reach it, to the next shared one, if any."""
         destination = self.destinations[target]
         if destination.transports.give_up(transport):
             self._commands.append(Connect(target, destination.transports.current))
             if destination is self.current:
-                self._offer()  # first of all: what then fails over the old transport is no setback
+                self._offer()  # first: then the receiver does not count further failures of the old transport
                 self._write_on()
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
-        """Ends the transfer; the receiver is told why. Does nothing when it has ended already."""
+        """Ends the transfer with ``error`` and tells the receiver. Does nothing if it has ended already."""
         self._fail(error, now, tell=True)
 
-    # What the peer says
+    # Messages from the peer
 
     def receive(self, source: int, target: int, body: Body, now: float) -> None:
-        """Takes a message in. Stale, repeated and misdirected ones do no harm; malformed ones never come this far."""
+        """Handles a message. Stale, repeated and misdirected messages do no harm; decoding rejects malformed ones."""
         if isinstance(body, Open):
             self._opened(source, body, now)
             return
@@ -171,25 +190,26 @@ class Sender:
                 self._fail(body.error, now, tell=False)
                 self._send(Closed(self.room), source)
             case _:
-                pass  # a receiver's answer sent to a sender: nothing here waits for it
+                pass  # messages from senders to receivers do not concern this end
 
     def _opened(self, source: int, body: Open, now: float) -> None:
         destination = self.destinations.get(source)
         if self.phase in TERMINAL:
             if self.phase is Phase.FAILED or destination is not self.current:
-                self._send_abort(source, body.opening)
-            return  # who has confirmed does not open again: this is a late copy
+                self._send_abort(source, body.generation)
+            return  # a receiver that has confirmed does not open again: this is a late copy
         try:
             if destination is None:
-                destination = accept(self.layout, tuple(self.transports.values()), source, body, len(self.destinations))
+                own, known = tuple(self.transports.values()), len(self.destinations)
+                destination = Destination(source, body, *check_open(self.layout, own, body, known))
                 self.destinations[source] = destination
                 self._commands.append(Connect(source, destination.transports.current))
-            elif body.opening < destination.opened.opening + (destination is not self.current):
-                return  # a late copy: of an earlier opening, or of a receiver that was replaced since
+            elif body.generation < destination.opened.generation + (destination is not self.current):
+                return  # a late copy: of an earlier generation, or of a receiver that was replaced since
             else:
                 destination.reopen(body)
         except EmbeddingTransferError as error:
-            self._send(Abort.because_of(error, self.room, body.opening), source)
+            self._send(Abort.because_of(error, self.room, body.generation), source)
             return
         self._heard_at = now
         if destination is not self.current:
@@ -201,7 +221,7 @@ class Sender:
 
     def _granted(self, destination: Destination, grant: Grant) -> None:
         if self.phase in TERMINAL:
-            self._send_abort(destination.session, destination.opened.opening)
+            self._send_abort(destination.session, destination.opened.generation)
             return
         destination.forget_below(grant.floor)
         if not guards.may_take_up(grant.epoch, destination.floor, destination.refused):
@@ -212,20 +232,20 @@ class Sender:
         if len(destination.grants) >= MAX_GRANTS:
             return
         try:
-            check_grant(grant, destination)
+            check_grant(grant, destination.opened.geometry, destination.transports.names)
         except RemoteProtocolError as error:
-            self._send(Abort.because_of(error, self.room, destination.opened.opening), destination.session)
+            self._send(Abort.because_of(error, self.room, destination.opened.generation), destination.session)
             return
         self.phase = step(SENDER, self.phase, Trigger.GRANTED)
         taken = destination.grants[grant.epoch] = TakenGrant(grant, grant.sent_tokens)
         if destination.transports.is_given_up(grant.transport):
-            self._offer_to(destination)  # the receiver has not heard of it yet
+            self._offer_to(destination)  # the receiver does not know yet which transport replaces it
         self._write_on()
         if not taken.in_flight:
             self._send(Pending(self.room, grant.epoch), destination.session)
 
     def _repeat(self, destination: Destination, taken: TakenGrant) -> None:
-        """All that was reported on a grant, again."""
+        """Repeats every report on a grant."""
         epoch = taken.message.epoch
         for at in range(0, len(taken.written), MAX_CHUNKS):
             chunks = tuple(taken.written[at : at + MAX_CHUNKS])
@@ -239,7 +259,7 @@ class Sender:
         done = []
         for epoch in body.epochs:
             if not destination.refuse(epoch):
-                continue  # not answered now: the receiver asks again, or takes the access away
+                continue  # unanswered: the receiver asks again, or revokes the epoch
             taken = destination.grants.get(epoch)
             if taken is not None:
                 taken.cancel()
@@ -254,7 +274,7 @@ class Sender:
     def _confirmed(self, destination: Destination, body: Confirm, now: float) -> None:
         if self.phase not in TERMINAL:
             if body.transferred_tokens != self.total_tokens:
-                return  # of another announcement; the receiver will learn of it
+                return  # it confirms another announcement; the offer that replaces it is on its way
             self.phase = step(SENDER, self.phase, Trigger.CONFIRMED)
             self._ended(now)
         self._send(Closed(self.room), destination.session)
@@ -262,7 +282,7 @@ class Sender:
     # Writing
 
     def _write_on(self) -> None:
-        """Starts the writes that can be started: oldest grant first, whole blocks, only what is ready."""
+        """Starts every write that can start: oldest grant first, whole blocks, only ready tokens."""
         destination = self.current
         if destination is None or self.phase in TERMINAL or self.total_tokens < 0:
             return
@@ -288,19 +308,19 @@ class Sender:
                 self._commands.append(Write(destination.session, epoch, start, stop - start, blocks, transport, verify))
 
     def _abandon(self, destination: Destination, taken: TakenGrant) -> None:
-        """What has not been started of a grant whose transport was given up: the receiver grants it over another one."""
+        """Reports the unwritten tokens of a grant whose transport was given up; the receiver grants them again."""
         start, stop = taken.cursor, min(taken.stop, self.total_tokens)
         taken.cancel()
         if start < stop:
             error = TransportError(
-                f"{taken.message.transport} was given up, {destination.transports.current.name} is used"
+                f"{taken.message.transport} was given up in favour of {destination.transports.current.name}"
             )
             failed = WriteFailed(self.room, taken.message.epoch, start, stop - start, *_words(error), True)
             taken.failed.append(failed)
             self._send(failed, destination.session)
 
-    def _over(self, target: int, epoch: int, report: Chunk | WriteFailed) -> None:
-        """A write has ended, one way or the other."""
+    def _write_ended(self, target: int, epoch: int, report: Chunk | WriteFailed) -> None:
+        """A write has ended, completed or failed."""
         self.writes_in_flight -= 1
         destination = self.destinations[target]
         taken = destination.grants[epoch]
@@ -321,36 +341,36 @@ class Sender:
     # Time
 
     def next_timeout(self) -> float | None:
-        """When :meth:`expire` has something to do, or None."""
-        if self.phase is Phase.SUCCESS or self.phase is Phase.FAILED:
+        """Returns when :meth:`expire` has something to do, or None."""
+        if self.phase in TERMINAL:
             return None
         limit = self.settings.bootstrap_timeout if self.current is None else self.settings.lease_timeout
         return self._heard_at + limit
 
     def expire(self, now: float) -> None:
-        """Time has passed."""
+        """Ends a transfer whose receiver has been silent for too long."""
         due = self.next_timeout()
         if due is None or now < due:
             return
         if self.current is None:
             why = f"no language worker has opened the transfer for {self.settings.bootstrap_timeout:g} s"
         else:
-            why = f"the language worker has not spoken for {self.settings.lease_timeout:g} s"
+            why = f"the language worker has been silent for {self.settings.lease_timeout:g} s"
         self._fail(LeaseExpired(why, room=self.room), now, tell=True)
 
-    # What comes out
+    # Output
 
     def take_commands(self) -> list[SenderCommand]:
-        """What is to be done since the last call, in order."""
+        """Returns the commands issued since the last call, in order."""
         commands, self._commands = self._commands, []
         return commands
 
     def poll(self) -> KVPoll:
-        """The state as the queues know it."""
+        """Returns the state as the queues know it."""
         return POLL[self.phase]
 
     def settled(self, now: float) -> bool:
-        """Whether nothing depends on this end any more: the peer has had time to ask its last questions."""
+        """Returns whether this end can be forgotten: no write is in flight, and it has lingered for its peer."""
         return self.phase in TERMINAL and self.writes_in_flight == 0 and now >= self._ended_at + self.settings.linger
 
     def _offer(self) -> None:
@@ -360,7 +380,7 @@ class Sender:
     def _offer_to(self, destination: Destination) -> None:
         offer = Offer(
             self.room,
-            destination.opened.opening,
+            destination.opened.generation,
             destination.version,
             destination.transports.current.name,
             self.total_tokens,
@@ -376,7 +396,7 @@ class Sender:
         self.phase = step(SENDER, self.phase, Trigger.FAILED)
         self.error = error
         if tell and self.current is not None:
-            self._send_abort(self.current.session, self.current.opened.opening)
+            self._send_abort(self.current.session, self.current.opened.generation)
         self._ended(now)
 
     def _ended(self, now: float) -> None:
@@ -389,16 +409,29 @@ class Sender:
             self.source_released = True
             self._commands.append(ReleaseSource())
 
-    def _send_abort(self, target: int, opening: int) -> None:
+    def _send_abort(self, target: int, generation: int) -> None:
         error = self.error or Aborted("the transfer has already been completed; open another room")
-        self._send(Abort.because_of(error, self.room, opening), target)
+        self._send(Abort.because_of(error, self.room, generation), target)
 
     def _send(self, body: Body, target: int) -> None:
         if isinstance(body, Written):
-            self._commands, body = with_earlier_reports(self._commands, body, target)
+            body = self._coalesced(body, target)
         self._commands.append(Send(body, target))
+
+    def _coalesced(self, report: Written, target: int) -> Written:
+        """Merges ``report`` with an unsent report on the same epoch, which leaves the commands.
+
+        Messages between the two do not depend on their order: an epoch that is reported on is not being drained.
+        """
+        for at, command in enumerate(self._commands):
+            match command:
+                case Send(Written(epoch=epoch, chunks=chunks), to) if (to, epoch) == (target, report.epoch):
+                    if len(chunks) + len(report.chunks) <= MAX_CHUNKS:
+                        del self._commands[at]
+                        return Written(report.room, epoch, (*chunks, *report.chunks))
+        return report
 
 
 def _words(error: EmbeddingTransferError) -> tuple[str, str]:
-    """Code and detail, for a message."""
+    """Returns code and detail, cut to what a message may carry."""
     return error.code, error.detail[:MAX_TEXT]

@@ -1,4 +1,4 @@
-"""The numbers that a transfer goes by. All times are seconds."""
+"""Time-outs, retries and sizes of a transfer. All times are seconds."""
 
 from __future__ import annotations
 
@@ -9,43 +9,46 @@ from .errors import LocalProtocolError
 
 @dataclass(frozen=True, slots=True)
 class TransferSettings:
-    """Time-outs, retries and sizes of one end. Every state has a time-out; none of them is infinite."""
+    """Settings of one end. Every state that waits for the peer has a finite time-out.
+
+    Raises:
+        LocalProtocolError: A number is not greater than 0.
+    """
 
     bootstrap_timeout: float = 30.0
-    """Without the peer's first word."""
+    """Longest wait for the peer's first message."""
     waiting_timeout: float = 120.0
-    """Between the offer and the first token: the encoder's time."""
+    """Longest time between the offer and the first token: the encoder runs meanwhile."""
     transfer_timeout: float = 30.0
-    """While transferring, without a newly verified token although blocks are granted."""
+    """Longest time without a newly verified token while blocks are granted."""
     peer_timeout: float = 10.0
-    """Without any word from the peer although something was asked of it."""
+    """Longest silence of the peer while an answer is outstanding."""
     lease_timeout: float = 60.0
-    """How long a sender keeps an embedding for a receiver that does not speak."""
+    """How long a sender keeps an embedding for a silent receiver."""
     drain_timeout: float = 2.0
-    """How long to wait for a writer's acknowledgement before its access is revoked."""
+    """Longest wait for a writer to acknowledge a drain before its access is revoked."""
     retry_interval: float = 0.1
-    """Before the first repetition of a message that was not answered; doubled each time."""
+    """Time before an unanswered message is first repeated; doubles with each repetition."""
     retry_limit: float = 1.0
     """The longest interval between repetitions; also the heartbeat's."""
     linger: float = 5.0
-    """How long an end that has finished answers a peer that has not."""
+    """How long an end that has finished still answers its peer."""
     default_allocate_tokens: int = 8192
-    """Granted when the length is not known yet."""
+    """Tokens granted while the length is not known."""
     progress_rate: float = 50.0
-    """Acknowledgements a second, at most: the sender needs none to go on."""
+    """Most acknowledgements a second. The sender does not wait for them."""
     chunk_bytes: int = 16 << 20
-    """A chunk is written, verified and, if need be, asked for again as one."""
+    """Size of a chunk, which is written, verified and, if need be, requested again as one."""
     writes_in_flight: int = 4
-    """Chunks of one transfer being written at once."""
+    """Most chunks of one transfer that are written at once."""
     max_bad_chunks: int = 16
-    """Chunks in a row that may fail their checksum or their write before the transfer is given up."""
+    """Chunks in a row that may fail their checksum or their write before the transfer fails."""
     max_peer_losses: int = 16
-    """How often in a row the peer may be lost, without a token in between, before the transfer is given up."""
-
+    """How often in a row the peer may be lost, without a verified token in between, before the transfer fails."""
     transport_failures: int = 2
-    """How often in a row a transport may fail before the sender takes the next one that both know."""
+    """How often in a row a transport may fail before the sender takes the next shared one."""
     verify: bool = True
-    """Whether every chunk comes with a checksum and is compared with it. The receiving end's decides for both."""
+    """Whether every chunk has a checksum that is compared on arrival. The receiver's setting decides for both."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

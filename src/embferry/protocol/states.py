@@ -1,7 +1,7 @@
 """The states of both ends, and every transition between them.
 
-A transition that is not in the table does not exist: the machine raises, and the peer's message or the caller's
-call is what is wrong. ``docs/state-diagrams.md`` is drawn from these tables by ``scripts/draw_states.py``.
+A transition that is not in a table does not exist: the machine raises an error, because the peer's message or the
+caller's call is wrong. ``scripts/draw_states.py`` draws ``docs/state-diagrams.md`` from these tables.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .errors import LocalProtocolError
 
 
 class KVPoll(IntEnum):
-    """What ``poll()`` answers: a projection of the state, never its source. The integers are SGLang's."""
+    """The result of ``poll()``: a projection of the state, never its source. The integers are SGLang's."""
 
     Failed = 0
     Bootstrapping = 1
@@ -27,20 +27,20 @@ class Phase(Enum):
     BOOTSTRAPPING = "the peers have not met"
     WAITING_FOR_INPUT = "the peers have met; no token has been transferred"
     TRANSFERRING = "tokens are being transferred"
-    RESUMING = "the peer was lost or replaced in the middle; asking the new one to go on"
+    RESUMING = "the peer was lost or replaced during the transfer; the new one is asked to continue"
     SUCCESS = "every token is verified"
     FAILED = "ended with an error"
 
 
 class Trigger(Enum):
-    """What moves an end from one phase to another."""
+    """Events that move an end from one phase to another."""
 
-    OPENED = "the receiver opened"
-    OFFERED = "the sender offered"
+    OPENED = "the receiver opened the room"
+    OFFERED = "the sender made an offer"
     GRANTED = "blocks were granted"
     DELIVERED = "tokens were verified"
     COMPLETED = "the last token was verified"
-    CONFIRMED = "the receiver confirmed the whole"
+    CONFIRMED = "the receiver confirmed the whole embedding"
     PEER_LOST = "the peer was lost or replaced"
     FAILED = "an error, an abort or a time-out"
 
@@ -64,7 +64,7 @@ RECEIVER: Table = {
     (Phase.BOOTSTRAPPING, Trigger.FAILED): Phase.FAILED,
     (Phase.WAITING_FOR_INPUT, Trigger.OFFERED): Phase.WAITING_FOR_INPUT,
     (Phase.WAITING_FOR_INPUT, Trigger.DELIVERED): Phase.TRANSFERRING,
-    (Phase.WAITING_FOR_INPUT, Trigger.COMPLETED): Phase.SUCCESS,  # of an embedding of no tokens
+    (Phase.WAITING_FOR_INPUT, Trigger.COMPLETED): Phase.SUCCESS,  # an embedding of 0 tokens
     (Phase.WAITING_FOR_INPUT, Trigger.PEER_LOST): Phase.BOOTSTRAPPING,
     (Phase.WAITING_FOR_INPUT, Trigger.FAILED): Phase.FAILED,
     (Phase.TRANSFERRING, Trigger.OFFERED): Phase.TRANSFERRING,
@@ -97,9 +97,10 @@ SENDER: Table = {
 
 
 def step(table: Table, phase: Phase, trigger: Trigger) -> Phase:
-    """The phase after ``trigger``.
+    """Returns the phase after ``trigger``.
 
-    :raises LocalProtocolError: the table has no such transition.
+    Raises:
+        LocalProtocolError: The table has no such transition.
     """
     try:
         return table[phase, trigger]

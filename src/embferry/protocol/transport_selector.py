@@ -1,4 +1,4 @@
-"""The transports that both ends of a transfer know, and which of them still serves."""
+"""Which of the transports that both ends know is in use, and which were given up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from .messages import TransportAddress
 
 @dataclass(slots=True)
 class TransportSelector:
-    """:ivar usable: the receiver's ends of them, the preferred one first; never empty. The first one is used."""
+    """The transports shared with one receiver.
+
+    Attributes:
+        usable: The receiver's addresses, in the sender's order of preference; never empty. The first is in use.
+        given_up: Addresses of transports that failed too often.
+        failures: Failures in a row of the transport in use.
+    """
 
     usable: list[TransportAddress]
     given_up: list[TransportAddress] = field(default_factory=list)
@@ -22,21 +28,29 @@ class TransportSelector:
 
     @property
     def names(self) -> set[str]:
-        """Of all of them, also of those given up."""
-        return {transport.name for transport in (*self.usable, *self.given_up)}
+        """The names of all shared transports, given up or not."""
+        return {address.name for address in (*self.usable, *self.given_up)}
 
     def is_given_up(self, name: str) -> bool:
-        return any(transport.name == name for transport in self.given_up)
+        return any(address.name == name for address in self.given_up)
 
     def worked(self, name: str) -> None:
-        """A write over it is complete."""
+        """A write over ``name`` is complete."""
         if name == self.current.name:
             self.failures = 0
 
     def failed(self, name: str, *, started: int, latest: int, limit: int) -> bool:
-        """A write over it, the ``started``-th of all, has failed; the ``latest``-th was the last to be started.
+        """Counts a failed write. Writes that were in flight together and fail together count once.
 
-        Writes that were under way together fail together: they count once. Answers whether that was once too often."""
+        Args:
+            name: The transport of the write.
+            started: Ordinal of the write among all writes of the transfer.
+            latest: Ordinal of the write that was started last.
+            limit: Failures in a row after which the transport is given up.
+
+        Returns:
+            Whether the limit is reached.
+        """
         if name != self.current.name or started <= self._counted:
             return False
         self._counted = latest
@@ -44,7 +58,7 @@ class TransportSelector:
         return self.failures >= limit
 
     def give_up(self, name: str) -> bool:
-        """The next one is used from now on. False: there is none, or this one was given up before."""
+        """Switches to the next transport. Returns False if there is none, or if ``name`` was given up before."""
         if name != self.current.name or len(self.usable) == 1:
             return False
         self.given_up.append(self.usable.pop(0))

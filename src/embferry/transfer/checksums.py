@@ -1,4 +1,4 @@
-"""Checksums of chunks, taken before a receiver asks: while the encoder produces, or once for many transfers."""
+"""Checksums of chunks taken before they are requested: while the encoder runs, or once for many transfers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from .fields import Fields
 
 
 def chunk_checksum(layout: Layout, rows: Fields, offset: int, length: int) -> bytes:
-    """xxh3-64, big-endian, of tokens ``[offset, offset + length)``: field by field, tokens ascending."""
+    """Returns the xxh3-64, big-endian, of tokens ``[offset, offset + length)``: field by field, tokens ascending."""
     fields = (rows[field.name][offset : offset + length] for field in layout.fields)
     return checksum(field.reshape(-1).data for field in fields).to_bytes(8)
 
 
 class Checksums:
-    """Those of one embedding. A transfer whose chunks are cut elsewhere takes its own, in line.
+    """Checksums of the chunks of one embedding.
 
-    :param chunk_bytes: as in the settings of the manager that will send.
+    A transfer whose chunks have other boundaries takes its own checksums while it writes.
+
+    Args:
+        layout: The fields of a token.
+        chunk_bytes: As in the settings of the manager that will send.
     """
 
     def __init__(self, layout: Layout, chunk_bytes: int = DEFAULTS.chunk_bytes) -> None:
@@ -29,7 +33,10 @@ class Checksums:
         self._at = 0
 
     def take(self, rows: Fields, ready_tokens: int) -> None:
-        """Takes those of all chunks below ``ready_tokens``; call it again as more become ready. Any one thread."""
+        """Takes the checksums of all chunks below ``ready_tokens``. Call it again as more tokens become ready.
+
+        Any thread, one at a time.
+        """
         total = len(rows[self._layout.fields[0].name])
         while self._at < ready_tokens:
             stop = min(self._at + self._chunk_tokens, total)
@@ -39,5 +46,5 @@ class Checksums:
             self._at = stop
 
     def of(self, offset: int, length: int) -> bytes | None:
-        """The checksum of a chunk, or None."""
+        """Returns the checksum of a chunk, or None if it has not been taken."""
         return self._known.get((offset, length))

@@ -1,4 +1,4 @@
-"""A sink into device memory: what arrives in the pool is copied up chunk by chunk; the pool is the staging buffer.
+"""A sink into device memory: each chunk is copied from the pool, which is the staging buffer.
 
 Pin the pool's memory (``manager.buffers.view``) if the device copies faster from pinned memory.
 """
@@ -19,11 +19,13 @@ from .sinks import Sink
 
 
 class DeviceTarget(Protocol):
-    """One field of an embedding in device memory, of the final length."""
+    """One field of an embedding in device memory, of its final length."""
 
     def copy_in(self, start: int, rows: Array) -> None:
-        """Copies ``rows``, uint8 [n, bytes a token], to tokens ``[start, start + n)``; returns when ``rows`` is no
-        longer read. Called by one thread that has nothing else to do."""
+        """Copies ``rows``, uint8 [n, bytes a token], to tokens ``[start, start + n)``.
+
+        Returns when ``rows`` is no longer read. Called on the sink's copying thread, without locks: it may block.
+        """
         ...
 
 
@@ -31,9 +33,12 @@ Targets = Mapping[str, DeviceTarget]
 
 
 class DeviceSink(Sink):
-    """
-    :param make: called with the length, once it is known: the fields in device memory. From the manager's thread.
-    :param landed: called, from the copying thread, whenever :attr:`landed_tokens` has grown.
+    """Copies chunks into device memory on a thread of its own. Call :meth:`close` when done.
+
+    Args:
+        make: Returns the fields in device memory, given the number of tokens. Called once the length is known, on the
+            manager's thread with its lock held: it must not block.
+        landed: Called on the copying thread, without locks, whenever :attr:`landed_tokens` has grown.
     """
 
     def __init__(self, make: Callable[[int], Targets], landed: Callable[[], None] = lambda: None) -> None:
@@ -44,17 +49,17 @@ class DeviceSink(Sink):
 
     @property
     def landed_tokens(self) -> int:
-        """Tokens from the first on, without a gap, that are in device memory."""
+        """Tokens in device memory, from token 0 on without a gap."""
         return self._ranges.prefix
 
     def deliver(self, chunk: Deliver, total_tokens: int) -> None:
         if not self.targets:
             self.targets = self._make(total_tokens)
         copied = self._copier.submit(self._copy, chunk, self.targets)
-        copied.add_done_callback(partial(self._over, chunk, self._ranges))
+        copied.add_done_callback(partial(self._copied, chunk, self._ranges))
 
     def restart(self) -> None:
-        self.targets, self._ranges = {}, RangeSet()  # what is still being copied lands in what nobody looks at
+        self.targets, self._ranges = {}, RangeSet()  # copies still running fill targets that are no longer used
 
     def close(self) -> None:
         """Waits for the last copy and ends the thread."""
@@ -66,8 +71,8 @@ class DeviceSink(Sink):
             rows = self.buffers.bytes(offset, length).reshape(-1, fields[index].token_bytes)
             targets[fields[index].name].copy_in(chunk.offset + token, rows)
 
-    def _over(self, chunk: Deliver, ranges: RangeSet, copied: Future[None]) -> None:
-        caught = copied.exception()  # the device's own, of whatever kind: it ends this transfer, with its reason
+    def _copied(self, chunk: Deliver, ranges: RangeSet, copied: Future[None]) -> None:
+        caught = copied.exception()  # any error of the device ends this transfer, with its reason
         if caught is not None:
             stop = chunk.offset + chunk.length
             why = f"tokens [{chunk.offset}, {stop}) cannot be copied into device memory: {caught!r}"

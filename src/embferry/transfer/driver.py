@@ -1,7 +1,7 @@
-"""The one thread that drives all transfers of a manager, and its control sockets.
+"""The driver: one thread that drives all transfers of a manager, and its control sockets.
 
-Only this thread touches ZeroMQ sockets. Whoever else has something to send puts it in a queue and wakes the thread;
-so public methods never block on the network. The machines are guarded by one lock.
+Only this thread touches ZeroMQ sockets. Other threads queue what they send and wake it, so public methods never block
+on the network. One lock guards the state machines.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from embferry.protocol.messages import MAX_FRAME_BYTES, VERSION, Body, Frame, de
 
 log = logging.getLogger(__name__)
 
-HIGH_WATER = 65536  # messages queued for one peer; beyond, messages are dropped and repeated later
-BATCH = 256  # messages taken in before timers and writes get their turn
+HIGH_WATER = 65536  # messages queued for one peer; further ones are dropped, and repeated later
+BATCH = 256  # messages handled before timers and writes get their turn
 IDLE_SECONDS = 60.0
 LINGER_MS = 200  # so that the last abort still leaves
 
 
 class Driver(ABC):
-    """Runs :meth:`advance` whenever a message, a transport event or a time-out is due."""
+    """Calls :meth:`advance` whenever a message or a transport event has come or a time-out is due."""
 
     def __init__(self, name: str) -> None:
         self.lock = threading.RLock()
@@ -46,19 +46,19 @@ class Driver(ABC):
 
     @abstractmethod
     def advance(self, now: float) -> float | None:
-        """Takes in transport events, lets time pass, runs commands. Answers when it is due again. The lock is held."""
+        """Handles transport events and time-outs and runs commands. Returns when it is due again. The lock is held."""
 
     @abstractmethod
     def take(self, peer: object, frame: Frame, now: float) -> None:
-        """A control message from ``peer``. The lock is held."""
+        """Handles a control message from ``peer``. The lock is held."""
 
     @abstractmethod
     def _sockets(self) -> list[zmq.Socket[bytes]]:
-        """All sockets, for closing."""
+        """Returns all sockets, to be closed."""
 
     @abstractmethod
     def _receive_from(self, socket: zmq.Socket[bytes]) -> tuple[object, bytes]:
-        """One message without blocking: (peer, bytes)."""
+        """Returns one message as (peer, bytes), without blocking; raises ``zmq.Again`` if there is none."""
 
     @abstractmethod
     def _send_to(self, peer: object, data: bytes) -> None:
@@ -69,18 +69,18 @@ class Driver(ABC):
         self._outbox.append((peer, encode(Frame(VERSION, source, target, body))))
 
     def wake(self) -> None:
-        """Makes the thread look around. Any thread; never blocks."""
+        """Wakes the thread. Any thread; never blocks."""
         if not self._closing and not self._woken:
-            self._woken = True  # until the thread looks; setting it twice does no harm
+            self._woken = True  # until the thread has woken; setting it twice does no harm
             os.eventfd_write(self._wake_fd, 1)
 
     @staticmethod
     def now() -> float:
-        """The clock of all machines, seconds."""
+        """Returns the time of the state machines, in seconds."""
         return time.monotonic()
 
     def socket(self, kind: int) -> zmq.Socket[bytes]:
-        """A socket that hardly lingers, neither takes in long messages, nor queues without bound."""
+        """Makes a socket that lingers briefly, rejects long messages and queues a bounded number."""
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.LINGER, LINGER_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
@@ -90,7 +90,7 @@ class Driver(ABC):
         return socket
 
     def drop_socket(self, socket: zmq.Socket[bytes]) -> None:
-        """Closes one; what it has queued still leaves, if that is soon. This thread only."""
+        """Closes a socket; queued messages are still sent for up to ``LINGER_MS``. Driver thread only."""
         self._poller.unregister(socket)
         socket.close()
 
@@ -99,14 +99,18 @@ class Driver(ABC):
         self._thread.start()
 
     def check(self) -> None:
-        """Raises :class:`LocalProtocolError` when transfers cannot go on here: closed, or stopped by a bug of ours."""
+        """Checks that the driver runs.
+
+        Raises:
+            LocalProtocolError: It is closed, or was stopped by a bug.
+        """
         if self.fault is not None:
             raise LocalProtocolError(f"the transfer thread has stopped: {self.fault!r}; restart this worker")
         if self._closing:
             raise LocalProtocolError("this manager is closed")
 
-    def collapsed(self) -> None:  # noqa: B027  (a hook: most have nobody to tell)
-        """The thread has stopped by a bug of ours: tells whoever waits. The lock is held."""
+    def collapsed(self) -> None:  # noqa: B027  (a hook)
+        """The thread was stopped by a bug: notifies every handle. The lock is held."""
 
     def stop(self) -> None:
         """Ends the thread and closes the sockets. Idempotent."""
@@ -140,7 +144,7 @@ class Driver(ABC):
                 self._take_in(source)
             else:
                 os.eventfd_read(self._wake_fd)
-                self._woken = False  # before anything is looked at: what comes later wakes again
+                self._woken = False  # before anything is handled: a later event wakes the thread again
         with self.lock:
             due = self.advance(self.now())
         self._flush()
@@ -157,7 +161,7 @@ class Driver(ABC):
                 with self.lock:
                     self.take(peer, frame, self.now())
             except EmbeddingTransferError as error:
-                # a bad message is its sender's problem: it is dropped, named, and harms nobody else
+                # a bad message is logged and dropped; it harms no other transfer
                 log.warning("dropped a control message from %r: %s", peer, error)
 
     def _flush(self) -> None:
@@ -166,13 +170,14 @@ class Driver(ABC):
             try:
                 self._send_to(peer, data)
             except zmq.ZMQError:
-                self.dropped_messages += 1  # it will be repeated: every question is, until it is answered
+                self.dropped_messages += 1  # the machines repeat every request until it is answered
 
 
 def bind(socket: zmq.Socket[bytes], host: str, port: int) -> str:
-    """Binds to ``host:port`` (0: any free one); answers the endpoint that others connect to.
+    """Binds to ``host:port`` (0: any free one). Returns the endpoint that peers connect to.
 
-    :raises TransportError: the address cannot be bound.
+    Raises:
+        TransportError: The address cannot be bound.
     """
     try:
         socket.bind(f"tcp://{host}:{port or '*'}")
@@ -182,9 +187,10 @@ def bind(socket: zmq.Socket[bytes], host: str, port: int) -> str:
 
 
 def check_endpoint(endpoint: str) -> str:
-    """An endpoint somebody gave us.
+    """Returns ``endpoint`` if it is well-formed.
 
-    :raises LocalProtocolError: not of the form ``tcp://host:port``.
+    Raises:
+        LocalProtocolError: It is not of the form ``tcp://host:port``.
     """
     scheme, _, rest = endpoint.partition("://")
     host, _, port = rest.rpartition(":")

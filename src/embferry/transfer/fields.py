@@ -1,4 +1,4 @@
-"""An embedding as the sending side has it: the bytes of its fields."""
+"""An embedding as the sending side holds it: the bytes of its fields."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ Fields = Mapping[str, Array]
 
 
 def as_fields(arrays: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Array]:
-    """Views any arrays [tokens, ...] as :data:`Fields`, without a copy.
+    """Returns views of arrays [tokens, ...] of any dtype as :data:`Fields`, without a copy.
 
-    :raises LocalProtocolError: one is not contiguous.
+    Raises:
+        LocalProtocolError: An array is not contiguous.
     """
-    rows = {}
+    fields = {}
     for name, array in arrays.items():
         if not array.flags.c_contiguous:
             raise LocalProtocolError(f"field {name} is not contiguous; pass numpy.ascontiguousarray of it")
-        rows[name] = array.reshape(len(array), -1).view(np.uint8)
-    return rows
+        fields[name] = array.reshape(len(array), -1).view(np.uint8)
+    return fields

@@ -1,6 +1,6 @@
-"""Who has something to do: those to whom something has happened, and those whose time has come.
+"""Queue of transfers to process: those with new events and those whose timer has expired.
 
-A manager with a thousand transfers looks at the few that need it, not at all of them at every turn.
+A manager with a thousand transfers processes the few that need it, not all of them on every turn.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ Item = TypeVar("Item", bound=Hashable)
 
 
 class ReadyQueue(Generic[Item]):
-    """Not thread-safe. Times are those of the machines."""
+    """Items with new events, and one timer for each item. Not thread-safe. Times are those of the state machines."""
 
     def __init__(self) -> None:
-        self._touched: dict[Item, None] = {}  # in the order in which it happened
+        self._touched: dict[Item, None] = {}  # in the order of their first event
         self._times: dict[Item, float] = {}
-        self._heap: list[tuple[float, int, Item]] = []  # entries that are not in _times any more are passed over
+        self._heap: list[tuple[float, int, Item]] = []  # stale entries, absent from _times, are skipped
         self._serial = count()
 
     def touch(self, item: Item) -> None:
-        """Something has happened to it."""
+        """The item has a new event."""
         self._touched[item] = None
 
     def schedule(self, item: Item, time: float) -> None:
-        """Its next time, instead of any other."""
+        """Sets the timer of the item, replacing the last one."""
         if self._times.get(item) != time:
             self._times[item] = time
             heapq.heappush(self._heap, (time, next(self._serial), item))
 
     def forget(self, item: Item) -> None:
-        """It is over."""
+        """Removes the item and its timer."""
         self._touched.pop(item, None)
         self._times.pop(item, None)
 
     def due(self, now: float) -> list[Item]:
-        """Those to look at now. Each is taken off: schedule it again."""
+        """Removes and returns the items to process now, with their expired timers. Schedule them again afterwards."""
         while (time := self.next()) is not None and time <= now:
             item = heapq.heappop(self._heap)[2]
             del self._times[item]
@@ -48,11 +48,11 @@ class ReadyQueue(Generic[Item]):
 
     @property
     def is_clear(self) -> bool:
-        """Whether nothing has happened to anybody since they were looked at."""
+        """Whether no item has a new event."""
         return not self._touched
 
     def next(self) -> float | None:
-        """When the next one's time comes, or None."""
+        """Returns when the next timer expires, or None."""
         while self._heap and self._times.get(self._heap[0][2]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None

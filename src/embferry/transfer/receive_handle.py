@@ -4,59 +4,79 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from embferry.memory.blocks import MetadataAllocation, blocks_needed
+from embferry.memory.admission import PoolAdmission
+from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.protocol.commands import Deliver, Verify
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
+from embferry.protocol.layout import Geometry
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import TERMINAL, KVPoll
 
 from .driver import check_endpoint
+from .fields import Array
+from .handle import Handle, Host
 from .sinks import GatherSink, Sink, gathered
-
-if TYPE_CHECKING:
-    from .receive_manager import ReceiveManager
 
 log = logging.getLogger(__name__)
 
 
-class EmbeddingReceiver:
-    """The receiving end of one room. Made by :meth:`ReceiveManager.open`. Every method returns at once."""
+class ReceiveHost(Host, Protocol):
+    """The manager, as far as a receiving end needs it."""
+
+    geometry: Geometry
+    buffers: MultimodalDataBuffers
+    allocator: ReqToMetadataBlockAllocator
+    admission: PoolAdmission
+
+    def begin(self, receiver: EmbeddingReceiver) -> Receiver:
+        """Makes and registers the state machine of a receiver. The lock is held."""
+        ...
+
+    def touch(self, receiver: EmbeddingReceiver) -> None:
+        """Queues the receiver to be processed by the driver thread."""
+
+
+class EmbeddingReceiver(Handle):
+    """The receiving end of one room. Made by :meth:`~.receive_manager.ReceiveManager.open`.
+
+    Every method returns at once.
+
+    Attributes:
+        endpoint: Where the encode worker takes control messages.
+        sink: Where the data goes.
+        examined_tokens: Tokens that were verified, damaged and repeated ones included.
+        current_allocation: The blocks of the latest grant.
+        epochs: The epochs of all its grants.
+        checks: Chunks that wait for verification, or whose verification has not ended.
+        verification: The running verification of the first of them.
+    """
 
     def __init__(
         self,
-        manager: ReceiveManager,
+        manager: ReceiveHost,
         room: int,
         endpoint: str,
         sink: Sink,
         failover_timeout: float | None = None,
     ) -> None:
+        super().__init__(room, manager)
         self.manager = manager
-        self.room = room
         self.endpoint = endpoint
         self.sink = sink
         self.failover_timeout = failover_timeout
         self.examined_tokens = 0
-        """That came and were looked at, those included that were damaged or came again."""
+        self.current_allocation: MetadataAllocation | None = None
+        self.epochs: list[int] = []
+        self.checks: deque[Verify] = deque()
+        self.verification: Generator[None, None, bool] | None = None
         self._machine: Receiver | None = None
         self._allocation: MetadataAllocation | None = None
-        self.current_allocation: MetadataAllocation | None = None
-        """The blocks of the latest grant."""
-        self.epochs: list[int] = []
-        """Of all its grants."""
-        self.checks: deque[Verify] = deque()
-        """Chunks that are here and have not been looked at, or not to their end."""
-        self.examination: Generator[None, None, bool] | None = None
-        """Of the first of them."""
-        self._on_change: list[Callable[[], object]] = []
-        self._reported: tuple[KVPoll, int, bool] = (KVPoll.Bootstrapping, 0, False)
+        self._reported = (KVPoll.Bootstrapping, 0, False)
         sink.owner = self
 
     @property
@@ -68,8 +88,12 @@ class EmbeddingReceiver:
     def init(self, allocation: MetadataAllocation | None = None) -> None:
         """Asks for the embedding.
 
-        :param allocation: blocks for the initial transfer, from ``manager.allocator.alloc(tokens, room)``; if None,
-            this transfer and its resumed ones are given blocks in turn, without further calls.
+        Args:
+            allocation: Blocks for the initial transfer, from ``manager.allocator.alloc(tokens, room)``. None: the pool
+                grants blocks to this transfer in fair turn, without further calls.
+
+        Raises:
+            LocalProtocolError: Called twice.
         """
         with self.manager.lock:
             if self._machine is not None:
@@ -77,15 +101,21 @@ class EmbeddingReceiver:
             self._machine = self.manager.begin(self)
             self._allocation = allocation
             if allocation is None:
-                self.manager.admission.join(self._machine)
+                self.manager.admission.register(self._machine)
         self.manager.touch(self)
 
     def resume_transfer(self, allocation: MetadataAllocation | None = None, sent_tokens: int = 0) -> int:
         """Resumes the transfer for remaining data, from token ``sent_tokens`` on.
 
-        :param allocation: blocks of the manager's allocator; if None, the pool gives blocks in turn from now on.
-        :returns: the tokens asked for; 0 if that is left to the pool.
-        :raises LocalProtocolError: ``sent_tokens`` is not the token to go on at, or nothing remains.
+        Args:
+            allocation: Blocks of the manager's allocator. None: the pool grants blocks in fair turn from now on.
+            sent_tokens: The token to go on at.
+
+        Returns:
+            The number of tokens granted; 0 if granting is left to the pool.
+
+        Raises:
+            LocalProtocolError: ``sent_tokens`` is not the token to go on at, or nothing remains.
         """
         with self.manager.lock:
             now = self.manager.now()
@@ -94,7 +124,7 @@ class EmbeddingReceiver:
                 why = f"resume at token {wanted[0]}, not at {sent_tokens}"
                 raise LocalProtocolError(why, room=self.room)
             if allocation is None:
-                self.manager.admission.join(self.machine)
+                self.manager.admission.register(self.machine)
                 tokens = 0
             else:
                 tokens = self._grant(allocation, now)
@@ -102,9 +132,13 @@ class EmbeddingReceiver:
         return tokens
 
     def redirect(self, endpoint: str) -> None:
-        """Another encode worker, at ``endpoint``, has or can make the same content: go on with it where this stands.
+        """Continues with the encode worker at ``endpoint``, which has the same content or can make it.
 
-        What the old one may still write to is taken from it first."""
+        Revokes the access of the last one first.
+
+        Raises:
+            LocalProtocolError: ``endpoint`` is malformed.
+        """
         with self.manager.lock:
             self.endpoint = check_endpoint(endpoint)
             self.machine.redirected(self.manager.now())
@@ -112,30 +146,36 @@ class EmbeddingReceiver:
 
     @property
     def lost(self) -> EmbeddingTransferError | None:
-        """Why the encode worker is of no use any more, while this waits for :meth:`redirect`: for
-        ``failover_timeout``, then it fails with that error. None: it goes on, has ended, or was not to wait."""
+        """Why the encode worker is of no use any more, while this end waits for :meth:`redirect`.
+
+        The wait takes ``failover_timeout`` seconds; then the transfer fails with that error. None: there is no such
+        wait.
+        """
         with self.manager.lock:
             if self._machine is None or self._machine.phase in TERMINAL:
                 return None
             return self._machine.failover.lost
 
     def poll(self) -> KVPoll:
-        """Where the transfer stands."""
+        """Returns where the transfer stands.
+
+        Raises:
+            LocalProtocolError: The manager is closed or has failed.
+        """
         with self.manager.lock:
             self.manager.check()
             return KVPoll.Bootstrapping if self._machine is None else self._machine.poll()
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
-        """Ends the transfer; the sender is told why. Does nothing when it has ended already."""
+        """Ends the transfer and tells the sender why. Does nothing if it has ended already."""
         with self.manager.lock:
             if self._machine is not None:
-                self._machine.abort(
-                    error or Aborted("aborted by the language side", room=self.room), self.manager.now()
-                )
+                reason = error or Aborted("aborted by the language side", room=self.room)
+                self._machine.abort(reason, self.manager.now())
         self.manager.touch(self)
 
     def clear(self) -> None:
-        """The caller is through with the embedding: its arrays are dropped, its blocks go back to the pool."""
+        """The caller needs the embedding no longer: drops its arrays and returns its blocks to the pool."""
         with self.manager.lock:
             if self._machine is not None:
                 self._machine.clear(self.manager.now())
@@ -143,26 +183,20 @@ class EmbeddingReceiver:
                 self.sink.drop()
         self.manager.touch(self)
 
-    def failure_exception(self) -> EmbeddingTransferError:
-        """Why it failed.
-
-        :raises LocalProtocolError: it has not failed.
-        """
-        with self.manager.lock:
-            if self.machine.error is None:
-                raise LocalProtocolError(f"the transfer has not failed: {self.machine.phase.value}", room=self.room)
-            return self.machine.error
-
     # What has arrived
 
     @property
     def total_embedding_length(self) -> int:
-        """Tokens of the whole embedding; -1 while it is not known."""
+        """Tokens of the whole embedding; -1 while the length is unknown."""
         return -1 if self._machine is None else self._machine.total_tokens
 
     @property
     def transferred_tokens(self) -> int:
-        """Tokens from the first on that are here and verified. Raises the transfer's error if it failed."""
+        """Verified tokens from token 0 on without a gap.
+
+        Raises:
+            EmbeddingTransferError: The transfer has failed.
+        """
         with self.manager.lock:
             self.manager.check()
             if self.machine.error is not None:
@@ -177,23 +211,24 @@ class EmbeddingReceiver:
 
     @property
     def transfers(self) -> int:
-        """How many transfers so far: one initial, the others resumed."""
+        """Number of transfers so far: one initial, every further one resumed."""
         return 0 if self._machine is None else self._machine.transfers
 
-    def buffered_chunks(self) -> dict[str, npt.NDArray[np.uint8]] | None:
-        """What has been gathered so far without a gap, or None. A look: unlike :meth:`arrays` it commits to nothing."""
+    def buffered_chunks(self) -> dict[str, Array] | None:
+        """Returns the tokens gathered so far without a gap, or None. Unlike :meth:`arrays`, commits to nothing."""
         with self.manager.lock:
             if not isinstance(self.sink, GatherSink) or not self.sink.arrays:
                 return None
             tokens = self.machine.transferred_tokens
             return {name: array[:tokens] for name, array in self.sink.arrays.items()}
 
-    def arrays(self) -> dict[str, npt.NDArray[np.uint8]]:
-        """The gathered fields, uint8 [total tokens, bytes a token]: rows below ``transferred_tokens`` are final.
+    def arrays(self) -> dict[str, Array]:
+        """Returns the gathered fields, uint8 [total tokens, bytes a token], final below ``transferred_tokens``.
 
-        Reading commits: from now on the content must stay what it is. Valid until :meth:`clear`.
+        Reading commits: from now on another content for the room is an error. Valid until :meth:`clear`.
 
-        :raises LocalProtocolError: nothing has arrived yet, or this receiver hands its chunks on.
+        Raises:
+            LocalProtocolError: Nothing has arrived yet, or the sink does not gather.
         """
         with self.manager.lock:
             arrays = gathered(self.sink).arrays
@@ -202,14 +237,10 @@ class EmbeddingReceiver:
             self.commit()
             return arrays
 
-    def on_change(self, callback: Callable[[], object]) -> None:
-        """``callback`` is called, from the manager's thread, when ``poll()``, ``transferred_tokens`` or whether it is
-        ``lost`` has changed."""
-        self._on_change.append(callback)
-
-    # The manager's side; its lock is held
+    # Called by the manager, which holds its lock
 
     def deliver(self, chunk: Deliver) -> None:
+        """Hands a verified chunk to the sink."""
         if chunk.offset == 0:
             aux = self.machine.aux
             self.manager.buffers.aux_datas[chunk.blocks[0], : len(aux)] = aux
@@ -217,7 +248,7 @@ class EmbeddingReceiver:
         self.sink.deliver(chunk, self.machine.total_tokens)
 
     def granted(self, epoch: int) -> None:
-        """The machine has just made a grant."""
+        """Takes note of the grant that the machine has just made."""
         grant = self.machine.ledger.grants[epoch]
         self.current_allocation = MetadataAllocation(grant.blocks, grant.block_size)
         self.sink.granted(grant.epoch, grant.start, grant.blocks)
@@ -228,18 +259,18 @@ class EmbeddingReceiver:
             )
 
     def notify(self, *, force: bool = False) -> None:
+        """Grants the blocks given to :meth:`init` as soon as possible, then calls the callbacks."""
         if self._allocation is not None and self.machine.wanted(self.manager.now()) is not None:
             allocation, self._allocation = self._allocation, None
             self._grant(allocation, self.manager.now())
             self.manager.touch(self)
-        state = (self.machine.poll(), self.machine.transferred_tokens, self.machine.failover.lost is not None)
-        if force or state != self._reported:
-            self._reported = state
-            for callback in self._on_change:
-                callback()
+        super().notify(force=force)
+
+    def _state(self) -> tuple[object, ...]:
+        return self.machine.poll(), self.machine.transferred_tokens, self.machine.failover.lost is not None
 
     def _grant(self, allocation: MetadataAllocation, now: float) -> int:
-        """Grants the caller's blocks; those beyond what remains go back to the pool at once."""
+        """Grants the caller's blocks. Blocks beyond what remains return to the pool at once."""
         wanted = self.machine.wanted(now)
         if wanted is None:
             raise LocalProtocolError("nothing remains to be granted now", room=self.room)
@@ -251,7 +282,7 @@ class EmbeddingReceiver:
         self.granted(self.machine.ledger.next_epoch - 1)
         return tokens
 
-    # The sink's side
+    # Called by the sink
 
     @property
     def buffers(self) -> MultimodalDataBuffers:
@@ -262,11 +293,11 @@ class EmbeddingReceiver:
         return self.manager.lock
 
     def commit(self) -> None:
-        """Tokens are used: from now on the content must stay what it is."""
+        """Tokens are in use: from now on another content for the room is an error."""
         self.machine.committed = True
 
     def consumed(self, epoch: int, offset: int) -> None:
-        """A delivered chunk's blocks are no longer read."""
+        """The blocks of a delivered chunk are no longer read. Any thread."""
         with self.manager.lock:
             self.machine.consumed(epoch, offset)
         self.manager.touch(self)

@@ -1,4 +1,4 @@
-"""The language side's manager: executes what the receiver machines command."""
+"""The language side's manager: executes the commands of the receiver machines."""
 
 from __future__ import annotations
 
@@ -29,17 +29,24 @@ from .sinks import GatherSink, Sink
 log = logging.getLogger(__name__)
 
 PASSES_A_TURN, MAX_PASSES = 4, 1 << 20
-"""How far a chunk is examined before the next one's turn: 4 MiB, or to its end where there is nobody else."""
+"""Steps of a verification before the next transfer's turn: 4 MiB, or the whole chunk if there is no other transfer."""
 MAX_PEERS = 32
-"""Encode workers that connections are kept to, beyond those that are in use."""
+"""Control connections kept to encode workers, unless more are in use."""
 
 
 class ReceiveManager(Driver):
     """Owns one pool of blocks and every transfer into it, for one language worker.
 
-    :param geometry: layout, number of blocks and block size of the pool.
-    :param transports: transports by which the pool can be reached; owned and closed by the manager.
-    :param name: what logs of the other side call this worker.
+    Args:
+        geometry: Layout, number of blocks and block size of the pool.
+        transports: The transports by which the pool can be reached. The manager closes them.
+        name: The name of this worker in the logs of encode workers.
+        settings: Time-outs, retries and sizes.
+
+    Attributes:
+        buffers: The memory of the pool.
+        allocator: Its blocks, for callers that allocate themselves.
+        addresses: The address of the pool on every transport.
     """
 
     def __init__(
@@ -70,25 +77,31 @@ class ReceiveManager(Driver):
     def open(
         self, room: int, endpoint: str, sink: Sink | None = None, *, failover_timeout: float | None = None
     ) -> EmbeddingReceiver:
-        """The receiving end of ``room``, which the encode worker at ``endpoint`` serves. Call its ``init()`` next.
+        """Opens the receiving end of ``room``, which the encode worker at ``endpoint`` serves. Call ``init()`` next.
 
-        :param sink: where the data goes; gathered into arrays if None.
-        :param failover_timeout: seconds for which :meth:`EmbeddingReceiver.redirect` may be called after the encode
-            worker was lost (:attr:`EmbeddingReceiver.lost`); if None, the transfer then fails at once.
+        Args:
+            room: The ``bootstrap_room``.
+            endpoint: The encode worker's :attr:`~.send_manager.SendManager.endpoint`.
+            sink: Where the data goes; None gathers it into arrays.
+            failover_timeout: Seconds for which :meth:`EmbeddingReceiver.redirect` may be called after the encode
+                worker was lost (:attr:`EmbeddingReceiver.lost`); None: the transfer then fails at once.
+
+        Raises:
+            LocalProtocolError: ``endpoint`` is malformed, or the manager is closed.
         """
         with self.lock:
             self.check()
             return EmbeddingReceiver(self, room, check_endpoint(endpoint), sink or GatherSink(), failover_timeout)
 
     def close(self) -> None:
-        """Aborts what is open, closes the transports, frees the pool. No byte lands in it afterwards."""
+        """Aborts open transfers, closes the transports and frees the pool. No byte is written to it afterwards."""
         with self.lock:
             for receiver in self._receivers.values():
                 receiver.machine.abort(Aborted("the language worker is shutting down", retryable=True), self.now())
                 self.ready_queue.touch(receiver)
             self.advance(self.now())
         self.stop()
-        with ExitStack() as closing:  # each is closed, whatever another one raises
+        with ExitStack() as closing:  # each is closed, whatever the others raise
             closing.callback(self.buffers.close)
             for transport in self.transports.values():
                 closing.callback(transport.close)
@@ -98,13 +111,13 @@ class ReceiveManager(Driver):
             receiver.notify(force=True)
 
     def touch(self, receiver: EmbeddingReceiver) -> None:
-        """Something has happened to it: its turn is now. Any thread."""
+        """Queues the receiver to be processed by the driver thread. Any thread."""
         with self.lock:
             self.ready_queue.touch(receiver)
         self.wake()
 
     def begin(self, receiver: EmbeddingReceiver) -> Receiver:
-        """Makes and enters the machine of a receiver that begins."""
+        """Makes and registers the state machine of a receiver. The lock is held."""
         session = secrets.randbits(62) + 1
         machine = Receiver(
             receiver.room,
@@ -119,7 +132,7 @@ class ReceiveManager(Driver):
         self._receivers[session] = receiver
         return machine
 
-    # The driver's side
+    # Called by the driver thread
 
     def take(self, peer: object, frame: Frame, now: float) -> None:
         receiver = self._receivers.get(frame.target)
@@ -138,10 +151,10 @@ class ReceiveManager(Driver):
                 elif isinstance(event, LinkLost):
                     log.info("a data connection ended: %s", event.error)
         for receiver in self.ready_queue.due(now):
-            if receiver.machine.session in self._receivers:  # else it is over, and was touched once more
+            if receiver.machine.session in self._receivers:  # otherwise it has ended, and was touched once more
                 receiver.machine.expire(now)
                 self._execute(receiver, now)
-        while served := self.admission.deal(now):
+        while served := self.admission.allocate(now):
             for machine, epoch in served:
                 receiver = self._receivers[machine.session]
                 receiver.granted(epoch)
@@ -152,13 +165,13 @@ class ReceiveManager(Driver):
         machine = receiver.machine
         self._run_commands(receiver)
         if receiver.checks:
-            self._examine(receiver, now)
+            self._verify(receiver, now)
             self._run_commands(receiver)
             self.ready_queue.touch(receiver)
-        self.admission.note(machine, now)
-        self.admission.note_quarantine(machine)
+        self.admission.update(machine, now)
+        self.admission.update_quarantine(machine)
         if machine.phase in TERMINAL:
-            self.admission.leave(machine)
+            self.admission.unregister(machine)
         receiver.notify()
         if machine.settled(now):
             self._forget(receiver)
@@ -166,18 +179,18 @@ class ReceiveManager(Driver):
             time = machine.next_timeout()
             self.ready_queue.schedule(receiver, now + self.settings.linger if time is None else time)
 
-    def _examine(self, receiver: EmbeddingReceiver, now: float) -> None:
-        """One chunk a turn, or a part of one: others, and what is said to them, have their turns in between."""
+    def _verify(self, receiver: EmbeddingReceiver, now: float) -> None:
+        """Verifies a chunk, or a part of it, then yields to other transfers and their messages."""
         check = receiver.checks[0]
-        if receiver.examination is None:
-            receiver.examination = receiver.sink.examine(check, receiver.machine.total_tokens)
+        if receiver.verification is None:
+            receiver.verification = receiver.sink.verify(check, receiver.machine.total_tokens)
         passes = PASSES_A_TURN if len(self._receivers) > 1 else MAX_PASSES
         try:
             for _ in range(passes):
-                next(receiver.examination)
+                next(receiver.verification)
         except StopIteration as end:
             receiver.checks.popleft()
-            receiver.examination = None
+            receiver.verification = None
             receiver.examined_tokens += check.length
             receiver.machine.verified_chunk(check.epoch, check.offset, matches=bool(end.value), now=now)
 
@@ -230,13 +243,13 @@ class ReceiveManager(Driver):
         endpoint = str(peer)
         socket = self._peers.get(endpoint)
         if socket is None:
-            self._leave_peers()
+            self._drop_unused_peers()
             socket = self._peers[endpoint] = self.socket(zmq.DEALER)
             socket.connect(endpoint)
         socket.send(data, zmq.NOBLOCK)
 
-    def _leave_peers(self) -> None:
-        """The oldest that nobody needs: one that has ended would be called for ever."""
+    def _drop_unused_peers(self) -> None:
+        """Closes the oldest unused connections: ZeroMQ would try to reach an ended worker for ever."""
         needed = {receiver.endpoint for receiver in list(self._receivers.values())}
         spare = [endpoint for endpoint in self._peers if endpoint not in needed]
         for endpoint in spare[: max(0, len(self._peers) + 1 - MAX_PEERS)]:

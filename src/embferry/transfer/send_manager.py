@@ -1,43 +1,53 @@
-"""The encode side's manager and senders: executes what the sender machines command."""
+"""The encode side's manager: executes the commands of the sender machines."""
 
 from __future__ import annotations
 
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
-import numpy as np
 import zmq
 
 from embferry.protocol.commands import Connect, ReleaseSource, Send, Write
-from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
+from embferry.protocol.errors import Aborted, LocalProtocolError
 from embferry.protocol.layout import Layout
 from embferry.protocol.messages import Frame, Open, Unknown
 from embferry.protocol.sender import Sender
 from embferry.protocol.settings import TransferSettings
-from embferry.protocol.states import KVPoll
 from embferry.transports.contract import Transport
 
-from .checksums import Checksums
 from .driver import Driver, bind
 from .ready_queue import ReadyQueue
-from .staging import Allocate, Source, pageable
+from .send_handle import EmbeddingSender
+from .staging import Allocate, pageable
 from .writer import Writer
 
 log = logging.getLogger(__name__)
 
-MAX_PARKED = 4096  # openings for rooms that are not here yet
+MAX_PARKED = 4096
+"""``open`` messages kept for rooms that are not open here yet."""
 
 
 class SendManager(Driver):
     """Serves every room of one encode worker.
 
-    :param layout: what a token of this worker's embeddings is made of.
-    :param transports: transports this worker can write over, the preferred one first; owned and closed by the manager.
-    :param host: the address to listen on; ``advertise`` is what others are told, if it differs.
-    :param allocate: makes the host buffers through which embeddings in device memory go: pinned ones, best.
+    Args:
+        layout: The fields of a token of this worker's embeddings.
+        transports: The transports this worker can write over, the preferred one first. The manager closes them.
+        host: The IP address to listen on for control messages.
+        port: The TCP port to listen on; 0 for any free one.
+        advertise: The address that receivers connect to, if it differs from ``host``.
+        settings: Time-outs, retries and sizes.
+        allocate: Makes the host buffers that embeddings in device memory pass through; pinned ones are fastest.
+
+    Attributes:
+        endpoint: The address of this manager for control messages: ``tcp://host:port``.
+
+    Raises:
+        TransportError: The port cannot be bound.
+        LayoutMismatch: The layout is out of bounds.
     """
 
     def __init__(
@@ -65,11 +75,12 @@ class SendManager(Driver):
         self.start()
 
     def open(self, room: int) -> EmbeddingSender:
-        """The sending end of ``room``; a receiver may have asked for it already.
+        """Opens the sending end of ``room``. A receiver may have asked for it already.
 
-        A room is drawn at random. One whose transfer has ended may be opened again, for a receiver that still waits.
+        Draw rooms at random. A room whose transfer has ended may be opened again, for a receiver that still waits.
 
-        :raises LocalProtocolError: the room is in use.
+        Raises:
+            LocalProtocolError: The room is in use, or the manager is closed.
         """
         with self.lock:
             self.check()
@@ -91,24 +102,24 @@ class SendManager(Driver):
         return sender
 
     def close(self) -> None:
-        """Aborts what is open, waits until no write reads from anybody's memory, and frees everything."""
+        """Aborts open transfers, waits until no write reads from an embedding, and frees everything."""
         with self.lock:
             for sender in self._rooms.values():
                 sender.machine.abort(Aborted("the encode worker is shutting down", retryable=True), self.now())
                 self.ready_queue.touch(sender)
         self.wake()
-        with ExitStack() as closing:  # each is closed, whatever another one raises
+        with ExitStack() as closing:  # each is closed, whatever the others raise
             closing.callback(self._ended)
             closing.callback(self.writer.close)
 
     def _ended(self) -> None:
         self.stop()
         with self.lock:
-            self.advance(self.now())  # takes the last writes in
+            self.advance(self.now())  # handles the last completed writes
             for sender in self._rooms.values():
                 sender.release()
 
-    # The driver's side
+    # Called by the driver thread
 
     def collapsed(self) -> None:
         for sender in self._rooms.values():
@@ -132,13 +143,13 @@ class SendManager(Driver):
         for sender in self.writer.advance():
             self.ready_queue.touch(sender)
         for sender in self.ready_queue.due(now):
-            if self._rooms.get(sender.room) is sender:  # else it is over, and was touched once more
+            if self._rooms.get(sender.room) is sender:  # otherwise it has ended, and was touched once more
                 sender.machine.expire(now)
                 self._execute(sender, now)
         return self.ready_queue.next() if self.ready_queue.is_clear else now
 
     def begin(self, sender: EmbeddingSender) -> None:
-        """Begins to write what has just become ready, on the caller's thread: nobody has to be woken for it."""
+        """Starts the writes of newly ready tokens on the caller's thread, which saves waking another."""
         self._run_commands(sender)
         for changed in self.writer.advance():
             self.ready_queue.touch(changed)
@@ -147,7 +158,7 @@ class SendManager(Driver):
     def _execute(self, sender: EmbeddingSender, now: float) -> None:
         self._run_commands(sender)
         for session in [session for session in sender.peers if session not in sender.machine.destinations]:
-            del sender.peers[session]  # answered, and not believed: nothing is kept of it
+            del sender.peers[session]  # it was refused: nothing is kept of it
         sender.notify()
         if sender.machine.settled(now):
             del self._rooms[sender.room]
@@ -172,7 +183,7 @@ class SendManager(Driver):
                         sender.release()
 
     def touch(self, sender: EmbeddingSender) -> None:
-        """Something has happened to it: its turn is now. Any thread."""
+        """Queues the sender to be processed by the driver thread. Any thread."""
         with self.lock:
             self.ready_queue.touch(sender)
         self.wake()
@@ -187,101 +198,3 @@ class SendManager(Driver):
     def _send_to(self, peer: object, data: bytes) -> None:
         if isinstance(peer, bytes):
             self._router.send_multipart([peer, data], zmq.NOBLOCK)
-
-
-class EmbeddingSender:
-    """The sending end of one room. Made by :meth:`SendManager.open`. Every method returns at once."""
-
-    def __init__(self, manager: SendManager, machine: Sender) -> None:
-        self.manager = manager
-        self.machine = machine
-        self.room = machine.room
-        self.peers: dict[int, object] = {}
-        self.source: Source = {}
-        self.checksums: Checksums | None = None
-        self.sent_bytes = 0
-        self._on_change: list[Callable[[], object]] = []
-        self._reported = (KVPoll.Bootstrapping, False)
-
-    def init(self, total_tokens: int, content_digest: bytes, aux: tuple[int, ...] = ()) -> None:
-        """Announces the length and the content, as soon as they are known: before the encoder runs.
-
-        :param content_digest: 1 to 64 bytes; equal digests promise equal bytes.
-        :param aux: up to 16 int32 for the language side's ``aux_datas``.
-        """
-        if not 1 <= len(content_digest) <= 64:
-            raise LocalProtocolError("a content digest has 1 to 64 bytes", room=self.room)
-        with self.manager.lock:
-            self.machine.announce(total_tokens, content_digest, aux)
-        self.manager.touch(self)
-
-    def send_embedding(
-        self, rows: Source, ready_tokens: int | None = None, *, checksums: Checksums | None = None
-    ) -> None:
-        """The embedding itself, read in place: do not change it before ``source_released``.
-
-        :param rows: every field of the layout, uint8 [total_tokens, bytes a token]: contiguous, or in device memory.
-        :param ready_tokens: how many are produced so far (all, if None); call again with the same arrays for more.
-        :param checksums: of these rows, as far as they have been taken already; the rest are taken as chunks leave.
-        :raises LocalProtocolError: an array is missing or does not fit what was announced.
-        """
-        with self.manager.lock:
-            total = self.machine.total_tokens
-            for field in self.manager.layout.fields:
-                array = rows.get(field.name)
-                dtype = array.dtype if isinstance(array, np.ndarray) else np.dtype(np.uint8)
-                if array is None or array.shape != (total, field.token_bytes) or dtype != np.uint8:
-                    have = "missing" if array is None else f"{dtype} {array.shape}"
-                    need = f"uint8 ({total}, {field.token_bytes})"
-                    raise LocalProtocolError(f"field {field.name} is {have}, announced was {need}", room=self.room)
-                if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
-                    raise LocalProtocolError(f"field {field.name} is not contiguous", room=self.room)
-            if not self.machine.source_released:
-                self.source, self.checksums = rows, checksums or self.checksums
-                self.machine.produce(total if ready_tokens is None else ready_tokens)
-                self.manager.begin(self)
-
-    def poll(self) -> KVPoll:
-        """Where the transfer stands."""
-        with self.manager.lock:
-            self.manager.check()
-            return self.machine.poll()
-
-    def abort(self, error: EmbeddingTransferError | None = None) -> None:
-        """Ends the transfer; the receiver is told why. Does nothing when it has ended already."""
-        with self.manager.lock:
-            self.machine.abort(error or Aborted("aborted by the encode side", room=self.room), self.manager.now())
-        self.manager.touch(self)
-
-    def clear(self) -> None:
-        """The caller is through with it. The room goes when nobody can ask for it any more."""
-        self.abort()
-
-    def failure_exception(self) -> EmbeddingTransferError:
-        """Why it failed.
-
-        :raises LocalProtocolError: it has not failed.
-        """
-        with self.manager.lock:
-            if self.machine.error is None:
-                raise LocalProtocolError(f"the transfer has not failed: {self.machine.phase.value}", room=self.room)
-            return self.machine.error
-
-    @property
-    def source_released(self) -> bool:
-        """Whether the arrays given to :meth:`send_embedding` are no longer read from."""
-        return self.machine.source_released
-
-    def on_change(self, callback: Callable[[], object]) -> None:
-        """``callback`` is called, from the manager's thread, when ``poll()`` or ``source_released`` has changed."""
-        self._on_change.append(callback)
-
-    def notify(self, *, force: bool = False) -> None:
-        state = (self.machine.poll(), self.machine.source_released)
-        if force or state != self._reported:
-            self._reported = state
-            for callback in self._on_change:
-                callback()
-
-    def release(self) -> None:
-        self.source, self.checksums = {}, None

@@ -1,4 +1,4 @@
-"""Where the data goes on arrival: gathered, used in place, or handed on chunk by chunk."""
+"""Sinks: where data goes on arrival. Gathered, used in place, or handed on chunk by chunk."""
 
 from __future__ import annotations
 
@@ -27,21 +27,25 @@ class Owner(Protocol):
 
     @property
     def lock(self) -> AbstractContextManager[object]:
-        """Held by the manager's thread while it calls the sink; reentrant."""
+        """The manager's lock, held while it calls the sink; reentrant."""
         ...
 
     def consumed(self, epoch: int, offset: int) -> None:
-        """A delivered chunk's blocks are no longer read."""
+        """The blocks of a delivered chunk are no longer read."""
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
-        """The transfer cannot go on."""
+        """Ends the transfer."""
 
     def commit(self) -> None:
-        """Tokens are used in a way that cannot be undone: from now on the content must stay what it is."""
+        """Tokens are in use: from now on another content for the room is an error."""
 
 
 class Sink(ABC):
-    """Takes verified chunks. Called by the manager's thread, with its lock held."""
+    """Verifies chunks and takes them.
+
+    The manager calls every method on its thread, with its lock held: a method must not block, and no other transfer of
+    the manager advances meanwhile.
+    """
 
     owner: Owner
 
@@ -50,45 +54,55 @@ class Sink(ABC):
         return self.owner.buffers
 
     def granted(self, epoch: int, start: int, blocks: tuple[int, ...]) -> None:  # noqa: B027  (a hook)
-        """Blocks were granted for tokens from ``start`` on; most sinks need not know."""
+        """Blocks were granted for tokens from ``start`` on. Most sinks ignore this."""
 
-    def examine(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
-        """Whether the chunk is what its checksum says; always, if it has none. Pauses for others now and then.
+    def verify(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
+        """Compares a chunk with its checksum, step by step: a generator that yields between parts of the chunk.
 
-        A sink may copy it on the way, into what nobody reads yet: a pass over the bytes less. One is examined at a
-        time."""
+        A sink may copy the bytes in the same pass, to memory that is not read yet. One chunk of a transfer is verified
+        at a time.
+
+        Returns:
+            Whether the chunk matches; True if it has no checksum.
+        """
         yield from ()
         views = (view for _, view in self.buffers.chunk(chunk.blocks, 0, chunk.length))
         return chunk.checksum is None or checksum(views).to_bytes(8) == chunk.checksum
 
     @abstractmethod
     def deliver(self, chunk: Deliver, total_tokens: int) -> None:
-        """A verified chunk; each token of an embedding comes once, in any order."""
+        """Takes a verified chunk. Chunks come in any order, each token of the embedding once."""
 
     @abstractmethod
     def restart(self) -> None:
-        """The content was replaced before any of it was used: everything comes again."""
+        """Forgets everything: the content was replaced before any of it was used, and will arrive again."""
 
 
 class GatherSink(Sink):
-    """Gathers into one array a field, of the final length: one copy, and the blocks are free again at once.
+    """Gathers each field into one array of the final length: one copy, after which the blocks are free again.
 
-    :param in_place: an embedding granted whole in adjacent blocks is used where it lies, without any copy. Its blocks
-        then stay with it until :meth:`drop`, so that others may have to wait for them: for callers that use an
-        embedding at once, with a pool that is not tight.
-    :param make: called with the length, once it is known: the arrays to gather into, uint8 [tokens, bytes a token] for
-        each field. Memory that has been used before is worth it: new memory takes longer to get than to fill.
+    Args:
+        in_place: Use an embedding where it lies, without a copy, if it was granted whole in adjacent blocks. Its blocks
+            then stay in use until :meth:`drop`, and other transfers may wait for them. For callers that use embeddings
+            at once and have a large pool.
+        make: Returns the arrays to gather into, uint8 [tokens, bytes a token] for each field, given the number of
+            tokens. Called once the length is known, on the manager's thread with its lock held: it must not block.
+            Reused memory is faster: the kernel takes longer to provide new pages than the copy takes.
+
+    Attributes:
+        arrays: Field name to uint8 [tokens, bytes a token]; empty before the first chunk.
+        chunks: Offset to length, in tokens, of every delivered chunk: the origin's ``chunk_info``.
     """
 
     def __init__(self, *, in_place: bool = False, make: Callable[[int], dict[str, Array]] | None = None) -> None:
         self._make = make
         self.arrays: dict[str, Array] = {}
-        self.chunks: dict[int, int] = {}  # offset: length of what was delivered; the origin's chunk_info
+        self.chunks: dict[int, int] = {}
         self._may_stay = in_place
         self._first: tuple[int, tuple[int, ...]] = (0, ())  # epoch and blocks of the grant for token 0
         self._home = 0  # the epoch whose blocks are the arrays; 0: none
-        self._passed: dict[int, tuple[int, tuple[int, ...]]] = {}  # offset: examined where they lie, not yet delivered
-        self._kept: dict[int, tuple[int, ...]] = {}  # offset: blocks, of the chunks that stay where they lie
+        self._passed: dict[int, tuple[int, tuple[int, ...]]] = {}  # offset: verified in place, not yet delivered
+        self._kept: dict[int, tuple[int, ...]] = {}  # offset: blocks of the chunks used in place
 
     @property
     def in_place(self) -> bool:
@@ -99,11 +113,11 @@ class GatherSink(Sink):
         if start == 0:
             self._first = (epoch, blocks)
 
-    def examine(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
+    def verify(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
         if not self.arrays:
             self._begin(chunk.epoch, total_tokens)
         if chunk.epoch == self._home:
-            if good := (yield from super().examine(chunk, total_tokens)):
+            if good := (yield from super().verify(chunk, total_tokens)):
                 self._passed[chunk.offset] = (chunk.length, chunk.blocks)
             return good
         if self.in_place:
@@ -119,7 +133,7 @@ class GatherSink(Sink):
         if chunk.epoch == self._home:
             self._kept[chunk.offset] = chunk.blocks
         else:
-            self.owner.consumed(chunk.epoch, chunk.offset)  # copied when it was examined
+            self.owner.consumed(chunk.epoch, chunk.offset)  # it was copied during verification
 
     def restart(self) -> None:
         self.arrays, self._home = {}, 0
@@ -128,16 +142,16 @@ class GatherSink(Sink):
         self.chunks.clear()
 
     def drop(self) -> None:
-        """The arrays are no longer read."""
+        """Releases the arrays, which are no longer read."""
         kept, home = self._kept, self._home
         self.restart()
         for offset in kept:
             self.owner.consumed(home, offset)
 
     def _begin(self, epoch: int, total_tokens: int) -> None:
-        """The first chunk is here, and the length is known: where will the embedding lie?"""
+        """Chooses where the embedding will lie. The first chunk has arrived, and the length is known."""
         first, blocks = self._first
-        needed = blocks_needed(total_tokens, self.buffers.geometry.block_size)  # spare ones have gone back to the pool
+        needed = blocks_needed(total_tokens, self.buffers.geometry.block_size)  # spare ones have returned to the pool
         if self._may_stay and epoch == first and needed <= len(blocks):
             arrays = self.buffers.in_place(blocks[:needed], total_tokens)
             if arrays is not None:
@@ -146,7 +160,7 @@ class GatherSink(Sink):
         self.arrays = self._new(total_tokens)
 
     def _move_out(self, total_tokens: int) -> None:
-        """A part came again in other blocks: what lies in place is gathered after all."""
+        """Copies the chunks used in place: a part of the embedding has arrived in other blocks."""
         kept, home, self._home, self._kept = self._kept, self._home, 0, {}
         self.arrays = self._new(total_tokens)
         for offset, blocks in kept.items():
@@ -162,7 +176,9 @@ class GatherSink(Sink):
             wrong = [f.name for f in fields if not _fits(made.get(f.name), (total_tokens, f.token_bytes))]
             if not wrong:
                 return made
-            why = f"the arrays given for {', '.join(wrong)} are not uint8, contiguous, of {total_tokens} tokens"
+            why = (
+                f"make() returned arrays for {', '.join(wrong)} that are not contiguous uint8 of {total_tokens} tokens"
+            )
             self.owner.abort(LocalProtocolError(why))
         return {field.name: np.empty((total_tokens, field.token_bytes), np.uint8) for field in fields}
 
@@ -173,7 +189,7 @@ def _fits(array: Array | None, shape: tuple[int, int]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ArrivedChunk:
-    """Tokens [offset, offset + length), where they lie: valid until :meth:`release`, which must be called once."""
+    """Tokens ``[offset, offset + length)`` in the pool. Valid until :meth:`release`, which must be called once."""
 
     offset: int
     length: int
@@ -187,7 +203,7 @@ class ArrivedChunk:
 
 
 class ChunkSink(Sink):
-    """Hands chunks on as they come, in whatever order; the receiver's memory is then never more than the pool."""
+    """Hands chunks on as they arrive, in any order. The receiver then needs no memory beyond the pool."""
 
     def __init__(self) -> None:
         self._arrived: deque[ArrivedChunk] = deque()
@@ -197,22 +213,22 @@ class ChunkSink(Sink):
         self._arrived.append(ArrivedChunk(chunk.offset, chunk.length, chunk.blocks, lambda: self.owner.consumed(*key)))
 
     def restart(self) -> None:
-        self._arrived.clear()  # the machine has taken their blocks back
+        self._arrived.clear()  # the machine releases their blocks
 
     def peek(self) -> ArrivedChunk | None:
-        """The chunk that :meth:`pop` would take, or None."""
+        """Returns the chunk that :meth:`pop` would take, or None."""
         return self._arrived[0] if self._arrived else None
 
     def pop(self) -> ArrivedChunk | None:
-        """The next chunk, or None. Taking one commits."""
-        with self.owner.lock:  # or else the content could be replaced in between
+        """Takes the next chunk, or returns None. Taking one commits: another content is an error from now on."""
+        with self.owner.lock:  # otherwise the content could be replaced in between
             if not self._arrived:
                 return None
             self.owner.commit()
             return self._arrived.popleft()
 
     def read(self, chunk: ArrivedChunk) -> dict[str, Array]:
-        """Its bytes, uint8 [length, bytes a token] a field: a view if its blocks are adjacent, else a copy."""
+        """Returns a chunk, uint8 [length, bytes a token] a field: a view if its blocks are adjacent, else a copy."""
         whole = self.buffers.in_place(chunk.blocks, chunk.length)
         if whole is not None:
             return whole
@@ -223,9 +239,10 @@ class ChunkSink(Sink):
 
 
 def gathered(sink: Sink) -> GatherSink:
-    """The sink as one that gathers.
+    """Returns ``sink`` if it gathers.
 
-    :raises LocalProtocolError: the receiver was made with another.
+    Raises:
+        LocalProtocolError: It does not.
     """
     if not isinstance(sink, GatherSink):
         raise LocalProtocolError("this receiver hands its chunks on; take them from its sink")

@@ -1,8 +1,8 @@
-"""From device memory to the transport: chunk by chunk through a few host buffers, of bounded size, made once.
+"""Staging: an embedding in device memory is copied to a few host buffers, chunk by chunk, and written from there.
 
-No transport here reads from device memory itself (``Capabilities.device_memory``), so an embedding that lies there is
-copied out a chunk at a time, by one thread, while chunks before it are on their way. A buffer is free again when its
-write is over, and until one is free the next chunk waits where it is.
+No transport here reads from device memory itself (``Capabilities.device_memory``). One thread copies the next chunk
+while earlier ones are being written. A buffer is free again when its write has ended; until one is free, the next chunk
+waits in device memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .fields import Array, Fields
 Key = TypeVar("Key")
 
 Allocate = Callable[[int], Array]
-"""Makes so many bytes of host memory, uint8 [bytes]: pinned, for a device that copies faster from and to such."""
+"""Makes host memory, uint8 [bytes], given the number of bytes. Pinned memory if the device copies faster with it."""
 
 
 class DeviceRows(Protocol):
@@ -34,23 +34,25 @@ class DeviceRows(Protocol):
     def shape(self) -> tuple[int, int]: ...
 
     def copy_out(self, start: int, stop: int, into: Array) -> None:
-        """Copies tokens ``[start, stop)`` to host memory, uint8 [stop - start, bytes a token]; returns when they are
-        there. Called by one thread that has nothing else to do."""
+        """Copies tokens ``[start, stop)`` to host memory, uint8 [stop - start, bytes a token].
+
+        Returns when the copy is complete. Called on the staging thread, without locks: it may block.
+        """
         ...
 
 
 Source = Mapping[str, Array | DeviceRows]
-"""Field name to where its bytes are."""
+"""Field name to its bytes, in host or device memory."""
 
 
 def pageable(nbytes: int) -> Array:
-    """Ordinary memory."""
+    """Allocates ordinary, pageable memory."""
     return np.empty(nbytes, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Staged(Generic[Key]):
-    """A chunk in host memory, or why it is not; :meth:`Staging.release` it when nobody reads it any more."""
+    """A chunk in host memory, or the error of its copy. Give its slot to :meth:`Staging.release` after the write."""
 
     key: Key
     slot: int
@@ -59,8 +61,14 @@ class Staged(Generic[Key]):
 
 
 class Staging(Generic[Key]):
-    """:param slots: buffers; each holds a chunk of about ``chunk_bytes``.
-    :param wake: called, from any thread, when :meth:`finished` has something new.
+    """Host buffers and the thread that fills them.
+
+    Args:
+        layout: The fields of a token.
+        chunk_bytes: Size of the chunk that a buffer holds.
+        slots: Number of buffers.
+        wake: Called on the staging thread, without locks, when :meth:`finished` has something new. Must not block.
+        allocate: Makes the buffers.
     """
 
     def __init__(
@@ -74,21 +82,21 @@ class Staging(Generic[Key]):
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="embferry-staging")
 
     def submit(self, key: Key, source: Source, start: int, stop: int) -> None:
-        """Copies tokens ``[start, stop)`` out as soon as a buffer is free."""
+        """Copies tokens ``[start, stop)`` as soon as a buffer is free."""
         self._waiting.append((key, source, start, stop))
         self._start()
 
     def finished(self) -> list[Staged[Key]]:
-        """What has been copied since the last call."""
+        """Returns the chunks copied since the last call."""
         return [self._finished.popleft() for _ in range(len(self._finished))]
 
     def release(self, slot: int) -> None:
-        """The buffer may be written into again."""
+        """Frees a buffer, which is no longer read."""
         self._free.append(slot)
         self._start()
 
     def close(self) -> None:
-        """Ends the thread. What waits is not copied any more."""
+        """Ends the thread. Waiting chunks are not copied."""
         self._waiting.clear()
         self._copier.shutdown()
 
@@ -99,13 +107,13 @@ class Staging(Generic[Key]):
     def _copy(self, slot: int, key: Key, source: Source, start: int, stop: int) -> None:
         rows = {name: buffer[: stop - start] for name, buffer in self._buffers[slot].items()}
 
-        def over(copied: Future[None]) -> None:
-            caught = copied.exception()  # the device's own, of whatever kind: it ends this transfer, with its reason
+        def copied_out(copied: Future[None]) -> None:
+            caught = copied.exception()  # any error of the device ends this transfer, with its reason
             why = f"tokens [{start}, {stop}) cannot be copied out of device memory: {caught!r}"
             self._finished.append(Staged(key, slot, rows, LocalProtocolError(why) if caught else None))
             self._wake()
 
-        self._copier.submit(_copy_out, source, start, stop, rows).add_done_callback(over)
+        self._copier.submit(_copy_out, source, start, stop, rows).add_done_callback(copied_out)
 
 
 def _copy_out(source: Source, start: int, stop: int, rows: Fields) -> None:

@@ -1,4 +1,4 @@
-"""Waiting for a transfer: with a thread, or in an asyncio loop. The ends themselves never block."""
+"""Waiting for a transfer to end: in a thread, or in an asyncio task."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from embferry.protocol.errors import LeaseExpired
 from embferry.protocol.states import KVPoll
 
 from .receive_handle import EmbeddingReceiver
-from .send_manager import EmbeddingSender
+from .send_handle import EmbeddingSender
 
 End = EmbeddingReceiver | EmbeddingSender
 ENDED = (KVPoll.Success, KVPoll.Failed)
 
 
-def _over(end: End) -> bool:
-    """Whether nothing more will change. A sender is over when its arrays are the caller's again."""
+def _has_ended(end: End) -> bool:
+    """Returns whether the end has ended. A sender has ended when its arrays are no longer read."""
     status = end.poll()
     return status in ENDED and (isinstance(end, EmbeddingReceiver) or end.source_released)
 
 
-def _result(end: End) -> None:
+def _raise_failure(end: End) -> None:
     if end.poll() is KVPoll.Failed:
         raise end.failure_exception()
 
@@ -29,29 +29,34 @@ def _result(end: End) -> None:
 def wait(end: End, timeout: float) -> None:
     """Blocks the calling thread until the transfer has succeeded; for a sender, until its arrays are no longer read.
 
-    :param timeout: seconds.
-    :raises EmbeddingTransferError: the transfer failed; this is why.
-    :raises LeaseExpired: ``timeout`` has passed; the transfer goes on.
+    Args:
+        end: A receiver or a sender.
+        timeout: Seconds.
+
+    Raises:
+        EmbeddingTransferError: The transfer has failed; this is the reason.
+        LeaseExpired: ``timeout`` has passed. The transfer goes on.
     """
     changed = threading.Event()
     end.on_change(changed.set)
-    deadline = end.manager.now() + timeout
-    while not _over(end):
-        if not changed.wait(max(0.0, deadline - end.manager.now())):
+    deadline = end.now() + timeout
+    while not _has_ended(end):
+        if not changed.wait(max(0.0, deadline - end.now())):
             raise LeaseExpired(f"not transferred within {timeout:g} s; it is still going on", room=end.room)
         changed.clear()
-    _result(end)
+    _raise_failure(end)
 
 
 async def transferred(end: End) -> None:
-    """Awaits what :func:`wait` waits for, without a thread. Put it under ``asyncio.timeout`` to bound it.
+    """Waits like :func:`wait`, in an asyncio task and without a thread. ``asyncio.timeout`` bounds it.
 
-    :raises EmbeddingTransferError: the transfer failed; this is why.
+    Raises:
+        EmbeddingTransferError: The transfer has failed; this is the reason.
     """
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
     end.on_change(lambda: loop.call_soon_threadsafe(changed.set))
-    while not _over(end):
+    while not _has_ended(end):
         await changed.wait()
         changed.clear()
-    _result(end)
+    _raise_failure(end)

@@ -1,12 +1,11 @@
-"""Executes the writes that the sender machines command: over which transport, from where, with what checksum."""
+"""Executes the writes of all sender machines: over which transport, from where, with which checksum."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,30 +19,38 @@ from embferry.transports.contract import LinkLost, Transport, Written
 
 from .checksums import chunk_checksum
 from .fields import Fields
+from .send_handle import EmbeddingSender
 from .staging import Allocate, Staged, Staging
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .send_manager import EmbeddingSender
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Writing:
-    """A write that has been started."""
+    """A write in flight.
+
+    Attributes:
+        slot: The staging buffer that it reads from, if any.
+    """
 
     sender: EmbeddingSender
     command: Write
     checksum: bytes | None
-    slot: int | None  # the staging buffer it reads from
+    slot: int | None
 
 
 class Writer:
-    """All writes of one manager. Used by its thread only.
+    """All writes of one manager. The manager's lock is held during every call.
 
-    :param allocate: makes the buffers for embeddings in device memory; they are made when the first such one is sent.
+    Args:
+        layout: The fields of a token.
+        transports: The transports to write over.
+        settings: Sizes of chunks, and how many are written at once.
+        wake: Called by transports, from any thread, when :meth:`advance` has something to do. Must not block.
+        allocate: Makes the host buffers for embeddings in device memory, when the first such embedding is sent.
+
+    Attributes:
+        addresses: The address of this end on every transport.
     """
 
     def __init__(
@@ -59,23 +66,22 @@ class Writer:
         for transport in transports:
             transport.wake = wake
         self.addresses = tuple(TransportAddress(transport.name, transport.address) for transport in transports)
-        """This end of every transport."""
         self._wake, self._allocate = wake, allocate
         self._staging: Staging[tuple[EmbeddingSender, Write]] | None = None
         self._writing: dict[int, _Writing] = {}
         self._next_ticket = 1
 
     def connect(self, sender: EmbeddingSender, target: int, transport: TransportAddress) -> None:
-        """Ahead of the first write, which then does not wait for it."""
+        """Connects before the first write, which then does not wait for it."""
         try:
             self.transports[transport.name].connect(transport.handle)
         except TransportError as error:
-            log.info("room %d: %s does not lead there: %s", sender.room, transport.name, error)
+            log.info("room %d: cannot connect over %s: %s", sender.room, transport.name, error)
             if not error.retryable:
                 sender.machine.transport_failed(target, transport.name)
 
     def write(self, sender: EmbeddingSender, command: Write) -> None:
-        """Starts a write, or the copy out of device memory that it needs first."""
+        """Starts a write, or the copy from device memory that must precede it."""
         rows = {name: rows for name, rows in sender.source.items() if isinstance(rows, np.ndarray)}
         if len(rows) == len(sender.source):
             self._start(sender, command, rows, command.offset, None)
@@ -88,22 +94,22 @@ class Writer:
         self._staging.submit((sender, command), sender.source, command.offset, command.offset + command.length)
 
     def advance(self) -> set[EmbeddingSender]:
-        """Takes in what the transports report, and what has been copied out of device memory; answers whose it was."""
+        """Handles completed writes and completed copies from device memory. Returns the senders concerned."""
         changed = set()
         for transport in self.transports.values():
             for event in transport.poll():
                 if isinstance(event, LinkLost):
                     log.info("a data connection ended: %s", event.error)
                 elif isinstance(event, Written):
-                    changed.add(self._over(event))
+                    changed.add(self._completed(event))
         for staged in self._staging.finished() if self._staging else ():
             changed.add(staged.key[0])
             self._staged(staged)
         return changed
 
     def close(self) -> None:
-        """Closes the transports; :meth:`advance` then has the last events."""
-        with ExitStack() as closing:  # each is closed, whatever another one raises
+        """Closes the transports. :meth:`advance` then handles the last events."""
+        with ExitStack() as closing:  # each is closed, whatever the others raise
             for transport in self.transports.values():
                 closing.callback(transport.close)
             if self._staging:
@@ -120,7 +126,7 @@ class Writer:
         self._release(staged.slot)
 
     def _start(self, sender: EmbeddingSender, c: Write, rows: Fields, at: int, slot: int | None) -> None:
-        """``at``: where in ``rows`` the chunk begins."""
+        """Starts a write of the tokens from row ``at`` of ``rows`` on."""
         geometry, transport = sender.machine.destinations[c.target].opened.geometry, self.transports[c.transport.name]
         pieces = source_pieces(geometry, rows, at, c.length, c.blocks, 0)
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
@@ -131,7 +137,7 @@ class Writer:
             self._release(slot)
             return
         transport.write(c.transport.handle, c.epoch, c.blocks, pieces, ticket)
-        checksum = self._checksum(sender, c, rows, at) if c.checksum else None  # while it is being written
+        checksum = self._checksum(sender, c, rows, at) if c.checksum else None  # the transport writes meanwhile
         self._writing[ticket] = _Writing(sender, c, checksum, slot)
         sender.sent_bytes += c.length * self.layout.token_bytes
 
@@ -139,7 +145,7 @@ class Writer:
         known = sender.checksums.of(c.offset, c.length) if sender.checksums else None
         return known or chunk_checksum(self.layout, rows, at, c.length)
 
-    def _over(self, event: Written) -> EmbeddingSender:
+    def _completed(self, event: Written) -> EmbeddingSender:
         writing = self._writing.pop(event.ticket)
         c, machine = writing.command, writing.sender.machine
         self._release(writing.slot)

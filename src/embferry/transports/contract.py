@@ -1,11 +1,11 @@
-"""The contract a transport fulfils, as small as it can be.
+"""The contract of a transport.
 
 The receiving side owns a region and decides who may write where: it *registers* the region, *admits* a window
 (these blocks, under this epoch), and *revokes* it. The sending side *connects* to a handle and *writes* under an
 epoch. Everything is non-blocking; results come out of :meth:`Transport.poll`. A transport refuses a write that no
-admitted window covers, on the receiving side where it can, and in any case before a byte lands.
+admitted window covers: on the receiving side where it can, and in any case before a byte is written.
 
-:mod:`embferry.testing.conformance` is the suite that every transport passes; it is public.
+:mod:`embferry.testing.conformance` is the suite that every transport passes. It is public.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a transport can do beyond the contract."""
+    """Abilities of a transport beyond the contract."""
 
     same_host_only: bool
     device_memory: bool = False
     """Reads from and writes to GPU memory without staging."""
     copies_payload: int = 0
-    """Copies of the payload in user space on its way from source tensor to destination blocks, the landing excluded."""
+    """Copies of the payload in user space between the source tensor and the destination blocks."""
     maps_region: bool = False
-    """The region must be memory that can be mapped a second time (``Region.fd``)."""
+    """Whether the region must be memory that can be mapped a second time (``Region.fd``)."""
 
 
 class Region(Protocol):
-    """Memory that peers write into; :class:`~embferry.memory.buffers.MultimodalDataBuffers` is one."""
+    """Memory that peers write into, such as :class:`~embferry.memory.buffers.MultimodalDataBuffers`."""
 
     @property
     def view(self) -> memoryview:
-        """All of it, writable, format ``B``."""
+        """The whole region, writable, format ``B``."""
         ...
 
     @property
     def fd(self) -> int | None:
-        """A sealed memfd another process of this host can map, or None for private memory."""
+        """A sealed memfd that another process of this host can map, or None for private memory."""
         ...
 
     @property
@@ -64,13 +64,14 @@ class Region(Protocol):
     def rows(self) -> tuple[tuple[int, int], ...]:
         """``(offset, size)`` of each field, ascending: block ``b`` is the ``size`` bytes at ``offset + b * size``.
 
-        This is what lets a transport see which blocks a byte range touches."""
+        From this a transport computes which blocks a byte range touches.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Leave to write to ``blocks`` of the region under ``epoch``."""
+    """Permission to write to ``blocks`` of the region under ``epoch``."""
 
     epoch: int
     blocks: tuple[int, ...]
@@ -78,7 +79,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The write ``ticket`` is over: the bytes are in the peer's region (``error`` None), or no more will be sent."""
+    """The write ``ticket`` has ended: its bytes are in the peer's region (``error`` None), or no more will be sent."""
 
     ticket: int
     error: TransportError | None = None
@@ -103,9 +104,11 @@ Event = Written | Revoked | LinkLost
 
 
 class Transport(ABC):
-    """One transport for bytes. Thread-safe: the driver's thread and the transport's own threads may overlap.
+    """Moves bytes from a sender into a receiver's region. Thread-safe.
 
-    ``wake`` is called (from any thread, must not block) whenever :meth:`poll` has something new.
+    Args:
+        wake: Called on any thread, possibly with locks of the transport held, whenever :meth:`poll` has a new event.
+            Must not block.
     """
 
     name: ClassVar[str]
@@ -116,61 +119,80 @@ class Transport(ABC):
 
     @property
     def address(self) -> bytes:
-        """What a receiver must know of this sending end before it can be written to (at most 1 KiB); empty: nothing.
+        """The address of this sending end, at most 1 KiB, for transports on which the receiver fetches; else empty.
 
-        A transport on which the receiver fetches has one. It travels in a control message."""
+        It travels in a control message.
+        """
         return b""
 
     # Receiving side
     @abstractmethod
     def register(self, region: Region) -> bytes:
-        """Makes the region reachable, closed to every write. Returns the handle a peer connects with (at most 1 KiB).
+        """Makes the region reachable, closed to every write.
 
-        One region a transport; a second call raises ``LocalProtocolError``."""
+        Returns:
+            The handle that peers connect with, at most 1 KiB.
+
+        Raises:
+            LocalProtocolError: A region is registered already.
+            TransportError: The transport cannot start here.
+        """
 
     def connect_to_sender(self, address: bytes) -> None:  # noqa: B027  (most transports need nothing)
-        """Prepares to be written to by the sending end at ``address``; idempotent. The address came from the wire.
+        """Prepares to be written to by the sender at ``address``, which came from the wire. Idempotent.
 
-        :raises TransportError: malformed or unreachable from here (not retryable)."""
+        Raises:
+            TransportError: The address is malformed, or unreachable from here (not retryable).
+        """
 
     @abstractmethod
     def admit(self, window: Window) -> None:
-        """Opens ``window``. Its blocks must belong to no other open window (``LocalProtocolError``)."""
+        """Opens ``window``.
+
+        Raises:
+            LocalProtocolError: A block of it belongs to another open window.
+        """
 
     @abstractmethod
     def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
-        """Takes ``blocks`` out of the window of ``epoch`` at once: its writer has said that it is done with them.
+        """Removes ``blocks`` from the window of ``epoch`` at once: its writer is done with them.
 
-        The window is gone with its last block. Unknown epochs and blocks are ignored."""
+        The window ends with its last block. Unknown epochs and blocks are ignored.
+        """
 
     @abstractmethod
     def revoke(self, epoch: int) -> None:
-        """Closes the window against its writer's will; :class:`Revoked` follows when that has become true.
+        """Closes the window whether or not its writer is done. :class:`Revoked` follows once no write can reach it.
 
-        ``Revoked`` is reported exactly once for each call, also for an epoch that was never admitted."""
+        ``Revoked`` is reported exactly once for each call, also for an epoch that was never admitted.
+        """
 
     # Sending side
     @abstractmethod
     def connect(self, handle: bytes) -> None:
-        """Prepares to write to the region behind ``handle``; idempotent. The handle came from the wire.
+        """Prepares to write to the region behind ``handle``, which came from the wire. Idempotent.
 
-        :raises TransportError: malformed or unreachable from here (not retryable), or refused (retryable)."""
+        Raises:
+            TransportError: The handle is malformed or unreachable from here (not retryable), or the connection was
+                refused (retryable).
+        """
 
     @abstractmethod
     def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
-        """Begins to write ``pieces``, all in ``blocks`` ``epoch``; :class:`Written` with ``ticket`` follows once.
+        """Starts to write ``pieces``, all in ``blocks``, under ``epoch``. :class:`Written` follows exactly once.
 
-        The sources stay valid and unchanged until then. Never raises for a broken link: that is an event."""
+        The sources must stay valid and unchanged until then. A broken connection is an event, not an exception.
+        """
 
     @abstractmethod
     def disconnect(self, handle: bytes) -> None:
-        """Forgets the link; writes in flight end in :class:`Written` first. Unknown handles are ignored."""
+        """Closes the connection. Writes in flight end in :class:`Written` first. Unknown handles are ignored."""
 
     # Both
     @abstractmethod
     def poll(self) -> list[Event]:
-        """What has happened since the last call. Never blocks."""
+        """Returns the events since the last call. Never blocks."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends threads, closes sockets, unmaps memory. Idempotent. No byte lands in the own region after it returns."""
+        """Ends threads, closes sockets, unmaps memory. Idempotent. No byte is written to the region afterwards."""

@@ -1,4 +1,4 @@
-"""Handles travel in control messages and come back from the wire: every byte of one is suspect."""
+"""Decoding of handles. They come from the wire, so every byte of them is untrusted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_HANDLE_BYTES = 1024
 TOKEN_BYTES = 16
 
 Token = Annotated[bytes, msgspec.Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
-"""Random, and shown by who connects: it proves that the handle is known."""
+"""A random token that a connecting peer must present, which proves that it knows the handle."""
 Host = Annotated[str, msgspec.Meta(max_length=64)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
@@ -20,9 +20,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def decode_handle(handle: bytes, kind: type[T], transport: str) -> T:
-    """The ``kind`` that ``handle`` encodes.
+    """Returns the ``kind`` that ``handle`` encodes.
 
-    :raises TransportError: it does not; never worth a retry.
+    Raises:
+        TransportError: The handle is malformed or of another transport (not retryable).
     """
     if not isinstance(handle, bytes) or len(handle) > MAX_HANDLE_BYTES:
         raise TransportError(

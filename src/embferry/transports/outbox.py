@@ -1,4 +1,4 @@
-"""Where a transport's threads put events until the driver polls."""
+"""The queue of a transport's events until the driver polls them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from .contract import Event
 
 
 class Outbox:
-    """Events in the order they happened. Any thread posts; ``wake`` is called after each post."""
+    """Events in order. Any thread may post.
+
+    Args:
+        wake: Called on the posting thread after each post. Must not block.
+    """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -23,14 +27,19 @@ class Outbox:
         self._wake()
 
     def fail(self, error: BaseException) -> None:
-        """A thread of the transport has died of a bug: the next :meth:`drain` raises, so that nobody waits in vain."""
+        """Reports that a thread of the transport has ended by a bug: the next :meth:`drain` raises."""
         self._failure = error
         self._wake()
 
     def drain(self) -> list[Event]:
+        """Removes and returns all events.
+
+        Raises:
+            LocalProtocolError: A thread of the transport has ended by a bug.
+        """
         if self._failure is not None:
             raise LocalProtocolError(
                 f"a thread of the transport ended with {self._failure!r}; report this as a bug"
             ) from self._failure
-        # Not list(self._events) and clear(): a post between the two would be lost.
+        # list(self._events) and clear() would lose an event posted in between.
         return [self._events.popleft() for _ in range(len(self._events))]

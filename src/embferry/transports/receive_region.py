@@ -1,8 +1,8 @@
-"""A region that a thread of ours receives into, on transports where it asks before every byte.
+"""The region of transports whose own thread receives into it, and the permit checked before each receive.
 
-A byte may land only while its window is open, so before each receive the thread asks again; the receive itself happens
-under :attr:`ReceiveRegion.lock` and never waits for the network. Who has closed a window and then held the lock once
-therefore knows that no later byte lands in it.
+A byte may be written only while its window is open, so the thread checks the permit before each receive. The receive
+itself holds :attr:`ReceiveRegion.lock` and never waits for the network. After closing a window and acquiring the lock
+once, it is therefore certain that no later byte is written to that window.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from .windows import BlockRows, Windows
 
 
 class ReceiveRegion:
-    """Its windows, its bytes, and the lock that a receive holds.
+    """The windows and bytes of a region, and the lock that every receive holds.
 
-    :param outbox: is told of each revocation.
+    Args:
+        region: The registered region.
+        outbox: Takes a ``Revoked`` event for each revocation.
     """
 
     def __init__(self, region: Region, outbox: Outbox) -> None:
@@ -42,29 +44,33 @@ class ReceiveRegion:
         self._outbox.post(Revoked(epoch))
 
     def close(self) -> None:
-        """When it returns, no byte lands any more."""
+        """Closes every window. No byte is written once it returns."""
         self.windows.close_all()
         self._settle()
 
     def _settle(self) -> None:
-        """Returns when no receive is under way that began before the call: at most one call of the kernel later."""
+        """Returns when every receive that began before the call has ended: at most one system call later."""
         with self.lock:
             pass
 
 
 class Permit:
-    """Whether one write may land. To be asked under :attr:`ReceiveRegion.lock`; once it is refused, it stays so.
+    """Permission for one write, checked with :attr:`ReceiveRegion.lock` held. Once refused, it stays refused.
 
-    :param touched: the blocks of the write; None: it leaves its field.
+    Args:
+        windows: The open windows.
+        epoch: The epoch of the write.
+        touched: The blocks that it touches; None: it leaves its field.
     """
 
     def __init__(self, windows: Windows, epoch: int, touched: npt.NDArray[np.intp] | None) -> None:
         self.refused = touched is None
         self._windows, self._epoch, self._touched = windows, epoch, touched
-        self._version = -1  # of the windows, when they were last seen to allow the write
+        self._version = -1  # version of the windows at the last check
 
     def holds(self) -> bool:
-        version = self._windows.version  # before looking: what is closed meanwhile has a later one
+        """Returns whether the write is still allowed."""
+        version = self._windows.version  # read first: a window closed during the check raises the version
         if version != self._version and self._touched is not None and not self.refused:
             self._version = version
             self.refused = not self._windows.allows(self._epoch, self._touched)

@@ -1,8 +1,8 @@
-"""Who may write which block now: the one table behind every transport's refusals.
+"""The table of open windows: which epoch may write which block. Every transport rejects writes by it.
 
-The table is an array, ``owner[block]`` = the epoch that may write the block, :data:`CLOSED` for nobody. A byte range
-is allowed under an epoch when every block it touches belongs to that epoch. The ``shm`` transport puts the array
-into shared memory, the others keep it to themselves.
+The table is an array: ``owner[block]`` is the epoch that may write the block, or :data:`CLOSED`. A byte range is
+allowed under an epoch if every block that it touches belongs to that epoch. The ``shm`` transport keeps the array in
+shared memory, the others in private memory.
 """
 
 from __future__ import annotations
@@ -26,12 +26,20 @@ Ranges = npt.NDArray[np.uint64]
 
 
 def as_ranges(ranges: Sequence[tuple[int, int]]) -> Ranges:
-    """:raises OverflowError: a number is negative or beyond 64 bits."""
+    """Returns byte ranges as an array.
+
+    Raises:
+        OverflowError: A number is negative or exceeds 64 bits.
+    """
     return np.array(ranges, dtype=np.uint64).reshape(-1, 2)
 
 
 def ranges_of(pieces: Sequence[Piece]) -> Ranges:
-    """:raises OverflowError: as :func:`as_ranges`."""
+    """Returns the byte ranges that pieces are written to.
+
+    Raises:
+        OverflowError: As :func:`as_ranges`.
+    """
     return as_ranges([(piece.offset, piece.source.nbytes) for piece in pieces])
 
 
@@ -39,7 +47,7 @@ FEW = 16
 
 
 class BlockRows:
-    """Which blocks a byte range touches, from a region's rows (see ``Region.rows``)."""
+    """Computes which blocks byte ranges touch, from the rows of a region (see ``Region.rows``)."""
 
     def __init__(self, rows: Sequence[tuple[int, int]], num_blocks: int) -> None:
         table = np.array(rows, dtype=np.int64).reshape(-1, 2)
@@ -49,11 +57,11 @@ class BlockRows:
         self.end = int((self._base + self._row * num_blocks).max())
 
     def touched(self, ranges: Ranges) -> npt.NDArray[np.intp] | None:
-        """The blocks that ``ranges`` touch, ascending, or None when a range leaves its field. No arithmetic wraps."""
+        """Returns the blocks that ``ranges`` touch, ascending; None if one leaves its field. No arithmetic wraps."""
         return self._few(ranges.tolist()) if len(ranges) <= FEW else self._many(ranges)
 
     def _few(self, ranges: list[tuple[int, int]]) -> npt.NDArray[np.intp] | None:
-        """Without numpy, whose calls cost more than a few ranges do."""
+        """For a few ranges, plain Python is faster than numpy calls."""
         found: set[int] = set()
         for offset, length in ranges:
             if offset + length > self.end:
@@ -88,14 +96,19 @@ class BlockRows:
 
 
 def allows(owner: npt.NDArray[np.uint64], epoch: int, touched: npt.NDArray[np.intp]) -> bool:
-    """Whether every touched block, of at least one, belongs to ``epoch``."""
+    """Returns whether there is a touched block and every touched block belongs to ``epoch``."""
     return 1 <= epoch <= MAX_EPOCH and touched.size > 0 and bool((owner[touched] == np.uint64(epoch)).all())
 
 
 class Windows:
-    """The open windows of a region. ``version`` grows whenever one is closed, wholly or in part.
+    """The open windows of a region. Thread-safe.
 
-    :param owner: uint64 ``[num_blocks]``, all :data:`CLOSED`.
+    Args:
+        rows: The rows of the region.
+        owner: uint64 ``[num_blocks]``, all :data:`CLOSED`; the table itself.
+
+    Attributes:
+        version: Grows whenever a window is closed, wholly or in part.
     """
 
     def __init__(self, rows: BlockRows, owner: npt.NDArray[np.uint64]) -> None:
@@ -106,6 +119,11 @@ class Windows:
         self._lock = threading.Lock()
 
     def admit(self, window: Window) -> None:
+        """Opens a window.
+
+        Raises:
+            LocalProtocolError: Its epoch or blocks are out of bounds or in use.
+        """
         blocks = np.array(window.blocks, dtype=np.int64)
         if not 1 <= window.epoch <= MAX_EPOCH:
             raise LocalProtocolError(f"epoch {window.epoch} cannot be admitted; epochs are 1 to 2**64 - 1")
@@ -128,7 +146,7 @@ class Windows:
             self._shut(epoch, window & set(blocks))
 
     def revoke(self, epoch: int) -> tuple[int, ...]:
-        """Closes what is open of the window of ``epoch`` and returns those blocks, ascending."""
+        """Closes the window of ``epoch``. Returns the blocks that were still open, ascending."""
         with self._lock:
             blocks = self._open.get(epoch, set()).copy()
             self._shut(epoch, blocks)
@@ -141,7 +159,7 @@ class Windows:
             self.version += 1
 
     def allows(self, epoch: int, touched: npt.NDArray[np.intp]) -> bool:
-        """Whether all of these blocks may be written under ``epoch`` at this moment. There must be at least one."""
+        """Returns whether all of these blocks, at least one, may be written under ``epoch`` at this moment."""
         return allows(self._owner, epoch, touched)
 
     def _shut(self, epoch: int, blocks: set[int]) -> None:

@@ -33,7 +33,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.worker.errors import error_response
 from embferry.serve.worker.http import disconnected
 from embferry.transfer.fields import Fields
-from embferry.transfer.send_manager import EmbeddingSender
+from embferry.transfer.send_handle import EmbeddingSender
 from embferry.transports.http import resource
 
 log = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embferry.engine.cache import Lease
+from embferry.engine.cache import Pin
 from embferry.engine.embedding import FieldSpec
 from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import stream_digest
 from embferry.transfer.fields import Fields
-from embferry.transfer.send_manager import EmbeddingSender
+from embferry.transfer.send_handle import EmbeddingSender
 
 
 class Room:
@@ -42,7 +42,7 @@ class Room:
         self.digest = b""
         self._whole = False
         self._rows: dict[str, np.ndarray] = {}
-        self._lease: Lease | None = None
+        self._lease: Pin | None = None
 
     def fill(self, items: Sequence[PreparedItem]) -> None:
         """The items have been prepared.
@@ -55,7 +55,7 @@ class Room:
         self.digest = stream_digest([item.digest for item in items])
         self._whole = len(items) == 1
 
-    def add(self, lease: Lease, fields: Sequence[FieldSpec]) -> Fields:
+    def add(self, lease: Pin, fields: Sequence[FieldSpec]) -> Fields:
         """Takes in the embedding of the next item; answers all rows, of which ``ready_tokens`` are there now.
 
         A single item is sent from where it lies in the cache, and its lease held until :meth:`release`. Several are

@@ -201,7 +201,7 @@ class EncodeService:
         sender = request.embedding_sender
         if sender.poll() is not KVPoll.Failed:
             try:
-                lease = self.cache.lease(room.waiting[0].digest, lambda: self._encoded(room.waiting[0]))
+                lease = self.cache.pin(room.waiting[0].digest, lambda: self._encoded(room.waiting[0]))
                 sender.send_embedding(room.add(lease, self.encoder.fields), room.ready_tokens)
             except Exception as error:  # whatever the encoder raises ends this request, and no other
                 log.error("room %d: its media could not be encoded", room.number, exc_info=error)

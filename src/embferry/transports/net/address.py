@@ -1,4 +1,4 @@
-"""Addresses on which a receiver listens, and those that a handle names."""
+"""Validation of IP addresses: of the own host, and in handles from the wire."""
 
 from __future__ import annotations
 
@@ -8,31 +8,38 @@ from embferry.protocol.errors import LocalProtocolError, TransportError
 
 
 def own(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """:raises LocalProtocolError: it is a name, or nonsense."""
+    """Returns the address of the own host.
+
+    Raises:
+        LocalProtocolError: It is not an IP address.
+    """
     try:
         return ipaddress.ip_address(host)
     except ValueError as error:
-        raise LocalProtocolError(f"{host} is not an IP address; names are not looked up here") from error
+        raise LocalProtocolError(f"{host} is not an IP address; host names are not resolved here") from error
 
 
 def advertised(host: str) -> str:
-    """``host``, if peers can connect to it.
+    """Returns ``host`` if peers can connect to it.
 
-    :raises LocalProtocolError: as :func:`own`, or it stands for all addresses."""
+    Raises:
+        LocalProtocolError: It is not an IP address, or stands for all addresses.
+    """
     if own(host).is_unspecified:
         raise LocalProtocolError(f"peers cannot connect to {host}; advertise this host's address")
     return host
 
 
 def reachable(host: str) -> str:
-    """The address of a handle. One with a zone (``fe80::1%eth0``) means something on the receiver's host only.
+    """Returns the address that a handle names. A zone (``fe80::1%eth0``) has a meaning on the receiver's host only.
 
-    :raises TransportError: nobody can be there; not worth a retry.
+    Raises:
+        TransportError: No host can have this address (not retryable).
     """
     try:
         address = ipaddress.ip_address(host)
     except ValueError as error:
         raise TransportError(f"the handle's host is not an IP address: {error}", retryable=False) from error
     if "%" in host or address.is_unspecified or address.is_multicast:
-        raise TransportError(f"nobody can be reached at {host!r}; advertise another address", retryable=False)
+        raise TransportError(f"{host!r} cannot be connected to; advertise another address", retryable=False)
     return str(address)

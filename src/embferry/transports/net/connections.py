@@ -1,4 +1,4 @@
-"""What the transports over sockets share as transports: one thread, a link for each handle, an end to all of it."""
+"""Base of the transports over sockets: one thread, a link for each handle, an orderly end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .loop import Loop
 
 
 class Receiving(Protocol):
-    """What serves the registered region, as in the contract of a transport."""
+    """The receiving side of a registered region, as in the contract of a transport."""
 
     def admit(self, window: Window) -> None: ...
 
@@ -26,15 +26,16 @@ class Receiving(Protocol):
 
 
 class Link(Protocol):
-    """Writes to the receiver behind one handle."""
+    """The connection to the receiver behind one handle."""
 
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
-        """From any thread. Ends in one ``Written``, also after :meth:`end`."""
+        """Starts a write, which ends in one ``Written``, also after :meth:`end`. Any thread."""
 
     def end(self, error: TransportError, *, lost: bool) -> None:
-        """On the loop's thread; idempotent. Ends every write in flight. ``lost``: it was not this side that wanted it.
+        """Ends every write in flight, then the link. Idempotent. Runs on the loop's thread.
 
-        When that is done the link has itself forgotten, then posts ``LinkLost`` if it was lost."""
+        The link then calls ``forget`` and, if ``lost`` (the other side or the network ended it), posts ``LinkLost``.
+        """
 
 
 R = TypeVar("R", bound=Receiving)
@@ -42,14 +43,14 @@ L = TypeVar("L", bound=Link)
 
 
 class LinkedTransport(Transport, Generic[R, L]):
-    """A subclass registers the region (:attr:`_receiving`), connects (:meth:`_join`), and ends what receives."""
+    """A transport with one loop thread. A subclass registers the region, makes links and ends the receiving side."""
 
     def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
         super().__init__(wake)
         self._outbox = Outbox(lambda: self.wake())
         self._loop = Loop(f"embferry-{self.name}", self._outbox.fail)
         self._receiving: R | None = None
-        self._lock = threading.Lock()  # of what follows, which other threads change too
+        self._lock = threading.Lock()  # guards the attributes below
         self._links: dict[bytes, L] = {}
         self._unfinished: set[L] = set()
         self._closed = False
@@ -97,7 +98,7 @@ class LinkedTransport(Transport, Generic[R, L]):
 
     @abstractmethod
     def _shut(self, links: Sequence[L]) -> None:
-        """Ends the receiving side. ``links`` have been told to end; the loop still runs, and is closed next."""
+        """Ends the receiving side. ``links`` are ending already; the loop runs until this returns."""
 
     def _check_open(self) -> None:
         if self._closed:
@@ -115,7 +116,9 @@ class LinkedTransport(Transport, Generic[R, L]):
     def _join(self, handle: bytes, link: Callable[[], L]) -> None:
         """Makes the link behind ``handle``, unless there is one.
 
-        :raises TransportError: what ``link`` raises."""
+        Raises:
+            TransportError: ``link`` has raised it.
+        """
         with self._lock:
             self._check_open()
             if handle not in self._links:
@@ -123,7 +126,7 @@ class LinkedTransport(Transport, Generic[R, L]):
                 self._unfinished.add(made)
 
     def _forget(self, handle: bytes, link: L) -> None:
-        """The link is over."""
+        """Removes a link that has ended."""
         with self._lock:
             self._unfinished.discard(link)
             if self._links.get(handle) is link:

@@ -1,4 +1,4 @@
-"""Whom we connect to: a connection that is being made on the loop, and what finds out that the other end is gone."""
+"""Non-blocking outgoing connections, and the keep-alive that detects a dead peer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ _KEEPALIVE = (
 
 
 def set_keepalive(sock: socket.socket) -> None:
-    """Finds out within half a minute that the peer's host is gone."""
+    """Makes the kernel detect within half a minute that the peer's host is gone."""
     for option in _KEEPALIVE:
         sock.setsockopt(*option)
 
 
 def connecting(address: tuple[str, int]) -> socket.socket:
-    """A socket that does not block, whose connection to the IP address and port has begun.
+    """Returns a non-blocking socket that is connecting to an IP address and port.
 
-    :raises TransportError: it is refused at once.
+    Raises:
+        TransportError: The connection was refused at once.
     """
     host, port = address
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
@@ -46,10 +47,17 @@ def connecting(address: tuple[str, int]) -> socket.socket:
 
 
 class Connector:
-    """A connection to a receiver. Its socket is the caller's, who has it no longer watched when it is connected.
+    """An outgoing connection that is being made. Once connected, the caller owns the socket, unwatched.
 
-    :param connected: or ``failed`` is called on the loop's thread, unless the socket is closed before.
-    :raises TransportError: it is refused at once.
+    Args:
+        address: IP address and port.
+        loop: Watches the socket.
+        timeout_s: Seconds until ``failed`` is called.
+        connected: Called on the loop's thread, without locks, once connected. Must not block.
+        failed: Called likewise if the connection fails. Neither is called if the socket is closed before.
+
+    Raises:
+        TransportError: The connection was refused at once.
     """
 
     def __init__(
@@ -65,7 +73,7 @@ class Connector:
         self._loop, self._timeout_s, self._on_connected, self._on_failed = loop, timeout_s, connected, failed
 
     def start(self) -> None:
-        """From any thread: the caller is ready to be told."""
+        """Begins to watch the connection. Any thread."""
         self._loop.call(self._start)
 
     def _start(self) -> None:

@@ -1,4 +1,4 @@
-"""A place in a list of buffers that a socket fills or drains in order, a part at a time."""
+"""A position in a list of buffers that a socket fills or drains in order, part by part."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Sequence
 
 IOV_MAX = 1024  # buffers the kernel takes in one call (UIO_MAXIOV of linux/uio.h)
-CALL_BYTES = 8 << 20  # so much in one call: enough to amortise it, little enough to give others a turn
+CALL_BYTES = 8 << 20  # bytes in one call: enough to amortise it, few enough to give other connections a turn
 
 
 class Cursor:
-    """The bytes ``[start, stop)`` of ``views`` one after another; ``stop`` None: to the end."""
+    """Bytes ``[start, stop)`` of the concatenation of ``views``; ``stop`` None means the end."""
 
     def __init__(self, views: Sequence[memoryview], start: int = 0, stop: int | None = None) -> None:
         if start or stop is not None:
@@ -20,7 +20,7 @@ class Cursor:
         self.left = sum(view.nbytes for view in self._views)
 
     def views(self) -> list[memoryview]:
-        """The next buffers, as many as one call takes."""
+        """Returns the next buffers, as many as one system call takes."""
         chosen, total = [], 0
         for view in itertools.islice(self._views, self._at, self._at + IOV_MAX):
             if total + view.nbytes > CALL_BYTES:
@@ -50,7 +50,7 @@ class Cursor:
             data = data[count:]
 
     def release(self) -> None:
-        """Lets go of all buffers."""
+        """Drops the references to all buffers."""
         self._views, self._at, self.left = [], 0, 0
 
 

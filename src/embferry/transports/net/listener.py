@@ -1,4 +1,4 @@
-"""Who connects to us: a listening socket on the loop, and the connections that came of it, a bounded number."""
+"""A listening socket on the loop, and its accepted connections, bounded in number."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ C = TypeVar("C")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on ``port`` of ``host``; 0: any that is free.
+    """Returns a socket that listens on ``port`` of ``host``; port 0 means any free one.
 
-    :raises LocalProtocolError: ``host`` is no IP address.
-    :raises TransportError: the port is taken, or the address is not ours.
+    Raises:
+        LocalProtocolError: ``host`` is not an IP address.
+        TransportError: The port is taken, or the address is not of this host.
     """
     family = socket.AF_INET6 if address.own(host).version == 6 else socket.AF_INET
     try:
@@ -33,30 +34,34 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Listener(Generic[C]):
-    """All but ``start`` is for the loop's thread. Whoever ends a connection takes it out of :attr:`connections`.
+    """Accepts connections. Every method but ``start`` runs on the loop's thread.
 
-    :param sock: its to close.
-    :param who: connects, for the log: "a sender".
-    :param most: connections at a time; who comes then is hung up on.
-    :param welcome: makes a connection of its socket and the peer's address.
+    A connection that ends must be removed from :attr:`connections`.
+
+    Args:
+        sock: The listening socket; the listener closes it.
+        loop: Watches the socket.
+        peer_role: What connects, for the log: "a sender".
+        most: Connections at a time; further ones are closed at once.
+        on_accept: Makes a connection object of a socket and the peer's address. Called on the loop's thread.
     """
 
     def __init__(
-        self, sock: socket.socket, loop: Loop, who: str, most: int, welcome: Callable[[socket.socket, str], C]
+        self, sock: socket.socket, loop: Loop, peer_role: str, most: int, on_accept: Callable[[socket.socket, str], C]
     ) -> None:
         self.sock = sock
         self.port: int = sock.getsockname()[1]
         self.connections: set[C] = set()
-        self._loop, self._who, self._most, self._welcome = loop, who, most, welcome
+        self._loop, self._peer_role, self._most, self._on_accept = loop, peer_role, most, on_accept
         self._stopped = False
         sock.setblocking(False)
 
     def start(self) -> None:
-        """From any thread: the caller is ready for connections."""
+        """Begins to accept connections. Any thread."""
         self._loop.call(self._watch)
 
     def stop(self) -> None:
-        """Listens no more. The connections are not touched."""
+        """Closes the listening socket. Accepted connections stay open."""
         self._stopped = True
         self._loop.unwatch(self.sock.fileno())
         self.sock.close()
@@ -72,13 +77,13 @@ class Listener(Generic[C]):
             except BlockingIOError:
                 return
             except OSError as error:
-                # The peer left already, or no descriptors are left; the latter would make this spin.
-                log.warning("could not accept %s, trying again in %s s: %s", self._who, ACCEPT_PAUSE_S, error)
+                # The peer has left already, or no descriptors are left; without a pause the latter would spin.
+                log.warning("could not accept %s, trying again in %s s: %s", self._peer_role, ACCEPT_PAUSE_S, error)
                 self._loop.unwatch(self.sock.fileno())
                 self._loop.later(ACCEPT_PAUSE_S, self._watch)
                 return
             if len(self.connections) >= self._most:
-                log.warning("refused %s at %s: %d are connected", self._who, peer, self._most)
+                log.warning("refused %s at %s: %d are connected", self._peer_role, peer, self._most)
                 sock.close()
                 continue
-            self.connections.add(self._welcome(sock, str(peer)))
+            self.connections.add(self._on_accept(sock, str(peer)))

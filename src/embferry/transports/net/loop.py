@@ -1,4 +1,4 @@
-"""One thread that waits for file descriptors and timers: what a transport runs in the background."""
+"""The event loop of a transport: one thread that waits for file descriptors and timers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ LIVENESS_CHECK_S = 1.0
 
 
 class Loop:
-    """Runs everything it is given on its own thread, one thing at a time; nothing it runs may block.
+    """Runs callbacks on its own thread, one at a time, without locks. No callback may block.
 
-    The thread starts with the first use. An exception that a callback lets through is a bug: it ends the loop, and
-    ``on_failure`` is told.
+    The thread starts with the first use. An exception that leaves a callback is a bug: it ends the loop.
+
+    Args:
+        name: Of the thread.
+        on_failure: Called on the loop's thread with the exception that ended the loop.
     """
 
     def __init__(self, name: str, on_failure: Callable[[BaseException], None]) -> None:
@@ -36,14 +39,16 @@ class Loop:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._stopping = False
-        self._lock = threading.Lock()  # the state below against close()
+        self._lock = threading.Lock()  # guards the attributes below against close()
         self._closed = False
         self._started = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=False)
 
     def call(self, what: Callable[[], None]) -> None:
-        """Runs ``what`` on the thread soon, in the order of the calls. From any thread; ``what`` is never lost:
-        when the loop has been closed, it runs here and now."""
+        """Runs ``what`` on the loop's thread soon, in the order of the calls. Any thread.
+
+        ``what`` is never lost: after :meth:`close` it runs at once, on the calling thread.
+        """
         with self._lock:
             if not self._closed:
                 self._calls.append(what)
@@ -54,27 +59,28 @@ class Loop:
                 return
         what()
 
-    # On the loop's thread only.
+    # Loop thread only
 
     def later(self, delay_s: float, what: Callable[[], None]) -> None:
+        """Runs ``what`` after ``delay_s`` seconds."""
         heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._order), what))
 
     def watch(self, fd: int, events: int, ready: Ready) -> None:
-        """Calls ``ready(events)`` whenever ``fd`` is ready; again with other events to change them."""
+        """Calls ``ready(events)`` whenever ``fd`` is ready. A second call replaces events and callback."""
         if fd in self._selector.get_map():
             self._selector.modify(fd, events, ready)
         else:
             self._selector.register(fd, events, ready)
 
     def unwatch(self, fd: int) -> None:
-        """Watches ``fd`` no more; it may not have been watched."""
+        """Stops watching ``fd``, if it is watched."""
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
 
-    # From any other thread.
+    # Any other thread
 
     def close(self) -> None:
-        """Runs what was called, ends the thread and closes its descriptors. Idempotent."""
+        """Runs the remaining calls, ends the thread and closes its descriptors. Idempotent."""
         with self._lock:
             if self._closed:
                 return
@@ -90,18 +96,18 @@ class Loop:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                for key, events in self._selector.select(self._patience()):
+                for key, events in self._selector.select(self._wait_s()):
                     current = self._selector.get_map().get(key.fd)
                     if current is not None:  # an earlier callback may have unwatched it, or its number is reused:
-                        current.data(events)  # a callback must bear to be called for nothing
+                        current.data(events)  # a callback must tolerate a spurious call
                 self._run_calls()
                 self._run_timers()
         except Exception as error:
             log.exception("the thread %s has ended", threading.current_thread().name)
             self._on_failure(error)
 
-    def _patience(self) -> float:
-        # A program that ends without closing its transport must end all the same: see that the main thread lives.
+    def _wait_s(self) -> float:
+        # A program that ends without closing its transport must end nevertheless: check the main thread.
         if not threading.main_thread().is_alive():
             self._stopping = True
             return 0.0
