@@ -1,4 +1,4 @@
-"""What the connector does inside an engine, observed at the library's managers and transports."""
+"""Observes what the connector does inside an engine, at the managers and transports of the library."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_a_producer_that_has_ended_is_gone(pair: Pair) -> None:
         {"router": "ftp://10.0.0.1"},
         {"router": "http://10.0.0.1:port"},
         {"router": "http://10.0.0.1/ec"},
-        {"router": "http://somebody@10.0.0.1"},
+        {"router": "http://user@10.0.0.1"},
     ],
 )
 def test_invalid_settings_are_refused(extra: dict[str, object]) -> None:
