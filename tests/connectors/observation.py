@@ -1,4 +1,4 @@
-"""What the connector does inside an engine, seen at the library's managers and transports: they report it unasked."""
+"""Observes what the connector does inside an engine, at the managers and transports of the library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from embferry import ReceiveManager
 
 
 class Observation:
-    """Of every receiving manager that this process makes from now on."""
+    """Observes every receive manager that this process makes from now on."""
 
     def __init__(self) -> None:
         self._managers: list[ReceiveManager] = []
@@ -31,11 +31,11 @@ class Observation:
         ReceiveManager.begin = opened  # type: ignore[method-assign]
 
     def windows(self) -> int:
-        """How often blocks were opened to a transport. Nothing arrives but through a window."""
+        """Returns how often blocks were opened to a transport. Data can only arrive through a window."""
         return self._windows.total()
 
     def status(self) -> dict[str, Any]:
-        """``windows``: by transport; ``transfers``: that were begun; ``whole``: every block of every pool is free."""
+        """Returns ``windows`` by transport, the ``transfers`` begun, and ``whole``: whether all blocks are free."""
         whole = []
         for manager in self._managers:
             with manager.lock:

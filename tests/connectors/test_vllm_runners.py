@@ -1,4 +1,4 @@
-"""Our hooks as vLLM's V1 and V2 runners call them, and what its scheduler may do between two of their calls."""
+"""Our hooks as vLLM's V1 and V2 runners call them, with the interleavings that its scheduler allows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from .hooks import TOKENS, WIDTH, Request, Side, feature, vllm
-from .pair import until
+from .pair import GUARD_S, until
+from .runners import TOKENS, WIDTH, Request, Side, feature, vllm
 
-pytestmark = pytest.mark.vllm_more
+pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(600)]
 
 Make = Callable[..., Side]
 
@@ -36,13 +36,13 @@ def make(runner: str) -> Iterator[Make]:
 
 
 def output(seed: int) -> Any:
-    """As the encoder makes it."""
+    """Returns an embedding like the encoder's."""
     return torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def encode(side: Side, *names: str, request: str = "encode", wish: int | None = None) -> dict[str, Any]:
-    """A request for these, from its first step to its answer."""
-    params = None if wish is None else {"embferry": {"room": wish}}
+def encode(side: Side, *names: str, request: str = "encode", room: int | None = None) -> dict[str, Any]:
+    """Runs a request for these items, and returns its response's parameters."""
+    params = None if room is None else {"embferry": {"room": room}}
     asked = Request(request, *(feature(name, at * TOKENS) for at, name in enumerate(names)), params=params)
     scheduler = side.scheduler
     assert scheduler.ensure_cache_available(asked, 0)
@@ -64,21 +64,21 @@ def fetched(side: Side, request: Request) -> None:
     until(lambda: side.scheduler.ensure_cache_available(request, 0))
 
 
-def counted(side: Side, name: str, label: str = "") -> float:
+def counted(side: Side, name: str, label: str = "") -> int:
     half = side.scheduler._scheduler
-    found: float = half.tally.read().counts.get((name, label), 0)
+    found: int = half.counters.read().get((name, label), 0)
     return found
 
 
 def loaded(side: Side, request: Request) -> None:
-    """vLLM has made room for the request's item."""
+    """Reserves room for the request's item, as vLLM does."""
     assert side.scheduler.has_cache_item(request.mm_features[0].identifier)
     side.scheduler.update_state_after_alloc(request, 0)
 
 
 @pytest.fixture
 def ready(make: Make) -> tuple[Side, Request]:
-    """A consumer, and a request whose embedding is there."""
+    """A consumer, and a request whose embedding has arrived."""
     params = encode(make("ec_producer"), "a")
     consumer = make("ec_consumer", cache_bytes=1)
     request = Request("r", feature("a"), params=params)
@@ -86,14 +86,14 @@ def ready(make: Make) -> tuple[Side, Request]:
     return consumer, request
 
 
-def test_from_one_encoder_cache_to_the_other(ready: tuple[Side, Request]) -> None:
+def test_an_embedding_is_copied_into_the_consumer_s_encoder_cache(ready: tuple[Side, Request]) -> None:
     consumer, request = ready
     loaded(consumer, request)
     consumer.run(consumer.plan())
     assert torch.equal(consumer.caches[0]["a"], output(ord("a")))
 
 
-def test_a_step_without_tokens_is_made_good(ready: tuple[Side, Request], runner: str) -> None:
+def test_a_load_is_repeated_after_a_step_without_tokens(ready: tuple[Side, Request], runner: str) -> None:
     consumer, request = ready
     loaded(consumer, request)
     consumer.run_empty(consumer.plan())
@@ -103,8 +103,8 @@ def test_a_step_without_tokens_is_made_good(ready: tuple[Side, Request], runner:
     assert consumer.plan().ec_connector_metadata.loads == ()
 
 
-def test_steps_overlap(ready: tuple[Side, Request]) -> None:
-    """The second is planned before the first has run; then the request ends, and its memory is given up."""
+def test_a_load_in_overlapping_steps_is_done_once(ready: tuple[Side, Request]) -> None:
+    """The second step is planned before the first has run; then the request ends, and the memory is closed."""
     consumer, request = ready
     loaded(consumer, request)
     first, second = consumer.plan(), consumer.plan()
@@ -117,7 +117,7 @@ def test_steps_overlap(ready: tuple[Side, Request]) -> None:
     assert consumer.caches[0] == {}
 
 
-def test_a_request_that_is_aborted_after_its_step_was_planned(ready: tuple[Side, Request]) -> None:
+def test_a_request_may_be_aborted_after_its_step_was_planned(ready: tuple[Side, Request]) -> None:
     consumer, request = ready
     loaded(consumer, request)
     planned = consumer.plan()
@@ -129,8 +129,8 @@ def test_a_request_that_is_aborted_after_its_step_was_planned(ready: tuple[Side,
     assert not consumer.scheduler.has_cache_item("a")
 
 
-def test_what_vllm_gives_up_does_not_come_back(ready: tuple[Side, Request]) -> None:
-    """Its step came to nothing, and its place was needed in the next one."""
+def test_an_embedding_that_vllm_evicted_is_not_loaded_again(ready: tuple[Side, Request]) -> None:
+    """Its step had no effect, and vLLM needed its room in the next one."""
     consumer, request = ready
     loaded(consumer, request)
     consumer.plan()
@@ -157,7 +157,7 @@ def test_every_rank_of_the_first_stage_copies(make: Make) -> None:
     assert not consumer.scheduler.has_cache_item("a")
 
 
-def test_a_request_that_is_preempted_finds_it_again(ready: tuple[Side, Request]) -> None:
+def test_a_preempted_request_loads_its_embedding_again(ready: tuple[Side, Request]) -> None:
     consumer, request = ready
     loaded(consumer, request)
     consumer.run(consumer.plan())
@@ -170,7 +170,7 @@ def test_a_request_that_is_preempted_finds_it_again(ready: tuple[Side, Request])
     assert counted(consumer, "transfers", "success") == 1
 
 
-def test_a_request_that_is_aborted_while_it_loads(make: Make) -> None:
+def test_an_aborted_request_ends_its_transfer(make: Make) -> None:
     params = encode(make("ec_producer"), "a")
     consumer = make("ec_consumer")
     request = Request("r", feature("a"), params=params)
@@ -191,7 +191,7 @@ def test_the_same_image_twice_is_one_transfer(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("computed", "transfers"), [(TOKENS, 0), (TOKENS - 1, 1)])
-def test_what_lies_in_the_cached_prefix_is_not_fetched(make: Make, computed: int, transfers: int) -> None:
+def test_an_item_in_the_cached_prefix_is_not_fetched(make: Make, computed: int, transfers: int) -> None:
     params = encode(make("ec_producer"), "a")
     consumer = make("ec_consumer")
     request = Request("r", feature("a"), params=params)
@@ -199,17 +199,17 @@ def test_what_lies_in_the_cached_prefix_is_not_fetched(make: Make, computed: int
     assert counted(consumer, "transfers", "success") == transfers
 
 
-def test_what_vllm_has_given_up_is_not_encoded_again(make: Make) -> None:
+def test_an_embedding_that_only_the_scheduler_has_is_not_encoded_again(make: Make) -> None:
     producer = make("ec_producer")
     first = encode(producer, "a")["a"]["embferry"]
     producer.caches[0].clear()
     second = encode(producer, "a", request="again")["a"]["embferry"]
     assert second["digest"] == first["digest"]
-    assert torch.equal(producer.caches[0]["a"], output(ord("a")))  # as vLLM believes
+    assert torch.equal(producer.caches[0]["a"], output(ord("a")))
     assert (counted(producer, "items_encoded"), counted(producer, "encodes_saved")) == (1, 1)
 
 
-def test_what_we_have_given_up_is_taken_from_vllm(make: Make) -> None:
+def test_an_embedding_that_only_vllm_has_is_published_again(make: Make) -> None:
     producer = make("ec_producer", cache_bytes=1, lease_timeout=0.1)
     encode(producer, "a")
     encode(producer, "b", request="another")
@@ -220,7 +220,7 @@ def test_what_we_have_given_up_is_taken_from_vllm(make: Make) -> None:
     assert (counted(producer, "items_encoded"), counted(producer, "encodes_saved")) == (2, 1)
 
 
-def test_one_that_is_both_saves_only_what_it_encodes(make: Make) -> None:
+def test_an_engine_of_both_roles_publishes_only_what_it_encodes(make: Make) -> None:
     params = encode(make("ec_producer"), "a")
     both = make("ec_both")
     request = Request("r", feature("a"), params=params)
@@ -231,16 +231,16 @@ def test_one_that_is_both_saves_only_what_it_encodes(make: Make) -> None:
     assert counted(both, "items_encoded") == 1
 
 
-def test_a_room_that_was_asked_for(make: Make) -> None:
+def test_a_request_may_name_the_room(make: Make) -> None:
     producer = make("ec_producer")
-    assert encode(producer, "a", wish=77)["a"]["embferry"]["room"] == 77
-    refused = encode(producer, "b", "c", request="two", wish=78)
+    assert encode(producer, "a", room=77)["a"]["embferry"]["room"] == 77
+    refused = encode(producer, "b", "c", request="two", room=78)
     assert {entry["embferry_refused"]["code"] for entry in refused.values()} == {"remote_protocol_error"}
-    refused = encode(producer, "d", request="wrong", wish=-1)
+    refused = encode(producer, "d", request="wrong", room=-1)
     assert "malformed" in refused["d"]["embferry_refused"]["message"]
 
 
-def test_nothing_is_promised_to_nobody(make: Make) -> None:
+def test_an_aborted_request_offers_nothing(make: Make) -> None:
     producer = make("ec_producer")
     request = Request("r", feature("a"))
     producer.scheduler.ensure_cache_available(request, 0)
@@ -250,7 +250,7 @@ def test_nothing_is_promised_to_nobody(make: Make) -> None:
     assert counted(producer, "items_offered") == 0
 
 
-def test_a_budget_that_is_full(make: Make) -> None:
+def test_an_offer_beyond_the_budget_is_refused(make: Make) -> None:
     producer = make("ec_producer", offered_bytes=TOKENS * WIDTH * 4)
     assert "embferry" in encode(producer, "a")["a"]
     assert encode(producer, "b", request="s")["b"]["embferry_refused"]["code"] == "capacity_exhausted"
@@ -258,7 +258,7 @@ def test_a_budget_that_is_full(make: Make) -> None:
 
 
 @pytest.mark.parametrize("here", [False, True])
-def test_what_cannot_be_had_fails_or_is_encoded_here(make: Make, here: bool) -> None:
+def test_an_embedding_that_cannot_be_obtained_fails_or_is_encoded_here(make: Make, here: bool) -> None:
     params = encode(make("ec_producer"), "a")
     params["a"]["embferry"]["room"] = 7
     consumer = make("ec_consumer", encode_on_failure=here)
@@ -277,11 +277,11 @@ def test_what_cannot_be_had_fails_or_is_encoded_here(make: Make, here: bool) -> 
     assert counted(consumer, "encoded_here") == int(here)
 
 
-def test_an_engine_without_work_waits_once_a_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_engine_waits_once_per_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     producer, consumer = make("ec_producer"), make("ec_consumer")
     params = encode(producer, "a")
     half, waits = consumer.scheduler._scheduler, []
-    monkeypatch.setattr(half, "_is_here", lambda *_: False)
+    monkeypatch.setattr(half, "_is_available", lambda *_: False)
     monkeypatch.setattr(half._consumer, "wait", waits.append)
     asked = Request("asks", feature("a"), params=params)
 
@@ -295,17 +295,17 @@ def test_an_engine_without_work_waits_once_a_step(make: Make, monkeypatch: pytes
         assert len(waits) == step
 
 
-def test_the_wait_ends_when_an_embedding_is_here(make: Make) -> None:
+def test_an_arriving_embedding_ends_the_wait(make: Make) -> None:
     producer, consumer = make("ec_producer"), make("ec_consumer")
     asked = Request("asks", feature("a"), params=encode(producer, "a"))
     half = consumer.scheduler._scheduler
     assert not consumer.scheduler.ensure_cache_available(asked, 0)
-    half._consumer.wait(30)
+    assert half._consumer.wait(GUARD_S)
     assert consumer.scheduler.ensure_cache_available(asked, 0)
 
 
-def test_parameters_that_are_no_table(make: Make) -> None:
-    """vLLM takes them from ``vllm_xargs`` too, as whatever was written there."""
+def test_parameters_that_are_not_an_object_are_refused(make: Make) -> None:
+    """Users can set them in ``vllm_xargs``, which vLLM does not validate."""
     consumer, producer = make("ec_consumer"), make("ec_producer")
     asked = Request("odd", feature("a"), params="embferry")  # type: ignore[arg-type]
     assert not consumer.scheduler.ensure_cache_available(asked, 0)
@@ -318,13 +318,13 @@ def test_parameters_that_are_no_table(make: Make) -> None:
     assert answer["a"]["embferry_refused"]["code"] == "remote_protocol_error"
 
 
-def test_without_pixels_it_cannot_be_encoded_here(make: Make) -> None:
+def test_a_request_without_pixels_fails_although_failures_are_encoded(make: Make) -> None:
     consumer = make("ec_consumer", encode_on_failure=True)
     assert not consumer.scheduler.ensure_cache_available(Request("r", feature("a")), 0)
     assert consumer.scheduler.take_unavailable_requests() == {"r"}
 
 
-def test_numbers_through_vllm(make: Make) -> None:
+def test_the_counters_reach_vllm_s_statistics(make: Make) -> None:
     from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
     producer = make("ec_producer")
@@ -332,7 +332,7 @@ def test_numbers_through_vllm(make: Make) -> None:
     stats = producer.scheduler.get_ec_connector_stats()
     assert isinstance(stats, vllm().stats)
     assert stats.data["counts"]["items_offered"] == {"": 1}
-    assert producer.scheduler.get_ec_connector_stats() is None  # nothing new
+    assert producer.scheduler.get_ec_connector_stats() is None, "nothing has changed"
     assert producer.workers[0].get_ec_connector_stats() is None
     kind = type(producer.scheduler)
     summed = kind.build_ec_connector_stats(stats.data).aggregate(vllm().stats({"counts": {"items_offered": {"": 2}}}))

@@ -1,6 +1,6 @@
-"""vLLM's runners as far as the connector sees them: their own code calls our hooks, without a model.
+"""vLLM's V1 and V2 runners as the connector sees them: vLLM's own code calls our hooks, without a model.
 
-The two context managers around the encoder are vLLM's; what stands here is what the runners do before and inside.
+The two context managers around the encoder are vLLM's. This module does what the runners do before and inside them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 WIDTH, TOKENS = 64, 50
-SETTINGS = {"transports": ["shm"], "num_blocks": 4, "block_size": 8, "peer_timeout": 0.5}
+SETTINGS = {"transports": ["shm"], "num_blocks": 4, "block_size": 8, "peer_timeout": 2.0}
 
 Cache = dict[str, torch.Tensor]
 
 
 @cache
 def vllm() -> Any:
-    """vLLM's modules and our connector, which are imported where they are; what vLLM warns of is its own matter."""
+    """Imports vLLM's modules and our connector, which need vLLM's environment. Ignores vLLM's own warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return SimpleNamespace(
@@ -75,7 +75,7 @@ class Request(SimpleNamespace):
 
 
 class Side:
-    """One engine: the scheduler's connector, and one for each of its ranks."""
+    """One engine: the scheduler's connector, and one connector for each rank."""
 
     def __init__(self, runner: str, role: str, ranks: int = 1, **extra: Any) -> None:
         self.runner, self.ranks, engine = runner, ranks, uuid.uuid4().hex
@@ -85,7 +85,7 @@ class Side:
         self.caches: list[Cache] = [{} for _ in self.workers]
 
     def plan(self, freed: Sequence[str] = (), tokens: int = 1) -> Any:
-        """What the scheduler sends for a step."""
+        """Returns what the scheduler sends for a step."""
         output = SimpleNamespace(
             free_encoder_mm_hashes=list(freed), finished_req_ids=set(), total_num_scheduled_tokens=tokens
         )
@@ -93,7 +93,7 @@ class Side:
         return output
 
     def run(self, output: Any, encode: Mapping[str, torch.Tensor] | None = None, ranks: Sequence[int] = ()) -> None:
-        """A step with tokens, on some ranks of the first stage; all, if none are named."""
+        """Runs a step with tokens, on the given ranks of the first stage or on all of them."""
         for rank in ranks or range(self.ranks):
             self._free(output, rank)
             with self._encoding(output, rank):
@@ -103,7 +103,7 @@ class Side:
                         vllm().v1.ECConnectorModelRunnerMixin.maybe_save_ec_to_connector(self.caches[rank], name)
 
     def run_empty(self, output: Any, rank: int = 0) -> None:
-        """A step without tokens: of V1's consumer it comes to nothing."""
+        """Runs a step without tokens. On the V1 runner of a consumer it has no effect."""
         self._free(output, rank)
         if self.runner == "v2":
             with _current(self.workers[rank]):
@@ -129,7 +129,7 @@ class Side:
 
 @contextmanager
 def _current(worker: Any) -> Iterator[None]:
-    """vLLM keeps one connector a process; here it is one after the other."""
+    """Makes this worker's connector the one of the process."""
     modules = (vllm().v1, vllm().v2)
     before = [(module, module.get_ec_transfer, module.has_ec_transfer) for module in modules]
     for module in modules:

@@ -1,6 +1,6 @@
-"""The data connections between a producer and a consumer, in the test's hand: they can be cut and damaged.
+"""The data connections between a producer and a consumer, which a test can cut and damage.
 
-A consumer that listens on one loopback address and tells another leads its producers here.
+A consumer that listens on one loopback address and advertises another makes its producers connect here.
 """
 
 from __future__ import annotations
@@ -11,38 +11,42 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-LISTENS, TELLS = "127.0.0.2", "127.0.0.3"
-TRANSPORT = {"transports": ["tcp"], "host": LISTENS, "advertise": TELLS}
+LISTENS, ADVERTISES = "127.0.0.2", "127.0.0.3"
+TRANSPORT = {"transports": ["tcp"], "host": LISTENS, "advertise": ADVERTISES}
 """A consumer's settings."""
 RECEIVE_BYTES = 4096
 LISTENING = "0A"
 
 Fault = Callable[[int, bytearray], bool]
-"""Given how many bytes its connection has carried and those that come now, which it may change: False cuts it."""
+"""Takes the bytes that a connection has carried and the next ones, which it may change. Returns False to cut it."""
 
 
 def ports_at(address: str) -> set[int]:
-    """Where anybody listens, of the kernel's list."""
+    """Returns the ports on which any process listens, from the kernel's list."""
     name = socket.inet_aton(address)[::-1].hex().upper()
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {int(row[1][9:], 16) for row in rows if row[1].startswith(name + ":") and row[3] == LISTENING}
 
 
-class Cable:
-    """From ``TELLS:port`` to ``LISTENS:port``. ``carried``: bytes of each connection toward the consumer."""
+class FaultyLink:
+    """Carries bytes from ``ADVERTISES:port`` to ``LISTENS:port`` and back.
+
+    Attributes:
+        carried: Bytes that each connection has carried to the consumer.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
         self.carried: list[int] = []
-        self.fault: Fault = sound
-        self._listener = socket.create_server((TELLS, port))
+        self.fault: Fault = no_fault
+        self._listener = socket.create_server((ADVERTISES, port))
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
     def new(self, fault: Fault | None = None) -> None:
-        """Connections that are there end; what comes now has this fault."""
-        self.fault = fault or sound
+        """Ends the existing connections; later ones have this fault."""
+        self.fault = fault or no_fault
         self.carried.clear()
         self._cut()
 
@@ -57,9 +61,7 @@ class Cable:
             end.close()
 
     def _cut(self) -> None:
-        for end in self._sockets:
-            with contextlib.suppress(OSError):  # it has ended by itself
-                end.shutdown(socket.SHUT_RDWR)
+        self._shut_down(*self._sockets)
 
     def _accept(self) -> None:
         while True:
@@ -83,19 +85,19 @@ class Cable:
                     break
                 carried[number] += len(data)
                 consumer.sendall(data)
-        self._end(producer, consumer)
+        self._shut_down(producer, consumer)
 
     def _back(self, number: int, producer: socket.socket, consumer: socket.socket) -> None:
         with contextlib.suppress(OSError):  # cut
             while data := consumer.recv(RECEIVE_BYTES):
                 producer.sendall(data)
-        self._end(producer, consumer)
+        self._shut_down(producer, consumer)
 
-    def _end(self, *ends: socket.socket) -> None:
+    def _shut_down(self, *ends: socket.socket) -> None:
         for end in ends:
             with contextlib.suppress(OSError):  # it has ended by itself
                 end.shutdown(socket.SHUT_RDWR)
 
 
-def sound(before: int, data: bytearray) -> bool:
+def no_fault(before: int, data: bytearray) -> bool:
     return True
