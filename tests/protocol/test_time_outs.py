@@ -17,13 +17,13 @@ from .builders import (
     a_grant,
     an_offer,
     an_open,
-    hear,
     new_receiver,
     new_sender,
     offered,
     opened,
-    said,
-    tell,
+    sent_messages,
+    to_receiver,
+    to_sender,
 )
 
 
@@ -34,10 +34,10 @@ def run_out(receiver: Receiver, *, silent: bool) -> tuple[float, EmbeddingTransf
         now = receiver.next_timeout() or 1e9
         receiver.expire(now)
         assert (receiver.next_timeout() or 1e9) > now
-        if said(receiver) and not silent:
+        if sent_messages(receiver) and not silent:
             for grant in receiver.ledger.active or [None]:
                 epoch = 0 if grant is None else grant.epoch
-                hear(receiver, m.Pending(ROOM, epoch), now, source=receiver.peer)
+                to_receiver(receiver, m.Pending(ROOM, epoch), now, source=receiver.peer)
     return now, receiver.error
 
 
@@ -57,10 +57,10 @@ def test_every_state_of_a_receiver_ends(
 ) -> None:
     receiver = new_receiver()
     if phase is not Phase.BOOTSTRAPPING:
-        hear(receiver, an_offer(8))
+        to_receiver(receiver, an_offer(8))
         receiver.grant((0, 1), 1, 0.0)
     if phase in (Phase.TRANSFERRING, Phase.RESUMING):
-        hear(receiver, m.Written(ROOM, 1, (m.Chunk(0, 4, b"checksum"),)))
+        to_receiver(receiver, m.Written(ROOM, 1, (m.Chunk(0, 4, b"checksum"),)))
         receiver.verified_chunk(1, 0, matches=True, now=0.0)
     if phase is Phase.RESUMING:
         receiver.peer_lost(0.0)
@@ -82,7 +82,7 @@ def test_waiting_for_blocks_is_nobodys_fault() -> None:
     for now in range(1, 500):
         receiver.expire(float(now))
     assert receiver.error is None
-    assert m.Progress(ROOM, 0, 1) in said(receiver)  # a sign of life, lest the sender give up
+    assert m.Progress(ROOM, 0, 1) in sent_messages(receiver)  # a sign of life, lest the sender give up
     receiver.grant((0, 1), 1, 500.0)
     receiver.expire(509.0)
     assert receiver.error is None
@@ -99,35 +99,35 @@ def test_a_peer_lost_late_leaves_time_to_find_another() -> None:
 
 def test_questions_are_repeated_less_and_less_often_until_they_are_answered() -> None:
     receiver = new_receiver()
-    said(receiver)
+    sent_messages(receiver)
     times = []
     while receiver.error is None:
         now = receiver.next_timeout() or 1e9
         receiver.expire(now)
-        times += [round(now, 3) for body in said(receiver) if isinstance(body, m.Open)]
+        times += [round(now, 3) for body in sent_messages(receiver) if isinstance(body, m.Open)]
     assert times[:6] == [0.1, 0.3, 0.7, 1.5, 2.5, 3.5]
 
 
 def test_what_is_not_answered_is_asked_again() -> None:
     receiver = offered(8)
     receiver.grant((0, 1), 1, 0.0)
-    grant = said(receiver)[-1]
+    grant = sent_messages(receiver)[-1]
     receiver.expire(0.1)
-    assert said(receiver) == [grant]
+    assert sent_messages(receiver) == [grant]
     receiver.expire(0.2)
-    assert said(receiver) == []  # not yet
-    hear(receiver, an_offer(-1))
+    assert sent_messages(receiver) == []  # not yet
+    to_receiver(receiver, an_offer(-1))
     receiver.expire(0.31)
-    assert said(receiver) == [grant]
+    assert sent_messages(receiver) == [grant]
 
 
 def test_a_drain_that_is_not_answered_becomes_a_revocation() -> None:
     receiver = offered(8)
     receiver.grant((0, 1), 1, 0.0)
-    hear(receiver, an_offer(8, digest=b"another"))
+    to_receiver(receiver, an_offer(8, digest=b"another"))
     receiver.take_commands()
     receiver.expire(1.9)
-    assert m.Drain(ROOM, (1,)) in said(receiver)
+    assert m.Drain(ROOM, (1,)) in sent_messages(receiver)
     receiver.expire(2.0)
     assert Revoke(1) in receiver.take_commands()
     receiver.expire(2.1)
@@ -140,7 +140,7 @@ def test_an_end_that_nobody_acknowledges_is_repeated_for_a_while() -> None:
     now, confirms = 0.0, 0
     while (due := receiver.next_timeout()) is not None:
         now = due
-        confirms += sum(isinstance(body, m.Confirm) for body in said(receiver))
+        confirms += sum(isinstance(body, m.Confirm) for body in sent_messages(receiver))
         receiver.expire(now)
     assert confirms > 3
     assert 4.0 < now < 5.0
@@ -149,7 +149,7 @@ def test_an_end_that_nobody_acknowledges_is_repeated_for_a_while() -> None:
 
 def test_a_sender_that_nobody_opens_gives_up() -> None:
     sender = new_sender(total=8)
-    tell(sender, an_open(versions=(2, 2)), 20.0, target=0)  # who cannot be served does not count
+    to_sender(sender, an_open(versions=(2, 2)), 20.0, target=0)  # who cannot be served does not count
     assert sender.next_timeout() == 30.0
     sender.expire(29.9)
     assert sender.error is None
@@ -161,11 +161,11 @@ def test_a_sender_that_nobody_opens_gives_up() -> None:
 
 def test_a_sender_whose_receiver_falls_silent_gives_up_and_says_so() -> None:
     sender = opened(8)
-    tell(sender, a_grant(1, 0, 8, (0, 2)), 5.0)
-    tell(sender, m.Progress(ROOM, 0, 1), 10.0, source=ENCODE + 5)  # a stranger
+    to_sender(sender, a_grant(1, 0, 8, (0, 2)), 5.0)
+    to_sender(sender, m.Progress(ROOM, 0, 1), 10.0, source=ENCODE + 5)  # a stranger
     assert sender.next_timeout() == 65.0
     sender.take_commands()
     sender.expire(65.0)
     assert isinstance(sender.error, LeaseExpired)
-    assert [type(body) for body in said(sender)] == [m.Abort]
+    assert [type(body) for body in sent_messages(sender)] == [m.Abort]
     assert LANGUAGE in sender.destinations
