@@ -1,4 +1,4 @@
-"""Adding a transport takes a folder and a line. This adds the example transport of ``docs/transports.md``."""
+"""Adding a transport takes a folder and a line. This adds the example transport of ``docs/adding-a-transport.md``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS = 600
 
 def code() -> str:
     """Returns the source of the example transport."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "transports.md").read_text(), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding-a-transport.md").read_text(), re.S)
     (block,) = [block for block in blocks if "class UnixTransport" in block]
     return block
 
