@@ -76,7 +76,7 @@ def test_an_embedding_crosses_from_device_to_device_through_bounded_buffers(make
         landed.clear()
     sink.close()
     assert same({name: target.memory for name, target in targets.items()}, rows)
-    assert sum(made) == 2 * CHUNK  # writes_in_flight buffers, whatever the length
+    assert sum(made) == 2 * CHUNK  # as many buffers as writes in flight, for any length
     assert sorted(source["fill_ids"].copied) == [(at, at + 16) for at in range(0, 400, 16)]
     receiver.clear()
     wait(sender, SECONDS)

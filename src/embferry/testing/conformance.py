@@ -1,4 +1,6 @@
-"""The suite that every transport passes. Pytest runs it on a subclass that makes the transport::
+"""The suite that every transport passes.
+
+Pytest runs it on a subclass that makes the transport::
 
     import pytest
     from embferry.testing.conformance import TransportConformance
