@@ -67,9 +67,9 @@ def members(package: Path) -> Iterator[Check]:
 
 def methods(package: Path) -> Iterator[Check]:
     for (file, name), wanted in required.METHODS.items():
-        found = find(package / file, name)
+        has_methods = inherited(package / file, name)
         for method, parameters in wanted.items():
-            has = signatures(found).get(method) if found else None
+            has = has_methods.get(method)
             shown = "(…)" if parameters is None else f"({', '.join(f'{p}={d}' if d else p for p, d in parameters)})"
             yield f"{file}: {name}.{method}{shown}", has is not None and parameters in (None, has)
 
@@ -104,14 +104,33 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def find(path: Path, name: str) -> ast.ClassDef | None:
-    """The class that ``from <path> import <name>`` gives, followed through relative imports."""
+    """Returns the class that ``from <path> import <name>`` imports."""
+    found = locate(path, name)
+    return found[1] if found else None
+
+
+def inherited(path: Path, name: str) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Returns the signatures of the methods of a class and of its base classes in this project."""
+    found = locate(path, name)
+    if found is None:
+        return {}
+    where, node = found
+    bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+    merged: dict[str, tuple[tuple[str, str], ...]] = {}
+    for base in reversed([base for base in bases if isinstance(base, ast.Name)]):
+        merged |= inherited(where, base.id)
+    return merged | signatures(node)
+
+
+def locate(path: Path, name: str) -> tuple[Path, ast.ClassDef] | None:
+    """Returns the file and the class that ``from <path> import <name>`` imports, followed through imports."""
     for node in tree_of(path).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return node
+            return path, node
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("embferry.")):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return find(source(path, node), alias.name)
+                    return locate(source(path, node), alias.name)
     return None
 
 
