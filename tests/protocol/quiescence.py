@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.messages import Abort, Confirm, decode
 from embferry.protocol.states import TERMINAL, Phase
 
 from .ends import EncodeEnd, LanguageEnd, must
@@ -98,7 +99,13 @@ def must_succeed(simulation: Simulation, end: LanguageEnd) -> bool:
     # A write that is refused before the sender hears of the new generation makes it give up the transport.
     raced = known is not None and bool(simulation.broken) and known.opened.generation < m.generation
     excused = (
-        simulation.end_is_in_flight(end.room) or end.room in simulation.unrecoverable or rivals or stranded or raced
+        end_is_in_flight(simulation, end.room) or end.room in simulation.unrecoverable or rivals or stranded or raced
     )
     retries_left = m.retry_policy.bad_in_a_row < 8 and m.retry_policy.lost_in_a_row < 8
     return same and not excused and retries_left and all(time - simulation.now > slack for time in due)
+
+
+def end_is_in_flight(simulation: Simulation, room: int) -> bool:
+    """Returns whether a message that ends the room is in flight."""
+    bodies = [decode(packet.data).body for packet in simulation.network.packets]
+    return any(isinstance(body, Abort | Confirm) and body.room == room for body in bodies)

@@ -29,7 +29,7 @@ from embferry.protocol.commands import (
 )
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import Abort, Body, Confirm, Frame, Open, TransportAddress, Unknown, decode, encode
+from embferry.protocol.messages import Body, Frame, Open, TransportAddress, Unknown, decode, encode
 from embferry.protocol.ranges import RangeSet
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.sender import Sender
@@ -128,12 +128,7 @@ class Simulation:
         return end
 
     def kill_encoder(self, end: EncodeEnd, *, silent: bool = False) -> None:
-        """Ends a sender. Its writes may still land until they are revoked.
-
-        Args:
-            end: The sender.
-            silent: The whole worker ends, so that nothing answers at its address.
-        """
+        """Ends a sender; if ``silent``, with its worker. Its writes may still land until they are revoked."""
         self._vacate(end.address)
         if not silent:
             self.hosts[end.address] = None
@@ -401,8 +396,3 @@ class Simulation:
         for block in blocks:
             del self.block_epoch[block]
             self.closed.discard(block)
-
-    def end_is_in_flight(self, room: int) -> bool:
-        """Returns whether a message that ends the room is in flight."""
-        bodies = [decode(packet.data).body for packet in self.network.packets]
-        return any(isinstance(body, Abort | Confirm) and body.room == room for body in bodies)
