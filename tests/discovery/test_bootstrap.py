@@ -1,4 +1,4 @@
-"""The server and its client over real sockets."""
+"""The bootstrap server and its client over real sockets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -23,6 +24,9 @@ from embferry.protocol.errors import (
 )
 
 pytestmark = pytest.mark.integration
+
+SECONDS = 60.0
+"""Longest wait for an event. Far longer than any takes, so that a busy machine does not fail a test."""
 
 WORKER = Worker(id="enc-1", role="encode", url="http://h:1", endpoint="tcp://h:2", model="shapes")
 ROUTE = {"role": "Encode", "tp_size": 2, "dp_size": 1, "rank_ip": "10.0.0.7", "rank_port": 7000, "engine_rank": 1}
@@ -46,7 +50,7 @@ def server(clock: Clock) -> Iterator[BootstrapServer]:
     with BootstrapServer(lease_seconds=5, max_workers=2, clock=clock) as running:
         yield running
     assert set(threading.enumerate()) <= threads
-    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", running.port), timeout=2):
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", running.port)):
         pass
 
 
@@ -56,8 +60,8 @@ def client(server: BootstrapServer) -> BootstrapClient:
 
 
 def ask(server: BootstrapServer, method: str, path: str, body: object = None) -> tuple[int, object]:
-    """As anybody's HTTP client would."""
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
+    """Sends a request as any HTTP client does. Returns the status and the decoded body."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=SECONDS)
     try:
         connection.request(method, path, body if isinstance(body, bytes) or body is None else json.dumps(body).encode())
         response = connection.getresponse()
@@ -67,23 +71,24 @@ def ask(server: BootstrapServer, method: str, path: str, body: object = None) ->
 
 
 def raw(server: BootstrapServer, data: bytes) -> bytes:
-    with socket.create_connection((server.host, server.port), timeout=5) as connection:
+    """Sends bytes and returns everything that the server sends back."""
+    with socket.create_connection((server.host, server.port), timeout=SECONDS) as connection:
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def until(condition: Callable[[], tuple[Worker, ...]]) -> tuple[Worker, ...]:
-    """The first answer that is not empty; there is a deadline."""
+    """Waits for the first result that is not empty and returns it."""
     pause = threading.Event()
-    for _ in range(1000):
-        if answer := condition():
-            return answer
+    deadline = time.monotonic() + SECONDS
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"the condition did not come true within {SECONDS} s"
         pause.wait(0.01)
-    raise AssertionError("the condition did not come true within 10 s")
+    return result
 
 
-def test_a_worker_comes_renews_and_leaves(server, client, clock):
+def test_a_worker_registers_renews_its_lease_and_is_removed(server, client, clock):
     lease = client.register(WORKER)
     assert (lease.lease_seconds, lease.new) == (5, True)
     clock.now += 4
@@ -96,15 +101,15 @@ def test_a_worker_comes_renews_and_leaves(server, client, clock):
     assert client.workers() == ()
 
 
-def test_a_worker_that_falls_silent_is_taken_off_the_list(client, clock, caplog):
+def test_a_worker_that_does_not_renew_is_removed(client, clock, caplog):
     client.register(WORKER)
     clock.now += 5
     assert client.workers() == ()
-    assert "encode worker enc-1 has not renewed its lease" in caplog.text
+    assert "enc-1" in caplog.text
     assert client.register(WORKER).new
 
 
-def test_the_origin_s_routes_word_by_word(server):
+def test_the_origin_s_routes_have_its_fields(server):
     assert ask(server, "GET", "/health")[0] == 200
     assert ask(server, "GET", "/route?engine_rank=-1&target_dp_group=-1")[0] == 404
     assert ask(server, "PUT", "/route", ROUTE)[0] == 200
@@ -119,13 +124,13 @@ def test_the_origin_s_routes_word_by_word(server):
     assert ask(server, "GET", "/route?engine_rank=0&target_dp_group=0")[0] == 404
 
 
-def test_ranks_through_the_client(client):
-    with pytest.raises(PeerGone, match="start the encode worker"):
+def test_ranks_are_registered_and_found_through_the_client(client):
+    with pytest.raises(PeerGone):
         client.shape()
     client.register_rank(Rank(tp_size=2, dp_size=2, rank_ip="h", rank_port=1, engine_rank=1))
     assert client.shape().embedding_dp_size == 2
     assert client.route(0, 1).rank_port == 1
-    with pytest.raises(PeerGone, match="no encode rank 1 of group 1"):
+    with pytest.raises(PeerGone, match="rank 1 of group 1"):
         client.route(1, 1)
 
 
@@ -151,7 +156,7 @@ def test_ranks_through_the_client(client):
         ("PUT", "/route", ROUTE | {"engine_rank": 2}, 400, "invalid_body"),
     ],
 )
-def test_bad_requests_are_refused_and_harm_nobody(server, client, method, path, body, status, code):
+def test_bad_requests_are_rejected_and_the_server_continues(server, client, method, path, body, status, code):
     answered, content = ask(server, method, path, body)
     assert (answered, content["error"]["code"]) == (status, code)
     assert content["error"]["message"]
@@ -170,49 +175,52 @@ def test_bad_requests_are_refused_and_harm_nobody(server, client, method, path, 
         (b"PURGE /health HTTP/1.0\r\n\r\n", 501),
     ],
 )
-def test_what_is_hardly_http_gets_an_answer_too(server, data, status):
+def test_malformed_http_is_answered_with_an_error(server, data, status):
     answer = raw(server, data)
     assert str(status).encode() in answer.partition(b"\r\n")[0]
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
 
 
-def test_a_body_that_ends_early_changes_nothing(server, client):
+def test_a_truncated_body_changes_nothing(server, client):
     body = json.dumps({"id": "enc-1", "role": "encode"}).encode()
     head = f"PUT /workers/enc-1 HTTP/1.0\r\nContent-Length: {len(body) + 1}\r\n\r\n".encode()
     assert raw(server, head + body) == b""
     assert client.workers() == ()
 
 
-def test_a_full_list_says_so(client):
+def test_a_worker_beyond_the_limit_is_rejected(client):
     for name in ("a", "b"):
         client.register(Worker(id=name, role="language"))
-    with pytest.raises(CapacityError, match="2 workers are registered"):
+    with pytest.raises(CapacityError, match="2 workers"):
         client.register(WORKER)
 
 
-def test_too_many_connections_are_turned_away_and_stop_ends_the_rest(server, monkeypatch):
+def test_connections_beyond_the_limit_are_closed_and_stop_closes_the_others(server, monkeypatch):
     monkeypatch.setattr("embferry.discovery.bootstrap_server.MAX_CONNECTIONS", 2)
     address = (server.host, server.port)
-    with socket.create_connection(address, timeout=5) as one, socket.create_connection(address, timeout=5) as two:
-        with socket.create_connection(address, timeout=5) as three:
+    with (
+        socket.create_connection(address, timeout=SECONDS) as one,
+        socket.create_connection(address, timeout=SECONDS) as two,
+    ):
+        with socket.create_connection(address, timeout=SECONDS) as three:
             assert three.recv(1) == b""
-        server.stop()  # does not wait until the two silent clients time out
+        server.stop()  # does not wait for the two silent clients
         assert one.recv(1) == two.recv(1) == b""
 
 
-def test_a_taken_port_is_a_clear_error(server):
-    with pytest.raises(TransportError, match=f"cannot listen on 127.0.0.1:{server.port}") as caught:
+def test_a_port_that_is_taken_or_invalid_is_an_error(server):
+    with pytest.raises(TransportError, match=str(server.port)) as caught:
         BootstrapServer(port=server.port).start()
     assert not caught.value.retryable
-    with pytest.raises(TransportError, match="port"):
+    with pytest.raises(TransportError):
         BootstrapServer(port=70000).start()
-    with pytest.raises(LocalProtocolError, match="started already"):
+    with pytest.raises(LocalProtocolError, match="started"):
         server.start()
 
 
-def test_nobody_there_and_somebody_else_there():
+def test_a_missing_server_and_another_kind_of_server_are_told_apart():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = BootstrapClient(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=5)
+        client = BootstrapClient(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=SECONDS)
 
         def answer() -> None:
             connection, _ = listener.accept()
@@ -222,28 +230,28 @@ def test_nobody_there_and_somebody_else_there():
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(RemoteProtocolError, match="not a bootstrap server"):
+        with pytest.raises(RemoteProtocolError):
             client.workers()
         thread.join()
-    with pytest.raises(TransportError, match="cannot be reached") as caught:
+    with pytest.raises(TransportError) as caught:
         client.workers()
     assert caught.value.retryable
     assert not client.healthy()
 
 
 @pytest.mark.parametrize("url", ["", "host:80", "ftp://h", "http://", "http://h:x", "http://h/path", "http://[h"])
-def test_urls_are_checked_at_once(url):
+def test_an_invalid_url_is_rejected_at_once(url):
     with pytest.raises(LocalProtocolError, match="URL"):
         BootstrapClient(url)
 
 
-def test_a_keeper_returns_to_a_server_that_was_restarted():
+def test_a_keeper_registers_again_with_a_restarted_server():
     first = BootstrapServer(lease_seconds=0.3)
     first.start()
     keeper = LeaseKeeper(BootstrapClient(first.url), WORKER, load=lambda: 3.0)
     keeper.start()
     try:
-        assert keeper.wait_registered(10)
+        assert keeper.wait_registered(SECONDS)
         first.stop()
         with BootstrapServer(port=first.port, lease_seconds=0.3) as second:
             back = until(second.workers)
@@ -257,7 +265,7 @@ def test_a_keeper_returns_to_a_server_that_was_restarted():
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
-def test_as_a_process_it_ends_cleanly_when_told(number, status):
+def test_the_server_process_ends_cleanly_on_a_signal(number, status):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = f"from embferry.discovery.bootstrap_server import run; run('127.0.0.1', {port}, 5.0)"
@@ -266,6 +274,6 @@ def test_as_a_process_it_ends_cleanly_when_told(number, status):
             client = BootstrapClient(f"http://127.0.0.1:{port}")
             until(lambda: (WORKER,) if client.healthy() else ())
             process.send_signal(number)
-            assert process.wait(10) == status
+            assert process.wait(SECONDS) == status
         finally:
             process.kill()

@@ -1,3 +1,5 @@
+"""The table of leases and ranks, and the health watch."""
+
 from __future__ import annotations
 
 import msgspec
@@ -20,7 +22,7 @@ def names(workers: tuple[Worker, ...]) -> list[str]:
     return [w.id for w in workers]
 
 
-def test_a_lease_ends_exactly_when_it_was_not_renewed():
+def test_a_lease_ends_when_it_is_not_renewed_in_time():
     table = LeaseTable(lease_seconds=5)
     assert table.put(worker("a"), now=0)
     assert table.put(worker("b"), now=1)
@@ -33,7 +35,7 @@ def test_a_lease_ends_exactly_when_it_was_not_renewed():
     assert table.next_expiry() is None
 
 
-def test_roles_are_told_apart_and_the_last_description_counts():
+def test_workers_are_listed_by_role_with_their_latest_description():
     table = LeaseTable()
     table.put(worker("a", load=1), 0)
     table.put(worker("l", "language"), 0)
@@ -42,7 +44,7 @@ def test_roles_are_told_apart_and_the_last_description_counts():
     assert [w.load for w in table.workers(0, "encode")] == [7]
 
 
-def test_removal_is_immediate_and_says_whether_there_was_anything():
+def test_removal_is_immediate_and_reports_whether_the_worker_was_registered():
     table = LeaseTable()
     table.put(worker("a"), 0)
     assert table.remove("a")
@@ -50,7 +52,7 @@ def test_removal_is_immediate_and_says_whether_there_was_anything():
     assert table.workers(0) == ()
 
 
-def test_a_full_table_takes_renewals_but_nobody_new_until_somebody_leaves():
+def test_a_full_table_accepts_renewals_and_rejects_new_workers():
     table = LeaseTable(lease_seconds=5, max_workers=2)
     table.put(worker("a"), 0)
     table.put(worker("b"), 3)
@@ -61,7 +63,7 @@ def test_a_full_table_takes_renewals_but_nobody_new_until_somebody_leaves():
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_a_lease_has_a_length(seconds):
+def test_a_lease_without_a_positive_length_is_rejected(seconds):
     with pytest.raises(LocalProtocolError):
         LeaseTable(lease_seconds=seconds)
 
@@ -78,7 +80,7 @@ def test_ranks_are_found_by_group_and_rank_within_it():
     assert table.route(0, 2, 0) is None
 
 
-def test_an_engine_of_another_shape_replaces_the_old_ranks():
+def test_a_rank_of_another_shape_replaces_all_ranks():
     table = LeaseTable()
     for number in range(4):
         table.put_rank(rank(number))
@@ -87,7 +89,7 @@ def test_an_engine_of_another_shape_replaces_the_old_ranks():
     assert table.route(1, 1, 0) is None
 
 
-def test_a_leased_worker_s_rank_goes_with_its_lease():
+def test_the_rank_of_a_worker_ends_with_its_lease():
     table = LeaseTable(lease_seconds=5)
     table.put(worker("a", rank=msgspec.to_builtins(rank(0, tp=1, dp=1))), 0)
     assert table.route(0, 0, 4.9) == rank(0, tp=1, dp=1)
@@ -105,18 +107,18 @@ def test_a_leased_worker_s_rank_goes_with_its_lease():
         {"engine_rank": -1},
     ],
 )
-def test_impossible_ranks_are_refused(wrong):
+def test_invalid_ranks_are_rejected(wrong):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(msgspec.to_builtins(rank(0)) | wrong, Rank)
 
 
 @pytest.mark.parametrize("wrong", [{"id": "a/b"}, {"id": ""}, {"role": "router"}, {"load": -1}, {"url": "x" * 513}])
-def test_impossible_workers_are_refused(wrong):
+def test_invalid_workers_are_rejected(wrong):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"id": "a", "role": "encode"} | wrong, Worker)
 
 
-def test_two_misses_in_a_row_and_the_peer_counts_as_gone():
+def test_a_peer_is_gone_after_two_misses_in_a_row():
     watch = HealthWatch()
     assert [watch.saw(healthy) for healthy in (False, True, False, False, False, True)] == [
         False,

@@ -1,4 +1,4 @@
-"""Who gets the next free blocks."""
+"""The order and size of grants from a pool."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..protocol.ends import LAYOUT
 
 
 def pool(num_blocks: int, *totals: int) -> tuple[PoolAdmission, list[Receiver]]:
-    """A pool of one-token blocks, and transfers of so many tokens that wait for it."""
+    """Returns a pool of one-token blocks and receivers that wait for ``totals`` tokens from it."""
     admission = PoolAdmission(ReqToMetadataBlockAllocator(num_blocks, 1))
     receivers = []
     for room, total in enumerate(totals):
@@ -28,17 +28,17 @@ def pool(num_blocks: int, *totals: int) -> tuple[PoolAdmission, list[Receiver]]:
 
 
 def granted(receiver: Receiver) -> list[int]:
-    """The blocks of each grant that is out."""
+    """Returns the number of blocks of each outstanding grant."""
     return [len(grant.blocks) for grant in receiver.ledger]
 
 
 def served(admission: PoolAdmission) -> list[Receiver]:
-    """Who gets something now, in turn."""
+    """Allocates the free blocks and returns the receivers served, in order."""
     return [receiver for receiver, _ in admission.allocate(0.0)]
 
 
 def give_back(admission: PoolAdmission, receiver: Receiver) -> None:
-    """Everything that is out comes back, unwritten."""
+    """Returns every granted block to the pool, unwritten."""
     receiver.take_commands()
     receiver.peer_lost(0.0)
     for grant in receiver.ledger:
@@ -48,7 +48,7 @@ def give_back(admission: PoolAdmission, receiver: Receiver) -> None:
             admission.release(receiver, command.blocks)
 
 
-def test_who_needs_little_gets_it_at_once() -> None:
+def test_a_small_transfer_is_granted_all_it_needs_at_once() -> None:
     admission, (large, small) = pool(8, 1000, 2)
     assert served(admission)[:2] == [large, small]
     assert granted(small) == [2]
@@ -57,13 +57,13 @@ def test_who_needs_little_gets_it_at_once() -> None:
     assert admission.allocate(0.0) == []
 
 
-def test_an_embedding_larger_than_the_pool_gets_it_in_parts() -> None:
+def test_an_embedding_larger_than_the_pool_is_granted_parts_of_it() -> None:
     admission, (large,) = pool(8, 1000)
     admission.allocate(0.0)
     assert granted(large) == [8 // PIPELINE] * PIPELINE
 
 
-def test_a_little_one_finds_room_behind_a_large_one() -> None:
+def test_a_small_transfer_is_served_from_the_reserve_beside_a_large_one() -> None:
     admission, (large, small) = pool(32, 1000, 2)
     admission.unregister(small)
     admission.allocate(0.0)
@@ -74,13 +74,13 @@ def test_a_little_one_finds_room_behind_a_large_one() -> None:
     assert granted(small) == [2]
 
 
-def test_where_many_wait_a_turn_is_not_too_little() -> None:
+def test_a_grant_has_a_smallest_size_however_many_transfers_wait() -> None:
     admission, receivers = pool(2 * MOST_AT_ONCE, *[1000] * 100)
     assert served(admission) == receivers[:MOST_AT_ONCE]
     assert granted(receivers[0]) == [2]
 
 
-def test_everybody_waits_in_turn() -> None:
+def test_waiting_transfers_are_served_in_turn() -> None:
     admission, receivers = pool(1, 5, 5, 5)
     for turn in (0, 1, 2):
         (one,) = served(admission)
@@ -91,7 +91,7 @@ def test_everybody_waits_in_turn() -> None:
     assert admission.allocator.available == 1
 
 
-def test_blocks_of_the_callers_own_are_granted_the_same_way() -> None:
+def test_blocks_allocated_by_the_caller_are_granted_under_the_next_epoch() -> None:
     admission, (first, second) = pool(4, 2, 2)
     admission.unregister(first)
     allocation = admission.allocator.alloc_blocks(2, first.room)
@@ -101,13 +101,13 @@ def test_blocks_of_the_callers_own_are_granted_the_same_way() -> None:
     assert [grant.epoch for receiver in (first, second) for grant in receiver.ledger] == [1, 2]
 
 
-def test_a_grant_is_never_larger_than_a_message() -> None:
+def test_a_grant_never_exceeds_the_limit_of_a_message() -> None:
     admission, (large,) = pool(2 * MAX_RUNS, 2 * MAX_RUNS)
     admission.allocate(0.0)
     assert max(granted(large)) == MAX_RUNS
 
 
-def test_blocks_whose_writer_may_still_write_are_shown_and_kept_as_quarantined() -> None:
+def test_blocks_of_draining_grants_are_quarantined_until_they_are_released() -> None:
     admission, (receiver,) = pool(4, 1000)
     admission.allocate(0.0)
     receiver.abort(Aborted("enough"), 0.0)

@@ -1,4 +1,4 @@
-"""The region: fields as views, chunks in checksum order, gathered or used in place, and gone when it should be."""
+"""The region of blocks: its fields, chunks, gathering, use in place, and the end of its memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def land(
     blocks: tuple[int, ...],
     skip: int,
 ) -> None:
-    """What a transport does."""
+    """Copies tokens of ``fields`` into the region as a transport does."""
     view = buffers.view
     for piece in source_pieces(buffers.geometry, fields, offset, tokens, blocks, skip):
         view[piece.offset : piece.offset + piece.source.nbytes] = piece.source
@@ -61,7 +61,7 @@ def test_fields_are_views_of_one_region(shared: bool) -> None:
     buffers.close()
 
 
-def test_a_layout_without_deepstack() -> None:
+def test_fields_missing_in_the_layout_are_not_available() -> None:
     buffers = MultimodalDataBuffers(Geometry(Layout((EMBEDDINGS,)), 2, 2), shared=False)
     assert buffers.deepstack_embeddings is None
     with pytest.raises(LocalProtocolError, match="fill_ids"):
@@ -69,7 +69,7 @@ def test_a_layout_without_deepstack() -> None:
     buffers.close()
 
 
-def test_an_impossible_geometry_is_refused() -> None:
+def test_an_invalid_geometry_is_rejected() -> None:
     with pytest.raises(LayoutMismatch):
         MultimodalDataBuffers(Geometry(LAYOUT, 0, 3), shared=False)
 
@@ -93,8 +93,8 @@ def test_a_shared_region_cannot_be_truncated() -> None:
 
 
 @given(data=st.data())
-def test_what_lands_is_gathered_whole_with_the_source_checksum(data: st.DataObject) -> None:
-    """An embedding in several chunks, each in its own scattered blocks, unaligned."""
+def test_gathered_chunks_equal_the_source_and_have_its_checksum(data: st.DataObject) -> None:
+    """Transfers an embedding in chunks of any offset and length through scattered blocks."""
     total = data.draw(st.integers(1, 40))
     fields = embedding(LAYOUT, total, seed=total)
     buffers = MultimodalDataBuffers(GEOMETRY, shared=False)
@@ -128,7 +128,7 @@ def test_a_flipped_bit_changes_the_checksum() -> None:
     assert checksum(p.source for p in pieces) != before
 
 
-def test_pieces_point_into_the_source() -> None:
+def test_pieces_are_views_of_the_source() -> None:
     fields = embedding(LAYOUT, 9)
     pieces = source_pieces(GEOMETRY, fields, 2, 6, (4, 5, 0), 1)
     for piece in pieces:
@@ -153,10 +153,10 @@ def test_adjacent_blocks_are_used_in_place() -> None:
     buffers.close()
 
 
-def test_fields_that_do_not_fit_are_refused() -> None:
+def test_fields_of_another_shape_or_type_are_rejected() -> None:
     fields = embedding(LAYOUT, 6)
     wrong: list[tuple[dict[str, np.ndarray], str]] = [
-        ({k: v for k, v in fields.items() if k != "fill_ids"}, "lacks the field fill_ids"),
+        ({k: v for k, v in fields.items() if k != "fill_ids"}, "fill_ids"),
         (fields | {"fill_ids": fields["fill_ids"].astype(np.int32)}, "int32"),
         (fields | {"fill_ids": fields["fill_ids"][:, :2]}, "uint8"),
         (fields | {"fill_ids": fields["fill_ids"][:5]}, "outside"),
@@ -175,7 +175,7 @@ def test_fields_that_do_not_fit_are_refused() -> None:
     buffers.close()
 
 
-def test_gathering_only_some_fields() -> None:
+def test_some_fields_can_be_gathered_alone() -> None:
     buffers = MultimodalDataBuffers(GEOMETRY, shared=False)
     fields = embedding(LAYOUT, 6)
     land(buffers, fields, 0, 6, (6, 2), 0)
@@ -187,12 +187,12 @@ def test_gathering_only_some_fields() -> None:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_views_outlive_close_and_the_memory_goes_with_the_last(shared: bool) -> None:
+def test_views_outlive_close_and_the_last_one_frees_the_memory(shared: bool) -> None:
     def mappings() -> int:
         gc.collect()
         return Path("/proc/self/maps").read_text().count("embferry-region")
 
-    before = mappings()  # first: it collects what other tests have left, and that may hold descriptors
+    before = mappings()  # first: it collects garbage of other tests, which may hold descriptors
     descriptors = len(os.listdir("/proc/self/fd"))
     buffers = MultimodalDataBuffers(GEOMETRY, shared=shared)
     buffers.fill_ids[:] = 5
@@ -209,7 +209,7 @@ def test_views_outlive_close_and_the_memory_goes_with_the_last(shared: bool) -> 
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-def test_the_origins_names_are_where_its_users_look() -> None:
+def test_the_origin_s_module_exports_the_same_classes() -> None:
     from embferry.disaggregation import utils
     from embferry.memory import blocks, buffers
 

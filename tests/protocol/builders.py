@@ -1,4 +1,4 @@
-"""One machine, played by hand: what it is told, and what it says."""
+"""Builders of one state machine and of the messages a test sends to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embferry.protocol.settings import TransferSettings
 
 from .ends import LAYOUT, TOKEN_BYTES
 
-ROOM, LANGUAGE, ENCODE = 7, 100, 200  # the room, and the sessions of its two ends
+ROOM, LANGUAGE, ENCODE = 7, 100, 200  # the room, the receiver's session, the sender's session
 SIZE = 4  # tokens a block
 CHECKSUM = b"checksum"
 GEOMETRY = Geometry(LAYOUT, 16, SIZE)
@@ -37,21 +37,21 @@ def new_sender(*, total: int = -1, ready: int = 0, **settings: Any) -> Sender:
     return sender
 
 
-def said(machine: Receiver | Sender) -> list[Body]:
-    """The messages among the commands since the last look; the other commands are dropped."""
+def sent_messages(machine: Receiver | Sender) -> list[Body]:
+    """Takes the machine's commands and returns the messages among them; the others are discarded."""
     return [command.body for command in machine.take_commands() if isinstance(command, Send)]
 
 
-def done(machine: Receiver | Sender) -> list[Any]:
-    """The commands since the last look, without the messages."""
+def other_commands(machine: Receiver | Sender) -> list[Any]:
+    """Takes the machine's commands and returns those that are not messages; the messages are discarded."""
     return [command for command in machine.take_commands() if not isinstance(command, Send)]
 
 
-def hear(receiver: Receiver, body: Body, now: float = 0.0, source: int = ENCODE) -> None:
+def to_receiver(receiver: Receiver, body: Body, now: float = 0.0, source: int = ENCODE) -> None:
     receiver.receive(source, LANGUAGE, body, now)
 
 
-def tell(sender: Sender, body: Body, now: float = 0.0, source: int = LANGUAGE, target: int = ENCODE) -> None:
+def to_sender(sender: Sender, body: Body, now: float = 0.0, source: int = LANGUAGE, target: int = ENCODE) -> None:
     sender.receive(source, target, body, now)
 
 
@@ -73,17 +73,17 @@ def a_grant(
 
 
 def offered(total: int, **settings: Any) -> Receiver:
-    """A receiver that has been told what there is."""
+    """Returns a receiver that has been offered an embedding of ``total`` tokens."""
     receiver = new_receiver(**settings)
-    hear(receiver, an_offer(total))
+    to_receiver(receiver, an_offer(total))
     receiver.take_commands()
     return receiver
 
 
 def opened(total: int, ready: int | None = None, **settings: Any) -> Sender:
-    """A sender that has been asked for what it has."""
+    """Returns a sender that announced ``total`` tokens and was opened by a receiver."""
     sender = new_sender(total=total, ready=total if ready is None else ready, **settings)
-    tell(sender, an_open(), target=0)
+    to_sender(sender, an_open(), target=0)
     sender.take_commands()
     return sender
 
@@ -92,7 +92,7 @@ def written(epoch: int, offset: int, length: int) -> Written:
     return Written(ROOM, epoch, (Chunk(offset, length, CHECKSUM),))
 
 
-def bring(receiver: Receiver, epoch: int, offset: int, length: int, *, matches: bool = True) -> None:
-    """A chunk is reported and its bytes are looked at."""
-    hear(receiver, written(epoch, offset, length))
+def report_chunk(receiver: Receiver, epoch: int, offset: int, length: int, *, matches: bool = True) -> None:
+    """Reports a chunk as written and its verification as finished."""
+    to_receiver(receiver, written(epoch, offset, length))
     receiver.verified_chunk(epoch, offset, matches=matches, now=0.0)

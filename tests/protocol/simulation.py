@@ -1,4 +1,4 @@
-"""One language worker's pool, its rooms, their encode workers, and everything between them; every event is a call."""
+"""A simulation of one language worker, its pool, its rooms and their encode workers. Every event is a call."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from embferry.protocol.commands import (
 )
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import Abort, Body, Confirm, Frame, Open, TransportAddress, Unknown, decode, encode
+from embferry.protocol.messages import Body, Frame, Open, TransportAddress, Unknown, decode, encode
 from embferry.protocol.ranges import RangeSet
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.sender import Sender
 from embferry.protocol.settings import TransferSettings
-from embferry.testing.network import Flight, SimulatedMemory, SimulatedNetwork
+from embferry.testing.network import InFlightWrite, SimulatedMemory, SimulatedNetwork
 
 from .ends import LAYOUT, TOKEN_BYTES, Content, EncodeEnd, InvariantError, LanguageEnd, must
 from .invariants import check, check_bytes, check_delivery, check_landing, check_peer
@@ -43,22 +43,22 @@ LANGUAGE = "language"
 TRANSPORTS = ("first transport", "second transport")
 
 
-class World:
-    """Call what is to happen; every call ends with all invariants checked."""
+class Simulation:
+    """A language worker and its encode workers. Every method that plays an event checks all invariants at its end."""
 
     def __init__(
         self,
         num_blocks: int = 4,
         block_size: int = 2,
         *,
-        gated: bool = False,
+        checks_windows: bool = False,
         chunk_blocks: int = 1,
         writes_in_flight: int = 2,
         default_tokens: int = 5,
         eager: bool = False,
         progress_rate: float = math.inf,
     ) -> None:
-        self.eager = eager  # verifies at once, as drivers do that block
+        self.eager = eager  # verify a chunk as soon as the command is taken
         self.now = 0.0
         self.steps = 0
         self.settings = TransferSettings(
@@ -70,26 +70,27 @@ class World:
         self.geometry = Geometry(LAYOUT, num_blocks, block_size)
         self.network = SimulatedNetwork()
         landing = partial(check_landing, self)
-        self.memory = SimulatedMemory(num_blocks, block_size, TOKEN_BYTES, gated=gated, on_landing=landing)
+        self.memory = SimulatedMemory(
+            num_blocks, block_size, TOKEN_BYTES, checks_windows=checks_windows, before_landing=landing
+        )
         self.allocator = ReqToMetadataBlockAllocator(num_blocks, block_size)
         self.admission = PoolAdmission(self.allocator)
         self.encoders: list[EncodeEnd] = []
         self.receivers: list[LanguageEnd] = []
-        self.hosts: dict[str, EncodeEnd | None] = {}  # None: the worker runs, the room is not there
+        self.hosts: dict[str, EncodeEnd | None] = {}  # by address; None: the worker runs, but without the room
         self.parked: dict[str, Frame] = {}
         self.epochs: dict[int, LanguageEnd] = {}
         self.transport_of: dict[int, str] = {}
-        self.broken: set[str] = set()  # transports that lead nowhere any more
+        self.broken: set[str] = set()  # names of broken transports
         self.block_epoch: dict[int, int] = {}
-        self.closed: set[int] = set()  # blocks whose writer has said that it is done
+        self.closed: set[int] = set()  # blocks that their writer has reported as written
         self.orphans: dict[int, tuple[int, tuple[int, ...]]] = {}  # epoch: (room, blocks) of receivers that died
-        self.passed_over: dict[LanguageEnd, Counter[LanguageEnd]] = {}  # turns others had while it waited
-        self.hopeless: set[int] = set()  # rooms with a write that failed for good
+        self.passed_over: dict[LanguageEnd, Counter[LanguageEnd]] = {}  # turns of others while a transfer waited
+        self.unrecoverable: set[int] = set()  # rooms with a write that failed for good
         self.before_command: Callable[[LanguageEnd, ReceiverCommand], None] = lambda end, command: None
         self._sessions = count(1)
-        self.alone = True
 
-    # Who is there
+    # Ends
 
     def living_encoders(self) -> list[EncodeEnd]:
         return [end for end in self.encoders if end.alive]
@@ -98,9 +99,9 @@ class World:
         return [end for end in self.receivers if end.alive]
 
     def start_encoder(self, room: int, content: Content, address: str = "") -> EncodeEnd:
-        """A sender for ``room``; whoever was at the address is gone."""
+        """Starts a sender for ``room``. Any earlier sender at the address ends."""
         address = address or f"encode {room}"
-        self._leave(address)
+        self._vacate(address)
         machine = Sender(
             room,
             next(self._sessions),
@@ -127,14 +128,14 @@ class World:
         return end
 
     def kill_encoder(self, end: EncodeEnd, *, silent: bool = False) -> None:
-        """Its writes may land for as long as nobody takes its access away. ``silent``: the whole worker is dead."""
-        self._leave(end.address)
+        """Ends a sender; if ``silent``, with its worker. Its writes may still land until they are revoked."""
+        self._vacate(end.address)
         if not silent:
             self.hosts[end.address] = None
         self.run()
 
     def kill_receiver(self, end: LanguageEnd) -> None:
-        """The process lives on, so the region stays: what was granted is taken back from its writers."""
+        """Ends a receiver. Its process continues, so the region stays and its grants are revoked."""
         end.alive = False
         self.admission.unregister(end.machine)
         for grant in end.machine.ledger:
@@ -148,15 +149,15 @@ class World:
         self.run()
 
     def redirect(self, end: LanguageEnd, address: str) -> None:
-        """The receiver is told to go on with another encode worker, rightly or not."""
+        """Tells the receiver to continue with another encode worker, whether or not its peer is lost."""
         end.endpoint = address
         end.machine.peer_lost(self.now)
         self.run()
 
-    def forget_settled(self) -> None:
+    def remove_settled(self) -> None:
         for receiver in self.living_receivers():
             if receiver.machine.settled(self.now):
-                must(not receiver.blocks() and not receiver.queue, "a settled receiver still has blocks")
+                must(not receiver.blocks() and not receiver.queue, "a settled receiver still holds blocks")
                 receiver.alive = False
                 self.admission.unregister(receiver.machine)
         for encoder in self.living_encoders():
@@ -164,13 +165,13 @@ class World:
                 must(encoder.released, "a settled sender still holds the embedding")
                 self.kill_encoder(encoder)
 
-    def _leave(self, address: str) -> None:
+    def _vacate(self, address: str) -> None:
         end = self.hosts.pop(address, None)
         if end is not None:
             end.alive = False
             end.died_at = self.steps
 
-    # What happens between them
+    # Events between the ends
 
     def deliver(self, index: int = 0) -> None:
         packet = self.network.deliver(index)
@@ -191,48 +192,48 @@ class World:
                 self._send(packet.target, LANGUAGE, 0, frame.source, Unknown(frame.body.room, frame.target))
         self.run()
 
-    def land(self, flight: Flight, count: int) -> None:
-        self.memory.land(flight, count)
+    def land(self, write: InFlightWrite, count: int) -> None:
+        self.memory.land(write, count)
         self.run()
 
-    def complete(self, flight: Flight) -> None:
-        """The rest of a write lands; its writer hears of it, if it lives."""
-        whole = self.memory.finish(flight)
-        must(whole or flight.epoch in self.memory.revoked, "a write that was granted is refused")
-        end, command = self._writer(flight)
+    def complete(self, write: InFlightWrite) -> None:
+        """Lands the rest of a write and reports the end to its writer, if it lives."""
+        whole = self.memory.finish(write)
+        must(whole or write.epoch in self.memory.revoked, "a granted write was refused")
+        end, command = self._writer(write)
         if end.alive and whole:
-            end.machine.write_done(command.target, command.epoch, command.offset, command.length, flight.checksum)
+            end.machine.write_done(command.target, command.epoch, command.offset, command.length, write.checksum)
         elif end.alive:
             refused = TransportError("no open window covers the write", retryable=False)
             end.machine.write_failed(command.target, command.epoch, command.offset, command.length, refused)
         self.run()
 
-    def fail(self, flight: Flight, *, retryable: bool = True) -> None:
-        """A write ends where it stands; its writer hears of it, if it lives."""
-        self._fail(flight, retryable=retryable)
+    def fail(self, write: InFlightWrite, *, retryable: bool = True) -> None:
+        """Ends a write without landing the rest and reports the error to its writer, if it lives."""
+        self._fail(write, retryable=retryable)
         self.run()
 
-    def _fail(self, flight: Flight, *, retryable: bool) -> None:
-        self.memory.drop(flight)
-        end, command = self._writer(flight)
+    def _fail(self, write: InFlightWrite, *, retryable: bool) -> None:
+        self.memory.drop(write)
+        end, command = self._writer(write)
         if end.alive:
             if not retryable and len(end.machine.destinations[command.target].transports.usable) == 1:
-                self.hopeless.add(end.room)
+                self.unrecoverable.add(end.room)
             error = TransportError("the link broke", retryable=retryable)
             end.machine.write_failed(command.target, command.epoch, command.offset, command.length, error)
 
     def break_transport(self, name: str) -> None:
-        """What is written over it, from now on and already, fails for good. The last one left is never broken."""
+        """Breaks a transport: its writes fail and are not retryable. The other transport is never broken."""
         if not self.broken:
             self.broken.add(name)
-            for flight in list(self.memory.flights):
-                _, command = self._writer(flight)
+            for write in list(self.memory.in_flight):
+                _, command = self._writer(write)
                 if command.transport.name == name:
-                    self._fail(flight, retryable=False)
+                    self._fail(write, retryable=False)
         self.run()
 
     def revoke(self, index: int = 0) -> None:
-        """A revocation takes effect."""
+        """Puts a revocation into effect."""
         epoch = self.memory.complete_revocation(index)
         if self.epochs[epoch].alive:
             self.epochs[epoch].machine.revoked(epoch)
@@ -253,7 +254,7 @@ class World:
         end.machine.verified_chunk(check.epoch, check.offset, matches=matches, now=self.now)
 
     def consume(self, end: LanguageEnd, index: int = 0) -> None:
-        """The consumer uses a chunk, for good, and gives its blocks back."""
+        """Consumes a chunk, which commits the receiver to its content, and releases its blocks."""
         chunk = end.queue.pop(index)
         check_bytes(self, end, chunk)
         end.machine.committed = True
@@ -266,16 +267,16 @@ class World:
         for end in [*self.living_receivers(), *self.living_encoders()]:
             end.machine.expire(self.now)
             due = end.machine.next_timeout()
-            must(due is None or due > self.now, f"{end} is woken at {due}, which is past, for ever")
+            must(due is None or due > self.now, f"the timer of {end} stays at {due}, which has passed")
         self.run()
-        self.forget_settled()
+        self.remove_settled()
 
     # Execution of commands
 
     def run(self) -> None:
-        """Executes commands and deals out blocks until nobody has anything to do; then checks everything."""
+        """Executes commands and allocates blocks until nothing is left to do, then checks the invariants."""
         self.steps += 1
-        while self._execute_all() or self._deal():
+        while self._execute_all() or self._allocate():
             pass
         check(self)
 
@@ -299,16 +300,19 @@ class World:
             case Write(target, epoch, offset, length, blocks, transport, _):
                 must(
                     transport.name == self.transport_of.get(epoch, transport.name),
-                    f"epoch {epoch} is written over a transport it is closed on",
+                    f"epoch {epoch} is written over a transport that it was not granted on",
                 )
                 acknowledged = end.machine.destinations[target].acknowledged
-                must(offset >= acknowledged, f"token {offset} is sent again: {acknowledged} were acknowledged")
+                must(
+                    offset >= acknowledged,
+                    f"token {offset} is sent again, although {acknowledged} tokens were acknowledged",
+                )
                 tokens = range(offset, offset + length)
                 digest = xxhash.xxh3_64_digest(b"".join(end.read(token) for token in tokens))
-                flight = Flight((end, command), epoch, blocks, tokens, end.read, digest)
-                self.memory.write(flight)
+                write = InFlightWrite((end, command), epoch, blocks, tokens, end.read, digest)
+                self.memory.start(write)
                 if transport.name in self.broken:
-                    self._fail(flight, retryable=False)
+                    self._fail(write, retryable=False)
             case Connect(target, transport):
                 if transport.name in self.broken:
                     end.machine.transport_failed(target, transport.name)
@@ -318,13 +322,13 @@ class World:
     def _execute_receiver(self, end: LanguageEnd, command: ReceiverCommand) -> None:
         match command:
             case Send(body, target):
-                if isinstance(body, Open) and body.generation != end.asked_for:
-                    end.asked_for, end.opened_at = body.generation, self.steps
+                if isinstance(body, Open) and body.generation != end.generation:
+                    end.generation, end.opened_at = body.generation, self.steps
                 self._send(LANGUAGE, end.endpoint, end.machine.session, target, body)
             case Admit(epoch, blocks, transport):
                 self.epochs[epoch], self.transport_of[epoch] = end, transport
                 for block in blocks:
-                    must(block not in self.block_epoch, f"block {block} is given to two")
+                    must(block not in self.block_epoch, f"block {block} is admitted under two epochs")
                     self.block_epoch[block] = epoch
                 self.memory.admit(epoch, blocks)
             case CloseBlocks(epoch, blocks):
@@ -342,11 +346,11 @@ class World:
             case Release(blocks):
                 self._give_back(blocks, end)
             case Restart():
-                must(not end.machine.committed, "what has been used is thrown away")
+                must(not end.machine.committed, "tokens that were used are discarded")
                 end.queue.clear()
                 end.delivered = RangeSet()
 
-    def _deal(self) -> bool:
+    def _allocate(self) -> bool:
         waiting = [e for e in self.living_receivers() if e.machine.wanted(self.now) is not None]
         for end in self.living_receivers():
             self.admission.update(end.machine, self.now)
@@ -358,7 +362,10 @@ class World:
             for other in waiting:
                 if other not in granted:
                     self.passed_over[other][end] += 1
-                    must(self.passed_over[other][end] <= 2, f"room {other.room} waits while others take turns")
+                    must(
+                        self.passed_over[other][end] <= 2,
+                        f"room {other.room} waits while another room is granted blocks three times",
+                    )
         for end in waiting:
             starved = end.machine.wanted(self.now) is not None and self.allocator.available
             must(not starved, f"room {end.room} waits for a block while one is free")
@@ -367,17 +374,17 @@ class World:
     def _send(self, source: str, target: str, session: int, to: int, body: Body) -> None:
         self.network.send(source, target, encode(Frame(1, session, to, body)))
 
-    def _writer(self, flight: Flight) -> tuple[EncodeEnd, Write]:
-        end, command = flight.writer  # type: ignore[misc]  # what _execute_sender put there
+    def _writer(self, write: InFlightWrite) -> tuple[EncodeEnd, Write]:
+        end, command = write.writer  # type: ignore[misc]  # set by _execute_sender
         taken = end.machine.destinations[command.target].grants[command.epoch]
-        known = not end.alive or command.offset in taken.in_flight
-        must(known, f"a write of epoch {command.epoch} at token {command.offset} was taken up twice")
+        unfinished = not end.alive or command.offset in taken.in_flight
+        must(unfinished, f"token {command.offset} was written twice under epoch {command.epoch}")
         return end, command
 
     def _give_back(self, blocks: tuple[int, ...], end: LanguageEnd) -> None:
         for block in blocks:
             owner = self.epochs.get(self.block_epoch.get(block, 0))
-            must(owner is end, f"room {end.room} gives back block {block}, which is not its own")
+            must(owner is end, f"room {end.room} releases block {block}, which belongs to another transfer")
         self._forget_blocks(blocks)
         if blocks:
             try:
@@ -389,7 +396,3 @@ class World:
         for block in blocks:
             del self.block_epoch[block]
             self.closed.discard(block)
-
-    def last_words_on_the_way(self, room: int) -> bool:
-        bodies = [decode(packet.data).body for packet in self.network.packets]
-        return any(isinstance(body, Abort | Confirm) and body.room == room for body in bodies)

@@ -1,4 +1,4 @@
-"""Every dependency has an exact version, in ``constraints.txt`` or in the lock file of the vLLM environment."""
+"""Every dependency has an exact version in ``constraints.txt`` or in the lock file of the vLLM environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import setup_env
 import setup_vllm
 
 
-def test_every_requirement_has_its_exact_version():
+def test_every_requirement_has_an_exact_version_that_satisfies_it():
     project = tomllib.loads((setup_env.ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"].values()
     asked = project["project"]["dependencies"] + [r for extra in extras for r in extra]
@@ -28,7 +28,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_every_version_is_exact() -> None:
+def test_every_version_of_the_vllm_environment_is_exact() -> None:
     names = []
     for line in setup_vllm.LOCK.read_text().splitlines():
         if not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""A pair of managers over each transport, and embeddings to send."""
+"""Pairs of managers over each transport, and embeddings to send."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import pytest
 from embferry import EmbeddingReceiver, EmbeddingSender, Fields, ReceiveManager, SendManager, Sink
 from embferry.protocol.layout import Field, Geometry, Layout
 from embferry.protocol.settings import TransferSettings
+from embferry.transfer.driver import Driver
 from embferry.transports.contract import Transport
 from embferry.transports.http.transport import HttpTransport
 from embferry.transports.in_memory.transport import InMemoryTransport
 from embferry.transports.shm.transport import ShmTransport
 from embferry.transports.tcp.transport import TcpTransport
+
+SECONDS = 60.0
+"""Longest wait for an event. Far longer than any takes, so that a busy machine does not fail a test."""
 
 TRANSPORTS: tuple[type[Transport], ...] = (InMemoryTransport, ShmTransport, TcpTransport, HttpTransport)
 
@@ -31,19 +35,26 @@ LAYOUT = Layout(
 
 
 def embedding(tokens: int, seed: int = 0) -> Fields:
-    """Random bytes, in the shape of an embedding."""
+    """Returns an embedding of random bytes: uint8 ``[tokens, token_bytes]`` for each field."""
     rng = np.random.default_rng(seed)
     return {f.name: rng.integers(0, 256, (tokens, f.token_bytes), np.uint8) for f in LAYOUT.fields}
 
 
 def same(a: Fields, b: Fields) -> bool:
-    """Whether two embeddings are the same, byte by byte."""
+    """Returns whether two embeddings have the same bytes."""
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 @dataclass
 class Pair:
-    """An encode side and a language side, joined by one transport."""
+    """A send manager and a receive manager over the same transport.
+
+    Attributes:
+        receiving: The receive manager.
+        sending: The send manager.
+        transport: The transport of both.
+        extra: Further send managers, to be closed with the pair.
+    """
 
     receiving: ReceiveManager
     sending: SendManager
@@ -65,6 +76,13 @@ class Pair:
 MakePair = Callable[..., Pair]
 
 
+def advance_clock(manager: Driver, seconds: float) -> None:
+    """Moves the clock of a manager forward: its time-outs expire without a wait."""
+    before = manager.now
+    manager.now = lambda: before() + seconds  # type: ignore[method-assign]
+    manager.wake()
+
+
 @pytest.fixture(params=TRANSPORTS, ids=lambda transport: transport.name)
 def transport(request: pytest.FixtureRequest) -> type[Transport]:
     return request.param
@@ -72,7 +90,7 @@ def transport(request: pytest.FixtureRequest) -> type[Transport]:
 
 @pytest.fixture
 def make_pair(transport: type[Transport]) -> Iterator[MakePair]:
-    """Makes pairs; closes them afterwards and checks that their pools are whole."""
+    """Yields a function that makes a pair. Afterwards checks and closes the managers."""
     pairs: list[Pair] = []
 
     def make(num_blocks: int = 4, block_size: int = 16, layout: Layout = LAYOUT, **settings: float) -> Pair:

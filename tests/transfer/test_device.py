@@ -1,4 +1,4 @@
-"""Embeddings in device memory: a device double that copies when it is told to, and keeps what it was given apart."""
+"""Embeddings in device memory, by a test double whose memory is reached only through copies."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from embferry.protocol.errors import LocalProtocolError
 from embferry.protocol.states import KVPoll
 from embferry.transfer.staging import Staging
 
-from .conftest import LAYOUT, MakePair, embedding, same
+from .conftest import LAYOUT, SECONDS, MakePair, embedding, same
 
-SECONDS = 20.0
 CHUNK = 16 * LAYOUT.token_bytes
 
 
 class Device:
-    """One field of an embedding. ``most``: the most copies that were ever under way at once."""
+    """One field of an embedding in device memory. A copy that includes the token ``fails_at`` fails."""
 
     def __init__(self, rows: np.ndarray, *, fails_at: int = -1) -> None:
         self.memory = rows.copy()
@@ -47,7 +46,7 @@ def on_device(rows: Fields, fails_at: int = -1) -> dict[str, Device]:
     return {name: Device(array, fails_at=fails_at) for name, array in rows.items()}
 
 
-def test_from_device_to_device_through_buffers_of_bounded_size(make_pair: MakePair) -> None:
+def test_an_embedding_crosses_from_device_to_device_through_bounded_buffers(make_pair: MakePair) -> None:
     rows = embedding(400)
     made: list[int] = []
 
@@ -77,13 +76,13 @@ def test_from_device_to_device_through_buffers_of_bounded_size(make_pair: MakePa
         landed.clear()
     sink.close()
     assert same({name: target.memory for name, target in targets.items()}, rows)
-    assert sum(made) == 2 * CHUNK  # writes_in_flight buffers, whatever the length
+    assert sum(made) == 2 * CHUNK  # as many buffers as writes in flight, for any length
     assert sorted(source["fill_ids"].copied) == [(at, at + 16) for at in range(0, 400, 16)]
     receiver.clear()
     wait(sender, SECONDS)
 
 
-def test_fields_on_the_host_and_on_the_device_travel_together(make_pair: MakePair) -> None:
+def test_an_embedding_may_have_fields_on_the_host_and_on_the_device(make_pair: MakePair) -> None:
     rows = embedding(50)
     pair = make_pair()
     receiver = pair.receiver()
@@ -96,7 +95,7 @@ def test_fields_on_the_host_and_on_the_device_travel_together(make_pair: MakePai
     assert same(receiver.arrays(), rows)
 
 
-def test_a_device_that_fails_ends_the_transfer_with_its_reason_and_no_other(make_pair: MakePair) -> None:
+def test_a_device_that_fails_to_copy_out_ends_only_its_transfer(make_pair: MakePair) -> None:
     pair = make_pair(chunk_bytes=CHUNK)
     rows = embedding(100)
     receiver, other = pair.receiver(), pair.receiver()
@@ -113,7 +112,7 @@ def test_a_device_that_fails_ends_the_transfer_with_its_reason_and_no_other(make
     assert same(other.arrays(), rows)
 
 
-def test_a_device_that_cannot_take_it_ends_the_transfer_with_its_reason(make_pair: MakePair) -> None:
+def test_a_device_that_fails_to_copy_in_ends_the_transfer(make_pair: MakePair) -> None:
     pair = make_pair(chunk_bytes=CHUNK)
     sink = DeviceSink(lambda total: on_device(embedding(total), fails_at=40))
     receiver = pair.receiver(sink=sink)
@@ -124,7 +123,7 @@ def test_a_device_that_cannot_take_it_ends_the_transfer_with_its_reason(make_pai
     sink.close()
 
 
-def test_a_chunk_waits_for_a_free_buffer_and_keeps_it_until_it_is_released() -> None:
+def test_a_staged_chunk_waits_for_a_buffer_and_keeps_it_until_released() -> None:
     woken = threading.Semaphore(0)
     staging: Staging[int] = Staging(LAYOUT, chunk_bytes=CHUNK, slots=2, wake=woken.release)
     rows = embedding(64)

@@ -1,4 +1,4 @@
-"""A sink alone, told by examples: orders of events that are rare in whole transfers."""
+"""A gathering sink alone, in orders of events that are rare in whole transfers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from embferry import GatherSink
 from embferry.memory.buffers import MultimodalDataBuffers, checksum
 from embferry.protocol.commands import Deliver, Verify
-from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Geometry
 
 from .conftest import LAYOUT, embedding, same
@@ -20,7 +20,7 @@ TOKENS = 40
 
 
 class Owner:
-    """A receiver as its sink sees it, with the bytes of an embedding in its blocks."""
+    """The owner of a sink: a double of a receiver, with an embedding in its blocks."""
 
     def __init__(self, blocks: tuple[int, ...]) -> None:
         self.buffers = MultimodalDataBuffers(Geometry(LAYOUT, 8, SIZE), shared=False)
@@ -53,7 +53,7 @@ def deliver(check: Verify) -> Deliver:
 
 
 def good(sink: GatherSink, check: Verify, total: int) -> bool:
-    """Returns the result of a verification."""
+    """Runs a verification to its end. Returns whether the chunk is good."""
     passes = sink.verify(check, total)
     while True:
         try:
@@ -62,12 +62,12 @@ def good(sink: GatherSink, check: Verify, total: int) -> bool:
             return bool(end.value)
 
 
-def test_what_was_verified_in_place_is_gathered_when_a_part_comes_again_elsewhere() -> None:
+def test_chunks_verified_in_place_are_gathered_when_another_arrives_in_other_blocks() -> None:
     owner, sink = Owner((0, 1, 2)), GatherSink(in_place=True)
     sink.owner = owner
     sink.granted(1, 0, (0, 1, 2))
     kept, passed = owner.verify(1, 0, SIZE, (0,)), owner.verify(1, 32, 8, (2,))
-    owner.put(16, SIZE, (5,))  # the middle came damaged, and comes again in another block
+    owner.put(16, SIZE, (5,))  # the middle chunk was damaged and arrives again in another block
     again = owner.verify(2, 16, SIZE, (5,))
     assert good(sink, kept, TOKENS)
     sink.deliver(deliver(kept), TOKENS)
@@ -82,7 +82,7 @@ def test_what_was_verified_in_place_is_gathered_when_a_part_comes_again_elsewher
     assert sorted(owner.gone) == [(1, 0), (1, 32), (2, 16)]
 
 
-def test_a_bad_chunk_leaves_no_trace_where_others_lie() -> None:
+def test_a_bad_chunk_does_not_change_other_tokens() -> None:
     owner, sink = Owner((3, 6, 1)), GatherSink()
     sink.owner = owner
     sink.granted(1, 0, (3, 6, 1))
@@ -96,7 +96,7 @@ def test_a_bad_chunk_leaves_no_trace_where_others_lie() -> None:
     assert sink.chunks == {0: SIZE}
 
 
-def test_it_gathers_into_the_arrays_it_is_given() -> None:
+def test_a_sink_gathers_into_the_caller_s_arrays() -> None:
     mine = {f.name: np.zeros((TOKENS, f.token_bytes), np.uint8) for f in LAYOUT.fields}
     owner, sink = Owner((3, 6, 1)), GatherSink(make=lambda total: mine)
     sink.owner = owner
@@ -106,11 +106,12 @@ def test_it_gathers_into_the_arrays_it_is_given() -> None:
     assert same(mine, owner.rows)
 
 
-def test_arrays_that_do_not_fit_end_the_transfer_and_nothing_else() -> None:
+def test_arrays_of_another_shape_abort_the_transfer() -> None:
     errors: list[EmbeddingTransferError | None] = []
     owner = Owner((3, 6, 1))
     owner.abort = errors.append  # type: ignore[method-assign]
     sink = GatherSink(make=lambda total: {"fill_ids": np.zeros((total, 4), np.int32)})  # type: ignore[dict-item]
     sink.owner = owner
     good(sink, owner.verify(1, 0, TOKENS, (3, 6, 1)), TOKENS)
-    assert "input_embeddings, deepstack_embeddings, fill_ids, mrope_positions" in str(errors[0])
+    (error,) = errors
+    assert isinstance(error, LocalProtocolError)

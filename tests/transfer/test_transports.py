@@ -1,4 +1,4 @@
-"""Several transports: which one is taken, and what happens when it fails in the middle."""
+"""Managers with several transports: the choice of one, and the change to the next when it fails."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from embferry.transports.in_memory.transport import InMemoryTransport
 from embferry.transports.shm.transport import ShmTransport
 from embferry.transports.tcp.transport import TcpTransport
 
-from .conftest import LAYOUT, Pair, embedding, same
+from .conftest import LAYOUT, SECONDS, Pair, embedding, same
 
-SECONDS = 20.0
 TOKENS = 400
 SMALL_CHUNKS = {"chunk_bytes": 16 * LAYOUT.token_bytes, "writes_in_flight": 2}
 
 
 class Unreliable(InMemoryTransport):
-    """Carries a few writes, then none any more."""
+    """A transport whose writes fail after the first few; the error is retryable."""
 
     name = "unreliable"
     carries = 5
@@ -41,13 +40,15 @@ class Unreliable(InMemoryTransport):
             self._outbox.post(Written(ticket, TransportError("worn out", retryable=self.retryable)))
 
 
-class OutOfOrder(Unreliable):
-    name = "out of order"
+class Broken(Unreliable):
+    """A transport whose writes fail after the first few; the error is not retryable."""
+
+    name = "broken"
     retryable = False
 
 
 class Damaging(InMemoryTransport):
-    """Flips a bit of its first write."""
+    """A transport that flips a bit of its first write."""
 
     name = "damaging"
     damaged = False
@@ -62,11 +63,11 @@ class Damaging(InMemoryTransport):
 
 
 class OfAnotherHost(ShmTransport):
-    """What a receiver on another host would say of its shared memory."""
+    """Shared memory whose handle is that of a receiver on another host."""
 
     def register(self, region: Region) -> bytes:
         handle = msgspec.msgpack.decode(super().register(region))
-        handle[0] = "another boot of another machine"
+        handle[0] = "boot id of another host"
         return msgspec.msgpack.encode(handle)
 
 
@@ -83,7 +84,7 @@ def joined(
     pair.receiving.close()
 
 
-@pytest.mark.parametrize("first", [Unreliable, OutOfOrder])
+@pytest.mark.parametrize("first", [Unreliable, Broken])
 @pytest.mark.parametrize("second", [InMemoryTransport, TcpTransport, ShmTransport])
 def test_a_transfer_resumes_over_the_next_transport(first: type[Unreliable], second: type[Transport]) -> None:
     rows = embedding(TOKENS)
@@ -96,11 +97,11 @@ def test_a_transfer_resumes_over_the_next_transport(first: type[Unreliable], sec
         assert receiver.machine.transport == second.name
         (destination,) = sender.machine.destinations.values()
         assert [transport.name for transport in destination.transports.given_up] == [first.name]
-        # what had arrived over the first was not sent again: only what failed was
+        # only the failed chunks were sent again
         assert TOKENS * LAYOUT.token_bytes < sender.sent_bytes <= (TOKENS + 16 * 4) * LAYOUT.token_bytes
 
 
-def test_shared_memory_of_another_host_is_passed_over() -> None:
+def test_shared_memory_of_another_host_is_not_used() -> None:
     rows = embedding(TOKENS)
     with joined([OfAnotherHost(), TcpTransport()], [ShmTransport(), TcpTransport()]) as pair:
         receiver = pair.receiver()
@@ -111,8 +112,8 @@ def test_shared_memory_of_another_host_is_passed_over() -> None:
         assert receiver.machine.transport == "tcp"
 
 
-def test_without_another_transport_the_transfer_ends_with_what_is_wrong() -> None:
-    with joined([OutOfOrder()], [OutOfOrder()], **SMALL_CHUNKS) as pair:
+def test_without_another_transport_the_transfer_fails_with_the_transport_s_error() -> None:
+    with joined([Broken()], [Broken()], **SMALL_CHUNKS) as pair:
         receiver = pair.receiver()
         receiver.init()
         pair.sender(receiver.room, embedding(TOKENS))
@@ -121,7 +122,7 @@ def test_without_another_transport_the_transfer_ends_with_what_is_wrong() -> Non
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_damaged_chunk_comes_again_and_nothing_else(in_place: bool) -> None:
+def test_only_a_damaged_chunk_is_sent_again(in_place: bool) -> None:
     rows = embedding(100)
     with joined([Damaging()], [Damaging()], **SMALL_CHUNKS) as pair:
         receiver = pair.receiver(sink=GatherSink(in_place=in_place))
@@ -133,7 +134,7 @@ def test_a_damaged_chunk_comes_again_and_nothing_else(in_place: bool) -> None:
         receiver.clear()
 
 
-def test_who_asks_for_no_checksums_takes_what_comes() -> None:
+def test_a_receiver_that_does_not_verify_accepts_damaged_chunks() -> None:
     rows = embedding(100)
     with joined([Damaging()], [Damaging()], verify=False, **SMALL_CHUNKS) as pair:
         receiver = pair.receiver()
@@ -146,12 +147,12 @@ def test_who_asks_for_no_checksums_takes_what_comes() -> None:
         assert sender.sent_bytes == 100 * LAYOUT.token_bytes
 
 
-def test_checksums_taken_ahead_are_not_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksums_taken_ahead_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = embedding(TOKENS)
     ahead = Checksums(LAYOUT, int(SMALL_CHUNKS["chunk_bytes"]))
     for produced in (0, 7, 33, 150, TOKENS):
         ahead.take(rows, produced)
-    monkeypatch.setattr(writer, "chunk_checksum", None)  # whoever calls it now ends the thread
+    monkeypatch.setattr(writer, "chunk_checksum", None)  # a call would stop the driver
     with joined([InMemoryTransport()], [InMemoryTransport()], num_blocks=32, **SMALL_CHUNKS) as pair:
         receiver = pair.receiver()
         receiver.init()
@@ -162,9 +163,9 @@ def test_checksums_taken_ahead_are_not_taken_again(monkeypatch: pytest.MonkeyPat
         assert same(receiver.arrays(), rows)
 
 
-def test_checksums_of_chunks_that_are_cut_elsewhere_are_taken_in_line() -> None:
+def test_checksums_of_other_chunk_boundaries_are_computed_during_the_transfer() -> None:
     rows = embedding(TOKENS)
-    ahead = Checksums(LAYOUT)  # of larger chunks than this pool takes
+    ahead = Checksums(LAYOUT)  # of larger chunks than this pool grants
     ahead.take(rows, TOKENS)
     with joined([InMemoryTransport()], [InMemoryTransport()], **SMALL_CHUNKS) as pair:
         receiver = pair.receiver()

@@ -1,6 +1,6 @@
-"""The encode side of one transfer, in a process of its own: ``python -m tests.transports.encode_side ROOM TRANSPORT...``.
+"""The encode side of one transfer, as a program: ``python -m tests.transports.encode_side ROOM TRANSPORT...``.
 
-Prints its endpoint; once the embedding has been sent, as JSON: what was sent, and which transports were given up.
+Prints its endpoint, and after the transfer, as JSON, the bytes sent and the transports given up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LAYOUT = Layout(
 TOKENS = (64 << 20) // LAYOUT.token_bytes
 CHUNK_TOKENS = 256
 SETTINGS = TransferSettings(chunk_bytes=CHUNK_TOKENS * LAYOUT.token_bytes)
-SECONDS = 30.0
+SECONDS = 100.0
 
 
 def content() -> Fields:

@@ -1,4 +1,4 @@
-"""Every transport of the package passes the public suite: those of the table of transports by themselves."""
+"""Every transport of the package passes the public suite. Those of the registry are found there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embferry.transports.tcp import TcpTransport
 
 
 def make_transports(*, private: bool = False) -> Iterator[Any]:
-    """Those that need no region that can be mapped, if ``private``."""
+    """Yields a parameter for each transport of the registry; if ``private``, for those that work on private memory."""
     for name, kind in TRANSPORTS.items():
         marks = [pytest.mark.integration] * kind.listens + [pytest.mark.engines] * kind.needs_engine
         if not (private and kind.load().capabilities.maps_region):

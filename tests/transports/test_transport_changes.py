@@ -1,5 +1,4 @@
-"""A transport dies in the middle of an embedding, between two processes: the transfer goes on over the next one, at the
-token where it stood."""
+"""A transport fails during a transfer between two processes, and the transfer resumes over the next one."""
 
 from __future__ import annotations
 
@@ -30,15 +29,15 @@ from embferry.transports.tcp import TcpTransport
 from embferry.transports.tcp.transport import TcpHandle
 from tests.transports.encode_side import CHUNK_TOKENS, LAYOUT, SECONDS, SETTINGS, TOKENS, content, digest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 BLOCK_SIZE = 16
 NUM_BLOCKS = TOKENS // 8 // BLOCK_SIZE
 
 
-class Detour:
-    """A transport whose handle leads through ``proxy``, as if a load balancer stood before it."""
+class ThroughProxy:
+    """Mixin for transports whose handle leads to ``proxy``, as with a load balancer in front of the receiver."""
 
     handle: type[Any]
     proxy: ChaosProxy
@@ -49,26 +48,27 @@ class Detour:
         return msgspec.msgpack.encode(msgspec.structs.replace(handle, port=self.proxy.port))
 
 
-class TcpDetour(Detour, TcpTransport):
+class TcpThroughProxy(ThroughProxy, TcpTransport):
     handle = TcpHandle
 
 
-class MooncakeDetour(Detour, MooncakeTransport):
-    """Of its side channel: the engine's own connections are not ours."""
+class MooncakeThroughProxy(ThroughProxy, MooncakeTransport):
+    """Only the side channel goes through the proxy; the engine's own connections do not."""
 
     handle = MooncakeHandle
 
 
-class NixlDetour(Detour, NixlTransport):
-    """Likewise."""
+class NixlThroughProxy(ThroughProxy, NixlTransport):
+    """Only the side channel goes through the proxy; the engine's own connections do not."""
 
     handle = NixlHandle
 
 
 @contextmanager
 def encode_side(room: int, *transports: str) -> Iterator[subprocess.Popen[str]]:
+    """Starts the encode side in a process of its own, and ends it."""
     command = [sys.executable, "-m", "tests.transports.encode_side", str(room), *transports]
-    environment = {**os.environ, "UCX_LOG_FILE": "stderr"}  # standard output is ours
+    environment = {**os.environ, "UCX_LOG_FILE": "stderr"}  # UCX logs to standard output, which carries the result
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -79,8 +79,8 @@ def encode_side(room: int, *transports: str) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
-def change(proxy: ChaosProxy, first: Detour, second: Transport) -> None:
-    """Transfers the embedding over ``first``, whose proxy dies on the way, and ``second``."""
+def transfer_with_change(proxy: ChaosProxy, first: ThroughProxy, second: Transport) -> None:
+    """Transfers the embedding over ``first``, whose proxy dies during the transfer, and then over ``second``."""
     room = secrets.randbits(60)
     assert isinstance(first, Transport)
     first.proxy = proxy
@@ -88,11 +88,11 @@ def change(proxy: ChaosProxy, first: Detour, second: Transport) -> None:
     with encode_side(room, first.name, second.name) as encode:
         assert encode.stdout is not None
         receiver = receiving.open(room, encode.stdout.readline().strip())
-        stood: dict[str, int] = {}  # at which token the first chunk over each transport arrived
-        receiver.on_change(lambda: stood.setdefault(receiver.machine.transport, receiver.machine.transferred_tokens))
+        begun_at: dict[str, int] = {}  # transport: transferred tokens when it was first used
+        receiver.on_change(lambda: begun_at.setdefault(receiver.machine.transport, receiver.machine.transferred_tokens))
         receiver.init()
         wait(receiver, SECONDS)
-        said = json.loads(encode.stdout.readline())
+        report = json.loads(encode.stdout.readline())
         assert encode.wait(SECONDS) == 0
 
     arrived, sent = receiver.arrays(), content()
@@ -100,26 +100,26 @@ def change(proxy: ChaosProxy, first: Detour, second: Transport) -> None:
     for name, rows in sent.items():
         assert np.array_equal(arrived[name], rows), name
 
-    assert (proxy.cuts, said["given_up"], receiver.machine.transport) == (1, [first.name], second.name)
-    assert list(stood)[-1] == second.name
-    assert 0 < stood[second.name] < TOKENS, "the first transport was to die in the middle"
+    assert (proxy.cuts, report["given_up"], receiver.machine.transport) == (1, [first.name], second.name)
+    assert list(begun_at)[-1] == second.name
+    assert 0 < begun_at[second.name] < TOKENS, "the first transport must fail in the middle of the transfer"
     assert receiver.transfers > 8
-    # What had arrived was not sent again: only what was under way when the transport failed, and failed again.
-    under_way = SETTINGS.transport_failures * SETTINGS.writes_in_flight * CHUNK_TOKENS
-    assert TOKENS * LAYOUT.token_bytes <= said["sent_bytes"] <= (TOKENS + under_way) * LAYOUT.token_bytes
+    # Only the chunks in flight at each failure of the transport are sent again.
+    in_flight = SETTINGS.transport_failures * SETTINGS.writes_in_flight * CHUNK_TOKENS
+    assert TOKENS * LAYOUT.token_bytes <= report["sent_bytes"] <= (TOKENS + in_flight) * LAYOUT.token_bytes
     receiver.clear()
     receiving.allocator.check_integrity()
     receiving.close()
 
 
-def test_tcp_dies_and_http_goes_on() -> None:
+def test_a_transfer_resumes_over_http_when_tcp_fails() -> None:
     with ChaosProxy(cut_after=24_000_000, toward="upstream", dies=True) as proxy:
-        change(proxy, TcpDetour(), HttpTransport())
+        transfer_with_change(proxy, TcpThroughProxy(), HttpTransport())
         assert sum(proxy.to_upstream) == 24_000_000
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("first", [MooncakeDetour, NixlDetour])
-def test_an_engine_s_side_channel_dies_and_tcp_goes_on(first: type[Detour]) -> None:
+@pytest.mark.parametrize("first", [MooncakeThroughProxy, NixlThroughProxy])
+def test_a_transfer_resumes_over_tcp_when_an_engine_s_side_channel_fails(first: type[ThroughProxy]) -> None:
     with ChaosProxy(cut_after=2_000, toward="upstream", dies=True) as proxy:
-        change(proxy, first(), TcpTransport())
+        transfer_with_change(proxy, first(), TcpTransport())
