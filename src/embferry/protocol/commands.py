@@ -50,8 +50,8 @@ class Revoke:
 class Verify:
     """Compare ``checksum`` with the bytes of a chunk; then call ``Receiver.verified_chunk``.
 
-    The chunk is tokens ``[offset, offset + length)``, which fill ``blocks`` from their start. A chunk without a checksum, which is possible only if the receiver
-    asked for none, matches.
+    The chunk is tokens ``[offset, offset + length)``, which fill ``blocks`` from their start. A chunk without a
+    checksum, which is possible only if the receiver asked for none, matches.
     """
 
     epoch: int
