@@ -13,6 +13,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
+from typing import Generic, TypeVar
 
 import zmq
 
@@ -26,9 +27,14 @@ BATCH = 256  # messages handled before timers and writes get their turn
 IDLE_SECONDS = 60.0
 LINGER_MS = 200  # so that the last abort still leaves
 
+Message = TypeVar("Message")
 
-class Driver(ABC):
-    """Calls :meth:`advance` whenever a message or a transport event has come or a time-out is due."""
+
+class DriverThread(ABC, Generic[Message]):
+    """The thread, its sockets and its outgoing messages, for any protocol.
+
+    Calls :meth:`advance` whenever a message or a transport event has come or a time-out is due.
+    """
 
     def __init__(self, name: str) -> None:
         self.lock = threading.RLock()
@@ -36,7 +42,7 @@ class Driver(ABC):
         self.fault: Exception | None = None
         self._context = zmq.Context()
         self._poller = zmq.Poller()
-        self._outbox: deque[tuple[object, bytes]] = deque()
+        self._outbox: deque[tuple[object, Message]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._closing = self._woken = False
@@ -49,24 +55,16 @@ class Driver(ABC):
         """Handles transport events and time-outs and runs commands. Returns when it is due again. The lock is held."""
 
     @abstractmethod
-    def take(self, peer: object, frame: Frame, now: float) -> None:
-        """Handles a control message from ``peer``. The lock is held."""
-
-    @abstractmethod
     def _sockets(self) -> list[zmq.Socket[bytes]]:
         """Returns all sockets, to be closed."""
 
     @abstractmethod
-    def _receive_from(self, socket: zmq.Socket[bytes]) -> tuple[object, bytes]:
-        """Returns one message as (peer, bytes), without blocking; raises ``zmq.Again`` if there is none."""
+    def _take_one(self, socket: zmq.Socket[bytes]) -> None:
+        """Receives one message without blocking and handles it; raises ``zmq.Again`` if there is none."""
 
     @abstractmethod
-    def _send_to(self, peer: object, data: bytes) -> None:
+    def _send_to(self, peer: object, message: Message) -> None:
         """Sends without blocking; raises ``zmq.Again`` when it cannot."""
-
-    def send(self, peer: object, source: int, target: int, body: Body) -> None:
-        """Queues a control message."""
-        self._outbox.append((peer, encode(Frame(VERSION, source, target, body))))
 
     def wake(self) -> None:
         """Wakes the thread. Any thread; never blocks."""
@@ -109,7 +107,7 @@ class Driver(ABC):
         if self._closing:
             raise LocalProtocolError("this manager is closed")
 
-    def collapsed(self) -> None:  # noqa: B027  (a hook)
+    def collapsed(self) -> None:
         """The thread was stopped by a bug: notifies every handle. The lock is held."""
 
     def stop(self) -> None:
@@ -123,7 +121,8 @@ class Driver(ABC):
         for socket in self._sockets():
             socket.close()
         self._context.term()
-        os.close(self._wake_fd)
+        with self.lock:  # a subclass whose wake() holds it never writes to a closed descriptor
+            os.close(self._wake_fd)
 
     def _run(self) -> None:
         try:
@@ -153,24 +152,43 @@ class Driver(ABC):
     def _take_in(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(BATCH):
             try:
-                peer, data = self._receive_from(socket)
+                self._take_one(socket)
             except zmq.Again:
                 return
-            try:
-                frame = decode(data)
-                with self.lock:
-                    self.take(peer, frame, self.now())
-            except EmbeddingTransferError as error:
-                # a bad message is logged and dropped; it harms no other transfer
-                log.warning("dropped a control message from %r: %s", peer, error)
 
     def _flush(self) -> None:
         while self._outbox:
-            peer, data = self._outbox.popleft()
+            peer, message = self._outbox.popleft()
             try:
-                self._send_to(peer, data)
+                self._send_to(peer, message)
             except zmq.ZMQError:
                 self.dropped_messages += 1  # the machines repeat every request until it is answered
+
+
+class Driver(DriverThread[bytes]):
+    """Drives transfers of our own protocol. A message is an encoded :class:`Frame`."""
+
+    @abstractmethod
+    def take(self, peer: object, frame: Frame, now: float) -> None:
+        """Handles a control message from ``peer``. The lock is held."""
+
+    @abstractmethod
+    def _receive_from(self, socket: zmq.Socket[bytes]) -> tuple[object, bytes]:
+        """Returns one message as (peer, bytes), without blocking; raises ``zmq.Again`` if there is none."""
+
+    def send(self, peer: object, source: int, target: int, body: Body) -> None:
+        """Queues a control message."""
+        self._outbox.append((peer, encode(Frame(VERSION, source, target, body))))
+
+    def _take_one(self, socket: zmq.Socket[bytes]) -> None:
+        peer, data = self._receive_from(socket)
+        try:
+            frame = decode(data)
+            with self.lock:
+                self.take(peer, frame, self.now())
+        except EmbeddingTransferError as error:
+            # a bad message is logged and dropped; it harms no other transfer
+            log.warning("dropped a control message from %r: %s", peer, error)
 
 
 def bind(socket: zmq.Socket[bytes], host: str, port: int) -> str:
@@ -180,10 +198,16 @@ def bind(socket: zmq.Socket[bytes], host: str, port: int) -> str:
         TransportError: The address cannot be bound.
     """
     try:
-        socket.bind(f"tcp://{host}:{port or '*'}")
+        socket.bind(tcp_endpoint(host, port or "*"))
     except zmq.ZMQError as error:
-        raise TransportError(f"cannot listen on {host}:{port}: {error}; choose another port or host") from None
+        why = f"cannot listen on {host}:{port}: {error}; choose another port or host"
+        raise TransportError(why, retryable=False) from None
     return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+
+def tcp_endpoint(host: str, port: int | str) -> str:
+    """Returns ZeroMQ's name of a TCP address. An IPv6 address gets brackets."""
+    return f"tcp://[{host.strip('[]')}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def check_endpoint(endpoint: str) -> str:
