@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
-from embferry.protocol.receiver import Receiver
-from embferry.protocol.sender import Sender
+from embferry.protocol.states import KVPoll
+
+ENDED = (KVPoll.Success, KVPoll.Failed)
 
 
 class Host(Protocol):
@@ -44,12 +45,29 @@ class Handle(ABC):
 
     @property
     @abstractmethod
-    def machine(self) -> Receiver | Sender:
-        """The state machine. Guarded by the manager's lock."""
+    def error(self) -> EmbeddingTransferError | None:
+        """The error with which the transfer has failed, or None. The lock is held."""
+
+    @abstractmethod
+    def poll(self) -> KVPoll:
+        """Returns where the transfer stands."""
+
+    @abstractmethod
+    def abort(self, error: EmbeddingTransferError | None = None) -> None:
+        """Ends the transfer with an error. Does nothing if it has ended already."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Releases what the transfer holds. The caller does not use the handle any more."""
 
     @abstractmethod
     def _state(self) -> tuple[object, ...]:
         """Returns the values whose change is reported. The lock is held."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the transfer has ended and the caller's arrays are its own again."""
+        return self.poll() in ENDED
 
     def now(self) -> float:
         """Returns the time of the manager's clock, in seconds."""
@@ -78,6 +96,6 @@ class Handle(ABC):
             LocalProtocolError: It has not failed.
         """
         with self._host.lock:
-            if self.machine.error is None:
-                raise LocalProtocolError(f"the transfer has not failed: {self.machine.phase.value}", room=self.room)
-            return self.machine.error
+            if self.error is None:
+                raise LocalProtocolError("the transfer has not failed", room=self.room)
+            return self.error

@@ -85,6 +85,10 @@ class EmbeddingReceiver(Handle):
             raise LocalProtocolError("call init() first", room=self.room)
         return self._machine
 
+    @property
+    def error(self) -> EmbeddingTransferError | None:
+        return self.machine.error
+
     def init(self, allocation: MetadataAllocation | None = None) -> None:
         """Asks for the embedding.
 

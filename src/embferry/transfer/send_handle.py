@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Layout
 from embferry.protocol.sender import Sender
 from embferry.protocol.states import KVPoll
 
 from .checksums import Checksums
+from .fields import check_fields
 from .handle import Handle, Host
 from .staging import Source
 
@@ -52,6 +51,14 @@ class EmbeddingSender(Handle):
     def machine(self) -> Sender:
         return self._machine
 
+    @property
+    def error(self) -> EmbeddingTransferError | None:
+        return self.machine.error
+
+    @property
+    def has_ended(self) -> bool:
+        return super().has_ended and self.source_released
+
     def init(self, total_tokens: int, content_digest: bytes, aux: tuple[int, ...] = ()) -> None:
         """Announces length and content. Call it as soon as they are known, before the encoder runs.
 
@@ -84,22 +91,11 @@ class EmbeddingSender(Handle):
         """
         with self.manager.lock:
             total = self.machine.total_tokens
-            self._check_fields(fields, total)
+            check_fields(self.manager.layout, fields, total, self.room)
             if not self.machine.source_released:
                 self.source, self.checksums = fields, checksums or self.checksums
                 self.machine.produce(total if ready_tokens is None else ready_tokens)
                 self.manager.begin(self)
-
-    def _check_fields(self, fields: Source, total: int) -> None:
-        for field in self.manager.layout.fields:
-            array = fields.get(field.name)
-            dtype = array.dtype if isinstance(array, np.ndarray) else np.dtype(np.uint8)
-            if array is None or array.shape != (total, field.token_bytes) or dtype != np.uint8:
-                have = "missing" if array is None else f"{dtype} {array.shape}"
-                need = f"uint8 ({total}, {field.token_bytes})"
-                raise LocalProtocolError(f"field {field.name} is {have}; announced was {need}", room=self.room)
-            if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
-                raise LocalProtocolError(f"field {field.name} is not contiguous", room=self.room)
 
     def poll(self) -> KVPoll:
         """Returns where the transfer stands.

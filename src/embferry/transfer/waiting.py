@@ -8,25 +8,15 @@ import threading
 from embferry.protocol.errors import LeaseExpired
 from embferry.protocol.states import KVPoll
 
-from .receive_handle import EmbeddingReceiver
-from .send_handle import EmbeddingSender
-
-End = EmbeddingReceiver | EmbeddingSender
-ENDED = (KVPoll.Success, KVPoll.Failed)
+from .handle import Handle
 
 
-def _has_ended(end: End) -> bool:
-    """Returns whether the end has ended. A sender has ended when its arrays are no longer read."""
-    status = end.poll()
-    return status in ENDED and (isinstance(end, EmbeddingReceiver) or end.source_released)
-
-
-def _raise_failure(end: End) -> None:
+def _raise_failure(end: Handle) -> None:
     if end.poll() is KVPoll.Failed:
         raise end.failure_exception()
 
 
-def wait(end: End, timeout: float) -> None:
+def wait(end: Handle, timeout: float) -> None:
     """Blocks the calling thread until the transfer has succeeded; for a sender, until its arrays are no longer read.
 
     Args:
@@ -40,14 +30,14 @@ def wait(end: End, timeout: float) -> None:
     changed = threading.Event()
     end.on_change(changed.set)
     deadline = end.now() + timeout
-    while not _has_ended(end):
+    while not end.has_ended:
         if not changed.wait(max(0.0, deadline - end.now())):
             raise LeaseExpired(f"not transferred within {timeout:g} s; it is still going on", room=end.room)
         changed.clear()
     _raise_failure(end)
 
 
-async def transferred(end: End) -> None:
+async def transferred(end: Handle) -> None:
     """Waits like :func:`wait`, in an asyncio task and without a thread. ``asyncio.timeout`` bounds it.
 
     Raises:
@@ -56,7 +46,7 @@ async def transferred(end: End) -> None:
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
     end.on_change(lambda: loop.call_soon_threadsafe(changed.set))
-    while not _has_ended(end):
+    while not end.has_ended:
         await changed.wait()
         changed.clear()
     _raise_failure(end)
