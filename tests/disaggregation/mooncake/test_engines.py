@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 @contextmanager
 def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.disaggregation.wire_wire.process", *map(str, arguments)],
+        [sys.executable, "-m", "tests.disaggregation.mooncake.process", *map(str, arguments)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
