@@ -1,4 +1,4 @@
-"""A language side of ours, an encode side of the origin, and what brings them together."""
+"""A language side of ours, an encode side of the origin, and the servers between them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from embferry.disaggregation.mooncake.conn_multimodal import LanguageManager, MooncakeEmbeddingBootstrapServer
 from embferry.protocol.settings import TransferSettings
 
-from .double import World
+from .builders import PeerDouble, language_manager, register_rank
+from .engine_double import EngineNetwork
 from .origin_peers import BLOCK, OriginSender
-from .ours import DoubleEngine, language_manager, routed
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def network() -> EngineNetwork:
+    return EngineNetwork()
 
 
 @pytest.fixture
@@ -26,18 +26,18 @@ def bootstrap() -> Iterator[MooncakeEmbeddingBootstrapServer]:
 
 
 @pytest.fixture
-def sender(world: World) -> Iterator[OriginSender]:
-    sender = OriginSender(DoubleEngine(world))
+def sender(network: EngineNetwork) -> Iterator[OriginSender]:
+    sender = OriginSender(PeerDouble(network))
     yield sender
     sender.close()
 
 
 @pytest.fixture
 def address(bootstrap: MooncakeEmbeddingBootstrapServer, sender: OriginSender) -> str:
-    return routed(bootstrap, sender.port)
+    return register_rank(bootstrap, sender.port)
 
 
 @pytest.fixture
-def manager(world: World) -> Iterator[LanguageManager]:
-    with language_manager(world, transfer=TransferSettings(default_allocate_tokens=3 * BLOCK)) as manager:
+def manager(network: EngineNetwork) -> Iterator[LanguageManager]:
+    with language_manager(network, transfer=TransferSettings(default_allocate_tokens=3 * BLOCK)) as manager:
         yield manager

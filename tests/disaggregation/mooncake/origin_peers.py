@@ -1,7 +1,6 @@
-"""The origin's two ends as its description has them, in plain frames and plain arrays: nothing here is ours.
+"""The origin's two ends after its description, in plain frames and plain arrays, without any code of ours.
 
-An ``engine`` is anything with ``session_id``, ``register(address, length)`` and ``write(session, source, target,
-length) -> bool``, which returns when the bytes are there.
+The ``write`` of an engine returns when the bytes are in place.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ import numpy as np
 import zmq
 
 TIMEOUT_MS = 20_000
-HIDDEN, DEEPSTACK, BLOCK, BLOCKS = 64, 128, 8, 12
-"""bfloat16 elements, of both embeddings; tokens a block; blocks."""
+HIDDEN, DEEPSTACK = 64, 128
+"""Elements, bfloat16, of a token's embedding and deepstack embedding."""
+BLOCK, BLOCKS = 8, 12
+"""Tokens a block, and number of blocks."""
 FAILED, TRANSFERRING, SUCCESS = 0, 3, 4
 
 TOKEN_BYTES = {
@@ -23,13 +24,13 @@ TOKEN_BYTES = {
     "mrope_positions": 12,
     "deepstack_embeddings": 2 * DEEPSTACK,
 }
-AUX_AT = 3  # the place of aux_datas among the buffers
+AUX_AT = 3  # index of aux_datas among the buffers
 
 Fields = dict[str, Any]
 
 
 def embedding(tokens: int, seed: int = 1) -> Fields:
-    """uint8 [tokens, bytes a token] for each field."""
+    """Returns random bytes, uint8 [tokens, bytes a token] for each field."""
     rng = np.random.default_rng(seed)
     return {name: rng.integers(0, 256, (tokens, size), np.uint8) for name, size in TOKEN_BYTES.items()}
 
@@ -43,7 +44,7 @@ class PeerEngine(Protocol):
 
 
 class Buffers:
-    """Row for row as the origin has them: mrope_positions of n tokens are [3, n] in their row."""
+    """The origin's buffers, a row for each block; mrope_positions of n tokens are [3, n] in their row."""
 
     def __init__(self) -> None:
         self.rows: Fields = {name: np.zeros((BLOCKS, size * BLOCK), np.uint8) for name, size in TOKEN_BYTES.items()}
@@ -72,7 +73,7 @@ class Buffers:
 
 
 class Socket:
-    """A PULL socket of one's own and PUSH sockets to others."""
+    """A PULL socket, and PUSH sockets to others."""
 
     def __init__(self) -> None:
         self.context = zmq.Context()
@@ -117,7 +118,9 @@ class OriginReceiver(Socket):
         self.say(*self.head(room), text(*blocks), text(ranks), text(sent), text(len(blocks) * BLOCK))
 
     def status(self) -> list[bytes]:
-        return self.pull.recv_multipart()
+        """Returns the next status. Like the origin's receivers it unpacks exactly two frames."""
+        room, status = self.pull.recv_multipart()
+        return [room, status]
 
     def take(self, blocks: list[int], tokens: int) -> Fields:
         parts = [self.buffers.get(block, min(BLOCK, tokens - i * BLOCK)) for i, block in enumerate(blocks)
@@ -144,7 +147,7 @@ class OriginSender(Socket):
         self.buffers.aux[0, :2] = self.total, delta
 
     def hear(self) -> list[bytes]:
-        """The next request; registrations before it are taken."""
+        """Returns the next request, and remembers the registrations before it."""
         while True:
             frames = self.pull.recv_multipart()
             if frames[0] != b"None":
@@ -152,8 +155,11 @@ class OriginSender(Socket):
             assert len(frames) == 5
             self.pointers[frames[3].decode()] = struct.unpack(f"{len(frames[4]) // 8}Q", frames[4])
 
-    def answer(self, frames: list[bytes], *, rank: int | None = 0) -> int:
-        """Writes what is asked for, as far as it goes, and says how it stands: the status."""
+    def answer(self, frames: list[bytes], *, rank: int | None = None) -> int:
+        """Writes the requested tokens and reports the status, which is also returned.
+
+        ``rank`` is sent as a third frame, as a later development branch of the origin does.
+        """
         self.write(frames)
         sent = self.sent(frames)
         status = SUCCESS if sent + self.allocated(frames) >= self.total else TRANSFERRING
@@ -175,7 +181,7 @@ class OriginSender(Socket):
                     source = array.ctypes.data + (sent // BLOCK + i) * row
                     assert self.engine.write(session, source, pointer + block * row, length)
 
-    def report(self, frames: list[bytes], status: int, *, rank: int | None = 0) -> None:
+    def report(self, frames: list[bytes], status: int, *, rank: int | None = None) -> None:
         third = [] if rank is None else [text(rank)]
         self.push(frames[1].decode(), int(frames[2]), [frames[0], text(status), *third])
 

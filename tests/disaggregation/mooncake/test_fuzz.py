@@ -1,4 +1,4 @@
-"""Whatever comes in, both ends stay up and the next room completes."""
+"""Random and malformed messages: both ends stay up, and the next room completes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ import pytest
 
 from embferry.disaggregation.mooncake.conn_multimodal import MooncakeEmbeddingBootstrapServer
 
-from .double import World
+from .builders import (
+    ROOM,
+    WAIT_S,
+    PeerDouble,
+    encode_manager,
+    equal,
+    eventually,
+    language_manager,
+    refusals,
+    register_rank,
+)
+from .engine_double import EngineNetwork
 from .origin_peers import OriginReceiver, OriginSender, embedding
-from .ours import ROOM, DoubleEngine, encode_manager, equal, eventually, language_manager, refusals, routed
 
 pytestmark = pytest.mark.integration
 
 MESSAGES = 1500
-LAST = "the last of them"
+LAST = "the last message"
 ATOMS = [
     b"", b"0", b"1", b"2", b"3", b"4", b"7", b"8", b"16", b"24", b"-1", b"+1", b" 1", b"01", b"1e3", b"0x1", b"9" * 19,
     b"9" * 300, b"1,2", b"1,1", b",", b"1,,2", b"11", b"12", b"None", b"none", b"127.0.0.1", b"::1", b"h:1", b"h:0",
@@ -29,13 +39,13 @@ def messages(seed: int, shortest: int, longest: int) -> list[list[bytes]]:
     return [[chance.choice(ATOMS) for _ in range(chance.randint(shortest, longest))] for _ in range(MESSAGES)]
 
 
-def test_a_sender_stays_up(caplog):
-    world = World()
-    with encode_manager(world) as manager:
-        receiver = OriginReceiver(DoubleEngine(world), "127.0.0.1", manager.port)
+def test_a_sender_survives_malformed_messages(caplog):
+    network = EngineNetwork()
+    with encode_manager(network) as manager:
+        receiver = OriginReceiver(PeerDouble(network), "127.0.0.1", manager.port)
         for frames in messages(1, 1, 10):
             receiver.say(*frames)
-        # nearly right ones: one frame of a good message is another
+        # messages that are good but for one frame
         chance = random.Random(2)
         for _ in range(MESSAGES):
             frames = [*receiver.head(chance.choice([5, 6])), b"1,2", b"1", b"8", b"16"][: chance.choice([7, 8])]
@@ -55,22 +65,22 @@ def test_a_sender_stays_up(caplog):
         receiver.close()
 
 
-def test_a_receiver_stays_up():
-    world = World()
-    with MooncakeEmbeddingBootstrapServer() as bootstrap, language_manager(world) as manager:
-        sender = OriginSender(DoubleEngine(world))
+def test_a_receiver_survives_malformed_statuses():
+    network = EngineNetwork()
+    with MooncakeEmbeddingBootstrapServer() as bootstrap, language_manager(network) as manager:
+        sender = OriginSender(PeerDouble(network))
         rows = embedding(20)
         sender.encode(rows)
-        receiver = manager.open(ROOM, routed(bootstrap, sender.port))
+        receiver = manager.open(ROOM, register_rank(bootstrap, sender.port))
         receiver.init()
         frames = sender.hear()
         for bad in messages(3, 1, 5):
             sender.push("127.0.0.1", manager.port, bad)
         chance = random.Random(4)
         for _ in range(MESSAGES):
-            status = chance.choice([atom for atom in ATOMS if atom != b"0"])  # a failure would be believed
+            status = chance.choice([atom for atom in ATOMS if atom != b"0"])  # a failure would be accepted
             sender.push("127.0.0.1", manager.port, [str(ROOM).encode(), status])
         sender.answer(frames)
-        receiver.wait(20)
+        receiver.wait(WAIT_S)
         assert equal(receiver.arrays(), rows)
         sender.close()

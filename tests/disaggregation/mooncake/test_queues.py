@@ -1,4 +1,4 @@
-"""The queues of both sides over the origin's wire: its ends have the methods that ours have."""
+"""The queues of both sides over the origin's wire, whose handles have the methods of our own."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from embferry.disaggregation.multimodal_language import (
 )
 from embferry.protocol.settings import TransferSettings
 
-from .double import World
+from .builders import GEOMETRY, WAIT_S, equal, eventually, language_manager
+from .engine_double import EngineNetwork
 from .origin_peers import BLOCK, BLOCKS, embedding
-from .ours import GEOMETRY, equal, eventually, language_manager
 
 pytestmark = pytest.mark.integration
 
 
-def test_both_sides_queues_carry_requests_from_end_to_end(world: World) -> None:
+def test_the_queues_of_both_sides_carry_requests_from_end_to_end(network: EngineNetwork) -> None:
     failed: list[object] = []
     transfer = TransferSettings(default_allocate_tokens=2 * BLOCK)
     with (
         MooncakeEmbeddingBootstrapServer() as bootstrap,
-        EncodeManager(GEOMETRY, bootstrap_url=bootstrap.url, open_engine=world.open) as encode,
-        language_manager(world, transfer=transfer) as language,
+        EncodeManager(GEOMETRY, bootstrap_url=bootstrap.url, open_engine=network.open) as encode,
+        language_manager(network, transfer=transfer) as language,
     ):
         announced = MultimodalEmbeddingBootstrapQueue(lambda request, error: failed.append(error))
         in_flight = MultimodalEmbeddingInflightQueue(lambda request, error: failed.append(error))
@@ -58,12 +58,12 @@ def test_both_sides_queues_carry_requests_from_end_to_end(world: World) -> None:
         assert language.allocator.available == BLOCKS
 
 
-def test_two_ranks_of_a_language_side_resume_in_step(world: World) -> None:
+def test_two_ranks_of_a_language_side_resume_in_step(network: EngineNetwork) -> None:
     with (
         MooncakeEmbeddingBootstrapServer() as bootstrap,
-        EncodeManager(GEOMETRY, bootstrap_url=bootstrap.url, open_engine=world.open) as encode,
-        language_manager(world, tp_size=2, engine_rank=0) as first,
-        language_manager(world, tp_size=2, engine_rank=1) as second,
+        EncodeManager(GEOMETRY, bootstrap_url=bootstrap.url, open_engine=network.open) as encode,
+        language_manager(network, tp_size=2, engine_rank=0) as first,
+        language_manager(network, tp_size=2, engine_rank=1) as second,
     ):
         sender, rows = encode.open(1), embedding(20)
         sender.init()
@@ -75,6 +75,6 @@ def test_two_ranks_of_a_language_side_resume_in_step(world: World) -> None:
         for receiver in receivers:
             assert receiver.resume_transfer(receiver.manager.allocate(BLOCK, 1), 2 * BLOCK) == 4
         for receiver in receivers:
-            receiver.wait(10)
+            receiver.wait(WAIT_S)
             assert equal(receiver.arrays(), rows)
-        sender.wait(10)
+        sender.wait(WAIT_S)

@@ -1,7 +1,13 @@
-"""The driver of the origin's wire: control plane over ZeroMQ, data over one-sided writes of the Mooncake engine.
+"""Both ends of the origin's wire: control messages over ZeroMQ, data by one-sided writes of the Mooncake engine.
 
-Read in this order: :mod:`settings`, :mod:`manager` (the thread and its sockets), then one side: :mod:`sending` with
-:mod:`transports` (engines) and :mod:`rows` (what lies where), or :mod:`receiving` with :mod:`receiver` (one room),
-:mod:`landing` (the memory peers write to), :mod:`marks` (whether they have) and :mod:`directory` (where ranks are).
-The rules are :mod:`embferry.disaggregation.wire`'s; ``docs/origin-wire.md`` has the tables.
+The rules of the wire are in :mod:`embferry.disaggregation.wire`; this package executes them on sockets, engines and
+memory. Read in this order:
+
+- :mod:`settings`, then :mod:`manager`: the driver thread and its sockets, the same for both sides.
+- Encode side: :mod:`encode_manager`, with :mod:`session_engines` (one engine for each session that is written to) and
+  :mod:`buffer_layout` (where the bytes of a token lie in the peer's buffers).
+- Language side: :mod:`language_manager` and :mod:`receiver_handle`, with :mod:`pool_mapping` (the memory that peers
+  write to), :mod:`write_marks` (whether they have written it) and :mod:`encode_ranks` (where the encode ranks are).
+
+``docs/origin-wire.md`` has the tables of the format.
 """

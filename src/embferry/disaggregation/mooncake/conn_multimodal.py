@@ -1,18 +1,17 @@
-"""The Mooncake connection under the origin's names: where users of SGLang's branch look for them.
+"""The Mooncake connection under the names that users of SGLang's branch know.
 
-The wire format is in :mod:`embferry.disaggregation.wire`; this folder drives it. ``docs/origin-wire.md`` has the
-tables.
+:mod:`embferry.disaggregation.wire` has the format and the rules, the other files of this folder execute them.
 """
 
 from __future__ import annotations
 
 from embferry.discovery.bootstrap_server import BootstrapServer as MooncakeEmbeddingBootstrapServer
 
-from ..wire.frames import EmbeddingArgsRegisterInfo, TransferEmbeddingChunk, TransferEmbeddingInfo
+from ..wire.requests import EmbeddingArgsRegisterInfo, TransferEmbeddingChunk, TransferEmbeddingInfo
+from .encode_manager import EncodeManager, MooncakeEmbeddingSender
+from .language_manager import LanguageManager
 from .manager import MooncakeEmbeddingManager
-from .receiver import MooncakeEmbeddingReceiver
-from .receiving import LanguageManager
-from .sending import EncodeManager, MooncakeEmbeddingSender
+from .receiver_handle import MooncakeEmbeddingReceiver
 from .settings import OriginSettings, origin_layout
 
 __all__ = [

@@ -1,5 +1,7 @@
-"""The origin's control plane, pure: its frames, its statuses, one sender's side of it. No sockets, threads, clocks.
+"""The origin's control plane as pure rules, without sockets, threads or clocks.
 
-Read in this order: :mod:`frames` (what a receiver says), :mod:`statuses` (what a sender answers), :mod:`rooms` (what a
-sender does about it, as commands). :mod:`fields` reads single frames. ``docs/origin-wire.md`` has the tables.
+Read in this order: :mod:`requests` (messages of a receiver), :mod:`statuses` (messages of a sender),
+:mod:`sender_rooms` (state of a sender, whose effects are :mod:`commands`), :mod:`receiver_room` (state of a receiver).
+:mod:`frame_values` reads single frames, :mod:`registrations` holds the buffers that a sender knows.
+``docs/origin-wire.md`` has the tables.
 """

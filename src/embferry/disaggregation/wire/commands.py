@@ -1,4 +1,4 @@
-"""What a sender's side of the origin's control plane wants done, and what it has to tell: data, in the order given."""
+"""Effects of a sender's rules, to be executed in the order given. Data only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from embferry.protocol.states import KVPoll
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A session's buffers are known now. What was cached about an earlier engine at this address is no longer true."""
+    """The buffers of a session are known now. What was cached about an earlier engine at its address is obsolete."""
 
     session: str
     pointers: tuple[int, ...]
@@ -17,11 +17,13 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class WriteBlocks:
-    """Write tokens ``[sent_tokens, sent_tokens + num_tokens)`` of the room into ``blocks`` of a session, from the first
-    one's start; answer with ``OriginRooms.written`` when no byte of it is on its way any more.
+    """Write tokens ``[sent_tokens, sent_tokens + num_tokens)`` of the room into ``blocks`` of a session.
 
-    :param pointers: base address of each buffer of that session; a block is a row of each.
-    :param aux: ``aux_datas`` goes with the first block.
+    Call ``SenderRooms.written`` when no byte of the write is in flight any more.
+
+    Attributes:
+        pointers: Base address of each buffer of that session; a block is a row of each.
+        aux: Whether ``aux_datas`` is written with the first block.
     """
 
     room: int
@@ -35,7 +37,7 @@ class WriteBlocks:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Push ``[room, status]`` to the receiver at ``endpoint``, ``port``."""
+    """Push ``[room, status]`` to the receiver at ``endpoint`` and ``port``."""
 
     room: int
     endpoint: str
@@ -45,7 +47,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The room is over; nothing reads its embedding any more. ``reason`` is empty after a success."""
+    """The room is over, and its embedding is not read any more. ``reason`` is empty after a success."""
 
     room: int
     status: KVPoll
@@ -54,7 +56,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A message was refused, and nothing else has happened. To be logged: the origin has no way to tell the peer."""
+    """A message was refused and had no other effect. Log it, because the origin has no message to tell the peer."""
 
     reason: str
     room: int | None = None

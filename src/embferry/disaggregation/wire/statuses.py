@@ -1,4 +1,4 @@
-"""What a sender answers: ``[room, status]``, pushed to the receiver's host and port."""
+"""Messages of a sender: ``[room, status]``, pushed to the receiver's host and port."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
 from embferry.protocol.states import KVPoll
 
-from . import fields
+from . import frame_values
 
 NO_RANK = -1
-"""What a sender that has no rank writes as its rank."""
 MAX_RANK = 65535
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingStatus:
-    """The status of a room. Some versions of the origin add the rank of the sender; -1: it has none."""
+    """The status of a room.
+
+    Attributes:
+        room: The ``bootstrap_room``.
+        status: The status.
+        sender_rank: Rank of the sender, or -1, if the message had a third frame. Only a later development branch of
+            the origin sends one. It is read and never written.
+    """
 
     room: int
     status: KVPoll
@@ -25,16 +31,16 @@ class EmbeddingStatus:
 
 
 def read_status(frames: Sequence[bytes]) -> EmbeddingStatus:
-    """A status from frames that anybody may have sent, with or without ``sender_rank``.
+    """Reads a status of two or three frames from any peer.
 
-    :raises RemoteProtocolError: another number of frames, not numbers, or no such status; ``room`` is set when the
-        room could be read.
+    Raises:
+        RemoteProtocolError: The number of frames or a frame is wrong. ``room`` is set if the room could be read.
     """
     if len(frames) not in (2, 3):
         raise RemoteProtocolError(f"a status of {len(frames)} frames; it must have 2, or 3 with the sender's rank")
-    room = fields.number(frames[0], "the room", 0, fields.MAX_ROOM)
+    room = frame_values.number(frames[0], "the room", 0, frame_values.MAX_ROOM)
     try:
-        status = KVPoll(fields.number(frames[1], "the status", min(KVPoll), max(KVPoll)))
+        status = KVPoll(frame_values.number(frames[1], "the status", min(KVPoll), max(KVPoll)))
         return EmbeddingStatus(room, status, _rank(frames[2]) if len(frames) == 3 else None)
     except RemoteProtocolError as error:
         error.room = room
@@ -42,22 +48,22 @@ def read_status(frames: Sequence[bytes]) -> EmbeddingStatus:
 
 
 def write_status(message: EmbeddingStatus) -> list[bytes]:
-    """Two frames; a third only when ``sender_rank`` is set, for the versions that cannot do without.
+    """Returns the two frames of a status.
 
-    :raises LocalProtocolError: the peer would have to refuse it.
+    There are always two: the origin's receivers unpack exactly two, and a third one ends their only status thread.
+
+    Raises:
+        LocalProtocolError: A peer would refuse the message.
     """
-    numbers = [message.room, int(message.status)]
-    if message.sender_rank is not None:
-        numbers.append(message.sender_rank)
-    frames = [str(value).encode("ascii") for value in numbers]
+    frames = [str(value).encode("ascii") for value in (message.room, int(message.status))]
     try:
         read_status(frames)
     except RemoteProtocolError as error:
-        raise LocalProtocolError(f"a status that no peer can take: {error}") from None
+        raise LocalProtocolError(f"every peer would refuse this status: {error}") from None
     return frames
 
 
 def _rank(frame: bytes) -> int:
     if frame == str(NO_RANK).encode("ascii"):
         return NO_RANK
-    return fields.number(frame, "the sender's rank", 0, MAX_RANK)
+    return frame_values.number(frame, "the sender's rank", 0, MAX_RANK)

@@ -1,17 +1,17 @@
-"""One sender's side of the control plane, message by message."""
+"""The rooms of a sender, message by message."""
 
 from __future__ import annotations
 
 import pytest
 
-from embferry.disaggregation.wire import rooms as rooms_module
-from embferry.disaggregation.wire import sessions as sessions_module
+from embferry.disaggregation.wire import registrations as registrations_module
+from embferry.disaggregation.wire import sender_rooms as sender_rooms_module
 from embferry.disaggregation.wire.commands import Command, Ended, Refused, Registered, Report, WriteBlocks
-from embferry.disaggregation.wire.rooms import OriginRooms
+from embferry.disaggregation.wire.sender_rooms import SenderRooms
 from embferry.protocol.errors import CapacityError, LocalProtocolError
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
-from tests.disaggregation.wire.script import POINTERS, ROOM, SESSION, V3_0, WIRE, init, register, resume, session_of
+from tests.disaggregation.wire.messages import POINTERS, ROOM, SESSION, V3_0, WIRE, init, register, resume, session_of
 
 OTHER_POINTERS = tuple(pointer + 4096 for pointer in POINTERS)
 SETTINGS = TransferSettings(bootstrap_timeout=30, waiting_timeout=120, transfer_timeout=10)
@@ -25,15 +25,15 @@ def write(blocks: tuple[int, ...], sent: int, tokens: int, aux: bool, session: s
     return WriteBlocks(ROOM, session, POINTERS, blocks, sent, tokens, aux)
 
 
-def registered(*sessions: str) -> OriginRooms:
-    rooms = OriginRooms(WIRE, SETTINGS)
+def registered(*sessions: str) -> SenderRooms:
+    rooms = SenderRooms(WIRE, SETTINGS)
     for session in sessions or (SESSION,):
         assert rooms.receive(register(session), 0) == [Registered(session, POINTERS)]
     return rooms
 
 
-def begun(total_tokens: int = 1000) -> OriginRooms:
-    """The initial transfer is written, the rest of the room is not."""
+def begun(total_tokens: int = 1000) -> SenderRooms:
+    """Returns rooms of which one has its initial transfer written, and not the rest."""
     rooms = registered()
     rooms.open(ROOM, 0)
     rooms.receive(init(), 0)
@@ -43,7 +43,7 @@ def begun(total_tokens: int = 1000) -> OriginRooms:
 
 
 def refusal(commands: list[Command]) -> str:
-    """The reason, of a message that did nothing else."""
+    """Returns the reason of the only command, a refusal."""
     (refused,) = commands
     assert isinstance(refused, Refused)
     return refused.reason
@@ -62,14 +62,14 @@ def test_a_single_transfer() -> None:
     assert rooms.next_timeout() is None
 
 
-def test_blocks_that_are_not_needed_are_not_written() -> None:
+def test_spare_blocks_are_not_written() -> None:
     rooms = registered()
     rooms.open(ROOM, 0)
     rooms.receive(init(), 0)
     assert rooms.ready(ROOM, 128, 0) == [write((3,), 0, 128, aux=True)]
 
 
-def test_an_embedding_of_no_tokens_still_says_its_length() -> None:
+def test_the_length_of_an_empty_embedding_is_written() -> None:
     rooms = registered()
     rooms.open(ROOM, 0)
     rooms.receive(init(), 0)
@@ -77,7 +77,7 @@ def test_an_embedding_of_no_tokens_still_says_its_length() -> None:
     assert rooms.written(ROOM, SESSION, 0)[-1] == Ended(ROOM, KVPoll.Success, "")
 
 
-def test_the_receiver_may_ask_before_this_side_knows_of_the_room() -> None:
+def test_the_receiver_may_ask_before_the_room_is_open() -> None:
     rooms = registered()
     assert rooms.receive(init(), 0) == []
     assert rooms.open(ROOM, 1) == []
@@ -106,7 +106,7 @@ def test_several_resumed_transfers() -> None:
     assert rooms.written(ROOM, SESSION, 3) == [report(KVPoll.Success), Ended(ROOM, KVPoll.Success, "")]
 
 
-def test_it_starts_when_every_destination_rank_has_asked() -> None:
+def test_a_room_begins_when_every_destination_rank_has_asked() -> None:
     first, second = session_of(0), session_of(1)
     rooms = registered(first, second)
     rooms.open(ROOM, 0)
@@ -124,7 +124,7 @@ def test_it_starts_when_every_destination_rank_has_asked() -> None:
     assert rooms.written(ROOM, second, 1) == [*[report(KVPoll.Success)] * 2, Ended(ROOM, KVPoll.Success, "")]
 
 
-# What is refused changes nothing
+# A refused message changes nothing
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_resume_while_the_earlier_transfer_is_written_is_refused() -> None:
     assert "still being written" in refusal(rooms.receive(resume(), 0))
 
 
-def test_a_repeated_resume_of_one_rank_does_not_stand_for_the_other() -> None:
+def test_a_repeated_resume_of_one_rank_does_not_count_for_the_other() -> None:
     rooms = registered(session_of(0), session_of(1))
     rooms.open(ROOM, 0)
     rooms.ready(ROOM, 640, 0)
@@ -176,7 +176,7 @@ def test_a_repeated_resume_of_one_rank_does_not_stand_for_the_other() -> None:
     assert rooms.receive(mine, 1) == []
     assert "asked for this resume already" in refusal(rooms.receive(mine, 1))
     uneven = resume(session=session_of(1), ranks=2, blocks=b"1", allocated=128)
-    assert "allocated_tokens is 128, but another rank of the room said 256" in refusal(rooms.receive(uneven, 1))
+    assert "allocated_tokens is 128, but another rank of the room sent 256" in refusal(rooms.receive(uneven, 1))
     assert len(rooms.receive(resume(session=session_of(1), ranks=2), 1)) == 2
 
 
@@ -184,10 +184,10 @@ def test_ranks_that_disagree_about_their_number_are_refused() -> None:
     rooms = registered(session_of(0), session_of(1))
     rooms.receive(init(session=session_of(0), ranks=2), 0)
     reason = refusal(rooms.receive(init(session=session_of(1), ranks=3), 0))
-    assert "required_dst_info_num is 3, but another rank of the room said 2" in reason
+    assert "required_dst_info_num is 3, but another rank of the room sent 2" in reason
 
 
-def test_one_rank_too_many_is_refused_also_before_the_embedding_is_made() -> None:
+def test_a_rank_too_many_is_refused_before_the_embedding_is_made() -> None:
     rooms = registered(session_of(0), session_of(1))
     rooms.open(ROOM, 0)
     rooms.receive(init(session=session_of(0)), 0)
@@ -235,7 +235,7 @@ def test_other_buffers_wait_for_every_transfer_of_the_session() -> None:
     assert rooms.abort(8, "enough")[-1] == Registered(SESSION, OTHER_POINTERS)
 
 
-def test_the_same_buffers_again_withdraw_what_waits() -> None:
+def test_registering_the_same_buffers_again_withdraws_the_waiting_registration() -> None:
     rooms = begun()
     rooms.receive(register(pointers=OTHER_POINTERS), 0)
     rooms.receive(register(), 0)
@@ -243,13 +243,13 @@ def test_the_same_buffers_again_withdraw_what_waits() -> None:
     assert Registered(SESSION, OTHER_POINTERS) not in rooms.abort(ROOM, "enough")
 
 
-def test_a_session_that_is_idle_may_register_anew() -> None:
+def test_an_idle_session_may_register_other_buffers() -> None:
     rooms = registered()
     assert rooms.receive(register(pointers=OTHER_POINTERS), 0) == [Registered(SESSION, OTHER_POINTERS)]
 
 
-def test_the_oldest_idle_registration_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions_module, "MAX_SESSIONS", 2)
+def test_the_oldest_idle_registration_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registrations_module, "MAX_SESSIONS", 2)
     rooms = registered(session_of(0), session_of(1))
     rooms.receive(init(session=session_of(0)), 0)
     assert rooms.receive(register(session_of(2)), 0) == [Registered(session_of(2), POINTERS)]
@@ -259,8 +259,8 @@ def test_the_oldest_idle_registration_makes_room(monkeypatch: pytest.MonkeyPatch
 
 
 def test_rooms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rooms_module, "MAX_ROOMS", 1)
-    monkeypatch.setattr(rooms_module, "MAX_ENDED", 1)
+    monkeypatch.setattr(sender_rooms_module, "MAX_ROOMS", 1)
+    monkeypatch.setattr(sender_rooms_module, "MAX_ENDED", 1)
     rooms = registered()
     rooms.receive(init(), 0)
     assert refusal(rooms.receive(init(room=8), 0)) == "1 rooms are open"
@@ -275,7 +275,7 @@ def test_rooms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 # Failures and time
 
 
-def test_a_failed_write_fails_its_room_once_the_others_are_over_and_leaves_the_session_alone() -> None:
+def test_a_failed_write_fails_its_room_when_the_others_have_ended_and_leaves_the_session_usable() -> None:
     rooms = registered(session_of(0), session_of(1))
     rooms.open(ROOM, 0)
     rooms.ready(ROOM, 640, 0)
@@ -297,8 +297,8 @@ def test_an_abort_waits_for_the_writes() -> None:
     assert rooms.abort(ROOM, "again") == []
 
 
-def ended_by_time(rooms: OriginRooms) -> tuple[float, str]:
-    """When the room ends if nothing happens any more, and why."""
+def ended_by_time(rooms: SenderRooms) -> tuple[float, str]:
+    """Returns the time at which the room ends if nothing happens any more, and the reason."""
     due = rooms.next_timeout()
     assert due is not None
     assert rooms.tick(due - 0.001) == []
@@ -323,7 +323,7 @@ def test_every_state_that_waits_for_a_peer_has_a_time_out() -> None:
     assert ended_by_time(begun()) == (10, "not every destination rank has asked for the rest in time")
 
 
-def test_a_write_is_waited_for_however_long_it_takes() -> None:
+def test_a_write_has_no_time_out() -> None:
     rooms = begun()
     rooms.receive(resume(), 0)
     assert rooms.next_timeout() is None
@@ -331,9 +331,9 @@ def test_a_write_is_waited_for_however_long_it_takes() -> None:
     assert rooms.written(ROOM, SESSION, 1e9) == [report(KVPoll.Transferring)]
 
 
-def test_wrong_calls_of_ours_raise() -> None:
+def test_wrong_calls_raise_an_error() -> None:
     with pytest.raises(LocalProtocolError, match="generation"):
-        OriginRooms(V3_0)
+        SenderRooms(V3_0)
     rooms = begun()
     with pytest.raises(LocalProtocolError, match="open already"):
         rooms.open(ROOM, 0)

@@ -1,10 +1,10 @@
-"""The origin's messages as its own code writes them, put together by hand: what the codec is held against."""
+"""The origin's messages as its own code writes them, put together by hand, to compare the codec with."""
 
 from __future__ import annotations
 
 import struct
 
-from embferry.disaggregation.wire.frames import Generation, OriginWire
+from embferry.disaggregation.wire.requests import Generation, OriginWire
 
 WIRE = OriginWire(num_blocks=8, block_size=128)
 V3_0 = OriginWire(num_blocks=8, block_size=128, generation=Generation.V3_0)

@@ -1,11 +1,11 @@
-"""A peer in a process of its own, on the real engine; commands are its arguments, what it prints is one word a line.
+"""A peer in a process of its own, on the real engine. Its arguments are the command; it prints one result a line.
 
-``sender TOKENS ROOMS BOOTSTRAP``: an encode rank of the origin that serves so many rooms one after another.
-``receiver HOST PORT TOKENS INITIAL FURTHER``: a language rank of the origin; blocks of its first request and of each
-further one. Prints ``equal`` or ``different``.
-``flood BYTES BOOTSTRAP``: an encode rank of the origin that answers a request with write after write of so many bytes
-to its first buffer, 16 times. Prints ``begun``, then which were made.
-``ours TOKENS ROOMS``: our encode side with a bootstrap server; prints its address; ends with its input.
+- ``sender TOKENS ROOMS BOOTSTRAP``: an encode rank of the origin that serves ROOMS rooms one after another.
+- ``receiver HOST PORT TOKENS INITIAL FURTHER``: a language rank of the origin that requests INITIAL blocks first and
+  FURTHER blocks in each resume. Prints ``equal`` or ``different`` for each transfer.
+- ``flood BYTES BOOTSTRAP``: an encode rank of the origin that answers a request with 16 writes of BYTES bytes to its
+  first buffer. Prints ``begun``, then which writes succeeded.
+- ``ours TOKENS ROOMS``: our encode side with a bootstrap server. Prints its address, and ends when its input ends.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 
 from embferry.disaggregation.mooncake.conn_multimodal import EncodeManager, MooncakeEmbeddingBootstrapServer
 
+from .builders import GEOMETRY, ROOM, WAIT_S, equal, register_rank
 from .origin_peers import BLOCK, SUCCESS, OriginReceiver, OriginSender, embedding
-from .ours import GEOMETRY, ROOM, equal, routed
 
 
 class RealEngine:
@@ -44,8 +44,8 @@ class RealEngine:
 def sender(tokens: str, rooms: str, bootstrap: str) -> None:
     peer = OriginSender(RealEngine())
     peer.encode(embedding(int(tokens)))
-    server = MooncakeEmbeddingBootstrapServer(port=int(bootstrap))  # for its address; it runs elsewhere
-    routed(server, peer.port)
+    server = MooncakeEmbeddingBootstrapServer(port=int(bootstrap))  # only for its address: it runs in another process
+    register_rank(server, peer.port)
     over = 0
     while over < int(rooms):
         over += peer.answer(peer.hear()) == SUCCESS
@@ -56,11 +56,13 @@ def flood(size: str, bootstrap: str) -> None:
     peer = OriginSender(RealEngine())
     source = np.ones(int(size), np.uint8)
     peer.engine.register(source.ctypes.data, source.nbytes)
-    routed(MooncakeEmbeddingBootstrapServer(port=int(bootstrap)), peer.port)
+    register_rank(MooncakeEmbeddingBootstrapServer(port=int(bootstrap)), peer.port)
     session = peer.hear()[3].decode()
     print("begun", flush=True)
-    made = [peer.engine.write(session, source.ctypes.data, peer.pointers[session][0], source.nbytes) for _ in range(16)]
-    print(*made, flush=True)
+    written = [
+        peer.engine.write(session, source.ctypes.data, peer.pointers[session][0], source.nbytes) for _ in range(16)
+    ]
+    print(*written, flush=True)
 
 
 def receiver(host: str, port: str, tokens: str, initial: str, further: str) -> None:
@@ -93,7 +95,7 @@ def ours(tokens: str, rooms: str) -> None:
             one.send_embedding(embedding(int(tokens)))
         print(f"127.0.0.1:{bootstrap.port}", flush=True)
         for one in senders:
-            one.wait(60)
+            one.wait(WAIT_S)
         print("sent", flush=True)
         sys.stdin.read()
 

@@ -1,6 +1,7 @@
-"""Engines that copy memory inside this process, by address, as the Mooncake engine does between processes.
+"""Engines that copy memory inside this process by address, as the Mooncake engine does between processes.
 
-Like it, they refuse what is not registered when the write begins, and report a write when it is made.
+Like the Mooncake engine they refuse memory that is not registered when the write begins, and report a write when its
+bytes are in place.
 """
 
 from __future__ import annotations
@@ -9,35 +10,38 @@ import ctypes
 import itertools
 import threading
 
+from embferry.disaggregation.mooncake.session_engines import Engine
 from embferry.protocol.errors import TransportError
-from embferry.transports.leased.mooncake.engine import Engine
 
 
-class World:
-    """Engines that reach each other. ``open_gate``: writes are made at once; otherwise when it is opened."""
+class EngineNetwork:
+    """Engines that reach each other.
+
+    Attributes:
+        engines: The open engines by session id.
+        writes_finish: While it is not set, writes that have begun stay in flight.
+        fail_next: Number of writes that fail from now on.
+    """
 
     def __init__(self) -> None:
         self.engines: dict[str, EngineDouble] = {}
-        self.gate = threading.Event()
-        self.gate.set()
+        self.writes_finish = threading.Event()
+        self.writes_finish.set()
         self.fail_next = 0
-        """So many writes that begin from now on fail."""
-        self.opened = 0
         self._ports = itertools.count(20001)
 
     def open(self) -> EngineDouble:
-        self.opened += 1
         return EngineDouble(self, next(self._ports))
 
 
 class EngineDouble(Engine):
-    def __init__(self, world: World, port: int) -> None:
-        self.world, self.port = world, port
+    def __init__(self, network: EngineNetwork, port: int) -> None:
+        self.network, self.port = network, port
         self.segment = f"127.0.0.1:{port}"
         self.regions: dict[int, int] = {}
         self._tickets = itertools.count(1)
-        self._flying: dict[int, tuple[int, int, int] | None] = {}
-        world.engines[self.segment] = self
+        self._in_flight: dict[int, tuple[int, int, int] | None] = {}
+        network.engines[self.segment] = self
 
     def register(self, address: int, length: int) -> None:
         if address in self.regions:
@@ -48,21 +52,21 @@ class EngineDouble(Engine):
         del self.regions[address]
 
     def submit(self, segment: str, source: int, target: int, length: int) -> int:
-        peer = self.world.engines.get(segment)
+        peer = self.network.engines.get(segment)
         inside = peer is not None and any(
             base <= target and target + length <= base + size for base, size in peer.regions.items()
         )
-        if self.world.fail_next:
-            self.world.fail_next -= 1
+        if self.network.fail_next:
+            self.network.fail_next -= 1
             inside = False
         ticket = next(self._tickets)
-        self._flying[ticket] = (source, target, length) if inside else None
+        self._in_flight[ticket] = (source, target, length) if inside else None
         return ticket
 
     def outcome(self, ticket: int) -> int:
-        if not self.world.gate.is_set():
+        if not self.network.writes_finish.is_set():
             return 0
-        write = self._flying.pop(ticket)
+        write = self._in_flight.pop(ticket)
         if write is None:
             return -1
         source, target, length = write
@@ -70,5 +74,5 @@ class EngineDouble(Engine):
         return 1
 
     def close(self) -> None:
-        self.world.engines.pop(self.segment, None)
+        self.network.engines.pop(self.segment, None)
         self.regions.clear()

@@ -1,4 +1,4 @@
-"""The origin's format, frame by frame, and what is not let in."""
+"""Requests of a receiver: the frames of the format, and the frames that are refused."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.wire import fields, frames
-from embferry.disaggregation.wire.frames import (
+from embferry.disaggregation.wire import frame_values
+from embferry.disaggregation.wire.requests import (
     EmbeddingArgsRegisterInfo,
     Generation,
     OriginWire,
+    Request,
     TransferEmbeddingChunk,
     TransferEmbeddingInfo,
     read,
     write,
 )
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
-from tests.disaggregation.wire.script import POINTERS, ROOM, SESSION, V3_0, WIRE, init, register, resume
+from tests.disaggregation.wire.messages import POINTERS, ROOM, SESSION, V3_0, WIRE, init, register, resume
 
 HEAD = (ROOM, "10.0.0.2", 41007, SESSION)
 FIVE = OriginWire(num_blocks=8, block_size=128, num_buffers=5)
@@ -29,7 +30,7 @@ REGISTERED = EmbeddingArgsRegisterInfo("None", "10.0.0.2", 41007, SESSION, POINT
 INITIAL = TransferEmbeddingInfo(*HEAD, (3, 0, 5), 1, 0, 384)
 RESUMED = TransferEmbeddingInfo(*HEAD, (1, 2), 1, 384, 256)
 
-GOLDEN = [
+KNOWN = [
     (WIRE, register(), REGISTERED),
     (V3_0, register(), REGISTERED),
     (WIRE, init(), INITIAL),
@@ -39,24 +40,24 @@ GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize(("wire", "message", "meaning"), GOLDEN)
-def test_golden_frames(wire: OriginWire, message: list[bytes], meaning: frames.Request) -> None:
+@pytest.mark.parametrize(("wire", "message", "meaning"), KNOWN)
+def test_known_frames_are_read_and_written(wire: OriginWire, message: list[bytes], meaning: Request) -> None:
     assert read(message, wire) == meaning
     assert write(meaning, wire) == message
 
 
-def test_the_frames_are_these_bytes() -> None:
+def test_a_resume_is_written_as_these_bytes() -> None:
     assert write(RESUMED, WIRE) == [
         b"4611686018427387905", b"10.0.0.2", b"41007", b"10.0.0.2:15001", b"1,2", b"1", b"384", b"256",
     ]  # fmt: skip
     assert write(REGISTERED, WIRE)[4] == b"".join(struct.pack("Q", pointer) for pointer in POINTERS)
 
 
-def test_what_is_a_resume() -> None:
-    assert [read(message, wire).is_resume for wire, message, _ in GOLDEN[2:]] == [False, True, False, True]  # type: ignore[union-attr]
+def test_a_resume_is_told_from_an_initial_request() -> None:
+    assert [read(message, wire).is_resume for wire, message, _ in KNOWN[2:]] == [False, True, False, True]  # type: ignore[union-attr]
 
 
-def test_the_generation_is_a_setting_for_the_bytes_do_not_tell() -> None:
+def test_the_same_seven_frames_mean_another_request_in_each_generation() -> None:
     message = init(blocks=b"3", allocated=128)
     later, earlier = read(message, WIRE), read(message, V3_0)
     assert isinstance(later, TransferEmbeddingInfo)
@@ -65,11 +66,11 @@ def test_the_generation_is_a_setting_for_the_bytes_do_not_tell() -> None:
     assert (earlier.sent_tokens, earlier.allocated_tokens) == (128, 0)
 
 
-def test_frames_after_the_eighth_are_passed_over() -> None:
+def test_frames_after_the_eighth_are_ignored() -> None:
     assert read([*resume(), b"\xff", b""], WIRE) == RESUMED
 
 
-def test_deepstack_makes_five_pointers_and_ipv6_is_a_host() -> None:
+def test_a_registration_may_have_five_pointers_and_an_ipv6_host() -> None:
     message = register("[fd00::1]:15001", (*POINTERS, 1 << 61))
     message[1] = b"fd00::1"
     info = read(message, WIRE)
@@ -91,7 +92,7 @@ NOT_NUMBERS = [b"", b" 1", b"1 ", b"+1", b"-1", b"01", b"1.0", b"1e1", b"0x1", b
 
 @pytest.mark.parametrize("junk", NOT_NUMBERS)
 @pytest.mark.parametrize("place", [0, 2, 4, 5, 6, 7])
-def test_what_is_no_number_is_refused(place: int, junk: bytes) -> None:
+def test_a_frame_that_is_no_number_is_refused(place: int, junk: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match=r"must be|is empty"):
         read(replaced(resume(), place, junk), WIRE)
 
@@ -155,18 +156,18 @@ def test_huge_numbers_are_refused_before_they_are_converted(place: int) -> None:
         (WIRE, replaced(init(), 4, b"1," * (1 << 20)), "a frame of 2097152 bytes; the limit is 1048576"),
     ],
 )
-def test_what_is_malformed_is_refused(wire: OriginWire, message: list[bytes], complaint: str) -> None:
+def test_a_malformed_message_is_refused(wire: OriginWire, message: list[bytes], complaint: str) -> None:
     with pytest.raises(RemoteProtocolError, match=complaint):
         read(message, wire)
 
 
-def test_the_room_is_told_when_it_could_be_read() -> None:
+def test_the_error_has_the_room_if_it_could_be_read() -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         read(init(allocated=1), WIRE)
     assert caught.value.room == ROOM
 
 
-def test_a_registration_is_one_by_its_first_frame() -> None:
+def test_a_registration_has_none_as_its_first_frame() -> None:
     with pytest.raises(RemoteProtocolError, match="whose first frame is '7', not None"):
         EmbeddingArgsRegisterInfo.from_zmq(replaced(register(), 0, b"7"))
 
@@ -187,13 +188,13 @@ def test_a_registration_is_one_by_its_first_frame() -> None:
         (EmbeddingArgsRegisterInfo("7", *HEAD[1:], POINTERS), WIRE),
     ],
 )
-def test_what_a_peer_would_refuse_is_not_written(message: frames.Request, wire: OriginWire) -> None:
+def test_a_message_that_a_peer_would_refuse_is_not_written(message: Request, wire: OriginWire) -> None:
     with pytest.raises(LocalProtocolError):
         write(message, wire)
 
 
 @pytest.mark.parametrize(("num_blocks", "block_size"), [(0, 1), (1, 0)])
-def test_a_wire_of_nothing_is_refused(num_blocks: int, block_size: int) -> None:
+def test_a_pool_without_blocks_or_tokens_is_refused(num_blocks: int, block_size: int) -> None:
     with pytest.raises(LocalProtocolError, match="hold nothing"):
         OriginWire(num_blocks, block_size)
 
@@ -212,23 +213,23 @@ def wires(draw: st.DrawFn) -> OriginWire:
 
 
 @st.composite
-def requests(draw: st.DrawFn, wire: OriginWire) -> frames.Request:
+def requests(draw: st.DrawFn, wire: OriginWire) -> Request:
     host, port, session = draw(ADDRESSES)
     if draw(st.booleans()):
         pointers = draw(st.lists(st.integers(1, (1 << 62) - 1), min_size=4, max_size=5))
         return EmbeddingArgsRegisterInfo("None", host, port, session, tuple(pointers))
-    head = (draw(st.integers(0, fields.MAX_ROOM)), host, port, session)
-    ranks = draw(st.integers(1, fields.MAX_DESTINATIONS))
+    head = (draw(st.integers(0, frame_values.MAX_ROOM)), host, port, session)
+    ranks = draw(st.integers(1, frame_values.MAX_DESTINATIONS))
     if wire.generation is Generation.V3_0:
         index = draw(st.integers(0, wire.num_blocks - 1))
-        return TransferEmbeddingInfo(*head, (index,), ranks, draw(st.integers(0, fields.MAX_TOKENS)))
+        return TransferEmbeddingInfo(*head, (index,), ranks, draw(st.integers(0, frame_values.MAX_TOKENS)))
     blocks = draw(st.lists(st.integers(0, wire.num_blocks - 1), min_size=1, max_size=20, unique=True))
     sent = draw(st.integers(0, 1 << 20)) * wire.block_size
     return TransferEmbeddingInfo(*head, tuple(blocks), ranks, sent, len(blocks) * wire.block_size)
 
 
 @given(wires(), st.data())
-def test_round_trip(wire: OriginWire, data: st.DataObject) -> None:
+def test_every_message_is_read_as_it_was_written(wire: OriginWire, data: st.DataObject) -> None:
     message = data.draw(requests(wire))
     assert read(write(message, wire), wire) == message
 
@@ -237,15 +238,14 @@ NOISE = st.lists(st.binary(max_size=24) | st.integers(-(1 << 70), 1 << 70).map(l
 
 
 @given(NOISE, st.sampled_from([WIRE, V3_0]), st.booleans())
-def test_only_our_error_escapes_noise(noise: list[bytes], wire: OriginWire, registers: bool) -> None:
+def test_noise_raises_only_remote_protocol_error(noise: list[bytes], wire: OriginWire, registers: bool) -> None:
     with suppress(RemoteProtocolError):
         read([b"None", *noise] if registers else noise, wire)
 
 
-@given(st.sampled_from(GOLDEN), st.data())
-def test_what_is_read_from_changed_frames_is_what_was_written(golden: tuple[Any, ...], data: st.DataObject) -> None:
-    """Either refused, or canonical: the same frames come out again."""
-    wire, message, _ = golden
+@given(st.sampled_from(KNOWN), st.data())
+def test_changed_frames_are_refused_or_written_back_unchanged(known: tuple[Any, ...], data: st.DataObject) -> None:
+    wire, message, _ = known
     place = data.draw(st.integers(0, len(message) - 1))
     changed = bytearray(message[place])
     changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))

@@ -1,4 +1,4 @@
-"""What lies where, and whether it has been written: arrays alone."""
+"""The layout of the origin's buffers, the marks in them, and the settings, without sockets or engines."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embferry.disaggregation import wires
+from embferry.disaggregation.mooncake.buffer_layout import block_writes, from_planes, gather, to_planes
 from embferry.disaggregation.mooncake.conn_multimodal import OriginSettings, origin_layout
-from embferry.disaggregation.mooncake.directory import place
-from embferry.disaggregation.mooncake.marks import Marks
-from embferry.disaggregation.mooncake.registration import OriginBuffers
-from embferry.disaggregation.mooncake.rows import from_planes, gather, to_planes, writes
+from embferry.disaggregation.mooncake.encode_ranks import rank_for
+from embferry.disaggregation.mooncake.pool_mapping import PoolMemory
 from embferry.disaggregation.mooncake.settings import check_geometry
-from embferry.disaggregation.wire.reception import Round
+from embferry.disaggregation.mooncake.write_marks import WriteMarks
+from embferry.disaggregation.wire.receiver_room import Round
 from embferry.discovery.bootstrap_client import Shape
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
 from embferry.protocol.layout import Field, Geometry, Layout
 
+from .builders import GEOMETRY, equal
 from .origin_peers import BLOCK, TOKEN_BYTES, Buffers, embedding
-from .ours import GEOMETRY, equal
 
 
 @given(st.integers(0, 40), st.integers(1, 9))
-def test_planes_there_and_back(tokens: int, block_size: int) -> None:
+def test_positions_are_the_same_after_transposing_them_twice(tokens: int, block_size: int) -> None:
     positions = np.arange(3 * tokens, dtype=np.int32).reshape(tokens, 3)
     rows = to_planes(positions.view(np.uint8), block_size)
     assert np.array_equal(from_planes(rows, block_size).view(np.int32), positions)
@@ -42,7 +42,7 @@ def test_planes_there_and_back(tokens: int, block_size: int) -> None:
     st.integers(0, 12 * BLOCK),
     st.booleans(),
 )
-def test_rows_land_where_the_origin_has_them(
+def test_tokens_are_written_where_the_origin_expects_them(
     order: list[int], count: int, first_block: int, tokens: int, planes: bool
 ) -> None:
     blocks, sent = tuple(order[:count]), first_block * BLOCK
@@ -50,9 +50,9 @@ def test_rows_land_where_the_origin_has_them(
     rows, theirs = embedding(sent + tokens), Buffers()
     aux = np.arange(16, dtype=np.int32) if sent == 0 else None
     pointers = [array.ctypes.data for array in theirs.all]
-    slices, sources = writes(GEOMETRY, rows, pointers, blocks, sent, tokens, aux, planes=planes)
-    assert sum(length for *_, length in slices) == tokens * GEOMETRY.layout.token_bytes + 64 * (sent == 0)
-    for source, target, length in slices:
+    runs, sources = block_writes(GEOMETRY, rows, pointers, blocks, sent, tokens, aux, planes=planes)
+    assert sum(length for *_, length in runs) == tokens * GEOMETRY.layout.token_bytes + 64 * (sent == 0)
+    for source, target, length in runs:
         ctypes.memmove(target, source, length)
     del sources
     if planes:
@@ -66,26 +66,26 @@ def test_rows_land_where_the_origin_has_them(
 
 
 @given(st.permutations(range(12)), st.integers(1, 12 * BLOCK), st.integers(0, 2**32 - 1))
-def test_marks_notice_every_row_that_was_not_written(order: list[int], tokens: int, chosen: int) -> None:
-    buffers = OriginBuffers(GEOMETRY)
+def test_marks_show_every_row_that_was_not_written(order: list[int], tokens: int, chosen: int) -> None:
+    buffers = PoolMemory(GEOMETRY)
     blocks = tuple(order[: -(-tokens // BLOCK)])
-    marks = Marks(buffers.data, buffers.aux, Round(blocks, 0, len(blocks) * BLOCK))
+    marks = WriteMarks(buffers.data, buffers.aux, Round(blocks, 0, len(blocks) * BLOCK))
     assert marks.total_tokens() is None
     assert not marks.written(tokens)
     pointers = [buffers.data.field(name).ctypes.data for name in TOKEN_BYTES]
     pointers.insert(3, buffers.aux.ctypes.data)
     rows, aux = embedding(tokens), np.full(16, tokens, np.int32)
-    slices, sources = writes(GEOMETRY, rows, pointers, blocks, 0, tokens, aux, planes=True)
-    spared = chosen % len(slices)
-    for i, (source, target, length) in enumerate(slices):
+    runs, sources = block_writes(GEOMETRY, rows, pointers, blocks, 0, tokens, aux, planes=True)
+    spared = chosen % len(runs)
+    for i, (source, target, length) in enumerate(runs):
         if i != spared:
             ctypes.memmove(target, source, length)
-    missing = slices[spared][2]
-    if spared == len(slices) - 1:
+    missing = runs[spared][2]
+    if spared == len(runs) - 1:
         assert marks.total_tokens() is None
-    elif missing >= 8:  # less than that is too little to tell
+    elif missing >= 8:  # a shorter row has no mark
         assert not marks.written(tokens)
-    source, target, length = slices[spared]
+    source, target, length = runs[spared]
     ctypes.memmove(target, source, length)
     assert marks.written(tokens)
     assert marks.total_tokens() == tokens
@@ -96,9 +96,9 @@ def test_marks_notice_every_row_that_was_not_written(order: list[int], tokens: i
     buffers.close()
 
 
-def test_which_rank_is_asked_and_with_how_many_others() -> None:
+def test_each_language_rank_asks_one_encode_rank() -> None:
     def at(rank: int, tp: int, dp: int, shape: tuple[int, int], room: int = 5) -> tuple[int, int, int]:
-        return place(Shape(*shape), OriginSettings(tp_size=tp, dp_size=dp, engine_rank=rank), room)
+        return rank_for(Shape(*shape), OriginSettings(tp_size=tp, dp_size=dp, engine_rank=rank), room)
 
     assert at(0, 1, 1, (1, 1)) == (0, 0, 1)
     assert [at(rank, 4, 1, (4, 1)) for rank in range(4)] == [(rank, 0, 1) for rank in range(4)]
@@ -119,12 +119,12 @@ def test_which_rank_is_asked_and_with_how_many_others() -> None:
         (*origin_layout(8, 8).fields, Field("more", "int32", 1)),
     ],
 )
-def test_other_fields_than_the_origins_are_refused(fields: tuple[Field, ...]) -> None:
+def test_fields_that_differ_from_the_origins_are_refused(fields: tuple[Field, ...]) -> None:
     with pytest.raises(LocalProtocolError, match="origin_layout"):
         check_geometry(Geometry(Layout(fields), 4, 8))
 
 
-def test_settings_that_cannot_be() -> None:
+def test_impossible_settings_are_refused() -> None:
     for wrong in ({"engine_rank": 1}, {"tp_size": 3, "dp_size": 2}, {"heartbeat_interval": 0.0}):
         with pytest.raises(LocalProtocolError):
             OriginSettings(**wrong)

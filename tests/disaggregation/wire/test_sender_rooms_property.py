@@ -1,4 +1,4 @@
-"""Whatever arrives in whatever order: every rank gets every token once, and no status outruns a write."""
+"""For any messages in any order, every rank gets every token once, and no status is sent during a write."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embferry.disaggregation.wire.commands import Command, Ended, Refused, Registered, Report, WriteBlocks
-from embferry.disaggregation.wire.frames import OriginWire
-from embferry.disaggregation.wire.rooms import OriginRooms
+from embferry.disaggregation.wire.requests import OriginWire
+from embferry.disaggregation.wire.sender_rooms import SenderRooms
 from embferry.protocol.errors import LocalProtocolError
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
-from tests.disaggregation.wire.script import POINTERS, init, register, resume, session_of
+from tests.disaggregation.wire.messages import POINTERS, init, register, resume, session_of
 
 WIRE = OriginWire(num_blocks=8, block_size=4)
 SETTINGS = TransferSettings(bootstrap_timeout=8, waiting_timeout=8, transfer_timeout=8)
@@ -25,7 +25,7 @@ BLOCKS = st.lists(st.integers(0, 8), max_size=4)
 
 @st.composite
 def messages(draw: st.DrawFn) -> list[bytes]:
-    """Mostly what a receiver may say; now and then what none may."""
+    """Draws messages that are mostly valid."""
     session, blocks = session_of(draw(RANKS)), draw(BLOCKS)
     moved = tuple(pointer + draw(st.sampled_from([0, 0, 0, 4096])) for pointer in POINTERS)
     common: dict[str, Any] = {
@@ -57,11 +57,11 @@ STEPS = st.lists(
 
 
 class Watch:
-    """Looks at every command and keeps what it needs to judge the next."""
+    """Checks every command against the earlier ones."""
 
     def __init__(self) -> None:
         self.registered: dict[str, tuple[int, ...]] = {}
-        self.flying: list[WriteBlocks] = []
+        self.in_flight: list[WriteBlocks] = []
         self.sent: dict[tuple[int, str], int] = defaultdict(int)
         self.live: set[int] = set()
 
@@ -71,15 +71,15 @@ class Watch:
         for command in commands:
             match command:
                 case Registered(session, pointers):
-                    assert not any(write.session == session for write in self.flying)
+                    assert not any(write.session == session for write in self.in_flight)
                     self.registered[session] = pointers
                 case WriteBlocks():
                     self._write(command)
                 case Report(room, _, _, status):
                     assert status in (KVPoll.Transferring, KVPoll.Success, KVPoll.Failed)
-                    assert not any(write.room == room for write in self.flying)
+                    assert not any(write.room == room for write in self.in_flight)
                 case Ended(room, status, reason):
-                    assert not any(write.room == room for write in self.flying)
+                    assert not any(write.room == room for write in self.in_flight)
                     assert (status is KVPoll.Success) == (reason == "")
                     for key in [key for key in self.sent if key[0] == room]:
                         del self.sent[key]
@@ -92,12 +92,12 @@ class Watch:
         assert (
             write.num_tokens <= len(write.blocks) * WIRE.block_size < write.num_tokens + WIRE.block_size + 4 * write.aux
         )
-        assert not any((other.room, other.session) == key for other in self.flying)
+        assert not any((other.room, other.session) == key for other in self.in_flight)
         self.sent[key] += write.num_tokens
-        self.flying.append(write)
+        self.in_flight.append(write)
 
 
-def take(rooms: OriginRooms, watch: Watch, step: tuple[Any, ...], now: float) -> None:
+def take(rooms: SenderRooms, watch: Watch, step: tuple[Any, ...], now: float) -> None:
     match step:
         case ("receive", message):
             watch.see(rooms.receive(message, now))
@@ -105,8 +105,8 @@ def take(rooms: OriginRooms, watch: Watch, step: tuple[Any, ...], now: float) ->
             watch.see(rooms.open(room, now))
         case ("ready", room, total):
             watch.see(rooms.ready(room, total, now))
-        case ("written", failure) if watch.flying:
-            write = watch.flying.pop(0)
+        case ("written", failure) if watch.in_flight:
+            write = watch.in_flight.pop(0)
             watch.see(rooms.written(write.room, write.session, now, failure))
         case ("abort", room):
             watch.see(rooms.abort(room, "asked for"))
@@ -114,8 +114,8 @@ def take(rooms: OriginRooms, watch: Watch, step: tuple[Any, ...], now: float) ->
 
 @settings(max_examples=300, deadline=None)
 @given(STEPS)
-def test_every_token_once_whatever_arrives(steps: list[tuple[Any, ...]]) -> None:
-    rooms, watch, now = OriginRooms(WIRE, SETTINGS), Watch(), 0.0
+def test_every_token_is_written_once_for_any_messages(steps: list[tuple[Any, ...]]) -> None:
+    rooms, watch, now = SenderRooms(WIRE, SETTINGS), Watch(), 0.0
     for rank in (0, 1):
         watch.see(rooms.receive(register(session_of(rank)), now))
     for step in steps:
@@ -126,17 +126,17 @@ def test_every_token_once_whatever_arrives(steps: list[tuple[Any, ...]]) -> None
             take(rooms, watch, step, now)
         except LocalProtocolError:
             assert step[0] in ("open", "ready")
-    while watch.flying:
-        write = watch.flying.pop()
+    while watch.in_flight:
+        write = watch.in_flight.pop()
         watch.see(rooms.written(write.room, write.session, now))
     watch.see(rooms.tick(now + 10))
-    assert rooms.next_timeout() is None  # nothing hangs
+    assert rooms.next_timeout() is None  # every room has ended
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 60), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 3))
-def test_any_length_arrives_through_any_allocations(total: int, counts: list[int], ranks: int) -> None:
-    rooms, watch = OriginRooms(WIRE, SETTINGS), Watch()
+def test_any_length_is_written_through_any_allocations(total: int, counts: list[int], ranks: int) -> None:
+    rooms, watch = SenderRooms(WIRE, SETTINGS), Watch()
     for rank in range(ranks):
         watch.see(rooms.receive(register(session_of(rank)), 0))
     watch.see([*rooms.open(1, 0), *rooms.ready(1, total, 0)])
@@ -148,10 +148,10 @@ def test_any_length_arrives_through_any_allocations(total: int, counts: list[int
             session = session_of(rank)
             asked = (1, session, blocks, ranks, count * 4)
             watch.see(rooms.receive(resume(sent, *asked) if sent else init(*asked), 0))
-        assert len(watch.flying) == ranks
-        sent += watch.flying[0].num_tokens
-        while watch.flying:
-            watch.see(rooms.written(1, watch.flying.pop().session, 0))
+        assert len(watch.in_flight) == ranks
+        sent += watch.in_flight[0].num_tokens
+        while watch.in_flight:
+            watch.see(rooms.written(1, watch.in_flight.pop().session, 0))
         if rooms.poll(1) is not KVPoll.Transferring:
             break
     assert (rooms.poll(1), sent) == (KVPoll.Success, total)

@@ -1,10 +1,10 @@
-"""One sender's side of the origin's control plane: what it does about each message, as commands.
+"""The rooms of one sender: a state machine that turns messages, calls and time into commands.
 
-A room goes through rounds. In the first, every destination rank asks with an initial request, in each later one with a
-resume; a round begins when all ``required_dst_info_num`` of them have asked, and ends when every write of it is over.
-Ranks of a room move in step: what one asks for in a round, all must. Whatever does not fit is refused with a reason
-and changes nothing. No status is reported while a write of its room is on its way: the receiver gives its blocks back
-when it hears one.
+A room goes through rounds. Every destination rank sends an initial request in the first round and a resume in each
+later one. A round begins when all ``required_dst_info_num`` ranks have asked, and ends when every write of it is over.
+All ranks must request the same range in a round. A message that does not fit is refused with a reason and changes
+nothing. No status is reported while a write of its room is in flight, because the receiver frees its blocks when it
+hears one.
 """
 
 from __future__ import annotations
@@ -17,34 +17,43 @@ from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 
 from .commands import Command, Ended, Refused, Report, WriteBlocks
-from .frames import EmbeddingArgsRegisterInfo, Generation, OriginWire, TransferEmbeddingInfo, read
-from .sessions import Sessions
+from .registrations import Registrations
+from .requests import EmbeddingArgsRegisterInfo, Generation, OriginWire, TransferEmbeddingInfo, read
 
 MAX_ROOMS = 16384
-"""Rooms at once, those included that only a receiver has spoken of."""
+"""Largest number of live rooms, including those that only a receiver has asked for."""
 MAX_ENDED = 16384
-"""Rooms whose end is remembered, so that late messages for them do not open them again."""
+"""Number of ended rooms that are remembered, so that late messages do not open them again."""
 
 UNKNOWN_LENGTH = -1
 
 
 @dataclass(slots=True)
 class Room:
-    """One transfer, with all its destination ranks."""
+    """One transfer to all its destination ranks.
+
+    Attributes:
+        room: The ``bootstrap_room``.
+        deadline: When the room fails, unless a write is in flight.
+        opened: Whether this side has opened the room. If not, only a receiver has asked for it.
+        total_tokens: Tokens of the whole embedding, once it is made.
+        sent_tokens: Tokens of the rounds that have ended.
+        members: Initial request of each session: the destination ranks and their addresses.
+        asked: Requests for the round that is about to begin, by session.
+        in_flight: Sessions that are being written to.
+        round_tokens: Tokens of the current round.
+        rounds: Number of rounds that have begun.
+        failure: Reason of a failure while writes are still in flight.
+    """
 
     room: int
     deadline: float
     opened: bool = False
-    """This side knows the room; if not, only its receiver has spoken of it."""
     total_tokens: int = UNKNOWN_LENGTH
-    """Tokens of the whole embedding, once it is made."""
     sent_tokens: int = 0
     members: dict[str, TransferEmbeddingInfo] = field(default_factory=dict)
-    """Session to its initial request: the destination ranks, and where they listen."""
     asked: dict[str, TransferEmbeddingInfo] = field(default_factory=dict)
-    """Who has asked in the round that is to begin."""
     in_flight: set[str] = field(default_factory=set)
-    """Sessions that are being written to."""
     round_tokens: int = 0
     rounds: int = 0
     failure: str = ""
@@ -57,39 +66,43 @@ class Room:
 
     @property
     def status(self) -> KVPoll:
+        """Status while the room is live."""
         if self.rounds:
             return KVPoll.Transferring
         return KVPoll.WaitingForInput if self.complete else KVPoll.Bootstrapping
 
 
-class OriginRooms:
-    """Every call returns the commands to be executed, in order. ``now`` is any clock that does not go back, in seconds.
+class SenderRooms:
+    """The rooms. Calls return the commands to execute, in order. ``now`` is in seconds on a clock that never goes back.
 
-    :param wire: must be of generation ``BLOCKS``; transfers run in no other.
-    :param settings: ``bootstrap_timeout`` until every rank has asked, ``waiting_timeout`` until the embedding is made,
-        ``transfer_timeout`` until every rank has asked for the rest. A write has no time-out here: its transport
-        reports every one.
+    Args:
+        wire: Configuration of the wire, of generation ``BLOCKS``; transfers use no other.
+        settings: Time-outs: ``bootstrap_timeout`` until every rank has asked, ``waiting_timeout`` until the embedding
+            is made, ``transfer_timeout`` until every rank has asked for the rest. A write has no time-out here,
+            because the engine reports the end of every write.
     """
 
     def __init__(self, wire: OriginWire, settings: TransferSettings | None = None) -> None:
         if wire.generation is not Generation.BLOCKS:
-            raise LocalProtocolError(f"transfers run in generation blocks, not {wire.generation.value}")
+            raise LocalProtocolError(f"transfers use generation blocks, not {wire.generation.value}")
         self.wire = wire
         self.settings = settings or TransferSettings()
         self._rooms: dict[int, Room] = {}
         self._ended: dict[int, KVPoll] = {}
-        self._sessions = Sessions(lambda: {session for room in self._rooms.values() for session in room.members})
+        self._registrations = Registrations(
+            lambda: {session for room in self._rooms.values() for session in room.members}
+        )
 
-    # What the receiver says
+    # Messages of receivers
 
     def receive(self, frames: Sequence[bytes], now: float) -> list[Command]:
-        """One message, as it came from the socket. Never raises for what is in it."""
+        """Processes one message. A malformed message is refused and raises nothing."""
         try:
             message = read(frames, self.wire)
         except RemoteProtocolError as error:
             return [Refused(error.detail, error.room)]
         if isinstance(message, EmbeddingArgsRegisterInfo):
-            return self._sessions.register(message)
+            return self._registrations.register(message)
         room = self._rooms.get(message.room)
         reason = self._no_resume(message, room) if message.is_resume else self._no_init(message, room)
         if reason:
@@ -101,13 +114,14 @@ class OriginRooms:
         room.asked[message.mooncake_session_id] = message
         return self._begin_round(room, now)
 
-    # What this side says
+    # Calls of the encode side
 
     def open(self, room: int, now: float) -> list[Command]:
-        """There is a request for the room here. Its receiver may have asked before.
+        """Opens a room that the encode side will serve. Its receiver may have asked for it before.
 
-        :raises LocalProtocolError: it is open already.
-        :raises CapacityError: there are too many.
+        Raises:
+            LocalProtocolError: The room is open already.
+            CapacityError: Too many rooms are open.
         """
         known = self._rooms.get(room)
         if known is not None and known.opened:
@@ -122,9 +136,10 @@ class OriginRooms:
         return []
 
     def ready(self, room: int, total_tokens: int, now: float) -> list[Command]:
-        """The embedding is made: ``total_tokens`` tokens.
+        """Records that the embedding of ``total_tokens`` tokens is made.
 
-        :raises LocalProtocolError: the room is not open, or was ready before.
+        Raises:
+            LocalProtocolError: The room is not open, or its embedding was made before.
         """
         known = self._rooms.get(room)
         if known is None or not known.opened or known.total_tokens != UNKNOWN_LENGTH:
@@ -135,41 +150,42 @@ class OriginRooms:
         return self._begin_round(known, now)
 
     def written(self, room: int, session: str, now: float, failure: str = "") -> list[Command]:
-        """A write that was commanded is over; ``failure`` says why its bytes are not there.
+        """Records the end of a write; ``failure`` is the reason if not all bytes were written.
 
-        :raises LocalProtocolError: none was on its way.
+        Raises:
+            LocalProtocolError: No write to the session was in flight.
         """
         known = self._rooms.get(room)
         if known is None or session not in known.in_flight:
-            raise LocalProtocolError(f"no write to {session} is on its way", room=room)
+            raise LocalProtocolError(f"no write to {session} is in flight", room=room)
         known.in_flight.remove(session)
         known.failure = known.failure or failure
         return self._end_round(known, now)
 
     def abort(self, room: int, reason: str) -> list[Command]:
-        """Ends the room, once no write of it is on its way. Nothing for a room that is over."""
+        """Ends the room as soon as no write of it is in flight. Does nothing for a room that is over."""
         known = self._rooms.get(room)
         return [] if known is None else self._fail(known, reason)
 
     def tick(self, now: float) -> list[Command]:
-        """What is due by the clock."""
+        """Ends the rooms whose time-out has passed."""
         due = [room for room in self._rooms.values() if not room.in_flight and room.deadline <= now]
         return [command for room in due for command in self._fail(room, _overdue(room))]
 
     def next_timeout(self) -> float | None:
-        """When :meth:`tick` has something to do at the earliest."""
+        """Returns when :meth:`tick` has to be called next; None if it need not be called."""
         return min((room.deadline for room in self._rooms.values() if not room.in_flight), default=None)
 
     def poll(self, room: int) -> KVPoll | None:
-        """The status of a room; None when it was never here, or its end is forgotten."""
+        """Returns the status of a room; None if it is unknown or its end is forgotten."""
         known = self._rooms.get(room)
         return self._ended.get(room) if known is None else known.status
 
-    # Why a request is refused: the first sentence whose condition holds
+    # The reason to refuse a request: the first one whose condition holds
 
     def _no_init(self, message: TransferEmbeddingInfo, room: Room | None) -> str:
         session = message.mooncake_session_id
-        obstacle = self._sessions.obstacle(session)
+        obstacle = self._registrations.obstacle(session)
         if room is None:
             return _first((
                 (bool(obstacle), obstacle),
@@ -215,12 +231,11 @@ class OriginRooms:
 
     def _write(self, room: Room, info: TransferEmbeddingInfo) -> WriteBlocks:
         initial = room.sent_tokens == 0
-        blocks = max(
-            -(-room.round_tokens // self.wire.block_size), int(initial)
-        )  # aux_datas needs a block, tokens or not
+        blocks = -(-room.round_tokens // self.wire.block_size)
+        blocks = max(blocks, int(initial))  # aux_datas needs a block even if there are no tokens
         session = info.mooncake_session_id
         return WriteBlocks(
-            room.room, session, self._sessions.pointers(session), info.dst_embedding_indices[:blocks],
+            room.room, session, self._registrations.pointers(session), info.dst_embedding_indices[:blocks],
             room.sent_tokens, room.round_tokens, initial,
         )  # fmt: skip
 
@@ -245,8 +260,8 @@ class OriginRooms:
         self._ended[room.room] = status
         if len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
-        taken = [command for session in room.members for command in self._sessions.released(session)]
-        return [*_reports(room, status), Ended(room.room, status, reason), *taken]
+        accepted = [command for session in room.members for command in self._registrations.released(session)]
+        return [*_reports(room, status), Ended(room.room, status, reason), *accepted]
 
 
 def _first(reasons: Iterable[tuple[bool, str]]) -> str:
@@ -254,11 +269,11 @@ def _first(reasons: Iterable[tuple[bool, str]]) -> str:
 
 
 def _out_of_step(message: TransferEmbeddingInfo, room: Room) -> Iterable[tuple[bool, str]]:
-    """What the ranks that have asked in this round asked for, this one must."""
+    """Yields the values that must equal those of a rank that has asked in this round, as (differs, reason)."""
     for other in list(room.asked.values())[:1]:
         for name in ("required_dst_info_num", "allocated_tokens"):
             ours, theirs = getattr(message, name), getattr(other, name)
-            yield ours != theirs, f"{name} is {ours}, but another rank of the room said {theirs}"
+            yield ours != theirs, f"{name} is {ours}, but another rank of the room sent {theirs}"
 
 
 def _reports(room: Room, status: KVPoll) -> Iterable[Report]:
@@ -266,7 +281,7 @@ def _reports(room: Room, status: KVPoll) -> Iterable[Report]:
 
 
 def _overdue(room: Room) -> str:
-    """What a room has waited for in vain."""
+    """Returns the reason of a time-out: the event that did not come."""
     if not room.opened:
         return "the receiver asked, but there was no such request on the encode side in time"
     if room.rounds:

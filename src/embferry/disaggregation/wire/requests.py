@@ -1,7 +1,7 @@
-"""What a receiver says to a sender: registration, initial and resume request, as ZeroMQ frames.
+"""Messages of a receiver to a sender: registration, initial and resume request, as ZeroMQ frames.
 
-The names are the origin's. Messages are told apart by frame 0 and by the number of frames; which generation they are
-of cannot be told from the bytes, so it is a setting of :class:`OriginWire`.
+The names are the origin's. Frame 0 and the number of frames tell the messages apart. The bytes do not tell their
+generation, so it is a setting of :class:`OriginWire`.
 """
 
 from __future__ import annotations
@@ -13,36 +13,38 @@ from enum import Enum
 
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
 
-from . import fields
+from . import frame_values
 
 REGISTER = "None"
-"""Frame 0 of a registration: it is of no room."""
+"""Frame 0 of a registration, which belongs to no room."""
 REGISTER_FRAME = REGISTER.encode("ascii")
 REGISTER_FRAMES = 5
 INIT_FRAMES = 7
 RESUME_FRAMES = 8
 MAX_FRAMES = 32
-"""A resume may have more frames than are understood here; so many in all."""
+"""Largest number of frames. A resume may have more frames than are read here."""
 MAX_FRAME_BYTES = 1 << 20
 
 
 class Generation(Enum):
-    """Which form of ``TransferEmbeddingInfo`` the peers speak."""
+    """Form of ``TransferEmbeddingInfo``."""
 
     V3_0 = "v3.0"
-    """Of 2025-10-20: seven frames, one buffer index, no allocation; ``sent_tokens`` above 0 makes it a resume."""
+    """The form of 2025-10-20: seven frames, one buffer index, no allocation. ``sent_tokens`` is above 0 in a resume."""
     BLOCKS = "blocks"
-    """Later: block indices and ``allocated_tokens``; eight frames make it a resume. Transfers run in this one."""
+    """The later form: block indices and ``allocated_tokens``, and eight frames in a resume. Transfers use this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class OriginWire:
-    """What both ends of a deployment have been configured with: none of it is on the wire.
+    """Configuration of a deployment, the same at both ends. None of it is on the wire.
 
-    :param num_blocks: blocks of the receiver's pool (in generation v3.0, buffers): the origin's
-        ``SGLANG_EMBEDDING_CACHE_BUFFER_SIZE``.
-    :param block_size: tokens a block, ``SGLANG_EMBEDDING_CACHE_BLOCK_SIZE``.
-    :param num_buffers: base pointers a registration must have; None: as many as the origin ever sends.
+    Attributes:
+        num_blocks: Blocks of the receiver's pool (in generation v3.0, buffers): the origin's
+            ``SGLANG_EMBEDDING_CACHE_BUFFER_SIZE``.
+        block_size: Tokens a block: the origin's ``SGLANG_EMBEDDING_CACHE_BLOCK_SIZE``.
+        generation: Form of the requests.
+        num_buffers: Base pointers that a registration must have; None for any number that the origin sends.
     """
 
     num_blocks: int
@@ -57,10 +59,10 @@ class OriginWire:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingArgsRegisterInfo:
-    """Where a receiver's buffers are: once a session, before its first request.
+    """Registration of a receiver's buffers, sent once a session, before its first request.
 
-    ``dst_embedding_ptrs`` in this order: input_embeddings, fill_ids, mrope_positions, aux_datas and, where there are
-    any, deepstack_embeddings.
+    ``dst_embedding_ptrs`` are in this order: input_embeddings, fill_ids, mrope_positions, aux_datas and, where there
+    are any, deepstack_embeddings.
     """
 
     room: str
@@ -71,23 +73,25 @@ class EmbeddingArgsRegisterInfo:
 
     @classmethod
     def from_zmq(cls, frames: Sequence[bytes]) -> EmbeddingArgsRegisterInfo:
-        """:raises RemoteProtocolError: see :func:`read`."""
+        """Reads a registration; see :func:`read`."""
         if len(frames) != REGISTER_FRAMES:
             raise RemoteProtocolError(f"a registration of {len(frames)} frames; it must have {REGISTER_FRAMES}")
         if frames[0] != REGISTER_FRAME:
-            raise RemoteProtocolError(f"a registration whose first frame is {fields.shown(frames[0])}, not {REGISTER}")
-        return cls(REGISTER, *_address(frames), fields.pointers(frames[4]))
+            raise RemoteProtocolError(
+                f"a registration whose first frame is {frame_values.shown(frames[0])}, not {REGISTER}"
+            )
+        return cls(REGISTER, *_address(frames), frame_values.pointers(frames[4]))
 
     def to_zmq(self) -> list[bytes]:
-        """The five frames, unchecked; :func:`write` checks."""
-        return [*_head(self), b"".join(fields.POINTER.pack(pointer) for pointer in self.dst_embedding_ptrs)]
+        """Returns the five frames, unchecked; :func:`write` checks."""
+        return [*_head(self), b"".join(frame_values.POINTER.pack(pointer) for pointer in self.dst_embedding_ptrs)]
 
 
 @dataclass(frozen=True, slots=True)
 class TransferEmbeddingInfo:
-    """A request for tokens: from ``sent_tokens`` on into ``dst_embedding_indices``.
+    """Request for tokens from ``sent_tokens`` on, to be written into the blocks ``dst_embedding_indices``.
 
-    ``allocated_tokens`` is the number of blocks times the block size; 0 in generation v3.0, which does not say it.
+    ``allocated_tokens`` is the number of blocks times the block size; 0 in generation v3.0, which does not carry it.
     """
 
     room: int
@@ -101,18 +105,18 @@ class TransferEmbeddingInfo:
 
     @property
     def is_resume(self) -> bool:
-        """Whether it asks for the rest; if not, for the initial transfer."""
+        """Whether this is a request for the rest, rather than for the initial transfer."""
         return self.sent_tokens > 0
 
     @classmethod
     def from_zmq(cls, frames: Sequence[bytes], wire: OriginWire) -> TransferEmbeddingInfo:
-        """:raises RemoteProtocolError: see :func:`read`."""
+        """Reads a request; see :func:`read`."""
         if len(frames) < INIT_FRAMES or (wire.generation is Generation.V3_0 and len(frames) > INIT_FRAMES):
             counts = "7" if wire.generation is Generation.V3_0 else "7, or 8 and more"
             raise RemoteProtocolError(
                 f"a request of {len(frames)} frames; in generation {wire.generation.value} it has {counts}"
             )
-        room = fields.number(frames[0], "the room", 0, fields.MAX_ROOM)
+        room = frame_values.number(frames[0], "the room", 0, frame_values.MAX_ROOM)
         try:
             head = (room, *_address(frames))
             if wire.generation is Generation.V3_0:
@@ -123,7 +127,7 @@ class TransferEmbeddingInfo:
             raise
 
     def to_zmq(self, generation: Generation = Generation.BLOCKS) -> list[bytes]:
-        """The frames, unchecked; :func:`write` checks."""
+        """Returns the frames, unchecked; :func:`write` checks."""
         numbers = [self.required_dst_info_num, self.sent_tokens, self.allocated_tokens]
         if generation is Generation.V3_0:
             del numbers[2]
@@ -135,9 +139,9 @@ class TransferEmbeddingInfo:
 
 @dataclass(frozen=True, slots=True)
 class TransferEmbeddingChunk:
-    """One transfer that an encode side has queued: ``total_tokens`` tokens that lie in ``embedding_indices``.
+    """A transfer that an encode side has queued: the embedding's ``total_tokens`` tokens in ``embedding_indices``.
 
-    Never on the wire. ``chunk_info`` says where the chunk lies: (offset, length) in tokens.
+    It is never on the wire.
     """
 
     room: int
@@ -148,6 +152,7 @@ class TransferEmbeddingChunk:
 
     @property
     def chunk_info(self) -> tuple[int, int]:
+        """Place of the chunk, (offset, length) in tokens."""
         return self.sent_tokens, self.total_tokens - self.sent_tokens
 
 
@@ -155,10 +160,11 @@ Request = EmbeddingArgsRegisterInfo | TransferEmbeddingInfo
 
 
 def read(frames: Sequence[bytes], wire: OriginWire) -> Request:
-    """A message from frames that anybody may have sent.
+    """Reads a message from frames that any process may have sent.
 
-    :raises RemoteProtocolError: too many or too few frames, a frame that is too long, not what its place asks for, or
-        out of bounds; the detail says which. ``room`` is set when the room could be read.
+    Raises:
+        RemoteProtocolError: The number of frames is wrong, or a frame is too long, malformed or out of bounds.
+            ``room`` is set if the room could be read.
     """
     if not frames or len(frames) > MAX_FRAMES:
         raise RemoteProtocolError(f"a message of {len(frames)} frames; it must have 1 to {MAX_FRAMES}")
@@ -171,17 +177,18 @@ def read(frames: Sequence[bytes], wire: OriginWire) -> Request:
 
 
 def write(message: Request, wire: OriginWire) -> list[bytes]:
-    """The frames of a message of ours, held to the rules that are applied to a peer's.
+    """Returns the frames of a message, after checking them by the rules for a peer's message.
 
-    :raises LocalProtocolError: the peer would have to refuse it.
+    Raises:
+        LocalProtocolError: The peer would refuse the message.
     """
     try:
         frames = message.to_zmq(wire.generation) if isinstance(message, TransferEmbeddingInfo) else message.to_zmq()
         if read(frames, wire) == message:
             return frames
     except (RemoteProtocolError, ValueError, struct.error) as error:
-        raise LocalProtocolError(f"a message that no peer can take: {error}") from None
-    raise LocalProtocolError(f"generation {wire.generation.value} cannot say all of {message}")
+        raise LocalProtocolError(f"every peer would refuse this message: {error}") from None
+    raise LocalProtocolError(f"generation {wire.generation.value} cannot carry all of {message}")
 
 
 def _registration(frames: Sequence[bytes], wire: OriginWire) -> EmbeddingArgsRegisterInfo:
@@ -201,28 +208,28 @@ def _head(message: Request) -> list[bytes]:
 
 
 def _address(frames: Sequence[bytes]) -> tuple[str, int, str]:
-    port = fields.number(frames[2], "the receiver's port", 1, fields.MAX_PORT)
-    return fields.host(frames[1]), port, fields.session_id(frames[3])
+    port = frame_values.number(frames[2], "the receiver's port", 1, frame_values.MAX_PORT)
+    return frame_values.host(frames[1]), port, frame_values.session_id(frames[3])
 
 
 def _destinations(frames: Sequence[bytes]) -> int:
-    return fields.number(frames[5], "required_dst_info_num", 1, fields.MAX_DESTINATIONS)
+    return frame_values.number(frames[5], "required_dst_info_num", 1, frame_values.MAX_DESTINATIONS)
 
 
 def _one_buffer(frames: Sequence[bytes], wire: OriginWire) -> tuple[tuple[int, ...], int, int]:
-    index = fields.number(frames[4], "the buffer index", 0, wire.num_blocks - 1)
-    return (index,), _destinations(frames), fields.number(frames[6], "sent_tokens", 0, fields.MAX_TOKENS)
+    index = frame_values.number(frames[4], "the buffer index", 0, wire.num_blocks - 1)
+    return (index,), _destinations(frames), frame_values.number(frames[6], "sent_tokens", 0, frame_values.MAX_TOKENS)
 
 
 def _blocks(frames: Sequence[bytes], wire: OriginWire) -> tuple[tuple[int, ...], int, int, int]:
-    blocks = fields.block_indices(frames[4], wire.num_blocks)
+    blocks = frame_values.block_indices(frames[4], wire.num_blocks)
     sent = 0
     if len(frames) >= RESUME_FRAMES:
-        sent = fields.number(frames[6], "sent_tokens", 1, fields.MAX_TOKENS)
+        sent = frame_values.number(frames[6], "sent_tokens", 1, frame_values.MAX_TOKENS)
         if sent % wire.block_size:
             raise RemoteProtocolError(f"sent_tokens is {sent}; a resume starts at a multiple of {wire.block_size}")
     allocation = frames[7] if sent else frames[6]
-    allocated = fields.number(allocation, "allocated_tokens", 1, fields.MAX_TOKENS)
+    allocated = frame_values.number(allocation, "allocated_tokens", 1, frame_values.MAX_TOKENS)
     if allocated != len(blocks) * wire.block_size:
         raise RemoteProtocolError(
             f"allocated_tokens is {allocated}; {len(blocks)} blocks of {wire.block_size} tokens are "

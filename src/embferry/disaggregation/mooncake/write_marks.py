@@ -1,9 +1,9 @@
-"""Marks in blocks that somebody else is to write over: whether a status that names no round can be about this one.
+"""Random marks in blocks that a peer will overwrite, to tell whether a status is about the current round.
 
-Before blocks are announced, 16 random bytes are put at the start and at the end of each of their rows. A round is over
-when none of those is left where tokens should be. That takes no promise from the peer, and beyond repeated statuses it
-finds rows that were never written: buffers of another size, a sender that reports what it did not do. It is no
-checksum: bytes between the marks are not looked at.
+A status names no round, so a repeated one looks like the next. Before blocks are announced, 16 random bytes are put at
+the start and at the end of each of their rows. A round is over when no mark is left where tokens should be. This needs
+no promise of the peer. Besides repeated statuses it finds rows that were never written: buffers of another size, or a
+sender that reports what it has not done. It is not a checksum: the bytes between the marks are not compared.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ import numpy.typing as npt
 
 from embferry.memory.buffers import MultimodalDataBuffers
 
-from ..wire.reception import Round
+from ..wire.receiver_room import Round
 
 MARK_BYTES = 16
-FEWEST_BYTES = 8  # a shorter mark could be what the peer writes
-NOT_WRITTEN = -1  # in aux_datas[0]: no length
+FEWEST_BYTES = 8  # the bytes that a peer writes could equal a shorter mark by chance
+NOT_WRITTEN = -1  # in aux_datas[0], where no length is negative
 
 
-class Marks:
-    """:class:`~embferry.disaggregation.wire.reception.Evidence` of one round.
+class WriteMarks:
+    """The :class:`~embferry.disaggregation.wire.receiver_room.Evidence` of one round.
 
-    :param aux: int32 [num_blocks, 16], beside ``buffers``.
+    Args:
+        buffers: The pool.
+        aux: ``aux_datas`` of the pool, int32 [num_blocks, 16].
+        asked: The round that is about to be requested; its blocks are marked at once.
     """
 
     def __init__(self, buffers: MultimodalDataBuffers, aux: npt.NDArray[np.int32], asked: Round) -> None:
@@ -51,14 +54,14 @@ class Marks:
         whole, last = self._blocks[:full], self._blocks[full : full + bool(rest)]
         for rows, size in self._fields:
             length = self._length(rows)
-            if self._left(rows, whole, length) or self._left(rows, whole, length, tail=True):
+            if self._marked(rows, whole, length) or self._marked(rows, whole, length, tail=True):
                 return False
-            if self._left(rows, last, min(length, rest * size)):
+            if self._marked(rows, last, min(length, rest * size)):
                 return False
         return True
 
-    def _left(self, rows: npt.NDArray[np.uint8], blocks: list[int], length: int, *, tail: bool = False) -> bool:
-        """Whether a mark is left in any of ``blocks``."""
+    def _marked(self, rows: npt.NDArray[np.uint8], blocks: list[int], length: int, *, tail: bool = False) -> bool:
+        """Returns whether a mark is left at the head, or at the tail, of any of ``blocks``."""
         if length < FEWEST_BYTES:
             return False
         seen = rows[blocks, -length:] if tail else rows[blocks, :length]

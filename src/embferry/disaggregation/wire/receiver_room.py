@@ -1,8 +1,8 @@
-"""One receiver's side of a room: what it asks for, and what it makes of the statuses it hears. Pure.
+"""One room of a receiver: a state machine of its requests and of the statuses that it hears.
 
-A status says too little: it names no round, so one that was repeated or is late looks like the next. What tells them
-apart is progress, which the blocks themselves show; the caller looks (:class:`Evidence`). A status that the blocks do
-not bear out is refused and changes nothing. So is every other that does not fit.
+A status names no round, so a repeated or late one looks like the next. The blocks of the round tell them apart: the
+caller compares them with what they held before (:class:`Evidence`). A status is refused and changes nothing if the
+blocks do not show the tokens that it reports, or if it does not fit the state.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from embferry.protocol.errors import (
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 
-from .frames import OriginWire
+from .requests import OriginWire
 
 UNKNOWN_LENGTH = -1
 
 
 class Evidence(Protocol):
-    """What the blocks of a round show."""
+    """Evidence in the blocks of a round that they have been written."""
 
     def total_tokens(self) -> int | None:
-        """``aux_datas[0]`` of the first block, once it has been written; asked in the first round only."""
+        """Returns ``aux_datas[0]`` of the first block, or None if it is not written. Called in the first round only."""
         ...
 
     def written(self, tokens: int) -> bool:
-        """Whether the round's first ``tokens`` tokens show in its blocks."""
+        """Returns whether the round's first ``tokens`` tokens are in its blocks."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What was asked for: tokens from ``sent_tokens`` on, into ``blocks``."""
+    """A request for tokens from ``sent_tokens`` on, into ``blocks``."""
 
     blocks: tuple[int, ...]
     sent_tokens: int
@@ -48,7 +48,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """``tokens`` tokens of the round are in its blocks, and nothing of it is on its way."""
+    """``tokens`` tokens of the round are in its blocks, and no write to them is in flight."""
 
     round: Round
     tokens: int
@@ -56,18 +56,31 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A status that was refused; nothing has changed."""
+    """A status was refused and had no effect."""
 
     reason: str
 
 
-class Reception:
-    """``now`` is any clock that does not go back, in seconds.
+class ReceiverRoom:
+    """State of a room at the receiver. ``now`` is in seconds on a clock that never goes back.
 
-    :param settings: ``bootstrap_timeout`` until the encode side is found, ``waiting_timeout`` until the initial request
-        is answered, ``transfer_timeout`` until the rest is asked for, and for each answer about it. Waiting for
-        the first blocks of one's own pool has none: the pool is fair.
-    :param max_total_tokens: a longer embedding is refused.
+    Args:
+        room: The ``bootstrap_room``.
+        wire: Configuration of the wire.
+        settings: Time-outs: ``bootstrap_timeout`` until the encode side is found, ``waiting_timeout`` until the initial
+            request is answered, ``transfer_timeout`` until the rest is requested and until each answer to that.
+            The wait for the first blocks of the own pool has no time-out, because the pool is fair.
+        max_total_tokens: Length in tokens beyond which an embedding is refused.
+        now: The time.
+
+    Attributes:
+        total_tokens: Tokens of the whole embedding; -1 while it is not known.
+        transferred_tokens: Leading tokens that have arrived.
+        round: The request that is not answered, or None.
+        rounds: Number of requests so far.
+        status: The status.
+        error: The error that the room failed with, or None.
+        deadline: When the room fails unless something happens; None if it may wait.
     """
 
     def __init__(
@@ -78,7 +91,6 @@ class Reception:
         self.total_tokens = UNKNOWN_LENGTH
         self.transferred_tokens = 0
         self.round: Round | None = None
-        """What is being waited for."""
         self.rounds = 0
         self.status = KVPoll.Bootstrapping
         self.error: EmbeddingTransferError | None = None
@@ -86,25 +98,27 @@ class Reception:
 
     @property
     def over(self) -> bool:
+        """Whether nothing changes any more."""
         return self.status in (KVPoll.Success, KVPoll.Failed)
 
     @property
     def needs_resume(self) -> bool:
-        """Whether tokens remain that nobody has been asked for."""
+        """Whether tokens remain that have not been requested."""
         return self.status is KVPoll.Transferring and self.round is None
 
     def found(self) -> None:
-        """It is known whom to ask."""
+        """Records that the encode side is found. Waiting for blocks has no time-out."""
         if not self.rounds:
             self.deadline = None
 
     def ask(self, blocks: tuple[int, ...], now: float) -> Round:
-        """The next request, with blocks that nobody else uses: the initial one, or a resume from where it stands.
+        """Returns the next request, the initial one or a resume, into blocks that belong to this room alone.
 
-        :raises LocalProtocolError: one is being waited for, or nothing remains.
+        Raises:
+            LocalProtocolError: A request is not answered yet, or the room is over.
         """
         if self.over or self.round is not None:
-            raise LocalProtocolError("nothing remains to be asked for now", room=self.room)
+            raise LocalProtocolError("nothing remains to be requested now", room=self.room)
         initial = self.rounds == 0
         self.round = Round(blocks, self.transferred_tokens, len(blocks) * self.wire.block_size)
         self.rounds += 1
@@ -112,10 +126,17 @@ class Reception:
         self.deadline = now + (self.settings.waiting_timeout if initial else self.settings.transfer_timeout)
         return self.round
 
-    def heard(self, status: KVPoll, evidence: Evidence | None, now: float) -> Arrived | Dropped | None:
-        """The sender said ``status``. None: the room has failed, or nothing was said that matters.
+    def receive(self, status: KVPoll, evidence: Evidence | None, now: float) -> Arrived | Dropped | None:
+        """Processes a status of the sender.
 
-        :param evidence: of :attr:`round`; None if there is none.
+        Args:
+            status: The status.
+            evidence: Evidence in the blocks of :attr:`round`; None if there is no round.
+            now: The time.
+
+        Returns:
+            The tokens that have arrived, the reason to refuse the status, or None if the room has failed or the status
+            is of no importance.
         """
         if self.over:
             return Dropped("the room is over")
@@ -125,38 +146,40 @@ class Reception:
         if status not in (KVPoll.Transferring, KVPoll.Success):
             return None
         if self.round is None or evidence is None:
-            return Dropped(f"{status.name}, but nothing was asked for: it was said before")
+            return Dropped(f"{status.name}, but nothing was requested: it is repeated or late")
         total = self.total_tokens if self.total_tokens != UNKNOWN_LENGTH else evidence.total_tokens()
         if total is None:
-            return Dropped(f"{status.name}, but aux_datas, which has the length, was not written")
+            return Dropped(f"{status.name}, but aux_datas, which holds the length, was not written")
         if not 0 <= total <= self.max_total_tokens:
-            self.fail(RemoteProtocolError(f"aux_datas says {total} tokens; at most {self.max_total_tokens} are taken"))
+            self.fail(
+                RemoteProtocolError(f"aux_datas states {total} tokens; max_total_tokens is {self.max_total_tokens}")
+            )
             return None
         tokens = min(total - self.transferred_tokens, self.round.allocated_tokens)
         if not evidence.written(tokens):
-            return Dropped(
-                f"{status.name}, but its blocks do not have {tokens} new tokens: it was said before, or early"
-            )
+            return Dropped(f"{status.name}, but its blocks do not hold {tokens} new tokens: it is repeated or early")
         return self._arrived(status, self.round, total, tokens, now)
 
     def fail(self, error: EmbeddingTransferError) -> None:
-        """Ends it, unless it is over."""
+        """Ends the room with an error, unless it is over."""
         if not self.over:
             error.room = self.room
             self.status, self.error, self.deadline = KVPoll.Failed, error, None
 
     def tick(self, now: float) -> None:
-        """Fails if it has waited for too long."""
+        """Fails the room if its deadline has passed."""
         if self.deadline is not None and self.deadline <= now:
             self.fail(self._overdue())
 
     def _arrived(self, status: KVPoll, round: Round, total: int, tokens: int, now: float) -> Arrived | Dropped | None:
         rest = total - self.transferred_tokens - tokens
         if status is KVPoll.Success and rest:
-            self.fail(RemoteProtocolError(f"the encode side reported success with {rest} of {total} tokens to go"))
+            self.fail(
+                RemoteProtocolError(f"the encode side reported success, but {rest} of {total} tokens are missing")
+            )
             return None
         if status is KVPoll.Transferring and not rest:
-            return Dropped("Transferring, but every token is here: an earlier one, said again; Success must follow")
+            return Dropped("Transferring, but every token has arrived: an earlier one is repeated; Success must follow")
         self.total_tokens = total
         self.transferred_tokens += tokens
         self.round = None
@@ -169,11 +192,12 @@ class Reception:
             return PeerGone(f"no encode side was found within {self.settings.bootstrap_timeout:g} s")
         if self.round is None:
             return LeaseExpired(
-                f"the rest, from token {self.transferred_tokens} on, was not asked for within "
+                f"the rest, from token {self.transferred_tokens} on, was not requested within "
                 f"{self.settings.transfer_timeout:g} s: no blocks were free"
             )
         if self.rounds == 1:
             return LeaseExpired(f"the encode side has sent nothing for {self.settings.waiting_timeout:g} s")
         return LeaseExpired(
-            f"no word for {self.settings.transfer_timeout:g} s about the rest, from token {self.transferred_tokens} on"
+            f"the encode side has reported nothing for {self.settings.transfer_timeout:g} s about the rest, "
+            f"from token {self.transferred_tokens} on"
         )

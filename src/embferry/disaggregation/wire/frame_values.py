@@ -1,4 +1,8 @@
-"""Single frames of the origin's messages, each with its bounds. Nothing is converted before its length is known."""
+"""Values of single frames of the origin's messages, each with its bounds.
+
+Every function checks the length of a frame before it converts it, and raises :class:`RemoteProtocolError` for a frame
+that is malformed or out of bounds.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ MAX_ROOM = (1 << 63) - 1
 MAX_TOKENS = (1 << 40) - 1
 MAX_PORT = 65535
 MAX_DESTINATIONS = 4096
-"""Destination ranks of one room at most."""
+"""Largest number of destination ranks of one room."""
 MAX_HOST = 255
 MAX_POINTER = (1 << 62) - 1
-"""Beyond any address of a process; what is added to one stays below 63 bits."""
+"""Larger than any address of a process; a pointer plus an offset stays below 63 bits."""
 MIN_BUFFERS, MAX_BUFFERS = 4, 5
-"""Base pointers of a registration: the fifth, deepstack_embeddings, only where the model has any."""
+"""Base pointers of a registration. The fifth one, deepstack_embeddings, exists only where the model has any."""
 
 POINTER = struct.Struct("=Q")
 SHOWN_BYTES = 40
@@ -26,33 +30,30 @@ _HOST = re.compile(rb"[0-9A-Za-z._:%\[\]-]+")
 
 
 def shown(frame: bytes) -> str:
-    """A frame as it may stand in a sentence: as text, cut off when long."""
+    """Returns a frame as text for an error message, cut off when it is long."""
     cut = "…" if len(frame) > SHOWN_BYTES else ""
     return repr(frame[:SHOWN_BYTES])[1:] + cut
 
 
-def number(frame: bytes, what: str, lowest: int, highest: int) -> int:
-    """ASCII decimal digits, without sign, space or leading zero.
-
-    :raises RemoteProtocolError: it is something else, or outside ``[lowest, highest]``.
-    """
+def number(frame: bytes, name: str, lowest: int, highest: int) -> int:
+    """Reads ASCII decimal digits without sign, space or leading zero, in ``[lowest, highest]``."""
     if len(frame) > len(str(highest)) or not _NUMBER.fullmatch(frame):
-        raise RemoteProtocolError(f"{what} is {shown(frame)}; it must be decimal digits, {lowest} to {highest}")
+        raise RemoteProtocolError(f"{name} is {shown(frame)}; it must be decimal digits, {lowest} to {highest}")
     value = int(frame)
     if not lowest <= value <= highest:
-        raise RemoteProtocolError(f"{what} is {value}; it must be {lowest} to {highest}")
+        raise RemoteProtocolError(f"{name} is {value}; it must be {lowest} to {highest}")
     return value
 
 
-def host(frame: bytes, what: str = "the receiver's host") -> str:
-    """A name or an address, IPv6 included."""
+def host(frame: bytes, name: str = "the receiver's host") -> str:
+    """Reads a host name or an address, IPv6 included."""
     if len(frame) > MAX_HOST or not _HOST.fullmatch(frame):
-        raise RemoteProtocolError(f"{what} is {shown(frame)}; it must be a host name or address")
+        raise RemoteProtocolError(f"{name} is {shown(frame)}; it must be a host name or address")
     return frame.decode("ascii")
 
 
 def session_id(frame: bytes) -> str:
-    """The transfer engine's ``host:port``."""
+    """Reads the ``host:port`` of a transfer engine."""
     name, colon, port = frame.rpartition(b":")
     if not colon:
         raise RemoteProtocolError(f"the session id is {shown(frame)}; it must be host:port")
@@ -62,7 +63,7 @@ def session_id(frame: bytes) -> str:
 
 
 def pointers(frame: bytes) -> tuple[int, ...]:
-    """Base addresses, 8 bytes each in the byte order of this machine."""
+    """Reads base addresses, 8 bytes each in the byte order of this machine."""
     count, rest = divmod(len(frame), POINTER.size)
     if rest or not MIN_BUFFERS <= count <= MAX_BUFFERS:
         raise RemoteProtocolError(
@@ -77,9 +78,9 @@ def pointers(frame: bytes) -> tuple[int, ...]:
 
 
 def block_indices(frame: bytes, num_blocks: int) -> tuple[int, ...]:
-    """Comma separated block indices, each of them once, in the order in which tokens fill them.
+    """Reads comma separated block indices below ``num_blocks``, at least one and each only once.
 
-    :raises RemoteProtocolError: none, one that does not exist or stands twice, or no such list.
+    Tokens fill the blocks in the order of the list.
     """
     if not frame:
         raise RemoteProtocolError("the list of blocks is empty; a request must bring at least one block")
