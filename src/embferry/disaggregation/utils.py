@@ -1,4 +1,4 @@
-"""Where SGLang's users look for these names. The code lives in :mod:`blocks` and :mod:`buffers`."""
+"""Blocks and buffers under the names that users of SGLang's branch know; :mod:`embferry.memory` defines them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which wire a worker speaks: ours, or the origin's.
+"""Managers by the name of their wire: our own protocol, or the origin's.
 
-``wire="embferry"``, the default, is our protocol over the transports given; ``wire="origin"`` is SGLang's control plane over
-the Mooncake Transfer Engine, for deployments whose other side is SGLang's. The managers differ in what they are given
-and in how a room is opened (``docs/origin-wire.md``); the ends they open have the same methods.
+``wire="embferry"``, the default, is our own protocol over the given transports. ``wire="origin"`` is SGLang's control
+plane over the Mooncake Transfer Engine, for deployments with SGLang on the other side. The managers differ in their
+arguments and in how a room is opened (``docs/origin-wire.md``); the handles that they open have the same methods.
 """
 
 from __future__ import annotations
@@ -54,18 +54,25 @@ def send_manager(
     settings: OriginSettings | None = None,
     transfer: TransferSettings | None = None,
 ) -> SendManager | EncodeManager:
-    """The encode side's manager.
+    """Makes the encode side's manager.
 
-    :param geometry: of the language side's pool. Our wire needs its layout only; the rest is in the peer's messages.
-    :param transports: transports, for our wire.
-    :param bootstrap_url: where to register this rank, on the origin's.
-    :param settings: of the origin's wire.
-    :raises LocalProtocolError: an argument belongs to the other wire.
+    Args:
+        geometry: The language side's pool. Our own protocol needs its layout only; peers send the rest.
+        transports: Transports (our own protocol only).
+        wire: Name of the wire.
+        host: Address to listen on (our own protocol only; the origin's has it in ``settings``).
+        port: Port to listen on, 0 for a free one (our own protocol only).
+        bootstrap_url: Bootstrap server that this rank registers at (the origin's wire only).
+        settings: Settings of this rank (the origin's wire only).
+        transfer: Time-outs and sizes of the transfers.
+
+    Raises:
+        LocalProtocolError: An argument belongs to the other wire.
     """
     if wire == "origin":
-        _none_of(wire, transports=transports)
+        _refuse(wire, transports=transports)
         return EncodeManager(geometry, bootstrap_url=bootstrap_url, settings=settings, transfer=transfer)
-    _none_of(wire, bootstrap_url=bootstrap_url, settings=settings)
+    _refuse(wire, bootstrap_url=bootstrap_url, settings=settings)
     return SendManager(geometry.layout, transports, host=host, port=port, settings=transfer)
 
 
@@ -93,20 +100,26 @@ def receive_manager(
     settings: OriginSettings | None = None,
     transfer: TransferSettings | None = None,
 ) -> ReceiveManager | LanguageManager:
-    """The language side's manager, with its pool.
+    """Makes the language side's manager, which owns the pool.
 
-    :param transports: transports, for our wire.
-    :param settings: of the origin's wire.
-    :raises LocalProtocolError: an argument belongs to the other wire.
+    Args:
+        geometry: The pool.
+        transports: Transports (our own protocol only).
+        wire: Name of the wire.
+        settings: Settings of this rank (the origin's wire only).
+        transfer: Time-outs and sizes of the transfers.
+
+    Raises:
+        LocalProtocolError: An argument belongs to the other wire.
     """
     if wire == "origin":
-        _none_of(wire, transports=transports)
+        _refuse(wire, transports=transports)
         return LanguageManager(geometry, settings=settings, transfer=transfer)
-    _none_of(wire, settings=settings)
+    _refuse(wire, settings=settings)
     return ReceiveManager(geometry, transports, settings=transfer)
 
 
-def _none_of(wire: Wire, **arguments: object) -> None:
+def _refuse(wire: Wire, **arguments: object) -> None:
     for name, value in arguments.items():
         if value:
             raise LocalProtocolError(f"{name} does not go with wire={wire!r}")
