@@ -65,7 +65,7 @@ class SessionEngines:
 
         Args:
             session: Session id of the peer's engine.
-            runs: The bytes to write.
+            runs: The bytes to write, to absolute addresses of the peer.
             source: Object that keeps the source memory alive.
             on_over: Called when no byte of ``source`` is read any more, and never before.
         """
@@ -109,7 +109,7 @@ class SessionEngines:
                 partial(MooncakeWriteEngine, self._open_engine, session, self._register_sources),
                 on_over=partial(self._on_job_over, engine),
                 on_end=partial(self._on_engine_end, engine),
-                on_bug=lambda _: None,  # on_end follows
+                on_bug=lambda _: None,  # on_end gets the error as well
             )
             engine.thread.start()
         self._engines.move_to_end(session)
