@@ -85,9 +85,7 @@ VALUES = st.one_of(WORDS, st.text(alphabet=st.characters(max_codepoint=255), max
     st.integers(0, 120),
     st.integers(0, 120),
 )
-def test_any_request_gets_a_consistent_response(
-    method: str, headers: dict[str, str], length: int, ready: int
-) -> None:
+def test_any_request_gets_a_consistent_response(method: str, headers: dict[str, str], length: int, ready: int) -> None:
     found = answer(method, headers, of(length, min(ready, length)))
     assert found.status in (200, 204, 206, 304, 405, 412, 416)
     assert 0 <= found.start <= found.stop <= length
@@ -170,7 +168,9 @@ CONDITIONS = [
 
 
 @pytest.mark.parametrize(("headers", "get_status", "head_status", "delete_status"), CONDITIONS)
-def test_each_condition_gives_its_status(headers: dict[str, str], get_status: int, head_status: int, delete_status: int) -> None:
+def test_each_condition_gives_its_status(
+    headers: dict[str, str], get_status: int, head_status: int, delete_status: int
+) -> None:
     assert answer("GET", headers, of()).status == get_status
     assert answer("HEAD", headers, of()).status == head_status
     assert answer("DELETE", headers, of()).status == delete_status
