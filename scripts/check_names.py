@@ -75,7 +75,7 @@ def methods(package: Path) -> Iterator[Check]:
 
 
 def phrases(package: Path) -> Iterator[Check]:
-    """What the log of either wire says."""
+    """Yields the checks of the log phrases of either wire."""
     origin = set((package / required.ORIGIN_WIRE).rglob("*.py"))
     for wire, paths in (("our wire", set(package.rglob("*.py")) - origin), ("the origin's wire", origin)):
         texts = "\n".join(path.read_text() for path in sorted(paths))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -28,7 +29,10 @@ VERBS = ("serve", "router", "encode", "language", "bootstrap", "ask", "migrate",
 
 def called(*words: str, **environ: str) -> tuple[int, str, str]:
     """Runs the command; returns exit status, stdout and stderr."""
+    root = logging.getLogger()
+    handlers = root.handlers[:]
     outcome = CliRunner().invoke(app, list(words), env=environ)
+    root.handlers[:] = handlers  # a handler of the command writes to a stream that is closed now
     if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
         raise outcome.exception
     return outcome.exit_code, outcome.stdout, outcome.stderr

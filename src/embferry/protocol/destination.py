@@ -1,4 +1,4 @@
-"""What a sender remembers of one receiver: its grants, and what was reported on each."""
+"""A sender's memory of one receiver: its grants, and the reports on each."""
 
 from __future__ import annotations
 

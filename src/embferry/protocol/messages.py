@@ -117,7 +117,7 @@ class Confirm(Message, frozen=True, array_like=True, tag="confirm"):
 
 
 class Offer(Message, frozen=True, array_like=True, tag="offer"):
-    """What there is to transfer: sent as soon as the length is known, which is before the encoder runs."""
+    """Announces the embedding, as soon as its length is known, which is before the encoder runs."""
 
     generation: Id
     """That of the ``open`` message it answers."""

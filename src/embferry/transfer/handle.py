@@ -1,4 +1,4 @@
-"""What the handles of both ends of a room share: change callbacks and the error of a failed transfer."""
+"""The common base of the handles of both ends of a room: change callbacks and the error of a failed transfer."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class ReceiveManager(Driver):
                 self.ready_queue.touch(receiver)
             self.advance(self.now())
         self.stop()
-        with ExitStack() as closing:  # each is closed, whatever the others raise
+        with ExitStack() as closing:  # each is closed, even if another one raises
             closing.callback(self.buffers.close)
             for transport in self.transports.values():
                 closing.callback(transport.close)

@@ -108,7 +108,7 @@ class SendManager(Driver):
                 sender.machine.abort(Aborted("the encode worker is shutting down", retryable=True), self.now())
                 self.ready_queue.touch(sender)
         self.wake()
-        with ExitStack() as closing:  # each is closed, whatever the others raise
+        with ExitStack() as closing:  # each is closed, even if another one raises
             closing.callback(self._ended)
             closing.callback(self.writer.close)
 

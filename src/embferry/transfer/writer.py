@@ -109,7 +109,7 @@ class Writer:
 
     def close(self) -> None:
         """Closes the transports. :meth:`advance` then handles the last events."""
-        with ExitStack() as closing:  # each is closed, whatever the others raise
+        with ExitStack() as closing:  # each is closed, even if another one raises
             for transport in self.transports.values():
                 closing.callback(transport.close)
             if self._staging:

@@ -87,7 +87,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """From now on no write under ``epoch`` can change a byte, whatever the peer does."""
+    """From now on no write under ``epoch`` can change a byte, even if the peer is malicious."""
 
     epoch: int
 

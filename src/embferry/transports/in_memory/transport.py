@@ -104,7 +104,7 @@ class InMemoryTransport(Transport):
 
 
 class _Receiver:
-    """What senders see of a receiving transport."""
+    """The part of a receiving transport that senders use."""
 
     def __init__(self, region: Region) -> None:
         rows = BlockRows(region.rows, region.num_blocks)
