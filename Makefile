@@ -4,11 +4,14 @@ PY := .venv/bin/python
 BIN := .venv/bin
 VLLM_PY := .venv-vllm/bin/python
 
+VLLM := vllm or vllm_more or vllm_http
+ENGINES := engines or $(VLLM)
+
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-tests demo test test-fast test-integration test-engines \
-	setup-vllm test-vllm test-vllm-more test-vllm-http lint format docs bench bench-vllm clean
+.PHONY: help setup demo test test-fast test-integration test-engines test-vllm test-vllm-more test-vllm-http test-all \
+	setup-tests setup-engines setup-vllm lint format docs bench bench-vllm clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -17,43 +20,49 @@ help: ## show this
 setup: ## make .venv; instant when it is up to date
 	@$(PYTHON) scripts/setup_env.py
 
-setup-tests: ## the same, with the engines of mooncake and nixl and what the tests need of the system
+setup-tests:
 	@$(PYTHON) scripts/setup_env.py --tests
 
-setup-vllm: ## make .venv-vllm, apart from .venv: vLLM for the CPU, 2 GB
+setup-engines:
+	@$(PYTHON) scripts/setup_env.py --tests --engines
+
+setup-vllm:
 	@$(PYTHON) scripts/setup_vllm.py
 
 demo: setup ## ask real questions about real pictures, across two workers
 	@$(PY) examples/demo.py
 
-test: setup-tests test-fast test-integration test-engines test-vllm ## every test but test-vllm-more and -http: the fast ones first
+test: test-fast test-integration ## every test that needs no engine of another project: a few minutes
 
 test-fast: setup ## no processes, no sockets, no waiting
-	@$(PY) -m pytest -m "not integration and not (vllm or vllm_more or vllm_http)" -n 2 --dist worksteal
+	@$(PY) -m pytest -m "not integration and not ($(ENGINES))" -n 2 --dist worksteal
 
 test-integration: setup-tests ## real processes and sockets
-	@$(PY) -m pytest -m "integration and not (engines or vllm or vllm_more or vllm_http)"
+	@$(PY) -m pytest -m "integration and not ($(ENGINES))"
 
-test-engines: setup-tests ## the mooncake and nixl transports on their real engines
-	@$(PY) -m pytest -m "engines and not (vllm or vllm_more or vllm_http)"
+test-engines: setup-engines ## the mooncake and nixl transports on their real engines
+	@$(PY) -m pytest -m "engines and not ($(VLLM))"
 
-test-vllm: setup-vllm ## vLLM's own engines, split by the connector
+test-vllm: setup-vllm ## vLLM's engines, split by the connector; makes .venv-vllm, 2 GB
 	@$(VLLM_PY) -m pytest -m vllm tests/connectors
 
-test-vllm-more: ## the same on every road, with more models, ranks and faults: some minutes
+test-vllm-more: ## the same on every transport, with more models, ranks and faults: some minutes
 	@$(PYTHON) scripts/setup_vllm.py --engines
 	@$(VLLM_PY) -m pytest -m vllm_more tests/connectors
 
 test-vllm-http: setup-vllm ## vLLM's servers behind the router, asked by the openai client: some minutes
-	@$(VLLM_PY) -m pytest -m vllm_http tests/serve_vllm tests/bench_serving
+	@$(VLLM_PY) -m pytest -m vllm_http tests/serve/vllm tests/bench
 
-lint: setup ## style, types, imports, names, lengths, generated documents
+test-all: test test-engines test-vllm test-vllm-more test-vllm-http ## every test
+
+lint: setup ## style, types, imports, names, lengths, English, generated documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(PY) scripts/check_names.py
 	$(PY) scripts/check_lengths.py
+	$(PY) scripts/check_english.py
 	$(PY) scripts/draw_states.py --check
 	$(PY) scripts/document_settings.py --check
 	$(PY) scripts/document_errors.py --check
@@ -67,7 +76,7 @@ docs: setup ## write the generated documents
 	$(PY) scripts/document_settings.py
 	$(PY) scripts/document_errors.py
 
-bench: setup-tests ## every road beside what else one could use, on this machine: some six minutes
+bench: setup-engines ## every transport beside the alternatives, on this machine: about six minutes
 	@$(BIN)/embferry bench transfer
 
 bench-vllm: ## vLLM undivided, and divided by its connectors and by ours, through the same scenarios: forty minutes

@@ -47,7 +47,7 @@ def first_logits(model: LanguageModel, asked: Asked, chunk: int) -> torch.Tensor
     sequence = model.start(prompt, SamplingParams(max_tokens=1))
     sequence.chunks = chunk_boundaries(prompt.length, chunk)
     while not sequence.prefilled:
-        first, last = sequence.next_rows
+        first, last = sequence.next_visual_range
         model.prefill_chunk(sequence, {spec.name: source.read(spec.name, first, last) for spec in model.fields})
     assert sequence.logits is not None
     return sequence.logits.float()

@@ -1,7 +1,7 @@
-"""Asks real questions about real pictures and a video, across two workers, and compares with one undivided process.
+"""Asks questions about pictures and videos of two workers, and compares the answers with one undivided process.
 
-The embeddings cross through a receive pool far smaller than they are, once over shared memory and once over TCP. Ends
-with status 0 if every answer is true and is, token by token, what the undivided model says.
+The embeddings are transferred into a receive pool far smaller than they are, once over shared memory and once over TCP.
+The exit status is 0 if every answer is true and has the same tokens as that of the undivided model.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import httpx
 from transformers.utils.logging import disable_progress_bar
 
 from embferry.serve.config import ServeSettings, Settings, TransferSettings
-from embferry.serve.encode.wire import EncodeItem
+from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.supervisor import LocalCluster
 from embferry.serve.undivided import Undivided, UndividedAnswer
 
 MEDIA = Path(__file__).parent / "media"
-ROADS = ("shm", "tcp")
+TRANSPORTS = ("shm", "tcp")
 BLOCKS, BLOCK_SIZE = 2, 8
 POOL = BLOCKS * BLOCK_SIZE
 
@@ -57,7 +57,7 @@ def _kind(path: Path) -> Any:
 
 
 def questions() -> list[Question]:
-    """The first one about each picture, set of pictures or video of ``examples/media/questions.json``."""
+    """Returns the first question about each picture, set of pictures or video in ``examples/media/questions.json``."""
     found: dict[tuple[Path, ...], Question] = {}
     for entry in json.loads((MEDIA / "questions.json").read_text()):
         media = tuple(MEDIA / name for name in entry["media"])
@@ -70,12 +70,12 @@ def say(text: str = "", *, end: str = "\n") -> None:
 
 
 def line(media: str, question: str, answer: str, tokens: str, transfers: str, verdict: str) -> str:
-    """One line of the table."""
+    """Returns one line of the table."""
     return f"   {media:<34}{question:<41}{answer:<15}{tokens:>6}  {transfers:<25}{verdict}"
 
 
 def undivided(asked: Sequence[Question], settings: Settings) -> list[UndividedAnswer]:
-    """Loads the whole model into this process and answers everything."""
+    """Loads the whole model into this process and answers all questions."""
     say("1. One process, the undivided model: ", end="")
     disable_progress_bar()
     began = time.monotonic()
@@ -88,11 +88,11 @@ def undivided(asked: Sequence[Question], settings: Settings) -> list[UndividedAn
     return answers
 
 
-def across(road: str, number: int, asked: Sequence[Question], expected: Sequence[UndividedAnswer]) -> bool:
-    """Asks everything of a cluster whose workers are joined by ``road``; whether all was true and the same."""
-    say(f"\n{number}. Two workers, embeddings over {road}, receive pool of {POOL} tokens: ", end="")
+def across(transport: str, number: int, asked: Sequence[Question], expected: Sequence[UndividedAnswer]) -> bool:
+    """Asks all questions of a cluster; returns whether all answers are true and equal to the expected ones."""
+    say(f"\n{number}. Two workers, embeddings over {transport}, receive pool of {POOL} tokens: ", end="")
     began = time.monotonic()
-    with LocalCluster(cluster_settings(road)) as cluster:
+    with LocalCluster(cluster_settings(transport)) as cluster:
         cluster.wait_ready(120)
         say(f"ready in {time.monotonic() - began:.0f} s\n")
         say(line("picture or video", "question", "answer", "tokens", "transfers", "same as undivided"))
@@ -102,7 +102,7 @@ def across(road: str, number: int, asked: Sequence[Question], expected: Sequence
 
 
 def ask(client: httpx.Client, question: Question, expected: UndividedAnswer) -> bool:
-    """One question to the router; prints its line."""
+    """Asks the router one question and prints its line; returns whether the answer is true and the expected one."""
     response = client.post("/v1/chat/completions", json={"model": "shapes", "messages": [question.message]})
     body = response.json()
     if response.status_code != 200:
@@ -118,10 +118,12 @@ def ask(client: httpx.Client, question: Question, expected: UndividedAnswer) -> 
     return same and true
 
 
-def cluster_settings(road: str) -> Settings:
-    """One encode and one language worker, any free ports, a tiny pool."""
+def cluster_settings(transport: str) -> Settings:
+    """Returns settings for one encode and one language worker, free ports, and a tiny pool."""
     base = Settings()
-    transfer = TransferSettings.model_validate({"transports": [road], "num_blocks": BLOCKS, "block_size": BLOCK_SIZE})
+    transfer = TransferSettings.model_validate(
+        {"transports": [transport], "num_blocks": BLOCKS, "block_size": BLOCK_SIZE}
+    )
     return base.model_copy(
         update={
             "log_level": "error",
@@ -136,15 +138,15 @@ def cluster_settings(road: str) -> Settings:
 def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     asked = questions()
-    say("embferry: embeddings cross from the worker that sees to the worker that speaks.\n")
-    expected = undivided(asked, cluster_settings(ROADS[0]))
-    fine = [across(road, number, asked, expected) for number, road in enumerate(ROADS, start=2)]
+    say("embferry: embeddings go from the encode worker to the language worker.\n")
+    expected = undivided(asked, cluster_settings(TRANSPORTS[0]))
+    fine = [across(transport, number, asked, expected) for number, transport in enumerate(TRANSPORTS, start=2)]
     longest = max(answer.visual_tokens for answer in expected)
     say()
     if not all(fine):
-        say("Something is not as it should be; see above.")
+        say("Some answers are wrong or differ; see above.")
         return 1
-    say("Every answer is true, and token by token the same as the undivided model's. The longest embedding has")
+    say("Every answer is true and has the same tokens as the undivided model's. The longest embedding has")
     say(f"{longest:,} tokens, {longest / POOL:.0f} times the receive pool. All processes have ended.")
     say("\nNow try it yourself:")
     say("   .venv/bin/embferry serve")

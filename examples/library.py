@@ -2,24 +2,17 @@
 
 import numpy as np
 
-from embferry.disaggregation.common.conn_multimodal import (
-    EmbeddingReceiveManager,
-    EmbeddingSendManager,
-    rows_of,
-    wait,
-)
-from embferry.disaggregation.protocol.layout import Field, Geometry, Layout
-from embferry.disaggregation.tcp.conn_multimodal import TcpTransport
+from embferry import Field, Geometry, Layout, ReceiveManager, SendManager, TcpTransport, as_fields, wait
 
 layout = Layout((Field("input_embeddings", "float32", 128),))
 room, embedding = 42, np.random.default_rng(0).standard_normal((1000, 128), np.float32)
 
-encode_side = EmbeddingSendManager(layout, [TcpTransport()])
+encode_side = SendManager(layout, [TcpTransport()])
 sender = encode_side.open(room)
 sender.init(total_tokens=1000, content_digest=b"the same bytes, the same digest")
-sender.send_embedding(rows_of({"input_embeddings": embedding}))
+sender.send_embedding(as_fields({"input_embeddings": embedding}))
 
-language_side = EmbeddingReceiveManager(Geometry(layout, num_blocks=4, block_size=8), [TcpTransport()])
+language_side = ReceiveManager(Geometry(layout, num_blocks=4, block_size=8), [TcpTransport()])
 receiver = language_side.open(room, encode_side.endpoint)
 receiver.init()
 wait(receiver, timeout=10)

@@ -17,7 +17,7 @@ from pathlib import Path
 import required_names as required
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = "src/embferry/disaggregation"
+PACKAGE = "src/embferry"
 TEXTS = ("*.py", "*.md", "*.toml", "*.yaml", "*.yml", "Makefile")
 SEARCHED = ("src", "tests", "training", "examples", "docs", ".github")
 SPELLED_OUT = ("required_names.py", "test_check_names.py")  # they have to name the old words
@@ -67,15 +67,15 @@ def members(package: Path) -> Iterator[Check]:
 
 def methods(package: Path) -> Iterator[Check]:
     for (file, name), wanted in required.METHODS.items():
-        found = find(package / file, name)
+        has_methods = inherited(package / file, name)
         for method, parameters in wanted.items():
-            has = signatures(found).get(method) if found else None
+            has = has_methods.get(method)
             shown = "(…)" if parameters is None else f"({', '.join(f'{p}={d}' if d else p for p, d in parameters)})"
             yield f"{file}: {name}.{method}{shown}", has is not None and parameters in (None, has)
 
 
 def phrases(package: Path) -> Iterator[Check]:
-    """What the log of either wire says."""
+    """Yields the checks of the log phrases of either wire."""
     origin = set((package / required.ORIGIN_WIRE).rglob("*.py"))
     for wire, paths in (("our wire", set(package.rglob("*.py")) - origin), ("the origin's wire", origin)):
         texts = "\n".join(path.read_text() for path in sorted(paths))
@@ -104,19 +104,39 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def find(path: Path, name: str) -> ast.ClassDef | None:
-    """The class that ``from <path> import <name>`` gives, followed through relative imports."""
+    """Returns the class that ``from <path> import <name>`` imports."""
+    found = locate(path, name)
+    return found[1] if found else None
+
+
+def inherited(path: Path, name: str) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Returns the signatures of the methods of a class and of its base classes in this project."""
+    found = locate(path, name)
+    if found is None:
+        return {}
+    where, node = found
+    bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+    merged: dict[str, tuple[tuple[str, str], ...]] = {}
+    for base in reversed([base for base in bases if isinstance(base, ast.Name)]):
+        merged |= inherited(where, base.id)
+    return merged | signatures(node)
+
+
+def locate(path: Path, name: str) -> tuple[Path, ast.ClassDef] | None:
+    """Returns the file and the class that ``from <path> import <name>`` imports, followed through imports."""
     for node in tree_of(path).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return node
-        if isinstance(node, ast.ImportFrom) and node.level:
+            return path, node
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("embferry.")):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return find(source(path, node), alias.name)
+                    return locate(source(path, node), alias.name)
     return None
 
 
 def source(path: Path, node: ast.ImportFrom) -> Path:
-    base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+    above = path.parents[node.level - 1] if node.level else ROOT / "src"
+    base = above.joinpath(*(node.module or "").split("."))
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
 

@@ -1,12 +1,12 @@
-"""Writes docs/errors.md from the errors themselves. ``--check`` only compares, and exits with 1 if it is stale."""
+"""Writes docs/errors.md from the errors' classes. With ``--check``, only exits with status 1 if it is stale."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from embferry.disaggregation.protocol.errors import BY_CODE, EmbeddingTransferError
 from embferry.engine.errors import EngineError
+from embferry.protocol.errors import BY_CODE, EmbeddingTransferError
 from embferry.serve.errors import CODES
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
@@ -15,16 +15,16 @@ HEAD = """# Errors
 
 Generated from the code by `python scripts/document_errors.py`; edits here are lost.
 
-Every error has a stable code, which appears in logs, in wire messages and in HTTP bodies and is never renamed. The HTTP
-API wraps it in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`. The message says what happened and
-what to do. "Again" says whether the same request may succeed when it is made again.
+Every error has a stable code, which appears in logs, in wire messages and in HTTP bodies. The HTTP API returns it in
+OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`. The message says what happened and what to do. The
+column "retry" says whether the same request may succeed later.
 """
 
-TABLE = "| code | HTTP | again | meaning |\n|---|---|---|---|"
+TABLE = "| code | HTTP | retry | meaning |\n|---|---|---|---|"
 
 
 def page() -> str:
-    """The whole page."""
+    """Returns the page."""
     transfer = [
         (cls.code, cls.http_status, cls.default_retryable, _first_line(cls))
         for cls in BY_CODE.values()
@@ -34,11 +34,11 @@ def page() -> str:
     api = [(code, status, status in (503, 504), meaning) for code, (status, meaning) in CODES.items()]
     parts = [HEAD]
     parts += [
-        "## Of a transfer\n\nSubclasses of `EmbeddingTransferError`; they carry the `room` too.\n",
+        "## Errors of a transfer\n\nSubclasses of `EmbeddingTransferError`; they carry the `room` too.\n",
         _table(transfer),
     ]
-    parts += ["## Of the engine\n\nSubclasses of `EngineError`.\n", _table(engine)]
-    parts += ["## Of the HTTP API\n", _table(api)]
+    parts += ["## Errors of the engine\n\nSubclasses of `EngineError`.\n", _table(engine)]
+    parts += ["## Errors of the HTTP API\n", _table(api)]
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the settings' own models. ``--check`` only compares: 1 if the page is stale."""
+"""Writes docs/configuration.md from the settings' models. With ``--check``, only exits with status 1 if it is stale."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ HEAD = f"""# Configuration
 
 Generated from the code by `python scripts/document_settings.py`; edits here are lost.
 
-Every setting has one name, written three ways: `{dotted(EXAMPLE)}` in the file is
-`{env_name(EXAMPLE)}` in the environment and `{flag_name(EXAMPLE)}` on the command
-line. A command's own settings may be given without its name: `embferry router --port 8080` is `--router-port 8080`.
+The setting `{dotted(EXAMPLE)}` of the file is `{env_name(EXAMPLE)}` in the environment and
+`{flag_name(EXAMPLE)}` on the command line. A command accepts the flags of its own section without the section's
+name: `embferry router --port 8080` is `--router-port 8080`.
 
-Flags win over the environment, the environment over the file, the file over the defaults. The file is YAML, named by
-`--config FILE` or `{CONFIG_ENV}`; all processes of a deployment can share it:
+Flags override the environment, the environment overrides the file, the file overrides the defaults. The file is YAML,
+named by `--config FILE` or `{CONFIG_ENV}`. All processes of a deployment can share it:
 
 ```yaml
 model: shapes
@@ -34,12 +34,12 @@ media:
 ```
 
 In the environment and on the command line a list is written `a,b`. An unknown name or a bad value ends the command with
-status 2 and a line that says where it was given and what is wrong with it.
+status 2 and one line per mistake, with its place and the reason.
 """
 
 ALIASES = """## Variables of SGLang
 
-Read where the variable of ours is not set, with a notice on stderr.
+They are read, with a notice on stderr, if our own variable is not set.
 
 | variable | read as |
 |---|---|
@@ -47,11 +47,11 @@ Read where the variable of ours is not set, with a notice on stderr.
 
 
 def page() -> str:
-    """The whole page."""
+    """Returns the page."""
     parts = [HEAD, _section("Every process", Settings, ())]
     parts += [_section(f"`{name}`", model, (name,)) for name, model in SECTIONS.items()]
     rows = (
-        f"| `{old}` | {f'`{dotted(key)}`' if key else 'checked, without effect'} |"
+        f"| `{old}` | {f'`{dotted(key)}`' if key else 'validated, but without effect'} |"
         for old, key in SGLANG_ALIASES.items()
     )
     return "\n".join([*parts, ALIASES + "\n".join(rows) + "\n"])

@@ -11,14 +11,14 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from embferry.disaggregation.protocol.states import POLL, RECEIVER, SENDER, TERMINAL, Phase, Table, Trigger
+from embferry.protocol.states import POLL, RECEIVER, SENDER, TERMINAL, Phase, Table, Trigger
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "state-diagrams.md"
 
 HEAD = """\
 # States
 
-Drawn from the tables in `src/embferry/disaggregation/protocol/states.py` by `scripts/draw_states.py`; change the
+Drawn from the tables in `src/embferry/protocol/states.py` by `scripts/draw_states.py`; change the
 tables, not this page. A transition that is not here does not exist.
 """
 

@@ -5,22 +5,22 @@ The origin is SGLang's resumable embedding transfer ("Resume-based Terminology",
 
 from __future__ import annotations
 
-BASE = "base/conn_multimodal.py"
-CONNECTION = "common/conn_multimodal.py"
-LANGUAGE = "multimodal_language.py"
-EMBEDDING = "multimodal_embedding.py"
-UTILS = "utils.py"
+STATES = "protocol/states.py"
+LIBRARY = "library.py"
+LANGUAGE = "disaggregation/multimodal_language.py"
+EMBEDDING = "disaggregation/multimodal_embedding.py"
+UTILS = "disaggregation/utils.py"
 MESSAGES = "protocol/messages.py"
 ERRORS = "protocol/errors.py"
-BOOTSTRAP = "bootstrap.py"
-MOONCAKE = "mooncake/conn_multimodal.py"
-ORIGIN_WIRE = "mooncake/wire"
+BOOTSTRAP = "discovery/bootstrap_server.py"
+MOONCAKE = "disaggregation/mooncake/conn_multimodal.py"
+ORIGIN_WIRE = "disaggregation/mooncake"
 
 # file -> what can be imported from it
 IMPORTABLE: dict[str, tuple[str, ...]] = {
-    UTILS: ("MetadataAllocation", "ReqToMetadataBlockAllocator", "MultimodalDataBuffers"),
-    BASE: ("KVPoll",),
-    CONNECTION: ("EmbeddingReceiver", "EmbeddingSender"),
+    UTILS: ("MetadataAllocation", "ReqToMetadataBlockAllocator", "MultimodalDataBuffers", "KVPoll"),
+    STATES: ("KVPoll",),
+    LIBRARY: ("EmbeddingReceiver", "EmbeddingSender"),
     LANGUAGE: ("MultimodalLanguageRequest", "MultimodalLanguagePreallocQueue", "MultimodalLanguageTransferQueue"),
     EMBEDDING: ("MultimodalEmbeddingBootstrapQueue",),
     ERRORS: ("EmbeddingTransferError",),
@@ -53,14 +53,14 @@ FIELDS: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
 # (file, class) -> names that are fields, properties or attributes of it, in any order
 ATTRIBUTES: dict[tuple[str, str], tuple[str, ...]] = {
     (MESSAGES, "Grant"): ("sent_tokens", "allocated_tokens"),
-    (CONNECTION, "EmbeddingReceiver"): ("transferred_tokens", "buffered_chunks", "needs_resume"),
+    (LIBRARY, "EmbeddingReceiver"): ("transferred_tokens", "buffered_chunks", "needs_resume"),
     (UTILS, "MultimodalDataBuffers"): ("aux_datas",),
     (MOONCAKE, "TransferEmbeddingInfo"): ("sent_tokens",),
 }
 
 # (file, enum) -> name: value as source text
 STATUSES: dict[tuple[str, str], dict[str, str]] = {
-    (BASE, "KVPoll"): {
+    (STATES, "KVPoll"): {
         "Failed": "0",
         "Bootstrapping": "1",
         "WaitingForInput": "2",
@@ -71,7 +71,7 @@ STATUSES: dict[tuple[str, str], dict[str, str]] = {
 
 # (file, class) -> method: its parameters without self, each with its default as source text; None for any
 METHODS: dict[tuple[str, str], dict[str, tuple[tuple[str, str], ...] | None]] = {
-    (CONNECTION, "EmbeddingReceiver"): {
+    (LIBRARY, "EmbeddingReceiver"): {
         "resume_transfer": (("allocation", "None"), ("sent_tokens", "0")),
         "init": None,
         "poll": (),
@@ -79,7 +79,7 @@ METHODS: dict[tuple[str, str], dict[str, tuple[tuple[str, str], ...] | None]] = 
         "abort": None,
         "failure_exception": (),
     },
-    (CONNECTION, "EmbeddingSender"): {
+    (LIBRARY, "EmbeddingSender"): {
         "init": None,
         "send_embedding": None,
         "poll": (),

@@ -1,4 +1,4 @@
-"""Runs a command that may take long, says every few seconds how far it is, and keeps its output. Standard library."""
+"""Runs a long command, shows its progress every few seconds and keeps its output. Standard library only."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ class Outcome(NamedTuple):
 
     @property
     def tail(self) -> str:
-        """The end of what it printed."""
+        """The last lines of its output."""
         return "\n".join(self.lines[-LAST_LINES:])
 
 
 def run_command(command: list[str], env: Mapping[str, str], seconds: float | None = None) -> Outcome:
-    """Runs ``command`` to its end, whatever that is.
+    """Runs ``command`` to its end.
 
-    :param env: the whole environment.
-    :param seconds: after which it is killed; None: never.
-    :raises OSError: there is no such command.
+    Args:
+        command: The command and its arguments.
+        env: The whole environment.
+        seconds: Time after which it is killed; None: never.
+
+    Raises:
+        OSError: There is no such command.
     """
     began = said = time.monotonic()
     lines: list[str] = []

@@ -1,8 +1,8 @@
-"""Makes ``.venv`` and installs the project into it, at the versions of ``constraints.txt``. Only the standard library.
+"""Makes ``.venv`` and installs the project into it, at the versions of ``constraints.txt``. Standard library only.
 
-With ``--tests``, also the engines that some transports drive, and what the tests need of the system. Does nothing when
-that has been done for the present ``pyproject.toml`` and ``constraints.txt``. Two at once wait for each other. Nothing
-here names an index: pip's own settings say where packages come from.
+``--tests`` adds the system commands that tests use; ``--engines`` adds the engines of the mooncake and nixl transports
+and the system libraries that they load. Does nothing if ``.venv`` is up to date with ``pyproject.toml`` and
+``constraints.txt``. Two runs at once wait for each other. Packages come from the index of pip's own settings.
 """
 
 from __future__ import annotations
@@ -19,35 +19,38 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from run_command import run_command
-from system_packages import provide
+from system_packages import COMMANDS, LIBRARIES, provide
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 EXTRAS = {False: ("serve",), True: ("serve", "mooncake", "nixl")}
-"""What is installed, without and with ``--tests``."""
-STAMPS = {False: VENV / "installed", True: VENV / "installed-for-tests"}
+"""The extras installed without and with ``--engines``."""
+STAMPS = {False: VENV / "installed", True: VENV / "installed-engines"}
 ENGINE_LIBRARIES = f"lib/python3.{sys.version_info[1]}/site-packages/mooncake_transfer_engine_non_cuda.libs"
-"""Within ``.venv``: where the Mooncake engine looks for its libraries, before it asks the system."""
+"""Folder in ``.venv`` where the Mooncake engine looks for libraries before it looks in the system."""
 INPUTS = ("pyproject.toml", "constraints.txt", "scripts/setup_env.py")
 SUPPORTED = ((3, 11), (3, 12), (3, 13))
 
 
 def main() -> None:
     use_supported_python()
-    tests = "--tests" in sys.argv[1:]
+    engines = "--engines" in sys.argv[1:]
     with alone():
         wanted = fingerprint()
-        if not (STAMPS[tests].exists() and STAMPS[tests].read_text() == wanted and works()):
-            make(tests, wanted)
-        if tests:
-            provide(VENV / ENGINE_LIBRARIES)  # each time: .venv may have come here without the system it was made on
+        if not (STAMPS[engines].exists() and STAMPS[engines].read_text() == wanted and works()):
+            make(engines, wanted)
+        # Each time, because .venv may have been copied from another machine.
+        if engines:
+            provide(LIBRARIES, VENV / ENGINE_LIBRARIES)
+        if "--tests" in sys.argv[1:]:
+            provide(COMMANDS)
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Waits until no other process sets up."""
-    lock = os.open(ROOT, os.O_RDONLY)  # the folder itself: a lock that leaves no file, and that ends with the process
+    """Waits until no other process sets up an environment."""
+    lock = os.open(ROOT, os.O_RDONLY)  # locks the folder itself: leaves no file, and ends with the process
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -55,8 +58,8 @@ def alone() -> Iterator[None]:
         os.close(lock)
 
 
-def make(tests: bool, wanted: str) -> None:
-    """Installs. What is there already and fits stays."""
+def make(engines: bool, wanted: str) -> None:
+    """Installs the project and its tools. Keeps installed packages that fit."""
     began = time.monotonic()
     print("setting up .venv: a minute or two", flush=True)
     if works():
@@ -64,18 +67,18 @@ def make(tests: bool, wanted: str) -> None:
             stamp.unlink(missing_ok=True)
     else:
         run([sys.executable, "-m", "venv", "--clear", str(VENV)], "is the venv module installed (python3-venv)?")
-    project = f"{ROOT}[{','.join(EXTRAS[tests])}]"
+    project = f"{ROOT}[{','.join(EXTRAS[engines])}]"
     run(
         [str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", "-e", project, *group_requirements()],
         "does pip reach a package index? its settings are PIP_* and pip.conf",
     )
-    for done in {False, tests}:
+    for done in {False, engines}:
         STAMPS[done].write_text(wanted)
     print(f"setting up .venv: done in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def use_supported_python() -> None:
-    """Goes on under a Python that the project supports, if there is one."""
+    """Restarts this script under a supported Python, if this one is not and another is on the PATH."""
     if sys.version_info[:2] in SUPPORTED:
         return
     for major, minor in reversed(SUPPORTED):
@@ -89,7 +92,7 @@ def use_supported_python() -> None:
 
 
 def fingerprint() -> str:
-    """Changes whenever the installation would."""
+    """Returns a digest that changes whenever the installation would."""
     digest = hashlib.sha256(f"{ROOT} {sys.version_info[:2]}".encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
@@ -97,7 +100,7 @@ def fingerprint() -> str:
 
 
 def works() -> bool:
-    """Whether ``.venv`` is there, of this Python's version, with pip, and was not moved here from elsewhere."""
+    """Returns whether ``.venv`` exists, has this Python's version and pip, and was made in this place."""
     if not PYTHON.exists():
         return False
     facts = "import sys, importlib.util as u; print(sys.version_info[:2], bool(u.find_spec('pip')), sys.prefix)"
@@ -106,17 +109,17 @@ def works() -> bool:
 
 
 def group_requirements() -> list[str]:
-    """The development tools. Read here because only pip 25.1 and later know ``--group``."""
-    import tomllib  # here: a Python too old for it must get as far as the message above
+    """Returns the development tools. Read here because pip knows ``--group`` only from 25.1 on."""
+    import tomllib  # here, because an unsupported Python may lack it and must reach the message above
 
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     return [requirement for group in groups.values() for requirement in group]
 
 
 def run(command: list[str], hint: str) -> None:
-    """Runs ``command``, and shows its output only if it fails; then ends the process."""
+    """Runs ``command``. If it fails, shows its output and ends the process."""
     pins = (ROOT / "constraints.txt").as_uri()
-    # By environment and not by option: so it holds for what builds the package, too.
+    # Through the environment, so that the pins hold for build dependencies too.
     env = os.environ | {"PIP_CONSTRAINT": pins, "PIP_BUILD_CONSTRAINT": pins, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     outcome = run_command(command, env)
     if outcome.returncode:

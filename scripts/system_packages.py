@@ -1,7 +1,7 @@
-"""What the tests need of the system beside Python: looked for, fetched where that can be done, or else named.
+"""System packages that tests and engines need: found, installed if possible, otherwise named.
 
-Root of a Debian or Ubuntu gets the packages from apt. Anybody else there gets libraries (no commands) into a folder of
-``.venv``, with nothing changed outside it. Elsewhere a sentence says what to install. Only the standard library.
+On Debian and Ubuntu, root gets the packages from apt. Other users there get libraries, but no commands, in a folder of
+``.venv``; nothing outside it changes. Elsewhere a message says what to install. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INSTALL = ["install", "-y", "--no-install-recommends"]
 
 
 class Need(NamedTuple):
-    """``name``: of a command, or of a shared library as the linker asks for it; ``package``: Debian's."""
+    """A command, or a shared library by its linker name, with its Debian package and what needs it."""
 
     name: str
     package: str
@@ -35,19 +35,23 @@ class Need(NamedTuple):
 
 
 ENGINE = "the Mooncake engine loads it"
-NEEDS = (
+LIBRARIES = (
     Need("libibverbs.so.1", "libibverbs1", ENGINE),
     Need("libnuma.so.1", "libnuma1", ENGINE),
     Need("libcurl.so.4", "libcurl4", ENGINE),
+)
+COMMANDS = (
     Need("curl", "curl", "a test resumes a download with it"),
     Need("wget", "wget", "a test resumes a download with it"),
 )
 
 
-def provide(folder: Path, needs: Sequence[Need] = NEEDS) -> None:
-    """Sees to it that all ``needs`` are there. Ends the process with what to install if they cannot be had.
+def provide(needs: Sequence[Need], folder: Path | None = None) -> None:
+    """Makes sure that all ``needs`` are present. Otherwise ends the process with a message that says what to install.
 
-    :param folder: where libraries are put that cannot be installed; the libraries' user looks there too.
+    Args:
+        needs: Commands and libraries.
+        folder: Where to put libraries that only root could install; their user looks there as well.
     """
     missing = absent(folder, needs)
     if not missing:
@@ -55,39 +59,39 @@ def provide(folder: Path, needs: Sequence[Need] = NEEDS) -> None:
     print(f"installing {', '.join(need.package for need in missing)}", flush=True)
     output = ""
     if shutil.which("apt-get"):
-        output = install(missing) if os.geteuid() == 0 else fetch([n for n in missing if n.is_library], folder)
+        output = install(missing) if os.geteuid() == 0 else fetch([need for need in missing if need.is_library], folder)
     if missing := absent(folder, needs):
         print(output, file=sys.stderr)
-        sys.exit("\n".join(["The tests need what this machine lacks, and it could not be installed:", *told(missing)]))
+        sys.exit("\n".join(["This machine lacks the following, and it could not be installed:", *told(missing)]))
 
 
-def absent(folder: Path, needs: Sequence[Need]) -> list[Need]:
-    """Those of ``needs`` that are not there."""
+def absent(folder: Path | None, needs: Sequence[Need]) -> list[Need]:
+    """Returns the needs that are missing."""
     return [need for need in needs if not (_loads(need.name, folder) if need.is_library else shutil.which(need.name))]
 
 
 def told(missing: Sequence[Need]) -> list[str]:
-    """One line each, and what to do."""
+    """Returns one line for each need, and what to do."""
     packages = " ".join(need.package for need in missing)
     return [
         *(f"  {need.name}: {need.why}" for need in missing),
         f"On Debian and Ubuntu: apt-get update && apt-get install {packages}",
-        "Elsewhere packages of much the same names have them. Then run the same command again.",
+        "On other systems the packages have similar names. Then run the same command again.",
     ]
 
 
 def install(needs: Sequence[Need]) -> str:
-    """By root, for everybody. The output of apt; whether it has helped is seen by looking."""
+    """Installs packages with apt, as root. Returns its output; the caller checks what is present afterwards."""
     env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     update = run_command([*APT, "update"], env, APT_SECONDS)
-    if update.returncode:  # perhaps one index of many, and not the one that matters
-        print("  apt-get update failed; trying with the indexes there are", flush=True)
+    if update.returncode:  # possibly one index of many, and not the one that matters
+        print("  apt-get update failed; trying with the present indexes", flush=True)
     return run_command([*APT, *INSTALL, *(need.package for need in needs)], env, APT_SECONDS).tail
 
 
-def fetch(needs: Sequence[Need], folder: Path) -> str:
-    """By anybody: downloads packages with what they need in turn, and copies the libraries in them into ``folder``."""
-    if not needs:
+def fetch(needs: Sequence[Need], folder: Path | None) -> str:
+    """Downloads packages with their dependencies, as any user, and copies their libraries to ``folder``."""
+    if not needs or folder is None:
         return ""
     with tempfile.TemporaryDirectory() as scratch:
         own = Path(scratch)
@@ -110,12 +114,12 @@ def fetch(needs: Sequence[Need], folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         for library in (own / "files").rglob("*.so.*"):
             if library.is_file():
-                shutil.copyfile(library, folder / library.name)  # what a link stands for, under the link's name
+                shutil.copyfile(library, folder / library.name)  # follows links, keeps their names
     return outcome.tail
 
 
-def _loads(name: str, folder: Path) -> bool:
-    if (folder / name).exists():
+def _loads(name: str, folder: Path | None) -> bool:
+    if folder is not None and (folder / name).exists():
         return True
     try:
         ctypes.CDLL(name)

@@ -1,1 +1,1 @@
-"""How the default model was made. Not part of the installed package."""
+"""The training of the default model. This is not part of the installed package."""

@@ -49,7 +49,7 @@ class KilledReceiving(_Receiving):
 
 class RaisingSending(_Sending):
     def send(self) -> None:
-        raise RuntimeError("the road is closed")
+        raise RuntimeError("the transport is closed")
 
 
 class RaisingReceiving(_Receiving):

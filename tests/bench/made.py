@@ -27,12 +27,14 @@ def measured(key: str, *seconds: float, payload: Payload = IMAGE, wire: float | 
     return made
 
 
-def point(sweep: str, road: str, x: float, *samples: Sample, payload: Payload = IMAGE, **options: Any) -> Measurement:
+def point(
+    sweep: str, transport: str, x: float, *samples: Sample, payload: Payload = IMAGE, **options: Any
+) -> Measurement:
     """A point of a sweep."""
-    label = f"{road}, {x:g}"
-    options |= {"road": road}
+    label = f"{transport}, {x:g}"
+    options |= {"transport": transport}
     return Measurement(
-        f"{sweep}/{road}/{x:g}", label, "ours", payload, samples=list(samples), sweep=sweep, x=x, options=options
+        f"{sweep}/{transport}/{x:g}", label, "ours", payload, samples=list(samples), sweep=sweep, x=x, options=options
     )
 
 

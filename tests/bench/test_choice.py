@@ -60,7 +60,9 @@ def test_everybody_who_is_no_variant_of_ours_is_always_there() -> None:
         for quick in (True, False):
             planned = {entry.contestant.key for entry in plan(payload, None, None, quick=quick).entries}
             assert others < planned
-            assert {f"{road}/verified/in-place" for road in ("shm", "tcp", "http", "mooncake", "nixl")} <= planned
+            assert {
+                f"{transport}/verified/in-place" for transport in ("shm", "tcp", "http", "mooncake", "nixl")
+            } <= planned
 
 
 def test_a_choice_is_kept() -> None:

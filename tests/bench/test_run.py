@@ -89,7 +89,7 @@ def test_one_that_fails_is_shown_with_its_last_words_and_the_others_go_on(tmp_pa
     assert killed.status == "error"
     assert "killed by SIGKILL" in killed.reason
     assert "the last words of an engine" in killed.reason
-    assert (raising.status, "the road is closed" in raising.reason) == ("error", True)
+    assert (raising.status, "the transport is closed" in raising.reason) == ("error", True)
     assert (wrong.status, "not those that were sent" in wrong.reason) == ("error", True)
     assert (absent.status, absent.reason) == ("missing", "its licence is missing; buy one")
     assert (socket.status, len(socket.samples)) == ("ok", 2)

@@ -69,7 +69,7 @@ def test_a_pool_counts_once_where_an_embedding_is_used_in_place() -> None:
     assert line("receiver's peak memory", gathered, place).values == {f"{place.label}, 67 MB": 5_000_000 / (1 << 20)}
 
 
-def test_the_wire_is_that_of_the_worst_road_and_of_large_payloads() -> None:
+def test_the_wire_is_that_of_the_worst_transport_and_of_large_payloads() -> None:
     good, bad = made.measured("shm/verified/in-place", 0.01), made.measured("tcp/verified/in-place", 0.01, wire=1.01)
     small = made.measured("shm/verified/in-place", 0.01, payload=SMALL, wire=1.5)
     assert line("bytes on the wire", good, small).verdict == "yes"

@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(["9.9"] * len(arguments[1:])))
         return
     if "--ec-transfer-config" in arguments:
-        sys.exit("Traceback …\nImportError: the engine for this road is not installed")
+        sys.exit("Traceback …\nImportError: the engine for this transport is not installed")
     port = int(arguments[arguments.index("--port") + 1])
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: ended.set())

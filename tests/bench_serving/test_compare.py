@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_names_choose_configurations_and_scenarios() -> None:
     assert chosen([]) == (configurations.CONFIGURATIONS, scenarios.SCENARIOS)
     ours, every = chosen(["ours-*"])
-    assert [each.road for each in ours] == ["shm", "tcp", "mooncake", "nixl"]
+    assert [each.transport for each in ours] == ["shm", "tcp", "mooncake", "nixl"]
     assert every == scenarios.SCENARIOS
     one, two = chosen(["example", "pool", "killed"])
     assert ([each.name for each in one], [each.name for each in two]) == (["example"], ["killed", "pool"])
@@ -53,7 +53,7 @@ def test_each_connector_has_its_settings(configuration: configurations.Configura
         case "mooncake":
             assert (made["ec_port"], made["ec_buffer_size"], extra) == (9, 65536, {"mooncake_protocol": "tcp"})
         case "embferry":
-            assert extra["transports"] == [configuration.road]
+            assert extra["transports"] == [configuration.transport]
             assert extra["num_blocks"] * extra["block_size"] * configurations.TOKEN_BYTES == 65536
             assert (extra["metrics_port"], extra["router"]) == (13, "http://127.0.0.1:1")
 
@@ -133,7 +133,7 @@ def test_who_does_not_start_has_rows_that_say_why_and_the_rest_goes_on(
     failed = [run for run in made.runs if run.name == "ours-tcp"]
     assert {run.status for run in failed} == {"error"}
     assert len(failed) == 4
-    assert all("ImportError: the engine for this road is not installed" in run.reason for run in failed)
+    assert all("ImportError: the engine for this transport is not installed" in run.reason for run in failed)
 
 
 @pytest.mark.integration

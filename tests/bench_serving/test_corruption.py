@@ -14,7 +14,7 @@ import pytest
 from embferry.bench.serving.corruption import DAMAGE_EVERY, TCP_HANDLE, FlippedBits, ZeroedTails
 from embferry.bench.serving.gate import Gate
 from embferry.bench.serving.relay import Relay
-from embferry.disaggregation.tcp.conn_multimodal import TcpHandle
+from embferry.transports.tcp.transport import TcpHandle
 
 from . import stub
 

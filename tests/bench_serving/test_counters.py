@@ -11,8 +11,8 @@ from . import stub
 BEFORE = """\
 # HELP embferry_ec_resumed_transfers_total Transfers that were resumed.
 # TYPE embferry_ec_resumed_transfers_total counter
-embferry_ec_resumed_transfers_total{road="tcp"} 3.0
-embferry_ec_resumed_transfers_total{road="shm"} 1.0
+embferry_ec_resumed_transfers_total{transport="tcp"} 3.0
+embferry_ec_resumed_transfers_total{transport="shm"} 1.0
 # HELP embferry_ec_transfer_seconds Times.
 # TYPE embferry_ec_transfer_seconds histogram
 embferry_ec_transfer_seconds_bucket{le="+Inf"} 2.0

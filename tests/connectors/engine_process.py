@@ -1,8 +1,8 @@
-"""One engine in a process of its own: reads an order a line, answers with a line.
+"""One engine in a process of its own. It reads one order per line, and writes one answer per line.
 
     python -m tests.connectors.engine_process MODEL '{"transfer": {"ec_role": …}, "options": {…}}'
 
-vLLM keeps one encoder cache connector a process, so a producer and a consumer cannot share one.
+vLLM has one encoder cache connector per process, so a producer and a consumer cannot share one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ OPTIONS: dict[str, Any] = {
 
 def main(model: str, transfer: dict[str, Any], options: dict[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever vLLM prints is no answer
-    gc.disable()  # millions of objects come into being, to stay: it would be a fifth of the start
+    os.dup2(2, 1)  # what vLLM prints is not an answer
+    gc.disable()  # millions of long-lived objects are made: collecting would take a fifth of the start
     observation = Observation()
     from vllm import LLM
 
@@ -49,16 +49,16 @@ def main(model: str, transfer: dict[str, Any], options: dict[str, Any]) -> None:
         order = json.loads(line)
         answer = {"answers": obey(llm, order, observation), "status": observation.status() | counted(llm)}
         print(json.dumps(answer), file=answers, flush=True)
-    gc.freeze()  # what is there goes with the process, and need not be looked through before
+    gc.freeze()  # the objects end with the process
     llm.llm_engine.engine_core.shutdown()
     left = [thread.name for thread in threading.enumerate() if not thread.daemon]
     assert left == ["MainThread"], f"still running: {left}"
     sys.stderr.flush()
-    os._exit(0)  # taking an interpreter apart that has torch in it takes seconds
+    os._exit(0)  # finalizing an interpreter with torch takes seconds
 
 
 def obey(llm: Any, order: dict[str, Any], observation: Observation) -> list[dict[str, Any]]:
-    """All requests at once. With ``abort``: these are given up as soon as the first byte may arrive."""
+    """Runs all requests at once. With ``abort``, aborts them as soon as the first byte may arrive."""
     from vllm import SamplingParams
 
     sampling = [
@@ -74,7 +74,7 @@ def obey(llm: Any, order: dict[str, Any], observation: Observation) -> list[dict
     if not messages:
         return []
     if not order["abort"]:
-        return [told(output) for output in llm.chat(messages, sampling, use_tqdm=False)]
+        return [summary(output) for output in llm.chat(messages, sampling, use_tqdm=False)]
     before, engine = observation.windows(), llm.llm_engine
     ids = llm.enqueue_chat(messages, sampling, use_tqdm=False)
     outputs = []
@@ -83,10 +83,10 @@ def obey(llm: Any, order: dict[str, Any], observation: Observation) -> list[dict
     engine.abort_request(ids, internal=True)
     while engine.has_unfinished_requests():
         outputs += engine.step()
-    return [told(output) for output in outputs if output.finished]
+    return [summary(output) for output in outputs if output.finished]
 
 
-def told(output: Any) -> dict[str, Any]:
+def summary(output: Any) -> dict[str, Any]:
     return {
         "tokens": list(output.outputs[0].token_ids),
         "reason": output.outputs[0].finish_reason,
@@ -95,7 +95,7 @@ def told(output: Any) -> dict[str, Any]:
 
 
 def counted(llm: Any) -> dict[str, Any]:
-    """Some of vLLM's own metrics."""
+    """Returns some of vLLM's own metrics."""
     names = {"vllm:num_preemptions": "preemptions", "vllm:prefix_cache_hits": "prefix_hits"}
     found: dict[str, Any] = dict.fromkeys(names.values(), 0)
     for metric in llm.get_metrics():

@@ -1,4 +1,4 @@
-"""Engines as the tests use them."""
+"""vLLM engines in processes of their own, and requests to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-START_S, ANSWER_S, END_S = 150.0, 60.0, 20.0
+START_S, ANSWER_S, END_S = 600.0, 300.0, 120.0
+"""Guards against an engine that hangs, not expectations."""
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -28,16 +28,14 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 Content = dict[str, Any]
-"""A part of a message."""
+"""One part of a chat message."""
 
 
 class Engine:
     """One engine process.
 
-    :param log: the file its log goes to.
-    :param transfer: its ``ec_transfer_config``; None: it is undivided.
-    :param prefix: of the command, to start it somewhere else.
-    :param options: of ``vllm.LLM``.
+    Attributes:
+        status: ``Observation.status`` after the last answer, with ``preemptions`` and ``prefix_hits``.
     """
 
     def __init__(
@@ -49,35 +47,44 @@ class Engine:
         prefix: Sequence[str] = (),
         **options: Any,
     ) -> None:
+        """Starts the process.
+
+        Args:
+            model: Folder of the model.
+            log: File for its log.
+            transfer: Its ``ec_transfer_config``; None for an undivided engine.
+            prefix: Words before the command, to start it in another name space.
+            options: Arguments of ``vllm.LLM``.
+        """
         self.log, self.transfer = log, transfer
         self.status: dict[str, Any] = {}
-        """After the last answer: see ``Observation.status``; also ``preemptions`` and ``prefix_hits``."""
-        told = json.dumps({"transfer": transfer or {}, "options": options})
-        command = [*prefix, sys.executable, "-m", "tests.connectors.engine_process", str(model), told]
+        arguments = json.dumps({"transfer": transfer or {}, "options": options})
+        command = [*prefix, sys.executable, "-m", "tests.connectors.engine_process", str(model), arguments]
         with log.open("w") as stderr:
             self._process = subprocess.Popen(
                 command, env=os.environ | ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
             )
 
     def started(self) -> None:
+        """Waits until the engine accepts requests."""
         self.pid: int = self._answer(START_S)["ready"]
 
     def ask(self, *content: Content, params: dict[str, Any] | None = None, max_tokens: int = 16) -> dict[str, Any]:
-        """One request, to its end."""
+        """Runs one request."""
         return self.ask_all([(content, params)], max_tokens=max_tokens)[0]
 
     def ask_all(
         self, requests: Sequence[tuple[Sequence[Content], dict[str, Any] | None]], *, max_tokens: int = 16
     ) -> list[dict[str, Any]]:
-        """All at the same time."""
+        """Runs requests at the same time."""
         return self._order(requests, max_tokens)
 
     def ask_and_abort(self, *content: Content, params: dict[str, Any]) -> list[dict[str, Any]]:
-        """Gives the request up once something of it may arrive; what has ended in the meantime."""
+        """Aborts a request once its data may arrive. Returns the answers that ended before."""
         return self._order([(content, params)], 16, abort=True)
 
-    def look(self) -> dict[str, Any]:
-        """Its status now."""
+    def refresh(self) -> dict[str, Any]:
+        """Returns its status now."""
         self._order([], 0)
         return self.status
 
@@ -86,12 +93,12 @@ class Engine:
         self._process.wait()
 
     def end(self) -> None:
-        """Asks it to end."""
+        """Asks the process to end."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
     def close(self) -> None:
-        """Waits until it has ended, by itself if nobody has killed it."""
+        """Waits until the process has ended, with status 0 unless it was killed."""
         assert self._process.stdout is not None
         self.end()
         try:
@@ -108,10 +115,10 @@ class Engine:
         asked = [{"content": content, "params": params, "max_tokens": max_tokens} for content, params in requests]
         self._process.stdin.write(json.dumps({"requests": asked, "abort": abort}).encode() + b"\n")
         self._process.stdin.flush()
-        began = time.monotonic()
         answer = self._answer(ANSWER_S)
         self.status = answer["status"]
-        return [each | {"seconds": time.monotonic() - began} for each in answer["answers"]]
+        answers: list[dict[str, Any]] = answer["answers"]
+        return answers
 
     def _answer(self, timeout: float) -> dict[str, Any]:
         out = self._process.stdout
@@ -125,18 +132,18 @@ class Engine:
 
 
 def picture(seed: int, width: int = 224, height: int = 168) -> Content:
-    """Noise: no two have the same embedding. 224 × 168 is 48 tokens."""
+    """Returns an image of noise: no two have the same embedding. 224 × 168 is 48 tokens."""
     return _item("image", "png", _noise(seed, width, height, "PNG"))
 
 
 def video(seed: int, frames: int = 8, width: int = 224, height: int = 168) -> Content:
-    """Noise, each frame another. Two frames of 224 × 168 are 48 tokens."""
+    """Returns a video of noise, with different frames. Two frames of 224 × 168 are 48 tokens."""
     pictures = [_noise(seed * frames + number, width, height, "JPEG") for number in range(frames)]
     return _item("video", "jpeg", ",".join(pictures))
 
 
 def reference(item: Content, entry: dict[str, Any]) -> Content:
-    """The same item for a consumer: its grid and its name."""
+    """Returns the same item for a consumer: its grid and its uuid."""
     kind = item["type"].removesuffix("_url") + "_embeds"
     grid = {key: np.ravel(value).tolist() for key, value in entry["metadata"].items()}
     return {"type": kind, kind: grid, "uuid": item["uuid"]}

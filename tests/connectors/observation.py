@@ -1,41 +1,41 @@
-"""What the connector does inside an engine, seen at the library's managers and roads: they report it unasked."""
+"""Observes what the connector does inside an engine, at the managers and transports of the library."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager
+from embferry import ReceiveManager
 
 
 class Observation:
-    """Of every receiving manager that this process makes from now on."""
+    """Observes every receive manager that this process makes from now on."""
 
     def __init__(self) -> None:
-        self._managers: list[EmbeddingReceiveManager] = []
+        self._managers: list[ReceiveManager] = []
         self._windows: Counter[str] = Counter()
         self._rooms: Counter[int] = Counter()
-        make, begin = EmbeddingReceiveManager.__init__, EmbeddingReceiveManager.begin
+        make, begin = ReceiveManager.__init__, ReceiveManager.begin
 
-        def init(manager: EmbeddingReceiveManager, geometry: Any, transports: Any, **more: Any) -> None:
+        def init(manager: ReceiveManager, geometry: Any, transports: Any, **more: Any) -> None:
             for transport in transports:
                 self._watch(transport)
             make(manager, geometry, transports, **more)
             self._managers.append(manager)
 
-        def opened(manager: EmbeddingReceiveManager, receiver: Any) -> Any:
+        def opened(manager: ReceiveManager, receiver: Any) -> Any:
             self._rooms[receiver.room] += 1
             return begin(manager, receiver)
 
-        EmbeddingReceiveManager.__init__ = init  # type: ignore[method-assign]
-        EmbeddingReceiveManager.begin = opened  # type: ignore[method-assign]
+        ReceiveManager.__init__ = init  # type: ignore[method-assign]
+        ReceiveManager.begin = opened  # type: ignore[method-assign]
 
     def windows(self) -> int:
-        """How often blocks were opened to a road. Nothing arrives but through a window."""
+        """Returns how often blocks were opened to a transport. Data can only arrive through a window."""
         return self._windows.total()
 
     def status(self) -> dict[str, Any]:
-        """``windows``: by road; ``transfers``: that were begun; ``whole``: every block of every pool is free."""
+        """Returns ``windows`` by transport, the ``transfers`` begun, and ``whole``: whether all blocks are free."""
         whole = []
         for manager in self._managers:
             with manager.lock:

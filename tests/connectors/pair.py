@@ -1,31 +1,40 @@
-"""Producer and consumer of the vLLM connector without vLLM, as the tests use them."""
+"""Producer and consumer of the vLLM connector without vLLM."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from embferry.connectors.vllm.config import ConnectorConfig
 from embferry.connectors.vllm.consumer import Consumer
-from embferry.connectors.vllm.coordinates import KEY, Coordinates, coordinates_in, digest_of
+from embferry.connectors.vllm.coordinates import KEY, Coordinates, Shape, coordinates_in, digest_of
+from embferry.connectors.vllm.counters import Counters
 from embferry.connectors.vllm.producer import Producer
-from embferry.connectors.vllm.router import Router
-from embferry.connectors.vllm.shared import SharedRows, attach
-from embferry.connectors.vllm.shelf import Item, ToShelf
-from embferry.connectors.vllm.tally import Tally
+from embferry.connectors.vllm.producer_cache import PublishedEmbedding, ToProducerCache
+from embferry.connectors.vllm.router_client import RouterClient
+from embferry.connectors.vllm.shared_rows import ByteRows, SharedRows, map_rows
 
-WIDTH, DTYPE, TOKENS = 64, "float32", 300
-NBYTES = TOKENS * WIDTH * 4
-CONFIG = ConnectorConfig(transports=("shm",), num_blocks=4, block_size=8, peer_timeout=0.5)
+SHAPE = Shape(tokens=300, width=64, dtype="float32")
+TOKENS, NBYTES = SHAPE.tokens, SHAPE.nbytes
+GUARD_S = 60.0
+"""Time after which a condition that should become true counts as a failure."""
+CONFIG = ConnectorConfig(transports=("shm",), num_blocks=4, block_size=8, peer_timeout=GUARD_S)
+"""No producer is lost by its silence here. The pool is smaller than an embedding."""
+NOTICES_LOSS_S, NOTICES_LOSS_SOON_S = 2.0, 0.5
+"""Values of ``peer_timeout`` for tests in which a producer is lost. With the shorter one a busy machine may lose the
+second producer as well, so it is for tests that end with an error anyway."""
 
-Rows = npt.NDArray[np.uint8]
+
+def with_peer_timeout(config: ConnectorConfig, seconds: float) -> ConnectorConfig:
+    return msgspec.structs.replace(config, peer_timeout=seconds)
 
 
-def rows_like(seed: int) -> Rows:
-    return np.random.default_rng(seed).integers(0, 255, (TOKENS, WIDTH * 4), dtype=np.uint8)
+def rows_like(seed: int) -> ByteRows:
+    return np.random.default_rng(seed).integers(0, 255, (SHAPE.tokens, SHAPE.token_bytes), dtype=np.uint8)
 
 
 class Encode:
@@ -33,23 +42,27 @@ class Encode:
 
     def __init__(self, config: ConnectorConfig = CONFIG) -> None:
         name = uuid.uuid4().hex
-        self.tally = Tally()
-        self.producer = Producer(config, name, self.tally)
-        self.worker = ToShelf(name, timeout=5)
+        self.producer_counters = Counters()
+        self.producer = Producer(config, name, self.producer_counters)
+        self.worker = ToProducerCache(name, timeout=GUARD_S)
 
-    def publish(self, mm_hash: str, seed: int = 0, *, encoded: bool = True) -> Rows:
-        """As a worker does; answers the bytes."""
+    def publish(self, mm_hash: str, seed: int = 0, *, encoded: bool = True) -> ByteRows:
+        """Publishes an embedding as a worker does, and returns its bytes."""
         rows = rows_like(seed)
-        shared = SharedRows.make(*rows.shape)
+        shared = SharedRows.make(SHAPE)
         np.copyto(shared.rows, rows)
-        self.worker.put(Item(mm_hash, shared.place, DTYPE, WIDTH, digest_of(shared.rows, DTYPE, WIDTH), encoded))
+        self.worker.put(PublishedEmbedding(mm_hash, shared.handle, digest_of(rows, SHAPE), encoded))
         shared.close()
         return rows
 
-    def where(self, mm_hash: str, room: int | None = None, token: str | None = None) -> Coordinates:
-        found = coordinates_in({KEY: self.producer.offer(mm_hash, room) | {"replacement": token}})
+    def offer(self, mm_hash: str, room: int | None = None, token: str | None = None) -> Coordinates:
+        found = coordinates_in({KEY: self.producer.offer(mm_hash, room) | {"failover_token": token}})
         assert found is not None
         return found
+
+    def produced(self, name: str, label: str = "") -> int:
+        """A counter of the producer."""
+        return self.producer_counters.read().get((name, label), 0)
 
     def close(self) -> None:
         self.producer.close()
@@ -58,21 +71,22 @@ class Encode:
 class Language:
     """A consumer."""
 
-    def __init__(self, config: ConnectorConfig = CONFIG, router: Router | None = None, ranks: int = 1) -> None:
-        self.tally = Tally()
-        self.consumer = Consumer(config, self.tally, router, ranks)
+    def __init__(self, config: ConnectorConfig = CONFIG, router: RouterClient | None = None, ranks: int = 1) -> None:
+        self.counters = Counters()
+        self.consumer = Consumer(config, self.counters, router, ranks)
 
-    def fetch(self, request: str, mm_hash: str, where: Coordinates, seconds: float = 5) -> Rows:
-        until(lambda: self.consumer.want(request, mm_hash, where), seconds)
+    def fetch(self, request: str, mm_hash: str, coordinates: Coordinates) -> ByteRows:
+        until(lambda: self.consumer.require(request, mm_hash, coordinates))
         return self.rows(mm_hash)
 
-    def rows(self, mm_hash: str) -> Rows:
-        shared = self.consumer.load(mm_hash).shared
+    def rows(self, mm_hash: str) -> ByteRows:
+        shared = self.consumer.get(mm_hash).shared
         assert shared is not None
-        return attach(shared.place).rows
+        return map_rows(shared.handle).rows
 
-    def count(self, name: str, label: str = "") -> float:
-        return self.tally.read().counts.get((name, label), 0)
+    def count(self, name: str, label: str = "") -> int:
+        """A counter of the consumer."""
+        return self.counters.read().get((name, label), 0)
 
     def close(self) -> None:
         self.consumer.close()
@@ -81,7 +95,6 @@ class Language:
 class Pair(Encode, Language):
     def __init__(self, config: ConnectorConfig) -> None:
         Encode.__init__(self, config)
-        self.made = self.tally
         Language.__init__(self, config)
 
     def close(self) -> None:
@@ -89,10 +102,9 @@ class Pair(Encode, Language):
         self.producer.close()
 
 
-def until(condition: object, seconds: float = 5) -> None:
-    """Looks as often as the engine's loop does between two steps."""
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], object]) -> None:
+    """Polls as often as the engine's loop does between two steps."""
+    deadline = time.monotonic() + GUARD_S
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, f"not true within {GUARD_S:g} s"
         time.sleep(0.001)

@@ -1,8 +1,7 @@
-"""A producer and a consumer beside an undivided engine: three processes, with one model."""
+"""A producer and a consumer beside an undivided engine: three processes with one model."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,20 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from .engines import Content, Engine, reference
+from .pair import until
 
 TEXT = {"type": "text", "text": "What is this?"}
 POOL_TOKENS = 32
 POOL = {"num_blocks": 4, "block_size": 8}
-"""Smaller than any picture here: of 48 tokens, or 1,024."""
+"""Smaller than any embedding in these tests, which have 48 or 1,024 tokens."""
+PEER_TIMEOUT = 5.0
+"""Long enough that a busy machine does not make a producer look lost."""
 
 
 def transfer(role: str, **extra: Any) -> dict[str, Any]:
-    """``ec_transfer_config``; ``extra``: more of the connector's settings."""
+    """Returns an ``ec_transfer_config``. ``extra`` has further settings of the connector."""
     return {
         "ec_connector": "EmbferryConnector",
         "ec_connector_module_path": "embferry.connectors.vllm.connector",
         "ec_role": role,
-        "ec_connector_extra_config": POOL | extra,
+        "ec_connector_extra_config": POOL | {"peer_timeout": PEER_TIMEOUT} | extra,
     }
 
 
@@ -46,16 +48,13 @@ class Engines:
         return self.consumer.ask(*self.message(params, *items), params=params)
 
     def message(self, params: dict[str, Any], *items: Content) -> list[Content]:
-        """What the consumer is asked."""
+        """Returns the message for the consumer."""
         by_uuid = {item["uuid"]: params[next(key for key in params if item["uuid"] in key)] for item in items}
         return [*(reference(item, by_uuid[item["uuid"]]) for item in items), TEXT]
 
-    def settled(self, seconds: float = 5) -> bool:
-        """Whether every block of the consumer's pool is free, at once or soon."""
-        deadline = time.monotonic() + seconds
-        while not (whole := self.consumer.look()["whole"]) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return bool(whole)
+    def wait_until_settled(self) -> None:
+        """Waits until every block of the consumer's pool is free."""
+        until(lambda: self.consumer.refresh()["whole"])
 
     def whole(self, *items: Content) -> dict[str, Any]:
         return self.undivided.ask(*items, TEXT)
@@ -71,10 +70,15 @@ def running(
     consumer: dict[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Engines]:
-    """All three, started at once.
+    """Starts all three at once.
 
-    :param make: writes the model.
-    :param producer, consumer: more options of that engine; ``options``: of all.
+    Args:
+        folder: For the model and the logs.
+        make: Writes the model into a folder.
+        transports: Names of the connector's transports.
+        producer: Further options of the producer.
+        consumer: Further options of the consumer.
+        options: Options of all three.
     """
     make(folder / "model")
     given = {"producer": (producer or {}), "consumer": (consumer or {})}
@@ -99,5 +103,5 @@ def running(
 
 
 def broken(params: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Of each item's coordinates, some are something else."""
+    """Returns the parameters with changes in each item's coordinates."""
     return {key: entry | {"embferry": entry["embferry"] | changes} for key, entry in params.items()}

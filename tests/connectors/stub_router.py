@@ -1,41 +1,43 @@
-"""A router as far as a consumer sees it: it answers two kinds of questions, and remembers them."""
+"""A router as far as a consumer sees it: it takes two kinds of calls, and records them."""
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = tuple[int, Any]
-Asked = tuple[str, str, dict[str, Any]]
-"""Kind (``replacements`` or ``failures``), token, body."""
+"""Status, and JSON or bytes."""
+Call = tuple[str, str, dict[str, Any]]
+"""Kind (``failovers`` or ``failures``), token, body."""
 
 
 class StubRouter:
-    """:param replace: answers (status, JSON) to a token and what was said; by default there is nobody.
-    :param pause: before each answer, seconds.
+    """An HTTP server on the loopback.
+
+    Attributes:
+        failover: Returns the answer to a failover, given the token and the body. By default there is no other producer.
+        calls: All calls so far, in order.
     """
 
     def __init__(
-        self, replace: Callable[[str, dict[str, Any]], Answer] | None = None, *, pause: float = 0, location: str = ""
+        self, failover: Callable[[str, dict[str, Any]], Answer] | None = None, *, pause: float = 0, location: str = ""
     ) -> None:
-        self.replace = replace or (lambda token, said: (503, {"error": {"message": "no other encoder"}}))
-        self.asked: list[Asked] = []
-        self.times: list[float] = []
+        """Waits ``pause`` seconds before each answer, and answers with ``location`` as a header if there is one."""
+        self.failover = failover or (lambda token, body: (503, {"error": {"message": "no other encoder"}}))
+        self.calls: list[Call] = []
         router = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 _, _, kind, token = self.path.split("/")
-                said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                router.asked.append((kind, token, said))
-                router.times.append(time.monotonic())
-                router.ended.wait(pause)
-                status, body = router.replace(token, said) if kind == "replacements" else (204, None)
-                data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                router.calls.append((kind, token, body))
+                router.closing.wait(pause)
+                status, answer = router.failover(token, body) if kind == "failovers" else (204, None)
+                data = b"" if answer is None else answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 if location:
                     self.send_header("Location", location)
@@ -46,21 +48,25 @@ class StubRouter:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.ended = threading.Event()
+        self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
 
-    def of(self, kind: str) -> list[Asked]:
-        return [asked for asked in self.asked if asked[0] == kind]
+    def failovers(self) -> list[tuple[str, dict[str, Any]]]:
+        """Token and body of each failover."""
+        return [(token, body) for kind, token, body in self.calls if kind == "failovers"]
+
+    def close(self) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
     def __enter__(self) -> StubRouter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self.close()

@@ -1,4 +1,4 @@
-"""A model with deepstack: an item's embedding is several times as wide as a token."""
+"""A model with deepstack, whose embeddings are several times as wide as a token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from .engines import picture, video
 from .split import Engines, running
 
-pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,9 @@ def test_tokens_are_those_of_the_undivided_engine(engines: Engines) -> None:
         params = engines.encode(*items)
         assert {entry["embferry"]["width"] for entry in params.values()} == {HIDDEN * (1 + len(LEVELS))}
         assert engines.answer(params, *items)["tokens"] == engines.whole(*items)["tokens"]
-    assert engines.consumer.look()["transfers"] == 5
+    assert engines.consumer.refresh()["transfers"] == 5
 
 
-def test_a_video(engines: Engines) -> None:
+def test_a_video_gets_the_tokens_of_the_undivided_engine(engines: Engines) -> None:
     item = video(1)
     assert engines.split(item)["tokens"] == engines.whole(item)["tokens"]

@@ -1,4 +1,4 @@
-"""A producer whose own encoder cache holds one picture encodes each picture once, as long as the connector keeps it."""
+"""A producer encodes each picture once while the connector keeps it, though vLLM's encoder cache holds only one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from embferry.connectors.vllm.config import ConnectorConfig
 from embferry.connectors.vllm.coordinates import Coordinates
 
 from .engines import Content, Engine, picture
-from .pair import Language
+from .pair import GUARD_S, Language
 from .split import transfer
 
-pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(1800)]
 
 ONE_AT_A_TIME = 1280
-"""Tokens in vLLM's encoder cache; a picture of 896 × 896 has 1,024."""
+"""Size of vLLM's encoder cache in tokens. A picture of 896 × 896 has 1,024."""
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +58,15 @@ def encode(producer: Engine, item: Content) -> Coordinates:
 def test_each_picture_is_encoded_once(producer: Engine, port: int) -> None:
     first, second = picture(1, 896, 896), picture(2, 896, 896)
     asked = [encode(producer, item) for item in (first, second, first, second, first)]
-    digests = [where.digest for where in asked]
+    digests = [coordinates.digest for coordinates in asked]
     assert digests == [digests[0], digests[1]] * 2 + [digests[0]]
     assert digests[0] != digests[1]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=GUARD_S) as response:
         found = dict(re.findall(r"^embferry_ec_(\w+_total) (\S+)$", response.read().decode(), re.MULTILINE))
     assert (found["items_encoded_total"], found["encodes_saved_total"]) == ("2.0", "3.0")
-    language = Language(ConnectorConfig(transports=("shm",)))
+    language = Language(ConnectorConfig(transports=("shm",), peer_timeout=GUARD_S))
     try:
-        rows = [language.fetch(str(at), str(at), where) for at, where in enumerate(asked)]
+        rows = [language.fetch(str(at), str(at), coordinates) for at, coordinates in enumerate(asked)]
         assert np.array_equal(rows[0], rows[2])
         assert np.array_equal(rows[1], rows[3])
     finally:

@@ -1,4 +1,4 @@
-"""An engine that is short of room, or has much to do, or whose client changes its mind."""
+"""Engines with little memory, with many tokens at once, and with aborted requests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from embferry.testing.proxy import ChaosProxy
 from .engines import picture, video
 from .split import TEXT, Engines, broken, running
 
-pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(1800)]
 
 BLOCK = 128 * 2048
-"""Bytes of the KV cache's block: 128 tokens."""
+"""Bytes of one KV cache block of 128 tokens."""
 NARROW: dict[str, Any] = {
     "enable_prefix_caching": True,
     "max_num_batched_tokens": 256,  # a large picture takes several steps
@@ -33,13 +33,13 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
         yield made
 
 
-def test_a_picture_larger_than_a_step(engines: Engines) -> None:
+def test_a_picture_may_take_several_steps(engines: Engines) -> None:
     for item in (picture(1, 896, 896), picture(2)):
         assert engines.split(item)["tokens"] == engines.whole(item)["tokens"]
 
 
-def test_a_prefix_that_is_cached(engines: Engines) -> None:
-    """In both engines: the picture is not encoded again, and does not come again."""
+def test_a_picture_in_a_cached_prefix_is_not_transferred_again(engines: Engines) -> None:
+    """The prefix is cached in both engines."""
     item = picture(3, 448, 448)
     whole = engines.whole(item)["tokens"]
     assert engines.split(item)["tokens"] == whole
@@ -50,8 +50,8 @@ def test_a_prefix_that_is_cached(engines: Engines) -> None:
     assert after["transfers"] == before["transfers"]
 
 
-def test_preemption(engines: Engines) -> None:
-    """Four that grow until there is no room for all: who gives way comes back and needs its picture again."""
+def test_a_preempted_request_gets_its_picture_again(engines: Engines) -> None:
+    """Four requests grow until the KV cache is full, and some are preempted."""
     items = [picture(seed, 448, 448) for seed in range(11, 15)]
     params = [engines.encode(item) for item in items]
     asked = [(engines.message(given, item), given) for given, item in zip(params, items, strict=True)]
@@ -59,11 +59,11 @@ def test_preemption(engines: Engines) -> None:
     assert engines.consumer.status["preemptions"] > 0
     for item, answer in zip(items, answers, strict=True):
         assert answer["tokens"] == engines.undivided.ask(item, TEXT, max_tokens=200)["tokens"]
-    assert engines.settled()
+    engines.wait_until_settled()
 
 
-def test_a_request_that_is_aborted_in_the_middle(engines: Engines) -> None:
-    """Nothing leaks, and the same picture can be had again."""
+def test_a_request_aborted_in_the_middle_leaks_nothing(engines: Engines) -> None:
+    """The same picture can be requested again."""
     item = picture(21, 896, 896)
     params = engines.encode(item)
     endpoint = next(iter(params.values()))["embferry"]["endpoint"]
@@ -72,11 +72,14 @@ def test_a_request_that_is_aborted_in_the_middle(engines: Engines) -> None:
         aborted = engines.consumer.ask_and_abort(*engines.message(given, item), params=given)
     assert [answer["reason"] for answer in aborted] in ([], ["abort"])
     assert engines.split(item)["tokens"] == engines.whole(item)["tokens"]
-    assert engines.settled()
+    engines.wait_until_settled()
 
 
-def test_a_video(engines: Engines) -> None:
-    """At two frames a second, as this model has them. vLLM 0.32.0 tells the consumer the grid and not the rate, so at
-    another one the consumer has other positions than the undivided engine, whatever the connector."""
+def test_a_video_gets_the_tokens_of_the_undivided_engine(engines: Engines) -> None:
+    """The video has two frames per second, the model's default.
+
+    vLLM 0.32.0 tells the consumer the grid and not the frame rate. At another rate the consumer has other positions
+    than the undivided engine, with any connector.
+    """
     item = video(1)
     assert engines.split(item)["tokens"] == engines.whole(item)["tokens"]

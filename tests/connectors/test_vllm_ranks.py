@@ -1,4 +1,4 @@
-"""Two tensor-parallel ranks in each engine: one transfer, which both map."""
+"""Two tensor-parallel ranks in each engine: both map the memory of one transfer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from .engines import picture
 from .split import Engines, running
 
-pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -24,4 +24,4 @@ def test_tokens_are_those_of_the_undivided_engine(engines: Engines) -> None:
     large, several = [picture(1, 896, 896)], [picture(seed) for seed in (2, 3, 4)]
     for items in ([picture(5)], large, several):
         assert engines.split(*items)["tokens"] == engines.whole(*items)["tokens"]
-    assert engines.consumer.look()["transfers"] == 5
+    assert engines.consumer.refresh()["transfers"] == 5

@@ -1,4 +1,4 @@
-"""Real clusters, one a road, and what one undivided process says."""
+"""Real clusters, one per transport, and the answers of one undivided process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from embferry.serve.config import BootstrapSettings, RouterSettings, Settings, TransferSettings
-from embferry.serve.encode.wire import EncodeItem
+from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.supervisor import LocalCluster
 from embferry.serve.undivided import Undivided, UndividedAnswer
 from tests.serve.pictures import encoded, noise
@@ -21,12 +21,15 @@ from tests.serve.pictures import encoded, noise
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 BLOCKS, BLOCK_SIZE = 8, 8
 MAX_TOKENS = 16
-SECONDS = 200.0
+REQUEST_TIMEOUT = 1000.0
+"""Seconds until a request counts as hanging."""
+START_TIMEOUT = 300.0
+"""Seconds until the start of a cluster counts as hanging."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked; ``truth`` is None where only the undivided model knows."""
+    """Media and a question. ``truth`` is the correct answer, or None if only the undivided model can tell."""
 
     media: tuple[EncodeItem, ...]
     text: str
@@ -42,25 +45,25 @@ class Question:
 
 
 def questions() -> list[Question]:
-    """The shipped ones, and pictures of noise of many sizes, none of them twice."""
-    asked = []
+    """Returns the questions in ``examples/``, and questions about pictures of noise of many sizes."""
+    found = []
     for entry in json.loads((MEDIA / "questions.json").read_text()):
         items = [
             EncodeItem("video" if name.endswith(".mp4") else "image", (MEDIA / name).read_bytes())
             for name in entry["media"]
         ]
-        asked.append(Question(tuple(items), entry["question"], entry["answer"]))
+        found.append(Question(tuple(items), entry["question"], entry["answer"]))
     rng = random.Random(0)
     for _ in range(24):
         size = rng.randrange(40, 300), rng.randrange(40, 300)
-        asked.append(Question((EncodeItem("image", encoded(noise(*size))),), "what is there?"))
-    return asked
+        found.append(Question((EncodeItem("image", encoded(noise(*size))),), "what is there?"))
+    return found
 
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
     return Settings(
-        router=RouterSettings(port=0, request_timeout=SECONDS),
+        router=RouterSettings(port=0, request_timeout=REQUEST_TIMEOUT),
         bootstrap=BootstrapSettings(port=0),
         transfer=TransferSettings(num_blocks=BLOCKS, block_size=BLOCK_SIZE),
     )
@@ -68,7 +71,7 @@ def settings() -> Settings:
 
 @pytest.fixture(scope="session")
 def expected(settings: Settings) -> list[tuple[Question, UndividedAnswer]]:
-    """What one process says, before there are others that want the machine."""
+    """The answers of one process, computed before the clusters start."""
     undivided = Undivided(settings)
     return [(question, undivided.answer(question.media, question.text, MAX_TOKENS)) for question in questions()]
 
@@ -83,5 +86,5 @@ def cluster(
     transfer = TransferSettings(transports=(request.param,), num_blocks=BLOCKS, block_size=BLOCK_SIZE)
     logs = tmp_path_factory.mktemp("cluster") / "log"
     with LocalCluster(settings.model_copy(update={"transfer": transfer}), logs=logs) as running:
-        running.wait_ready(100)
+        running.wait_ready(START_TIMEOUT)
         yield running

@@ -1,4 +1,4 @@
-"""The real servers as OpenAI's client sees them: streaming, several pictures, and everything that can be wrong."""
+"""The real servers with OpenAI's client: streaming, several pictures, and bad requests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from embferry.serve.supervisor import LocalCluster
 from embferry.serve.undivided import UndividedAnswer
 from tests.serve.pictures import claimed_png, data_url, encoded, noise, png
 
-from .conftest import MAX_TOKENS, SECONDS, Question
+from .conftest import MAX_TOKENS, REQUEST_TIMEOUT, Question
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 GOOD = encoded(noise())
 
@@ -23,17 +23,17 @@ def image(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def text(words: str = "what is there?") -> dict[str, Any]:
+def text_part(words: str = "what is there?") -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
 @pytest.fixture
 def client(cluster: LocalCluster) -> openai.OpenAI:
-    http = httpx.Client(timeout=SECONDS, trust_env=False)
+    http = httpx.Client(timeout=REQUEST_TIMEOUT, trust_env=False)
     return openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0, http_client=http)
 
 
-def test_streaming_says_the_same_as_one_process(
+def test_a_streamed_answer_equals_that_of_one_process(
     client: openai.OpenAI, expected: list[tuple[Question, UndividedAnswer]]
 ) -> None:
     with client:
@@ -47,13 +47,13 @@ def test_streaming_says_the_same_as_one_process(
                     stream_options={"include_usage": True},
                 )
             )
-            said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-            assert said == one.text
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            assert text == one.text
             assert chunks[-1].usage is not None
             assert chunks[-1].usage.completion_tokens == len(one.tokens)
 
 
-def test_text_alone_needs_no_picture(client: openai.OpenAI) -> None:
+def test_a_question_without_pictures_is_answered(client: openai.OpenAI) -> None:
     with client:
         answer = client.chat.completions.create(
             model="shapes", messages=[{"role": "user", "content": "hello"}], max_tokens=4
@@ -63,22 +63,24 @@ def test_text_alone_needs_no_picture(client: openai.OpenAI) -> None:
 
 
 BAD: dict[str, tuple[list[dict[str, Any]], int, str]] = {
-    "not a picture": ([image(data_url(b"hello, world" * 20)), text()], 415, "unsupported_media_type"),
-    "truncated": ([image(data_url(GOOD[: len(GOOD) // 2])), text()], 400, "image_truncated"),
-    "a bomb": ([image(data_url(claimed_png(30_000, 30_000))), text()], 400, "media_too_many_pixels"),
-    "0 × 0": ([image(data_url(claimed_png(0, 0))), text()], 400, "media_zero_size"),
-    "far too wide": ([image(data_url(encoded(noise(3000, 2)))), text()], 400, "media_aspect_ratio"),
-    "another host": ([image("http://example.com/a.png"), text()], 403, "host_not_allowed"),
-    "a file": ([image("file:///etc/passwd"), text()], 403, "file_not_allowed"),
-    "another scheme": ([image("ftp://example.com/a.png"), text()], 400, "unsupported_url_scheme"),
-    "too many": ([*[image(data_url(png()))] * 17, text()], 400, "too_many_images"),
-    "too long": ([text("word " * 9000)], 400, "context_length_exceeded"),
-    "the model's own marks": ([text("<|im_end|>")], 400, "invalid_prompt"),
+    "not a picture": ([image(data_url(b"hello, world" * 20)), text_part()], 415, "unsupported_media_type"),
+    "truncated": ([image(data_url(GOOD[: len(GOOD) // 2])), text_part()], 400, "image_truncated"),
+    "a bomb": ([image(data_url(claimed_png(30_000, 30_000))), text_part()], 400, "media_too_many_pixels"),
+    "0 × 0": ([image(data_url(claimed_png(0, 0))), text_part()], 400, "media_zero_size"),
+    "far too wide": ([image(data_url(encoded(noise(3000, 2)))), text_part()], 400, "media_aspect_ratio"),
+    "another host": ([image("http://example.com/a.png"), text_part()], 403, "host_not_allowed"),
+    "a file": ([image("file:///etc/passwd"), text_part()], 403, "file_not_allowed"),
+    "another scheme": ([image("ftp://example.com/a.png"), text_part()], 400, "unsupported_url_scheme"),
+    "too many": ([*[image(data_url(png()))] * 17, text_part()], 400, "too_many_images"),
+    "too long": ([text_part("word " * 9000)], 400, "context_length_exceeded"),
+    "a special token": ([text_part("<|im_end|>")], 400, "invalid_prompt"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_at_once_and_harms_nobody(cluster: LocalCluster, client: openai.OpenAI, name: str) -> None:
+def test_bad_input_is_refused_and_the_next_request_succeeds(
+    cluster: LocalCluster, client: openai.OpenAI, name: str
+) -> None:
     content, status, code = BAD[name]
     before = {view.pid for view in cluster.processes}
     with client:
@@ -87,7 +89,7 @@ def test_bad_input_is_refused_at_once_and_harms_nobody(cluster: LocalCluster, cl
             client.chat.completions.create(model="shapes", messages=messages)
         assert (refused.value.status_code, refused.value.code) == (status, code), refused.value.message
         assert len(refused.value.message) > 20
-        good: Any = [{"role": "user", "content": [image(data_url(GOOD)), text()]}]
+        good: Any = [{"role": "user", "content": [image(data_url(GOOD)), text_part()]}]
         assert client.chat.completions.create(model="shapes", messages=good, max_tokens=2).choices
     assert {view.pid for view in cluster.processes} == before
 
@@ -100,14 +102,16 @@ def test_another_model_is_not_found(client: openai.OpenAI) -> None:
 
 def test_malformed_json_is_a_400(cluster: LocalCluster) -> None:
     url = f"{cluster.url}/v1/chat/completions"
-    answer = httpx.post(url, content=b'{"model": "sha', headers={"X-Request-Id": "mine"}, trust_env=False)
+    answer = httpx.post(
+        url, content=b'{"model": "sha', headers={"X-Request-Id": "mine"}, timeout=REQUEST_TIMEOUT, trust_env=False
+    )
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "invalid_json"
     assert answer.headers["X-Request-Id"] == "mine"
 
 
-def test_the_pages_around_it(cluster: LocalCluster) -> None:
-    with httpx.Client(base_url=cluster.url, trust_env=False) as http:
+def test_the_other_paths_respond(cluster: LocalCluster) -> None:
+    with httpx.Client(base_url=cluster.url, timeout=REQUEST_TIMEOUT, trust_env=False) as http:
         assert http.get("/health").status_code == 200
         assert http.get("/ready").status_code == 200
         assert http.get("/v1/models").json()["data"][0]["id"] == "shapes"

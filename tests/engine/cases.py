@@ -1,4 +1,4 @@
-"""The three models a test compares, and the requests it compares them on."""
+"""The models that tests compare, and the requests on which they compare them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES: dict[str, Callable[[], list[MediaItem]]] = {
     "video": lambda: [video(4)],
     "image and video": lambda: [picture(5, 64, 48), video(6, frames=4)],
 }
-#: Longer than any prompt here: prefill in one piece, as ``generate`` does it.
+#: More tokens than any prompt here has: prefill in one piece, as ``generate`` does it.
 WHOLE = 1 << 20
 
 
@@ -59,7 +59,7 @@ class Split:
         )
 
     def chunked(self, chunk: int) -> Split:
-        """The same weights, prefilled in chunks."""
+        """Returns models with the same weights that prefill in chunks."""
         language, undivided = self.language, self.undivided
         return replace(
             self,
@@ -78,26 +78,26 @@ class Split:
         return Asked(prepared, [self.encoder.encode(item) for item in prepared], prompt)
 
     def answer(self, prompt: Prompt, source: EmbeddingSource | None, params: SamplingParams) -> ReferenceRun:
-        """Runs the language half alone, taking all rows of a chunk as they are."""
+        """Runs the language half alone; all visual tokens of a chunk must have arrived."""
         run, sequence = ReferenceRun(), self.language.start(prompt, params)
         while sequence.finish_reason is None:
             if sequence.prefilled:
                 self.language.decode_step(sequence)
             else:
-                first, last = sequence.next_rows
+                first, last = sequence.next_visual_range
                 names = [spec.name for spec in self.language.fields]
-                rows = {name: source.read(name, first, last) for name in names} if source is not None else None
-                self.language.prefill_chunk(sequence, rows)
+                fields = {name: source.read(name, first, last) for name in names} if source is not None else None
+                self.language.prefill_chunk(sequence, fields)
             if sequence.logits is not None:
                 run.logits.append(sequence.logits)
         run.tokens.extend(sequence.tokens)
         return run
 
     def generate(self, asked: Asked, tokens: int) -> ReferenceRun:
-        """Stock ``generate`` of transformers, from the pixels on.
+        """Runs the stock ``generate`` of transformers, from the pixels on.
 
-        It encodes all pictures in one call, which may change their last bits: where there are several, its own tower is
-        asked for one at a time, and it goes on from there.
+        ``generate`` encodes all pictures in one call, which may change their last bits. So where there are several, its
+        own tower encodes them one by one before, and ``generate`` gets the features.
         """
         pixels: dict[str, Any] = {}
         for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
@@ -129,7 +129,7 @@ class Split:
 
 
 def assert_same(run: ReferenceRun, other: ReferenceRun) -> None:
-    """Token by token and bit by bit."""
+    """Asserts that two runs have the same tokens and, bit by bit, the same logits."""
     assert run.tokens == other.tokens
     assert len(run.logits) == len(other.logits) == len(run.tokens)
     for step, (logits, others) in enumerate(zip(run.logits, other.logits, strict=True)):

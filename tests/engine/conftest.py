@@ -17,7 +17,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Directory of the random model of a family, built when first asked for."""
+    """Returns the directory of the random model of a family; each is built once."""
     built: dict[str, Path] = {}
 
     def directory(model_type: str) -> Path:
@@ -30,7 +30,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def split(model_dir: Callable[[str], Path]) -> Callable[[str, torch.dtype], Split]:
-    """Encoder, language model and undivided model of a family in a dtype, loaded when first asked for."""
+    """Returns encoder, language model and undivided model of a family in a dtype; each is loaded once."""
     loaded: dict[tuple[str, torch.dtype], Split] = {}
 
     def load(model_type: str, dtype: torch.dtype = torch.float32) -> Split:

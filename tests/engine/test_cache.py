@@ -1,3 +1,5 @@
+"""The cache of embeddings: hits, eviction, pins, and concurrent lookups."""
+
 from __future__ import annotations
 
 import threading
@@ -27,7 +29,7 @@ SIZE = embedding().nbytes
 
 
 class Encodes:
-    """An encoder that counts, and can be held up or made to fail."""
+    """An encoder that counts its calls, and can be held up or made to fail."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.calls = 0
@@ -49,70 +51,70 @@ def keys(count: int) -> list[bytes]:
     return [bytes([number]) for number in range(count)]
 
 
-def test_second_lookup_is_a_hit():
+def test_a_second_lookup_is_a_hit():
     cache, encode = EmbeddingCache(10 * SIZE), Encodes()
-    with cache.lease(b"a", encode) as first, cache.lease(b"a", encode) as second:
+    with cache.pin(b"a", encode) as first, cache.pin(b"a", encode) as second:
         assert first is second
     assert (encode.calls, cache.counters.hits, cache.counters.misses) == (1, 1, 1)
     assert cache.held_bytes == SIZE
 
 
-def test_least_recently_used_goes_first():
+def test_the_least_recently_used_embedding_is_evicted_first():
     cache = EmbeddingCache(2 * SIZE)
     a, b, c = keys(3)
     for key in (a, b, a, c):
-        cache.lease(key, embedding).release()
+        cache.pin(key, embedding).release()
     assert (a in cache, b in cache, c in cache) == (True, False, True)
     assert cache.counters.evictions == 1
     assert cache.held_bytes == 2 * SIZE
 
 
-def test_leased_is_not_evicted():
+def test_a_pinned_embedding_is_not_evicted():
     cache = EmbeddingCache(SIZE)
     a, b, c = keys(3)
-    held = cache.lease(a, embedding)
-    again = cache.lease(a, embedding)
+    held = cache.pin(a, embedding)
+    again = cache.pin(a, embedding)
     for key in (b, c):
-        cache.lease(key, embedding).release()
+        cache.pin(key, embedding).release()
     assert a in cache
     held.release()
     held.release()
-    cache.lease(b, embedding).release()
-    assert a in cache, "released twice by one holder, still held by the other"
+    cache.pin(b, embedding).release()
+    assert a in cache, "one pin was released twice, the other one still holds"
     again.release()
-    cache.lease(c, embedding).release()
+    cache.pin(c, embedding).release()
     assert a not in cache
     assert cache.held_bytes <= cache.budget_bytes
 
 
-def test_larger_than_the_budget_is_gone_after_use():
+def test_an_embedding_larger_than_the_budget_is_evicted_after_use():
     cache = EmbeddingCache(SIZE - 1)
-    with cache.lease(b"a", embedding):
+    with cache.pin(b"a", embedding):
         assert cache.held_bytes == SIZE
     assert (len(cache), cache.held_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("budget", [0, 10 * SIZE])
-def test_asked_for_at_once_is_encoded_once(budget):
+def test_concurrent_lookups_encode_once(budget):
     cache, encode = EmbeddingCache(budget), Encodes()
     encode.go.clear()
     with ThreadPoolExecutor(8) as pool:
-        leases = [pool.submit(cache.lease, b"a", encode) for _ in range(8)]
+        lookups = [pool.submit(cache.pin, b"a", encode) for _ in range(8)]
         assert encode.started.wait(DEADLINE)
         encode.go.set()
-        held = [lease.result(DEADLINE) for lease in leases]
-    assert len({id(lease.embedding) for lease in held}) == 1
-    for lease in held:
-        lease.release()
+        pins = [lookup.result(DEADLINE) for lookup in lookups]
+    assert len({id(pin.embedding) for pin in pins}) == 1
+    for pin in pins:
+        pin.release()
     assert encode.calls == 1
     assert (cache.counters.misses, cache.counters.hits) == (1, 7)
-    assert cache.held_bytes <= max(budget, 0)
+    assert cache.held_bytes <= budget
 
 
 def waiting_for(cache: EmbeddingCache, encode: Encodes, pool: ThreadPoolExecutor, wake: threading.Event | None = None):
-    """One thread that encodes, and one that waits for the same and goes on no sooner than ``wake``."""
+    """Starts one thread that encodes and one that waits for its result, and which goes on only after ``wake``."""
     encode.go.clear()
-    first = pool.submit(cache.lease, b"a", encode)
+    first = pool.submit(cache.pin, b"a", encode)
     assert encode.started.wait(DEADLINE)
     waiting = threading.Event()
     real = cache._encoding[b"a"].result
@@ -124,37 +126,37 @@ def waiting_for(cache: EmbeddingCache, encode: Encodes, pool: ThreadPoolExecutor
         return found
 
     cache._encoding[b"a"].result = result
-    second = pool.submit(cache.lease, b"a", embedding)
+    second = pool.submit(cache.pin, b"a", embedding)
     assert waiting.wait(DEADLINE)
     encode.go.set()
     return [first, second]
 
 
-def test_who_waited_gets_it_though_it_was_evicted_meanwhile():
+def test_a_waiting_lookup_gets_an_embedding_that_was_evicted_meanwhile():
     cache, encode, wake = EmbeddingCache(0), Encodes(), threading.Event()
     with ThreadPoolExecutor(2) as pool:
         first, second = waiting_for(cache, encode, pool, wake)
-        lease = first.result(DEADLINE)
-        lease.release()
+        pin = first.result(DEADLINE)
+        pin.release()
         assert len(cache) == 0
         wake.set()
         with second.result(DEADLINE) as found:
-            assert found is lease.embedding
+            assert found is pin.embedding
     assert (len(cache), encode.calls) == (0, 1)
 
 
-def test_failed_encode_is_shared_and_not_kept():
+def test_a_failed_encode_fails_all_lookups_and_is_not_kept():
     cache, encode = EmbeddingCache(10 * SIZE), Encodes(ValueError("no picture"))
     with ThreadPoolExecutor(2) as pool:
-        for lease in waiting_for(cache, encode, pool):
+        for lookup in waiting_for(cache, encode, pool):
             with pytest.raises(ValueError, match="no picture"):
-                lease.result(DEADLINE)
+                lookup.result(DEADLINE)
     assert (len(cache), cache.held_bytes, encode.calls) == (0, 0, 1)
-    with cache.lease(b"a", embedding):
+    with cache.pin(b"a", embedding):
         assert b"a" in cache
 
 
-def test_interrupted_encode_is_tried_again_by_those_who_waited():
+def test_an_interrupted_encode_is_repeated_by_a_waiting_lookup():
     cache, encode = EmbeddingCache(10 * SIZE), Encodes(KeyboardInterrupt())
     with ThreadPoolExecutor(2) as pool:
         first, second = waiting_for(cache, encode, pool)
@@ -164,6 +166,6 @@ def test_interrupted_encode_is_tried_again_by_those_who_waited():
             assert found.num_tokens == 4
 
 
-def test_budget_must_make_sense():
+def test_a_negative_budget_is_rejected():
     with pytest.raises(ValueError, match="budget"):
         EmbeddingCache(-1)

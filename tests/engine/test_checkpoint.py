@@ -1,4 +1,4 @@
-"""Each half opens its own tensors and no others."""
+"""Loading the two halves: each opens its own tensors only, and damaged files are rejected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.engine.cases import CASES, Split, assert_same
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """Names of the tensors read from any safetensors file."""
+    """Records the names of the tensors that are read from safetensors files."""
     names: list[str] = []
 
     class Recording:
@@ -54,7 +54,7 @@ def tensors_of(path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
-def test_halves_open_their_own_tensors(model_dir, family_name, opened):
+def test_each_half_opens_its_own_tensors_only(model_dir, family_name, opened):
     path = model_dir(family_name)
     everything = tensors_of(path)
     encoder = Encoder.load(path, torch.float32)
@@ -69,7 +69,7 @@ def test_halves_open_their_own_tensors(model_dir, family_name, opened):
     assert len(list(path.glob("*.safetensors"))) > 2
 
 
-def test_nothing_is_left_on_meta(split, family_name):
+def test_no_tensor_stays_on_the_meta_device(split, family_name):
     models = split(family_name)
     for module in (models.encoder._tower, models.language._decoder):
         tensors = [*module.parameters(), *module.buffers()]
@@ -82,13 +82,13 @@ NEW_NAMES = {"visual.": "model.visual.", "model.": "model.language_model."}
 
 
 def renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """With the other of the two forms of names that checkpoints have."""
+    """Returns the tensors under the other of the two forms of names that checkpoints have."""
     names = OLD_NAMES if any(name.startswith("model.visual.") for name in tensors) else NEW_NAMES
     found = {name: next((prefix for prefix in names if name.startswith(prefix)), "") for name in tensors}
     return {names.get(prefix, "") + name[len(prefix) :]: tensors[name] for name, prefix in found.items()}
 
 
-def test_other_names_in_a_single_file(model_dir, family_name, split, tmp_path):
+def test_a_single_file_with_the_other_form_of_names_loads_the_same(model_dir, family_name, split, tmp_path):
     path = model_dir(family_name)
     for file in path.glob("*.json"):
         if "index" not in file.name:
@@ -109,7 +109,7 @@ def test_other_names_in_a_single_file(model_dir, family_name, split, tmp_path):
     assert_same(old.answer(asked.prompt, asked.source(), params), same.answer(theirs.prompt, theirs.source(), params))
 
 
-def test_unknown_family_names_the_known_ones(model_dir):
+def test_the_error_for_an_unknown_family_lists_the_supported_ones(model_dir):
     config = AutoConfig.from_pretrained(model_dir("qwen2_vl"))
     config.model_type = "llava"
     with pytest.raises(UnsupportedModel, match=f"'llava'.*{', '.join(SUPPORTED)}"):
@@ -117,7 +117,7 @@ def test_unknown_family_names_the_known_ones(model_dir):
 
 
 @pytest.mark.parametrize("damage", ["no config", "no weights", "missing tensor", "wrong shape", "not safetensors"])
-def test_damaged_checkpoint_is_refused(model_dir, tmp_path, damage):
+def test_a_damaged_checkpoint_is_rejected(model_dir, tmp_path, damage):
     path = tmp_path / "model"
     shutil.copytree(model_dir("qwen2_vl"), path)
     index = path / "model.safetensors.index.json"
@@ -149,13 +149,13 @@ def test_prompts_and_media_need_no_weights(model_dir, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["not json", '{"model_type": "no such model"}'])
-def test_unreadable_configuration_is_refused(tmp_path, text):
+def test_an_unreadable_configuration_is_rejected(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match="configuration"):
         read_config(tmp_path)
 
 
-def test_untied_head_must_be_there(model_dir, tmp_path):
+def test_a_missing_head_is_rejected_unless_it_is_tied(model_dir, tmp_path):
     path = tmp_path / "model"
     shutil.copytree(model_dir("qwen2_vl"), path)
     index = path / "model.safetensors.index.json"
@@ -166,6 +166,6 @@ def test_untied_head_must_be_there(model_dir, tmp_path):
         LanguageModel.load(path, torch.float32)
 
 
-def test_keys_neither_half_knows_are_left_alone(model_dir):
+def test_unknown_tensors_belong_to_neither_half(model_dir):
     family = family_of(Checkpoint(model_dir("qwen3_vl")).config)
     assert family.place("optimizer.state") is None

@@ -1,4 +1,4 @@
-"""Tensors as a transfer reads and writes them; here on the CPU, where a copy is a copy."""
+"""Device tensors as fields of a transfer, tested on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from embferry.engine.device import DeviceTensor, pinned
 
 
-def test_rows_are_copied_out_and_in() -> None:
+def test_tokens_are_copied_out_and_in() -> None:
     tensor = torch.arange(60, dtype=torch.float32).to(torch.bfloat16).reshape(10, 6)
     field = DeviceTensor(tensor)
     assert field.shape == (10, 12)
@@ -22,6 +22,6 @@ def test_rows_are_copied_out_and_in() -> None:
 
 
 @pytest.mark.parametrize("tensor", [torch.zeros(4), torch.zeros(4, 6).T])
-def test_what_is_no_field_is_refused(tensor: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="a field is a contiguous tensor"):
+def test_a_tensor_that_is_not_contiguous_rows_is_rejected(tensor: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="contiguous"):
         DeviceTensor(tensor)

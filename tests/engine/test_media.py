@@ -1,3 +1,5 @@
+"""Pictures and videos become patches: the same as transformers makes, of a number known beforehand."""
+
 from __future__ import annotations
 
 import io
@@ -25,7 +27,7 @@ def all_families(model_dir):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_picture_is_what_the_processor_of_transformers_makes(model_dir, media, size):
+def test_patches_of_a_picture_equal_those_of_transformers(model_dir, media, size):
     theirs = Qwen2VLImageProcessorPil.from_pretrained(model_dir("qwen3_vl"))(picture(1, *size), return_tensors="pt")
     ours = media.prepare(picture(1, *size))
     assert torch.equal(ours.pixel_values, theirs["pixel_values"])
@@ -33,8 +35,7 @@ def test_picture_is_what_the_processor_of_transformers_makes(model_dir, media, s
     assert ours.num_tokens == ours.pixel_values.shape[0] // MERGE**2 == media.tokens_of(size)
 
 
-def test_patches_of_a_still_frame_equal_the_processors(model_dir):
-    """One frame, doubled to fill a temporal patch: the video path gives the bits of the picture path."""
+def test_a_video_of_one_frame_equals_the_picture(model_dir):
     media = MediaProcessor.load(model_dir("qwen2_vl"))
     still = picture(2, 64, 48)
     frames = np.stack([media._pixels(still, (48, 64))] * 2)
@@ -55,7 +56,7 @@ def test_patches_are_ordered_by_time_then_block():
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 8])
-def test_video_tokens_are_known_from_its_size(model_dir, frames):
+def test_the_tokens_of_a_video_are_known_from_its_size(model_dir, frames):
     for media in all_families(model_dir):
         prepared = media.prepare(video(3, frames, 90, 40))
         assert prepared.num_tokens == media.tokens_of((90, 40), frames)
@@ -63,20 +64,20 @@ def test_video_tokens_are_known_from_its_size(model_dir, frames):
         assert prepared.pixel_values.shape == (prepared.num_tokens * MERGE**2, 3 * 2 * PATCH * PATCH)
 
 
-def test_odd_video_repeats_its_last_frame(media):
+def test_an_odd_video_repeats_its_last_frame(media):
     odd = video(3, 3)
     even = Video([*odd.frames, odd.frames[-1]], odd.fps)
     assert torch.equal(media.prepare(odd).pixel_values, media.prepare(even).pixel_values)
 
 
-def test_timestamps(model_dir):
+def test_timestamps_follow_the_rule_of_the_family(model_dir):
     two, two5, three = (media.prepare(video(3, 5, fps=2.0)).timestamps for media in all_families(model_dir))
     assert two == ()
     assert two5 == (0.0, 1.0, 2.0)
     assert three == (0.25, 1.25, 2.0)
 
 
-def test_digest_follows_the_content(model_dir, media):
+def test_the_digest_depends_on_pixels_kind_and_weights(model_dir, media):
     still, other = picture(4), picture(4)
     first = media.prepare(still)
     assert first.digest == media.prepare(other).digest
@@ -89,14 +90,14 @@ def test_digest_follows_the_content(model_dir, media):
     assert {len(digest) for digest in digests} == {16}
 
 
-def test_transparency_lies_on_white(media):
+def test_a_transparent_picture_gets_a_white_background(media):
     clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     assert torch.equal(
         media.prepare(clear).pixel_values, media.prepare(Image.new("RGB", (64, 64), "white")).pixel_values
     )
 
 
-def test_frame_sampling_is_read(media):
+def test_frame_sampling_has_defaults(media):
     assert (media.frame_sampling.fps, media.frame_sampling.min_frames, media.frame_sampling.max_frames) == (2.0, 4, 768)
 
 
@@ -107,9 +108,9 @@ def truncated() -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("item", "said"),
+    ("item", "message"),
     [
-        (Image.new("RGB", (0, 10)), "at least one"),
+        (Image.new("RGB", (0, 10)), "at least one pixel"),
         (Image.new("RGB", (1, 1000)), "200 times"),
         (truncated(), "cannot be decoded"),
         (Video([], 1.0), "no frames"),
@@ -119,12 +120,12 @@ def truncated() -> Image.Image:
         ("picture.png", "expected a PIL image"),
     ],
 )
-def test_bad_media_is_refused(media, item, said):
-    with pytest.raises(MediaError, match=said):
+def test_bad_media_is_rejected(media, item, message):
+    with pytest.raises(MediaError, match=message):
         media.prepare(item)
 
 
-def test_settings_must_be_there(model_dir, tmp_path):
+def test_missing_preprocessor_settings_are_rejected(model_dir, tmp_path):
     (tmp_path / "config.json").write_text((model_dir("qwen2_vl") / "config.json").read_text())
     with pytest.raises(CheckpointError, match="preprocessor settings"):
         MediaProcessor.load(tmp_path)
@@ -132,8 +133,8 @@ def test_settings_must_be_there(model_dir, tmp_path):
 
 @pytest.mark.parametrize("capped", [False, True])
 @pytest.mark.parametrize("size", [(64, 64), (300, 200), (20, 20)])
-def test_video_sizes_are_those_of_transformers(model_dir, size, capped):
-    """The rule of the Qwen3-VL video processor, whose class needs torchvision, worked out by its arithmetic."""
+def test_the_size_of_a_video_follows_the_rule_of_transformers(model_dir, size, capped):
+    """Computes the rule of the Qwen3-VL video processor anew, because its class needs torchvision."""
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
     media = MediaProcessor.load(model_dir("qwen3_vl"))

@@ -1,4 +1,4 @@
-"""The model that comes with the package, split, against itself undivided."""
+"""The packaged model: its two halves give the same results as the undivided model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def models(request) -> Split:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_equals_undivided(models, case):
+def test_the_halves_equal_the_undivided_model(models, case):
     asked = models.ask(CASES[case]())
     run = models.answer(asked.prompt, asked.source(), TOKENS)
     assert_same(run, models.undivided.run(asked.prompt, asked.prepared, TOKENS))
@@ -30,7 +30,7 @@ def test_equals_undivided(models, case):
 
 
 @pytest.mark.parametrize("chunk", [64, DEFAULT_CHUNK_TOKENS])
-def test_equals_undivided_while_arriving(models, chunk):
+def test_the_halves_equal_the_undivided_model_while_embeddings_arrive(models, chunk):
     models = models.chunked(chunk)
     scheduler, sources, asked = Scheduler(models.language), [], {}
     for seed, (name, case) in enumerate(CASES.items()):
@@ -42,7 +42,7 @@ def test_equals_undivided_while_arriving(models, chunk):
         assert tokens_of(outputs, name) == models.undivided.run(request.prompt, request.prepared, TOKENS).tokens
 
 
-def test_halves_add_up(models):
+def test_the_halves_have_all_parameters_of_the_whole(models):
     whole = sum(parameter.numel() for parameter in models.undivided.model.parameters())
     assert models.encoder.num_parameters + models.language.num_parameters == whole
     assert models.encoder.num_parameters < whole

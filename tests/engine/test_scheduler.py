@@ -1,4 +1,4 @@
-"""Requests in turn, whatever the order their embeddings arrive in."""
+"""The scheduler: requests take turns, and the arrival of embeddings does not change results."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class TransferError(Exception):
 
 
 class Arriving:
-    """A source that shows its tokens bit by bit, and checks that nothing is read early or after its release.
+    """A source whose tokens arrive in portions; it checks that no token is read too early or after its release.
 
-    What was read is overwritten when it is released, as the blocks of a receive pool are by the next grant.
+    Tensors that were read are overwritten on release, as the next grant overwrites the blocks of a receive pool.
     """
 
     def __init__(self, embeddings: list[Embedding], arrivals: Iterator[int], fails_at: int | None = None) -> None:
@@ -59,8 +59,8 @@ class Arriving:
     def release(self, upto: int) -> None:
         assert self.released <= upto <= self.arrived
         self.released = upto
-        for rows in self._lent:
-            rows.fill_(-1)
+        for tensor in self._lent:
+            tensor.fill_(-1)
         self._lent.clear()
 
 
@@ -79,7 +79,7 @@ ARRIVALS: dict[str, Callable[[], Iterator[int]]] = {
 
 
 def drive(scheduler: Scheduler, sources: Sequence[Arriving] = (), most: int = 2000) -> list[Output]:
-    """Steps until nothing is left, letting tokens arrive in between. Tokens given, by step."""
+    """Steps until all requests have ended, letting tokens arrive in between; returns all outputs."""
     outputs = []
     for _ in range(most):
         if not len(scheduler):
@@ -87,7 +87,7 @@ def drive(scheduler: Scheduler, sources: Sequence[Arriving] = (), most: int = 20
         outputs += scheduler.step()
         for source in sources:
             source.arrive()
-    raise AssertionError(f"{len(scheduler)} requests are still here after {most} steps")
+    raise AssertionError(f"{len(scheduler)} requests have not ended after {most} steps")
 
 
 def tokens_of(outputs: list[Output], request: str) -> list[int]:
@@ -108,8 +108,8 @@ def models(split) -> Split:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("arrival", ARRIVALS)
-def test_arrival_changes_nothing(split, family_name, dtype, arrival):
-    """The logits after prefill and every token, for every pattern of arrival, are those of the undivided model."""
+def test_arrival_does_not_change_results(split, family_name, dtype, arrival):
+    """For every pattern of arrival, logits and tokens are those of the undivided model."""
     models = split(family_name, dtype).chunked(16)
     scheduler, sources, asked = Scheduler(models.language), [], {}
     logits: dict[str, list[torch.Tensor]] = {}
@@ -141,7 +141,7 @@ def test_arrival_changes_nothing(split, family_name, dtype, arrival):
     assert all(source.released == source.total_tokens for source in sources)
 
 
-def test_prefill_starts_before_all_has_arrived(models):
+def test_prefill_starts_before_the_whole_embedding_has_arrived(models):
     asked = models.ask(CASES["three images"]())
     source = Arriving(asked.embeddings, iter([20]))
     scheduler = Scheduler(models.language)
@@ -157,8 +157,8 @@ def test_prefill_starts_before_all_has_arrived(models):
     assert next(start for field, start, _ in source.reads if field == "fill_ids") == 0
 
 
-def test_every_request_gets_its_turn(models):
-    """Three with everything there and one with nothing: each step gives each of the three one token."""
+def test_a_missing_embedding_does_not_hold_up_other_requests(models):
+    """Three requests are complete and one waits for its embedding: each step gives each of the three one token."""
     scheduler = Scheduler(models.language)
     whole = [models.ask([]), models.ask([], "what is it?"), models.ask([], "and that?")]
     stuck = models.ask(CASES["one image"]())
@@ -173,7 +173,7 @@ def test_every_request_gets_its_turn(models):
     assert len(scheduler) == 1
 
 
-def test_long_prompt_does_not_hold_up_the_others(models):
+def test_a_long_prompt_does_not_hold_up_other_requests(models):
     scheduler = Scheduler(models.language)
     long, short = models.ask([], "x " * 300), models.ask([])
     scheduler.add(Request("long", long.prompt, TOKENS))
@@ -183,7 +183,7 @@ def test_long_prompt_does_not_hold_up_the_others(models):
 
 
 @pytest.mark.parametrize("fails_at", [0, 10, 24])
-def test_failing_source_ends_its_request_alone(models, fails_at):
+def test_a_failing_source_ends_only_its_own_request(models, fails_at):
     scheduler = Scheduler(models.language)
     bad, good = models.ask(CASES["three images"]()), models.ask(CASES["one image"]())
     broken = Arriving(bad.embeddings, endless(0, 5), fails_at=fails_at)
@@ -199,7 +199,7 @@ def test_failing_source_ends_its_request_alone(models, fails_at):
     assert last_of(outputs, "good").error is None
 
 
-def test_failed_source_makes_the_scheduler_runnable(models):
+def test_a_failed_source_makes_the_scheduler_runnable(models):
     asked = models.ask(CASES["one image"]())
     source = Arriving(asked.embeddings, iter([]))
     scheduler = Scheduler(models.language)
@@ -213,12 +213,12 @@ def test_failed_source_makes_the_scheduler_runnable(models):
 
 
 class Announced(Arriving):
-    """Says it has another length than the prompt's media."""
+    """A source whose length is not that of the prompt's media."""
 
     total_tokens = 3
 
 
-def test_embedding_of_something_else_is_never_used(models):
+def test_an_embedding_of_other_media_is_rejected(models):
     asked = models.ask([picture(1)])
     same_size, turned, moving = (
         models.ask([picture(2)]),
@@ -233,7 +233,7 @@ def test_embedding_of_something_else_is_never_used(models):
         assert isinstance(last_of(drive(scheduler), "a").error, EmbeddingMismatch)
 
 
-def test_abort_running_and_queued(models):
+def test_running_and_queued_requests_can_be_aborted(models):
     scheduler = Scheduler(models.language, max_running=1)
     asked = models.ask([])
     for name in "abc":
@@ -250,7 +250,7 @@ def test_abort_running_and_queued(models):
     assert len(tokens_of(outputs, "b")) == 6
 
 
-def test_limits(models):
+def test_limits_on_running_and_queued_requests(models):
     scheduler = Scheduler(models.language, max_running=2, max_queued=1)
     asked = models.ask([])
     for name in "abc":
@@ -258,7 +258,7 @@ def test_limits(models):
     assert (scheduler.num_running, scheduler.num_queued, len(scheduler)) == (2, 1, 3)
     with pytest.raises(QueueFull):
         scheduler.add(Request("d", asked.prompt, TOKENS))
-    with pytest.raises(ValueError, match="still here"):
+    with pytest.raises(ValueError, match="not finished"):
         scheduler.add(Request("c", asked.prompt, TOKENS))
     seen = drive(scheduler)
     assert {output.request_id for output in seen} == set("abc")
@@ -266,7 +266,7 @@ def test_limits(models):
         scheduler.add(Request("e", models.ask([picture(1)]).prompt, TOKENS))
 
 
-def test_text_and_time_to_first_token(models):
+def test_outputs_carry_text_and_time_to_first_token(models):
     now = iter(range(100))
     scheduler = Scheduler(models.language, clock=lambda: float(next(now)))
     asked = models.ask(CASES["one image"]())
@@ -278,7 +278,7 @@ def test_text_and_time_to_first_token(models):
     assert [output.ttft for output in outputs] == [1.0, None, None, None, None, 1.0]
 
 
-def test_stop_string_and_end_token(models):
+def test_a_stop_string_and_an_end_token_end_an_answer(models):
     asked = models.ask([])
     free = models.answer(asked.prompt, None, SamplingParams(max_tokens=40, ignore_eos=True))
     text = models.language.prompts.tokenizer.decode(free.tokens)

@@ -1,3 +1,5 @@
+"""Streaming text, stop strings, chunk boundaries and sampling."""
+
 from __future__ import annotations
 
 import random
@@ -25,7 +27,7 @@ def pushed(tokenizer, ids):
 
 
 @pytest.mark.parametrize("text", ["plain words", "Größe naïve", "你好吗", "🙂👩‍🚀!", "a 🙂 b é", "�", "x�y"])
-def test_whole_characters_only(tokenizer, text):
+def test_only_whole_characters_are_emitted(tokenizer, text):
     ids = tokenizer(text)["input_ids"]
     deltas, rest = pushed(tokenizer, ids)
     assert "".join(deltas) + rest == text
@@ -35,14 +37,14 @@ def test_whole_characters_only(tokenizer, text):
         assert REPLACEMENT not in "".join(deltas)
 
 
-def test_multi_byte_character_comes_with_its_last_token(tokenizer):
+def test_a_multi_byte_character_is_emitted_with_its_last_token(tokenizer):
     ids = tokenizer("🙂")["input_ids"]
-    assert len(ids) > 1, "the character has to be several tokens for this to test anything"
+    assert len(ids) > 1, "this test needs a character of several tokens"
     deltas, _ = pushed(tokenizer, ids)
     assert deltas == [""] * (len(ids) - 1) + ["🙂"]
 
 
-def test_cut_character_is_replaced_at_the_end(tokenizer):
+def test_an_incomplete_character_is_replaced_at_the_end(tokenizer):
     ids = tokenizer("ab🙂")["input_ids"][:-1]
     deltas, rest = pushed(tokenizer, ids)
     assert "".join(deltas) == "ab"
@@ -50,14 +52,14 @@ def test_cut_character_is_replaced_at_the_end(tokenizer):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_any_tokens_add_up_to_their_decoding(tokenizer, seed):
-    """Random tokens are mostly bytes that are no character: the streamed text is still that of decoding all at once."""
+def test_the_pieces_of_random_tokens_join_to_their_decoding(tokenizer, seed):
+    """Most random tokens are bytes that form no character."""
     ids = random.Random(seed).choices(range(len(tokenizer)), k=60)
     deltas, rest = pushed(tokenizer, ids)
     assert "".join(deltas) + rest == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def test_spaces_stay_where_a_tokenizer_drops_the_first():
+def test_spaces_stay_although_the_tokenizer_drops_the_first():
     metaspace = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1}, unk_token="▁a"))
     metaspace.decoder = decoders.Metaspace()
     deltas, rest = pushed(PreTrainedTokenizerFast(tokenizer_object=metaspace), [0, 1, 1, 0])
@@ -66,7 +68,7 @@ def test_spaces_stay_where_a_tokenizer_drops_the_first():
 
 @pytest.mark.parametrize("stops", [("stop",), ("op no", "stop"), ("zz", "p")])
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_stop_text(stops, size):
+def test_text_ends_before_the_first_stop_string(stops, size):
     text = "a sto stop now"
     stop = StopText(stops)
     given = "".join(stop.push(text[at : at + size]) for at in range(0, len(text), size))
@@ -75,7 +77,7 @@ def test_stop_text(stops, size):
     assert given == text[:found]
 
 
-def test_stop_text_gives_back_what_became_none():
+def test_withheld_text_is_emitted_when_it_becomes_no_stop_string():
     stop = StopText(("stop",))
     assert [stop.push(part) for part in ("a s", "to", "ne", " st")] == ["a ", "", "stone", " "]
     assert stop.finish() == "st"
@@ -103,17 +105,17 @@ def test_chunks_cover_the_prompt():
         {"stop": ("",)},
     ],
 )
-def test_bad_parameters_are_refused(wrong):
+def test_bad_parameters_are_rejected(wrong):
     with pytest.raises(ParameterError):
         SamplingParams(**wrong)
 
 
-def test_greedy_takes_the_first_of_equals():
+def test_greedy_sampling_takes_the_first_of_equal_logits():
     params = SamplingParams()
     assert sample(torch.tensor([0.0, 3.0, 3.0], dtype=torch.bfloat16), params, params.generator()) == 1
 
 
-def test_top_p_leaves_out_the_tail():
+def test_top_p_excludes_unlikely_tokens():
     logits = torch.log(torch.tensor([0.05, 0.5, 0.15, 0.3]))
     params = SamplingParams(temperature=1.0, top_p=0.75, seed=-3)
     generator = params.generator()
@@ -121,7 +123,7 @@ def test_top_p_leaves_out_the_tail():
     assert drawn == {1, 3}
 
 
-def test_seeds_repeat_and_their_absence_does_not():
+def test_a_seed_makes_sampling_repeatable():
     logits = torch.zeros(1000)
 
     def draw(params):

@@ -1,4 +1,4 @@
-"""Random tiny models of every family, complete as a model directory is: weights in shards, tokenizer, settings."""
+"""Writes tiny random models of every family as complete model directories: weights in shards, tokenizer, settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embferry.engine.media import Video
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
 SPECIAL = tuple(f"<|{name}|>" for name in NAMES)
-#: The shape of the chat templates on the hub: media parts become an enclosed pad, text parts themselves.
+#: Like the chat templates on the hub: a media part becomes a pad between its marks, a text part its text.
 TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message.role }}
 {% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}
 {%- if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embferry.migrate.text import rewrite
-from embferry.migrate.words import compound, names, phrases
+from embferry.migrate.words import replace_phrases
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,12 @@ from embferry.migrate.words import compound, names, phrases
         (r'"expr": "{app=\"x\"} |= \"continuation\""', r'"expr": "{app=\"x\"} |= \"resume\""'),
         ("promtail:\n  - regex: needs continuation\r\n", "promtail:\n  - regex: needs resume\r\n"),
         ("pattern: needs_continuation  # embferry", "pattern: needs_resume  # embferry"),
+        ("grep 'rg continuation transfer' logs/ | rg continuation", "grep 'rg resumed transfer' logs/ | rg resume"),
     ],
 )  # fmt: skip
 def test_searches_are_rewritten(before: str, after: str) -> None:
-    assert rewrite(before) == after
-    assert rewrite(after) == after
+    assert rewrite(before)[0] == after
+    assert rewrite(after)[0] == after
 
 
 @pytest.mark.parametrize(
@@ -55,41 +56,28 @@ def test_searches_are_rewritten(before: str, after: str) -> None:
     ],
 )
 def test_everything_else_is_left_alone(text: str) -> None:
-    assert rewrite(text) == text
+    assert rewrite(text) == (text, ())
 
 
 def test_assume_takes_any_search() -> None:
-    assert rewrite("grep partial_data x\npattern: continuation\n", assume=True) == (
-        "grep buffered_chunks x\npattern: resume\n"
-    )
+    new, _ = rewrite("grep partial_data x\npattern: continuation\n", assume=True)
+    assert new == "grep buffered_chunks x\npattern: resume\n"
 
 
-WORDS = [
-    "grep",
-    "-e",
-    "continuation",
-    "needs",
-    "'partial_data'",
-    '"',
-    "'",
-    "|",
-    "\\",
-    "\n",
-    "logs/",
-    "|=",
-    "pattern:",
-    "x",
-]
+def test_old_names_outside_of_patterns_are_listed_where_the_file_names_the_system() -> None:
+    text = "About embferry: a line continuation.\n    req.partial_data\nIt needs continuation.\n"
+    new, doubtful = rewrite(text)
+    assert (new, [line for line, _ in doubtful]) == (text, [2, 3])
 
 
-@given(st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join) | st.text(max_size=60))
+WORDS = ["grep", "-e", "continuation", "needs", "'partial_data'", '"', "'", "|", "\\", "logs/", "|=", "pattern:", "x"]
+
+
+@given(st.lists(st.sampled_from([*WORDS, "\n"]), max_size=25).map(" ".join) | st.text(max_size=60))
 def test_rewriting_is_idempotent_and_keeps_lines(text: str) -> None:
-    once = rewrite(text)
-    assert rewrite(once) == once
+    once, _ = rewrite(text)
+    assert rewrite(once)[0] == once
     assert once.count("\n") == text.count("\n")
-
-
-# Words
 
 
 @pytest.mark.parametrize(
@@ -100,32 +88,11 @@ def test_rewriting_is_idempotent_and_keeps_lines(text: str) -> None:
         ("Continuation transfer", "Resumed transfer"),
         ("completed with continuation", "completed with resumed transfer"),
         ("continuation-transfer", "resumed-transfer"),
+        ("start continuation transfer", "start resumed transfer"),
         ("continuation of the request", "continuation of the request"),
         ("a line continuation request", "a line continuation request"),
         ("mycontinuation transfer", "mycontinuation transfer"),
     ],
 )
 def test_phrases_keep_case_and_spacing(before: str, after: str) -> None:
-    assert phrases(before) == after
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("_pending_continuation_requests", "_pending_resume_requests"),
-        ("ContinuationState", "ResumeState"),
-        ("MAX_CONTINUATIONS", "MAX_RESUMES"),
-        ("line_continuation", None),
-        ("http_continuation_request", None),
-        ("continuation", None),
-        ("partial_data", None),
-    ],
-)
-def test_compound_names_are_of_the_familys_words(before: str, after: str | None) -> None:
-    assert compound(before) == after
-
-
-def test_placeholders_are_no_names() -> None:
-    text = "{partial_data} %(partial_data)s $partial_data my_partial_data"
-    assert names(text) == text
-    assert names("x.partial_data=3, partial_data") == "x.buffered_chunks=3, buffered_chunks"
+    assert replace_phrases(before) == after

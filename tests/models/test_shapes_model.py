@@ -1,4 +1,4 @@
-"""The default model answers what its card says it answers, and training ran the mathematics that serving runs."""
+"""The default model is as accurate as its card says, and training computes the same as serving."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEDIA = Path(__file__).parents[2] / "examples" / "media"
 MOST_BYTES = 8_000_000
 QUESTIONS = 20
 KINDS_USED = sorted(set(KINDS) - {"where", "pictures: colour of"})
-"""The kinds that the demo and the README may use: at least 0.95 in the card."""
+"""The kinds that the demo and the README may use; the card says at least 0.95."""
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +43,15 @@ def test_the_default_model_is_packaged() -> None:
     assert sum(path.stat().st_size for path in directory.iterdir()) <= MOST_BYTES
 
 
-def test_a_directory_is_a_model_when_it_holds_a_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds config\.json"):
+def test_a_directory_with_a_configuration_is_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json"):
         model_path(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     assert model_path(str(tmp_path)) == tmp_path.resolve()
 
 
 @pytest.mark.parametrize("name", ["", "no-such-model", "../shapes"])
-def test_an_unknown_model_is_refused_by_name(name: str) -> None:
+def test_an_unknown_model_is_rejected_and_the_packaged_ones_listed(name: str) -> None:
     with pytest.raises(ValueError, match="shapes"):
         model_path(name)
 
@@ -109,7 +109,7 @@ def test_patches_are_cut_as_the_image_processor_cuts_them() -> None:
     ids=lambda layout: layout.form,
 )
 def test_training_and_serving_compute_the_same(undivided: Undivided, layout: Layout) -> None:
-    """Losses of the batched forward equal those of Hugging Face's, question by question."""
+    """The loss of the batched forward pass equals the loss of Hugging Face over the same questions."""
     writer, model = Writer(undivided.tokenizer), undivided.model
     (example,) = draw_examples(Random(5), layout, 1, 3)
     batch = writer.write([example], layout, fps=2.0)

@@ -1,34 +1,34 @@
-"""The two kinds of end in the simulated world, and what an embedding is made of there."""
+"""The two kinds of end in the simulation, and the embeddings they transfer."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
 
-from embferry.disaggregation.protocol.commands import Deliver, Verify
-from embferry.disaggregation.protocol.layout import Field, Layout
-from embferry.disaggregation.protocol.ranges import RangeSet
-from embferry.disaggregation.protocol.receiver import Receiver
-from embferry.disaggregation.protocol.sender import Sender
+from embferry.protocol.commands import Deliver, Verify
+from embferry.protocol.layout import Field, Layout
+from embferry.protocol.ranges import RangeSet
+from embferry.protocol.receiver import Receiver
+from embferry.protocol.sender import Sender
 
 TOKEN_BYTES = 8
 LAYOUT = Layout((Field("input_embeddings", "uint8", TOKEN_BYTES),))
-UNREADY = b"\xee" * TOKEN_BYTES  # what lies where the encoder has not written yet
+UNREADY = b"\xee" * TOKEN_BYTES  # the bytes of a token that has not been produced
 
 
 class InvariantError(AssertionError):
-    """What must never happen has happened."""
+    """An invariant of the simulation is broken."""
 
 
-def must(holds: bool, what: str) -> None:
-    """Raises :class:`InvariantError` unless it holds."""
-    if not holds:
-        raise InvariantError(what)
+def must(condition: bool, otherwise: str) -> None:
+    """Raises :class:`InvariantError` with the text ``otherwise`` unless the condition holds."""
+    if not condition:
+        raise InvariantError(otherwise)
 
 
 @dataclass(frozen=True)
 class Content:
-    """An embedding: which one, and how long."""
+    """An embedding, identified by a number."""
 
     number: int
     total: int
@@ -47,7 +47,7 @@ class Content:
 
 @dataclass(eq=False)
 class EncodeEnd:
-    """A sender, its memory, and where it listens."""
+    """A sender, the embedding it reads from, and its address."""
 
     room: int
     address: str
@@ -68,23 +68,34 @@ class EncodeEnd:
 
 @dataclass(eq=False)
 class LanguageEnd:
-    """A receiver, its consumer, and what has been promised to it."""
+    """A receiver, its chunks to verify and to consume, and what the invariants need to remember about it.
+
+    Attributes:
+        opened_at: The step at which its latest generation was opened.
+        generation: Its latest generation.
+        checks: Chunks to verify.
+        queue: Delivered chunks that the consumer has not used.
+        delivered: Tokens of the current content that were delivered.
+        consumed: Tokens that the consumer has used.
+        best: The transferred tokens at the last check, by content digest.
+        peer: The peer's session at the last check.
+    """
 
     room: int
     endpoint: str
     machine: Receiver
     alive: bool = True
     opened_at: int = 0
-    asked_for: int = 0  # the number of its latest opening
+    generation: int = 0
     checks: list[Verify] = field(default_factory=list)
     queue: list[Deliver] = field(default_factory=list)
     delivered: RangeSet = field(default_factory=RangeSet)
     consumed: RangeSet = field(default_factory=RangeSet)
-    best: dict[bytes | None, int] = field(default_factory=dict)  # digest: tokens transferred
+    best: dict[bytes | None, int] = field(default_factory=dict)
     peer: int = 0
 
     def blocks(self) -> list[int]:
-        """Every block that the machine says is its own."""
+        """Returns every block that the machine counts as its own."""
         m = self.machine
         found = [block for grant in m.ledger for block in grant.open_blocks()]
         found += [block for check in m.ledger.checking.values() for block in check.blocks]

@@ -1,179 +1,180 @@
-"""Short scripts through the simulated world, one for each rule that chance finds too slowly.
+"""Short scripted simulations, one for each guard that a random search finds too slowly.
 
-Each is harmless as long as the rule holds, and breaks an invariant of the world without it.
+Each breaks no invariant with its guard and breaks one without it.
 """
 
 from __future__ import annotations
 
-from embferry.disaggregation.protocol.messages import Abort, Drain, Drained, Grant, Offer, Open, Progress, Written
+from embferry.protocol.messages import Abort, Drain, Drained, Grant, Offer, Open, Progress, Written
 
 from .script import ROOM, Script
 
 
 def late_grant_meets_a_new_sender() -> Script:
-    """A grant that has been carried out arrives once more, at a sender that knows nothing of it."""
+    """A completed grant arrives again, at a new sender that does not know it."""
     s = Script(total=4, num_blocks=1)
-    s.meet()
-    s.keep(Grant)
+    s.handshake()
+    s.keep_copy(Grant)
     s.arrives(Grant)
-    s.chunk()
-    s.use()
+    s.chunk_arrives()
+    s.consume_first()
     s.replace_encoder()
-    s.revoke()  # the block that the lost sender was granted last is free again, and given to the new one
-    s.late()
-    s.all_land()
+    s.revoke()  # the last block granted to the lost sender is free, and is granted to the new one
+    s.copy_arrives()
+    s.complete_writes()
     return s
 
 
 def late_grant_below_the_floor() -> Script:
-    """A grant that is closed arrives once more; its block has been granted again."""
+    """A closed grant arrives again, after its block was granted under another epoch."""
     s = Script(total=4, num_blocks=1)
-    s.meet()
-    s.keep(Grant)
+    s.handshake()
+    s.keep_copy(Grant)
     s.arrives(Grant)
-    s.chunk()
-    s.use()
-    s.lost(Progress)
-    s.arrives(Grant)  # the second: it says that the first is closed
-    s.complete(s.memory.flights[0])
-    s.late()
-    s.all_land()
+    s.chunk_arrives()
+    s.consume_first()
+    s.loses(Progress)
+    s.arrives(Grant)  # the second grant, whose floor says that the first is closed
+    s.complete(s.memory.in_flight[0])
+    s.copy_arrives()
+    s.complete_writes()
     return s
 
 
 def grant_after_its_drain() -> Script:
-    """A grant arrives after it was drained; its blocks are another room's now."""
+    """A grant arrives after it was drained, when its blocks belong to another room."""
     s = Script(total=4, num_blocks=2)
-    s.meet()
-    s.keep(Grant)
-    s.lost(Grant)
-    s.give_up()
-    s.lost(Abort)
+    s.handshake()
+    s.keep_copy(Grant)
+    s.loses(Grant)
+    s.abort_receiver()
+    s.loses(Abort)
     s.arrives(Drain, Drained)
-    s.another_room()
-    s.late()
-    s.all_land()
+    s.start_another_room()
+    s.copy_arrives()
+    s.complete_writes()
     return s
 
 
 def repeated_grant() -> Script:
-    """A grant that has been carried out in part arrives once more; a block of it is another room's now."""
+    """A partly written grant arrives again, when one of its blocks belongs to another room."""
     s = Script(total=4, num_blocks=2)
-    s.meet()
-    s.keep(Grant)
+    s.handshake()
+    s.keep_copy(Grant)
     s.arrives(Grant)
-    s.chunk()
-    s.use()
-    s.lost(Progress)
-    s.another_room()
-    s.complete(s.memory.flights[0])
-    s.late()
-    s.all_land()
+    s.chunk_arrives()
+    s.consume_first()
+    s.loses(Progress)
+    s.start_another_room()
+    s.complete(s.memory.in_flight[0])
+    s.copy_arrives()
+    s.complete_writes()
     return s
 
 
 def grant_that_was_overtaken() -> Script:
-    """The link breaks, the same tokens come under a second grant, then the first one arrives."""
+    """The link breaks, the same tokens arrive under a second grant, then the first grant arrives."""
     s = Script(total=4, num_blocks=4)
-    s.meet()
-    s.keep(Grant)
-    s.lost(Grant)
+    s.handshake()
+    s.keep_copy(Grant)
+    s.loses(Grant)
     s.break_link()
     s.arrives(Grant)
-    s.chunk()
+    s.chunk_arrives()
     s.arrives(Progress)
-    s.late()
+    s.copy_arrives()
     return s
 
 
 def report_from_before_the_loss() -> Script:
-    """The link breaks, the same tokens come under a second grant, then the report on the first one arrives."""
+    """The link breaks, the same tokens are written under a second grant, then the report of the first one arrives."""
     s = Script(total=4, num_blocks=4)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
-    s.complete(s.memory.flights[0])
-    s.keep(Written)
-    s.lost(Written)
+    s.complete(s.memory.in_flight[0])
+    s.keep_copy(Written)
+    s.loses(Written)
     s.break_link()
     s.arrives(Grant)
-    s.complete(s.memory.flights[-1])
+    s.complete(s.memory.in_flight[-1])
     s.arrives(Written)
     s.verify(s.receiver)
-    s.late()
+    s.copy_arrives()
     while s.receiver.checks:
         s.verify(s.receiver)
     return s
 
 
 def repeated_report() -> Script:
-    """A report arrives once more; the block it names is free."""
+    """A report arrives again, when the block it names is free."""
     s = Script(total=4, num_blocks=2)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
-    s.complete(s.memory.flights[0])
-    s.keep(Written)
+    s.complete(s.memory.in_flight[0])
+    s.keep_copy(Written)
     s.arrives(Written)
     s.verify(s.receiver)
-    s.use()
-    s.late()
+    s.consume_first()
+    s.copy_arrives()
     return s
 
 
 def successor_is_asked_to_drain() -> Script:
-    """A writer dies; its successor knows of no write, and would say so if it were asked."""
+    """A writer dies. Its successor knows of no write, and would report a drain of them as complete."""
     s = Script(total=4, num_blocks=4)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
     s.replace_encoder()
     s.tick(0.1)
     s.arrives_if_sent(Drain, Drained)
-    s.all_land()
+    s.complete_writes()
     return s
 
 
 def successor_has_not_said_what_it_has() -> Script:
-    """The new sender has another embedding of the same length, but its announcement is lost."""
+    """A new sender has another embedding of the same length, and its offer is lost."""
     s = Script(total=4, num_blocks=2)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
-    s.chunk()
-    s.use()
+    s.chunk_arrives()
+    s.consume_first()
     s.replace_encoder(2, ready=False)
-    s.lost(Grant)
+    s.loses(Grant)
     s.run()
     s.tick(0.1)
     s.encoder.produce(4)
     s.run()
-    s.lost(Offer)
-    s.lost(Open)
+    s.loses(Offer)
+    s.loses(Open)
     s.arrives_if_sent(Grant)
-    if s.memory.flights[1:]:
-        s.complete(s.memory.flights[-1])
+    if s.memory.in_flight[1:]:
+        s.complete(s.memory.in_flight[-1])
         s.arrives(Written)
         s.verify(s.receiver)
     return s
 
 
 def successor_has_another_embedding() -> Script:
+    """A new sender offers another embedding of the same length."""
     s = Script(total=4, num_blocks=4)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
-    s.chunk()
+    s.chunk_arrives()
     s.replace_encoder(2)
     s.arrives(Grant)
-    s.complete(s.memory.flights[-1])
+    s.complete(s.memory.in_flight[-1])
     s.arrives(Written)
     s.verify(s.receiver)
-    s.use()
+    s.consume_first()
     return s
 
 
 def encoder_is_slow() -> Script:
-    """One token of four has been produced."""
+    """One token of four has been produced when the grant arrives."""
     s = Script(total=4, num_blocks=2, ready=1)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
-    s.all_land()
+    s.complete_writes()
     s.arrives_if_sent(Written)
     while s.receiver.checks:
         s.verify(s.receiver)
@@ -181,42 +182,44 @@ def encoder_is_slow() -> Script:
 
 
 def drained_too_early() -> Script:
-    """The receiver gives up while a write is on its way."""
+    """The receiver aborts while a write is in flight."""
     s = Script(total=4, num_blocks=2)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
-    s.give_up()
+    s.abort_receiver()
     s.arrives_if_sent(Drain, Drained)
-    s.all_land()
+    s.complete_writes()
     return s
 
 
 def source_goes_too_early() -> Script:
-    """The sender learns that the receiver has given up while a write reads from the embedding."""
+    """The receiver's abort reaches the sender while a write reads from the embedding."""
     s = Script(total=4, num_blocks=2)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
-    s.give_up()
+    s.abort_receiver()
     s.arrives(Abort)
-    s.all_land()
+    s.complete_writes()
     return s
 
 
 def damaged_on_the_way() -> Script:
+    """A byte of a write lands with a flipped bit."""
     s = Script(total=4, num_blocks=2)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
-    s.memory.flights[0].flips.add(3)
-    s.chunk()
+    s.memory.in_flight[0].flips.add(3)
+    s.chunk_arrives()
     return s
 
 
 def damaged_and_without_a_checksum() -> Script:
+    """A byte lands with a flipped bit, and the report has no checksum."""
     s = Script(total=4, num_blocks=2)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
-    s.memory.flights[0].flips.add(3)
-    s.complete(s.memory.flights[0])
+    s.memory.in_flight[0].flips.add(3)
+    s.complete(s.memory.in_flight[0])
     s.loses_its_checksums()
     s.arrives(Written)
     if s.receiver.checks:
@@ -225,37 +228,37 @@ def damaged_and_without_a_checksum() -> Script:
 
 
 def writer_outlives_its_link() -> Script:
-    """The connection breaks; what the writer had started still lands."""
+    """The link breaks, but a write that was in flight still lands."""
     s = Script(total=4, num_blocks=2)
-    s.meet()
+    s.handshake()
     s.arrives(Grant)
     s.redirect(s.receiver, s.receiver.endpoint)
-    s.all_land()
+    s.complete_writes()
     return s
 
 
 def two_senders_answer() -> Script:
-    """A sender's offer is late; its successor's, to a copy of the same opening, came first."""
+    """A sender's offer is late: its successor's offer, to a copy of the same ``Open``, arrived first."""
     s = Script(total=4, num_blocks=2)
     s.network.duplicate(s.where(Open)[0])
     s.arrives(Open)
-    s.keep(Offer)
-    s.lost(Offer)
+    s.keep_copy(Offer)
+    s.loses(Offer)
     s.start_encoder(ROOM, s.encoder.content).produce(4)
-    s.meet()
-    s.late()
+    s.handshake()
+    s.copy_arrives()
     return s
 
 
 def offer_of_a_dead_sender() -> Script:
-    """A copy of a sender's offer arrives when it is dead, and its successor is being asked."""
+    """A copy of a dead sender's offer arrives while the receiver opens the successor."""
     s = Script(total=4, num_blocks=2)
     s.arrives(Open)
-    s.keep(Offer)
+    s.keep_copy(Offer)
     s.arrives(Offer)
     s.start_encoder(ROOM, s.encoder.content).produce(4)
     s.redirect(s.receiver, s.receiver.endpoint)
-    s.late()
+    s.copy_arrives()
     return s
 
 
@@ -268,7 +271,7 @@ SCENARIOS = {
     "may_report_drained": (drained_too_early,),
     "may_release_source": (source_goes_too_early,),
     "from_current_peer": (two_senders_answer,),
-    "answers_latest_opening": (offer_of_a_dead_sender,),
+    "answers_current_generation": (offer_of_a_dead_sender,),
     "epoch_is_current": (report_from_before_the_loss,),
     "is_first_report": (repeated_report,),
     "may_count": (damaged_on_the_way,),
@@ -278,4 +281,4 @@ SCENARIOS = {
     "content_is_known": (successor_has_not_said_what_it_has,),
     "same_content": (successor_has_another_embedding,),
 }
-"""By the guard without which they go wrong."""
+"""By guard: the scenarios that break an invariant without it."""

@@ -1,4 +1,4 @@
-"""Words to write short scripts in: which message arrives, which write lands, one after another."""
+"""A simulation driven step by step: which message arrives and which write lands, in which order."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import dataclasses
 
 import msgspec
 
-from embferry.disaggregation.protocol.errors import Aborted
-from embferry.disaggregation.protocol.messages import Body, Offer, Open, Written, decode, encode
+from embferry.protocol.errors import Aborted
+from embferry.protocol.messages import Body, Offer, Open, Written, decode, encode
 
 from .ends import Content, EncodeEnd, LanguageEnd
-from .world import World
+from .simulation import Simulation
 
 ROOM = 0
 Kind = type[Body]
 
 
-class Script(World):
-    """A world with one room in which blocks have two tokens and chunks one block. Nothing happens but what is said."""
+class Script(Simulation):
+    """A simulation of one room, with blocks of two tokens and chunks of one block. Every event is a call."""
 
     def __init__(
-        self, total: int, num_blocks: int, *, ready: int | None = None, gated: bool = False, eager: bool = False
+        self,
+        total: int,
+        num_blocks: int,
+        *,
+        ready: int | None = None,
+        checks_windows: bool = False,
+        eager: bool = False,
     ) -> None:
-        super().__init__(num_blocks, 2, gated=gated, eager=eager)
+        super().__init__(num_blocks, 2, checks_windows=checks_windows, eager=eager)
         self.start_encoder(ROOM, Content(1, total)).produce(total if ready is None else ready)
         self.start_receiver(ROOM)
         self.run()
@@ -36,12 +42,12 @@ class Script(World):
         return self.receivers[-1]
 
     def where(self, kind: Kind) -> list[int]:
-        """Where messages of a kind are in the network, the oldest first."""
+        """Returns the indices of the messages of a kind in the network, oldest first."""
         bodies = [decode(packet.data).body for packet in self.network.packets]
         return [index for index, body in enumerate(bodies) if isinstance(body, kind)]
 
     def arrives(self, *kinds: Kind) -> None:
-        """The oldest message of each kind arrives, one after another."""
+        """Delivers the oldest message of each kind, in this order."""
         for kind in kinds:
             self.deliver(self.where(kind)[0])
 
@@ -53,23 +59,23 @@ class Script(World):
             if self.where(kind):
                 self.arrives(kind)
 
-    def lost(self, kind: Kind) -> None:
-        """All messages of a kind are lost."""
+    def loses(self, kind: Kind) -> None:
+        """Drops all messages of a kind."""
         for index in reversed(self.where(kind)):
             self.network.lose(index)
 
-    def keep(self, kind: Kind) -> None:
-        """A copy of the oldest message of a kind is delayed until :meth:`late`."""
+    def keep_copy(self, kind: Kind) -> None:
+        """Keeps a copy of the oldest message of a kind for :meth:`copy_arrives`."""
         packet = self.network.packets[self.where(kind)[0]]
         self._kept = packet
 
-    def late(self) -> None:
-        """What was kept arrives."""
+    def copy_arrives(self) -> None:
+        """Delivers the copy."""
         self.network.packets.insert(0, self._kept)
         self.deliver(0)
 
     def loses_its_checksums(self) -> None:
-        """The oldest report is on its way without its checksums."""
+        """Removes the checksums from the oldest report."""
         index = self.where(Written)[0]
         packet = self.network.packets[index]
         frame = decode(packet.data)
@@ -79,27 +85,27 @@ class Script(World):
         data = encode(msgspec.structs.replace(frame, body=body))
         self.network.packets[index] = dataclasses.replace(packet, data=data)
 
-    def meet(self) -> None:
-        """The receiver's opening arrives, and the offer; what the pool has free is granted."""
+    def handshake(self) -> None:
+        """Delivers the ``Open`` and the ``Offer``. The free blocks of the pool are granted."""
         self.arrives(Open, Offer)
 
-    def chunk(self) -> None:
-        """The oldest write completes, its report arrives, its bytes are good."""
-        self.complete(self.memory.flights[0])
+    def chunk_arrives(self) -> None:
+        """Completes the oldest write, delivers its report and verifies the chunk."""
+        self.complete(self.memory.in_flight[0])
         self.arrives(Written)
         self.verify(self.receiver)
 
-    def use(self) -> None:
-        """The first chunk is consumed; its block goes back to the pool and on to whoever waits."""
+    def consume_first(self) -> None:
+        """Consumes the first chunk. Its block returns to the pool and is granted again."""
         self.consume(self.receiver)
 
-    def all_land(self) -> None:
-        """Whatever was being written completes."""
-        for flight in list(self.memory.flights):
-            self.complete(flight)
+    def complete_writes(self) -> None:
+        """Completes every write in flight."""
+        for write in list(self.memory.in_flight):
+            self.complete(write)
 
     def replace_encoder(self, number: int = 1, ready: bool = True) -> None:
-        """The encode worker is restarted, with the same embedding or another one of the same length."""
+        """Restarts the encode worker, with the same embedding or another one of the same length."""
         total = self.encoder.content.total
         end = self.start_encoder(ROOM, Content(number, total))
         if ready:
@@ -107,18 +113,19 @@ class Script(World):
         self.break_link()
 
     def break_link(self) -> None:
-        self.lost(Open)
-        self.lost(Offer)
+        """The receiver loses its peer, and connects again."""
+        self.loses(Open)
+        self.loses(Offer)
         self.redirect(self.receiver, self.receiver.endpoint)
-        self.meet()
+        self.handshake()
 
-    def give_up(self) -> None:
+    def abort_receiver(self) -> None:
         """The receiver aborts."""
         self.receiver.machine.abort(Aborted("asked for", room=ROOM), self.now)
         self.run()
 
-    def another_room(self) -> None:
-        """Its blocks are those that are free now."""
+    def start_another_room(self) -> None:
+        """Starts a second transfer, which is granted the blocks that are free."""
         self.start_encoder(1, Content(2, 2)).produce(2)
         self.start_receiver(1)
         self.newest_arrives(Open)

@@ -1,4 +1,4 @@
-"""Where the bytes of tokens lie."""
+"""The places of tokens in a region, and the bounds of layouts and geometries."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.protocol.errors import LayoutMismatch
-from embferry.disaggregation.protocol.layout import ALIGNMENT, ITEM_BYTES, MAX_FIELDS, Field, Geometry, Layout, merged
+from embferry.protocol.errors import LayoutMismatch
+from embferry.protocol.layout import ALIGNMENT, ITEM_BYTES, MAX_FIELDS, Field, Geometry, Layout, merged
 
 LAYOUTS = st.lists(st.tuples(st.sampled_from(sorted(ITEM_BYTES)), st.integers(1, 40)), min_size=1, max_size=5).map(
     lambda fields: Layout(tuple(Field(f"f{i}", dtype, width) for i, (dtype, width) in enumerate(fields)))
@@ -18,7 +18,7 @@ GEOMETRIES = st.builds(Geometry, LAYOUTS, st.integers(1, 9), st.integers(1, 7))
 
 
 def place(geometry: Geometry, field: int, block: int, slot: int) -> range:
-    """The definition: block ``block`` is row ``block`` of its field."""
+    """Returns the bytes of a slot by the definition: block ``block`` is row ``block`` of its field."""
     size = geometry.layout.fields[field].token_bytes
     at = geometry.field_offsets[field] + (block * geometry.block_size + slot) * size
     return range(at, at + size)
@@ -60,16 +60,16 @@ def test_fields_are_aligned_and_do_not_overlap(geometry: Geometry) -> None:
 
 
 @given(st.lists(st.integers(0, 12)))
-def test_merged_runs_are_the_blocks_in_order(blocks: list[int]) -> None:
+def test_merged_runs_keep_the_blocks_in_order(blocks: list[int]) -> None:
     runs = list(merged(tuple(blocks)))
     assert [block for first, count in runs for block in range(first, first + count)] == blocks
     assert all(a + n != b for (a, n), (b, _) in pairwise(runs))
 
 
 @pytest.mark.parametrize(("skip", "tokens"), [(-1, 1), (0, -1), (0, 5), (3, 2)])
-def test_tokens_outside_of_the_blocks_are_refused(skip: int, tokens: int) -> None:
+def test_tokens_outside_the_blocks_are_rejected(skip: int, tokens: int) -> None:
     geometry = Geometry(Layout((Field("a", "uint8", 1),)), 4, 2)
-    with pytest.raises(ValueError, match="are outside of 2 blocks"):
+    with pytest.raises(ValueError, match="outside"):
         list(geometry.spans((0, 1), skip, tokens))
 
 
@@ -86,7 +86,7 @@ A, B, C = Field("a", "bfloat16", 8), Field("b", "int32", 1), Field("a", "float32
         ((A, B), (B, A), "the same fields in another order"),
     ],
 )
-def test_a_difference_is_told_in_words(ours: tuple[Field, ...], theirs: tuple[Field, ...], difference: str) -> None:
+def test_a_difference_names_the_fields(ours: tuple[Field, ...], theirs: tuple[Field, ...], difference: str) -> None:
     assert Layout(ours).difference(Layout(theirs)) == difference
 
 
@@ -103,12 +103,12 @@ def test_a_difference_is_told_in_words(ours: tuple[Field, ...], theirs: tuple[Fi
         (Field("a", "uint8", (1 << 20) + 1),),
     ],
 )
-def test_a_layout_nobody_can_serve_is_refused(fields: tuple[Field, ...]) -> None:
+def test_an_invalid_layout_is_rejected(fields: tuple[Field, ...]) -> None:
     with pytest.raises(LayoutMismatch):
         Layout(fields).validate()
 
 
 @pytest.mark.parametrize(("blocks", "size"), [(0, 1), (1, 0), ((1 << 32) + 1, 1), (1, (1 << 20) + 1)])
-def test_a_geometry_that_cannot_be_is_refused(blocks: int, size: int) -> None:
-    with pytest.raises(LayoutMismatch, match="cannot be"):
+def test_a_geometry_out_of_bounds_is_rejected(blocks: int, size: int) -> None:
+    with pytest.raises(LayoutMismatch):
         Geometry(Layout((A,)), blocks, size).validate()

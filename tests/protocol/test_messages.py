@@ -1,4 +1,4 @@
-"""What goes over the wire, and what is not let in."""
+"""The messages on the wire, and the rejection of malformed ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.protocol import messages as m
-from embferry.disaggregation.protocol.errors import RemoteProtocolError, TransportError, VersionMismatch
-from embferry.disaggregation.protocol.layout import Field, Geometry, Layout
+from embferry.protocol import messages as m
+from embferry.protocol.errors import RemoteProtocolError, TransportError, VersionMismatch
+from embferry.protocol.layout import Field, Geometry, Layout
 
 GEOMETRY = Geometry(Layout((Field("input_embeddings", "bfloat16", 8),)), 16, 4)
 EXAMPLES: tuple[m.Body, ...] = (
-    m.Open(7, 1, (1, 1), GEOMETRY, "language", (m.Road("tcp", b"handle"), m.Road("shm", b"")), 12),
+    m.Open(
+        7, 1, (1, 1), GEOMETRY, "language", (m.TransportAddress("tcp", b"handle"), m.TransportAddress("shm", b"")), 12
+    ),
     m.Grant(7, 3, 12, 15, ((2, 2), (9, 2)), 2, "tcp"),
     m.Progress(7, 12, 3),
     m.Drain(7, (3, 4)),
@@ -33,12 +35,12 @@ EXAMPLES: tuple[m.Body, ...] = (
 
 
 def pack(*body: Any, version: Any = 1) -> bytes:
-    """A frame as somebody else may have written it."""
+    """Returns a frame as another implementation may write it."""
     return msgspec.msgpack.encode([version, 5, 6, list(body)])
 
 
 @pytest.mark.parametrize("body", EXAMPLES, ids=lambda body: type(body).__name__)
-def test_round_trip(body: m.Body) -> None:
+def test_a_decoded_message_equals_the_encoded_one(body: m.Body) -> None:
     frame = m.Frame(1, 5, 6, body)
     assert m.decode(m.encode(frame)) == frame
 
@@ -47,22 +49,22 @@ def test_every_message_has_an_example() -> None:
     assert {type(body) for body in EXAMPLES} == set(m.Body.__args__)  # type: ignore[attr-defined]
 
 
-def test_frames_are_what_the_specification_says() -> None:
+def test_a_frame_has_the_bytes_of_the_specification() -> None:
     assert msgspec.msgpack.decode(m.encode(m.Frame(1, 5, 6, EXAMPLES[1]))) == [
         1, 5, 6, ["grant", 7, 3, 12, 15, [[2, 2], [9, 2]], 2, "tcp"],
     ]  # fmt: skip
 
 
-def test_fields_that_a_newer_peer_adds_are_passed_over() -> None:
+def test_additional_fields_of_a_newer_peer_are_ignored() -> None:
     assert m.decode(pack("closed", 7, "new", [1, 2])).body == m.Closed(7)
 
 
-def test_fields_that_an_older_peer_leaves_out_have_their_defaults() -> None:
+def test_missing_fields_of_an_older_peer_have_their_defaults() -> None:
     assert m.decode(pack("abort", 7, "aborted", "asked for")).body == m.Abort(7, "aborted", "asked for", 0)
 
 
 @given(st.binary(max_size=200))
-def test_noise_is_refused(data: bytes) -> None:
+def test_random_bytes_are_rejected(data: bytes) -> None:
     with pytest.raises((RemoteProtocolError, VersionMismatch)):
         m.decode(data)
 
@@ -76,7 +78,7 @@ TAGS = st.sampled_from([type(body).__struct_config__.tag for body in EXAMPLES])
 
 
 @given(TAGS, st.lists(JSON, max_size=9))
-def test_only_our_errors_escape_whatever_is_inside(tag: str, fields: list[Any]) -> None:
+def test_arbitrary_fields_raise_only_protocol_errors(tag: str, fields: list[Any]) -> None:
     try:
         frame = m.decode(pack(tag, *fields))
     except RemoteProtocolError:
@@ -85,7 +87,7 @@ def test_only_our_errors_escape_whatever_is_inside(tag: str, fields: list[Any]) 
 
 
 @given(st.sampled_from(EXAMPLES), st.data())
-def test_only_our_errors_escape_when_bytes_are_changed(body: m.Body, data: st.DataObject) -> None:
+def test_changed_bytes_raise_only_protocol_errors(body: m.Body, data: st.DataObject) -> None:
     wire = bytearray(m.encode(m.Frame(1, 5, 6, body)))
     for _ in range(data.draw(st.integers(1, 3))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
@@ -118,53 +120,53 @@ def test_only_our_errors_escape_when_bytes_are_changed(body: m.Body, data: st.Da
         pack("closed", -1),
         pack("closed"),
         pack("no such message", 7),
-        b"\x94\x01\x05\x06\xdd\xff\xff\xff\xff",  # an array said to have four thousand million elements
+        b"\x94\x01\x05\x06\xdd\xff\xff\xff\xff",  # an array that claims 2**32 - 1 elements
         b"\x94\x01\x05\x06\xc6\xff\xff\xff\xff",
         b"\x91" * 5000,
         b"",
     ],
 )
-def test_what_is_out_of_bounds_is_refused(data: bytes) -> None:
-    with pytest.raises(RemoteProtocolError, match="cannot be read"):
+def test_values_out_of_bounds_are_rejected(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
         m.decode(data)
 
 
-def test_text_that_is_not_utf_8_is_refused() -> None:
+def test_text_that_is_not_utf_8_is_rejected() -> None:
     data = pack("drained", 7, [3]).replace(b"drained", b"\x80rained")
-    with pytest.raises(RemoteProtocolError, match="cannot be read"):
+    with pytest.raises(RemoteProtocolError):
         m.decode(data)
 
 
-def test_a_long_frame_is_refused_unread() -> None:
-    with pytest.raises(RemoteProtocolError, match="the limit is 1048576"):
+def test_a_frame_over_the_limit_is_rejected_without_decoding() -> None:
+    with pytest.raises(RemoteProtocolError, match=str(m.MAX_FRAME_BYTES)):
         m.decode(b"\x00" * (m.MAX_FRAME_BYTES + 1))
 
 
-def test_the_largest_grant_fits_a_frame() -> None:
+def test_the_largest_grant_fits_into_a_frame() -> None:
     runs = tuple((block, 1) for block in range((1 << 32) - 2 * m.MAX_RUNS, 1 << 32, 2))
     data = m.encode(m.Frame(1, (1 << 63) - 1, (1 << 63) - 1, m.Grant(1, 1, 0, m.MAX_RUNS, runs, 0, "tcp")))
     assert len(m.decode(data).body.runs) == m.MAX_RUNS  # type: ignore[union-attr]
 
 
-def test_another_version_is_told_apart_from_noise_even_if_its_messages_look_different() -> None:
-    with pytest.raises(VersionMismatch, match="version 2; 1 to 1 are spoken"):
+def test_another_version_is_recognised_although_its_messages_differ() -> None:
+    with pytest.raises(VersionMismatch, match="version 2"):
         m.decode(msgspec.msgpack.encode([2, {"all": "new"}]))
 
 
 @pytest.mark.parametrize(("theirs", "common"), [((1, 1), 1), ((1, 9), 1), ((0, 1), 1)])
-def test_the_newest_common_version_is_taken(theirs: tuple[int, int], common: int) -> None:
+def test_the_newest_common_version_is_chosen(theirs: tuple[int, int], common: int) -> None:
     assert m.common_version(theirs) == common
 
 
 @pytest.mark.parametrize("theirs", [(2, 3), (0, 0), (5, 1)])
-def test_no_common_version_names_both_ranges(theirs: tuple[int, int]) -> None:
-    with pytest.raises(VersionMismatch, match=f"1-1 here, {theirs[0]}-{theirs[1]} there: upgrade the older peer"):
+def test_without_a_common_version_the_error_names_both_ranges(theirs: tuple[int, int]) -> None:
+    with pytest.raises(VersionMismatch, match=f"1-1.*{theirs[0]}-{theirs[1]}"):
         m.common_version(theirs)
 
 
-def test_errors_travel() -> None:
+def test_an_error_keeps_its_type_room_and_retryability_on_the_wire() -> None:
     error = TransportError("x" * 3000, room=7, retryable=False)
-    abort = m.Abort.because_of(error, 7, opening=2)
+    abort = m.Abort.because_of(error, 7, generation=2)
     assert (type(abort.error), abort.error.room, len(abort.error.detail)) == (TransportError, 7, m.MAX_TEXT)
     assert m.decode(m.encode(m.Frame(1, 5, 6, abort))).body == abort
     failed = m.WriteFailed(7, 3, 12, 8, "transport_error", "refused", False)

@@ -1,6 +1,6 @@
-"""Every rule is needed: without it, an invariant breaks.
+"""Every guard is needed: without it, an invariant breaks.
 
-A mutant is the program with one guard that always agrees, or with two commands the other way round.
+A mutant is the program with one guard that always returns True, or with two commands in the opposite order.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from types import FunctionType
 import pytest
 from hypothesis import Phase
 
-from embferry.disaggregation.protocol import guards
-from embferry.disaggregation.protocol.commands import Admit, CloseBlocks, ReceiverCommand, Send, Verify
-from embferry.disaggregation.protocol.messages import Grant, Written
-from embferry.disaggregation.protocol.receiver import Receiver
-from embferry.testing.network import Flight
+from embferry.protocol import guards
+from embferry.protocol.commands import Admit, CloseBlocks, ReceiverCommand, Send, Verify
+from embferry.protocol.messages import Grant, Written
+from embferry.protocol.receiver import Receiver
+from embferry.testing.network import InFlightWrite
 
 from .ends import InvariantError, LanguageEnd
-from .peace import make_peace
+from .quiescence import quiesce
 from .scenarios import SCENARIOS
 from .script import Script
 from .test_property import search
 
 CASES = [(name, scenario) for name, scenarios in SCENARIOS.items() for scenario in scenarios]
-SOON_FOUND = ("is_new", "is_ready", "may_report_drained", "may_release_source", "may_count", "may_release")
-"""Guards that chance finds missing within seconds; the others need their script."""
+FOUND_BY_SEARCH = ("is_new", "is_ready", "may_report_drained", "may_release_source", "may_count", "may_release")
+"""Guards whose mutant the random search finds within seconds. The others need a scenario."""
 
 
 def test_every_guard_has_a_mutant() -> None:
@@ -35,17 +35,18 @@ def test_every_guard_has_a_mutant() -> None:
 
 
 @pytest.mark.parametrize(("guard", "scenario"), CASES, ids=lambda x: x if isinstance(x, str) else x.__name__)
-def test_script_is_harmless_with_the_guard_and_fatal_without(
+def test_a_scenario_breaks_an_invariant_only_without_its_guard(
     guard: str, scenario: Callable[[], Script], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_peace(scenario())
+    quiesce(scenario())
     monkeypatch.setattr(guards, guard, lambda *_: True)
     with pytest.raises(InvariantError):
         scenario()
 
 
-@pytest.mark.parametrize("guard", SOON_FOUND)
-def test_chance_finds_the_mutant(guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("guard", FOUND_BY_SEARCH)
+def test_the_random_search_finds_a_missing_guard(guard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, guard, lambda *_: True)
     with pytest.raises(InvariantError):
         search(max_examples=3000, stateful_step_count=40, derandomize=True, phases=[Phase.generate])
@@ -55,7 +56,7 @@ def test_chance_finds_the_mutant(guard: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def swapped(first: type, second: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every ``first`` that is directly followed by a ``second`` comes after it instead."""
+    """Makes the receiver issue a ``first`` directly before a ``second`` in the opposite order."""
     take = Receiver.take_commands
 
     def take_swapped(self: Receiver) -> list[ReceiverCommand]:
@@ -68,52 +69,52 @@ def swapped(first: type, second: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Receiver, "take_commands", take_swapped)
 
 
-def writer_lies() -> Script:
-    """A writer reports a chunk and writes to it again, between the two commands that follow from the report."""
-    s = Script(total=4, num_blocks=2, gated=True, eager=True)
-    s.meet()
+def writer_overwrites_a_reported_chunk() -> Script:
+    """A writer reports a chunk and writes to it again, between the two commands that the report causes."""
+    s = Script(total=4, num_blocks=2, checks_windows=True, eager=True)
+    s.handshake()
     s.arrives(Grant)
     before: list[ReceiverCommand] = []
 
-    def strike(end: LanguageEnd, command: ReceiverCommand) -> None:
+    def overwrite(end: LanguageEnd, command: ReceiverCommand) -> None:
         previous = before[-1] if before else None
         before.append(command)
         if {type(previous), type(command)} == {CloseBlocks, Verify}:
             assert isinstance(command, CloseBlocks | Verify)
-            lie = Flight(None, command.epoch, command.blocks[:1], range(1), lambda token: b"\xff" * 8, b"")
-            s.memory.write(lie)
-            s.memory.finish(lie)
+            second = InFlightWrite(None, command.epoch, command.blocks[:1], range(1), lambda token: b"\xff" * 8, b"")
+            s.memory.start(second)
+            s.memory.finish(second)
 
-    s.before_command = strike
-    s.complete(s.memory.flights[0])
+    s.before_command = overwrite
+    s.complete(s.memory.in_flight[0])
     s.arrives(Written)
     assert before
     return s
 
 
 def test_blocks_are_closed_before_they_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_peace(writer_lies())
+    quiesce(writer_overwrites_a_reported_chunk())
     swapped(CloseBlocks, Verify, monkeypatch)
-    with pytest.raises(InvariantError, match="not what was sent"):
-        writer_lies()
+    with pytest.raises(InvariantError, match="bytes"):
+        writer_overwrites_a_reported_chunk()
 
 
-def sender_is_fast() -> Script:
+def write_completes_at_once() -> Script:
     """A granted write completes before the receiver executes its next command."""
-    s = Script(total=4, num_blocks=2, gated=True)
+    s = Script(total=4, num_blocks=2, checks_windows=True)
 
-    def hurry(end: LanguageEnd, command: ReceiverCommand) -> None:
+    def complete(end: LanguageEnd, command: ReceiverCommand) -> None:
         if isinstance(command, Admit) and s.where(Grant):
             s.arrives(Grant)
-            s.all_land()
+            s.complete_writes()
 
-    s.before_command = hurry
-    s.meet()
+    s.before_command = complete
+    s.handshake()
     return s
 
 
 def test_blocks_are_admitted_before_they_are_granted(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_peace(sender_is_fast())
+    quiesce(write_completes_at_once())
     swapped(Admit, Send, monkeypatch)
-    with pytest.raises(InvariantError, match="a write that was granted is refused"):
-        sender_is_fast()
+    with pytest.raises(InvariantError, match="refused"):
+        write_completes_at_once()

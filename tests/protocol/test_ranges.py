@@ -1,4 +1,4 @@
-"""Range sets against the plainest model there is: a set of integers."""
+"""Range sets compared with a set of integers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.protocol.ranges import RangeSet
+from embferry.protocol.ranges import RangeSet
 
 SPAN = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda pair: (min(pair), max(pair)))
 STEPS = st.lists(st.tuples(st.booleans(), SPAN), max_size=12)
 
 
 def build(steps: list[tuple[bool, tuple[int, int]]]) -> tuple[RangeSet, set[int]]:
+    """Adds and removes ranges on both. Returns both."""
     ranges, model = RangeSet(), set()
     for add, (start, stop) in steps:
         tokens = set(range(start, stop))
@@ -28,7 +29,7 @@ def build(steps: list[tuple[bool, tuple[int, int]]]) -> tuple[RangeSet, set[int]
 
 
 @given(STEPS)
-def test_holds_what_a_set_holds(steps: list[tuple[bool, tuple[int, int]]]) -> None:
+def test_a_range_set_holds_the_same_numbers_as_a_set(steps: list[tuple[bool, tuple[int, int]]]) -> None:
     ranges, model = build(steps)
     pieces = list(ranges)
     assert {token for start, stop in pieces for token in range(start, stop)} == model
@@ -40,14 +41,16 @@ def test_holds_what_a_set_holds(steps: list[tuple[bool, tuple[int, int]]]) -> No
 
 
 @given(STEPS, SPAN)
-def test_answers_what_a_set_answers(steps: list[tuple[bool, tuple[int, int]]], span: tuple[int, int]) -> None:
+def test_a_range_set_covers_and_overlaps_as_a_set_does(
+    steps: list[tuple[bool, tuple[int, int]]], span: tuple[int, int]
+) -> None:
     ranges, model = build(steps)
     tokens = set(range(*span))
     assert ranges.covers(*span) == (tokens <= model)
     assert ranges.overlaps(*span) == bool(tokens & model)
 
 
-def test_equality_is_by_content() -> None:
+def test_range_sets_with_the_same_numbers_are_equal() -> None:
     assert RangeSet((0, 2), (2, 4)) == RangeSet((0, 4))
     assert RangeSet((0, 4)) != RangeSet((0, 3))
     assert RangeSet() != {0}
@@ -55,10 +58,10 @@ def test_equality_is_by_content() -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2)])
-def test_what_is_not_a_range_is_refused(start: int, stop: int) -> None:
+def test_an_invalid_range_is_rejected(start: int, stop: int) -> None:
     ranges = RangeSet((0, 4))
-    with pytest.raises(ValueError, match="is not a range"):
+    with pytest.raises(ValueError, match="not a range"):
         ranges.add(start, stop)
-    with pytest.raises(ValueError, match="is not a range"):
+    with pytest.raises(ValueError, match="not a range"):
         ranges.discard(start, stop)
     assert ranges == RangeSet((0, 4))

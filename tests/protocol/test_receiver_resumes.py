@@ -1,117 +1,128 @@
-"""What a receiver does when its sender is lost, replaced, or not found where it looked first."""
+"""The receiver's state machine when its sender is lost, restarted or not found."""
 
 from __future__ import annotations
 
-from embferry.disaggregation.protocol import messages as m
-from embferry.disaggregation.protocol.commands import CloseBlocks, Release, Restart, Revoke
-from embferry.disaggregation.protocol.errors import Aborted, IntegrityError, PeerGone
-from embferry.disaggregation.protocol.states import KVPoll, Phase
+from embferry.protocol import messages as m
+from embferry.protocol.commands import CloseBlocks, Release, Restart, Revoke
+from embferry.protocol.errors import Aborted, IntegrityError, PeerGone
+from embferry.protocol.states import KVPoll, Phase
 
-from .hands import ENCODE, ROOM, an_offer, bring, done, hear, new_receiver, offered, said, written
+from .builders import (
+    ENCODE,
+    ROOM,
+    an_offer,
+    new_receiver,
+    offered,
+    other_commands,
+    report_chunk,
+    sent_messages,
+    to_receiver,
+    written,
+)
 
 
-def test_looking_elsewhere_before_anybody_was_found_is_another_opening() -> None:
+def test_a_redirect_before_the_first_answer_starts_another_generation() -> None:
     receiver = new_receiver()
-    hear(receiver, m.Unknown(ROOM, 0), source=0)
+    to_receiver(receiver, m.Unknown(ROOM, 0), source=0)
     receiver.take_commands()
     receiver.peer_lost(1.0)
-    assert [body.opening for body in said(receiver) if isinstance(body, m.Open)] == [2]
-    hear(receiver, m.Abort(ROOM, "aborted", "asked for", 1), 1.0)
-    hear(receiver, an_offer(4, opening=1), 1.0)
+    assert [body.generation for body in sent_messages(receiver) if isinstance(body, m.Open)] == [2]
+    to_receiver(receiver, m.Abort(ROOM, "aborted", "asked for", 1), 1.0)
+    to_receiver(receiver, an_offer(4, generation=1), 1.0)
     assert (receiver.phase, receiver.peer) == (Phase.BOOTSTRAPPING, 0)
 
 
-def test_the_same_embedding_goes_on_with_another_sender_where_the_first_one_stopped() -> None:
+def test_another_sender_resumes_the_same_embedding() -> None:
     receiver = offered(12)
     receiver.grant((0, 1, 2), 1, 0.0)
-    bring(receiver, 1, 0, 4)
+    report_chunk(receiver, 1, 0, 4)
     receiver.committed = True
     receiver.take_commands()
-    hear(receiver, m.Unknown(ROOM, ENCODE))
+    to_receiver(receiver, m.Unknown(ROOM, ENCODE))
     assert receiver.phase is Phase.RESUMING
     commands = receiver.take_commands()
     assert commands[0] == Revoke(1)
-    hear(receiver, an_offer(12, opening=1))  # a copy of the first one's
+    to_receiver(receiver, an_offer(12, generation=1))  # a late copy of the first sender's offer
     assert receiver.peer == 0
-    hear(receiver, an_offer(-1, opening=2), source=ENCODE + 1)
-    assert receiver.wanted(0.0) is None  # it may have another embedding
-    hear(receiver, an_offer(12, opening=2), source=ENCODE + 1)
+    to_receiver(receiver, an_offer(-1, generation=2), source=ENCODE + 1)
+    assert receiver.wanted(0.0) is None  # it may have another embedding: nothing is requested yet
+    to_receiver(receiver, an_offer(12, generation=2), source=ENCODE + 1)
     assert receiver.wanted(0.0) == (4, 8)
     receiver.grant((3, 4), 2, 0.0)
     receiver.expire(0.1)
-    assert m.Drain(ROOM, (1,)) not in said(receiver)  # the second one cannot know
-    hear(receiver, m.Drained(ROOM, (1,)), source=ENCODE + 1)
+    assert m.Drain(ROOM, (1,)) not in sent_messages(receiver)  # the second sender cannot know of the first one's writes
+    to_receiver(receiver, m.Drained(ROOM, (1,)), source=ENCODE + 1)
     assert 1 in receiver.ledger.grants
     receiver.revoked(1)
-    assert done(receiver) == [CloseBlocks(1, (1, 2)), Release((1, 2))]
+    assert other_commands(receiver) == [CloseBlocks(1, (1, 2)), Release((1, 2))]
     for offset in (4, 8):
-        hear(receiver, written(2, offset, 4), source=ENCODE + 1)
+        to_receiver(receiver, written(2, offset, 4), source=ENCODE + 1)
         receiver.verified_chunk(2, offset, matches=True, now=0.0)
     assert receiver.poll() is KVPoll.Success
 
 
-def test_another_embedding_starts_over_if_nothing_was_used() -> None:
+def test_another_embedding_restarts_if_no_token_was_used() -> None:
     receiver = offered(12)
     receiver.grant((0, 1, 2), 1, 0.0)
-    bring(receiver, 1, 0, 4)
-    hear(receiver, written(1, 4, 4))
+    report_chunk(receiver, 1, 0, 4)
+    to_receiver(receiver, written(1, 4, 4))
     receiver.take_commands()
-    hear(receiver, an_offer(12, digest=b"another"))  # the same session: then its grants are drained
+    to_receiver(receiver, an_offer(12, digest=b"another"))  # from the same session, so its grants are drained
     commands = receiver.take_commands()
     assert commands[0] == Restart()
     assert Release((0,)) in commands
     assert (receiver.transferred_tokens, receiver.wanted(0.0)) == (0, (0, 12))
     receiver.verified_chunk(1, 4, matches=True, now=0.0)  # of the first embedding
-    assert done(receiver) == [Release((1,))]
-    hear(receiver, m.Drained(ROOM, (1,)))
-    assert done(receiver) == [CloseBlocks(1, (2,)), Release((2,))]
+    assert other_commands(receiver) == [Release((1,))]
+    to_receiver(receiver, m.Drained(ROOM, (1,)))
+    assert other_commands(receiver) == [CloseBlocks(1, (2,)), Release((2,))]
 
 
-def test_another_embedding_fails_if_the_first_was_used() -> None:
+def test_another_embedding_fails_if_tokens_were_used() -> None:
     receiver = offered(12)
     receiver.grant((0, 1, 2), 1, 0.0)
-    bring(receiver, 1, 0, 4)
+    report_chunk(receiver, 1, 0, 4)
     receiver.committed = True
     receiver.peer_lost(0.0)
-    hear(receiver, an_offer(12, opening=2, digest=b"another"), source=ENCODE + 1)
+    to_receiver(receiver, an_offer(12, generation=2, digest=b"another"), source=ENCODE + 1)
     assert isinstance(receiver.error, IntegrityError)
     assert receiver.error.retryable
-    assert isinstance(said(receiver)[-1], m.Abort)
+    assert isinstance(sent_messages(receiver)[-1], m.Abort)
 
 
-def test_tokens_that_are_verified_while_nobody_is_there_count() -> None:
+def test_tokens_verified_without_a_peer_count() -> None:
     receiver = offered(4)
     receiver.grant((0,), 1, 0.0)
-    hear(receiver, written(1, 0, 4))
+    to_receiver(receiver, written(1, 0, 4))
     receiver.take_commands()
     receiver.peer_lost(0.0)
     assert receiver.phase is Phase.BOOTSTRAPPING
     receiver.verified_chunk(1, 0, matches=True, now=0.0)
     assert receiver.poll() is KVPoll.Success
-    assert [type(body) for body in said(receiver)] == [m.Open]
-    hear(receiver, an_offer(4, opening=2, digest=b"another"), source=ENCODE + 1)
-    assert said(receiver) == []
-    hear(receiver, an_offer(4, opening=2), source=ENCODE + 1)  # it would wait for ever
-    assert said(receiver) == [m.Confirm(ROOM, 4)]
-    hear(receiver, an_offer(4, opening=2), source=ENCODE + 1)
-    assert said(receiver) == []
+    assert [type(body) for body in sent_messages(receiver)] == [m.Open]
+    to_receiver(receiver, an_offer(4, generation=2, digest=b"another"), source=ENCODE + 1)
+    assert sent_messages(receiver) == []
+    to_receiver(receiver, an_offer(4, generation=2), source=ENCODE + 1)  # it waits for this confirmation
+    assert sent_messages(receiver) == [m.Confirm(ROOM, 4)]
+    to_receiver(receiver, an_offer(4, generation=2), source=ENCODE + 1)
+    assert sent_messages(receiver) == []
 
 
-def test_a_sender_that_is_gone_at_the_end_takes_the_rest_of_the_quarantine_with_it() -> None:
+def test_a_sender_lost_after_an_abort_is_revoked() -> None:
     receiver = offered(8)
     receiver.grant((0, 1), 1, 0.0)
     receiver.abort(Aborted("asked for", room=ROOM), 0.0)
     receiver.take_commands()
-    hear(receiver, m.Unknown(ROOM, ENCODE))
-    assert done(receiver) == [Revoke(1)]
+    to_receiver(receiver, m.Unknown(ROOM, ENCODE))
+    assert other_commands(receiver) == [Revoke(1)]
     receiver.revoked(1)
     assert receiver.settled(0.0)
 
 
-def test_losing_the_peer_over_and_over_is_given_up() -> None:
+def test_losing_the_peer_too_often_in_a_row_fails_the_transfer() -> None:
     receiver = new_receiver(max_peer_losses=2)
-    for opening in (1, 2, 3):
-        hear(receiver, an_offer(8, opening))
+    for generation in (1, 2, 3):
+        to_receiver(receiver, an_offer(8, generation))
         receiver.peer_lost(0.0)
     assert isinstance(receiver.error, PeerGone)
-    assert "lost 3 times in a row at token 0" in receiver.error.detail
+    assert "3 times" in receiver.error.detail

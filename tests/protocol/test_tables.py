@@ -1,4 +1,4 @@
-"""States, errors and settings: what is data, and must not change by accident."""
+"""The tables of states, errors and settings, which must not change by accident."""
 
 from __future__ import annotations
 
@@ -6,26 +6,16 @@ import dataclasses
 
 import pytest
 
-from embferry.disaggregation.protocol import errors
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LocalProtocolError, from_code
-from embferry.disaggregation.protocol.settings import TransferSettings
-from embferry.disaggregation.protocol.states import (
-    POLL,
-    RECEIVER,
-    SENDER,
-    TERMINAL,
-    KVPoll,
-    Phase,
-    Table,
-    Trigger,
-    step,
-)
+from embferry.protocol import errors
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, from_code
+from embferry.protocol.settings import TransferSettings
+from embferry.protocol.states import POLL, RECEIVER, SENDER, TERMINAL, KVPoll, Phase, Table, Trigger, step
 
 TABLES = pytest.mark.parametrize("table", [RECEIVER, SENDER], ids=["receiver", "sender"])
 
 
 @TABLES
-def test_everything_unfinished_can_fail_and_nothing_finished_can_change(table: Table) -> None:
+def test_every_unfinished_phase_can_fail_and_no_final_phase_changes(table: Table) -> None:
     for phase in Phase:
         if phase in TERMINAL:
             assert not [trigger for trigger in Trigger if (phase, trigger) in table]
@@ -34,7 +24,7 @@ def test_everything_unfinished_can_fail_and_nothing_finished_can_change(table: T
 
 
 @TABLES
-def test_every_phase_can_be_reached_and_left_for_success(table: Table) -> None:
+def test_every_phase_can_be_reached_and_can_lead_to_success(table: Table) -> None:
     reached, before = {Phase.BOOTSTRAPPING}, set()
     while reached != before:
         before = set(reached)
@@ -47,17 +37,17 @@ def test_every_phase_can_be_reached_and_left_for_success(table: Table) -> None:
 
 
 @TABLES
-def test_a_transition_that_is_not_in_the_table_does_not_exist(table: Table) -> None:
+def test_only_transitions_of_the_table_exist(table: Table) -> None:
     for phase in Phase:
         for trigger in Trigger:
             if (phase, trigger) in table:
                 assert step(table, phase, trigger) is table[phase, trigger]
             else:
-                with pytest.raises(LocalProtocolError, match=f"{trigger.name} while {phase.name}"):
+                with pytest.raises(LocalProtocolError, match=trigger.name):
                     step(table, phase, trigger)
 
 
-def test_the_poll_integers_are_the_wires() -> None:
+def test_the_integers_of_the_poll_states_do_not_change() -> None:
     assert {status.name: status.value for status in KVPoll} == {
         "Failed": 0,
         "Bootstrapping": 1,
@@ -68,7 +58,7 @@ def test_the_poll_integers_are_the_wires() -> None:
     assert POLL.keys() == set(Phase)
 
 
-def test_codes_are_never_renamed() -> None:
+def test_error_codes_statuses_and_retryability_do_not_change() -> None:
     assert {code: (cls.__name__, cls.http_status, cls.default_retryable) for code, cls in errors.BY_CODE.items()} == {
         "transfer_failed": ("EmbeddingTransferError", 502, False),
         "local_protocol_error": ("LocalProtocolError", 500, False),
@@ -84,19 +74,19 @@ def test_codes_are_never_renamed() -> None:
     }
 
 
-def test_every_error_is_in_the_tree_and_has_a_code_of_its_own() -> None:
+def test_every_error_class_has_its_own_code() -> None:
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, EmbeddingTransferError)]
     assert set(errors.BY_CODE.values()) == set(classes)
     assert all(cls.code == code for code, cls in errors.BY_CODE.items())
 
 
-def test_an_error_says_its_code_its_room_and_what_to_do() -> None:
+def test_the_text_of_an_error_has_its_code_and_room() -> None:
     assert str(errors.PeerGone("start the worker again", room=7)) == "[peer_gone] room 7: start the worker again"
     assert str(errors.Aborted("asked for")) == "[aborted] asked for"
     assert errors.Aborted("asked for", retryable=True).retryable
 
 
-def test_an_unknown_code_keeps_its_name() -> None:
+def test_an_unknown_code_is_kept_in_the_text() -> None:
     error = from_code("of_the_future", "upgrade", room=7)
     assert type(error) is EmbeddingTransferError
     assert str(error) == "[transfer_failed] room 7: upgrade (the peer's code: of_the_future)"
@@ -105,5 +95,5 @@ def test_an_unknown_code_keeps_its_name() -> None:
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(TransferSettings)])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_settings_are_positive(name: str, value: float) -> None:
-    with pytest.raises(LocalProtocolError, match=f"{name} must be greater than 0"):
+    with pytest.raises(LocalProtocolError, match=name):
         TransferSettings(**{name: value})

@@ -1,4 +1,4 @@
-"""Fixtures: a router before fake workers, and HTTP clients for it."""
+"""A router before fake workers, and clients of it, for tests over HTTP."""
 
 from __future__ import annotations
 
@@ -11,38 +11,44 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.fakes import DEADLINE, Deployment
+from tests.serve.fakes import Deployment
+
+CLIENT_TIMEOUT = 100
+"""Seconds a request may take; a guard against hangs."""
 
 
 @pytest.fixture
 def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
-    """For other settings: ``@pytest.mark.parametrize("deployment", [{…}], indirect=True)``."""
+    """A running router. Other settings: ``@pytest.mark.parametrize("deployment", [{…}], indirect=True)``."""
     with Deployment(**dict(getattr(request, "param", {}))) as running:
         yield running
 
 
 @pytest.fixture
 def client(deployment: Deployment) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{deployment.url}/v1", api_key="unused", max_retries=0, timeout=DEADLINE) as client:
+    with openai.OpenAI(
+        base_url=f"{deployment.url}/v1", api_key="unused", max_retries=0, timeout=CLIENT_TIMEOUT
+    ) as client:
         yield client
 
 
 @pytest.fixture
 def http(deployment: Deployment) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=deployment.url, verify=False, trust_env=False, timeout=DEADLINE) as client:
+    with httpx.Client(base_url=deployment.url, verify=False, trust_env=False, timeout=CLIENT_TIMEOUT) as client:
         yield client
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removes the settings of the machine that runs the tests."""
     for name in list(os.environ):
         if name.startswith(("EMBFERRY_", "SGLANG_")):
             monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """Restores the root logger: commands configure it."""
+def _restored_logging() -> Iterator[None]:
+    """Restores the root logger, which the commands configure."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -51,6 +57,6 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def user(*parts: Any) -> list[dict[str, Any]]:
-    """Returns one user message of texts and other parts."""
+    """Returns the messages of a request: one user message of texts and other parts."""
     content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return [{"role": "user", "content": content}]

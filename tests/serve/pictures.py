@@ -1,4 +1,4 @@
-"""Makes pictures and videos for the tests, valid and broken."""
+"""Generators of pictures and videos for tests, valid and invalid."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def png(width: int = 16, height: int = 16, colour: str = "red") -> bytes:
 
 
 def claimed_png(width: int, height: int) -> bytes:
-    """Returns a PNG whose header claims a size, with hardly any pixel data."""
+    """Returns a PNG whose header claims a size, and that has almost no pixel data."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -48,7 +48,7 @@ def gif(frames: int) -> bytes:
 def video(
     frames: int = 20, rate: int = 10, size: tuple[int, int] = (64, 48), suffix: str = ".mp4", index_first: bool = False
 ) -> bytes:
-    """Returns a video whose frame ``n`` is grey of brightness ``10 n``."""
+    """Returns a video whose frame ``n`` is grey of brightness ``10 n % 256``."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"video{suffix}"
         options = {"movflags": "faststart"} if index_first else {}

@@ -1,4 +1,4 @@
-"""Settings: which source wins, and how each mistake is told."""
+"""Settings: the precedence of their sources, and the message of each mistake."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def problems(flags: dict[tuple[str, ...], str], environ: dict[str, str], config:
     return caught.value.problems
 
 
-def test_defaults() -> None:
+def test_without_sources_all_settings_have_their_defaults() -> None:
     assert load({}, {}).settings == Settings()
 
 
-def test_flags_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+def test_flags_override_environment_overrides_file_overrides_defaults(tmp_path: Path) -> None:
     file = written(tmp_path, "threads: 2\ntransfer:\n  num_blocks: 3\n  block_size: 4\nrouter:\n  port: 5\n")
     environ = {"EMBFERRY_TRANSFER_NUM_BLOCKS": "30", "EMBFERRY_TRANSFER_BLOCK_SIZE": "40"}
     settings = load({BLOCKS: "300"}, environ, file).settings
@@ -39,7 +39,7 @@ def test_flags_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
     assert settings.transfer.default_allocate_tokens == 8192
 
 
-def test_the_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
+def test_the_environment_may_name_the_file_and_the_flag_overrides_it(tmp_path: Path) -> None:
     file = written(tmp_path, "model: mine\n")
     assert load({}, {"EMBFERRY_CONFIG": file}).settings.model == "mine"
     other = tmp_path / "other.yaml"
@@ -48,11 +48,11 @@ def test_the_file_may_be_named_in_the_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "transfer:\n", "media: {}\n"])
-def test_files_that_say_nothing(tmp_path: Path, text: str) -> None:
+def test_a_file_without_settings_changes_nothing(tmp_path: Path, text: str) -> None:
     assert load({}, {}, written(tmp_path, text)).settings == Settings()
 
 
-def test_lists(tmp_path: Path) -> None:
+def test_a_list_is_a_yaml_list_or_comma_separated_text(tmp_path: Path) -> None:
     file = written(tmp_path, "transfer:\n  transports: [tcp]\nmedia:\n  allowed_folders: [/a, /b]\n")
     settings = load({("media", "allowed_hosts"): "a.com, b.com:80,"}, {}, file).settings
     assert settings.transfer.transports == ("tcp",)
@@ -60,16 +60,14 @@ def test_lists(tmp_path: Path) -> None:
     assert settings.media.allowed_hosts == ("a.com", "b.com:80")
 
 
-@pytest.mark.parametrize(
-    ("said", "reason"), [("tcp,shm,tcp", "a road is there twice"), ("auto,tcp", "auto stands alone")]
-)
-def test_roads_that_do_not_go_together(said: str, reason: str) -> None:
-    (problem,) = problems({("transfer", "transports"): said}, {})
+@pytest.mark.parametrize(("value", "reason"), [("tcp,shm,tcp", "twice"), ("auto,tcp", "auto must stand alone")])
+def test_invalid_combinations_of_transports_are_refused(value: str, reason: str) -> None:
+    (problem,) = problems({("transfer", "transports"): value}, {})
     assert problem.startswith("--transfer-transports: ")
     assert reason in problem
 
 
-def test_backends_with_and_without_parameters(tmp_path: Path) -> None:
+def test_nixl_backends_may_have_parameters_in_the_file(tmp_path: Path) -> None:
     key = ("transfer", "nixl_backends")
     assert load({}, {}).settings.transfer.nixl_backends == {"UCX": {}}
     assert load({key: "UCX, POSIX"}, {}).settings.transfer.nixl_backends == {"UCX": {}, "POSIX": {}}
@@ -79,7 +77,7 @@ def test_backends_with_and_without_parameters(tmp_path: Path) -> None:
     assert "at least 1" in problem
 
 
-def test_an_empty_variable_is_not_set() -> None:
+def test_an_empty_variable_counts_as_unset() -> None:
     assert load({}, {"EMBFERRY_THREADS": ""}).settings == Settings()
 
 
@@ -90,7 +88,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ("EMBFERRY_TRANSFER_NUM_BLOCKS", "0", "greater than or equal to 1"),
         ("EMBFERRY_TRANSFER_WAITING_TIMEOUT", "inf", "finite"),
         ("EMBFERRY_TRANSFER_WAITING_TIMEOUT", "-1", "greater than 0"),
-        ("EMBFERRY_TRANSFER_TRANSPORTS", "shm,pigeon", "there are auto, shm, nixl, mooncake, tcp, http"),
+        ("EMBFERRY_TRANSFER_TRANSPORTS", "shm,pigeon", "choose from auto, shm, nixl, mooncake, tcp, http"),
         ("EMBFERRY_TRANSFER_TRANSPORTS", ",", "at least 1"),
         ("EMBFERRY_TRANSFER_MOONCAKE_METADATA_SERVER", "p2p", "P2PHANDSHAKE"),
         ("EMBFERRY_DTYPE", "fp8", "'fp32' or 'bf16'"),
@@ -99,7 +97,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ("EMBFERRY_NONSENSE_ALTOGETHER", "1", "no such setting"),
     ],
 )
-def test_bad_variables(name: str, value: str, reason: str) -> None:
+def test_a_bad_variable_is_reported_with_name_value_and_reason(name: str, value: str, reason: str) -> None:
     (problem,) = problems({}, {name: value})
     assert problem.startswith(f"{name}: ")
     assert reason in problem
@@ -116,18 +114,18 @@ def test_bad_variables(name: str, value: str, reason: str) -> None:
         ("transfer: 5\n", ":1", "section transfer must hold"),
         ("- a\n", ":1", "the file must hold"),
         ("threads: 1\nthreads: 2\n", ":2: threads", "twice"),
-        ("threads: [\n", "", "is not YAML"),
-        ("model: !!python/object:os.system x\n", "", "is not YAML"),
+        ("threads: [\n", "", "not valid YAML"),
+        ("model: !!python/object:os.system x\n", "", "not valid YAML"),
     ],
 )
-def test_bad_files(tmp_path: Path, text: str, place: str, reason: str) -> None:
+def test_a_bad_file_is_reported_with_place_and_reason(tmp_path: Path, text: str, place: str, reason: str) -> None:
     file = written(tmp_path, text)
     (problem,) = problems({}, {}, file)
     assert problem.startswith(f"{file}{place}: ")
     assert reason in problem
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     (problem,) = problems({}, {}, str(tmp_path / "none.yaml"))
     assert "No such file" in problem
     (tmp_path / "latin.yaml").write_bytes(b"model: \xe9\n")
@@ -135,21 +133,21 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "cannot be read" in problem
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     file = written(tmp_path, "threads: none\nmodle: x\n")
-    told = problems({BLOCKS: "x"}, {"EMBFERRY_DTYPE": "fp8", "EMBFERRY_X": "1"}, file)
-    assert len(told) == 5
-    assert any(problem.startswith("--transfer-num-blocks: ") for problem in told)
+    found = problems({BLOCKS: "x"}, {"EMBFERRY_DTYPE": "fp8", "EMBFERRY_X": "1"}, file)
+    assert len(found) == 5
+    assert any(problem.startswith("--transfer-num-blocks: ") for problem in found)
 
 
-def test_a_bad_key_is_not_repeated() -> None:
+def test_the_api_key_is_not_printed() -> None:
     (problem,) = problems({}, {"EMBFERRY_ROUTER_PORT": "x"})
     assert "'x'" in problem
     secret = load({("router", "api_key"): "very secret"}, {}).settings
     assert "very secret" not in repr(secret)
 
 
-def test_variables_of_sglang_are_read_with_a_notice() -> None:
+def test_a_variable_of_sglang_is_read_with_a_notice() -> None:
     loaded = load({}, {"SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": "7", "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": "9"})
     assert loaded.settings.transfer.num_blocks == 7
     assert loaded.settings.transfer.waiting_timeout == 9
@@ -159,7 +157,7 @@ def test_variables_of_sglang_are_read_with_a_notice() -> None:
     )
 
 
-def test_every_variable_of_sglang_has_its_setting_and_is_checked() -> None:
+def test_every_variable_of_sglang_is_validated() -> None:
     for name, key in SGLANG_ALIASES.items():
         loaded = load({}, {name: "3"})
         assert len(loaded.notices) == 1
@@ -170,29 +168,29 @@ def test_every_variable_of_sglang_has_its_setting_and_is_checked() -> None:
         assert problem.startswith(f"{name}: ")
 
 
-def test_our_own_variable_wins_over_sglangs_which_wins_over_the_file(tmp_path: Path) -> None:
+def test_our_variable_overrides_that_of_sglang_which_overrides_the_file(tmp_path: Path) -> None:
     alias = {"SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": "7"}
     loaded = load({}, {**alias, "EMBFERRY_TRANSFER_NUM_BLOCKS": "8"})
     assert loaded.settings.transfer.num_blocks == 8
-    assert "is not used" in loaded.notices[0]
+    assert "is ignored" in loaded.notices[0]
     file = written(tmp_path, "transfer:\n  num_blocks: 9\n")
     assert load({}, alias, file).settings.transfer.num_blocks == 7
 
 
-def test_every_setting_has_names_of_its_own_and_a_description() -> None:
+def test_every_setting_has_unique_names_and_a_description() -> None:
     assert len(ENV_KEYS) == len(FIELDS) == len({flag_name(key) for key in FIELDS})
     for key, field in FIELDS.items():
         assert field.description, key
-        assert load({}, {env_name(key): str(_a_value(key))})
+        assert load({}, {env_name(key): str(_valid_value(key))})
 
 
-def _a_value(key: tuple[str, ...]) -> object:
+def _valid_value(key: tuple[str, ...]) -> object:
     default = FIELDS[key].default
     if key[-1].endswith("_urls"):
         return "http://x,https://y:1/z"
     return ",".join(map(str, default)) or "x" if isinstance(default, tuple) else "x" if default is None else default
 
 
-def test_names_of_the_model(tmp_path: Path) -> None:
+def test_the_models_name_is_the_last_part_of_its_path() -> None:
     settings = Settings(model="/data/models/Qwen2-VL/")
     assert settings.public_model_name == settings.model_name == "Qwen2-VL"

@@ -1,4 +1,4 @@
-"""Log lines: plain and JSON, with the request and the room they are about."""
+"""Log lines, plain and JSON, with the ids of request and room."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from embferry.observe.logs import about, configure
 
 
-def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_log_lines_carry_request_room_and_extra_fields(capsys: pytest.CaptureFixture[str]) -> None:
     configure("info", "json")
     log = logging.getLogger("embferry.x")
     with about(request_id="r1"), about(room=7):
@@ -25,7 +25,7 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert (second["message"], second["room"], "request_id" in second) == ("later", 9, False)
 
 
-def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_log_lines_carry_request_room_and_extra_fields(capsys: pytest.CaptureFixture[str]) -> None:
     configure("debug", "plain")
     with about(request_id="r1", room=7):
         logging.getLogger("embferry.x").debug("hello", extra={"tokens": 5})
@@ -34,7 +34,7 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("style", ["plain", "json"])
-def test_exceptions_are_in_the_log(capsys: pytest.CaptureFixture[str], style: str) -> None:
+def test_a_logged_exception_is_in_the_log_line(capsys: pytest.CaptureFixture[str], style: str) -> None:
     configure("info", style)
     try:
         raise ValueError("a reason")

@@ -1,4 +1,4 @@
-"""Where files may come from: data, allowed hosts, allowed folders, and every way around that is closed."""
+"""Fetching files: data URLs, allowed hosts, allowed folders, and attempts to bypass the lists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import http.server
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +42,7 @@ def refusal(url: str, **limits: Any) -> str:
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    """A small web site; ``seen`` are the requests it got: (path, Host header)."""
+    """A small web site. ``seen`` holds the requests it received: (path, Host header)."""
 
     seen: ClassVar[list[tuple[str, str | None]]] = []
     release: ClassVar[threading.Event]
@@ -64,7 +63,7 @@ class Site(http.server.BaseHTTPRequestHandler):
         elif self.path == "/short":
             self._send(PNG[:20], {"Content-Length": "500"})
         elif self.path == "/silent":
-            self.release.wait(10)
+            self.release.wait(100)
         elif self.path == "/drip":
             self._send(b"", {"Content-Length": "500"})
             while not self.release.wait(0.02):
@@ -86,12 +85,12 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """Clients hang up on purpose here."""
+        """Ignores the clients that disconnect on purpose."""
 
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    """``host:port`` of the web site."""
+    """Runs the web site and returns its ``host:port``."""
     Site.seen, Site.redirects, Site.release = [], {}, threading.Event()
     with _Server(("127.0.0.1", 0), Site) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -113,41 +112,41 @@ def site() -> Iterator[str]:
         "data:," + "".join(f"%{byte:02x}" for byte in PNG),
     ],
 )
-def test_data_urls(url: str) -> None:
+def test_a_data_url_holds_its_bytes(url: str) -> None:
     assert fetch(url) == PNG
 
 
 @pytest.mark.parametrize(
     "url", ["data:", "data:image/png;base64", "data:;base64,a", "data:;base64,ä===", "data:;base64,AA=A"]
 )
-def test_data_urls_that_are_none(url: str) -> None:
+def test_a_malformed_data_url_is_refused(url: str) -> None:
     assert refusal(url) == "invalid_url"
 
 
 @pytest.mark.parametrize(
     "url", ["ftp://h/x", "gopher://h/", "javascript:1", "picture.png", "/etc/passwd", "", "blob:x"]
 )
-def test_other_schemes(url: str) -> None:
+def test_other_schemes_are_refused(url: str) -> None:
     assert refusal(url, allowed_hosts=("*",)) == "unsupported_url_scheme"
 
 
-def test_data_that_is_too_large() -> None:
+def test_a_data_url_above_the_limit_is_refused() -> None:
     assert refusal(pictures.data_url(PNG), max_bytes=len(PNG) - 1) == "media_too_large"
     assert fetch(pictures.data_url(PNG), max_bytes=len(PNG)) == PNG
 
 
-def test_an_allowed_host(site: str) -> None:
+def test_an_allowed_host_is_asked(site: str) -> None:
     assert fetch(f"http://{site}/picture", allowed_hosts=(site,)) == PNG
     assert Site.seen == [("/picture", site)]
 
 
 @pytest.mark.parametrize("allowed", [(), ("example.com",), ("127.0.0.1",), ("127.0.0.1:1",), ("*.0.0.1",)])
-def test_hosts_and_ports_outside_the_list(site: str, allowed: tuple[str, ...]) -> None:
+def test_hosts_and_ports_outside_the_list_are_not_asked(site: str, allowed: tuple[str, ...]) -> None:
     assert refusal(f"http://{site}/picture", allowed_hosts=allowed) == "host_not_allowed"
     assert Site.seen == []
 
 
-def test_a_pattern_never_leads_to_a_private_address(site: str) -> None:
+def test_a_pattern_never_admits_a_private_address(site: str) -> None:
     port = site.partition(":")[2]
     for host in (site, f"localhost:{port}", f"[::ffff:127.0.0.1]:{port}"):
         assert refusal(f"http://{host}/picture", allowed_hosts=(f"*:{port}",)) == "host_not_allowed"
@@ -157,11 +156,11 @@ def test_a_pattern_never_leads_to_a_private_address(site: str) -> None:
 @pytest.mark.parametrize(
     "url", ["http://", "http://[::1/x", "http://a:b/", "http://a:99999/", "http:///x", "https://a b/"]
 )
-def test_urls_that_are_none(url: str) -> None:
+def test_a_malformed_url_is_refused(url: str) -> None:
     assert refusal(url, allowed_hosts=("*",)) in ("invalid_url", "host_not_allowed", "fetch_failed")
 
 
-def test_user_names_in_a_url_do_not_fool_the_list(site: str) -> None:
+def test_a_user_name_in_a_url_does_not_bypass_the_list(site: str) -> None:
     assert refusal(f"http://{site}@example.invalid/x", allowed_hosts=(site,)) == "host_not_allowed"
     assert fetch(f"http://user:word@{site}/picture", allowed_hosts=(site,)) == PNG
 
@@ -181,7 +180,7 @@ def test_redirects_within_the_list_are_followed(site: str) -> None:
         ("http://[", "invalid_url"),
     ],
 )
-def test_redirects_are_checked_again(site: str, target: str, code: str) -> None:
+def test_the_target_of_a_redirect_is_checked(site: str, target: str, code: str) -> None:
     Site.redirects = {"/again": target}
     assert refusal(f"http://{site}/again", allowed_hosts=(site,)) == code
 
@@ -195,18 +194,17 @@ def test_redirects_are_checked_again(site: str, target: str, code: str) -> None:
         ("endless", "media_too_large"),
     ],
 )
-def test_sites_that_misbehave(site: str, path: str, code: str) -> None:
+def test_bad_responses_of_a_site_are_refused(site: str, path: str, code: str) -> None:
     assert refusal(f"http://{site}/{path}", allowed_hosts=(site,), max_bytes=100_000) == code
 
 
 @pytest.mark.parametrize("path", ["silent", "drip"])
-def test_sites_that_are_slow(site: str, path: str) -> None:
-    started = time.monotonic()
+def test_a_slow_site_ends_in_a_timeout(site: str, path: str) -> None:
+    """The site sends nothing, or one byte at a time, until the fixture ends."""
     assert refusal(f"http://{site}/{path}", allowed_hosts=(site,), fetch_timeout=0.2) == "fetch_timeout"
-    assert time.monotonic() - started < 5
 
 
-def test_nobody_there() -> None:
+def test_a_host_that_does_not_answer_is_a_failed_fetch() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{holder.getsockname()[1]}"
@@ -214,7 +212,7 @@ def test_nobody_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "url", "fine"),
+    ("entry", "url", "allowed"),
     [
         ("example.com", "https://example.com/", True),
         ("example.com", "http://EXAMPLE.com:80/", True),
@@ -232,42 +230,49 @@ def test_nobody_there() -> None:
         ("2001:db8::1", "http://[2001:db8::1]/", True),
     ],
 )
-def test_entries_of_the_list(monkeypatch: pytest.MonkeyPatch, entry: str, url: str, fine: bool) -> None:
+def test_an_entry_of_the_list_admits_its_hosts_only(
+    monkeypatch: pytest.MonkeyPatch, entry: str, url: str, allowed: bool
+) -> None:
     async def resolve(host: str, port: int) -> list[str]:
         return ["93.184.216.34"]
 
     monkeypatch.setattr(hosts, "_resolve", resolve)
-    if fine:
+    if allowed:
         assert asyncio.run(hosts.permitted_address(urlsplit(url), (entry,))) == "93.184.216.34"
     else:
-        with pytest.raises(ServeError, match="may not be fetched"):
+        with pytest.raises(ServeError) as caught:
             asyncio.run(hosts.permitted_address(urlsplit(url), (entry,)))
+        assert caught.value.code == "host_not_allowed"
 
 
 @pytest.mark.parametrize(
     "address", ["10.0.0.5", "192.168.1.1", "169.254.169.254", "::1", "fd00::1", "0.0.0.0", "100.64.0.1"]
 )
-def test_names_that_lead_to_private_addresses(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_a_name_with_a_private_address_needs_to_be_listed_in_full(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
     async def resolve(host: str, port: int) -> list[str]:
         return ["93.184.216.34", address]
 
     monkeypatch.setattr(hosts, "_resolve", resolve)
     url = urlsplit("https://inside.example.com/")
-    with pytest.raises(ServeError, match="not a public address"):
+    with pytest.raises(ServeError) as caught:
         asyncio.run(hosts.permitted_address(url, ("*.example.com",)))
+    assert caught.value.code == "host_not_allowed"
+    assert address in caught.value.message
     assert asyncio.run(hosts.permitted_address(url, ("inside.example.com",)))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """``open/`` is allowed, ``secret/`` beside it is not."""
+    """A folder with ``open/``, which the tests allow, and ``secret/``, which they do not."""
     for name in ("open", "secret", "open/inner"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(PNG)
     return tmp_path
 
 
-def test_files_of_allowed_folders(folder: Path) -> None:
+def test_files_in_an_allowed_folder_are_read(folder: Path) -> None:
     allowed = {"allowed_folders": (folder / "open",)}
     (folder / "open" / "link.png").symlink_to("inner/a.png")
     for url in ("a.png", "inner/a.png", "link.png", "inner/../a.png", "%61.png"):
@@ -276,18 +281,18 @@ def test_files_of_allowed_folders(folder: Path) -> None:
     assert refusal(f"file://{folder}/open/a.png", max_bytes=10, **allowed) == "media_too_large"
 
 
-def test_ways_out_of_a_folder(folder: Path) -> None:
+def test_links_and_paths_out_of_the_folder_are_refused(folder: Path) -> None:
     (folder / "open" / "out.png").symlink_to(folder / "secret" / "a.png")
     (folder / "open" / "outside").symlink_to(folder / "secret")
     (folder / "openly").mkdir()
     (folder / "openly" / "a.png").write_bytes(PNG)
-    climbing = ("secret/a.png", "open/../secret/a.png", "open/%2e%2e/secret/a.png")
-    for url in (*climbing, "open/out.png", "open/outside/a.png", "openly/a.png"):
+    outside = ("secret/a.png", "open/../secret/a.png", "open/%2e%2e/secret/a.png")
+    for url in (*outside, "open/out.png", "open/outside/a.png", "openly/a.png"):
         assert refusal(f"file://{folder}/{url}", allowed_folders=(folder / "open",)) == "file_not_allowed"
     assert refusal(f"file://{folder}/open/a.png") == "file_not_allowed"
 
 
-def test_things_that_are_no_files(folder: Path) -> None:
+def test_missing_and_special_files_are_refused(folder: Path) -> None:
     allowed = {"allowed_folders": (folder / "open",)}
     os.mkfifo(folder / "open" / "pipe")
     for url in ("none.png", "inner", "pipe"):

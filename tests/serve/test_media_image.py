@@ -1,4 +1,4 @@
-"""Pictures: what is refused, by which code, and what becomes of those that are taken."""
+"""Pictures: the code of each refusal, and the conversion of valid pictures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FOUND_IN_HEADER = {
     "enormous side": (pictures.claimed_png(5_001, 100), "media_side_too_long"),
     "extreme ratio": (pictures.claimed_png(4_000, 19), "media_aspect_ratio"),
     "bomb": (pictures.claimed_png(4_000, 4_000), "media_too_many_pixels"),
-    "bomb PIL would refuse itself": (pictures.claimed_png(60_000, 60_000), "media_side_too_long"),
+    "bomb that PIL would refuse too": (pictures.claimed_png(60_000, 60_000), "media_side_too_long"),
     "animated gif": (pictures.gif(3), "image_animated"),
     "cut in the signature": (pictures.png()[:8], "image_truncated"),
     "cut in the header": (pictures.encoded(pictures.noise(), "JPEG")[:30], "image_truncated"),
@@ -45,17 +45,17 @@ FOUND_IN_PIXELS = {
 
 
 @pytest.mark.parametrize("name", FOUND_IN_HEADER)
-def test_refused_before_any_pixel_is_decoded(name: str) -> None:
+def test_a_bad_header_is_refused_before_any_pixel_is_decoded(name: str) -> None:
     data, code = FOUND_IN_HEADER[name]
-    for look in (check_image, decode_image):
+    for read in (check_image, decode_image):
         with pytest.raises(ServeError) as caught:
-            look(data, LIMITS)
+            read(data, LIMITS)
         assert caught.value.code == code
         assert caught.value.status == CODES[code][0] < 500
 
 
 @pytest.mark.parametrize("name", FOUND_IN_PIXELS)
-def test_refused_when_decoded(name: str) -> None:
+def test_bad_pixels_are_refused_when_decoded(name: str) -> None:
     data, code = FOUND_IN_PIXELS[name]
     with pytest.raises(ServeError) as caught:
         decode_image(data, LIMITS)
@@ -63,7 +63,7 @@ def test_refused_when_decoded(name: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_every_flipped_byte_ends_in_a_picture_or_a_refusal(form: str) -> None:
+def test_a_flipped_byte_gives_a_picture_or_a_refusal(form: str) -> None:
     whole = bytearray(pictures.encoded(pictures.noise(12, 9), form))
     rng = np.random.default_rng(3)
     refused = []
@@ -94,12 +94,12 @@ def test_cmyk_becomes_rgb() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_laid_on_white(mode: str) -> None:
+def test_transparent_pixels_become_white(mode: str) -> None:
     image = Image.new(mode, (2, 1), 0)
     assert decode_image(pictures.encoded(image), LIMITS).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_a_transparent_palette_colour_is_laid_on_white() -> None:
+def test_a_transparent_palette_colour_becomes_white() -> None:
     image = Image.new("P", (2, 1), 3)
     image.putpalette([9, 9, 9] * 256)
     image.putpixel((1, 0), 4)
@@ -119,7 +119,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_damaged_exif_block_leaves_the_picture_as_it_is() -> None:
+def test_a_damaged_exif_block_is_ignored() -> None:
     data = pictures.encoded(pictures.noise(6, 4), "JPEG", exif=b"Exif\0\0MM\0*" + b"\xff" * 30)
     assert decode_image(data, LIMITS).size == (6, 4)
 
@@ -129,7 +129,7 @@ def test_a_single_gif_frame_is_a_picture() -> None:
     assert decode_image(pictures.gif(1), LIMITS).size == (20, 10)
 
 
-def test_several_pictures_in_a_jpeg_are_the_first() -> None:
+def test_of_several_pictures_in_a_jpeg_the_first_is_used() -> None:
     first, second = pictures.noise(8, 8), Image.new("RGB", (4, 4))
     data = pictures.encoded(first, "MPO", save_all=True, append_images=[second])
     assert decode_image(data, LIMITS).size == (8, 8)

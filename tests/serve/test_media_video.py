@@ -1,4 +1,4 @@
-"""Videos: which frames are taken, and which files are refused."""
+"""Videos: the sampled frames, and the code of each refusal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TWO_SECONDS = pictures.video(20, 10)
 
 
 def greys(frames: list[Image.Image]) -> list[int]:
-    """The numbers of the frames taken, by their brightness."""
+    """Returns the numbers of the sampled frames, by their brightness."""
     return [round(float(np.asarray(frame).mean()) / 10) for frame in frames]
 
 
@@ -38,7 +38,7 @@ def refusal(call: object, *arguments: object) -> str:
         (0.1, [0], 0.1),
     ],
 )
-def test_frames_are_taken_at_the_rate_wanted_but_none_twice(fps: float, numbers: list[int], rate: float) -> None:
+def test_frames_are_sampled_at_the_requested_rate_but_none_twice(fps: float, numbers: list[int], rate: float) -> None:
     taken = decode_video(TWO_SECONDS, LIMITS, fps)
     assert greys(taken.frames) == numbers
     assert taken.fps == pytest.approx(rate)
@@ -46,17 +46,17 @@ def test_frames_are_taken_at_the_rate_wanted_but_none_twice(fps: float, numbers:
     assert {frame.size for frame in taken.frames} == {(64, 48)}
 
 
-def test_a_longer_video_gives_the_most_frames_evenly_spread() -> None:
+def test_a_long_video_is_sampled_evenly_up_to_the_limit() -> None:
     taken = decode_video(TWO_SECONDS, MediaSettings(max_video_frames=4), 10)
     assert (greys(taken.frames), taken.fps) == ([0, 5, 10, 15], 2)
 
 
-def test_the_rate_is_a_setting() -> None:
+def test_the_default_rate_is_a_setting() -> None:
     assert greys(decode_video(TWO_SECONDS, MediaSettings(video_fps=1)).frames) == [0, 10]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
-def test_containers(suffix: str) -> None:
+def test_each_container_is_decoded(suffix: str) -> None:
     data = pictures.video(20, 10, suffix=suffix)
     header = check_video(data, LIMITS)
     assert (header.width, header.height, header.count) == (64, 48, 20)
@@ -91,13 +91,13 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_refused(name: str) -> None:
+def test_a_bad_video_is_refused(name: str) -> None:
     data, limits, code = FAULTS[name]
     assert refusal(check_video, data, limits) == code
     assert refusal(decode_video, data, limits) == code
 
 
-def test_every_flipped_byte_ends_in_frames_or_a_refusal() -> None:
+def test_a_flipped_byte_gives_frames_or_a_refusal() -> None:
     rng = np.random.default_rng(5)
     refused = []
     for at in rng.integers(0, len(TWO_SECONDS), 60).tolist():
@@ -111,14 +111,14 @@ def test_every_flipped_byte_ends_in_frames_or_a_refusal() -> None:
     assert {400 <= status < 500 for status in refused} == {True}
 
 
-def test_a_list_of_frames() -> None:
+def test_a_list_of_frames_is_decoded() -> None:
     frames = [pictures.png(20, 10, colour) for colour in ("red", "lime", "blue")]
     taken = decode_frames(frames, 1.5, LIMITS)
     assert [frame.getpixel((0, 0)) for frame in taken.frames] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     assert taken.fps == 1.5
 
 
-def test_frame_lists_that_are_refused() -> None:
+def test_a_bad_list_of_frames_is_refused() -> None:
     frame = pictures.png()
     assert refusal(check_frames, [], LIMITS) == "media_empty"
     assert refusal(check_frames, [frame] * 3, MediaSettings(max_video_frames=2)) == "too_many_frames"

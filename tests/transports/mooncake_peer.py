@@ -1,8 +1,8 @@
-"""The other end, in a process of its own, to be killed or stopped.
+"""A peer in a process of its own, to be killed or stopped.
 
-``metadata``: the metadata server that the engine speaks HTTP with, as far as it does; prints its port.
-``own``: a receiver; prints its handle, then waits. ``write HANDLE EPOCH TIMES``: a sender that fills the whole large
-region so often, at the same time; prints ``begun``, then what became of each write.
+``metadata``: as much of a metadata server as the engine needs; prints its port. ``receive``: a receiver; prints its
+handle, then waits. ``write HANDLE EPOCH TIMES``: a sender that starts so many writes to the whole large region at once;
+prints ``begun``, then the outcome of each.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
-from embferry.disaggregation.base.conn_multimodal import Window, Written
-from embferry.disaggregation.buffers import MultimodalDataBuffers, source_pieces
-from embferry.disaggregation.mooncake import MooncakeTransport, flights
+from embferry.memory.buffers import MultimodalDataBuffers, source_pieces
 from embferry.testing.pair import LARGE, SMALL, embedding
+from embferry.transports.contract import Window, Written
+from embferry.transports.leased.mooncake import MooncakeTransport, write_engine
 
 
-def own() -> None:
+def receive() -> None:
     buffers = MultimodalDataBuffers(SMALL, shared=True)
     transport = MooncakeTransport()
     handle = transport.register(buffers)
@@ -29,8 +29,8 @@ def own() -> None:
 
 
 def write(handle: bytes, epoch: int, times: int) -> None:
-    # More under way at any moment than fits into socket buffers: to be caught in the middle.
-    flights.SLICE_BYTES, flights.IN_FLIGHT_BYTES = LARGE.region_bytes, 4 * LARGE.region_bytes
+    # More in flight at any moment than fits into socket buffers, so that the test finds it in the middle of a write.
+    write_engine.SLICE_BYTES, write_engine.MAX_BYTES = LARGE.region_bytes, 4 * LARGE.region_bytes
     woken = threading.Event()
     transport = MooncakeTransport(woken.set)
     transport.connect(handle)
@@ -83,7 +83,7 @@ def metadata() -> None:
 
 if sys.argv[1] == "metadata":
     metadata()
-elif sys.argv[1] == "own":
-    own()
+elif sys.argv[1] == "receive":
+    receive()
 else:
     write(bytes.fromhex(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -1,8 +1,8 @@
-"""A receiver in a process of its own, whose engine gets to run only when nothing else of it wants to.
+"""A receiver in a process of its own, whose engine runs only when nothing else of the process wants to.
 
-So what a sender leaves on its way stays on its way, and would land as late as it can. It prints its handle, then
-``landing``; on a line ``revoke`` or ``close_blocks`` it does that, fills the region with canaries when it is entitled
-to, and prints how many bytes changed afterwards.
+So bytes that a sender leaves in flight stay in flight, and would be stored as late as possible. The process prints its
+handle, then ``receiving``. It reads a line, ``revoke`` or ``close_blocks``, does that, fills the region with canaries
+once it may, and prints how many bytes changed afterwards.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import threading
 
 import numpy as np
 
-from embferry.disaggregation.base.conn_multimodal import Window
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.nixl import NixlTransport
+from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.testing.pair import CANARY, LARGE, Endpoint, eventually
+from embferry.transports.contract import Window
+from embferry.transports.leased.nixl import NixlTransport
 
 BLOCKS = tuple(range(LARGE.num_blocks))
 
@@ -38,7 +38,7 @@ def main() -> None:
     receiver.transport.admit(Window(1, BLOCKS))
     eventually(lambda: bool((bytes_[:: 1 << 12] != CANARY).any()))
     hold_back_the_engine()
-    print("landing", flush=True)
+    print("receiving", flush=True)
     if sys.stdin.readline().strip() == "revoke":
         receiver.transport.revoke(1)
         receiver.revoked(1)

@@ -1,6 +1,7 @@
 """A sender in a process of its own that fills blocks again and again: ``nixl_writer.py HANDLE EPOCH BLOCKS``.
 
-Four writes are in flight at any time. It says what becomes of the first that fails, and ends when it reads a line.
+Four writes are in flight at any time. It prints whether the first that fails may be retried, and
+ends when it reads a line.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import sys
 import threading
 
-from embferry.disaggregation.base.conn_multimodal import Written
-from embferry.disaggregation.buffers import source_pieces
-from embferry.disaggregation.nixl import NixlTransport
+from embferry.memory.buffers import source_pieces
 from embferry.testing.pair import LARGE, embedding
+from embferry.transports.contract import Written
+from embferry.transports.leased.nixl import NixlTransport
 
 IN_FLIGHT = 4
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 
-from embferry.disaggregation.base.conn_multimodal import Window
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.shm import ShmTransport
+from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.testing.pair import SMALL
+from embferry.transports.contract import Window
+from embferry.transports.shm import ShmTransport
 
 buffers = MultimodalDataBuffers(SMALL, shared=True)
 transport = ShmTransport()

@@ -1,4 +1,4 @@
-"""Every transport of the package passes the public suite: those of the table of roads by themselves."""
+"""Every transport of the package passes the public suite. Those of the registry are found there."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from typing import Any
 
 import pytest
 
-from embferry.disaggregation.base.conn_multimodal import Transport
-from embferry.disaggregation.memory import MemoryTransport
-from embferry.disaggregation.tcp import TcpTransport
-from embferry.serve.config_roads import ROADS
 from embferry.testing.conformance import TransportConformance
+from embferry.transports.contract import Transport
+from embferry.transports.in_memory import InMemoryTransport
+from embferry.transports.registry import TRANSPORTS
+from embferry.transports.tcp import TcpTransport
 
 
-def roads(*, private: bool = False) -> Iterator[Any]:
-    """Those that need no region that can be mapped, if ``private``."""
-    for name, kind in ROADS.items():
-        marks = [pytest.mark.integration] * kind.listens + [pytest.mark.engines] * kind.engine
+def make_transports(*, private: bool = False) -> Iterator[Any]:
+    """Yields a parameter for each transport of the registry; if ``private``, for those that work on private memory."""
+    for name, kind in TRANSPORTS.items():
+        marks = [pytest.mark.integration] * kind.listens + [pytest.mark.engines] * kind.needs_engine
         if not (private and kind.load().capabilities.maps_region):
             yield pytest.param(kind, id=name, marks=marks)
 
 
-class TestRoad(TransportConformance):
-    @pytest.fixture(autouse=True, params=roads())
-    def road(self, request: pytest.FixtureRequest) -> None:
+class TestTransport(TransportConformance):
+    @pytest.fixture(autouse=True, params=make_transports())
+    def transport(self, request: pytest.FixtureRequest) -> None:
         self.kind = request.param
 
     def make_transport(self, wake: Callable[[], None]) -> Transport:
         return self.kind.load()(wake)
 
 
-class TestRoadPrivateRegion(TestRoad):
+class TestTransportPrivateRegion(TestTransport):
     shared_region = False
 
-    @pytest.fixture(autouse=True, params=roads(private=True))
-    def road(self, request: pytest.FixtureRequest) -> None:
+    @pytest.fixture(autouse=True, params=make_transports(private=True))
+    def transport(self, request: pytest.FixtureRequest) -> None:
         self.kind = request.param
 
 
 class TestMemory(TransportConformance):
     def make_transport(self, wake: Callable[[], None]) -> Transport:
-        return MemoryTransport(wake)
+        return InMemoryTransport(wake)
 
 
 class TestMemoryPrivateRegion(TestMemory):

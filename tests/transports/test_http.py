@@ -12,12 +12,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from embferry.disaggregation.base.conn_multimodal import Transport
-from embferry.disaggregation.http import HttpTransport
-from embferry.disaggregation.http.wire import MAX_RANGES, HttpHandle
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.conformance import TransportConformance
 from embferry.testing.pair import LARGE, TransportPair
+from embferry.transports.contract import Transport
+from embferry.transports.http import HttpTransport
+from embferry.transports.http.wire import MAX_RANGES, HttpHandle
 
 pytestmark = pytest.mark.integration
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def http_proxy(*arguments: str) -> Iterator[int]:
     """A proxy in a process of its own; gives its port."""
-    command = [sys.executable, "-m", "tests.http.proxy", *arguments]
+    command = [sys.executable, "-m", "tests.serve.embeddings.proxy", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -86,15 +86,15 @@ def test_a_proxy_in_front_of_the_sender() -> None:
 
 def test_a_program_that_forgets_to_close_ends_all_the_same() -> None:
     program = """
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.http import HttpTransport
-from embferry.disaggregation.http.wire import MAX_RANGES, HttpHandle
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.transports.http import HttpTransport
+from embferry.transports.http.wire import MAX_RANGES, HttpHandle
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import SMALL
 
 receiver, sender = HttpTransport(), HttpTransport()
 sender.connect(receiver.register(MultimodalDataBuffers(SMALL, shared=False)))
-receiver.reach(sender.address)
+receiver.connect_to_sender(sender.address)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 

@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from embferry.disaggregation.base.conn_multimodal import Revoked, Window
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.http import HttpTransport, fetch
-from embferry.disaggregation.http.wire import MAX_ANSWER_BYTES, HttpAddress
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import CANARY, DEADLINE_S, LARGE, SMALL, Endpoint, TransportPair, eventually
 from embferry.testing.proxy import ChaosProxy
-from tests.http.impostor import Answer, Impostor, body, polled, publication
+from embferry.transports.contract import Revoked, Window
+from embferry.transports.http import HttpTransport, fetch
+from embferry.transports.http.wire import MAX_ANSWER_BYTES, HttpAddress
+from tests.serve.embeddings.impostor import Answer, Impostor, body, polled, publication
 
 pytestmark = pytest.mark.integration
 
@@ -91,7 +91,7 @@ def refused(address: Any) -> None:
     buffers, transport = MultimodalDataBuffers(SMALL, shared=False), HttpTransport()
     transport.register(buffers)
     with pytest.raises(TransportError) as caught:
-        transport.reach(address)
+        transport.connect_to_sender(address)
     assert not caught.value.retryable
     assert not transport._sources
     transport.close()
@@ -101,7 +101,7 @@ def refused(address: Any) -> None:
 def test_reaching_twice_is_reaching_once(pair: TransportPair) -> None:
     with Impostor([]) as sender:
         for _ in range(3):
-            pair.receiver.transport.reach(sender.address)
+            pair.receiver.transport.connect_to_sender(sender.address)
         eventually(lambda: sender.polls == 1)
         receiver = pair.receiver.transport
         assert isinstance(receiver, HttpTransport)
@@ -150,7 +150,7 @@ def test_nonsense_instead_of_news_is_asked_again(pair: TransportPair, case: str)
     """Nothing of it is believed; the next answer, which makes sense, is."""
     answers = [BAD_POLLS[case], publication(RANGES)]
     with Impostor(answers, [body(DATA)]) as sender:
-        pair.receiver.transport.reach(sender.address)
+        pair.receiver.transport.connect_to_sender(sender.address)
         assert sender.outcome() == "written"
     assert landed(pair) == DATA
     pair.receiver.poll()
@@ -162,9 +162,9 @@ def test_a_sender_that_wants_no_more_is_forgotten(pair: TransportPair, status: b
     receiver = pair.receiver.transport
     assert isinstance(receiver, HttpTransport)
     with Impostor([b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"]) as sender:
-        receiver.reach(sender.address)
+        receiver.connect_to_sender(sender.address)
         eventually(lambda: sender.address not in receiver._sources)
-        receiver.reach(sender.address)
+        receiver.connect_to_sender(sender.address)
         eventually(lambda: sender.polls == 2)
 
 
@@ -173,7 +173,7 @@ def test_a_sender_that_always_talks_nonsense_is_forgotten() -> None:
     buffers = MultimodalDataBuffers(SMALL, shared=False)
     receiver.register(buffers)
     with Impostor([b"no\r\n\r\n"] * 100) as sender:
-        receiver.reach(sender.address)
+        receiver.connect_to_sender(sender.address)
         eventually(lambda: not receiver._sources)
         assert 2 <= sender.polls < 10, "ever more slowly"
     receiver.close()
@@ -195,7 +195,7 @@ def test_what_no_window_covers_is_refused_unasked(
     pair: TransportPair, ranges: list[tuple[int, int]], epoch: int
 ) -> None:
     with Impostor([publication(ranges, epoch=epoch)]) as sender:
-        pair.receiver.transport.reach(sender.address)
+        pair.receiver.transport.connect_to_sender(sender.address)
         assert sender.outcome() == "refused"
         assert sender.ranges == [], "not a byte of it is fetched"
     pair.expect()
@@ -236,7 +236,7 @@ FAILED: dict[str, Answer] = {
 def test_a_wrong_answer_never_counts(pair: TransportPair, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     monkeypatch.setattr(fetch, "MAX_TRIES", 2)
     with Impostor([publication(RANGES)], [FAILED[case]] * 10) as sender:
-        pair.receiver.transport.reach(sender.address)
+        pair.receiver.transport.connect_to_sender(sender.address)
         assert sender.outcome() == "failed"
         assert 1 <= len(sender.ranges) <= 3
     pair.receiver.poll()
@@ -261,7 +261,7 @@ GOOD_ANSWERS: dict[str, list[Answer]] = {
 @pytest.mark.parametrize("case", GOOD_ANSWERS)
 def test_right_answers_of_every_kind(pair: TransportPair, case: str) -> None:
     with Impostor([publication(RANGES)], GOOD_ANSWERS[case]) as sender:
-        pair.receiver.transport.reach(sender.address)
+        pair.receiver.transport.connect_to_sender(sender.address)
         assert sender.outcome() == "written"
         if case == "resumed":
             assert sender.ranges == ["", "bytes=50-", "bytes=60-"]
@@ -271,7 +271,7 @@ def test_right_answers_of_every_kind(pair: TransportPair, case: str) -> None:
 
 def test_a_write_that_the_sender_has_ended_is_let_go(pair: TransportPair) -> None:
     with Impostor([publication(RANGES), publication(RANGES, number=2)]) as sender:
-        pair.receiver.transport.reach(sender.address)
+        pair.receiver.transport.connect_to_sender(sender.address)
         eventually(lambda: len(sender.asked) == 2)
         assert [method for method, _, _ in sender.asked] == ["GET", "GET"]
     pair.expect()
@@ -291,7 +291,7 @@ def test_a_body_stops_landing_when_its_window_closes(pair: TransportPair, how: s
         sock.sendall(whole[-64:])
 
     with Impostor([publication(RANGES)], [in_two_halves]) as sender:
-        pair.receiver.transport.reach(sender.address)
+        pair.receiver.transport.connect_to_sender(sender.address)
         eventually(lambda: bytes(pair.bytes[:64]) == DATA[:64])
         if how == "revoke":
             pair.receiver.transport.revoke(1)
@@ -351,7 +351,7 @@ def test_a_sender_that_vanishes_is_forgotten_and_leaves_nothing() -> None:
     receiver.register(buffers)
     receiver.admit(Window(1, (0,)))
     with Impostor([publication(RANGES)], [body(DATA[:50], length=128)]) as sender:
-        receiver.reach(sender.address)
+        receiver.connect_to_sender(sender.address)
         eventually(lambda: len(sender.ranges) >= 1)
     eventually(lambda: not receiver._sources)
     receiver.close()
@@ -360,7 +360,7 @@ def test_a_sender_that_vanishes_is_forgotten_and_leaves_nothing() -> None:
 
 
 def test_a_poll_that_breaks_after_a_long_wait_is_asked_again() -> None:
-    """As when a proxy's idle time-out is short: the time it waited in peace is no silence."""
+    """As when a proxy's idle time-out is short: the time it waited in quiescence is no silence."""
     receiver = HttpTransport(patience_s=0.2)
     buffers = MultimodalDataBuffers(SMALL, shared=False)
     receiver.register(buffers)
@@ -370,7 +370,7 @@ def test_a_poll_that_breaks_after_a_long_wait_is_asked_again() -> None:
         threading.Event().wait(0.6)
 
     with Impostor([broken_late, publication(RANGES)], [body(DATA)]) as sender:
-        receiver.reach(sender.address)
+        receiver.connect_to_sender(sender.address)
         assert sender.outcome() == "written"
     receiver.close()
     buffers.close()
@@ -382,7 +382,7 @@ def test_closing_does_not_wait_for_a_sender_that_is_silent() -> None:
         end = Endpoint(HttpTransport)
         buffers = MultimodalDataBuffers(SMALL, shared=False)
         end.transport.register(buffers)
-        end.transport.reach(msgspec.msgpack.encode(address))
+        end.transport.connect_to_sender(msgspec.msgpack.encode(address))
         listener.accept()[0].close()
         closing = threading.Thread(target=end.transport.close)
         closing.start()

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embferry.disaggregation.base.conn_multimodal import Piece
-from embferry.disaggregation.http import HttpTransport, incoming
-from embferry.disaggregation.http.wire import HttpAddress, HttpHandle, Publication
 from embferry.testing.pair import CANARY, LARGE, Endpoint, TransportPair, eventually
+from embferry.transports.contract import Piece
+from embferry.transports.http import HttpTransport, incoming
+from embferry.transports.http.wire import HttpAddress, HttpHandle, Publication
 
 pytestmark = pytest.mark.integration
 

@@ -1,4 +1,4 @@
-"""The Mooncake Transfer Engine, for real: the suite, and what it takes to revoke over an engine that cannot."""
+"""The ``mooncake`` transport on the real engine: the suite, and revocation on an engine that cannot revoke."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import msgspec
 import psutil
 import pytest
 
-from embferry.disaggregation.base.conn_multimodal import Transport
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.mooncake import MooncakeTransport, engine
-from embferry.disaggregation.mooncake.access import Access
-from embferry.disaggregation.mooncake.alias import Alias
-from embferry.disaggregation.mooncake.conn_multimodal import MooncakeHandle
-from embferry.disaggregation.mooncake.engine import P2P, Engine, EngineSettings
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.conformance import TransportConformance
 from embferry.testing.pair import CANARY, LARGE, SMALL, Endpoint, TransportPair, eventually
+from embferry.transports.contract import Transport
+from embferry.transports.leased.mooncake import MooncakeTransport, engine
+from embferry.transports.leased.mooncake.alias import Alias
+from embferry.transports.leased.mooncake.engine import P2P, Engine, EngineSettings
+from embferry.transports.leased.mooncake.receiving_end import MooncakeReceivingEnd
+from tests.transports.leased_peer import decoded, holder
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
@@ -40,7 +40,7 @@ def patient(wake: Callable[[], None]) -> Transport:
 
 
 class TestMooncakeRegisteredSources(TransportConformance):
-    """How RDMA is driven: the engine reads from registered memory only."""
+    """As with RDMA: the engine reads from registered memory only."""
 
     def make_transport(self, wake: Callable[[], None]) -> Transport:
         return MooncakeTransport(wake, register_sources=True)
@@ -74,7 +74,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 @contextmanager
-def writer_inside(pair: TransportPair, epoch: int) -> Iterator[subprocess.Popen[str]]:
+def process_writing(pair: TransportPair, epoch: int) -> Iterator[subprocess.Popen[str]]:
     """A process in the middle of long writes to the whole region."""
     with running("write", pair.handle.hex(), str(epoch), "16") as process:
         assert line(process) == "begun"
@@ -82,14 +82,14 @@ def writer_inside(pair: TransportPair, epoch: int) -> Iterator[subprocess.Popen[
         yield process
 
 
-def access(pair: TransportPair) -> Access:
+def receiving(pair: TransportPair) -> MooncakeReceivingEnd:
     assert isinstance(pair.receiver.transport, MooncakeTransport)
     assert pair.receiver.transport._receiving is not None
-    return pair.receiver.transport._receiving.access
+    return pair.receiver.transport._receiving
 
 
-def bytes_on_their_way() -> int:
-    """To this process, in this host's TCP queues: not sent yet, or not read yet (proc(5), /proc/net/tcp)."""
+def bytes_in_flight() -> int:
+    """Bytes for this process in the TCP queues of this host: not sent or not read yet (proc(5), /proc/net/tcp)."""
     ports = {connection.laddr.port for connection in psutil.Process().net_connections("tcp4")}
     total = 0
     for row in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:]):
@@ -103,16 +103,16 @@ def bytes_on_their_way() -> int:
 # Revocation
 
 
-def test_a_writer_that_lives_is_asked_to_stop_and_nobody_is_cut_off() -> None:
+def test_a_running_writer_is_asked_to_stop_and_no_sender_is_cut_off() -> None:
     with paired(patient, LARGE) as pair:
         pair.admit(1, ALL)
-        with writer_inside(pair, 1) as process:
+        with process_writing(pair, 1) as process:
             pair.receiver.transport.revoke(1)
             pair.receiver.revoked(1)
             pair.bytes[:] = CANARY
             outcomes = line(process).split()
         pair.expect()
-        assert access(pair).replacements == 0
+        assert receiving(pair).replacements == 0
         assert set(outcomes) <= {"written", "refused"}
         assert "refused" in outcomes
 
@@ -121,13 +121,13 @@ def test_a_writer_that_lives_is_asked_to_stop_and_nobody_is_cut_off() -> None:
 def test_a_stopped_writer_is_cut_off(ending: str) -> None:
     with paired(geometry=LARGE) as pair:
         pair.admit(1, ALL)
-        with writer_inside(pair, 1) as process:
+        with process_writing(pair, 1) as process:
             process.send_signal(signal.SIGSTOP)
             pair.receiver.transport.revoke(1)
             with pytest.raises(LocalProtocolError, match="await Revoked"):
                 pair.admit(2, ALL)
             pair.receiver.revoked(1)
-            assert access(pair).replacements == 1
+            assert receiving(pair).replacements == 1
             pair.admit(2, ALL)
             pair.bytes[:] = CANARY
             if ending == "continues":
@@ -142,16 +142,16 @@ def test_a_stopped_writer_is_cut_off(ending: str) -> None:
         pair.expect(pieces)
 
 
-def test_without_the_cut_a_stopped_writer_would_write_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why unregistering does not suffice. When this fails, the engine has learned to revoke."""
+def test_unregistering_alone_does_not_stop_a_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason for the alias. When this test fails, the engine has learned to revoke."""
     with paired(geometry=LARGE) as pair, monkeypatch.context() as patch:
         patch.setattr(Alias, "sever", lambda self: None)
         pair.admit(1, ALL)
-        with writer_inside(pair, 1) as process:
+        with process_writing(pair, 1) as process:
             process.send_signal(signal.SIGSTOP)
             pair.receiver.transport.revoke(1)
             pair.receiver.revoked(1)
-            eventually(lambda: bytes_on_their_way() == 0)  # what the stopped process had sent has landed
+            eventually(lambda: bytes_in_flight() == 0)  # what the stopped process had sent has been stored
             pair.bytes[:] = CANARY
             process.send_signal(signal.SIGCONT)
             eventually(lambda: bool((pair.bytes != CANARY).any()))
@@ -160,20 +160,20 @@ def test_without_the_cut_a_stopped_writer_would_write_on(monkeypatch: pytest.Mon
 def test_a_killed_writer_is_cut_off_without_waiting_for_it() -> None:
     with paired(patient, LARGE) as pair:
         pair.admit(1, ALL)
-        with writer_inside(pair, 1) as process:
+        with process_writing(pair, 1) as process:
             process.kill()
             process.wait(30)
             pair.receiver.transport.revoke(1)
             pair.receiver.revoked(1)
             pair.bytes[:] = CANARY
-        assert access(pair).replacements == 1
+        assert receiving(pair).replacements == 1
         pair.expect()
 
 
-def test_closing_blocks_with_a_writer_inside_cuts_it_off_at_once() -> None:
+def test_closing_blocks_under_a_writer_cuts_it_off_at_once() -> None:
     with paired(patient, LARGE) as pair:
         pair.admit(1, ALL)
-        with writer_inside(pair, 1) as process:
+        with process_writing(pair, 1) as process:
             process.send_signal(signal.SIGSTOP)
             pair.receiver.transport.close_blocks(1, ALL)
             pair.bytes[:] = CANARY
@@ -182,16 +182,19 @@ def test_closing_blocks_with_a_writer_inside_cuts_it_off_at_once() -> None:
         pair.expect()
 
 
-def test_what_was_under_way_for_others_fails_visibly_and_can_be_repeated() -> None:
+def test_writes_of_others_fail_visibly_when_a_writer_is_cut_off_and_can_be_repeated() -> None:
     with paired(geometry=LARGE) as pair:
         first, second = ALL[:1], ALL[1:]
         pair.admit(1, first)
         pair.admit(2, second)
         pieces = pair.fill(second)
+        with holder(pair, 0, epoch=1):
+            pass  # a sender that dies with a lease
+        eventually(lambda: any(lease.in_doubt for lease in receiving(pair).table.out()))
         tickets = [pair.start(2, second, pieces) for _ in range(8)]
         eventually(lambda: bool((pair.bytes != CANARY).any()))
-        with access(pair)._lock:
-            access(pair)._replace()
+        pair.receiver.transport.close_blocks(1, first)
+        assert receiving(pair).replacements == 1
         errors = [pair.sender.written(ticket) for ticket in tickets]
         assert any(errors), "eight times 31 MiB were not through yet"
         assert all(error is None or error.retryable for error in errors)
@@ -214,16 +217,16 @@ def test_a_slice_that_cannot_be_started_fails_its_write_only(monkeypatch: pytest
         assert pair.write(1, (0, 1), pieces) is None
         pair.expect(pieces)
         pair.receiver.transport.close_blocks(1, (0, 1))
-        assert access(pair).replacements == 0, "nothing of it was on its way"
+        assert receiving(pair).replacements == 0, "nothing of it was in flight"
 
 
-def test_a_slice_that_fails_on_its_way_fails_its_write_and_is_distrusted_to_the_end(
+def test_a_slice_that_fails_leaves_its_lease_in_doubt_until_its_blocks_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = Engine.submit
 
     def astray(self: Engine, segment: str, source: int, target: int, length: int) -> int:
-        return real(self, segment, source, 1 << 20, length)  # nobody's memory
+        return real(self, segment, source, 1 << 20, length)  # memory that belongs to no region
 
     with paired() as pair:
         pair.admit(1, (0, 1))
@@ -236,9 +239,9 @@ def test_a_slice_that_fails_on_its_way_fails_its_write_and_is_distrusted_to_the_
         pair.expect()
         assert pair.write(1, (0, 1), pieces) is None
         pair.expect(pieces)
-        assert access(pair).replacements == 0
+        assert receiving(pair).replacements == 0
         pair.receiver.transport.close_blocks(1, (0, 1))
-        assert access(pair).replacements == 1, "its bytes could still have been on their way"
+        assert receiving(pair).replacements == 1, "its bytes could still have been in flight"
         pair.admit(2, (0, 1))
         again = pair.fill((0, 1), seed=2)
         assert pair.write(2, (0, 1), again) is None
@@ -246,7 +249,7 @@ def test_a_slice_that_fails_on_its_way_fails_its_write_and_is_distrusted_to_the_
 
 
 def test_a_killed_receiver_is_a_lost_link() -> None:
-    with running("own") as process:
+    with running("receive") as process:
         handle = bytes.fromhex(line(process))
         sender = Endpoint(make)
         sender.transport.connect(handle)
@@ -285,9 +288,7 @@ def test_private_memory_cannot_be_registered() -> None:
     buffers.close()
 
 
-def test_settings_under_which_the_engine_would_do_something_else(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_settings_that_the_engine_would_not_follow_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refused(protocol: str, match: str) -> None:
         with pytest.raises(TransportError, match=match) as caught:
             Engine(EngineSettings("127.0.0.1", protocol, "", P2P))
@@ -314,7 +315,7 @@ def test_without_the_engine_the_error_says_what_to_install(monkeypatch: pytest.M
 
 
 def test_the_engine_logs_errors_only() -> None:
-    with running("own") as process:
+    with running("receive") as process:
         line(process)
         process.kill()
         _, log = process.communicate(timeout=30)
@@ -327,9 +328,26 @@ def test_engines_that_meet_at_a_metadata_server(monkeypatch: pytest.MonkeyPatch)
     with running("metadata") as process:
         url = f"http://127.0.0.1:{line(process)}/metadata"
         with paired(lambda wake: make(wake, metadata_server=url)) as pair:
-            handle = msgspec.msgpack.decode(pair.handle, type=MooncakeHandle)
+            handle = decoded(pair)
             assert (handle.metadata_server, handle.segment[:10]) == (url, "127.0.0.1-")
             pair.admit(1, (3,))
             pieces = pair.fill((3,))
             assert pair.write(1, (3,), pieces) is None
             pair.expect(pieces)
+
+
+LIES: list[tuple[dict[str, Any], str]] = [
+    ({"protocol": "rdma"}, "configure the same"),
+    ({"metadata_server": "http://10.0.0.1/metadata"}, "configure the same"),
+    ({"segment": ""}, "not a handle"),
+    ({"token": b"short"}, "not a handle"),
+]
+
+
+@pytest.mark.parametrize(("lie", "match"), LIES)
+def test_a_handle_that_cannot_be_used_here_is_refused(lie: dict[str, Any], match: str) -> None:
+    with paired() as pair:
+        handle = msgspec.msgpack.encode(msgspec.structs.replace(decoded(pair), **lie))
+        with pytest.raises(TransportError, match=match) as caught:
+            pair.sender.transport.connect(handle)
+    assert not caught.value.retryable

@@ -1,28 +1,33 @@
-"""The ``nixl`` transport, over the real engine, and with UCX both on shared memory and on its sockets."""
+"""The ``nixl`` transport on the real engine, with UCX on shared memory and on sockets."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from embferry.disaggregation.base.conn_multimodal import LinkLost, Piece, Transport, Window, Written
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.nixl import NixlTransport, agent, installed
-from embferry.disaggregation.nixl.messages import MAX_RANGES
-from embferry.disaggregation.nixl.server import Incoming, Server
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.conformance import TransportConformance
 from embferry.testing.pair import CANARY, LARGE, SMALL, Endpoint, TransportPair, eventually
+from embferry.transports.contract import LinkLost, Piece, Transport, Window, Written
+from embferry.transports.leased import messages as m
+from embferry.transports.leased.messages import MAX_RANGES
+from embferry.transports.leased.nixl import NixlTransport, agent, installed
+from embferry.transports.leased.nixl.receiving_end import NixlReceivingEnd
+from tests.transports.leased_peer import decoded, frame, holder, receive
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
@@ -32,7 +37,7 @@ MORE_THAN_CAN_LAND = 32  # writes of all blocks, while an agent is destroyed
 
 
 class TestNixlOverSockets(TransportConformance):
-    """What UCX does between hosts without RDMA: bytes arrive by themselves, on the receiver's progress thread."""
+    """As between hosts without RDMA: the receiver's progress thread stores what arrives."""
 
     shared_region = False
 
@@ -59,7 +64,7 @@ def over_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[TransportPair]:
     pair.close()
 
 
-def server(pair: TransportPair) -> Server:
+def server(pair: TransportPair) -> NixlReceivingEnd:
     transport = pair.receiver.transport
     assert isinstance(transport, NixlTransport)
     assert transport._receiving is not None
@@ -71,7 +76,7 @@ def server(pair: TransportPair) -> Server:
 
 @contextmanager
 def script(name: str, tls: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    # Standard output is ours.
+    # UCX logs to standard output otherwise, which the test reads.
     command = [
         "env",
         "UCX_LOG_FILE=stderr",
@@ -98,17 +103,17 @@ def writing(pair: TransportPair, tls: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def stop_in_a_write(pair: TransportPair, process: subprocess.Popen[str]) -> None:
-    """It may be stopped between two writes as well: all are done, and to revoke them takes no time. Then once more."""
+    """Stops the process while it holds a lease; between two writes there would be none to wait for."""
 
-    def stopped() -> bool:
+    def holds_a_lease() -> bool:
         process.send_signal(signal.SIGSTOP)
-        threading.Event().wait(0.1)  # what it had said by then has been read
-        if server(pair).gate.out():
+        threading.Event().wait(0.1)  # for what it had said by then to be read
+        if server(pair).table.out():
             return True
         process.send_signal(signal.SIGCONT)
         return False
 
-    eventually(stopped)
+    eventually(holds_a_lease)
 
 
 def line(process: subprocess.Popen[str]) -> str:
@@ -129,13 +134,13 @@ def tls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def never_changes(pair: TransportPair) -> None:
-    """What is on its way arrives within milliseconds; a quarter of a second is for a busy machine."""
+    """Bytes in flight arrive within milliseconds; a quarter of a second is for a busy machine."""
     pair.bytes[:] = CANARY
     threading.Event().wait(0.25)
     pair.expect()
 
 
-def test_revocation_waits_for_a_stopped_writer_and_is_true_when_it_is_killed(tls: str) -> None:
+def test_revocation_waits_for_a_stopped_writer_and_completes_when_it_is_killed(tls: str) -> None:
     pair = TransportPair(NixlTransport, LARGE)
     with writing(pair, tls) as process:
         stop_in_a_write(pair, process)
@@ -154,9 +159,9 @@ def test_revocation_waits_for_a_stopped_writer_and_is_true_when_it_is_killed(tls
     pair.close()
 
 
-def test_what_a_dead_writer_left_in_its_socket_never_lands_after_revoked() -> None:
+def test_bytes_of_a_killed_writer_in_a_socket_are_not_stored_after_revoked() -> None:
     with script("nixl_receiver.py", "tcp") as receiver, script("nixl_writer.py", "tcp", line(receiver), "1", "64") as w:
-        assert line(receiver) == "landing"
+        assert line(receiver) == "receiving"
         receiver.send_signal(signal.SIGSTOP)
         threading.Event().wait(0.1)  # for the sockets to fill
         w.kill()
@@ -166,7 +171,7 @@ def test_what_a_dead_writer_left_in_its_socket_never_lands_after_revoked() -> No
         assert line(receiver) == "0"
 
 
-def test_a_living_writer_is_stopped(tls: str) -> None:
+def test_a_running_writer_stops_when_its_epoch_is_revoked(tls: str) -> None:
     pair = TransportPair(NixlTransport, LARGE)
     with writing(pair, tls) as process:
         pair.receiver.transport.revoke(1)
@@ -176,7 +181,7 @@ def test_a_living_writer_is_stopped(tls: str) -> None:
     pair.close()
 
 
-def test_closing_names_a_stopped_writer_that_may_go_on() -> None:
+def test_closing_fails_while_a_stopped_writer_on_this_host_may_go_on() -> None:
     pair = TransportPair(lambda wake: NixlTransport(wake, close_timeout_s=0.25), LARGE)
     with writing(pair, "all") as process:
         process.send_signal(signal.SIGSTOP)
@@ -196,23 +201,19 @@ def test_a_failed_transfer_fails_its_write_and_the_next_link_resumes(over_socket
     pieces = pair.fill(BLOCKS)
     tickets = [pair.start(1, BLOCKS, pieces) for _ in range(MORE_THAN_CAN_LAND)]
     eventually(lambda: bool((pair.bytes != CANARY).any()))
-    (incoming,) = server(pair).listener.connections
-    assert incoming._agent is not None
-    made = incoming._agent.result()
+    (sender,) = server(pair).listener.connections
+    made = server(pair).agents[sender].result()
     assert not isinstance(made, TransportError)
-
-    def destroyed() -> TransportError:
-        made[0].close()
-        return TransportError("destroyed by the test")
-
-    # In place of the agent before it is gone: the sender may notice, and the receiver tear down, at any moment.
-    incoming._agent = server(pair).agents.submit(destroyed)
+    # The replacement comes first: the sender may notice the end, and the receiver tear down, at any moment.
+    server(pair).agents[sender] = gone = Future()
+    made[0].close()
+    gone.set_result(TransportError("destroyed by the test"))
     errors = [pair.sender.written(ticket) for ticket in tickets]
     assert any(error is not None for error in errors)
     assert all(error is None or error.retryable for error in errors)
     assert pair.sender.lost().handle == pair.handle
     assert [type(event) for event in pair.sender.events] == [Written] * MORE_THAN_CAN_LAND + [LinkLost]
-    assert server(pair).gate.out() == (), "the receiver hung up only after it had ended the leases"
+    assert server(pair).table.out() == (), "the receiver hung up only after it had ended the leases"
     pair.receiver.transport.revoke(1)
     pair.receiver.revoked(1)
     never_changes(pair)
@@ -224,24 +225,23 @@ def test_a_failed_transfer_fails_its_write_and_the_next_link_resumes(over_socket
 
 @pytest.mark.parametrize("how", ["it is still in use", "it is gone"])
 def test_an_agent_that_cannot_be_destroyed_is_reported(pair: TransportPair, how: str) -> None:
-    """Late bytes might still come through it, so nothing is said to be over; and nobody waits in vain."""
+    """Late bytes might still come through it, so no lease of it ends; polling raises instead of waiting forever."""
     pair.admit(1, (3,))
     assert pair.write(1, (3,), pair.fill((3,))) is None
-    (incoming,) = server(pair).listener.connections
-    assert incoming._agent is not None
-    made = incoming._agent.result()
+    (sender,) = server(pair).listener.connections
+    made = server(pair).agents[sender].result()
     assert not isinstance(made, TransportError)
     held = [made[0]._agent]
     if how == "it is gone":
         held.clear()
-        server(pair).agents.submit(made[0].close).result(TIMEOUT_S)
+        made[0].close()
     pair.sender.transport.disconnect(pair.handle)
     with pytest.raises(LocalProtocolError, match="report this as a bug"):
         pair.receiver.until(lambda: False)
     held.clear()  # now: the traceback keeps this frame, and an agent must not outlive its region
 
 
-def test_a_write_that_was_cut_off_ends_when_nothing_is_on_its_way(over_sockets: TransportPair) -> None:
+def test_an_abandoned_write_ends_only_when_none_of_its_bytes_is_in_flight(over_sockets: TransportPair) -> None:
     """With no time to drain, both agents are destroyed, the receiver's before the sender reports the error."""
     sender = Endpoint(lambda wake: NixlTransport(wake, drain_timeout_s=0.0))
     pieces = over_sockets.fill(BLOCKS)
@@ -250,7 +250,7 @@ def test_a_write_that_was_cut_off_ends_when_nothing_is_on_its_way(over_sockets: 
         sender.transport.connect(handle)
         for ticket in range(8):
             sender.transport.write(handle, 1, BLOCKS, pieces, ticket)
-        assert line(receiver) == "landing"
+        assert line(receiver) == "receiving"
         receiver.send_signal(signal.SIGSTOP)
         threading.Event().wait(0.1)  # for the sockets to fill
         sender.transport.disconnect(handle)
@@ -267,7 +267,7 @@ def test_a_write_that_was_cut_off_ends_when_nothing_is_on_its_way(over_sockets: 
 
 
 @pytest.mark.parametrize("backends", [{"NONE_SUCH": {}}, {"UCX": {"ucx_error_handling_mode": "none such"}}])
-def test_a_backend_that_cannot_be_is_an_error_of_register(backends: dict[str, dict[str, str]]) -> None:
+def test_an_impossible_backend_is_an_error_of_register(backends: dict[str, dict[str, str]]) -> None:
     transport, region = NixlTransport(backends=backends), MultimodalDataBuffers(SMALL, shared=False)
     with pytest.raises(TransportError) as caught:
         transport.register(region)
@@ -276,7 +276,7 @@ def test_a_backend_that_cannot_be_is_an_error_of_register(backends: dict[str, di
     region.close()
 
 
-def test_a_sender_without_the_backend_is_told(pair: TransportPair) -> None:
+def test_a_sender_without_the_backend_loses_the_link_with_the_reason(pair: TransportPair) -> None:
     sender = Endpoint(lambda wake: NixlTransport(wake, backends={"NONE_SUCH": {}}))
     sender.transport.connect(pair.handle)
     sender.transport.write(pair.handle, 1, (0,), pair.fill((0,)), 1)
@@ -297,12 +297,12 @@ def test_parameters_reach_the_backend() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"backends": {}}, {"slice_bytes": 0}])
-def test_settings_that_cannot_be(arguments: dict[str, object]) -> None:
+def test_impossible_settings_are_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(LocalProtocolError):
         NixlTransport(**arguments)  # type: ignore[arg-type]  # that is the point
 
 
-def test_without_the_binding_there_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_binding_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert installed()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not installed()
@@ -316,7 +316,7 @@ def test_without_the_binding_there_is_an_error_that_says_what_to_do(monkeypatch:
 
 
 @pytest.mark.parametrize("slice_bytes", [7, 1000, 1 << 30])
-def test_slices_put_together_are_the_write(slice_bytes: int) -> None:
+def test_a_write_cut_into_slices_arrives_whole(slice_bytes: int) -> None:
     pair = TransportPair(lambda wake: NixlTransport(wake, slice_bytes=slice_bytes))
     pair.admit(1, (9, 2, 3))
     pieces = pair.fill((9, 2, 3))
@@ -325,8 +325,8 @@ def test_slices_put_together_are_the_write(slice_bytes: int) -> None:
     pair.close()
 
 
-def test_sources_that_overlap() -> None:
-    """Were they registered as they come, NIXL would not find the large one behind the small ones inside it."""
+def test_writes_whose_sources_overlap_all_arrive() -> None:
+    """NIXL does not find a large registered range behind smaller ones inside it, so these writes take turns."""
     pair = TransportPair(lambda wake: NixlTransport(wake, slice_bytes=8))
     row = SMALL.block_size * SMALL.layout.fields[0].token_bytes
     source = memoryview(np.random.default_rng(0).integers(0, 256, row, np.uint8))
@@ -339,14 +339,13 @@ def test_sources_that_overlap() -> None:
     pair.close()
 
 
-def test_too_many_pieces_are_refused_here(pair: TransportPair) -> None:
+def test_a_write_with_too_many_pieces_or_none_is_refused(pair: TransportPair) -> None:
     pair.admit(1, (0,))
     pair.expect_refused(pair.write(1, (0,), [pair.fill((0,))[0]] * (MAX_RANGES + 1)))
     pair.expect_refused(pair.write(1, (0,), []))
 
 
-def test_a_crowd_is_served_in_turn() -> None:
-    """Several senders, each with an agent of its own at the receiver."""
+def test_several_senders_write_at_the_same_time() -> None:
     pair = TransportPair(NixlTransport)
     senders = [Endpoint(NixlTransport) for _ in range(4)]
     written = []
@@ -358,7 +357,39 @@ def test_a_crowd_is_served_in_turn() -> None:
         written.append(pieces)
     assert [sender.written(7) for sender in senders] == [None] * 4
     pair.expect(*written)
-    assert all(isinstance(connection, Incoming) for connection in server(pair).listener.connections)
+    assert len(server(pair).agents) == 5, "an agent for each, and for the pair's own sender"
     for sender in senders:
         sender.transport.close()
     pair.close()
+
+
+# The side channel
+
+
+def test_an_ask_waits_for_a_lease_on_closed_blocks(pair: TransportPair) -> None:
+    pair.admit(1, (0,))
+    with holder(pair, 5, epoch=1) as sock:
+        pair.receiver.transport.close_blocks(1, (0,))
+        assert receive(sock) == m.Stop(5)
+        pair.admit(2, (0,))
+        pieces = pair.fill((0,))
+        ticket = pair.start(2, (0,), pieces)
+        eventually(lambda: bool(server(pair).table._waiting))
+        assert pair.sender.transport.poll() == []
+        sock.sendall(frame(m.Done(5)))
+        assert pair.sender.written(ticket) is None
+    pair.expect(pieces)
+
+
+def test_metadata_that_nixl_does_not_understand_is_a_lost_link(pair: TransportPair) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(TIMEOUT_S)
+        handle = msgspec.msgpack.encode(msgspec.structs.replace(decoded(pair), port=listener.getsockname()[1]))
+        pair.sender.transport.connect(handle)
+        pair.sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
+        connection, _ = listener.accept()
+        with connection:
+            assert isinstance(receive(connection), m.Hello)
+            connection.sendall(frame(m.Welcome(b"not what an agent says", 0)))
+            assert pair.sender.written(1) is not None
+            assert not pair.sender.lost().error.retryable

@@ -18,12 +18,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from embferry.disaggregation.base.conn_multimodal import Revoked, Transport
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
-from embferry.disaggregation.shm import ShmTransport, gate
-from embferry.disaggregation.shm.peer import SharedFile, ShmHandle
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import CANARY, SMALL, Endpoint, TransportPair
+from embferry.transports.contract import Revoked, Transport
+from embferry.transports.shm import ShmTransport, gate
+from embferry.transports.shm.peer import SharedFile, ShmHandle
 
 HERE = Path(__file__).parent
 STILL_S = 0.15  # how long something must not happen

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embferry.disaggregation.base.conn_multimodal import Revoked
-from embferry.disaggregation.base.windows import as_ranges, ranges_of
-from embferry.disaggregation.tcp import TcpTransport, framing, server
-from embferry.disaggregation.tcp.conn_multimodal import TcpHandle
 from embferry.testing.pair import CANARY, LARGE, SMALL, TransportPair, block_ranges, eventually
+from embferry.transports.contract import Revoked
+from embferry.transports.tcp import TcpTransport, framing, server
+from embferry.transports.tcp.transport import TcpHandle
+from embferry.transports.windows import as_ranges, ranges_of
 
 pytestmark = pytest.mark.integration
 

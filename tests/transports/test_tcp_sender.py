@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from embferry.disaggregation.base.conn_multimodal import Piece
-from embferry.disaggregation.buffers import MultimodalDataBuffers
-from embferry.disaggregation.protocol.errors import LocalProtocolError, TransportError
-from embferry.disaggregation.tcp import TcpTransport, framing
-from embferry.disaggregation.tcp.conn_multimodal import TcpHandle
-from embferry.disaggregation.tcp.link import MOST_PASSED_OVER
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import SMALL, Endpoint, TransportPair, eventually
+from embferry.transports.contract import Piece
+from embferry.transports.tcp import TcpTransport, framing
+from embferry.transports.tcp.link import MOST_PASSED_OVER
+from embferry.transports.tcp.transport import TcpHandle
 
 pytestmark = pytest.mark.integration
 

@@ -12,10 +12,10 @@ from unittest import mock
 
 import numpy as np
 
-from embferry.disaggregation.base.conn_multimodal import Written
-from embferry.disaggregation.buffers import source_pieces
-from embferry.disaggregation.shm import ShmTransport
+from embferry.memory.buffers import source_pieces
 from embferry.testing.pair import LAYOUT, SMALL, embedding
+from embferry.transports.contract import Written
+from embferry.transports.shm import ShmTransport
 
 real_copyto = np.copyto
 
@@ -34,7 +34,7 @@ def main() -> None:
     transport = ShmTransport(woken.set)
     transport.connect(handle)
     pieces = source_pieces(SMALL, embedding(LAYOUT, 5), 0, 5, (block,), 0)
-    with mock.patch("embferry.disaggregation.shm.link.np.copyto", copy_in_two_halves):
+    with mock.patch("embferry.transports.shm.link.np.copyto", copy_in_two_halves):
         transport.write(handle, epoch, (block,), pieces[:1], 1)
         assert woken.wait(60)
     (event,) = transport.poll()

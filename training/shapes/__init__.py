@@ -1,1 +1,1 @@
-"""A tiny Qwen3-VL trained from nothing on coloured shapes that this package draws."""
+"""Trains a tiny Qwen3-VL from random weights on coloured shapes that this package draws."""

@@ -1,4 +1,4 @@
-"""The shape of the network: a Qwen3-VL with deepstack, small enough to ship inside a package."""
+"""The architecture of the network: a Qwen3-VL with deepstack, small enough to ship inside a package."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from training.shapes.tokenizer import (
 
 PATCH, MERGE, TEMPORAL = 8, 2, 2
 TOKEN_SIDE = PATCH * MERGE
-"""Pixels a side of what becomes one token."""
+"""Side in pixels of the square that becomes one token."""
 LEAST_PIXELS, MOST_PIXELS = 48 * TOKEN_SIDE**2, 64 * TOKEN_SIDE**2
-"""The size of a picture, or of a video's frame, as the model sees it: 48 to 64 tokens."""
+"""Limits on the size of a picture or of a frame as the model sees it: 48 to 64 tokens."""
 
 TEXT = {
     "model_type": "qwen3_vl_text",
@@ -89,5 +89,5 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
-    """A new model with random weights, float32."""
+    """Returns a new model with random weights in float32."""
     return Qwen3VLForConditionalGeneration(build_config(tokenizer))

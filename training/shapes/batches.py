@@ -1,7 +1,6 @@
-"""Batches, drawn: what to see, what to ask, and the labels of every token.
+"""Draws batches: pictures, questions about them, and the labels of every token.
 
-A batch is a pure function of (seed, number, stage), so training that is resumed sees what it would
-have seen.
+A batch is a pure function of (seed, number, stage), so resumed training sees the same batches as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ from training.shapes.video import DIRECTIONS, draw_clip
 
 IGNORED = -100
 LOSSY = 0.25
-"""Share of pictures that have been through lossy coding."""
+"""Share of pictures that go through lossy coding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the prompts of one batch have in common. `size` in pixels (width, height)."""
+    """The common layout of the prompts of one batch. ``size`` is (width, height) in pixels."""
 
     form: str
     """"picture", "pictures" or "clip"."""
     size: tuple[int, int]
     items: int
-    """Pictures, or temporal patches of a clip."""
+    """Number of pictures, or of temporal patches of a clip."""
 
     @property
     def tokens(self) -> int:
@@ -53,12 +52,12 @@ class Layout:
 
 
 def timestamps(patches: int, fps: float) -> list[str]:
-    """The text before each temporal patch: the middle of its frames, in seconds."""
+    """Returns the text before each temporal patch: the mean time of its frames in seconds."""
     return [f"<{(TEMPORAL * k + (TEMPORAL - 1) / 2) / fps:.1f} seconds>" for k in range(patches)]
 
 
 def prompt(layout: Layout, fps: float) -> str:
-    """The prompt up to the question, placeholders expanded."""
+    """Returns the prompt up to the question, with expanded placeholders."""
     tokens = layout.tokens // layout.items
     if layout.form == "clip":
         group = f"{VISION_START}{VIDEO * tokens}{VISION_END}"
@@ -69,7 +68,7 @@ def prompt(layout: Layout, fps: float) -> str:
 
 
 def patchify(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[items, T, height, width, 3] to [items, N, 3 × T × 64], in the image processor's order."""
+    """Returns frames [items, T, height, width, 3] as patches [items, N, 3 × T × 64] in the image processor's order."""
     items, depth, height, width, _ = frames.shape
     rows, columns = height // TOKEN_SIDE, width // TOKEN_SIDE
     cut = frames.reshape(items, depth, rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
@@ -77,7 +76,7 @@ def patchify(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def object_labels(scene: Scene, size: tuple[int, int], motion: dict[str, int]) -> NDArray[np.int64]:
-    """[5, n] labels of a picture's tokens, in the order of `HEADS`. `motion`: label by a thing's identity."""
+    """Returns labels [5, n] of a picture's tokens in the order of ``HEADS``; ``motion`` maps a thing to its label."""
     columns, rows = size[0] // TOKEN_SIDE, size[1] // TOKEN_SIDE
     labels = np.full((5, rows, columns), IGNORED, np.int64)
     labels[:2] = 0
@@ -92,7 +91,7 @@ def object_labels(scene: Scene, size: tuple[int, int], motion: dict[str, int]) -
 
 @lru_cache(maxsize=64)
 def _patch_centres(columns: int, rows: int) -> NDArray[np.float64]:
-    """[N, 2] centres (across, down) of the patches, as shares of the picture, in the encoder's order."""
+    """Returns the centres [N, 2] (across, down) of the patches as shares of the picture, in the encoder's order."""
     down, across = np.mgrid[0:rows, 0:columns]
     centres = np.stack(((across + 0.5) / columns, (down + 0.5) / rows), -1)
     blocks = centres.reshape(rows // MERGE, MERGE, columns // MERGE, MERGE, 2)
@@ -100,7 +99,7 @@ def _patch_centres(columns: int, rows: int) -> NDArray[np.float64]:
 
 
 def covered_labels(scene: Scene, size: tuple[int, int]) -> NDArray[np.int64]:
-    """[N] the shape whose body a patch's centre lies in, counted from 1; 0 for the background."""
+    """Returns labels [N] of the shape that covers the centre of each patch, counted from 1; 0 for the background."""
     centres = _patch_centres(size[0] // PATCH, size[1] // PATCH) * (scene.width, scene.height)
     labels = np.zeros(len(centres), np.int64)
     for thing in scene.things:
@@ -111,7 +110,7 @@ def covered_labels(scene: Scene, size: tuple[int, int]) -> NDArray[np.int64]:
 
 @dataclass(slots=True)
 class Example:
-    """One prompt's pictures [items, T, height, width, 3], labels of its tokens and patches, its questions."""
+    """One prompt: its pictures [items, T, height, width, 3], labels of its tokens and patches, and its questions."""
 
     frames: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -121,7 +120,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a scene becomes pixels: drawn `scale` times larger and `stretch` wider, coded at `quality` (0: not)."""
+    """Parameters of rendering: ``scale`` times larger, ``stretch`` times wider, coded at ``quality`` (0: not coded)."""
 
     size: tuple[int, int]
     scale: float
@@ -130,7 +129,7 @@ class Look:
 
     @property
     def canvas(self) -> tuple[float, float]:
-        """Width and height of the scene: rounding to whole tokens changes the proportions of a picture."""
+        """Width and height of the scene. Rounding to whole tokens changes the proportions of a picture."""
         return self.size[0] * self.stretch, float(self.size[1])
 
     def pixels(self, scene: Scene) -> NDArray[np.uint8]:
@@ -208,7 +207,12 @@ class Writer:
     def prefix(
         self, layout: Layout, fps: float
     ) -> tuple[list[int], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Ids [P], positions [3, P + 1] (the last: where a question starts), visual places [V], numbers [V]."""
+        """Returns what the prompts of a batch have in common.
+
+        Returns:
+            Ids [P], positions [3, P + 1] whose last is the start of a question, indices of visual tokens [V], and
+            their picture numbers [V].
+        """
         ids = list(self.encode(prompt(layout, fps)))
         rows, columns = layout.size[1] // TOKEN_SIDE, layout.size[0] // TOKEN_SIDE
         positions: list[tuple[int, int, int]] = []
@@ -230,7 +234,7 @@ class Writer:
         return ids, np.array(positions, np.int64).T, np.array(visual, np.int64), np.array(numbers, np.int64)
 
     def write(self, examples: Sequence[Example], layout: Layout, fps: float) -> Batch:
-        """Pad to the longest sequence, questions packed behind their picture."""
+        """Returns the batch: questions follow their picture, and rows are padded to the longest."""
         ids, positions, visual, numbers = self.prefix(layout, fps)
         rows: list[list[tuple[int, int, int]]] = []
         answers: list[tuple[int, int, int]] = []
@@ -278,7 +282,7 @@ class Writer:
 
 
 def draw_examples(rng: Random, layout: Layout, batch: int, count: int) -> list[Example]:
-    """`batch` examples of up to `count` questions each, and at least one."""
+    """Returns ``batch`` examples with one to ``count`` questions each."""
     examples: list[Example] = []
     while len(examples) < batch:
         example = DRAW[layout.form](rng, layout, count)

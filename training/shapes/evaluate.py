@@ -1,9 +1,9 @@
-"""Held-out accuracy of an exported model, by kind of question: exact match of the whole answer.
+"""Measures the held-out accuracy of an exported model by kind of question: exact match of the whole answer.
 
     python -m training.shapes.evaluate src/embferry/models/shapes --questions 300
 
-Pictures and videos are drawn anew, larger than the model sees them, with seeds that training never uses,
-and go through the image processor and `generate` of Hugging Face.
+Pictures and videos are drawn anew, larger than the model sees them, with seeds that training never uses. They go
+through the image processor and ``generate`` of Hugging Face.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from training.shapes.undivided import Undivided
 from training.shapes.video import draw_clip
 
 CANVASES = ((128, 128), (128, 128), (144, 108), (108, 144), (168, 96))
-"""Pictures of about 16,384 pixels; drawn two to five times that wide."""
+"""Sizes of pictures of about 16,384 pixels; they are drawn two to five times as wide."""
 FRAMES = (4, 8, 12, 16, 24)
 FPS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A question and what is shown with it: pictures, or the frames of a video."""
+    """A question with its pictures, or with the frames of its video."""
 
     question: Question
     images: tuple[Image.Image, ...]
@@ -77,11 +77,11 @@ FORMS: dict[str, tuple[Draw, dict[str, float]]] = {
     "video: ": (_clip, CLIP_SHARES),
 }
 KINDS = {f"{form}{name}": (draw, name) for form, (draw, shares) in FORMS.items() for name in shares}
-"""Every kind that training asks, named as `Question.kind` is."""
+"""All kinds of question in training, by ``Question.kind``."""
 
 
 def held_out(kind: str, seed: int = 0) -> Iterator[Case]:
-    """Cases of one kind of `KINDS`, without end. The same seed draws the same cases."""
+    """Yields cases of one kind of ``KINDS`` without end; the same seed draws the same cases."""
     draw, name = KINDS[kind]
     for number in count():
         case = draw(Random(f"evaluate/{kind}/{seed}/{number}"), name)
@@ -96,7 +96,7 @@ def answer(model: Undivided, case: Case) -> str:
 
 
 def accuracy(model: Undivided, kind: str, questions: int, seed: int = 0) -> float:
-    """Share of held-out questions of a kind whose answer is exactly right."""
+    """Returns the share of held-out questions of a kind whose answer is exactly right."""
     cases = islice(held_out(kind, seed), questions)
     return sum(answer(model, case) == case.question.answer for case in cases) / questions
 
@@ -104,7 +104,7 @@ def accuracy(model: Undivided, kind: str, questions: int, seed: int = 0) -> floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--questions", type=int, default=300, help="questions a kind")
+    parser.add_argument("--questions", type=int, default=300, help="questions of each kind")
     parser.add_argument("--kind", action="append", choices=KINDS, help="only this kind (may be repeated)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16 instead of float32")

@@ -1,4 +1,4 @@
-"""Draw the pictures and videos of `examples/media`, and check that the model answers what is asked about them.
+"""Draws the pictures and videos of ``examples/media``, and checks the model's answers to the questions about them.
 
 python -m training.shapes.examples examples/media --model src/embferry/models/shapes
 """
@@ -31,7 +31,7 @@ Placed = tuple[str, str, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A picture, or with `seconds` a video in which the first thing travels `travel` of the frame in `direction`."""
+    """A picture, or with ``seconds`` a video whose first thing travels ``travel`` of a frame in ``direction``."""
 
     size: tuple[int, int]
     ground: Colour
@@ -151,7 +151,7 @@ QUESTIONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 
 
 def write_video(drawing: Drawing, path: Path) -> None:
-    """H.264 in MP4, 4:2:0, `VIDEO_RATE` frames a second."""
+    """Writes a video as H.264 in MP4, 4:2:0, with ``VIDEO_RATE`` frames in a second."""
     frames = round(drawing.seconds * VIDEO_RATE)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
@@ -160,14 +160,14 @@ def write_video(drawing: Drawing, path: Path) -> None:
         stream.width, stream.height = drawing.size
         stream.pix_fmt = "yuv420p"
         for number in range(frames):
-            # Drawn twice as large: the smooth edges make motion of less than a pixel visible.
+            # Drawing it twice as large gives smooth edges, which make motion of less than a pixel visible.
             image = render(drawing.scene(number / (frames - 1)), 2).resize(drawing.size, Image.Resampling.LANCZOS)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")))
         container.mux(stream.encode())
 
 
 def sampled_frames(path: Path, fps: float) -> list[Image.Image]:
-    """The frames nearest to every 1 / `fps` seconds."""
+    """Returns the frames nearest to every 1 / ``fps`` seconds."""
     with av.open(str(path)) as container:
         frames = [frame.to_image() for frame in container.decode(video=0)]
     return [frames[round(k * VIDEO_RATE / fps)] for k in range(int(len(frames) * fps / VIDEO_RATE))]
@@ -187,7 +187,7 @@ def draw(folder: Path) -> None:
 
 
 def answers(folder: Path, model: Undivided) -> Iterator[tuple[tuple[str, ...], str, str, str]]:
-    """Media, question, true answer and the model's answer."""
+    """Yields media, question, true answer and the model's answer."""
     for media, question, true in QUESTIONS:
         if media[0].endswith(".mp4"):
             given = model.ask_video(sampled_frames(folder / media[0], SAMPLED_RATE), SAMPLED_RATE, question)

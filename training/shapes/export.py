@@ -1,4 +1,4 @@
-"""Write a model directory in the Hugging Face layout, weights in bfloat16.
+"""Writes a model directory in the Hugging Face layout, with weights in bfloat16.
 
 python -m training.shapes.export CHECKPOINT DIRECTORY
 python -m training.shapes.export --random DIRECTORY
@@ -24,8 +24,8 @@ VIDEO_PROCESSOR = {
     "fps": 2,
     "min_frames": 4,
     "max_frames": MOST_FRAMES,
-    # Of the whole video, as Qwen3-VL counts: frames times height times width. A frame may always have 1.05 times the
-    # least, however many there are, so the least must not be more than one frame should have.
+    # Limits on the pixels of the whole video, as in Qwen3-VL: frames times height times width. A frame may always have
+    # 1.05 times the lower limit, however many frames there are, so this limit must not exceed the size of one frame.
     "size": {"shortest_edge": LEAST_PIXELS, "longest_edge": MOST_FRAMES * MOST_PIXELS},
     "cap_pixels_per_frame": True,
     "max_video_tokens": 64,
@@ -33,9 +33,9 @@ VIDEO_PROCESSOR = {
 
 
 def export(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Save weights, configuration, tokenizer and processors to `directory`.
+    """Saves weights, configuration, tokenizer and processors to ``directory``.
 
-    Files are replaced, never written over: a process that has the old weights mapped keeps them.
+    Files are replaced and not overwritten, so that a process with the old weights mapped keeps them.
     """
     directory.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(
@@ -56,12 +56,12 @@ def export(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenize
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="a checkpoint that training wrote")
-    parser.add_argument("--random", action="store_true", help="random weights instead of a checkpoint's")
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="a checkpoint of the training")
+    parser.add_argument("--random", action="store_true", help="random weights instead of a checkpoint")
     parser.add_argument("directory", type=Path)
     arguments = parser.parse_args()
     if arguments.random == (arguments.checkpoint is not None):
-        parser.error("name a checkpoint, or say --random")
+        parser.error("give a checkpoint or --random, and not both")
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)

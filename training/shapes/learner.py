@@ -1,8 +1,8 @@
-"""The model's forward pass as training runs it: the same mathematics, in batches of equal shape.
+"""The model's forward pass for training: the same mathematics, in batches of equal shape.
 
-Hugging Face's forward attends to one picture at a time and carries a cache; here every picture of a
-batch has the same size, so attention is one matrix product, and all questions about a picture share
-its tokens: a question sees the picture and itself, never another question.
+The forward pass of Hugging Face attends to one picture at a time and uses a cache. Here all pictures of a batch have
+the same size, so attention is one matrix product. All questions about a picture share its tokens: a question attends to
+the picture and to itself, never to another question.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
@@ -20,24 +20,30 @@ from training.shapes.video import DIRECTIONS
 
 MOST_PICTURES = 4
 HEADS = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "row": 3, "column": 3, "motion": len(DIRECTIONS) + 1}
-"""Classes of the auxiliary loss of every merged token. For shape and colour, 0 is "no centre here"."""
+"""Numbers of classes of the auxiliary losses of a merged token. For shape and colour, 0 means "no centre here"."""
 EMPTY_WEIGHT = 0.25
 """Weight of a token without a centre in the losses of shape and colour."""
 NUMBERED_AFTER = 0
-"""The text layer after which a picture's tokens should know the picture's number."""
+"""The text layer after which the auxiliary loss reads a picture's number from its tokens."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """B prompts of one layout. I = B × (pictures or temporal patches), N patches each, n = N / 4 tokens.
+    """B prompts of one layout, with I = B × (pictures or temporal patches) of N patches and n = N / 4 tokens each.
 
-    `patches` uint8 [I, N, 192] for pictures (both frames of a patch are the same) or [I, N, 384] for
-    clips; `grid` (rows, columns) in patches; `ids` [B, L]; `positions` [3, B, L]; `segments` [B, L], 0 the
-    prompt up to the questions, k the k-th question; `visual` [V] places of visual tokens in a row;
-    `answers` [M] flat places whose next token is `targets` [M], -100 where unused; `objects` [5, I × n]
-    labels in the order of `HEADS`, -100 where unused; `numbers` [V] number of the picture, -100 for none;
-    `covered` [I, N] the shape that covers a patch, 0 for none; `kinds` the kind of every
-    question and how many of `answers` are its own, in order.
+    Attributes:
+        patches: uint8 [I, N, 192] for pictures, whose patches have two equal frames; [I, N, 384] for clips.
+        grid: (rows, columns) in patches.
+        ids: [B, L].
+        positions: [3, B, L].
+        segments: [B, L]: 0 for the prompt up to the questions, k for the k-th question.
+        visual: [V], indices of the visual tokens in a row.
+        answers: [M], flat indices of the tokens that are followed by ``targets``.
+        targets: [M], ids of the next tokens.
+        objects: [5, I × n], labels in the order of ``HEADS``; -100 where unused.
+        numbers: [V], number of the picture; -100 for none.
+        covered: [I, N], the shape that covers a patch; 0 for none.
+        kinds: The kind of every question, in order, and how many of ``answers`` belong to it.
     """
 
     patches: Tensor
@@ -68,7 +74,7 @@ def _turn_half(x: Tensor) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Plain softmax attention: on CPU its backward pass is several times faster than the fused one's."""
+    """Computes plain softmax attention, whose backward pass is several times faster on a CPU than the fused one."""
     scores = torch.matmul(query, key.transpose(-1, -2)) * query.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias
@@ -76,7 +82,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> T
 
 
 class Learner(nn.Module):
-    """The model to export, and the heads that only training needs. `compute`: dtype of the arithmetic."""
+    """The model to export and the heads for training only; ``compute`` is the dtype of the arithmetic."""
 
     def __init__(self, model: Qwen3VLForConditionalGeneration, compute: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
@@ -89,7 +95,7 @@ class Learner(nn.Module):
         self._tables: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def _table(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Position interpolation and rotary angles of one picture of this grid."""
+        """Returns the position interpolation and rotary angles of a picture with this grid."""
         if grid not in self._tables:
             visual = self.model.model.visual
             thw = torch.tensor([[1, *grid]])
@@ -101,7 +107,15 @@ class Learner(nn.Module):
         return self._tables[grid]
 
     def see(self, patches: Tensor, table: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The vision encoder on [I, N, 192 | 384] uint8: merged tokens [I × n, width], deepstack's, patches."""
+        """Runs the vision encoder.
+
+        Args:
+            patches: uint8 [I, N, 192] or [I, N, 384].
+            table: See :meth:`_table`.
+
+        Returns:
+            Merged tokens [I × n, width], the same of every deepstack level, and the last hidden states of the patches.
+        """
         visual = self.model.model.visual
         index, weight, cos, sin = table
         pictures, length, depth = patches.shape
@@ -123,7 +137,7 @@ class Learner(nn.Module):
         return visual.merger(x), levels, x
 
     def read(self, batch: Batch, seen: Tensor, levels: list[Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """The text model: its last hidden states [B, L, width], and those after `NUMBERED_AFTER`."""
+        """Runs the text model; returns hidden states [B, L, width], the last and those after ``NUMBERED_AFTER``."""
         text = self.model.model.language_model
         rows, length = batch.ids.shape
         x = text.embed_tokens(batch.ids)
@@ -164,7 +178,7 @@ class Learner(nn.Module):
         return (loss * weight).sum() / weight.sum()
 
     def forward(self, batch: Batch, text: bool = True) -> tuple[Losses, Tensor]:
-        """Losses, and the greedy next token at every answer place [M] (empty without the text model)."""
+        """Returns losses and the greedy next token at every index of ``answers`` [M]; empty without the text model."""
         with torch.autocast("cpu", self.compute, enabled=self.compute is not torch.float32):
             return self._forward(batch, text)
 

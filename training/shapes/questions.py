@@ -1,7 +1,7 @@
 """Questions and their true answers.
 
-A kind of question is a function that looks at what was drawn and returns a question, or None when it
-cannot be asked of this picture. The tables at the end name every kind and its share in training.
+A kind of question is a function that takes what was drawn and returns a question, or None if this kind cannot be asked
+about it. The tables at the end list every kind with its share in training.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Question:
 
 
 Asked = tuple[str, str]
-"""Question and answer in words."""
+"""A question and its answer in words."""
 
 PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 EDGE = 0.16
-"""Nobody is asked where a thing is whose centre lies this close to the next place (in thirds of the picture)."""
+"""No question asks for the place of a thing whose centre is closer to the next place, in thirds of the picture."""
 
 COUNT = ("how many {what} are there{place}?", "how many {what} do you see{place}?", "count the {what}{place}.")
 COLOUR = (
@@ -55,7 +55,7 @@ def _say(rng: Random, templates: Sequence[str], what: str = "", place: str = "")
 
 
 def _single(things: Iterable[Thing], of: Callable[[Thing], str]) -> list[Thing]:
-    """The things that share their colour (or shape, or name) with no other."""
+    """Returns the things whose colour (or shape, or name) no other thing has."""
     seen: dict[str, list[Thing]] = {}
     for thing in things:
         seen.setdefault(of(thing), []).append(thing)
@@ -63,7 +63,7 @@ def _single(things: Iterable[Thing], of: Callable[[Thing], str]) -> list[Thing]:
 
 
 def _pick_name(rng: Random, things: Sequence[Thing], there: float) -> tuple[str, str]:
-    """Colour and shape of something that is there, or that nearly is."""
+    """Returns the colour and shape of a thing that is there, or is similar to one."""
     seen, other = rng.choice(things), rng.choice(things)
     pick = rng.random()
     if pick < there:
@@ -130,7 +130,7 @@ OF_THINGS: dict[str, Callable[[Random, Sequence[Thing], str], Asked | None]] = {
 
 
 def where(rng: Random, scene: Scene) -> Asked | None:
-    """In which ninth of the picture the centre of a thing lies."""
+    """Asks in which ninth of the picture the centre of a thing is."""
     single = _single(scene.things, lambda o: o.name)
     rng.shuffle(single)
     for thing in single:
@@ -141,7 +141,7 @@ def where(rng: Random, scene: Scene) -> Asked | None:
 
 
 def _noun(rng: Random, things: Sequence[Thing]) -> tuple[str, Callable[[Thing], bool]]:
-    """A thing by its name, shape or colour, and the test that tells it."""
+    """Returns words for a thing, by name, shape or colour, and the test whether a thing fits them."""
     thing, pick = rng.choice(things), rng.random()
     if pick < 0.5:
         return thing.name, lambda o: o.name == thing.name
@@ -261,7 +261,7 @@ Seen = TypeVar("Seen")
 def ask(
     rng: Random, seen: Seen, one: Callable[[Random, Seen, str], Question | None], shares: dict[str, float], count: int
 ) -> list[Question]:
-    """`count` different questions about what was drawn; fewer when it offers no more."""
+    """Returns up to ``count`` different questions about what was drawn."""
     kinds, weights = list(shares), list(shares.values())
     asked: dict[str, Question] = {}
     for kind in rng.choices(kinds, weights, k=3 * count):

@@ -1,6 +1,6 @@
-"""The recipe: what is trained on, for how long, how fast. Only data.
+"""The training recipe as data: stages, sizes and rates.
 
-Editing a stage that has not begun and resuming is how a recipe is mended while it runs.
+To change the recipe of a run, stop it, edit a stage that has not begun, and resume.
 """
 
 from __future__ import annotations
@@ -12,23 +12,32 @@ from training.shapes.batches import Layout
 
 SEED = 2026
 QUESTIONS = 8
-"""Questions about one picture, several or a clip."""
+"""Questions in one prompt."""
 OBJECT_WEIGHT, NUMBER_WEIGHT = 0.4, 0.3
-"""Weights of the auxiliary losses beside that of the answers."""
+"""Weights of the auxiliary losses; that of the answers is 1."""
 WARMUP = 150
 AVERAGE = 0.998
-"""Decay of the running average of the weights, which is what is exported."""
+"""Decay of the running average of the weights, which is exported."""
 
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`steps` batches. `rates`: learning rate at the start and the end, linear between.
+    """A stage of the training.
 
-    `shares`: of pictures, several pictures and clips. `budget`: visual tokens a batch, at most.
-    `text`: whether questions are asked, or only the auxiliary losses are learned. `frozen`: the vision
-    encoder stays as it is, but for its mergers, which saves a third of a step.
+    Attributes:
+        name: The name in the log.
+        steps: Number of batches.
+        rates: Learning rate at the start and at the end, linear between.
+        sizes: Sizes of pictures in pixels; one of them is drawn for each batch.
+        shares: Shares of single pictures, several pictures and clips.
+        pictures: Numbers of pictures to draw from, for several pictures.
+        patches: Numbers of temporal patches to draw from, for clips.
+        budget: Most visual tokens in a batch.
+        most: Most prompts in a batch.
+        text: Whether questions are asked; otherwise only the auxiliary losses are learned.
+        frozen: Whether the vision encoder except its mergers stays as it is, which saves a third of a step.
     """
 
     name: str
@@ -53,7 +62,7 @@ class Stage:
 
 
 SMALL: tuple[Size, ...] = ((64, 64), (64, 64), (80, 64), (64, 80), (80, 80))
-"""Pictures of 16 to 25 tokens: cheap, and what is learned on them holds for larger ones."""
+"""Pictures of 16 to 25 tokens, which are cheap and whose lessons hold for larger ones."""
 LARGE: tuple[Size, ...] = (
     *(3 * ((128, 128),)),
     (144, 96),
@@ -64,7 +73,7 @@ LARGE: tuple[Size, ...] = (
     (112, 128),
     (176, 80),
 )
-"""What the image processor makes of pictures of common proportions."""
+"""Sizes to which the image processor scales pictures of common proportions."""
 MIXED: tuple[Size, ...] = (*(2 * SMALL), (128, 128), (144, 96), (96, 144))
 SEEN: tuple[Size, ...] = (*SMALL, (96, 96), (128, 128))
 
@@ -91,7 +100,7 @@ STAGES = (
 
 
 def stage_at(step: int) -> tuple[Stage, int] | None:
-    """The stage of a step and the steps taken in it, or None after the last."""
+    """Returns the stage of a step and the steps taken in it; None after the last stage."""
     for stage in STAGES:
         if step < stage.steps:
             return stage, step

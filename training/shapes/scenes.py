@@ -1,7 +1,7 @@
-"""What a picture shows, and how it is drawn.
+"""Scenes of coloured shapes, and how they are drawn.
 
-A scene is plain values in pixels of the size the model sees; drawing it larger and scaling it down
-gives the smooth edges a photograph of it would have.
+A scene has plain values, in pixels of the size that the model sees. Drawing it larger and scaling it down gives the
+smooth edges of a photograph.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ COLOURS: dict[str, Colour] = {
 COLOUR_NAMES = tuple(COLOURS)
 
 STAR_INNER = 0.42
-"""Inner radius of a star over its outer radius."""
+"""Inner radius of a star divided by its outer radius."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One coloured shape. `x`, `y`, `radius` in pixels, `turn` in radians clockwise."""
+    """One coloured shape; ``x``, ``y`` and ``radius`` in pixels, ``turn`` in radians clockwise."""
 
     shape: str
     colour: str
@@ -55,7 +55,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture before it is drawn. Things that come later lie on top."""
+    """The content of a picture. Later things lie on top of earlier ones."""
 
     width: float
     height: float
@@ -69,7 +69,7 @@ def _near(rgb: Colour, spread: float, rng: Random) -> Colour:
 
 
 def draw_ground(rng: Random) -> tuple[Colour, str | None]:
-    """A background, and the colour name a thing must not have to be seen on it."""
+    """Returns a background, and the name of the colour that is invisible on it, if any."""
     pick = rng.random()
     if pick < 0.5:
         return _near((249, 249, 249), 6, rng), "white"
@@ -89,7 +89,7 @@ def _turn(shape: str, rng: Random) -> float:
 
 
 def radii(width: float, height: float, crowded: bool) -> tuple[float, float]:
-    """Smallest and largest radius in pixels of a thing in a picture of this size."""
+    """Returns the smallest and largest radius of a thing in a picture of this size, in pixels."""
     side = math.sqrt(width * height)
     low, high = 3.5 + side / 21, 2.0 + side * 0.175
     return (low, high * 0.8) if crowded else (low, high)
@@ -98,7 +98,7 @@ def radii(width: float, height: float, crowded: bool) -> tuple[float, float]:
 def place(
     things: Sequence[Thing], shape: str, colour: str, size: tuple[float, float], crowded: bool, rng: Random
 ) -> Thing | None:
-    """A thing where it touches no other, or None when no free place was found."""
+    """Returns a thing that touches no other; None if no free place was found."""
     width, height = size
     low, high = radii(width, height, crowded)
     for _ in range(30):
@@ -110,7 +110,7 @@ def place(
 
 
 def draw_scene(rng: Random, width: float, height: float, most: int = 5) -> Scene:
-    """A scene of one to `most` things. Some repeat, so that there is something to count."""
+    """Returns a scene of up to ``most`` things. Some repeat, so that there is something to count."""
     ground, hidden = draw_ground(rng)
     colours = [name for name in COLOUR_NAMES if name != hidden]
     count = rng.randint(1, most)
@@ -128,7 +128,7 @@ def draw_scene(rng: Random, width: float, height: float, most: int = 5) -> Scene
 
 
 def outline(thing: Thing, scale: float) -> list[tuple[float, float]]:
-    """Corners of a polygon, in pixels times `scale`."""
+    """Returns the corners of a polygon in pixels times ``scale``."""
     corners, first = {"square": (4, math.pi / 4), "triangle": (3, -math.pi / 2), "star": (10, -math.pi / 2)}[
         thing.shape
     ]
@@ -141,7 +141,7 @@ def outline(thing: Thing, scale: float) -> list[tuple[float, float]]:
 
 
 def render(scene: Scene, scale: float) -> Image.Image:
-    """Draw a scene, `scale` times the size the model sees."""
+    """Draws a scene at ``scale`` times the size that the model sees."""
     image = Image.new("RGB", (round(scene.width * scale), round(scene.height * scale)), scene.ground)
     pen = ImageDraw.Draw(image)
     for thing in scene.things:
@@ -155,12 +155,12 @@ def render(scene: Scene, scale: float) -> Image.Image:
 
 
 def coded(image: Image.Image, quality: int) -> Image.Image:
-    """What lossy coding leaves of a picture."""
+    """Returns a picture after lossy coding."""
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer)
 
 
 def at_model_size(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Scale a picture as the image processor does."""
+    """Scales a picture as the image processor does."""
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""A byte-level BPE in lower case, small because the model's language is."""
+"""The tokenizer: a byte-level BPE in lower case, small because the model uses few words."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SPECIAL = (PAD, START, END, VISION_START, VISION_END, "<|vision_pad|>", IMAGE, V
 MAX_LENGTH = 8192
 """Positions of the text model."""
 
-# How Qwen's tokenizers cut text before merging: contractions, words with their leading space, single digits, marks.
+# Qwen's tokenizers split text before merging into contractions, words with a leading space, single digits, and marks.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Several pictures are numbered, as Qwen's own template does when asked to ("add_vision_id"). An engine puts one
-# pad token a merged patch in place of <|image_pad|>, and one timed group a temporal patch in place of a video.
+# Several pictures are numbered, as in Qwen's own template with "add_vision_id". An engine replaces <|image_pad|> by one
+# pad token for each merged patch, and a video by one group with its time for each temporal patch.
 CHAT_TEMPLATE = """\
 {%- set seen = namespace(pictures=0, number=0) -%}
 {%- for message in messages if message.content is not string -%}
@@ -57,7 +57,7 @@ CHAT_TEMPLATE = """\
 
 
 def corpus() -> list[str]:
-    """Every word of the questions and answers in its place in a sentence, and little else."""
+    """Returns sentences with all words of the questions and answers, and few others."""
     templates = (
         *questions.COUNT,
         *questions.COLOUR,
@@ -93,12 +93,12 @@ def corpus() -> list[str]:
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    """The id of a token that the vocabulary holds."""
+    """Returns the id of a token of the vocabulary."""
     return int(tokenizer.get_vocab()[token])
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer; the same corpus gives the same tokenizer."""
+    """Trains the tokenizer; the same corpus gives the same tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,9 +1,9 @@
-"""Train, in the foreground, from the last checkpoint of the run if there is one.
+"""Trains in the foreground, from the last checkpoint of the run if there is one.
 
     nice -n 19 python -m training.shapes.train training/runs/shapes
 
-Ctrl-C saves and stops. `checkpoint.pt` holds everything that is needed to go on, and the average that
-`training.shapes.export` writes as a model.
+Ctrl-C saves and stops. ``checkpoint.pt`` contains all that is needed to resume, and the average that
+``training.shapes.export`` writes as a model.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ JUDGE_BATCHES = 14
 
 
 def draw_batch(writer: Writer, stage: Stage, seed: str) -> Batch:
-    """The batch that belongs to a seed."""
+    """Returns the batch of a seed."""
     rng = Random(seed)
     layout = stage.layout(rng)
     count = QUESTIONS if stage.text else 1
@@ -55,7 +55,7 @@ def draw_batch(writer: Writer, stage: Stage, seed: str) -> Batch:
 
 
 class Batches(IterableDataset[Batch]):
-    """Batches from a step on, drawn in a process of their own."""
+    """Batches from a step on, drawn in a separate process."""
 
     def __init__(self, first: int) -> None:
         self.first = first
@@ -97,7 +97,7 @@ class Run:
         self.step = saved["step"]
 
     def save(self) -> None:
-        """Replace the checkpoint, whole or not at all."""
+        """Replaces the checkpoint atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,
@@ -109,7 +109,7 @@ class Run:
         os.replace(self.checkpoint.with_suffix(".new"), self.checkpoint)
 
     def learn(self, batch: Batch, stage: Stage) -> dict[str, float]:
-        """One step; its losses."""
+        """Trains one step and returns its losses."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.step)
         visual = self.learner.model.model.visual
@@ -129,7 +129,7 @@ class Run:
 
     @torch.no_grad()
     def judge(self, stage: Stage) -> dict[str, float]:
-        """Share of right answers of the average by kind, on batches that training never draws."""
+        """Returns the averaged model's share of right answers by kind, on batches that training never draws."""
         right: dict[str, list[bool]] = defaultdict(list)
         for number in range(JUDGE_BATCHES):
             batch = draw_batch(self.writer, stage, f"held out/{number}")
@@ -147,7 +147,7 @@ class Run:
 
 
 def train(run: Run) -> None:
-    """Go through the recipe to its end, or until Ctrl-C."""
+    """Trains to the end of the recipe or until Ctrl-C."""
     stopped = False
 
     def stop(signal_number: int, frame: FrameType | None) -> None:
@@ -180,7 +180,7 @@ def train(run: Run) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the run's checkpoint and log are")
+    parser.add_argument("folder", type=Path, help="the folder of the run's checkpoint and log")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

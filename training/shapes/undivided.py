@@ -1,4 +1,4 @@
-"""The exported model, asked the ordinary way: one process, Hugging Face's own classes, greedy decoding."""
+"""Asks the exported model in one process with the classes of Hugging Face and greedy decoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.shapes.tokenizer import IMAGE, VIDEO, VISION_END, VISION_START
 
 
 class Undivided:
-    """A model directory, loaded. `dtype` is that of weights and arithmetic."""
+    """A loaded model; ``dtype`` is that of weights and arithmetic."""
 
     def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
         self.model = Qwen3VLForConditionalGeneration.from_pretrained(directory, dtype=dtype).eval()
@@ -23,7 +23,7 @@ class Undivided:
         self.processor = AutoImageProcessor.from_pretrained(directory)
 
     def ask_pictures(self, pictures: Sequence[Image.Image], question: str) -> str:
-        """The answer to a question about one picture or several."""
+        """Returns the answer to a question about one picture or several."""
         seen = self.processor(list(pictures), return_tensors="pt")
         grid = seen["image_grid_thw"]
         content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": question}]
@@ -32,11 +32,11 @@ class Undivided:
         return self._generate(text, pixel_values=seen["pixel_values"], image_grid_thw=grid)
 
     def ask_video(self, frames: Sequence[Image.Image], fps: float, question: str) -> str:
-        """The answer to a question about sampled frames; the last is repeated when their number is odd."""
+        """Returns the answer to a question about sampled frames; the last is repeated if their number is odd."""
         shown = [*frames, frames[-1]] if len(frames) % 2 else list(frames)
         seen = self.processor(shown, return_tensors="pt")
         rows, columns = seen["image_grid_thw"][0, 1:].tolist()
-        # A picture's patches hold its frame twice; a temporal patch of a video holds two frames.
+        # A patch of a picture contains its frame twice, a temporal patch of a video two frames.
         twice = seen["pixel_values"].view(len(shown) // 2, 2, rows * columns, 3, 2, -1)
         pixels = torch.stack((twice[:, 0, :, :, 0], twice[:, 1, :, :, 0]), 3).reshape(-1, 3 * 2 * twice.shape[-1])
         group = f"{VISION_START}{VIDEO * (rows * columns // 4)}{VISION_END}"
@@ -57,7 +57,7 @@ class Undivided:
 
     @staticmethod
     def _fill(text: str, placeholder: str, groups: Sequence[str]) -> str:
-        """Put each item's own group of tokens in the place of its placeholder."""
+        """Replaces each placeholder by the tokens of its item."""
         parts = text.split(placeholder)
         if len(parts) != len(groups) + 1:
             raise ValueError(f"{len(groups)} items for {len(parts) - 1} placeholders")

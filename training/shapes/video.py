@@ -1,4 +1,4 @@
-"""Short videos: one thing moves straight ahead, or nothing does."""
+"""Short videos in which one thing, or nothing, moves in a straight line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from training.shapes.scenes import Scene, Thing, draw_scene
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 LEAST_STEP = 2.2
-"""Pixels a moving thing travels between two frames, at least: what the vision encoder can see."""
+"""Least distance in pixels of a moving thing between two frames that the vision encoder can see."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Frames in order. `mover` is the moving thing at its start, `direction` a key of `DIRECTIONS`."""
+    """Frames in order; ``mover`` is the moving thing at its start, ``direction`` a key of ``DIRECTIONS``."""
 
     frames: tuple[Scene, ...]
     mover: Thing | None
@@ -29,7 +29,7 @@ class Clip:
 def _path(
     thing: Thing, way: tuple[int, int], size: tuple[float, float], frames: int, rng: Random
 ) -> list[Thing] | None:
-    """Where the thing is in every frame, or None when the picture is too small for such a path."""
+    """Returns the thing in every frame; None if the picture is too small for such a path."""
     axis = 0 if way[0] else 1
     room = size[axis] - 2 * thing.radius
     least = LEAST_STEP * (frames - 1)
@@ -43,7 +43,7 @@ def _path(
 
 
 def _clear(other: Thing, path: list[Thing]) -> bool:
-    """Whether a still thing keeps out of the way of a moving one."""
+    """Returns whether a still thing is clear of the path of a moving one."""
     first, last, reach = path[0], path[-1], 0.95 * (other.radius + path[0].radius)
     x = min(max(other.x, min(first.x, last.x)), max(first.x, last.x))
     y = min(max(other.y, min(first.y, last.y)), max(first.y, last.y))
@@ -51,7 +51,7 @@ def _clear(other: Thing, path: list[Thing]) -> bool:
 
 
 def draw_clip(rng: Random, width: float, height: float, frames: int, most: int = 4, still: float = 0.1) -> Clip:
-    """A clip in which one thing moves, or, `still` of the time, none."""
+    """Returns a clip in which one thing moves, or none in a share ``still`` of the clips."""
     scene = draw_scene(rng, width, height, most)
     while not scene.things:
         scene = draw_scene(rng, width, height, most)

@@ -1,4 +1,4 @@
-"""How each road compares, on this machine, with what else could have been used: ``embferry bench transfer``.
+"""How each transport compares, on this machine, with what else could have been used: ``embferry bench transfer``.
 
 In the order in which to read it:
 

@@ -64,13 +64,15 @@ _PLACES = {"in-place": "in place", "gathered": "gathered"}
 _MODE_LABELS = {"verified": "verified", "ahead": "verified, checksum ahead", "unverified": "unverified"}
 
 
-def _own(road: str, mode: str, place: str) -> Contestant:
-    options = {"road": road, "mode": mode, "in_place": place == "in-place"}
-    label = f"{road}, {_MODE_LABELS[mode]}, {_PLACES[place]}"
-    return Contestant(f"{road}/{mode}/{place}", label, "ours", f"{__package__}.ours:Ours", options, _ENGINES.get(road))
+def _own(transport: str, mode: str, place: str) -> Contestant:
+    options = {"transport": transport, "mode": mode, "in_place": place == "in-place"}
+    label = f"{transport}, {_MODE_LABELS[mode]}, {_PLACES[place]}"
+    return Contestant(
+        f"{transport}/{mode}/{place}", label, "ours", f"{__package__}.ours:Ours", options, _ENGINES.get(transport)
+    )
 
 
-OWN = tuple(_own(road, mode, place) for road in ours.ROADS for place in _PLACES for mode in ours.MODES)
+OWN = tuple(_own(transport, mode, place) for transport in ours.TRANSPORTS for place in _PLACES for mode in ours.MODES)
 
 LIMITS = (
     Contestant("copy/private", "memory copy, private memory", "limit", f"{PEERS}.copying:Copy", {"to": "private"}),

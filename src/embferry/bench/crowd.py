@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from embferry.disaggregation.base.conn_multimodal import KVPoll
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiver, EmbeddingSender, wait
+from embferry import EmbeddingReceiver, EmbeddingSender, wait
+from embferry.protocol.states import KVPoll
 
 from . import ours
 from .contract import Bytes, Facts, Job, Link, Receiving, Sending

@@ -1,4 +1,4 @@
-"""Our own roads, through the library as its users use it. Everything of it that can be set is passed here."""
+"""Our own transports, through the library as its users use it. Everything of it that can be set is passed here."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from typing import Any
 
 import numpy as np
 
-from embferry.disaggregation.base.conn_multimodal import KVPoll, Transport
-from embferry.disaggregation.blocks import MetadataAllocation, blocks_needed
-from embferry.disaggregation.common.conn_multimodal import (
+from embferry import (
     Checksums,
-    EmbeddingReceiveManager,
     EmbeddingReceiver,
     EmbeddingSender,
-    EmbeddingSendManager,
+    Fields,
     GatherSink,
-    Rows,
+    ReceiveManager,
+    SendManager,
     wait,
 )
-from embferry.disaggregation.protocol.layout import Geometry
-from embferry.disaggregation.protocol.settings import TransferSettings
+from embferry.memory.blocks import MetadataAllocation, blocks_needed
+from embferry.protocol.layout import Geometry
+from embferry.protocol.settings import TransferSettings
+from embferry.protocol.states import KVPoll
+from embferry.transports.contract import Transport
 
 from .contract import Bytes, Facts, Job, Link, Receiving, Sending
 from .payloads import LAYOUT
 
 PACKAGE = "embferry.disaggregation"
-ROADS = {
+TRANSPORTS = {
     "shm": "ShmTransport",
     "tcp": "TcpTransport",
     "http": "HttpTransport",
     "mooncake": "MooncakeTransport",
     "nixl": "NixlTransport",
 }
-"""The class of each, in ``embferry.disaggregation.<road>.conn_multimodal``."""
+"""The class of each, in ``embferry.disaggregation.<transport>.conn_multimodal``."""
 
 MODES: dict[str, dict[str, Any]] = {
     "verified": {},
@@ -48,7 +49,7 @@ MODES: dict[str, dict[str, Any]] = {
 """What each asks of :class:`TransferSettings`. ``ahead``: the checksums are taken before the clock starts."""
 
 MAPPED_TWICE = ("mooncake",)
-"""Roads whose engine has a second mapping of the pool: the kernel counts its pages twice as resident."""
+"""Transports whose engine has a second mapping of the pool: the kernel counts its pages twice as resident."""
 BLOCK_TOKENS = 16
 PARTS_IN_POOL = 4
 """When an embedding comes in parts that are granted by hand, so many find room at once."""
@@ -56,9 +57,9 @@ PARTS_IN_POOL = 4
 
 def missing(options: Facts) -> str | None:
     """What this version lacks for a contestant of ours; None: nothing."""
-    road = options["road"]
-    if importlib.util.find_spec(f"{PACKAGE}.{road}") is None:
-        return f"this version has no road {road}"
+    transport = options["transport"]
+    if importlib.util.find_spec(f"{PACKAGE}.{transport}") is None:
+        return f"this version has no transport {transport}"
     return None
 
 
@@ -66,13 +67,13 @@ def settings(options: Facts) -> TransferSettings:
     return TransferSettings(**MODES[options["mode"]])
 
 
-def transport(road: str) -> Transport:
-    module = importlib.import_module(f"{PACKAGE}.{road}.conn_multimodal")
-    made: Transport = getattr(module, ROADS[road])()
+def transport(transport: str) -> Transport:
+    module = importlib.import_module(f"{PACKAGE}.{transport}.conn_multimodal")
+    made: Transport = getattr(module, TRANSPORTS[transport])()
     return made
 
 
-def rows(source: Bytes, tokens: int) -> Rows:
+def rows(source: Bytes, tokens: int) -> Fields:
     """The fields of the embedding whose bytes are ``source``, one after another, as our library takes them."""
     found, at = {}, 0
     for field in LAYOUT.fields:
@@ -105,16 +106,16 @@ def part_blocks(options: Facts, tokens: int) -> int:
     return blocks_needed(-(-tokens // options["transfers"]), options.get("block_tokens", BLOCK_TOKENS))
 
 
-def send_manager(options: Facts) -> EmbeddingSendManager:
-    return EmbeddingSendManager(LAYOUT, [transport(options["road"])], settings=settings(options))
+def send_manager(options: Facts) -> SendManager:
+    return SendManager(LAYOUT, [transport(options["transport"])], settings=settings(options))
 
 
-def receive_manager(options: Facts, tokens: int) -> EmbeddingReceiveManager:
-    made = transport(options["road"])
-    return EmbeddingReceiveManager(geometry(options, tokens), [made], settings=settings(options))
+def receive_manager(options: Facts, tokens: int) -> ReceiveManager:
+    made = transport(options["transport"])
+    return ReceiveManager(geometry(options, tokens), [made], settings=settings(options))
 
 
-def hold_pool(manager: EmbeddingReceiveManager) -> Callable[[], None]:
+def hold_pool(manager: ReceiveManager) -> Callable[[], None]:
     """Takes all blocks, so that nobody is granted any; answers what gives them back, to whoever waits."""
     with manager.lock:
         held = manager.allocator.alloc_blocks(manager.allocator.available, "held")
@@ -204,7 +205,7 @@ class OursReceiving(Receiving):
         self.manager = receive_manager(job.options, job.tokens)
         self._arrays = {} if job.options.get("in_place") else touched(job.tokens)
         self.pool_bytes = self.manager.geometry.region_bytes
-        self.counted_twice = self.pool_bytes if job.options["road"] in MAPPED_TWICE else 0
+        self.counted_twice = self.pool_bytes if job.options["transport"] in MAPPED_TWICE else 0
 
     def connect(self, other: Facts) -> None:
         self._endpoint = other["endpoint"]

@@ -55,7 +55,7 @@ def html(results: Results) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>embferry bench transfer</title><style>{STYLE}</style></head><body><main>"
         "<h1>How fast embeddings travel</h1>"
-        '<p class="lead">Every road of embferry beside what else could have been used: the same bytes, in separate '
+        '<p class="lead">Every transport of embferry beside what else could have been used: the same bytes, in separate '
         "processes that take turns, from a tensor of one to a tensor of the other.</p>"
         f"{''.join(body)}</main></body></html>\n"
     )

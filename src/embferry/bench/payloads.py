@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-from embferry.disaggregation.protocol.layout import Field, Layout
+from embferry.protocol.layout import Field, Layout
 
 LAYOUT = Layout((Field("input_embeddings", "bfloat16", 4096), Field("deepstack_embeddings", "bfloat16", 3 * 4096)))
 TOKEN_BYTES = LAYOUT.token_bytes

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"ours": "#1f6feb", "engine": "#d9822b", "peer": "#a64d99", "limit": "#8b949e"}
-ROADS = {"shm": "#1f6feb", "tcp": "#1a7f64", "http": "#6639ba", "mooncake": "#d9822b", "nixl": "#bf3989"}
+TRANSPORTS = {"shm": "#1f6feb", "tcp": "#1a7f64", "http": "#6639ba", "mooncake": "#d9822b", "nixl": "#bf3989"}
 LEGEND = {"ours": "embferry", "engine": "engine, called directly", "peer": "other way across", "limit": "limit"}
 INK, FAINT = "#1f2328", "#d8dee4"
 STYLE: dict[Any, Any] = {
@@ -165,20 +165,20 @@ def _labels(axes: Axes, ordered: list[Measurement]) -> None:
     axes.set_ylim(-0.7, len(ordered) - 0.3)
 
 
-def _by_road(points: list[Measurement]) -> dict[str, list[Measurement]]:
+def _by_transport(points: list[Measurement]) -> dict[str, list[Measurement]]:
     found: dict[str, list[Measurement]] = {}
     for point in sorted(points, key=lambda m: m.x):
-        found.setdefault(point.options["road"], []).append(point)
+        found.setdefault(point.options["transport"], []).append(point)
     return found
 
 
 def _lines(sweep: sweeps.Sweep, points: list[Measurement]) -> Figure:
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
-    for road, measured in _by_road(points).items():
+    for transport, measured in _by_transport(points).items():
         xs, triples = [m.x for m in measured], [_goodput_of(m) for m in measured]
-        axes.plot(xs, [t[1] for t in triples], "o-", color=ROADS[road], label=road, linewidth=2)
+        axes.plot(xs, [t[1] for t in triples], "o-", color=TRANSPORTS[transport], label=transport, linewidth=2)
         axes.fill_between(
-            xs, [t[0] for t in triples], [t[2] for t in triples], color=ROADS[road], alpha=0.15, linewidth=0
+            xs, [t[0] for t in triples], [t[2] for t in triples], color=TRANSPORTS[transport], alpha=0.15, linewidth=0
         )
     axes.set_xscale("log")
     ticks = sorted({m.x for m in points})
@@ -196,7 +196,7 @@ def _bars(sweep: sweeps.Sweep, points: list[Measurement]) -> Figure:
     ordered = points[::-1]
     for at, point in enumerate(ordered):
         low, middle, high = _goodput_of(point)
-        axes.barh(at, middle, 0.68, color=ROADS[point.options["road"]], alpha=0.85)
+        axes.barh(at, middle, 0.68, color=TRANSPORTS[point.options["transport"]], alpha=0.85)
         axes.errorbar(middle, at, xerr=[[middle - low], [high - middle]], color=INK, linewidth=1, capsize=2.5)
     axes.set_yticks(range(len(ordered)), [f"{m.label}, {m.payload.name}" for m in ordered])
     axes.set_xlabel("GB/s")
@@ -206,13 +206,21 @@ def _bars(sweep: sweeps.Sweep, points: list[Measurement]) -> Figure:
 def _waits(sweep: sweeps.Sweep, points: list[Measurement]) -> Figure:
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
     for point in points:
-        times, road = behind(point), point.options["road"]
+        times, transport = behind(point), point.options["transport"]
         if times is None:
             continue
         for waits, line, word in ((times.alone, "--", "alone"), (times.behind, "-", "behind")):
             ordered = sorted(wait * 1e3 for wait in waits)
             shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
-            axes.step(ordered, shares, line, where="post", color=ROADS[road], label=f"{road}, {word}", linewidth=2)
+            axes.step(
+                ordered,
+                shares,
+                line,
+                where="post",
+                color=TRANSPORTS[transport],
+                label=f"{transport}, {word}",
+                linewidth=2,
+            )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(PLAIN)
     axes.set_xlabel("ms until a transfer of 1 MiB may be used")

@@ -1,4 +1,4 @@
-"""What changes how fast our own roads are: one thing at a time, on the roads that everybody has."""
+"""What changes how fast our own transports are: one thing at a time, on the transports that everybody has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .contestants import Contestant
 from .harness import Entry
 from .payloads import IMAGE, SMALL, VIDEO, Payload
 
-ROADS = ("shm", "tcp")
+TRANSPORTS = ("shm", "tcp")
 ROUNDS, FEW_ROUNDS = 5, 3
 TRANSFERS = (1, 2, 5, 20, 100)
 POOLS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
@@ -43,26 +43,26 @@ BY_NAME = {sweep.name: sweep for sweep in SWEEPS}
 
 def entries(large: Payload = VIDEO, image: Payload = IMAGE) -> Iterator[list[Entry]]:
     """The points of each sweep: those of one list take turns. The rounds of each: :func:`rounds`."""
-    for road in ROADS:
+    for transport in TRANSPORTS:
         part = -(-large.tokens // max(TRANSFERS))
         yield [
-            _point("transfers", road, large, n, f"{n} transfer{'s' * (n > 1)}", _parts(n) | {"block_tokens": part})
+            _point("transfers", transport, large, n, f"{n} transfer{'s' * (n > 1)}", _parts(n) | {"block_tokens": part})
             for n in TRANSFERS
         ]
         block = max(1, large.tokens // 400)
         yield [
-            _point("pool", road, large, share, f"pool {share:g}", _pool(large, share, block), copies=2 + share)
+            _point("pool", transport, large, share, f"pool {share:g}", _pool(large, share, block), copies=2 + share)
             for share in POOLS
         ]
-        yield [_crowd(road, count) for count in CROWDS]
-        yield [_behind(road, large)]
+        yield [_crowd(transport, count) for count in CROWDS]
+        yield [_behind(transport, large)]
         yield [
-            _point("verify", road, image, index, mode, {"mode": mode, "in_place": True})
+            _point("verify", transport, image, index, mode, {"mode": mode, "in_place": True})
             for index, mode in enumerate(("verified", "ahead", "unverified"))
         ]
         for payload in (SMALL, image):
             yield [
-                _point("early", road, payload, index, word, {"early": early, "in_place": True})
+                _point("early", transport, payload, index, word, {"early": early, "in_place": True})
                 for index, (word, early) in enumerate((("announced early", True), ("announced when ready", False)))
             ]
 
@@ -73,15 +73,19 @@ def rounds(points: Sequence[Entry]) -> int:
 
 
 def _point(
-    sweep: str, road: str, payload: Payload, x: float, word: str, options: dict[str, Any], copies: float = 3
+    sweep: str, transport: str, payload: Payload, x: float, word: str, options: dict[str, Any], copies: float = 3
 ) -> Entry:
     return Entry(
-        _contestant(f"{sweep}/{road}/{x:g}", f"{road}, {word}", "ours:Ours", road, options), payload, sweep, x, copies
+        _contestant(f"{sweep}/{transport}/{x:g}", f"{transport}, {word}", "ours:Ours", transport, options),
+        payload,
+        sweep,
+        x,
+        copies,
     )
 
 
-def _contestant(key: str, label: str, factory: str, road: str, options: dict[str, Any]) -> Contestant:
-    full = {"road": road, "mode": "verified", "in_place": False} | options
+def _contestant(key: str, label: str, factory: str, transport: str, options: dict[str, Any]) -> Contestant:
+    full = {"transport": transport, "mode": "verified", "in_place": False} | options
     return Contestant(key, label, "ours", f"{__package__}.{factory}", full)
 
 
@@ -94,13 +98,17 @@ def _pool(payload: Payload, share: float, block: int) -> dict[str, Any]:
     return {"pool_tokens": max(1, round(payload.tokens * share)), "block_tokens": block}
 
 
-def _crowd(road: str, count: int) -> Entry:
+def _crowd(transport: str, count: int) -> Entry:
     options = {"count": count, "pool_tokens": CROWD_POOL, "block_tokens": 8}
-    contestant = _contestant(f"crowd/{road}/{count}", f"{road}, {count} at once", "crowd:Crowd", road, options)
+    contestant = _contestant(
+        f"crowd/{transport}/{count}", f"{transport}, {count} at once", "crowd:Crowd", transport, options
+    )
     return Entry(contestant, CROWD_PAYLOAD, "crowd", count, copies=2 + count + CROWD_POOL / CROWD_PAYLOAD.tokens)
 
 
-def _behind(road: str, large: Payload) -> Entry:
+def _behind(transport: str, large: Payload) -> Entry:
     options = {"pool_tokens": large.tokens // 3, "block_tokens": 16}
-    contestant = _contestant(f"behind/{road}", f"{road}, small behind large", "crowd:Behind", road, options)
+    contestant = _contestant(
+        f"behind/{transport}", f"{transport}, small behind large", "crowd:Behind", transport, options
+    )
     return Entry(contestant, large, "behind", 0, copies=3)

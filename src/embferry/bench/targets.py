@@ -18,7 +18,7 @@ class Ratio(msgspec.Struct, frozen=True):
     """Our goodput over that of the best of ``against``, with one payload."""
 
     ours: str
-    """Road and mode; the variants are in :data:`PLACES`."""
+    """TransportAddress and mode; the variants are in :data:`PLACES`."""
     at_least: float
     against: tuple[str, ...]
     payload: str = "67 MB"
@@ -73,12 +73,12 @@ def reached(results: Results) -> list[Reached]:
     """Every target, in the order of the table."""
     run = _Run(results)
     lines = [_ratio(run, ratio) for ratio in RATIOS]
-    for road in ("shm", "tcp"):
-        lines += [_transfers(run, road, count, bound) for count, bound in TIME_OF_TRANSFERS.items()]
-        lines.append(_pool(run, road))
+    for transport in ("shm", "tcp"):
+        lines += [_transfers(run, transport, count, bound) for count, bound in TIME_OF_TRANSFERS.items()]
+        lines.append(_pool(run, transport))
     lines += _latency(run)
-    for road in ("shm", "tcp"):
-        lines += [_crowd(run, road), _fair(run, road), _behind(run, road)]
+    for transport in ("shm", "tcp"):
+        lines += [_crowd(run, transport), _fair(run, transport), _behind(run, transport)]
     return [*lines, _memory(run), _wire(run)]
 
 
@@ -93,7 +93,7 @@ class _Run:
             if summary is None or measurement.status != "ok":
                 continue
             if measurement.sweep:
-                key = (measurement.sweep, measurement.options["road"], measurement.x)
+                key = (measurement.sweep, measurement.options["transport"], measurement.x)
                 self.points[key] = measurement, summary
             else:
                 self.compared[measurement.contestant, measurement.payload.name] = measurement, summary
@@ -102,8 +102,8 @@ class _Run:
         found = self.compared.get((contestant, payload))
         return found[1].goodput if found else None
 
-    def point(self, sweep: str, road: str, x: float) -> tuple[Measurement, Summary] | None:
-        return self.points.get((sweep, road, x))
+    def point(self, sweep: str, transport: str, x: float) -> tuple[Measurement, Summary] | None:
+        return self.points.get((sweep, transport, x))
 
 
 def _line(what: str, bound: str, values: dict[str, float | None], holds: Callable[[float], bool]) -> Reached:
@@ -122,16 +122,16 @@ def _ratio(run: _Run, ratio: Ratio) -> Reached:
     return _line(what, f"≥ {ratio.at_least:g}", values, lambda value: value >= ratio.at_least)
 
 
-def _transfers(run: _Run, road: str, count: int, bound: float) -> Reached:
-    many, one = run.point("transfers", road, count), run.point("transfers", road, 1)
+def _transfers(run: _Run, transport: str, count: int, bound: float) -> Reached:
+    many, one = run.point("transfers", transport, count), run.point("transfers", transport, 1)
     value = many[1].p50 / one[1].p50 if many and one else None
-    return _line(f"{road}: time of {count} transfers / of 1", f"≤ {bound:g}", {"": value}, lambda v: v <= bound)
+    return _line(f"{transport}: time of {count} transfers / of 1", f"≤ {bound:g}", {"": value}, lambda v: v <= bound)
 
 
-def _pool(run: _Run, road: str) -> Reached:
-    small, whole = run.point("pool", road, SMALL_POOL), run.point("pool", road, 1.0)
+def _pool(run: _Run, transport: str) -> Reached:
+    small, whole = run.point("pool", transport, SMALL_POOL), run.point("pool", transport, 1.0)
     value = small[1].goodput / whole[1].goodput if small and whole else None
-    what = f"{road}: goodput with a pool of 1/50 of the embedding / with one that holds it"
+    what = f"{transport}: goodput with a pool of 1/50 of the embedding / with one that holds it"
     return _line(what, f"≥ {OF_WHOLE_POOL:g}", {"": value}, lambda v: v >= OF_WHOLE_POOL)
 
 
@@ -148,28 +148,30 @@ def _latency(run: _Run) -> list[Reached]:
     ]
 
 
-def _crowd(run: _Run, road: str) -> Reached:
-    many, one = run.point("crowd", road, CROWD), run.point("crowd", road, 1)
+def _crowd(run: _Run, transport: str) -> Reached:
+    many, one = run.point("crowd", transport, CROWD), run.point("crowd", transport, 1)
     value = many[1].goodput / one[1].goodput if many and one else None
-    return _line(f"{road}: goodput of {CROWD} at once / of one", f"≥ {OF_ONE:g}", {"": value}, lambda v: v >= OF_ONE)
+    return _line(
+        f"{transport}: goodput of {CROWD} at once / of one", f"≥ {OF_ONE:g}", {"": value}, lambda v: v >= OF_ONE
+    )
 
 
-def _fair(run: _Run, road: str) -> Reached:
-    many = run.point("crowd", road, CROWD)
+def _fair(run: _Run, transport: str) -> Reached:
+    many = run.point("crowd", transport, CROWD)
     value = fairness(many[0]) if many else None
-    return _line(f"{road}: Jain's fairness of {CROWD} equals", f"≥ {FAIR:g}", {"": value}, lambda v: v >= FAIR)
+    return _line(f"{transport}: Jain's fairness of {CROWD} equals", f"≥ {FAIR:g}", {"": value}, lambda v: v >= FAIR)
 
 
-def _behind(run: _Run, road: str) -> Reached:
-    found = run.point("behind", road, 0)
+def _behind(run: _Run, transport: str) -> Reached:
+    found = run.point("behind", transport, 0)
     times = behind(found[0]) if found else None
     value = max(times.behind) / quantile(times.alone, 0.99) if times else None
-    what = f"{road}: 1 MiB behind 403 MB, the longest wait / its p99 alone"
+    what = f"{transport}: 1 MiB behind 403 MB, the longest wait / its p99 alone"
     return _line(what, f"≤ {WAIT_OVER_P99:g}", {"": value}, lambda v: v <= WAIT_OVER_P99)
 
 
 def _memory(run: _Run) -> Reached:
-    """The worst of our roads, in MiB. Where an embedding is used in place, the pool is the payload: it counts once."""
+    """The worst of our transports, in MiB. Where an embedding is used in place, the pool is the payload: it counts once."""
     beyond = {
         f"{m.label}, {m.payload.name}": (s.memory_beyond - (0 if m.options["in_place"] else m.pool_bytes)) / (1 << 20)
         for m, s in run.compared.values()

@@ -1,1 +1,1 @@
-"""The commands, one file a verb."""
+"""The commands of ``embferry``, one file per verb."""

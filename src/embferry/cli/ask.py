@@ -1,4 +1,4 @@
-"""``embferry ask IMAGE… "question"``: one question to a running router, the answer printed as it comes."""
+"""``embferry ask IMAGE… "question"``: asks a running router and prints the answer as it arrives."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 DEFAULT_URL = f"http://127.0.0.1:{RouterSettings().port}"
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
 _URLS = ("http://", "https://", "data:", "file:")
-_NOT_THERE = "nothing answers at {url} ({reason}). Start a router with: embferry serve"
+_UNREACHABLE = "no server responds at {url} ({reason}). Start a router with: embferry serve"
 
 
 def command(
     words: Annotated[
         list[str], typer.Argument(metavar="[IMAGE|VIDEO]... QUESTION", help="Files or URLs, then the question.")
     ],
-    url: Annotated[str, typer.Option(help="Where the router answers.", metavar="URL")] = DEFAULT_URL,
-    model: Annotated[str, typer.Option(help="Model to ask; the one the router serves if empty.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer; 0 leaves it to the router.")] = 0,
-    api_key: Annotated[str, typer.Option(help="The router's key.", envvar=env_name(("router", "api_key")))] = "",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also tell how the embeddings travelled.")] = False,
+    url: Annotated[str, typer.Option(help="The router's base URL.", metavar="URL")] = DEFAULT_URL,
+    model: Annotated[str, typer.Option(help="Model to ask; by default the one that the router serves.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer; 0 is the router's default.")] = 0,
+    api_key: Annotated[str, typer.Option(help="The router's API key.", envvar=env_name(("router", "api_key")))] = "",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also report the transfer of the embeddings.")
+    ] = False,
 ) -> None:
     """Ask a question about pictures and videos."""
     import httpx
@@ -47,15 +49,18 @@ def command(
             body["messages"] = [{"role": "user", "content": content}]
             extension = _answer(client, body)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-        fail(_NOT_THERE.format(url=url, reason=error), status=1)
+        fail(_UNREACHABLE.format(url=url, reason=error), status=1)
     except httpx.HTTPError as error:
-        fail(f"the router at {url} broke off: {error or type(error).__name__}", status=1)
+        fail(f"the connection to {url} broke: {error or type(error).__name__}", status=1)
     if verbose:
         typer.echo(transfers(extension), err=True)
 
 
 def part(word: str) -> dict[str, Any]:
-    """A part of a message for a file or URL; what it is, its name says. Ends the process if there is no such file."""
+    """Returns the part of a message for a file or URL, a picture or video by its name.
+
+    Ends the process if the file cannot be read.
+    """
     kind = "video_url" if Path(word.partition("?")[0]).suffix.lower() in VIDEO_SUFFIXES else "image_url"
     if word.lower().startswith("data:video/"):
         kind = "video_url"
@@ -64,22 +69,26 @@ def part(word: str) -> dict[str, Any]:
             data = Path(word).expanduser().read_bytes()
         except OSError as error:
             fail(f"{word}: {error.strerror or error} (the question comes last, in quotes)")
-        # The router tells formats by their bytes; the type here is for whoever reads along.
+        # The router detects the format in the bytes, so the content type does not matter.
         word = f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
     return {"type": kind, kind: {"url": word}}
 
 
 def transfers(extension: dict[str, Any]) -> str:
-    """One line about the transfer behind an answer."""
+    """Returns one line about the transfer of an answer.
+
+    Args:
+        extension: the field ``embferry`` of the answer.
+    """
     if "transfer" not in extension:
-        return "this server's answers do not say how embeddings travelled; its metrics do"
+        return "this server's answers do not report transfers; see its metrics"
     transfer = extension["transfer"]
     if not transfer:
-        return "no transfer: the question was of text alone"
+        return "no transfer: the question was text only"
     tokens, size = transfer.get("total_tokens", 0), transfer.get("bytes", 0)
     counts = f"{transfer.get('initial', 0)} initial and {transfer.get('resumed', 0)} resumed"
-    road = transfer.get("transport", "an unknown road")
-    return f"{tokens:,} tokens ({size:,} bytes) in {counts} transfers over {road}, room {extension.get('room')}"
+    transport = transfer.get("transport", "an unknown transport")
+    return f"{tokens:,} tokens ({size:,} bytes) in {counts} transfers over {transport}, room {extension.get('room')}"
 
 
 def _served(client: httpx.Client) -> str:
@@ -89,7 +98,7 @@ def _served(client: httpx.Client) -> str:
 
 
 def _answer(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
-    """Prints the answer as it comes. Returns the field ``embferry`` of its last part."""
+    """Prints the answer as it arrives. Returns the field ``embferry`` of its last chunk."""
     extension: dict[str, Any] = {}
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         _check(response)
@@ -111,7 +120,7 @@ def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
 
 
 def _check(response: httpx.Response) -> None:
-    """Ends the process with the router's reason unless it answered 200."""
+    """Ends the process with the router's error message unless the status is 200."""
     if response.status_code == 200:
         return
     response.read()

@@ -1,4 +1,4 @@
-"""``embferry bench``. ``transfer``: how each road compares, on this machine, with what else could have been used."""
+"""``embferry bench``. ``transfer``: how each transport compares, on this machine, with what else could have been used."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def transfer(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results.json and index.html go.")] = Path(
         "bench-results"
     ),
-    sweeps: Annotated[bool, typer.Option(help="Also what changes how fast our own roads are.")] = True,
+    sweeps: Annotated[bool, typer.Option(help="Also what changes how fast our own transports are.")] = True,
     storage: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The folder that files are shared through; temporary if not given."),
@@ -59,7 +59,7 @@ def transfer(
         Path | None, typer.Option(metavar="RESULTS", help="Measure nothing: show an earlier results.json.")
     ] = None,
 ) -> None:
-    """Compare every road with memory copies, sockets, Mooncake, NIXL, ZeroMQ, files and HTTP, side by side."""
+    """Compare every transport with memory copies, sockets, Mooncake, NIXL, ZeroMQ, files and HTTP, side by side."""
     try:
         from embferry.bench import page
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""``embferry bootstrap``: who is where."""
+"""``embferry bootstrap``: the bootstrap server."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from embferry.serve.config import Settings
 
 
 def _run(settings: Settings) -> None:
-    """Start the bootstrap server: it knows who is where."""
+    """Start the bootstrap server, where workers register and routers find them."""
     configure(settings.log_level, settings.log_format)
-    from embferry.disaggregation.bootstrap import run
-    from embferry.disaggregation.protocol.errors import TransportError
+    from embferry.discovery.bootstrap_server import run
+    from embferry.protocol.errors import TransportError
 
     try:
         run(settings.host, settings.bootstrap.port, settings.bootstrap.lease)

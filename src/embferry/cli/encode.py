@@ -8,9 +8,9 @@ from embferry.serve.config import Settings
 
 
 def _run(settings: Settings) -> None:
-    """Start an encode worker: pictures in, embeddings out."""
+    """Start an encode worker: pictures and videos in, embeddings out."""
     checked_model(settings)
-    from embferry.serve.encode.server import run
+    from embferry.serve.encode.process import run
 
     run(settings)
 

@@ -8,9 +8,9 @@ from embferry.serve.config import Settings
 
 
 def _run(settings: Settings) -> None:
-    """Start a language worker: embeddings in, answers out."""
+    """Start a language worker: prompts and embeddings in, answers out."""
     checked_model(settings)
-    from embferry.serve.language.server import run
+    from embferry.serve.language.process import run
 
     run(settings)
 

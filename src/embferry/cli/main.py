@@ -1,4 +1,4 @@
-"""``embferry``: the list of verbs."""
+"""The command ``embferry`` and the list of its verbs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embferry.cli import ask, bench, bootstrap, encode, language, migrate, route
 
 app = typer.Typer(
     name="embferry",
-    help="Vision-language models served in separate workers: pictures are encoded in one, answered about in another.",
+    help="Serves vision-language models in separate workers: one encodes the pictures, another writes the answers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,12 +23,12 @@ app.add_typer(bench.app, name="bench")
 
 
 def run() -> None:
-    """Entry point. Ctrl-C ends with status 130, a closed pipe (``embferry ask … | head``) with 141."""
+    """Runs the command line. Ctrl-C ends with status 130, a closed pipe (``embferry ask … | head``) with 141."""
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit; give it somewhere to go.
+        # The interpreter flushes stdout again at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

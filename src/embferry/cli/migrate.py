@@ -1,4 +1,4 @@
-"""``embferry migrate PATH…``: code and log searches from the origin's earlier names to the present ones."""
+"""``embferry migrate PATH…`` rewrites code and log searches from the origin's earlier names to the present ones."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ import typer
 from embferry.cli.options import fail
 
 if TYPE_CHECKING:
+    from embferry.migrate.files import Skipped
     from embferry.migrate.run import Plan
 
-# Stable: scripts rely on them. Bad usage is 2, as everywhere.
+# Stable, for scripts. Wrong usage ends with 2, as in every command.
 DONE = 0
 OLD_NAMES_REMAIN = 1
-FILES_LEFT = 3
-
-_STEP = 100
-"""Files between two words about progress."""
-_ASSUME = "Take it that every file belongs to the system."
+FILES_SKIPPED = 3
 
 
 def command(
@@ -28,7 +25,7 @@ def command(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without asking.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; end with 1 if old names remain.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the diff, write nothing.")] = False,
-    assume: Annotated[bool, typer.Option("--assume", help=_ASSUME)] = False,
+    assume: Annotated[bool, typer.Option("--assume", help="Treat every file as one that uses the system.")] = False,
 ) -> None:
     """Rewrite code and log searches that use the origin's earlier names; the diff is shown first."""
     try:
@@ -40,46 +37,44 @@ def command(
     missing = [path for path in paths if not path.exists()]
     if missing:
         fail(*(f"{path}: there is no such file or folder" for path in missing))
-    plan = run.plan(paths, assume, _progress)
+    plan = run.plan(paths, assume)
     _show(plan)
-    if dry_run or check or not plan.changes:
-        raise typer.Exit(OLD_NAMES_REMAIN if check and plan.changes else _ended(plan))
-    if not yes and not _agreed(len(plan.changes)):
-        typer.echo("nothing was written", err=True)
+    if check and plan.changes:
         raise typer.Exit(OLD_NAMES_REMAIN)
-    unwritten = run.apply(plan)
-    for left in unwritten:
-        typer.echo(f"left: {left.path}: {left.reason}", err=True)
-    typer.echo(f"{len(plan.changes) - len(unwritten)} files written", err=True)
-    raise typer.Exit(FILES_LEFT if unwritten else _ended(plan))
+    skipped = plan.skipped
+    if plan.changes and not (check or dry_run):
+        if not yes and not _agreed(len(plan.changes)):
+            typer.echo("nothing was written", err=True)
+            raise typer.Exit(OLD_NAMES_REMAIN)
+        unwritten = run.apply(plan)
+        _show_skipped(unwritten)
+        typer.echo(f"{len(plan.changes) - len(unwritten)} files written", err=True)
+        skipped = skipped + unwritten
+    raise typer.Exit(FILES_SKIPPED if skipped else DONE)
 
 
 def _show(plan: Plan) -> None:
-    """The diff on stdout, everything else on stderr."""
+    """Shows the diff on stdout, everything else on stderr."""
     for change in plan.changes:
-        # Not by typer.echo: what the terminal cannot show must not end the command.
+        # typer.echo would fail on characters that the terminal cannot show.
         sys.stdout.buffer.write(change.diff.encode("utf-8", "backslashreplace"))
     sys.stdout.flush()
-    for note in plan.notes:
-        typer.echo(f"note: {note}", err=True)
-    for left in plan.left:
-        typer.echo(f"left: {left.path}: {left.reason}", err=True)
-    changes, left_files = len(plan.changes), len(plan.left)
-    typer.echo(f"{plan.looked_at} files looked at, {changes} to change, {left_files} left", err=True)
+    for place in plan.doubtful:
+        typer.echo(f"doubtful: {place}", err=True)
+    _show_skipped(plan.skipped)
+    typer.echo(f"{plan.looked_at} files looked at, {len(plan.changes)} to change, {len(plan.skipped)} left", err=True)
+    if plan.doubtful:
+        typer.echo(f"doubtful places to look at yourself: {len(plan.doubtful)}", err=True)
 
 
-def _ended(plan: Plan) -> int:
-    return FILES_LEFT if plan.left else DONE
+def _show_skipped(skipped: list[Skipped]) -> None:
+    for file in skipped:
+        typer.echo(f"left: {file.path}: {file.reason}", err=True)
 
 
 def _agreed(count: int) -> bool:
-    print(f"Write {count} files? [y/N] ", end="", file=sys.stderr, flush=True)
+    typer.echo(f"Write {count} files? [y/N] ", nl=False, err=True)
     answer = sys.stdin.readline()
     if not answer:
-        typer.echo("nobody answered; --yes writes without asking", err=True)
+        typer.echo("no answer; --yes writes without asking", err=True)
     return answer.strip().lower() in ("y", "yes")
-
-
-def _progress(looked_at: int) -> None:
-    if looked_at % _STEP == 0 and sys.stderr.isatty():
-        print(f"\r{looked_at} files looked at", end="\r", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""Command line options made from the settings: same names, help and defaults as everywhere else.
+"""Command-line options derived from the settings, with the same names, descriptions and defaults.
 
-Options are handed on as text; what they mean and whether they are right is decided once, by the settings' own models.
+Options are passed on as text. The settings' models parse and validate them, as they do values from other sources.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from embferry.serve.config_load import ConfigError, Loaded, load
 from embferry.serve.config_names import FIELDS, Key, flag_name
 
 BAD_USAGE = 2
-"""Exit status for anything wrong with how the command was called."""
+"""Exit status of a command with wrong arguments or settings."""
 
-CONFIG_HELP = "YAML file with settings. Flags win over the environment, the environment over the file."
+CONFIG_HELP = "YAML file with settings. Flags override the environment, the environment overrides the file."
 
 
 def default_text(key: Key) -> str:
-    """The default as it would be typed; empty for "none"."""
+    """Returns the default as a user would type it; empty for None."""
     value = FIELDS[key].default
     if isinstance(value, tuple | dict):
         return ",".join(map(str, value))
@@ -46,7 +46,7 @@ def _option(key: Key, own: tuple[str, ...]) -> Any:
 
 
 def _typed(key: Key) -> type[str] | type[bool]:
-    """A switch is a flag; everything else is text."""
+    """Returns the option's type: bool for a switch, text for everything else."""
     return bool if FIELDS[key].annotation is bool else str
 
 
@@ -55,7 +55,7 @@ def _text(value: str | bool | None) -> str:
 
 
 def _metavar(key: Key) -> str:
-    """The values there are, if they can be counted."""
+    """Returns the list of values for a setting with few, else VALUE."""
     annotation = FIELDS[key].annotation
     return "|".join(map(str, get_args(annotation))) if get_origin(annotation) is Literal else "VALUE"
 
@@ -67,14 +67,14 @@ def settings_command(
     check: Callable[[Settings, frozenset[Key]], None] = lambda settings, given: None,
     rest: str = "",
 ) -> Callable[..., None]:
-    """A command that takes ``--config`` and one option for every setting of ``sections``, and calls ``body``.
+    """Returns a command with ``--config`` and one option for every setting of ``sections``, which calls ``body``.
 
     Args:
-        own: the sections whose options may be given without their name in front.
-        sections: sections whose settings are of use to the command; "" are the settings of every process.
-        body: called with the settings, and with a list of the words behind ``--`` if there is ``rest``.
-        check: told which settings stood on the command line; ends the process if they do not go together.
-        rest: what help calls these words.
+        own: the sections whose options also exist without the section's name.
+        sections: the sections that the command uses; "" stands for the settings of every process.
+        body: called with the settings, and with the list of words after ``--`` if ``rest`` is given.
+        check: called with the settings and the keys of the command line; ends the process if they do not fit together.
+        rest: the name of the words after ``--`` in the help.
     """
     keys = {"__".join(key): key for key in FIELDS if (key[0] if len(key) > 1 else "") in sections}
 
@@ -89,7 +89,7 @@ def settings_command(
     if rest:
         parameters["rest"] = Annotated[list[str] | None, typer.Argument(metavar=f"[-- {rest}...]", show_default=False)]
     command.__annotations__ = {**parameters, "return": None}
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it; functions have no such field
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by typer
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             for name, annotation in parameters.items()
@@ -100,7 +100,7 @@ def settings_command(
 
 
 def settled(flags: dict[Key, str], config: str | None = None) -> Settings:
-    """The settings in force. Ends the process with status 2 and the reasons when they are wrong."""
+    """Returns the loaded settings. Ends the process with status 2 and the reasons if they are invalid."""
     try:
         loaded: Loaded = load(flags, os.environ, config)
     except ConfigError as error:
@@ -111,7 +111,7 @@ def settled(flags: dict[Key, str], config: str | None = None) -> Settings:
 
 
 def fail(*problems: str, status: int = BAD_USAGE) -> NoReturn:
-    """Ends the process, one line a problem on stderr."""
+    """Ends the process with one line per problem on stderr."""
     for problem in problems:
         print(f"embferry: {problem}", file=sys.stderr)
     raise typer.Exit(status)

@@ -8,5 +8,5 @@ from embferry import __version__
 
 
 def command() -> None:
-    """Print the version and what it runs on."""
+    """Print the version, and those of Python and the system."""
     print(f"embferry {__version__} (Python {platform.python_version()}, {platform.system()} {platform.machine()})")

@@ -1,4 +1,4 @@
-"""What every command that computes with the model checks before it loads anything heavy."""
+"""The check of the model, before a command imports anything heavy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from embferry.serve.config import Settings
 
 
 def checked_model(settings: Settings) -> None:
-    """Sets up the log. Ends the process with status 2 if there is no such model."""
+    """Configures the log. Ends the process with status 2 if the model does not exist."""
     try:
         model_path(settings.model)
     except ValueError as error:

@@ -1,1 +1,1 @@
-"""The library under the engines that people run at scale."""
+"""Connectors that run this library inside other inference engines."""

@@ -1,1 +1,1 @@
-"""The system: encode side, language side, and everything that moves an embedding between them."""
+"""The origin's system under its own names: the queues of both sides, the pool, and its wire over Mooncake."""

@@ -2,7 +2,7 @@
 
     BootstrapQueue --pop_bootstrapped--> (the encoder runs) --> InflightQueue --pop_transferred--> the memory is free
 
-Non-blocking throughout, like the language side's.
+No method blocks.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .base.conn_multimodal import KVPoll
-from .common.conn_multimodal import EmbeddingSender
-from .protocol.errors import EmbeddingTransferError
+from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.states import KVPoll
+from embferry.transfer.send_handle import EmbeddingSender
 
 __all__ = [
     "EmbeddingTransferError",
@@ -28,17 +28,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class MultimodalEmbeddingRequest:
-    """A request whose embedding this worker makes and sends."""
+    """A request whose embedding this worker computes and sends."""
 
     req: Any
     embedding_sender: EmbeddingSender
 
 
 Failed = Callable[[MultimodalEmbeddingRequest, EmbeddingTransferError], None]
+"""Called with a request that has failed and its error, by the ``pop_`` method that removes it from its queue."""
 
 
 class _Queue:
-    """:param failed: told of every request that ends here with an error; the others go on."""
+    """Requests in the order of their arrival. ``failed`` is called for each one that fails; the others go on."""
 
     def __init__(self, failed: Failed) -> None:
         self.failed = failed
@@ -54,15 +55,15 @@ class _Queue:
 
 
 class MultimodalEmbeddingBootstrapQueue(_Queue):
-    """Requests whose length is announced and whose language side has not spoken yet."""
+    """Requests whose length is announced and whose language side has not asked yet."""
 
     def add(self, req: Any, embedding_sender: EmbeddingSender, total_tokens: int, content_digest: bytes) -> None:
-        """Announces the embedding of ``req``; see :meth:`EmbeddingSender.init`."""
+        """Announces the embedding of ``req`` and adds the request; see :meth:`EmbeddingSender.init`."""
         embedding_sender.init(total_tokens, content_digest)
         self.queue.append(MultimodalEmbeddingRequest(req, embedding_sender))
 
     def pop_bootstrapped(self) -> list[MultimodalEmbeddingRequest]:
-        """Takes out the requests whose language side has opened: encoding them is not in vain."""
+        """Removes and returns the requests whose language side has asked, so that it is time to encode them."""
         ready = []
         for request in list(self.queue):
             status = request.embedding_sender.poll()
@@ -77,13 +78,14 @@ class MultimodalEmbeddingBootstrapQueue(_Queue):
 
 
 class MultimodalEmbeddingInflightQueue(_Queue):
-    """Requests whose embedding is made and being transferred; its memory stays until they are taken out."""
+    """Requests whose embedding is computed and being transferred. Its memory is in use until they are removed."""
 
     def add(self, request: MultimodalEmbeddingRequest) -> None:
+        """Adds a request after its ``send_embedding()``."""
         self.queue.append(request)
 
     def pop_transferred(self) -> list[MultimodalEmbeddingRequest]:
-        """Takes out the requests whose embedding has been confirmed by the language side and is read no more."""
+        """Removes and returns the requests whose embedding has arrived and whose memory is not read any more."""
         done = []
         for request in list(self.queue):
             sender = request.embedding_sender

@@ -1,10 +1,10 @@
 """The language side's queues: preallocate, transfer, then wait and run in the engine.
 
     PreallocQueue --pop_preallocated--> TransferQueue --pop_arriving--> waiting, running (the engine may start)
-                                                      --pop_transferred--> everything is here
+                                                      --pop_transferred--> the embedding is complete
 
-Non-blocking throughout: a scheduler's loop calls the ``pop_`` methods at each turn. Progress never depends on it: the
-manager's own thread grants, verifies and gathers meanwhile.
+No method blocks. The loop of a scheduler calls the ``pop_`` methods in each iteration. Transfers do not depend on these
+calls, because the driver thread of the manager allocates, verifies and gathers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base.conn_multimodal import KVPoll
-from .blocks import MetadataAllocation
-from .common.conn_multimodal import EmbeddingReceiver
-from .protocol.errors import EmbeddingTransferError
+from embferry.memory.blocks import MetadataAllocation
+from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.states import KVPoll
+from embferry.transfer.handle import ENDED
+from embferry.transfer.receive_handle import EmbeddingReceiver
 
 __all__ = [
     "EmbeddingTransferError",
@@ -31,30 +32,33 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-ENDED = (KVPoll.Success, KVPoll.Failed)
-
 
 @dataclass(eq=False)
 class MultimodalLanguageRequest:
-    """A request on its way to the language model, and what of its embedding has arrived."""
+    """A request for the language model and the part of its embedding that has arrived.
+
+    Attributes:
+        req: The request of the caller.
+        embedding_receiver: The receiving end of its transfer.
+        waiting_for_input: Whether blocks are granted and no token has arrived yet.
+        current_allocation: The blocks of the latest grant.
+        total_embedding_length: Tokens of the whole embedding; -1 while it is not known.
+        transferred_tokens: Number of leading tokens that have arrived and are verified.
+        buffered_chunks: The arrived tokens, field name to uint8 [transferred_tokens, bytes a token].
+        needs_resume: Whether the transfer must be resumed for remaining data.
+    """
 
     req: Any
     embedding_receiver: EmbeddingReceiver
     waiting_for_input: bool = False
-    """Blocks are granted; no token has arrived yet."""
     current_allocation: MetadataAllocation | None = None
-    """The blocks of the latest grant."""
     total_embedding_length: int = -1
-    """Tokens of the whole embedding; -1: not known yet."""
     transferred_tokens: int = 0
-    """Tokens from the first on that are here and verified."""
     buffered_chunks: dict[str, npt.NDArray[np.uint8]] | None = None
-    """What the transfers so far have delivered: field name to uint8 [transferred_tokens, bytes a token]."""
     needs_resume: bool = False
-    """The transfer must be resumed for remaining data."""
 
     def update(self) -> KVPoll:
-        """Takes over what the receiver knows now."""
+        """Updates the fields from the receiver and returns its status."""
         receiver = self.embedding_receiver
         status = receiver.poll()
         if status is KVPoll.Failed:
@@ -75,10 +79,11 @@ class MultimodalLanguageRequest:
 
 
 Failed = Callable[[MultimodalLanguageRequest, EmbeddingTransferError], None]
+"""Called with a request that has failed and its error, by the ``pop_`` method that removes it from its queue."""
 
 
 class _Queue:
-    """:param failed: told of every request that ends here with an error; the others go on."""
+    """Requests in the order of their arrival. ``failed`` is called for each one that fails; the others go on."""
 
     def __init__(self, failed: Failed) -> None:
         self.failed = failed
@@ -88,7 +93,7 @@ class _Queue:
         return len(self.queue)
 
     def abort(self, req: Any) -> bool:
-        """Ends a request that is in this queue, by its ``req``. Its blocks go back once they are drained."""
+        """Ends the request with this ``req`` if it is here; returns whether it was. Drained blocks are freed."""
         for request in self.queue:
             if request.req is req:
                 self.queue.remove(request)
@@ -98,7 +103,8 @@ class _Queue:
 
     def _fail(self, request: MultimodalLanguageRequest) -> None:
         error = request.embedding_receiver.failure_exception()
-        log.warning("room %d: failed after %d tokens: %s", error.room or 0, request.transferred_tokens, error)
+        room = request.embedding_receiver.room
+        log.warning("room %d: failed after %d tokens: %s", room, request.transferred_tokens, error)
         request.embedding_receiver.clear()
         self.failed(request, error)
 
@@ -107,15 +113,17 @@ class MultimodalLanguagePreallocQueue(_Queue):
     """Requests that wait for their first blocks."""
 
     def add(self, req: Any, embedding_receiver: EmbeddingReceiver) -> MultimodalLanguageRequest:
-        """Asks for the embedding of ``req``. The pool grants blocks in fair turn; the default allocation while the
-        length is not known."""
+        """Asks for the embedding of ``req`` and adds the request.
+
+        The pool grants blocks to its requests in fair turn, the default allocation while a length is not known.
+        """
         request = MultimodalLanguageRequest(req, embedding_receiver)
         embedding_receiver.init()
         self.queue.append(request)
         return request
 
     def pop_preallocated(self) -> list[MultimodalLanguageRequest]:
-        """Takes out the requests that have blocks."""
+        """Removes and returns the requests that have blocks."""
         ready = []
         for request in list(self.queue):
             status = request.update()
@@ -136,18 +144,19 @@ class MultimodalLanguageTransferQueue(_Queue):
         self._arriving: list[MultimodalLanguageRequest] = []
 
     def add(self, request: MultimodalLanguageRequest) -> None:
+        """Adds a request that has blocks."""
         self.queue.append(request)
         self._arriving.append(request)
 
     def pop_arriving(self) -> list[MultimodalLanguageRequest]:
-        """Each request once, as soon as tokens of it are here: the engine may start on them."""
+        """Returns each request once, as soon as tokens of it have arrived: the engine may start on them."""
         started = [r for r in self._arriving if r in self.queue and (r.update() in ENDED or r.transferred_tokens)]
         self._arriving = [r for r in self._arriving if r in self.queue and r not in started]
         return [r for r in started if r.embedding_receiver.poll() is not KVPoll.Failed]
 
     def pop_transferred(self) -> list[MultimodalLanguageRequest]:
-        """Takes out the requests whose embedding is whole."""
-        whole = []
+        """Removes and returns the requests whose embedding is complete."""
+        complete = []
         for request in list(self.queue):
             status = request.update()
             if status not in ENDED:
@@ -162,5 +171,5 @@ class MultimodalLanguageTransferQueue(_Queue):
                     "room %d: completed with resumed transfer: %d tokens, 1 initial and %d resumed",
                     *(request.embedding_receiver.room, request.transferred_tokens, transfers - 1),
                 )
-            whole.append(request)
-        return whole
+            complete.append(request)
+        return complete

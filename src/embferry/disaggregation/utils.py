@@ -1,8 +1,9 @@
-"""Where SGLang's users look for these names. The code lives in :mod:`blocks` and :mod:`buffers`."""
+"""Blocks and buffers under the names that users of SGLang's branch know; :mod:`embferry.memory` defines them."""
 
 from __future__ import annotations
 
-from .blocks import MetadataAllocation, ReqToMetadataBlockAllocator
-from .buffers import MultimodalDataBuffers
+from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.states import KVPoll
 
-__all__ = ["MetadataAllocation", "MultimodalDataBuffers", "ReqToMetadataBlockAllocator"]
+__all__ = ["KVPoll", "MetadataAllocation", "MultimodalDataBuffers", "ReqToMetadataBlockAllocator"]

@@ -1,8 +1,8 @@
-"""Which wire a worker speaks: ours, or the origin's.
+"""Managers by the name of their wire: our own protocol, or the origin's.
 
-``wire="embferry"``, the default, is our protocol over the roads given; ``wire="origin"`` is SGLang's control plane over
-the Mooncake Transfer Engine, for deployments whose other side is SGLang's. The managers differ in what they are given
-and in how a room is opened (``docs/origin-wire.md``); the ends they open have the same methods.
+``wire="embferry"``, the default, is our own protocol over the given transports. ``wire="origin"`` is SGLang's control
+plane over the Mooncake Transfer Engine, for deployments with SGLang on the other side. The managers differ in their
+arguments and in how a room is opened (``docs/origin-wire.md``); the handles that they open have the same methods.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, overload
 
-from .base.conn_multimodal import Transport
-from .common.conn_multimodal import EmbeddingReceiveManager, EmbeddingSendManager
+from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.layout import Geometry
+from embferry.protocol.settings import TransferSettings
+from embferry.transfer.receive_manager import ReceiveManager
+from embferry.transfer.send_manager import SendManager
+from embferry.transports.contract import Transport
+
 from .mooncake.conn_multimodal import EncodeManager, LanguageManager, OriginSettings
-from .protocol.errors import LocalProtocolError
-from .protocol.layout import Geometry
-from .protocol.settings import TransferSettings
 
 __all__ = ["Wire", "receive_manager", "send_manager"]
 
@@ -31,7 +33,7 @@ def send_manager(
     host: str = "127.0.0.1",
     port: int = 0,
     transfer: TransferSettings | None = None,
-) -> EmbeddingSendManager: ...
+) -> SendManager: ...
 @overload
 def send_manager(
     geometry: Geometry,
@@ -51,20 +53,27 @@ def send_manager(
     bootstrap_url: str | None = None,
     settings: OriginSettings | None = None,
     transfer: TransferSettings | None = None,
-) -> EmbeddingSendManager | EncodeManager:
-    """The encode side's manager.
+) -> SendManager | EncodeManager:
+    """Makes the encode side's manager.
 
-    :param geometry: of the language side's pool. Our wire needs its layout only; the rest is in the peer's messages.
-    :param transports: roads, for our wire.
-    :param bootstrap_url: where to register this rank, on the origin's.
-    :param settings: of the origin's wire.
-    :raises LocalProtocolError: an argument belongs to the other wire.
+    Args:
+        geometry: The language side's pool. Our own protocol needs its layout only; peers send the rest.
+        transports: Transports (our own protocol only).
+        wire: Name of the wire.
+        host: Address to listen on (our own protocol only; the origin's has it in ``settings``).
+        port: Port to listen on, 0 for a free one (our own protocol only).
+        bootstrap_url: Bootstrap server that this rank registers at (the origin's wire only).
+        settings: Settings of this rank (the origin's wire only).
+        transfer: Time-outs and sizes of the transfers.
+
+    Raises:
+        LocalProtocolError: An argument belongs to the other wire.
     """
     if wire == "origin":
-        _none_of(wire, transports=transports)
+        _refuse(wire, transports=transports)
         return EncodeManager(geometry, bootstrap_url=bootstrap_url, settings=settings, transfer=transfer)
-    _none_of(wire, bootstrap_url=bootstrap_url, settings=settings)
-    return EmbeddingSendManager(geometry.layout, transports, host=host, port=port, settings=transfer)
+    _refuse(wire, bootstrap_url=bootstrap_url, settings=settings)
+    return SendManager(geometry.layout, transports, host=host, port=port, settings=transfer)
 
 
 @overload
@@ -74,7 +83,7 @@ def receive_manager(
     *,
     wire: Literal["embferry"] = "embferry",
     transfer: TransferSettings | None = None,
-) -> EmbeddingReceiveManager: ...
+) -> ReceiveManager: ...
 @overload
 def receive_manager(
     geometry: Geometry,
@@ -90,21 +99,27 @@ def receive_manager(
     wire: Wire = "embferry",
     settings: OriginSettings | None = None,
     transfer: TransferSettings | None = None,
-) -> EmbeddingReceiveManager | LanguageManager:
-    """The language side's manager, with its pool.
+) -> ReceiveManager | LanguageManager:
+    """Makes the language side's manager, which owns the pool.
 
-    :param transports: roads, for our wire.
-    :param settings: of the origin's wire.
-    :raises LocalProtocolError: an argument belongs to the other wire.
+    Args:
+        geometry: The pool.
+        transports: Transports (our own protocol only).
+        wire: Name of the wire.
+        settings: Settings of this rank (the origin's wire only).
+        transfer: Time-outs and sizes of the transfers.
+
+    Raises:
+        LocalProtocolError: An argument belongs to the other wire.
     """
     if wire == "origin":
-        _none_of(wire, transports=transports)
+        _refuse(wire, transports=transports)
         return LanguageManager(geometry, settings=settings, transfer=transfer)
-    _none_of(wire, settings=settings)
-    return EmbeddingReceiveManager(geometry, transports, settings=transfer)
+    _refuse(wire, settings=settings)
+    return ReceiveManager(geometry, transports, settings=transfer)
 
 
-def _none_of(wire: Wire, **arguments: object) -> None:
+def _refuse(wire: Wire, **arguments: object) -> None:
     for name, value in arguments.items():
         if value:
             raise LocalProtocolError(f"{name} does not go with wire={wire!r}")

@@ -1,15 +1,15 @@
-"""Runs a vision-language model, split: ``encoder`` has the vision tower, ``language`` the decoder.
+"""Runs a vision-language model in two halves: ``encoder`` runs the vision tower, ``language`` the decoder.
 
-families/      what differs between models, one file a family
-checkpoint     one half's tensors out of a model's files
-shape          an item without its pixels
-media          pictures and videos → patches; how many tokens they will be
+families/      the differences between models, one file for each family
+checkpoint     loads the tensors of one half from a model's files
+shape          the kind and size of a media item, without its pixels
+media          pictures and videos → patches and their number of tokens
 encoder        patches → embedding, with the fields of ``embedding``
 cache          embeddings kept by content
-prompt         messages → token ids, positions, places of the visual tokens
-schedule       where prefill is cut into chunks
-source         the seam to the transfer: rows that arrive little by little
-language       chunks and tokens of one sequence, with ``sampling`` and ``text``
-scheduler      many sequences in turn
-reference      the undivided model, which all this has to equal
+prompt         messages → token ids, positions, and where the visual tokens are
+schedule       the boundaries of the chunks of a prefill
+source         the interface to the transfer, for embeddings that arrive in parts
+language       runs the chunks and tokens of one sequence, with ``sampling`` and ``text``
+scheduler      runs many sequences in turn
+reference      the undivided model, whose results the halves must equal bit by bit
 """

@@ -1,4 +1,4 @@
-"""Embeddings kept by content: the same picture is not encoded twice, not even when it is asked for twice at once."""
+"""Cache of embeddings by content: requests for the same picture, also concurrent ones, encode it once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from embferry.engine.embedding import Embedding
 
 @dataclass(slots=True)
 class CacheCounters:
-    """``hits`` counts lookups that encoded nothing, including those that waited for another's encode."""
+    """Counters of an :class:`EmbeddingCache`.
+
+    Attributes:
+        hits: Lookups that encoded nothing, including those that waited for an encode of another thread.
+        misses: Lookups that encoded.
+        evictions: Embeddings removed to stay within the budget.
+    """
 
     hits: int = 0
     misses: int = 0
@@ -28,16 +34,15 @@ class _Entry:
 
 
 class EmbeddingCache:
-    """Embeddings by digest, least recently used first to go, with a budget in bytes. Thread-safe.
+    """Embeddings by digest, with a budget in bytes; the least recently used is evicted first. Thread-safe.
 
-    An embedding somebody holds a lease on is never evicted, so the bytes held can pass the budget while more is in use
-    than it allows; they return below it as the leases end. A budget of 0 keeps nothing, and still encodes once what is
-    asked for several times at once.
+    A pinned embedding is never evicted, so the bytes held can exceed the budget while more than that is in use; they
+    fall below it as the pins are released. A budget of 0 keeps nothing, but concurrent lookups still encode once.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         if budget_bytes < 0:
-            raise ValueError(f"the budget of a cache cannot be {budget_bytes} bytes")
+            raise ValueError(f"the budget of a cache must be at least 0 bytes, not {budget_bytes}")
         self.budget_bytes = budget_bytes
         self.counters = CacheCounters()
         self._lock = threading.Lock()
@@ -55,17 +60,21 @@ class EmbeddingCache:
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._entries
 
-    def lease(self, digest: bytes, encode: Callable[[], Embedding]) -> Lease:
-        """A lease on the embedding of this digest, made by ``encode`` if it is not there.
+    def pin(self, digest: bytes, encode: Callable[[], Embedding]) -> Pin:
+        """Returns a pin on the embedding of this digest, after calling ``encode`` if the cache does not hold it.
 
-        Whatever ``encode`` raises is raised here, and in every call that waited for it; the next call tries again.
+        An exception of ``encode`` is raised here and in every call that waited for it; the next call encodes again.
+
+        Args:
+            digest: The content digest.
+            encode: Makes the embedding. Runs on the calling thread, without the cache's lock, and may block.
         """
         while True:
             with self._lock:
                 entry = self._entries.get(digest)
                 if entry is not None:
                     self.counters.hits += 1
-                    return self._pin(digest, entry.embedding)
+                    return self._pinned(digest, entry.embedding)
                 running = self._encoding.get(digest)
                 if running is None:
                     self.counters.misses += 1
@@ -75,29 +84,33 @@ class EmbeddingCache:
             if embedding is not None:
                 with self._lock:
                     self.counters.hits += 1
-                    return self._pin(digest, embedding)
+                    return self._pinned(digest, embedding)
         return self._encode(digest, encode, mine)
 
-    def _encode(self, digest: bytes, encode: Callable[[], Embedding], done: Future[Embedding | None]) -> Lease:
+    def _encode(self, digest: bytes, encode: Callable[[], Embedding], done: Future[Embedding | None]) -> Pin:
         try:
             embedding = encode()
         except BaseException as error:
             with self._lock:
                 del self._encoding[digest]
-            # Those who wait share a failure of the encoder, but not the interruption of this thread: they try again.
+            # Waiting threads share a failure of the encoder. An interruption concerns this thread alone; None makes the
+            # others try again.
             if isinstance(error, Exception):
                 done.set_exception(error)
             else:
                 done.set_result(None)
             raise
         with self._lock:
-            lease = self._pin(digest, embedding)
+            pin = self._pinned(digest, embedding)
             del self._encoding[digest]
         done.set_result(embedding)
-        return lease
+        return pin
 
-    def _pin(self, digest: bytes, embedding: Embedding) -> Lease:
-        """Needs the lock. Puts the embedding in if it is not there: it may have gone while its waiters woke up."""
+    def _pinned(self, digest: bytes, embedding: Embedding) -> Pin:
+        """Returns a new pin; the caller holds the lock.
+
+        Adds the embedding if it is not there, because it may have been evicted before a waiting thread woke up.
+        """
         entry = self._entries.get(digest)
         if entry is None:
             entry = self._entries[digest] = _Entry(embedding, pins=0)
@@ -105,7 +118,7 @@ class EmbeddingCache:
         entry.pins += 1
         self._entries.move_to_end(digest)
         self._evict()
-        return Lease(self, digest, entry.embedding)
+        return Pin(self, digest, entry.embedding)
 
     def _unpin(self, digest: bytes) -> None:
         with self._lock:
@@ -119,8 +132,8 @@ class EmbeddingCache:
             self.counters.evictions += 1
 
 
-class Lease:
-    """Holds an embedding in the cache until released; a context manager. Releasing twice is harmless."""
+class Pin:
+    """Keeps an embedding in the cache until released; a context manager. Releasing it again does nothing."""
 
     def __init__(self, cache: EmbeddingCache, digest: bytes, embedding: Embedding) -> None:
         self.embedding = embedding

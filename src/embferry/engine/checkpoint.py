@@ -1,4 +1,4 @@
-"""Loads one half of a model: opens that half's tensors in the safetensors files and no others."""
+"""Loads one half of a model; only the tensors of that half are opened in the safetensors files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ SINGLE = "model.safetensors"
 
 
 def read_config(path: str | os.PathLike[str]) -> Any:
-    """The configuration of a model directory, which need not hold the weights. Raises CheckpointError."""
+    """Returns the configuration of a model directory, which need not contain the weights.
+
+    Raises:
+        CheckpointError: ``config.json`` is missing or cannot be read.
+    """
     if not (Path(path) / "config.json").is_file():
-        raise CheckpointError(f"{path} holds no config.json; give the directory of a model")
+        raise CheckpointError(f"{path} contains no config.json; give the directory of a model")
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -33,10 +37,10 @@ class Checkpoint:
     """The files of a model directory.
 
     Args:
-        path: directory with ``config.json`` and either ``model.safetensors`` or its shards and their index.
+        path: Directory with ``config.json`` and either ``model.safetensors`` or its shards and their index.
 
     Raises:
-        CheckpointError: a file is missing or cannot be read.
+        CheckpointError: A file is missing or cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -45,7 +49,7 @@ class Checkpoint:
         self._shards = self._read_index()
 
     def _read_index(self) -> dict[str, str]:
-        """Tensor name → file name."""
+        """Returns tensor name → file name."""
         index = self.path / INDEX
         try:
             if index.is_file():
@@ -57,10 +61,10 @@ class Checkpoint:
             raise CheckpointError(f"cannot read the list of tensors in {self.path}: {error}") from error
 
     def read(self, family: Family, part: Part, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """The tensors of one part, under their names there, in ``dtype``.
+        """Returns the tensors of one part in ``dtype``, by their names in that part.
 
-        Where the file has that dtype they are views of the mapped file, as they are after ``from_pretrained``. That is
-        part of exactness: a matrix product sums in another order when its operands are aligned otherwise in memory.
+        A tensor that has this dtype in the file is a view of the mapped file, as after ``from_pretrained``. Exactness
+        needs this, because a matrix product sums in another order when its operands are aligned differently in memory.
         """
         wanted: dict[str, list[tuple[str, str]]] = {}
         for key, shard in self._shards.items():
@@ -79,10 +83,10 @@ class Checkpoint:
 
 
 def build(cls: Any, config: Any, tensors: dict[str, torch.Tensor], attn: str) -> Any:
-    """A model of class ``cls`` made of ``tensors``; memory is allocated for nothing else.
+    """Returns a model of class ``cls`` that uses ``tensors`` as they are, without allocating memory for parameters.
 
     Raises:
-        CheckpointError: a parameter is missing, left over, or of another shape.
+        CheckpointError: A parameter is missing, unknown, or has another shape.
     """
     with torch.device("meta"):
         model = cls._from_config(config, attn_implementation=attn)
@@ -97,7 +101,7 @@ def build(cls: Any, config: Any, tensors: dict[str, torch.Tensor], attn: str) ->
 
 
 def _rebuild_rotary(model: Any) -> None:
-    """Rotary frequencies are computed, not stored: build the modules that own them again, off the meta device."""
+    """Rebuilds the modules that own rotary frequencies off the meta device; these are computed and not stored."""
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, attribute = name.rpartition(".")

@@ -1,7 +1,7 @@
-"""Tensors in device memory as a transfer reads and writes them.
+"""Tensors in device memory as fields that a transfer reads and writes.
 
-Runs on tensors of any device. On a CPU it is tested; on a GPU, with pinned buffers and a stream of its own, it is
-written and has not been run.
+The code works on tensors of any device. It is tested on a CPU; the part for a GPU, which uses pinned buffers and a
+stream of its own, has never been run.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import torch
 
 
 def pinned(nbytes: int) -> np.ndarray:
-    """Host memory, uint8 ``[nbytes]``, that a GPU copies to and from at full speed; ordinary memory without a GPU."""
+    """Returns host memory, uint8 ``[nbytes]``, pinned for fast copies if there is a GPU."""
     memory: np.ndarray = torch.empty(nbytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy()
     return memory
 
 
 class DeviceTensor:
-    """A tensor ``[tokens, width]`` as one field of an embedding, to be sent from or received into.
+    """A tensor ``[tokens, width]`` as one field of an embedding, to send from or receive into.
 
-    Make it after the work that fills the tensor has been queued, on the same stream: copies wait for that work, and for
-    nothing that is queued later. For more tokens of the same tensor, make another.
+    Create it on the stream that fills the tensor, after that work has been queued: copies wait for all work queued by
+    then and for none queued later. For further tokens of the same tensor, create another.
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
@@ -49,4 +49,4 @@ class DeviceTensor:
             return
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
-        self._stream.synchronize()  # lets other threads run meanwhile
+        self._stream.synchronize()  # releases the GIL while it waits

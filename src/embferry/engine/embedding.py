@@ -1,4 +1,4 @@
-"""The fields of a token, and the embedding of one item."""
+"""The fields of a visual token, and the embedding of one media item."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FieldSpec:
 
 
 def token_fields(family: Family, config: Any, dtype: torch.dtype) -> tuple[FieldSpec, ...]:
-    """The fields every token of a model's embeddings has; both sides compute the same from ``config.json``."""
+    """Returns the fields of a visual token of a model. Both sides compute the same from ``config.json``."""
     hidden, levels = int(config.text_config.hidden_size), family.deepstack_levels(config)
     deepstack = (FieldSpec("deepstack_embeddings", dtype, levels * hidden),) if levels else ()
     return (
@@ -40,13 +40,13 @@ def token_fields(family: Family, config: Any, dtype: torch.dtype) -> tuple[Field
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """What the vision tower makes of one item: n rows, one a token.
+    """The output of the vision tower for one item, which is ``n`` visual tokens.
 
     Attributes:
-        shape: the item it is of, with its digest.
-        input_embeddings: ``[n, hidden]``.
-        deepstack_embeddings: ``[n, levels × hidden]``, level after level in a row, or None.
-        fill_ids: int32 ``[n]``, the placeholder token the row takes the place of.
+        shape: The shape of the item, with its digest.
+        input_embeddings: ``[n, hidden]`` in the tower's dtype.
+        deepstack_embeddings: ``[n, levels × hidden]`` in the same dtype, the levels side by side; or None.
+        fill_ids: int32 ``[n]``, the id of the placeholder token that each visual token replaces.
         mrope_positions: int32 ``[n, 3]``, time, row and column of the merged patch within the item.
     """
 
@@ -65,7 +65,7 @@ class Embedding:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Field name → ``[n, width]``."""
+        """Returns field name → tensor ``[n, width]``."""
         fields = {
             "input_embeddings": self.input_embeddings,
             "fill_ids": self.fill_ids.unsqueeze(1),
@@ -76,25 +76,25 @@ class Embedding:
         return fields
 
     def fields(self) -> dict[str, np.ndarray]:
-        """Field name → its bytes, uint8 ``[n, row_bytes]``: views of the tensors, not copies."""
+        """Returns field name → bytes, uint8 ``[n, row_bytes]``, as views of the tensors."""
         return {name: row_bytes(tensor) for name, tensor in self.tensors().items()}
 
 
-def row_bytes(rows: torch.Tensor) -> np.ndarray:
-    """A contiguous ``[n, width]`` tensor on the CPU seen as uint8 ``[n, row_bytes]``."""
-    if not rows.is_contiguous():
-        raise ValueError("the rows of a field must be contiguous to be seen as bytes")
-    view: np.ndarray = rows.view(torch.uint8).numpy()
+def row_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """Returns a contiguous CPU tensor ``[n, width]`` as uint8 ``[n, row_bytes]``, sharing memory."""
+    if not tensor.is_contiguous():
+        raise ValueError("the tensor of a field must be contiguous to be viewed as bytes")
+    view: np.ndarray = tensor.view(torch.uint8).numpy()
     return view
 
 
 def from_bytes(spec: FieldSpec, rows: np.ndarray) -> torch.Tensor:
-    """uint8 ``[n, row_bytes]`` → ``[n, width]``, sharing memory; the inverse of :func:`row_bytes`."""
+    """Returns uint8 ``[n, row_bytes]`` as ``[n, width]``, sharing memory; the inverse of :func:`row_bytes`."""
     return torch.from_numpy(rows).view(spec.dtype)
 
 
 def concatenate(embeddings: list[Embedding]) -> Mapping[str, torch.Tensor]:
-    """The embeddings of a prompt's items, in order, as one stream of tokens: field name → ``[N, width]``."""
+    """Returns the embeddings of several items as one stream of tokens: field name → tensor ``[N, width]``."""
     if len(embeddings) == 1:
         return embeddings[0].tensors()
     each = [embedding.tensors() for embedding in embeddings]

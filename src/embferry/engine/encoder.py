@@ -1,4 +1,4 @@
-"""The encode side of a model: vision tower and merger. The language weights are never opened."""
+"""The encode side of a model: vision tower and merger. The weights of the language side are never opened."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from embferry.engine.shape import merged_positions
 
 
 class Encoder:
-    """Turns prepared items into embeddings, one item a call.
+    """Encodes prepared items, one item in each call of the tower.
 
-    One item a call makes the embedding a function of the item: the rows of a picture encoded together with others can
-    differ in the last bits, since a matrix product may be cut into other blocks when it has more rows.
+    An embedding then depends on its item alone. The result for a picture that is encoded together with others
+    can differ in the last bits, because a matrix product with more rows may be split into other blocks.
     """
 
     def __init__(self, family: Family, config: Any, tower: Any, media: MediaProcessor) -> None:
@@ -36,15 +36,17 @@ class Encoder:
     def load(
         cls, path: str | os.PathLike[str], dtype: torch.dtype = torch.bfloat16, attn: str = "sdpa", threads: int = 1
     ) -> Encoder:
-        """
+        """Loads the vision tower of a model.
+
         Args:
-            path: model directory.
-            dtype: of the weights and of the embeddings.
-            attn: attention implementation of transformers.
-            threads: of torch, for the whole process; the last bits of a result depend on it.
+            path: Model directory.
+            dtype: Dtype of the weights and of the embeddings.
+            attn: Attention implementation of transformers.
+            threads: Threads of torch, for the whole process; the last bits of a result depend on their number.
 
         Raises:
-            UnsupportedModel, CheckpointError.
+            UnsupportedModel: The model's family has no adapter.
+            CheckpointError: The files of the model are incomplete or contradict each other.
         """
         torch.set_num_threads(threads)
         checkpoint = Checkpoint(path)
@@ -58,7 +60,7 @@ class Encoder:
 
     @property
     def fields(self) -> tuple[FieldSpec, ...]:
-        """The fields of a token, as the transfer has to lay them out."""
+        """The fields of a visual token, in the order of the transfer's layout."""
         return token_fields(self.family, self.config, self._tower.dtype)
 
     @property
@@ -66,12 +68,16 @@ class Encoder:
         return sum(parameter.numel() for parameter in self._tower.parameters())
 
     def prepare(self, items: Iterable[MediaItem]) -> list[PreparedItem]:
-        """Raises MediaError for the first item that cannot be prepared."""
+        """Preprocesses the items.
+
+        Raises:
+            MediaError: An item cannot be prepared; the error is that of the first such item.
+        """
         return [self.media.prepare(item) for item in items]
 
     @torch.inference_mode()
     def encode(self, item: PreparedItem) -> Embedding:
-        """The embedding of one item, on the CPU."""
+        """Returns the embedding of one item, on the CPU."""
         output = self._tower(
             item.pixel_values.to(self._tower.dtype), grid_thw=torch.tensor([item.grid_thw]), return_dict=True
         )
@@ -87,7 +93,7 @@ class Encoder:
 
 
 def _fingerprint(config: Any, tensors: dict[str, torch.Tensor], how: Sequence[str]) -> bytes:
-    """Identifies the tower: its weights, its shape, and all that decides the last bits of its output."""
+    """Returns a digest of the tower's weights, its shape, and all else that affects the last bits of its output."""
     digest = xxhash.xxh3_128(json.dumps([config.to_dict(), *how], sort_keys=True, default=str).encode())
     for name in sorted(tensors):
         digest.update(name.encode())

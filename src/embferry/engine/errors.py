@@ -3,15 +3,15 @@
     EngineError
     ├── UnsupportedModel        the checkpoint is of a family without an adapter
     ├── CheckpointError         the files of the model are incomplete or contradict each other
-    ├── RequestError            the request is at fault; nothing else is affected
-    │   ├── MediaError          a picture or a video that cannot be prepared
-    │   ├── PromptError         messages the prompt cannot be made of
-    │   │   └── PromptTooLong   more tokens than the model has positions for
-    │   └── ParameterError      sampling parameters out of range
-    ├── EmbeddingMismatch       what arrived is not the embedding the prompt is about
-    └── QueueFull               more requests than the scheduler may hold
+    ├── RequestError            the request is wrong; no other request is affected
+    │   ├── MediaError          a picture or video cannot be prepared
+    │   ├── PromptError         no prompt can be built from the messages
+    │   │   └── PromptTooLong   the prompt has more tokens than the model has positions
+    │   └── ParameterError      a sampling parameter is out of range
+    ├── EmbeddingMismatch       the embedding that arrived does not belong to the prompt
+    └── QueueFull               the scheduler holds as many requests as it may
 
-Each class carries a stable ``code``, the HTTP status it becomes, and whether the same request may succeed later.
+Each class has a stable ``code``, an HTTP status, and a flag that says whether the same request may succeed later.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import ClassVar
 
 
 class EngineError(Exception):
-    """Base of everything the engine raises on purpose."""
+    """Base of the errors that the engine raises."""
 
     code: ClassVar[str] = "engine_error"
     http_status: ClassVar[int] = 500
@@ -40,26 +40,26 @@ class CheckpointError(EngineError):
 
 
 class RequestError(EngineError):
-    """The request is at fault; nothing else is affected."""
+    """The request is wrong; no other request is affected."""
 
     code = "invalid_request"
     http_status = 400
 
 
 class MediaError(RequestError):
-    """A picture or a video that cannot be prepared."""
+    """A picture or video cannot be prepared."""
 
     code = "invalid_media"
 
 
 class PromptError(RequestError):
-    """Messages that no prompt can be made of."""
+    """No prompt can be built from the messages."""
 
     code = "invalid_prompt"
 
 
 class PromptTooLong(PromptError):
-    """More tokens than the model has positions for."""
+    """The prompt has more tokens than the model has positions."""
 
     code = "context_length_exceeded"
 
@@ -71,14 +71,14 @@ class ParameterError(RequestError):
 
 
 class EmbeddingMismatch(EngineError):
-    """What arrived is not the embedding the prompt is about."""
+    """The embedding that arrived does not belong to the prompt."""
 
     code = "embedding_mismatch"
     http_status = 502
 
 
 class QueueFull(EngineError):
-    """More requests than the scheduler may hold. Ask again later."""
+    """The scheduler holds as many requests as it may; the request may succeed later."""
 
     code = "queue_full"
     http_status = 503

@@ -1,7 +1,7 @@
-"""The language side of a model: decoder and head. The vision tower is never opened.
+"""The language side of a model: decoder and head. The weights of the vision tower are never opened.
 
-A sequence is run by itself, one chunk of its prompt or one token at a time. A batch would be faster and not exact: the
-rows of a matrix product can differ in the last bits with the number of rows beside them.
+Each call runs one chunk of a prompt or one token of a single sequence. A batch would be faster but not exact, because
+the rows of a matrix product can differ in the last bits with the number of other rows.
 """
 
 from __future__ import annotations
@@ -27,17 +27,24 @@ from embferry.engine.schedule import DEFAULT_CHUNK_TOKENS, chunk_boundaries
 from embferry.engine.text import Detokenizer, StopText
 
 FinishReason = Literal["stop", "length"]
-Rows = Mapping[str, torch.Tensor]
+Fields = Mapping[str, torch.Tensor]
+"""Field name → tensor ``[n, width]``."""
 
 
 class Sequence:
-    """One request on its way through the model: its key-value cache, what it has generated, and what comes next.
+    """The state of one request in the model: its key-value cache, its progress, and the generated tokens.
 
     Attributes:
-        tokens: ids generated so far, the end token included.
-        text: their text so far.
+        prompt: The prompt.
+        params: The sampling parameters.
+        cache: The key-value cache.
+        chunks: Ranges of prompt tokens, half open, that the prefill runs one by one.
+        chunks_done: How many of these have run.
+        tokens: Ids generated so far, including the end token.
+        text: The text of these tokens as far as it is final.
         finish_reason: None while there is more to generate.
-        logits: ``[vocab]`` the last token was chosen from.
+        logits: ``[vocab]``, the logits that the last token was chosen from; None before the first token.
+        generator: The random generator of the request.
     """
 
     def __init__(
@@ -62,17 +69,23 @@ class Sequence:
         return self.chunks_done == len(self.chunks)
 
     @property
-    def next_rows(self) -> tuple[int, int]:
-        """The part of the stream of visual tokens that the next chunk of the prompt needs."""
-        return self.prompt.rows_of(*self.chunks[self.chunks_done])
+    def next_visual_range(self) -> tuple[int, int]:
+        """The half-open range of visual tokens that the next chunk of the prompt needs."""
+        return self.prompt.visual_range(*self.chunks[self.chunks_done])
 
     def take_text(self) -> str:
-        """The text that came since this was last called."""
+        """Returns the text that was added since the previous call."""
         taken, self._taken = self._taken, len(self.text)
         return self.text[taken:]
 
     def accept(self, token: int, end_tokens: frozenset[int], room: int) -> None:
-        """Takes a generated token in: its text, and whether it is the last."""
+        """Appends a generated token and decides whether it is the last.
+
+        Args:
+            token: The id.
+            end_tokens: Ids that end an answer.
+            room: Tokens that fit after the prompt.
+        """
         self.tokens.append(token)
         if token in end_tokens and not self.params.ignore_eos:
             self.finish_reason = "stop"
@@ -87,7 +100,7 @@ class Sequence:
 
 
 class LanguageModel:
-    """Runs sequences of prompts whose visual tokens come from elsewhere."""
+    """Decoder and head of a model. Runs sequences whose visual tokens were embedded elsewhere."""
 
     def __init__(
         self, prompts: PromptBuilder, decoder: Any, head: torch.Tensor, end_tokens: frozenset[int], chunk_tokens: int
@@ -108,17 +121,19 @@ class LanguageModel:
         prefill_chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
         limit: int | None = None,
     ) -> LanguageModel:
-        """
+        """Loads the decoder and the head of a model.
+
         Args:
-            path: model directory.
-            dtype: of the weights.
-            attn: attention implementation of transformers.
-            threads: of torch, for the whole process; the last bits of a result depend on it.
-            prefill_chunk_tokens: see :mod:`embferry.engine.schedule`.
-            limit: most tokens of a prompt with its answer.
+            path: Model directory.
+            dtype: Dtype of the weights.
+            attn: Attention implementation of transformers.
+            threads: Threads of torch, for the whole process; the last bits of a result depend on their number.
+            prefill_chunk_tokens: Tokens of a prefill chunk; see :mod:`embferry.engine.schedule`.
+            limit: Most tokens of a prompt together with its answer.
 
         Raises:
-            UnsupportedModel, CheckpointError.
+            UnsupportedModel: The model's family has no adapter.
+            CheckpointError: The files of the model are incomplete or contradict each other.
         """
         torch.set_num_threads(threads)
         checkpoint = Checkpoint(path)
@@ -140,7 +155,7 @@ class LanguageModel:
 
     @property
     def fields(self) -> tuple[FieldSpec, ...]:
-        """The fields of a token in the model's own dtype."""
+        """The fields of a visual token, in the model's dtype."""
         return token_fields(self.family, self.prompts.config, self._decoder.dtype)
 
     @property
@@ -149,30 +164,35 @@ class LanguageModel:
         return sum(int(p.numel()) for p in self._decoder.parameters()) + (0 if tied else self._head.numel())
 
     def start(self, prompt: Prompt, params: SamplingParams) -> Sequence:
-        """A sequence of which nothing has been computed yet. Raises PromptTooLong."""
+        """Returns a sequence of which no chunk has run.
+
+        Raises:
+            PromptTooLong: The prompt leaves no room for an answer.
+        """
         if prompt.length >= self.prompts.limit:
-            raise PromptTooLong(f"the prompt has {prompt.length} tokens; at most {self.prompts.limit - 1} leave room")
+            raise PromptTooLong(f"the prompt has {prompt.length} tokens; at most {self.prompts.limit - 1} fit")
         cache = DynamicCache(config=self.prompts.config.text_config)
         chunks = chunk_boundaries(prompt.length, self.chunk_tokens)
         return Sequence(prompt, params, cache, chunks, self.prompts.tokenizer)
 
     @torch.inference_mode()
-    def prefill_chunk(self, sequence: Sequence, rows: Rows | None = None) -> int | None:
-        """Runs the next chunk of the prompt; after the last one, chooses the first token and returns it.
+    def prefill_chunk(self, sequence: Sequence, fields: Fields | None = None) -> int | None:
+        """Runs the next chunk of the prompt. After the last chunk, chooses and returns the first token.
 
         Args:
-            rows: the fields of ``sequence.next_rows``, each ``[n, width]``; None if the chunk has no visual tokens.
-                Not kept after the call.
+            sequence: The sequence to advance.
+            fields: The fields of the visual tokens of ``sequence.next_visual_range``, each ``[n, width]``; None if the
+                chunk has no visual tokens. The tensors are not kept after the call.
 
         Raises:
-            EmbeddingMismatch: the rows are not those of the items the prompt is about; nothing has been computed.
+            EmbeddingMismatch: The fields do not belong to the media of the prompt; nothing has been computed.
         """
         prompt, (start, stop) = sequence.prompt, sequence.chunks[sequence.chunks_done]
-        first, last = sequence.next_rows
+        first, last = sequence.next_visual_range
         embeds = self._decoder.embed_tokens(prompt.input_ids[:, start:stop])
         deepstack: dict[str, Any] = {}
         if last > first:
-            checked = self._checked(prompt, first, last, rows or {})
+            checked = self._checked(prompt, first, last, fields or {})
             at = prompt.visual_positions[first:last] - start
             embeds[0, at] = checked["input_embeddings"].to(embeds.dtype)
             if "deepstack_embeddings" in checked:
@@ -186,7 +206,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def decode_step(self, sequence: Sequence) -> int:
-        """Feeds the last token back and chooses the next one."""
+        """Feeds the last token back, chooses the next one and returns it."""
         index = int(sequence.cache.get_seq_length()) + sequence.prompt.position_delta
         hidden = self._run(sequence, torch.full((3, 1, 1), index), input_ids=torch.tensor([[sequence.tokens[-1]]]))
         return self._choose(sequence, hidden)
@@ -197,28 +217,33 @@ class LanguageModel:
         return hidden
 
     def _choose(self, sequence: Sequence, hidden: torch.Tensor) -> int:
-        # The head runs on the last row alone, as in ``generate``: a product with more rows differs in the last bits.
+        # The head runs on the last row alone, as in ``generate``, because a product with more rows differs in the last
+        # bits.
         sequence.logits = linear(hidden[:, -1:], self._head)[0, 0]
         token = sample(sequence.logits, sequence.params, sequence.generator)
         sequence.accept(token, self.end_tokens, self.prompts.limit - sequence.prompt.length)
         return token
 
-    def _checked(self, prompt: Prompt, first: int, last: int, rows: Rows) -> Rows:
+    def _checked(self, prompt: Prompt, first: int, last: int, fields: Fields) -> Fields:
+        which = f"visual tokens {first} to {last}"
         for spec in self.fields:
-            field = rows.get(spec.name)
+            field = fields.get(spec.name)
             expected = (last - first, spec.width)
             if field is None or tuple(field.shape) != expected:
                 got = "nothing" if field is None else f"{tuple(field.shape)}"
-                raise EmbeddingMismatch(f"visual tokens {first} to {last}: {spec.name} should be {expected}, got {got}")
-        if not torch.equal(rows["fill_ids"].reshape(-1), prompt.fill_ids[first:last]):
-            raise EmbeddingMismatch(f"visual tokens {first} to {last} are not of the kinds of media in the prompt")
-        if not torch.equal(rows["mrope_positions"], prompt.mrope_positions[first:last]):
-            raise EmbeddingMismatch(f"visual tokens {first} to {last} are of media of another size than the prompt's")
-        return rows
+                raise EmbeddingMismatch(f"{which}: {spec.name} should have shape {expected}, got {got}")
+        if not torch.equal(fields["fill_ids"].reshape(-1), prompt.fill_ids[first:last]):
+            raise EmbeddingMismatch(f"{which} are not of the kinds of media that the prompt has")
+        if not torch.equal(fields["mrope_positions"], prompt.mrope_positions[first:last]):
+            raise EmbeddingMismatch(f"{which} are of media of another size than those of the prompt")
+        return fields
 
 
 def end_tokens(path: str | os.PathLike[str], config: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: those of ``generation_config.json`` if it names any, else the tokenizer's."""
+    """Returns the ids that end an answer.
+
+    These are the end token of the tokenizer and those of ``generation_config.json``, or else of ``config.json``.
+    """
     named = None
     if (Path(path) / "generation_config.json").is_file():
         named = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id

@@ -1,8 +1,8 @@
-"""Pictures and videos → patches of pixels, in the form the vision tower takes.
+"""Cuts pictures and videos into the patches of pixels that the vision tower takes.
 
-Pictures go through the PIL image processor of transformers. Its video processors need torchvision, so the frames of a
-video take the same steps as a picture (convert, resize, rescale, normalise) and are then cut into patches of time and
-space.
+Pictures go through the PIL image processor of transformers. Its video processors need torchvision; so the frames of a
+video go through the same steps as a picture (convert, resize, rescale, normalise) and are then cut into patches of time
+and space.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from embferry.engine.families import Family, family_of
 from embferry.engine.families.base import VideoLimits
 from embferry.engine.shape import Kind, MediaShape
 
-#: Longest over shortest side, from the families' own ``smart_resize``.
+#: The longer side divided by the shorter one, from the ``smart_resize`` of the families.
 MAX_ASPECT_RATIO = 200
 DIGEST_BYTES = 16
 _CHW = ChannelDimension.FIRST
@@ -38,7 +38,12 @@ _CHW = ChannelDimension.FIRST
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """Frames of one size, ``fps`` of them a second. All of them are used: whoever decodes chooses which to take."""
+    """A decoded video. All its frames are used, so the decoder has to choose which to take.
+
+    Attributes:
+        frames: Frames of the same size.
+        fps: Frames per second.
+    """
 
     frames: Sequence[Image.Image]
     fps: float
@@ -49,7 +54,7 @@ MediaItem = Image.Image | Video
 
 @dataclass(frozen=True, slots=True)
 class FrameSampling:
-    """How a model wants frames taken from a video: ``fps`` a second, but no fewer and no more than these."""
+    """The frames that a model wants of a video: ``fps`` frames per second of the video, within the bounds."""
 
     fps: float
     min_frames: int
@@ -58,14 +63,15 @@ class FrameSampling:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedItem:
-    """An item ready to be encoded.
+    """A preprocessed item, ready for the vision tower.
 
     Attributes:
+        kind: "image" or "video".
         pixel_values: float32 ``[patches, channels × temporal_patch × patch × patch]``.
-        grid_thw: patches in time, height and width.
-        num_tokens: rows its embedding will have.
-        timestamps: as in MediaShape.
-        digest: 16 bytes. Equal digests mean equal embeddings, bit by bit.
+        grid_thw: Patches in time, height and width.
+        num_tokens: Tokens of its embedding.
+        timestamps: Seconds of each temporal patch; see :class:`MediaShape`.
+        digest: 16 bytes. Items with equal digests have equal embeddings, bit by bit.
     """
 
     kind: Kind
@@ -81,7 +87,7 @@ class PreparedItem:
 
 
 class MediaProcessor:
-    """Prepares items for one model. Needs no weights, so a router can count tokens with it."""
+    """Prepares items for one model. It needs no weights, so a router can count tokens with it."""
 
     def __init__(self, family: Family, images: Any, video_settings: dict[str, Any], fingerprint: bytes = b"") -> None:
         self.family = family
@@ -95,11 +101,16 @@ class MediaProcessor:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], fingerprint: bytes = b"") -> MediaProcessor:
-        """
+        """Loads the preprocessor settings of a model.
+
         Args:
-            path: model directory. ``preprocessor_config.json`` rules pictures, and videos too unless there is a
-                ``video_preprocessor_config.json``.
-            fingerprint: identifies the weights and how they are run; part of every digest.
+            path: Model directory. ``preprocessor_config.json`` applies to pictures, and also to videos where
+                ``video_preprocessor_config.json`` says nothing.
+            fingerprint: Identifies the weights and how they are run; part of every digest.
+
+        Raises:
+            UnsupportedModel: The model's family has no adapter.
+            CheckpointError: The settings are missing or cannot be read.
         """
         config = read_config(path)
         try:
@@ -123,27 +134,28 @@ class MediaProcessor:
 
     @property
     def frame_sampling(self) -> FrameSampling:
-        """For whoever decodes videos. Defaults are those of the families."""
+        """The frames that the decoder of a video should take."""
         fps, least, most = (self._video.get(name) for name in ("fps", "min_frames", "max_frames"))
         return FrameSampling(float(fps or 2.0), int(least or 4), int(most or 768))
 
-    # ---- from the size alone
+    # ---- sizes, without pixels
 
     def grid_of(self, size: tuple[int, int], frames: int | None = None) -> tuple[int, int, int]:
-        """Patches in time, height and width of a picture, or of a video of ``frames`` frames.
+        """Returns the number of patches in time, height and width.
 
         Args:
-            size: width and height in pixels, as PIL gives them.
+            size: Width and height in pixels, in the order of PIL.
+            frames: Frames of a video; None for a picture.
 
         Raises:
-            MediaError: an empty or absurdly long picture, a video without frames.
+            MediaError: The picture is empty or too elongated, or the video has no frames.
         """
         width, height = size
         if min(width, height) < 1:
-            raise MediaError(f"the picture is {width}×{height} pixels; it must have at least one")
+            raise MediaError(f"the picture is {width}×{height} pixels; both sides must be at least one pixel")
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
             raise MediaError(
-                f"the picture is {width}×{height} pixels; one side may be {MAX_ASPECT_RATIO} times the other"
+                f"the picture is {width}×{height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other"
             )
         if frames is not None and frames < 1:
             raise MediaError("the video has no frames")
@@ -154,11 +166,11 @@ class MediaProcessor:
                 t = -(-frames // self.temporal_patch_size)
                 h, w = self.family.video_size(frames, height, width, self._limits)
         except ValueError as error:
-            raise MediaError(f"no size the model takes fits a picture of {width}×{height} pixels: {error}") from error
+            raise MediaError(f"{width}×{height} pixels cannot be resized to a size the model takes: {error}") from error
         return t, h // self.patch_size, w // self.patch_size
 
     def tokens_of(self, size: tuple[int, int], frames: int | None = None) -> int:
-        """Rows the embedding will have, before any pixel is touched. Arguments and errors as in :meth:`grid_of`."""
+        """Returns the number of tokens of the embedding. Arguments and errors are those of :meth:`grid_of`."""
         return math.prod(self.grid_of(size, frames)) // self.merge_size**2
 
     def _picture_size(self, height: int, width: int) -> tuple[int, int]:
@@ -171,7 +183,11 @@ class MediaProcessor:
     # ---- pixels
 
     def prepare(self, item: MediaItem) -> PreparedItem:
-        """Raises MediaError when the item cannot be decoded or has no size the model takes."""
+        """Cuts an item into patches.
+
+        Raises:
+            MediaError: The item cannot be decoded, or cannot be resized to a size that the model takes.
+        """
         if isinstance(item, Video):
             return self._prepare_video(item)
         if not isinstance(item, Image.Image):
@@ -179,12 +195,12 @@ class MediaProcessor:
         grid = self.grid_of(item.size)
         pixels = self._images(_decoded(item), return_tensors="np")
         if tuple(pixels["image_grid_thw"][0]) != grid:
-            raise MediaError(f"the picture became {tuple(pixels['image_grid_thw'][0])} patches, {grid} were announced")
+            raise MediaError(f"the picture became {tuple(pixels['image_grid_thw'][0])} patches instead of {grid}")
         return self._prepared("image", pixels["pixel_values"], grid, ())
 
     def _prepare_video(self, video: Video) -> PreparedItem:
         if not (math.isfinite(video.fps) and video.fps > 0):
-            raise MediaError(f"a video needs a positive number of frames a second, not {video.fps}")
+            raise MediaError(f"a video needs a positive number of frames per second, not {video.fps}")
         sizes = {frame.size for frame in video.frames}
         if len(sizes) > 1:
             raise MediaError(f"the frames of a video must have one size; these have {len(sizes)}")
@@ -198,7 +214,7 @@ class MediaProcessor:
         return self._prepared("video", patches, grid, timestamps)
 
     def _pixels(self, frame: Image.Image, side: tuple[int, int]) -> np.ndarray:
-        """One frame, float32 ``[3, height, width]``, with the steps of the picture processor in its order."""
+        """Returns one frame, float32 ``[3, height, width]``, after the same steps as a picture."""
         settings = self._video
         pixels: np.ndarray = np.moveaxis(self._images.convert_to_rgb(frame), -1, 0)
         if settings.get("do_resize", True):
@@ -217,7 +233,7 @@ class MediaProcessor:
         digest.update(f"{kind} {patches.dtype}".encode() + struct.pack("<3q", *grid))
         digest.update(patches.data.cast("B"))
         tokens = math.prod(grid) // self.merge_size**2
-        # Memory of torch is aligned alike in every run, memory of numpy is not, and kernels may sum by the alignment.
+        # Kernels may sum in an order that depends on alignment. Torch aligns memory alike in every run, numpy does not.
         pixel_values = torch.from_numpy(patches).clone()
         return PreparedItem(kind, pixel_values, grid, tokens, timestamps, digest.digest())
 
@@ -231,10 +247,10 @@ def _decoded(image: Image.Image) -> Image.Image:
 
 
 def patchify(frames: np.ndarray, patch: int, temporal_patch: int, merge: int) -> np.ndarray:
-    """Frames ``[T, C, H, W]`` → rows ``[patches, C × temporal_patch × patch × patch]``.
+    """Cuts frames ``[T, C, H, W]`` into patches ``[patches, C × temporal_patch × patch × patch]``.
 
-    Patches follow one another in time, then by blocks of ``merge × merge``, so that those merged into one token are
-    neighbours. T must be a multiple of ``temporal_patch``, H and W of ``patch × merge``.
+    Patches are ordered by time, then by blocks of ``merge × merge``, so that the patches of one token are adjacent. T
+    must be a multiple of ``temporal_patch``, H and W of ``patch × merge``.
     """
     count, channels, height, width = frames.shape
     blocks = frames.reshape(

@@ -1,6 +1,6 @@
-"""Messages and the shapes of their media → token ids, positions, and the places of the visual tokens.
+"""Builds prompts: messages and the shapes of their media → token ids, positions, and where the visual tokens are.
 
-No pixel and no embedding is needed, so the language side builds its prompt while the encode side is still at work.
+This needs neither pixels nor embeddings, so the language side builds its prompt while the encode side is still working.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from embferry.engine.families.base import Marks, Placeholder
 from embferry.engine.media import DIGEST_BYTES
 from embferry.engine.shape import TOKEN_TYPE, Kind, MediaShape, merged_positions
 
-#: Content parts of the OpenAI schema and of transformers → what the chat template is given.
+#: Type of a content part in the OpenAI schema or in transformers → type for the chat template.
 PART_KINDS: dict[str, Kind] = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 
 
@@ -32,14 +32,14 @@ class Prompt:
     """A prompt of L tokens, N of them visual. The visual tokens of all items, in sequence order, are one stream.
 
     Attributes:
-        input_ids: int64 ``[1, L]`` with placeholder tokens where the stream goes.
+        input_ids: int64 ``[1, L]``, with placeholder tokens at the positions of the visual tokens.
         mm_token_type_ids: int32 ``[1, L]``: 0 text, 1 image, 2 video.
         position_ids: int64 ``[3, 1, L]``: time, height, width.
-        position_delta: a generated token's position is its index plus this.
-        visual_positions: int64 ``[N]``, index in the sequence of each token of the stream, ascending.
-        fill_ids: int32 ``[N]``, and
-        mrope_positions: int32 ``[N, 3]``: what the same fields of the stream must hold.
-        items: shapes, in order.
+        position_delta: The position of a generated token is its index plus this.
+        visual_positions: int64 ``[N]``, the index in the sequence of each visual token, ascending.
+        fill_ids: int32 ``[N]``, the values that this field of the stream must have.
+        mrope_positions: int32 ``[N, 3]``, the values that this field of the stream must have.
+        items: The shapes of the media, in order.
     """
 
     input_ids: torch.Tensor
@@ -61,17 +61,17 @@ class Prompt:
 
     @property
     def digest(self) -> bytes:
-        """Of the whole stream; empty when an item's digest is unknown."""
+        """Digest of the whole stream; empty if the digest of an item is unknown."""
         return stream_digest([item.digest for item in self.items])
 
-    def rows_of(self, start: int, stop: int) -> tuple[int, int]:
-        """The part of the stream that goes into ``[start, stop)`` of the sequence."""
+    def visual_range(self, start: int, stop: int) -> tuple[int, int]:
+        """Returns the half-open range of visual tokens that are in ``[start, stop)`` of the sequence."""
         bounds = torch.searchsorted(self.visual_positions, torch.tensor([start, stop]))
         return int(bounds[0]), int(bounds[1])
 
 
 def stream_digest(digests: Sequence[bytes]) -> bytes:
-    """Digest of several items' embeddings as one stream, 16 bytes; empty if there is none or one of them is empty."""
+    """Returns the digest of several items as one stream, 16 bytes; empty if there are none or one of them is empty."""
     if not digests or not all(digests):
         return b""
     return hashlib.blake2b(b"".join(digests), digest_size=DIGEST_BYTES).digest()
@@ -81,7 +81,10 @@ class PromptBuilder:
     """Builds prompts for one model.
 
     Args:
-        limit: most tokens a prompt and its answer may have together; the model's own limit if None or larger.
+        family: The model's family.
+        config: Configuration of the model.
+        tokenizer: Tokenizer of the model, with a chat template.
+        limit: Most tokens of a prompt together with its answer; the model's own limit if None or larger.
     """
 
     def __init__(self, family: Family, config: Any, tokenizer: Any, limit: int | None = None) -> None:
@@ -100,7 +103,12 @@ class PromptBuilder:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], limit: int | None = None) -> PromptBuilder:
-        """From a model directory; reads its configuration and tokenizer only."""
+        """Loads the configuration and the tokenizer of a model directory.
+
+        Raises:
+            UnsupportedModel: The model's family has no adapter.
+            CheckpointError: The files are missing or cannot be read.
+        """
         config = read_config(path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -113,16 +121,17 @@ class PromptBuilder:
     def build(
         self, messages: Sequence[Mapping[str, Any]], shapes: Sequence[MediaShape] = (), max_new_tokens: int = 1
     ) -> Prompt:
-        """
+        """Returns the prompt for a conversation.
+
         Args:
             messages: ``role`` and ``content``; content is a string or parts of type "text", "image" ("image_url"),
-                "video" ("video_url"). What a media part refers to is not looked at.
-            shapes: one for each media part, in order.
-            max_new_tokens: room the answer needs.
+                "video" ("video_url"). The content of a media part is ignored.
+            shapes: The shape of each media part, in order.
+            max_new_tokens: Tokens of the answer that must fit after the prompt.
 
         Raises:
-            PromptTooLong: no room for that many tokens after the prompt.
-            PromptError: anything else wrong with the messages.
+            PromptTooLong: The prompt and that many tokens do not fit.
+            PromptError: The messages are wrong in another way.
         """
         visual = sum(shape.num_tokens(self.merge) for shape in shapes)
         self._check_room(visual, max_new_tokens)
@@ -132,7 +141,7 @@ class PromptBuilder:
         try:
             text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise PromptError(f"the model's chat template refuses the messages: {error}") from error
+            raise PromptError(f"the model's chat template rejects the messages: {error}") from error
         placeholders = self._placeholders(text, shapes)
         ids = self._token_ids(self._expanded(text, placeholders), placeholders)
         self._check_room(len(ids), max_new_tokens)
@@ -168,10 +177,10 @@ class PromptBuilder:
         return {"type": PART_KINDS[kind]}
 
     def _plain(self, text: str) -> str:
-        """Text of a user must not pass for the model's own marks: it could forge a turn or a placeholder."""
+        """Returns the text if it contains no control token; a user could forge a turn or a placeholder with one."""
         for token in self._control:
             if token in text:
-                raise PromptError(f"the text contains {token}, which the model reserves; leave it out")
+                raise PromptError(f"the text contains {token}, a control token of the model; remove it")
         return text
 
     # ---- media
@@ -180,7 +189,7 @@ class PromptBuilder:
         kinds: list[Kind] = ["image" if pad == self._marks.image else "video" for pad in self._mark.findall(text)]
         if kinds != [shape.kind for shape in shapes]:
             told = ", ".join(shape.kind for shape in shapes) or "none"
-            raise PromptError(f"the messages hold these media: {', '.join(kinds) or 'none'}; prepared were: {told}")
+            raise PromptError(f"the messages contain these media: {', '.join(kinds) or 'none'}; prepared were: {told}")
         return [self.family.placeholder(shape, self.merge, self._marks) for shape in shapes]
 
     def _expanded(self, text: str, placeholders: Sequence[Placeholder]) -> str:
@@ -188,7 +197,10 @@ class PromptBuilder:
         return self._mark.sub(lambda _: next(each).text, text)
 
     def _token_ids(self, text: str, placeholders: Sequence[Placeholder]) -> list[int]:
-        """Token ids with every pad repeated. Repeating ids spares the tokenizer a text of a pad for each token."""
+        """Returns the token ids, with each pad repeated.
+
+        Repeating ids is faster than tokenizing a text with one pad for each visual token.
+        """
         pads = (self.config.image_token_id, self.config.video_token_id)
         counts: Iterator[int] = (count for placeholder in placeholders for count in placeholder.counts)
         ids: list[int] = []

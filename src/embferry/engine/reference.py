@@ -1,7 +1,7 @@
-"""The undivided model, run in one process by transformers' own code: what the split has to be equal to.
+"""The undivided model, run in one process by the code of transformers: the result that the two halves must equal.
 
-It encodes one item a call and prefills by the same chunk boundaries, since both change the last bits of a result. All
-else is the model's own: where embeddings and deepstack rows go, positions, masks, cache, head.
+It encodes one item in each call and prefills with the same chunk boundaries, because both affect the last bits of a
+result. All else is done by transformers: merging embeddings and deepstack levels, positions, masks, cache and head.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from embferry.engine.shape import TOKEN_TYPE, Kind
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReferenceRun:
-    """Token ids and, for each, the logits ``[vocab]`` it was chosen from."""
+    """Generated token ids, and for each the logits ``[vocab]`` that it was chosen from."""
 
     tokens: list[int] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
@@ -35,14 +35,14 @@ class ReferenceRun:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Features:
-    """The tower's output for all items of one kind, rows in sequence order."""
+    """The output of the tower for all items of one kind, in sequence order."""
 
     output_class: Any
     rows: torch.Tensor
     levels: list[torch.Tensor]
 
     def slice(self, start: int, stop: int) -> Any:
-        """As the model's ``mm_encoder_outputs`` takes it."""
+        """Returns the visual tokens ``[start, stop)`` in the form of ``mm_encoder_outputs``."""
         output = self.output_class(pooler_output=(self.rows[start:stop],))
         if self.levels:
             output.deepstack_features = [(level[start:stop],) for level in self.levels]
@@ -50,7 +50,7 @@ class _Features:
 
 
 class Reference:
-    """An undivided model."""
+    """An undivided model, as a reference."""
 
     def __init__(self, family: Family, model: Any, ends: frozenset[int], chunk_tokens: int) -> None:
         self.family = family
@@ -67,7 +67,7 @@ class Reference:
         threads: int = 1,
         prefill_chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
     ) -> Reference:
-        """Arguments as for ``LanguageModel.load``."""
+        """Loads a model. The arguments are those of :meth:`LanguageModel.load`."""
         torch.set_num_threads(threads)
         config = read_config(path)
         family = family_of(config)
@@ -79,7 +79,7 @@ class Reference:
 
     @torch.inference_mode()
     def run(self, prompt: Prompt, items: Sequence[PreparedItem], params: SamplingParams) -> ReferenceRun:
-        """Answers a prompt; stops at an end token or at ``params.max_tokens``. Stop strings are not looked for."""
+        """Generates an answer until an end token or ``params.max_tokens``; stop strings are ignored."""
         features = {kind: self._encode(items, kind) for kind in TOKEN_TYPE}
         positions, delta = self.model.model.get_rope_index(
             prompt.input_ids,
@@ -123,7 +123,7 @@ class Reference:
         return _Features(type(outputs[0]), torch.cat([output.pooler_output[0] for output in outputs]), levels)
 
     def _chunk(self, prompt: Prompt, features: dict[Kind, _Features | None], start: int, stop: int) -> dict[str, Any]:
-        """The features of the placeholder tokens of each kind in ``[start, stop)``."""
+        """Returns the features of the placeholder tokens of each kind in ``[start, stop)`` of the sequence."""
         chunk: dict[str, Any] = {}
         for kind, found in features.items():
             places = prompt.mm_token_type_ids[0] == TOKEN_TYPE[kind]

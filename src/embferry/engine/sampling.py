@@ -1,4 +1,4 @@
-"""From logits to a token."""
+"""Sampling parameters, and the choice of a token from logits."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from embferry.engine.errors import ParameterError
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How a request wants its answer.
+    """Parameters of how an answer is generated.
 
     Attributes:
-        max_tokens: most tokens to generate.
-        temperature: 0 takes the likeliest token; up to 2.
-        top_p: sample from the likeliest tokens whose probabilities add up to this (arXiv:1904.09751).
-        seed: of the request's own generator; drawn at random if None.
-        stop: strings that end the answer; they are not part of it.
-        ignore_eos: go on after the model's end token.
+        max_tokens: Most tokens to generate.
+        temperature: From 0, which takes the likeliest token, to 2.
+        top_p: Samples from the likeliest tokens whose probabilities add up to this (arXiv:1904.09751).
+        seed: Seed of the request's random generator; drawn at random if None.
+        stop: Strings that end the answer and are not part of it.
+        ignore_eos: Whether to go on after an end token of the model.
 
     Raises:
-        ParameterError: a value out of range.
+        ParameterError: A value is out of range.
     """
 
     max_tokens: int = 256
@@ -48,13 +48,13 @@ class SamplingParams:
         if self.seed is None:
             generator.seed()
         else:
-            # Any integer will do for a seed, torch takes 64 bits.
+            # A seed may be any integer; torch takes 64 bits.
             generator.manual_seed(self.seed & 0xFFFF_FFFF_FFFF_FFFF)
         return generator
 
 
 def sample(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator) -> int:
-    """One token of logits ``[vocab]``. The first of several equals is the likeliest, as in ``generate``."""
+    """Chooses a token by logits ``[vocab]``. At temperature 0 it is the first of equal maxima, as in ``generate``."""
     scores = logits.float()
     if params.temperature == 0:
         return int(scores.argmax())

@@ -1,8 +1,8 @@
-"""Where prefill is cut into chunks.
+"""The boundaries of the chunks of a prefill.
 
-Prefill in chunks is close to prefill in one piece, not equal to it bit by bit: the kernels sum in another order. So the
-boundaries are a function of the prompt's length and of a setting, and of nothing else. The arrival of the embedding
-decides when a chunk runs, never what is in it; the same request gives the same logits however its embedding came.
+Prefill in chunks is close to prefill in one piece but not equal to it bit by bit, because kernels sum in another order.
+So the boundaries depend only on the length of the prompt and on a setting. The arrival of the embedding decides when a
+chunk runs, never what is in it: a request has the same logits however its embedding arrives.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ DEFAULT_CHUNK_TOKENS = 512
 
 
 def chunk_boundaries(length: int, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> tuple[tuple[int, int], ...]:
-    """Half-open ranges that cover ``[0, length)``, each of ``chunk_tokens`` but the last.
+    """Returns half-open ranges of ``chunk_tokens`` tokens that cover ``[0, length)``; the last may be shorter.
 
     Raises:
-        ValueError: an empty prompt, or a chunk of no tokens.
+        ValueError: An argument is less than 1.
     """
     if length < 1 or chunk_tokens < 1:
         raise ValueError(f"cannot cut {length} tokens into chunks of {chunk_tokens}")

@@ -1,7 +1,7 @@
-"""Many requests on one language model, in turn.
+"""Runs many requests in turn on one language model.
 
-``step`` never waits. In each step every sequence that can go on gets one piece of work, a chunk of its prompt or a
-token, so none is held up by another's missing embedding, and a long prompt delays the others by one chunk at a time.
+``step`` never waits. It runs one chunk or one token of every sequence that can go on. So a missing embedding delays
+only its own request, and a long prompt delays the others by one chunk at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ Ending = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What to answer. ``source`` carries the prompt's visual tokens; None if it has none."""
+    """A prompt to answer.
+
+    Attributes:
+        id: Identifies the request in outputs and in :meth:`Scheduler.abort`.
+        prompt: The prompt.
+        params: The sampling parameters.
+        source: Provides the visual tokens of the prompt; None if it has none.
+    """
 
     id: str
     prompt: Prompt
@@ -35,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a request: of its prompt, how many of those were visual, and of its answer."""
+    """Numbers of tokens of a request. The visual tokens are part of the prompt's."""
 
     prompt_tokens: int
     visual_tokens: int
@@ -47,11 +54,13 @@ class Output:
     """One token of a request, or its end.
 
     Attributes:
-        token: the id; None when the request ended without one.
-        text: what became certain with it; may be empty.
-        finish_reason: set on the last output of a request and on no other.
-        error: why, if the reason is "error".
-        ttft: seconds from ``add`` to the first token; set with the first token and on the last output.
+        request_id: The id of the request.
+        token: The id of the token; None if the request ended without one.
+        text: The text that became final with this token; may be empty.
+        usage: Tokens of the request so far.
+        finish_reason: Set only on the last output of a request.
+        error: The error, if the reason is "error".
+        ttft: Seconds from ``add`` to the first token; set on the output with the first token and on the last one.
     """
 
     request_id: str
@@ -73,12 +82,13 @@ class _Running:
 
 
 class Scheduler:
-    """Runs requests on a model. Used from one thread.
+    """Runs requests on a model. All methods are called from one thread.
 
     Args:
-        max_running: sequences with a key-value cache at the same time; the rest wait in the order they came.
-        max_queued: requests that may wait beyond those.
-        clock: seconds, monotonic.
+        model: The model.
+        max_running: Most sequences with a key-value cache at the same time; further requests wait in order.
+        max_queued: Most requests that may wait.
+        clock: Returns monotonic time in seconds.
     """
 
     def __init__(
@@ -97,7 +107,7 @@ class Scheduler:
         self._aborted: list[_Running] = []
 
     def __len__(self) -> int:
-        """Requests whose last output has not been given out."""
+        """Returns the number of requests whose last output has not been returned."""
         return len(self._queue) + len(self._running) + len(self._aborted)
 
     @property
@@ -109,19 +119,24 @@ class Scheduler:
         return len(self._queue)
 
     def add(self, request: Request) -> None:
-        """Raises QueueFull, or ValueError for an id in use or a prompt with media and no source."""
+        """Adds a request.
+
+        Raises:
+            QueueFull: As many requests as possible run and wait already.
+            ValueError: The id is in use, or the prompt has media and no source.
+        """
         known = (*self._running.values(), *self._queue, *self._aborted)
         if any(request.id == other.request.id for other in known):
-            raise ValueError(f"a request with id {request.id!r} is still here")
+            raise ValueError(f"a request with id {request.id!r} is not finished")
         if request.prompt.num_visual and request.source is None:
-            raise ValueError(f"request {request.id!r} has media and no source for their embeddings")
+            raise ValueError(f"request {request.id!r} has media but no source of their embeddings")
         if len(self._running) >= self.max_running and len(self._queue) >= self.max_queued:
-            raise QueueFull(f"{self.max_running} requests are running and {self.max_queued} wait; try again later")
+            raise QueueFull(f"{self.max_running} requests are running and {self.max_queued} waiting; try again later")
         self._queue.append(_Running(request, self._clock()))
         self._admit()
 
     def abort(self, request_id: str) -> bool:
-        """Ends a request; its last output comes with the next step. False if there is no such request."""
+        """Ends a request; the next step returns its last output. Returns False if there is no such request."""
         running = self._running.pop(request_id, None)
         if running is None:
             running = next((waiting for waiting in self._queue if waiting.request.id == request_id), None)
@@ -132,11 +147,11 @@ class Scheduler:
         return True
 
     def runnable(self) -> bool:
-        """Whether a step would do anything now. If not, wait until a source has more."""
+        """Returns whether a step has work. If not, the caller should wait until a source has more tokens."""
         return bool(self._aborted) or any(self._ready(running) for running in self._running.values())
 
     def step(self) -> list[Output]:
-        """One piece of work for every sequence that can go on. Empty if none can, or if none got as far as a token."""
+        """Runs one chunk or token of every sequence that can go on; returns the new outputs, which may be none."""
         outputs = [self._last(running, "abort") for running in self._aborted]
         self._aborted.clear()
         for running in list(self._running.values()):
@@ -152,10 +167,10 @@ class Scheduler:
             self._running[running.request.id] = running
 
     def _ready(self, running: _Running) -> bool:
-        """A source that has failed is ready: its request can end."""
+        """Returns whether a step can advance the request. A failed source counts as ready: its request can end."""
         try:
             return self._arrived(running)
-        except Exception:  # noqa: BLE001 - the error is the transfer's, of any class; the next step reports it
+        except Exception:  # noqa: BLE001 - a source may raise any error; the next step reports it
             return True
 
     def _arrived(self, running: _Running) -> bool:
@@ -163,13 +178,13 @@ class Scheduler:
         if sequence is None or sequence.prefilled or source is None:
             return True
         self._check(running.request.prompt, source)
-        # Asked even if the next chunk is all text, so that a failed transfer ends its request at once.
-        return source.available_tokens() >= sequence.next_rows[1]
+        # Called even if the next chunk is all text, so that a failed transfer ends its request at once.
+        return source.available_tokens() >= sequence.next_visual_range[1]
 
     def _advance(self, running: _Running) -> Output | None:
         try:
             self._work(running)
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong in one request ends that request, with its error
+        except Exception as error:  # noqa: BLE001 - an error in one request ends that request only
             del self._running[running.request.id]
             return self._last(running, "error", error)
         sequence = running.sequence
@@ -191,7 +206,7 @@ class Scheduler:
         )
 
     def _work(self, running: _Running) -> None:
-        """One chunk or one token, if what it needs has arrived."""
+        """Runs one chunk or one token, if the visual tokens it needs have arrived."""
         request = running.request
         if running.sequence is None:
             running.sequence = self.model.start(request.prompt, request.params)
@@ -201,7 +216,7 @@ class Scheduler:
         if sequence.prefilled:
             self.model.decode_step(sequence)
             return
-        first, last = sequence.next_rows
+        first, last = sequence.next_visual_range
         if request.source is None or last == first:
             self.model.prefill_chunk(sequence)
             return
@@ -214,11 +229,11 @@ class Scheduler:
     def _check(self, prompt: Prompt, source: EmbeddingSource) -> None:
         if source.total_tokens not in (-1, prompt.num_visual):
             raise EmbeddingMismatch(
-                f"the embedding has {source.total_tokens} tokens, the media of the prompt {prompt.num_visual}"
+                f"the embedding has {source.total_tokens} tokens, the media of the prompt have {prompt.num_visual}"
             )
         if isinstance(source, DigestedSource) and source.digest and prompt.digest not in (b"", source.digest):
             raise EmbeddingMismatch(
-                f"the embedding is of other content ({source.digest.hex()}) than the prompt ({prompt.digest.hex()})"
+                f"the embedding's content ({source.digest.hex()}) is not that of the prompt ({prompt.digest.hex()})"
             )
 
     def _last(self, running: _Running, reason: Ending, error: Exception | None = None) -> Output:

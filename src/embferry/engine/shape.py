@@ -1,4 +1,4 @@
-"""The shape of one picture or video: all the language side has to know about it before its embedding arrives."""
+"""The shape of a picture or video: all that the language side needs before the embedding arrives."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 Kind = Literal["image", "video"]
 
-#: Value of ``mm_token_type_ids`` for the placeholder tokens of each kind; text is 0.
+#: Values of ``mm_token_type_ids`` for placeholder tokens; text is 0.
 TOKEN_TYPE: dict[Kind, int] = {"image": 1, "video": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class MediaShape:
-    """One item of a request, without its pixels.
+    """A media item of a request, without its pixels.
 
     Attributes:
         kind: "image" or "video".
-        grid: patches in time, height and width, before merging.
-        timestamps: seconds of each temporal patch, as the family reckons them; empty where it needs none.
-        digest: content digest of the embedding; empty when unknown. Two items of the same shape differ in nothing else.
+        grid: Patches in time, height and width, before merging.
+        timestamps: Seconds of each temporal patch, by the family's rule; empty if the family does not use them.
+        digest: Content digest of the embedding; empty if unknown.
     """
 
     kind: Kind
@@ -30,16 +30,16 @@ class MediaShape:
     digest: bytes = b""
 
     def num_tokens(self, merge: int) -> int:
-        """Tokens the language model sees, ``merge × merge`` patches each."""
+        """Returns the number of visual tokens, of ``merge × merge`` patches each."""
         t, h, w = self.grid
         return t * (h // merge) * (w // merge)
 
 
 def merged_positions(grid: tuple[int, int, int], merge: int) -> torch.Tensor:
-    """Time, row and column of every merged patch, counted from the item's own corner.
+    """Returns time, row and column of every merged patch within the item.
 
     Returns:
-        int32 ``[tokens, 3]``, in the order of the rows of the embedding.
+        int32 ``[tokens, 3]``, in the order of the tokens of the embedding.
     """
     t, h, w = grid[0], grid[1] // merge, grid[2] // merge
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.int32) for n in (t, h, w)), indexing="ij")

@@ -1,4 +1,4 @@
-"""The seam to the transfer: where a sequence gets the rows of its visual tokens from."""
+"""The interface through which a sequence reads its visual tokens from a transfer."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ from embferry.engine.prompt import stream_digest
 class EmbeddingSource(Protocol):
     """The stream of a prompt's visual tokens, of which a prefix has arrived.
 
-    ``release`` and the end of a request say only what is no longer needed; whoever made the source closes it.
+    Neither ``release`` nor the end of a request closes the source; that is up to its owner.
     """
 
     @property
     def total_tokens(self) -> int:
-        """Length of the stream; -1 while unknown."""
+        """Length of the stream in tokens; -1 while unknown."""
 
     def available_tokens(self) -> int:
-        """Tokens of the verified prefix that can be read. Raises the transfer's error once it has failed."""
+        """Returns the number of tokens of the verified prefix. Does not block.
+
+        Raises:
+            Exception: The transfer has failed; the error is the transfer's.
+        """
 
     def read(self, field: str, start: int, stop: int) -> torch.Tensor:
-        """Rows ``[start, stop)`` of a field, ``[stop - start, width]``. They may be views, good until released."""
+        """Returns tokens ``[start, stop)`` of a field, ``[stop - start, width]``: a copy, or a view until released."""
 
     def release(self, upto: int) -> None:
-        """Rows below ``upto`` are not needed any more."""
+        """Releases the tokens below ``upto``; they are not read again."""
 
 
 @runtime_checkable
 class DigestedSource(Protocol):
-    """A source that knows what it carries. It is then compared with what the prompt is about."""
+    """A source that knows the digest of its content. The scheduler compares it with the prompt's."""
 
     @property
     def digest(self) -> bytes:
-        """As ``stream_digest`` of the items' digests; empty while unknown."""
+        """``stream_digest`` of the items' digests; empty while unknown."""
 
 
 class ResidentSource:
-    """A source that is whole from the start."""
+    """A source whose tokens are all there from the start."""
 
     def __init__(self, *embeddings: Embedding) -> None:
         self._fields = concatenate(list(embeddings))

@@ -1,28 +1,28 @@
-"""Tokens → text while they are being generated: whole characters only, nothing that may yet become a stop string."""
+"""Turns tokens into text during generation: emits whole characters only, and nothing that may become a stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-#: What a decoder writes for bytes that are not a whole character.
+#: Decoders write this character for bytes that are not a whole character.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """Decodes a growing list of tokens. What it gives out, put together, is what decoding all of them at once gives."""
+    """Decodes a growing list of tokens. All pieces joined equal the result of decoding all tokens at once."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        # Decoding starts a few tokens back, at the last but one place where a character ended: the first token of a
-        # text can be written otherwise than the same token further on (some tokenizers drop its leading space).
+        # Decoding starts a few tokens back, at the last but one place where a character ended, because the first token
+        # of a text can decode differently from the same token further on: some tokenizers drop its leading space.
         self._anchor = 0
         self._settled = 0
         self._given = 0
 
     def push(self, token: int) -> str:
-        """The text that became certain with this token; empty while a character is incomplete."""
+        """Returns the text that became final with this token; empty while a character is incomplete."""
         self._ids.append(token)
         text = self._decode(self._anchor)
         whole = text.removesuffix(REPLACEMENT)
@@ -34,7 +34,7 @@ class Detokenizer:
         return delta
 
     def finish(self) -> str:
-        """What is left: a replacement character if the last one never became whole."""
+        """Returns the remaining text: a replacement character if the last character is incomplete."""
         return self._decode(self._anchor)[self._given :]
 
     def _decode(self, start: int) -> str:
@@ -44,7 +44,7 @@ class Detokenizer:
 
 
 class StopText:
-    """Passes text on until one of the stop strings appears in it, and nothing of the stop string itself."""
+    """Passes text on until a stop string appears, and withholds the stop string and all after it."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -52,7 +52,7 @@ class StopText:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The text that can be given out now. After a stop string was found, nothing."""
+        """Returns the text that is final now; nothing after a stop string."""
         if self.stopped:
             return ""
         text = self._held + text
@@ -65,11 +65,11 @@ class StopText:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """What was held back and became no stop string after all."""
+        """Returns the text that was held back and did not become a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that ``stop`` begins with."""
+    """Returns the length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,5 +1,5 @@
-"""From the origin's earlier family of names to the present one, in a user's code and log searches.
+"""Rewrites a user's code and log searches from the origin's earlier names to the present ones.
 
-:mod:`renames` is the table, :mod:`words` applies it to text, :mod:`python` to code and :mod:`text` to searches in
-scripts, configurations and documents; :mod:`run` walks paths. Nothing here is imported by the rest of the project.
+:mod:`words` holds the table of names and applies it to text, :mod:`python` to Python code and :mod:`text` to searches
+in scripts, configurations and documents; :mod:`run` applies these to files. Nothing here is imported by the library.
 """

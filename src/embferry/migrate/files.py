@@ -1,4 +1,4 @@
-"""Files found, read and written: which there are to migrate, and what is left alone and why."""
+"""Finds, reads and replaces the files to migrate."""
 
 from __future__ import annotations
 
@@ -15,128 +15,99 @@ PYTHON = frozenset({".py", ".pyi"})
 TEXT = frozenset(
     {".sh", ".bash", ".zsh", ".ksh", ".fish", ".ps1", ".yaml", ".yml", ".md", ".rst", ".txt", ".json", ".toml", ".cfg"}
     | {".conf", ".ini", ".mk", ".j2", ".tf", ".service", ".env"}
+    | {"Makefile", "Dockerfile", "Justfile", "Jenkinsfile", ".bashrc", ".bash_aliases", ".zshrc"}
 )
-TEXT_NAMES = frozenset({"Makefile", "Dockerfile", "Justfile", "Jenkinsfile", ".bashrc", ".bash_aliases", ".zshrc"})
 SKIPPED_FOLDERS = frozenset(
     {".git", ".hg", ".svn", ".venv", "venv", "node_modules", "site-packages", "__pycache__", ".tox", ".nox", ".eggs"}
     | {".mypy_cache", ".ruff_cache", ".pytest_cache"}
 )
 MAX_BYTES = 4 << 20
-"""A larger file is no source of anybody's; it is reported if it mentions an old word."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A file that mentions an old word."""
-
-    path: Path
-    data: bytes
-
-    @property
-    def is_python(self) -> bool:
-        return kind(self.path) is PYTHON
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A file that could not be handled and is as it was."""
+class Skipped:
+    """A file that could not be handled; its contents are unchanged."""
 
     path: Path
     reason: str
 
 
-def kind(path: Path) -> frozenset[str] | None:
-    """:data:`PYTHON`, :data:`TEXT`, or None for a file that is nobody's here. Without a suffix, its first line says."""
-    if path.suffix in PYTHON:
-        return PYTHON
-    if path.suffix in TEXT or path.name in TEXT_NAMES:
-        return TEXT
-    return None if path.suffix else _by_first_line(path)
+def find(paths: Iterable[Path], skipped: list[Skipped]) -> Iterator[Path]:
+    """Yields every file to look at below the paths, each once.
 
+    Links inside folders are not followed. A given path is followed, and a given file is included under any name.
 
-def walk(paths: Iterable[Path], unread: list[Left]) -> Iterator[Path]:
-    """Every file below the paths that may be migrated, once, in order. Links inside folders are not followed: what
-    they lead to is migrated where it lies. A path that is given is followed, whatever its name.
-
-    :param unread: gets the folders that cannot be read.
+    Args:
+        paths: Files and folders.
+        skipped: Receives the folders that cannot be read.
     """
+
+    def unreadable(error: OSError) -> None:
+        skipped.append(Skipped(Path(error.filename), error.strerror or str(error)))
+
+    def below(folder: Path) -> Iterator[Path]:
+        for here, folders, names in os.walk(folder, onerror=unreadable):
+            folders[:] = sorted(set(folders) - SKIPPED_FOLDERS)
+            files = [Path(here, name) for name in sorted(names)]
+            yield from (file for file in files if file.is_file() and not file.is_symlink() and kind(file) is not None)
+
     seen: set[Path] = set()
     for path in paths:
-        real = path.resolve()
-        for file in [real] if real.is_file() else _below(real, unread):
-            if file not in seen:
-                seen.add(file)
-                yield file if path.is_symlink() else path / file.relative_to(real)
-
-
-def own_modules(files: Iterable[Path]) -> frozenset[str]:
-    """The names under which the user's own modules may be imported: every package folder and module there is."""
-    names = {file.stem for file in files if file.suffix in PYTHON}
-    packages = {file.resolve().parent for file in files if file.name == "__init__.py"}
-    return frozenset(names | {package.name for package in packages})
-
-
-def look(path: Path) -> Found | Left | None:
-    """The file if it mentions an old word."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            return Left(path, f"{size} bytes; the limit is {MAX_BYTES}") if _mentions(path) else None
-        data = path.read_bytes()
-    except OSError as error:
-        return Left(path, error.strerror or str(error))
-    if not MENTIONS.search(data):
-        return None
-    if b"\0" in data:
-        return Left(path, "not text in an encoding that is read here")
-    return Found(path, data)
-
-
-def replace(found: Found, data: bytes) -> Left | None:
-    """Puts ``data`` in the place of what was found, all or nothing, with its owner and mode; says why if not."""
-    path = found.path.resolve()
-    try:
-        if path.read_bytes() != found.data:
-            return Left(found.path, "it has changed meanwhile; run the command again")
-        was = path.stat()
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                os.fchown(file.fileno(), was.st_uid, was.st_gid)
-                os.fchmod(file.fileno(), was.st_mode & 0o7777)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        return Left(found.path, error.strerror or str(error))
-    return None
-
-
-def _below(folder: Path, unread: list[Left]) -> Iterator[Path]:
-    def cannot(error: OSError) -> None:
-        unread.append(Left(Path(error.filename), error.strerror or str(error)))
-
-    for here, folders, files in os.walk(folder, onerror=cannot):
-        folders[:] = sorted(name for name in folders if name not in SKIPPED_FOLDERS)
-        for name in sorted(files):
-            file = Path(here, name)
-            if not file.is_symlink() and file.is_file() and kind(file) is not None:
+        for file in [path] if path.is_file() else below(path):
+            if (real := file.resolve()) not in seen:
+                seen.add(real)
                 yield file
 
 
-def _by_first_line(path: Path) -> frozenset[str] | None:
+def kind(path: Path) -> frozenset[str] | None:
+    """Returns :data:`PYTHON`, :data:`TEXT`, or None for other files. Without a suffix, the first line decides."""
+    for known in (PYTHON, TEXT):
+        if not known.isdisjoint((path.suffix, path.name)):
+            return known
+    if path.suffix:
+        return None
     try:
         with path.open("rb") as file:
             line = file.readline(200)
     except OSError:
-        return TEXT  # reading it again says what is wrong
-    if not line.startswith(b"#!"):
+        return TEXT  # reading it again reports the error
+    return (PYTHON if b"python" in line else TEXT) if line.startswith(b"#!") else None
+
+
+def read(path: Path) -> bytes | Skipped | None:
+    """Returns the contents of a file that mentions an old word; None if it mentions none."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as large:
+                    found = MENTIONS.search(large)
+                return Skipped(path, f"{size} bytes; the limit is {MAX_BYTES}") if found else None
+            data = file.read()
+    except OSError as error:
+        return Skipped(path, error.strerror or str(error))
+    if not MENTIONS.search(data):
         return None
-    return PYTHON if b"python" in line else TEXT
+    return Skipped(path, "it is not text in a known encoding") if b"\0" in data else data
 
 
-def _mentions(path: Path) -> bool:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return MENTIONS.search(data) is not None
+def replace(path: Path, before: bytes, after: bytes) -> Skipped | None:
+    """Replaces the contents of a file, all or nothing; its owner and mode stay. Returns the reason if it failed."""
+    real = path.resolve()
+    try:
+        if real.read_bytes() != before:
+            return Skipped(path, "it has changed meanwhile; run the command again")
+        was = real.stat()
+        handle, name = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(after)
+                os.fchown(file.fileno(), was.st_uid, was.st_gid)
+                os.fchmod(file.fileno(), was.st_mode & 0o7777)
+            os.replace(name, real)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        return Skipped(path, error.strerror or str(error))
+    return None

@@ -1,91 +1,97 @@
-"""Paths in, changes out: what would change, as data and as a diff."""
+"""Plans the changes of a migration, and applies them."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import files, python, text
-from .files import Found, Left
+from .files import Skipped
+from .words import Rewritten
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A file and what it becomes."""
+    """A file with its present and its new contents."""
 
-    found: Found
-    data: bytes
+    path: Path
+    before: bytes
+    after: bytes
     encoding: str
 
     @property
     def diff(self) -> str:
-        """The unified diff; bytes that are no text in the file's encoding are shown escaped."""
-        before, after = (_lines(data, self.encoding) for data in (self.found.data, self.data))
-        name = str(self.found.path)
-        return "".join(_ended(difflib.unified_diff(before, after, f"a/{name.lstrip('/')}", f"b/{name.lstrip('/')}")))
+        """The unified diff; bytes that are not text in the file's encoding are shown escaped."""
+        before, after = (_lines(data, self.encoding) for data in (self.before, self.after))
+        name = str(self.path).lstrip("/")
+        lines = difflib.unified_diff(before, after, f"a/{name}", f"b/{name}")
+        return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
 
 
 @dataclass(slots=True)
 class Plan:
-    """What a migration of some paths would do."""
+    """The result of looking at some paths.
+
+    Attributes:
+        changes: The files to rewrite.
+        doubtful: ``file:line: reason`` of every place that a person has to look at.
+        skipped: The files that could not be handled.
+        looked_at: The number of files looked at.
+    """
 
     changes: list[Change] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """``file:line: sentence``: old names that are left alone, and why."""
+    doubtful: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     looked_at: int = 0
 
 
-def plan(paths: Iterable[Path], assume: bool = False, progress: Callable[[int], None] = lambda looked_at: None) -> Plan:
-    """Looks at every file below ``paths``; changes nothing.
+def plan(paths: Iterable[Path], assume: bool = False) -> Plan:
+    """Returns the changes that every file below ``paths`` needs, and changes nothing.
 
-    :param assume: take it that every file has to do with the system.
-    :param progress: told how many files have been looked at.
+    Args:
+        paths: Files and folders.
+        assume: Treat every file as one that uses the system.
     """
     made = Plan()
-    found = list(files.walk(paths, made.left))
-    own = files.own_modules(found)
+    found = list(files.find(paths, made.skipped))
+    made.looked_at = len(found)
+    own = {path.stem for path in found if path.suffix in files.PYTHON}
+    own |= {path.resolve().parent.name for path in found if path.name == "__init__.py"}
     for path in found:
-        made.looked_at += 1
-        progress(made.looked_at)
-        file = files.look(path)
-        if isinstance(file, Left):
-            made.left.append(file)
-        elif file is not None:
-            _consider(file, own, assume, made)
+        match files.read(path):
+            case Skipped() as skipped:
+                made.skipped.append(skipped)
+            case bytes(before):
+                _add(made, path, before, own, assume)
     return made
 
 
-def apply(made: Plan) -> list[Left]:
-    """Writes the changes; says which could not be written."""
-    return [left for change in made.changes if (left := files.replace(change.found, change.data)) is not None]
+def apply(made: Plan) -> list[Skipped]:
+    """Writes the changes; returns the files that could not be written."""
+    outcomes = [files.replace(change.path, change.before, change.after) for change in made.changes]
+    return [skipped for skipped in outcomes if skipped is not None]
 
 
-def _consider(file: Found, own: frozenset[str], assume: bool, made: Plan) -> None:
+def _add(made: Plan, path: Path, before: bytes, own: Set[str], assume: bool) -> None:
     try:
-        rewritten = python.rewrite(file.data, file.path, own, assume) if file.is_python else _text(file.data, assume)
+        is_python = files.kind(path) is files.PYTHON
+        after = python.rewrite(before, path, own, assume) if is_python else _rewrite_text(before, assume)
     except python.ParseError as error:
-        made.left.append(Left(file.path, str(error)))
+        made.skipped.append(Skipped(path, str(error)))
         return
-    if rewritten.data != file.data:
-        made.changes.append(Change(file, rewritten.data, rewritten.encoding))
-    for line, sentence in rewritten.notes:
-        made.notes.append(f"{file.path}:{line}: {sentence}" if line else f"{file.path}: {sentence}")
+    if after.data != before:
+        made.changes.append(Change(path, before, after.data, after.encoding))
+    made.doubtful += [f"{path}:{line}: {why}" if line else f"{path}: {why}" for line, why in after.doubtful]
 
 
-def _text(data: bytes, assume: bool) -> python.Rewritten:
-    # What is rewritten is ASCII; any other bytes come out as they went in.
-    before = data.decode("utf-8", "surrogateescape")
-    return python.Rewritten(text.rewrite(before, assume).encode("utf-8", "surrogateescape"))
+def _rewrite_text(data: bytes, assume: bool) -> Rewritten:
+    # All that is rewritten is ASCII; bytes in any other encoding come out as they were.
+    new, doubtful = text.rewrite(data.decode("utf-8", "surrogateescape"), assume)
+    return Rewritten(new.encode("utf-8", "surrogateescape"), doubtful)
 
 
 def _lines(data: bytes, encoding: str) -> list[str]:
     *lines, last = data.decode(encoding, "backslashreplace").split("\n")  # splitlines() also splits at form feeds
     return [*(line + "\n" for line in lines), *([last] if last else [])]
-
-
-def _ended(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        yield line if line.endswith("\n") else line + "\n\\ No newline at end of file\n"

@@ -1,108 +1,96 @@
 """Log searches in anything that is not Python: shell scripts, YAML, JSON, Markdown, Makefiles.
 
-Only patterns are rewritten, never the text around them: the pattern of ``grep`` and its like, of a LogQL line filter
-(``|= "…"``), and of a key that holds one (``pattern:``), and only where logs are searched or the
-file has to do with the system. The root word alone becomes the new one only if no word beside it makes it mean
-something else.
+Only patterns are rewritten: those of ``grep`` and similar tools, of LogQL line filters (``|= "…"``) and of keys such as
+``pattern:``, and only where logs are searched or the file names the system.
 """
 
 from __future__ import annotations
 
 import re
-from itertools import islice, pairwise
 
-from .renames import CLASSES, MODULES, NEW_ROOT, PHRASES, ROOT_WORD, VOCABULARY
-from .words import keep_case, mentions, names, phrases
+from . import words
 
-_TOKENS = re.compile(r"""'[^']*'|"(?:\\.|[^"\\])*"|(?:\\.|[^\s'"|;&`)])+""")
-MAX_TOKENS = 64
-"""Words of a command that are looked at."""
-_SEARCH_TOOL = re.compile(r"(?<![\w./-])(?:[efzx]?grep|git[ ]+grep|rg|ag|ack|findstr|Select-String)(?=\s)")
-_QUOTED_TOOL = re.compile(r"(?<![\w./-])(?:[gm]?awk|sed|journalctl|lnav|less)(?=\s)")
-_TAKES_A_VALUE = re.compile(r"-[ABCmdfgtT]|--(?:max-count|context|include|exclude|glob|type|file|color|Path)|-Path\Z")
+Span = tuple[int, int]
+
+_TOKEN = re.compile(r"""(?:\s|\\\r?\n)*('[^']*'|"(?:\\.|[^"\\])*"|(?:\\.|[^\s'"|;&`])+)""")
+_GREP = r"(?P<grep>[efzx]?grep|git[ ]+grep|rg|ag|ack|findstr|Select-String)"
+_MAX_TOKENS = 64  # a line without line breaks can be megabytes long
+_TOOL = re.compile(rf"(?<![\w./-])(?:{_GREP}|[gm]?awk|sed|journalctl|lnav|less)(?=\s)")
 _PATTERN_OPTION = re.compile(r"-[A-Za-z]*e|--regexp|-Pattern")
-_LINE_FILTER = re.compile(r"""(?:\|=|\|~|!=|!~)[ \t]*(?P<pattern>\\?"(?:\\.|[^"\\])*"|`[^`]*`)""")
-_KEY = re.compile(
-    r"""^[ \t-]*["']?(?:patterns?|regexp?|match|query|expr|expression|filter|contains|search|grep|include)["']?[ \t]*"""
-    r"""[:=][ \t]*(?P<pattern>\S.*?)[ \t]*\r?$"""
-)
-_END = re.compile(r"[|;&]")
+_VALUE_OPTION = re.compile(r"-[ABCmdfgtT]|--(?:max-count|context|include|exclude|glob|type|file|color)|-Path")
+_LINE_FILTER = re.compile(r"""((?:\|=|\|~|!=|!~)[ \t]*)(\\?"(?:\\.|[^"\\])*"|`[^`]*`)""")
+_KEYS = "patterns?|regexp?|match|query|expr|expression|filter|contains|search|grep|include"
+_KEY = re.compile(rf"""^([ \t-]*["']?(?:{_KEYS})["']?[ \t]*[:=][ \t]*)(\S.*?)(?=[ \t]*\r?$)""")
 _LOGS = re.compile(r"(?i)\blogs?\b|[\w-]+\.log|(?:\blog|logs)[_/-]|journalctl|\b(?:loki|promtail|fluent\w*|filebeat)\b")
-_SYSTEM = re.compile(rf"\b(?:{'|'.join(sorted(MODULES | CLASSES))}|sglang|embferry)\b")
-_NEW = re.compile("|".join(re.escape(new) for _, new in PHRASES), re.IGNORECASE)
-_BARE = re.compile(rf"(?<![\w-]){ROOT_WORD}s?(?![\w-])", re.IGNORECASE)
-_WORD = re.compile(r"[A-Za-z]+")
-_NOT_WORDS = re.compile(r"\\+[A-Za-z]|\(\?[A-Za-z]+\)")
-"""Escapes and inline flags of regular expressions."""
+_SYSTEM = re.compile(rf"{words.SYSTEM}|\b(?:sglang|embferry)\b")
+_NO_WORDS = re.compile(rf"\\+[A-Za-z]|\(\?[A-Za-z]+\)|{'|'.join(words.PHRASES.values())}", re.IGNORECASE)
+# A shell continues a line that ends with a backslash.
 _LINES = re.compile(r"(?:[^\n]*\\\r?\n)*[^\n]*(?:\n|\Z)")
-"""Lines as a shell sees them: one that ends with a backslash goes on in the next."""
+
+OUTSIDE = "an old name outside of a search pattern; left alone"
 
 
-def rewrite(text: str, assume: bool = False) -> str:
-    """The text with its log searches in the present words.
+def rewrite(text: str, assume: bool = False) -> tuple[str, tuple[tuple[int, str], ...]]:
+    """Returns the text with its log searches in the present words, and the doubtful places as (line, reason).
 
-    :param assume: take it that all its searches look for the system's lines.
+    Args:
+        text: The contents of a file.
+        assume: Treat all its searches as searches of the system's logs.
     """
     system = assume or bool(_SYSTEM.search(text))
     in_logs = system or bool(_LOGS.search(text))
-    return "".join(_line(line, system, in_logs) for line in _LINES.findall(text))
+    new = "".join(_line(line, system, in_logs) for line in _LINES.findall(text))
+    lines = enumerate(new.split("\n"), start=1) if system else ()
+    return new, tuple((number, OUTSIDE) for number, line in lines if _known(line) != line)
 
 
 def _line(line: str, system: bool, in_logs: bool) -> str:
-    if not mentions(line):
+    if not words.mentions(line):
         return line
-    searched = system or bool(_LOGS.search(line))
-    for start, stop in reversed(_commands(line)):
-        line = line[:start] + _pattern(line[start:stop], searched) + line[stop:]
-    line = _LINE_FILTER.sub(lambda match: _part(match, True), line)
-    return _KEY.sub(lambda match: _part(match, in_logs), line)
+    if system or _LOGS.search(line):
+        for start, end in reversed(_patterns(line)):
+            line = line[:start] + _pattern(line[start:end]) + line[end:]
+    line = _LINE_FILTER.sub(lambda match: match[1] + _pattern(match[2]), line)
+    return _KEY.sub(lambda match: match[1] + _pattern(match[2]), line) if in_logs else line
 
 
-def _part(match: re.Match[str], searched: bool) -> str:
-    start, stop = match.start("pattern") - match.start(), match.end("pattern") - match.start()
-    return match[0][:start] + _pattern(match["pattern"], searched) + match[0][stop:]
+def _patterns(line: str) -> list[Span]:
+    """Returns where the patterns of the line's search commands are, from left to right."""
+    found: list[Span] = []
+    position = 0
+    while tool := _TOOL.search(line, position):
+        found += (spans := _patterns_of(line, tool))
+        position = spans[-1][1] if spans else tool.end()
+    return found
 
 
-def _commands(line: str) -> list[tuple[int, int]]:
-    """Where the patterns of the line's search commands stand, from left to right."""
-    found = [span for tool in _SEARCH_TOOL.finditer(line) for span in _patterns_of(line, tool.end())]
-    for tool in _QUOTED_TOOL.finditer(line):
-        found += [token.span() for token in _tokens(line, tool.end()) if token[0][0] in "'\""][:1]
-    return sorted(set(found))
-
-
-def _tokens(line: str, start: int) -> list[re.Match[str]]:
-    """The words of a command, to where the next begins."""
-    found: list[re.Match[str]] = []
-    for token in islice(_TOKENS.finditer(line, start), MAX_TOKENS):
-        if _END.search(line[found[-1].end() if found else start : token.start()]):
+def _patterns_of(line: str, tool: re.Match[str]) -> list[Span]:
+    """Returns where the patterns of one command are: after ``-e`` each time, or else the first argument."""
+    given: list[Span] = []
+    arguments: list[Span] = []
+    position, option = tool.end(), ""
+    for _ in range(_MAX_TOKENS):
+        if (token := _TOKEN.match(line, position)) is None:
             break
-        found.append(token)
-    return [token for token in found if token[0] != "\\"]
+        position, text = token.end(), token[1]
+        if _PATTERN_OPTION.fullmatch(option):
+            given.append(token.span(1))
+        elif not tool["grep"]:
+            arguments += [token.span(1)] if text[0] in "'\"" else []
+        elif not text.startswith("-") and not _VALUE_OPTION.fullmatch(option):
+            arguments.append(token.span(1))
+        option = text
+    return given or arguments[:1]
 
 
-def _patterns_of(line: str, start: int) -> list[tuple[int, int]]:
-    """What ``grep`` and its like look for: after ``-e`` each time, or else the first word that is no option."""
-    tokens = _tokens(line, start)
-    given = [after for option, after in pairwise(tokens) if _PATTERN_OPTION.fullmatch(option[0])]
-    if given:
-        return [token.span() for token in given]
-    before = ""
-    for token in tokens:
-        if token[0].startswith("-") or _TAKES_A_VALUE.fullmatch(before):
-            before = token[0]
-            continue
-        return [token.span()]
-    return []
-
-
-def _pattern(pattern: str, searched: bool) -> str:
-    """A pattern in the present words; as it was where it looks for something else."""
-    if not searched:
-        return pattern
-    new = names(phrases(pattern))
-    plain = _NOT_WORDS.sub(" ", _NEW.sub(" ", new))
-    words = {word.lower() for word in _WORD.findall(plain)}
-    if words - {ROOT_WORD, ROOT_WORD + "s", NEW_ROOT} <= VOCABULARY:
-        new = _BARE.sub(lambda match: keep_case(match[0], NEW_ROOT), new)
+def _pattern(pattern: str) -> str:
+    """Returns a pattern in the present words; the root word changes only beside words of the system."""
+    new = _known(pattern)
+    others = {word.lower() for word in re.findall("[A-Za-z]+", _NO_WORDS.sub(" ", new))}
+    if others - {words.ROOT, words.ROOT + "s", words.NEW_ROOT} <= words.VOCABULARY:
+        new = words.replace_root(new, rf"(?<![\w-]){words.ROOT}s?(?![\w-])")
     return new
+
+
+def _known(text: str) -> str:
+    return words.replace_names(words.replace_phrases(text))

@@ -1,72 +1,138 @@
-"""The table applied to text: names, compound names and phrases, their case and spacing kept."""
+"""The table of old and new names and phrases, and functions that apply it to text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container
+from dataclasses import dataclass
 
-from .renames import FOREIGN_WORDS, NAMES, NEW_ROOT, PHRASES, PLAIN, ROOT_WORD, VOCABULARY
 
-MENTIONS = re.compile("|".join((ROOT_WORD, *sorted(PLAIN))).encode("ascii"), re.IGNORECASE)
-"""Any of the old words: what does not mention one needs no closer look."""
+def split(text: str) -> frozenset[str]:
+    """Returns the words of a text."""
+    return frozenset(text.split())
 
-GAP = r"(?:[ \t]+|-|\\s[+*]?|\.[*+]\??)"
-"""What may stand between the words of a phrase, in a log line or in a pattern that looks for it."""
 
-_WORD_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_GAP = re.compile(GAP)
-_PHRASE = re.compile(rf"(?<![\w-])(?:{'|'.join(old.replace(' ', GAP) for old, _ in PHRASES)})(?![\w-])", re.IGNORECASE)
-_NEW_PHRASES = dict(PHRASES)
-_BEFORE = re.compile(rf"([\w]+){GAP}\Z")
-# Not a placeholder: {name}, %(name)s, $name.
+ROOT = "continuation"
+NEW_ROOT = "resume"
+NAMES = {
+    "needs_continuation": "needs_resume",
+    "init_continuation": "resume_transfer",
+    "partial_data": "buffered_chunks",
+    "received_tokens": "transferred_tokens",
+}
+GENERIC = frozenset({"partial_data", "received_tokens"})
+"""Names that other libraries use, too."""
+
+_STAYS_A_NOUN = ("buffer", "blocks", "allocation", "for room")
+_STARTS_OR_ENDS = ("start", "starting", "completed", "completed with")
+PHRASES = {
+    f"{ROOT} transfer": "resumed transfer",
+    f"{ROOT} transfers": "resumed transfers",
+    f"{ROOT} request": "resume transfer request",
+    f"{ROOT} requests": "resume transfer requests",
+    f"{ROOT} transfer request": "resume transfer request",
+    f"{ROOT} transfer requests": "resume transfer requests",
+    f"init {ROOT}": "resume transfer",
+    **{f"{before} {ROOT}": f"{before} resume" for before in ("need", "needs", "waiting for")},
+    **{f"{before} {ROOT}": f"{before} resumed transfer" for before in _STARTS_OR_ENDS},
+    **{f"{before} {ROOT} transfer": f"{before} resumed transfer" for before in _STARTS_OR_ENDS},
+    **{f"{ROOT} {after}": f"resume {after}" for after in _STAYS_A_NOUN},
+    **{f"{ROOT} {after}": f"resumed transfer {after}" for after in ("complete", "completed", "failed")},
+}
+"""Phrases in logs, errors and comments of the system."""
+
+OTHER_MEANINGS = split("line lines byte bytes http https 100 header headers frame frames utf backslash string")
+"""A phrase directly after one of these words is about something else, such as "HTTP continuation request"."""
+
+VOCABULARY = split("""
+    alloc allocation allocations block blocks buffer buffers check chunk chunks completed count data done embedding
+    embeddings failed for handle has info init is language max message messages msg need needs new num offset old
+    pending process queue ready receiver remaining req reqs request requests resume retry room rooms send sent start
+    started state token tokens total transfer transfers trigger wait waiting
+    """)
+"""A name made of these words and the root word belongs to the system, such as ``_pending_continuation_requests``."""
+
+MODULES = split("multimodal_language multimodal_embedding conn_multimodal")
+CLASSES = split("""
+    MultimodalLanguageRequest MultimodalLanguagePreallocQueue MultimodalLanguageTransferQueue
+    MultimodalEmbeddingBootstrapQueue MultimodalDataBuffers ReqToMetadataBlockAllocator MetadataAllocation
+    TransferEmbeddingInfo TransferEmbeddingChunk EmbeddingArgsRegisterInfo EmbeddingTransferError
+    MooncakeEmbeddingManager MooncakeEmbeddingSender MooncakeEmbeddingReceiver MooncakeEmbeddingBootstrapServer
+    """)
+SYSTEM = rf"\b(?:{'|'.join(sorted(MODULES | CLASSES))})\b"
+"""Pattern of the names that only users of the system write."""
+
+MENTIONS = re.compile("|".join((ROOT, *sorted(GENERIC))).encode(), re.IGNORECASE)
+"""A file that this finds nothing in has no old name."""
+
+_GAP = r"(?:[ \t]+|-|\\s[+*]?|\.[*+]\??)"
+"""Separators of the words of a phrase, in a log line or in a pattern that searches for it."""
+_PHRASE = re.compile(
+    rf"(?<![\w-])(?:{'|'.join(old.replace(' ', _GAP) for old in sorted(PHRASES, key=len, reverse=True))})(?![\w-])",
+    re.IGNORECASE,
+)
+_WORD_BEFORE = re.compile(rf"(\w+){_GAP}\Z")
+# A placeholder ({name}, %(name)s, $name) is no mention of a name.
 _NAME = re.compile(rf"(?<![\w{{$-])(?<!%\()(?:{'|'.join(NAMES)})(?![\w-])")
-_ROOT = re.compile(ROOT_WORD, re.IGNORECASE)
+_NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """The new contents of a file, and the places in it that a person has to look at.
+
+    Attributes:
+        data: The new contents.
+        doubtful: (line, reason), the line counted from 1; 0 stands for the whole file.
+        encoding: The encoding of ``data``.
+    """
+
+    data: bytes
+    doubtful: tuple[tuple[int, str], ...] = ()
+    encoding: str = "utf-8"
 
 
 def mentions(text: str) -> bool:
-    """Whether an old word is in it."""
+    """Returns whether the text contains an old word."""
     return bool(MENTIONS.search(text.encode("utf-8", "surrogatepass")))
 
 
-def keep_case(old: str, new: str) -> str:
-    """``new`` in the case of ``old``: lower, Capitalised or UPPER."""
-    if old.isupper():
-        return new.upper()
-    return new[:1].upper() + new[1:] if old[:1].isupper() else new
-
-
-def root_replaced(text: str) -> str:
-    return _ROOT.sub(lambda match: keep_case(match[0], NEW_ROOT), text)
-
-
-def compound(name: str) -> str | None:
-    """The new form of a name that is made of the root word and other words of the family; None if it is not."""
-    parts = [part.lower() for part in _WORD_PARTS.findall(name)]
-    others = [part for part in parts if part not in (ROOT_WORD, ROOT_WORD + "s")]
-    if len(others) == len(parts) or not others or not VOCABULARY.issuperset(others):
-        return None
-    return root_replaced(name)
-
-
-def phrases(text: str) -> str:
-    """``text`` with the system's phrases in their new form."""
+def replace_phrases(text: str) -> str:
+    """Returns the text with the system's phrases in their new form, their case and spacing kept."""
     return _PHRASE.sub(_new_phrase, text)
 
 
-def names(text: str, which: Iterable[str] = NAMES) -> str:
-    """``text`` with those of the names that stand in it as whole words, placeholders excepted."""
-    allowed = frozenset(which)
-    return _NAME.sub(lambda match: NAMES[match[0]] if match[0] in allowed else match[0], text)
+def replace_names(text: str, keep: Container[str] = ()) -> str:
+    """Returns the text with the names of the table replaced where they are whole words, except those in ``keep``."""
+    return _NAME.sub(lambda match: match[0] if match[0] in keep else NAMES[match[0]], text)
+
+
+def compound(name: str) -> str | None:
+    """Returns the new form of a name made of the root word and the system's vocabulary; None for any other name."""
+    parts = [part.lower() for part in _NAME_PARTS.findall(name)]
+    others = [part for part in parts if part not in (ROOT, ROOT + "s")]
+    if len(others) == len(parts) or not others or not VOCABULARY.issuperset(others):
+        return None
+    return replace_root(name)
+
+
+def replace_root(text: str, pattern: str = ROOT) -> str:
+    return re.sub(pattern, lambda match: _in_case_of(match[0], NEW_ROOT), text, flags=re.IGNORECASE)
 
 
 def _new_phrase(match: re.Match[str]) -> str:
-    before = _BEFORE.search(match.string, 0, match.start())
-    if before is not None and before[1].lower() in FOREIGN_WORDS:
+    before = _WORD_BEFORE.search(match.string, 0, match.start())
+    if before is not None and before[1].lower() in OTHER_MEANINGS:
         return match[0]
-    old = _GAP.split(match[0])
-    new = _NEW_PHRASES[" ".join(old).lower()].split(" ")
-    gaps = _GAP.findall(match[0])
+    old = re.split(_GAP, match[0])
+    new = PHRASES[" ".join(old).lower()].split(" ")
+    gaps = re.findall(_GAP, match[0])
     gaps += [gaps[-1]] * (len(new) - 1 - len(gaps))
-    # A word keeps its own case where it is the same word; the others follow the word they stand for.
-    cased = [keep_case(old[min(place, len(old) - 1)], word) for place, word in enumerate(new)]
+    cased = [_in_case_of(old[min(place, len(old) - 1)], word) for place, word in enumerate(new)]
     return "".join(part for pair in zip(cased, [*gaps, ""], strict=False) for part in pair)
+
+
+def _in_case_of(old: str, new: str) -> str:
+    if old.isupper():
+        return new.upper()
+    return new[:1].upper() + new[1:] if old[:1].isupper() else new

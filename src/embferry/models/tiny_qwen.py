@@ -1,7 +1,7 @@
-"""A tiny Qwen2.5-VL with random weights, its tokenizer and processor: written to a folder that an engine can load.
+"""Writes a tiny Qwen2.5-VL with random weights, its tokenizer and its processors to a folder that an engine can load.
 
-For tests and measurements where the content of an answer does not matter, and whether it is the same one does. Imports
-torch and transformers, which are extras.
+It is for tests and measurements that compare answers and do not care what they say. This module imports torch and
+transformers, which are extras.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ HIDDEN = 256
 
 
 def make(folder: Path, *, max_image_tokens: int = 1024, max_positions: int = 8192) -> None:
-    """Writes it, 2.2 million parameters in float32; the same bytes each time.
+    """Writes the model, 2.2 million parameters in float32; the same bytes each time.
 
-    :param folder: made if it is missing.
-    :param max_image_tokens: larger pictures are scaled down to this many tokens; one is 28 × 28 pixels.
-    :param max_positions: tokens of a prompt and its answer together.
+    Args:
+        folder: The directory to write; created if it is missing.
+        max_image_tokens: Larger pictures are scaled down to this many tokens of 28 × 28 pixels.
+        max_positions: Most tokens of a prompt together with its answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ids = write_tokenizer(folder, max_positions)
@@ -64,7 +65,7 @@ def make(folder: Path, *, max_image_tokens: int = 1024, max_positions: int = 819
 
 
 def write_tokenizer(folder: Path, max_positions: int) -> dict[str, int]:
-    """One token a byte, and those of Qwen. Answers with the numbers of the latter."""
+    """Writes a tokenizer with one token for each byte and the special tokens of Qwen; returns the ids of the latter."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: at for at, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -110,7 +111,7 @@ def write_processors(
 
 
 def text_config(ids: dict[str, int], max_positions: int) -> dict[str, Any]:
-    """Of the language model: two layers, four heads."""
+    """Returns the configuration of the language model: two layers, four heads."""
     return {
         "vocab_size": 272,
         "hidden_size": HIDDEN,
@@ -133,7 +134,7 @@ def vision_tokens(ids: dict[str, int]) -> dict[str, Any]:
 
 
 def write_model(folder: Path, model: PreTrainedModel, ids: dict[str, int]) -> None:
-    """With random weights: wide enough that answers depend on the image."""
+    """Writes the model with random weights whose spread is wide enough that answers depend on the image."""
     model = model.float().eval()
     chance = torch.Generator().manual_seed(0)
     with torch.no_grad():

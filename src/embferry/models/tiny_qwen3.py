@@ -1,5 +1,7 @@
-"""A tiny Qwen3-VL with random weights, beside :mod:`.tiny_qwen`. It has deepstack: what some layers of the vision
-encoder have made goes with the embedding."""
+"""Writes a tiny Qwen3-VL with random weights, as :mod:`.tiny_qwen` does for Qwen2.5-VL.
+
+It has deepstack: the outputs of some layers of the vision encoder travel with the embedding.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,16 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from .tiny_qwen import HIDDEN, text_config, vision_tokens, write_model, write_processors, write_tokenizer
 
 LEVELS = (0, 1)
-"""Layers of the vision encoder whose output goes to the first layers of the language model."""
+"""Layers of the vision encoder whose outputs go to the first layers of the language model."""
 
 
 def make(folder: Path, *, max_image_tokens: int = 1024, max_positions: int = 8192) -> None:
-    """Writes it, in float32; the same bytes each time. An embedding is HIDDEN × (1 + len(LEVELS)) wide.
+    """Writes the model in float32; the same bytes each time. An embedding is HIDDEN × (1 + len(LEVELS)) wide.
 
-    :param folder: made if it is missing.
-    :param max_image_tokens: larger pictures are scaled down to this many tokens; one is 32 × 32 pixels.
-    :param max_positions: tokens of a prompt and its answer together.
+    Args:
+        folder: The directory to write; created if it is missing.
+        max_image_tokens: Larger pictures are scaled down to this many tokens of 32 × 32 pixels.
+        max_positions: Most tokens of a prompt together with its answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ids = write_tokenizer(folder, max_positions)

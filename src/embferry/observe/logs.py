@@ -1,4 +1,4 @@
-"""Log lines on stderr, plain or as JSON, each with the request and the room it is about."""
+"""Log lines on stderr, plain or as JSON, with the ids of the request and the room that they are about."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
 
 @contextlib.contextmanager
 def about(request_id: str | None = None, room: int | None = None) -> Iterator[None]:
-    """Log lines written inside, and in tasks started inside, carry these; None leaves what holds outside."""
+    """Adds ids to the log lines of a block of code and of the tasks that it starts.
+
+    Args:
+        request_id: The id of the request; None keeps the one of the enclosing block.
+        room: The room; None keeps the one of the enclosing block.
+    """
     tokens = [(var, var.set(value)) for var, value in _pairs(request_id, room)]
     try:
         yield
@@ -41,7 +46,7 @@ def _pairs(request_id: str | None, room: int | None) -> list[tuple[ContextVar[An
 
 
 def configure(level: str, style: str) -> None:
-    """Sends all log lines of the process to stderr. Calling it again replaces what was set up before.
+    """Sends all log lines of the process to stderr. A further call replaces the previous configuration.
 
     Args:
         level: "debug", "info", "warning" or "error".
@@ -56,7 +61,7 @@ def configure(level: str, style: str) -> None:
 
 
 def _mark(record: logging.LogRecord) -> bool:
-    """Values given with ``extra=`` win over the context's."""
+    """Adds the ids of the context to a record, unless ``extra=`` gave others."""
     record.__dict__.setdefault("request_id", _REQUEST.get())
     record.__dict__.setdefault("room", _ROOM.get())
     return True

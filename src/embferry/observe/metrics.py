@@ -1,4 +1,4 @@
-"""Numbers of the router, for Prometheus. Each application has its own registry, so that two can live in one process."""
+"""Prometheus metrics of the router. Each application has its own registry, so that one process can run two."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 class RouterMetrics:
-    """What the router counts. Labels have few values: paths are the known ones, codes are stable."""
+    """Metrics of the router. Labels have few values: only known paths and stable codes."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -27,7 +27,7 @@ class RouterMetrics:
             registry=registry,
         )
         self.errors = Counter("embferry_chat_errors", "Chat requests that failed", ["code"], registry=registry)
-        self.aborted = Counter("embferry_chat_aborted", "Chat requests whose client went away", registry=registry)
+        self.aborted = Counter("embferry_chat_aborted", "Chat requests whose client disconnected", registry=registry)
         self.prompt_tokens = Counter("embferry_prompt_tokens", "Tokens of prompts answered", registry=registry)
         self.completion_tokens = Counter("embferry_completion_tokens", "Tokens of answers", registry=registry)
         self.media = Counter("embferry_media_items", "Pictures and videos accepted", ["kind"], registry=registry)
@@ -40,9 +40,9 @@ class RouterMetrics:
         self.transfer_bytes = Counter("embferry_transfer_bytes", "Bytes of embeddings transferred", registry=registry)
         self.workers = Gauge("embferry_workers", "Workers with a live lease", ["role"], registry=registry)
         self.worker_failures = Counter(
-            "embferry_worker_failures", "Calls of workers that failed below HTTP", ["role"], registry=registry
+            "embferry_worker_failures", "Calls to workers that failed below HTTP", ["role"], registry=registry
         )
 
     def exposition(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """Returns all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)

@@ -1,8 +1,8 @@
-"""Every setting of every process: names, types, units, defaults and help, once.
+"""Every setting of every process: name, type, unit, default and description.
 
-The command line, the environment, the YAML file and ``docs/configuration.md`` are all derived from these models. A
-setting ``num_blocks`` of section ``transfer`` is ``transfer.num_blocks`` in the file, ``EMBFERRY_TRANSFER_NUM_BLOCKS``
-in the environment and ``--transfer-num-blocks`` on the command line. All processes of a deployment can share one file.
+The command line, the environment, the YAML file and ``docs/configuration.md`` all derive from these models. The setting
+``num_blocks`` of section ``transfer`` is ``transfer.num_blocks`` in the file, ``EMBFERRY_TRANSFER_NUM_BLOCKS`` in the
+environment and ``--transfer-num-blocks`` on the command line. All processes of a deployment can share one file.
 """
 
 from __future__ import annotations
@@ -14,26 +14,45 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
-from embferry.serve.config_roads import AUTO, known_road, roads_once
+from embferry.transports.registry import TRANSPORTS
 
 MIB = 1 << 20
+AUTO = "auto"
+"""Value of the setting ``transports``: every transport that works here, in the registry's order."""
+SAME_HOST = ("shm", "tcp")
+"""The transports that AUTO selects when every peer runs on this host."""
 
 
 def _split(value: Any) -> Any:
-    """A list may be written as ``a,b`` where only a string fits: on the command line and in the environment."""
+    """Splits ``a,b``, the form of a list on the command line and in the environment."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _without_parameters(value: Any) -> Any:
-    """Names alone do where parameters by name are wanted."""
+    """Accepts a list of names in place of a mapping from names to parameters."""
     names = _split(value)
     return {name: {} for name in names} if isinstance(names, list | tuple) else names
 
 
 def _base_url(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text):
-        raise PydanticCustomError("url", "a base URL is such as http://10.0.0.2:8001")
+        raise PydanticCustomError("url", "not a base URL such as http://10.0.0.2:8001")
     return text
+
+
+def _known_transport(name: str) -> str:
+    if name != AUTO and name not in TRANSPORTS:
+        names = ", ".join((AUTO, *TRANSPORTS))
+        raise PydanticCustomError("transport", "unknown transport; choose from {names}", {"names": names})
+    return name
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise PydanticCustomError("transports", "a transport is listed twice")
+    if AUTO in names and len(names) > 1:
+        raise PydanticCustomError("transports", "auto must stand alone: it selects all transports and their order")
+    return names
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -42,97 +61,100 @@ Positive = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Urls = Annotated[tuple[Annotated[str, AfterValidator(_base_url)], ...], BeforeValidator(_split)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
-Road = Annotated[str, AfterValidator(known_road)]
-Roads = Annotated[tuple[Road, ...], BeforeValidator(_split), AfterValidator(roads_once), Field(min_length=1)]
+TransportName = Annotated[str, AfterValidator(_known_transport)]
+Transports = Annotated[
+    tuple[TransportName, ...], BeforeValidator(_split), AfterValidator(_each_once), Field(min_length=1)
+]
 Parameter = Annotated[str, Field(coerce_numbers_to_str=True)]
 METADATA_SERVER = r"^(P2PHANDSHAKE|(https?|etcd|redis)://\S+)$"
-"""With anything else the engine ends the process."""
+"""The values that Mooncake accepts; with any other its engine ends the process."""
 Backends = Annotated[dict[str, dict[str, Parameter]], BeforeValidator(_without_parameters), Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """What all sections have in common: unknown keys are refused, values do not change."""
+    """Base of all sections: unknown keys are refused, and values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
 class TransferSettings(Section):
-    """How embeddings cross from encode to language workers."""
+    """Transfer of embeddings from encode workers to language workers."""
 
-    transports: Roads = (AUTO,)
-    """Roads for the bytes, the preferred one first: `shm`, `nixl`, `mooncake`, `tcp`, `http`. The encode worker takes
-    the first of its own that the language worker has too, and the next one if that fails. `auto`: those of this list,
-    in this order, whose engine is installed; where `host` or `advertise_host` is a loopback address, so that all peers
-    are on this machine, `shm` and `tcp`."""
+    transports: Transports = (AUTO,)
+    """Transports for the embeddings, the preferred one first: `shm`, `nixl`, `mooncake`, `tcp`, `http`. An encode
+    worker uses the first of its own that the language worker has too, and the next one if that fails. `auto` selects
+    all of them whose engine is installed, in this order; if the advertised address is a loopback address, all peers are
+    on this machine, and `auto` selects `shm` and `tcp`."""
     mooncake_protocol: str = "tcp"
-    """What the Mooncake engine moves bytes with: `tcp`, `rdma`, or what your build has. The same on both sides."""
+    """Network protocol of the Mooncake engine: `tcp`, `rdma`, or another that your build has. Must be the same on both
+    sides."""
     mooncake_device: str = ""
-    """RDMA devices the Mooncake engine uses, comma separated. All by default."""
+    """RDMA devices of the Mooncake engine, comma separated. Empty: all devices."""
     mooncake_metadata_server: Annotated[str, Field(pattern=METADATA_SERVER)] = "P2PHANDSHAKE"
-    """Where Mooncake engines find each other: `P2PHANDSHAKE`, which needs no server, or `http://host:port/metadata`.
-    The same on both sides."""
+    """Metadata server of the Mooncake engines: `P2PHANDSHAKE`, which needs no server, or `http://host:port/metadata`.
+    Must be the same on both sides."""
     nixl_backends: Backends = {"UCX": {}}
-    """Backends of NIXL; both sides need one in common. In the file with NIXL's parameters, if you like: `{UCX:
-    {num_workers: 2}}`."""
+    """NIXL backends; both sides need one in common. The file may add parameters of NIXL: `{UCX: {num_workers: 2}}`."""
     http_port: Port = 0
-    """TCP port at which an encode worker offers embeddings on the `http` road; 0 takes a free one."""
+    """TCP port of an encode worker for the `http` transport; 0 takes a free one."""
     http_advertise: str | None = None
-    """Where language workers find that port, if not at `advertise_host`: an IP address, or the URL of a proxy in front
-    of it, such as `http://192.0.2.1:8080/path`."""
+    """Address of that port for language workers: an IP address, or the URL of a proxy in front of it, such as
+    `http://192.0.2.1:8080/path`. `advertise_host` if unset."""
     http_proxy: str | None = None
-    """A forward proxy through which a language worker fetches, such as `http://192.0.2.1:3128`."""
+    """Forward proxy of language workers for the `http` transport, such as `http://192.0.2.1:3128`."""
     num_blocks: Positive = 64
-    """Blocks in the receive pool of a language worker. One is enough for any embedding; more is faster."""
+    """Blocks in the receive pool of a language worker. One is enough for any embedding; more are faster."""
     block_size: Annotated[int, Field(ge=1, le=1 << 20)] = 128
-    """Tokens a block."""
+    """Tokens per block."""
     default_allocate_tokens: Positive = 8192
     """Tokens to allocate for an embedding whose length is not known yet."""
     bootstrap_timeout: Seconds = 30
-    """Seconds the two sides may take to find each other."""
+    """Seconds within which the two sides must find each other."""
     waiting_timeout: Seconds = 120
-    """Seconds between the announcement of an embedding and its first token: the encoder's time."""
+    """Seconds from the announcement of an embedding to its first token, for the vision encoder."""
     transfer_timeout: Seconds = 30
-    """Seconds without any progress after which a running transfer fails."""
+    """Seconds without progress after which a running transfer fails."""
     drain_timeout: Seconds = 2
-    """Seconds a sender may take to say that it is done with blocks that are wanted back; then its access is revoked."""
+    """Seconds within which a sender must confirm that it no longer writes to blocks that are being reclaimed; then its
+    access is revoked."""
     heartbeat_interval: Seconds = 1
-    """Seconds between two signs of life of a peer."""
+    """Seconds between two heartbeats of a peer."""
     heartbeat_max_failures: Positive = 5
-    """Signs of life a peer may miss in a row before it counts as gone."""
+    """Heartbeats a peer may miss in a row before it counts as gone."""
 
 
 class MediaSettings(Section):
-    """What pictures and videos are accepted. The router and the encode workers both check."""
+    """Limits on pictures and videos. The router and the encode workers both check them."""
 
     allowed_hosts: Names = ()
-    """Hosts pictures may be fetched from: `host`, `host:port`, `*.domain` or `*`. Only a host named in full may have a
-    private address. None by default."""
+    """Hosts from which media may be fetched: `host`, `host:port`, `*.domain` or `*`. Only a host listed by its full
+    name may have a private address. None by default."""
     allowed_folders: Folders = ()
-    """Folders `file:` URLs may point into. None by default."""
+    """Folders that `file:` URLs may point into. None by default."""
     max_bytes: Positive = 32 * MIB
     """Bytes of one picture or video file."""
     max_total_bytes: Positive = 128 * MIB
     """Bytes of all pictures and videos of a request."""
     max_images: Positive = 16
-    """Pictures in a request, frames of videos not counted."""
+    """Pictures in a request; frames of videos do not count."""
     max_videos: Positive = 2
     """Videos in a request."""
     max_pixels: Positive = 64_000_000
-    """Pixels of a picture, read from its header before any is decoded."""
+    """Pixels of a picture. Checked in the header, before anything is decoded."""
     max_side: Positive = 32_768
     """Pixels of the longer side of a picture or video."""
     max_aspect_ratio: Annotated[float, Field(ge=1)] = 200
-    """Longer over shorter side of a picture or video."""
+    """Ratio of the longer to the shorter side of a picture or video."""
     video_fps: Annotated[float, Field(gt=0, le=240)] = 2
-    """Frames taken from a second of a video file."""
+    """Frames sampled per second of a video file."""
     max_video_frames: Positive = 768
-    """Frames taken from a video file; of a longer one, that many evenly spread. Also the most frames of a list."""
+    """Frames sampled from a video file; a longer video is sampled more sparsely. Also the limit of a list of frames."""
     max_video_pixels: Positive = 500_000_000
-    """Pixels of all frames taken from a video together; each needs 3 bytes of memory."""
+    """Pixels of all sampled frames of a video together; each needs 3 bytes of memory."""
     max_video_seconds: Seconds = 3600
-    """Seconds a video file may last."""
+    """Duration of a video file in seconds."""
     fetch_timeout: Seconds = 10
-    """Seconds fetching one picture or video may take in all."""
+    """Seconds to fetch one picture or video."""
 
 
 class EncodeSettings(Section):
@@ -141,11 +163,11 @@ class EncodeSettings(Section):
     port: Port = 0
     """TCP port of the HTTP server; 0 takes a free one."""
     cache_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
-    """Bytes of embeddings kept for pictures that come again; 0 keeps none."""
+    """Bytes of embeddings cached for media that are sent again; 0 caches none."""
     max_rooms: Positive = 1024
-    """Requests with embeddings not yet delivered; further ones are refused with 503."""
+    """Requests whose embeddings are not yet delivered; more are refused with 503."""
     unclaimed_timeout: Seconds = 60
-    """Seconds an embedding waits for a language worker to ask for it."""
+    """Seconds an embedding waits for a language worker to open the transfer."""
 
 
 class LanguageSettings(Section):
@@ -156,45 +178,45 @@ class LanguageSettings(Section):
     max_concurrent: Positive = 8
     """Requests that generate at the same time."""
     max_queued: Positive = 1024
-    """Requests that wait for their turn; further ones are refused with 503."""
+    """Requests that wait for their turn; more are refused with 503."""
     max_prompt_tokens: Positive = 131_072
-    """Tokens of a prompt, embeddings included. The model's own limit holds too."""
+    """Tokens of a prompt, embeddings included. The model's own limit applies too."""
     prefill_chunk_tokens: Positive = 512
-    """Tokens of a prefill step. Decides how results are rounded, so compare like with like."""
+    """Tokens of a prefill step. Affects rounding: compare results only at the same value."""
     max_new_tokens: Positive = 1024
-    """Tokens an answer may have at most."""
+    """Tokens of an answer."""
 
 
 class RouterSettings(Section):
-    """The router: the OpenAI-compatible HTTP API in front."""
+    """The router, which serves the OpenAI-compatible HTTP API."""
 
     port: Port = 8000
     """TCP port of the HTTP server."""
     engine: Literal["embferry", "vllm"] = "embferry"
-    """What computes behind the router: workers of this project, or instances of vLLM (the settings of `vllm`)."""
+    """The engine behind the router: workers of this project, or instances of vLLM (section `vllm`)."""
     served_model_name: str | None = None
     """Name of the model in the API; the last part of `model` if unset."""
     api_key: SecretStr | None = None
     """If set, requests must carry it as `Authorization: Bearer …`."""
     default_max_tokens: Positive = 128
-    """Tokens an answer may have when the request does not say."""
+    """Tokens of an answer if the request sets no limit."""
     max_body_bytes: Positive = 192 * MIB
     """Bytes of a request body."""
     request_timeout: Seconds = 300
-    """Seconds a request may take in all; then 504."""
+    """Seconds a request may take in total; then it ends with 504."""
     connect_timeout: Seconds = 3
-    """Seconds a worker may take to accept a connection."""
+    """Seconds within which a worker must accept a connection."""
     poll_interval: Seconds = 1
-    """Seconds between two looks at the list of workers."""
+    """Seconds between two reads of the list of workers."""
 
 
 class BootstrapSettings(Section):
-    """The bootstrap server: who is where."""
+    """The bootstrap server, where workers register."""
 
     port: Port = 8998
     """TCP port of the HTTP server."""
     lease: Seconds = 5
-    """Seconds after which a worker that has not renewed its lease is forgotten."""
+    """Seconds after which a worker that has not renewed its lease is removed."""
 
 
 class ServeSettings(Section):
@@ -205,67 +227,71 @@ class ServeSettings(Section):
     language_workers: Positive = 1
     """Language workers to start."""
     restart_delay: Seconds = 1
-    """Seconds before a worker that died is started again; doubled each time, up to 30."""
+    """Seconds before a worker that died is restarted; doubled each time, up to 30."""
     start_timeout: Seconds = 120
-    """Seconds until everything must be ready."""
+    """Seconds within which all processes must be ready."""
     stop_timeout: Seconds = 10
-    """Seconds a process may take to end before it is killed."""
+    """Seconds within which a process must end; then it is killed."""
 
 
 class VllmSettings(Section):
-    """With `router.engine: vllm`: the instances of vLLM behind the router, and what `embferry serve` starts."""
+    """With `router.engine: vllm`: the vLLM instances behind the router, and those that `embferry serve` starts."""
 
     encode_urls: Urls = ()
     """Base URLs of the instances that encode (`ec_producer`), such as `http://10.0.0.2:8001`."""
     language_urls: Urls = ()
     """Base URLs of the instances that answer (`ec_consumer`)."""
     connector: Literal["embferry", "example", "mooncake"] = "embferry"
-    """The EC connector the instances run: this project's, or one of vLLM's own (`ECExampleConnector`,
+    """EC connector of the instances: this project's, or one of vLLM's own (`ECExampleConnector`,
     `ECMooncakeConnector`)."""
     consumer_zmq: Names = ()
     """With `connector: mooncake`: the control address of each instance in `language_urls`, in the same order, such as
     `tcp://10.0.0.3:14750`."""
     language_encodes: bool = False
-    """When nobody else can encode, or the transfer has failed for good before anything was answered, send the request
-    undivided to an instance that answers: it encodes by itself."""
+    """If no instance that encodes is left, or the transfer fails for good before the answer begins, send the whole
+    request to an instance that answers, which then encodes by itself."""
     encode_timeout: Seconds = 60
-    """Seconds an instance may take to encode one item; then another one is asked."""
+    """Seconds an instance may take to encode one item; then another instance is asked."""
     affinity_slack: Annotated[int, Field(ge=0)] = 4
-    """An item goes where it was encoded before, unless that instance has this many more in hand than the idlest one."""
+    """An item goes to the instance that encoded it before, unless that instance has this many more items in progress
+    than the least busy one."""
     received_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
-    """What an instance that answers keeps of the embeddings it has received (`cache_bytes` of its connector): an item
-    that it should still have is not encoded again. With 0, every item of every request is."""
+    """Bytes of received embeddings that an instance that answers keeps (`cache_bytes` of its connector). An item that
+    it should still have is not encoded again; with 0, every item of every request is encoded."""
     replacements_per_item: Annotated[int, Field(ge=0)] = 3
-    """How often an item may be encoded again elsewhere while its transfer is under way."""
+    """How often an item may be encoded again by another instance during its transfer."""
     encoders: Positive = 1
     """`embferry serve`: instances that encode."""
     languages: Positive = 1
     """`embferry serve`: instances that answer."""
-    transports: Annotated[tuple[Road, ...], BeforeValidator(_split), AfterValidator(roads_once)] = ("shm", "tcp")
-    """`embferry serve`: roads for the embeddings, the preferred one first."""
+    transports: Annotated[tuple[TransportName, ...], BeforeValidator(_split), AfterValidator(_each_once)] = (
+        "shm",
+        "tcp",
+    )
+    """`embferry serve`: transports for the embeddings, the preferred one first."""
     instance_timeout: Seconds = 600
-    """`embferry serve`: seconds until every instance must answer."""
+    """`embferry serve`: seconds within which every instance must be ready."""
 
 
 class Settings(Section):
-    """Everything. The settings here at the top hold for every process; each section is named after its process."""
+    """All settings. Those at the top apply to every process; the sections are named after their processes."""
 
     model: str = "shapes"
-    """A packaged model's name, or a local directory in the Hugging Face layout."""
+    """Name of a packaged model, or a local directory in the Hugging Face layout."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Number format the model computes in."""
+    """Number format of the model's computations."""
     threads: Positive = 1
-    """CPU threads a worker computes with. Decides how results are rounded."""
+    """CPU threads of a worker. Affects rounding."""
     host: str = "127.0.0.1"
-    """Address servers listen on."""
+    """Address on which servers listen."""
     advertise_host: str | None = None
-    """Address other machines reach this one by; `host` if unset. Needed when `host` is `0.0.0.0`."""
+    """Address by which other machines reach this one; `host` if unset. Required if `host` is `0.0.0.0`."""
     bootstrap_url: str = "http://127.0.0.1:8998"
-    """Where the bootstrap server answers."""
+    """URL of the bootstrap server."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines to write."""
     log_format: Literal["plain", "json"] = "plain"
-    """`json` writes one object a line."""
+    """`json` writes one object per line."""
 
     transfer: TransferSettings = TransferSettings()
     media: MediaSettings = MediaSettings()
@@ -278,7 +304,7 @@ class Settings(Section):
 
     @property
     def model_name(self) -> str:
-        """The model's name without its directory; what workers register under."""
+        """The model's name without its directory, under which workers register."""
         return Path(self.model).name
 
     @property
@@ -288,7 +314,7 @@ class Settings(Section):
 
     @property
     def reachable_host(self) -> str:
-        """What to put into URLs given to other machines."""
+        """The host in URLs that are given to other machines."""
         return self.advertise_host or self.host
 
 

@@ -1,4 +1,4 @@
-"""Settings from flags, environment, YAML file and defaults, each over the next; every mistake with its place."""
+"""Loads settings from flags, environment, YAML file and defaults, in this order of precedence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from embferry.serve.config_names import (
 
 
 class ConfigError(Exception):
-    """Settings that cannot be used. ``problems`` holds one sentence a mistake, the place first."""
+    """The settings are invalid. ``problems`` holds one sentence per mistake, which begins with its place."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -35,7 +35,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value as it was written, and where."""
+    """A value as the user wrote it, and its place."""
 
     value: Any
     place: str
@@ -43,21 +43,22 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """``notices``: sentences the user should see once, such as that an old variable was read."""
+    """Valid settings, and notices for the user, such as that a variable of SGLang was read."""
 
     settings: Settings
     notices: tuple[str, ...]
 
 
 def load(flags: Mapping[Key, str], environ: Mapping[str, str], config: str | None = None) -> Loaded:
-    """
+    """Loads and validates the settings.
+
     Args:
-        flags: what the command line says, by key.
-        environ: the process's environment.
+        flags: the values of the command line, by key.
+        environ: the environment.
         config: path of the YAML file; ``EMBFERRY_CONFIG`` if None, no file if that is not set either.
 
     Raises:
-        ConfigError: an unknown name, a bad value, an unreadable file; all mistakes at once.
+        ConfigError: unknown names, bad values or an unreadable file; it lists all mistakes.
     """
     problems: list[str] = []
     notices: list[str] = []
@@ -75,7 +76,7 @@ def load(flags: Mapping[Key, str], environ: Mapping[str, str], config: str | Non
 
 
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[Key, Given]:
-    """An empty variable counts as not set."""
+    """Returns the values of our own variables. An empty variable counts as not set."""
     found = {}
     for name, value in environ.items():
         if not name.startswith(ENV_PREFIX) or name == CONFIG_ENV or not value:
@@ -96,9 +97,9 @@ def _from_aliases(environ: Mapping[str, str], problems: list[str], notices: list
         if key is None:
             if not (value.isascii() and value.isdigit() and int(value) > 0):
                 problems.append(f"{name}: {value!r} is not a positive whole number")
-            notices.append(f"{name} has no effect here: one thread drives all transfers")
+            notices.append(f"{name} has no effect: one thread drives all transfers")
         elif environ.get(env_name(key)):
-            notices.append(f"{name} is not used: {env_name(key)} is set too")
+            notices.append(f"{name} is ignored, because {env_name(key)} is set")
         else:
             found[key] = Given(value, name)
             notices.append(f"{name} is read as {env_name(key)}={value}")
@@ -112,16 +113,16 @@ def _from_file(path: Path, problems: list[str]) -> dict[Key, Given]:
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read: {error}")
     except yaml.YAMLError as error:
-        problems.append(f"{path}: is not YAML: {' '.join(str(error).split())}")
+        problems.append(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
     return {}
 
 
 def _pairs(node: yaml.Node, path: Path, section: Key, problems: list[str]) -> Iterator[tuple[Key, Given]]:
-    """Settings of one mapping of the file; sections one level down."""
+    """Yields the settings of one mapping of the file; sections are one level down."""
     if not isinstance(node, yaml.MappingNode):
         if section == () or _value(node) is not None:  # an empty section is fine
-            what = f"section {dotted(section)}" if section else "the file"
-            problems.append(f"{path}:{node.start_mark.line + 1}: {what} must hold names and values")
+            subject = f"section {dotted(section)}" if section else "the file"
+            problems.append(f"{path}:{node.start_mark.line + 1}: {subject} must hold names and values")
         return
     known = [key[-1] for key in FIELDS if key[:-1] == section] + ([] if section else list(SECTIONS))
     seen: set[str] = set()
@@ -129,7 +130,7 @@ def _pairs(node: yaml.Node, path: Path, section: Key, problems: list[str]) -> It
         name = str(_value(name_node))
         place = f"{path}:{name_node.start_mark.line + 1}: {dotted((*section, name))}"
         if name in seen:
-            problems.append(f"{place}: is there twice")
+            problems.append(f"{place}: is set twice")
         elif name not in known:
             problems.append(f"{place}: no such setting{did_you_mean(name, known)}")
         elif not section and name in SECTIONS:
@@ -155,7 +156,7 @@ def _validated(given: Mapping[Key, Given], problems: list[str]) -> Settings | No
             loc = tuple(str(part) for part in mistake["loc"])
             key = next((loc[:n] for n in (2, 1) if loc[:n] in given), loc)
             place = given[key].place if key in given else dotted(loc)
-            shown = "" if _is_secret(key) else f" (it is {mistake['input']!r})"
+            shown = "" if _is_secret(key) else f" (got {mistake['input']!r})"
             problems.append(f"{place}: {mistake['msg']}{shown}")
         return None
 

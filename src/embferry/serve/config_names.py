@@ -1,4 +1,4 @@
-"""How a setting is called in each place it can be given."""
+"""The name of each setting in the file, in the environment and on the command line."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SGLANG_ALIASES: dict[str, Key | None] = {
     "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": ("transfer", "waiting_timeout"),
     "SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL": ("transfer", "heartbeat_interval"),
     "SGLANG_DISAGGREGATION_HEARTBEAT_MAX_FAILURE": ("transfer", "heartbeat_max_failures"),
-    # One thread drives all transfers here: there is no pool and no queue to size.
+    # One thread drives all transfers, so there is no pool and no queue to size.
     "SGLANG_DISAGGREGATION_THREAD_POOL_SIZE": None,
     "SGLANG_DISAGGREGATION_QUEUE_SIZE": None,
 }
-"""Variables of the origin's users, and the setting each stands for; None where nothing corresponds."""
+"""The setting of each variable that users of SGLang have set; None for a variable without a counterpart."""
 
 
 def dotted(key: Key) -> str:
@@ -50,6 +50,6 @@ ENV_KEYS: dict[str, Key] = {env_name(key): key for key in FIELDS}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence that names the known word closest to ``name``, if one is close."""
+    """Returns the end of a sentence that suggests the known name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""

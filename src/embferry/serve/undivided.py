@@ -1,4 +1,4 @@
-"""What one undivided process answers: the yardstick for the split. Slow to load, for tests, the demo and doubt."""
+"""The answers of one undivided process, to compare with those of the split. For tests and the demo."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from embferry.engine.reference import Reference
 from embferry.engine.sampling import SamplingParams
 from embferry.models import model_path
 from embferry.serve.config import Settings
-from embferry.serve.encode.prepare import prepare
-from embferry.serve.encode.wire import EncodeItem
-from embferry.serve.worker.transfers import DTYPES
+from embferry.serve.encode.messages import EncodeItem
+from embferry.serve.encode.preparation import prepare
+from embferry.serve.worker.transfer_settings import DTYPES
 
 
 @dataclass(frozen=True, slots=True)
 class UndividedAnswer:
-    """``tokens`` are the ids generated, the end token included; ``visual_tokens`` is the length of the embedding."""
+    """``tokens`` are the generated ids, with the end token; ``visual_tokens`` is the length of the embedding."""
 
     text: str
     tokens: tuple[int, ...]
@@ -26,8 +26,10 @@ class UndividedAnswer:
 
 
 class Undivided:
-    """The whole model of ``settings`` in this process, with their dtype, threads and prefill chunks, which are what
-    decides the last bits of a result."""
+    """The whole model in this process.
+
+    It uses the settings' dtype, threads and prefill chunks, because these decide the last bits of a result.
+    """
 
     def __init__(self, settings: Settings) -> None:
         path = model_path(settings.model)
@@ -42,10 +44,12 @@ class Undivided:
         )
 
     def answer(self, media: Sequence[EncodeItem], question: str, max_tokens: int | None = None) -> UndividedAnswer:
-        """Greedy answer to one user message: the media, then the question.
+        """Returns the greedy answer to one user message: the media, then the question.
 
         Raises:
-            ServeError, MediaError, PromptError: as the servers would refuse it.
+            ServeError: a file is refused, as by the servers.
+            MediaError: the model does not support a picture or video.
+            PromptError: no prompt can be built.
         """
         limit = max_tokens or self.settings.router.default_max_tokens
         items = prepare(media, self._media, self.settings.media)

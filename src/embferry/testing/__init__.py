@@ -1,1 +1,1 @@
-"""Public test doubles: simulated network, transport conformance suite, fault proxy."""
+"""Public test tools: the conformance suite for transports, a fault proxy, a simulated network."""

@@ -1,4 +1,6 @@
-"""The suite every transport passes. Subclass it, and pytest runs it on yours::
+"""The suite that every transport passes.
+
+Pytest runs it on a subclass that makes the transport::
 
     import pytest
     from embferry.testing.conformance import TransportConformance
@@ -7,7 +9,7 @@
         def make_transport(self, wake):
             return MyTransport(wake)
 
-Waiting goes through ``wake`` alone: a transport that forgets to call it fails here with a deadline.
+The suite polls only after ``wake`` was called: a transport that does not call it fails at a deadline.
 """
 
 from __future__ import annotations
@@ -23,22 +25,27 @@ import msgspec
 import numpy as np
 import pytest
 
-from ..disaggregation.base.conn_multimodal import LinkLost, Piece, Revoked, Transport, Written
-from ..disaggregation.buffers import checksum, source_pieces
-from ..disaggregation.protocol.errors import LocalProtocolError, TransportError
+from embferry.memory.buffers import checksum, source_pieces
+from embferry.protocol.errors import LocalProtocolError, TransportError
+from embferry.transports.contract import LinkLost, Piece, Revoked, Transport, Written
+
 from .pair import CANARY, LARGE, LAYOUT, SMALL, TransportPair, embedding, eventually
 
 __all__ = ["TransportConformance"]
 
 
 class TransportConformance(ABC):
-    """Override :meth:`make_transport`; set ``shared_region`` to run on private memory."""
+    """Tests of the contract of a transport. Subclasses override :meth:`make_transport`.
+
+    Attributes:
+        shared_region: Whether the region is memory that can be mapped a second time; False for private memory.
+    """
 
     shared_region: ClassVar[bool] = True
 
     @abstractmethod
     def make_transport(self, wake: Callable[[], None]) -> Transport:
-        """A fresh transport, ready to be either side."""
+        """Returns a new transport, to be used as either side."""
 
     @pytest.fixture
     def pair(self) -> Iterator[TransportPair]:
@@ -52,11 +59,13 @@ class TransportConformance(ABC):
         yield pair
         pair.close()
 
-    # Bytes land, and nowhere else
+    # Where bytes land
 
     @pytest.mark.parametrize(("skip", "tokens"), [(0, 1), (0, 5), (4, 2), (3, 17), (0, 20), (19, 1)])
     @pytest.mark.parametrize("blocks", [(4, 5, 6, 7), (9, 2, 3, 14), (15, 0, 8, 1)])
-    def test_bytes_land_exactly(self, pair: TransportPair, blocks: tuple[int, ...], skip: int, tokens: int) -> None:
+    def test_written_bytes_land_in_the_granted_blocks_and_nowhere_else(
+        self, pair: TransportPair, blocks: tuple[int, ...], skip: int, tokens: int
+    ) -> None:
         source = embedding(LAYOUT, 40)
         pieces = source_pieces(SMALL, source, 7, tokens, blocks, skip)
         pair.admit(1, blocks)
@@ -77,7 +86,7 @@ class TransportConformance(ABC):
             assert pair.write(1, blocks, part) is None
         pair.expect(*parts)
 
-    def test_a_read_only_source(self, pair: TransportPair) -> None:
+    def test_a_read_only_source_is_written(self, pair: TransportPair) -> None:
         pieces = [Piece(memoryview(bytes(range(48))), 0)]
         pair.admit(1, (0,))
         assert pair.write(1, (0,), pieces) is None
@@ -107,19 +116,19 @@ class TransportConformance(ABC):
         pair.expect(*[pieces for _, pieces in writes])
         assert len(pair.sender.events) == len(tickets) + len(refused)
 
-    # What no window covers is refused
+    # Refusals
 
-    def test_nothing_is_open_at_first(self, pair: TransportPair) -> None:
+    def test_a_write_without_a_window_is_refused(self, pair: TransportPair) -> None:
         pair.expect_refused(pair.write(1, (0,), pair.fill((0,))))
         pair.expect()
 
     @pytest.mark.parametrize("epoch", [0, 2, 1 << 63, (1 << 64) - 1, 1 << 64, -1])
-    def test_another_epoch_is_refused(self, pair: TransportPair, epoch: int) -> None:
+    def test_a_write_under_another_epoch_is_refused(self, pair: TransportPair, epoch: int) -> None:
         pair.admit(1, (0, 1))
         pair.expect_refused(pair.write(epoch, (0, 1), pair.fill((0, 1))))
         pair.expect()
 
-    def test_ranges_partly_outside_are_refused_whole(self, pair: TransportPair) -> None:
+    def test_a_write_partly_outside_its_window_is_refused_whole(self, pair: TransportPair) -> None:
         pair.admit(1, (2, 3))
         pair.admit(2, (4,))
         size = pair.bytes.size
@@ -138,12 +147,12 @@ class TransportConformance(ABC):
         pair.expect_refused(pair.write(1, (2, 3), [*inside, Piece(memoryview(b"xy"), (1 << 64) - 1)]))
         pair.expect()
 
-    def test_a_window_of_all_but_one_block_does_not_cover_it(self, pair: TransportPair) -> None:
+    def test_a_write_with_one_block_outside_its_window_is_refused(self, pair: TransportPair) -> None:
         pair.admit(1, (5, 6, 8))
         pair.expect_refused(pair.write(1, (5, 6, 7, 8), pair.fill((5, 6, 7, 8))))
         pair.expect()
 
-    def test_misused_windows(self, pair: TransportPair) -> None:
+    def test_invalid_and_overlapping_windows_are_rejected(self, pair: TransportPair) -> None:
         pair.admit(1, (2, 3))
         for epoch, blocks in [
             (2, (3,)),
@@ -162,13 +171,13 @@ class TransportConformance(ABC):
         pair.expect_refused(pair.write(2, (2, 3, 5), pieces))
         pair.expect()
 
-    def test_one_region_a_transport(self, pair: TransportPair) -> None:
+    def test_a_second_region_is_rejected(self, pair: TransportPair) -> None:
         with pytest.raises(LocalProtocolError):
             pair.receiver.transport.register(pair.region)
 
-    # Windows close
+    # Closing and revoking windows
 
-    def test_closed_blocks_are_closed_and_can_be_given_to_another_epoch(self, pair: TransportPair) -> None:
+    def test_closed_blocks_refuse_writes_and_can_be_admitted_under_another_epoch(self, pair: TransportPair) -> None:
         pair.admit(1, (0, 1, 2))
         pair.receiver.transport.close_blocks(1, (1, 7))
         pair.receiver.transport.close_blocks(9, (0,))
@@ -181,7 +190,7 @@ class TransportConformance(ABC):
         assert pair.write(2, (1,), second) is None
         pair.expect(first, second)
 
-    def test_a_window_is_gone_with_its_last_block(self, pair: TransportPair) -> None:
+    def test_a_window_ends_when_its_last_block_is_closed(self, pair: TransportPair) -> None:
         pair.admit(1, (0, 1))
         pair.receiver.transport.close_blocks(1, (1,))
         pair.receiver.transport.close_blocks(1, (0,))
@@ -190,7 +199,7 @@ class TransportConformance(ABC):
         assert pair.write(1, (4,), pieces) is None
         pair.expect(pieces)
 
-    def test_a_revoked_window_is_closed(self, pair: TransportPair) -> None:
+    def test_a_revoked_window_refuses_writes(self, pair: TransportPair) -> None:
         pair.admit(1, (0, 1))
         pair.admit(2, (2,))
         pair.receiver.transport.revoke(1)
@@ -202,7 +211,7 @@ class TransportConformance(ABC):
         pair.expect_refused(pair.write(3, (0, 1, 2), pieces))
         pair.expect()
 
-    def test_every_revoke_is_answered_once(self, pair: TransportPair) -> None:
+    def test_every_revocation_is_reported_once(self, pair: TransportPair) -> None:
         pair.receiver.transport.revoke(77)
         pair.receiver.revoked(77)
         pair.admit(1, (0,))
@@ -214,18 +223,18 @@ class TransportConformance(ABC):
         assert pair.receiver.events == [Revoked(77), Revoked(1), Revoked(1)]
 
     def test_no_byte_changes_after_revoked(self, large: TransportPair) -> None:
-        """Writes race a revocation; what the region is at ``Revoked``, it stays."""
+        """Writes race a revocation. The region must stay as it is when ``Revoked`` is reported."""
         blocks = tuple(reversed(range(64)))  # many pieces, the end of the region first
         pieces = large.fill(blocks)
         for epoch in range(1, 6):
             large.bytes[:] = CANARY
             large.admit(epoch, blocks)
             tickets = [large.start(epoch, blocks, pieces) for _ in range(2)]
-            if epoch % 2:  # let it have begun
+            if epoch % 2:  # revoke after the first byte has landed
                 eventually(lambda: bool((large.bytes[-1 << 19 :] != CANARY).any()))
             large.receiver.transport.revoke(epoch)
             large.receiver.revoked(epoch)
-            large.admit(epoch + 100, blocks)  # the blocks belong to somebody else now
+            large.admit(epoch + 100, blocks)  # the blocks belong to another transfer now
             large.bytes[:] = CANARY
             errors = [large.sender.written(ticket) for ticket in tickets]
             large.expect()
@@ -233,9 +242,9 @@ class TransportConformance(ABC):
             large.receiver.transport.revoke(epoch + 100)
             large.receiver.revoked(epoch + 100)
 
-    # Handles come from the wire
+    # Handles and addresses from the wire
 
-    def test_malformed_handles_are_refused_at_once(self, pair: TransportPair) -> None:
+    def test_malformed_handles_are_rejected_at_once(self, pair: TransportPair) -> None:
         rng = np.random.default_rng(1)
         good = pair.handle
         bad: list[object] = [
@@ -253,34 +262,34 @@ class TransportConformance(ABC):
         bad += [rng.bytes(int(size)) for size in rng.integers(1, 200, 50)]
         for handle in bad:
             with pytest.raises(TransportError) as caught:
-                pair.sender.transport.connect(handle)  # type: ignore[arg-type]  # that is the point
+                pair.sender.transport.connect(handle)  # type: ignore[arg-type]  # wrong types are among the cases
             assert not caught.value.retryable
         assert len(good) <= 1024
 
-    def test_malformed_addresses_are_refused(self, pair: TransportPair) -> None:
+    def test_malformed_addresses_are_rejected(self, pair: TransportPair) -> None:
         good = pair.sender.transport.address
         assert len(good) <= 1024
         rng = np.random.default_rng(9)
         bad = [good[: len(good) // 2], b"\xff" + good, b"x" * 100_000, *(rng.bytes(n) for n in (1, 30, 300))]
-        for address in bad if good else []:  # a road that needs none looks at none
+        for address in bad if good else []:  # a transport without addresses ignores them
             with pytest.raises(TransportError) as caught:
-                pair.receiver.transport.reach(address)
+                pair.receiver.transport.connect_to_sender(address)
             assert not caught.value.retryable
-        pair.receiver.transport.reach(good)
+        pair.receiver.transport.connect_to_sender(good)
         pieces = pair.fill((0,))
         pair.admit(1, (0,))
         assert pair.write(1, (0,), pieces) is None
 
-    def test_connecting_twice_is_connecting_once(self, pair: TransportPair) -> None:
+    def test_connecting_twice_makes_one_connection(self, pair: TransportPair) -> None:
         pair.sender.transport.connect(pair.handle)
         pair.admit(1, (0,))
         pieces = pair.fill((0,))
         assert pair.write(1, (0,), pieces) is None
         pair.expect(pieces)
 
-    # Links end
+    # The end of a connection
 
-    def test_a_write_without_a_link_ends_in_a_retryable_error(self, pair: TransportPair) -> None:
+    def test_a_write_without_a_connection_ends_in_a_retryable_error(self, pair: TransportPair) -> None:
         pair.sender.transport.disconnect(b"unknown")
         pair.sender.transport.disconnect(pair.handle)
         pair.admit(1, (0,))
@@ -289,7 +298,7 @@ class TransportConformance(ABC):
         assert error.retryable
         pair.expect()
         pair.sender.transport.connect(pair.handle)
-        pair.receiver.transport.reach(pair.sender.transport.address)
+        pair.receiver.transport.connect_to_sender(pair.sender.transport.address)
         pieces = pair.fill((0,))
         assert pair.write(1, (0,), pieces) is None
         pair.expect(pieces)
@@ -304,9 +313,11 @@ class TransportConformance(ABC):
             error = large.sender.written(ticket)
             assert error is None or error.retryable
         large.sender.poll()
-        assert not [e for e in large.sender.events if isinstance(e, LinkLost)], "this side wanted it"
+        assert not [e for e in large.sender.events if isinstance(e, LinkLost)], (
+            "LinkLost was reported to the side that disconnected"
+        )
 
-    def test_a_closed_receiver_is_a_lost_link(self, pair: TransportPair) -> None:
+    def test_the_sender_detects_a_closed_receiver(self, pair: TransportPair) -> None:
         pair.admit(1, (0,))
         assert pair.write(1, (0,), pair.fill((0,))) is None
         pair.receiver.transport.close()
@@ -317,7 +328,7 @@ class TransportConformance(ABC):
         assert error is not None
         assert error.retryable
 
-    def test_a_receiver_that_closes_ends_writes_in_flight_before_the_link(self, large: TransportPair) -> None:
+    def test_writes_in_flight_end_before_the_link_when_the_receiver_closes(self, large: TransportPair) -> None:
         blocks = tuple(range(64))
         large.admit(1, blocks)
         pieces = large.fill(blocks)
@@ -335,7 +346,7 @@ class TransportConformance(ABC):
         other = TransportPair(self.make_transport, shared=self.shared_region)
         try:
             pair.sender.transport.connect(other.handle)
-            other.receiver.transport.reach(pair.sender.transport.address)
+            other.receiver.transport.connect_to_sender(pair.sender.transport.address)
             for region, blocks in ((pair, (1,)), (other, (2,))):
                 region.admit(1, blocks)
                 pieces = region.fill(blocks)
@@ -352,7 +363,7 @@ class TransportConformance(ABC):
 
     # Closing
 
-    def test_closing_is_idempotent_and_ends_writes(self, large: TransportPair) -> None:
+    def test_closing_ends_writes_in_flight_and_is_idempotent(self, large: TransportPair) -> None:
         blocks = tuple(range(64))
         large.admit(1, blocks)
         tickets = [large.start(1, blocks, large.fill(blocks)) for _ in range(2)]
@@ -363,10 +374,10 @@ class TransportConformance(ABC):
         large.receiver.transport.close()
         large.receiver.transport.close()
 
-    def test_a_transport_that_was_never_used_closes(self) -> None:
+    def test_an_unused_transport_can_be_closed(self) -> None:
         self.make_transport(lambda: None).close()
 
-    def test_no_thread_and_no_descriptor_remains(self) -> None:
+    def test_no_thread_and_no_descriptor_remains_after_closing(self) -> None:
         def remains() -> tuple[int, set[threading.Thread]]:
             gc.collect()
             return len(os.listdir("/proc/self/fd")), set(threading.enumerate())

@@ -1,12 +1,12 @@
-"""A simulated network and a simulated one-sided memory: every interleaving, in memory, in microseconds.
+"""A simulated network and a simulated region with one-sided writes. Every interleaving can be played in microseconds.
 
-Nothing here decides anything or draws a random number. What happens next is a call: of a fuzzer, of a test's script, of
-a loop that wants peace. A message that nobody delivers is delayed; delivering the third one first is reordering; a
-write lands as many bytes at a time as it is told to, and may land after its writer has died.
+Nothing happens by itself and nothing is random: each event is a call, made by a fuzzer or by a test's script. A message
+that is not delivered is delayed; delivering the third one first reorders; a write lands any number of bytes at a time,
+also after its writer has died.
 
-The memory is hostile unless it is ``gated``: closing blocks does not stop a write to them, as with a network card that
-has the memory key. The only thing that stops one is a revocation, and that takes effect when the test says so.
-:mod:`embferry.disaggregation.protocol` must keep data safe on these terms.
+Unless the memory ``checks_windows``, closing blocks does not stop writes to them, as with a network card that has the
+memory key. Then only a revocation stops a write, and it takes effect when the test says so. :mod:`embferry.protocol`
+must keep data safe under these conditions.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["Flight", "Packet", "SimulatedMemory", "SimulatedNetwork"]
+__all__ = ["InFlightWrite", "Packet", "SimulatedMemory", "SimulatedNetwork"]
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One message on its way."""
+    """One message in flight."""
 
     source: str
     target: str
@@ -27,46 +27,52 @@ class Packet:
 
 
 class SimulatedNetwork:
-    """Messages between addresses. Whoever holds it picks, by index into :attr:`packets`, which one does what."""
+    """Messages between addresses. The caller picks the next message by its index in :attr:`packets`."""
 
     def __init__(self) -> None:
         self.packets: list[Packet] = []
         self.cut: set[frozenset[str]] = set()
 
     def send(self, source: str, target: str, data: bytes) -> None:
-        """Puts a message on its way. Over a link that is cut it is lost."""
+        """Puts a message in flight. A cut link loses it."""
         if frozenset((source, target)) not in self.cut:
             self.packets.append(Packet(source, target, data))
 
     def deliver(self, index: int = 0) -> Packet:
-        """The message has arrived: takes it off the network."""
+        """Removes a message from the network and returns it."""
         return self.packets.pop(index)
 
     def lose(self, index: int) -> None:
         del self.packets[index]
 
     def duplicate(self, index: int) -> None:
-        """A copy goes to the end of the queue."""
+        """Appends a copy of a message."""
         self.packets.append(self.packets[index])
 
     def partition(self, a: str, b: str) -> None:
-        """From now on nothing gets from ``a`` to ``b`` or back; what is on its way is lost."""
+        """Cuts the link between ``a`` and ``b`` in both directions. Messages in flight on it are lost."""
         self.cut.add(frozenset((a, b)))
         self.packets = [p for p in self.packets if {p.source, p.target} != {a, b}]
 
     def heal(self) -> None:
-        """Every link works again."""
+        """Repairs every link."""
         self.cut.clear()
 
 
 @dataclass(eq=False, slots=True)
-class Flight:
-    """One one-sided write on its way.
+class InFlightWrite:
+    """A one-sided write that has not ended.
 
-    :ivar writer: whoever started it; the memory does not look at it.
-    :ivar tokens: indices of the tokens, in the order in which they fill ``blocks``.
-    :ivar read: the bytes of a token, read from the source when they land, not when the write was started.
-    :ivar landed: bytes that have landed so far.
+    Attributes:
+        writer: An object of the caller's that identifies the writer; the memory does not use it.
+        epoch: The epoch under which it was granted.
+        blocks: The blocks it writes to.
+        tokens: Indices of the tokens, in the order in which they fill ``blocks``.
+        read: Returns the bytes of a token. Called when they land, not when the write starts.
+        checksum: The writer's checksum of the tokens.
+        landed: Number of bytes that have landed.
+        flips: Positions of bytes that land with a flipped bit.
+        refused: Whether a byte was refused.
     """
 
     writer: object
@@ -81,10 +87,15 @@ class Flight:
 
 
 class SimulatedMemory:
-    """A region of ``num_blocks`` blocks of ``block_size`` tokens of ``token_bytes`` bytes, open to one-sided writes.
+    """A region that is open to one-sided writes.
 
-    :param gated: whether a write needs an admitted block, as with transports that check on the receiving side.
-    :param on_landing: called with (flight, block) before a byte lands; raise there if it must not.
+    Args:
+        num_blocks: Number of blocks.
+        block_size: Tokens per block.
+        token_bytes: Bytes per token.
+        checks_windows: Whether a write outside admitted blocks is refused, as by transports that check on the receiving
+            side.
+        before_landing: Called with (write, block) before a byte lands; raises if it must not land.
     """
 
     def __init__(
@@ -93,15 +104,15 @@ class SimulatedMemory:
         block_size: int,
         token_bytes: int,
         *,
-        gated: bool = False,
-        on_landing: Callable[[Flight, int], None] = lambda flight, block: None,
+        checks_windows: bool = False,
+        before_landing: Callable[[InFlightWrite, int], None] = lambda write, block: None,
     ) -> None:
         self.block_size = block_size
         self.token_bytes = token_bytes
-        self.gated = gated
-        self.on_landing = on_landing
-        self.flights: list[Flight] = []
-        self.revoking: list[int] = []  # asked for, not in effect yet
+        self.checks_windows = checks_windows
+        self.before_landing = before_landing
+        self.in_flight: list[InFlightWrite] = []
+        self.revoking: list[int] = []  # requested, not in effect yet
         self.revoked: set[int] = set()
         self._admitted: dict[int, set[int]] = {}  # epoch: blocks
         self._bytes = bytearray(num_blocks * block_size * token_bytes)
@@ -112,57 +123,56 @@ class SimulatedMemory:
         self._admitted.setdefault(epoch, set()).update(blocks)
 
     def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
-        """Stops writes only where the memory is gated."""
+        """Removes blocks from a window. Stops writes only if the memory checks windows."""
         self._admitted.get(epoch, set()).difference_update(blocks)
 
     def revoke(self, epoch: int) -> None:
-        """Asks for a revocation; it is in effect after :meth:`complete_revocation`."""
+        """Requests a revocation. It is in effect after :meth:`complete_revocation`."""
         self.revoking.append(epoch)
 
     def complete_revocation(self, index: int = 0) -> int:
-        """From now on no write under the epoch, which is answered, lands a byte."""
+        """Puts a requested revocation into effect and returns its epoch: no write under it lands a byte any more."""
         epoch = self.revoking.pop(index)
         self.revoked.add(epoch)
         return epoch
 
     def read(self, blocks: tuple[int, ...], tokens: int) -> bytes:
-        """The bytes of so many tokens that fill ``blocks`` from their start."""
+        """Returns the bytes of the first ``tokens`` tokens in ``blocks``."""
         size = self.block_size * self.token_bytes
         whole = b"".join(self._bytes[block * size : (block + 1) * size] for block in blocks)
         return whole[: tokens * self.token_bytes]
 
     # The writer's side
 
-    def write(self, flight: Flight) -> None:
-        """Starts a write."""
-        self.flights.append(flight)
+    def start(self, write: InFlightWrite) -> None:
+        self.in_flight.append(write)
 
-    def land(self, flight: Flight, count: int) -> None:
-        """So many more bytes of it land."""
-        end = min(flight.landed + count, len(flight.tokens) * self.token_bytes)
-        for at in range(flight.landed, end):
+    def land(self, write: InFlightWrite, count: int) -> None:
+        """Lands up to ``count`` more bytes of a write."""
+        end = min(write.landed + count, len(write.tokens) * self.token_bytes)
+        for at in range(write.landed, end):
             token, byte = divmod(at, self.token_bytes)
-            block = flight.blocks[token // self.block_size]
-            if not self._may_land(flight, block):
-                flight.refused = True
+            block = write.blocks[token // self.block_size]
+            if not self._may_land(write, block):
+                write.refused = True
                 break
-            self.on_landing(flight, block)
-            value = flight.read(flight.tokens[token])[byte] ^ (at in flight.flips)
+            self.before_landing(write, block)
+            value = write.read(write.tokens[token])[byte] ^ (at in write.flips)
             slot = block * self.block_size + token % self.block_size
             self._bytes[slot * self.token_bytes + byte] = value
-        flight.landed = end
+        write.landed = end
 
-    def finish(self, flight: Flight) -> bool:
-        """All of the rest lands and the write is over. Answers whether every byte was let in."""
-        self.land(flight, len(flight.tokens) * self.token_bytes)
-        self.flights.remove(flight)
-        return not flight.refused
+    def finish(self, write: InFlightWrite) -> bool:
+        """Lands the rest of a write and ends it. Returns whether no byte of it was refused."""
+        self.land(write, len(write.tokens) * self.token_bytes)
+        self.in_flight.remove(write)
+        return not write.refused
 
-    def drop(self, flight: Flight) -> None:
-        """The write is over as it stands: failed, or lost with its writer."""
-        self.flights.remove(flight)
+    def drop(self, write: InFlightWrite) -> None:
+        """Ends a write without landing the rest: it failed, or its writer died."""
+        self.in_flight.remove(write)
 
-    def _may_land(self, flight: Flight, block: int) -> bool:
-        if flight.epoch in self.revoked:
+    def _may_land(self, write: InFlightWrite, block: int) -> bool:
+        if write.epoch in self.revoked:
             return False
-        return not self.gated or block in self._admitted.get(flight.epoch, ())
+        return not self.checks_windows or block in self._admitted.get(write.epoch, ())

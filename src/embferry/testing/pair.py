@@ -1,4 +1,4 @@
-"""A receiver and a sender joined by a transport, and a way to wait for what they report."""
+"""A receiver and a sender joined by a transport, and ways to wait for their events."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ..disaggregation.base.conn_multimodal import Event, LinkLost, Piece, Revoked, Transport, Window, Written
-from ..disaggregation.buffers import MultimodalDataBuffers, source_pieces
-from ..disaggregation.protocol.errors import TransportError
-from ..disaggregation.protocol.layout import Field, Geometry, Layout
+from embferry.memory.buffers import MultimodalDataBuffers, source_pieces
+from embferry.protocol.errors import TransportError
+from embferry.protocol.layout import Field, Geometry, Layout
+from embferry.transports.contract import Event, LinkLost, Piece, Revoked, Transport, Window, Written
 
 __all__ = [
     "CANARY",
@@ -28,8 +28,11 @@ __all__ = [
     "eventually",
 ]
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
+"""Longest wait for an event. Far longer than any takes, so that a busy machine does not fail a test."""
+
 CANARY = 0xA5
+"""Value of every byte of a region that nothing has been written to."""
 
 LAYOUT = Layout(
     (
@@ -46,28 +49,28 @@ Fields = dict[str, npt.NDArray[np.uint8]]
 
 
 def embedding(layout: Layout, tokens: int, seed: int = 0) -> Fields:
-    """Random bytes for every field: uint8 ``[tokens, token_bytes]``."""
+    """Returns random bytes for every field: uint8 ``[tokens, token_bytes]``."""
     rng = np.random.default_rng(seed)
     return {f.name: rng.integers(0, 256, (tokens, f.token_bytes), np.uint8) for f in layout.fields}
 
 
 def block_ranges(geometry: Geometry, blocks: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The (offset, length) byte ranges that ``blocks`` occupy, all fields."""
+    """Returns the (offset, length) byte ranges that ``blocks`` occupy in all fields."""
     fields = zip(geometry.layout.fields, geometry.field_offsets, strict=True)
     rows = [(base, field.token_bytes * geometry.block_size) for field, base in fields]
     return [(base + block * row, row) for base, row in rows for block in blocks]
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    """Waits for what no transport reports, such as a byte of the region."""
+    """Waits for a condition that no event reports, such as a byte of the region."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < deadline, f"did not happen within {DEADLINE_S} s"
+        assert time.monotonic() < deadline, f"the condition did not come true within {DEADLINE_S} s"
         time.sleep(0.0002)
 
 
 class Endpoint:
-    """A transport, and everything it has reported."""
+    """A transport and the events it has reported."""
 
     def __init__(self, make: Callable[[Callable[[], None]], Transport]) -> None:
         self._woken = threading.Event()
@@ -83,7 +86,7 @@ class Endpoint:
         self.poll()
         while not condition():
             if not self._woken.wait(deadline - time.monotonic()):
-                pytest.fail(f"not woken within {DEADLINE_S} s; so far: {self.events}")
+                pytest.fail(f"wake was not called within {DEADLINE_S} s; events so far: {self.events}")
             self._woken.clear()
             self.poll()
 
@@ -95,18 +98,26 @@ class Endpoint:
         return found[0].error
 
     def revoked(self, epoch: int, times: int = 1) -> None:
+        """Waits for ``Revoked(epoch)`` and checks that it is reported ``times`` times."""
         self.until(lambda: self.events.count(Revoked(epoch)) >= times)
         assert self.events.count(Revoked(epoch)) == times
 
     def lost(self) -> LinkLost:
+        """Waits for the only ``LinkLost`` and returns it."""
         self.until(lambda: any(isinstance(e, LinkLost) for e in self.events))
         found = [e for e in self.events if isinstance(e, LinkLost)]
-        assert len(found) == 1, f"the link was lost {len(found)} times"
+        assert len(found) == 1, f"LinkLost was reported {len(found)} times"
         return found[0]
 
 
 class TransportPair:
-    """A receiver with a region full of canary bytes, and a sender connected to it."""
+    """A receiver whose region is full of canary bytes, and a sender connected to it.
+
+    Args:
+        make: Makes a transport; called with its ``wake``.
+        geometry: The geometry of the region.
+        shared: Whether the region is memory that other processes can map.
+    """
 
     def __init__(
         self, make: Callable[[Callable[[], None]], Transport], geometry: Geometry = SMALL, *, shared: bool = True
@@ -118,7 +129,7 @@ class TransportPair:
         self.receiver, self.sender = Endpoint(make), Endpoint(make)
         self.handle = self.receiver.transport.register(self.region)
         self.sender.transport.connect(self.handle)
-        self.receiver.transport.reach(self.sender.transport.address)
+        self.receiver.transport.connect_to_sender(self.sender.transport.address)
         self._tickets = iter(range(1, 1 << 30))
 
     def close(self) -> None:
@@ -131,20 +142,22 @@ class TransportPair:
         self.receiver.transport.admit(Window(epoch, blocks))
 
     def start(self, epoch: int, blocks: tuple[int, ...], pieces: list[Piece]) -> int:
+        """Starts a write and returns its ticket."""
         ticket = next(self._tickets)
         self.sender.transport.write(self.handle, epoch, blocks, pieces, ticket)
         return ticket
 
     def write(self, epoch: int, blocks: tuple[int, ...], pieces: list[Piece]) -> TransportError | None:
+        """Writes, waits for the end and returns the error."""
         return self.sender.written(self.start(epoch, blocks, pieces))
 
     def fill(self, blocks: tuple[int, ...], seed: int = 0) -> list[Piece]:
-        """Pieces that fill ``blocks`` with random bytes."""
+        """Returns pieces that fill ``blocks`` with random bytes."""
         tokens = len(blocks) * self.geometry.block_size
         return source_pieces(self.geometry, embedding(self.geometry.layout, tokens, seed), 0, tokens, blocks, 0)
 
     def expect(self, *pieces: list[Piece]) -> None:
-        """The region holds exactly these bytes, later ones over earlier ones, and canaries everywhere else."""
+        """Checks that the region holds these pieces, later ones over earlier ones, and canary bytes elsewhere."""
         expected = np.full_like(self.bytes, CANARY)
         for piece in (p for write in pieces for p in write):
             expected[piece.offset : piece.offset + piece.source.nbytes] = np.frombuffer(piece.source, np.uint8)
@@ -152,5 +165,8 @@ class TransportPair:
         assert not wrong.size, f"{wrong.size} bytes differ, the first at {wrong[0]}"
 
     def expect_refused(self, error: TransportError | None) -> None:
+        """Checks that ``error`` refuses a write for good."""
         assert isinstance(error, TransportError)
-        assert not error.retryable, f"the same write will be refused again, so do not ask for a retry: {error}"
+        assert not error.retryable, (
+            f"the same write would be refused again, so the error must not be retryable: {error}"
+        )

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from embferry.disaggregation.mooncake.engine import DEFAULTS
+from embferry.transports.leased.mooncake.engine import DEFAULTS
 
 from ..contract import Bytes, Facts, Job, Link, Receiving, Sending, UnavailableError
 

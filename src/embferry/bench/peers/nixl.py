@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from embferry.disaggregation.nixl.agent import binding
+from embferry.transports.leased.nixl.agent import binding
 
 from ..contract import Bytes, Facts, Job, Link, Receiving, Sending
 

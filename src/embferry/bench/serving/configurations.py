@@ -29,7 +29,7 @@ class Configuration(msgspec.Struct, frozen=True):
     title: str
     connector: Connector
     """Empty: one engine, undivided."""
-    road: str = ""
+    transport: str = ""
 
     @property
     def divided(self) -> bool:
@@ -128,7 +128,7 @@ def transfer(
             "ec_buffer_size": pool_bytes,
             "ec_connector_extra_config": {"mooncake_protocol": "tcp"},
         }
-    extra = {"transports": [configuration.road], "metrics_port": ports.metrics[index]}
+    extra = {"transports": [configuration.transport], "metrics_port": ports.metrics[index]}
     if role == "ec_consumer":
         blocks = pool_bytes // TOKEN_BYTES // BLOCK_TOKENS
         extra |= {"num_blocks": blocks, "block_size": BLOCK_TOKENS, "router": url(ports.router)}

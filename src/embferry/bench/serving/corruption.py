@@ -49,7 +49,7 @@ class ZeroedTails:
 
 
 class FlippedBits:
-    """Our ``tcp`` road: the way from encoder to language instance leads through a relay that flips bits.
+    """Our ``tcp`` transport: the way from encoder to language instance leads through a relay that flips bits.
 
     The receiver tells the sender where its data link listens; that word, too, goes through a relay, which names
     the one that flips instead."""

@@ -1,4 +1,4 @@
-"""Where a run was made, and with what: as for the roads, and what serves beside it."""
+"""Where a run was made, and with what: as for the transports, and what serves beside it."""
 
 from __future__ import annotations
 

@@ -8,15 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from . import configurations, idle_workers, plugins, v1_runner
-from .configurations import (
-    ENVIRONMENT,
-    MODEL,
-    POOL_BYTES,
-    SMALL_POOL_BYTES,
-    Configuration,
-    free_ports,
-    url,
-)
+from .configurations import ENVIRONMENT, MODEL, POOL_BYTES, SMALL_POOL_BYTES, Configuration, free_ports, url
 from .driver import Endpoint
 from .server import Server, started
 

@@ -1,143 +1,127 @@
-"""What stands in ``ec_connector_extra_config``, and the roads that are made from it."""
+"""The settings in ``ec_connector_extra_config``, and the transports that they name."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from embferry.disaggregation.base.conn_multimodal import Transport
-from embferry.disaggregation.protocol.errors import LocalProtocolError
-from embferry.disaggregation.protocol.settings import TransferSettings
+from embferry import TRANSPORTS, LocalProtocolError, TransferSettings, Transport
 
-ROADS = {
-    "shm": ("embferry.disaggregation.shm.conn_multimodal", "ShmTransport", False),
-    "tcp": ("embferry.disaggregation.tcp.conn_multimodal", "TcpTransport", True),
-    "http": ("embferry.disaggregation.http.conn_multimodal", "HttpTransport", True),
-    "mooncake": ("embferry.disaggregation.mooncake.conn_multimodal", "MooncakeTransport", True),
-    "nixl": ("embferry.disaggregation.nixl.conn_multimodal", "NixlTransport", True),
-}
-"""Module, class, and whether it takes an address to listen on."""
-
+MAX_KEPT = 512
+"""Embeddings kept by a producer or a consumer, at most: each holds a file descriptor."""
 MAX_BAD_CHUNKS = 4
-"""In a row. With the pauses between them that is a second; longer than that nobody waits for one producer."""
+"""Damaged chunks in a row before a producer counts as lost: about one second with the pauses in between."""
+
+Count = Annotated[int, msgspec.Meta(gt=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Every key of ``ec_connector_extra_config``. Times are seconds, sizes bytes unless they say otherwise."""
+    """Every key of ``ec_connector_extra_config``. Times are seconds, sizes are bytes unless stated otherwise.
+
+    Attributes:
+        transports: Names of the transports, the preferred one first.
+        host: The address to listen on.
+        advertise: The address that the other side is told, if it differs from ``host``.
+        num_blocks: Consumer: blocks in the pool. An embedding may be larger than the pool.
+        block_size: Consumer: tokens per block.
+        cache_bytes: Embeddings kept beyond their use: by a producer to be sent again, by a consumer for later requests
+            with the same content.
+        offered_bytes: Producer: embeddings that are offered and not fetched; beyond that, new offers are refused.
+        peer_timeout: Consumer: time without a message from the producer after which it counts as lost.
+        lease_timeout: Producer: how long it keeps an embedding for a consumer that sends no message.
+        router: Consumer: base URL of the router, which names other producers and is told of failures.
+        failover_timeout: Consumer: how long the router may take to have an embedding encoded elsewhere.
+        encode_on_failure: Consumer: whether it encodes an item itself if the embedding cannot be obtained and the
+            request has its pixels.
+        metrics_port: Port of the Prometheus endpoint at ``host``, 0 for any. Rank r of a data-parallel engine adds r.
+    """
 
     transports: tuple[str, ...] = ("shm", "tcp")
-    """The preferred one first."""
     host: str = "127.0.0.1"
-    """The address to listen on."""
     advertise: str | None = None
-    """What the other side is told, if it differs."""
-    num_blocks: int = 1024
-    """Of the consumer's pool; an embedding may be larger than the pool."""
-    block_size: int = 16
-    """Tokens a block."""
-    cache_bytes: int = 256 << 20
-    """Embeddings that are kept beyond their use, on either side: on the producer to be sent again, on the consumer for
-    the next request with the same content."""
-    offered_bytes: int = 1 << 30
-    """Producer: embeddings that are promised and have not been fetched; beyond that nothing new is promised."""
-    peer_timeout: float = 1.0
-    """Without a word from the producer before it counts as lost."""
-    lease_timeout: float = 60.0
-    """How long the producer keeps an embedding for a consumer that does not ask."""
+    num_blocks: Count = 1024
+    block_size: Count = 16
+    cache_bytes: Count = 256 << 20
+    offered_bytes: Count = 1 << 30
+    peer_timeout: Seconds = 1.0
+    lease_timeout: Seconds = 60.0
     router: str | None = None
-    """Consumer: base URL of the router, which is asked for another producer and told of failures."""
-    replacement_timeout: float = 5.0
-    """Consumer: how long the router may take to have an embedding made again elsewhere."""
+    failover_timeout: Seconds = 5.0
     encode_on_failure: bool = False
-    """Consumer: an embedding that cannot be had is encoded here, if the request has its pixels."""
-    metrics_port: int | None = None
-    """Where Prometheus finds this connector's numbers, at ``host``; of a data-parallel engine's rank r, this plus r."""
+    metrics_port: Port | None = None
 
     @property
     def sending(self) -> TransferSettings:
-        """A producer's: it waits for a consumer that may have much to do before."""
+        """Settings of a producer. It waits for a consumer that may be busy with other requests first."""
         return TransferSettings(bootstrap_timeout=self.lease_timeout, lease_timeout=self.lease_timeout)
 
     @property
     def receiving(self) -> TransferSettings:
-        """A consumer's: what it asks for is ready, so whoever is silent has ended. One that
-        speaks and sends nothing may be busy with others, for a while."""
-        patience = self.peer_timeout
+        """Settings of a consumer.
+
+        The embedding that it asks for is encoded already, so a producer that sends no message is gone. A producer that
+        sends messages but no data may be busy with other consumers for a while.
+        """
         return TransferSettings(
-            bootstrap_timeout=patience,
-            waiting_timeout=10 * patience,
-            transfer_timeout=10 * patience,
-            peer_timeout=patience,
-            drain_timeout=patience / 2,
+            bootstrap_timeout=self.peer_timeout,
+            waiting_timeout=10 * self.peer_timeout,
+            transfer_timeout=10 * self.peer_timeout,
+            peer_timeout=self.peer_timeout,
+            drain_timeout=self.peer_timeout / 2,
             max_peer_losses=1,
             max_bad_chunks=MAX_BAD_CHUNKS,
         )
 
-    def roads(self) -> list[Transport]:
-        """New transports, one for each name.
+    def make_transports(self) -> list[Transport]:
+        """Returns new transports, one for each name.
 
-        :raises TransportError: the engine of one is not installed, or its address cannot be had.
+        Raises:
+            TransportError: The engine of a transport is not installed, or its address is not available.
         """
-        made: list[Transport] = []
-        for name in self.transports:
-            module, kind, listens = ROADS[name]
-            where = {"host": self.host, "advertise": self.advertise or self.host} if listens else {}
-            made.append(getattr(importlib.import_module(module), kind)(**where))
-        return made
-
-
-POSITIVE = (
-    "num_blocks",
-    "block_size",
-    "cache_bytes",
-    "offered_bytes",
-    "peer_timeout",
-    "lease_timeout",
-    "replacement_timeout",
-)
+        address: dict[str, Any] = {"host": self.host, "advertise": self.advertise or self.host}
+        specs = [TRANSPORTS[name] for name in self.transports]
+        return [spec.load()(**(address if spec.listens else {})) for spec in specs]
 
 
 def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
-    """The settings in ``ec_connector_extra_config``.
+    """Returns the settings in ``ec_connector_extra_config``.
 
-    :raises LocalProtocolError: a key or a value that cannot be, with what to do about it.
+    Raises:
+        LocalProtocolError: A key is unknown or a value is not allowed.
     """
     try:
         config = msgspec.convert(dict(extra), ConnectorConfig)
     except msgspec.ValidationError as error:
-        raise _wrong(str(error)) from None
-    unknown = [name for name in config.transports if name not in ROADS]
+        raise _invalid(str(error)) from None
+    unknown = [name for name in config.transports if name not in TRANSPORTS]
     if unknown or not config.transports:
-        raise _wrong(f"transports are some of {', '.join(ROADS)}, not {unknown}")
-    for name in POSITIVE:
-        if not getattr(config, name) > 0:
-            raise _wrong(f"{name} is greater than 0")
-    if config.metrics_port is not None and not 0 <= config.metrics_port < 65536:
-        raise _wrong(f"metrics_port is a port, or 0 for any, not {config.metrics_port}")
+        raise _invalid(f"transports are some of {', '.join(TRANSPORTS)}, not {unknown}")
     if config.router is not None:
-        check_router(config.router)
+        router_address(config.router)
     return config
 
 
-def check_router(url: str) -> tuple[str, int]:
-    """Host and port of a router's base URL.
+def router_address(url: str) -> tuple[str, int]:
+    """Returns host and port of a router's base URL.
 
-    :raises LocalProtocolError: it is not one.
+    Raises:
+        LocalProtocolError: It is not such a URL.
     """
     try:
         parts = urlsplit(url)
         port = parts.port or 80
     except ValueError as error:
-        raise _wrong(f"router cannot be read: {error}") from None
+        raise _invalid(f"router cannot be read: {error}") from None
     rest = (parts.path.strip("/"), parts.query, parts.fragment, parts.username)
     if parts.scheme != "http" or not parts.hostname or any(rest):
-        raise _wrong(f"router is like http://10.0.0.1:8000, not {url!r}")
+        raise _invalid(f"router is like http://10.0.0.1:8000, not {url!r}")
     return parts.hostname, port
 
 
-def _wrong(why: str) -> LocalProtocolError:
+def _invalid(why: str) -> LocalProtocolError:
     return LocalProtocolError(f"ec_connector_extra_config: {why}")

@@ -1,4 +1,4 @@
-"""What vLLM instantiates: once in the scheduler, once in each worker. Each call goes to the half that is meant."""
+"""The class that vLLM instantiates in the scheduler and in each worker. It forwards each call to the half meant."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not there where types are checked
-    """Named by ``ec_connector``, with ``ec_connector_module_path`` ``embferry.connectors.vllm.connector``."""
+class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not installed where types are checked
+    """The value of ``ec_connector``; its ``ec_connector_module_path`` is ``embferry.connectors.vllm.connector``."""
 
     def __init__(self, vllm_config: VllmConfig, role: ECConnectorRole) -> None:
         super().__init__(vllm_config=vllm_config, role=role)
         transfer, parallel = vllm_config.ec_transfer_config, vllm_config.parallel_config
         config = parse(transfer.ec_connector_extra_config)
         name = f"{transfer.engine_id}-{parallel.data_parallel_rank}"
-        ranks = parallel.tensor_parallel_size * parallel.prefill_context_parallel_size  # of the first pipeline stage
+        # Only the first pipeline stage has an encoder cache.
+        ranks = parallel.tensor_parallel_size * parallel.prefill_context_parallel_size
         self._scheduler: SchedulerSide
         self._worker: WorkerSide
         if role is ECConnectorRole.SCHEDULER:
@@ -72,10 +73,10 @@ class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not t
 
     def _step(self) -> StepMetadata:
         metadata = self._get_connector_metadata()
-        assert isinstance(metadata, StepMetadata)  # it is what our own scheduler side has built
+        assert isinstance(metadata, StepMetadata)  # our own scheduler side has built it
         return metadata
 
-    # Numbers
+    # Metrics
 
     def get_ec_connector_stats(self) -> Stats | None:
         return self._scheduler.stats() if self.role is ECConnectorRole.SCHEDULER else None

@@ -1,117 +1,134 @@
-"""Consumer, in the scheduler: receives into memory that its workers can map. Threads of the library move the bytes;
-nothing here waits for a step of a worker."""
+"""The consumer in the scheduler: receives embeddings into memory that its workers can map.
+
+Threads of the library move the bytes. Nothing here waits for a step of a worker.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LayoutMismatch
-from embferry.disaggregation.protocol.layout import Geometry, Layout
+from embferry import EmbeddingTransferError, Geometry, Layout, LayoutMismatch, ReceiveManager
 
-from .arrival import Arrival
-from .config import ConnectorConfig
+from .config import MAX_KEPT, ConnectorConfig
 from .coordinates import Coordinates
-from .router import Router
-from .shelf import MAX_KEPT
-from .tally import Tally
+from .counters import Counters
+from .incoming_embedding import IncomingEmbedding
+from .router_client import RouterClient
 
 
 class Consumer:
-    """All embeddings of one engine; one pool a layout."""
+    """Receives the embeddings of one engine, with one block pool for each layout.
+
+    Complete embeddings are kept for later requests within ``cache_bytes``. The scheduler's thread calls the methods.
+    """
 
     def __init__(
-        self, config: ConnectorConfig, tally: Tally | None = None, router: Router | None = None, ranks: int = 1
+        self,
+        config: ConnectorConfig,
+        counters: Counters | None = None,
+        router: RouterClient | None = None,
+        ranks: int = 1,
     ) -> None:
-        self._config, self._tally, self._router, self._ranks = config, tally or Tally(), router, ranks
-        self._managers: dict[Layout, EmbeddingReceiveManager] = {}
-        self._arrivals: OrderedDict[str, Arrival] = OrderedDict()
-        self._news = threading.Event()
-        self._tally.gauge("kept_bytes", self._kept_bytes)
+        self._config, self._counters, self._router, self._ranks = config, counters or Counters(), router, ranks
+        self._managers: dict[Layout, ReceiveManager] = {}
+        self._embeddings: OrderedDict[str, IncomingEmbedding] = OrderedDict()
+        self._changed = threading.Event()
+        self._counters.add_gauge("kept_bytes", self._kept_bytes)
 
-    def want(self, request: str, mm_hash: str, where: Coordinates) -> bool:
-        """Whether the embedding is here; begins its transfer if need be. One of that name that is here already, or on
-        its way for somebody else, will do, though its bytes may differ in the last bit: vLLM's own cache goes by name.
+    def require(self, request: str, mm_hash: str, coordinates: Coordinates) -> bool:
+        """Returns whether the embedding is here; starts its transfer if necessary.
 
-        :raises EmbeddingTransferError: it cannot be had.
+        An embedding with this hash that is here or under way for another request is used, although its bytes may
+        differ in the last bit: vLLM's own cache goes by the hash too.
+
+        Raises:
+            EmbeddingTransferError: The embedding cannot be obtained.
         """
-        arrival = self._arrivals.get(mm_hash)
-        if arrival is None:
-            arrival = self._begin(mm_hash, where, frozenset())
-        elif (arrival.where.tokens, arrival.where.layout) != (where.tokens, where.layout):
-            raise LayoutMismatch(f"another embedding is called {mm_hash} here, and has another shape")
-        elif request not in arrival.users:
-            self._tally.add("cache_hits")
-        arrival.users.add(request)
+        embedding = self._embeddings.get(mm_hash)
+        if embedding is None:
+            embedding = self._begin(mm_hash, coordinates, frozenset())
+        elif embedding.coordinates.shape != coordinates.shape:
+            raise LayoutMismatch(f"the embedding {mm_hash} is here in another shape; is the same model on both sides?")
+        elif request not in embedding.users:
+            self._counters.add("cache_hits")
+        embedding.users.add(request)
         try:
-            return arrival.poll()
+            return embedding.poll()
         except EmbeddingTransferError:
             self._drop(mm_hash, "failed")
-            if where.room in arrival.rooms:
+            if coordinates.room in embedding.rooms:
                 raise
-            self._begin(mm_hash, where, arrival.rooms).users.update(arrival.users)
+            self._begin(mm_hash, coordinates, embedding.rooms).users.update(embedding.users)
             return False
 
-    def wait(self, timeout: float) -> None:
-        """Until something has come, or will not, or already has since the last call; at most ``timeout`` seconds."""
-        self._news.wait(timeout)
-        self._news.clear()
+    def wait(self, timeout: float) -> bool:
+        """Waits at most ``timeout`` seconds until an embedding has arrived or failed since the last call.
 
-    def is_here(self, mm_hash: str) -> bool:
-        arrival = self._arrivals.get(mm_hash)
-        return arrival is not None and arrival.ready
+        Returns whether one has.
+        """
+        changed = self._changed.wait(timeout)
+        self._changed.clear()
+        return changed
 
-    def load(self, mm_hash: str) -> Arrival:
-        """One that is here, for the workers."""
-        return self._arrivals[mm_hash]
+    def has(self, mm_hash: str) -> bool:
+        """Returns whether the embedding is here, complete and verified."""
+        embedding = self._embeddings.get(mm_hash)
+        return embedding is not None and embedding.ready
 
-    def finished(self, request: str) -> None:
-        """It needs nothing any more. What is here stays for others, within the budget; what is on its way for it alone
-        is given up."""
-        for mm_hash, arrival in list(self._arrivals.items()):
-            if request in arrival.users:
-                arrival.users.discard(request)
-                self._arrivals.move_to_end(mm_hash)
-                if not arrival.ready and not arrival.users:
+    def get(self, mm_hash: str) -> IncomingEmbedding:
+        """Returns an embedding that is here."""
+        return self._embeddings[mm_hash]
+
+    def release(self, request: str) -> None:
+        """The request needs nothing any more.
+
+        Embeddings that are here stay for other requests, within the budget; transfers for this request alone end.
+        """
+        for mm_hash, embedding in list(self._embeddings.items()):
+            if request in embedding.users:
+                embedding.users.discard(request)
+                self._embeddings.move_to_end(mm_hash)
+                if not embedding.ready and not embedding.users:
                     self._drop(mm_hash, "aborted")
         self._evict()
 
     def close(self) -> None:
-        for mm_hash in list(self._arrivals):
+        for mm_hash in list(self._embeddings):
             self._drop(mm_hash, "aborted")
         for manager in self._managers.values():
             manager.close()
 
-    def _begin(self, mm_hash: str, where: Coordinates, tried: frozenset[int]) -> Arrival:
-        """``tried``: rooms from which it could not be had, for others who need it too."""
-        manager = self._manager(where.layout)
-        arrival = Arrival(where, manager, self._router, self._ranks, self._tally, tried, self._news.set)
-        self._arrivals[mm_hash] = arrival
-        return arrival
+    def _begin(self, mm_hash: str, coordinates: Coordinates, failed_rooms: frozenset[int]) -> IncomingEmbedding:
+        manager = self._manager(coordinates.shape.layout)
+        embedding = self._embeddings[mm_hash] = IncomingEmbedding(
+            coordinates, manager, self._router, self._ranks, self._counters, failed_rooms, self._changed.set
+        )
+        return embedding
 
     def _evict(self) -> None:
-        """The oldest that nobody needs, and that no rank may still be about to copy for a request that was aborted."""
-        total, count = self._kept_bytes(), len(self._arrivals)
-        for mm_hash, arrival in list(self._arrivals.items()):
+        """Drops the oldest embeddings that no request uses and no rank may still map."""
+        total, count = self._kept_bytes(), len(self._embeddings)
+        for mm_hash, embedding in list(self._embeddings.items()):
             if total <= self._config.cache_bytes and count <= MAX_KEPT:
                 return
-            if arrival.may_go:
-                total, count = total - arrival.where.nbytes, count - 1
+            if embedding.can_be_evicted:
+                total, count = total - embedding.coordinates.shape.nbytes, count - 1
                 self._drop(mm_hash, "")
 
     def _kept_bytes(self) -> int:
-        return sum(arrival.where.nbytes for arrival in list(self._arrivals.values()) if arrival.ready)
+        embeddings = list(self._embeddings.values())
+        return sum(embedding.coordinates.shape.nbytes for embedding in embeddings if embedding.ready)
 
     def _drop(self, mm_hash: str, outcome: str) -> None:
-        self._arrivals.pop(mm_hash).close(outcome)
+        self._embeddings.pop(mm_hash).close(outcome)
 
-    def _manager(self, layout: Layout) -> EmbeddingReceiveManager:
+    def _manager(self, layout: Layout) -> ReceiveManager:
         manager = self._managers.get(layout)
         if manager is None:
             config = self._config
             geometry = Geometry(layout, config.num_blocks, config.block_size)
-            manager = self._managers[layout] = EmbeddingReceiveManager(
-                geometry, config.roads(), name="vllm", settings=config.receiving
+            manager = self._managers[layout] = ReceiveManager(
+                geometry, config.make_transports(), name="vllm", settings=config.receiving
             )
         return manager

@@ -1,34 +1,71 @@
-"""Where an embedding is and what it is: what a producer answers with, and a consumer's request carries."""
+"""The connector's part of ``ec_transfer_params``: where an embedding is, and what it is.
+
+A producer's response has it for each item, and a request to a consumer carries it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, LayoutMismatch, RemoteProtocolError
-from embferry.disaggregation.protocol.layout import ITEM_BYTES, Field, Layout
+from embferry import EmbeddingTransferError, Field, Layout, LayoutMismatch, RemoteProtocolError
 
 KEY = "embferry"
-"""Of the entry for an item in ``ec_transfer_params``: beside what vLLM itself puts there."""
+"""Key of the coordinates in an item's entry of ``ec_transfer_params``, beside the keys of vLLM."""
 REFUSED = "embferry_refused"
-"""In its place, when an embedding cannot be offered: a code and a message."""
+"""Key in place of :data:`KEY` when an embedding cannot be offered. Its value has ``code`` and ``message``."""
 VERSION = 1
 MAX_TOKEN_CHARACTERS = 128
+MAX_MULTIPLE = 32
+"""The width of a token is that of the language model, or with deepstack a multiple: one more for each level."""
 
 Room = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-MAX_MULTIPLE = 32
-"""A token is the language model's width, or a multiple: with deepstack, one more for each level."""
+Parsed = TypeVar("Parsed")
+
+
+class Shape(NamedTuple):
+    """Tokens of an embedding, elements per token, and the name of the elements' type, such as "bfloat16"."""
+
+    tokens: int
+    width: int
+    dtype: str
+
+    @property
+    def layout(self) -> Layout:
+        """One field: vLLM has one tensor per item, in which deepstack's levels stand side by side."""
+        return Layout((Field("input_embeddings", self.dtype, self.width),))
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes per token. Raises LayoutMismatch for a dtype that cannot be transferred."""
+        layout = self.layout
+        layout.validate()
+        return layout.token_bytes
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens * self.token_bytes
 
 
 class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``tokens`` rows of ``width`` elements of ``dtype``, in ``room`` of the producer at ``endpoint``.
+    """Where an embedding is, and what it is.
 
-    Without an endpoint it is offered nowhere: this consumer has had it. If it has it no more, it asks the router."""
+    Attributes:
+        endpoint: The producer. None: no producer offers it, and this consumer has received it before; if the consumer
+            has evicted it, it asks the router.
+        room: The room in which it is offered.
+        tokens: Its rows.
+        width: Elements per token.
+        dtype: Name of the elements' type, such as "bfloat16".
+        digest: ``digest_of`` its rows, hexadecimal.
+        version: Version of this structure.
+        failover_token: The router's, opaque. With it, the router names another producer for the same room.
+    """
 
     endpoint: str | None
     room: Room
@@ -37,22 +74,23 @@ class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     digest: str
     version: int = VERSION
-    replacement: Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)] | None = None
-    """The router's, opaque: with it, another producer can be had for the same room."""
+    failover_token: Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)] | None = None
 
     @property
-    def layout(self) -> Layout:
-        return layout_of(self.dtype, self.width)
-
-    @property
-    def nbytes(self) -> int:
-        return self.tokens * self.width * ITEM_BYTES[self.dtype]
+    def shape(self) -> Shape:
+        return Shape(self.tokens, self.width, self.dtype)
 
     def check(self, tokens: int, dtype: str, hidden: int) -> None:
-        """Whether this is what the prompt has room for, in a model of this dtype and width.
+        """Compares the embedding with what the request needs.
 
-        :raises RemoteProtocolError: another number of tokens, or another version of these parameters.
-        :raises LayoutMismatch: another dtype, or a width that cannot be.
+        Args:
+            tokens: Tokens for which the prompt has room.
+            dtype: Type of this model's embeddings.
+            hidden: Width of this model's tokens.
+
+        Raises:
+            RemoteProtocolError: The number of tokens or the version differs.
+            LayoutMismatch: The dtype differs, or the width is no multiple of the model's.
         """
         if self.version != VERSION:
             raise RemoteProtocolError(f"version {self.version} of the transfer parameters; this side has {VERSION}")
@@ -63,64 +101,64 @@ class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise LayoutMismatch(why)
 
 
-class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a request asks of a producer: to offer its one item in this room."""
+class RoomRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to a producer to offer its one item in this room."""
 
     room: Room
 
 
-def layout_of(dtype: str, width: int) -> Layout:
-    """One field: vLLM hands over one tensor an item, with deepstack's levels beside the embedding."""
-    return Layout((Field("input_embeddings", dtype, width),))
-
-
-def digest_of(rows: npt.NDArray[np.uint8], dtype: str, width: int) -> bytes:
-    """Of content and shape: xxh3-128 over what it is and over its bytes."""
-    state = xxhash.xxh3_128(f"{dtype} {len(rows)} {width}".encode())
+def digest_of(rows: npt.NDArray[np.uint8], shape: Shape) -> bytes:
+    """Returns the xxh3-128 of the shape and the bytes of ``rows``, uint8 [tokens, bytes per token]."""
+    state = xxhash.xxh3_128(f"{shape.dtype} {shape.tokens} {shape.width}".encode())
     state.update(rows.data)
     return bytes(state.digest())
 
 
 def coordinates_in(entry: Any) -> Coordinates | None:
-    """The coordinates in an item's entry of ``ec_transfer_params``, or None if it has none of ours.
+    """Returns the coordinates in an item's entry of ``ec_transfer_params``, or None if it has none.
 
-    :raises RemoteProtocolError: they are malformed.
+    Raises:
+        RemoteProtocolError: They are malformed.
     """
-    ours = entry.get(KEY) if isinstance(entry, dict) else None
-    if ours is None:
-        return None
-    try:
-        return msgspec.convert(ours, Coordinates)
-    except msgspec.ValidationError as error:
-        raise RemoteProtocolError(f"malformed transfer parameters: {error}") from None
+    return _parsed(entry.get(KEY) if isinstance(entry, dict) else None, Coordinates)
+
+
+def room_request_in(params: Any) -> RoomRequest | None:
+    """Returns the room that an encode request's ``ec_transfer_params`` ask for, or None.
+
+    Raises:
+        RemoteProtocolError: They are malformed.
+    """
+    return _parsed(entry_in(params, KEY), RoomRequest)
 
 
 def entry_in(params: Any, name: str) -> Any:
-    """What a request's ``ec_transfer_params`` have under ``name``, or None. vLLM lets anything through as these.
+    """Returns the value of ``name`` in a request's ``ec_transfer_params``, or None. vLLM does not validate these.
 
-    :raises RemoteProtocolError: they are no table.
+    Raises:
+        RemoteProtocolError: The parameters are not an object.
     """
     if params is None:
         return None
     if not isinstance(params, Mapping):
-        raise RemoteProtocolError("malformed transfer parameters: ec_transfer_params is no object")
+        raise RemoteProtocolError("malformed transfer parameters: ec_transfer_params is not an object")
     return params.get(name)
 
 
-def wish_in(params: Any) -> Wish | None:
-    """The wish in an encode request's ``ec_transfer_params``, or None if it has none.
-
-    :raises RemoteProtocolError: it is malformed.
-    """
-    ours = entry_in(params, KEY)
-    if ours is None:
-        return None
-    try:
-        return msgspec.convert(ours, Wish)
-    except msgspec.ValidationError as error:
-        raise RemoteProtocolError(f"malformed transfer parameters: {error}") from None
+def failover_token_in(entry: Any) -> str | None:
+    """Returns the router's token in an item's entry, also if its coordinates are malformed otherwise."""
+    ours = entry.get(KEY) if isinstance(entry, dict) else None
+    token = ours.get("failover_token") if isinstance(ours, dict) else None
+    return token if isinstance(token, str) else None
 
 
 def refusal(error: EmbeddingTransferError) -> dict[str, str]:
-    """An error as an item's entry has it."""
+    """Returns the value of :data:`REFUSED` for an error."""
     return {"code": error.code, "message": error.detail}
+
+
+def _parsed(value: Any, kind: type[Parsed]) -> Parsed | None:
+    try:
+        return None if value is None else msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise RemoteProtocolError(f"malformed transfer parameters: {error}") from None

@@ -1,4 +1,4 @@
-"""The connector's half in the scheduler: which requests wait, which may run, and which cannot."""
+"""The connector's half in the scheduler: decides which requests wait, which can run, and which fail."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorMetadata
 from vllm.distributed.ec_transfer.ec_connector.utils import PlaceholderMetadataResolver, collect_ec_item_metadata
 from vllm.v1.request import RequestStatus
 
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError
+from embferry import EmbeddingTransferError, PeerGone, RemoteProtocolError
 
 from .config import ConnectorConfig
 from .consumer import Consumer
-from .coordinates import KEY, REFUSED, coordinates_in, entry_in, refusal, wish_in
-from .exposition import Exposition
-from .failures import Failures
-from .loads import Load, Loads
+from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_in, refusal, room_request_in
+from .counters import Counters, MetricsServer
 from .producer import Producer
-from .router import Router
-from .stats import Differences, Stats
-from .tally import Tally
+from .router_client import FailedRequests, RouterClient
+from .shared_rows import PendingLoad, PendingLoads, SharedRows
+from .stats import Stats
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -31,174 +29,179 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_S = 0.005
-"""vLLM plans a step each millisecond while a request waits, and sends it to its workers though it is empty. That takes
-a core from whoever the embedding is to come from, on the same machine; so an engine that has nothing to do waits here.
-A request that comes meanwhile waits as long."""
+"""While a request waits, vLLM plans a step each millisecond and sends it to its workers although it is empty. On one
+machine that takes a core from the producer. So an engine that has nothing else to do waits here for an embedding; a
+request that arrives meanwhile waits as long."""
 ANSWERED = frozenset(
     {RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_REPETITION}
 )
-"""How a request ends whose answer somebody reads."""
+"""Final states of requests whose response is delivered."""
 
 
-class StepMetadata(ECConnectorMetadata):  # type: ignore[misc]  # vLLM is not there where types are checked
-    """From the scheduler to every worker, each step. ``publish``: what a producer's cache has and the scheduler not."""
+class StepMetadata(ECConnectorMetadata):  # type: ignore[misc]  # vLLM is not installed where types are checked
+    """Message from the scheduler to every worker in each step.
 
-    def __init__(self, loads: tuple[Load, ...] = (), publish: tuple[str, ...] = ()) -> None:
+    Attributes:
+        loads: Embeddings to copy into the encoder cache.
+        publish: Hashes that a producer's worker is to publish if its encoder cache has them.
+    """
+
+    def __init__(self, loads: tuple[PendingLoad, ...] = (), publish: tuple[str, ...] = ()) -> None:
         self.loads = loads
         self.publish = publish
 
 
 class SchedulerSide:
-    """Made once an engine. Called from its loop only. Blocks it only when it has nothing to do, for ``IDLE_WAIT_S``."""
+    """One in each engine. The engine's loop calls the methods, which block for at most :data:`IDLE_WAIT_S`."""
 
     def __init__(self, vllm_config: VllmConfig, config: ConnectorConfig, name: str, ranks: int) -> None:
         transfer, model = vllm_config.ec_transfer_config, vllm_config.model_config
         self._dtype = str(model.dtype).removeprefix("torch.")
         self._hidden = model.get_inputs_embeds_size()
         self._metadata = PlaceholderMetadataResolver(model)
-        for road in config.roads():  # one that cannot be had ends the start, not a request
-            road.close()
-        self.tally = Tally()
-        port = config.metrics_port
-        rank = vllm_config.parallel_config.data_parallel_rank
-        self._exposition = None if port is None else Exposition(self.tally, config.host, port and port + rank)
-        self._router = None if config.router is None else Router(config.router, config.replacement_timeout)
-        self._producer = Producer(config, name, self.tally) if transfer.is_ec_producer else None
-        self._consumer = Consumer(config, self.tally, self._router, ranks) if transfer.is_ec_consumer else None
+        for transport in config.make_transports():  # a transport that is not available fails the start, not a request
+            transport.close()
+        self.counters = Counters()
+        port, rank = config.metrics_port, vllm_config.parallel_config.data_parallel_rank
+        self._metrics = None if port is None else MetricsServer(self.counters, config.host, port and port + rank)
+        self._router = None if config.router is None else RouterClient(config.router, config.failover_timeout)
+        self._producer = Producer(config, name, self.counters) if transfer.is_ec_producer else None
+        self._consumer = Consumer(config, self.counters, self._router, ranks) if transfer.is_ec_consumer else None
         self._encode_on_failure = config.encode_on_failure
-        self._encoded_here: dict[str, set[str]] = {}  # by request: what could not be had
-        self._failures = Failures(self._router, self.tally)
-        self._loads = Loads()
-        self._differences = Differences(self.tally)
+        self._encoded_here: dict[str, set[str]] = {}  # hashes that could not be obtained, by request
+        self._failed = FailedRequests(self._router, self.counters)
+        self._loads = PendingLoads()
         self._publish: set[str] = set()
-        self._is_idle = False  # no token was planned in the last step, and no wait has been since
+        self._is_idle = False  # the last step had no tokens, and ensure_cache_available() has not waited since
 
     def ensure_cache_available(self, request: Request, num_computed_tokens: int) -> bool:
+        """Returns whether every embedding that the request needs beyond its computed tokens is here."""
         needed = [
             (index, feature)
             for index, feature in enumerate(request.mm_features)
             if feature.mm_position.offset + feature.mm_position.length > num_computed_tokens
         ]
         if self._producer is not None:
-            self._publish |= self._producer.needs(request.request_id, (feature.identifier for _, feature in needed))
+            self._publish |= self._producer.hold(request.request_id, (feature.identifier for _, feature in needed))
         if self._consumer is None:
             return True
-        if request.request_id in self._failures:
+        if request.request_id in self._failed:
             return False
-        here = [self._can_run(request, index, feature) for index, feature in needed]  # all begin at once
-        if not all(here) and self._is_idle and request.request_id not in self._failures:
+        ready = [self._can_run(request, index, feature) for index, feature in needed]  # starts all transfers at once
+        if not all(ready) and self._is_idle and request.request_id not in self._failed:
             self._is_idle = False
             self._consumer.wait(IDLE_WAIT_S)
-            here = [self._can_run(request, index, feature) for index, feature in needed]
-        return all(here)
+            ready = [self._can_run(request, index, feature) for index, feature in needed]
+        return all(ready)
 
     def has_cache_item(self, identifier: str) -> bool:
-        """Whether workers are to load it instead of encoding it."""
-        if self._consumer is not None and self._consumer.is_here(identifier):
-            return True
-        kept = None if self._producer is None else self._producer.shelf.find(identifier)
-        return kept is not None and kept.shared.is_open
+        """Returns whether workers are to load the embedding instead of encoding it."""
+        return self._rows_of(identifier) is not None
 
     def update_state_after_alloc(self, request: Request, index: int) -> None:
+        """Asks the workers to load an embedding for which vLLM has reserved room."""
         mm_hash = request.mm_features[index].identifier
-        if self._consumer is not None and self._consumer.is_here(mm_hash):
-            arrival = self._consumer.load(mm_hash)
-            if arrival.shared is not None:
-                self._loads.ask(mm_hash, arrival.shared, arrival.where.dtype, arrival.where.width)
-        elif self._producer is not None and self.has_cache_item(mm_hash):
-            kept = self._producer.shelf.find(mm_hash)
-            if kept is not None:
-                self._loads.ask(mm_hash, kept.shared, kept.item.dtype, kept.item.width)
+        rows = self._rows_of(mm_hash)
+        if rows is not None:
+            self._loads.add(mm_hash, rows)
 
     def build_connector_meta(self, freed: Iterable[str], tokens: int) -> StepMetadata:
-        """``freed``: what vLLM's encoder cache has given up in this step; ``tokens``: how many are computed in it."""
+        """Returns the message for a step.
+
+        Args:
+            freed: Hashes that vLLM's encoder cache evicts in this step.
+            tokens: Number of tokens that the step computes.
+        """
         self._is_idle = tokens == 0
-        meta = StepMetadata(self._loads.step(freed), tuple(self._publish))
+        meta = StepMetadata(self._loads.for_step(freed), tuple(self._publish))
         self._publish.clear()
         return meta
 
     def take_unavailable_requests(self) -> set[str]:
-        return self._failures.take()
+        return self._failed.take()
 
     def request_finished(self, request: Request) -> dict[str, Any] | None:
-        """For the response's ``ec_transfer_params``: where each item can be fetched."""
-        self._failures.forget(request.request_id)
+        """Returns the response's ``ec_transfer_params``: where each item can be fetched."""
+        self._failed.forget(request.request_id)
         self._encoded_here.pop(request.request_id, None)
         if self._consumer is not None:
-            self._consumer.finished(request.request_id)
+            self._consumer.release(request.request_id)
         if self._producer is None or not request.mm_features:
             return None
         try:
             return self._offers(self._producer, request) if request.status in ANSWERED else None
         finally:
-            self._producer.finished(request.request_id)
+            self._producer.release(request.request_id)
 
     def stats(self) -> Stats | None:
-        """Since the last call."""
-        return self._differences.take()
+        """Returns the changes of the counters since the last call, or None if there are none."""
+        changes = self.counters.take_changes()
+        return None if changes is None else Stats(changes._asdict())
 
     def close(self) -> None:
-        for part in (self._producer, self._consumer, self._router, self._exposition):
+        for part in (self._producer, self._consumer, self._router, self._metrics):
             if part is not None:
                 part.close()
-        self._producer = self._consumer = self._router = self._exposition = None
+        self._producer = self._consumer = self._router = self._metrics = None
+
+    def _rows_of(self, mm_hash: str) -> SharedRows | None:
+        """Returns the memory from which workers can load an embedding, if it is here."""
+        rows = None
+        if self._consumer is not None and self._consumer.has(mm_hash):
+            rows = self._consumer.get(mm_hash).shared
+        elif self._producer is not None and (cached := self._producer.cache.find(mm_hash)) is not None:
+            rows = cached.shared
+        return rows if rows is not None and rows.is_open else None
 
     def _offers(self, producer: Producer, request: Request) -> dict[str, Any]:
         items: dict[str, Any] = collect_ec_item_metadata(request.mm_features, self._metadata)
         for mm_hash, entry in items.items():
             try:
-                wish = wish_in(request.ec_transfer_params)
-                if wish is not None and len(items) > 1:
-                    raise RemoteProtocolError("a room is for one item; ask for one item a request")
-                entry[KEY] = producer.offer(mm_hash, None if wish is None else wish.room)
-            except EmbeddingTransferError as error:  # whoever asked goes elsewhere; this engine goes on
+                requested = room_request_in(request.ec_transfer_params)
+                if requested is not None and len(items) > 1:
+                    raise RemoteProtocolError("a room is for one item; ask for one item per request")
+                entry[KEY] = producer.offer(mm_hash, None if requested is None else requested.room)
+            except EmbeddingTransferError as error:  # the router tries another producer; this engine continues
                 log.error("the embedding %s cannot be offered: %s", mm_hash, error)
-                self.tally.add("items_refused", label=error.code)
+                self.counters.add("items_refused", label=error.code)
                 entry[REFUSED] = refusal(error)
         return items
 
     def _can_run(self, request: Request, index: int, feature: MultiModalFeatureSpec) -> bool:
-        """Whether this item is no reason to wait. What cannot be had fails the request, or is encoded here."""
-        here = self._encoded_here.get(request.request_id, ())
-        if request.request_id in self._failures or feature.identifier in here:
+        """Returns whether the request need not wait for this item.
+
+        An item that cannot be obtained fails the request, or is encoded by this engine.
+        """
+        encoded_here = self._encoded_here.get(request.request_id, ())
+        if request.request_id in self._failed or feature.identifier in encoded_here:
             return True
         entry = None
         try:
             entry = entry_in(request.ec_transfer_params, feature.identifier)
-            return self._is_here(request, index, feature, entry)
+            return self._is_available(request, index, feature, entry)
         except EmbeddingTransferError as error:
-            self.tally.add("failures", label=error.code)
+            self.counters.add("failures", label=error.code)
             if self._encode_on_failure and self._has_pixels(feature):
-                log.warning("request %s: encoded here, for it cannot be had: %s", request.request_id, error)
-                self.tally.add("encoded_here")
+                log.warning("request %s: encodes its item here, cannot obtain it: %s", request.request_id, error)
+                self.counters.add("encoded_here")
                 self._encoded_here.setdefault(request.request_id, set()).add(feature.identifier)
                 return True
-            log.error("request %s fails: its embedding cannot be had: %s", request.request_id, error)
-            self._failures.add(request.request_id, error, _token_in(entry))
+            log.error("request %s fails, cannot obtain its embedding: %s", request.request_id, error)
+            self._failed.add(request.request_id, error, failover_token_in(entry))
             return False
 
-    def _is_here(self, request: Request, index: int, feature: MultiModalFeatureSpec, entry: Any) -> bool:
-        """Whether the item is here, or this engine can encode it itself because it has the pixels and nobody said
-        where else it could be had."""
+    def _is_available(self, request: Request, index: int, feature: MultiModalFeatureSpec, entry: Any) -> bool:
+        """Returns whether the item is here, or has pixels and no coordinates, so that this engine encodes it."""
         assert self._consumer is not None
-        where = coordinates_in(entry)
-        if where is not None:
-            where.check(request.get_num_encoder_embeds(index), self._dtype, self._hidden)
-            return self._consumer.want(request.request_id, feature.identifier, where)
-        if self._consumer.is_here(feature.identifier) or self._has_pixels(feature):
+        coordinates = coordinates_in(entry)
+        if coordinates is not None:
+            coordinates.check(request.get_num_encoder_embeds(index), self._dtype, self._hidden)
+            return self._consumer.require(request.request_id, feature.identifier, coordinates)
+        if self._consumer.has(feature.identifier) or self._has_pixels(feature):
             return True
-        raise PeerGone(
-            f"nobody says where the embedding {feature.identifier} is, and the request has no image; encode it"
-        )
+        raise PeerGone(f"the request has neither coordinates nor the image of {feature.identifier}; encode it first")
 
     def _has_pixels(self, feature: MultiModalFeatureSpec) -> bool:
         if feature.data is None:
             return False
         return bool(set(feature.data.keys()) - self._metadata.fields_for(feature.modality))
-
-
-def _token_in(entry: Any) -> str | None:
-    """The router's token, also in coordinates that are otherwise malformed."""
-    ours = entry.get(KEY) if isinstance(entry, dict) else None
-    token = ours.get("replacement") if isinstance(ours, dict) else None
-    return token if isinstance(token, str) else None

@@ -1,7 +1,7 @@
-"""The numbers through vLLM's own hooks: in its log, and on its ``/metrics`` beside its own.
+"""The connector's counters as vLLM's own statistics: in vLLM's log, and on its ``/metrics``.
 
-vLLM asks the scheduler's connector in every step, whatever the runner; what a worker's connector would say reaches it
-on the V2 runner only, so nothing is said there.
+vLLM reads the statistics of the scheduler's connector in every step. It reads those of workers on the V2 runner only,
+so workers count nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorPromMetrics, ECConnectorStats
 
-from .tally import BUCKETS, COUNTERS, PREFIX, SECONDS, Tally
+from .counters import BUCKETS, COUNTERS, PREFIX, SECONDS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 IN_LOG = ("transfers", "resumed_transfers", "embedding_bytes", "failures", "items_offered", "encodes_saved")
 
 
-class Stats(ECConnectorStats):  # type: ignore[misc]  # vLLM is not there where types are checked
-    """Since the last time. ``data``: ``counts`` (name, then label, then how many more) and ``seconds`` (a list)."""
+class Stats(ECConnectorStats):  # type: ignore[misc]  # vLLM is not installed where types are checked
+    """Changes of the counters since the last time.
+
+    Attributes:
+        data: ``counts``, increments by name and label value, and ``seconds``, a list of durations.
+    """
 
     data: dict[str, Any]
 
@@ -46,27 +50,8 @@ class Stats(ECConnectorStats):  # type: ignore[misc]  # vLLM is not there where 
         return not self.data.get("counts") and not self.data.get("seconds")
 
 
-class Differences:
-    """What has been counted since it was asked last."""
-
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
-        self._before: dict[tuple[str, str], float] = {}
-
-    def take(self) -> Stats | None:
-        now = self._tally.read().counts
-        if now == self._before:
-            return None
-        counts: dict[str, dict[str, float]] = {}
-        for (name, label), value in now.items():
-            if more := value - self._before.get((name, label), 0):
-                counts.setdefault(name, {})[label] = more
-        self._before = now
-        return Stats({"counts": counts, "seconds": self._tally.take_latest()})
-
-
-class PromMetrics(ECConnectorPromMetrics):  # type: ignore[misc]  # vLLM is not there where types are checked
-    """On vLLM's ``/metrics``: the names of our own, with vLLM's labels before ours."""
+class PromMetrics(ECConnectorPromMetrics):  # type: ignore[misc]  # vLLM is not installed where types are checked
+    """The metrics of ``counters.py`` on vLLM's ``/metrics``: the same names, with vLLM's labels before ours."""
 
     def __init__(
         self,
@@ -79,10 +64,10 @@ class PromMetrics(ECConnectorPromMetrics):  # type: ignore[misc]  # vLLM is not 
         self._counters = {
             name: self._counter_cls(
                 name=PREFIX + name,
-                documentation=metric.help,
-                labelnames=[*labelnames, metric.label] if metric.label else labelnames,
+                documentation=definition.help,
+                labelnames=[*labelnames, *definition.labels],
             )
-            for name, metric in COUNTERS.items()
+            for name, definition in COUNTERS.items()
         }
         self._seconds = self._histogram_cls(
             name=PREFIX + "seconds", documentation=SECONDS.help, labelnames=labelnames, buckets=BUCKETS

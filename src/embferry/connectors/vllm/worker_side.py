@@ -1,49 +1,50 @@
-"""The connector's half in a worker: takes embeddings out of vLLM's encoder cache, and puts them in."""
+"""The connector's half in a worker: copies embeddings out of vLLM's encoder cache, and into it."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from embferry.disaggregation.protocol.errors import TransportError
+from embferry import EmbeddingTransferError
 
-from .coordinates import digest_of
-from .loads import Load
+from .coordinates import Shape, digest_of
+from .producer_cache import PublishedEmbedding, ToProducerCache
 from .scheduler_side import StepMetadata
-from .shared import SharedRows, attach
-from .shelf import Item, ToShelf
+from .shared_rows import PendingLoad, SharedRows, map_rows
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 log = logging.getLogger(__name__)
 
-TO_SHELF_TIMEOUT = 10.0
+PUBLISH_TIMEOUT_S = 10.0
 
 
 class WorkerSide:
-    """Made once a worker process. Of several ranks of a producer the first one publishes: all have the same.
-
-    :param ranks: those that have an encoder cache: of the first pipeline stage.
-    """
+    """One in each worker process. Of a producer's ranks only the first publishes, because all have the same outputs."""
 
     def __init__(self, vllm_config: VllmConfig, name: str, ranks: int) -> None:
+        """``ranks`` is the number of ranks with an encoder cache, those of the first pipeline stage."""
         parallel = vllm_config.parallel_config
         self._rank, self._ranks = parallel.rank % parallel.world_size, ranks
         self._publishes = vllm_config.ec_transfer_config.is_ec_producer and self._rank == 0
-        self._shelf = ToShelf(name, TO_SHELF_TIMEOUT)
-        self._loaded: set[int] = set()  # of the loads that are still being asked for
+        self._producer_cache = ToProducerCache(name, PUBLISH_TIMEOUT_S)
+        self._completed: set[int] = set()  # numbers of the completed loads that the scheduler still repeats
 
     def start_load_caches(self, metadata: StepMetadata, encoder_cache: dict[str, torch.Tensor]) -> None:
         if self._rank < self._ranks:
             self._load(metadata.loads, encoder_cache)
 
     def start_save_caches(self, metadata: StepMetadata, encoder_cache: dict[str, torch.Tensor]) -> None:
-        """Of a producer: what the scheduler kept and need not be encoded again, and what was encoded in an earlier step
-        and the scheduler has given up since."""
+        """Prepares a producer's step.
+
+        Loads what the scheduler has kept, so that it is not encoded again, and publishes what vLLM's cache has from an
+        earlier step and the scheduler has evicted.
+        """
         if self._rank < self._ranks:
             self._load(metadata.loads, encoder_cache)
         for mm_hash in metadata.publish:
@@ -51,49 +52,48 @@ class WorkerSide:
                 self._publish(encoder_cache[mm_hash], mm_hash, encoded=False)
 
     def save_caches(self, encoder_cache: dict[str, torch.Tensor], mm_hash: str) -> None:
-        """What has just been encoded."""
+        """Publishes an embedding that has just been encoded."""
         self._publish(encoder_cache[mm_hash], mm_hash, encoded=True)
 
-    def _load(self, loads: tuple[Load, ...], encoder_cache: dict[str, torch.Tensor]) -> None:
-        """Each once, however often it is asked: with its mark, the scheduler is free to give the memory up."""
-        self._loaded &= {load.number for load in loads}
+    def _load(self, loads: tuple[PendingLoad, ...], encoder_cache: dict[str, torch.Tensor]) -> None:
+        """Does each load once, although the scheduler repeats it until it sees the number."""
+        self._completed &= {load.number for load in loads}
         for load in loads:
-            if load.number in self._loaded:
+            if load.number in self._completed:
                 continue
-            memory = attach(load.place)
+            memory = map_rows(load.handle)
             if load.wanted and load.mm_hash not in encoder_cache:
-                rows = torch.from_numpy(memory.rows.copy())
-                tensor = rows.view(getattr(torch, load.dtype)).reshape(load.place.tokens, load.width)
+                shape, rows = load.handle.shape, torch.from_numpy(memory.rows.copy())
+                tensor = rows.view(getattr(torch, shape.dtype)).reshape(shape.tokens, shape.width)
                 encoder_cache[load.mm_hash] = tensor.to(_device())
-            memory.marks[self._rank] = load.number
-            self._loaded.add(load.number)
+            memory.completed[self._rank] = load.number
+            self._completed.add(load.number)
 
     def _publish(self, output: torch.Tensor, mm_hash: str, *, encoded: bool) -> None:
-        """A scheduler that does not take it in refuses the item when its request finishes; the engine goes on."""
+        """Gives an embedding to the scheduler.
+
+        After a failure the engine continues, and the scheduler refuses to offer the item when its request finishes.
+        """
         if not self._publishes:
             return
         tensor = output.detach()
         tensor = tensor.reshape(len(tensor), -1).contiguous().cpu()
         tokens, width = tensor.shape
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        shared = SharedRows.make(tokens, width * tensor.element_size(), self._ranks)
+        shape = Shape(tokens, width, str(tensor.dtype).removeprefix("torch."))
         try:
-            np.copyto(shared.rows, tensor.view(torch.uint8).numpy())
-            digest = digest_of(shared.rows, dtype, width)
-            self._shelf.put(Item(mm_hash, shared.place, dtype, width, digest, encoded))
-        except TransportError as error:
-            log.error("the embedding %s stays in the worker: %s", mm_hash, error)
-        finally:
-            shared.close()
+            with closing(SharedRows.make(shape, self._ranks)) as shared:
+                np.copyto(shared.rows, tensor.view(torch.uint8).numpy())
+                digest = digest_of(shared.rows, shape)
+                self._producer_cache.put(PublishedEmbedding(mm_hash, shared.handle, digest, encoded))
+        except EmbeddingTransferError as error:
+            log.error("the embedding %s cannot be published: %s", mm_hash, error)
 
 
 def _device() -> torch.device:
-    """Of this worker: the accelerator it has chosen, or the CPU."""
+    """Returns this worker's accelerator, or the CPU."""
     from vllm.platforms import current_platform
 
     kind = current_platform.device_type
-    return (
-        torch.device(kind, current_platform.current_device())
-        if current_platform.is_cuda_alike()
-        else torch.device(kind)
-    )
+    if current_platform.is_cuda_alike():
+        return torch.device(kind, current_platform.current_device())
+    return torch.device(kind)

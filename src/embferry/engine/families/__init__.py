@@ -1,4 +1,4 @@
-"""Model families, by the ``model_type`` of their configuration. A new family is one file here and one line below."""
+"""Model families by the ``model_type`` of their configuration. A new family is one file here and one line below."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from embferry.engine.errors import UnsupportedModel
 from embferry.engine.families.base import Family
 
-#: Imported when first used: every modelling module of transformers costs a second.
+#: Imported on first use, because importing a modelling module of transformers takes a second.
 SUPPORTED: dict[str, str] = {
     "qwen2_vl": "embferry.engine.families.qwen2_vl",
     "qwen2_5_vl": "embferry.engine.families.qwen2_5_vl",
@@ -17,7 +17,11 @@ SUPPORTED: dict[str, str] = {
 
 
 def family_of(config: Any) -> Family:
-    """The adapter for a model's configuration. Raises UnsupportedModel, naming the families there are."""
+    """Returns the adapter for a model's configuration.
+
+    Raises:
+        UnsupportedModel: There is no adapter; the message lists the supported families.
+    """
     model_type = getattr(config, "model_type", None)
     if model_type not in SUPPORTED:
         raise UnsupportedModel(f"no adapter for models of type {model_type!r}; supported are {', '.join(SUPPORTED)}")

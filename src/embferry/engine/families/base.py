@@ -1,7 +1,7 @@
-"""What the engine asks of a model family.
+"""The interface of a model family.
 
-A family is one file: it names the four classes of transformers it is made of and answers the questions below where its
-answer differs from the one given here. Nothing outside this folder knows a family by name.
+A family is one file with a subclass of :class:`Family`. It sets the four classes of transformers that the family
+consists of and overrides the methods whose defaults do not fit. No module outside of this folder names a family.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from embferry.engine.shape import MediaShape
 
 
 class Part(enum.Enum):
-    """Which half of the model a tensor of the checkpoint belongs to."""
+    """The part of the model that a tensor of the checkpoint belongs to."""
 
     VISION = "vision"
     TEXT = "text"
     HEAD = "head"
 
 
-#: Prefix in the checkpoint → part. Files say either ``visual.*`` and ``model.*`` or ``model.visual.*`` and
-#: ``model.language_model.*``, according to the family and to what wrote them; the first prefix that fits counts.
+#: Prefix in the checkpoint → part; the first prefix that matches applies. Names are either ``visual.*`` and ``model.*``
+#: or ``model.visual.*`` and ``model.language_model.*``, depending on the family and on the program that wrote the file.
 PREFIXES: tuple[tuple[str, Part], ...] = (
     ("model.visual.", Part.VISION),
     ("visual.", Part.VISION),
@@ -38,7 +38,16 @@ PREFIXES: tuple[tuple[str, Part], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
-    """How large the frames of a video may become. ``factor`` is the side of a merged patch in pixels."""
+    """Limits on the size of the frames of a video.
+
+    Attributes:
+        min_pixels: Fewest pixels of a frame, or of the video for families that limit the whole.
+        max_pixels: Most pixels, counted likewise.
+        factor: Side of a merged patch in pixels.
+        temporal_patch_size: Frames in a temporal patch.
+        cap_pixels_per_frame: Whether a frame gets at most an even share of the video's limit.
+        max_video_tokens: Most tokens of a video; used only with ``cap_pixels_per_frame``.
+    """
 
     min_pixels: int
     max_pixels: int
@@ -50,11 +59,11 @@ class VideoLimits:
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """What stands in the prompt for one item.
+    """The part of the prompt that represents one item.
 
     Attributes:
-        text: replaces the item's mark in the rendered chat template. Holds one pad token a group.
-        counts: how many times each of those pad tokens is repeated once the text has become token ids.
+        text: Replaces the item's mark in the rendered chat template. It has one pad token for each group.
+        counts: How often each of these pad tokens is repeated after the text has been tokenized.
     """
 
     text: str
@@ -63,7 +72,7 @@ class Placeholder:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """The special tokens around media, as text."""
+    """The special tokens that mark media in a prompt, as text."""
 
     image: str
     video: str
@@ -72,10 +81,10 @@ class Marks:
 
 
 class Family(ABC):
-    """Adapter of one model family; stateless, one instance for all models of the family."""
+    """Adapter of one model family. Stateless; one instance serves all models of the family."""
 
     model_type: ClassVar[str]
-    #: Classes of transformers: the tower with its merger, the decoder, both without the head, and the whole.
+    #: Classes of transformers: the tower with its merger, the decoder, both without the head, and the whole model.
     vision_class: Any
     text_class: Any
     base_class: Any
@@ -84,7 +93,7 @@ class Family(ABC):
     # ---- checkpoint
 
     def place(self, key: str) -> tuple[Part, str] | None:
-        """The half a tensor of the checkpoint belongs to and its name there; None for tensors neither half uses."""
+        """Returns the part that a tensor belongs to and its name in that part; None for a tensor that no part uses."""
         for prefix, part in PREFIXES:
             if key.startswith(prefix):
                 return part, key[len(prefix) :]
@@ -93,47 +102,61 @@ class Family(ABC):
     # ---- tower
 
     def deepstack_levels(self, config: Any) -> int:
-        """How many extra rows of width ``hidden`` the tower gives for each token, for the decoder's first layers."""
+        """Returns the number of extra vectors ``[hidden]`` for each token, added in the decoder's first layers."""
         return 0
 
     def visual_rows(self, output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the tower returned → embeddings ``[n, hidden]`` and deepstack rows ``[n, levels × hidden]`` or None."""
+        """Returns the fields in the output of the tower.
+
+        Args:
+            output: The output of ``vision_class``.
+
+        Returns:
+            Embeddings, ``[n, hidden]``, and deepstack embeddings, ``[n, levels × hidden]`` or None.
+        """
         return output.pooler_output, None
 
     # ---- media
 
     def timestamps(self, frames: int, fps: float, temporal_patch_size: int) -> tuple[float, ...]:
-        """Seconds of every temporal patch, for the placeholders or the positions of this family."""
+        """Returns the time of every temporal patch in seconds; empty if the family does not use it."""
         return ()
 
     def video_size(self, frames: int, height: int, width: int, limits: VideoLimits) -> tuple[int, int]:
-        """Height and width every frame is resized to. Raises ValueError if no size will do."""
-        raise ValueError(f"{self.model_type} takes no video")
+        """Returns the height and width that every frame is resized to, in pixels.
+
+        Raises:
+            ValueError: No size satisfies the limits.
+        """
+        raise ValueError(f"{self.model_type} does not take videos")
 
     # ---- prompt
 
     def placeholder(self, shape: MediaShape, merge: int, marks: Marks) -> Placeholder:
-        """The item's text in the prompt, with the marks that enclose it."""
+        """Returns the placeholder of an item, including the marks that enclose it."""
         pad = marks.image if shape.kind == "image" else marks.video
         return Placeholder(f"{marks.start}{pad}{marks.end}", (shape.num_tokens(merge),))
 
     def rope_arguments(self, shapes: Sequence[MediaShape]) -> dict[str, Any]:
-        """Extra arguments of the family's ``get_rope_index``."""
+        """Returns extra arguments for the family's ``get_rope_index``."""
         return {}
 
     def rope_index(
         self, config: Any, input_ids: torch.Tensor, token_types: torch.Tensor, shapes: Sequence[MediaShape]
     ) -> tuple[torch.Tensor, int]:
-        """Positions of a prompt, from the configuration alone.
+        """Returns the rotary positions of a prompt, computed without weights.
 
         Args:
+            config: Configuration of the model.
             input_ids: int64 ``[1, L]``.
-            token_types: int ``[1, L]``: 0 text, 1 image, 2 video.
+            token_types: Int ``[1, L]``: 0 text, 1 image, 2 video.
+            shapes: Shapes of the media, in order.
 
         Returns:
-            int64 ``[3, 1, L]`` (time, height, width) and the delta: a later token's position is its index plus it.
+            Positions, int64 ``[3, 1, L]`` (time, height, width), and a delta: the position of a generated token is its
+            index plus the delta.
         """
-        # get_rope_index reads the configuration and no weight, so an instance that has nothing else will do.
+        # get_rope_index reads only the configuration, so an instance without weights is enough.
         model = object.__new__(self.base_class)
         model.__dict__["config"] = config
         positions, delta = model.get_rope_index(
@@ -143,6 +166,6 @@ class Family(ABC):
 
 
 def grid_arguments(shapes: Sequence[MediaShape]) -> dict[str, torch.Tensor | None]:
-    """``image_grid_thw`` and ``video_grid_thw`` as transformers takes them, int64 ``[items, 3]`` or None."""
+    """Returns ``image_grid_thw`` and ``video_grid_thw`` for transformers, int64 ``[items, 3]`` or None."""
     grids = {kind: [s.grid for s in shapes if s.kind == kind] for kind in ("image", "video")}
     return {f"{kind}_grid_thw": torch.tensor(rows) if rows else None for kind, rows in grids.items()}

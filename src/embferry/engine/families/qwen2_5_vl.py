@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: like Qwen2-VL, with temporal positions that follow the clock (``second_per_grid_ts``)."""
+"""Qwen2.5-VL: like Qwen2-VL, with temporal positions in proportion to time (``second_per_grid_ts``)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Qwen25VL(Qwen2VL):
     undivided_class: Any = Qwen2_5_VLForConditionalGeneration
 
     def timestamps(self, frames: int, fps: float, temporal_patch_size: int) -> tuple[float, ...]:
-        """Where each temporal patch begins."""
+        """Returns the start of each temporal patch in seconds."""
         patches = -(-frames // temporal_patch_size)
         return tuple(patch * temporal_patch_size / fps for patch in range(patches))
 
@@ -37,7 +37,7 @@ class Qwen25VL(Qwen2VL):
 
 
 def _interval(timestamps: tuple[float, ...]) -> float:
-    # A single temporal patch stands at its start whatever the interval.
+    # A single temporal patch has the position of its start for any interval.
     return timestamps[1] - timestamps[0] if len(timestamps) > 1 else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL: a video is one run of placeholders, and its positions know nothing of time."""
+"""Qwen2-VL: a video is one run of placeholders, and its positions do not depend on time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Qwen2VL(Family):
     undivided_class: Any = Qwen2VLForConditionalGeneration
 
     def video_size(self, frames: int, height: int, width: int, limits: VideoLimits) -> tuple[int, int]:
-        """Every frame is sized like a picture; the cap gives it an even share of 90% of the context."""
+        """Applies the limits to each frame; with the cap, a frame gets at most an even share of 90% of the tokens."""
         most = limits.max_pixels
         if limits.cap_pixels_per_frame:
             share = int(limits.max_video_tokens * limits.factor**2 * 0.9) * limits.temporal_patch_size // frames

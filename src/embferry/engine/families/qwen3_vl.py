@@ -1,4 +1,4 @@
-"""Qwen3-VL: deepstack rows, and a video told as its frames with the time in words before each.
+"""Qwen3-VL: deepstack embeddings, and videos whose temporal patches each follow their time as text.
 
 DeepStack (arXiv:2406.04334) adds features of earlier tower blocks to the output of the decoder's first layers.
 """
@@ -35,18 +35,18 @@ class Qwen3VL(Family):
         return output.pooler_output, torch.cat(levels, dim=-1) if levels else None
 
     def timestamps(self, frames: int, fps: float, temporal_patch_size: int) -> tuple[float, ...]:
-        """The middle between the first and the last frame of each temporal patch; a padded frame repeats the last."""
+        """Returns the mean time of the first and the last frame of each temporal patch, not counting padding."""
         firsts = range(0, frames, temporal_patch_size)
         lasts = (min(first + temporal_patch_size, frames) - 1 for first in firsts)
         return tuple((first / fps + last / fps) / 2 for first, last in zip(firsts, lasts, strict=True))
 
     def video_size(self, frames: int, height: int, width: int, limits: VideoLimits) -> tuple[int, int]:
-        """The limits are for the whole video; the cap gives each frame at most an even share of them."""
+        """Applies the limits to the whole video; with the cap, a frame gets at most an even share of them."""
         most = limits.max_pixels
         if limits.cap_pixels_per_frame:
             frame = min(limits.max_video_tokens * limits.factor**2, limits.max_pixels // frames)
             most = max(frame, int(limits.min_pixels * 1.05)) * frames
-        # A single frame is padded to a whole temporal patch, which is the least smart_resize accepts.
+        # A single frame is padded to a whole temporal patch, the fewest frames that smart_resize accepts.
         frames = max(frames, limits.temporal_patch_size)
         rows, columns = smart_resize(
             frames, height, width, limits.temporal_patch_size, limits.factor, limits.min_pixels, most

@@ -1,11 +1,11 @@
 """The encode worker: pictures and videos in, embeddings out.
 
-wire      what ``POST /encode`` takes and answers
-prepare   bytes → checked, decoded, cut into patches
-room      one request: what is still to be encoded, and the rows made so far
-service   queues and the encoder's thread
-metrics   its numbers
-embeddings  an embedding as bytes, for any HTTP client
-app       its HTTP endpoints
-server    ``run``: the process
+process             ``run``: the worker's process
+app                 its HTTP endpoints
+messages            request and response of ``POST /encode``
+preparation         media files → decoded items, cut into patches
+room                one request: the items still to encode, and the embedding so far
+service             rooms, queues and the encoder thread
+embedding_resource  ``/embeddings/{room}``: an embedding as bytes, for any HTTP client
+metrics             Prometheus metrics
 """

@@ -12,42 +12,42 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from embferry.observe.logs import about
-from embferry.serve.encode import wire
-from embferry.serve.encode.embeddings import Embeddings
+from embferry.serve.encode import messages
+from embferry.serve.encode.embedding_resource import EmbeddingResource
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.http.body import read_body
 from embferry.serve.worker.http import worker_app
 
 log = logging.getLogger(__name__)
 
-DECODERS = 2
-"""Requests decoded at the same time: a long video does not hold the pictures up."""
+DECODE_THREADS = 2
+"""Requests decoded at the same time, so that a long video does not delay the pictures of another request."""
 ENVELOPE_BYTES = 1 << 20
-"""What a request may have beside its media."""
+"""Bytes that a request body may have beside its media."""
 
 
 def build(service: EncodeService) -> Starlette:
-    """The application."""
-    decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-    most = service.settings.media.max_total_bytes + ENVELOPE_BYTES
+    """Returns the application."""
+    decoders = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+    max_bytes = service.settings.media.max_total_bytes + ENVELOPE_BYTES
 
     async def encode(request: Request) -> Response:
-        """Answered when length and content are known, before the vision encoder runs."""
-        body = await read_body(request.receive, most)
+        """Responds when length and digest of the embedding are known, before the vision encoder runs."""
+        body = await read_body(request.receive, max_bytes)
         if body is None:
             return Response(status_code=499)
-        asked = wire.parse(body)
-        with about(request_id=asked.request_id, room=asked.room):
-            room = service.admit(asked)
+        encode_request = messages.parse(body)
+        with about(request_id=encode_request.request_id, room=encode_request.room):
+            room = service.admit(encode_request)
             try:
                 loop = asyncio.get_running_loop()
-                items = await loop.run_in_executor(decoders, service.prepare, asked)
+                items = await loop.run_in_executor(decoders, service.prepare, encode_request)
                 service.announce(room, items)
             except BaseException:
-                service.forget(room)
+                service.drop(room)
                 raise
             log.info("announced", extra={"tokens": room.total_tokens, "items": len(items)})
-            return JSONResponse(wire.answer(room.number, service.manager.endpoint, items))
+            return JSONResponse(messages.response(room.number, service.manager.endpoint, items))
 
-    routes = [Route("/encode", encode, methods=["POST"]), Route("/embeddings/{room}", Embeddings(service))]
+    routes = [Route("/encode", encode, methods=["POST"]), Route("/embeddings/{room}", EmbeddingResource(service))]
     return worker_app(service, routes)

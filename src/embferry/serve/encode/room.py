@@ -1,4 +1,4 @@
-"""One request of an encode worker: what is still to be encoded, and the rows made so far."""
+"""One request of an encode worker: the items still to encode, and the embedding so far."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingSender, Rows
-from embferry.engine.cache import Lease
+from embferry.engine.cache import Pin
 from embferry.engine.embedding import FieldSpec
 from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import stream_digest
+from embferry.transfer.fields import Fields
+from embferry.transfer.send_handle import EmbeddingSender
 
 
 class Room:
-    """All items of a request, in order, are one stream of tokens.
+    """The items of a request. Their embeddings, in order, are one stream of tokens.
 
     Args:
         number: the ``bootstrap_room``.
+        request_id: the router's id of the request.
 
     Attributes:
-        claimed: somebody else than a language worker wants it encoded.
-        sender: its end of the transfer; None while its media are being decoded.
-        made: all rows, and how many tokens of them are there. Put in its place as a whole, so any thread may look; it
-            stays for who is still downloading when the room ends.
-        waiting: items that are still to be encoded.
+        claimed: an HTTP client has asked for the embedding, so it is encoded even if no language worker asks.
+        sender: the sending end of the transfer; None until :meth:`set_items` and the announcement.
+        encoded: the rows of all fields, and the number of tokens of them that are encoded. Replaced as one tuple, so
+            any thread may read it; it stays valid for a download that outlives the room.
+        waiting: items still to encode.
     """
 
     def __init__(self, number: int, request_id: str) -> None:
@@ -35,50 +37,57 @@ class Room:
         self.claimed = False
         self.sender: EmbeddingSender | None = None
         self.waiting: deque[PreparedItem] = deque()
-        self.made: tuple[Rows, int] = ({}, 0)
+        self.encoded: tuple[Fields, int] = ({}, 0)
         self.total_tokens = 0
         self.ready_tokens = 0
         self.digest = b""
-        self._whole = False
+        self._single_item = False
         self._rows: dict[str, np.ndarray] = {}
-        self._lease: Lease | None = None
+        self._pin: Pin | None = None
 
-    def fill(self, items: Sequence[PreparedItem]) -> None:
-        """The items have been prepared.
+    def set_items(self, items: Sequence[PreparedItem]) -> None:
+        """Sets the prepared items, and with them length and digest of the embedding.
 
-        The digest of the stream is the hash of its items' digests. Those cover the weights, the number format and how
-        the tower is run, so equal digests promise equal bytes; the layout follows from the same things.
+        The digest is the hash of the items' digests. Those cover the weights, the number format and the way the vision
+        tower runs, so equal digests promise equal bytes; the layout follows from the same inputs.
         """
         self.waiting.extend(items)
         self.total_tokens = sum(item.num_tokens for item in items)
         self.digest = stream_digest([item.digest for item in items])
-        self._whole = len(items) == 1
+        self._single_item = len(items) == 1
 
-    def add(self, lease: Lease, fields: Sequence[FieldSpec]) -> Rows:
-        """Takes in the embedding of the next item; answers all rows, of which ``ready_tokens`` are there now.
+    def add(self, pin: Pin, fields: Sequence[FieldSpec]) -> Fields:
+        """Appends the embedding of the next waiting item.
 
-        A single item is sent from where it lies in the cache, and its lease held until :meth:`release`. Several are
-        copied one behind the other: the transfer reads one array a field.
+        The embedding of a single item is sent from the cache's own memory, and its pin is held until :meth:`release`.
+        Those of several items are copied one behind the other, because a transfer reads one array per field.
+
+        Args:
+            pin: the item's embedding in the cache, pinned.
+            fields: the encoder's fields.
+
+        Returns:
+            The rows of all fields, uint8 ``[total_tokens, row_bytes]``; the first ``ready_tokens`` are encoded.
         """
         item = self.waiting.popleft()
-        embedding = lease.embedding
+        embedding = pin.embedding
         start, self.ready_tokens = self.ready_tokens, self.ready_tokens + item.num_tokens
-        if self._whole:
-            self._lease = lease
+        if self._single_item:
+            self._pin = pin
             self._rows = embedding.fields()
         else:
-            with lease:
+            with pin:
                 if not self._rows:
                     self._rows = {f.name: np.empty((self.total_tokens, f.row_bytes), np.uint8) for f in fields}
                 for name, rows in embedding.fields().items():
                     self._rows[name][start : self.ready_tokens] = rows
-        self.made = (self._rows, self.ready_tokens)
+        self.encoded = (self._rows, self.ready_tokens)
         return self._rows
 
     def release(self) -> None:
-        """Nobody reads the rows any more. Idempotent."""
+        """Drops the items and the rows once the transfer has ended. Idempotent."""
         self.waiting.clear()
         self._rows = {}
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.release()
+        pin, self._pin = self._pin, None
+        if pin is not None:
+            pin.release()

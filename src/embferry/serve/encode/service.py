@@ -1,10 +1,10 @@
-"""The encode worker's queues and the one thread that runs the vision encoder.
+"""The rooms of an encode worker, its queues, and the one thread that runs the vision encoder.
 
-    decoding --announce--> BootstrapQueue --the language side opens--> to encode --> InflightQueue --confirmed--> gone
+    decoding --announce--> BootstrapQueue --the language side opens--> to encode --> InflightQueue --delivered--> end
 
-Encoding starts when the language side has opened the transfer, not before. That costs an idle worker one round trip,
-for the router hands the answer of ``/encode`` on at once, and spares a busy one all work for requests whose client has
-left or whose language worker had no room. Until then a request holds its pixels and no embedding.
+Encoding starts when the language side has opened the transfer. This costs an idle worker one round trip, because the
+router passes the response of ``/encode`` on at once. It spares a busy worker the requests whose client has left or
+whose language worker had no capacity. Until then a request holds its pixels, but no embedding.
 """
 
 from __future__ import annotations
@@ -18,37 +18,40 @@ from collections.abc import Sequence
 import torch
 from prometheus_client import CollectorRegistry
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingSendManager
 from embferry.disaggregation.multimodal_embedding import (
     EmbeddingTransferError,
     MultimodalEmbeddingBootstrapQueue,
     MultimodalEmbeddingInflightQueue,
     MultimodalEmbeddingRequest,
 )
-from embferry.disaggregation.protocol.errors import Aborted, CapacityError, PeerGone
-from embferry.disaggregation.protocol.states import KVPoll
 from embferry.engine.cache import EmbeddingCache
 from embferry.engine.embedding import Embedding
 from embferry.engine.encoder import Encoder
 from embferry.engine.media import PreparedItem
+from embferry.protocol.errors import Aborted, CapacityError, PeerGone
+from embferry.protocol.states import KVPoll
 from embferry.serve.config import Settings
+from embferry.serve.encode.messages import EncodeRequest
 from embferry.serve.encode.metrics import EncodeMetrics
-from embferry.serve.encode.prepare import prepare
+from embferry.serve.encode.preparation import prepare
 from embferry.serve.encode.room import Room
-from embferry.serve.encode.wire import EncodeRequest
 from embferry.serve.errors import ServeError
+from embferry.transfer.send_manager import SendManager
 
 log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 5.0
-"""Seconds the encoder may take to finish the item it is at when the worker ends."""
+"""Seconds that the encoder thread gets to finish its current item when the worker ends."""
 
 
 class EncodeService:
-    """Owns the manager. One lock guards rooms and queues; it may be held while the manager's is taken, never the other
-    way round, so what the manager calls back only sets an event."""
+    """Implementation of :class:`~embferry.serve.worker.http.Service` for encode workers. Owns the manager.
 
-    def __init__(self, encoder: Encoder, manager: EmbeddingSendManager, settings: Settings) -> None:
+    One lock guards rooms and queues. Lock order: this lock, then the manager's. The manager calls back with its own
+    lock held, so the callback only sets an event.
+    """
+
+    def __init__(self, encoder: Encoder, manager: SendManager, settings: Settings) -> None:
         self.encoder = encoder
         self.manager = manager
         self.settings = settings
@@ -59,67 +62,69 @@ class EncodeService:
         self._idle = threading.Condition(self._lock)
         self._wake = threading.Event()
         self._rooms: dict[int, Room] = {}
-        self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._failed)
+        self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._on_failure)
         self._to_encode: deque[MultimodalEmbeddingRequest] = deque()
-        self._inflight = MultimodalEmbeddingInflightQueue(self._failed)
+        self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)
         self._refusing = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
-    # For HTTP: any thread
+    # Called by the HTTP endpoints, on any thread
 
     def admit(self, request: EncodeRequest) -> Room:
-        """Reserves a place for a request that is about to be decoded. :meth:`announce` or :meth:`forget` comes next.
+        """Opens a room for a request that is about to be decoded. :meth:`announce` or :meth:`drop` must follow.
 
-        :raises CapacityError: no place is free, or the worker is shutting down.
-        :raises ServeError: the room is in use.
+        Raises:
+            CapacityError: ``encode.max_rooms`` are open, or the worker is shutting down.
+            ServeError: the room is in use.
         """
         with self._lock:
             if self._refusing or self._stopping:
                 raise CapacityError("this encode worker is shutting down; ask another", room=request.room)
             if len(self._rooms) >= self.settings.encode.max_rooms:
-                most = f"{self.settings.encode.max_rooms} requests (encode.max_rooms)"
-                raise CapacityError(f"this encode worker has {most} in hand; try again later", room=request.room)
+                limit = f"{self.settings.encode.max_rooms} open requests (encode.max_rooms)"
+                raise CapacityError(f"this encode worker has {limit}; try again later", room=request.room)
             if request.room in self._rooms:
-                raise ServeError("invalid_request", f"room {request.room} is in use; draw another", status=409)
+                raise ServeError("invalid_request", f"room {request.room} is in use; choose another number", status=409)
             room = self._rooms[request.room] = Room(request.room, request.request_id)
             return room
 
     def prepare(self, request: EncodeRequest) -> list[PreparedItem]:
-        """Decodes the request's items. Takes its time; errors as in :func:`.prepare.prepare`."""
+        """Decodes the request's items; see :func:`.preparation.prepare`. Blocks while it decodes."""
         began = time.monotonic()
         items = prepare(request.items, self.encoder.media, self.settings.media)
         self.metrics.prepare_seconds.observe(time.monotonic() - began)
         return items
 
     def announce(self, room: Room, items: Sequence[PreparedItem]) -> None:
-        """Tells the language side, if it is there already, length and content; the encoder will follow.
+        """Opens the sending end of the transfer, which tells the language side length and digest of the embedding.
 
-        :raises Aborted: the room has been aborted meanwhile.
+        Raises:
+            Aborted: the room was aborted during decoding.
         """
-        room.fill(items)
+        room.set_items(items)
         with self._lock:
             if room.aborted or self._stopping:
-                raise Aborted("aborted while its media were being decoded", room=room.number)
+                raise Aborted("the request was aborted while its media were decoded", room=room.number)
             room.sender = sender = self.manager.open(room.number)
             sender.on_change(self._wake.set)
             self._bootstrapping.add(room, sender, room.total_tokens, room.digest)
         self._wake.set()
 
-    def forget(self, room: Room) -> None:
-        """The room will not be announced. Does nothing if it has been."""
+    def drop(self, room: Room) -> None:
+        """Closes a room that will not be announced. Does nothing if it has been announced."""
         with self._lock:
             if room.sender is None:
                 self._end(room, "refused")
 
     def room(self, number: int) -> Room | None:
-        """The room with this number, while it is open."""
+        """Returns the room with this number, or None if it is not open."""
         with self._lock:
             return self._rooms.get(number)
 
     def claim(self, room: Room) -> None:
-        """Encodes it even if no language worker opens the transfer. Idempotent."""
+        """Has the room encoded even if no language worker opens the transfer. Idempotent."""
         room.claimed = True
         self._wake.set()
 
@@ -165,10 +170,10 @@ class EncodeService:
             for room in list(self._rooms.values()):
                 self._end(room, "aborted")
 
-    # The encoder's thread
+    # Called on the encoder thread
 
     def _run(self) -> None:
-        torch.set_num_threads(self.settings.threads)  # OpenMP keeps this by thread
+        torch.set_num_threads(self.settings.threads)  # OpenMP keeps this setting per thread
         try:
             while not self._stopping:
                 self._wake.clear()
@@ -178,16 +183,19 @@ class EncodeService:
                 else:
                     self._encode(request)
         except Exception as error:
-            log.critical("the encoder's thread has stopped; this is a bug", exc_info=error)
+            log.critical("the encoder thread has stopped; please report this bug", exc_info=error)
             with self._idle:
                 self.fault = error
                 self._idle.notify_all()
 
     def _next(self) -> MultimodalEmbeddingRequest | None:
-        """Moves the queues on. Requests take turns item by item, so that one of many items holds nobody up for long."""
+        """Advances the queues and returns the next request to encode, if any.
+
+        Requests take turns item by item, so that a request with many items does not delay the others for long.
+        """
         with self._lock:
             self._to_encode.extend(self._bootstrapping.pop_bootstrapped())
-            self._to_encode.extend(self._claimed())
+            self._to_encode.extend(self._take_claimed())
             for request in self._inflight.pop_transferred():
                 room: Room = request.req
                 self.metrics.tokens.inc(room.total_tokens)
@@ -196,16 +204,16 @@ class EncodeService:
             return self._to_encode.popleft() if self._to_encode else None
 
     def _encode(self, request: MultimodalEmbeddingRequest) -> None:
-        """The next item of a request, one item a call: see :class:`Encoder`. The rows go out as they get ready."""
+        """Encodes the next item of a request, one item per call (see :class:`Encoder`), and sends its rows."""
         room: Room = request.req
         sender = request.embedding_sender
         if sender.poll() is not KVPoll.Failed:
             try:
-                lease = self.cache.lease(room.waiting[0].digest, lambda: self._encoded(room.waiting[0]))
-                sender.send_embedding(room.add(lease, self.encoder.fields), room.ready_tokens)
-            except Exception as error:  # whatever the encoder raises ends this request, and no other
-                log.error("room %d: its media could not be encoded", room.number, exc_info=error)
-                why = "the vision encoder failed on this request's media; the encode worker's log has the details"
+                pin = self.cache.pin(room.waiting[0].digest, lambda: self._encode_item(room.waiting[0]))
+                sender.send_embedding(room.add(pin, self.encoder.fields), room.ready_tokens)
+            except Exception as error:  # an error of the encoder ends this request only
+                log.error("room %d: the media could not be encoded", room.number, exc_info=error)
+                why = "the vision encoder failed on the request's media; see the encode worker's log"
                 sender.abort(EmbeddingTransferError(why, room=room.number))
                 room.waiting.clear()
         with self._lock:
@@ -215,22 +223,22 @@ class EncodeService:
             else:
                 self._inflight.add(request)
 
-    def _encoded(self, item: PreparedItem) -> Embedding:
+    def _encode_item(self, item: PreparedItem) -> Embedding:
         began = time.monotonic()
         embedding = self.encoder.encode(item)
         self.metrics.encode_seconds.observe(time.monotonic() - began)
         self.metrics.items.labels(item.kind).inc()
         return embedding
 
-    # The lock is held
+    # Called with the lock held
 
-    def _claimed(self) -> list[MultimodalEmbeddingRequest]:
+    def _take_claimed(self) -> list[MultimodalEmbeddingRequest]:
         waiting = self._bootstrapping.queue
         claimed = [request for request in waiting if request.req.claimed]
         waiting[:] = [request for request in waiting if not request.req.claimed]
         return claimed
 
-    def _failed(self, request: MultimodalEmbeddingRequest, error: EmbeddingTransferError) -> None:
+    def _on_failure(self, request: MultimodalEmbeddingRequest, error: EmbeddingTransferError) -> None:
         self._end(request.req, "aborted" if isinstance(error, Aborted) else "failed")
 
     def _end(self, room: Room, outcome: str) -> None:

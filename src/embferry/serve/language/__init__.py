@@ -1,11 +1,11 @@
 """The language worker: prompts and embeddings in, text out.
 
-wire      what ``POST /generate`` takes, and the events it answers with
-job       one request on its way through
-source    the rows of a transfer, as the engine reads them
-engine    the model's scheduler and the transfer's queues, moved on by one thread
-service   that thread, and the face of it for others
-metrics   its numbers
-app       its HTTP endpoints
-server    ``run``: the process
+process          ``run``: the worker's process
+app              its HTTP endpoints
+messages         request and events of ``POST /generate``
+job              one request: its state, its timing and its events
+service          the jobs, and the engine thread
+pipeline         the stages of a job: preallocation, transfer, generation
+transfer_source  the rows of a transfer, as the engine reads them
+metrics          Prometheus metrics
 """

@@ -16,7 +16,7 @@ from embferry.observe.logs import about
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import read_body
 from embferry.serve.http.disconnect import run_until_disconnect
-from embferry.serve.language import wire
+from embferry.serve.language import messages
 from embferry.serve.language.job import Event
 from embferry.serve.language.service import LanguageService
 from embferry.serve.worker.errors import error_response
@@ -25,14 +25,14 @@ from embferry.serve.worker.http import worker_app
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 << 20
-"""Text and shapes; no media come this way."""
+"""Bytes of a request body: text and shapes, no media."""
 PING_SECONDS = 2.0
-"""A line at least so often, so that whoever waits can tell a slow answer from a dead worker."""
+"""Seconds between two lines at most, so that the router can tell a slow answer from a dead worker."""
 _STREAM_HEADERS = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
 
 
 def build(service: LanguageService) -> Starlette:
-    """The application."""
+    """Returns the application."""
 
     async def pool(request: Request) -> Response:
         return JSONResponse(service.pool())
@@ -42,7 +42,7 @@ def build(service: LanguageService) -> Starlette:
 
 
 class Generate:
-    """An ASGI application of its own: it has to see the client leave, and end the request then."""
+    """The ASGI endpoint of ``POST /generate``. It aborts the job when the client disconnects."""
 
     def __init__(self, service: LanguageService) -> None:
         self._service = service
@@ -51,13 +51,13 @@ class Generate:
         body = await read_body(receive, MAX_BODY_BYTES)
         if body is None:
             return
-        request = wire.parse(body)
+        request = messages.parse(body)
         with about(request_id=request.request_id, room=request.room):
             loop = asyncio.get_running_loop()
             events: asyncio.Queue[Event] = asyncio.Queue()
 
             def deliver(event: Event) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to listen
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
                     loop.call_soon_threadsafe(events.put_nowait, event)
 
             job = self._service.submit(request, deliver)
@@ -69,7 +69,7 @@ class Generate:
 
 
 async def _answer(events: asyncio.Queue[Event], scope: Scope, receive: Receive, send: Send) -> None:
-    """An error that comes first is the response; one that comes later is the last event."""
+    """Sends the events. An error in first place becomes the response's status; a later one is the last event."""
     first = await events.get()
     if isinstance(first, ServeError):
         await error_response(first)(scope, receive, send)
@@ -79,11 +79,11 @@ async def _answer(events: asyncio.Queue[Event], scope: Scope, receive: Receive, 
         try:
             event = await asyncio.wait_for(events.get(), PING_SECONDS)
         except TimeoutError:
-            await send({"type": "http.response.body", "body": wire.PING, "more_body": True})
+            await send({"type": "http.response.body", "body": messages.PING, "more_body": True})
             continue
         if not isinstance(event, ServeError | dict):
             continue
         last = isinstance(event, ServeError) or event["type"] == "end"
-        await send({"type": "http.response.body", "body": wire.line(event), "more_body": not last})
+        await send({"type": "http.response.body", "body": messages.line(event), "more_body": not last})
         if last:
             return

@@ -1,4 +1,4 @@
-"""One request on its way through a language worker."""
+"""One request of a language worker: its state, its timing and its events."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiver
 from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output
 from embferry.serve.errors import ServeError
-from embferry.serve.language.wire import GenerateRequest
+from embferry.serve.language.messages import GenerateRequest
+from embferry.transfer.receive_handle import EmbeddingReceiver
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The prompt is made and the request is in the queue: what comes next are events, or an error among them."""
+    """The first event of a job whose prompt is valid. Token events, the end event or an error follow."""
 
 
 Event = Accepted | ServeError | dict[str, Any]
@@ -24,12 +24,13 @@ Event = Accepted | ServeError | dict[str, Any]
 
 @dataclass(eq=False)
 class Job:
-    """``deliver`` is called from the engine's thread: with :class:`Accepted`, then token events, then one end event; or
-    with an error at any point, which is then the last.
+    """A request on its way through the worker.
 
     Attributes:
-        id: unique within the worker; clients' own ids may repeat.
-        marks: when it got how far, monotonic seconds.
+        id: unique within the worker; the router's request ids may repeat.
+        deliver: called on the engine thread with :class:`Accepted`, then the token events, then one end event. An error
+            may come at any point and is the last event. It must not block.
+        marks: the time at which the job reached each stage, in monotonic seconds.
     """
 
     id: str
@@ -40,16 +41,17 @@ class Job:
     marks: dict[str, float] = field(default_factory=lambda: {"submitted": time.monotonic()})
 
     def mark(self, name: str) -> None:
+        """Notes the time of a stage, unless it is noted already."""
         self.marks.setdefault(name, time.monotonic())
 
     def since(self, start: str, end: str) -> float | None:
-        """Seconds from one mark to another, or None if one was not passed."""
+        """Returns the seconds from one mark to another, or None if one is missing."""
         if start not in self.marks or end not in self.marks:
             return None
         return round(self.marks[end] - self.marks[start], 6)
 
     def transfer(self) -> dict[str, Any] | None:
-        """What was transferred, and how; None without an embedding."""
+        """Returns the field ``transfer`` of the end event; None without an embedding."""
         receiver = self.receiver
         if receiver is None:
             return None
@@ -59,22 +61,23 @@ class Job:
             "initial": min(1, receiver.transfers),
             "resumed": max(0, receiver.transfers - 1),
             "bytes": tokens * receiver.manager.geometry.layout.token_bytes,
-            "transport": receiver.machine.road,
+            "transport": receiver.machine.transport,
         }
 
     def timing(self) -> dict[str, float]:
-        """Seconds from the request to: the first tokens of its embedding, all of them, the first token of the answer,
-        its end."""
+        """Returns the field ``timing`` of the end event: seconds from the request to each stage that was reached."""
         names = {"first_arrival": "arrived", "transferred": "transferred", "ttft": "first_token", "total": "ended"}
         spans = {name: self.since("submitted", mark) for name, mark in names.items()}
         return {name: span for name, span in spans.items() if span is not None}
 
 
 def token_event(output: Output) -> dict[str, Any]:
+    """Returns the event of one token."""
     return {"type": "token", "text": output.text, "token_id": output.token}
 
 
 def end_event(job: Job, output: Output) -> dict[str, Any]:
+    """Returns the last event of a finished answer."""
     prompt, completion = output.usage.prompt_tokens, output.usage.completion_tokens
     return {
         "type": "end",

@@ -1,4 +1,4 @@
-"""Numbers of a language worker, for Prometheus."""
+"""Prometheus metrics of a language worker."""
 
 from __future__ import annotations
 
@@ -12,45 +12,54 @@ from embferry.serve.worker.metrics import SECONDS, Readings
 
 
 class LanguageMetrics:
-    """``states``: requests by what they wait for; ``pool``: blocks by who has them. Asked for at each scrape."""
+    """The metrics of one worker.
+
+    Args:
+        states: returns the number of requests in each state; called at each scrape.
+        pool: returns the number of blocks in each state; called at each scrape.
+    """
 
     def __init__(self, states: Callable[[], Mapping[str, float]], pool: Callable[[], Mapping[str, float]]) -> None:
         self.registry = registry = CollectorRegistry()
-        self._ended = Counter("embferry_generate", "Answers finished", ["finish_reason"], registry=registry)
+        self._ended = Counter("embferry_generate", "Finished answers", ["finish_reason"], registry=registry)
         self.failed = Counter(
             "embferry_generate_errors", "Requests that ended with an error", ["code"], registry=registry
         )
-        self.aborted = Counter("embferry_generate_aborted", "Requests whose caller gave them up", registry=registry)
+        self.aborted = Counter("embferry_generate_aborted", "Requests aborted by their caller", registry=registry)
         self.ttft = Histogram(
-            "embferry_ttft_seconds", "From request to first token of the answer", buckets=SECONDS, registry=registry
-        )
-        self._seconds = Histogram(
-            "embferry_transfer_seconds",
-            "From request to the last token of the embedding",
+            "embferry_ttft_seconds",
+            "Time from request to the first token of the answer",
             buckets=SECONDS,
             registry=registry,
         )
-        self._tokens = Counter("embferry_transfer_tokens", "Tokens of embeddings received", registry=registry)
+        self._seconds = Histogram(
+            "embferry_transfer_seconds",
+            "Time from request to the last token of the embedding",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter("embferry_transfer_tokens", "Tokens of received embeddings", registry=registry)
         self._bytes = Counter(
-            "embferry_transfer_bytes", "Bytes of embeddings received", ["transport"], registry=registry
+            "embferry_transfer_bytes", "Bytes of received embeddings", ["transport"], registry=registry
         )
         self._transfers = Counter("embferry_transfers", "Transfers of embeddings", ["phase"], registry=registry)
-        self._prompt = Counter("embferry_prompt_tokens", "Tokens of prompts answered", registry=registry)
+        self._prompt = Counter("embferry_prompt_tokens", "Tokens of answered prompts", registry=registry)
         self._completion = Counter("embferry_completion_tokens", "Tokens of answers", registry=registry)
-        registry.register(Readings("embferry_requests_by_state", "Requests by what they wait for", "state", states))
-        registry.register(Readings("embferry_pool_blocks", "Blocks of the receive pool", "state", pool))
+        registry.register(Readings("embferry_requests_by_state", "Requests by state", "state", states))
+        registry.register(Readings("embferry_pool_blocks", "Blocks of the receive pool by state", "state", pool))
 
     def transferred(self, job: Job) -> None:
-        """An embedding is whole."""
-        told = job.transfer()
-        if told is not None:
+        """Counts an embedding that has arrived completely."""
+        transfer = job.transfer()
+        if transfer is not None:
             self._seconds.observe(job.since("submitted", "transferred") or 0.0)
-            self._tokens.inc(told["total_tokens"])
-            self._bytes.labels(told["transport"]).inc(told["bytes"])
+            self._tokens.inc(transfer["total_tokens"])
+            self._bytes.labels(transfer["transport"]).inc(transfer["bytes"])
             for phase in ("initial", "resumed"):
-                self._transfers.labels(phase).inc(told[phase])
+                self._transfers.labels(phase).inc(transfer[phase])
 
-    def finished(self, job: Job, output: Output) -> None:
+    def finished(self, output: Output) -> None:
+        """Counts a finished answer."""
         self._ended.labels(output.finish_reason).inc()
         self._prompt.inc(output.usage.prompt_tokens)
         self._completion.inc(output.usage.completion_tokens)

@@ -1,4 +1,4 @@
-"""The language worker's engine thread, and the face of it for other threads."""
+"""The jobs of a language worker, and the engine thread that runs them."""
 
 from __future__ import annotations
 
@@ -11,74 +11,81 @@ from collections.abc import Callable
 import torch
 from prometheus_client import CollectorRegistry
 
-from embferry.disaggregation.common.conn_multimodal import EmbeddingReceiveManager
-from embferry.disaggregation.protocol.errors import CapacityError, LocalProtocolError, PeerGone
 from embferry.engine.language import LanguageModel
+from embferry.protocol.errors import CapacityError, LocalProtocolError, PeerGone
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
-from embferry.serve.language.engine import Engine
 from embferry.serve.language.job import Event, Job
+from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.metrics import LanguageMetrics
-from embferry.serve.language.wire import GenerateRequest
+from embferry.serve.language.pipeline import JobPipeline
 from embferry.serve.worker.errors import as_serve_error
+from embferry.transfer.receive_manager import ReceiveManager
 
 log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 5.0
-"""Seconds the model may take to finish the step it is at when the worker ends."""
+"""Seconds that the engine thread gets to finish its current step when the worker ends."""
 
 
 class LanguageService:
-    """Owns the manager. Model, scheduler and queues belong to one thread; others hand it what is to be done.
+    """Implementation of :class:`~embferry.serve.worker.http.Service` for language workers. Owns the manager.
 
-    What the manager calls back only sets an event: its lock is held then.
+    Model, scheduler and queues belong to the engine thread; other threads give it commands. The manager calls back with
+    its lock held, so the callback only sets events.
     """
 
-    def __init__(self, model: LanguageModel, manager: EmbeddingReceiveManager, settings: Settings) -> None:
+    def __init__(self, model: LanguageModel, manager: ReceiveManager, settings: Settings) -> None:
         self.manager = manager
         self.settings = settings
         self.metrics = LanguageMetrics(self._states, self._pool_states)
         self.fault: BaseException | None = None
-        self._engine = Engine(model, manager, settings, self.metrics)
-        self._idle = threading.Condition()  # of the two below
+        self._pipeline = JobPipeline(model, manager, settings, self.metrics)
+        self._idle = threading.Condition()  # guards the jobs and the commands
         self._jobs: dict[str, Job] = {}
-        self._orders: deque[tuple[Callable[[Job], None], Job]] = deque()
+        self._commands: deque[tuple[Callable[[Job], None], Job]] = deque()
         self._numbers = itertools.count()
         self._wake = threading.Event()
-        self._moved = threading.Event()
+        self._transfers_changed = threading.Event()
         self._refusing = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    # For HTTP: any thread
+    # Called by the HTTP endpoints, on any thread
 
     def submit(self, request: GenerateRequest, deliver: Callable[[Event], None]) -> Job:
-        """Puts a request into the queue. All else is told through ``deliver``; see :class:`.job.Job`.
+        """Queues a request.
 
-        :raises CapacityError: the queue is full, or the worker is shutting down.
+        Args:
+            request: the decoded request.
+            deliver: receives the job's events on the engine thread, and must not block; see :class:`.job.Job`.
+
+        Raises:
+            CapacityError: the queue is full, or the worker is shutting down.
+            LocalProtocolError: a bug has stopped the engine thread.
         """
         limits = self.settings.language
         with self._idle:
             if self.fault is not None:
-                raise LocalProtocolError(f"this worker has stopped by a bug: {self.fault!r}", retryable=True)
+                raise LocalProtocolError(f"a bug has stopped this language worker: {self.fault!r}", retryable=True)
             if self._refusing or self._stopping:
                 raise CapacityError("this language worker is shutting down; ask another", room=request.room)
             if len(self._jobs) >= limits.max_concurrent + limits.max_queued:
-                why = f"this language worker has {len(self._jobs)} requests in hand (language.max_queued)"
-                raise CapacityError(f"{why}; try again later", room=request.room)
+                limit = f"{len(self._jobs)} open requests (language.max_queued)"
+                raise CapacityError(f"this language worker has {limit}; try again later", room=request.room)
             job = Job(f"job-{next(self._numbers)}", request, lambda event: None)
             job.deliver = lambda event: self._deliver(job, event, deliver)
             self._jobs[job.id] = job
-            self._orders.append((lambda job: self._engine.begin(job, self._changed), job))
+            self._commands.append((lambda job: self._pipeline.begin(job, self._on_transfer_change), job))
         self._wake.set()
         return job
 
     def abort(self, job: Job) -> None:
-        """Ends a job; nothing happens if it has ended. Its blocks go back to the pool."""
+        """Ends a job; its blocks go back to the pool. Does nothing if it has ended."""
         with self._idle:
             if job.id in self._jobs:
-                self._orders.append((self._engine.abort, job))
+                self._commands.append((self._pipeline.abort, job))
         self._wake.set()
 
     def abort_room(self, room: int) -> bool:
@@ -89,7 +96,7 @@ class LanguageService:
         return bool(found)
 
     def pool(self) -> dict[str, int]:
-        """The receive pool: blocks in all, and by who has them."""
+        """Returns the number of blocks in the receive pool, in total and by state."""
         with self.manager.lock:
             allocator = self.manager.allocator
             return {
@@ -123,31 +130,32 @@ class LanguageService:
         self._thread.join(JOIN_SECONDS)
         self.manager.close()
 
-    # The engine's thread
+    # Called on the engine thread
 
     def _run(self) -> None:
-        torch.set_num_threads(self.settings.threads)  # OpenMP keeps this by thread
+        torch.set_num_threads(self.settings.threads)  # OpenMP keeps this setting per thread
         try:
             while not self._stopping:
-                self._turn()
-            self._engine.shut_down()
+                self._run_once()
+            self._pipeline.shut_down()
         except Exception as error:
-            log.critical("the engine's thread has stopped; this is a bug", exc_info=error)
-            self._break(error)
+            log.critical("the engine thread has stopped; please report this bug", exc_info=error)
+            self._fail_all(error)
 
-    def _turn(self) -> None:
+    def _run_once(self) -> None:
         self._wake.clear()
-        while self._orders:
-            what, job = self._orders.popleft()
-            what(job)
-        if self._moved.is_set():
-            self._moved.clear()
-            self._engine.move()
-        if not self._engine.step() and not self._stopping:
+        while self._commands:
+            command, job = self._commands.popleft()
+            command(job)
+        if self._transfers_changed.is_set():
+            self._transfers_changed.clear()
+            self._pipeline.advance_transfers()
+        if not self._pipeline.step() and not self._stopping:
             self._wake.wait()
 
-    def _changed(self) -> None:
-        self._moved.set()
+    def _on_transfer_change(self) -> None:
+        """Wakes the engine thread. Called on any thread, with the manager's lock held."""
+        self._transfers_changed.set()
         self._wake.set()
 
     def _deliver(self, job: Job, event: Event, deliver: Callable[[Event], None]) -> None:
@@ -157,24 +165,24 @@ class LanguageService:
                 self._idle.notify_all()
         deliver(event)
 
-    def _break(self, error: Exception) -> None:
-        """Nobody waits for a thread that is no more."""
+    def _fail_all(self, error: Exception) -> None:
+        """Ends every job with an error, because the engine thread ends."""
         with self._idle:
             self.fault = error
             jobs = list(self._jobs.values())
-            self._engine.jobs.clear()
+            self._pipeline.jobs.clear()
         for job in jobs:
-            job.deliver(as_serve_error(PeerGone("the language worker has stopped by a bug; ask again")))
+            job.deliver(as_serve_error(PeerGone("a bug has stopped the language worker; ask again")))
 
-    # For metrics
+    # Called by the metrics, on any thread
 
     def _states(self) -> dict[str, float]:
-        engine = self._engine
+        pipeline = self._pipeline
         return {
-            "prealloc": len(engine.prealloc),
-            "transfer": len(engine.transfer),
-            "waiting": engine.scheduler.num_queued,
-            "running": engine.scheduler.num_running,
+            "prealloc": len(pipeline.prealloc_queue),
+            "transfer": len(pipeline.transfer_queue),
+            "waiting": pipeline.scheduler.num_queued,
+            "running": pipeline.scheduler.num_running,
         }
 
     def _pool_states(self) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""Pictures and videos from outside: fetching, checking, decoding. Nothing here is trusted before it is checked.
+"""Untrusted pictures and videos: fetching, checking, decoding.
 
-Routers fetch (:mod:`.fetch`, which needs no decoder) and ours checks headers (``check_*``); encode workers decode
-(``decode_*``, in :mod:`.image` and :mod:`.video`). Every refusal is a :class:`~embferry.serve.errors.ServeError` with
-its own code.
+The routers fetch files with :mod:`.fetch`, which needs no decoder. The router before workers of this project also
+checks the headers (``check_*``). Encode workers decode (``decode_*``, in :mod:`.image` and :mod:`.video`). Every
+refusal is a :class:`~embferry.serve.errors.ServeError` with its own code.
 """

@@ -1,4 +1,4 @@
-"""The bytes behind a URL of a request: ``data:``, ``http(s):`` from allowed hosts, ``file:`` from allowed folders."""
+"""Fetches the files of a request: ``data:``, ``http(s):`` from allowed hosts, ``file:`` from allowed folders."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from embferry.serve.media.hosts import permitted_address
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _SHOWN = 120
-"""Characters of a URL that are repeated in an error."""
+"""Characters of a URL that an error repeats."""
 
 
 class Fetcher:
-    """Fetches for one router, each file within the limits for one."""
+    """The fetcher of one router. Checks each file against the limits of a single file."""
 
     def __init__(self, limits: MediaSettings, certificates: ssl.SSLContext | None = None) -> None:
         self._limits = limits
-        # No proxies and no credentials from the environment: they would lead around the list of hosts.
+        # trust_env: proxies and credentials of the environment would bypass the list of hosts.
         self._client = httpx.AsyncClient(
             trust_env=False, follow_redirects=False, timeout=limits.fetch_timeout, verify=certificates or True
         )
@@ -37,7 +37,8 @@ class Fetcher:
         await self._client.aclose()
 
     async def fetch(self, url: str) -> bytes:
-        """
+        """Returns the bytes of a URL.
+
         Raises:
             ServeError: invalid_url, unsupported_url_scheme, host_not_allowed, file_not_allowed, file_not_found,
                 fetch_failed, fetch_timeout, media_too_large.
@@ -55,15 +56,19 @@ class Fetcher:
         if parts.scheme == "file":
             return await asyncio.to_thread(self._local, parts)
         scheme = f"{parts.scheme}: URLs are" if parts.scheme else "a URL without a scheme is"
-        raise ServeError("unsupported_url_scheme", f"{scheme} not read; use data:, http:, https: or file:")
+        raise ServeError("unsupported_url_scheme", f"{scheme} not supported; use data:, http:, https: or file:")
 
     def inline_frames(self, url: str) -> list[bytes]:
-        """Frames of a ``data:video/jpeg;base64,<frame>,<frame>,…`` URL, as vLLM's users send. Raises as fetch does."""
+        """Returns the frames of a ``data:video/jpeg;base64,<frame>,<frame>,…`` URL, the form that vLLM's users send.
+
+        Raises:
+            ServeError: as :meth:`fetch` for ``data:`` URLs.
+        """
         head, _, rest = url.partition(",")
         return [self._inline(f"{head},{frame}") for frame in rest.split(",")]
 
     def _inline(self, url: str) -> bytes:
-        """RFC 2397. The media type is not looked at: the bytes tell."""
+        """Decodes a ``data:`` URL (RFC 2397). The media type is ignored; the format is detected in the bytes."""
         head, comma, text = url.partition(",")
         if not comma:
             raise ServeError("invalid_url", "a data: URL needs a comma before its data")
@@ -104,7 +109,7 @@ class Fetcher:
         raise ServeError("fetch_failed", f"{_short(url)}: more than {MAX_REDIRECTS} redirects")
 
     async def _body(self, response: httpx.Response) -> bytes:
-        """What arrives counts, decompressed; the announced length only saves us the start."""
+        """Reads a body within the limit, which applies to the decompressed bytes."""
         announced = response.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > self._limits.max_bytes:
             raise self._too_large()
@@ -116,22 +121,20 @@ class Fetcher:
         return bytes(body)
 
     def _local(self, parts: SplitResult) -> bytes:
-        """Only regular files, and only where they really are inside: links are followed first."""
+        """Reads a regular file whose real path, with links resolved, is in an allowed folder."""
         if parts.netloc not in ("", "localhost") or "\0" in unquote(parts.path):
             raise ServeError("invalid_url", "a file: URL has no host: file:///folder/picture.png")
         path = Path(os.path.realpath(unquote(parts.path)))
         if not self._inside(path):
-            raise ServeError(
-                "file_not_allowed", "the file is in no folder that may be read (media.allowed_folders lists them)"
-            )
+            raise ServeError("file_not_allowed", "the file is in none of the allowed folders (media.allowed_folders)")
         try:
-            # Neither waits on a pipe nor follows a link put there since.
+            # The flags avoid waiting on a pipe, and following a link that replaced the file since.
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError as error:
             raise ServeError("file_not_found", f"{path.name}: {error.strerror}") from error
         try:
             if not self._inside(Path(os.path.realpath(f"/proc/self/fd/{handle}"))):
-                raise ServeError("file_not_allowed", "the file has moved out of the folders that may be read")
+                raise ServeError("file_not_allowed", "the file has moved out of the allowed folders")
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise ServeError("file_not_found", f"{path.name} is not a file")
             with os.fdopen(handle, "rb", closefd=False) as file:
@@ -148,27 +151,30 @@ class Fetcher:
         return data
 
     def _too_large(self) -> ServeError:
-        most = f"{self._limits.max_bytes:,} bytes (media.max_bytes)"
-        return ServeError("media_too_large", f"the file is larger than {most}")
+        return ServeError(
+            "media_too_large", f"the file is larger than {self._limits.max_bytes:,} bytes (media.max_bytes)"
+        )
 
 
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        known = parts.port, parts.hostname  # both are parsed only when asked for
+        _, host = parts.port, parts.hostname  # both properties may raise
     except ValueError as error:
         raise ServeError("invalid_url", f"{_short(url)!r} is not a URL: {error}") from error
-    if parts.scheme in ("http", "https") and not known[1]:
+    if parts.scheme in ("http", "https") and not host:
         raise ServeError("invalid_url", f"{_short(url)!r} names no host")
     return parts
 
 
 def _joined(url: str, location: str) -> tuple[str, SplitResult]:
-    """Where a redirect leads."""
+    """Returns the target of a redirect."""
     try:
         target = urljoin(url, location)
     except ValueError as error:
-        raise ServeError("invalid_url", f"{_short(url)} redirects to {_short(location)!r}, which is no URL") from error
+        raise ServeError(
+            "invalid_url", f"{_short(url)} redirects to {_short(location)!r}, which is not a URL"
+        ) from error
     return target, _split(target)
 
 

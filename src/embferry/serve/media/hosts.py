@@ -1,4 +1,4 @@
-"""Which hosts may be asked for a file, and at which address: the guard against requests to places only we can reach."""
+"""The list of allowed hosts: a guard against requests to addresses that only this machine can reach."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 async def permitted_address(url: SplitResult, allowed: tuple[str, ...]) -> str:
-    """The IP address to connect to for ``url``: resolved once, so that what was checked is what is used.
+    """Returns the IP address to connect to for ``url``. It is resolved once, so the checked address is the one used.
 
-    A host in the list by its full name may have any address: whoever runs the router has said so. One that only a
-    pattern (``*``, ``*.domain``) admits must have none but public addresses.
+    A host that the list names in full may have any address, because the operator has listed it. A host that matches
+    only a pattern (``*``, ``*.domain``) must have public addresses only.
 
     Raises:
-        ServeError: host_not_allowed, fetch_failed when the name has no address.
+        ServeError: host_not_allowed; fetch_failed if the name has no address.
     """
     host, port = (url.hostname or "").rstrip("."), url.port or _DEFAULT_PORTS[url.scheme]
     by_name = any(_names(entry, host, port, url.scheme) for entry in allowed)
-    if not by_name and not any(_admits(entry, host, port, url.scheme) for entry in allowed):
+    if not by_name and not any(_matches(entry, host, port, url.scheme) for entry in allowed):
         raise ServeError(
             "host_not_allowed",
-            f"files may not be fetched from {host}:{port}; whoever runs the router can list it (media.allowed_hosts)",
+            f"files may not be fetched from {host}:{port}; the operator can allow it with media.allowed_hosts",
         )
     addresses = await _resolve(host, port)
     if not by_name and (private := [a for a in addresses if not ipaddress.ip_address(a).is_global]):
-        raise ServeError("host_not_allowed", f"{host} leads to {private[0]}, which is not a public address")
+        raise ServeError("host_not_allowed", f"{host} resolves to {private[0]}, which is not a public address")
     return addresses[0]
 
 
 def _names(entry: str, host: str, port: int, scheme: str) -> bool:
-    """Whether ``entry`` is the host itself; without a port it stands for the scheme's usual one."""
+    """Returns whether ``entry`` is the host itself. An entry without a port means the scheme's default port."""
     name, entry_port = _parts(entry)
     return name == host and port == (entry_port or _DEFAULT_PORTS[scheme])
 
 
-def _admits(entry: str, host: str, port: int, scheme: str) -> bool:
+def _matches(entry: str, host: str, port: int, scheme: str) -> bool:
+    """Returns whether ``entry`` is a pattern that the host matches."""
     name, entry_port = _parts(entry)
     matches = name == "*" or (name.startswith("*.") and host.endswith(name[1:]))
     return matches and port == (entry_port or _DEFAULT_PORTS[scheme])

@@ -1,4 +1,4 @@
-"""Pictures: the header is checked before a pixel is decoded, and what comes out is RGB, upright, on white."""
+"""Pictures: checks the header before it decodes pixels, and returns RGB, upright, on a white background."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.size import check_bytes, check_size
 from embferry.serve.media.sniff import sniff
 
-# PIL's own guard warns at one size and raises at twice that, for the whole process. Ours is stricter, is a setting, and
-# runs on the header of every picture before anything is decoded.
+# PIL's own limit holds for the whole process: it warns at one size and raises at twice that. Ours is stricter, is a
+# setting, and is checked in the header of every picture.
 Image.MAX_IMAGE_PIXELS = None
 
 ORIENTATION = 0x0112
@@ -28,13 +28,13 @@ _UPRIGHT = {
     7: (Image.Transpose.TRANSVERSE,),
     8: (Image.Transpose.ROTATE_90,),
 }
-# Where the header holds width and height. PIL reads them too, but calls a picture of size 0 "unidentified".
+# Place of width and height in the header. PIL reads them too, but reports a picture of size 0 as unidentified.
 _SIZE_AT = {"PNG": (16, ">II"), "GIF": (6, "<HH"), "BMP": (18, "<ii")}
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """``width`` and ``height`` in pixels, as stored, before turning upright."""
+    """``width`` and ``height`` in pixels, as stored, before the EXIF orientation is applied."""
 
     format: str
     width: int
@@ -42,10 +42,10 @@ class ImageHeader:
 
 
 def check_image(data: bytes, limits: MediaSettings) -> ImageHeader:
-    """Everything that can be said about a picture without decoding it.
+    """Checks a picture without decoding its pixels, and returns its header.
 
     Raises:
-        ServeError: see :func:`decode_image`; all but image_truncated and image_corrupt are always found here.
+        ServeError: see :func:`decode_image`. Some image_truncated and image_corrupt are found only there.
     """
     image, header = _opened(data, limits)
     image.close()
@@ -53,7 +53,7 @@ def check_image(data: bytes, limits: MediaSettings) -> ImageHeader:
 
 
 def decode_image(data: bytes, limits: MediaSettings) -> Image.Image:
-    """The picture, mode RGB, turned as its EXIF orientation says; transparent parts on white.
+    """Decodes a picture to mode RGB, with its EXIF orientation applied and transparent parts on white.
 
     Raises:
         ServeError: media_too_large, media_empty, unsupported_media_type, wrong_media_kind, media_zero_size,
@@ -68,7 +68,7 @@ def decode_image(data: bytes, limits: MediaSettings) -> Image.Image:
             for turn in _UPRIGHT.get(_orientation(image), ()):
                 upright = upright.transpose(turn)
             return _rgb(upright)
-        except Exception as error:  # PIL's decoders raise what they like on bad bytes
+        except Exception as error:  # PIL's decoders raise many types on bad bytes
             raise _broken(error) from error
 
 
@@ -87,10 +87,10 @@ def _opened(data: bytes, limits: MediaSettings) -> tuple[Image.Image, ImageHeade
         raise _broken(error) from error
     try:
         check_size(image.width, image.height, limits)
-        # A JPEG with several pictures in it (MPO: most phones write them) is one picture and its variants.
+        # A JPEG file with several pictures (MPO, which most phones write) is one picture and its variants.
         if form.reader != "JPEG" and getattr(image, "is_animated", False):
             raise ServeError(
-                "image_animated", f"the {form.name} has several frames; send one of them, or all as a video"
+                "image_animated", f"the {form.name} picture has several frames; send it as a video, or send one frame"
             )
     except ServeError:
         image.close()
@@ -102,7 +102,7 @@ def _opened(data: bytes, limits: MediaSettings) -> tuple[Image.Image, ImageHeade
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 (upright) when the EXIF block is damaged: viewers show such a picture as it is stored."""
+    """Returns the EXIF orientation; 1 (upright) if the EXIF block is damaged, as viewers do."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error):
@@ -110,13 +110,11 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode → RGB. 16 bits a channel become 8; transparency is laid on white."""
+    """Converts any mode to RGB: 16 bits per channel become 8, transparent parts become white."""
     if image.mode.startswith("I;16") or image.mode == "I":
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     elif image.mode == "F":
-        raise ServeError(
-            "image_corrupt", "pictures of floating point numbers have no range of colours; convert it first"
-        )
+        raise ServeError("image_corrupt", "floating-point pictures have no defined colour range; convert it first")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
@@ -129,7 +127,7 @@ def _broken(error: Exception) -> ServeError:
         return error
     text = " ".join(str(error).split())
     if isinstance(error, EOFError) or "truncated" in text.lower():
-        return ServeError("image_truncated", "the picture ends before its last pixel; was it cut off on the way?")
+        return ServeError("image_truncated", "the picture ends before its last pixel; send the complete file")
     if "cannot identify" in text:
-        text = "its header makes no sense"
+        text = "its header is invalid"
     return ServeError("image_corrupt", f"the picture cannot be decoded: {text or type(error).__name__}")

@@ -1,4 +1,4 @@
-"""Whether width and height can be: one rule for pictures and videos."""
+"""Limits on bytes, width and height, for pictures and videos."""
 
 from __future__ import annotations
 
@@ -7,33 +7,41 @@ from embferry.serve.errors import ServeError
 
 
 def check_bytes(data: bytes, limits: MediaSettings) -> None:
-    """Raises ServeError media_too_large."""
+    """Checks the size of a file.
+
+    Raises:
+        ServeError: media_too_large.
+    """
     if len(data) > limits.max_bytes:
         raise ServeError(
             "media_too_large",
-            f"the file has {len(data):,} bytes; at most {limits.max_bytes:,} are taken (media.max_bytes)",
+            f"the file has {len(data):,} bytes; the limit is {limits.max_bytes:,} (media.max_bytes)",
         )
 
 
 def check_size(width: int, height: int, limits: MediaSettings) -> None:
-    """
+    """Checks width and height.
+
     Args:
-        width, height: pixels, as the header claims: nothing has been decoded yet.
+        width: pixels, by the header.
+        height: pixels, by the header.
+        limits: the settings.
 
     Raises:
         ServeError: media_zero_size, media_side_too_long, media_aspect_ratio, media_too_many_pixels.
     """
     size = f"{width:,} × {height:,} pixels"
     if min(width, height) < 1:
-        raise ServeError("media_zero_size", f"it is {size}; nothing can be seen")
+        raise ServeError("media_zero_size", f"the size is {size}; both sides need at least 1")
     if max(width, height) > limits.max_side:
         raise ServeError(
-            "media_side_too_long", f"it is {size}; a side has at most {limits.max_side:,} (media.max_side)"
+            "media_side_too_long", f"the size is {size}; the limit for a side is {limits.max_side:,} (media.max_side)"
         )
     if max(width, height) > limits.max_aspect_ratio * min(width, height):
-        most = f"{limits.max_aspect_ratio:g} times the other (media.max_aspect_ratio)"
-        raise ServeError("media_aspect_ratio", f"it is {size}; one side may be at most {most}")
+        limit = f"{limits.max_aspect_ratio:g} times the other (media.max_aspect_ratio)"
+        raise ServeError("media_aspect_ratio", f"the size is {size}; one side may be at most {limit}")
     if width * height > limits.max_pixels:
         raise ServeError(
-            "media_too_many_pixels", f"it is {size}; at most {limits.max_pixels:,} in all are taken (media.max_pixels)"
+            "media_too_many_pixels",
+            f"the size is {size}; the limit is {limits.max_pixels:,} in total (media.max_pixels)",
         )

@@ -1,4 +1,4 @@
-"""What bytes are, by the bytes themselves: a content type or a file name proves nothing."""
+"""Detects the format of a file by its first bytes; content types and file names are not trusted."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Literal
 from embferry.serve.errors import ServeError
 
 HEAD = 32
-"""Bytes from the start that decide."""
+"""Bytes from the start of a file that decide its format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """``reader``: the one decoder the bytes are given to, in PIL's words for pictures and FFmpeg's for videos."""
+    """A format. ``reader`` is the only decoder to use, named as in PIL (pictures) or FFmpeg (videos)."""
 
     kind: Literal["image", "video"]
     name: str
     reader: str
 
 
-# (offset, bytes) pairs that must all be there.
+# (offset, bytes) pairs that must all match, and the format.
 _SIGNATURES: tuple[tuple[tuple[tuple[int, bytes], ...], Format], ...] = (
     (((0, b"\x89PNG\r\n\x1a\n"),), Format("image", "PNG", "PNG")),
     (((0, b"\xff\xd8\xff"),), Format("image", "JPEG", "JPEG")),
@@ -44,22 +44,22 @@ _READ = {
 
 
 def sniff(data: bytes, wanted: Literal["image", "video"]) -> Format:
-    """The format of ``data``.
+    """Detects the format of ``data``.
 
     Raises:
         ServeError: media_empty, unsupported_media_type, wrong_media_kind.
     """
     if not data:
-        raise ServeError("media_empty", f"the {_word(wanted)} has no bytes")
+        raise ServeError("media_empty", f"the {_word(wanted)} is empty")
     found = next((f for signs, f in _SIGNATURES if all(data[at : at + len(s)] == s for at, s in signs)), None)
     if found is None or not found.reader:
-        what = f"{found.name} is not read" if found else _guess(data)
-        raise ServeError("unsupported_media_type", f"{what}; what is read are {_READ[wanted]}")
+        problem = f"{found.name} is not supported" if found else _guess(data)
+        raise ServeError("unsupported_media_type", f"{problem}; supported are {_READ[wanted]}")
     if wanted == "video" and found.reader == "GIF":
         return _GIF_AS_VIDEO
     if found.kind != wanted:
         raise ServeError(
-            "wrong_media_kind", f"this is a {found.name} {_word(found.kind)} where a {_word(wanted)} belongs"
+            "wrong_media_kind", f"the file is a {found.name} {_word(found.kind)}; this part takes a {_word(wanted)}"
         )
     return found
 
@@ -69,9 +69,10 @@ def _word(kind: str) -> str:
 
 
 def _guess(data: bytes) -> str:
+    """Returns a description of bytes without a known signature."""
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096].lower():
-        return "SVG is not read (it can load other files)"
+        return "SVG is not supported (it can load other files)"
     if start.startswith((b"<!doctype", b"<html")):
-        return "this is a web page, not a picture or video"
-    return "the bytes are of no known format"
+        return "the file is a web page"
+    return "the format of the bytes is unknown"

@@ -1,4 +1,4 @@
-"""Videos: the frames a model is to see, from a file (decoded with PyAV) or from a list of pictures."""
+"""Videos: samples frames for the model, from a file (decoded with PyAV) or from a list of pictures."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from embferry.serve.media.size import check_bytes, check_size
 from embferry.serve.media.sniff import sniff
 
 SLACK = 0.5
-"""Seconds by which the last frame may end before the length in the header: sound and picture need not end together."""
+"""Seconds by which the last frame may end before the duration in the header, since the sound may be longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Frames of one size, mode RGB, ``fps`` of them a second."""
+    """Frames of one size, mode RGB, ``fps`` of them per second."""
 
     frames: list[Image.Image]
     fps: float
@@ -34,7 +34,7 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class VideoHeader:
-    """``width`` and ``height`` in pixels, ``seconds`` from the first to the end of the last frame."""
+    """``width`` and ``height`` in pixels; ``seconds`` from the start of the first to the end of the last frame."""
 
     format: str
     width: int
@@ -44,10 +44,10 @@ class VideoHeader:
 
 
 def check_video(data: bytes, limits: MediaSettings) -> VideoHeader:
-    """Everything that can be said about a video file without decoding it.
+    """Checks a video file without decoding its frames, and returns its header.
 
     Raises:
-        ServeError: see :func:`decode_video`; damage inside a frame is only found there.
+        ServeError: see :func:`decode_video`; damage within a frame is found only there.
     """
     check_bytes(data, limits)
     with _opened(data) as (container, form):
@@ -57,12 +57,13 @@ def check_video(data: bytes, limits: MediaSettings) -> VideoHeader:
 
 
 def decode_video(data: bytes, limits: MediaSettings, fps: float | None = None) -> Frames:
-    """Frames of a video file, evenly spaced from its start, turned as its display matrix says.
+    """Samples frames of a video file evenly from its start, with its display matrix applied.
 
     Args:
         data: an MP4/MOV, WebM/Matroska, AVI or GIF file.
-        fps: frames to take from a second; ``limits.video_fps`` if None. Fewer are taken where the file has fewer, or
-            where more than ``limits.max_video_frames`` would come together.
+        limits: the settings.
+        fps: frames to sample per second; ``limits.video_fps`` if None. The rate is lower if the file has fewer frames,
+            or if the video would exceed ``limits.max_video_frames``.
 
     Raises:
         ServeError: media_too_large, media_empty, unsupported_media_type, wrong_media_kind, media_zero_size,
@@ -73,7 +74,7 @@ def decode_video(data: bytes, limits: MediaSettings, fps: float | None = None) -
     with _opened(data) as (container, form):
         header, times = _header(container, form, limits)
     count, rate = _sampling(header, fps or limits.video_fps, limits)
-    wanted = Counter(_shown(times, count, rate))
+    wanted = Counter(_displayed(times, count, rate))
     frames: list[Image.Image] = []
     with _opened(data) as (container, _):
         stream = container.streams.video[0]
@@ -84,19 +85,23 @@ def decode_video(data: bytes, limits: MediaSettings, fps: float | None = None) -
             if not wanted:
                 break
     if wanted:
-        raise ServeError("video_corrupt", f"{wanted.total()} of the {count} frames wanted cannot be decoded")
+        raise ServeError("video_corrupt", f"{wanted.total()} of {count} sampled frames cannot be decoded")
     _same_size([frame.size for frame in frames])
     return Frames(frames, rate)
 
 
 def check_frames(frames: Sequence[bytes], limits: MediaSettings) -> ImageHeader:
-    """Raises ServeError: too_many_frames, video_frame_sizes, media_empty, and those of check_image."""
+    """Checks a list of frames, and returns the header of the first.
+
+    Raises:
+        ServeError: too_many_frames, video_frame_sizes, media_empty, and those of check_image.
+    """
     if not frames:
         raise ServeError("media_empty", "the video has no frames")
     if len(frames) > limits.max_video_frames:
         raise ServeError(
             "too_many_frames",
-            f"the video has {len(frames)} frames; at most {limits.max_video_frames} are taken (media.max_video_frames)",
+            f"the video has {len(frames)} frames; the limit is {limits.max_video_frames} (media.max_video_frames)",
         )
     headers = [check_image(frame, limits) for frame in frames]
     _same_size([(header.width, header.height) for header in headers])
@@ -105,13 +110,13 @@ def check_frames(frames: Sequence[bytes], limits: MediaSettings) -> ImageHeader:
 
 
 def decode_frames(frames: Sequence[bytes], fps: float, limits: MediaSettings) -> Frames:
-    """A video given as pictures, ``fps`` of them a second.
+    """Decodes a video given as pictures, ``fps`` of them per second.
 
     Raises:
         ServeError: those of check_frames and decode_image; invalid_request for a rate that is not positive.
     """
     if not (math.isfinite(fps) and fps > 0):
-        raise ServeError("invalid_request", f"a video needs a positive number of frames a second, not {fps}")
+        raise ServeError("invalid_request", f"a video needs a positive number of frames per second, not {fps}")
     check_frames(frames, limits)
     pictures = [decode_image(frame, limits) for frame in frames]
     _same_size([picture.size for picture in pictures])
@@ -127,7 +132,7 @@ def _same_size(sizes: Sequence[tuple[int, int]]) -> None:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[tuple[Any, str]]:
-    """The container and its format's name. Only one demuxer is tried: others (playlists) would open further files."""
+    """Opens a container; yields it and its format. Uses one demuxer: others (playlists) could open further files."""
     form = sniff(data, "video")
     try:
         with av.open(io.BytesIO(data), "r", format=form.reader, metadata_errors="replace") as container:
@@ -141,23 +146,23 @@ def _opened(data: bytes) -> Iterator[tuple[Any, str]]:
 
 
 def _box_cut(data: bytes) -> bool:
-    """Whether an MP4's top-level boxes (ISO/IEC 14496-12, 4.2) go on behind its end, or its index never comes."""
+    """Returns whether an MP4's boxes (ISO/IEC 14496-12, 4.2) exceed the file, or its index is missing."""
     at, names = 0, set()
     while at + 8 <= len(data):
         size, name = struct.unpack_from(">I4s", data, at)
         if size == 1 and at + 16 <= len(data):
             (size,) = struct.unpack_from(">Q", data, at + 8)
         names.add(name)
-        if size < 8:  # 0: the last box reaches to the end; others cannot be
+        if size < 8:  # 0: the last box, which reaches to the end; 1 to 7 are invalid
             break
         at += size
     return at > len(data) or b"moov" not in names
 
 
 def _header(container: Any, form: str, limits: MediaSettings) -> tuple[VideoHeader, list[float]]:
-    """The header, and the second at which each frame of the file starts, ascending. Packets are read, not decoded."""
+    """Returns the header and the start times of all frames in seconds, ascending. Decodes no packets."""
     if not container.streams.video:
-        raise ServeError("video_corrupt", f"the {form} file has no pictures in it, only sound or nothing")
+        raise ServeError("video_corrupt", f"the {form} file has no video stream")
     stream = container.streams.video[0]
     check_size(stream.codec_context.width, stream.codec_context.height, limits)
     claimed = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
@@ -175,22 +180,23 @@ def _header(container: Any, form: str, limits: MediaSettings) -> tuple[VideoHead
             raise _too_long(last - starts[0], limits)
     starts.sort()
     if not starts or (stream.frames and len(starts) < stream.frames) or last - starts[0] < claimed - SLACK:
-        whole = f" of {stream.frames}" if stream.frames else ""
-        raise ServeError("video_truncated", f"the {form} video ends after {len(starts)}{whole} frames; was it cut off?")
+        total = f" of {stream.frames}" if stream.frames else ""
+        why = f"the {form} video ends after {len(starts)}{total} frames; send the complete file"
+        raise ServeError("video_truncated", why)
     seconds = max(last - starts[0], 1e-3)
     return VideoHeader(form, stream.codec_context.width, stream.codec_context.height, seconds, len(starts)), starts
 
 
 def _sampling(header: VideoHeader, fps: float, limits: MediaSettings) -> tuple[int, float]:
-    """How many frames to take, and how many of them make a second."""
+    """Returns the number of frames to sample and their rate per second."""
     rate = min(fps, header.count / header.seconds, limits.max_video_frames / header.seconds)
     count = max(1, math.floor(header.seconds * rate + 1e-6))
     _check_total(count, header.width, header.height, limits)
     return count, rate
 
 
-def _shown(times: Sequence[float], count: int, rate: float) -> Iterator[float]:
-    """Of each of ``count`` moments, the start of the frame on show then: the last that starts no later."""
+def _displayed(times: Sequence[float], count: int, rate: float) -> Iterator[float]:
+    """For each of ``count`` sample times, yields the start time of the frame displayed at that moment."""
     at = 0
     for step in range(count):
         while at + 1 < len(times) and times[at + 1] - times[0] <= step / rate + 1e-6:
@@ -202,7 +208,7 @@ def _check_total(count: int, width: int, height: int, limits: MediaSettings) -> 
     if count * width * height > limits.max_video_pixels:
         raise ServeError(
             "media_too_many_pixels",
-            f"{count} frames of {width:,} × {height:,} pixels are more than {limits.max_video_pixels:,} pixels in all "
+            f"{count} frames of {width:,} × {height:,} pixels exceed {limits.max_video_pixels:,} pixels in total "
             "(media.max_video_pixels); send fewer or smaller frames",
         )
 
@@ -220,6 +226,6 @@ def _picture(frame: Any, limits: MediaSettings) -> Image.Image:
 def _too_long(seconds: float, limits: MediaSettings) -> ServeError:
     return ServeError(
         "video_too_long",
-        f"the video lasts {seconds:,.0f} seconds; at most {limits.max_video_seconds:,.0f} are taken "
+        f"the video lasts {seconds:,.0f} seconds; the limit is {limits.max_video_seconds:,.0f} "
         "(media.max_video_seconds)",
     )

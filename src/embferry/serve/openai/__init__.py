@@ -1,1 +1,1 @@
-"""The part of OpenAI's chat completions API that is served: requests in, completions, chunks and errors out."""
+"""OpenAI's chat completions API, as far as it is supported: requests, completions, chunks and errors."""

@@ -1,4 +1,4 @@
-"""The messages of a request, taken apart into turns of text, pictures and videos."""
+"""Parses the messages of a request into turns of text, pictures and videos."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """``param``: where in the request it stands, for errors."""
+    """A picture. ``param`` is its place in the request, for errors."""
 
     url: str
     param: str
@@ -28,7 +28,7 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class VideoPart:
-    """A file (one of ``urls``, ``listed`` false) or pictures, ``fps`` of them a second (None: not said)."""
+    """A video: one file (``listed`` is false) or a list of pictures, ``fps`` of them per second (None: not given)."""
 
     urls: tuple[str, ...]
     listed: bool
@@ -46,9 +46,10 @@ class Turn:
 
 
 def turns(messages: list[Any]) -> list[Turn]:
-    """
+    """Parses the messages.
+
     Raises:
-        ServeError: invalid_request or unsupported_value, ``param`` like ``messages[2].content[0]``.
+        ServeError: invalid_request or unsupported_value, with a ``param`` such as ``messages[2].content[0]``.
     """
     return [_turn(message, f"messages[{number}]") for number, message in enumerate(messages)]
 
@@ -59,18 +60,20 @@ def _turn(message: Any, at: str) -> Turn:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise ServeError(
-            "unsupported_value", f"{at}.role is {role!r}; it is one of {', '.join(_ROLES)}", param=f"{at}.role"
+            "unsupported_value", f"{at}.role is {role!r}; it must be one of {', '.join(_ROLES)}", param=f"{at}.role"
         )
     if message.get("tool_calls") or message.get("function_call"):
-        raise ServeError("unsupported_value", f"{at} calls a tool; there are none here", param=f"{at}.tool_calls")
+        raise ServeError("unsupported_value", f"{at} calls a tool; tools are not supported", param=f"{at}.tool_calls")
     content = message.get("content")
     if isinstance(content, str):
         return Turn(_ROLES[role], (TextPart(content),))
     if not isinstance(content, list) or not content:
-        raise _wrong(f"{at}.content", "must be a text or a list of parts")
+        raise _wrong(f"{at}.content", "must be a string or a list of parts")
     parts = tuple(_part(part, f"{at}.content[{number}]") for number, part in enumerate(content))
     if role != "user" and not all(isinstance(part, TextPart) for part in parts):
-        raise ServeError("unsupported_value", f"{at}: only user messages carry pictures", param=f"{at}.content")
+        raise ServeError(
+            "unsupported_value", f"{at}: only user messages may have pictures or videos", param=f"{at}.content"
+        )
     return Turn(_ROLES[role], parts)
 
 
@@ -79,25 +82,25 @@ def _part(part: Any, at: str) -> Part:
     read = _PARTS.get(kind) if isinstance(kind, str) else None
     if read is None:
         raise ServeError(
-            "unsupported_value", f"{at}.type is {kind!r}; it is one of {', '.join(_PARTS)}", param=f"{at}.type"
+            "unsupported_value", f"{at}.type is {kind!r}; it must be one of {', '.join(_PARTS)}", param=f"{at}.type"
         )
     return read(part, at)
 
 
 def _text(part: dict[str, Any], at: str) -> Part:
     if not isinstance(text := part.get("text"), str):
-        raise _wrong(f"{at}.text", "must be a text")
+        raise _wrong(f"{at}.text", "must be a string")
     return TextPart(text)
 
 
 def _image(part: dict[str, Any], at: str) -> Part:
-    """OpenAI's ``{"type": "image_url", "image_url": {"url": …}}``, or Qwen's ``{"type": "image", "image": …}``."""
+    """Parses OpenAI's ``{"type": "image_url", "image_url": {"url": …}}``, Qwen's ``{"type": "image", "image": …}``."""
     name = str(part["type"])
     return ImagePart(_url(part.get(name), f"{at}.{name}"), at)
 
 
 def _video(part: dict[str, Any], at: str) -> Part:
-    """``{"type": "video_url", "video_url": {"url": …}}``, or ``{"type": "video", "video": URL or URLs, "fps": 2}``."""
+    """Parses ``{"type": "video_url", "video_url": {"url": …}}`` or ``{"type": "video", "video": URL(s), "fps": 2}``."""
     name = str(part["type"])
     where, source = f"{at}.{name}", part.get(name)
     fps = part.get("fps")
@@ -105,7 +108,7 @@ def _video(part: dict[str, Any], at: str) -> Part:
         fps = source.get("fps", fps)
         source = source.get("url")
     if fps is not None and not (isinstance(fps, int | float) and math.isfinite(fps) and 0 < fps <= 240):
-        raise _wrong(f"{at}.fps", "must be a number of frames a second, above 0 and at most 240")
+        raise _wrong(f"{at}.fps", "must be a number of frames per second, above 0 and at most 240")
     if isinstance(source, list):
         frames = tuple(_url(frame, f"{where}[{number}]") for number, frame in enumerate(source))
         return VideoPart(frames, True, fps, at)

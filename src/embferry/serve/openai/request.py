@@ -1,7 +1,7 @@
 """Requests for ``/v1/chat/completions``.
 
-Fields nobody knows are ignored, as OpenAI's servers and clients expect of each other. A field that is known but whose
-value cannot be honoured is refused: silently doing something else would be worse.
+Unknown fields are ignored, as between OpenAI's servers and clients. A known field with an unsupported value is refused,
+because ignoring it would change the answer silently.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """The fields that are honoured. ``messages`` are taken apart by :mod:`.messages`."""
+    """The supported fields. :mod:`.messages` parses ``messages``."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -42,7 +42,7 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
 
     def sampling(self, default_max_tokens: int) -> dict[str, Any]:
-        """What the language worker is told. A request that names no temperature gets the likeliest token each time."""
+        """Returns the field ``sampling`` for the language worker. Without a temperature, sampling is greedy."""
         return {
             "max_tokens": self.max_completion_tokens or self.max_tokens or default_max_tokens,
             "temperature": 0.0 if self.temperature is None else self.temperature,
@@ -56,8 +56,8 @@ def _empty(value: Any) -> bool:
     return not value
 
 
-_OFFERED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "n": (lambda v: v == 1, "one choice a request"),
+_SUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "n": (lambda v: v == 1, "one choice per request"),
     "tools": (_empty, "no tools"),
     "functions": (_empty, "no functions"),
     "tool_choice": (lambda v: v in ("none", "auto"), "no tools"),
@@ -72,34 +72,35 @@ _OFFERED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "presence_penalty": (_empty, "no penalties"),
     "prediction": (_empty, "no predicted output"),
 }
-"""Fields whose every other value is refused: whether a value is fine, and what there is instead."""
+"""Restricted fields: a test for supported values, and a short text on what is supported. Null is always supported."""
 
 
 def parse(body: Any) -> ChatRequest:
-    """
+    """Validates a request.
+
     Args:
         body: the decoded JSON.
 
     Raises:
-        ServeError: invalid_json if it is no object; invalid_request, unsupported_value with the field in ``param``.
+        ServeError: invalid_json if it is no object; invalid_request or unsupported_value with the field in ``param``.
     """
     if not isinstance(body, dict):
         raise ServeError("invalid_json", "the body must be a JSON object")
-    for name, (fine, instead) in _OFFERED.items():
+    for name, (is_supported, supported) in _SUPPORTED.items():
         value = body.get(name)
-        if value is not None and not fine(value):
-            raise ServeError("unsupported_value", f"{name}={_shown(value)} is not offered ({instead})", param=name)
+        if value is not None and not is_supported(value):
+            raise ServeError("unsupported_value", f"{name}={_shown(value)} is not supported ({supported})", param=name)
     try:
         return ChatRequest.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = _path(first["loc"])
-        what = "is missing" if first["type"] == "missing" else f"{_shown(first['input'])}: {first['msg']}"
-        raise ServeError("invalid_request", f"{param}: {what}", param=param) from error
+        problem = "is missing" if first["type"] == "missing" else f"{_shown(first['input'])}: {first['msg']}"
+        raise ServeError("invalid_request", f"{param}: {problem}", param=param) from error
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
-    """``("stop", 1)`` → ``stop[1]``. Names of types, which unions put there, are left out."""
+    """Writes ``("stop", 1)`` as ``stop[1]``, without the names of types that pydantic adds for unions."""
     names = [part for part in loc if isinstance(part, int) or part in _FIELDS]
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names).removeprefix(".")
 

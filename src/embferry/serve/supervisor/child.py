@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from embferry.disaggregation.bootstrap import BootstrapServer
+from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.observe.logs import configure
 from embferry.serve.config import Settings
 from embferry.serve.http.serving import Report
@@ -66,13 +66,13 @@ def _router(settings: Settings, report: Report) -> None:
 
 
 def _encode(settings: Settings, report: Report) -> None:
-    from embferry.serve.encode.server import run
+    from embferry.serve.encode.process import run
 
     run(settings, report)
 
 
 def _language(settings: Settings, report: Report) -> None:
-    from embferry.serve.language.server import run
+    from embferry.serve.language.process import run
 
     run(settings, report)
 

@@ -12,7 +12,7 @@ from embferry.serve.config import Settings
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.local import LocalCluster
 from embferry.serve.supervisor.process import ClusterError
-from embferry.serve.worker.roads import unusable
+from embferry.serve.worker.transports import unusable
 
 Progress = Callable[[str], None]
 

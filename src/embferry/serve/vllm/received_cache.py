@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from embferry.disaggregation.protocol.layout import ITEM_BYTES
+from embferry.protocol.layout import ITEM_BYTES
 from embferry.serve.vllm.connectors import KEY, Encoded
 from embferry.serve.vllm.fleet import Incarnation, Instance
 from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder, gather_or_cancel

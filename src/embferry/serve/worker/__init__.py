@@ -1,1 +1,1 @@
-"""What encode and language workers have in common: HTTP around a service, its process, its transfers' settings."""
+"""The common parts of encode and language workers: HTTP application, process, transports, transfer settings."""

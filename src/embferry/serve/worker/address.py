@@ -1,4 +1,4 @@
-"""Where a process listens, and what it tells others of it. Light: processes without a model use it too."""
+"""Addresses and URLs of a process. Imports nothing heavy: processes without a model use it too."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import socket
 
 
 def address_of(host: str) -> str:
-    """The IP address of a host: the data connections take no names. Raises OSError."""
+    """Resolves a host to an IP address, IPv4 if it has one: transports take no host names.
+
+    Raises:
+        OSError: the host has no address.
+    """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
 def bracketed(host: str) -> str:
-    """A host as it is written in a URL (RFC 3986, 3.2.2)."""
+    """Returns a host as it is written in a URL (RFC 3986, 3.2.2)."""
     return f"[{host}]" if ":" in host else host
 
 
 def url_of(host: str, listener: socket.socket) -> str:
+    """Returns the URL of a listening socket under the name ``host``."""
     return f"http://{bracketed(host)}:{listener.getsockname()[1]}"

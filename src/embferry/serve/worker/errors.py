@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError
 from embferry.engine.errors import EngineError
+from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.errors import ServeError
 from embferry.serve.http.errors import RETRY_AFTER_SECONDS
 

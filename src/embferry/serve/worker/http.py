@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from embferry.disaggregation.protocol.errors import EmbeddingTransferError
 from embferry.engine.errors import EngineError
 from embferry.observe.metrics import CONTENT_TYPE
+from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.http.errors import exception_handlers
 from embferry.serve.worker.errors import as_serve_error, error_response
 

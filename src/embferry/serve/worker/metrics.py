@@ -1,4 +1,4 @@
-"""Numbers that are read where they are kept, at each scrape, instead of being kept twice."""
+"""Metrics whose values are read at each scrape."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Upper bounds of the buckets of every histogram of times."""
 
 
 class Readings(Collector):
-    """One metric with one label; ``read`` answers its value for each value of the label."""
+    """A metric with one label.
+
+    Args:
+        name: the metric's name.
+        help: its description.
+        label: the label's name.
+        read: returns the metric's value for each value of the label. Called at each scrape, on any thread.
+        counter: whether the metric is a counter; otherwise it is a gauge.
+    """
 
     def __init__(
         self, name: str, help: str, label: str, read: Callable[[], Mapping[str, float]], *, counter: bool = False

@@ -12,8 +12,8 @@ import sys
 
 from starlette.types import ASGIApp
 
-from embferry.disaggregation.bootstrap_client import BootstrapClient, LeaseKeeper
-from embferry.disaggregation.leases import Role, Worker
+from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
+from embferry.discovery.leases import Role, Worker
 from embferry.serve.config import Settings
 from embferry.serve.http.serving import Report, listen, serve_app
 from embferry.serve.worker.address import address_of, url_of

@@ -1,0 +1,168 @@
+"""Calls from a consumer to the router: to ask for another producer, and to say why an embedding failed.
+
+The calls run on threads of their own, so neither vLLM's scheduler nor a driver thread waits for the router. The address
+comes from this engine's configuration; the client follows no redirect and uses no proxy.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from urllib.parse import quote
+
+import msgspec
+
+from embferry import EmbeddingTransferError, PeerGone, RemoteProtocolError, TransportError
+
+from .config import router_address
+from .coordinates import KEY, Coordinates, coordinates_in
+from .counters import Counters
+
+log = logging.getLogger(__name__)
+
+MAX_ANSWER_BYTES = 64 << 10
+CONNECT_S = 0.5
+"""Time-out for connecting, and for the response to a report."""
+FAILOVER_THREADS, REPORT_THREADS = 16, 4
+"""Reports have threads of their own, so that they do not wait while other items are encoded."""
+REPORT_S = 0.5
+"""How long a request that fails waits until the router has its error."""
+
+
+class _Error(msgspec.Struct, frozen=True):
+    message: str
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: _Error
+
+
+class RouterClient:
+    """A client of one router. Every method returns at once.
+
+    Attributes:
+        url: Base URL of the router.
+        max_wait_s: Seconds within which a failover is answered, provided that a thread is free.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        """``url`` is such as ``http://10.0.0.1:8000``; ``timeout_s`` bounds how long an item may take to encode."""
+        self.url = url.rstrip("/")
+        self._host, self._port = router_address(url)
+        self._timeout_s = timeout_s
+        self.max_wait_s = timeout_s + 2 * CONNECT_S
+        self._failovers = ThreadPoolExecutor(FAILOVER_THREADS, "embferry-failover")
+        self._reports = ThreadPoolExecutor(REPORT_THREADS, "embferry-failure")
+
+    def failover(self, coordinates: Coordinates, lost: EmbeddingTransferError) -> Future[Coordinates]:
+        """Asks for another producer of an embedding in the same room, or for the first one if none is named.
+
+        The future raises PeerGone (there is no other producer), TransportError (no response in time) or
+        RemoteProtocolError (an invalid response).
+        """
+        return self._failovers.submit(self._failover, coordinates, lost)
+
+    def report_failure(self, token: str, error: EmbeddingTransferError) -> Future[None]:
+        """Reports why the embedding with this failover token cannot be obtained.
+
+        The future raises nothing; problems are logged.
+        """
+        return self._reports.submit(self._report_failure, token, error)
+
+    def close(self) -> None:
+        """Drops the calls that have not begun. Those under way end by their time-outs."""
+        for pool in (self._failovers, self._reports):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _failover(self, coordinates: Coordinates, lost: EmbeddingTransferError) -> Coordinates:
+        content = {"code": lost.code, "message": lost.detail, "endpoint": coordinates.endpoint}
+        path = f"/ec/failovers/{quote(coordinates.failover_token or '', safe='')}"
+        status, body = self._post(path, content, self._timeout_s)
+        if status != 200:
+            raise PeerGone(f"the router has no other producer: status {status}: {_message(body)}")
+        try:
+            other = coordinates_in(msgspec.json.decode(body))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise RemoteProtocolError(f"the router's response cannot be read: {error}") from error
+        if other is None:
+            raise RemoteProtocolError(f"the router's response has no {KEY!r}")
+        return other
+
+    def _report_failure(self, token: str, error: EmbeddingTransferError) -> None:
+        content = {"code": error.code, "message": error.detail, "retryable": error.retryable}
+        try:
+            status, body = self._post(f"/ec/failures/{quote(token, safe='')}", content, CONNECT_S)
+        except EmbeddingTransferError as problem:
+            log.warning("cannot report to the router why an embedding failed: %s", problem)
+        else:
+            if status != 204:
+                log.warning("the router refused the report of a failure with status %d: %s", status, _message(body))
+
+    def _post(self, path: str, content: object, timeout_s: float) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_S)
+        try:
+            connection.connect()
+            connection.sock.settimeout(timeout_s)
+            payload = msgspec.json.encode(content)
+            connection.request("POST", path, payload, {"Content-Type": "application/json"})
+            with connection.getresponse() as response:
+                status, body = response.status, response.read(MAX_ANSWER_BYTES + 1)
+        except OSError as error:
+            raise TransportError(f"the router at {self.url} does not answer ({error or 'time-out'})") from error
+        except http.client.HTTPException as error:
+            raise RemoteProtocolError(f"the server at {self.url} is not a router: {error!r}") from error
+        finally:
+            connection.close()
+        if len(body) > MAX_ANSWER_BYTES:
+            raise RemoteProtocolError(f"the router's response is longer than {MAX_ANSWER_BYTES} bytes")
+        return status, body
+
+
+class FailedRequests:
+    """Requests that cannot run. The router is told why before vLLM fails them: vLLM's response has no reason.
+
+    The scheduler's thread calls the methods.
+    """
+
+    def __init__(self, router: RouterClient | None, counters: Counters) -> None:
+        self._router, self._counters = router, counters
+        self._known: set[str] = set()
+        self._reports: dict[str, tuple[Future[None] | None, float]] = {}  # with the time at which waiting ends
+
+    def add(self, request: str, error: EmbeddingTransferError, token: str | None) -> None:
+        """Fails a request. ``token`` is the failover token of the embedding that cannot be obtained."""
+        if request in self._known:
+            return
+        self._known.add(request)
+        self._counters.add("requests_failed")
+        report = None if self._router is None or token is None else self._router.report_failure(token, error)
+        self._reports[request] = (report, time.monotonic() + REPORT_S)
+
+    def __contains__(self, request: str) -> bool:
+        return request in self._known
+
+    def take(self) -> set[str]:
+        """Returns the requests that vLLM is to fail now, each of them once."""
+        now = time.monotonic()
+        due = {
+            request
+            for request, (report, until) in self._reports.items()
+            if report is None or report.done() or now >= until
+        }
+        for request in due:
+            del self._reports[request]
+        return due
+
+    def forget(self, request: str) -> None:
+        """The request has finished."""
+        self._known.discard(request)
+        self._reports.pop(request, None)
+
+
+def _message(body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Refusal).error.message
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return repr(body[:200])

@@ -1,1 +1,0 @@
-"""The contract a transport fulfils, and the poll statuses."""

@@ -1,1 +1,0 @@
-"""Manager, sender and receiver: drive the protocol over any transport."""

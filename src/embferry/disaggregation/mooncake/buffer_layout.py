@@ -1,0 +1,118 @@
+"""Where the bytes of tokens lie in the origin's buffers, and the one field whose bytes have another order there.
+
+A row of ``mrope_positions`` with n tokens is [3, n] in the origin: the n temporal positions, then the heights, then the
+widths. Embeddings here are [tokens, 3] for every field, so this one is transposed when it is sent and when it arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from embferry.memory.buffers import AUX_WIDTH, MultimodalDataBuffers
+from embferry.protocol.layout import Geometry
+from embferry.transfer.fields import Array, Fields
+
+from .session_engines import Run
+from .settings import MROPE
+
+AUX_POINTER = 3
+"""Index of ``aux_datas`` among the base pointers."""
+AUX_BYTES = AUX_WIDTH * 4
+PLANES = 3
+
+
+def pointer_of(field: int) -> int:
+    """Returns the index of a layout field among the base pointers: ``aux_datas`` stands before the fourth field."""
+    return field if field < AUX_POINTER else field + 1
+
+
+def to_planes(tokens: Array, block_size: int) -> Array:
+    """Transposes positions to the order of the rows of their blocks, which begin at the first token.
+
+    Args:
+        tokens: Bytes of int32 positions, uint8 [n, 12]: 3 positions a token.
+        block_size: Tokens of a row.
+
+    Returns:
+        The bytes of the rows one after another, uint8 [n, 12]: 3 planes a row.
+    """
+    return _transposed(tokens, block_size, to_planes=True)
+
+
+def from_planes(rows: Array, block_size: int) -> Array:
+    """Reverses :func:`to_planes`."""
+    return _transposed(rows, block_size, to_planes=False)
+
+
+def _transposed(array: Array, block_size: int, *, to_planes: bool) -> Array:
+    out = np.empty_like(array)
+    full = len(array) // block_size * block_size
+    for part, size in ((slice(0, full), block_size), (slice(full, len(array)), len(array) - full)):
+        if len(array[part]):
+            before, after = ((size, PLANES), (PLANES, size)) if to_planes else ((PLANES, size), (size, PLANES))
+            blocks = array[part].view(np.int32).reshape(-1, *before)
+            out[part].view(np.int32).reshape(-1, *after)[:] = blocks.transpose(0, 2, 1)
+    return out
+
+
+def block_writes(
+    geometry: Geometry,
+    fields: Fields,
+    pointers: Sequence[int],
+    blocks: tuple[int, ...],
+    sent_tokens: int,
+    num_tokens: int,
+    aux: npt.NDArray[np.int32] | None,
+    *,
+    planes: bool,
+) -> tuple[list[Run], object]:
+    """Computes the writes that put tokens ``[sent_tokens, sent_tokens + num_tokens)`` into ``blocks``.
+
+    Args:
+        geometry: The peer's pool.
+        fields: The whole embedding.
+        pointers: Base pointers of the peer's buffers.
+        blocks: Blocks that the tokens fill, from the start of the first one on.
+        sent_tokens: First token.
+        num_tokens: Number of tokens.
+        aux: ``aux_datas`` of the first block, int32 [16]; None if it was written before.
+        planes: Whether ``mrope_positions`` are transposed.
+
+    Returns:
+        The runs to write, and an object that keeps their source memory alive.
+    """
+    sources: list[npt.NDArray[np.generic]] = []
+    for field in geometry.layout.fields:
+        part = fields[field.name][sent_tokens : sent_tokens + num_tokens]
+        sources.append(to_planes(part, geometry.block_size) if planes and field.name == MROPE else part)
+    runs = []
+    for index, token, offset, length in geometry.spans(blocks, 0, num_tokens):
+        source = sources[index].ctypes.data + token * geometry.layout.fields[index].token_bytes
+        target = pointers[pointer_of(index)] + offset - geometry.field_offsets[index]
+        runs.append((source, target, length))
+    if aux is not None:
+        sources.append(aux)
+        runs.append((aux.ctypes.data, pointers[AUX_POINTER] + blocks[0] * AUX_BYTES, AUX_BYTES))
+    return runs, sources
+
+
+def gather(
+    buffers: MultimodalDataBuffers, blocks: tuple[int, ...], tokens: int, out: Fields, at: int, *, planes: bool
+) -> None:
+    """Copies ``tokens`` tokens from ``blocks`` to the arrays of ``out``, from token ``at`` on.
+
+    Args:
+        buffers: The pool.
+        blocks: Blocks that the tokens fill, from the start of the first one on.
+        tokens: Number of tokens.
+        out: Field name to uint8 [total tokens, bytes a token].
+        at: Index of the first token in ``out``.
+        planes: Whether ``mrope_positions`` are transposed.
+    """
+    buffers.gather_into(blocks, 0, tokens, out, at)
+    if planes:
+        arrived = out[MROPE][at : at + tokens]
+        arrived[:] = from_planes(arrived, buffers.geometry.block_size)

@@ -1,0 +1,288 @@
+"""The encode side of the origin's wire: executes what :mod:`embferry.disaggregation.wire.sender_rooms` commands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from embferry.discovery.bootstrap_client import BootstrapClient
+from embferry.discovery.leases import Rank
+from embferry.memory.buffers import AUX_WIDTH
+from embferry.protocol.errors import (
+    Aborted,
+    EmbeddingTransferError,
+    LeaseExpired,
+    LocalProtocolError,
+    TransportError,
+)
+from embferry.protocol.layout import Geometry
+from embferry.protocol.settings import TransferSettings
+from embferry.protocol.states import KVPoll
+from embferry.transfer.fields import Fields, check_fields
+from embferry.transfer.handle import Handle
+from embferry.transfer.waiting import wait
+
+from ..wire.commands import Command, Ended, Refused, Registered, Report, WriteBlocks
+from ..wire.sender_rooms import SenderRooms
+from ..wire.statuses import EmbeddingStatus, write_status
+from .buffer_layout import block_writes
+from .encode_ranks import RankRegistration
+from .manager import MooncakeEmbeddingManager
+from .session_engines import OpenEngine, SessionEngines
+from .settings import OriginSettings
+
+log = logging.getLogger(__name__)
+
+
+class EncodeManager(MooncakeEmbeddingManager):
+    """Serves every room of one encode rank to receivers of the origin.
+
+    Args:
+        geometry: The language side's pool, which is not on the wire.
+        bootstrap_url: Where this rank registers itself (``PUT /route``), such as ``http://10.0.0.5:8998``. None if
+            receivers are given its address in another way.
+        settings, transfer, open_engine: As in :class:`MooncakeEmbeddingManager`.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        bootstrap_url: str | None = None,
+        settings: OriginSettings | None = None,
+        transfer: TransferSettings | None = None,
+        open_engine: OpenEngine | None = None,
+    ) -> None:
+        super().__init__("embferry-origin-send", geometry, settings, transfer, open_engine)
+        self._rooms = SenderRooms(self.wire, self.transfer)
+        self._engines = SessionEngines(self.open_engine, self.settings.sources_are_registered)
+        self._senders: dict[int, MooncakeEmbeddingSender] = {}
+        self._registration = None if bootstrap_url is None else self._register_at(bootstrap_url)
+        self.start()
+
+    def open(self, room: int) -> MooncakeEmbeddingSender:
+        """Returns the sending end of ``room``. Call its ``init()`` next."""
+        return MooncakeEmbeddingSender(self, room)
+
+    # For the senders; the lock is held
+
+    def begin(self, sender: MooncakeEmbeddingSender) -> None:
+        self.check()
+        self._execute(self._rooms.open(sender.room, self.now()))
+        self._senders[sender.room] = sender
+
+    def ready(self, sender: MooncakeEmbeddingSender, total_tokens: int) -> None:
+        self.check()
+        self._execute(self._rooms.ready(sender.room, total_tokens, self.now()))
+        self.wake()
+
+    def abort(self, room: int, reason: str) -> None:
+        self._execute(self._rooms.abort(room, reason))
+        self.wake()
+
+    def status(self, room: int) -> KVPoll:
+        return self._rooms.poll(room) or KVPoll.Bootstrapping
+
+    # The driver
+
+    def collapsed(self) -> None:
+        for sender in self._senders.values():
+            sender.notify(force=True)
+
+    def _receive(self, frames: Sequence[bytes], now: float) -> None:
+        self._execute(self._rooms.receive(frames, now))
+
+    def _expire(self, now: float) -> float | None:
+        self._execute(self._rooms.tick(now), LeaseExpired)
+        return self._rooms.next_timeout()
+
+    def _end_transfers(self) -> None:
+        if self._registration is not None:
+            self._registration.stop()
+        with self.lock:
+            for sender in list(self._senders.values()):
+                sender.abort(Aborted("the encode side is shutting down", room=sender.room, retryable=True))
+        self._engines.close()  # without the lock: it joins threads whose last calls are queued for the driver
+
+    def _execute(self, commands: Iterable[Command], failure: type[EmbeddingTransferError] = TransportError) -> None:
+        """Executes commands in order; a room that fails without an error of its own fails with ``failure``."""
+        for command in commands:
+            match command:
+                case Registered(session, _):
+                    log.info("session %s is registered", session)
+                    self._engines.forget(session)
+                case WriteBlocks():
+                    self._write(command)
+                case Report(room, endpoint, port, status):
+                    self.push(endpoint, port, write_status(EmbeddingStatus(room, status)))
+                case Ended(room, status, reason):
+                    self._end(room, status, reason, failure)
+                case Refused(reason, room, session):
+                    log.warning("refused a message (room %s, session %s): %s", room, session, reason)
+
+    def _write(self, command: WriteBlocks) -> None:
+        sender = self._senders[command.room]
+        if not command.aux:
+            log.debug("room %d: resumed transfer from token %d on", command.room, command.sent_tokens)
+        runs, sources = block_writes(
+            self.geometry,
+            sender.fields,
+            command.pointers,
+            command.blocks,
+            command.sent_tokens,
+            command.num_tokens,
+            sender.aux if command.aux else None,
+            planes=self.settings.mrope_planes,
+        )
+        self._engines.write(command.session, runs, sources, partial(self._on_written, command.room, command.session))
+
+    def _on_written(self, room: int, session: str, failure: str) -> None:
+        """Queues the end of a write for the driver. Any thread, without a lock."""
+        self.call(lambda: self._execute(self._rooms.written(room, session, self.now(), failure)))
+
+    def _end(self, room: int, status: KVPoll, reason: str, failure: type[EmbeddingTransferError]) -> None:
+        sender = self._senders.pop(room, None)
+        if reason:
+            log.warning("room %d: failed: %s", room, reason)
+        if sender is not None:
+            sender.end(status, None if status is KVPoll.Success else failure(reason, room=room))
+
+    def _register_at(self, url: str) -> RankRegistration:
+        s = self.settings
+        rank = Rank(
+            tp_size=s.tp_size, dp_size=s.dp_size, rank_ip=s.reached_at, rank_port=self.port, engine_rank=s.engine_rank
+        )
+        registration = RankRegistration(BootstrapClient(url), rank, s.heartbeat_interval)
+        registration.start()
+        return registration
+
+
+class MooncakeEmbeddingSender(Handle):
+    """The sending end of one room, for receivers of the origin. Made by :meth:`EncodeManager.open`.
+
+    Attributes:
+        fields: The embedding while it may be read.
+        aux: ``aux_datas`` of the embedding, int32 [16].
+    """
+
+    def __init__(self, manager: EncodeManager, bootstrap_room: int) -> None:
+        super().__init__(bootstrap_room, manager)
+        self.manager = manager
+        self.fields: Fields = {}
+        self.aux: npt.NDArray[np.int32] = np.zeros(AUX_WIDTH, np.int32)
+        self._begun = False
+        self._announced: int | None = None
+        self._status: KVPoll | None = None  # once the room is over
+        self._error: EmbeddingTransferError | None = None
+        self._reported = (None,)
+
+    def init(self, total_tokens: int | None = None, content_digest: bytes = b"", aux: tuple[int, ...] = ()) -> None:
+        """Tells the manager that it has to serve this room. The receiver may have asked for it before.
+
+        Args:
+            total_tokens: Length of the embedding if it is known. It is sent with the embedding, not before.
+            content_digest: Ignored, since this wire does not carry it; callers for both wires pass it.
+            aux: Up to 16 int32 for ``aux_datas`` of the language side. [0] is set to the length, [1] is the mrope
+                position delta.
+
+        Raises:
+            LocalProtocolError: The room is in use, or ``aux`` does not fit.
+            CapacityError: There are too many rooms.
+        """
+        try:
+            self.aux[: len(aux)] = aux
+        except (ValueError, OverflowError) as error:
+            raise LocalProtocolError(f"aux has up to {AUX_WIDTH} int32: {error}", room=self.room) from None
+        with self.manager.lock:
+            if self._begun or self._status is not None:
+                raise LocalProtocolError("init() is called once; open the room again instead", room=self.room)
+            self.manager.begin(self)
+            self._begun = True
+            self._announced = total_tokens
+        self.manager.wake()
+
+    def send_embedding(self, fields: Fields, ready_tokens: int | None = None) -> None:
+        """Sends the embedding from where it lies: do not change it before :attr:`source_released`.
+
+        Args:
+            fields: Every field of the layout, uint8 [total tokens, bytes a token], contiguous, in host memory.
+            ready_tokens: Number of tokens that are produced. Nothing is sent before all are (None), because this wire
+                states the length with the first block.
+
+        Raises:
+            LocalProtocolError: A field is missing or does not fit, or the embedding was given before, or ``init()``
+                was not called.
+        """
+        if not all(isinstance(array, np.ndarray) for array in fields.values()):
+            raise LocalProtocolError("the origin's wire sends from host memory; copy the fields first", room=self.room)
+        total = len(fields.get("input_embeddings", ()))
+        check_fields(self.manager.geometry.layout, fields, total, self.room)
+        if self._announced not in (None, total):
+            raise LocalProtocolError(f"{total} tokens, announced were {self._announced}", room=self.room)
+        if total > self.manager.settings.max_total_tokens:
+            raise LocalProtocolError(f"{total} tokens are more than max_total_tokens", room=self.room)
+        if ready_tokens is not None and ready_tokens < total:
+            return
+        with self.manager.lock:
+            if self._status is not None:
+                return  # aborted meanwhile
+            before = self.fields
+            self.fields = fields
+            self.aux[0] = total
+            try:
+                self.manager.ready(self, total)
+            except LocalProtocolError:
+                self.fields = before
+                raise
+
+    send = send_embedding
+
+    def poll(self) -> KVPoll:
+        with self.manager.lock:
+            if self._status is not None:
+                return self._status
+            self.manager.check()
+            return self.manager.status(self.room)
+
+    def wait(self, timeout: float) -> None:
+        """Blocks the calling thread until the embedding is sent; see :func:`embferry.transfer.waiting.wait`."""
+        wait(self, timeout)
+
+    def abort(self, error: EmbeddingTransferError | None = None) -> None:
+        """Ends the transfer as soon as no write of it is in flight. The receiver hears ``Failed`` without a reason."""
+        with self.manager.lock:
+            if self._status is None:
+                self._error = error or Aborted("aborted by the encode side", room=self.room)
+                if self._begun:
+                    self.manager.abort(self.room, self._error.detail)
+                else:
+                    self.end(KVPoll.Failed, self._error)
+
+    def clear(self) -> None:
+        """Releases the room; the same as :meth:`abort` while the transfer goes on."""
+        self.abort()
+
+    @property
+    def source_released(self) -> bool:
+        """Whether the arrays given to :meth:`send_embedding` are not read any more."""
+        return self._status is not None
+
+    @property
+    def error(self) -> EmbeddingTransferError | None:
+        return self._error if self._status is KVPoll.Failed else None
+
+    def _state(self) -> tuple[object, ...]:
+        return (self._status,)
+
+    # For the manager; the lock is held
+
+    def end(self, status: KVPoll, error: EmbeddingTransferError | None) -> None:
+        """Records that the room is over."""
+        self._status = status
+        self._error = self._error or error
+        self.fields = {}
+        self.notify()

@@ -1,0 +1,215 @@
+"""Which encode rank serves a room, whether its bootstrap server still answers, and the registration of a rank there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from embferry.discovery.bootstrap_client import BootstrapClient, HealthWatch, Shape
+from embferry.discovery.leases import Rank
+from embferry.protocol.errors import (
+    CapacityError,
+    EmbeddingTransferError,
+    LocalProtocolError,
+    PeerGone,
+    RemoteProtocolError,
+    TransportError,
+)
+
+from .settings import OriginSettings
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.2
+IDLE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeRank:
+    """The encode rank that serves a room to this rank.
+
+    Attributes:
+        required_dst_info_num: Number of language ranks that ask it for the same room.
+    """
+
+    host: str
+    port: int
+    required_dst_info_num: int
+
+
+OnFound = Callable[[EncodeRank | EmbeddingTransferError], None]
+"""Called with the result of a look-up, on the thread of :class:`EncodeSide`. No lock is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LookUp:
+    room: int
+    deadline: float  # on the monotonic clock
+    on_found: OnFound
+
+
+def rank_for(shape: Shape, settings: OriginSettings, room: int) -> tuple[int, int, int]:
+    """Chooses the encode rank for a room and this language rank.
+
+    The ranks of a group hold the same embeddings, so one of them is asked. If the encode side has more ranks in a group
+    than the language side, the first of those that belong to this rank is asked and the others are not.
+
+    Args:
+        shape: Sizes of the encode side.
+        settings: Settings of this rank.
+        room: The ``bootstrap_room``.
+
+    Returns:
+        The encode rank, its data-parallel group, and ``required_dst_info_num``.
+
+    Raises:
+        RemoteProtocolError: The sizes of the two sides do not divide each other.
+    """
+    if shape.embedding_tp_size < 1 or shape.embedding_dp_size < 1:
+        raise RemoteProtocolError(f"the encode side reports impossible sizes: {shape}")
+    theirs = shape.embedding_tp_size // shape.embedding_dp_size
+    ours = settings.tp_size // settings.dp_size
+    if theirs < 1 or max(ours, theirs) % min(ours, theirs):
+        raise RemoteProtocolError(f"{theirs} encode ranks a group cannot serve {ours}; choose sizes that divide")
+    rank, group = settings.engine_rank % ours, room % shape.embedding_dp_size
+    if ours >= theirs:
+        return rank // (ours // theirs), group, ours // theirs
+    return rank * (theirs // ours), group, 1
+
+
+class EncodeSide:
+    """A thread that asks one bootstrap server for encode ranks and for its health.
+
+    Args:
+        url: URL of the bootstrap server.
+        settings: Settings of this rank.
+        on_miss: Called when the server did not answer once. Another server that knows no registrations may run there
+            now.
+        on_lost: Called when the server did not answer ``max_misses`` times in a row. Both callbacks run on the thread
+            of this object, without a lock.
+
+    Raises:
+        LocalProtocolError: ``url`` is not a URL of a bootstrap server.
+    """
+
+    def __init__(
+        self, url: str, settings: OriginSettings, on_miss: Callable[[], None], on_lost: Callable[[], None]
+    ) -> None:
+        self._client = BootstrapClient(url)
+        self._settings, self._on_miss, self._on_lost = settings, on_miss, on_lost
+        self._health = HealthWatch(settings.max_misses)
+        self._changed = threading.Condition()  # guards the next two
+        self._new: list[_LookUp] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"embferry-origin {url}", daemon=True)
+        self._thread.start()
+
+    def find(self, room: int, deadline: float, on_found: OnFound) -> None:
+        """Looks up the encode rank of a room.
+
+        Args:
+            room: The ``bootstrap_room``.
+            deadline: Time on the monotonic clock after which the look-up fails with :class:`PeerGone`.
+            on_found: Called with the rank or the error.
+        """
+        with self._changed:
+            self._new.append(_LookUp(room, deadline, on_found))
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        next_check = math.inf  # of its health; a server that never answered cannot be lost
+        next_retry = math.inf
+        pending: list[_LookUp] = []
+        while True:
+            with self._changed:
+                if not (self._stopping or self._new):
+                    self._changed.wait(min(IDLE_S, max(0.0, min(next_check, next_retry) - time.monotonic())))
+                if self._stopping:
+                    return
+                new, self._new = self._new, []
+            if new or time.monotonic() >= next_retry:
+                asked = pending + new
+                pending = self._look_up(asked)
+                next_retry = time.monotonic() + RETRY_S if pending else math.inf
+                if len(pending) < len(asked) and next_check == math.inf:
+                    next_check = time.monotonic() + self._settings.heartbeat_interval
+            if time.monotonic() >= next_check:
+                lost = self._check_health()
+                next_check = math.inf if lost else time.monotonic() + self._settings.heartbeat_interval
+
+    def _look_up(self, asked: list[_LookUp]) -> list[_LookUp]:
+        """Returns the look-ups that have to be tried again."""
+        found: dict[tuple[int, int], EncodeRank] = {}
+        shape: Shape | None = None
+        pending: list[_LookUp] = []
+        for look_up in asked:
+            try:
+                shape = shape or self._client.shape()
+                rank, group, ranks = rank_for(shape, self._settings, look_up.room)
+                if (rank, group) not in found:
+                    at = self._client.route(rank, group)
+                    found[rank, group] = EncodeRank(at.rank_ip, at.rank_port, ranks)
+            except (TransportError, PeerGone, CapacityError) as error:
+                if time.monotonic() < look_up.deadline:
+                    pending.append(look_up)
+                else:
+                    look_up.on_found(PeerGone(f"no encode side was found in time: {error.detail}", room=look_up.room))
+            except (LocalProtocolError, RemoteProtocolError) as error:
+                look_up.on_found(error)
+            else:
+                look_up.on_found(found[rank, group])
+        return pending
+
+    def _check_health(self) -> bool:
+        """Asks for the health once. Returns whether the encode side is lost."""
+        healthy = self._client.healthy()
+        lost = self._health.saw(healthy)
+        if lost:
+            log.warning("the encode side at %s is lost: %d misses", self._client.url, self._health.misses)
+            self._health = HealthWatch(self._settings.max_misses)
+            self._on_lost()
+        elif not healthy:
+            self._on_miss()
+        return lost
+
+
+class RankRegistration:
+    """A thread that keeps an encode rank registered: the origin's bootstrap server forgets its ranks on a restart."""
+
+    def __init__(self, client: BootstrapClient, rank: Rank, interval_s: float) -> None:
+        self._client, self._rank, self._interval_s = client, rank, interval_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="embferry-origin route", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread. Does not wait: the bootstrap server may be started later than the rank."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        failing = False
+        while not self._stopping.is_set():
+            try:
+                self._client.register_rank(self._rank)
+            except (TransportError, CapacityError, RemoteProtocolError, LocalProtocolError) as error:
+                if not failing:
+                    log.warning("the encode rank is not registered; trying again: %s", error)
+                failing = True
+            else:
+                failing = False
+            self._stopping.wait(RETRY_S if failing else self._interval_s)

@@ -1,5 +1,0 @@
-"""The ``shm`` transport."""
-
-from .conn_multimodal import ShmTransport
-
-__all__ = ["ShmTransport"]

@@ -1,5 +1,0 @@
-"""The ``tcp`` transport."""
-
-from .conn_multimodal import TcpTransport
-
-__all__ = ["TcpTransport"]

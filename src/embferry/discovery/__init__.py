@@ -1,0 +1,1 @@
+"""Worker discovery: the table of leases, and the bootstrap server and client."""

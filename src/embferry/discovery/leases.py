@@ -1,0 +1,142 @@
+"""The table of workers and their leases. Pure: no sockets, no clock; the time is an argument, in seconds.
+
+A worker that does not renew its lease counts as gone. Ranks that register in SGLang's way, by ``PUT /route``, have no
+lease: they stay until they register again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from embferry.protocol.errors import CapacityError, LocalProtocolError
+
+Role = Literal["encode", "language"]
+
+MAX_RANKS = 4096
+
+Text = Annotated[str, Meta(max_length=512)]
+Size = Annotated[int, Meta(ge=1, le=MAX_RANKS)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Address = Annotated[str, Meta(min_length=1, max_length=255)]
+WorkerId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+class Rank(Struct, frozen=True, kw_only=True):
+    """Where one rank of a tensor-parallel encode engine listens; the fields of SGLang's ``PUT /route``."""
+
+    tp_size: Size
+    """Total number of ranks."""
+    dp_size: Size
+    """Data-parallel groups; divides ``tp_size``."""
+    rank_ip: Address
+    rank_port: Port
+    engine_rank: Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
+
+    def __post_init__(self) -> None:
+        if self.tp_size % self.dp_size:
+            raise ValueError(f"dp_size {self.dp_size} does not divide tp_size {self.tp_size}")
+        if self.engine_rank >= self.tp_size:
+            raise ValueError(f"engine_rank {self.engine_rank} is not below tp_size {self.tp_size}")
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(data-parallel group, rank within it)."""
+        return divmod(self.engine_rank, self.tp_size // self.dp_size)
+
+
+class Worker(Struct, frozen=True, kw_only=True):
+    """One worker process, as it describes itself."""
+
+    id: WorkerId
+    """Unique for each process, so that an old process cannot end the lease of its successor."""
+    role: Role
+    url: Text = ""
+    """URL of its HTTP server, such as ``http://10.0.0.5:8001``."""
+    endpoint: Text = ""
+    """Endpoint for control messages, such as ``tcp://10.0.0.5:9001``."""
+    model: Text = ""
+    load: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    """Requests in progress, as of the last renewal."""
+    rank: Rank | None = None
+
+
+class LeaseTable:
+    """Workers with the ends of their leases, and ranks with their addresses.
+
+    Args:
+        lease_seconds: How long a worker counts as present after its last renewal.
+        max_workers: Most workers that are registered at once.
+
+    Raises:
+        LocalProtocolError: ``lease_seconds`` is not greater than 0.
+    """
+
+    def __init__(self, lease_seconds: float = 5.0, max_workers: int = 1024) -> None:
+        if not lease_seconds > 0:
+            raise LocalProtocolError(f"lease_seconds must be greater than 0, not {lease_seconds}")
+        self.lease_seconds = lease_seconds
+        self.max_workers = max_workers
+        self._leases: dict[str, tuple[Worker, float]] = {}
+        self._ranks: dict[tuple[int, int], Rank] = {}
+
+    def put(self, worker: Worker, now: float) -> bool:
+        """Registers ``worker`` or renews its lease. Returns whether it is new.
+
+        Raises:
+            CapacityError: The table is full.
+        """
+        self.expire(now)
+        new = worker.id not in self._leases
+        if new and len(self._leases) >= self.max_workers:
+            raise CapacityError(f"{self.max_workers} workers are registered; no other is accepted until one leaves")
+        self._leases[worker.id] = (worker, now + self.lease_seconds)
+        return new
+
+    def remove(self, worker_id: str) -> bool:
+        """Ends a lease. Returns whether there was one."""
+        return self._leases.pop(worker_id, None) is not None
+
+    def expire(self, now: float) -> tuple[Worker, ...]:
+        """Removes and returns every worker whose lease has ended."""
+        ended = tuple(worker for worker, ends in self._leases.values() if ends <= now)
+        for worker in ended:
+            del self._leases[worker.id]
+        return ended
+
+    def next_expiry(self) -> float | None:
+        """Returns when the next lease ends, unless it is renewed."""
+        return min((ends for _, ends in self._leases.values()), default=None)
+
+    def workers(self, now: float, role: Role | None = None) -> tuple[Worker, ...]:
+        """Returns the workers whose lease has not ended, in order of registration."""
+        live = (worker for worker, ends in self._leases.values() if ends > now)
+        return tuple(worker for worker in live if role is None or worker.role == role)
+
+    def put_rank(self, rank: Rank) -> None:
+        """Registers a rank without a lease. A rank of another shape comes from a restarted engine: old ranks go."""
+        self._ranks = {place: r for place, r in self._ranks.items() if _shape(r) == _shape(rank)}
+        self._ranks[rank.place] = rank
+
+    def shape(self, now: float) -> tuple[int, int] | None:
+        """Returns (tp_size, dp_size) of the encode engine, or None while no rank is known."""
+        return next((_shape(rank) for rank in self._known(now).values()), None)
+
+    def route(self, engine_rank: int, target_dp_group: int, now: float) -> Rank | None:
+        """Returns the rank ``engine_rank`` within data-parallel group ``target_dp_group``, or None."""
+        return self._known(now).get((target_dp_group, engine_rank))
+
+    def _known(self, now: float) -> dict[tuple[int, int], Rank]:
+        leased = (worker.rank for worker in self.workers(now) if worker.rank is not None)
+        return self._ranks | {rank.place: rank for rank in leased}
+
+
+def _shape(rank: Rank) -> tuple[int, int]:
+    return rank.tp_size, rank.dp_size
+
+
+def with_load(worker: Worker, load: float) -> Worker:
+    """Returns the same worker with another load."""
+    return msgspec.structs.replace(worker, load=load)

@@ -1,0 +1,1 @@
+"""The receive pool: blocks, buffers, and the admission of transfers to them."""

@@ -1,0 +1,141 @@
+"""The errors of a transfer form one small tree.
+
+::
+
+    EmbeddingTransferError
+    ├── LocalProtocolError      the call is wrong in this state: a bug here or in the caller
+    ├── RemoteProtocolError     the peer broke the protocol
+    ├── VersionMismatch         no protocol version in common
+    ├── LayoutMismatch          the peers' fields differ
+    ├── TransportError          bytes could not be moved; ``retryable`` says whether to try again
+    ├── CapacityError           a limit of this process is reached
+    ├── IntegrityError          bytes or content differ from what was announced
+    ├── LeaseExpired            nothing happened within a time-out
+    ├── PeerGone                the peer has ended or cannot be reached
+    └── Aborted                 a caller ended the transfer
+
+``code`` is stable: it appears in logs, metrics, wire messages and HTTP bodies, and is never renamed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EmbeddingTransferError(Exception):
+    """A transfer cannot go on as asked.
+
+    Args:
+        detail: One sentence: what happened, and what to do about it.
+        room: The ``bootstrap_room`` concerned, if any.
+        retryable: Whether the same request may succeed when it is made again. None: the default of the class.
+    """
+
+    code: ClassVar[str] = "transfer_failed"
+    http_status: ClassVar[int] = 502
+    default_retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str, *, room: int | None = None, retryable: bool | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.room = room
+        self.retryable = self.default_retryable if retryable is None else retryable
+
+    def __str__(self) -> str:
+        where = "" if self.room is None else f"room {self.room}: "
+        return f"[{self.code}] {where}{self.detail}"
+
+
+class LocalProtocolError(EmbeddingTransferError):
+    """The call is wrong in this state, or a value is impossible. Fix the caller, or report a bug."""
+
+    code = "local_protocol_error"
+    http_status = 500
+
+
+class RemoteProtocolError(EmbeddingTransferError):
+    """The peer broke the protocol. Upgrade or repair the peer."""
+
+    code = "remote_protocol_error"
+
+
+class VersionMismatch(EmbeddingTransferError):
+    """The peers have no protocol version in common. Upgrade the older one."""
+
+    code = "version_mismatch"
+
+
+class LayoutMismatch(EmbeddingTransferError):
+    """The fields of a token differ between the peers. Serve the same model, in the same dtype, on both."""
+
+    code = "layout_mismatch"
+
+
+class TransportError(EmbeddingTransferError):
+    """Bytes could not be moved. Look at the network, or configure a transport that both peers have."""
+
+    code = "transport_error"
+    default_retryable = True
+
+
+class CapacityError(EmbeddingTransferError):
+    """A limit of this process is reached. Ask again later, or raise the limit."""
+
+    code = "capacity_exhausted"
+    http_status = 503
+    default_retryable = True
+
+
+class IntegrityError(EmbeddingTransferError):
+    """Bytes or content differ from what was announced. Ask again; if it recurs, check memory and network."""
+
+    code = "integrity_error"
+
+
+class LeaseExpired(EmbeddingTransferError):
+    """Nothing happened within a time-out: a worker is overloaded or stuck."""
+
+    code = "lease_expired"
+    http_status = 504
+    default_retryable = True
+
+
+class PeerGone(EmbeddingTransferError):
+    """The other worker has ended or cannot be reached. Ask again: another worker takes the request."""
+
+    code = "peer_gone"
+    http_status = 503
+    default_retryable = True
+
+
+class Aborted(EmbeddingTransferError):
+    """A caller ended the transfer."""
+
+    code = "aborted"
+    http_status = 499
+
+
+BY_CODE: dict[str, type[EmbeddingTransferError]] = {
+    cls.code: cls
+    for cls in (
+        EmbeddingTransferError,
+        LocalProtocolError,
+        RemoteProtocolError,
+        VersionMismatch,
+        LayoutMismatch,
+        TransportError,
+        CapacityError,
+        IntegrityError,
+        LeaseExpired,
+        PeerGone,
+        Aborted,
+    )
+}
+
+
+def from_code(code: str, detail: str, *, room: int | None = None) -> EmbeddingTransferError:
+    """Returns the error that a peer reported. An unknown code becomes the root class; the text then names the code."""
+    cls = BY_CODE.get(code)
+    if cls is None:
+        return EmbeddingTransferError(f"{detail} (the peer's code: {code})", room=room)
+    return cls(detail, room=room)

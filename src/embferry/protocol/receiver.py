@@ -1,0 +1,547 @@
+"""The receiving end of one transfer: everything that affects its state is here.
+
+The receiver drives the transfer. It opens the room, grants blocks, verifies what arrives, asks again for what is bad
+or missing, and repeats every request until it is answered or out of time. The pool owns the blocks: it hands them to
+the receiver with a grant, and each comes back through one :class:`~.commands.Release`, exactly once.
+
+Time-outs are computed from the state (:meth:`Receiver.next_timeout`), never stored, so none can be forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from . import guards
+from .commands import Admit, CloseBlocks, Deliver, ReceiverCommand, Release, Restart, Revoke, Send, Verify
+from .errors import (
+    Aborted,
+    EmbeddingTransferError,
+    IntegrityError,
+    LeaseExpired,
+    LocalProtocolError,
+    PeerGone,
+    RemoteProtocolError,
+)
+from .failover import Failover
+from .layout import Geometry, merged
+from .ledger import Check, Ledger, OutstandingGrant
+from .messages import (
+    MAX_RUNS,
+    VERSIONS,
+    Abort,
+    Body,
+    Closed,
+    Confirm,
+    Drain,
+    Drained,
+    Offer,
+    Open,
+    Progress,
+    TransportAddress,
+    Unknown,
+    WriteFailed,
+    Written,
+)
+from .retry_policy import RetryPolicy
+from .settings import TransferSettings
+from .states import POLL, RECEIVER, TERMINAL, KVPoll, Phase, Trigger, step
+from .validation import MAX_OUTSTANDING, check_chunk, check_offer, continues
+
+Deadline = tuple[float, Callable[[], EmbeddingTransferError]]
+"""A time, and the error with which the transfer ends if nothing has happened by then."""
+
+
+class Receiver:
+    """State machine of a receiving end. No sockets, no threads, no clock: ``now`` is an argument, in seconds.
+
+    Args:
+        room: The ``bootstrap_room``.
+        session: The number of this end. Never 0, never used before.
+        geometry: Of the region that the peer will write into.
+        endpoint: Address at which this end receives control messages.
+        transports: The transports by which the region can be reached, with their handles.
+        settings: Time-outs, retries and sizes.
+        now: The time at which the transfer begins.
+        failover_timeout: Seconds for which another peer may be named after a loss. None: the first loss that the
+            retry policy cannot mend ends the transfer.
+
+    Attributes:
+        peer: Session of the sender whose offer was accepted; 0: none yet.
+        transport: Name of the transport in use. ``address`` is the sender's end of it.
+        total_tokens: Length of the embedding; -1: not known yet.
+        committed: Set by the driver when tokens were used in a way that cannot be undone.
+        generation: Counts this receiver's ``open`` messages that asked for a new offer. The answer repeats it.
+        transfers: Grants made. The first is the initial transfer, every later one a resumed transfer.
+        offered: Whether the peer has said what it has.
+        peer_knows: Whether the peer has confirmed that it knows how the transfer ended.
+    """
+
+    def __init__(
+        self,
+        room: int,
+        session: int,
+        geometry: Geometry,
+        endpoint: str,
+        transports: tuple[TransportAddress, ...],
+        settings: TransferSettings,
+        now: float,
+        failover_timeout: float | None = None,
+    ) -> None:
+        self.room, self.session, self.settings = room, session, settings
+        self.geometry, self.endpoint, self.transports = geometry, endpoint, transports
+        self.phase = Phase.BOOTSTRAPPING
+        self.error: EmbeddingTransferError | None = None
+        self.peer = 0
+        self.transport, self.address = "", b""
+        self.total_tokens = -1
+        self.content_digest: bytes | None = None
+        self.aux: tuple[int, ...] = ()
+        self.ledger = Ledger()
+        self.committed = False
+        self.generation = self.transfers = 0
+        self.offered = False
+        self.retry_policy = RetryPolicy(settings, now)
+        self.failover = Failover(failover_timeout)
+        self.asked_at = self.heard_at = self.progress_at = self.ended_at = now
+        self.peer_knows = False
+        self._commands: list[ReceiverCommand] = []
+        self._open(now)
+
+    # Calls from the pool and the driver
+
+    @property
+    def transferred_tokens(self) -> int:
+        """Verified tokens from token 0 on without a gap. Never decreases while the content is the same."""
+        return self.ledger.verified.prefix
+
+    def wanted(self, now: float) -> tuple[int, int] | None:
+        """Returns the next tokens that need blocks, as (offset, length). None: nothing can be granted now."""
+        if self.phase in TERMINAL or not self.peer or len(self.ledger.grants) >= MAX_OUTSTANDING:
+            return None
+        if self.retry_policy.is_paused(now):
+            return None
+        if self.total_tokens >= 0:
+            return self.ledger.missing(self.total_tokens) if guards.content_is_known(self.offered) else None
+        # While the length is unknown there is one grant, of the default size.
+        return (0, self.settings.default_allocate_tokens) if self.ledger.is_untouched() else None
+
+    def grant(self, blocks: tuple[int, ...], epoch: int, now: float) -> int:
+        """Grants ``blocks`` for the next wanted tokens.
+
+        Args:
+            blocks: At most as many blocks as :meth:`wanted` needs, in at most ``MAX_RUNS`` runs.
+            epoch: The number of this grant; epochs ascend.
+            now: Seconds.
+
+        Returns:
+            The number of tokens granted.
+
+        Raises:
+            LocalProtocolError: Nothing is wanted, or the blocks are too many or in too many runs.
+        """
+        wanted = self.wanted(now)
+        size = self.geometry.block_size
+        if wanted is None or not 0 < len(blocks) <= -(-wanted[1] // size) or epoch < self.ledger.next_epoch:
+            raise LocalProtocolError(f"{len(blocks)} blocks for {wanted} under epoch {epoch}", room=self.room)
+        if sum(1 for _ in merged(blocks)) > MAX_RUNS:
+            raise LocalProtocolError(f"more than {MAX_RUNS} runs of blocks in one grant", room=self.room)
+        tokens = min(wanted[1], len(blocks) * size)
+        if not self.ledger.active and not self.ledger.checking:
+            self.progress_at = self.asked_at = now  # until now the transfer had no blocks: the peer is not late
+        grant = OutstandingGrant(epoch, self.peer, wanted[0], tokens, blocks, size, self.transport)
+        self.ledger.open(grant)
+        self.transfers += 1
+        self._commands.append(Admit(epoch, blocks, self.transport, self.address))
+        self._send(grant.message(self.room, self.ledger.floor))
+        self.retry_policy.asked(now)
+        return tokens
+
+    def verified_chunk(self, epoch: int, offset: int, *, matches: bool, now: float) -> None:
+        """Takes the result of a :class:`~.commands.Verify` command: whether the bytes have the announced checksum."""
+        check = self.ledger.checking.pop((epoch, offset))
+        stop = offset + check.length
+        outdated = self.phase in TERMINAL or check.outdated
+        if outdated or not guards.may_count(matches):
+            self._commands.append(Release(check.blocks))
+            if not outdated:
+                self._bad_chunk(IntegrityError(f"tokens [{offset}, {stop}) arrived damaged", room=self.room), now)
+            return
+        self.ledger.verified.add(offset, stop)
+        self.ledger.held[epoch, offset] = check.blocks
+        self._commands.append(Deliver(epoch, offset, check.length, check.blocks))
+        self.progress_at = now
+        self.retry_policy.good()
+        if self.retry_policy.may_acknowledge(now):
+            self._send(self._progress())
+        self.phase = step(RECEIVER, self.phase, Trigger.DELIVERED)
+        self._complete(now)
+
+    def consumed(self, epoch: int, offset: int) -> None:
+        """The consumer no longer reads the blocks of the delivered chunk."""
+        blocks = self.ledger.held.pop((epoch, offset), None)
+        if blocks:
+            self._commands.append(Release(blocks))
+
+    def revoked(self, epoch: int) -> None:
+        """The transport has revoked the peer's access under ``epoch`` for good."""
+        grant = self.ledger.grants.get(epoch)
+        if grant is not None:
+            grant.revoked = True
+            self._close(grant)
+
+    def peer_lost(self, now: float) -> None:
+        """The peer is dead, unreachable or about to be replaced: revokes its access and opens the room again.
+
+        Before an offer was accepted, this invalidates the offers that earlier ``open`` messages may still bring.
+        """
+        if self.phase in TERMINAL:
+            for grant in self.ledger:
+                self._revoke(grant)
+        elif not self.peer:
+            self._open(now)
+        else:
+            self._leave_peer()
+            if self.retry_policy.peer_lost():
+                self._open(now)
+            else:
+                times = self.retry_policy.lost_in_a_row
+                why = f"the encode worker was lost {times} times in a row at token {self.transferred_tokens}"
+                self._peer_failed(PeerGone(why, room=self.room), now, tell=False)
+
+    def redirected(self, now: float) -> None:
+        """The caller has named another peer: setbacks of the last one no longer count."""
+        self.failover.lost = None
+        self.retry_policy.peer_changed()
+        self.peer_lost(now)
+
+    def abort(self, error: EmbeddingTransferError, now: float) -> None:
+        """Ends the transfer with ``error`` and tells the sender. Does nothing if it has ended already."""
+        self._fail(error, now, tell=True)
+
+    def clear(self, now: float) -> None:
+        """The caller needs the transfer no longer: drains what is in flight, then releases everything it holds."""
+        self._fail(Aborted("cleared by the language side", room=self.room), now, tell=True)
+        self._release_held()
+
+    # Messages from the peer
+
+    def receive(self, source: int, target: int, body: Body, now: float) -> None:
+        """Handles a message. Stale, repeated and misdirected messages do no harm.
+
+        A peer that breaks the protocol ends the transfer with :class:`~.errors.RemoteProtocolError`.
+        """
+        if not guards.meant_for_this_session(target, self.session):
+            return
+        try:
+            self._dispatch(source, body, now)
+        except (RemoteProtocolError, IntegrityError) as error:
+            error.room, self.peer = self.room, source
+            self._fail(error, now, tell=True)
+
+    def _dispatch(self, source: int, body: Body, now: float) -> None:
+        if isinstance(body, Offer):
+            self._offered(source, body, now)
+            return
+        if isinstance(body, Unknown):
+            if self.peer and body.missing == self.peer:
+                self.peer_knows = self.phase in TERMINAL
+                self.peer_lost(now)
+            return
+        if isinstance(body, Abort) and not self.peer:
+            if guards.answers_current_generation(body.generation, self.generation):
+                self._peer_failed(body.error, now, tell=False)
+            return
+        if not guards.from_current_peer(source, self.peer):
+            return
+        self.heard_at = now
+        match body:
+            case Written():
+                self._written(body)
+            case WriteFailed():
+                self._write_failed(body, now)
+            case Drained():
+                self._drained(source, body)
+            case Closed():
+                self.peer_knows = self.phase in TERMINAL
+            case Abort():
+                self._peer_failed(body.error, now, tell=False)
+            case _:
+                pass  # Pending is only a sign of life; messages from receivers to senders do not concern this end
+
+    def _offered(self, source: int, offer: Offer, now: float) -> None:
+        if not guards.answers_current_generation(offer.generation, self.generation):
+            return
+        if self.peer and not guards.from_current_peer(source, self.peer):
+            return
+        if self.phase in TERMINAL:
+            self._offered_after_end(source, offer)
+            return
+        self.heard_at = now
+        check_offer(offer, self.transports)
+        if offer.total_tokens >= 0 and not continues(offer, self.total_tokens, self.content_digest):
+            self._start_over(now)
+        if not self.peer or (offer.total_tokens >= 0 and self.total_tokens < 0):
+            self.progress_at = now
+        if offer.transport != self.transport:
+            self.retry_policy.transport_changed()
+        self.peer, self.transport, self.address = source, offer.transport, offer.address
+        self.phase = step(RECEIVER, self.phase, Trigger.OFFERED)
+        if offer.total_tokens >= 0:
+            self.offered = True
+            self.total_tokens, self.content_digest, self.aux = offer.total_tokens, offer.content_digest, offer.aux
+            for epoch, spare in self.ledger.trim(self.total_tokens):
+                self._commands += [CloseBlocks(epoch, spare), Release(spare)]
+            self._complete(now)
+
+    def _offered_after_end(self, source: int, offer: Offer) -> None:
+        """A sender that answers after this receiver has ended without a peer is told how it ended."""
+        if not self.peer and (self.phase is Phase.FAILED or offer.content_digest == self.content_digest):
+            self.peer, self.peer_knows = source, False
+            self._send(self._outcome())
+
+    def _start_over(self, now: float) -> None:
+        if self.committed:
+            why = "the encode side now offers another content for this room, and the first has been used; ask again"
+            raise IntegrityError(why, retryable=True)
+        self._commands.append(Restart())
+        self._release_held()
+        self.ledger.start_over()
+        for grant in self.ledger.active:
+            self._drain(grant, now)
+
+    def _written(self, body: Written) -> None:
+        for chunk in body.chunks:
+            check_chunk(chunk, verify=self.settings.verify)
+            blocks = self._take_chunk(body.epoch, chunk.offset, chunk.length)
+            if blocks:
+                self.ledger.checking[body.epoch, chunk.offset] = Check(chunk.length, blocks)
+                self._commands.append(Verify(body.epoch, chunk.offset, chunk.length, blocks, chunk.checksum))
+
+    def _write_failed(self, body: WriteFailed, now: float) -> None:
+        grant = self.ledger.grants.get(body.epoch)
+        blocks = self._take_chunk(body.epoch, body.offset, body.length)
+        if grant and blocks:
+            self._commands.append(Release(blocks))
+            if grant.transport == self.transport:  # failures of a transport that was given up no longer count
+                self._bad_chunk(body.error, now)
+
+    def _take_chunk(self, epoch: int, offset: int, length: int) -> tuple[int, ...] | None:
+        """Returns the blocks of a reported chunk, closed to their writer before anything reads them."""
+        if self.phase in TERMINAL or not guards.content_is_known(self.offered):
+            return None  # without the length, the end of the last chunk is unknown; the sender will report it again
+        blocks = self.ledger.take_chunk(epoch, offset, offset + length)
+        if blocks:
+            self._commands.append(CloseBlocks(epoch, blocks))
+        return blocks
+
+    def _bad_chunk(self, error: EmbeddingTransferError, now: float) -> None:
+        """Requests a bad chunk again, alone, unless that has happened too often or cannot help."""
+        if not self.retry_policy.bad_chunk(now) or not (error.retryable or isinstance(error, IntegrityError)):
+            self._peer_failed(error, now, tell=True)
+
+    def _complete(self, now: float) -> None:
+        if self.total_tokens < 0 or self.transferred_tokens < self.total_tokens or self.phase in TERMINAL:
+            return
+        self.phase = step(RECEIVER, self.phase, Trigger.COMPLETED)
+        self.ended_at = now
+        for grant in self.ledger:
+            self._drain(grant, now)
+        self._send(self._outcome())
+        self.retry_policy.asked(now)
+
+    # Quarantine
+
+    def _drain(self, grant: OutstandingGrant, now: float) -> None:
+        if not grant.draining:
+            grant.draining = True
+            grant.drain_deadline = now + self.settings.drain_timeout
+            self._send(Drain(self.room, (grant.epoch,)))
+            self._close(grant)
+
+    def _drained(self, source: int, body: Drained) -> None:
+        for epoch in body.epochs:
+            grant = self.ledger.grants.get(epoch)
+            if grant is not None and grant.draining and guards.is_the_writer(source, grant.writer):
+                grant.drained = True
+                self._close(grant)
+
+    def _revoke(self, grant: OutstandingGrant) -> None:
+        if not grant.revoking:
+            grant.revoking = True
+            self._commands.append(Revoke(grant.epoch))
+            self._close(grant)
+
+    def _close(self, grant: OutstandingGrant) -> None:
+        blocks = self.ledger.close(grant)
+        if blocks:
+            self._commands += [CloseBlocks(grant.epoch, blocks), Release(blocks)]
+
+    # Time
+
+    def next_timeout(self) -> float | None:
+        """Returns when :meth:`expire` has something to do, or None."""
+        times = [grant.drain_deadline for grant in self.ledger if grant.draining and not grant.revoking]
+        if self._awaits_answer():
+            times.append(self.retry_policy.retry_at)
+        if self.phase not in TERMINAL:
+            if self.retry_policy.pause_until is not None:
+                times.append(self.retry_policy.pause_until)
+            times += [time for time, _ in self.deadlines()]
+        return min(times, default=None)
+
+    def expire(self, now: float) -> None:
+        """Repeats what was not answered, revokes what was not drained, ends what is overdue."""
+        self.retry_policy.advance(now)
+        for grant in self.ledger:
+            if grant.draining and now >= grant.drain_deadline:
+                self._revoke(grant)
+        for deadline, error in self.deadlines() if self.phase not in TERMINAL else []:
+            if now >= deadline:
+                self._peer_failed(error(), now, tell=True)
+                break
+        if self._awaits_answer() and now >= self.retry_policy.retry_at:
+            self.retry_policy.asked_again(now)
+            for body in self._unanswered():
+                self._send(body)
+
+    def deadlines(self) -> list[Deadline]:
+        """Returns the deadlines of everything that the transfer waits for from the peer.
+
+        A receiver that waits for blocks of its own pool has none: the pool is fair, and the peer is not late.
+        """
+        limits = self.settings
+        if (lost := self.failover.lost) is not None:
+            return [(self.failover.until, lambda: lost)]
+        if not self.peer and self.phase is Phase.BOOTSTRAPPING:
+            return [(self.asked_at + limits.bootstrap_timeout, self._no_offer)]
+        if not self.peer:
+            return [(self.asked_at + limits.peer_timeout, self._no_successor)]
+        if not self.ledger.is_active and self.offered:
+            return []
+        if self.phase is Phase.WAITING_FOR_INPUT:
+            token = self.progress_at + limits.waiting_timeout
+            error = f"the encode worker has produced nothing for {limits.waiting_timeout:g} s"
+        else:
+            token = self.progress_at + limits.transfer_timeout
+            after = f"after the first {self.transferred_tokens}"
+            error = f"no token has arrived for {limits.transfer_timeout:g} s {after}"
+        silence = max(self.heard_at, self.asked_at) + limits.peer_timeout
+        return [(token, partial(LeaseExpired, error, room=self.room)), (silence, self._silent)]
+
+    def _no_offer(self) -> PeerGone:
+        seconds = self.settings.bootstrap_timeout
+        return PeerGone(f"no encode worker has answered for {seconds:g} s; is the one named running?", room=self.room)
+
+    def _no_successor(self) -> PeerGone:
+        why = f"the encode worker was lost at token {self.transferred_tokens} and no other has taken over"
+        return PeerGone(f"{why} for {self.settings.peer_timeout:g} s", room=self.room)
+
+    def _silent(self) -> PeerGone:
+        why = f"the encode worker has been silent for {self.settings.peer_timeout:g} s"
+        return PeerGone(f"{why} at token {self.transferred_tokens}", room=self.room)
+
+    # Requests, repeated until they are answered
+
+    def _unanswered(self) -> list[Body]:
+        """Returns every request that has no answer yet; at least a sign of life. Repeating them does no harm."""
+        draining = [g.epoch for g in self.ledger if g.draining and guards.is_the_writer(self.peer, g.writer)]
+        requests: list[Body] = [Drain(self.room, tuple(draining))] if draining else []
+        if self.phase in TERMINAL:
+            return requests if self.peer_knows else [*requests, self._outcome()]
+        if self.failover.lost is not None:
+            return requests  # no peer is named
+        if not self.offered:
+            requests.append(self._open_message())
+        requests += [grant.message(self.room, self.ledger.floor) for grant in self.ledger.active]
+        return requests if self.ledger.active else [*requests, self._progress()]
+
+    def _awaits_answer(self) -> bool:
+        """Whether an answer is outstanding, or the peer expects a sign of life."""
+        if self.phase in TERMINAL:
+            return bool(self.ledger.grants) or not (self.peer_knows or self._has_lingered(self.retry_policy.retry_at))
+        return True
+
+    def _has_lingered(self, now: float) -> bool:
+        return now >= self.ended_at + self.settings.linger
+
+    def _open_message(self) -> Open:
+        return Open(
+            self.room,
+            self.generation,
+            VERSIONS,
+            self.geometry,
+            self.endpoint,
+            self.transports,
+            self.transferred_tokens,
+            self.settings.verify,
+        )
+
+    def _progress(self) -> Progress:
+        return Progress(self.room, self.transferred_tokens, self.ledger.floor)
+
+    def _outcome(self) -> Confirm | Abort:
+        """Returns the message that tells the sender how the transfer ended."""
+        if self.error is None:
+            return Confirm(self.room, self.total_tokens)
+        return Abort.because_of(self.error, self.room)
+
+    # Output
+
+    def take_commands(self) -> list[ReceiverCommand]:
+        """Returns the commands issued since the last call, in order."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def poll(self) -> KVPoll:
+        """Returns the state as the queues know it."""
+        return POLL[self.phase]
+
+    def settled(self, now: float) -> bool:
+        """Returns whether this end can be forgotten: no block is out, and no peer waits for its answer."""
+        out = self.ledger.grants or self.ledger.checking or self.ledger.held
+        return self.phase in TERMINAL and not out and (not self._awaits_answer() or self._has_lingered(now))
+
+    def _open(self, now: float) -> None:
+        self.generation += 1
+        self.asked_at = now
+        self._send(self._open_message())
+        self.retry_policy.asked(now)
+
+    def _leave_peer(self) -> None:
+        """Forgets the peer and revokes every grant that it may still write under."""
+        self.phase = step(RECEIVER, self.phase, Trigger.PEER_LOST)
+        self.peer, self.offered = 0, False
+        for grant in self.ledger:
+            grant.draining = True
+            self._revoke(grant)
+
+    def _peer_failed(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
+        """Ends the transfer, unless the caller may still name another peer."""
+        if self.phase in TERMINAL or not self.failover.begins(error, now):
+            self._fail(error, now, tell=tell)
+        else:
+            self.generation += 1  # invalidates what the last peer may still say
+            if self.peer:
+                self._leave_peer()
+
+    def _fail(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
+        if self.phase in TERMINAL:
+            return
+        self.phase = step(RECEIVER, self.phase, Trigger.FAILED)
+        self.error = error
+        self.ended_at = now
+        self.peer_knows = not tell
+        for grant in self.ledger:
+            self._drain(grant, now)
+        if tell:
+            self._send(self._outcome())
+        self.retry_policy.asked(now)
+
+    def _release_held(self) -> None:
+        for epoch, offset in list(self.ledger.held):
+            self.consumed(epoch, offset)
+
+    def _send(self, body: Body) -> None:
+        if self.peer or isinstance(body, Open):
+            self._commands.append(Send(body, self.peer))

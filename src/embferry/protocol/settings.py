@@ -1,0 +1,60 @@
+"""Time-outs, retries and sizes of a transfer. All times are seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from .errors import LocalProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSettings:
+    """Settings of one end. Every state that waits for the peer has a finite time-out.
+
+    Raises:
+        LocalProtocolError: A number is not greater than 0.
+    """
+
+    bootstrap_timeout: float = 30.0
+    """Longest wait for the peer's first message."""
+    waiting_timeout: float = 120.0
+    """Longest time between the offer and the first token: the encoder runs meanwhile."""
+    transfer_timeout: float = 30.0
+    """Longest time without a newly verified token while blocks are granted."""
+    peer_timeout: float = 10.0
+    """Longest silence of the peer while an answer is outstanding."""
+    lease_timeout: float = 60.0
+    """How long a sender keeps an embedding for a silent receiver."""
+    drain_timeout: float = 2.0
+    """Longest wait for a writer to acknowledge a drain before its access is revoked."""
+    retry_interval: float = 0.1
+    """Time before an unanswered message is first repeated; doubles with each repetition."""
+    retry_limit: float = 1.0
+    """The longest interval between repetitions; also the heartbeat's."""
+    linger: float = 5.0
+    """How long an end that has finished still answers its peer."""
+    default_allocate_tokens: int = 8192
+    """Tokens granted while the length is not known."""
+    progress_rate: float = 50.0
+    """Most acknowledgements a second. The sender does not wait for them."""
+    chunk_bytes: int = 16 << 20
+    """Size of a chunk, which is written, verified and, if need be, requested again as one."""
+    writes_in_flight: int = 4
+    """Most chunks of one transfer that are written at once."""
+    max_bad_chunks: int = 16
+    """Chunks in a row that may fail their checksum or their write before the transfer fails."""
+    max_peer_losses: int = 16
+    """How often in a row the peer may be lost, without a verified token in between, before the transfer fails."""
+    transport_failures: int = 2
+    """How often in a row a transport may fail before the sender takes the next shared one."""
+    verify: bool = True
+    """Whether every chunk has a checksum that is compared on arrival. The receiver's setting decides for both."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, bool) and not value > 0:
+                raise LocalProtocolError(f"{field.name} must be greater than 0, not {value}")
+
+
+DEFAULTS = TransferSettings()

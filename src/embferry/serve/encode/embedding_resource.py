@@ -1,0 +1,251 @@
+"""``GET``, ``HEAD`` and ``DELETE /embeddings/{room}``: the embedding of an open room as bytes, for any HTTP client.
+
+The bytes are the tokens in order, each with its fields in the order of the layout. Token ``t`` begins at byte ``t`` ×
+``Embferry-Token-Bytes``, so a download can be resumed at any token (or byte). The entity-tag is the digest of the
+content. It is known before the embedding is, so a client that holds a part can tell whether it is still valid.
+:mod:`embferry.transports.http.resource` implements statuses and ranges.
+
+The bytes are sent while the encoder runs. A ``GET`` starts the encoder even if no language worker opens the transfer,
+and does not change the transfer. The room ends as always: delivered to a language worker, unclaimed, or aborted
+(``DELETE``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from embferry.protocol.errors import EmbeddingTransferError, LeaseExpired
+from embferry.protocol.layout import Layout
+from embferry.protocol.states import KVPoll
+from embferry.serve.encode.room import Room
+from embferry.serve.encode.service import EncodeService
+from embferry.serve.errors import ServeError
+from embferry.serve.http.disconnect import wait_for_disconnect
+from embferry.serve.worker.errors import error_response
+from embferry.transfer.fields import Fields
+from embferry.transfer.send_handle import EmbeddingSender
+from embferry.transports.http import resource
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 256 << 10
+"""Bytes copied and sent at a time."""
+WAIT_SECONDS = 30.0
+"""Seconds to wait for the encoder's next token, or for the client to read what was sent."""
+POLL_SECONDS, POLL_LIMIT_SECONDS = 0.002, 0.05
+"""First and longest pause between two checks of the encoder's progress."""
+METHODS = ("GET", "HEAD", "DELETE")
+_ROOM = re.compile(r"\d{1,19}", re.ASCII)
+
+
+class EmbeddingResource:
+    """The ASGI endpoint.
+
+    Args:
+        service: the encode worker's service.
+        wait_seconds: see WAIT_SECONDS.
+    """
+
+    def __init__(self, service: EncodeService, wait_seconds: float = WAIT_SECONDS) -> None:
+        self._service = service
+        self._wait_seconds = wait_seconds
+        self._digests: WeakKeyDictionary[Room, bytes] = WeakKeyDictionary()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        room = self._room(request.path_params["room"])
+        headers = {name: ", ".join(request.headers.getlist(name)) for name in request.headers}
+        if request.method in ("GET", "HEAD"):
+            await self._serve(request, headers, room, receive, send)
+            return
+        of = resource.Representation(0, etag_of(room), 0, methods=METHODS)
+        answer = resource.answer(request.method, headers, of)
+        if answer.status == 204 and not self._service.abort_room(room.number):
+            raise _unknown(str(room.number))
+        await self._response(answer, request, room)(scope, receive, send)
+
+    async def _serve(self, request: Request, headers: dict[str, str], room: Room, receive: Receive, send: Send) -> None:
+        if request.method == "GET":
+            self._service.claim(room)
+        content = _EmbeddingBytes(room, await self._announced(room), self._wait_seconds)
+        of = resource.Representation(
+            length=content.length,
+            etag=etag_of(room),
+            ready=content.ready_tokens() * content.token_bytes,
+            sha256=await self._sha256(content) if resource.wants_digest(headers) else None,
+            methods=METHODS,
+            fixed={
+                "Cache-Control": "no-store, no-transform",
+                "Embferry-Token-Bytes": str(content.token_bytes),
+                "Embferry-Tokens": str(content.total_tokens),
+                "Embferry-Layout": layout_field(content.layout),
+            },
+        )
+        answer = resource.answer(request.method, headers, of)
+        if answer.start == answer.stop:
+            await self._response(answer, request, room)(request.scope, receive, send)
+            return
+        if answer.waits:
+            await content.wait_for(answer.start // content.token_bytes + 1)
+        await self._stream(content, answer, receive, send)
+
+    def _response(self, answer: resource.Answer, request: Request, room: Room) -> Response:
+        """Returns a response without bytes of the embedding."""
+        if answer.status < 400:
+            return Response(status_code=answer.status, headers=answer.headers)
+        refusal = error_response(_refused(request.method, answer.status, room.number))
+        refusal.headers.update({name: value for name, value in answer.headers.items() if name != "Content-Length"})
+        return refusal
+
+    async def _stream(self, content: _EmbeddingBytes, answer: resource.Answer, receive: Receive, send: Send) -> None:
+        room = content.room
+        fields = [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
+        await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+        gone = asyncio.create_task(wait_for_disconnect(receive))
+        at = answer.start
+        try:
+            while at < answer.stop and not gone.done():
+                await content.wait_for(at // content.token_bytes + 1)
+                chunk = content.read(at, answer.stop)
+                at += len(chunk)
+                await asyncio.sleep(0)  # lets other tasks run, and ``gone`` see a client that has left
+                async with asyncio.timeout(self._wait_seconds):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": at < answer.stop})
+        except (EmbeddingTransferError, TimeoutError) as error:
+            # The status has been sent, so the connection ends early. A client that resumes gets the error's status.
+            log.warning("room %d: the download ended at byte %d of %d: %s", room.number, at, content.length, error)
+        finally:
+            gone.cancel()
+
+    def _room(self, number: str) -> Room:
+        room = self._service.room(int(number)) if _ROOM.fullmatch(number) else None
+        if room is None:
+            raise _unknown(number)
+        return room
+
+    async def _announced(self, room: Room) -> EmbeddingSender:
+        """Waits until length and digest of the embedding are known, and returns the sender."""
+        await _wait(lambda: room.sender is not None or self._gone(room), self._wait_seconds)
+        if room.sender is not None:
+            return room.sender
+        if self._gone(room):
+            raise _unknown(str(room.number))
+        raise LeaseExpired(f"the media were not decoded within {self._wait_seconds:g} s; ask again", room=room.number)
+
+    def _gone(self, room: Room) -> bool:
+        return self._service.room(room.number) is not room
+
+    async def _sha256(self, content: _EmbeddingBytes) -> bytes | None:
+        """Returns the digest of all bytes, or None until all are encoded."""
+        if content.ready_tokens() < content.total_tokens:
+            return None
+        known = self._digests.get(content.room)
+        if known is None:
+            known = await asyncio.get_running_loop().run_in_executor(None, content.sha256)
+            self._digests[content.room] = known
+        return known
+
+
+class _EmbeddingBytes:
+    """The embedding of a room as one byte string. It holds the arrays, so it stays valid after the room has ended."""
+
+    def __init__(self, room: Room, sender: EmbeddingSender, wait_seconds: float) -> None:
+        self.room = room
+        self.layout = sender.manager.layout
+        self.token_bytes = self.layout.token_bytes
+        self.total_tokens = room.total_tokens
+        self.length = self.total_tokens * self.token_bytes
+        self._sender = sender
+        self._wait_seconds = wait_seconds
+        self._rows: Fields = {}
+        self._ready = 0
+
+    def ready_tokens(self) -> int:
+        rows, ready = self.room.encoded
+        if ready > self._ready:
+            self._rows, self._ready = rows, ready
+        return self._ready
+
+    async def wait_for(self, tokens: int) -> None:
+        """Waits until ``tokens`` are encoded.
+
+        Raises:
+            EmbeddingTransferError: the transfer failed, or the encoder took too long.
+        """
+        await _wait(lambda: self.ready_tokens() >= tokens or self._failed(), self._wait_seconds)
+        if self.ready_tokens() >= tokens:
+            return
+        if self._failed():
+            raise self._sender.failure_exception()
+        why = f"the encoder produced no token for {self._wait_seconds:g} s; resume from here"
+        raise LeaseExpired(why, room=self.room.number)
+
+    def _failed(self) -> bool:
+        return self._sender.poll() is KVPoll.Failed
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Returns the next chunk of the bytes from ``start`` to ``stop``. The token at ``start`` must be encoded."""
+        first = start // self.token_bytes
+        last = min(first + max(1, CHUNK_BYTES // self.token_bytes), self.ready_tokens())
+        tokens = np.concatenate([self._rows[field.name][first:last] for field in self.layout.fields], axis=1)
+        origin = first * self.token_bytes
+        return tokens.reshape(-1)[start - origin : stop - origin].tobytes()
+
+    def sha256(self) -> bytes:
+        digest, at = hashlib.sha256(), 0
+        while at < self.length:
+            chunk = self.read(at, self.length)
+            digest.update(chunk)
+            at += len(chunk)
+        return digest.digest()
+
+
+async def _wait(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits until ``condition`` holds or ``seconds`` have passed."""
+    until, pause = time.monotonic() + seconds, POLL_SECONDS
+    while not condition() and time.monotonic() < until:
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, POLL_LIMIT_SECONDS)
+
+
+def etag_of(room: Room) -> str:
+    """Returns the entity-tag of a room's embedding."""
+    return f'"{room.digest.hex()}"'
+
+
+def layout_field(layout: Layout) -> str:
+    """Returns the layout as a list of RFC 8941 §3.1: ``"fill_ids";dtype=int32;width=1;offset=128`` (in bytes)."""
+    return ", ".join(_members(layout))
+
+
+def _members(layout: Layout) -> Iterator[str]:
+    offset = 0
+    for field in layout.fields:
+        name = re.sub(r"[^ !#-\[\]-~]", "?", field.name)  # RFC 8941 §3.3.3 strings hold these unescaped
+        yield f'"{name}";dtype={field.dtype};width={field.width};offset={offset}'
+        offset += field.token_bytes
+
+
+def _unknown(number: str) -> ServeError:
+    why = "is not open at this worker: it never was, or it has been delivered or aborted"
+    return ServeError("not_found", f"room {number[:20]} {why}")
+
+
+def _refused(method: str, status: int, room: int) -> ServeError:
+    code, why = {
+        405: ("method_not_allowed", f"an embedding does not support {method}; use {', '.join(METHODS)}"),
+        412: ("invalid_request", f"the embedding of room {room} does not match the condition; see its ETag"),
+        416: ("invalid_request", f"the range begins after the last byte of room {room}; see Content-Range"),
+    }[status]
+    return ServeError(code, why, status=status)

@@ -1,0 +1,67 @@
+"""``POST /encode``: the router's request (MessagePack) and the worker's response (JSON)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from embferry.engine.media import PreparedItem
+from embferry.serve.errors import ServeError
+
+
+class EncodeItem(Struct, frozen=True):
+    """A picture (``data``), a video file (``data``, ``fps``) or a video as pictures (``frames``, ``fps``)."""
+
+    kind: Literal["image", "video"]
+    data: bytes | None = None
+    frames: list[bytes] | None = None
+    fps: Annotated[float, Meta(gt=0, le=240)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.frames is None) or (self.kind == "image" and self.data is None):
+            raise ValueError("an image has data, a video has either data or frames")
+
+
+class EncodeRequest(Struct, frozen=True):
+    """The items of one room. The router draws the room's number at random and uses it once."""
+
+    room: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+    request_id: Annotated[str, Meta(max_length=512)]
+    items: Annotated[list[EncodeItem], Meta(min_length=1, max_length=4096)]
+
+
+_DECODER = msgspec.msgpack.Decoder(EncodeRequest)
+
+
+def parse(body: bytes) -> EncodeRequest:
+    """Decodes a request.
+
+    Raises:
+        ServeError: invalid_request.
+    """
+    try:
+        return _DECODER.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ServeError("invalid_request", f"the body is not a valid encode request: {error}") from error
+
+
+def response(room: int, endpoint: str, items: Sequence[PreparedItem]) -> dict[str, Any]:
+    """Returns the response: the endpoint of the embedding and the shape of each item, for the language worker."""
+    return {
+        "room": room,
+        "endpoint": endpoint,
+        "items": [
+            {
+                "kind": item.kind,
+                "grid_thw": list(item.grid_thw),
+                "num_tokens": item.num_tokens,
+                "timestamps": list(item.timestamps),
+                "digest": item.digest.hex(),
+            }
+            for item in items
+        ],
+        "total_tokens": sum(item.num_tokens for item in items),
+    }

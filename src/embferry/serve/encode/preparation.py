@@ -1,0 +1,37 @@
+"""Decodes media files into items ready for the encoder. Needs no model, and runs on threads of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from embferry.engine.media import MediaItem, MediaProcessor, PreparedItem, Video
+from embferry.serve.config import MediaSettings
+from embferry.serve.encode.messages import EncodeItem
+from embferry.serve.media.image import decode_image
+from embferry.serve.media.video import Frames, decode_frames, decode_video
+
+DEFAULT_FRAME_RATE = 2.0
+"""Frames per second of a list of pictures without ``fps``; Qwen's own tools assume the same."""
+
+
+def prepare(items: Sequence[EncodeItem], media: MediaProcessor, limits: MediaSettings) -> list[PreparedItem]:
+    """Decodes every item and cuts it into patches.
+
+    Raises:
+        ServeError: a decoder of :mod:`embferry.serve.media` refuses the file.
+        MediaError: the model does not support the size.
+    """
+    return [media.prepare(_decoded(item, limits)) for item in items]
+
+
+def _decoded(item: EncodeItem, limits: MediaSettings) -> MediaItem:
+    if item.frames is not None:
+        return _video(decode_frames(item.frames, item.fps or DEFAULT_FRAME_RATE, limits))
+    data = item.data or b""
+    if item.kind == "video":
+        return _video(decode_video(data, limits, item.fps))
+    return decode_image(data, limits)
+
+
+def _video(frames: Frames) -> Video:
+    return Video(frames.frames, frames.fps)

@@ -1,0 +1,162 @@
+"""The stages of a job: the queues of its transfer, then the model's scheduler.
+
+begin --with media--> PreallocQueue --> TransferQueue --first tokens arrived--> scheduler: waiting, running --> end
+      --text only-------------------------------------------------------------^
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from embferry.disaggregation.multimodal_language import (
+    EmbeddingTransferError,
+    MultimodalLanguagePreallocQueue,
+    MultimodalLanguageRequest,
+    MultimodalLanguageTransferQueue,
+)
+from embferry.engine.errors import ParameterError, PromptTooLong
+from embferry.engine.language import LanguageModel
+from embferry.engine.prompt import Prompt
+from embferry.engine.scheduler import Output, Request, Scheduler
+from embferry.protocol.errors import Aborted, PeerGone
+from embferry.serve.config import Settings
+from embferry.serve.language.job import Accepted, Job, end_event, token_event
+from embferry.serve.language.messages import GenerateRequest
+from embferry.serve.language.metrics import LanguageMetrics
+from embferry.serve.language.transfer_source import TransferSource
+from embferry.serve.worker.errors import as_serve_error
+from embferry.transfer.receive_manager import ReceiveManager
+
+log = logging.getLogger(__name__)
+
+
+class JobPipeline:
+    """All jobs of a worker. Used on the engine thread only."""
+
+    def __init__(
+        self, model: LanguageModel, manager: ReceiveManager, settings: Settings, metrics: LanguageMetrics
+    ) -> None:
+        self.model = model
+        self.manager = manager
+        self.limits = settings.language
+        self.metrics = metrics
+        # The service limits the number of jobs; the scheduler's own limit must not refuse one that was admitted.
+        max_jobs = self.limits.max_concurrent + self.limits.max_queued
+        self.scheduler = Scheduler(model, max_running=self.limits.max_concurrent, max_queued=max_jobs)
+        self.prealloc_queue = MultimodalLanguagePreallocQueue(self._on_failure)
+        self.transfer_queue = MultimodalLanguageTransferQueue(self._on_failure)
+        self.jobs: dict[str, Job] = {}
+
+    def begin(self, job: Job, on_change: Callable[[], None]) -> None:
+        """Builds the prompt and opens the transfer. Delivers :class:`Accepted`, or the error of a bad request.
+
+        Args:
+            job: the new job.
+            on_change: called on any thread, with the manager's lock held, when the job's transfer has changed. It must
+                not block.
+        """
+        self.jobs[job.id] = job
+        try:
+            job.prompt = self._prompt(job.request)
+            if job.prompt.num_visual:
+                self._open_transfer(job, on_change)
+            else:
+                self._schedule(job)
+        except Exception as error:  # noqa: BLE001 - an error in one request ends that request only
+            self._fail(job, error)
+            return
+        job.deliver(Accepted())
+
+    def abort(self, job: Job) -> None:
+        """Ends a job. Does nothing if it has ended."""
+        if job.id in self.jobs:
+            self.metrics.aborted.inc()
+            self._fail(job, Aborted("aborted by the caller", room=job.request.room))
+
+    def shut_down(self) -> None:
+        """Ends every job."""
+        for job in list(self.jobs.values()):
+            self._fail(job, PeerGone("the language worker is shutting down; ask again", room=job.request.room))
+
+    def advance_transfers(self) -> None:
+        """Moves each job whose transfer has changed to its next stage."""
+        for request in self.prealloc_queue.pop_preallocated():
+            self.transfer_queue.add(request)
+        for request in self.transfer_queue.pop_arriving():
+            job: Job = request.req
+            job.mark("arrived")
+            self._schedule(job)
+        for request in self.transfer_queue.pop_transferred():
+            request.req.mark("transferred")
+            self.metrics.transferred(request.req)
+
+    def step(self) -> bool:
+        """Runs one scheduler step for every sequence that can continue; returns false if none can."""
+        if not self.scheduler.runnable():
+            return False
+        for output in self.scheduler.step():
+            job = self.jobs.get(output.request_id)
+            if job is not None:  # None: the job has ended with an error of its transfer
+                self._deliver(job, output)
+        return True
+
+    def _prompt(self, request: GenerateRequest) -> Prompt:
+        params = request.sampling.params
+        if params.max_tokens > self.limits.max_new_tokens:
+            limit = f"{self.limits.max_new_tokens} (language.max_new_tokens)"
+            raise ParameterError(f"max_tokens is {params.max_tokens}; an answer may have at most {limit}")
+        prompt = self.model.prompts.build(request.chat, request.shapes, params.max_tokens)
+        if prompt.length > self.limits.max_prompt_tokens:
+            limit = f"{self.limits.max_prompt_tokens} (language.max_prompt_tokens)"
+            raise PromptTooLong(f"the prompt has {prompt.length} tokens; the limit is {limit}")
+        return prompt
+
+    def _open_transfer(self, job: Job, on_change: Callable[[], None]) -> None:
+        room, endpoint = job.request.room, job.request.endpoint
+        assert room is not None, "GenerateRequest checks it"
+        assert endpoint is not None, "GenerateRequest checks it"
+        job.receiver = self.manager.open(room, endpoint)
+        job.receiver.on_change(on_change)
+        self.prealloc_queue.add(job, job.receiver)
+
+    def _schedule(self, job: Job) -> None:
+        assert job.prompt is not None
+        source = None if job.receiver is None else TransferSource(job.receiver, self.model.fields)
+        self.scheduler.add(Request(job.id, job.prompt, job.request.sampling.params, source))
+
+    def _deliver(self, job: Job, output: Output) -> None:
+        if output.error is not None:
+            self._fail(job, output.error)
+            return
+        if output.token is not None:
+            if "first_token" not in job.marks:
+                job.mark("first_token")
+                self.metrics.ttft.observe(job.since("submitted", "first_token") or 0.0)
+            job.deliver(token_event(output))
+        if output.finish_reason is not None:
+            job.mark("ended")
+            self.advance_transfers()  # counts a transfer that has just ended, before the job is gone
+            if job.id in self.jobs:
+                self._remove(job)
+                self.metrics.finished(output)
+                job.deliver(end_event(job, output))
+
+    def _on_failure(self, request: MultimodalLanguageRequest, error: EmbeddingTransferError) -> None:
+        if request.req.id in self.jobs:
+            self._fail(request.req, error)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        serve_error = as_serve_error(error)
+        self._remove(job)
+        self.metrics.failed.labels(serve_error.code).inc()
+        job.deliver(serve_error)
+
+    def _remove(self, job: Job) -> None:
+        """Removes a job from every stage. Its blocks go back to the pool as soon as they are drained."""
+        del self.jobs[job.id]
+        self.scheduler.abort(job.id)
+        for queue in (self.prealloc_queue, self.transfer_queue):
+            queue.abort(job)
+        if job.receiver is not None:
+            job.receiver.clear()

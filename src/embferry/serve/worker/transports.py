@@ -1,0 +1,102 @@
+"""Creates the transports of a worker from its settings."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import sys
+from typing import Any
+
+from embferry.protocol.errors import TransportError
+from embferry.serve.config import AUTO, SAME_HOST, Settings
+from embferry.serve.worker.address import address_of
+from embferry.transports.contract import Transport
+from embferry.transports.registry import TRANSPORTS
+
+log = logging.getLogger(__name__)
+
+
+def make_transports(settings: Settings) -> list[Transport]:
+    """Creates the transports of the setting ``transfer.transports``, the preferred one first.
+
+    Ends the process with status 2 if a transport that is named there does not work, and prints what to install.
+
+    Raises:
+        OSError: a host name has no address.
+    """
+    transports = _automatic(settings) if settings.transfer.transports == (AUTO,) else _named(settings)
+    log.info("transports: %s", ", ".join(transport.name for transport in transports))
+    return transports
+
+
+def unusable(settings: Settings) -> list[str]:
+    """Returns one sentence for each transport that the settings name and that does not work on this machine."""
+    problems = []
+    for name in settings.transfer.transports:
+        try:
+            if name != AUTO:
+                make(name, settings).close()
+        except TransportError as error:
+            problems.append(_problem(name, error))
+    return problems
+
+
+def make(name: str, settings: Settings) -> Transport:
+    """Creates one transport, after a trial of its engine.
+
+    Raises:
+        TransportError: the engine is not installed, or cannot start with these settings.
+    """
+    spec = TRANSPORTS[name]
+    arguments: dict[str, Any] = {}
+    if spec.listens:
+        arguments |= {"host": address_of(settings.host), "advertise": address_of(settings.reachable_host)}
+    for key, value in settings.transfer:
+        if key.startswith(f"{name}_") and value is not None:
+            arguments[key.removeprefix(f"{name}_")] = value  # mooncake_protocol is mooncake's argument "protocol"
+    if name == "mooncake":
+        _try_mooncake(settings)
+    return spec.load()(**arguments)
+
+
+def _named(settings: Settings) -> list[Transport]:
+    made: list[Transport] = []
+    for name in settings.transfer.transports:
+        try:
+            made.append(make(name, settings))
+        except TransportError as error:
+            print(f"embferry: {_problem(name, error)}", file=sys.stderr)
+            sys.exit(2)
+    return made
+
+
+def _automatic(settings: Settings) -> list[Transport]:
+    """Creates every transport that works here.
+
+    A worker with a loopback address has all its peers on this host. It needs no engine, and none must listen.
+    """
+    if ipaddress.ip_address(address_of(settings.reachable_host)).is_loopback:
+        return [make(name, settings) for name in SAME_HOST]
+    made: list[Transport] = []
+    for name in TRANSPORTS:
+        try:
+            made.append(make(name, settings))
+        except TransportError as error:
+            log.info("transport %s is not available: %s", name, error)
+    return made
+
+
+def _try_mooncake(settings: Settings) -> None:
+    """Starts and ends an engine, about 50 ms.
+
+    The transport starts its own engine on first use, which for a sender is in the middle of a request.
+    """
+    from embferry.transports.leased.mooncake.engine import Engine, EngineSettings  # here: mooncake is optional
+
+    transfer = settings.transfer
+    protocol, device, server = transfer.mooncake_protocol, transfer.mooncake_device, transfer.mooncake_metadata_server
+    Engine(EngineSettings(address_of(settings.reachable_host), protocol, device, server)).close()
+
+
+def _problem(name: str, error: TransportError) -> str:
+    return f"transfer.transports: {name}: {error}"

@@ -1,0 +1,58 @@
+"""Queue of transfers to process: those with new events and those whose timer has expired.
+
+A manager with a thousand transfers processes the few that need it, not all of them on every turn.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+from itertools import count
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+class ReadyQueue(Generic[Item]):
+    """Items with new events, and one timer for each item. Not thread-safe. Times are those of the state machines."""
+
+    def __init__(self) -> None:
+        self._touched: dict[Item, None] = {}  # in the order of their first event
+        self._times: dict[Item, float] = {}
+        self._heap: list[tuple[float, int, Item]] = []  # stale entries, absent from _times, are skipped
+        self._serial = count()
+
+    def touch(self, item: Item) -> None:
+        """The item has a new event."""
+        self._touched[item] = None
+
+    def schedule(self, item: Item, time: float) -> None:
+        """Sets the timer of the item, replacing the last one."""
+        if self._times.get(item) != time:
+            self._times[item] = time
+            heapq.heappush(self._heap, (time, next(self._serial), item))
+
+    def forget(self, item: Item) -> None:
+        """Removes the item and its timer."""
+        self._touched.pop(item, None)
+        self._times.pop(item, None)
+
+    def due(self, now: float) -> list[Item]:
+        """Removes and returns the items to process now, with their expired timers. Schedule them again afterwards."""
+        while (time := self.next()) is not None and time <= now:
+            item = heapq.heappop(self._heap)[2]
+            del self._times[item]
+            self._touched[item] = None
+        found, self._touched = list(self._touched), {}
+        return found
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether no item has a new event."""
+        return not self._touched
+
+    def next(self) -> float | None:
+        """Returns when the next timer expires, or None."""
+        while self._heap and self._times.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None

@@ -1,0 +1,249 @@
+"""Sinks: where data goes on arrival. Gathered, used in place, or handed on chunk by chunk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from embferry.memory.blocks import blocks_needed
+from embferry.memory.buffers import MultimodalDataBuffers, checksum
+from embferry.protocol.commands import Deliver, Verify
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
+
+from .fields import Array
+
+
+class Owner(Protocol):
+    """The receiver that a sink belongs to."""
+
+    @property
+    def buffers(self) -> MultimodalDataBuffers: ...
+
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """The manager's lock, held while it calls the sink; reentrant."""
+        ...
+
+    def consumed(self, epoch: int, offset: int) -> None:
+        """The blocks of a delivered chunk are no longer read."""
+
+    def abort(self, error: EmbeddingTransferError | None = None) -> None:
+        """Ends the transfer."""
+
+    def commit(self) -> None:
+        """Tokens are in use: from now on another content for the room is an error."""
+
+
+class Sink(ABC):
+    """Verifies chunks and takes them.
+
+    The manager calls every method on its thread, with its lock held: a method must not block, and no other transfer of
+    the manager advances meanwhile.
+    """
+
+    owner: Owner
+
+    @property
+    def buffers(self) -> MultimodalDataBuffers:
+        return self.owner.buffers
+
+    def granted(self, epoch: int, start: int, blocks: tuple[int, ...]) -> None:  # noqa: B027  (a hook)
+        """Blocks were granted for tokens from ``start`` on. Most sinks ignore this."""
+
+    def verify(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
+        """Compares a chunk with its checksum, step by step: a generator that yields between parts of the chunk.
+
+        A sink may copy the bytes in the same pass, to memory that is not read yet. One chunk of a transfer is verified
+        at a time.
+
+        Returns:
+            Whether the chunk matches; True if it has no checksum.
+        """
+        yield from ()
+        views = (view for _, view in self.buffers.chunk(chunk.blocks, 0, chunk.length))
+        return chunk.checksum is None or checksum(views).to_bytes(8) == chunk.checksum
+
+    @abstractmethod
+    def deliver(self, chunk: Deliver, total_tokens: int) -> None:
+        """Takes a verified chunk. Chunks come in any order, each token of the embedding once."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Forgets everything: the content was replaced before any of it was used, and will arrive again."""
+
+
+class GatherSink(Sink):
+    """Gathers each field into one array of the final length: one copy, after which the blocks are free again.
+
+    Args:
+        in_place: Use an embedding where it lies, without a copy, if it was granted whole in adjacent blocks. Its blocks
+            then stay in use until :meth:`drop`, and other transfers may wait for them. For callers that use embeddings
+            at once and have a large pool.
+        make: Returns the arrays to gather into, uint8 [tokens, bytes a token] for each field, given the number of
+            tokens. Called once the length is known, on the manager's thread with its lock held: it must not block.
+            Reused memory is faster: the kernel takes longer to provide new pages than the copy takes.
+
+    Attributes:
+        arrays: Field name to uint8 [tokens, bytes a token]; empty before the first chunk.
+        chunks: Offset to length, in tokens, of every delivered chunk: the origin's ``chunk_info``.
+    """
+
+    def __init__(self, *, in_place: bool = False, make: Callable[[int], dict[str, Array]] | None = None) -> None:
+        self._make = make
+        self.arrays: dict[str, Array] = {}
+        self.chunks: dict[int, int] = {}
+        self._may_stay = in_place
+        self._first: tuple[int, tuple[int, ...]] = (0, ())  # epoch and blocks of the grant for token 0
+        self._home = 0  # the epoch whose blocks are the arrays; 0: none
+        self._passed: dict[int, tuple[int, tuple[int, ...]]] = {}  # offset: verified in place, not yet delivered
+        self._kept: dict[int, tuple[int, ...]] = {}  # offset: blocks of the chunks used in place
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the arrays are the blocks themselves."""
+        return self._home != 0
+
+    def granted(self, epoch: int, start: int, blocks: tuple[int, ...]) -> None:
+        if start == 0:
+            self._first = (epoch, blocks)
+
+    def verify(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
+        if not self.arrays:
+            self._begin(chunk.epoch, total_tokens)
+        if chunk.epoch == self._home:
+            if good := (yield from super().verify(chunk, total_tokens)):
+                self._passed[chunk.offset] = (chunk.length, chunk.blocks)
+            return good
+        if self.in_place:
+            self._move_out(total_tokens)
+        digest = yield from self.buffers.gathering(
+            chunk.blocks, 0, chunk.length, self.arrays, chunk.offset, digest=chunk.checksum is not None
+        )
+        return digest is None or digest.to_bytes(8) == chunk.checksum
+
+    def deliver(self, chunk: Deliver, total_tokens: int) -> None:
+        self.chunks[chunk.offset] = chunk.length
+        self._passed.pop(chunk.offset, None)
+        if chunk.epoch == self._home:
+            self._kept[chunk.offset] = chunk.blocks
+        else:
+            self.owner.consumed(chunk.epoch, chunk.offset)  # it was copied during verification
+
+    def restart(self) -> None:
+        self.arrays, self._home = {}, 0
+        self._kept.clear()
+        self._passed.clear()
+        self.chunks.clear()
+
+    def drop(self) -> None:
+        """Releases the arrays, which are no longer read."""
+        kept, home = self._kept, self._home
+        self.restart()
+        for offset in kept:
+            self.owner.consumed(home, offset)
+
+    def _begin(self, epoch: int, total_tokens: int) -> None:
+        """Chooses where the embedding will lie. The first chunk has arrived, and the length is known."""
+        first, blocks = self._first
+        needed = blocks_needed(total_tokens, self.buffers.geometry.block_size)  # spare ones have returned to the pool
+        if self._may_stay and epoch == first and needed <= len(blocks):
+            arrays = self.buffers.in_place(blocks[:needed], total_tokens)
+            if arrays is not None:
+                self.arrays, self._home = arrays, epoch
+                return
+        self.arrays = self._new(total_tokens)
+
+    def _move_out(self, total_tokens: int) -> None:
+        """Copies the chunks used in place: a part of the embedding has arrived in other blocks."""
+        kept, home, self._home, self._kept = self._kept, self._home, 0, {}
+        self.arrays = self._new(total_tokens)
+        for offset, blocks in kept.items():
+            self.buffers.gather_into(blocks, 0, self.chunks[offset], self.arrays, offset)
+            self.owner.consumed(home, offset)
+        for offset, (length, blocks) in self._passed.items():
+            self.buffers.gather_into(blocks, 0, length, self.arrays, offset)
+
+    def _new(self, total_tokens: int) -> dict[str, Array]:
+        fields = self.buffers.geometry.layout.fields
+        if self._make is not None:
+            made = self._make(total_tokens)
+            wrong = [f.name for f in fields if not _fits(made.get(f.name), (total_tokens, f.token_bytes))]
+            if not wrong:
+                return made
+            why = (
+                f"make() returned arrays for {', '.join(wrong)} that are not contiguous uint8 of {total_tokens} tokens"
+            )
+            self.owner.abort(LocalProtocolError(why))
+        return {field.name: np.empty((total_tokens, field.token_bytes), np.uint8) for field in fields}
+
+
+def _fits(array: Array | None, shape: tuple[int, int]) -> bool:
+    return array is not None and array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivedChunk:
+    """Tokens ``[offset, offset + length)`` in the pool. Valid until :meth:`release`, which must be called once."""
+
+    offset: int
+    length: int
+    blocks: tuple[int, ...]
+    release: Callable[[], None]
+
+    @property
+    def chunk_info(self) -> tuple[int, int]:
+        """(offset, length) in tokens."""
+        return self.offset, self.length
+
+
+class ChunkSink(Sink):
+    """Hands chunks on as they arrive, in any order. The receiver then needs no memory beyond the pool."""
+
+    def __init__(self) -> None:
+        self._arrived: deque[ArrivedChunk] = deque()
+
+    def deliver(self, chunk: Deliver, total_tokens: int) -> None:
+        key = (chunk.epoch, chunk.offset)
+        self._arrived.append(ArrivedChunk(chunk.offset, chunk.length, chunk.blocks, lambda: self.owner.consumed(*key)))
+
+    def restart(self) -> None:
+        self._arrived.clear()  # the machine releases their blocks
+
+    def peek(self) -> ArrivedChunk | None:
+        """Returns the chunk that :meth:`pop` would take, or None."""
+        return self._arrived[0] if self._arrived else None
+
+    def pop(self) -> ArrivedChunk | None:
+        """Takes the next chunk, or returns None. Taking one commits: another content is an error from now on."""
+        with self.owner.lock:  # otherwise the content could be replaced in between
+            if not self._arrived:
+                return None
+            self.owner.commit()
+            return self._arrived.popleft()
+
+    def read(self, chunk: ArrivedChunk) -> dict[str, Array]:
+        """Returns a chunk, uint8 [length, bytes a token] a field: a view if its blocks are adjacent, else a copy."""
+        whole = self.buffers.in_place(chunk.blocks, chunk.length)
+        if whole is not None:
+            return whole
+        fields = self.buffers.geometry.layout.fields
+        out: dict[str, Array] = {f.name: np.empty((chunk.length, f.token_bytes), np.uint8) for f in fields}
+        self.buffers.gather_into(chunk.blocks, 0, chunk.length, out, 0)
+        return out
+
+
+def gathered(sink: Sink) -> GatherSink:
+    """Returns ``sink`` if it gathers.
+
+    Raises:
+        LocalProtocolError: It does not.
+    """
+    if not isinstance(sink, GatherSink):
+        raise LocalProtocolError("this receiver hands its chunks on; take them from its sink")
+    return sink

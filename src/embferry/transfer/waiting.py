@@ -1,0 +1,52 @@
+"""Waiting for a transfer to end: in a thread, or in an asyncio task."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from embferry.protocol.errors import LeaseExpired
+from embferry.protocol.states import KVPoll
+
+from .handle import Handle
+
+
+def _raise_failure(end: Handle) -> None:
+    if end.poll() is KVPoll.Failed:
+        raise end.failure_exception()
+
+
+def wait(end: Handle, timeout: float) -> None:
+    """Blocks the calling thread until the transfer has succeeded; for a sender, until its arrays are no longer read.
+
+    Args:
+        end: A receiver or a sender.
+        timeout: Seconds.
+
+    Raises:
+        EmbeddingTransferError: The transfer has failed; this is the reason.
+        LeaseExpired: ``timeout`` has passed. The transfer goes on.
+    """
+    changed = threading.Event()
+    end.on_change(changed.set)
+    deadline = end.now() + timeout
+    while not end.has_ended:
+        if not changed.wait(max(0.0, deadline - end.now())):
+            raise LeaseExpired(f"not transferred within {timeout:g} s; it is still going on", room=end.room)
+        changed.clear()
+    _raise_failure(end)
+
+
+async def transferred(end: Handle) -> None:
+    """Waits like :func:`wait`, in an asyncio task and without a thread. ``asyncio.timeout`` bounds it.
+
+    Raises:
+        EmbeddingTransferError: The transfer has failed; this is the reason.
+    """
+    loop = asyncio.get_running_loop()
+    changed = asyncio.Event()
+    end.on_change(lambda: loop.call_soon_threadsafe(changed.set))
+    while not end.has_ended:
+        await changed.wait()
+        changed.clear()
+    _raise_failure(end)

@@ -1,0 +1,1 @@
+"""Transports: the contract, the registry, and one folder for each transport."""

@@ -1,0 +1,5 @@
+"""The ``http`` transport."""
+
+from .transport import HttpTransport
+
+__all__ = ["HttpTransport"]

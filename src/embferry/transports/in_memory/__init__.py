@@ -1,0 +1,5 @@
+"""The ``memory`` transport."""
+
+from .transport import InMemoryTransport
+
+__all__ = ["InMemoryTransport"]

@@ -1,0 +1,146 @@
+"""The ``memory`` transport: both ends in one process. For tests, and for who wants both sides in a single process.
+
+A write happens inside the call, under the receiver's lock, so revocation is immediate.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from embferry.protocol.errors import LocalProtocolError, TransportError
+
+from ..contract import Capabilities, Event, LinkLost, Piece, Region, Revoked, Transport, Window, Written
+from ..handles import decode_handle
+from ..outbox import Outbox
+from ..windows import BlockRows, Windows, ranges_of
+
+__all__ = ["InMemoryTransport"]
+
+
+class MemoryHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-memory-1"):
+    pid: int
+    key: bytes
+
+
+class InMemoryTransport(Transport):
+    name = "memory"
+    capabilities = Capabilities(same_host_only=True)
+
+    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+        super().__init__(wake)
+        self._outbox = Outbox(lambda: self.wake())
+        self._receiver: _Receiver | None = None
+        self._links: dict[bytes, _Receiver] = {}
+        self._closed = False
+
+    def register(self, region: Region) -> bytes:
+        if self._receiver is not None or self._closed:
+            raise LocalProtocolError("one region a transport; make another transport for another region")
+        handle = msgspec.msgpack.encode(MemoryHandle(os.getpid(), os.urandom(16)))
+        self._receiver = _Receiver(region)
+        _receivers[handle] = self._receiver
+        return handle
+
+    def admit(self, window: Window) -> None:
+        self._registered().windows.admit(window)
+
+    def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
+        self._registered().windows.close_blocks(epoch, blocks)
+
+    def revoke(self, epoch: int) -> None:
+        receiver = self._registered()
+        with receiver.lock:  # a write on another thread that is under way ends first
+            receiver.windows.revoke(epoch)
+        self._outbox.post(Revoked(epoch))
+
+    def connect(self, handle: bytes) -> None:
+        decode_handle(handle, MemoryHandle, self.name)
+        if handle in self._links:
+            return
+        receiver = _receivers.get(handle)
+        if receiver is None or self._closed or not receiver.join(self):
+            raise TransportError("there is no such receiver in this process, or it is closed", retryable=False)
+        self._links[handle] = receiver
+
+    def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
+        receiver = self._links.get(handle)
+        if receiver is None:
+            error: TransportError | None = TransportError("there is no link to this receiver; connect first")
+        else:
+            error = receiver.write(epoch, pieces)
+        self._outbox.post(Written(ticket, error))
+
+    def disconnect(self, handle: bytes) -> None:
+        receiver = self._links.pop(handle, None)
+        if receiver is not None:
+            receiver.senders.discard(self)
+
+    def poll(self) -> list[Event]:
+        return self._outbox.drain()
+
+    def close(self) -> None:
+        self._closed = True
+        for handle in list(self._links):
+            self.disconnect(handle)
+        if self._receiver is not None:
+            for sender in self._receiver.close():
+                sender._lose(self._receiver)
+
+    def _lose(self, receiver: _Receiver) -> None:
+        for handle in [handle for handle, linked in self._links.items() if linked is receiver]:
+            del self._links[handle]
+            self._outbox.post(LinkLost(handle, TransportError("the receiver was closed")))
+
+    def _registered(self) -> _Receiver:
+        if self._receiver is None:
+            raise LocalProtocolError("no region is registered with this transport; call register first")
+        return self._receiver
+
+
+class _Receiver:
+    """The part of a receiving transport that senders use."""
+
+    def __init__(self, region: Region) -> None:
+        rows = BlockRows(region.rows, region.num_blocks)
+        self.windows = Windows(rows, np.zeros(region.num_blocks, np.uint64))
+        self.lock = threading.Lock()
+        self.senders: weakref.WeakSet[InMemoryTransport] = weakref.WeakSet()
+        self._view: memoryview | None = region.view
+
+    def join(self, sender: InMemoryTransport) -> bool:
+        with self.lock:
+            if self._view is not None:
+                self.senders.add(sender)
+            return self._view is not None
+
+    def write(self, epoch: int, pieces: Sequence[Piece]) -> TransportError | None:
+        try:
+            touched = self.windows.rows.touched(ranges_of(pieces))
+        except OverflowError:
+            touched = None
+        with self.lock:
+            if self._view is None:
+                return TransportError("the receiver was closed")
+            if touched is None or not self.windows.allows(epoch, touched):
+                return TransportError(f"no open window of epoch {epoch} covers the write", retryable=False)
+            for piece in pieces:
+                source = piece.source.cast("B")
+                self._view[piece.offset : piece.offset + source.nbytes] = source
+        return None
+
+    def close(self) -> list[InMemoryTransport]:
+        with self.lock:
+            self._view = None
+            self.windows.close_all()
+            senders = list(self.senders)
+            self.senders.clear()
+        return senders
+
+
+_receivers: weakref.WeakValueDictionary[bytes, _Receiver] = weakref.WeakValueDictionary()

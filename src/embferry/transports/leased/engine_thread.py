@@ -1,0 +1,354 @@
+"""The thread that drives one engine of a sender: starts requests and looks whether they are over.
+
+Each link has a thread and an engine of its own, because engines block: to make one takes a tenth of a second, and NIXL
+on shared memory copies a request before the call returns. Neither engine offers a descriptor to wait for, so while
+requests are in flight the thread polls; otherwise it sleeps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from embferry.protocol.errors import TransportError
+
+from .jobs import Run, WriteJob
+from .sources import Sources
+
+log = logging.getLogger(__name__)
+
+LIVENESS_CHECK_S = 1.0
+PAUSE_FRACTION = 1 / 24
+"""A pause between two polls is this part of the time that the oldest request has taken: the most that it can add."""
+MIN_PAUSE_S, MAX_PAUSE_S = 50e-6, 2e-3
+
+
+class WriteFailedError(TransportError):
+    """One request has failed; the engine can go on with others."""
+
+
+def without_traceback(error: TransportError) -> TransportError:
+    """Returns the same error without its traceback, whose frames would keep an engine alive."""
+    return TransportError(error.detail, retryable=error.retryable)
+
+
+class Request(ABC):
+    """Bytes that an engine is writing."""
+
+    @abstractmethod
+    def is_over(self) -> bool:
+        """Returns whether every byte is in the peer's memory.
+
+        Raises:
+            WriteFailedError: The request has failed; bytes of it may be in flight.
+            TransportError: The engine has failed; bytes of any request may be in flight.
+        """
+
+    def release(self) -> None:  # noqa: B027  (Mooncake keeps nothing)
+        """Frees what the engine keeps of the request; called once, when it is over or given up."""
+
+
+class WriteEngine(ABC):
+    """An engine that writes to one peer. Used by its thread alone; its constructor makes the engine.
+
+    Attributes:
+        slice_bytes: The largest request. Between two of them the thread looks whether it has to stop, and other writes
+            get their turn.
+        max_runs: How many runs one request may have.
+        max_requests: Requests in flight at a time.
+        max_bytes: Bytes in flight at which no further request is started.
+        drain_timeout_s: How long requests in flight may take to end when the engine is to end.
+        registers_sources: The engine reads from registered memory only.
+    """
+
+    slice_bytes: int
+    max_runs: ClassVar[int] = 1
+    max_requests: int
+    max_bytes: float = float("inf")
+    drain_timeout_s: float = 0.0
+    registers_sources: bool = True
+
+    def meet(self, metadata: bytes) -> None:  # noqa: B027  (Mooncake knows its peer from the handle)
+        """Makes the peer with this metadata known.
+
+        Raises:
+            TransportError: The engines cannot work with each other.
+        """
+
+    @abstractmethod
+    def register(self, address: int, length: int) -> Any:
+        """See :class:`.sources.Registry`."""
+
+    @abstractmethod
+    def deregister(self, registered: Any) -> None:
+        """See :class:`.sources.Registry`."""
+
+    def ready(self, *, idle: bool) -> bool:
+        """Returns whether requests may be started now; ``idle``: none is in flight.
+
+        Raises:
+            TransportError: The engine is of no more use.
+        """
+        return True
+
+    @abstractmethod
+    def start(self, part: list[Run]) -> Request:
+        """Starts to write ``part``.
+
+        Raises:
+            WriteFailedError: Nothing of it was sent.
+            TransportError: The engine has failed; bytes may be in flight.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the engine: no source is read any more."""
+
+
+@dataclass(eq=False, slots=True)
+class _InFlight:
+    job: WriteJob
+    request: Request
+    nbytes: int
+    began: float
+
+
+class EngineThread:
+    """Writes jobs until it is told to stop, then ends its engine. Its methods may be called from any thread.
+
+    All callbacks run on the engine's thread, with no lock held.
+
+    Args:
+        open_engine: Makes the engine; runs on the thread.
+        on_ready: The engine has met the peer, see :meth:`meet`.
+        on_over: A job has ended; unless it is unclean no byte of it is in flight.
+        on_end: Called once, last: the engine is closed and no source is read any more. Gets the error, None if the
+            thread was told to stop; and whether it is certain that no byte is in flight.
+        on_bug: The thread has died of an exception.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        open_engine: Callable[[], WriteEngine],
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+        on_over: Callable[[WriteJob], None],
+        on_end: Callable[[TransportError | None, bool], None],
+        on_bug: Callable[[BaseException], None],
+    ) -> None:
+        self._open_engine = open_engine
+        self._on_ready, self._on_over, self._on_end, self._on_bug = on_ready, on_over, on_end, on_bug
+        self._changed = threading.Condition()  # guards what follows
+        self._news = self._stopping = False
+        self._metadata: bytes | None = None
+        self._given: deque[WriteJob] = deque()
+        # For the thread.
+        self._sources: Sources | None = None
+        self._waiting: deque[WriteJob] = deque()  # for their source or their verdict
+        self._active: deque[WriteJob] = deque()
+        self._in_flight: list[_InFlight] = []  # the oldest first
+        self._in_doubt = False
+        self._thread = threading.Thread(target=self._run, name=name)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def meet(self, metadata: bytes) -> None:
+        """Makes the peer known to the engine, once."""
+        with self._changed:
+            self._metadata = metadata
+            self._notify()
+
+    def put(self, job: WriteJob) -> None:
+        """Takes in a write, to be begun when its verdict is "go". Its source is registered meanwhile."""
+        with self._changed:
+            self._given.append(job)
+            self._notify()
+
+    def look(self) -> None:
+        """Has the thread look at its jobs: a verdict has come."""
+        with self._changed:
+            self._notify()
+
+    def stop(self) -> None:
+        """Has the thread start nothing more, drain, and close its engine. Does not wait. Idempotent."""
+        with self._changed:
+            self._stopping = True
+            self._notify()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        self._thread.join(timeout_s)
+
+    def _notify(self) -> None:
+        self._news = True
+        self._changed.notify()
+
+    # On the thread
+
+    def _run(self) -> None:
+        error: TransportError | None = None
+        try:
+            engine = self._open_engine()
+            try:
+                self._work(engine)
+            except TransportError as failed:
+                error = without_traceback(failed)
+            finally:
+                self._abandon()
+                engine.close()
+        except TransportError as failed:
+            error = without_traceback(failed)
+        except Exception as bug:
+            log.exception("the thread %s has ended", threading.current_thread().name)
+            self._on_bug(bug)
+            error, self._in_doubt = TransportError(f"a thread of the transport ended with {bug!r}"), True
+        self._on_end(error, not self._in_doubt)
+
+    def _work(self, engine: WriteEngine) -> None:
+        """Writes until it is told to stop.
+
+        Raises:
+            TransportError: The engine is of no more use.
+        """
+        self._sources = Sources(engine) if engine.registers_sources else None
+        pause: float | None = None
+        while self._wait(pause):
+            if self._metadata is not None:
+                engine.meet(self._metadata)
+                self._metadata = None
+                self._on_ready()
+            self._activate()
+            moved = self._start_parts(engine)
+            moved |= self._collect()
+            pause = 0.0 if moved else self._pause()
+        deadline = time.monotonic() + engine.drain_timeout_s
+        while self._in_flight and time.monotonic() < deadline:
+            if not self._collect():
+                time.sleep(self._pause() or 0.0)
+
+    def _wait(self, pause: float | None) -> bool:
+        """Waits for news, at most ``pause`` seconds. Returns False when it is time to end."""
+        with self._changed:
+            # A program that ends without closing its transport must end all the same, so look at the main thread.
+            while not self._news and pause != 0.0 and threading.main_thread().is_alive():
+                self._changed.wait(LIVENESS_CHECK_S if pause is None else pause)
+                if pause is not None:
+                    break
+            self._news = False
+            self._waiting += self._given
+            self._given.clear()
+            return not self._stopping and threading.main_thread().is_alive()
+
+    def _pause(self) -> float | None:
+        """Returns how long to wait before the next poll, in seconds; None: until there is news."""
+        if not self._in_flight:
+            return None
+        age = time.monotonic() - self._in_flight[0].began
+        return min(MAX_PAUSE_S, max(MIN_PAUSE_S, age * PAUSE_FRACTION))
+
+    def _activate(self) -> None:
+        """Activates the jobs that have their source registered and their verdict."""
+        for _ in range(len(self._waiting)):
+            job = self._waiting.popleft()
+            if self._prepare(job) and job.go is not None:
+                self._active.append(job)
+            else:
+                self._waiting.append(job)
+
+    def _prepare(self, job: WriteJob) -> bool:
+        """Registers the source of a job that needs it. Returns False while it overlaps the source of another."""
+        job.lay_out()
+        if self._sources is None or job.registered or job.error is not None or job.stop is not None:
+            return True
+        try:
+            job.registered = self._sources.acquire(job.source)
+        except TransportError as error:
+            job.error = without_traceback(error)
+            return True
+        return job.registered
+
+    def _start_parts(self, engine: WriteEngine) -> bool:
+        """Starts requests of the active jobs in turn, while there is room. Returns whether anything moved."""
+        if not engine.ready(idle=not self._in_flight):
+            return False
+        moved = False
+        room = engine.max_bytes - sum(flight.nbytes for flight in self._in_flight)
+        while self._active and room > 0 and len(self._in_flight) < engine.max_requests and not self._stopping:
+            moved = True
+            job = self._active.popleft()
+            part = self._next_part(engine, job)
+            if part is None:
+                job.exhausted = True
+                self._finish(job)
+                continue
+            self._active.append(job)
+            room -= self._start(engine, job, part)
+        return moved
+
+    def _next_part(self, engine: WriteEngine, job: WriteJob) -> list[Run] | None:
+        if not job.go:
+            job.error = TransportError("the receiver has no open window that covers the write", retryable=False)
+        if job.error is not None:
+            return None
+        part = job.next_part(engine.slice_bytes, engine.max_runs)
+        if part is not None and job.stop is not None:
+            job.error = job.stop
+            return None
+        return part
+
+    def _start(self, engine: WriteEngine, job: WriteJob, part: list[Run]) -> int:
+        """Starts a request of the job. Returns its size in bytes."""
+        began = time.monotonic()
+        try:
+            request = engine.start(part)
+        except WriteFailedError as failed:
+            job.error = without_traceback(failed)
+            return 0
+        except TransportError:
+            self._in_doubt = True
+            raise
+        nbytes = sum(length for _, _, length in part)
+        self._in_flight.append(_InFlight(job, request, nbytes, began))
+        job.in_flight += 1
+        return nbytes
+
+    def _collect(self) -> bool:
+        """Takes out the requests that are over. Returns whether there were any."""
+        before = len(self._in_flight)
+        for flight in list(self._in_flight):
+            job = flight.job
+            try:
+                if not flight.request.is_over():
+                    continue
+            except WriteFailedError as failed:
+                job.error, job.clean = without_traceback(failed), False
+            self._in_flight.remove(flight)  # what is still in it when an error is raised below is in doubt
+            job.in_flight -= 1
+            flight.request.release()
+            self._finish(job)
+        return len(self._in_flight) < before
+
+    def _finish(self, job: WriteJob) -> None:
+        if job.exhausted and job.in_flight == 0:
+            if self._sources is not None and job.registered:
+                self._sources.release(job.source)
+            self._on_over(job)
+
+    def _abandon(self) -> None:
+        """Lets go of requests that have failed or not ended; the engine is about to be closed."""
+        for flight in self._in_flight:
+            self._in_doubt = True
+            try:
+                flight.request.release()
+            except TransportError as error:
+                log.info("%s", error)
+        self._in_flight.clear()
+        self._waiting.clear()
+        self._active.clear()

@@ -1,0 +1,115 @@
+"""Writes, and how they are cut into requests for an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from embferry.protocol.errors import TransportError
+
+from ..contract import Piece
+
+Run = tuple[int, int, int]
+"""Contiguous bytes: address of the source, offset in the region (of the peer), length."""
+
+
+class WriteJob:
+    """One write and how far it is.
+
+    The engine's thread changes all of it but ``base``, ``go`` and ``stop``, which other threads set.
+
+    Args:
+        serial: The number of the write among those of its engine.
+        find_runs: Computes the runs of the write; called once, on the engine's thread.
+        keeps: What keeps the source memory alive.
+
+    Attributes:
+        base: Address of the peer's region; to be set before ``go``.
+        go: The receiver's verdict; None until it has come.
+        stop: The error with which the write ends if part of it has not begun; None: it may begin.
+        source: The memory that is read, ``(address, length)``, ascending and disjoint; known after :meth:`lay_out`.
+        registered: The source is registered with the engine.
+        exhausted: No further request of it will be started.
+        in_flight: Requests that have begun and are not over.
+        error: Why bytes of the write are not in the region; None: nothing has failed.
+        clean: False if bytes of a failed request may still be in flight.
+    """
+
+    def __init__(self, serial: int, find_runs: Callable[[], list[Run]], keeps: object) -> None:
+        self.serial = serial
+        self._find_runs, self._keeps = find_runs, keeps
+        self.base = 0
+        self.go: bool | None = None
+        self.stop: TransportError | None = None
+        self.source: list[tuple[int, int]] = []
+        self.registered = False
+        self._runs: list[Run] | None = None
+        self._parts: Iterator[list[Run]] | None = None
+        self.exhausted = False
+        self.in_flight = 0
+        self.error: TransportError | None = None
+        self.clean = True
+
+    def lay_out(self) -> None:
+        """Finds the addresses, the first time that it is called."""
+        if self._runs is None:
+            self._runs = self._find_runs()
+            self.source = merged_source(self._runs)
+
+    def next_part(self, slice_bytes: int, max_runs: int) -> list[Run] | None:
+        """Returns the next request, with absolute addresses on both sides; None after the last."""
+        if self._parts is None:
+            self._parts = parts(self._runs or [], self.base, slice_bytes, max_runs)
+        return next(self._parts, None)
+
+
+def address_of(view: memoryview) -> int:
+    return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0])
+
+
+def merged_runs(pieces: Sequence[Piece]) -> list[Run]:
+    """Returns the runs of the pieces that have bytes; neighbours on both sides become one."""
+    runs: list[Run] = []
+    for piece in pieces:
+        length = piece.source.nbytes
+        if not length:
+            continue
+        address, offset = address_of(piece.source), piece.offset
+        if runs:
+            before, at, size = runs[-1]
+            if before + size == address and at + size == offset:
+                runs[-1] = (before, at, size + length)
+                continue
+        runs.append((address, offset, length))
+    return runs
+
+
+def merged_source(runs: Sequence[Run]) -> list[tuple[int, int]]:
+    """Returns ``(address, length)`` of the source memory, ascending and disjoint."""
+    ranges: list[tuple[int, int]] = []
+    for address, _, length in sorted(runs):
+        if ranges and address <= sum(ranges[-1]):
+            start, size = ranges[-1]
+            ranges[-1] = (start, max(size, address + length - start))
+        else:
+            ranges.append((address, length))
+    return ranges
+
+
+def parts(runs: Sequence[Run], base: int, slice_bytes: int, max_runs: int) -> Iterator[list[Run]]:
+    """Yields requests of at most ``slice_bytes`` and ``max_runs``, which together are the runs at ``base``."""
+    chosen: list[Run] = []
+    room = slice_bytes
+    for address, offset, length in runs:
+        done = 0
+        while done < length:
+            size = min(length - done, room)
+            chosen.append((address + done, base + offset + done, size))
+            done += size
+            room -= size
+            if room == 0 or len(chosen) == max_runs:
+                yield chosen
+                chosen, room = [], slice_bytes
+    if chosen:
+        yield chosen

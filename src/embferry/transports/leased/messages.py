@@ -1,0 +1,127 @@
+"""Messages of the side channel: length-prefixed MessagePack on one TCP connection beside the engine's own.
+
+A frame is a big-endian length of 4 bytes and a message, an array whose first item is its tag.
+
+========= ================ =============================================================================================
+from      tag              meaning
+========= ================ =============================================================================================
+sender    ``hello``        first message: the token of the handle, and the boot id of the sender's host
+receiver  ``welcome``      what the engine needs to reach the receiver (empty for Mooncake), and the address of the
+                           region; sent again, without the former, before a verdict that refers to another address
+sender    ``ask``          request for a lease for the write ``serial``: epoch and byte ranges (little-endian pairs of
+                           64 bits)
+receiver  ``verdict``      lease granted, or refused
+receiver  ``stop``         start no more of this write and send ``done`` soon: its window has closed, or the region has
+                           moved to another address
+sender    ``done``         the write is over and no byte of it is in flight
+sender    ``failed``       the write is over; its engine failed and bytes of it may still be in flight
+receiver  ``acknowledged`` ``done`` or ``failed`` has been taken in; whether the window is still open (Mooncake only)
+sender    ``broken``       the engine is of no more use and bytes may still be in flight: cut this sender off, then
+                           close the connection
+========= ================ =============================================================================================
+
+A peer that breaks the format loses the connection.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from ..handles import Token
+from ..windows import Ranges
+
+MAX_RANGES = 1 << 16
+RANGE_BYTES = 16
+MAX_METADATA = 1 << 20
+"""Bytes. NIXL's grows with the network devices of the host and exceeds the 1 KiB of a handle, hence ``welcome``."""
+MAX_HELLO_FRAME = 256
+MAX_FRAME = (1 << 20) + 256
+LENGTH = struct.Struct("!I")
+
+Natural = Annotated[int, msgspec.Meta(ge=0)]  # MessagePack has no integer beyond 64 bits
+
+
+class FrameError(ValueError):
+    """The peer broke the format; the text says how."""
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello", forbid_unknown_fields=True):
+    token: Token
+    boot_id: Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome", forbid_unknown_fields=True):
+    metadata: Annotated[bytes, msgspec.Meta(max_length=MAX_METADATA)]
+    base: Natural
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask", forbid_unknown_fields=True):
+    serial: Natural
+    epoch: Natural
+    ranges: Annotated[bytes, msgspec.Meta(min_length=RANGE_BYTES, max_length=RANGE_BYTES * MAX_RANGES)]
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict", forbid_unknown_fields=True):
+    serial: Natural
+    go: bool
+
+
+class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop", forbid_unknown_fields=True):
+    serial: Natural
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, tag="done", forbid_unknown_fields=True):
+    serial: Natural
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed", forbid_unknown_fields=True):
+    serial: Natural
+
+
+class Acknowledged(msgspec.Struct, frozen=True, array_like=True, tag="acknowledged", forbid_unknown_fields=True):
+    serial: Natural
+    window_open: bool
+
+
+class Broken(msgspec.Struct, frozen=True, array_like=True, tag="broken", forbid_unknown_fields=True):
+    pass
+
+
+Message = Hello | Welcome | Ask | Verdict | Stop | Done | Failed | Acknowledged | Broken
+
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def decode(frame: bytes) -> Message:
+    """Returns the message in ``frame``.
+
+    Raises:
+        FrameError: It is not a message of this protocol.
+    """
+    try:
+        return _decoder.decode(frame)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FrameError(f"a malformed message ({error})") from error
+
+
+def encode(message: Message) -> bytes:
+    return msgspec.msgpack.encode(message)
+
+
+def pack_ranges(ranges: Ranges) -> bytes:
+    return ranges.astype("<u8").tobytes()
+
+
+def unpack_ranges(data: bytes) -> Ranges:
+    """Returns the byte ranges of an ``ask``, uint64 ``[n, 2]``: offset and length.
+
+    Raises:
+        FrameError: The bytes end in the middle of a range.
+    """
+    if len(data) % RANGE_BYTES:
+        raise FrameError(f"{len(data)} bytes of ranges; each has {RANGE_BYTES}")
+    return np.frombuffer(data, "<u8").astype(np.uint64).reshape(-1, 2)

@@ -1,0 +1,5 @@
+"""The ``mooncake`` transport."""
+
+from .transport import MooncakeTransport
+
+__all__ = ["MooncakeTransport"]

@@ -1,0 +1,142 @@
+"""The ``mooncake`` transport: one-sided writes of the Mooncake Transfer Engine, from the tensor into the blocks.
+
+The receiver has one engine and a side channel; the handle names both. A sender has an engine and a connection for each
+receiver, so that ending a link ends its transfers. :mod:`.engine` is what is known of the engine.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import msgspec
+
+from embferry.protocol.errors import LocalProtocolError, TransportError
+
+from ...contract import Capabilities, Region
+from ...handles import TOKEN_BYTES, Host, Port, Token, decode_handle
+from ...net import address
+from ...net.listener import listen
+from ..sending_end import LinkSettings
+from ..transport import LeasedTransport
+from .engine import P2P, Engine, EngineSettings
+from .receiving_end import MooncakeReceivingEnd
+from .write_engine import MooncakeWriteEngine
+
+__all__ = ["MooncakeTransport"]
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+
+
+class MooncakeHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-mooncake-2"):
+    """How a sender reaches the receiver.
+
+    Attributes:
+        segment: The receiver's name among engines.
+        host: Of the side channel, as is ``port``.
+    """
+
+    segment: Name
+    protocol: Name
+    metadata_server: Name
+    host: Host
+    port: Port
+    token: Token
+
+
+class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
+    """See the module.
+
+    Args:
+        host: The address the side channel listens on. The engine itself listens on all addresses.
+        port: Of the side channel; 0 for any free one. The engine's: ``MC_MIN_RPC_PORT`` to ``MC_MAX_RPC_PORT``.
+        advertise: The IP address peers connect to, if it is another one than ``host``.
+        protocol: Handed to the engine: ``tcp``, ``rdma``, or what your build has. Both ends use the same.
+        device: Handed to the engine: names of RDMA devices, comma separated; empty: all.
+        metadata_server: Handed to the engine; ``P2PHANDSHAKE``: the engines ask each other. Both ends use the same.
+        register_sources: Register the source memory of each write with the engine; None: unless the protocol is
+            ``tcp``, which can do without.
+        revoke_grace_s: How long a revocation waits for writers before it cuts them off.
+        connect_timeout_s: How long the receiver may take to answer a connection.
+    """
+
+    name = "mooncake"
+    capabilities = Capabilities(same_host_only=False, maps_region=True)
+
+    def __init__(
+        self,
+        wake: Callable[[], None] = lambda: None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        advertise: str | None = None,
+        protocol: str = "tcp",
+        device: str = "",
+        metadata_server: str = P2P,
+        register_sources: bool | None = None,
+        revoke_grace_s: float = 0.5,
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        super().__init__(wake)
+        self._host, self._port = host, port
+        self._settings = EngineSettings(advertise or host, protocol, device, metadata_server)
+        self._register_sources = protocol != "tcp" if register_sources is None else register_sources
+        self._revoke_grace_s = revoke_grace_s
+        self._link_settings = LinkSettings(self.name, acknowledged=True, connect_timeout_s=connect_timeout_s)
+
+    def register(self, region: Region) -> bytes:
+        """Makes the region reachable, as in the contract.
+
+        Raises:
+            TransportError: The engine is not installed or cannot start, or the port is taken.
+            LocalProtocolError: The region is private memory, which cannot be mapped twice (see :mod:`.alias`).
+        """
+        self._check_unregistered()
+        if region.fd is None:
+            raise LocalProtocolError(
+                "the mooncake transport needs memory it can map twice: MultimodalDataBuffers(..., shared=True)"
+            )
+        ours = self._settings
+        advertise, engine, token = address.advertised(ours.host), Engine(ours), secrets.token_bytes(TOKEN_BYTES)
+        try:
+            sock = listen(self._host, self._port)
+            try:
+                receiving = MooncakeReceivingEnd(
+                    region, region.fd, engine, token, sock, self._revoke_grace_s, self._loop, self._outbox
+                )
+            except BaseException:
+                sock.close()
+                raise
+        except BaseException as error:
+            engine.close()
+            if isinstance(error, OSError):
+                raise TransportError(f"cannot map the region again: {error}") from error
+            raise
+        self._receiving = receiving
+        port = receiving.listener.port
+        return msgspec.msgpack.encode(
+            MooncakeHandle(engine.segment, ours.protocol, ours.metadata_server, advertise, port, token)
+        )
+
+    def connect(self, handle: bytes) -> None:
+        """Prepares to write there, as in the contract.
+
+        What goes wrong later, as when the engine cannot start, is reported as ``LinkLost``.
+
+        Raises:
+            TransportError: The handle cannot be used here, which is not worth a retry; or the connection is refused.
+        """
+        peer, ours = decode_handle(handle, MooncakeHandle, self.name), self._settings
+        for what, theirs, own in (
+            ("protocol", peer.protocol, ours.protocol),
+            ("metadata server", peer.metadata_server, ours.metadata_server),
+        ):
+            if theirs != own:
+                raise TransportError(
+                    f"the receiver's Mooncake engine uses the {what} {theirs!r}, this one {own!r}; configure the same",
+                    retryable=False,
+                )
+        open_engine = partial(MooncakeWriteEngine, partial(Engine, ours), peer.segment, self._register_sources)
+        self._link(handle, (peer.host, peer.port), peer.token, self._link_settings, open_engine)

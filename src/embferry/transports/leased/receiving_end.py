@@ -1,0 +1,226 @@
+"""The receiving side: one listener, a connection for each sender, and the lease table that decides their asks."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import socket
+import threading
+from abc import ABC, abstractmethod
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from ..contract import Revoked, Window
+from ..net.connector import set_keepalive
+from ..net.listener import Listener
+from ..net.loop import Loop
+from ..outbox import Outbox
+from . import messages as m
+from .channel import Channel
+from .leases import Lease, LeaseTable, Outcome
+from .messages import FrameError
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_S = 5.0
+MAX_UNSENT = 4 << 20  # bytes of answers that a sender may leave unread
+
+
+def boot_id() -> str:
+    """Returns what all processes of this host have in common, containers included, and no process of another."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+class ReceivingEnd(ABC):
+    """Everything that receives into one region.
+
+    A subclass makes the engine ready for a sender (:meth:`attach`) and cuts it off again (:meth:`detach`). It calls
+    ``listener.start`` when it is ready for senders.
+
+    Args:
+        token: The token of the handle, which every sender must show.
+        sock: Listens; closed by this object.
+        grace_s: How long a revocation waits for the holders of leases before they are cut off; None: without limit.
+    """
+
+    acknowledges: ClassVar[bool] = False
+    """A sender is told that its "done" has arrived, and reports the write only then."""
+    max_senders: ClassVar[int]
+
+    def __init__(
+        self,
+        table: LeaseTable,
+        token: bytes,
+        sock: socket.socket,
+        loop: Loop,
+        outbox: Outbox,
+        *,
+        grace_s: float | None = None,
+    ) -> None:
+        self.table, self.token, self.loop, self.outbox, self._grace_s = table, token, loop, outbox, grace_s
+        self.boot_id = boot_id()
+        self.listener = Listener(sock, loop, "a sender", self.max_senders, partial(SenderConnection, self))
+        self.changed = threading.Event()
+        """Set whenever leases may have ended."""
+
+    @abstractmethod
+    def attach(self, sender: SenderConnection) -> None:
+        """Makes the engine ready for a sender that has shown the token, then calls its ``welcome``.
+
+        Runs on the loop's thread and must not block.
+        """
+
+    @abstractmethod
+    def detach(self, sender: SenderConnection) -> None:
+        """Ends what :meth:`attach` began. The sender's leases are in doubt; the connection is to be closed here.
+
+        Runs on the loop's thread and must not block; called once for each sender, also for one never attached.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends all access to the region. From another thread than the loop's; may wait."""
+
+    def admit(self, window: Window) -> None:
+        self.table.admit(window)
+
+    def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
+        self._carry_out_soon(self.table.close_blocks(epoch, blocks))
+
+    def revoke(self, epoch: int) -> None:
+        outcome = self.table.revoke(epoch)
+        self._carry_out_soon(outcome)
+        if epoch not in outcome.revoked and self._grace_s is not None:
+            self.loop.call(partial(self.loop.later, self._grace_s, partial(self._expire, epoch)))
+
+    def carry_out(self, outcome: Outcome) -> None:
+        """Says what follows, on the loop's thread, before anything else happens there: "go" must precede "stop"."""
+        for lease, go in outcome.verdicts:
+            _connection(lease).send_verdict(lease, go)
+        for lease in outcome.stops:
+            _connection(lease).channel.send(m.Stop(lease.serial))
+        if self.acknowledges:
+            for lease, window_open in outcome.acknowledged:
+                _connection(lease).channel.send(m.Acknowledged(lease.serial, window_open))
+        for epoch in outcome.revoked:
+            self.outbox.post(Revoked(epoch))
+        self.changed.set()
+
+    def _carry_out_soon(self, outcome: Outcome) -> None:
+        """Says what follows, from any other thread. A completed revocation is reported now."""
+        for epoch in outcome.revoked:
+            self.outbox.post(Revoked(epoch))
+        if outcome.verdicts or outcome.stops:
+            self.loop.call(partial(self.carry_out, Outcome(outcome.verdicts, outcome.stops)))
+
+    # On the loop's thread
+
+    def _expire(self, epoch: int) -> None:
+        self.carry_out(self.table.expire(epoch))
+
+    def _stop(self) -> None:
+        self.listener.stop()
+        for sender in list(self.listener.connections):
+            sender.tear_down("the receiver is closed", logging.DEBUG)
+
+
+def _connection(lease: Lease) -> SenderConnection:
+    assert isinstance(lease.holder, SenderConnection)
+    return lease.holder
+
+
+class SenderConnection:
+    """The connection of one sender: the holder of its leases. Everything here is for the loop's thread."""
+
+    def __init__(self, receiving: ReceivingEnd, sock: socket.socket, address: str) -> None:
+        self._receiving, self._address = receiving, address
+        self.same_host = False
+        self.ending = False
+        self._greeted = False
+        self._base: int | None = None  # address of the region that the sender has been told
+        self.channel = Channel(
+            sock,
+            receiving.loop,
+            on_message=self._on_message,
+            on_fault=self._on_fault,
+            on_end=partial(self.tear_down, level=logging.DEBUG),
+            limit=m.MAX_HELLO_FRAME,
+            max_unsent=MAX_UNSENT,
+        )
+        receiving.loop.later(HANDSHAKE_S, self._check_greeting)
+
+    def welcome(self, metadata: bytes) -> None:
+        """Tells the sender that it may ask.
+
+        Args:
+            metadata: What its engine needs to reach ours.
+        """
+        self._base = self._receiving.table.base
+        self.channel.send(m.Welcome(metadata, self._base))
+
+    def send_verdict(self, lease: Lease, go: bool) -> None:
+        if go and lease.base != self._base:
+            self._base = lease.base
+            self.channel.send(m.Welcome(b"", lease.base))
+        self.channel.send(m.Verdict(lease.serial, go))
+
+    def tear_down(self, reason: str, level: int = logging.INFO) -> None:
+        """Ends the connection and cuts the sender off."""
+        if self.ending:
+            return
+        self.ending = True
+        log.log(level, "closing the connection of the sender at %s: %s", self._address, reason)
+        self._receiving.carry_out(self._receiving.table.lost(self))
+        self._receiving.detach(self)
+
+    def close(self) -> None:
+        self.channel.close()
+        self._receiving.listener.connections.discard(self)
+
+    def _check_greeting(self) -> None:
+        if not self._greeted:
+            self.tear_down(f"it did not introduce itself within {HANDSHAKE_S} s", logging.WARNING)
+
+    def _on_fault(self, error: FrameError) -> None:
+        log.warning("the sender at %s broke the format: %s", self._address, error)
+        if self._greeted:
+            self.channel.hang_up()  # its writes may go on until it notices, so it must be the one to end the connection
+        else:
+            self.tear_down("it did not introduce itself", logging.DEBUG)
+
+    def _on_message(self, message: m.Message) -> None:
+        table = self._receiving.table
+        match message:
+            case _ if self.ending:
+                return
+            case m.Hello(token, boot_id) if not self._greeted:
+                self._on_hello(token, boot_id)
+                return
+            case m.Ask(serial, epoch, ranges) if self._base is not None:
+                outcome = table.ask(self, serial, epoch, m.unpack_ranges(ranges))
+            case m.Done(serial) if self._base is not None:
+                outcome = table.done(self, serial)
+            case m.Failed(serial) if self._base is not None:
+                outcome = table.done(self, serial, clean=False)
+            case m.Broken() if self._base is not None:
+                self.tear_down("its engine failed")
+                return
+            case _:
+                raise FrameError(f"a sender does not send {type(message).__name__} here")
+        if outcome is None:
+            raise FrameError(
+                f"{type(message).__name__} of the write {serial}: begun twice, never begun, or one too many"
+            )
+        self._receiving.carry_out(outcome)
+
+    def _on_hello(self, token: bytes, boot_id: str) -> None:
+        if not hmac.compare_digest(token, self._receiving.token):
+            raise FrameError("wrong token: it does not come from this receiver's handle")
+        self._greeted = True
+        self.same_host = boot_id == self._receiving.boot_id
+        if not self.same_host:
+            # On one host the connection must end by the sender's own hand or its death: see nixl/receiving_end.py.
+            set_keepalive(self.channel.sock)
+        self.channel.limit = m.MAX_FRAME
+        self._receiving.attach(self)

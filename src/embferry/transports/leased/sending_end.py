@@ -1,0 +1,301 @@
+"""The sending side of one link: asks for a lease for each write, has it written, says when it is done."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from embferry.protocol.errors import TransportError
+
+from ..contract import LinkLost, Piece, Written
+from ..net.connector import Connector
+from ..net.loop import Loop
+from ..outbox import Outbox
+from ..windows import ranges_of
+from . import messages as m
+from .channel import Channel
+from .engine_thread import EngineThread, WriteEngine
+from .jobs import WriteJob, merged_runs
+from .messages import FrameError
+
+log = logging.getLogger(__name__)
+
+MAX_ASKED = 64  # writes that the receiver knows of; others wait here
+MAX_UNSENT = MAX_ASKED * m.MAX_FRAME
+END_MARGIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """The parameters of a link that differ between the transports.
+
+    Attributes:
+        transport: Its name.
+        acknowledged: The receiver answers "done", and a write is reported only then. So a receiver that is told of the
+            report, on any transport, finds that the lease has ended.
+        connect_timeout_s: How long the receiver may take to answer a connection.
+    """
+
+    transport: str
+    acknowledged: bool
+    connect_timeout_s: float
+
+
+class _LeasedWrite(WriteJob):
+    """A write as its link knows it.
+
+    Raises:
+        TransportError: There is no such write; not worth a retry.
+    """
+
+    def __init__(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
+        if not 1 <= len(pieces) <= m.MAX_RANGES:
+            raise TransportError(f"a write of {len(pieces)} pieces; make it 1 to {m.MAX_RANGES}", retryable=False)
+        super().__init__(0, partial(merged_runs, pieces), keeps=pieces)
+        self.ticket, self.epoch = ticket, epoch
+        self.asked = self.over = False
+        try:
+            self.ranges = m.pack_ranges(ranges_of(pieces))
+            epoch.to_bytes(8)
+        except OverflowError:
+            raise TransportError("an offset or the epoch of the write is beyond 64 bits", retryable=False) from None
+
+
+class SendingEnd:
+    """Writes to the receiver behind ``handle``, with an engine of its own, so that ending the link ends its writes.
+
+    All but the constructor, ``write``, ``end`` and ``join`` is for the loop's thread.
+
+    Args:
+        address: IP address and port of the side channel.
+        open_engine: Makes the engine; runs on the engine's thread.
+        forget: Called once when the link is over, before :class:`LinkLost` is posted; on the loop's thread.
+
+    Raises:
+        TransportError: The connection is refused at once.
+    """
+
+    def __init__(
+        self,
+        handle: bytes,
+        address: tuple[str, int],
+        hello: m.Hello,
+        settings: LinkSettings,
+        open_engine: Callable[[], WriteEngine],
+        loop: Loop,
+        outbox: Outbox,
+        forget: Callable[[bytes, SendingEnd], None],
+    ) -> None:
+        self._handle, self._hello, self._settings = handle, hello, settings
+        self._loop, self._outbox, self._forget = loop, outbox, forget
+        self._lock = threading.Lock()  # of what follows, up to _lost
+        self._jobs: dict[int, _LeasedWrite] = {}
+        self._unasked: deque[_LeasedWrite] = deque()
+        self._asked = 0
+        self._serial = 0
+        self._ready = False
+        self._error: TransportError | None = None
+        self._lost = False
+        self._finished = threading.Event()
+        self._channel: Channel | None = None
+        self._base = 0
+        self._welcomed = self._hung_up = self._awaits_hang_up = False
+        self._connector = Connector(address, loop, settings.connect_timeout_s, self._on_connected, self._on_refused)
+        self._thread = EngineThread(
+            f"embferry-{settings.transport}-engine",
+            open_engine,
+            on_ready=self._on_ready,
+            on_over=self._on_over,
+            on_end=lambda error, clean: loop.call(partial(self._on_engine_end, error, clean)),
+            on_bug=outbox.fail,
+        )
+        self._connector.start()
+        loop.call(lambda: loop.later(settings.connect_timeout_s, self._check_welcome))
+        self._thread.start()  # after that, so that its end comes after it too
+
+    # From any thread
+
+    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
+        try:
+            job = _LeasedWrite(epoch, pieces, ticket)
+        except TransportError as error:
+            self._outbox.post(Written(ticket, error))
+            return
+        with self._lock:
+            ended = self._error
+            if ended is None:
+                job.serial = self._serial
+                self._serial += 1
+                self._jobs[job.serial] = job
+                self._unasked.append(job)
+        if ended is not None:
+            self._outbox.post(Written(ticket, ended))
+            return
+        self._thread.put(job)  # registers the source while the receiver decides
+        self._ask()
+
+    def end(self, error: TransportError, *, lost: bool) -> None:
+        """Ends every write in flight, and the link.
+
+        Args:
+            error: What the writes in flight end with.
+            lost: It was not this side that wanted it.
+        """
+        with self._lock:
+            if self._error is not None:
+                return
+            self._error, self._lost = error, lost
+        self._thread.stop()
+
+    def join(self, deadline: float) -> None:
+        """Waits for the engine, then for the end of the link: see :meth:`end`.
+
+        Args:
+            deadline: On the monotonic clock, for the engine; infinite: as long as it takes.
+        """
+        self._thread.join(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
+        self._finished.wait(self._settings.connect_timeout_s + END_MARGIN_S)
+
+    def _ask(self) -> None:
+        """Asks for the writes that have waited for it, as many as may be known to the receiver."""
+        while True:
+            with self._lock:
+                if not self._ready or not self._unasked or self._asked >= MAX_ASKED:
+                    return
+                job = self._unasked.popleft()
+                self._asked += 1
+                job.asked = True
+            if self._channel is not None:
+                self._channel.send(m.Ask(job.serial, job.epoch, job.ranges))
+
+    def _report(self, job: _LeasedWrite, error: TransportError | None) -> None:
+        with self._lock:
+            del self._jobs[job.serial]
+            self._asked -= 1
+        self._outbox.post(Written(job.ticket, error))
+        self._ask()
+
+    # On the engine's thread
+
+    def _on_ready(self) -> None:
+        with self._lock:
+            self._ready = True
+        self._ask()
+
+    def _on_over(self, job: WriteJob) -> None:
+        """Tells the receiver first, then the driver."""
+        assert isinstance(job, _LeasedWrite)
+        awaits_answer = bool(job.go) and self._settings.acknowledged
+        job.over = awaits_answer
+        if job.go and self._channel is not None:
+            self._channel.send(m.Done(job.serial) if job.clean else m.Failed(job.serial))
+        if not awaits_answer:
+            self._report(job, job.error)
+
+    # The connection
+
+    def _check_welcome(self) -> None:
+        if not self._welcomed:
+            limit = self._settings.connect_timeout_s
+            self.end(TransportError(f"the receiver did not answer within {limit} s"), lost=True)
+
+    def _on_refused(self, error: TransportError) -> None:
+        self._hung_up = True
+        self.end(error, lost=True)
+
+    def _on_connected(self) -> None:
+        self._channel = Channel(
+            self._connector.sock,
+            self._loop,
+            on_message=self._on_message,
+            on_fault=lambda error: self._on_hang_up(str(error)),
+            on_end=self._on_hang_up,
+            limit=m.MAX_FRAME,
+            max_unsent=MAX_UNSENT,
+        )
+        self._channel.send(self._hello)
+
+    def _on_hang_up(self, reason: str) -> None:
+        self._hung_up = True
+        if self._finished.is_set():
+            return
+        self.end(TransportError(f"the connection to the receiver broke: {reason}"), lost=True)
+        if self._awaits_hang_up:
+            self._finish()
+
+    def _on_message(self, message: m.Message) -> None:
+        match message:
+            case m.Welcome(metadata, base):
+                self._base = base
+                if not self._welcomed:
+                    self._welcomed = True
+                    self._thread.meet(metadata)
+            case m.Verdict(serial, go):
+                job = self._known(serial)
+                if not job.asked or job.go is not None:
+                    raise FrameError(f"a verdict on the write {serial}, which awaits none")
+                job.base, job.go = self._base, go
+                self._thread.look()
+            case m.Stop(serial):
+                stopped = self._jobs.get(serial)
+                if stopped is not None:  # otherwise our "done" is on its way
+                    stopped.stop = self._stop_error()
+            case m.Acknowledged(serial, window_open):
+                job = self._known(serial)
+                if not job.over:
+                    raise FrameError(f"an acknowledgement of the write {serial}, which is not over")
+                self._report(job, job.error if window_open else _refused())
+            case _:
+                raise FrameError(f"a receiver does not send {type(message).__name__}")
+
+    def _known(self, serial: int) -> _LeasedWrite:
+        job = self._jobs.get(serial)
+        if job is None:
+            raise FrameError(f"an answer about the write {serial}, which is not in flight")
+        return job
+
+    def _stop_error(self) -> TransportError:
+        if self._settings.acknowledged:  # whose answer will say whether the window has closed
+            return TransportError("the receiver has moved its region to another address during the write; write again")
+        return TransportError("the receiver has taken the window back", retryable=False)
+
+    # The end: the engine is closed; if bytes may be in flight, the receiver cuts this sender off; the link is over.
+
+    def _on_engine_end(self, error: TransportError | None, clean: bool) -> None:
+        with self._lock:
+            if self._error is None:
+                self._error, self._lost = error or TransportError("the engine has ended"), True
+        if clean or self._hung_up or self._channel is None:
+            self._finish()
+            return
+        self._awaits_hang_up = True
+        self._channel.send(m.Broken())
+        self._loop.later(self._settings.connect_timeout_s, self._finish)
+
+    def _finish(self) -> None:
+        if self._finished.is_set():
+            return
+        self._awaits_hang_up = False
+        if self._channel is not None:
+            self._channel.close()
+        else:
+            self._loop.unwatch(self._connector.sock.fileno())
+            self._connector.sock.close()
+        self._forget(self._handle, self)
+        error = self._error or TransportError("this link has ended")
+        for job in self._jobs.values():
+            self._outbox.post(Written(job.ticket, error))
+        self._jobs.clear()
+        if self._lost:
+            log.info("lost the connection to a receiver: %s", error)
+            self._outbox.post(LinkLost(self._handle, error))
+        self._finished.set()
+
+
+def _refused() -> TransportError:
+    return TransportError("the receiver has no open window that covers the write", retryable=False)

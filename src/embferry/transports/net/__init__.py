@@ -1,0 +1,1 @@
+"""Socket building blocks shared by the transports: event loop, listener, outgoing connections."""

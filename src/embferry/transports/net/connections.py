@@ -1,0 +1,133 @@
+"""Base of the transports over sockets: one thread, a link for each handle, an orderly end."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+from embferry.protocol.errors import LocalProtocolError, TransportError
+
+from ..contract import Event, Piece, Transport, Window, Written
+from ..outbox import Outbox
+from .loop import Loop
+
+
+class Receiving(Protocol):
+    """The receiving side of a registered region, as in the contract of a transport."""
+
+    def admit(self, window: Window) -> None: ...
+
+    def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None: ...
+
+    def revoke(self, epoch: int) -> None: ...
+
+
+class Link(Protocol):
+    """The connection to the receiver behind one handle."""
+
+    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
+        """Starts a write, which ends in one ``Written``, also after :meth:`end`. Any thread."""
+
+    def end(self, error: TransportError, *, lost: bool) -> None:
+        """Ends every write in flight, then the link. Idempotent. Runs on the loop's thread.
+
+        The link then calls ``forget`` and, if ``lost`` (the other side or the network ended it), posts ``LinkLost``.
+        """
+
+
+R = TypeVar("R", bound=Receiving)
+L = TypeVar("L", bound=Link)
+
+
+class LinkedTransport(Transport, Generic[R, L]):
+    """A transport with one loop thread. A subclass registers the region, makes links and ends the receiving side."""
+
+    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+        super().__init__(wake)
+        self._outbox = Outbox(lambda: self.wake())
+        self._loop = Loop(f"embferry-{self.name}", self._outbox.fail)
+        self._receiving: R | None = None
+        self._lock = threading.Lock()  # guards the attributes below
+        self._links: dict[bytes, L] = {}
+        self._unfinished: set[L] = set()
+        self._closed = False
+
+    def admit(self, window: Window) -> None:
+        self._registered().admit(window)
+
+    def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
+        self._registered().close_blocks(epoch, blocks)
+
+    def revoke(self, epoch: int) -> None:
+        self._registered().revoke(epoch)
+
+    def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
+        with self._lock:
+            link = self._links.get(handle)
+        if link is None:
+            self._outbox.post(Written(ticket, TransportError("there is no connection to this receiver; connect first")))
+        else:
+            link.write(epoch, pieces, ticket)
+
+    def disconnect(self, handle: bytes) -> None:
+        with self._lock:
+            link = self._links.pop(handle, None)
+        if link is not None:
+            self._loop.call(partial(link.end, TransportError("this end disconnected"), lost=False))
+
+    def poll(self) -> list[Event]:
+        return self._outbox.drain()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            links = list(self._unfinished)
+        for link in links:
+            self._loop.call(partial(link.end, TransportError("this end was closed"), lost=False))
+        try:
+            self._shut(links)
+        finally:
+            self._loop.close()
+
+    # For subclasses
+
+    @abstractmethod
+    def _shut(self, links: Sequence[L]) -> None:
+        """Ends the receiving side. ``links`` are ending already; the loop runs until this returns."""
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LocalProtocolError("this transport is closed")
+
+    def _check_unregistered(self) -> None:
+        if self._receiving is not None or self._closed:
+            raise LocalProtocolError("one region a transport; make another transport for another region")
+
+    def _registered(self) -> R:
+        if self._receiving is None:
+            raise LocalProtocolError("no region is registered with this transport; call register first")
+        return self._receiving
+
+    def _join(self, handle: bytes, link: Callable[[], L]) -> None:
+        """Makes the link behind ``handle``, unless there is one.
+
+        Raises:
+            TransportError: ``link`` has raised it.
+        """
+        with self._lock:
+            self._check_open()
+            if handle not in self._links:
+                self._links[handle] = made = link()
+                self._unfinished.add(made)
+
+    def _forget(self, handle: bytes, link: L) -> None:
+        """Removes a link that has ended."""
+        with self._lock:
+            self._unfinished.discard(link)
+            if self._links.get(handle) is link:
+                del self._links[handle]

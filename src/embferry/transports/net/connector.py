@@ -1,0 +1,95 @@
+"""Non-blocking outgoing connections, and the keep-alive that detects a dead peer."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+from embferry.protocol.errors import TransportError
+
+from .loop import WRITE, Loop
+
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),  # ms without an acknowledgement of sent bytes (RFC 5482)
+)
+
+
+def set_keepalive(sock: socket.socket) -> None:
+    """Makes the kernel detect within half a minute that the peer's host is gone."""
+    for option in _KEEPALIVE:
+        sock.setsockopt(*option)
+
+
+def connecting(address: tuple[str, int]) -> socket.socket:
+    """Returns a non-blocking socket that is connecting to an IP address and port.
+
+    Raises:
+        TransportError: The connection was refused at once.
+    """
+    host, port = address
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        set_keepalive(sock)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.connect(address)
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        sock.close()
+        raise TransportError(f"cannot connect to {host} port {port}: {error}") from error
+    return sock
+
+
+class Connector:
+    """An outgoing connection that is being made. Once connected, the caller owns the socket, unwatched.
+
+    Args:
+        address: IP address and port.
+        loop: Watches the socket.
+        timeout_s: Seconds until ``failed`` is called.
+        connected: Called on the loop's thread, without locks, once connected. Must not block.
+        failed: Called likewise if the connection fails. Neither is called if the socket is closed before.
+
+    Raises:
+        TransportError: The connection was refused at once.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        loop: Loop,
+        timeout_s: float,
+        connected: Callable[[], None],
+        failed: Callable[[TransportError], None],
+    ) -> None:
+        self.sock = connecting(address)
+        self.connected = False
+        self._loop, self._timeout_s, self._on_connected, self._on_failed = loop, timeout_s, connected, failed
+
+    def start(self) -> None:
+        """Begins to watch the connection. Any thread."""
+        self._loop.call(self._start)
+
+    def _start(self) -> None:
+        if self.sock.fileno() >= 0:
+            self._loop.watch(self.sock.fileno(), WRITE, self._ready)
+            self._loop.later(self._timeout_s, self._check)
+
+    def _ready(self, _: int) -> None:
+        self._loop.unwatch(self.sock.fileno())
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._on_failed(TransportError(f"cannot connect to the receiver: {os.strerror(code)}"))
+            return
+        self.connected = True
+        self._on_connected()
+
+    def _check(self) -> None:
+        if not self.connected and self.sock.fileno() >= 0:
+            self._on_failed(TransportError(f"the receiver did not answer within {self._timeout_s} s"))

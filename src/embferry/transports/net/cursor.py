@@ -1,0 +1,64 @@
+"""A position in a list of buffers that a socket fills or drains in order, part by part."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+IOV_MAX = 1024  # buffers the kernel takes in one call (UIO_MAXIOV of linux/uio.h)
+CALL_BYTES = 8 << 20  # bytes in one call: enough to amortise it, few enough to give other connections a turn
+
+
+class Cursor:
+    """Bytes ``[start, stop)`` of the concatenation of ``views``; ``stop`` None means the end."""
+
+    def __init__(self, views: Sequence[memoryview], start: int = 0, stop: int | None = None) -> None:
+        if start or stop is not None:
+            views = _part(views, start, stop)
+        self._views = [view for view in views if view.nbytes]
+        self._at = 0
+        self.left = sum(view.nbytes for view in self._views)
+
+    def views(self) -> list[memoryview]:
+        """Returns the next buffers, as many as one system call takes."""
+        chosen, total = [], 0
+        for view in itertools.islice(self._views, self._at, self._at + IOV_MAX):
+            if total + view.nbytes > CALL_BYTES:
+                chosen.append(view[: CALL_BYTES - total])
+                break
+            chosen.append(view)
+            total += view.nbytes
+        return chosen
+
+    def advance(self, count: int) -> None:
+        self.left -= count
+        while count:
+            view = self._views[self._at]
+            if count < view.nbytes:
+                self._views[self._at] = view[count:]
+                return
+            count -= view.nbytes
+            self._at += 1
+
+    def take(self, data: memoryview) -> None:
+        """Copies ``data``, at most ``left`` bytes, into the buffers."""
+        while data.nbytes:
+            view = self._views[self._at]
+            count = min(view.nbytes, data.nbytes)
+            view[:count] = data[:count]
+            self.advance(count)
+            data = data[count:]
+
+    def release(self) -> None:
+        """Drops the references to all buffers."""
+        self._views, self._at, self.left = [], 0, 0
+
+
+def _part(views: Sequence[memoryview], start: int, stop: int | None) -> list[memoryview]:
+    part: list[memoryview] = []
+    before = 0
+    for view in views:
+        last = view.nbytes if stop is None else min(view.nbytes, stop - before)
+        part.append(view[max(0, start - before) : max(0, last)])
+        before += view.nbytes
+    return part

@@ -1,0 +1,45 @@
+"""The queue of a transport's events until the driver polls them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from embferry.protocol.errors import LocalProtocolError
+
+from .contract import Event
+
+
+class Outbox:
+    """Events in order. Any thread may post.
+
+    Args:
+        wake: Called on the posting thread after each post. Must not block.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._events: deque[Event] = deque()
+        self._failure: BaseException | None = None
+
+    def post(self, event: Event) -> None:
+        self._events.append(event)
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """Reports that a thread of the transport has ended by a bug: the next :meth:`drain` raises."""
+        self._failure = error
+        self._wake()
+
+    def drain(self) -> list[Event]:
+        """Removes and returns all events.
+
+        Raises:
+            LocalProtocolError: A thread of the transport has ended by a bug.
+        """
+        if self._failure is not None:
+            raise LocalProtocolError(
+                f"a thread of the transport ended with {self._failure!r}; report this as a bug"
+            ) from self._failure
+        # list(self._events) and clear() would lose an event posted in between.
+        return [self._events.popleft() for _ in range(len(self._events))]

@@ -1,0 +1,5 @@
+"""The ``shm`` transport."""
+
+from .transport import ShmTransport
+
+__all__ = ["ShmTransport"]

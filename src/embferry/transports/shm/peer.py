@@ -1,0 +1,152 @@
+"""What a handle of the ``shm`` transport says, and how a sender makes sure that it opens exactly that.
+
+A handle names file descriptors of the receiver's process. Between its making and its use the process may have ended
+and its number may belong to another, or the handle may come from another host: so the descriptors are reached through
+``/proc/<pid>/fd``, and everything about them is compared before a byte is mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from embferry.memory.memfd import size_is_sealed
+from embferry.protocol.errors import TransportError
+from embferry.protocol.layout import MAX_FIELDS
+
+from ..windows import BlockRows
+from . import gate
+
+MAX_BYTES = 1 << 46  # more than any machine's memory; keeps every product below 63 bits
+Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BYTES)]
+
+
+class SharedFile(msgspec.Struct, frozen=True, array_like=True):
+    """A descriptor of the receiver's process, and which file it is."""
+
+    fd: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)]
+    device: int
+    inode: int
+    size: Size
+
+
+class ShmHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-shm-1"):
+    boot_id: Annotated[str, msgspec.Meta(max_length=64)]
+    pid: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
+    started: int
+    region: SharedFile
+    gates: SharedFile
+    life: SharedFile
+    """A pipe; it has something to read, or has hung up, when the receiver has closed."""
+    num_blocks: Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
+    rows: Annotated[tuple[tuple[Size, Size], ...], msgspec.Meta(min_length=1, max_length=MAX_FIELDS)]
+
+
+def boot_id() -> str:
+    """Differs from host to host, and from boot to boot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def start_time(pid: int) -> int:
+    """When the process started, clock ticks since boot: with the pid it names a process for good (proc_pid_stat(5))."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])
+
+
+def shared_file(fd: int) -> SharedFile:
+    status = os.fstat(fd)
+    return SharedFile(fd, status.st_dev, status.st_ino, status.st_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A receiver, opened. The mappings end with the arrays, the descriptors with :meth:`close`."""
+
+    rows: BlockRows
+    region: npt.NDArray[np.uint8]
+    gates: npt.NDArray[np.uint64]
+    gate_fd: int
+    life_fd: int
+    """Readable or hung up when the receiver has closed or died."""
+    pid_fd: int
+    """Readable when the process has ended."""
+
+    def close(self) -> None:
+        for fd in (self.gate_fd, self.life_fd, self.pid_fd):
+            os.close(fd)
+
+
+def open_peer(handle: ShmHandle) -> Peer:
+    """Maps the receiver's region and gates.
+
+    :raises TransportError: not retryable, whatever it is: the handle is of another host or of a process that has ended.
+    """
+    _check_shape(handle)
+    with contextlib.ExitStack() as opened:
+        try:
+            if handle.boot_id != boot_id():
+                raise _unreachable("it is on another host; use a transport that crosses hosts")
+            pid_fd = os.pidfd_open(handle.pid)
+            opened.callback(os.close, pid_fd)
+            if start_time(handle.pid) != handle.started:
+                raise _unreachable("its process has ended, or is in another pid namespace")
+            region_fd = _open(handle.pid, handle.region, os.O_RDWR)
+            opened.callback(os.close, region_fd)
+            gate_fd = _open(handle.pid, handle.gates, os.O_RDONLY)
+            opened.callback(os.close, gate_fd)
+            life_fd = _open(handle.pid, handle.life, os.O_RDONLY)
+            opened.callback(os.close, life_fd)
+            if not stat.S_ISFIFO(os.fstat(life_fd).st_mode):
+                raise _unreachable("its sign of life is not a pipe")
+            for fd in (region_fd, gate_fd):
+                if not size_is_sealed(fd):
+                    raise _unreachable("its memory could be truncated under a writer; seal the memfd's size")
+            region = np.frombuffer(mmap.mmap(region_fd, handle.region.size), np.uint8)
+            gates = gate.map_readonly(gate_fd, handle.num_blocks)
+        except (OSError, ValueError) as error:
+            raise _unreachable(str(error)) from error
+        peer = Peer(BlockRows(handle.rows, handle.num_blocks), region, gates, gate_fd, life_fd, pid_fd)
+        opened.pop_all()
+    os.close(region_fd)  # the mapping keeps the memory
+    return peer
+
+
+def _check_shape(handle: ShmHandle) -> None:
+    """The numbers of a handle must agree with each other before anything is computed from them."""
+    end = 0
+    for offset, size in handle.rows:
+        if size < 1 or offset < end:
+            raise _unreachable("its fields overlap or are empty; the handle is damaged")
+        end = offset + size * handle.num_blocks
+    if end > handle.region.size or handle.gates.size != handle.num_blocks * gate.GATE_BYTES:
+        raise _unreachable("its fields do not fit into its memory; the handle is damaged")
+
+
+def _open(pid: int, expected: SharedFile, flags: int) -> int:
+    path = f"/proc/{pid}/fd/{expected.fd}"
+    _check_same(os.stat(path), expected)  # before opening: opening the wrong device or pipe could do harm
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _check_same(os.fstat(fd), expected)
+    except TransportError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_same(status: os.stat_result, expected: SharedFile) -> None:
+    if (status.st_dev, status.st_ino, status.st_size) != (expected.device, expected.inode, expected.size):
+        raise _unreachable("its descriptor is another file by now; it has closed its region")
+
+
+def _unreachable(why: str) -> TransportError:
+    return TransportError(f"the receiver's shared memory cannot be opened: {why}", retryable=False)

@@ -1,0 +1,5 @@
+"""The ``tcp`` transport."""
+
+from .transport import TcpTransport
+
+__all__ = ["TcpTransport"]

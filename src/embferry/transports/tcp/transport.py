@@ -1,0 +1,74 @@
+"""The ``tcp`` transport: scatter/gather from the source tensor, received straight into the blocks, on any network.
+
+The receiver listens; a handle is its address and a random token, which a sender shows first. One connection a handle
+and one thread a transport, which serves all of its connections (:mod:`server` receives, :mod:`link` sends,
+:mod:`framing` is the format). Writes on one connection are made in order.
+
+``connect`` does not wait: a refusal that the kernel knows at once is raised, any other is reported as
+:class:`LinkLost`. Socket buffers are left to the kernel, which tunes them up to ``net.ipv4.tcp_rmem`` and ``tcp_wmem``;
+setting them would switch that off.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ..contract import Capabilities, Region
+from ..handles import TOKEN_BYTES, Host, Port, Token, decode_handle
+from ..net import address
+from ..net.connections import LinkedTransport
+from ..net.listener import listen
+from .link import Link
+from .server import Server
+
+__all__ = ["TcpTransport"]
+
+
+class TcpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-tcp-1"):
+    host: Host
+    port: Port
+    token: Token
+
+
+class TcpTransport(LinkedTransport[Server, Link]):
+    """
+    :param host: the address to listen on; all of IPv4 is ``0.0.0.0``, all of IPv6 ``::``.
+    :param port: 0 for any that is free.
+    :param advertise: the IP address peers connect to, if it is another one than ``host``.
+    :param connect_timeout_s: how long the receiver may take to answer a connection.
+    """
+
+    name = "tcp"
+    capabilities = Capabilities(same_host_only=False)
+
+    def __init__(
+        self,
+        wake: Callable[[], None] = lambda: None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        advertise: str | None = None,
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        super().__init__(wake)
+        self._host, self._port, self._advertise = host, port, advertise or host
+        self._connect_timeout_s = connect_timeout_s
+
+    def register(self, region: Region) -> bytes:
+        self._check_unregistered()
+        advertise, sock = address.advertised(self._advertise), listen(self._host, self._port)
+        server = self._receiving = Server(region, secrets.token_bytes(TOKEN_BYTES), sock, self._loop, self._outbox)
+        return msgspec.msgpack.encode(TcpHandle(advertise, server.listener.port, server.token))
+
+    def connect(self, handle: bytes) -> None:
+        peer = decode_handle(handle, TcpHandle, self.name)
+        to, timeout_s = (address.reachable(peer.host), peer.port), self._connect_timeout_s
+        self._join(handle, lambda: Link(handle, to, peer.token, timeout_s, self._loop, self._outbox, self._forget))
+
+    def _shut(self, links: Sequence[Link]) -> None:
+        if self._receiving is not None:
+            self._receiving.close()
+            self._loop.call(self._receiving.stop)

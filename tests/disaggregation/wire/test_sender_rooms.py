@@ -1,0 +1,348 @@
+"""The rooms of a sender, message by message."""
+
+from __future__ import annotations
+
+import pytest
+
+from embferry.disaggregation.wire import registrations as registrations_module
+from embferry.disaggregation.wire import sender_rooms as sender_rooms_module
+from embferry.disaggregation.wire.commands import Command, Ended, Refused, Registered, Report, WriteBlocks
+from embferry.disaggregation.wire.sender_rooms import SenderRooms
+from embferry.protocol.errors import CapacityError, LocalProtocolError
+from embferry.protocol.settings import TransferSettings
+from embferry.protocol.states import KVPoll
+from tests.disaggregation.wire.messages import POINTERS, ROOM, SESSION, V3_0, WIRE, init, register, resume, session_of
+
+OTHER_POINTERS = tuple(pointer + 4096 for pointer in POINTERS)
+SETTINGS = TransferSettings(bootstrap_timeout=30, waiting_timeout=120, transfer_timeout=10)
+
+
+def report(status: KVPoll) -> Report:
+    return Report(ROOM, "10.0.0.2", 41007, status)
+
+
+def write(blocks: tuple[int, ...], sent: int, tokens: int, aux: bool, session: str = SESSION) -> WriteBlocks:
+    return WriteBlocks(ROOM, session, POINTERS, blocks, sent, tokens, aux)
+
+
+def registered(*sessions: str) -> SenderRooms:
+    rooms = SenderRooms(WIRE, SETTINGS)
+    for session in sessions or (SESSION,):
+        assert rooms.receive(register(session), 0) == [Registered(session, POINTERS)]
+    return rooms
+
+
+def begun(total_tokens: int = 1000) -> SenderRooms:
+    """Returns rooms of which one has its initial transfer written, and not the rest."""
+    rooms = registered()
+    rooms.open(ROOM, 0)
+    rooms.receive(init(), 0)
+    rooms.ready(ROOM, total_tokens, 0)
+    rooms.written(ROOM, SESSION, 0)
+    return rooms
+
+
+def refusal(commands: list[Command]) -> str:
+    """Returns the reason of the only command, a refusal."""
+    (refused,) = commands
+    assert isinstance(refused, Refused)
+    return refused.reason
+
+
+def test_a_single_transfer() -> None:
+    rooms = registered()
+    assert rooms.open(ROOM, 0) == []
+    assert rooms.poll(ROOM) is KVPoll.Bootstrapping
+    assert rooms.receive(init(), 1) == []
+    assert rooms.poll(ROOM) is KVPoll.WaitingForInput
+    assert rooms.ready(ROOM, 300, 2) == [write((3, 0, 5), 0, 300, aux=True)]
+    assert rooms.poll(ROOM) is KVPoll.Transferring
+    assert rooms.written(ROOM, SESSION, 3) == [report(KVPoll.Success), Ended(ROOM, KVPoll.Success, "")]
+    assert rooms.poll(ROOM) is KVPoll.Success
+    assert rooms.next_timeout() is None
+
+
+def test_spare_blocks_are_not_written() -> None:
+    rooms = registered()
+    rooms.open(ROOM, 0)
+    rooms.receive(init(), 0)
+    assert rooms.ready(ROOM, 128, 0) == [write((3,), 0, 128, aux=True)]
+
+
+def test_the_length_of_an_empty_embedding_is_written() -> None:
+    rooms = registered()
+    rooms.open(ROOM, 0)
+    rooms.receive(init(), 0)
+    assert rooms.ready(ROOM, 0, 0) == [write((3,), 0, 0, aux=True)]
+    assert rooms.written(ROOM, SESSION, 0)[-1] == Ended(ROOM, KVPoll.Success, "")
+
+
+def test_the_receiver_may_ask_before_the_room_is_open() -> None:
+    rooms = registered()
+    assert rooms.receive(init(), 0) == []
+    assert rooms.open(ROOM, 1) == []
+    assert rooms.poll(ROOM) is KVPoll.WaitingForInput
+    assert rooms.ready(ROOM, 300, 2) == [write((3, 0, 5), 0, 300, aux=True)]
+
+
+def test_the_embedding_may_be_made_before_the_receiver_asks() -> None:
+    rooms = registered()
+    rooms.open(ROOM, 0)
+    assert rooms.ready(ROOM, 300, 0) == []
+    assert rooms.receive(init(), 1) == [write((3, 0, 5), 0, 300, aux=True)]
+
+
+def test_several_resumed_transfers() -> None:
+    rooms = registered()
+    rooms.open(ROOM, 0)
+    rooms.receive(init(), 0)
+    rooms.ready(ROOM, 1000, 0)
+    assert rooms.written(ROOM, SESSION, 0) == [report(KVPoll.Transferring)]
+    assert rooms.receive(resume(384), 1) == [write((1, 2), 384, 256, aux=False)]
+    assert rooms.written(ROOM, SESSION, 1) == [report(KVPoll.Transferring)]
+    assert rooms.receive(resume(640, blocks=b"7", allocated=128), 2) == [write((7,), 640, 128, aux=False)]
+    assert rooms.written(ROOM, SESSION, 2) == [report(KVPoll.Transferring)]
+    assert rooms.receive(resume(768), 3) == [write((1, 2), 768, 232, aux=False)]
+    assert rooms.written(ROOM, SESSION, 3) == [report(KVPoll.Success), Ended(ROOM, KVPoll.Success, "")]
+
+
+def test_a_room_begins_when_every_destination_rank_has_asked() -> None:
+    first, second = session_of(0), session_of(1)
+    rooms = registered(first, second)
+    rooms.open(ROOM, 0)
+    rooms.ready(ROOM, 640, 0)
+    assert rooms.receive(init(session=first, ranks=2), 0) == []
+    assert rooms.poll(ROOM) is KVPoll.Bootstrapping
+    both = rooms.receive(init(session=second, ranks=2, blocks=b"0,1,2"), 0)
+    assert both == [write((3, 0, 5), 0, 384, True, first), write((0, 1, 2), 0, 384, True, second)]
+    assert rooms.written(ROOM, second, 0) == []
+    assert rooms.written(ROOM, first, 0) == [report(KVPoll.Transferring)] * 2
+    assert rooms.receive(resume(session=second, ranks=2), 1) == []
+    again = rooms.receive(resume(session=first, ranks=2, blocks=b"6,7"), 1)
+    assert again == [write((1, 2), 384, 256, False, second), write((6, 7), 384, 256, False, first)]
+    assert rooms.written(ROOM, first, 1) == []
+    assert rooms.written(ROOM, second, 1) == [*[report(KVPoll.Success)] * 2, Ended(ROOM, KVPoll.Success, "")]
+
+
+# A refused message changes nothing
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (init(session="10.0.0.9:1"), "not registered"),
+        (init(), "asked for this room already"),
+        (init(session=session_of(1)), "every destination rank of the room has asked already"),
+        (resume(512), "sent_tokens is 512, but 384 have been sent"),
+        (resume(128), "sent_tokens is 128, but 384 have been sent"),
+        (resume(ranks=2), "required_dst_info_num is 2, but the room has 1 ranks"),
+        (resume(session=session_of(1)), "no destination of this room"),
+        (resume(room=8), "the room is unknown"),
+        (resume(blocks=b"1,9"), "a block index is 9"),
+        (resume(blocks=b"1,1"), "stands twice"),
+        (resume(allocated=255), "2 blocks of 128 tokens are 256"),
+        ([b"nonsense"], "1 frames"),
+        (register(), "registered already, with the same buffers"),
+        (register(pointers=OTHER_POINTERS), "with other buffers that a transfer uses"),
+    ],
+)
+def test_a_refused_message_does_not_disturb_the_transfer(message: list[bytes], reason: str) -> None:
+    rooms = begun()
+    rooms.receive(register(session_of(1)), 0)
+    before = rooms.next_timeout()
+    assert reason in refusal(rooms.receive(message, 1))
+    assert rooms.next_timeout() == before
+    assert rooms.receive(resume(384, blocks=b"0,1,2,3,4", allocated=640), 2) == [
+        write((0, 1, 2, 3, 4), 384, 616, False)
+    ]
+    assert rooms.written(ROOM, SESSION, 2)[0] == report(KVPoll.Success)
+
+
+def test_a_resume_while_the_earlier_transfer_is_written_is_refused() -> None:
+    rooms = begun()
+    rooms.receive(resume(), 0)
+    assert "still being written" in refusal(rooms.receive(resume(), 0))
+
+
+def test_a_repeated_resume_of_one_rank_does_not_count_for_the_other() -> None:
+    rooms = registered(session_of(0), session_of(1))
+    rooms.open(ROOM, 0)
+    rooms.ready(ROOM, 640, 0)
+    for rank in (0, 1):
+        rooms.receive(init(session=session_of(rank), ranks=2), 0)
+    for rank in (0, 1):
+        rooms.written(ROOM, session_of(rank), 0)
+    mine = resume(session=session_of(0), ranks=2)
+    assert rooms.receive(mine, 1) == []
+    assert "asked for this resume already" in refusal(rooms.receive(mine, 1))
+    uneven = resume(session=session_of(1), ranks=2, blocks=b"1", allocated=128)
+    assert "allocated_tokens is 128, but another rank of the room sent 256" in refusal(rooms.receive(uneven, 1))
+    assert len(rooms.receive(resume(session=session_of(1), ranks=2), 1)) == 2
+
+
+def test_ranks_that_disagree_about_their_number_are_refused() -> None:
+    rooms = registered(session_of(0), session_of(1))
+    rooms.receive(init(session=session_of(0), ranks=2), 0)
+    reason = refusal(rooms.receive(init(session=session_of(1), ranks=3), 0))
+    assert "required_dst_info_num is 3, but another rank of the room sent 2" in reason
+
+
+def test_a_rank_too_many_is_refused_before_the_embedding_is_made() -> None:
+    rooms = registered(session_of(0), session_of(1))
+    rooms.open(ROOM, 0)
+    rooms.receive(init(session=session_of(0)), 0)
+    reason = refusal(rooms.receive(init(session=session_of(1)), 0))
+    assert reason == "every destination rank of the room has asked already"
+    assert len(rooms.ready(ROOM, 300, 0)) == 1
+
+
+def test_a_resume_before_anything_was_transferred_is_refused() -> None:
+    rooms = registered()
+    rooms.receive(init(), 0)
+    assert "nothing of the room has been transferred" in refusal(rooms.receive(resume(), 0))
+
+
+def test_late_messages_do_not_open_a_room_that_is_over() -> None:
+    rooms = begun(total_tokens=300)
+    assert refusal(rooms.receive(init(), 1)) == "the room is over"
+    assert refusal(rooms.receive(resume(), 1)) == "the room is over"
+    rooms.open(ROOM, 2)
+    assert rooms.receive(init(), 3) == []
+
+
+# Registrations
+
+
+def test_other_buffers_wait_until_no_transfer_uses_the_earlier_ones() -> None:
+    rooms = begun()
+    rooms.receive(register(pointers=OTHER_POINTERS), 0)
+    assert "has registered other buffers" in refusal(rooms.receive(init(room=8), 0))
+    assert rooms.receive(resume(384, blocks=b"0,1,2,3,4", allocated=640), 0)[0] == write(
+        (0, 1, 2, 3, 4), 384, 616, aux=False
+    )
+    taken = [report(KVPoll.Success), Ended(ROOM, KVPoll.Success, ""), Registered(SESSION, OTHER_POINTERS)]
+    assert rooms.written(ROOM, SESSION, 0) == taken
+    rooms.open(8, 1)
+    rooms.ready(8, 10, 1)
+    assert rooms.receive(init(room=8), 1) == [WriteBlocks(8, SESSION, OTHER_POINTERS, (3,), 0, 10, True)]
+
+
+def test_other_buffers_wait_for_every_transfer_of_the_session() -> None:
+    rooms = begun()
+    rooms.receive(init(room=8), 0)
+    rooms.receive(register(pointers=OTHER_POINTERS), 0)
+    assert Registered(SESSION, OTHER_POINTERS) not in rooms.abort(ROOM, "enough")
+    assert rooms.abort(8, "enough")[-1] == Registered(SESSION, OTHER_POINTERS)
+
+
+def test_registering_the_same_buffers_again_withdraws_the_waiting_registration() -> None:
+    rooms = begun()
+    rooms.receive(register(pointers=OTHER_POINTERS), 0)
+    rooms.receive(register(), 0)
+    assert rooms.receive(init(room=8), 0) == []
+    assert Registered(SESSION, OTHER_POINTERS) not in rooms.abort(ROOM, "enough")
+
+
+def test_an_idle_session_may_register_other_buffers() -> None:
+    rooms = registered()
+    assert rooms.receive(register(pointers=OTHER_POINTERS), 0) == [Registered(SESSION, OTHER_POINTERS)]
+
+
+def test_the_oldest_idle_registration_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registrations_module, "MAX_SESSIONS", 2)
+    rooms = registered(session_of(0), session_of(1))
+    rooms.receive(init(session=session_of(0)), 0)
+    assert rooms.receive(register(session_of(2)), 0) == [Registered(session_of(2), POINTERS)]
+    assert "not registered" in refusal(rooms.receive(init(room=8, session=session_of(1)), 0))
+    rooms.receive(init(room=8, session=session_of(2)), 0)
+    assert "2 sessions are registered and in use" in refusal(rooms.receive(register(session_of(3)), 0))
+
+
+def test_rooms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender_rooms_module, "MAX_ROOMS", 1)
+    monkeypatch.setattr(sender_rooms_module, "MAX_ENDED", 1)
+    rooms = registered()
+    rooms.receive(init(), 0)
+    assert refusal(rooms.receive(init(room=8), 0)) == "1 rooms are open"
+    with pytest.raises(CapacityError):
+        rooms.open(8, 0)
+    rooms.abort(ROOM, "enough")
+    rooms.open(8, 0)
+    rooms.abort(8, "enough")
+    assert (rooms.poll(ROOM), rooms.poll(8)) == (None, KVPoll.Failed)
+
+
+# Failures and time
+
+
+def test_a_failed_write_fails_its_room_when_the_others_have_ended_and_leaves_the_session_usable() -> None:
+    rooms = registered(session_of(0), session_of(1))
+    rooms.open(ROOM, 0)
+    rooms.ready(ROOM, 640, 0)
+    for rank in (0, 1):
+        rooms.receive(init(session=session_of(rank), ranks=2), 0)
+    assert rooms.written(ROOM, session_of(1), 0, "the link broke") == []
+    over = [*[report(KVPoll.Failed)] * 2, Ended(ROOM, KVPoll.Failed, "the link broke")]
+    assert rooms.written(ROOM, session_of(0), 0) == over
+    assert rooms.receive(init(room=8, session=session_of(1)), 0) == []
+
+
+def test_an_abort_waits_for_the_writes() -> None:
+    rooms = begun()
+    rooms.receive(resume(), 0)
+    assert rooms.abort(ROOM, "the client has gone") == []
+    assert rooms.poll(ROOM) is KVPoll.Transferring
+    over = [report(KVPoll.Failed), Ended(ROOM, KVPoll.Failed, "the client has gone")]
+    assert rooms.written(ROOM, SESSION, 0) == over
+    assert rooms.abort(ROOM, "again") == []
+
+
+def ended_by_time(rooms: SenderRooms) -> tuple[float, str]:
+    """Returns the time at which the room ends if nothing happens any more, and the reason."""
+    due = rooms.next_timeout()
+    assert due is not None
+    assert rooms.tick(due - 0.001) == []
+    commands = rooms.tick(due)
+    ended = commands[-1]
+    assert isinstance(ended, Ended)
+    assert all(command == report(KVPoll.Failed) for command in commands[:-1])
+    assert (ended.status, rooms.tick(due), rooms.next_timeout()) == (KVPoll.Failed, [], None)
+    return due, ended.reason
+
+
+def test_every_state_that_waits_for_a_peer_has_a_time_out() -> None:
+    unasked, unopened, unmade = registered(), registered(), registered()
+    unasked.open(ROOM, 5)
+    assert ended_by_time(unasked) == (35, "not every destination rank has asked in time")
+    unopened.receive(init(), 6)
+    because = "the receiver asked, but there was no such request on the encode side in time"
+    assert ended_by_time(unopened) == (36, because)
+    unmade.open(ROOM, 5)
+    unmade.receive(init(), 7)
+    assert ended_by_time(unmade) == (127, "the embedding was not made in time")
+    assert ended_by_time(begun()) == (10, "not every destination rank has asked for the rest in time")
+
+
+def test_a_write_has_no_time_out() -> None:
+    rooms = begun()
+    rooms.receive(resume(), 0)
+    assert rooms.next_timeout() is None
+    assert rooms.tick(1e9) == []
+    assert rooms.written(ROOM, SESSION, 1e9) == [report(KVPoll.Transferring)]
+
+
+def test_wrong_calls_raise_an_error() -> None:
+    with pytest.raises(LocalProtocolError, match="generation"):
+        SenderRooms(V3_0)
+    rooms = begun()
+    with pytest.raises(LocalProtocolError, match="open already"):
+        rooms.open(ROOM, 0)
+    with pytest.raises(LocalProtocolError, match="not waiting for its embedding"):
+        rooms.ready(ROOM, 5, 0)
+    with pytest.raises(LocalProtocolError, match="not waiting for its embedding"):
+        rooms.ready(8, 5, 0)
+    with pytest.raises(LocalProtocolError, match="no write"):
+        rooms.written(ROOM, SESSION, 0)
+    rooms.open(8, 0)
+    with pytest.raises(LocalProtocolError, match="-1 tokens"):
+        rooms.ready(8, -1, 0)

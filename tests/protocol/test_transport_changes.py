@@ -1,0 +1,189 @@
+"""A transport fails during a transfer, which resumes over the next common transport."""
+
+from __future__ import annotations
+
+import pytest
+
+from embferry.protocol import messages as m
+from embferry.protocol.commands import Admit, Connect, Send, Write
+from embferry.protocol.errors import TransportError
+from embferry.protocol.sender import Sender
+from embferry.protocol.states import Phase
+
+from .builders import (
+    ENCODE,
+    LANGUAGE,
+    ROOM,
+    TRANSPORTS,
+    a_grant,
+    an_offer,
+    an_open,
+    offered,
+    opened,
+    other_commands,
+    sent_messages,
+    to_receiver,
+    to_sender,
+)
+from .quiescence import quiesce
+from .script import Script
+from .simulation import TRANSPORTS as SIMULATED_TRANSPORTS
+
+TCP, SHM = TRANSPORTS
+BROKEN = TransportError("broken")
+
+
+def writes(sender: Sender) -> list[Write]:
+    return [command for command in other_commands(sender) if isinstance(command, Write)]
+
+
+def fail(sender: Sender, write: Write, error: TransportError = BROKEN) -> None:
+    sender.write_failed(LANGUAGE, write.epoch, write.offset, write.length, error)
+
+
+def bodies(sender: Sender) -> list[m.Body | Connect]:
+    return [c.body if isinstance(c, Send) else c for c in sender.take_commands() if isinstance(c, Send | Connect)]
+
+
+def changed(fail_from: int, length: int, epoch: int = 1) -> list[object]:
+    """Returns what the sender does when it changes from shm to tcp: connects, offers, fails the rest of the grant."""
+    why = "shm was given up in favour of tcp"
+    return [
+        Connect(LANGUAGE, TCP),
+        m.Offer(ROOM, 1, 1, "tcp", 16, b"content"),
+        m.WriteFailed(ROOM, epoch, fail_from, length, "transport_error", why, True),
+    ]
+
+
+def test_the_sender_connects_when_it_is_opened() -> None:
+    sender = opened(4)
+    to_sender(sender, an_open(2), target=0)
+    assert other_commands(sender) == []  # the sender is connected already
+    other = LANGUAGE + 1
+    to_sender(sender, an_open(), source=other, target=0)
+    assert other_commands(sender) == [Connect(other, SHM)]
+
+
+def test_writes_that_fail_together_count_once_and_a_good_one_resets_the_count() -> None:
+    sender = opened(40, writes_in_flight=2)
+    to_sender(sender, a_grant(1, 0, 40, (0, 10)))
+    for _ in range(2):
+        first, second = writes(sender)
+        fail(sender, first)
+        fail(sender, second)
+        good, other = writes(sender)
+        sender.write_done(LANGUAGE, 1, good.offset, good.length, b"checksum")
+        sender.write_done(LANGUAGE, 1, other.offset, other.length, b"checksum")
+    assert not sender.destinations[LANGUAGE].transports.given_up
+
+
+def test_after_two_failures_in_a_row_the_next_transport_is_offered() -> None:
+    sender = opened(16, writes_in_flight=1)
+    to_sender(sender, a_grant(1, 0, 16, (0, 4)))
+    fail(sender, *writes(sender))
+    (second,) = writes(sender)
+    sender.take_commands()
+    fail(sender, second)
+    failed = m.WriteFailed(ROOM, 1, 4, 4, "transport_error", "broken", True)
+    assert bodies(sender) == [*changed(8, 8), failed]
+
+
+def test_a_failure_that_is_not_retryable_changes_the_transport_at_once() -> None:
+    sender = opened(16, writes_in_flight=1)
+    to_sender(sender, a_grant(1, 0, 16, (0, 4)))
+    fail(sender, *writes(sender), TransportError("no such host", retryable=False))
+    failed = m.WriteFailed(ROOM, 1, 0, 4, "transport_error", "no such host", True)
+    assert bodies(sender) == [*changed(4, 12), failed]
+
+
+def test_a_write_refused_after_a_new_generation_does_not_count_against_the_transport() -> None:
+    sender = opened(16, writes_in_flight=1)
+    to_sender(sender, a_grant(1, 0, 16, (0, 4)))
+    (write,) = writes(sender)
+    to_sender(sender, an_open(2), target=0)
+    sender.take_commands()
+    fail(sender, write, TransportError("no open window", retryable=False))
+    assert not sender.destinations[LANGUAGE].transports.given_up
+    to_sender(sender, a_grant(2, 0, 16, (0, 4)))
+    assert [write.transport for write in writes(sender)] == [SHM]
+
+
+def test_a_grant_over_an_abandoned_transport_is_answered_with_the_offer_first() -> None:
+    sender = opened(16)
+    sender.transport_failed(LANGUAGE, "shm")
+    sender.take_commands()
+    to_sender(sender, a_grant(1, 0, 8, (0, 2)))
+    offer, failed = changed(0, 8)[1:]
+    assert bodies(sender)[:2] == [offer, failed]
+    to_sender(sender, a_grant(1, 0, 8, (0, 2)))
+    assert bodies(sender) == [failed]
+    to_sender(sender, a_grant(2, 0, 8, (0, 2), transport="tcp"))
+    assert [write.transport for write in writes(sender)] == [TCP, TCP]
+
+
+def test_the_last_transport_is_never_abandoned() -> None:
+    sender = opened(8)
+    for transport in ("shm", "tcp", "tcp", "shm"):
+        sender.transport_failed(LANGUAGE, transport)
+    assert sender.destinations[LANGUAGE].transports.current == TCP
+    to_sender(sender, a_grant(1, 0, 4, (0, 1), transport="tcp"))
+    sender.take_commands()
+    fail(sender, Write(LANGUAGE, 1, 0, 4, (0,), TCP, True), TransportError("no", retryable=False))
+    assert bodies(sender) == [m.WriteFailed(ROOM, 1, 0, 4, "transport_error", "no", False)]
+
+
+def test_a_grant_over_an_unknown_transport_is_refused() -> None:
+    sender = opened(8)
+    to_sender(sender, a_grant(1, 0, 8, (0, 2), transport="unknown"))
+    (refusal,) = sent_messages(sender)
+    assert isinstance(refusal, m.Abort)
+    assert refusal.code == "remote_protocol_error"
+
+
+def test_a_receiver_grants_over_the_new_transport_and_ignores_failures_of_the_old_one() -> None:
+    receiver = offered(8, max_bad_chunks=1)
+    receiver.grant((0, 1), 1, 0.0)
+    receiver.take_commands()
+    to_receiver(receiver, an_offer(8, transport="shm"))
+    for offset in (0, 4):
+        to_receiver(receiver, m.WriteFailed(ROOM, 1, offset, 4, "transport_error", "given up", True))
+    assert receiver.error is None
+    assert receiver.wanted(0.0) == (0, 8)
+    receiver.grant((2, 3), 2, 0.0)
+    commands = receiver.take_commands()
+    assert Admit(2, (2, 3), "shm", b"") in commands
+    assert Send(m.Grant(ROOM, 2, 0, 8, ((2, 2),), 2, "shm"), ENCODE) in commands
+
+
+def test_the_sender_s_address_is_passed_on_with_the_window() -> None:
+    receiver = offered(8)
+    to_receiver(receiver, m.Offer(ROOM, 1, 1, "tcp", 8, b"content", (), b"there"))
+    receiver.grant((0, 1), 1, 0.0)
+    assert Admit(1, (0, 1), "tcp", b"there") in receiver.take_commands()
+
+
+def test_checksums_are_omitted_only_if_the_receiver_does_not_verify() -> None:
+    sender = opened(4)
+    to_sender(sender, m.Open(ROOM, 2, (1, 1), an_open().geometry, "language", TRANSPORTS, 0, verify=False), target=0)
+    to_sender(sender, a_grant(1, 0, 4, (0, 1)))
+    (write,) = writes(sender)
+    assert not write.checksum
+    receiver = offered(4, verify=False)
+    receiver.grant((0,), 1, 0.0)
+    to_receiver(receiver, m.Written(ROOM, 1, (m.Chunk(0, 4, None),)))
+    receiver.verified_chunk(1, 0, matches=True, now=0.0)
+    assert receiver.phase is Phase.SUCCESS
+
+
+@pytest.mark.parametrize("lost", [(), (m.Offer,), (m.WriteFailed,), (m.Offer, m.WriteFailed)])
+def test_a_transfer_succeeds_over_the_second_transport(lost: tuple[type[m.Body], ...]) -> None:
+    s = Script(total=12, num_blocks=4)
+    s.handshake()
+    s.arrives(m.Grant)
+    s.chunk_arrives()
+    s.break_transport(SIMULATED_TRANSPORTS[0])
+    for kind in lost:
+        s.loses(kind)
+    quiesce(s)
+    assert s.receiver.machine.phase is Phase.SUCCESS
+    assert s.receiver.machine.transport == SIMULATED_TRANSPORTS[1]

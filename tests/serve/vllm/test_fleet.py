@@ -1,0 +1,147 @@
+"""Which instance a request or an item goes to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import httpx
+import pytest
+
+from embferry.serve.config import RouterSettings, Settings, VllmSettings
+from embferry.serve.vllm.fleet import MAX_MISSES, Fleet, Instance
+from embferry.serve.vllm.metrics import VllmRouterMetrics
+from tests.serve.vllm.stubs import (
+    Network,
+    Stub,
+    encoder_stubs,
+    language_stubs,
+    picture,
+    request,
+    routed,
+)
+
+pytestmark = pytest.mark.asyncio
+
+
+async def fleet_of(*stubs: Stub, **vllm: object) -> Fleet:
+    """Returns a fleet that has probed every instance once."""
+    urls = {f"{role}_urls": tuple(s.url for s in stubs if s.role == role) for role in ("encode", "language")}
+    settings = Settings(router=RouterSettings(engine="vllm"), vllm=VllmSettings.model_validate({**urls, **vllm}))
+    fleet = Fleet(settings, httpx.AsyncClient(transport=Network(*stubs)), VllmRouterMetrics())
+    await asyncio.gather(*(fleet._probe(instance) for instance in fleet.instances))
+    return fleet
+
+
+async def home(fleet: Fleet, uuid: str) -> Instance:
+    found = await fleet.encoder(uuid, "tiny", (), ())
+    assert found is not None
+    return found
+
+
+async def test_each_item_has_a_home_and_homes_are_spread() -> None:
+    fleet = await fleet_of(*encoder_stubs(4))
+    names = [f"item {number}" for number in range(400)]
+    homes = {name: (await home(fleet, name)).url for name in names}
+    assert {name: (await home(fleet, name)).url for name in names} == homes
+    assert min(Counter(homes.values()).values()) > 60
+    fewer = await fleet_of(*encoder_stubs(3))
+    moved = [name for name in names if (await home(fewer, name)).url != homes[name]]
+    assert {homes[name] for name in moved} == {"http://enc3"}  # items of the other encoders stay
+
+
+async def test_an_item_leaves_a_home_that_is_much_more_loaded() -> None:
+    fleet = await fleet_of(*encoder_stubs(2), affinity_slack=2)
+    mine = await home(fleet, "x")
+    (other,) = (one for one in fleet.encoders if one is not mine)
+    with fleet.count_in_flight(mine), fleet.count_in_flight(mine):
+        assert await home(fleet, "x") is mine
+        with fleet.count_in_flight(mine):
+            assert await home(fleet, "x") is other
+            with fleet.count_in_flight(other):
+                assert await home(fleet, "x") is mine
+    assert mine.in_flight == other.in_flight == 0
+
+
+async def test_equally_loaded_language_instances_take_turns() -> None:
+    fleet = await fleet_of(*language_stubs(3))
+    seen = []
+    for _ in range(6):
+        one = await fleet.language("tiny", ())
+        assert one is not None
+        with fleet.count_in_flight(one):
+            other = await fleet.language(None, ())
+            assert other is not None
+            assert other is not one
+        seen.append(one.url)
+    assert seen[:3] == seen[3:]
+    assert len(set(seen)) == 3
+
+
+async def test_tried_encoders_are_skipped_and_avoided_ones_come_last() -> None:
+    fleet = await fleet_of(*encoder_stubs(2))
+    mine = await home(fleet, "x")
+    (other,) = (one for one in fleet.encoders if one is not mine)
+    assert await fleet.encoder("x", None, {mine.incarnation}, ()) is other
+    assert await fleet.encoder("x", None, (), {mine.url}) is other
+    assert await fleet.encoder("x", None, {other.incarnation}, {mine.url}) is mine
+    assert await fleet.encoder("x", None, {mine.incarnation, other.incarnation}, ()) is None
+
+
+async def test_a_restarted_instance_may_be_tried_again() -> None:
+    (stub,) = encoder_stubs(1)
+    fleet = await fleet_of(stub)
+    (instance,) = fleet.encoders
+    incarnation = instance.incarnation
+    instance.remember("x")
+    stub.up = False
+    await fleet._probe(instance)
+    assert not instance.up
+    assert await fleet.encoder("x", None, (), ()) is None
+    stub.up = True
+    assert await fleet.encoder("x", None, {incarnation}, ()) is instance
+    assert "x" not in instance.encoded
+
+
+async def test_an_instance_is_down_only_after_several_slow_probes() -> None:
+    class Slow(Network):
+        async def handle_async_request(self, asked: httpx.Request) -> httpx.Response:
+            if slow:
+                raise httpx.ReadTimeout("slow", request=asked)
+            return await super().handle_async_request(asked)
+
+    slow = False
+    (stub,) = encoder_stubs(1)
+    settings = Settings(vllm=VllmSettings(encode_urls=(stub.url,)))
+    fleet = Fleet(settings, httpx.AsyncClient(transport=Slow(stub)), VllmRouterMetrics())
+    (instance,) = fleet.encoders
+    await fleet._probe(instance)
+    slow = True
+    for _ in range(MAX_MISSES):
+        assert instance.up
+        await fleet._probe(instance)
+    assert not instance.up
+    slow = False
+    await fleet._probe(instance)
+    assert instance.up
+
+
+@pytest.mark.parametrize("health", [503, 500, 404])
+async def test_an_unhealthy_instance_is_down(health: int) -> None:
+    encoder, language = Stub("enc", "encode"), Stub("lang", "language")
+    async with routed(encoder, language) as router:
+        encoder.health = health
+        await router.until_up(encode=0)
+        answer = await router.ask(request(picture()))
+        assert answer.status == 503
+        assert f"/health says {health}" in answer.error["message"]
+
+
+async def test_instances_of_different_models_are_reported() -> None:
+    encoder, language = Stub("enc", "encode", ("one",)), Stub("lang", "language", ("other",))
+    async with routed(encoder, language) as router:
+        (missing,) = (await router.get("/ready")).json()["missing"]
+        assert missing.startswith("no model is served by both")
+        assert (await router.get("/v1/models")).json()["data"] == []
+        assert (await router.ask({**request(picture()), "model": "other"})).status == 503
+    assert encoder.requests + language.requests == []

@@ -1,0 +1,95 @@
+"""Names of pictures and videos, and limits on them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embferry.serve.config import MediaSettings
+from embferry.serve.errors import ServeError
+from embferry.serve.media.fetch import Fetcher
+from embferry.serve.vllm.items import Item, load_items
+from embferry.serve.vllm.media_parts import media_parts
+from tests.serve.vllm.stubs import data_url, picture, request, text, video
+
+
+def loaded(asked: dict[str, Any], **limits: Any) -> list[Item]:
+    media = MediaSettings(**limits)
+
+    async def run() -> list[Item]:
+        fetcher = Fetcher(media)
+        try:
+            return await load_items(media_parts(asked), asked, fetcher, media)
+        finally:
+            await fetcher.close()
+
+    return asyncio.run(run())
+
+
+def name(*content: Any, **more: Any) -> str:
+    (item,) = loaded(request(*content, **more))
+    return item.uuid
+
+
+def test_the_name_is_a_digest_of_the_content() -> None:
+    first = name(picture(b"a"))
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    assert name(picture(b"a")) == first
+    assert name(text("another question"), picture(b"a", uuid="a client's"), temperature=1) == first
+    assert name({"image_url": data_url(b"a", "image/jpeg")}) == first  # a picture's media type does not matter
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        request(picture(b"b")),
+        request(video(b"a")),
+        request(picture(b"a"), mm_processor_kwargs={"max_pixels": 50176}),
+        request(picture(b"a"), media_io_kwargs={"image": {"rgba_background_color": [0, 0, 0]}}),
+        {**request(picture(b"a")), "model": "another"},
+    ],
+)
+def test_options_that_change_the_embedding_change_the_name(other: dict[str, Any]) -> None:
+    assert loaded(other)[0].uuid != name(picture(b"a"))
+
+
+def test_a_list_of_frames_differs_from_a_video_of_the_same_bytes() -> None:
+    frames = {"type": "video_url", "video_url": {"url": data_url(b"a", "video/jpeg")}}
+    assert name(frames) != name({"type": "video_url", "video_url": {"url": data_url(b"a", "video/mp4")}})
+
+
+def test_a_file_has_the_name_of_the_same_bytes_inline(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    url = (tmp_path / "a.png").as_uri()
+    (item,) = loaded(request({"type": "image_url", "image_url": {"url": url}}), allowed_folders=(tmp_path,))
+    assert item == Item("image", name(picture(b"a picture")), data_url(b"a picture"))
+    assert item.part() == {"type": "image_url", "image_url": {"url": data_url(b"a picture")}, "uuid": item.uuid}
+
+
+@pytest.mark.parametrize(
+    ("content", "limits", "code", "param"),
+    [
+        ([picture(b"a"), picture(b"b")], {"max_images": 1}, "too_many_images", "messages"),
+        ([video()], {"max_videos": 1, "max_bytes": 3}, "media_too_large", "messages[0].content[0]"),
+        ([picture(b"x" * 99), picture(b"y" * 99)], {"max_total_bytes": 150}, "media_too_large", "messages"),
+        ([text(), {"image_url": "data:image/png,abc"}], {}, "invalid_url", "messages[0].content[1]"),
+        ([{"image_url": "data:image/png;base64"}], {}, "invalid_url", "messages[0].content[0]"),
+        ([{"image_url": "http://169.254.169.254/latest"}], {}, "host_not_allowed", "messages[0].content[0]"),
+        (
+            [{"image_url": "http://127.0.0.1/a"}],
+            {"allowed_hosts": ("*",)},
+            "host_not_allowed",
+            "messages[0].content[0]",
+        ),
+        ([{"image_url": "file:///etc/passwd"}], {}, "file_not_allowed", "messages[0].content[0]"),
+        ([{"image_url": "gopher://x"}], {}, "unsupported_url_scheme", "messages[0].content[0]"),
+    ],
+)
+def test_items_beyond_the_limits_are_refused(content: list[Any], limits: dict[str, Any], code: str, param: str) -> None:
+    with pytest.raises(ServeError) as raised:
+        loaded(request(*content), **limits)
+    assert (raised.value.code, raised.value.param) == (code, param)

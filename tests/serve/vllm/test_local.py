@@ -1,0 +1,183 @@
+"""``embferry serve --engine vllm`` and ``embferry router --engine vllm`` as processes, with a fake vllm."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serve.vllm.stubs import picture, request, text
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[3]
+DEADLINE = 300.0
+EMBFERRY = (sys.executable, "-c", "from embferry.cli.main import run; run()")
+
+
+class Running:
+    """The command under test. ``log``: its standard error; ``notes``: one for each start of vllm."""
+
+    def __init__(self, folder: Path, *words: str, vllm: bool = True) -> None:
+        self._folder = folder
+        self._log, self._notes = folder / "log", folder / "notes"
+        self._notes.touch()
+        if vllm:
+            fake = folder / "vllm"
+            fake.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "serve" / "vllm" / "fake_vllm.py").read_text())
+            fake.chmod(0o755)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("EMBFERRY_")}
+        environ = {**kept, "PATH": f"{folder}:/usr/bin:/bin", "FAKE_VLLM_NOTES": str(self._notes)}
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen([*EMBFERRY, *words], stderr=log, env=environ, start_new_session=True)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def notes(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._notes.read_text().splitlines()]
+
+    @property
+    def url(self) -> str:
+        found = re.search(r"ready: \S+ at (http://\S+)/v1", self.log)
+        assert found
+        return found[1]
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < deadline, self.log
+            assert self.process.poll() is None, self.log
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for note in self.notes:
+            for pid in (note["pid"], note["engine"]):
+                if alive(pid):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def begin(*words: str, **more: bool) -> Running:
+        started.append(Running(tmp_path, *words, **more))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.close()
+
+
+def ask(url: str, *content: Any) -> httpx.Response:
+    body = {**request(*content), "model": "some/model"}
+    with httpx.Client(verify=False, trust_env=False, timeout=DEADLINE) as client:
+        return client.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": "Bearer k"})
+
+
+SERVE = ("serve", "--engine", "vllm", "--model", "some/model", "--port", "0")
+
+
+def test_instances_and_router_start_restart_and_end(start: Callable[..., Running]) -> None:
+    more = ("--encoders", "2", "--transports", "tcp", "--restart-delay", "0.1", "--api-key", "k")
+    one = start(*SERVE, *more, "--", "--dtype", "float32")
+    one.wait(lambda: "ready:" in one.log)
+    notes = one.notes
+    assert len(notes) == 3
+    for note in notes:
+        assert note["key"] == "k"
+        words = note["arguments"]
+        assert words[:2] == ["serve", "some/model"]
+        assert words[-2:] == ["--dtype", "float32"]
+        transfer = json.loads(words[words.index("--ec-transfer-config") + 1])
+        extra = transfer.pop("ec_connector_extra_config")
+        assert extra.pop("transports") == ["tcp"]
+        assert extra.pop("metrics_port") > 0
+        assert extra == ({"router": one.url} if transfer["ec_role"] == "ec_consumer" else {})
+        assert transfer["ec_connector_module_path"] == "embferry.connectors.vllm.connector"
+    answer = ask(one.url, picture(), text()).json()
+    assert answer["asked"]["messages"][0]["content"][0]["type"] == "image_embeds"
+
+    (language,) = (note for note in notes if "--enable-mm-embeds" in note["arguments"])
+    assert answer["choices"][0]["message"]["content"] == str(language["pid"])
+    os.kill(language["pid"], signal.SIGKILL)
+    one.wait(lambda: len(one.notes) == 4)
+    one.wait(lambda: httpx.get(f"{one.url}/ready", trust_env=False).json()["workers"] == {"encode": 2, "language": 1})
+    assert ask(one.url, picture()).json()["choices"][0]["message"]["content"] == str(one.notes[3]["pid"])
+    assert not alive(language["engine"])
+
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(DEADLINE) == 0
+    assert "all processes have ended" in one.log
+    assert "Traceback" not in one.log
+    assert [pid for note in one.notes for pid in (note["pid"], note["engine"]) if alive(pid)] == []
+
+
+def test_without_a_model_the_packaged_one_is_served(start: Callable[..., Running]) -> None:
+    one = start("serve", "--engine", "vllm", "--port", "0")
+    one.wait(lambda: "ready:" in one.log)
+    for note in one.notes:
+        words = note["arguments"]
+        assert (Path(words[1]) / "config.json").is_file()
+        assert words[2:4] == ["--served-model-name", "shapes"]
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(DEADLINE) == 0
+
+
+def test_no_process_outlives_a_killed_supervisor(start: Callable[..., Running]) -> None:
+    one = start(*SERVE)
+    one.wait(lambda: "ready:" in one.log)
+    one.process.kill()
+    one.process.wait()
+    deadline = time.monotonic() + DEADLINE
+    while any(alive(note[which]) for note in one.notes for which in ("pid", "engine")):
+        assert time.monotonic() < deadline, one.log
+        time.sleep(0.05)
+
+
+def test_a_vllm_that_cannot_start_ends_everything(start: Callable[..., Running]) -> None:
+    one = start(*SERVE, "--", "--end-at-once")
+    assert one.process.wait(DEADLINE) == 1
+    assert "ended with status 1 before it answered" in one.log
+    assert "Traceback" not in one.log
+
+
+def test_a_missing_vllm_is_reported(start: Callable[..., Running]) -> None:
+    one = start(*SERVE, vllm=False)
+    assert one.process.wait(DEADLINE) == 1
+    assert one.log.startswith("embferry: there is no vllm beside")
+
+
+def test_the_router_starts_and_ends_without_instances(start: Callable[..., Running]) -> None:
+    closed = "http://127.0.0.1:9"
+    one = start("router", "--engine", "vllm", "--encode-urls", closed, "--language-urls", closed, "--port", "0")
+    one.wait(lambda: "router listens on" in one.log)
+    found = re.search(r"router listens on (\S+)", one.log)
+    assert found
+    answer = ask(found[1], picture())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
+    one.process.send_signal(signal.SIGTERM)
+    assert one.process.wait(DEADLINE) == 0
+    assert "Traceback" not in one.log

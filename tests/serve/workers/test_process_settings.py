@@ -1,0 +1,105 @@
+"""Settings, addresses and ports of the processes, tested without processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from pydantic import SecretStr
+
+from embferry.serve.config import EncodeSettings, RouterSettings, Settings, TransferSettings
+from embferry.serve.supervisor import LocalCluster
+from embferry.serve.supervisor.handover import pack, read_line, unpack
+from embferry.serve.worker.address import url_of
+from embferry.serve.worker.process import open_port
+from embferry.serve.worker.transfer_settings import encode_timeouts, language_timeouts
+
+
+def test_a_child_receives_all_settings_and_the_api_key() -> None:
+    settings = Settings(
+        model="shapes",
+        router=RouterSettings(api_key=SecretStr("s3cret"), port=0),
+        transfer=TransferSettings(transports=("tcp",), num_blocks=3),
+    )
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, pack(settings))
+        arrived = unpack(read_line(reader))
+        assert arrived == settings
+        assert arrived.router.api_key is not None
+        assert arrived.router.api_key.get_secret_value() == "s3cret"
+        os.write(writer, b"half a li")
+        os.close(writer)
+        with pytest.raises(EOFError):
+            read_line(reader)
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize(
+    ("host", "advertised", "router", "workers"),
+    [
+        ("0.0.0.0", None, ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")),
+        ("0.0.0.0", "10.0.0.7", ("0.0.0.0", "10.0.0.7"), ("0.0.0.0", "10.0.0.7")),
+        ("127.0.0.1", None, ("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")),
+    ],
+)
+def test_only_the_router_of_a_cluster_listens_on_every_address(
+    host: str, advertised: str | None, router: tuple[str, str], workers: tuple[str, str]
+) -> None:
+    cluster = LocalCluster(Settings(host=host, advertise_host=advertised))
+    for role, expected in (("router", router), ("encode", workers), ("language", workers), ("bootstrap", workers)):
+        settings = cluster.settings_of(role)
+        assert (settings.host, settings.reachable_host) == expected
+
+
+def test_each_worker_of_a_cluster_has_its_own_ports() -> None:
+    cluster = LocalCluster(Settings(encode=EncodeSettings(port=9000), transfer=TransferSettings(http_port=9100)))
+    settings = [cluster.settings_of("encode", number) for number in range(2)]
+    assert [(one.encode.port, one.transfer.http_port) for one in settings] == [(9000, 9100), (9001, 9101)]
+    assert cluster.settings_of("language", 1).language.port == 0
+
+
+@pytest.mark.parametrize(("host", "status"), [("0.0.0.0", 2), ("::", 2), ("no-such-host.invalid", 2)])
+def test_a_worker_with_an_unreachable_host_ends_with_the_reason(
+    host: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        open_port(Settings(host=host), 0)
+    assert ended.value.code == status
+    assert "advertise_host" in capsys.readouterr().err
+
+
+def test_a_taken_port_ends_the_worker_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(SystemExit) as ended:
+            open_port(Settings(), taken.getsockname()[1])
+        assert ended.value.code == 1
+        assert "cannot listen" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_processes_without_a_model_do_not_load_torch() -> None:
+    """Torch costs seconds of start-up and half a gigabyte of memory."""
+    look = "import sys, embferry.serve.supervisor.child, embferry.serve.router.app; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_urls_for_ipv4_and_ipv6() -> None:
+    with open_port(Settings(), 0) as listener:
+        port = listener.getsockname()[1]
+        assert url_of("127.0.0.1", listener) == f"http://127.0.0.1:{port}"
+        assert url_of("::1", listener) == f"http://[::1]:{port}"
+
+
+def test_time_outs_follow_the_settings() -> None:
+    transfer = TransferSettings(heartbeat_interval=0.05, heartbeat_max_failures=3, drain_timeout=1, waiting_timeout=7)
+    settings = Settings(transfer=transfer, encode=EncodeSettings(unclaimed_timeout=9))
+    receiving, sending = language_timeouts(settings), encode_timeouts(settings)
+    assert receiving.peer_timeout == pytest.approx(0.15)
+    assert receiving.retry_interval == receiving.retry_limit == 0.05
+    assert (receiving.drain_timeout, receiving.waiting_timeout) == (1, 7)
+    assert (sending.bootstrap_timeout, sending.lease_timeout) == (9, 9)

@@ -1,0 +1,74 @@
+"""A sender, or a receiver, that says what a test wants it to say on the side channel of ``nixl`` and ``mooncake``."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from embferry.testing.pair import TransportPair
+from embferry.transports.leased import messages as m
+from embferry.transports.leased.mooncake.transport import MooncakeHandle
+from embferry.transports.leased.nixl.transport import NixlHandle
+from embferry.transports.leased.receiving_end import boot_id
+from embferry.transports.windows import as_ranges
+
+TIMEOUT_S = 60.0
+
+
+def decoded(pair: TransportPair) -> Any:
+    """The handle of the pair's receiver."""
+    kind = {"nixl": NixlHandle, "mooncake": MooncakeHandle}[pair.receiver.transport.name]
+    return msgspec.msgpack.decode(pair.handle, type=kind)
+
+
+def frame(message: m.Message | bytes) -> bytes:
+    data = message if isinstance(message, bytes) else m.encode(message)
+    return m.LENGTH.pack(len(data)) + data
+
+
+def receive(sock: socket.socket) -> m.Message | None:
+    """The next message; None: the peer hung up."""
+    data = b""
+    wanted = m.LENGTH.size
+    while len(data) < wanted:
+        try:
+            part = sock.recv(wanted - len(data))
+        except ConnectionResetError:  # it need not have read all
+            return None
+        if not part:
+            return None
+        data += part
+        if len(data) == m.LENGTH.size:
+            wanted += m.LENGTH.unpack(data)[0]
+    return m.decode(data[m.LENGTH.size :])
+
+
+def connected(pair: TransportPair) -> socket.socket:
+    handle = decoded(pair)
+    sock = socket.create_connection((handle.host, handle.port))
+    sock.settimeout(TIMEOUT_S)
+    return sock
+
+
+def greet(pair: TransportPair, sock: socket.socket) -> None:
+    sock.sendall(frame(m.Hello(decoded(pair).token, boot_id())))
+    assert isinstance(receive(sock), m.Welcome)
+
+
+def ask(serial: int, epoch: int = 1, *ranges: tuple[int, int]) -> m.Ask:
+    """For the first byte, unless ``ranges`` are given."""
+    return m.Ask(serial, epoch, m.pack_ranges(as_ranges(ranges or [(0, 1)])))
+
+
+@contextmanager
+def holder(pair: TransportPair, serial: int, epoch: int) -> Iterator[socket.socket]:
+    """A sender with a lease on the first byte."""
+    with connected(pair) as sock:
+        greet(pair, sock)
+        sock.sendall(frame(ask(serial, epoch)))
+        assert receive(sock) == m.Verdict(serial, True)
+        yield sock
