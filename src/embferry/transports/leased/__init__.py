@@ -2,6 +2,6 @@
 
 A sender asks on a small TCP connection before each write (``ask``), is let go or refused (``verdict``), has its engine
 write into the blocks, and says when no byte is in flight any more (``done``). :mod:`.leases` says why that makes
-revocation true; :mod:`.messages` has the messages. :mod:`.receiving_end` receives; :mod:`.sending_end` sends, by the thread
-in :mod:`.engine_thread`. :mod:`.nixl` and :mod:`.mooncake` bind the engines.
+revocation true; :mod:`.messages` has the messages. :mod:`.receiving_end` receives. :mod:`.sending_end` sends, with the
+thread in :mod:`.engine_thread`. :mod:`.nixl` and :mod:`.mooncake` bind the engines.
 """
