@@ -1,4 +1,4 @@
-"""A receiver in a process of its own: prints its handle, then waits to be killed."""
+"""A receiver over shm: prints its handle, then waits to be killed."""
 
 from __future__ import annotations
 

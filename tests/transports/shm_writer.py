@@ -1,6 +1,7 @@
-"""A sender in a process of its own that stops in the middle of a write: ``writer.py HANDLE EPOCH BLOCK``.
+"""A sender over shm that pauses within a write: ``shm_writer.py HANDLE EPOCH BLOCK``.
 
-It copies half of the first piece, says ``inside``, and goes on when it reads a line; then it says what became of it.
+It copies half of the first piece, prints ``inside`` and waits for a line on standard input. Then it completes the copy
+and prints ``written`` or the error's code.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main() -> None:
     transport = ShmTransport(woken.set)
     transport.connect(handle)
     pieces = source_pieces(SMALL, embedding(LAYOUT, 5), 0, 5, (block,), 0)
-    with mock.patch("embferry.transports.shm.link.np.copyto", copy_in_two_halves):
+    with mock.patch("embferry.transports.shm.send_link.np.copyto", copy_in_two_halves):
         transport.write(handle, epoch, (block,), pieces[:1], 1)
         assert woken.wait(60)
     (event,) = transport.poll()

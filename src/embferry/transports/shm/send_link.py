@@ -1,4 +1,4 @@
-"""The sending side of one shared-memory link: copies on worker threads, and the watch for the receiver's end."""
+"""The sending end of a link: copies into the receiver's region on worker threads, and notices the receiver's end."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from ..contract import LinkLost, Piece, Written
 from ..net.loop import READ, Loop
 from ..outbox import Outbox
 from ..windows import ranges_of
-from . import gate
+from . import revocation_table
 from .peer import Peer
 
-AT_ONCE_BYTES = 1 << 20
-"""Up to this much is copied before another thread would have begun."""
+INLINE_BYTES = 1 << 20  # up to this size, a copy takes less time than handing it to another thread
 
 
-class Link:
-    """Writes to one receiver. It is over when it was told to :meth:`end` and the last copy has ended.
+class SendLink:
+    """Writes to one receiver. The link has ended when :meth:`end` was called and the last copy has ended.
 
-    :param forget: called at the end, before :class:`LinkLost` is posted.
+    ``write`` and ``end`` are for any thread.
+
+    Args:
+        on_end: Called once when the link has ended, on any thread, before :class:`LinkLost` is posted.
     """
 
     def __init__(
-        self, handle: bytes, peer: Peer, loop: Loop, outbox: Outbox, forget: Callable[[bytes, Link], None]
+        self, handle: bytes, peer: Peer, loop: Loop, outbox: Outbox, on_end: Callable[[bytes, SendLink], None]
     ) -> None:
-        self._handle, self._peer, self._loop, self._outbox, self._forget = handle, peer, loop, outbox, forget
-        self._lock = threading.Lock()  # of _in_flight and _error
+        self._handle, self._peer, self._loop, self._outbox, self._on_end = handle, peer, loop, outbox, on_end
+        self._lock = threading.Lock()  # guards _in_flight and _error
         self._in_flight = 0
         self._error: TransportError | None = None
         self._lost = False
@@ -46,13 +48,11 @@ class Link:
         if error is not None:
             self._outbox.post(Written(ticket, error))
             return
-        if sum(piece.source.nbytes for piece in pieces) > AT_ONCE_BYTES or not self._write_at_once(
-            epoch, pieces, ticket
-        ):
+        if sum(piece.source.nbytes for piece in pieces) > INLINE_BYTES or not self._write_inline(epoch, pieces, ticket):
             workers.submit(self._work, epoch, pieces, ticket).add_done_callback(self._report_bug)
 
     def end(self, error: TransportError, *, lost: bool) -> None:
-        """Lets copies that have begun run to their end, answers all others with ``error``, then gives the memory up."""
+        """Lets copies that have begun finish, ends all other writes with ``error``, then releases the memory."""
         with self._lock:
             if self._error is not None:
                 return
@@ -60,13 +60,13 @@ class Link:
             idle = self._in_flight == 0
         self._stop.set()
         if idle:
-            self._over(error)
+            self._finish(error)
 
-    def _write_at_once(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> bool:
-        """Copies on the caller's thread, unless that would have to wait for the receiver."""
+    def _write_inline(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> bool:
+        """Copies on the caller's thread, unless it would have to wait for the receiver; returns whether it did."""
         try:
             error = self._copy(epoch, pieces, None)
-        except gate.Busy:
+        except revocation_table.Busy:
             return False
         self._copied(ticket, error)
         return True
@@ -75,13 +75,13 @@ class Link:
         self._copied(ticket, self._error or self._copy(epoch, pieces, self._stop))
 
     def _copied(self, ticket: int, error: TransportError | None) -> None:
-        # A receiver that died meanwhile has nothing of it.
+        # A write to a receiver that died meanwhile has failed.
         self._outbox.post(Written(ticket, self._error if self._lost else error))
         with self._lock:
             self._in_flight -= 1
-            over = self._error if self._in_flight == 0 else None
-        if over is not None:
-            self._over(over)
+            final = self._error if self._in_flight == 0 else None
+        if final is not None:
+            self._finish(final)
 
     def _copy(self, epoch: int, pieces: Sequence[Piece], stop: threading.Event | None) -> TransportError | None:
         peer = self._peer
@@ -92,21 +92,21 @@ class Link:
         if touched is None:
             return TransportError("the write leaves the receiver's region", retryable=False)
         try:
-            with gate.entered(peer.gate_fd, peer.gates, epoch, touched, stop) as allowed:
+            with revocation_table.locked_for_write(peer.table_fd, peer.epochs, epoch, touched, stop) as allowed:
                 if not allowed:
                     return TransportError(f"no open window of epoch {epoch} covers the write", retryable=False)
                 for piece in pieces:
                     if piece.source.nbytes:
-                        # numpy's copy, unlike memoryview's, lets other threads run meanwhile.
+                        # numpy's copy, unlike memoryview's, releases the GIL.
                         source = np.frombuffer(piece.source, np.uint8)
                         np.copyto(peer.region[piece.offset : piece.offset + source.size], source)
         except OSError as error:
-            return TransportError(f"the receiver's gate cannot be locked: {error}")
+            return TransportError(f"the receiver's revocation table cannot be locked: {error}")
         return None
 
-    def _over(self, error: TransportError) -> None:
+    def _finish(self, error: TransportError) -> None:
         self._loop.call(self._release)
-        self._forget(self._handle, self)
+        self._on_end(self._handle, self)
         if self._lost:
             self._outbox.post(LinkLost(self._handle, error))
 

@@ -1,4 +1,4 @@
-"""The sending side of one connection: writes leave straight from the source memory, answers come back."""
+"""The sending end of a connection: sends writes straight from the source memory and receives their verdicts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ from .framing import FrameError
 log = logging.getLogger(__name__)
 
 TURN_BYTES = 32 << 20  # sent to one receiver before the others get their turn
+SMALL_BYTES = 1 << 20
+MAX_OVERTAKES = 16  # small frames in a row that may overtake large ones
 
-LITTLE_BYTES = 1 << 20
-MOST_PASSED_OVER = 16
 
+class SendLink:
+    """A connection to the receiver behind ``handle``.
 
-class Link:
-    """A connection to the receiver behind ``handle``. All but the constructor and ``write`` is for the loop's thread.
+    The constructor and ``write`` are for any thread, all other methods for the loop's thread.
 
-    :param forget: called once when the link is over, before :class:`LinkLost` is posted.
-    :raises TransportError: the connection is refused at once.
+    Args:
+        on_end: Called once when the link has ended, before :class:`LinkLost` is posted.
+
+    Raises:
+        TransportError: The connection is refused at once.
     """
 
     def __init__(
@@ -43,27 +47,26 @@ class Link:
         timeout_s: float,
         loop: Loop,
         outbox: Outbox,
-        forget: Callable[[bytes, Link], None],
+        on_end: Callable[[bytes, SendLink], None],
     ) -> None:
-        self._handle, self._loop, self._outbox, self._forget = handle, loop, outbox, forget
-        # A write is in flight from the moment it was asked for, so that its end is reported before the link's.
+        self._handle, self._loop, self._outbox, self._on_end = handle, loop, outbox, on_end
+        # Writes enter `_in_flight` under the lock, so that each is reported before the end of the link.
         self._lock = threading.Lock()
         self._error: TransportError | None = None
-        self._unanswered: dict[int, None] = {}
+        self._in_flight: dict[int, None] = {}
         self._outgoing: deque[Cursor] = deque([Cursor([memoryview(framing.hello(token))])])
-        self._passed_over = 0
-        self._answer = bytearray()
+        self._overtakes = 0
+        self._received = bytearray()
         self._dial = Connector(address, loop, timeout_s, lambda: self._turn(WRITE), partial(self.end, lost=True))
         self._sock = self._dial.sock
         self._dial.start()
 
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
-        """From any thread."""
         head = _head(epoch, pieces, ticket)
         with self._lock:
             error = head if isinstance(head, TransportError) else self._error
             if error is None:
-                self._unanswered[ticket] = None
+                self._in_flight[ticket] = None
         if isinstance(head, bytes) and error is None:
             views = [memoryview(head), *(piece.source.cast("B") for piece in pieces)]
             self._loop.call(lambda: self._send(Cursor(views)))
@@ -71,7 +74,7 @@ class Link:
             self._outbox.post(Written(ticket, error))
 
     def end(self, error: TransportError, *, lost: bool) -> None:
-        """Ends every write in flight, and the connection. ``lost``: it was not this side that wanted it."""
+        """Ends every write in flight, and the connection. ``lost`` is False if this side ends the link."""
         with self._lock:
             if self._error is not None:
                 return
@@ -79,8 +82,8 @@ class Link:
         self._loop.unwatch(self._sock.fileno())
         self._sock.close()
         self._outgoing.clear()
-        self._forget(self._handle, self)
-        for ticket in self._unanswered:
+        self._on_end(self._handle, self)
+        for ticket in self._in_flight:
             self._outbox.post(Written(ticket, error))
         if lost:
             log.info("lost the connection to a receiver: %s", error)
@@ -93,12 +96,12 @@ class Link:
                 self._turn(WRITE)
 
     def _enqueue(self, frame: Cursor) -> None:
-        """A little frame goes before large ones that have not begun; so many times in a row at most."""
+        """Queues a frame; a small one overtakes large ones that have not begun, a limited number of times in a row."""
         at = len(self._outgoing)
-        if frame.left <= LITTLE_BYTES and self._passed_over < MOST_PASSED_OVER:
-            while at > 1 and self._outgoing[at - 1].left > LITTLE_BYTES:
+        if frame.left <= SMALL_BYTES and self._overtakes < MAX_OVERTAKES:
+            while at > 1 and self._outgoing[at - 1].left > SMALL_BYTES:
                 at -= 1
-        self._passed_over = self._passed_over + 1 if at < len(self._outgoing) else 0
+        self._overtakes = self._overtakes + 1 if at < len(self._outgoing) else 0
         self._outgoing.insert(at, frame)
 
     def _turn(self, events: int) -> None:
@@ -106,7 +109,7 @@ class Link:
             if events & WRITE:
                 self._flush()
             if events & READ:
-                self._read_answers()
+                self._receive_verdicts()
         except (OSError, FrameError) as error:
             self.end(TransportError(f"the connection to the receiver broke: {error}"), lost=True)
             return
@@ -126,24 +129,24 @@ class Link:
             if not cursor.left:
                 self._outgoing.popleft()
 
-    def _read_answers(self) -> None:
+    def _receive_verdicts(self) -> None:
         try:
             data = self._sock.recv(1 << 16)
         except BlockingIOError:
             return
         if not data:
-            raise FrameError("the receiver closed it")
-        self._answer += data
-        size = framing.ANSWER.size
-        whole = len(self._answer) // size * size
+            raise FrameError("the receiver closed the connection")
+        self._received += data
+        size = framing.VERDICT.size
+        whole = len(self._received) // size * size
         for at in range(0, whole, size):
-            self._on_answer(*framing.parse_answer(self._answer[at : at + size]))
-        del self._answer[:whole]
+            self._on_verdict(*framing.parse_verdict(self._received[at : at + size]))
+        del self._received[:whole]
 
-    def _on_answer(self, ticket: int, verdict: int) -> None:
-        if ticket not in self._unanswered:
-            raise FrameError(f"an answer to the write {ticket}, which is not in flight")
-        del self._unanswered[ticket]
+    def _on_verdict(self, ticket: int, verdict: int) -> None:
+        if ticket not in self._in_flight:
+            raise FrameError(f"a verdict on write {ticket}, which is not in flight")
+        del self._in_flight[ticket]
         error = None
         if verdict == framing.REFUSED:
             error = TransportError("the receiver has no open window that covers the write", retryable=False)
@@ -151,7 +154,10 @@ class Link:
 
 
 def _head(epoch: int, pieces: Sequence[Piece], ticket: int) -> bytes | TransportError:
-    """Or why there is no such write. Not raised: an error that is kept keeps the frames, and so the source, alive."""
+    """Returns the head of a write or the error of an impossible one.
+
+    The error is not raised: a raised error that is kept would keep the frames, and with them the source, alive.
+    """
     if not 1 <= len(pieces) <= framing.MAX_RANGES:
         return TransportError(f"a write of {len(pieces)} pieces; make it 1 to {framing.MAX_RANGES}", retryable=False)
     try:
