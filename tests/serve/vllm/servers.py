@@ -1,5 +1,6 @@
 """Real ``vllm serve``: both halves and the router as ``embferry serve --engine vllm`` starts them, two encoders and one
-that answers; and a server without any connector, which says what the undivided model answers."""
+that answers; and a server without any connector, which says what the undivided model answers.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ class Servers:
 
     def kill(self, name: str) -> None:
         """The server, and at the same time the engine that hands out embeddings. Python's resource tracker stays, and
-        removes the shared memory of both."""
+        removes the shared memory of both.
+        """
         server = self.process(name)
         for process in (server, *server.children(recursive=True)):
             if "resource_tracker" not in " ".join(process.cmdline()):

@@ -51,9 +51,8 @@ class Exchange:
         self._ended = False
 
     async def encode(self, intake: Intake) -> None:
-        """
-        Raises:
-            ServeError: no_worker; whatever the encode worker answers.
+        """Raises:
+        ServeError: no_worker; whatever the encode worker answers.
         """
         body = msgspec.msgpack.encode({"room": self.room, "request_id": self._request_id, "items": intake.items})
         headers = {"Content-Type": "application/msgpack", "X-Request-Id": self._request_id}

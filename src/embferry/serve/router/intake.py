@@ -22,10 +22,9 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """
-    Attributes:
-        items: for the encode worker, in the order of the prompt.
-        messages: for the language worker, ``{"role", "parts"}``; pictures and videos are indices into ``items``.
+    """Attributes:
+    items: for the encode worker, in the order of the prompt.
+    messages: for the language worker, ``{"role", "parts"}``; pictures and videos are indices into ``items``.
     """
 
     items: list[dict[str, Any]]
@@ -33,10 +32,9 @@ class Intake:
 
 
 async def take_in(turns: list[Turn], fetcher: Fetcher, limits: MediaSettings) -> Intake:
-    """
-    Raises:
-        ServeError: too many items; anything ``Fetcher.fetch``, ``check_image``, ``check_video`` or ``check_frames``
-            refuses, with the part of the request in ``param``; the first of the request, if several are wrong.
+    """Raises:
+    ServeError: too many items; anything ``Fetcher.fetch``, ``check_image``, ``check_video`` or ``check_frames``
+        refuses, with the part of the request in ``param``; the first of the request, if several are wrong.
     """
     media = [part for turn in turns for part in turn.parts if not isinstance(part, TextPart)]
     _count(media, limits)

@@ -51,7 +51,8 @@ def main() -> None:
 
 def _leave() -> None:
     """Ends a process that has closed all it had. Taking torch's modules apart first would take seconds on a busy
-    machine, and free what the kernel frees anyway."""
+    machine, and free what the kernel frees anyway.
+    """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -119,7 +119,8 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Ends every process in order, within ``serve.stop_timeout``, and returns when none is left. Idempotent. An
-        interrupt (a second Ctrl-C) kills them at once."""
+        interrupt (a second Ctrl-C) kills them at once.
+        """
         if not self._thread.is_alive():
             self._close_output()
             return
@@ -275,7 +276,8 @@ def _numbered(section: Section, port: str, number: int) -> Section:
 
 def _within(settings: Settings) -> Settings:
     """For the processes that only each other have to reach: of a router that listens on every address of the machine,
-    they keep to the loopback one."""
+    they keep to the loopback one.
+    """
     host = LOOPBACK.get(settings.host) if settings.advertise_host is None else None
     return settings if host is None else settings.model_copy(update={"host": host})
 

@@ -85,7 +85,8 @@ class Slot:
 
     async def keep(self) -> None:
         """Starts the process, again and again, until :meth:`stop`. A process that ends before it has ever answered is
-        not started again: what keeps the first one from coming up keeps the second one from it too."""
+        not started again: what keeps the first one from coming up keeps the second one from it too.
+        """
         delay = self._delay
         while not self._stopping:
             began = time.monotonic()

@@ -29,7 +29,8 @@ _OURS = ("image_embeds", "video_embeds", "enable-mm-embeds", "should contain the
 @dataclass(slots=True)
 class Begun:
     """An answer that has come far enough to be told. ``rest``: what of its body comes later; None if nothing does.
-    ``by``: whose it is; None: the router's own."""
+    ``by``: whose it is; None: the router's own.
+    """
 
     status: int
     content_type: str
@@ -60,8 +61,7 @@ class Answering:
         first: Instance | None = None,
         alone: bool = False,
     ) -> Begun:
-        """
-        Args:
+        """Args:
             content: the body to send; ``request``: the client's, for its ``stream``, ``echo`` and ``n``.
             media: whether embeddings have to arrive there first.
             first: the instance to ask first; if ``alone``, no other one.

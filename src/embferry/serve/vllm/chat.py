@@ -220,9 +220,8 @@ class _Out:
         self._started = False
 
     async def tell(self, begun: Begun) -> None:
-        """
-        Raises:
-            ServeError: worker_failed if the answer breaks off.
+        """Raises:
+        ServeError: worker_failed if the answer breaks off.
         """
         await self._begin(begun.status, begun.content_type)
         await self._write(begun.body, more=begun.rest is not None)

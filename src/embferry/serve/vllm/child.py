@@ -65,7 +65,8 @@ def main() -> None:
 
 def _end_with_this_process() -> None:
     """In vLLM's process, before it is that: SIGTERM if this one is killed (prctl(2), PR_SET_PDEATHSIG; it goes by the
-    thread that started it, which is the main one)."""
+    thread that started it, which is the main one).
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -89,7 +90,8 @@ def _answers(url: str) -> bool:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """vLLM, then the engines it has started, then what is left: all of its process group. Python's resource tracker is
-    there too; it removes the shared memory of those that were killed, and so goes last."""
+    there too; it removes the shared memory of those that were killed, and so goes last.
+    """
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

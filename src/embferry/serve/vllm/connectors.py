@@ -42,7 +42,8 @@ class Encoded:
 
     def part(self) -> dict[str, Any]:
         """The item for an instance that answers: its grid and its name. The media itself where no metadata stands for
-        all of it; the embedding comes over the connector all the same."""
+        all of it; the embedding comes over the connector all the same.
+        """
         metadata = self.entry.get("metadata") or {}
         if not metadata or (self.item.kind == "video" and not _TIMED & metadata.keys()):
             return self.item.part()
@@ -61,7 +62,8 @@ class UnfitError(Exception):
 
 class Connector(Protocol):
     """``early``: the instance that answers is to be known before anything is encoded. ``pushes``: the encoder sends to
-    that one by itself, so no other one can have it."""
+    that one by itself, so no other one can have it.
+    """
 
     early: bool
     pushes: bool

@@ -96,7 +96,8 @@ class Fleet:
     ) -> Instance | None:
         """Whose turn it is to encode an item: the one its content always goes to (rendezvous hashing: Thaler and
         Ravishankar, 1998), unless that has much more in hand than the idlest. One of ``avoid`` only if there is no
-        other. None if none is left to try."""
+        other. None if none is left to try.
+        """
         able = _untried(await self._up(self.encoders, model), tried)
         able = [one for one in able if one.url not in avoid] or able
         if not able:
@@ -109,7 +110,8 @@ class Fleet:
         self, model: str | None, tried: Collection[Life], has: Callable[[Instance], int] = lambda _: 0
     ) -> Instance | None:
         """The one that ``has`` most of what it needs, among those that have little more in hand than the idlest; of
-        equals the one with the least in hand, and then the one whose turn is longest ago."""
+        equals the one with the least in hand, and then the one whose turn is longest ago.
+        """
         able = _untried(await self._up(self.languages, model), tried)
         most = min((one.in_hand for one in able), default=0) + self._settings.vllm.affinity_slack
         near = [one for one in able if one.in_hand <= most]

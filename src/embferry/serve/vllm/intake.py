@@ -46,8 +46,7 @@ class Item:
 async def take_in(
     places: Sequence[Place], request: dict[str, Any], fetcher: Fetcher, limits: MediaSettings
 ) -> list[Item]:
-    """
-    Returns:
+    """Returns:
         An item for each place.
 
     Raises:

@@ -50,9 +50,8 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 
 def read(body: bytes) -> dict[str, Any]:
-    """
-    Raises:
-        ServeError: invalid_json; unsupported_value for what only a router may say.
+    """Raises:
+    ServeError: invalid_json; unsupported_value for what only a router may say.
     """
     request = parsed(body)
     if request.get("ec_transfer_params") is not None:

@@ -19,7 +19,8 @@ RETRY_AFTER_SECONDS = "1"
 def as_serve_error(error: BaseException) -> ServeError:
     """The same error with its stable code, status and ``retryable``.
 
-    One nobody foresaw is logged with its traceback, and told to the caller without it."""
+    One nobody foresaw is logged with its traceback, and told to the caller without it.
+    """
     if isinstance(error, ServeError):
         return error
     if isinstance(error, EmbeddingTransferError):

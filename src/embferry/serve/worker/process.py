@@ -49,7 +49,8 @@ def unreported(_: Started) -> None:
 
 def open_port(settings: Settings, port: int) -> socket.socket:
     """The worker's listening socket. Ends the process with status 2 if others could not reach it by what it says of
-    itself, with status 1 if the port cannot be had."""
+    itself, with status 1 if the port cannot be had.
+    """
     host = settings.reachable_host
     try:
         unspecified = ipaddress.ip_address(address_of(host)).is_unspecified
@@ -128,7 +129,8 @@ async def serve_app(
     grace: int = LAST_WORDS_SECONDS,
 ) -> None:
     """Serves ``app`` on a socket until a signal comes. ``begin`` is called when it answers; ``end`` when it is to stop,
-    before connections are closed."""
+    before connections are closed.
+    """
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=grace)
     await _Server(config, begin, end, broken).serve([listener])
 
@@ -159,7 +161,8 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """The first signal ends the process in order, the second at once.
 
-        uvicorn's own way raises the signal again when all is done, so that a clean end would look like a crash."""
+        uvicorn's own way raises the signal again when all is done, so that a clean end would look like a crash.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
