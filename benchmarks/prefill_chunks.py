@@ -1,9 +1,7 @@
-"""How much prefill in chunks differs from prefill in one piece: the table of docs/engine.md.
+"""Difference between prefill in chunks and prefill in one piece: the table of docs/engine.md.
 
-    python -m benchmarks.prefill_chunks
-
-Prints, for random tiny models of every family and for the packaged one, the largest difference of the first token's
-logits over prompts of two pictures and a video, on one thread.
+Run ``python -m benchmarks.prefill_chunks``. Prints the largest difference of the first token's logits, over prompts of
+two pictures and a video, for a random tiny model of every family and for the packaged model.
 """
 
 from __future__ import annotations
@@ -27,11 +25,11 @@ CHUNKS = (1, 16, 64, 128)
 WHOLE = 1 << 20
 PROMPTS = 8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Asked = tuple[Prompt, ResidentSource]
+Input = tuple[Prompt, ResidentSource]
 
 
-def prompts(path: Path, dtype: torch.dtype, model: LanguageModel) -> Iterator[Asked]:
-    """Two pictures and a video of noise, other ones each time."""
+def prompts(path: Path, dtype: torch.dtype, model: LanguageModel) -> Iterator[Input]:
+    """Yields prompts with two pictures and a video of noise, different ones each time."""
     encoder = Encoder.load(path, dtype)
     content = [{"type": kind} for kind in ("image", "image", "video")]
     for seed in range(PROMPTS):
@@ -41,9 +39,9 @@ def prompts(path: Path, dtype: torch.dtype, model: LanguageModel) -> Iterator[As
         yield prompt, ResidentSource(*map(encoder.encode, prepared))
 
 
-def first_logits(model: LanguageModel, asked: Asked, chunk: int) -> torch.Tensor:
-    """``[vocab]``, fp32."""
-    prompt, source = asked
+def first_logits(model: LanguageModel, given: Input, chunk: int) -> torch.Tensor:
+    """Returns the logits of the first token, float32 ``[vocab]``, with prefill in chunks of so many tokens."""
+    prompt, source = given
     sequence = model.start(prompt, SamplingParams(max_tokens=1))
     sequence.chunks = chunk_boundaries(prompt.length, chunk)
     while not sequence.prefilled:
@@ -58,11 +56,11 @@ def measure(name: str, path: Path) -> None:
     for label, dtype in DTYPES.items():
         model = LanguageModel.load(path, dtype)
         worst, changed, largest = dict.fromkeys(CHUNKS, 0.0), 0, 0.0
-        for asked in prompts(path, dtype, model):
-            whole = first_logits(model, asked, WHOLE)
+        for given in prompts(path, dtype, model):
+            whole = first_logits(model, given, WHOLE)
             largest = max(largest, float(whole.abs().max()))
             for chunk in CHUNKS:
-                cut = first_logits(model, asked, chunk)
+                cut = first_logits(model, given, chunk)
                 worst[chunk] = max(worst[chunk], float((cut - whole).abs().max()))
                 changed += int(cut.argmax() != whole.argmax())
         cells = " | ".join(f"{worst[chunk]:.1e}" if worst[chunk] else "0" for chunk in CHUNKS)

@@ -1,7 +1,7 @@
-"""Goodput of one 64 MiB write between two processes, beside the limit of its transport.
+"""Goodput of one 64 MiB write between two processes, beside the limit of each transport.
 
-Run ``python benchmarks/transports.py``. Each transport takes turns with its limit, write by write, so that what else
-the machine does falls on both alike.
+Run ``python benchmarks/transports.py``. A transport and its limit take turns, write by write, so that other work of the
+machine affects both alike.
 """
 
 from __future__ import annotations
@@ -49,30 +49,28 @@ def main() -> None:
 
 
 def send(name: str, handle: bytes, port: int) -> None:
-    """The sending process."""
+    """Runs in the sending process, and prints the figures of one transport."""
     source = np.random.default_rng(0).integers(0, 256, (8192, 8192), np.uint8)
-    woken = threading.Event()
+    shared = MultimodalDataBuffers(GEOMETRY, shared=True).input_embeddings.reshape(source.shape)
+    private, woken = np.empty_like(source), threading.Event()
     transport = TRANSPORTS[name](woken.set)
     transport.connect(handle)
-    copy, view = np.empty_like(source), memoryview(source.data).cast("B")
     with socket.create_connection(("127.0.0.1", port)) as sock:
 
         def raw() -> None:
-            sock.sendall(view)
+            sock.sendall(source.data.cast("B"))
             sock.recv(1)
 
-        shared = MultimodalDataBuffers(GEOMETRY, shared=True)
-        destination = shared.input_embeddings.reshape(source.shape)
         limits: dict[str, dict[str, Callable[[], None]]] = {
             "shm": {
-                "np.copyto, private memory": lambda: np.copyto(copy, source),
-                "np.copyto, shared memory": lambda: np.copyto(destination, source),
+                "np.copyto, private memory": lambda: np.copyto(private, source),
+                "np.copyto, shared memory": lambda: np.copyto(shared, source),
             },
             "tcp": {"sendall / recv_into": raw},
         }
-        compare(
-            {
-                **limits[name],
+        take_turns(
+            limits[name]
+            | {
                 f"{name}, adjacent blocks": lambda: write(transport, woken, handle, source, ADJACENT),
                 f"{name}, 128 scattered blocks": lambda: write(transport, woken, handle, source, SCATTERED),
             }
@@ -91,10 +89,10 @@ def write(
     assert events == [Written(1)], events
 
 
-def compare(contestants: dict[str, Callable[[], None]]) -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+def take_turns(candidates: dict[str, Callable[[], None]]) -> None:
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(WARM_UP + ROUNDS):
-        for name, run in contestants.items():
+        for name, run in candidates.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
@@ -103,10 +101,10 @@ def compare(contestants: dict[str, Callable[[], None]]) -> None:
 
 
 def receive_raw(listener: socket.socket) -> None:
-    buffer = memoryview(bytearray(SIZE))
+    """Receives on one connection, and answers each :data:`SIZE` bytes with one byte."""
+    buffer, got = memoryview(bytearray(SIZE)), 0
     connection, _ = listener.accept()
     with connection:
-        got = 0
         while count := connection.recv_into(buffer[got:]):
             got += count
             if got == SIZE:

@@ -376,8 +376,8 @@ class Simulation:
 
     def _writer(self, write: InFlightWrite) -> tuple[EncodeEnd, Write]:
         end, command = write.writer  # type: ignore[misc]  # set by _execute_sender
-        taken = end.machine.destinations[command.target].grants[command.epoch]
-        unfinished = not end.alive or command.offset in taken.in_flight
+        taken = end.machine.destinations[command.target].grants.get(command.epoch)
+        unfinished = not end.alive or (taken is not None and command.offset in taken.in_flight)
         must(unfinished, f"token {command.offset} was written twice under epoch {command.epoch}")
         return end, command
 

@@ -1,4 +1,4 @@
-"""The http transport passes the public suite, also through a proxy."""
+"""The http transport passes the conformance suite over IPv6 and through a proxy; proxies and addresses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embferry.testing.conformance import TransportConformance
 from embferry.testing.pair import LARGE, TransportPair
 from embferry.transports.contract import Transport
 from embferry.transports.http import HttpTransport
-from embferry.transports.http.wire import MAX_RANGES, HttpHandle
+from embferry.transports.http.messages import MAX_RANGES, HttpHandle
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def http_proxy(*arguments: str) -> Iterator[int]:
-    """A proxy in a process of its own; gives its port."""
+    """Starts a proxy in a process of its own and yields its port."""
     command = [sys.executable, "-m", "tests.serve.embeddings.proxy", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -43,7 +43,7 @@ class TestHttpIPv6(TransportConformance):
         return HttpTransport(wake, host="::1")
 
 
-class TestHttpThroughAProxy(TransportConformance):
+class TestHttpThroughProxy(TransportConformance):
     proxy = ""
 
     @pytest.fixture(autouse=True, scope="class")
@@ -57,8 +57,8 @@ class TestHttpThroughAProxy(TransportConformance):
         return HttpTransport(wake, proxy=self.proxy)
 
 
-def test_a_proxy_in_front_of_the_sender() -> None:
-    """It is reached at the proxy's address and path; the receiver knows nothing else."""
+def test_a_sender_behind_a_reverse_proxy() -> None:
+    """The receiver knows the proxy's address and path only."""
     sender = HttpTransport()
     assert sender.address
     port = sender._server.listener.port if sender._server else 0
@@ -84,12 +84,10 @@ def test_a_proxy_in_front_of_the_sender() -> None:
         pair.close()
 
 
-def test_a_program_that_forgets_to_close_ends_all_the_same() -> None:
+def test_a_program_that_does_not_close_its_transports_ends() -> None:
     program = """
 from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.transports.http import HttpTransport
-from embferry.transports.http.wire import MAX_RANGES, HttpHandle
-from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import SMALL
 
 receiver, sender = HttpTransport(), HttpTransport()
@@ -99,10 +97,10 @@ receiver.connect_to_sender(sender.address)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 
-# What this end refuses itself
+# Refused by the sender itself
 
 
-def test_writes_that_cannot_be_are_refused_here() -> None:
+def test_writes_with_too_many_or_no_pieces_are_refused() -> None:
     pair = TransportPair(HttpTransport)
     pair.admit(1, (0,))
     pair.expect_refused(pair.write(1, (0,), [pair.fill((0,))[0]] * (MAX_RANGES + 1)))
@@ -111,7 +109,7 @@ def test_writes_that_cannot_be_are_refused_here() -> None:
 
 
 @pytest.mark.parametrize("kind", [{"host": "0.0.0.0"}, {"host": "localhost"}, {"advertise": "a.host.name"}])
-def test_an_address_peers_cannot_use_is_refused(kind: dict[str, str]) -> None:
+def test_an_address_that_peers_cannot_use_is_refused(kind: dict[str, str]) -> None:
     transport = HttpTransport(**kind)  # type: ignore[arg-type]  # only strings are passed here
     with pytest.raises(LocalProtocolError):
         _ = transport.address
@@ -123,7 +121,7 @@ def test_a_port_in_use_is_a_transport_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         transport = HttpTransport(port=taken.getsockname()[1])
         for begin in (lambda: transport.address, lambda: transport.connect(handle)):
-            with pytest.raises(TransportError, match="cannot listen"):
+            with pytest.raises(TransportError, match="listen"):
                 begin()
     transport.close()
     with pytest.raises(LocalProtocolError):

@@ -1,4 +1,4 @@
-"""The sending side of http against receivers and strangers that break the rules, lie, stall or vanish; raw sockets."""
+"""The sender of the http transport against receivers and strangers that break rules, stall or vanish; raw sockets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from embferry.testing.pair import CANARY, LARGE, Endpoint, TransportPair, eventually
 from embferry.transports.contract import Piece
-from embferry.transports.http import HttpTransport, incoming
-from embferry.transports.http.wire import HttpAddress, HttpHandle, Publication
+from embferry.transports.http import HttpTransport, serving
+from embferry.transports.http.messages import HttpAddress, HttpHandle, Publication
 
 pytestmark = pytest.mark.integration
 
@@ -26,14 +26,14 @@ HANDLE = msgspec.msgpack.encode(HttpHandle(TOKEN))
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[TransportPair]:
-    """One pair for the whole file: whatever a stranger does, nobody else is harmed."""
+    """One pair for the whole file; writes between the two must succeed after every test."""
     pair = TransportPair(HttpTransport)
     yield pair
     pair.close()
 
 
 @pytest.fixture(autouse=True)
-def others_are_unharmed(pair: TransportPair) -> Iterator[None]:
+def other_writes_succeed(pair: TransportPair) -> Iterator[None]:
     yield
     pair.admit(900, (0, 9))
     pair.bytes[:] = CANARY
@@ -44,7 +44,7 @@ def others_are_unharmed(pair: TransportPair) -> Iterator[None]:
 
 
 class Client:
-    """Asks one sender over one connection."""
+    """Sends requests to one sender over one connection."""
 
     def __init__(self, transport: object, *, secret: bytes | None = None) -> None:
         assert isinstance(transport, HttpTransport)
@@ -60,15 +60,15 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.sock.close()
 
-    def ask(self, method: str, path: str, *fields: str) -> tuple[int, dict[str, str], bytes]:
+    def request(self, method: str, path: str, *fields: str) -> tuple[int, dict[str, str], bytes]:
         self.send(method, path, *fields)
-        return self.answer()
+        return self.response()
 
     def send(self, method: str, path: str, *fields: str) -> None:
-        said = ["Host: x", f"Authorization: Bearer {self.secret}", *fields]
-        self.sock.sendall("\r\n".join([f"{method} {path} HTTP/1.1", *said, "", ""]).encode())
+        lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {self.secret}", *fields]
+        self.sock.sendall("\r\n".join([*lines, "", ""]).encode())
 
-    def answer(self) -> tuple[int, dict[str, str], bytes]:
+    def response(self) -> tuple[int, dict[str, str], bytes]:
         while b"\r\n\r\n" not in self.data:
             self.more()
         start, _, self.data = self.data.partition(b"\r\n\r\n")
@@ -83,7 +83,7 @@ class Client:
 
     def more(self) -> None:
         part = self.sock.recv(1 << 16)
-        assert part, "closed instead of an answer"
+        assert part, "the connection was closed before the response"
         self.data += part
 
     def closed(self) -> bool:
@@ -92,8 +92,8 @@ class Client:
         except ConnectionResetError:
             return True
 
-    def cut(self) -> int:
-        """Reads until the connection ends; bytes that came in all."""
+    def read_to_end(self) -> int:
+        """Reads until the connection ends; returns how many bytes arrived in all."""
         count = len(self.data)
         try:
             while part := self.sock.recv(1 << 20):
@@ -103,21 +103,21 @@ class Client:
         return count
 
     def poll(self, after: int = 0) -> list[Publication]:
-        status, _, body = self.ask("GET", f"/embferry/1/{TOKEN.hex()}?after={after}", "Prefer: wait=1")
+        status, _, body = self.request("GET", f"/embferry/1/{TOKEN.hex()}?after={after}", "Prefer: wait=1")
         return msgspec.msgpack.decode(body, type=list[Publication]) if status == 200 else []
 
 
 @pytest.fixture
 def sender() -> Iterator[Endpoint]:
-    """Connected to a receiver that the test plays."""
-    sender = Endpoint(lambda wake: HttpTransport(wake, patience_s=2.0))
+    """A sender, connected to a receiver whose requests the test makes."""
+    sender = Endpoint(lambda wake: HttpTransport(wake, timeout_s=2.0))
     sender.transport.connect(HANDLE)
     yield sender
     sender.transport.close()
 
 
-def published(sender: Endpoint, client: Client, pair: TransportPair, ticket: int = 1) -> tuple[str, bytes]:
-    """A write; where it is, and its bytes."""
+def publish(sender: Endpoint, client: Client, pair: TransportPair, ticket: int = 1) -> tuple[str, bytes]:
+    """Publishes a write; returns its path and its bytes."""
     pieces = pair.fill((0,))
     sender.transport.write(HANDLE, 7, (0,), pieces, ticket)
     found = client.poll()[-1]
@@ -128,44 +128,44 @@ def published(sender: Endpoint, client: Client, pair: TransportPair, ticket: int
     return f"/embferry/1/{TOKEN.hex()}/{found.number}", b"".join(piece.source for piece in pieces)
 
 
-def test_a_write_is_a_resource(sender: Endpoint, pair: TransportPair) -> None:
+def test_a_write_is_a_resource_with_ranges_and_conditions(sender: Endpoint, pair: TransportPair) -> None:
     with Client(sender.transport) as client:
-        path, data = published(sender, client, pair)
-        status, headers, body = client.ask("GET", path)
+        path, data = publish(sender, client, pair)
+        status, headers, body = client.request("GET", path)
         assert (status, body, headers["Accept-Ranges"]) == (200, data, "bytes")
         etag = headers["ETag"]
         assert re.fullmatch(r'"[0-9]+-[0-9a-f]{16}"', etag)
-        status, headers, body = client.ask("GET", path, "Range: bytes=5-", f"If-Range: {etag}")
+        status, headers, body = client.request("GET", path, "Range: bytes=5-", f"If-Range: {etag}")
         assert (status, body, headers["Content-Range"]) == (206, data[5:], f"bytes 5-{len(data) - 1}/{len(data)}")
-        assert client.ask("GET", path, "Range: bytes=-3")[2] == data[-3:]
-        assert client.ask("GET", path, "Range: bytes=5-", 'If-Range: "x"')[::2] == (200, data)
-        status, headers, _ = client.ask("GET", path, f"Range: bytes={len(data)}-")
+        assert client.request("GET", path, "Range: bytes=-3")[2] == data[-3:]
+        assert client.request("GET", path, "Range: bytes=5-", 'If-Range: "x"')[::2] == (200, data)
+        status, headers, _ = client.request("GET", path, f"Range: bytes={len(data)}-")
         assert (status, headers["Content-Range"]) == (416, f"bytes */{len(data)}")
-        assert client.ask("GET", path, f"If-None-Match: {etag}")[0] == 304
-        assert client.ask("GET", path, 'If-Match: "x"')[0] == 412
-        assert client.ask("DELETE", path, 'If-Match: "x"')[0] == 412
-        status, headers, _ = client.ask("POST", path)
+        assert client.request("GET", path, f"If-None-Match: {etag}")[0] == 304
+        assert client.request("GET", path, 'If-Match: "x"')[0] == 412
+        assert client.request("DELETE", path, 'If-Match: "x"')[0] == 412
+        status, headers, _ = client.request("POST", path)
         assert (status, headers["Allow"]) == (405, "GET, HEAD, DELETE")
-        assert client.ask("GET", f"http://elsewhere:1{path}")[2] == data, "absolute form"
+        assert client.request("GET", f"http://elsewhere:1{path}")[2] == data, "absolute form"
 
 
 @pytest.mark.parametrize(("outcome", "retryable"), [("written", None), ("refused", False), ("failed", True)])
-def test_the_receiver_says_how_it_ended_once(
+def test_the_receiver_reports_the_outcome_of_a_write_once(
     sender: Endpoint, pair: TransportPair, outcome: str, retryable: bool | None
 ) -> None:
     with Client(sender.transport) as client:
-        path, _ = published(sender, client, pair)
-        assert client.ask("DELETE", f"{path}?outcome=nonsense")[0] == 404
-        assert client.ask("DELETE", f"{path}?outcome={outcome}")[0] == 204
+        path, _ = publish(sender, client, pair)
+        assert client.request("DELETE", f"{path}?outcome=nonsense")[0] == 404
+        assert client.request("DELETE", f"{path}?outcome={outcome}")[0] == 204
         error = sender.written(1)
         assert (None if error is None else error.retryable) == retryable
-        assert client.ask("DELETE", f"{path}?outcome=refused")[0] == 404
-        assert client.ask("GET", path)[0] == 404
+        assert client.request("DELETE", f"{path}?outcome=refused")[0] == 404
+        assert client.request("GET", path)[0] == 404
     sender.poll()
     assert len(sender.events) == 1
 
 
-def test_news_come_once_numbered_and_only_what_is_new(sender: Endpoint, pair: TransportPair) -> None:
+def test_a_poll_lists_the_writes_after_a_number_in_order(sender: Endpoint, pair: TransportPair) -> None:
     with Client(sender.transport) as client:
         for ticket in range(1, 4):
             sender.transport.write(HANDLE, 7, (0,), pair.fill((0,)), ticket)
@@ -180,31 +180,31 @@ def numbers(client: Client) -> list[int]:
     return [found.number for found in client.poll()]
 
 
-def test_a_later_poll_takes_the_place_of_the_earlier(sender: Endpoint, pair: TransportPair) -> None:
-    """A proxy may hold the earlier one open though the receiver has left it."""
+def test_a_new_poll_replaces_the_pending_one(sender: Endpoint, pair: TransportPair) -> None:
+    """A proxy may keep the connection of the earlier poll open after the receiver has closed its own."""
     with Client(sender.transport) as stale, Client(sender.transport) as client:
         poll = f"/embferry/1/{TOKEN.hex()}?after=0"
         transport = sender.transport
         assert isinstance(transport, HttpTransport)
         stale.send("GET", poll, "Prefer: wait=30")
-        eventually(lambda: transport._server is not None and transport._server.waiting(TOKEN.hex()))
+        eventually(lambda: transport._server is not None and transport._server.is_polled(TOKEN.hex()))
         client.send("GET", poll, "Prefer: wait=30")
-        assert stale.answer()[0] == 204
+        assert stale.response()[0] == 204
         transport.write(HANDLE, 7, (0,), pair.fill((0,)), 1)
-        assert client.answer()[0] == 200
+        assert client.response()[0] == 200
 
 
-def test_strangers_learn_nothing(sender: Endpoint, pair: TransportPair) -> None:
+def test_requests_without_the_secret_are_refused(sender: Endpoint, pair: TransportPair) -> None:
     with Client(sender.transport) as client:
-        path, _ = published(sender, client, pair)
+        path, _ = publish(sender, client, pair)
         for method, target in [("GET", path), ("DELETE", path), ("GET", f"/embferry/1/{TOKEN.hex()}"), ("GET", "/")]:
             with Client(sender.transport, secret=bytes(16)) as stranger:
-                assert stranger.ask(method, target)[0] == 403
+                assert stranger.request(method, target)[0] == 403
                 assert stranger.closed()
-        assert client.ask("GET", f"/embferry/1/{bytes(16).hex()}/1")[0] == 404
-        assert client.ask("GET", "/embferry/2/")[0] == 404
-        assert client.ask("PUT", f"/embferry/1/{TOKEN.hex()}")[0] == 405
-        assert client.ask("DELETE", path)[0] == 204
+        assert client.request("GET", f"/embferry/1/{bytes(16).hex()}/1")[0] == 404
+        assert client.request("GET", "/embferry/2/")[0] == 404
+        assert client.request("PUT", f"/embferry/1/{TOKEN.hex()}")[0] == 405
+        assert client.request("DELETE", path)[0] == 204
     assert sender.written(1) is None
 
 
@@ -221,17 +221,17 @@ BAD_REQUESTS = [
 
 
 @pytest.mark.parametrize("data", BAD_REQUESTS)
-def test_a_bad_request_costs_the_connection(pair: TransportPair, data: bytes) -> None:
+def test_a_malformed_request_gets_400_and_ends_the_connection(pair: TransportPair, data: bytes) -> None:
     with Client(pair.sender.transport) as client:
         client.sock.sendall(data)
-        status, headers, _ = client.answer()
+        status, headers, _ = client.response()
         assert (status, headers["Connection"]) == (400, "close")
         assert client.closed()
 
 
-def test_a_body_is_not_taken(pair: TransportPair) -> None:
+def test_a_request_with_a_body_is_refused(pair: TransportPair) -> None:
     with Client(pair.sender.transport) as client:
-        assert client.ask("POST", "/", "Content-Length: 99999999999")[0] == 413
+        assert client.request("POST", "/", "Content-Length: 99999999999")[0] == 413
         assert client.closed()
 
 
@@ -242,88 +242,88 @@ def test_a_body_is_not_taken(pair: TransportPair) -> None:
     st.lists(st.text(alphabet="ab:-, =\t\x00\r\nbytes0123456789", max_size=30), max_size=4),
     st.booleans(),
 )
-def test_fuzzed_requests_harm_nobody(
+def test_fuzzed_requests_do_not_end_the_thread(
     pair: TransportPair, method: str, path: str, fields: list[str], after_prefix: bool
 ) -> None:
     with Client(pair.sender.transport) as client:
         start = f"/embferry/1/{bytes(16).hex()}" if after_prefix else "/"
-        said = "\r\n".join([f"{method} {start}{path} HTTP/1.1", "Host: x", *fields, "Connection: close", "", ""])
-        client.sock.sendall(said.encode("latin-1"))
+        head = "\r\n".join([f"{method} {start}{path} HTTP/1.1", "Host: x", *fields, "Connection: close", "", ""])
+        client.sock.sendall(head.encode("latin-1"))
         client.sock.shutdown(socket.SHUT_WR)
         while client.sock.recv(1 << 16):
             pass
-    pair.sender.poll()  # raises when the sender's thread has died
+    pair.sender.poll()  # raises if the sender's thread has ended
 
 
-def test_many_requests_at_once_are_answered_in_turn(sender: Endpoint, pair: TransportPair) -> None:
+def test_pipelined_requests_are_served_in_order(sender: Endpoint, pair: TransportPair) -> None:
     with Client(sender.transport) as client:
-        path, data = published(sender, client, pair)
+        path, data = publish(sender, client, pair)
         for at in range(200):
             client.send("GET", path, f"Range: bytes={at}-{at}")
-        assert [client.answer()[2] for _ in range(200)] == [data[at : at + 1] for at in range(200)]
+        assert [client.response()[2] for _ in range(200)] == [data[at : at + 1] for at in range(200)]
 
 
-def test_a_request_byte_by_byte(sender: Endpoint, pair: TransportPair) -> None:
+def test_a_request_that_arrives_byte_by_byte_is_served(sender: Endpoint, pair: TransportPair) -> None:
     with Client(sender.transport) as client:
-        path, data = published(sender, client, pair)
+        path, data = publish(sender, client, pair)
         client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.secret}\r\n\r\n".encode():
             client.sock.sendall(bytes([byte]))
-        assert client.answer()[2] == data
+        assert client.response()[2] == data
 
 
-def test_who_asks_nothing_is_closed(pair: TransportPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming, "REQUEST_S", 0.05)
+def test_a_connection_without_a_request_is_closed(pair: TransportPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "REQUEST_S", 0.05)
     with Client(pair.sender.transport) as client:
         assert client.closed()
 
 
-# Receivers that are not there any more
+# Receivers that vanish
 
 
-def test_a_receiver_that_never_comes_is_a_lost_link(pair: TransportPair) -> None:
-    sender = Endpoint(lambda wake: HttpTransport(wake, patience_s=1.0))
+def test_a_receiver_that_sends_no_request_is_a_lost_link(pair: TransportPair) -> None:
+    sender = Endpoint(lambda wake: HttpTransport(wake, timeout_s=1.0))
     sender.transport.connect(HANDLE)
     sender.transport.write(HANDLE, 1, (0,), pair.fill((0,)), 1)
     error = sender.written(1)
     assert error is not None
     assert error.retryable
-    assert "has not asked" in str(sender.lost().error)
-    sender.transport.connect(HANDLE)  # it can be tried again
+    assert "no request" in str(sender.lost().error)
+    sender.transport.connect(HANDLE)  # a new attempt
     with Client(sender.transport) as client:
-        path, _ = published(sender, client, pair, ticket=2)
-        assert client.ask("DELETE", path)[0] == 204
+        path, _ = publish(sender, client, pair, ticket=2)
+        assert client.request("DELETE", path)[0] == 204
     assert sender.written(2) is None
     sender.transport.close()
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_receiver_that_vanishes_is_a_lost_link(begun: bool) -> None:
-    """After its poll, or in the middle of a body: what is left of the connection is cut, and the source is free."""
-    sender = Endpoint(lambda wake: HttpTransport(wake, patience_s=1.0))
+@pytest.mark.parametrize("fetching", [False, True])
+def test_a_receiver_that_vanishes_is_a_lost_link(fetching: bool) -> None:
+    """After its poll, or in the middle of a body, whose connection is then closed so that the source is free."""
+    sender = Endpoint(lambda wake: HttpTransport(wake, timeout_s=1.0))
     sender.transport.connect(HANDLE)
     with Client(sender.transport) as client:
-        pieces = [Piece(memoryview(bytes(32 << 20)), 0)]  # more than the kernel's buffers hold
+        pieces = [Piece(memoryview(bytes(32 << 20)), 0)]  # more than socket buffers hold
         sender.transport.write(HANDLE, 1, (0,), pieces, 1)
         found = client.poll()
-        if begun:
+        if fetching:
             client.send("GET", f"/embferry/1/{TOKEN.hex()}/{found[0].number}")
             client.more()
         error = sender.written(1)
         assert error is not None
         assert error.retryable
         sender.lost()
-        if begun:
-            assert client.cut() < pieces[0].source.nbytes
+        if fetching:
+            assert client.read_to_end() < pieces[0].source.nbytes
     sender.transport.close()
 
 
-def test_a_receiver_that_asks_and_never_fetches_is_a_lost_link(pair: TransportPair) -> None:
-    sender = Endpoint(lambda wake: HttpTransport(wake, patience_s=0.5, poll_s=1.0))
+def test_a_receiver_that_polls_and_never_fetches_is_a_lost_link(pair: TransportPair) -> None:
+    sender = Endpoint(lambda wake: HttpTransport(wake, timeout_s=0.5, poll_s=1.0))
     sender.transport.connect(HANDLE)
     with Client(sender.transport) as client:
-        published(sender, client, pair)
-        while client.ask("GET", f"/embferry/1/{TOKEN.hex()}?after=0", "Prefer: wait=1")[0] == 200:
+        publish(sender, client, pair)
+        while client.request("GET", f"/embferry/1/{TOKEN.hex()}?after=0", "Prefer: wait=1")[0] == 200:
             pass
     error = sender.written(1)
     assert error is not None
@@ -332,39 +332,39 @@ def test_a_receiver_that_asks_and_never_fetches_is_a_lost_link(pair: TransportPa
     sender.transport.close()
 
 
-def test_a_receiver_whose_proxy_is_slow_is_not_lost(pair: TransportPair) -> None:
-    """All has left long ago; the receiver says with its polls that it is still coming."""
-    sender = Endpoint(lambda wake: HttpTransport(wake, patience_s=0.5, poll_s=1.0))
+def test_a_receiver_behind_a_slow_proxy_is_not_lost(pair: TransportPair) -> None:
+    """The sender has sent all bytes; the receiver's polls report that more and more of them have landed."""
+    sender = Endpoint(lambda wake: HttpTransport(wake, timeout_s=0.5, poll_s=1.0))
     sender.transport.connect(HANDLE)
     transport = sender.transport
     assert isinstance(transport, HttpTransport)
     link, poll = transport._links[HANDLE], f"/embferry/1/{TOKEN.hex()}?after=1000000&landed="
     with Client(transport) as client:
-        path, _ = published(sender, client, pair)
+        path, _ = publish(sender, client, pair)
         since = link._progress_at
         for landed in (1, 2, 3, 4):
-            assert client.ask("GET", f"{poll}{landed}", "Prefer: wait=1")[0] == 204
-            assert link._progress_at > since, "progress"
+            assert client.request("GET", f"{poll}{landed}", "Prefer: wait=1")[0] == 204
+            assert link._progress_at > since, "not noted as progress"
             since = link._progress_at
-        assert client.ask("GET", f"/embferry/1/{TOKEN.hex()}?after=0&landed=4")[0] == 200
-        assert link._progress_at == since, "none"
-        assert client.ask("DELETE", path)[0] == 204
+        assert client.request("GET", f"/embferry/1/{TOKEN.hex()}?after=0&landed=4")[0] == 200
+        assert link._progress_at == since, "noted as progress without any"
+        assert client.request("DELETE", path)[0] == 204
     assert sender.written(1) is None
     transport.close()
 
 
-def test_an_idle_link_stays() -> None:
-    """Longer than the patience, with one request now and then."""
-    pair = TransportPair(lambda wake: HttpTransport(wake, patience_s=2.0, poll_s=1.0))
+def test_an_idle_link_is_kept() -> None:
+    """For longer than the time-out, with a poll now and then."""
+    pair = TransportPair(lambda wake: HttpTransport(wake, timeout_s=2.0, poll_s=1.0))
     pair.admit(1, (0,))
     transport = pair.sender.transport
     assert isinstance(transport, HttpTransport)
     link = transport._links[pair.handle]
-    heard = [link._deadline._at]
+    heard = [link._timeout._at]
 
     def heard_again() -> bool:
-        if link._deadline._at != heard[-1]:
-            heard.append(link._deadline._at)
+        if link._timeout._at != heard[-1]:
+            heard.append(link._timeout._at)
         return len(heard) > 8
 
     eventually(heard_again)

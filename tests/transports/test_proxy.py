@@ -1,7 +1,8 @@
-"""The fault proxy: forwarding, cuts, stalls, refusal, and its end."""
+"""The chaos proxy of the testing package."""
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
@@ -17,12 +18,12 @@ from embferry.testing.proxy import ChaosProxy
 
 pytestmark = pytest.mark.integration
 
-SECONDS = 60.0
+SECONDS = 20.0
 
 
 @contextmanager
 def upstream() -> Iterator[int]:
-    """Runs an echo server, which serves one connection after another. Yields its port."""
+    """Starts a server that echoes, one connection after another, and yields its port."""
 
     def serve(listener: socket.socket) -> None:
         while True:
@@ -50,29 +51,27 @@ def client(proxy: ChaosProxy) -> socket.socket:
     return socket.create_connection(("127.0.0.1", proxy.port), SECONDS)
 
 
-def read_all(sock: socket.socket) -> bytes:
+def read_to_end(sock: socket.socket) -> bytes:
     return b"".join(iter(partial(sock.recv, 1 << 16), b""))
 
 
-def test_all_bytes_and_a_half_closed_connection_are_forwarded() -> None:
+def test_all_bytes_and_a_half_close_are_forwarded() -> None:
     data = os.urandom(1 << 20)
     with upstream() as port, ChaosProxy(port) as proxy, client(proxy) as sock:
         sending = threading.Thread(target=lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR)))
         sending.start()
-        assert read_all(sock) == data
+        assert read_to_end(sock) == data
         sending.join()
         assert (proxy.to_clients, proxy.to_upstream, proxy.cuts) == ([len(data)], [len(data)], 0)
 
 
 @pytest.mark.parametrize("toward", ["clients", "upstream"])
-def test_a_connection_is_cut_at_the_given_byte_the_given_number_of_times(
-    toward: Literal["clients", "upstream"],
-) -> None:
+def test_connections_are_cut_at_the_byte_a_given_number_of_times(toward: Literal["clients", "upstream"]) -> None:
     with upstream() as port, ChaosProxy(port, cut_after=7, times=2, toward=toward) as proxy:
         for _ in range(2):
             with client(proxy) as sock:
                 sock.sendall(b"123456789")
-                assert read_all(sock) in ((b"1234567",) if toward == "clients" else (b"", b"1234567"))
+                assert read_to_end(sock) in ((b"1234567",) if toward == "clients" else (b"", b"1234567"))
         with client(proxy) as sock:
             sock.sendall(b"123456789")
             assert sock.recv(9, socket.MSG_WAITALL) == b"123456789"
@@ -81,7 +80,7 @@ def test_a_connection_is_cut_at_the_given_byte_the_given_number_of_times(
         assert proxy.cuts == 2
 
 
-def test_a_stall_delays_bytes_and_loses_none() -> None:
+def test_no_byte_is_lost_in_a_stall() -> None:
     with upstream() as port, ChaosProxy(port) as proxy, client(proxy) as sock:
         sock.sendall(b"one")
         assert sock.recv(3, socket.MSG_WAITALL) == b"one"
@@ -97,36 +96,37 @@ def test_a_stall_delays_bytes_and_loses_none() -> None:
 
 
 @pytest.mark.parametrize("stalled", [False, True])
-def test_a_proxy_that_refuses_accepts_no_connection_any_more(stalled: bool) -> None:
+def test_refuse_cuts_and_refuses_all_connections(stalled: bool) -> None:
     with upstream() as port, ChaosProxy(port) as proxy, client(proxy) as sock:
         eventually(lambda: len(proxy.to_clients) == 1)
         if stalled:
             proxy.stall()
         proxy.refuse()
-        assert read_all(sock) == b""
+        assert read_to_end(sock) == b""
         for _ in range(3):
             with pytest.raises(ConnectionRefusedError):
                 client(proxy)
 
 
-def test_a_dying_proxy_refuses_connections_after_its_last_cut() -> None:
+def test_connections_are_refused_after_the_last_cut() -> None:
     with upstream() as port, ChaosProxy(port, cut_after=3, dies=True) as proxy:
         with client(proxy) as sock:
             sock.sendall(b"123456789")
-            assert read_all(sock) == b"123"
+            assert read_to_end(sock) == b"123"
         with pytest.raises(ConnectionRefusedError):
             client(proxy)
 
 
-def test_a_connection_is_closed_when_the_upstream_cannot_be_reached() -> None:
+def test_a_client_is_disconnected_if_there_is_no_upstream() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with ChaosProxy(port) as proxy, client(proxy) as sock:
-        assert read_all(sock) == b""
+        assert read_to_end(sock) == b""
 
 
-def test_no_thread_and_no_descriptor_remains_after_closing() -> None:
+def test_no_thread_and_no_descriptor_is_left() -> None:
     def remains() -> tuple[int, set[threading.Thread]]:
+        gc.collect()  # descriptors of earlier tests
         return len(os.listdir("/proc/self/fd")), set(threading.enumerate())
 
     before = remains()
@@ -134,7 +134,7 @@ def test_no_thread_and_no_descriptor_remains_after_closing() -> None:
         clients = [client(proxy) for _ in range(3)]
         proxy.stall()
         for sock in clients:
-            sock.sendall(b"in flight")
+            sock.sendall(b"on its way")
     for sock in clients:
         sock.close()
     assert remains() == before

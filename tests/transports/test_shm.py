@@ -1,4 +1,4 @@
-"""Shared memory between real processes that are killed or stopped at the worst moment, and handles that lie."""
+"""The shm transport between processes that are killed or stopped during a write, and forged handles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import CANARY, SMALL, Endpoint, TransportPair
 from embferry.transports.contract import Revoked, Transport
-from embferry.transports.shm import ShmTransport, gate
+from embferry.transports.shm import ShmTransport, revocation_table
 from embferry.transports.shm.peer import SharedFile, ShmHandle
 
 HERE = Path(__file__).parent
@@ -52,16 +52,16 @@ def running(script: str, *args: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=30)
 
 
-def line(process: subprocess.Popen[str]) -> str:
+def read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
 @contextmanager
 def writer_inside(pair: TransportPair, epoch: int, block: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that has written half of a block and holds its lock."""
-    with running("writer.py", pair.handle.hex(), str(epoch), str(block)) as process:
-        assert line(process) == "inside"
+    """Starts a process that has written half of a block and holds its lock."""
+    with running("shm_writer.py", pair.handle.hex(), str(epoch), str(block)) as process:
+        assert read_line(process) == "inside"
         yield process
 
 
@@ -73,34 +73,34 @@ def expect_not_revoked(pair: TransportPair) -> None:
         time.sleep(0.005)
 
 
-def test_a_gate_that_closes_between_the_look_and_the_lock_keeps_the_writer_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why the writer looks again once it has the lock: the revocation has been completed meanwhile."""
-    fd, gates = gate.create(4)
-    gates[:] = 7
-    real = gate._lock
+def test_a_revocation_between_check_and_lock_stops_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer must check again under the lock, because the revocation may have been completed meanwhile."""
+    fd, epochs = revocation_table.create(4)
+    epochs[:] = 7
+    real = revocation_table._lock
 
     def revoke_just_before(own: int, kind: int, first: int, count: int) -> bool:
         if kind == fcntl.F_RDLCK:
-            gates[:] = 0
-            assert gate.writers_are_out(fd, 0, 4)
+            epochs[:] = 0
+            assert revocation_table.has_no_writers(fd, 0, 4)
         return real(own, kind, first, count)
 
-    everywhere, stop = np.arange(4), threading.Event()
-    with gate.entered(fd, gates, 7, everywhere, stop) as allowed:
+    blocks, stop = np.arange(4), threading.Event()
+    with revocation_table.locked_for_write(fd, epochs, 7, blocks, stop) as allowed:
         assert allowed
-        assert not gate.writers_are_out(fd, 3, 1)
-        with gate.entered(fd, gates, 7, everywhere, stop) as second:
-            assert second, "two writes of one grant may be in a block"
-        assert not gate.writers_are_out(fd, 3, 1), "the end of one does not drop the other's lock"
-    assert gate.writers_are_out(fd, 3, 1)
-    monkeypatch.setattr(gate, "_lock", revoke_just_before)
-    with gate.entered(fd, gates, 7, everywhere, stop) as allowed:
+        assert not revocation_table.has_no_writers(fd, 3, 1)
+        with revocation_table.locked_for_write(fd, epochs, 7, blocks, stop) as second:
+            assert second, "two writes of one grant may write to a block"
+        assert not revocation_table.has_no_writers(fd, 3, 1), "the end of one must not drop the lock of the other"
+    assert revocation_table.has_no_writers(fd, 3, 1)
+    monkeypatch.setattr(revocation_table, "_lock", revoke_just_before)
+    with revocation_table.locked_for_write(fd, epochs, 7, blocks, stop) as allowed:
         assert not allowed
     os.close(fd)
 
 
 @pytest.mark.integration
-def test_a_writer_killed_in_the_middle_does_not_block_revocation(pair: TransportPair) -> None:
+def test_a_writer_that_is_killed_does_not_block_revocation(pair: TransportPair) -> None:
     pair.admit(1, (3,))
     with writer_inside(pair, 1, 3) as process:
         assert (pair.bytes != CANARY).any()
@@ -119,14 +119,14 @@ def test_a_writer_killed_in_the_middle_does_not_block_revocation(pair: Transport
 
 @pytest.mark.integration
 @pytest.mark.parametrize("ending", ["continues", "dies"])
-def test_a_stopped_writer_holds_up_revocation_until_it_continues_or_dies(pair: TransportPair, ending: str) -> None:
+def test_a_stopped_writer_delays_revocation_until_it_continues_or_dies(pair: TransportPair, ending: str) -> None:
     pair.admit(1, (3,))
     pair.admit(2, (4,))
     with writer_inside(pair, 1, 3) as process:
         process.send_signal(signal.SIGSTOP)
         pair.receiver.transport.revoke(1)
         pair.receiver.transport.revoke(2)
-        pair.receiver.revoked(2)  # others are not held up
+        pair.receiver.revoked(2)  # others are not delayed
         pair.receiver.events.clear()
         expect_not_revoked(pair)
         if ending == "dies":
@@ -135,30 +135,30 @@ def test_a_stopped_writer_holds_up_revocation_until_it_continues_or_dies(pair: T
             process.send_signal(signal.SIGCONT)
             assert process.stdin is not None
             print(file=process.stdin, flush=True)
-            assert line(process) == "written"
+            assert read_line(process) == "written"
         pair.receiver.revoked(1)
     pair.bytes[:] = CANARY
     pair.expect()
 
 
 @pytest.mark.integration
-def test_closing_names_a_stopped_writer_instead_of_waiting_for_ever(pair: TransportPair) -> None:
+def test_closing_raises_when_a_stopped_writer_does_not_leave(pair: TransportPair) -> None:
     pair.admit(1, (3,))
     with writer_inside(pair, 1, 3) as process:
         process.send_signal(signal.SIGSTOP)
-        with pytest.raises(TransportError, match="give the region up"):
+        with pytest.raises(TransportError, match="stopped writer"):
             pair.receiver.transport.close()
         pair.receiver.transport.close()
 
 
 @pytest.mark.integration
-def test_a_killed_owner_leaves_nothing_and_its_sender_learns_of_it() -> None:
+def test_a_killed_receiver_is_a_lost_link_and_leaves_nothing() -> None:
     def shared_memory() -> set[str]:
         return set(os.listdir("/dev/shm"))
 
     before = shared_memory()
-    with running("owner.py") as process:
-        handle = bytes.fromhex(line(process))
+    with running("shm_receiver.py") as process:
+        handle = bytes.fromhex(read_line(process))
         sender = Endpoint(make)
         sender.transport.connect(handle)
         pair = TransportPair(make)  # only for its pieces
@@ -180,7 +180,7 @@ def test_a_killed_owner_leaves_nothing_and_its_sender_learns_of_it() -> None:
 
 def test_private_memory_cannot_be_registered() -> None:
     buffers, transport = MultimodalDataBuffers(SMALL, shared=False), ShmTransport()
-    with pytest.raises(LocalProtocolError, match="shared=True"):
+    with pytest.raises(LocalProtocolError, match="shared"):
         transport.register(buffers)
     transport.close()
     buffers.close()
@@ -193,7 +193,7 @@ def unsealed() -> SharedFile:
     return SharedFile(fd, status.st_dev, status.st_ino, status.st_size)
 
 
-LIES: list[tuple[Callable[[ShmHandle], dict[str, Any]], str]] = [
+FORGERIES: list[tuple[Callable[[ShmHandle], dict[str, Any]], str]] = [
     (lambda h: {"boot_id": "another"}, "another host"),
     (lambda h: {"started": h.started + 1}, "ended"),
     (lambda h: {"pid": 1 << 30}, "No such process|Invalid argument"),
@@ -201,7 +201,7 @@ LIES: list[tuple[Callable[[ShmHandle], dict[str, Any]], str]] = [
     (lambda h: {"region": msgspec.structs.replace(h.region, device=0)}, "another file"),
     (lambda h: {"region": msgspec.structs.replace(h.region, fd=999_999)}, "No such file"),
     (lambda h: {"region": msgspec.structs.replace(h.region, size=h.region.size + 1)}, "another file"),
-    (lambda h: {"region": h.gates}, "do not fit"),
+    (lambda h: {"region": h.table}, "do not fit"),
     (lambda h: {"life": h.region}, "not a pipe"),
     (lambda h: {"num_blocks": h.num_blocks + 1}, "damaged"),
     (lambda h: {"num_blocks": 1 << 32}, "damaged"),
@@ -211,19 +211,19 @@ LIES: list[tuple[Callable[[ShmHandle], dict[str, Any]], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("lie", "match"), LIES)
-def test_a_handle_that_lies_is_refused(
-    pair: TransportPair, lie: Callable[[ShmHandle], dict[str, Any]], match: str
+@pytest.mark.parametrize(("forge", "match"), FORGERIES)
+def test_a_forged_handle_is_refused(
+    pair: TransportPair, forge: Callable[[ShmHandle], dict[str, Any]], match: str
 ) -> None:
     honest = msgspec.msgpack.decode(pair.handle, type=ShmHandle)
-    handle = msgspec.msgpack.encode(msgspec.structs.replace(honest, **lie(honest)))
+    handle = msgspec.msgpack.encode(msgspec.structs.replace(honest, **forge(honest)))
     descriptors = len(os.listdir("/proc/self/fd"))
     with pytest.raises(TransportError, match=match) as caught:
         pair.sender.transport.connect(handle)
     assert not caught.value.retryable
     assert (
         len(os.listdir("/proc/self/fd")) <= descriptors
-    )  # less, if what an earlier test had open is collected meanwhile
+    )  # fewer, if descriptors of an earlier test are collected meanwhile
 
 
 def test_memory_that_could_be_truncated_is_refused(pair: TransportPair) -> None:
@@ -235,7 +235,7 @@ def test_memory_that_could_be_truncated_is_refused(pair: TransportPair) -> None:
     assert not caught.value.retryable
 
 
-def test_pending_revocations_are_answered_by_close(pair: TransportPair) -> None:
+def test_close_reports_pending_revocations(pair: TransportPair) -> None:
     pair.admit(1, (0,))
     pair.receiver.transport.revoke(1)
     pair.receiver.transport.close()

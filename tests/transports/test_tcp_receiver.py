@@ -1,4 +1,4 @@
-"""The receiving side of TCP against senders that break the format, lie, stall or vanish, over raw sockets."""
+"""The receiver of the tcp transport against senders that violate the format, stall or vanish, over raw sockets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from embferry.testing.pair import CANARY, LARGE, SMALL, TransportPair, block_ranges, eventually
 from embferry.transports.contract import Revoked
-from embferry.transports.tcp import TcpTransport, framing, server
+from embferry.transports.tcp import TcpTransport, framing, receive_server
 from embferry.transports.tcp.transport import TcpHandle
 from embferry.transports.windows import as_ranges, ranges_of
 
@@ -27,14 +27,14 @@ TIMEOUT_S = 20.0
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[TransportPair]:
-    """One pair for the whole file: whatever a peer does, nobody else is harmed."""
+    """One pair for the whole file; writes between the two must succeed after every test."""
     pair = TransportPair(TcpTransport)
     yield pair
     pair.close()
 
 
 @pytest.fixture(autouse=True)
-def others_are_unharmed(pair: TransportPair) -> Iterator[None]:
+def other_writes_succeed(pair: TransportPair) -> Iterator[None]:
     pair.bytes[:] = CANARY
     pair.receiver.poll()
     pair.receiver.events.clear()
@@ -48,37 +48,37 @@ def others_are_unharmed(pair: TransportPair) -> Iterator[None]:
     pair.receiver.transport.revoke(900)
 
 
-def target(pair: TransportPair) -> TcpHandle:
+def handle_of(pair: TransportPair) -> TcpHandle:
     return msgspec.msgpack.decode(pair.handle, type=TcpHandle)
 
 
-def dial(pair: TransportPair, *, greet: bool = True) -> socket.socket:
-    handle = target(pair)
+def connect(pair: TransportPair, *, with_token: bool = True) -> socket.socket:
+    handle = handle_of(pair)
     sock = socket.create_connection((handle.host, handle.port), TIMEOUT_S)
-    if greet:
+    if with_token:
         sock.sendall(framing.hello(handle.token))
     return sock
 
 
 def closed(sock: socket.socket) -> bool:
-    """Whether the receiver has closed the connection without a word; waits for it."""
+    """Waits for the receiver; returns whether it closes the connection without a verdict."""
     try:
         return sock.recv(1) == b""
     except ConnectionResetError:
         return True
 
 
-def answer(sock: socket.socket) -> tuple[int, int]:
+def receive_verdict(sock: socket.socket) -> tuple[int, int]:
     data = b""
-    while len(data) < framing.ANSWER.size:
-        part = sock.recv(framing.ANSWER.size - len(data))
-        assert part, "closed instead of an answer"
+    while len(data) < framing.VERDICT.size:
+        part = sock.recv(framing.VERDICT.size - len(data))
+        assert part, "the connection was closed before the verdict"
         data += part
-    return framing.parse_answer(data)
+    return framing.parse_verdict(data)
 
 
 @pytest.mark.parametrize(
-    ("greeting", "reason"),
+    ("first_frame", "reason"),
     [
         (framing.hello(b"0" * 16), "wrong token"),
         (b"GET / HTTP/1.1\r\nHost: here", "magic"),
@@ -86,18 +86,18 @@ def answer(sock: socket.socket) -> tuple[int, int]:
         (framing.HELLO.pack(b"EMBF", 1, 2, 0, bytes(16)), "kind 2"),
     ],
 )
-def test_a_bad_greeting_closes_the_connection(
-    pair: TransportPair, caplog: pytest.LogCaptureFixture, greeting: bytes, reason: str
+def test_a_bad_first_frame_closes_the_connection(
+    pair: TransportPair, caplog: pytest.LogCaptureFixture, first_frame: bytes, reason: str
 ) -> None:
-    with caplog.at_level(logging.WARNING), dial(pair, greet=False) as sock:
-        sock.sendall(greeting)
+    with caplog.at_level(logging.WARNING), connect(pair, with_token=False) as sock:
+        sock.sendall(first_frame)
         assert closed(sock)
     assert reason in caplog.text
 
 
-def test_who_does_not_introduce_itself_is_closed(pair: TransportPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HANDSHAKE_S", 0.05)
-    with dial(pair, greet=False) as sock:
+def test_a_connection_without_the_token_is_closed(pair: TransportPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive_server, "HANDSHAKE_S", 0.05)
+    with connect(pair, with_token=False) as sock:
         assert closed(sock)
 
 
@@ -117,7 +117,7 @@ BAD_HEADS = [
 @pytest.mark.parametrize("head", BAD_HEADS)
 def test_a_malformed_frame_closes_the_connection(pair: TransportPair, head: bytes) -> None:
     pair.admit(1, (0,))
-    with dial(pair) as sock:
+    with connect(pair) as sock:
         sock.sendall(head)
         assert closed(sock)
     pair.expect()
@@ -128,7 +128,7 @@ NUMBERS = st.one_of(st.integers(0, 20), st.integers(0, SMALL.region_bytes), st.i
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    greet=st.booleans(),
+    with_token=st.booleans(),
     epoch=NUMBERS,
     ranges=st.lists(st.tuples(NUMBERS, NUMBERS), max_size=4),
     count=st.one_of(st.none(), st.integers(0, (1 << 32) - 1)),
@@ -136,9 +136,9 @@ NUMBERS = st.one_of(st.integers(0, 20), st.integers(0, SMALL.region_bytes), st.i
     junk=st.binary(max_size=200),
     flip=st.one_of(st.none(), st.integers(0, 300)),
 )
-def test_fuzzed_frames_harm_nobody(
+def test_fuzzed_frames_change_no_other_bytes(
     pair: TransportPair,
-    greet: bool,
+    with_token: bool,
     epoch: int,
     ranges: list[tuple[int, int]],
     count: int | None,
@@ -146,7 +146,7 @@ def test_fuzzed_frames_harm_nobody(
     junk: bytes,
     flip: int | None,
 ) -> None:
-    """Block 0 is open to epoch 1; whatever is sent, only its bytes may change."""
+    """Block 0 is open to epoch 1: only its bytes may change."""
     pair.receiver.transport.revoke(1)
     pair.admit(1, (0,))
     total = sum(length for _, length in ranges) if payload is None else payload
@@ -158,45 +158,45 @@ def test_fuzzed_frames_harm_nobody(
         changed = bytearray(frame)
         changed[flip % len(frame)] ^= 0xFF
         frame = bytes(changed)
-    with dial(pair, greet=greet) as sock:
-        answered = 0
+    with connect(pair, with_token=with_token) as sock:
+        received = 0
         try:
             sock.sendall(frame)
             sock.shutdown(socket.SHUT_WR)
             while part := sock.recv(1 << 16):
-                answered += len(part)
+                received += len(part)
         except TimeoutError:
             raise
-        except OSError:  # closed on us, at whatever step: that is an answer too
-            answered = 0
-    assert answered % framing.ANSWER.size == 0
-    pair.receiver.poll()  # raises when the receiver's thread has died
+        except OSError:  # the receiver may close the connection at any step
+            received = 0
+    assert received % framing.VERDICT.size == 0
+    pair.receiver.poll()  # raises if the receiver's thread has ended
     for offset, length in block_ranges(SMALL, (0,)):
         pair.bytes[offset : offset + length] = CANARY
     pair.expect()
 
 
-def test_a_slow_sender_delays_nobody(pair: TransportPair) -> None:
+def test_a_slow_sender_delays_no_other(pair: TransportPair) -> None:
     pair.admit(1, (0, 1))
     pieces = pair.fill((1,))
     frame = framing.head(1, 5, ranges_of(pieces)) + b"".join(piece.source for piece in pieces)
-    with dial(pair) as sock:
+    with connect(pair) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for at in range(0, len(frame), 7):
             sock.sendall(frame[at : at + 7])
             if at == 70:
                 between = pair.fill((0,))
                 assert pair.write(1, (0,), between) is None
-        assert answer(sock) == (5, framing.WRITTEN)
+        assert receive_verdict(sock) == (5, framing.WRITTEN)
     pair.expect(pieces, between)
 
 
-def test_a_connection_cut_in_the_middle_of_a_payload(pair: TransportPair) -> None:
+def test_a_connection_that_is_cut_within_a_payload(pair: TransportPair) -> None:
     pair.admit(1, (1, 2))
     pieces = pair.fill((1, 2))
     frame = framing.head(1, 5, ranges_of(pieces)) + b"".join(piece.source for piece in pieces)
     for cut in (10, 60, len(frame) // 2, len(frame) - 1):
-        with dial(pair) as sock:
+        with connect(pair) as sock:
             sock.sendall(frame[:cut])
             sock.shutdown(socket.SHUT_WR)
             assert closed(sock)
@@ -205,13 +205,13 @@ def test_a_connection_cut_in_the_middle_of_a_payload(pair: TransportPair) -> Non
 
 
 @pytest.mark.parametrize("how", ["revoke", "close_blocks"])
-def test_a_payload_stops_landing_when_its_window_closes(pair: TransportPair, how: str) -> None:
-    """Half has landed; the rest is discarded, answered as refused, and the connection goes on."""
+def test_no_byte_lands_after_its_window_has_closed(pair: TransportPair, how: str) -> None:
+    """Half has landed; the rest is discarded, the verdict is refused, and the connection can be used further."""
     pair.admit(1, (1, 2))
     pieces = pair.fill((1, 2))
     payload = b"".join(piece.source for piece in pieces)
     half = len(payload) // 2
-    with dial(pair) as sock:
+    with connect(pair) as sock:
         sock.sendall(framing.head(1, 5, ranges_of(pieces)) + payload[:half])
         first = block_ranges(SMALL, (2,))[0][0]
         eventually(lambda: bool((pair.bytes[first : first + 200] != CANARY).any()))
@@ -222,15 +222,15 @@ def test_a_payload_stops_landing_when_its_window_closes(pair: TransportPair, how
             pair.receiver.transport.close_blocks(1, (2,))
         pair.bytes[:] = CANARY
         sock.sendall(payload[half:])
-        assert answer(sock) == (5, framing.REFUSED)
+        assert receive_verdict(sock) == (5, framing.REFUSED)
         pair.expect()
         pair.admit(2, (3,))
         sock.sendall(framing.head(2, 6, as_ranges([(3 * SMALL.block_size * 48, 4)])) + b"next")
-        assert answer(sock) == (6, framing.WRITTEN)
+        assert receive_verdict(sock) == (6, framing.WRITTEN)
         pair.receiver.transport.revoke(2)
 
 
-def test_a_receive_under_way_holds_up_revocation(pair: TransportPair) -> None:
+def test_a_receive_under_way_delays_revocation(pair: TransportPair) -> None:
     transport = pair.receiver.transport
     assert isinstance(transport, TcpTransport)
     assert transport._receiving is not None
@@ -245,8 +245,8 @@ def test_a_receive_under_way_holds_up_revocation(pair: TransportPair) -> None:
     assert transport.poll() == [Revoked(1)]
 
 
-def test_a_sender_that_does_not_read_its_answers_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_UNREAD_ANSWERS", 1000)
+def test_a_sender_that_does_not_read_its_verdicts_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive_server, "MAX_UNSENT_BYTES", 1000)
     other = TransportPair(TcpTransport)
     transport = other.receiver.transport
     assert isinstance(transport, TcpTransport)
@@ -255,7 +255,7 @@ def test_a_sender_that_does_not_read_its_answers_is_closed(monkeypatch: pytest.M
         socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
     )  # accepted sockets inherit it
     frames = framing.head(3, 5, as_ranges([(0, 0)])) * 1000
-    handle = target(other)
+    handle = handle_of(other)
     with socket.socket() as sock:
         sock.settimeout(TIMEOUT_S)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -1,4 +1,4 @@
-"""The sending side of TCP against receivers that misbehave, and the addresses both sides accept."""
+"""The sender of the tcp transport against faulty receivers, and the addresses that both ends accept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import SMALL, Endpoint, TransportPair, eventually
 from embferry.transports.contract import Piece
 from embferry.transports.tcp import TcpTransport, framing
-from embferry.transports.tcp.link import MOST_PASSED_OVER
+from embferry.transports.tcp.send_link import MAX_OVERTAKES
 from embferry.transports.tcp.transport import TcpHandle
 
 pytestmark = pytest.mark.integration
@@ -30,8 +30,8 @@ def pair() -> Iterator[TransportPair]:
 
 
 @pytest.fixture
-def impostor() -> Iterator[tuple[socket.socket, bytes]]:
-    """A listener that speaks as the test wants, and its handle."""
+def raw_receiver() -> Iterator[tuple[socket.socket, bytes]]:
+    """A listener whose responses the test makes, and its handle."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(TIMEOUT_S)
         yield listener, msgspec.msgpack.encode(TcpHandle("127.0.0.1", listener.getsockname()[1], bytes(16)))
@@ -39,12 +39,18 @@ def impostor() -> Iterator[tuple[socket.socket, bytes]]:
 
 @pytest.mark.parametrize(
     "reply",
-    [b"nonsense that is long enough", framing.answer(99, 0), framing.answer(1, 7), framing.answer(1, 0)[:-1], b""],
+    [
+        b"nonsense that is long enough",
+        framing.verdict_frame(99, 0),
+        framing.verdict_frame(1, 7),
+        framing.verdict_frame(1, 0)[:-1],
+        b"",
+    ],
 )
-def test_a_receiver_that_talks_nonsense_is_a_lost_link(
-    impostor: tuple[socket.socket, bytes], pair: TransportPair, reply: bytes
+def test_a_malformed_verdict_is_a_lost_link(
+    raw_receiver: tuple[socket.socket, bytes], pair: TransportPair, reply: bytes
 ) -> None:
-    listener, handle = impostor
+    listener, handle = raw_receiver
     sender = Endpoint(TcpTransport)
     sender.transport.connect(handle)
     sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
@@ -60,8 +66,8 @@ def test_a_receiver_that_talks_nonsense_is_a_lost_link(
     sender.transport.close()
 
 
-def test_a_lost_link_can_be_connected_again(impostor: tuple[socket.socket, bytes], pair: TransportPair) -> None:
-    listener, handle = impostor
+def test_a_lost_link_can_be_connected_again(raw_receiver: tuple[socket.socket, bytes], pair: TransportPair) -> None:
+    listener, handle = raw_receiver
     sender = Endpoint(TcpTransport)
     sender.transport.connect(handle)
     listener.accept()[0].close()
@@ -70,7 +76,7 @@ def test_a_lost_link_can_be_connected_again(impostor: tuple[socket.socket, bytes
     sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
     connection, _ = listener.accept()
     with connection:
-        connection.sendall(framing.answer(1, framing.WRITTEN))
+        connection.sendall(framing.verdict_frame(1, framing.WRITTEN))
         assert sender.written(1) is None
     sender.transport.close()
 
@@ -83,7 +89,7 @@ def test_a_refused_connection_is_an_error_or_a_lost_link(pair: TransportPair) ->
     refused: TransportError | None = None
     try:
         sender.transport.connect(handle)
-    except TransportError as error:  # where the kernel knows at once
+    except TransportError as error:  # if the kernel knows at once
         refused = error
     if refused is None:
         refused = sender.lost().error
@@ -95,8 +101,8 @@ def test_a_refused_connection_is_an_error_or_a_lost_link(pair: TransportPair) ->
     sender.transport.close()
 
 
-def test_a_receiver_that_never_answers_is_given_up(pair: TransportPair) -> None:
-    """A backlog of nothing, filled: the kernel drops what comes after it."""
+def test_a_receiver_that_never_accepts_is_a_lost_link(pair: TransportPair) -> None:
+    """The listener's backlog is full, so the kernel drops further connections."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         port = listener.getsockname()[1]
         fillers = [socket.socket() for _ in range(4)]
@@ -117,7 +123,7 @@ def test_a_receiver_that_never_answers_is_given_up(pair: TransportPair) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"host": "localhost"}, {"advertise": "a.host.name"}])
-def test_an_address_peers_cannot_use_is_refused(settings: dict[str, str]) -> None:
+def test_an_address_that_peers_cannot_use_is_refused(settings: dict[str, str]) -> None:
     buffers = MultimodalDataBuffers(SMALL, shared=False)
     transport = TcpTransport(**settings)  # type: ignore[arg-type]  # only strings are passed here
     with pytest.raises(LocalProtocolError):
@@ -138,38 +144,38 @@ def test_a_wildcard_listener_advertises_another_address() -> None:
 def test_a_port_in_use_is_a_transport_error(pair: TransportPair) -> None:
     port = msgspec.msgpack.decode(pair.handle, type=TcpHandle).port
     buffers, transport = MultimodalDataBuffers(SMALL, shared=False), TcpTransport(port=port)
-    with pytest.raises(TransportError, match="cannot listen"):
+    with pytest.raises(TransportError, match="listen"):
         transport.register(buffers)
     transport.close()
     buffers.close()
 
 
 @pytest.mark.parametrize("host", ["not-an-address", "", "127.0.0.1:80", "::1%lo\x00", "0.0.0.0", "::", "224.0.0.1"])
-def test_a_handle_with_a_strange_host_is_refused(pair: TransportPair, host: str) -> None:
+def test_a_handle_with_an_unusable_host_is_refused(pair: TransportPair, host: str) -> None:
     handle = msgspec.msgpack.encode(TcpHandle(host, 80, bytes(16)))
     with pytest.raises(TransportError) as caught:
         pair.sender.transport.connect(handle)
     assert not caught.value.retryable
 
 
-def test_too_many_pieces_are_refused_here(pair: TransportPair) -> None:
+def test_writes_with_too_many_or_no_pieces_are_refused(pair: TransportPair) -> None:
     pair.admit(1, (0,))
     pieces = [pair.fill((0,))[0]] * (framing.MAX_RANGES + 1)
     pair.expect_refused(pair.write(1, (0,), pieces))
     pair.expect_refused(pair.write(1, (0,), []))
 
 
-def test_little_frames_pass_large_ones_that_have_not_begun_for_a_while(
-    impostor: tuple[socket.socket, bytes],
+def test_a_limited_number_of_small_frames_overtakes_waiting_large_ones(
+    raw_receiver: tuple[socket.socket, bytes],
 ) -> None:
-    listener, handle = impostor
+    listener, handle = raw_receiver
     sender = Endpoint(TcpTransport)
     sender.transport.connect(handle)
     connection, _ = listener.accept()
-    large, little = bytes(16 << 20), bytes(64)
+    large, small = bytes(16 << 20), bytes(64)
     total = 0
-    for ticket in range(1, 30):  # nobody reads yet: the first one is under way and stays so
-        payload = large if ticket <= 3 else little
+    for ticket in range(1, 30):  # the receiver reads nothing yet, so the first one stays under way
+        payload = large if ticket <= 3 else small
         total += framing.HEAD.size + framing.RANGE_BYTES + len(payload)
         sender.transport.write(handle, 1, (0,), [Piece(memoryview(payload), 0)], ticket)
         if ticket == 1:
@@ -188,5 +194,5 @@ def test_little_frames_pass_large_ones_that_have_not_begun_for_a_while(
             while rest:
                 rest -= len(connection.recv(min(rest, 1 << 20)))
     sender.transport.close()
-    passed = list(range(4, 4 + MOST_PASSED_OVER))
-    assert order == [1, *passed, 2, 3, *range(4 + MOST_PASSED_OVER, 30)]
+    overtaking = list(range(4, 4 + MAX_OVERTAKES))
+    assert order == [1, *overtaking, 2, 3, *range(4 + MAX_OVERTAKES, 30)]

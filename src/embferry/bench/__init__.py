@@ -1,10 +1,8 @@
-"""How each transport compares, on this machine, with what else could have been used: ``embferry bench transfer``.
+"""Measurements on the user's own machine, behind ``embferry bench``.
 
-In the order in which to read it:
+- ``transfer/`` compares the transports with each other and with other ways to move the same bytes.
+- ``serving/`` sends a workload of pictures to a chat endpoint, and compares the ways to split vLLM.
 
-- ``contestants`` is the table of who takes part; ``contract`` is what each has to be able to do.
-- ``ours`` and ``peers/`` fulfil it, one contestant a file.
-- ``worker`` is one process with one end in it; ``child`` starts, asks and ends it; ``pair`` is a contestant's two.
-- ``harness`` lets them take turns; ``plan`` says with which payloads, how often.
-- ``results`` is what comes out, and all that ``table``, ``markdown``, ``page`` and ``targets`` know.
+Both use the modules of this folder: ``results`` (the JSON file), ``report`` (tables, and their Markdown), ``terminal``,
+``page`` (one HTML template), ``machine`` (where it was measured) and ``processes``.
 """

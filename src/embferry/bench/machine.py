@@ -1,13 +1,15 @@
-"""Where a run was made, and with what."""
+"""The machine a benchmark ran on: hardware, kernel, versions of packages."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import json
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
-from .results import Machine
+import msgspec
 
 PACKAGES = {
     "embferry": ("embferry",),
@@ -18,45 +20,77 @@ PACKAGES = {
     "mooncake": ("mooncake-transfer-engine-non-cuda", "mooncake-transfer-engine"),
     "nixl": ("nixl-cu12", "nixl-cu13", "nixl"),
 }
-"""What a version is shown as, and the distributions that may bring it."""
+"""Names of packages, and the distributions that may provide each."""
+SERVING_PACKAGES = PACKAGES | {name: (name,) for name in ("vllm", "torch", "transformers", "httpx")}
+
+_VERSIONS = """
+import importlib.metadata, json, platform, sys
+def version(names):
+    for name in names:
+        try:
+            return importlib.metadata.version(name) + (f" ({name})" if len(names) > 1 else "")
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return ""
+packages = json.loads(sys.argv[1])
+print(json.dumps({"python": platform.python_version()} | {name: version(names) for name, names in packages.items()}))
+"""
+_VERSIONS_S = 30.0
 
 
-def describe() -> Machine:
+class Machine(msgspec.Struct, frozen=True):
+    cpu: str
+    cores: int
+    memory_bytes: int
+    kernel: str
+    shmem_huge_pages: str
+    """The kernel's choice for shared memory, such as ``never``; empty if unknown."""
+    versions: dict[str, str]
+    """Versions by package; empty if the package is not installed."""
+
+
+def describe(packages: dict[str, tuple[str, ...]], python: str = sys.executable) -> Machine:
+    """Returns a description of this machine, with the versions that the interpreter ``python`` sees.
+
+    Raises:
+        ValueError: ``python`` is not a Python interpreter.
+    """
+    command = [python, "-c", _VERSIONS, json.dumps(packages)]
+    try:
+        answer = subprocess.run(command, stdout=subprocess.PIPE, timeout=_VERSIONS_S, check=True).stdout
+        versions = json.loads(answer)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ValueError(f"{python} is not a Python interpreter: {error}") from error
     return Machine(
-        cpu=_field("/proc/cpuinfo", "model name"),
+        cpu=_line("/proc/cpuinfo", "model name") or platform.machine(),
         cores=len(os.sched_getaffinity(0)),
-        memory_bytes=int(_field("/proc/meminfo", "MemTotal").split()[0]) * 1024,
+        memory_bytes=_memory("MemTotal"),
         kernel=f"{platform.system()} {platform.release()}",
         shmem_huge_pages=_chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
-        versions={"python": platform.python_version()} | {name: _version(names) for name, names in PACKAGES.items()},
+        versions=versions,
     )
 
 
 def available_bytes() -> int:
-    """Memory that can be used without anything being moved out for it."""
-    return int(_field("/proc/meminfo", "MemAvailable").split()[0]) * 1024
+    """Returns how much memory can be allocated without swapping."""
+    return _memory("MemAvailable")
 
 
-def _field(path: str, name: str) -> str:
+def _memory(name: str) -> int:
+    return int((_line("/proc/meminfo", name) or "0").split()[0]) * 1024
+
+
+def _line(path: str, name: str) -> str:
     for line in Path(path).read_text().splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:
             return value.strip()
-    return "0" if path.endswith("meminfo") else platform.machine()
+    return ""
 
 
 def _chosen(path: str) -> str:
-    """The bracketed one of the kernel's choices, or nothing."""
+    """Returns the bracketed word of a file that lists a kernel setting's choices."""
     try:
         return next((word[1:-1] for word in Path(path).read_text().split() if word.startswith("[")), "")
     except OSError:
         return ""
-
-
-def _version(names: tuple[str, ...]) -> str:
-    for name in names:
-        try:
-            return f"{importlib.metadata.version(name)}" + (f" ({name})" if len(names) > 1 else "")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ""

@@ -1,43 +1,26 @@
-"""What is shown of results, as tables of text: once, for terminal, Markdown and page alike. Pure."""
+"""A report as plain data: tables of text, shown alike in the terminal, in Markdown and on the HTML page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
-from . import sweeps
-from .results import Measurement, Results
-from .summary import behind, fairness, quantile, summarize
-from .targets import reached
+from .results import Results
 
 NONE = "–"
-COLUMNS = (
-    "contestant",
-    "GB/s",
-    "quartiles",
-    "p50 ms",
-    "p99 ms",
-    "CPU s/GB sender",
-    "receiver",
-    "memory + MB",
-    "wire",
-)
-
-_GOODPUTS = ("what", "payload", "GB/s", "quartiles", "transfers", "CPU s/GB sender", "receiver", "fairness")
-_WAITED = ("what", "payload", "ms", "p50 ms alone", "p99 alone", "p50 behind", "longest behind")
 
 
 class Row(msgspec.Struct, frozen=True):
     cells: tuple[str, ...]
     kind: str = ""
-    """``ours``, ``engine``, ``peer`` or ``limit``; ``missing``, ``error`` or ``skipped``; ``yes``, ``no`` or
-    ``unmeasured``."""
+    """Selects the colour: ``ours``, ``engine``, ``peer``, ``limit``, ``good``, ``bad`` or ``faint``; ``error``,
+    ``missing`` or ``skipped`` for a row that has a name and a reason instead of figures."""
 
     @property
     def failed(self) -> bool:
-        """Has a name and a reason instead of figures."""
-        return self.kind in ("missing", "error", "skipped")
+        return self.kind in ("error", "missing", "skipped")
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -45,125 +28,99 @@ class Table(msgspec.Struct, frozen=True):
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     note: str = ""
+    folded: bool = False
+    """True for a table that few readers need: closed on the page, left out in the terminal."""
 
 
-def tables(results: Results) -> list[Table]:
-    """The comparison with each payload, the sweeps, the targets."""
-    return [*comparisons(results), *swept(results), targets(results)]
+class Drawing(msgspec.Struct, frozen=True):
+    title: str
+    note: str
+    svg: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The first table answers the reader's question; facts about the run come after all tables but the folded ones."""
+
+    verb: str
+    """The command that measured it, such as ``bench transfer``."""
+    title: str
+    lead: str
+    facts: list[tuple[str, str]]
+    tables: list[Table]
+    drawings: list[Drawing] = []
+    notes: list[str] = []
+    problems: list[str] = []
+    """Failures; the command ends with status 1 if there is one."""
+
+    @property
+    def open_tables(self) -> list[Table]:
+        return [table for table in self.tables if not table.folded]
+
+    @property
+    def folded_tables(self) -> list[Table]:
+        return [table for table in self.tables if table.folded]
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
-    """When, where, with what."""
+    """Returns when, where and with what versions the results were measured, and how busy the machine was."""
     m = results.machine
-    versions = ", ".join(f"{name} {version}" for name, version in m.versions.items() if version)
-    return [
+    found = [
         ("command", results.command),
         ("date", f"{results.started}, {results.took_s:.0f} s" + (", quick" if results.quick else "")),
         ("machine", f"{m.cpu}, {m.cores} cores, {m.memory_bytes / 1e9:.0f} GB, {m.kernel}"),
-        ("huge pages for shared memory", m.shmem_huge_pages or NONE),
-        ("versions", versions),
     ]
+    if results.load_before and results.load_after:
+        before, after = results.load_before, results.load_after
+        words = f"{before[0]:.1f} in the minute before, {after[0]:.1f} in the last minute, on {m.cores} cores"
+        warning = "; other work kept the machine busy, so measure again" if before[0] > m.cores / 2 else ""
+        found.append(("load average", words + warning))
+    found.append(("huge pages for shared memory", m.shmem_huge_pages or NONE))
+    found.append(("versions", ", ".join(f"{name} {version}" for name, version in m.versions.items() if version)))
+    if not results.complete:
+        found.append(("incomplete", "the run was interrupted"))
+    return found
 
 
-def comparisons(results: Results) -> Iterator[Table]:
-    """One table a payload, the fastest first; who could not take part is below, with the reason."""
-    by_payload: dict[str, list[Measurement]] = {}
-    for measurement in results.measurements:
-        if not measurement.sweep:
-            by_payload.setdefault(measurement.payload.name, []).append(measurement)
-    for name, measured in by_payload.items():
-        groups = {m.group for m in measured}
-        notes = [f"median of {_rounds(measured)} rounds"]
-        if len(groups) > 1:
-            notes.append(f"in {len(groups)} groups, for memory did not allow for all at once")
-        payload = measured[0].payload
-        what = f"{name} ({payload.what}: {payload.tokens:,} tokens)" if payload.what else name
-        yield Table(what, COLUMNS, tuple(map(_row, sorted(measured, key=_order))), "; ".join(notes))
+def markdown(report: Report) -> str:
+    """Returns the report as Markdown; all tables but the first are folded, so that a document stays readable."""
+    parts = [f"### {table.title}\n\n{_body(table)}" for table in report.tables[:1]]
+    parts.append(_list(f"{name}: {f'`{text}`' if name == 'command' else text}" for name, text in report.facts))
+    if report.notes:
+        parts.append("Notes:\n\n" + _list(report.notes))
+    for table in report.tables[1:]:
+        parts.append(f"<details><summary>{table.title}</summary>\n\n{_body(table)}\n</details>\n")
+    return "\n".join(parts)
 
 
-def swept(results: Results) -> Iterator[Table]:
-    for sweep in sweeps.SWEEPS:
-        measured = [m for m in results.measurements if m.sweep == sweep.name]
-        if measured:
-            columns = _GOODPUTS if sweep.what == "goodput" else _WAITED
-            cells = _goodput if sweep.what == "goodput" else _waits
-            rows = tuple(
-                _failure(m, len(columns)) or Row((m.label, m.payload.name, *cells(m)), "ours") for m in measured
-            )
-            yield Table(sweep.title, columns, rows)
+def write_markdown(report: Report, path: Path) -> None:
+    """Replaces the text between two marker comments in the file at ``path``; creates the file if there is none.
+
+    Raises:
+        ValueError: the file exists and has no such comments.
+    """
+    begin = f"<!-- results: written by embferry {report.verb} --markdown; do not edit -->"
+    end = "<!-- end of results -->"
+    written = f"{begin}\n\n{markdown(report)}\n{end}\n"
+    if path.exists():
+        before, found, rest = path.read_text().partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"{path} has no place for results; add the lines {begin!r} and {end!r} where they belong")
+        written = before + written.rstrip("\n") + after
+    path.write_text(written)
 
 
-def targets(results: Results) -> Table:
-    rows = []
-    for line in reached(results):
-        values = ", ".join(f"{name} {_digits(value)}".strip() for name, value in line.values.items())
-        kind = {"yes": "yes", "not measured": "unmeasured"}.get(line.verdict, "no")
-        rows.append(Row((line.what, line.bound, values or NONE, line.verdict), kind))
-    return Table("Where it has to be", ("what", "bound", "reached", "met"), tuple(rows))
+def _body(table: Table) -> str:
+    note = f"{table.note}\n\n" if table.note else ""
+    columns = len(table.columns)
+    lines = [_line(table.columns), "|" + "|".join(["---"] + ["---:"] * (columns - 1)) + "|"]
+    lines += [_line(row.cells + ("",) * (columns - len(row.cells))) for row in table.rows]
+    return note + "\n".join(lines) + "\n"
 
 
-def _digits(value: float) -> str:
-    """Enough to see on which side of its bound it is."""
-    return f"{value:.4f}" if abs(value - 1) < 0.01 else f"{value:.3g}" if value >= 10 else f"{value:.3f}"
+def _line(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def _rounds(measured: list[Measurement]) -> int:
-    return max((len(m.samples) for m in measured), default=0)
-
-
-def _order(measurement: Measurement) -> tuple[bool, float]:
-    summary = summarize(measurement) if measurement.status == "ok" else None
-    return (summary is None, -summary.goodput if summary else 0.0)
-
-
-def _row(measurement: Measurement) -> Row:
-    if failure := _failure(measurement, len(COLUMNS)):
-        return failure
-    s = summarize(measurement)
-    assert s is not None  # whoever is ok has samples
-    size = measurement.payload.size
-    own = measurement.kind != "limit"
-    cells = (
-        measurement.label,
-        f"{s.goodput / 1e9:.2f}",
-        f"{size / s.high / 1e9:.2f} … {size / s.low / 1e9:.2f}",
-        f"{s.p50 * 1e3:.2f}",
-        f"{s.p99 * 1e3:.2f}",
-        f"{s.sender_cpu:.2f}" if own or measurement.contestant == "socket" else NONE,
-        f"{s.receiver_cpu:.2f}",
-        f"{s.memory_beyond / 1e6:.0f}" if own or measurement.contestant == "socket" else NONE,
-        NONE if s.wire is None else f"{s.wire:.4f}",
-    )
-    return Row(cells, measurement.kind)
-
-
-def _failure(measurement: Measurement, columns: int) -> Row | None:
-    if measurement.status == "ok":
-        return None
-    words = (measurement.label, f"{measurement.status.upper()}: {measurement.reason}")
-    return Row(words + ("",) * (columns - 2), measurement.status)
-
-
-def _goodput(measurement: Measurement) -> tuple[str, ...]:
-    s = summarize(measurement)
-    assert s is not None
-    size = s.goodput * s.p50
-    fair = fairness(measurement)
-    transfers = measurement.samples[-1].details.get("transfers")
-    return (
-        f"{s.goodput / 1e9:.2f}",
-        f"{size / s.high / 1e9:.2f} … {size / s.low / 1e9:.2f}",
-        NONE if transfers is None else str(transfers),
-        f"{s.sender_cpu:.2f}",
-        f"{s.receiver_cpu:.2f}",
-        NONE if fair is None else f"{fair:.3f}",
-    )
-
-
-def _waits(measurement: Measurement) -> tuple[str, ...]:
-    s, times = summarize(measurement), behind(measurement)
-    assert s is not None
-    if times is None:
-        return (f"{s.p50 * 1e3:.0f}", NONE, NONE, NONE, NONE)
-    waits = (quantile(times.alone, 0.5), quantile(times.alone, 0.99), quantile(times.behind, 0.5), max(times.behind))
-    return (f"{s.p50 * 1e3:.0f}", *(f"{wait * 1e3:.2f}" for wait in waits))
+def _list(items: Iterable[str]) -> str:
+    return "".join(f"- {item}\n" for item in items)

@@ -1,89 +1,80 @@
-"""What a run brings: raw samples and where they were taken. All that is shown is made from this alone."""
+"""The JSON file that a benchmark writes: raw samples and where they were taken. All reports are computed from it."""
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Self, TypeVar
 
 import msgspec
 
-from .payloads import Payload
+from .machine import Machine
 
-SCHEMA = 1
+SCHEMA = 2
 
-Status = Literal["ok", "missing", "error", "skipped"]
-Kind = Literal["ours", "engine", "peer", "limit"]
-
-
-class Sample(msgspec.Struct, frozen=True):
-    """One round. Times in seconds, sizes in bytes."""
-
-    seconds: float
-    sender_cpu: float
-    receiver_cpu: float
-    wire_bytes: int | None
-    """Everything that crossed; None: it went a way on which it cannot be counted."""
-    memory_beyond: int
-    """The receiver's peak so far, beyond what it had at first and beyond one payload."""
-    details: dict[str, Any] = {}
+Progress = Callable[[str, int], None]
+"""Called with what is being done now, and how many rounds or requests have ended since the last call."""
 
 
-class Measurement(msgspec.Struct):
-    """One contestant with one payload."""
+class Results(msgspec.Struct, kw_only=True, tag_field="benchmark"):
+    """Common part of the results of all benchmarks."""
 
-    contestant: str
-    label: str
-    kind: Kind
-    payload: Payload
-    status: Status = "ok"
-    reason: str = ""
-    """Why it is not ``ok``."""
-    samples: list[Sample] = []
-    verified_rounds: int = 0
-    """Rounds after which the digests of all bytes were compared, and equal."""
-    pool_bytes: int = 0
-    memory_method: str = ""
-    group: int = 0
-    """Those of one group took turns; memory did not allow for all at once if there are several."""
-    sweep: str = ""
-    """The sweep it is a point of; empty: the comparison."""
-    x: float = 0.0
-    options: dict[str, Any] = {}
-
-
-class Machine(msgspec.Struct, frozen=True):
-    cpu: str
-    cores: int
-    memory_bytes: int
-    kernel: str
-    shmem_huge_pages: str
-    versions: dict[str, str]
-    """By package; empty: not installed."""
-
-
-class Results(msgspec.Struct):
-    """Everything."""
-
-    schema: int
+    schema: int = SCHEMA
     command: str
     started: str
     """ISO 8601, UTC."""
-    took_s: float
-    quick: bool
+    took_s: float = 0.0
+    quick: bool = False
+    complete: bool = False
+    """False if the run was interrupted; what was measured before that is there."""
     machine: Machine
-    measurements: list[Measurement]
+    load_before: tuple[float, float, float] | None = None
+    """Load averages over 1, 5 and 15 minutes when the run began: how busy other work kept the machine."""
+    load_after: tuple[float, float, float] | None = None
+
+    @classmethod
+    def begin(cls, command: str, machine: Machine, *, quick: bool = False) -> Self:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(command=command, started=started, machine=machine, quick=quick, load_before=os.getloadavg())
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Takes the time of what runs inside, and marks the results as complete if that ends without an exception."""
+        began = time.monotonic()
+        try:
+            yield
+            self.complete = True
+        finally:
+            self.took_s = round(time.monotonic() - began, 1)
+            self.load_after = os.getloadavg()
+
+
+R = TypeVar("R", bound=Results)
 
 
 def save(results: Results, path: Path) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1))
 
 
-def load(path: Path) -> Results:
-    """:raises ValueError: not such a file, or of another version of this program."""
+def load(path: Path, kind: type[R]) -> R:
+    """Reads results that :func:`save` has written.
+
+    Raises:
+        ValueError: the file has no results of this kind, or was written by another version of this program.
+    """
+    content = path.read_bytes()
     try:
-        results = msgspec.json.decode(path.read_bytes(), type=Results)
+        schema = msgspec.json.decode(content, type=_Header).schema
+        if schema != SCHEMA:
+            raise ValueError(f"{path} has results in format {schema}; this version reads format {SCHEMA}")
+        return msgspec.json.decode(content, type=kind)
     except msgspec.DecodeError as error:
-        raise ValueError(f"{path} has no results of this program: {error}") from error
-    if results.schema != SCHEMA:
-        raise ValueError(f"{path} has results of format {results.schema}, this program knows {SCHEMA}")
-    return results
+        raise ValueError(f"{path} has no results of this benchmark: {error}") from error
+
+
+class _Header(msgspec.Struct):
+    schema: int

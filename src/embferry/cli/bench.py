@@ -1,9 +1,8 @@
-"""``embferry bench``. ``transfer``: how each transport compares, on this machine, with what else could have been used."""
+"""``embferry bench``: measurements on the user's own machine."""
 
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,10 +13,10 @@ from embferry.cli import bench_serve
 from embferry.cli.options import fail
 
 if TYPE_CHECKING:
-    from embferry.bench.results import Results
-    from embferry.bench.run import Choice
+    from embferry.bench.transfer.results import TransferResults
+    from embferry.bench.transfer.run import Choice
 
-SOME_FAILED = 1
+SOME_FAILED, INTERRUPTED = 1, 130
 
 app = typer.Typer(help="Measure on this machine.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -38,61 +37,53 @@ def transfer(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Contestants, such as shm, tcp/verified, direct, copy*; may be repeated."),
+        typer.Option(metavar="NAME", help="Candidates, such as shm, tcp/verified, direct, copy*; may be repeated."),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds of each; more for small payloads if not given.")
+        int | None, typer.Option(min=1, help="Rounds of each; by default more for small payloads.")
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer contestants and rounds, two payloads, no sweeps.")
-    ] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results.json and index.html go.")] = Path(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer variants and rounds, two payloads, no sweeps.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for results.json and index.html.")] = Path(
         "bench-results"
     ),
-    sweeps: Annotated[bool, typer.Option(help="Also what changes how fast our own transports are.")] = True,
+    sweeps: Annotated[
+        bool, typer.Option(help="Also vary the pool, how many run at once, and when they are announced.")
+    ] = True,
     storage: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The folder that files are shared through; temporary if not given."),
+        typer.Option(metavar="DIR", help="Folder through which files are shared; a temporary one by default."),
     ] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the tables as Markdown.")] = None,
     show: Annotated[
         Path | None, typer.Option(metavar="RESULTS", help="Measure nothing: show an earlier results.json.")
     ] = None,
 ) -> None:
-    """Compare every transport with memory copies, sockets, Mooncake, NIXL, ZeroMQ, files and HTTP, side by side."""
+    """Compare every transport with memory copies, sockets, Mooncake, NIXL, ZeroMQ, files and HTTP."""
     try:
-        from embferry.bench import page
+        from embferry.bench import output, results
+        from embferry.bench.transfer.report import report as report_of
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
+        if (error.name or "").partition(".")[0] not in ("matplotlib", "jinja2"):
             raise
-        fail("matplotlib is not installed; install it with: pip install 'embferry[bench]'")
-    from embferry.bench import markdown as markdown_of
-    from embferry.bench import results as files
-    from embferry.bench.report import tables
-    from embferry.bench.run import failed
-    from embferry.bench.terminal import show as show_tables
+        fail(f"{error.name} is not installed; install it with: pip install 'embferry[bench]'")
+    from embferry.bench.transfer.results import TransferResults
 
-    if show is not None:
-        try:
-            results = files.load(show)
-        except (OSError, ValueError) as error:
-            fail(str(error))
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        results = _measured(_choice(payload, only, rounds, quick, sweeps, storage))
-        files.save(results, out / "results.json")
-    show_tables(tables(results))
-    target = show.parent if show is not None else out
-    (target / "index.html").write_text(page.html(results))
-    typer.echo(f"{target / 'index.html'} has this with plots, {show or out / 'results.json'} every sample", err=True)
-    if markdown is not None:
-        try:
-            markdown_of.write(results, markdown)
-        except ValueError as error:
-            fail(str(error))
-    for reason in failed(results):
-        typer.echo(f"failed: {reason}", err=True)
-    if failed(results):
+    saved = show or out / "results.json"
+    try:
+        if show is not None:
+            found = results.load(show, TransferResults)
+        else:
+            found = _measured(_choice(payload, only, rounds, quick, sweeps, storage), saved)
+        report = report_of(found)
+        output.present(report, saved.with_name("index.html"), markdown)
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    typer.echo(f"{saved.with_name('index.html')} has plots and our own targets, {saved} every sample", err=True)
+    for problem in report.problems:
+        typer.echo(f"failed: {problem}", err=True)
+    if show is None and not found.complete:
+        raise typer.Exit(INTERRUPTED)
+    if report.problems:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -104,35 +95,33 @@ def _choice(
     sweeps: bool,
     storage: Path | None,
 ) -> Choice:
-    """Ends the process with status 2 when a size or a name is wrong."""
-    from embferry.bench.contestants import matching
-    from embferry.bench.payloads import KNOWN, parse
-    from embferry.bench.plan import QUICK
-    from embferry.bench.run import Choice
+    """Reads sizes and names of candidates.
 
-    try:
-        return Choice(
-            payloads=tuple(map(parse, payload)) if payload else QUICK if quick else KNOWN,
-            only=tuple(matching(only)) if only else None,
-            rounds=rounds,
-            quick=quick,
-            sweeps=sweeps and not quick and not only,
-            storage=None if storage is None else str(storage),
-            command=shlex.join(["embferry", *sys.argv[1:]]),
-        )
-    except ValueError as error:
-        fail(str(error))
+    Raises:
+        ValueError: one of them does not exist.
+    """
+    from embferry.bench.transfer.candidates import matching
+    from embferry.bench.transfer.payloads import parse
+    from embferry.bench.transfer.run import Choice
+
+    return Choice(
+        payloads=tuple(map(parse, payload or ())),
+        only=tuple(matching(only or [])),
+        rounds=rounds,
+        quick=quick,
+        sweeps=sweeps,
+        storage=None if storage is None else str(storage),
+    )
 
 
-def _measured(choice: Choice) -> Results:
-    from embferry.bench.run import run, work
-    from embferry.bench.terminal import progress
+def _measured(choice: Choice, path: Path) -> TransferResults:
+    from embferry.bench import machine, output, terminal
+    from embferry.bench.transfer.results import TransferResults
+    from embferry.bench.transfer.run import plan, run, total_rounds
 
-    todo = work(choice)
-    # Asked to end from outside, it ends as with Ctrl-C: in order.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with progress(todo.rounds) as report:
-            return run(choice, todo, report)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    batches = plan(choice)
+    command = shlex.join(["embferry", *sys.argv[1:]])
+    found = TransferResults.begin(command, machine.describe(machine.PACKAGES), quick=choice.quick)
+    with terminal.progress(total_rounds(batches), "rounds") as progress:
+        output.measured(found, path, lambda: run(choice, batches, found, progress))
+    return found

@@ -1,5 +1,4 @@
-"""``embferry bench serve``: any OpenAI-compatible chat endpoint under a multimodal workload, and vLLM's ways to split
-compared."""
+"""``embferry bench serve``: a workload of pictures for any chat endpoint, and vLLM's ways to split compared."""
 
 from __future__ import annotations
 
@@ -7,10 +6,7 @@ import importlib.util
 import json
 import math
 import shlex
-import signal
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,242 +15,180 @@ import typer
 from embferry.cli.options import fail
 
 if TYPE_CHECKING:
-    from embferry.bench.serving.compare import Choice as Comparison
-    from embferry.bench.serving.results import Results
+    from embferry.bench.serving.results import ServingResults
 
 SOME_FAILED, INTERRUPTED = 1, 130
-WORKLOAD, ASKED, COMPARED, SHOWN = "Workload", "Endpoint", "Comparison", "Results"
+NEEDED = ("httpx", "jinja2", "PIL")
+
+
+def _option(panel: str, help: str, metavar: str | None = None, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
+
+
+E, W, C, R = "Endpoint", "Workload", "Comparison", "Results"
 
 
 def command(
-    url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The endpoint, without /v1.", rich_help_panel=ASKED)
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The first it names, if not given.", rich_help_panel=ASKED)
-    ] = None,
-    api_key: Annotated[
-        str, typer.Option(help="The endpoint's key.", envvar="OPENAI_API_KEY", rich_help_panel=ASKED)
-    ] = "",
-    extra: Annotated[
-        str,
-        typer.Option(
-            metavar="JSON", help="More of each request's body: '{\"ignore_eos\": true}'.", rich_help_panel=ASKED
-        ),
-    ] = "{}",
-    timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="For one request.", rich_help_panel=ASKED)
-    ] = 120.0,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="Where servers count what they do; may be repeated.", rich_help_panel=ASKED),
-    ] = None,
+    url: Annotated[str | None, _option(E, "The endpoint, without /v1.", "URL")] = None,
+    model: Annotated[str | None, _option(E, "By default the first that the endpoint lists.", "NAME")] = None,
+    api_key: Annotated[str, _option(E, "The endpoint's key.", envvar="OPENAI_API_KEY")] = "",
+    extra: Annotated[str, _option(E, "More of each request's body: '{\"ignore_eos\": true}'.", "JSON")] = "{}",
+    timeout: Annotated[float, _option(E, "For one request.", "SECONDS", min=0.1)] = 120.0,
+    metrics: Annotated[list[str] | None, _option(E, "Prometheus metrics of a server; may be repeated.", "URL")] = None,
     verify: Annotated[
-        str,
-        typer.Option(
-            metavar="URL|FILE",
-            help="An undivided endpoint, or earlier results: another answer is a failure.",
-            rich_help_panel=ASKED,
-        ),
+        str, _option(E, "An undivided endpoint, or earlier results: a different answer is a failure.", "URL|FILE")
     ] = "",
-    requests: Annotated[int, typer.Option(min=1, help="How many.", rich_help_panel=WORKLOAD)] = 100,
-    rate: Annotated[
-        float, typer.Option(help="Requests a second, on average; inf: all at once.", rich_help_panel=WORKLOAD)
-    ] = 1.0,
+    requests: Annotated[int, _option(W, "Number of requests.", min=1)] = 100,
+    rate: Annotated[float, _option(W, "Requests a second, on average; inf sends all at once.")] = 1.0,
     burstiness_cv: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Coefficient of variation of the gaps: 1 is Poisson, 4.9 bursty.", rich_help_panel=WORKLOAD
-        ),
+        float, _option(W, "Coefficient of variation of the gaps: 1 is Poisson, 4.9 bursty.", min=0)
     ] = 1.0,
-    concurrency: Annotated[
-        int, typer.Option(min=0, help="Requests under way at once; 0: any number.", rich_help_panel=WORKLOAD)
-    ] = 0,
-    repeated: Annotated[
-        float,
-        typer.Option(min=0, max=0.8, help="Share of pictures that were sent before.", rich_help_panel=WORKLOAD),
-    ] = 0.0,
-    max_images: Annotated[int, typer.Option(min=1, help="Pictures a request.", rich_help_panel=WORKLOAD)] = 9,
-    max_image_tokens: Annotated[
-        int, typer.Option(min=4, help="Visual tokens a picture.", rich_help_panel=WORKLOAD)
-    ] = 1280,
+    concurrency: Annotated[int, _option(W, "Requests under way at once; 0 for any number.", min=0)] = 0,
+    repeated: Annotated[float, _option(W, "Share of pictures that were sent before.", min=0, max=0.8)] = 0.0,
+    max_images: Annotated[int, _option(W, "Most pictures a request.", min=1)] = 9,
+    max_image_tokens: Annotated[int, _option(W, "Most visual tokens a picture.", min=4)] = 1280,
     side: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Pixels a side of a visual token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.", rich_help_panel=WORKLOAD
-        ),
+        int, _option(W, "Pixels a side of a visual token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.", min=1)
     ] = 28,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer.", rich_help_panel=WORKLOAD)] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.", rich_help_panel=WORKLOAD)] = 0,
+    max_tokens: Annotated[int, _option(W, "Tokens an answer.", min=1)] = 32,
+    seed: Annotated[int, _option(W, "Of everything that is drawn.", min=0)] = 0,
     compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare", help="Start vLLM, undivided and divided in each way, and compare.", rich_help_panel=COMPARED
-        ),
+        bool, _option(C, "Start vLLM, undivided and divided in each way, and compare.", None, "--compare")
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Configurations or scenarios, such as ours-tcp, ours*, killed; may be repeated.",
-            rich_help_panel=COMPARED,
-        ),
+        _option(C, "Configurations or scenarios, such as ours-tcp, ours*, killed; may be repeated.", "NAME"),
     ] = None,
-    rounds: Annotated[
-        int, typer.Option(min=1, help="How often all of it is done, by turns.", rich_help_panel=COMPARED)
-    ] = 1,
+    rounds: Annotated[int, _option(C, "How often everything is done, in turns.", min=1)] = 1,
     spin: Annotated[
-        bool,
-        typer.Option(
-            "--spin",
-            help="Leave vLLM's processes looking for messages without rest: on few cores they fill them.",
-            rich_help_panel=COMPARED,
-        ),
+        bool, _option(C, "Let vLLM's processes poll for messages, which fills a machine of few cores.", None, "--spin")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="A few requests of each.", rich_help_panel=COMPARED)] = False,
+    quick: Annotated[bool, _option(C, "A few requests of each.", None, "--quick")] = False,
     python: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE", help="The Python that has vLLM; this one, if not given.", rich_help_panel=COMPARED
-        ),
+        str, _option(C, "The Python that has vLLM; this one by default.", "FILE", show_default=False)
     ] = sys.executable,
-    logs: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the servers' logs there.", rich_help_panel=COMPARED)
-    ] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where serve.json goes: every sample.", rich_help_panel=SHOWN)
-    ] = Path("bench-results"),
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the tables as Markdown.", rich_help_panel=SHOWN)
-    ] = None,
-    show: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Measure nothing: show an earlier serve.json.", rich_help_panel=SHOWN),
-    ] = None,
+    logs: Annotated[Path | None, _option(C, "Keep the servers' logs there.", "DIR")] = None,
+    out: Annotated[Path, _option(R, "Folder for serve.json and serve.html.", "DIR")] = Path("bench-results"),
+    markdown: Annotated[Path | None, _option(R, "Also write the tables as Markdown.", "FILE")] = None,
+    show: Annotated[Path | None, _option(R, "Measure nothing: show an earlier serve.json.", "FILE")] = None,
 ) -> None:
-    """Drive a chat endpoint with pictures as they come in practice; or compare vLLM's ways to split, side by side."""
+    """Send pictures to a chat endpoint as they come in practice, or compare vLLM's ways to split."""
     if [url is not None, compare, show is not None].count(True) != 1:
         fail("give one of --url, --compare and --show")
-    _need_httpx()
-    from embferry.bench.serving import markdown as markdown_of
-    from embferry.bench.serving import report, terminal
-    from embferry.bench.serving import results as files
+    if compare and verify:
+        fail("--compare compares answers by itself; --verify goes with --url and --show")
+    for module in NEEDED:
+        if importlib.util.find_spec(module) is None:
+            fail(f"{module} is not installed; install it with: pip install 'embferry[serve]'")
+    from embferry.bench import output
+    from embferry.bench.serving.report import report as report_of
+    from embferry.bench.serving.server import StartError
 
-    if show is not None:
-        results = _earlier(show, verify)
-    elif compare:
-        results = _compared(_comparison(only, quick, rounds, spin, python, verify, logs))
-    else:
-        assert url is not None
-        results = _alone(url.rstrip("/"), locals())
-    if show is None:
-        out.mkdir(parents=True, exist_ok=True)
-        files.save(results, out / "serve.json")
-    terminal.show(results)
-    typer.echo(f"{show or out / 'serve.json'} has every sample", err=True)
-    if markdown is not None:
-        try:
-            markdown_of.write(results, markdown)
-        except ValueError as error:
-            fail(str(error))
-    problems = report.problems(results)
-    for problem in problems:
+    options, saved = locals(), show or out / "serve.json"
+    try:
+        results = _earlier(options) if show else _compare(options, saved) if compare else _endpoint(options, saved)
+        report = report_of(results)
+        output.present(report, saved.with_suffix(".html"), markdown)
+    except StartError as error:
+        fail(f"the undivided engine does not start: {error}", status=SOME_FAILED)
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    typer.echo(f"{saved} has every sample", err=True)
+    for problem in report.problems:
         typer.echo(f"failed: {problem}", err=True)
     if not results.complete and show is None:
         raise typer.Exit(INTERRUPTED)
-    if problems:
+    if report.problems:
         raise typer.Exit(SOME_FAILED)
 
 
-def _need_httpx() -> None:
-    try:
-        import httpx  # noqa: F401  (is it there?)
-    except ModuleNotFoundError:
-        fail("httpx is not installed; install it with: pip install 'embferry[serve]'")
+def _earlier(options: dict[str, Any]) -> ServingResults:
+    from embferry.bench.results import load
+    from embferry.bench.serving import endpoint
+    from embferry.bench.serving.results import ServingResults
 
-
-def _earlier(path: Path, verify: str) -> Results:
-    from embferry.bench.serving import alone, results
-
-    try:
-        shown = results.load(path)
-        if verify:
-            alone.verify(shown, results.load(Path(verify)))
-    except (OSError, ValueError) as error:
-        fail(str(error))
+    shown = load(options["show"], ServingResults)
+    if options["verify"]:
+        endpoint.verify(shown, load(Path(options["verify"]), ServingResults))
     return shown
 
 
-def _alone(url: str, options: dict[str, Any]) -> Results:
-    """Ends the process with status 2 when something is wrong with what was asked for."""
-    from embferry.bench.serving import alone, terminal
-    from embferry.bench.serving.driver import Endpoint, first_model
+def _endpoint(options: dict[str, Any], saved: Path) -> ServingResults:
+    """Measures one endpoint.
+
+    Raises:
+        ValueError: an option is wrong.
+    """
+    from embferry.bench import machine, output, terminal
+    from embferry.bench.serving.client import Endpoint, first_model
+    from embferry.bench.serving.endpoint import Choice, is_url, measure, total_requests
+    from embferry.bench.serving.results import ServingResults
     from embferry.bench.serving.workload import Plan
 
-    asked = {name: options[name] for name in Plan.__struct_fields__}
-    plan = Plan(**asked | {"rate": None if math.isinf(asked["rate"]) else asked["rate"]})
-    try:
-        plan.check()
-        if not alone.is_url(url):
-            raise ValueError(f"--url {url}: it begins with http:// or https://")
-        extra = json.loads(options["extra"])
-        if not isinstance(extra, dict):
-            raise ValueError("--extra is an object of JSON")
-        key = options["api_key"]
-        endpoint = Endpoint(
-            url=url,
-            model=options["model"] or first_model(url, key),
-            max_tokens=options["max_tokens"],
-            timeout_s=options["timeout"],
-            concurrency=options["concurrency"],
-            extra=extra,
-            api_key=key,
-        )
-        choice = alone.Choice(plan, endpoint, options["verify"], tuple(options["metrics"] or ()), _said())
-        with terminal.progress(alone.work(choice)) as report:
-            return alone.measure(choice, report)
-    except ValueError as error:
-        fail(str(error))
+    given = {name: options[name] for name in Plan.__struct_fields__}
+    plan = Plan(**given | {"rate": None if math.isinf(given["rate"]) else given["rate"]})
+    plan.check()
+    url, key = options["url"].rstrip("/"), options["api_key"]
+    if not is_url(url):
+        raise ValueError(f"--url {url}: it has to begin with http:// or https://")
+    extra = json.loads(options["extra"])
+    if not isinstance(extra, dict):
+        raise ValueError("--extra has to be a JSON object")
+    endpoint = Endpoint(
+        url=url,
+        model=options["model"] or first_model(url, key),
+        max_tokens=options["max_tokens"],
+        timeout_s=options["timeout"],
+        concurrency=options["concurrency"],
+        extra=extra,
+        api_key=key,
+    )
+    choice = Choice(plan, endpoint, options["verify"], tuple(options["metrics"] or ()))
+    results = ServingResults.begin(_said(), machine.describe(machine.SERVING_PACKAGES))
+
+    def work() -> None:
+        with results.recording():
+            measure(choice, results, progress)
+
+    with terminal.progress(total_requests(choice), "requests") as progress:
+        output.measured(results, saved, work)
+    return results
 
 
-def _comparison(
-    only: list[str] | None, quick: bool, rounds: int, spin: bool, python: str, verify: str, logs: Path | None
-) -> Comparison:
-    """Ends the process with status 2 when a name is wrong, or there is no vLLM."""
-    from embferry.bench.serving import results
-    from embferry.bench.serving.compare import Choice, chosen
+def _compare(options: dict[str, Any], saved: Path) -> ServingResults:
+    """Compares vLLM's ways to split.
 
+    Raises:
+        StartError: the undivided engine does not start.
+        ValueError: a name is wrong, or there is no vLLM.
+    """
+    from embferry.bench import machine, output, terminal
+    from embferry.bench.serving.compare import Choice, chosen, compare, setting, total_requests
+    from embferry.bench.serving.results import ServingResults
+
+    python, logs = options["python"], options["logs"]
     if python == sys.executable and importlib.util.find_spec("vllm") is None:
-        fail("vLLM is not installed here; run this in its environment, or name its Python: --python")
-    try:
-        configurations, scenarios = chosen(only or [])
-        known = tuple(results.load(Path(verify)).references) if verify else ()
-    except (OSError, ValueError) as error:
-        fail(str(error))
-    kept = None if logs is None else logs.absolute()
-    return Choice(python, configurations, scenarios, quick, rounds, spin, _said(), known, kept)
+        raise ValueError("vLLM is not installed here; run this in its environment, or name its Python: --python")
+    configurations, scenarios = chosen(options["only"] or [])
+    choice = Choice(
+        python=python,
+        configurations=configurations,
+        scenarios=scenarios,
+        quick=options["quick"],
+        rounds=options["rounds"],
+        spin=options["spin"],
+        logs=None if logs is None else logs.absolute(),
+    )
+    packages = machine.SERVING_PACKAGES
+    results = ServingResults.begin(_said(), machine.describe(packages, python), quick=choice.quick)
+    results.compared, results.setting = True, setting(choice)
 
+    def work() -> None:
+        with results.recording():
+            compare(choice, results, progress)
 
-def _compared(choice: Comparison) -> Results:
-    from embferry.bench.serving import compare, terminal
-    from embferry.bench.serving.server import StartError
-
-    try:
-        results = compare.blank(choice)
-    except ValueError as error:
-        fail(str(error))
-    began = time.monotonic()
-    # Asked to end from outside, it ends as with Ctrl-C: in order.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with terminal.progress(compare.work(choice)) as report, suppress(KeyboardInterrupt):
-            compare.compare(choice, results, report)
-            results.complete = True
-    except StartError as error:
-        fail(f"the undivided engine does not start: {error}", status=SOME_FAILED)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        results.took_s = round(time.monotonic() - began, 1)
+    with terminal.progress(total_requests(choice), "requests") as progress:
+        output.measured(results, saved, work)
     return results
 
 

@@ -1,4 +1,4 @@
-"""A TCP proxy on the loopback that cuts, stalls and dies when it is told to, and counts what it carries."""
+"""A TCP proxy on the loopback interface that cuts, stalls or refuses connections on request, and counts bytes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ CONNECT_S = 5.0
 
 
 class ChaosProxy:
-    """Carries bytes between its clients and :attr:`upstream`, faithfully but for what follows. A context manager; no
-    thread and no socket is left behind it.
+    """Forwards bytes between clients and an upstream server. A context manager; it leaves no thread and no socket.
 
-    :param upstream: the port of this host that connections lead to; it may be set later.
-    :param cut_after: bytes one way of a connection may carry; with the last of them the connection is cut. 0: all.
-    :param toward: which way that is.
-    :param times: so many connections are cut; later ones are whole.
-    :param dies: with the last cut it begins to refuse, as after :meth:`refuse`.
+    Args:
+        upstream: Port on this host to which connections are forwarded; may be set later.
+        cut_after: Bytes after which a connection is cut, in the direction of ``toward``; 0 for no cut.
+        toward: The direction whose bytes count towards ``cut_after``.
+        times: Number of connections that are cut; later ones are not.
+        dies: Whether connections are refused after the last cut, as by :meth:`refuse`.
 
     Attributes:
-        port: where clients connect.
-        to_clients, to_upstream: bytes that were passed on, of each connection.
-        cuts: connections that :attr:`cut_after` has ended.
+        port: The port that clients connect to.
+        to_clients: Bytes forwarded to the client, for each connection.
+        to_upstream: Bytes forwarded to the upstream server, for each connection.
+        cuts: Number of connections cut by ``cut_after``.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ChaosProxy:
         self._bounded = self.to_clients if toward == "clients" else self.to_upstream
         self._going = threading.Event()
         self._going.set()
-        self._lock = threading.Lock()  # of the counts and of what follows
+        self._lock = threading.Lock()  # guards the counts and what follows
         self._refuses = False
         self._connections: set[_Connection] = set()
         self._threads: list[threading.Thread] = []
@@ -68,26 +69,26 @@ class ChaosProxy:
         self._listener.close()
 
     def stall(self) -> None:
-        """Passes nothing on from now on. Connections stay, and new ones are taken."""
+        """Stops forwarding. Connections stay open, and new ones are accepted."""
         self._going.clear()
 
     def resume(self) -> None:
-        """Goes on after :meth:`stall`; nothing has been lost."""
+        """Resumes forwarding after :meth:`stall`; no byte is lost."""
         self._going.set()
 
     def cut(self) -> None:
-        """Ends the connections that are there."""
+        """Cuts all open connections."""
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
             connection.cut()
 
     def refuse(self) -> None:
-        """Is dead from now on: new connections are refused, those that are there are cut."""
+        """Cuts all open connections and refuses new ones from now on."""
         with self._lock:
             self._refuses = True
-        with contextlib.suppress(OSError):  # it has been before
-            self._listener.shutdown(socket.SHUT_RDWR)  # the port stays ours, so nobody else answers on it
+        with contextlib.suppress(OSError):  # it has been shut down before
+            self._listener.shutdown(socket.SHUT_RDWR)  # the port stays taken
         self.cut()
 
     def _accept(self) -> None:
@@ -104,9 +105,9 @@ class ChaosProxy:
                 client.close()
                 continue
             server.settimeout(None)
-            self._join(_Connection(client, server))
+            self._start(_Connection(client, server))
 
-    def _join(self, connection: _Connection) -> None:
+    def _start(self, connection: _Connection) -> None:
         with self._lock:
             number = len(self.to_clients)
             self.to_clients.append(0)
@@ -120,10 +121,10 @@ class ChaosProxy:
             (connection.client, connection.server, self.to_upstream),
         )
         for way in ways:
-            self._threads.append(threading.Thread(target=self._carry, args=(connection, number, *way)))
+            self._threads.append(threading.Thread(target=self._forward, args=(connection, number, *way)))
             self._threads[-1].start()
 
-    def _carry(
+    def _forward(
         self, connection: _Connection, number: int, here: socket.socket, there: socket.socket, counts: list[int]
     ) -> None:
         try:
@@ -138,13 +139,15 @@ class ChaosProxy:
             there.shutdown(socket.SHUT_WR)
         except OSError:
             connection.cut()
-        if connection.leave():
+        if connection.release():
             with self._lock:
                 self._connections.discard(connection)
 
     def _count(self, number: int, counts: list[int], data: bytes) -> tuple[bytes, int]:
-        """What of ``data`` to pass on, and which cut comes then (0: none). Counted before it is passed on, so that who
-        has got it finds it counted."""
+        """Counts ``data``; returns what of it to forward, and the number of the cut that follows (0: none).
+
+        It is counted before it is forwarded, so that a test that has received it finds it counted.
+        """
         with self._lock:
             cuts = 0
             if counts is self._bounded and self._cut_after and self.cuts < self._times:
@@ -157,11 +160,11 @@ class ChaosProxy:
 
 
 class _Connection:
-    """Its two sockets, closed by the second of the two threads that carry between them."""
+    """The two sockets of a connection, closed by the last of the two threads that forward between them."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
-        self.is_cut = False  # what its sockets still hold is passed on no more
+        self.is_cut = False  # bytes that its sockets still hold are not forwarded
         self._lock = threading.Lock()
         self._users = 2
 
@@ -170,11 +173,11 @@ class _Connection:
             self.is_cut = True
             if self._users:
                 for sock in (self.client, self.server):
-                    with contextlib.suppress(OSError):  # it has ended by itself
+                    with contextlib.suppress(OSError):  # it has ended before
                         sock.shutdown(socket.SHUT_RDWR)
 
-    def leave(self) -> bool:
-        """Whether that was the second."""
+    def release(self) -> bool:
+        """Ends the use by one thread; returns whether it was the last."""
         with self._lock:
             self._users -= 1
             if not self._users:

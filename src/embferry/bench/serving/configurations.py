@@ -1,4 +1,4 @@
-"""Who is compared, and how each is started: commands as data."""
+"""The configurations that are compared, and the commands that start them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Role = Literal["ec_producer", "ec_consumer"]
 
 MODEL = "tiny"
 MAX_MODEL_LEN = 12288
-"""Nine pictures of 1,280 tokens, the question and the answer."""
+"""Holds nine pictures of 1,280 tokens, the question and the answer."""
 BLOCK_TOKENS = 16
 TOKEN_BYTES = 1024
-"""Of the tiny model: 256 values of float32."""
+"""An embedding of the tiny model: 256 values of float32 a token."""
 POOL_BYTES, SMALL_POOL_BYTES = 64 << 20, 64 << 10
 PORTS = (15_000, 32_000)
 
@@ -28,8 +28,9 @@ class Configuration(msgspec.Struct, frozen=True):
     name: str
     title: str
     connector: Connector
-    """Empty: one engine, undivided."""
+    """Empty for one engine, undivided."""
     transport: str = ""
+    """The transport, if the connector is embferry's."""
 
     @property
     def divided(self) -> bool:
@@ -39,12 +40,12 @@ class Configuration(msgspec.Struct, frozen=True):
 UNDIVIDED = Configuration("undivided", "vLLM, undivided", "")
 CONFIGURATIONS = (
     UNDIVIDED,
-    Configuration("example", "EPD, vLLM's example connector", "example"),
-    Configuration("vllm-mooncake", "EPD, vLLM's Mooncake connector", "mooncake"),
-    Configuration("ours-shm", "EPD, embferry over shm", "embferry", "shm"),
-    Configuration("ours-tcp", "EPD, embferry over tcp", "embferry", "tcp"),
-    Configuration("ours-mooncake", "EPD, embferry over mooncake", "embferry", "mooncake"),
-    Configuration("ours-nixl", "EPD, embferry over nixl", "embferry", "nixl"),
+    Configuration("example", "vLLM's example connector", "example"),
+    Configuration("vllm-mooncake", "vLLM's Mooncake connector", "mooncake"),
+    Configuration("ours-shm", "embferry over shm", "embferry", "shm"),
+    Configuration("ours-tcp", "embferry over tcp", "embferry", "tcp"),
+    Configuration("ours-mooncake", "embferry over mooncake", "embferry", "mooncake"),
+    Configuration("ours-nixl", "embferry over nixl", "embferry", "nixl"),
 )
 
 ENVIRONMENT = {
@@ -58,7 +59,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MC_FORCE_TCP": "1",
 }
-"""Mooncake's engine would look for RDMA otherwise; the rest is what two cores without a network need."""
+"""Without ``MC_FORCE_TCP``, Mooncake's engine looks for RDMA. The rest suits two cores without a network."""
 
 ENGINE = (
     *("--served-model-name", MODEL, "--dtype", "float32", "--seed", "0"),
@@ -69,22 +70,21 @@ ENGINE = (
 
 
 class Ports(msgspec.Struct, frozen=True):
-    """All of one stack, on the loopback."""
+    """Ports of one stack, on the loopback."""
 
     router: int
     encoders: tuple[int, int]
     language: int
     small: int
-    """The language instance with the small pool."""
+    """Port of the language instance with the small pool."""
     peers: tuple[int, int, int, int]
-    """For vLLM's Mooncake connector: of both encoders, and of both language instances."""
+    """Ports of vLLM's Mooncake connector: both encoders, then both language instances."""
     metrics: tuple[int, int, int, int]
-    """The same, for our connector's metrics."""
+    """Ports of embferry's metrics, in the same order."""
 
 
 def free_ports() -> Ports:
-    """Ports that nobody listens on now, below those that the kernel gives to connections: such a one could be taken
-    before its server has it."""
+    """Returns free ports below those that the kernel gives to connections, which may be taken at any time."""
     held: list[socket.socket] = []
     for port in random.sample(range(*PORTS), 1000):
         with suppress(OSError):
@@ -114,7 +114,7 @@ def engine(python: str, model: Path, port: int, transfer: dict[str, Any] | None)
 def transfer(
     configuration: Configuration, role: Role, ports: Ports, index: int, pool_bytes: int, store: Path
 ) -> dict[str, Any]:
-    """What ``--ec-transfer-config`` says; ``index`` is the instance's place in ``ports.peers``."""
+    """Returns the value of ``--ec-transfer-config``; ``index`` is the instance's place in ``ports.peers``."""
     if configuration.connector == "example":
         extra: dict[str, Any] = {"shared_storage_path": str(store)}
         return {"ec_connector": "ECExampleConnector", "ec_role": role, "ec_connector_extra_config": extra}
@@ -143,7 +143,7 @@ def transfer(
 def router(
     python: str, configuration: Configuration, ports: Ports, encoders: list[str], language: str, peer: int
 ) -> list[str]:
-    """``peer``: the control port of the language instance, for vLLM's Mooncake connector."""
+    """Returns the router's command; ``peer`` is the language instance's control port for vLLM's Mooncake connector."""
     command = [python, "-c", "from embferry.cli.main import run; run()", "router", "--engine", "vllm"]
     command += ["--host", "127.0.0.1", "--port", str(ports.router)]
     command += ["--connector", configuration.connector, "--encode-urls", ",".join(encoders)]

@@ -1,4 +1,4 @@
-"""What servers count, read from their Prometheus metrics before and after a run."""
+"""Counters of the servers, read from their Prometheus metrics before and after a run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Counter(msgspec.Struct, frozen=True):
 
     name: str
     metrics: tuple[str, ...]
-    """What is added up. Metrics of any server, with all of their labels; each is there, or the figure is not."""
+    """Metrics that are added up, over all servers and labels. If one is missing, the figure is missing."""
     unit: str = ""
 
 
 COUNTERS = (
     Counter("transfers", ("embferry_ec_transfers_total",)),
     Counter("resumes", ("embferry_ec_resumed_transfers_total",)),
-    Counter("replacements", ("embferry_ec_replacements_total",)),
+    Counter("failovers", ("embferry_ec_failovers_total",)),
     Counter("bytes on the wire", ("embferry_ec_wire_bytes_total",), "B"),
     Counter("bytes sent twice", ("embferry_ec_bytes_sent_twice_total",), "B"),
     Counter("encodes", ("embferry_ec_items_encoded_total",)),
@@ -31,15 +31,17 @@ COUNTERS = (
     Counter("encode retries", ("embferry_router_encode_retries_total",)),
     Counter("second attempts", ("embferry_router_second_attempts_total",)),
     Counter("time in encoders", ("embferry_router_encode_seconds_sum",), "s"),
-    Counter("time until embeddings were here", ("embferry_ec_seconds_sum",), "s"),
+    Counter("time until embeddings arrived", ("embferry_ec_seconds_sum",), "s"),
 )
 Totals = dict[str, float]
 
 
 def parse(text: str) -> Totals:
-    """The sum of each metric over all of its labels: 0 for one that is declared and has none yet.
+    """Returns the sum of each metric over all of its labels; 0 for a counter that is declared without a value.
 
-    :raises ValueError: it is not Prometheus' text format."""
+    Raises:
+        ValueError: the text is not in Prometheus' format.
+    """
     totals: Totals = {}
     for family in text_string_to_metric_families(text):
         if family.type == "counter":
@@ -50,7 +52,7 @@ def parse(text: str) -> Totals:
 
 
 def read(urls: Sequence[str], timeout_s: float = 5.0) -> list[Totals | None]:
-    """Of each endpoint; None: it does not answer, or not with metrics."""
+    """Returns the metrics of each URL; None if it does not answer with metrics."""
     with httpx.Client(timeout=timeout_s, trust_env=False, follow_redirects=True) as client:
         return [_read(client, url) for url in urls]
 
@@ -64,8 +66,10 @@ def _read(client: httpx.Client, url: str) -> Totals | None:
 
 
 def between(before: Sequence[Totals | None], after: Sequence[Totals | None]) -> dict[str, float | None]:
-    """What each counter of the table rose by, over all endpoints. One that began anew in between counts from 0; one
-    that has gone counts for nothing. None: no endpoint has it, or a part of it."""
+    """Returns how much each counter rose, over all endpoints; None if no endpoint reports it.
+
+    A counter that was reset in between counts from 0. An endpoint that has gone counts for nothing.
+    """
     rose: dict[str, float | None] = {}
     for counter in COUNTERS:
         parts = [_rises(metric, before, after) for metric in counter.metrics]
@@ -74,12 +78,9 @@ def between(before: Sequence[Totals | None], after: Sequence[Totals | None]) -> 
 
 
 def _rises(metric: str, before: Sequence[Totals | None], after: Sequence[Totals | None]) -> list[float]:
-    return [
-        _rise((old or {}).get(metric, 0.0), new[metric])
-        for old, new in zip(before, after, strict=True)
-        if new is not None and metric in new
-    ]
-
-
-def _rise(old: float, new: float) -> float:
-    return new - old if new >= old else new
+    rises = []
+    for earlier, now in zip(before, after, strict=True):
+        if now is not None and metric in now:
+            old, new = (earlier or {}).get(metric, 0.0), now[metric]
+            rises.append(new - old if new >= old else new)
+    return rises

@@ -10,7 +10,7 @@ import numpy as np
 from .workload import Picture
 
 GRAIN = 7
-"""Pixels a side of a square of one colour: no two patches are alike, and the file is as large as that of a photograph
+"""Pixels a side of a square of one colour. No two patches are alike, and the file is as large as that of a photograph
 (0.15 MB for 1,280 tokens)."""
 
 

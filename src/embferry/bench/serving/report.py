@@ -1,120 +1,46 @@
-"""What is shown of results, as tables of text: for terminal and Markdown alike. Pure."""
+"""The report of ``embferry bench serve``."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from statistics import median
 
-from ..report import NONE, Row, Table
+from ..report import NONE, Report, Row, Table, facts
 from .counters import COUNTERS
-from .results import Results, Run, Sample
-from .summary import Spread, Summary, pooled, right_again, summarize
+from .results import Run, ServingResults
+from .summary import Summary, pooled, summarize
 
 UNREPORTED = "not reported"
 COUNTED = ("resumes", "bytes sent twice", "encodes saved")
-COMPARED = (
-    "configuration",
-    "requests",
-    "failed",
-    "wrong",
-    "TTFT p50 ms",
-    "p99",
-    "E2E p50 ms",
-    "p99",
-    "tokens/s",
-    "resumes",
-    "sent twice",
-    "encodes saved",
-    "longest wait s",
+COLUMNS = (
+    *("configuration", "requests", "failed", "wrong", "TTFT p50 ms", "p99", "E2E p50 ms", "p99", "tokens/s"),
+    *("resumes", "sent twice", "encodes saved", "longest wait s"),
 )
-ROUNDS = ("configuration", "each round", "median")
+Rounds = list[list[Run]]
+"""The runs of one scenario: a list for each configuration, with its rounds."""
 
 
-def facts(results: Results) -> list[tuple[str, str]]:
-    """When, where, with what."""
-    m = results.machine
-    versions = ", ".join(f"{name} {version}" for name, version in m.versions.items() if version)
-    return [
-        ("command", results.command),
-        ("date", f"{results.started}, {results.took_s:.0f} s" + (", quick" if results.quick else "")),
-        ("machine", f"{m.cpu}, {m.cores} cores, {m.memory_bytes / 1e9:.0f} GB, {m.kernel}"),
-        ("versions", versions),
-        *results.setting,
-        *([] if results.complete else [("incomplete", "it was interrupted")]),
-    ]
-
-
-def tables(results: Results) -> list[Table]:
+def report(results: ServingResults) -> Report:
     if results.compared:
-        return list(comparisons(results))
-    return [table for run in results.runs for table in alone(run)]
-
-
-def alone(run: Run) -> Iterator[Table]:
-    """One endpoint, as ``vllm bench serve`` shows it."""
-    if run.drawn is not None:
-        yield Table("Requests", ("what", "value"), tuple(Row(cells) for cells in workload(run)))
-    if not run.samples:
-        yield Table(run.title, ("what", "value"), (Row(("failed", run.reason or "no request has ended"), "error"),))
-        return
-    s = summarize(run)
-    note = "" if run.complete else f"interrupted: incomplete, {s.requests} of {_planned(run)} requests had ended"
-    yield Table(run.title, ("what", "value"), tuple(Row(cells) for cells in _totals(run, s)), note)
-    spreads = (("TTFT", s.ttft), ("TPOT", s.tpot), ("ITL", s.itl), ("E2EL", s.e2el))
-    yield Table(
-        "Times in ms, of right answers",
-        ("what", "mean", "median", "p99"),
-        tuple(Row((name, *(_ms(value) for value in _values(spread)))) for name, spread in spreads),
+        title = "vLLM, undivided and divided"
+        lead = "The same requests to every configuration; each answer is compared with the undivided engine's."
+        tables = list(_comparisons(results))
+    else:
+        title, lead = "A chat endpoint under a load of pictures", "The figures of vllm bench serve, by its definitions."
+        tables = [table for run in results.runs for table in _endpoint(run)]
+    return Report(
+        verb="bench serve",
+        title=title,
+        lead=lead,
+        facts=facts(results) + results.setting,
+        tables=tables,
+        notes=list(dict.fromkeys(note for run in results.runs for note in _notes(run))) if results.compared else [],
+        problems=problems(results),
     )
-    reasons = _reasons(run)
-    if reasons:
-        yield Table("Why requests failed", ("reason", "requests"), tuple(Row(cells, "no") for cells in reasons))
 
 
-def workload(run: Run) -> list[tuple[str, str]]:
-    """What was asked for, and what the draw made of it."""
-    plan, drawn = run.plan, run.drawn
-    assert plan is not None
-    assert drawn is not None
-    caps = f"at most {plan.max_images} pictures of {plan.max_image_tokens} tokens"
-    rate = "all at once" if plan.rate is None else f"{plan.rate:g} a second"
-    return [
-        ("requests", f"{drawn.requests}, {rate}, {run.concurrency or 'any number'} at once"),
-        ("gaps' coefficient of variation", f"{plan.burstiness_cv:g} asked for, {_number(drawn.cv, '.2f')} drawn"),
-        ("visual tokens a picture, p50/p90/largest", "/".join(f"{value:.0f}" for value in drawn.tokens)),
-        ("pictures a request, p50/p90/p99", "/".join(f"{value:.0f}" for value in drawn.images)),
-        ("pictures", f"{drawn.pictures}, {drawn.distinct} of them distinct, {drawn.repeated:.0%} sent before"),
-        ("caps", f"{caps}; answers of {run.max_tokens} tokens"),
-        ("seed", str(plan.seed)),
-    ]
-
-
-def comparisons(results: Results) -> Iterator[Table]:
-    """One table a scenario, the configurations in their order."""
-    scenarios = dict.fromkeys(run.scenario for run in results.runs)
-    for scenario in scenarios:
-        runs = [run for run in results.runs if run.scenario == scenario]
-        names = dict.fromkeys(run.name for run in runs)
-        rounds = [[run for run in runs if run.name == name] for name in names]
-        yield Table(scenario, COMPARED, tuple(_row(pooled(each)) for each in rounds), _note(runs))
-        if max(map(len, rounds)) > 1:
-            yield Table("Round by round, TTFT p50 ms", ROUNDS, tuple(_by_round(each) for each in rounds))
-        yield from _what_happened(runs)
-
-
-def _by_round(rounds: Sequence[Run]) -> Row:
-    medians = [s.ttft.median for run in rounds if run.samples and (s := summarize(run)).ttft is not None]
-    cells = (rounds[0].title, ", ".join(map(_ms, medians)) or NONE, _ms(median(medians)) if medians else NONE)
-    return Row(cells, "ours" if rounds[0].name.startswith("ours") else "engine")
-
-
-def notes(results: Results) -> list[str]:
-    """Of each run that has some."""
-    return [f"{run.title}, {run.scenario}: {note}" for run in results.runs for note in run.notes]
-
-
-def problems(results: Results) -> list[str]:
-    """What did not go as it should, where nothing was broken on purpose."""
+def problems(results: ServingResults) -> list[str]:
+    """Returns what failed where nothing was damaged on purpose."""
     found = []
     for run in results.runs:
         name = ", ".join(filter(None, (run.title, run.scenario)))
@@ -127,104 +53,112 @@ def problems(results: Results) -> list[str]:
     return found
 
 
-def _row(run: Run) -> Row:
+# The comparison
+
+
+def _comparisons(results: ServingResults) -> Iterator[Table]:
+    scenarios: dict[str, dict[str, list[Run]]] = {}
+    for run in results.runs:
+        scenarios.setdefault(run.scenario, {}).setdefault(run.name, []).append(run)
+    grouped = {scenario: list(by_name.values()) for scenario, by_name in scenarios.items()}
+    if grouped:
+        yield _overview(grouped)
+    for scenario, rounds in grouped.items():
+        yield _scenario(scenario, rounds)
+
+
+def _overview(scenarios: dict[str, Rounds]) -> Table:
+    """Returns the answer: how long each configuration takes to the first token, and what went wrong, by scenario."""
+    cells: dict[str, dict[str, str]] = {}
+    bad: set[str] = set()
+    for scenario, rounds in scenarios.items():
+        for each in rounds:
+            run = pooled(each)
+            text = "did not start" if run.status == "error" else NONE
+            if run.samples:
+                s = summarize(run)
+                text = f"{_ms(s.ttft.median)} ({s.longest_wait:.1f} s)"
+                text += f", {s.errors} failed" if s.errors else ""
+                text += f", {s.wrong} wrong" if s.wrong else ""
+                bad |= {run.title} if s.failed else set()
+            cells.setdefault(run.title, {})[scenario] = text
+    rows = (
+        Row((title, *(found.get(scenario, NONE) for scenario in scenarios)), "bad" if title in bad else "")
+        for title, found in cells.items()
+    )
+    note = "Median time to first token in ms, of right answers, and the longest wait of any request; failures."
+    return Table("Which configuration", ("configuration", *scenarios), tuple(rows), note)
+
+
+def _scenario(scenario: str, rounds: Rounds) -> Table:
+    several = max(map(len, rounds)) > 1
+    columns = (*COLUMNS, "TTFT p50 of each round") if several else COLUMNS
+    runs = [run for each in rounds for run in each]
+    return Table(scenario, columns, tuple(_row(each, several) for each in rounds), _workload_note(runs))
+
+
+def _row(rounds: list[Run], several: bool) -> Row:
+    run = pooled(rounds)
+    if run.status == "skipped":
+        return Row((run.title, run.reason), "skipped")
     if run.status != "ok" or not run.samples:
-        kind = "skipped" if run.status == "skipped" else "error"
         reason = run.reason or ("no request has ended" if run.complete else "interrupted before a request had ended")
-        words = (run.title, reason if kind == "skipped" else f"ERROR: {reason}")
-        return Row(words + ("",) * (len(COMPARED) - 2), kind)
+        return Row((run.title, f"ERROR: {reason}"), "error")
     s = summarize(run)
     cells = (
         run.title + ("" if run.complete else " (incomplete)"),
         str(s.requests),
         str(s.errors),
         NONE if all(sample.wrong is None for sample in run.samples) else str(s.wrong),
-        *(_ms(value) for value in _values(s.ttft)[1:]),
-        *(_ms(value) for value in _values(s.e2el)[1:]),
+        _ms(s.ttft.median),
+        _ms(s.ttft.p99),
+        _ms(s.e2el.median),
+        _ms(s.e2el.p99),
         f"{s.output_throughput:.1f}",
         *(_counted(run, name) if run.counters else NONE for name in COUNTED),
         f"{s.longest_wait:.2f}",
     )
-    return Row(cells, _kind(run, s))
+    if several:
+        cells += (", ".join(_ms(summarize(each).ttft.median) for each in rounds if each.samples),)
+    kind = "ours" if run.name.startswith("ours") else "limit" if run.name == "undivided" else "engine"
+    return Row(cells, "bad" if s.failed else kind)
 
 
-def _kind(run: Run, s: Summary) -> str:
-    if s.failed:
-        return "no"
-    return "ours" if run.name.startswith("ours") else "limit" if run.name == "undivided" else "engine"
-
-
-def _note(runs: Sequence[Run]) -> str:
-    ran = next((run for run in runs if run.samples), None)
-    if ran is None or ran.plan is None or ran.drawn is None:
+def _workload_note(runs: Sequence[Run]) -> str:
+    ran = next((run for run in runs if run.samples and run.plan is not None), None)
+    if ran is None:
         return ""
-    shares = "; ".join(f"{name} {value}" for name, value in workload(ran)[:5])
-    return f"{shares}; answers of {ran.max_tokens} tokens; times and tokens/s are of right answers"
+    facts = "; ".join(f"{name} {value}" for name, value in _workload(ran)[:5])
+    return f"{facts}; answers of {ran.max_tokens} tokens. Times and tokens/s are of right answers."
 
 
-def _what_happened(runs: Sequence[Run]) -> Iterator[Table]:
-    """Requests one by one, where there are few; else, from the first event on, who suffered."""
-    ran = [run for run in runs if run.samples]
-    if ran and max(len(run.samples) for run in ran) <= 3:
-        rows = [
-            Row(
-                (
-                    _titled(run),
-                    str(sample.number + 1),
-                    str(sample.image_tokens),
-                    f"{sample.latency:.2f}",
-                    _outcome(sample),
-                )
-            )
-            for run in ran
-            for sample in run.samples
-        ]
-        yield Table("One by one", ("configuration", "request", "visual tokens", "s", "outcome"), tuple(rows))
-    broken = [run for run in ran if run.events]
-    if broken:
-        yield Table(
-            "From then on",
-            (
-                "configuration",
-                "what was done",
-                "requests after",
-                "failed",
-                "wrong",
-                "longest wait s",
-                "right again after s",
-            ),
-            tuple(map(_after, broken)),
-        )
+def _notes(run: Run) -> Iterator[str]:
+    """Yields what was damaged, and why requests failed."""
+    yield from (f"{run.scenario}: {note}" for note in run.notes)
+    for reason, count in Counter(sample.error for sample in run.samples if sample.error).most_common():
+        yield f"{run.title}, {run.scenario}, round {run.round}: {count} failed: {reason}"
 
 
-def _after(run: Run) -> Row:
-    at = run.events[0].at
-    after = [sample for sample in run.samples if sample.ended > at]
-    failed = sum(not sample.answered for sample in after)
-    wrong = sum(sample.answered and bool(sample.wrong) for sample in after)
-    share = f" ({failed / len(after):.0%})" if failed else ""
-    waits = [sample.latency for sample in after]
-    again = right_again(run)
-    cells = (
-        _titled(run),
-        "; ".join(f"at {event.at:.1f} s {event.what}" for event in run.events[:2]),
-        str(len(after)),
-        f"{failed}{share}",
-        str(wrong),
-        f"{max(waits, default=0):.2f}",
-        "all along" if not failed + wrong else "not within the run" if again is None else f"{again:.2f}",
-    )
-    return Row(cells, "no" if failed or wrong else "yes")
+# One endpoint
 
 
-def _titled(run: Run) -> str:
-    return run.title if run.round == 1 else f"{run.title}, round {run.round}"
-
-
-def _outcome(sample: Sample) -> str:
-    if sample.error:
-        return f"failed: {sample.error}"
-    return {True: "wrong answer", False: "right", None: "answered"}[sample.wrong]
+def _endpoint(run: Run) -> Iterator[Table]:
+    if not run.samples:
+        yield Table(run.title, ("figure", "value"), (Row(("failed", run.reason or "no request has ended"), "error"),))
+        return
+    s = summarize(run)
+    planned = run.drawn.requests if run.drawn is not None else 0
+    note = "" if run.complete else f"Interrupted: {s.requests} of {planned} requests had ended."
+    yield Table(run.title, ("figure", "value"), tuple(map(Row, _totals(run, s))), note)
+    spreads = (("TTFT", s.ttft), ("TPOT", s.tpot), ("ITL", s.itl), ("E2EL", s.e2el))
+    times = tuple(Row((name, _ms(each.mean), _ms(each.median), _ms(each.p99))) for name, each in spreads)
+    yield Table("Times in ms, of right answers", ("time", "mean", "median", "p99"), times)
+    reasons = Counter(sample.error for sample in run.samples if sample.error)
+    if reasons:
+        rows = tuple(Row((reason, str(count)), "bad") for reason, count in reasons.most_common())
+        yield Table("Why requests failed", ("reason", "requests"), rows)
+    if run.plan is not None:
+        yield Table("Workload", ("property", "value"), tuple(map(Row, _workload(run))))
 
 
 def _totals(run: Run, s: Summary) -> list[tuple[str, str]]:
@@ -243,35 +177,33 @@ def _totals(run: Run, s: Summary) -> list[tuple[str, str]]:
     ]
 
 
-def _reasons(run: Run) -> list[tuple[str, str]]:
-    counts: dict[str, int] = {}
-    for sample in run.samples:
-        if sample.error:
-            counts[sample.error] = counts.get(sample.error, 0) + 1
-    return [(reason, str(count)) for reason, count in sorted(counts.items(), key=lambda item: -item[1])]
+def _workload(run: Run) -> list[tuple[str, str]]:
+    """Returns what was asked for, and what was drawn."""
+    plan, drawn = run.plan, run.drawn
+    assert plan is not None
+    assert drawn is not None
+    rate = "all at once" if plan.rate is None else f"{plan.rate:g} a second"
+    cv = NONE if drawn.cv is None else f"{drawn.cv:.2f}"
+    return [
+        ("requests", f"{drawn.requests}, {rate}, {run.concurrency or 'any number'} at once"),
+        ("gaps' coefficient of variation", f"{plan.burstiness_cv:g} asked for, {cv} drawn"),
+        ("visual tokens a picture, p50/p90/largest", "/".join(f"{value:.0f}" for value in drawn.tokens)),
+        ("pictures a request, p50/p90/p99", "/".join(f"{value:.0f}" for value in drawn.images)),
+        ("pictures", f"{drawn.pictures}, {drawn.distinct} of them distinct, {drawn.repeated:.0%} sent before"),
+        ("caps", f"{plan.max_images} pictures of {plan.max_image_tokens} tokens; answers of {run.max_tokens} tokens"),
+        ("seed", str(plan.seed)),
+    ]
 
 
 def _counted(run: Run, name: str) -> str:
     value = run.counters.get(name)
     if value is None:
         return UNREPORTED
-    unit = next((counter.unit for counter in COUNTERS if counter.name == name), "")
+    unit = next(counter.unit for counter in COUNTERS if counter.name == name)
     if unit == "s":
         return f"{value:.2f} s"
     return f"{value / 1e6:.2f} MB" if unit == "B" and value else f"{value:,.0f}"
 
 
-def _planned(run: Run) -> int:
-    return run.drawn.requests if run.drawn is not None else 0
-
-
-def _values(spread: Spread | None) -> tuple[float | None, float | None, float | None]:
-    return (None, None, None) if spread is None else (spread.mean, spread.median, spread.p99)
-
-
 def _ms(value: float | None) -> str:
     return NONE if value is None else f"{value * 1e3:.0f}" if value >= 0.1 else f"{value * 1e3:.1f}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return NONE if value is None else format(value, form)

@@ -1,4 +1,4 @@
-"""A server process and its children: started, waited for, killed, ended. Nothing of it outlives :meth:`Server.end`."""
+"""A server process and its children. Nothing of it outlives :meth:`Server.end`."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from pathlib import Path
 
 import httpx
 
-START_S, END_S = 180.0, 15.0
+START_S, END_S = 300.0, 15.0
 POLL_S = 0.5
 SHARED = "/dev/shm"
 REASON = re.compile(r"^(?:.*\s)?((?:\w+\.)*\w*(?:Error|Exception|Refused|Invalid)\b: .*)")
-"""The last line of a traceback, whatever a log puts before it."""
+"""The last line of a traceback, after any prefix that a log adds."""
 
 
 class StartError(Exception):
-    """A server did not come up; the text says why."""
+    """A server did not start; the text says why."""
 
 
 class Server:
-    """
-    :param command: the program and its arguments.
-    :param url: where it will answer; ``/health`` there says that it is ready.
-    :param log: the file its output goes to.
+    """A running server.
+
+    Args:
+        name: for messages.
+        command: the program and its arguments.
+        url: where it will answer; ``/health`` there says that it is ready.
+        log: the file for its output.
+        env: its environment.
     """
 
     def __init__(self, name: str, command: Sequence[str], url: str, log: Path, env: Mapping[str, str]) -> None:
         self.name, self.command, self.url, self.log = name, list(command), url, log
-        self._client = httpx.Client(timeout=5, trust_env=False)  # to make one takes longer than to ask
-        launch = [sys.executable, "-m", f"{__package__}.launch", str(os.getpid())]
+        self._client = httpx.Client(timeout=5, trust_env=False)  # making one takes longer than a request
+        launch = [sys.executable, "-m", "embferry.bench.processes", str(os.getpid())]
         with log.open("ab") as out:
             self._process = subprocess.Popen(
                 [*launch, *command],
@@ -43,12 +47,12 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                start_new_session=True,  # Ctrl-C is for who drives, and ends these in order
+                start_new_session=True,  # Ctrl-C reaches only the benchmark, which ends its servers in order
             )
 
     @property
     def pid(self) -> int:
-        """Of it, and of its process group."""
+        """The server's process id, which is also that of its process group."""
         return self._process.pid
 
     @property
@@ -56,7 +60,11 @@ class Server:
         return self._process.poll() is None
 
     def is_ready(self) -> bool:
-        """:raises StartError: it has ended."""
+        """Returns whether the server answers.
+
+        Raises:
+            StartError: it has ended.
+        """
         if not self.alive or self._client.is_closed:
             raise StartError(f"{self.name} ended with {self._process.returncode}: {last_error(self.log)}")
         try:
@@ -65,7 +73,7 @@ class Server:
             return False
 
     def kill(self) -> None:
-        """SIGKILL to it and all of its children, at once."""
+        """Sends SIGKILL to the server and all of its children."""
         left = _mapped(self._process.pid)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -78,7 +86,7 @@ class Server:
             self._process.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """Asks it to end; kills what has not ended in time."""
+        """Asks the server to end; kills what has not ended in time."""
         self.ask_to_end()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
@@ -86,9 +94,11 @@ class Server:
 
 
 def started(servers: Sequence[Server], report: Callable[[str], None], within_s: float = START_S) -> None:
-    """Waits until all are ready.
+    """Waits until all servers are ready.
 
-    :raises StartError: one has ended, or takes too long."""
+    Raises:
+        StartError: one has ended, or takes too long.
+    """
     waiting, deadline = list(servers), time.monotonic() + within_s
     while waiting:
         report("starting " + ", ".join(server.name for server in waiting))
@@ -100,7 +110,7 @@ def started(servers: Sequence[Server], report: Callable[[str], None], within_s: 
 
 
 def last_error(log: Path) -> str:
-    """What a log says went wrong, in a line: its first error, or else its last line."""
+    """Returns the first error in a log, or else its last line."""
     lines = log.read_text(errors="replace").splitlines()
     errors = [found[1] for line in lines if (found := REASON.match(line))]
     last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
@@ -108,12 +118,14 @@ def last_error(log: Path) -> str:
 
 
 def _mapped(group: int) -> set[int]:
-    """Inodes of the shared memory that the processes of a group have mapped: killed, they leave its names behind. Not
-    by name: the C library makes a semaphore under another one than it gets."""
+    """Returns the inodes of shared memory that the processes of a group have mapped.
+
+    Killed processes leave its names behind. The names are not in the maps: the C library renames semaphores.
+    """
     found: set[int] = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended
-            # The third word after the name, which is in parentheses and may have spaces.
+            # The third word after the name, which stands in parentheses and may have spaces.
             if int((process / "stat").read_text().rpartition(")")[2].split()[2]) != group:
                 continue
             lines = (process / "maps").read_text().splitlines()
@@ -124,5 +136,5 @@ def _mapped(group: int) -> set[int]:
 def _remove(inodes: set[int]) -> None:
     for entry in os.scandir(SHARED):
         if entry.inode() in inodes:
-            with suppress(OSError):  # somebody else was first
+            with suppress(OSError):  # already removed
                 os.unlink(entry.path)

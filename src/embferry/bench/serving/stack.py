@@ -1,30 +1,32 @@
-"""The servers of one configuration: started together, and ended together."""
+"""The servers of one configuration, started and ended together."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
-from . import configurations, idle_workers, plugins, v1_runner
+from . import configurations, vllm_plugins
+from .client import Endpoint
 from .configurations import ENVIRONMENT, MODEL, POOL_BYTES, SMALL_POOL_BYTES, Configuration, free_ports, url
-from .driver import Endpoint
 from .server import Server, started
 
 EXTRA = {"ignore_eos": True, "return_token_ids": True}
 ROUTER_S = 30.0
 
-Report = Callable[[str], None]
-
 
 class Stack:
-    """A context manager: what was started is ended, whatever comes.
+    """A context manager that starts the servers, and ends them in any case.
 
-    :param folder: for files of this stack alone, which go with it.
-    :param logs: for its logs.
-    :param small: whether to start the language instance with the small pool, too.
-    :param spin: whether processes that wait for each other look without rest, as vLLM has it (:mod:`idle_workers`).
+    Args:
+        configuration: what is started.
+        python: the interpreter that has vLLM.
+        model: the model's folder.
+        folder: for files of this stack alone.
+        logs: for the servers' logs.
+        say: called with what is being done.
+        small: start a language instance with the small pool, too.
+        spin: let processes that wait for each other poll, as vLLM does (:func:`.vllm_plugins.idle_workers`).
     """
 
     def __init__(
@@ -34,26 +36,30 @@ class Stack:
         model: Path,
         folder: Path,
         logs: Path,
-        report: Report,
+        say: Callable[[str], None],
         *,
         small: bool,
         spin: bool = False,
     ) -> None:
         self.configuration, self.store = configuration, folder / "store"
-        self._python, self._model, self._report = python, model, report
+        self._python, self._model, self._say = python, model, say
         self._folder, self._logs = folder, logs
         self._ports = free_ports()
         self._small = small and configuration.divided and configuration.connector != "example"
         self._env = os.environ | ENVIRONMENT
-        self._plugins = [] if spin else [idle_workers]
+        self._plugins = [] if spin else [vllm_plugins.idle_workers]
         if configuration.connector == "mooncake":
-            self._plugins.append(v1_runner)
+            self._plugins.append(vllm_plugins.loads_without_tokens)
         self._engines: list[Server] = []
         self._router: Server | None = None
         self.encoders: list[Server] = []
 
     def __enter__(self) -> Stack:
-        """:raises StartError: it does not come up."""
+        """Starts the servers.
+
+        Raises:
+            StartError: one does not start.
+        """
         try:
             self._start()
         except BaseException:
@@ -61,18 +67,8 @@ class Stack:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def servers(self) -> str:
-        """In words."""
-        if not self.configuration.divided:
-            return "one engine"
-        language = "two language instances, one of them with a small pool" if self._small else "one language instance"
-        return f"two encoders, {language}, a router"
 
     def endpoint(self, max_tokens: int, timeout_s: float, concurrency: int) -> Endpoint:
         where = self._ports.router if self.configuration.divided else self._ports.language
@@ -80,7 +76,7 @@ class Stack:
 
     @property
     def metrics(self) -> list[str]:
-        """Where its servers tell what they count."""
+        """URLs of the servers' metrics."""
         if not self.configuration.divided:
             return []
         ports = [self._ports.router]
@@ -89,32 +85,31 @@ class Stack:
         return [f"{url(port)}/metrics" for port in ports]
 
     def route(self, *, small: bool = False, through: Sequence[str] | None = None) -> None:
-        """A router between these; the one that is there, if it is.
+        """Starts a router, unless one with the same settings runs.
 
-        :param small: to the language instance with the small pool.
-        :param through: URLs that stand for the encoders; those themselves, as far as they live, if not given.
-        :raises StartError: it does not come up."""
+        Args:
+            small: to the language instance with the small pool.
+            through: URLs in place of the encoders'; by default those of the encoders that run.
+
+        Raises:
+            StartError: it does not start.
+        """
         if not self.configuration.divided:
             return
-        encoders = [encoder.url for encoder in self.encoders if encoder.alive]
+        encoders = [encoder.url for encoder in self.encoders if encoder.alive] if through is None else list(through)
         language, peer = (self._ports.small, 3) if small else (self._ports.language, 2)
         command = configurations.router(
-            self._python,
-            self.configuration,
-            self._ports,
-            list(through) if through is not None else encoders,
-            url(language),
-            self._ports.peers[peer],
+            self._python, self.configuration, self._ports, encoders, url(language), self._ports.peers[peer]
         )
         if self._router is not None:
             if self._router.alive and self._router.command == command:
                 return
             self._router.end()
         self._router = Server("router", command, url(self._ports.router), self._logs / "router.log", self._env)
-        started([self._router], self._report, ROUTER_S)
+        started([self._router], self._say, ROUTER_S)
 
     def close(self) -> None:
-        self._report("ending")
+        self._say("ending")
         servers = [*([self._router] if self._router else []), *self._engines]
         for server in servers:
             server.ask_to_end()
@@ -127,8 +122,8 @@ class Stack:
         self.store.mkdir(parents=True)
         self._logs.mkdir(parents=True, exist_ok=True)
         for log in self._logs.glob("*.log"):
-            log.unlink()  # of an earlier run; a router's is continued by the next router
-        path = (str(plugins.folder(self._folder, *self._plugins)), self._env.get("PYTHONPATH"))
+            log.unlink()  # of an earlier run; routers of this run append to one log
+        path = (str(vllm_plugins.folder(self._folder, *self._plugins)), self._env.get("PYTHONPATH"))
         self._env |= {"PYTHONPATH": os.pathsep.join(filter(None, path))}
         if not self.configuration.divided:
             self._engine("engine", self._ports.language)
@@ -138,11 +133,11 @@ class Stack:
             self._engine("language", self._ports.language, 2)
             if self._small:
                 self._engine("language, small pool", self._ports.small, 3, SMALL_POOL_BYTES)
-        started(self._engines, self._report)
+        started(self._engines, self._say)
         self.route()
 
     def _engine(self, name: str, port: int, index: int | None = None, pool_bytes: int = POOL_BYTES) -> Server:
-        """``index``: its place among the divided; None: it is not."""
+        """Starts an engine; ``index`` is its place among the divided ones, None if it is undivided."""
         transfer = None
         if index is not None:
             role: configurations.Role = "ec_producer" if index < len(self._ports.encoders) else "ec_consumer"

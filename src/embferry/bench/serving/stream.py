@@ -1,4 +1,4 @@
-"""One streamed answer, chunk by chunk, with the times that ``vllm bench serve`` takes. Pure: time comes in."""
+"""One streamed answer, chunk by chunk, with the times that ``vllm bench serve`` takes. The caller passes the time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ DONE = "[DONE]"
 
 
 class Events:
-    """Cuts bytes into server-sent events. Only a line feed ends a line: JSON may hold what else ``str.splitlines``
-    takes for an end, such as U+2028."""
+    """Splits bytes into server-sent events.
+
+    Only a line feed ends a line: JSON may contain other characters at which ``str.splitlines`` splits, such as U+2028.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """What follows ``data:``, of each event that is whole by now."""
+        """Yields the text after ``data:`` of each event that is complete."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
@@ -26,10 +28,10 @@ class Events:
 
 
 class Stream:
-    """Takes what follows ``data:`` in each server-sent event. Times are seconds since the request was sent.
+    """The state of one answer. Times are seconds since the request was sent.
 
     As in vLLM's bench, the first chunk with a choice ends the time to first token, each later one ends an inter-token
-    latency, and the last one ends the request; the chunk with the usage counts for none.
+    latency, and the last one ends the request. The chunk with the usage does not count.
     """
 
     def __init__(self) -> None:
@@ -45,6 +47,7 @@ class Stream:
         self._chunks = 0
 
     def take(self, now: float, data: str) -> None:
+        """Takes the text after ``data:`` of the next event."""
         if data == DONE:
             self.done = True
             return
@@ -54,9 +57,9 @@ class Stream:
             self._error = f"a chunk is not JSON: {data[:80]!r}"
             return
         if not isinstance(event, dict):
-            self._error = f"a chunk is no object: {data[:80]!r}"
+            self._error = f"a chunk is not an object: {data[:80]!r}"
         elif event.get("error"):
-            self._error = said(event)
+            self._error = error_text(event)
         elif event.get("choices"):
             self._choice(now, event["choices"][0])
         elif usage := event.get("usage"):
@@ -65,7 +68,7 @@ class Stream:
 
     @property
     def error(self) -> str:
-        """Why it is no answer; empty: it is one."""
+        """Why the answer is not one; empty if it is."""
         if self._error:
             return self._error
         if self.ttft is None:
@@ -74,7 +77,7 @@ class Stream:
 
     @property
     def output_tokens(self) -> int:
-        """As the server counts; if it does not, the token ids it sent; without those, the chunks that had text."""
+        """The server's count, or else the number of token ids, or else the number of chunks with text."""
         return self._counted if self._counted is not None else len(self.tokens) or self._chunks
 
     def _choice(self, now: float, choice: dict[str, Any]) -> None:
@@ -91,8 +94,8 @@ class Stream:
             self._error = "the server ended the answer with finish_reason error"
 
 
-def said(body: dict[str, Any]) -> str:
-    """The sentence in an error of OpenAI's API."""
+def error_text(body: dict[str, Any]) -> str:
+    """Returns code and message of an error of OpenAI's API."""
     error = body.get("error")
     if isinstance(error, dict):
         code = error.get("code")

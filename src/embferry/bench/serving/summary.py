@@ -1,46 +1,46 @@
-"""What the samples of a run say, in the figures of ``vllm bench serve``, by its definitions. Pure."""
+"""The figures of ``vllm bench serve``, by its definitions, computed from samples."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
-from ..summary import quantile
 from .results import Run, Sample
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """Seconds."""
+    """Seconds; None if there is no value."""
 
-    mean: float
-    median: float
-    p99: float
+    mean: float | None = None
+    median: float | None = None
+    p99: float | None = None
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """Rates are a second of the run. Times and tokens are those of requests with a right answer; None: there is
-    nothing to make it of."""
+    """Rates are per second of the run. Times and tokens are those of requests with a right answer."""
 
     requests: int
     successful: int
     errors: int
-    """Without an answer."""
+    """Requests without an answer."""
     wrong: int
-    """With another answer than the undivided engine's."""
+    """Requests with another answer than the undivided engine's."""
     duration: float
     input_tokens: int | None
-    """As the server counts; None: it does not say."""
+    """As the server counts; None if it does not say."""
     output_tokens: int
     request_throughput: float
     output_throughput: float
     total_throughput: float | None
-    ttft: Spread | None
-    tpot: Spread | None
-    itl: Spread | None
-    e2el: Spread | None
+    ttft: Spread
+    tpot: Spread
+    itl: Spread
+    e2el: Spread
     longest_wait: float
-    """Of any request, failed ones included, from when it was sent until its end was known."""
+    """The longest time until the end of a request was known, failed ones included."""
 
     @property
     def failed(self) -> int:
@@ -48,13 +48,11 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 def summarize(run: Run) -> Summary:
-    """:raises ValueError: the run has no sample."""
-    if not run.samples:
-        raise ValueError(f"{run.name} has no sample")
+    """Computes the figures of a run that has samples."""
     right = [sample for sample in run.samples if sample.right]
     told = [sample.prompt_tokens for sample in right if sample.prompt_tokens is not None]
-    entered = sum(told) if len(told) == len(right) else None
-    came = sum(sample.output_tokens for sample in right)
+    input_tokens = sum(told) if len(told) == len(right) else None
+    output_tokens = sum(sample.output_tokens for sample in right)
     seconds = max(run.duration, 1e-9)
     return Summary(
         requests=len(run.samples),
@@ -62,11 +60,11 @@ def summarize(run: Run) -> Summary:
         errors=sum(not sample.answered for sample in run.samples),
         wrong=sum(sample.answered and bool(sample.wrong) for sample in run.samples),
         duration=run.duration,
-        input_tokens=entered,
-        output_tokens=came,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
         request_throughput=len(right) / seconds,
-        output_throughput=came / seconds,
-        total_throughput=None if entered is None else (entered + came) / seconds,
+        output_throughput=output_tokens / seconds,
+        total_throughput=None if input_tokens is None else (input_tokens + output_tokens) / seconds,
         ttft=spread([sample.ttft for sample in right if sample.ttft is not None]),
         tpot=spread([each for sample in right if (each := tpot(sample)) is not None]),
         itl=spread([gap for sample in right for gap in sample.itls]),
@@ -76,47 +74,31 @@ def summarize(run: Run) -> Summary:
 
 
 def pooled(rounds: Sequence[Run]) -> Run:
-    """The rounds of one configuration in one scenario as one run; those that brought nothing are left out."""
+    """Returns the rounds of one configuration in one scenario as one run; rounds without samples are left out."""
     ran = [run for run in rounds if run.samples]
     if len(ran) < 2:
         return ran[0] if ran else rounds[0]
-    names = dict.fromkeys(name for run in ran for name in run.counters)
+    counters: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for run in ran for name in run.counters):
+        known = [value for run in ran if (value := run.counters.get(name)) is not None]
+        counters[name] = sum(known) if known else None
     return msgspec.structs.replace(
         ran[0],
         samples=[sample for run in ran for sample in run.samples],
         duration=sum(run.duration for run in ran),
         complete=all(run.complete for run in ran),
-        counters={name: _sum([run.counters.get(name) for run in ran]) for name in names},
+        counters=counters,
     )
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
 def tpot(sample: Sample) -> float | None:
-    """Time per output token after the first; None: there was but one."""
+    """Returns the time per output token after the first; None if there was no other token."""
     if sample.output_tokens <= 1 or sample.ttft is None:
         return None
     return (sample.latency - sample.ttft) / (sample.output_tokens - 1)
 
 
-def spread(values: Sequence[float]) -> Spread | None:
-    """None: no values."""
+def spread(values: Sequence[float]) -> Spread:
     if not values:
-        return None
-    return Spread(sum(values) / len(values), quantile(values, 0.5), quantile(values, 0.99))
-
-
-def right_again(run: Run) -> float | None:
-    """Seconds after the first event of the run from which on every request that was sent had a right answer. 0: all
-    that were sent after it. None: not even the last one, or there was no event."""
-    if not run.events:
-        return None
-    at = run.events[0].at
-    bad = [sample.began for sample in run.samples if not sample.right and sample.ended > at]
-    if not bad:
-        return 0.0
-    last = max(bad)
-    return max(0.0, last - at) if any(sample.right and sample.began > last for sample in run.samples) else None
+        return Spread()
+    return Spread(statistics.mean(values), statistics.median(values), float(np.quantile(values, 0.99)))

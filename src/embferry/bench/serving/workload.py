@@ -1,4 +1,4 @@
-"""Requests as they will be sent: which pictures, when. Pure: the same plan gives the same requests, everywhere.
+"""Requests of a workload: their pictures and times. The same plan gives the same requests on every machine.
 
 Sizes and numbers of pictures are drawn in strata: of ``n`` draws, one lies in each ``n``-th of the distribution, in
 random order. So twenty requests have the same median and tail as twenty thousand.
@@ -14,21 +14,19 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 
-from ..summary import quantile
-
 IMAGE_TOKENS = ((0.0, 64), (0.5, 405), (0.9, 1224), (1.0, 1280))
-"""Share of pictures, and visual tokens that they have at most; in between, the logarithm goes straight."""
+"""Share of pictures, and the most visual tokens they have; the logarithm is interpolated linearly."""
 
 IMAGES = {1: 0.62, 2: 0.18, 3: 0.12, 4: 0.03, 5: 0.015, 6: 0.01, 7: 0.005, 8: 0.005, 9: 0.015}
-"""Share of requests by their number of pictures: 1, 3 and 9 at the quantiles 0.5, 0.9 and 0.99."""
+"""Share of requests by number of pictures: 1, 3 and 9 at the quantiles 0.5, 0.9 and 0.99."""
 
 LARGEST = IMAGE_TOKENS[-1][1]
 ASPECT = 2.0
-"""No picture is longer, over its other side."""
+"""The largest ratio of a picture's sides."""
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """Its pixels are made from ``key``; pixels a side."""
+    """A picture whose pixels are made from ``key``; width and height are in pixels."""
 
     key: tuple[int, int]
     width: int
@@ -43,7 +41,7 @@ class Request(msgspec.Struct, frozen=True):
     """Seconds after the first one."""
     pictures: tuple[Picture, ...]
     repeated: int = 0
-    """How many of them an earlier request had."""
+    """How many of the pictures an earlier request had."""
 
     @property
     def image_tokens(self) -> int:
@@ -51,35 +49,39 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a workload is made from."""
+    """Parameters of a workload."""
 
     requests: int = 100
     rate: float | None = 1.0
-    """Requests a second, on average; None: all at once."""
+    """Requests a second, on average; None sends all at once."""
     burstiness_cv: float = 1.0
-    """The coefficient of variation of the gaps between requests, which are gamma-distributed: 1 is a Poisson process,
-    4.9 is bursty, 0 is a clock."""
+    """Coefficient of variation of the gamma-distributed gaps between requests: 1 is a Poisson process, 4.9 is bursty, 0
+    is a clock."""
     repeated: float = 0.0
     """Share of pictures that were sent before."""
     seed: int = 0
     side: int = 28
     """Pixels a side of the square that becomes one visual token: 28 for Qwen2.5-VL, 32 for Qwen3-VL."""
     max_images: int = max(IMAGES)
-    """No request has more pictures; who would have had more has so many."""
+    """Requests that would have more pictures have this many."""
     max_image_tokens: int = LARGEST
-    """No picture has more visual tokens; who would have had more has so many."""
+    """Pictures that would have more visual tokens have at most this many."""
 
     def check(self) -> None:
-        """:raises ValueError: something that cannot be, in a sentence."""
+        """Checks the parameters.
+
+        Raises:
+            ValueError: one of them is out of range; the text says which.
+        """
         wrong = {
-            "there is at least one request": self.requests < 1,
-            "the rate is above 0, and no more than a million": self.rate is not None and not 0 < self.rate <= 1e6,
-            "the coefficient of variation is 0 or above": not 0 <= self.burstiness_cv < math.inf,
-            "the repeated share is between 0 and 0.8": not 0 <= self.repeated <= 0.8,
-            "a seed is 0 or above": self.seed < 0,
-            "a visual token has at least one pixel": self.side < 1,
-            "a request has at least one picture": self.max_images < 1,
-            "a picture has at least 4 visual tokens": self.max_image_tokens < 4,
+            "requests: at least 1": self.requests < 1,
+            "rate: above 0, at most a million": self.rate is not None and not 0 < self.rate <= 1e6,
+            "coefficient of variation: at least 0": not 0 <= self.burstiness_cv < math.inf,
+            "repeated: between 0 and 0.8": not 0 <= self.repeated <= 0.8,
+            "seed: at least 0": self.seed < 0,
+            "side: at least 1 pixel": self.side < 1,
+            "pictures a request: at least 1": self.max_images < 1,
+            "visual tokens a picture: at least 4": self.max_image_tokens < 4,
         }
         for rule, broken in wrong.items():
             if broken:
@@ -87,14 +89,16 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def requests(plan: Plan) -> list[Request]:
-    """In the order of their times.
+    """Returns the requests in the order of their times.
 
-    :raises ValueError: the plan cannot be."""
+    Raises:
+        ValueError: a parameter of the plan is out of range.
+    """
     plan.check()
-    # A stream of chance each, so that another rate or another share of repeats leaves the rest as it is.
+    # A generator each, so that another rate or another share of repeats does not change the rest.
     for_gaps, for_counts, for_sizes, for_repeats = np.random.default_rng(plan.seed).spawn(4)
     counts = [min(image_count(u), plan.max_images) for u in _strata(plan.requests, for_counts)]
-    repeats = _places(counts, plan.repeated, for_repeats)
+    repeats = _repeats(counts, plan.repeated, for_repeats)
     pictures = _pictures(plan, sum(counts) - sum(repeats), for_sizes)
     made: list[Request] = []
     sent: list[Picture] = []
@@ -108,7 +112,7 @@ def requests(plan: Plan) -> list[Request]:
 
 
 def arrivals(plan: Plan, chance: np.random.Generator) -> list[float]:
-    """Seconds after the first request. The gaps add up to what the rate says, as in vLLM's bench."""
+    """Returns the times of all requests, seconds after the first. The gaps add up to the rate, as in vLLM's bench."""
     if plan.rate is None:
         return [0.0] * plan.requests
     cv = plan.burstiness_cv
@@ -119,7 +123,7 @@ def arrivals(plan: Plan, chance: np.random.Generator) -> list[float]:
 
 
 def image_count(share: float) -> int:
-    """Pictures of the request at that quantile."""
+    """Returns the number of pictures at a quantile."""
     total = 0.0
     for count, mass in IMAGES.items():
         total += mass
@@ -129,7 +133,7 @@ def image_count(share: float) -> int:
 
 
 def image_tokens(share: float) -> int:
-    """Visual tokens of the picture at that quantile: the nearest number that is a grid."""
+    """Returns the visual tokens of the picture at a quantile, rounded to a number that is a grid."""
     for (below, low), (above, high) in pairwise(IMAGE_TOKENS):
         if share <= above:
             exact = math.exp(math.log(low) + (share - below) / (above - below) * math.log(high / low))
@@ -138,12 +142,12 @@ def image_tokens(share: float) -> int:
 
 
 def nearest_grid(tokens: float) -> int:
-    """The nearest number of tokens that has a :func:`grid`; the larger of two."""
+    """Returns the nearest number of tokens that has a :func:`grid`; the larger of two."""
     return min(_grids(), key=lambda n: (abs(n - tokens), -n))
 
 
 def grid(tokens: int) -> tuple[int, int] | None:
-    """Sides in tokens, the shorter first: the squarest whose product is ``tokens``; None: too long for a picture."""
+    """Returns the two most equal sides whose product is ``tokens``, the shorter first; None if they differ too much."""
     for short in range(math.isqrt(tokens), 0, -1):
         if tokens % short == 0:
             return (short, tokens // short) if tokens // short <= ASPECT * short else None
@@ -151,7 +155,7 @@ def grid(tokens: int) -> tuple[int, int] | None:
 
 
 class Drawn(msgspec.Struct, frozen=True):
-    """What a workload turned out to be."""
+    """Statistics of the requests that were drawn."""
 
     requests: int
     pictures: int
@@ -163,7 +167,7 @@ class Drawn(msgspec.Struct, frozen=True):
     images: tuple[float, float, float]
     """Pictures a request: 50th, 90th and 99th percentile."""
     cv: float | None
-    """Of the gaps; None: all at once, or a single one."""
+    """Coefficient of variation of the gaps; None if there are none."""
 
 
 def drawn(made: list[Request]) -> Drawn:
@@ -175,8 +179,8 @@ def drawn(made: list[Request]) -> Drawn:
         pictures=len(sizes),
         distinct=len({picture.key for request in made for picture in request.pictures}),
         repeated=sum(request.repeated for request in made) / len(sizes),
-        tokens=(quantile(sizes, 0.5), quantile(sizes, 0.9), max(sizes)),
-        images=(quantile(counts, 0.5), quantile(counts, 0.9), quantile(counts, 0.99)),
+        tokens=(*np.quantile(sizes, (0.5, 0.9)).tolist(), max(sizes)),
+        images=tuple(np.quantile(counts, (0.5, 0.9, 0.99)).tolist()),
         cv=float(gaps.std() / gaps.mean()) if gaps.size and gaps.mean() > 0 else None,
     )
 
@@ -187,13 +191,13 @@ def _grids() -> tuple[int, ...]:
 
 
 def _strata(n: int, chance: np.random.Generator) -> list[float]:
-    """``n`` quantiles, the middle of each ``n``-th, in random order."""
+    """Returns ``n`` quantiles, the middle of each ``n``-th, in random order."""
     shares: list[float] = ((chance.permutation(n) + 0.5) / n).tolist()
     return shares
 
 
-def _places(counts: list[int], share: float, chance: np.random.Generator) -> list[int]:
-    """How many pictures of each request were sent before; the first one has none such."""
+def _repeats(counts: list[int], share: float, chance: np.random.Generator) -> list[int]:
+    """Returns how many pictures of each request were sent before; none of the first request's."""
     owner = np.repeat(np.arange(len(counts)), counts)
     later = owner[counts[0] :]
     wanted = min(round(share * owner.size), later.size)
@@ -203,7 +207,7 @@ def _places(counts: list[int], share: float, chance: np.random.Generator) -> lis
 
 
 def _pictures(plan: Plan, distinct: int, chance: np.random.Generator) -> Iterator[Picture]:
-    """The planned number in strata. More, if an early request found too few to repeat, at random."""
+    """Yields the planned number of pictures in strata, then random ones for requests that found too few to repeat."""
     shares = _strata(distinct, chance)
     index = 0
     while True:
@@ -212,7 +216,7 @@ def _pictures(plan: Plan, distinct: int, chance: np.random.Generator) -> Iterato
         if tokens > plan.max_image_tokens:
             tokens = max(n for n in _grids() if n <= plan.max_image_tokens)
         sides = grid(tokens)
-        assert sides is not None  # only such numbers are drawn
+        assert sides is not None  # image_tokens returns only grids
         width, height = sides if index % 2 else sides[::-1]
         yield Picture((plan.seed, index), width * plan.side, height * plan.side, tokens)
         index += 1

@@ -1,13 +1,15 @@
-"""The ``http`` transport: the receiver fetches, over HTTP/1.1 and through whatever proxies stand between.
+"""The ``http`` transport: the receiver fetches, over HTTP/1.1 and through the proxies in between.
 
-Only the sending end listens. Its address, a URL and a secret, reaches the receiver in a control message
-(:meth:`HttpTransport.reach`); the receiver's handle is a random token. A write is published under that token as a
-resource. The receiver keeps one request waiting for news, fetches what comes straight into its blocks, resumes where a
-connection broke, and says how each write ended. :mod:`wire` is the list of requests; :mod:`server`, :mod:`incoming`
-and :mod:`link` are the sending end, :mod:`source`, :mod:`client` and :mod:`fetch` the receiving one; one thread a
-transport.
+Only the sender listens. Its address, a URL and a secret, reaches the receiver in a control message
+(:meth:`HttpTransport.reach`); the receiver's handle is a random token. Each write is published under that token as a
+resource. The receiver keeps one poll pending, fetches what is published straight into its blocks, resumes where a
+connection broke, and reports how each write ended. All of it runs on one thread a transport:
 
-The end of a link is a goodbye, or silence: HTTP through a proxy has no connection whose end would mean something. The
+- :mod:`messages` lists the requests, :mod:`heads` parses and writes their heads;
+- the sender is :mod:`serving`, :mod:`send_link` and :mod:`resource`;
+- the receiver is :mod:`remote_sender`, :mod:`client_connection` and :mod:`fetch`.
+
+A link ends with a request that says so, or by silence: through a proxy, the end of a connection means nothing. The
 secret keeps strangers out; nothing is encrypted.
 """
 
@@ -29,30 +31,33 @@ from ..net import address as addresses
 from ..net.connections import LinkedTransport
 from ..net.listener import listen
 from ..receive_region import ReceiveRegion
-from .link import Link, Patience
-from .server import Server
-from .source import Habits, Source
-from .wire import HttpAddress, HttpHandle, destination, split_base
+from .messages import HttpAddress, HttpHandle, parse_address, split_base
+from .remote_sender import RemoteSender
+from .send_link import SendLink
+from .serving import SenderServer
 
 __all__ = ["HttpTransport"]
 
-GOODBYE_S = 1.0  # for telling the senders, at close
-MAX_SOURCES = 256
-TRIES_S = 2.0  # a silence is believed after so many times the patience
+GOODBYE_S = 1.0  # at close, for telling the senders
+MAX_SENDERS = 256
 
 
-class HttpTransport(LinkedTransport[ReceiveRegion, Link]):
-    """
-    :param host: the address the sending end listens on; all of IPv4 is ``0.0.0.0``, all of IPv6 ``::``.
-    :param port: 0 for any that is free.
-    :param advertise: what receivers reach it by, if that is not ``host``: an IP address, or the URL
-        (``http://192.0.2.1:8080/path``) of a proxy in front of it.
-    :param proxy: ``http://192.0.2.1:3128``, a forward proxy the receiving end asks through; it may look names up.
-    :param poll_s: seconds a request of the receiver waits for something to fetch, at most 30; less than the idle
-        time-outs of proxies between.
-    :param patience_s: seconds without an answer that is due, or without a request: then the other end is asked again,
-        or its link is lost.
-    :param connections: fetching from one sender at the same time.
+class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
+    """A transport whose receiver fetches over HTTP.
+
+    Args:
+        wake: Called on any thread when :meth:`poll` has events.
+        host: The address on which the sender listens; ``0.0.0.0`` is all of IPv4, ``::`` all of IPv6.
+        port: 0 for any that is free.
+        advertise: What receivers connect to, if that is not ``host``: an IP address, or the URL
+            (``http://192.0.2.1:8080/path``) of a proxy in front of the sender.
+        proxy: URL of a forward proxy for the receiver's requests, such as ``http://192.0.2.1:3128``; it may resolve
+            names.
+        poll_s: Seconds a poll of the receiver waits for something to fetch, at most 30; it must be less than the idle
+            time-outs of proxies in between.
+        timeout_s: Seconds without a byte of a response until the receiver repeats its request, and seconds without a
+            request until the sender's link is lost.
+        connections: Number of connections that fetch from one sender at the same time.
     """
 
     name = "http"
@@ -67,24 +72,27 @@ class HttpTransport(LinkedTransport[ReceiveRegion, Link]):
         advertise: str | None = None,
         proxy: str | None = None,
         poll_s: float = 15.0,
-        patience_s: float = 5.0,
+        timeout_s: float = 5.0,
         connections: int = 4,
     ) -> None:
         super().__init__(wake)
-        if not 1 <= poll_s <= 30 or patience_s <= 0 or connections < 1:
-            raise LocalProtocolError("poll_s is 1 to 30, patience_s greater than 0, connections at least 1")
+        if not 1 <= poll_s <= 30 or timeout_s <= 0 or connections < 1:
+            raise LocalProtocolError("poll_s must be 1 to 30, timeout_s greater than 0, connections at least 1")
         self._host, self._port, self._advertise = host, port, advertise or host
-        self._proxy = None if proxy is None else split_base(proxy, names=False)[:2]
-        self._habits = Habits(poll_s, patience_s, TRIES_S * patience_s, connections)
-        self._patience = Patience(patience_s, max(6 * patience_s, 2 * poll_s))
-        self._server: Server | None = None
+        self._proxy = None if proxy is None else split_base(proxy, allow_names=False)[:2]
+        self._poll_s, self._timeout_s, self._connections = poll_s, timeout_s, connections
+        self._server: SenderServer | None = None
         self._address = b""
         self._token = b""
-        self._sources: dict[bytes, Source] = {}
+        self._senders: dict[bytes, RemoteSender] = {}
 
     @property
     def address(self) -> bytes:
-        """:raises TransportError: the sending end cannot listen."""
+        """The sender's address; the first use makes it listen.
+
+        Raises:
+            TransportError: It cannot listen.
+        """
         with self._lock:
             self._serve()
             return self._address
@@ -96,73 +104,83 @@ class HttpTransport(LinkedTransport[ReceiveRegion, Link]):
             return msgspec.msgpack.encode(HttpHandle(self._token))
 
     def connect_to_sender(self, address: bytes) -> None:
-        to = destination(address, self._proxy)
+        to = parse_address(address, self._proxy)
         landing = self._registered()
         with self._lock:
             self._check_open()
-            if address in self._sources:
+            if address in self._senders:
                 return
-            if len(self._sources) >= MAX_SOURCES:
-                raise TransportError(f"{MAX_SOURCES} senders are being asked already", retryable=False)
-            forget = partial(self._forget_source, address)
-            self._sources[address] = Source(to, self._token.hex(), landing, self._loop, self._habits, forget)
+            if len(self._senders) >= MAX_SENDERS:
+                raise TransportError(f"{MAX_SENDERS} senders are being polled already", retryable=False)
+            self._senders[address] = RemoteSender(
+                to,
+                self._token.hex(),
+                landing,
+                self._loop,
+                poll_s=self._poll_s,
+                timeout_s=self._timeout_s,
+                connections=self._connections,
+                on_end=partial(self._forget_sender, address),
+            )
 
     def connect(self, handle: bytes) -> None:
         token = decode_handle(handle, HttpHandle, self.name).token.hex()
-        self._join(handle, lambda: self._link(handle, token))
+        self._join(handle, lambda: self._make_link(handle, token))
 
-    def _link(self, handle: bytes, token: str) -> Link:
+    def _make_link(self, handle: bytes, token: str) -> SendLink:
         server = self._serve()
-        link = Link(
+        link = SendLink(
             handle,
-            self._patience,
             self._loop,
             self._outbox,
-            publish=lambda: server.publish(token),
-            waiting=lambda: server.waiting(token),
-            forget=self._forget,
+            silence_timeout_s=self._timeout_s,
+            stall_timeout_s=max(6 * self._timeout_s, 2 * self._poll_s),
+            on_publish=lambda: server.on_publish(token),
+            is_polled=lambda: server.is_polled(token),
+            on_end=self._forget,
         )
         self._loop.call(lambda: server.links.__setitem__(token, link))
         return link
 
-    def _shut(self, links: Sequence[Link]) -> None:
+    def _shut(self, links: Sequence[SendLink]) -> None:
         if self._server is not None:
             self._loop.call(self._server.stop)
         if self._receiving is not None:
             self._receiving.close()
         with self._lock:
-            sources = list(self._sources.values())
-        told = [threading.Event() for _ in sources]
-        for source, event in zip(sources, told, strict=True):
-            self._loop.call(partial(source.stop, event.set))
-        until = time.monotonic() + GOODBYE_S
-        for event in told:
-            event.wait(max(0.0, until - time.monotonic()))
-        for source in sources:
-            self._loop.call(source.hang_up)
+            senders = list(self._senders.values())
+        responded = [threading.Event() for _ in senders]
+        for sender, event in zip(senders, responded, strict=True):
+            self._loop.call(partial(sender.stop, event.set))
+        deadline = time.monotonic() + GOODBYE_S
+        for event in responded:
+            event.wait(max(0.0, deadline - time.monotonic()))
+        for sender in senders:
+            self._loop.call(sender.hang_up)
 
-    def _serve(self) -> Server:
-        """The lock is held."""
+    def _serve(self) -> SenderServer:
+        """Returns the server, which is made at the first call. The caller holds the lock."""
         self._check_open()
         if self._server is not None:
             return self._server
         base = self._advertise
-        if not base.startswith("http://"):
+        is_url = base.startswith("http://")
+        if not is_url:
             addresses.advertised(base)
-        server = self._server = Server(listen(self._host, self._port), self._loop, self._habits.wait)
-        if not base.startswith("http://"):
+        server = self._server = SenderServer(listen(self._host, self._port), self._loop, self._poll_s)
+        if not is_url:
             port = server.listener.port
             base = f"http://[{base}]:{port}" if ":" in base else f"http://{base}:{port}"
         self._address = msgspec.msgpack.encode(HttpAddress(base, server.secret))
         return server
 
-    def _forget(self, handle: bytes, link: Link) -> None:
+    def _forget(self, handle: bytes, link: SendLink) -> None:
         super()._forget(handle, link)
         token = decode_handle(handle, HttpHandle, self.name).token.hex()
         if self._server is not None and self._server.links.get(token) is link:
             del self._server.links[token]
 
-    def _forget_source(self, address: bytes, source: Source) -> None:
+    def _forget_sender(self, address: bytes, sender: RemoteSender) -> None:
         with self._lock:
-            if self._sources.get(address) is source:
-                del self._sources[address]
+            if self._senders.get(address) is sender:
+                del self._senders[address]

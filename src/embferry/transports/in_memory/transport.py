@@ -1,4 +1,4 @@
-"""The ``memory`` transport: both ends in one process. For tests, and for who wants both sides in a single process.
+"""The ``memory`` transport: both ends in one process, for tests and for programs that run both sides.
 
 A write happens inside the call, under the receiver's lock, so revocation is immediate.
 """
@@ -29,6 +29,8 @@ class MemoryHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-m
 
 
 class InMemoryTransport(Transport):
+    """A transport that copies within the process, during the call of :meth:`write`."""
+
     name = "memory"
     capabilities = Capabilities(same_host_only=True)
 
@@ -55,7 +57,7 @@ class InMemoryTransport(Transport):
 
     def revoke(self, epoch: int) -> None:
         receiver = self._registered()
-        with receiver.lock:  # a write on another thread that is under way ends first
+        with receiver.lock:  # waits for a write that is under way on another thread
             receiver.windows.revoke(epoch)
         self._outbox.post(Revoked(epoch))
 
@@ -64,7 +66,7 @@ class InMemoryTransport(Transport):
         if handle in self._links:
             return
         receiver = _receivers.get(handle)
-        if receiver is None or self._closed or not receiver.join(self):
+        if receiver is None or self._closed or not receiver.add_sender(self):
             raise TransportError("there is no such receiver in this process, or it is closed", retryable=False)
         self._links[handle] = receiver
 
@@ -90,9 +92,9 @@ class InMemoryTransport(Transport):
             self.disconnect(handle)
         if self._receiver is not None:
             for sender in self._receiver.close():
-                sender._lose(self._receiver)
+                sender._on_receiver_close(self._receiver)
 
-    def _lose(self, receiver: _Receiver) -> None:
+    def _on_receiver_close(self, receiver: _Receiver) -> None:
         for handle in [handle for handle, linked in self._links.items() if linked is receiver]:
             del self._links[handle]
             self._outbox.post(LinkLost(handle, TransportError("the receiver was closed")))
@@ -104,7 +106,7 @@ class InMemoryTransport(Transport):
 
 
 class _Receiver:
-    """The part of a receiving transport that senders use."""
+    """The receiving end of a transport, as its senders see it."""
 
     def __init__(self, region: Region) -> None:
         rows = BlockRows(region.rows, region.num_blocks)
@@ -113,7 +115,8 @@ class _Receiver:
         self.senders: weakref.WeakSet[InMemoryTransport] = weakref.WeakSet()
         self._view: memoryview | None = region.view
 
-    def join(self, sender: InMemoryTransport) -> bool:
+    def add_sender(self, sender: InMemoryTransport) -> bool:
+        """Adds a sender, unless the receiver is closed; returns whether it did."""
         with self.lock:
             if self._view is not None:
                 self.senders.add(sender)

@@ -69,7 +69,7 @@ class Channel:
                     self._loop.call(self._watch)
 
     def hang_up(self) -> None:
-        """Says that nothing more will come from here. What the peer sends is dropped until it hangs up too."""
+        """Ends the sending side. What the peer sends is dropped until it hangs up too."""
         self._deaf = True
         with self._lock:
             if self._ended or self._hung_up:

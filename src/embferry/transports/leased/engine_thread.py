@@ -1,4 +1,4 @@
-"""The thread that drives one engine of a sender: starts requests and looks whether they are over.
+"""The thread that drives one engine of a sender: starts requests and polls until they are over.
 
 Each link has a thread and an engine of its own, because engines block: to make one takes a tenth of a second, and NIXL
 on shared memory copies a request before the call returns. Neither engine offers a descriptor to wait for, so while
@@ -58,7 +58,7 @@ class WriteEngine(ABC):
     """An engine that writes to one peer. Used by its thread alone; its constructor makes the engine.
 
     Attributes:
-        slice_bytes: The largest request. Between two of them the thread looks whether it has to stop, and other writes
+        slice_bytes: The largest request. Between two of them the thread notices that it has to stop, and other writes
             get their turn.
         max_runs: How many runs one request may have.
         max_requests: Requests in flight at a time.
@@ -173,7 +173,7 @@ class EngineThread:
             self._notify()
 
     def look(self) -> None:
-        """Has the thread look at its jobs: a verdict has come."""
+        """Wakes the thread, because a verdict has come."""
         with self._changed:
             self._notify()
 

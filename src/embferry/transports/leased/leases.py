@@ -175,7 +175,7 @@ class LeaseTable:
     # The senders
 
     def ask(self, holder: object, serial: int, epoch: int, ranges: Ranges) -> Outcome | None:
-        """Takes in an ask. Returns None if its serial is in use or the holder has too many."""
+        """Decides an ask, or keeps it waiting. Returns None if its serial is in use or the holder has too many."""
         touched = self._rows.touched(ranges)
         lease = Lease(holder, serial, epoch, np.zeros(0, np.intp) if touched is None else touched)
         with self._lock:
@@ -189,7 +189,7 @@ class LeaseTable:
         return outcome
 
     def done(self, holder: object, serial: int, *, clean: bool = True) -> Outcome | None:
-        """Takes in that a write is over; not ``clean`` puts its lease in doubt. Returns None if there is no lease.
+        """Ends a write; unless it is ``clean`` its lease is in doubt. Returns None if there is no such lease.
 
         A holder that was cut off says "done" as well, although its lease has ended.
         """
@@ -208,7 +208,7 @@ class LeaseTable:
         return outcome
 
     def lost(self, holder: object) -> Outcome:
-        """Takes in that the holder's connection has ended: its asks are dropped, its leases are in doubt."""
+        """Drops the asks of a holder whose connection has ended; its leases are in doubt."""
         with self._lock:
             for lease in self._asked.pop(holder, {}).values():
                 self._waiting.pop(lease, None)

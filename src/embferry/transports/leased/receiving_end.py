@@ -28,7 +28,7 @@ MAX_UNSENT = 4 << 20  # bytes of answers that a sender may leave unread
 
 
 def boot_id() -> str:
-    """Returns what all processes of this host have in common, containers included, and no process of another."""
+    """Returns the boot id of this host: the same in all its processes, containers included, and no other host's."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
@@ -95,7 +95,10 @@ class ReceivingEnd(ABC):
             self.loop.call(partial(self.loop.later, self._grace_s, partial(self._expire, epoch)))
 
     def carry_out(self, outcome: Outcome) -> None:
-        """Says what follows, on the loop's thread, before anything else happens there: "go" must precede "stop"."""
+        """Sends the messages of an outcome and posts its revocations.
+
+        Runs on the loop's thread, before anything else does: "go" must precede "stop".
+        """
         for lease, go in outcome.verdicts:
             _connection(lease).send_verdict(lease, go)
         for lease in outcome.stops:
@@ -108,7 +111,7 @@ class ReceivingEnd(ABC):
         self.changed.set()
 
     def _carry_out_soon(self, outcome: Outcome) -> None:
-        """Says what follows, from any other thread. A completed revocation is reported now."""
+        """Has the loop carry out an outcome, from any other thread. Completed revocations are posted at once."""
         for epoch in outcome.revoked:
             self.outbox.post(Revoked(epoch))
         if outcome.verdicts or outcome.stops:

@@ -56,6 +56,7 @@ class _LeasedWrite(WriteJob):
     def __init__(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         if not 1 <= len(pieces) <= m.MAX_RANGES:
             raise TransportError(f"a write of {len(pieces)} pieces; make it 1 to {m.MAX_RANGES}", retryable=False)
+        pieces = tuple(pieces)  # the caller's list may change
         super().__init__(0, partial(merged_runs, pieces), keeps=pieces)
         self.ticket, self.epoch = ticket, epoch
         self.asked = self.over = False

@@ -1,7 +1,7 @@
-"""What a handle of the ``shm`` transport says, and how a sender makes sure that it opens exactly that.
+"""Handles of the ``shm`` transport, and how a sender verifies that it opens exactly what a handle names.
 
-A handle names file descriptors of the receiver's process. Between its making and its use the process may have ended
-and its number may belong to another, or the handle may come from another host: so the descriptors are reached through
+A handle names file descriptors of the receiver's process. Before it is used, the process may have ended and its number
+may belong to another one, or the handle may come from another host. So the descriptors are opened through
 ``/proc/<pid>/fd``, and everything about them is compared before a byte is mapped.
 """
 
@@ -23,14 +23,14 @@ from embferry.protocol.errors import TransportError
 from embferry.protocol.layout import MAX_FIELDS
 
 from ..windows import BlockRows
-from . import gate
+from . import revocation_table
 
 MAX_BYTES = 1 << 46  # more than any machine's memory; keeps every product below 63 bits
 Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BYTES)]
 
 
 class SharedFile(msgspec.Struct, frozen=True, array_like=True):
-    """A descriptor of the receiver's process, and which file it is."""
+    """A file descriptor of the receiver's process, and the identity of its file."""
 
     fd: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)]
     device: int
@@ -39,25 +39,33 @@ class SharedFile(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ShmHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-shm-1"):
+    """Handle of a receiver.
+
+    Attributes:
+        started: When the process started, clock ticks since boot.
+        table: The revocation table.
+        life: A pipe that becomes readable or hangs up when the receiver closes.
+        rows: For each field, the offset of its block 0 in the region and its bytes in a block.
+    """
+
     boot_id: Annotated[str, msgspec.Meta(max_length=64)]
     pid: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
     started: int
     region: SharedFile
-    gates: SharedFile
+    table: SharedFile
     life: SharedFile
-    """A pipe; it has something to read, or has hung up, when the receiver has closed."""
     num_blocks: Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
     rows: Annotated[tuple[tuple[Size, Size], ...], msgspec.Meta(min_length=1, max_length=MAX_FIELDS)]
 
 
 def boot_id() -> str:
-    """Differs from host to host, and from boot to boot."""
+    """Returns an identifier that differs from host to host and from boot to boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
 
 
 def start_time(pid: int) -> int:
-    """When the process started, clock ticks since boot: with the pid it names a process for good (proc_pid_stat(5))."""
+    """Returns when a process started, in clock ticks since boot (proc_pid_stat(5)); with the pid, it is unique."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[19])
 
@@ -69,26 +77,32 @@ def shared_file(fd: int) -> SharedFile:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A receiver, opened. The mappings end with the arrays, the descriptors with :meth:`close`."""
+    """A receiver whose memory has been mapped. The mappings end with the arrays, the descriptors with :meth:`close`.
+
+    Attributes:
+        region: uint8 ``[region_bytes]``.
+        epochs: The revocation table, uint64 ``[num_blocks]``, read-only.
+        life_fd: Readable or hung up when the receiver has closed or died.
+        pid_fd: Readable when the process has ended.
+    """
 
     rows: BlockRows
     region: npt.NDArray[np.uint8]
-    gates: npt.NDArray[np.uint64]
-    gate_fd: int
+    epochs: npt.NDArray[np.uint64]
+    table_fd: int
     life_fd: int
-    """Readable or hung up when the receiver has closed or died."""
     pid_fd: int
-    """Readable when the process has ended."""
 
     def close(self) -> None:
-        for fd in (self.gate_fd, self.life_fd, self.pid_fd):
+        for fd in (self.table_fd, self.life_fd, self.pid_fd):
             os.close(fd)
 
 
 def open_peer(handle: ShmHandle) -> Peer:
-    """Maps the receiver's region and gates.
+    """Maps the receiver's region and revocation table.
 
-    :raises TransportError: not retryable, whatever it is: the handle is of another host or of a process that has ended.
+    Raises:
+        TransportError: The handle is damaged, or from another host or a process that has ended (not retryable).
     """
     _check_shape(handle)
     with contextlib.ExitStack() as opened:
@@ -101,33 +115,33 @@ def open_peer(handle: ShmHandle) -> Peer:
                 raise _unreachable("its process has ended, or is in another pid namespace")
             region_fd = _open(handle.pid, handle.region, os.O_RDWR)
             opened.callback(os.close, region_fd)
-            gate_fd = _open(handle.pid, handle.gates, os.O_RDONLY)
-            opened.callback(os.close, gate_fd)
+            table_fd = _open(handle.pid, handle.table, os.O_RDONLY)
+            opened.callback(os.close, table_fd)
             life_fd = _open(handle.pid, handle.life, os.O_RDONLY)
             opened.callback(os.close, life_fd)
             if not stat.S_ISFIFO(os.fstat(life_fd).st_mode):
-                raise _unreachable("its sign of life is not a pipe")
-            for fd in (region_fd, gate_fd):
+                raise _unreachable("its life descriptor is not a pipe")
+            for fd in (region_fd, table_fd):
                 if not size_is_sealed(fd):
                     raise _unreachable("its memory could be truncated under a writer; seal the memfd's size")
             region = np.frombuffer(mmap.mmap(region_fd, handle.region.size), np.uint8)
-            gates = gate.map_readonly(gate_fd, handle.num_blocks)
+            epochs = revocation_table.map_readonly(table_fd, handle.num_blocks)
         except (OSError, ValueError) as error:
             raise _unreachable(str(error)) from error
-        peer = Peer(BlockRows(handle.rows, handle.num_blocks), region, gates, gate_fd, life_fd, pid_fd)
+        peer = Peer(BlockRows(handle.rows, handle.num_blocks), region, epochs, table_fd, life_fd, pid_fd)
         opened.pop_all()
     os.close(region_fd)  # the mapping keeps the memory
     return peer
 
 
 def _check_shape(handle: ShmHandle) -> None:
-    """The numbers of a handle must agree with each other before anything is computed from them."""
+    """Raises TransportError unless the numbers of the handle agree with each other."""
     end = 0
     for offset, size in handle.rows:
         if size < 1 or offset < end:
             raise _unreachable("its fields overlap or are empty; the handle is damaged")
         end = offset + size * handle.num_blocks
-    if end > handle.region.size or handle.gates.size != handle.num_blocks * gate.GATE_BYTES:
+    if end > handle.region.size or handle.table.size != handle.num_blocks * revocation_table.ENTRY_BYTES:
         raise _unreachable("its fields do not fit into its memory; the handle is damaged")
 
 
@@ -145,8 +159,8 @@ def _open(pid: int, expected: SharedFile, flags: int) -> int:
 
 def _check_same(status: os.stat_result, expected: SharedFile) -> None:
     if (status.st_dev, status.st_ino, status.st_size) != (expected.device, expected.inode, expected.size):
-        raise _unreachable("its descriptor is another file by now; it has closed its region")
+        raise _unreachable("its descriptor is now another file; the receiver has closed its region")
 
 
-def _unreachable(why: str) -> TransportError:
-    return TransportError(f"the receiver's shared memory cannot be opened: {why}", retryable=False)
+def _unreachable(reason: str) -> TransportError:
+    return TransportError(f"the receiver's shared memory cannot be opened: {reason}", retryable=False)

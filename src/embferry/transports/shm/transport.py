@@ -1,11 +1,11 @@
 """The ``shm`` transport: one copy, straight from the source tensor into the receiver's blocks. One host, one user.
 
-The receiver's handle names its region, its gates and a pipe that hangs up when it is gone (:mod:`peer`). Senders map
-the region and copy into it themselves; :mod:`gate` is why that is safe. Nothing of it has a name in the file system,
-so nothing is left behind, whatever is killed.
+The receiver's handle names its region, its revocation table and a pipe that hangs up when the receiver closes
+(:mod:`peer`). Senders map the region and copy into it themselves; :mod:`revocation_table` explains why that is safe.
+Nothing has a name in the file system, so nothing is left behind when a process is killed.
 
-Threads: one that watches (the pipe and process of each peer; revocations that still wait for a writer), and on the
-sending side ``copy_threads`` that copy.
+Threads: the loop watches the pipe and the process of each peer and repeats probes for revocations that wait for a
+writer; a sender has ``copy_threads`` that copy.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ..handles import decode_handle
 from ..net.loop import Loop
 from ..outbox import Outbox
 from ..windows import BlockRows, Windows
-from . import gate
-from .link import Link
+from . import revocation_table
 from .peer import ShmHandle, boot_id, open_peer, shared_file, start_time
+from .send_link import SendLink
 
 __all__ = ["ShmTransport"]
 
@@ -37,9 +37,12 @@ PROBE_S = 0.002
 
 
 class ShmTransport(Transport):
-    """
-    :param copy_threads: writes that are copied at the same time; one thread fills a memory channel.
-    :param close_timeout_s: how long :meth:`close` waits for writers of other processes to leave the region.
+    """A transport over shared memory.
+
+    Args:
+        wake: Called on any thread when :meth:`poll` has events.
+        copy_threads: Number of writes that are copied at the same time; one thread fills a memory channel.
+        close_timeout_s: Seconds that :meth:`close` waits for writers of other processes to leave the region.
     """
 
     name = "shm"
@@ -54,8 +57,8 @@ class ShmTransport(Transport):
         self._loop = Loop("embferry-shm", self._outbox.fail)
         self._workers = ThreadPoolExecutor(copy_threads, thread_name_prefix="embferry-shm-copy")
         self._receiver: _Receiver | None = None
-        self._links: dict[bytes, Link] = {}
-        self._lock = threading.Lock()  # of _links, which other threads change too
+        self._links: dict[bytes, SendLink] = {}
+        self._lock = threading.Lock()  # guards _links, which other threads change too
         self._closed = False
 
     def register(self, region: Region) -> bytes:
@@ -70,7 +73,7 @@ class ShmTransport(Transport):
                 os.getpid(),
                 start_time(os.getpid()),
                 shared_file(region.fd),
-                shared_file(receiver.gate_fd),
+                shared_file(receiver.table_fd),
                 shared_file(receiver.life[0]),
                 region.num_blocks,
                 region.rows,
@@ -94,7 +97,7 @@ class ShmTransport(Transport):
             if self._closed:
                 raise LocalProtocolError("this transport is closed")
             if handle not in self._links:
-                self._links[handle] = Link(handle, open_peer(decoded), self._loop, self._outbox, self._forget)
+                self._links[handle] = SendLink(handle, open_peer(decoded), self._loop, self._outbox, self._forget)
 
     def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
         with self._lock:
@@ -114,8 +117,12 @@ class ShmTransport(Transport):
         return self._outbox.drain()
 
     def close(self) -> None:
-        """:raises TransportError: a writer of another process is stopped in the middle of a copy and may go on with it:
-        everything is closed, but give the region up rather than use it again."""
+        """Ends all links and the region.
+
+        Raises:
+            TransportError: A stopped writer of another process may still continue its copy. Everything is closed, but
+                the region must not be used again.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -132,7 +139,7 @@ class ShmTransport(Transport):
                 retryable=False,
             )
 
-    def _forget(self, handle: bytes, link: Link) -> None:
+    def _forget(self, handle: bytes, link: SendLink) -> None:
         with self._lock:
             if self._links.get(handle) is link:
                 del self._links[handle]
@@ -145,37 +152,40 @@ class ShmTransport(Transport):
 
 @dataclass(slots=True)
 class _Revocation:
+    """A revocation under way; ``runs`` (first block, count) may still have a writer."""
+
     epoch: int
     runs: list[tuple[int, int]]
-    """Closed blocks in which a writer may still be."""
 
 
 class _Receiver:
-    """The receiving side of the transport."""
+    """The receiving end of the transport."""
 
     def __init__(self, region: Region, loop: Loop, outbox: Outbox) -> None:
         self._loop, self._outbox = loop, outbox
         self.num_blocks = region.num_blocks
         self.life = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.gate_fd, gates = gate.create(region.num_blocks)
-        self.windows = Windows(BlockRows(region.rows, region.num_blocks), gates)
-        self._lock = threading.Lock()  # of _revocations
+        self.table_fd, epochs = revocation_table.create(region.num_blocks)
+        self.windows = Windows(BlockRows(region.rows, region.num_blocks), epochs)
+        self._lock = threading.Lock()  # guards _revocations
         self._revocations: list[_Revocation] = []
         self._probing = False
 
     def admit(self, window: Window) -> None:
         with self._lock:
-            barred = {
+            pending = {
                 b for revocation in self._revocations for first, n in revocation.runs for b in range(first, first + n)
             }
-        if barred & set(window.blocks):
-            raise LocalProtocolError(f"blocks of the window of epoch {window.epoch} are being revoked; await Revoked")
+        if pending & set(window.blocks):
+            raise LocalProtocolError(
+                f"blocks of the window of epoch {window.epoch} are being revoked; wait for Revoked"
+            )
         self.windows.admit(window)
 
     def revoke(self, epoch: int) -> None:
         revocation = _Revocation(epoch, list(merged(self.windows.revoke(epoch))))
         with self._lock:
-            # A second revoke of the epoch finds nothing open, but must not be answered before the first.
+            # A second revoke of the epoch finds nothing open, but must not be reported before the first.
             revocation.runs += [run for other in self._revocations if other.epoch == epoch for run in other.runs]
             self._revocations.append(revocation)
             start, self._probing = not self._probing, True
@@ -183,14 +193,17 @@ class _Receiver:
             self._probe()
 
     def close(self, timeout_s: float) -> bool:
-        """Whether every writer has left within the time."""
-        # Tells the senders, so that they start no other write. The byte, because a process that was forked off may hold
-        # the pipe open.
+        """Waits until every writer has left the region; returns False if the time was not enough."""
+        # Tells the senders, so that they start no other write. The byte is needed because a forked process may keep the
+        # pipe open.
         os.write(self.life[1], b"x")
         os.close(self.life[1])
         self.windows.close_all()
         deadline = time.monotonic() + timeout_s
-        while not (empty := gate.writers_are_out(self.gate_fd, 0, self.num_blocks)) and time.monotonic() < deadline:
+        while (
+            not (empty := revocation_table.has_no_writers(self.table_fd, 0, self.num_blocks))
+            and time.monotonic() < deadline
+        ):
             time.sleep(PROBE_S)
         if empty:
             self._probe()
@@ -198,10 +211,12 @@ class _Receiver:
         return empty
 
     def _probe(self) -> None:
-        """Answers the revocations that can be, and comes back for the others."""
+        """Reports the revocations whose blocks have no writer, and schedules another probe for the others."""
         with self._lock:
             for revocation in self._revocations:
-                revocation.runs = [run for run in revocation.runs if not gate.writers_are_out(self.gate_fd, *run)]
+                revocation.runs = [
+                    run for run in revocation.runs if not revocation_table.has_no_writers(self.table_fd, *run)
+                ]
             done = [revocation.epoch for revocation in self._revocations if not revocation.runs]
             self._revocations = [revocation for revocation in self._revocations if revocation.runs]
             self._probing = again = bool(self._revocations)
@@ -214,4 +229,4 @@ class _Receiver:
         with self._lock:
             self._revocations.clear()
         os.close(self.life[0])
-        os.close(self.gate_fd)
+        os.close(self.table_fd)

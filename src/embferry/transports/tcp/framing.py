@@ -1,16 +1,17 @@
-"""The bytes of a connection. Integers are big-endian and unsigned.
+"""The frames of a connection. Integers are big-endian and unsigned.
 
-====== ============================================== ======================================================
-who    bytes                                          meaning
-====== ============================================== ======================================================
-sender ``EMBF`` version(1) kind=1(1) 0(2) token(16)   once, first: proves that the receiver's handle is known
-sender ``EMBF`` version(1) kind=2(1) 0(2) epoch(8)    a write: the head, then ``ranges`` pairs of
-       ticket(8) ranges(4) 0(4) payload(8)            offset(8) length(8), then ``payload`` bytes
-back   ``EMBF`` version(1) kind=3(1) verdict(2)       the write is over; verdict 0: the bytes are in the
-       ticket(8)                                      region, 1: refused
-====== ============================================== ======================================================
+======== ============================================== ====================================================
+from     bytes                                          meaning
+======== ============================================== ====================================================
+sender   ``EMBF`` version(1) kind=1(1) 0(2) token(16)   once, first: proves that the sender has the handle
+sender   ``EMBF`` version(1) kind=2(1) 0(2) epoch(8)    a write: the head, then ``ranges`` pairs of
+         ticket(8) ranges(4) 0(4) payload(8)            offset(8) length(8), then ``payload`` bytes
+receiver ``EMBF`` version(1) kind=3(1) verdict(2)       the write has ended; verdict 0: the bytes are in the
+         ticket(8)                                      region, 1: refused
+======== ============================================== ====================================================
 
-Ranges are filled in order; ``payload`` is the sum of their lengths. Whoever breaks the format loses the connection.
+Ranges are filled in order; ``payload`` is the sum of their lengths. A frame that violates the format ends the
+connection.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ RANGE_BYTES = 16
 _HELLO, _WRITE, _VERDICT = 1, 2, 3
 HELLO = struct.Struct(f"!4sBBH{TOKEN_BYTES}s")
 HEAD = struct.Struct("!4sBBHQQIIQ")
-ANSWER = struct.Struct("!4sBBHQ")
+VERDICT = struct.Struct("!4sBBHQ")
 
 WRITTEN, REFUSED = 0, 1
 
 
 class FrameError(ValueError):
-    """The peer broke the format; the text says how."""
+    """The peer violated the format; the text says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A write, announced."""
+    """The head of a write."""
 
     epoch: int
     ticket: int
@@ -61,14 +62,14 @@ def parse_hello(data: bytes | bytearray) -> bytes:
 
 
 def head(epoch: int, ticket: int, ranges: Ranges) -> bytes:
-    """Head and ranges of a write. Raises ``struct.error`` for an epoch or a ticket beyond 64 bits."""
+    """Encodes head and ranges of a write; raises ``struct.error`` for an epoch or a ticket beyond 64 bits."""
     payload = int(ranges[:, 1].sum())
     start = HEAD.pack(MAGIC, VERSION, _WRITE, 0, epoch, ticket, len(ranges), 0, payload)
     return start + ranges.astype(">u8").tobytes()
 
 
 def parse_head(data: bytes | bytearray) -> Head:
-    """Checks every length before anybody allocates by it. A payload is never allocated: a refused one is discarded."""
+    """Decodes the head of a write; raises FrameError, before anything is allocated, if a length is excessive."""
     magic, version, kind, _, epoch, ticket, ranges, _, payload = HEAD.unpack(data)
     _check(magic, version, kind, _WRITE)
     if not 1 <= ranges <= MAX_RANGES:
@@ -81,19 +82,19 @@ def parse_head(data: bytes | bytearray) -> Head:
 def parse_ranges(data: bytes | bytearray, payload: int) -> Ranges:
     ranges = np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
     lengths = ranges[:, 1]
-    # Each at most the payload, and at most MAX_RANGES of them: the sum cannot wrap.
+    # At most MAX_RANGES lengths of at most MAX_PAYLOAD each: the sum cannot wrap.
     if (lengths > payload).any() or int(lengths.sum()) != payload:
         raise FrameError(f"the lengths of the ranges do not add up to the payload of {payload} bytes")
     return ranges
 
 
-def answer(ticket: int, verdict: int) -> bytes:
-    return ANSWER.pack(MAGIC, VERSION, _VERDICT, verdict, ticket)
+def verdict_frame(ticket: int, verdict: int) -> bytes:
+    return VERDICT.pack(MAGIC, VERSION, _VERDICT, verdict, ticket)
 
 
-def parse_answer(data: bytes | bytearray | memoryview) -> tuple[int, int]:
-    """``(ticket, verdict)``."""
-    magic, version, kind, verdict, ticket = ANSWER.unpack(data)
+def parse_verdict(data: bytes | bytearray | memoryview) -> tuple[int, int]:
+    """Returns ticket and verdict."""
+    magic, version, kind, verdict, ticket = VERDICT.unpack(data)
     _check(magic, version, kind, _VERDICT)
     if verdict not in (WRITTEN, REFUSED):
         raise FrameError(f"unknown verdict {verdict}")
@@ -102,8 +103,8 @@ def parse_answer(data: bytes | bytearray | memoryview) -> tuple[int, int]:
 
 def _check(magic: bytes, version: int, kind: int, expected: int) -> None:
     if magic != MAGIC:
-        raise FrameError(f"magic bytes {magic!r}: this is not a peer of ours, or the stream lost its place")
+        raise FrameError(f"magic bytes {magic!r}: another program is connected, or the stream is out of step")
     if version != VERSION:
-        raise FrameError(f"version {version}; this end speaks {VERSION}")
+        raise FrameError(f"version {version}; this end supports {VERSION}")
     if kind != expected:
-        raise FrameError(f"a frame of kind {kind} where {expected} belongs")
+        raise FrameError(f"a frame of kind {kind} where {expected} is expected")

@@ -1,12 +1,12 @@
 """The ``tcp`` transport: scatter/gather from the source tensor, received straight into the blocks, on any network.
 
-The receiver listens; a handle is its address and a random token, which a sender shows first. One connection a handle
-and one thread a transport, which serves all of its connections (:mod:`server` receives, :mod:`link` sends,
-:mod:`framing` is the format). Writes on one connection are made in order.
+The receiver listens. A handle is its address and a random token, which a sender must send first. Each handle has one
+connection, and each transport one thread, which serves all of its connections: :mod:`receive_server` receives,
+:mod:`send_link` sends, :mod:`framing` is the format.
 
-``connect`` does not wait: a refusal that the kernel knows at once is raised, any other is reported as
+``connect`` does not wait: it raises a refusal that the kernel knows at once; any other is reported as
 :class:`LinkLost`. Socket buffers are left to the kernel, which tunes them up to ``net.ipv4.tcp_rmem`` and ``tcp_wmem``;
-setting them would switch that off.
+setting their size would turn that off.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..handles import TOKEN_BYTES, Host, Port, Token, decode_handle
 from ..net import address
 from ..net.connections import LinkedTransport
 from ..net.listener import listen
-from .link import Link
-from .server import Server
+from .receive_server import ReceiveServer
+from .send_link import SendLink
 
 __all__ = ["TcpTransport"]
 
@@ -33,12 +33,15 @@ class TcpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-tcp-
     token: Token
 
 
-class TcpTransport(LinkedTransport[Server, Link]):
-    """
-    :param host: the address to listen on; all of IPv4 is ``0.0.0.0``, all of IPv6 ``::``.
-    :param port: 0 for any that is free.
-    :param advertise: the IP address peers connect to, if it is another one than ``host``.
-    :param connect_timeout_s: how long the receiver may take to answer a connection.
+class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
+    """A transport over TCP connections from senders to the receiver.
+
+    Args:
+        wake: Called on any thread when :meth:`poll` has events.
+        host: The address to listen on; ``0.0.0.0`` is all of IPv4, ``::`` all of IPv6.
+        port: 0 for any that is free.
+        advertise: The IP address that peers connect to, if it is not ``host``.
+        connect_timeout_s: Seconds the receiver may take to accept a connection.
     """
 
     name = "tcp"
@@ -60,15 +63,17 @@ class TcpTransport(LinkedTransport[Server, Link]):
     def register(self, region: Region) -> bytes:
         self._check_unregistered()
         advertise, sock = address.advertised(self._advertise), listen(self._host, self._port)
-        server = self._receiving = Server(region, secrets.token_bytes(TOKEN_BYTES), sock, self._loop, self._outbox)
+        server = self._receiving = ReceiveServer(
+            region, secrets.token_bytes(TOKEN_BYTES), sock, self._loop, self._outbox
+        )
         return msgspec.msgpack.encode(TcpHandle(advertise, server.listener.port, server.token))
 
     def connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, TcpHandle, self.name)
         to, timeout_s = (address.reachable(peer.host), peer.port), self._connect_timeout_s
-        self._join(handle, lambda: Link(handle, to, peer.token, timeout_s, self._loop, self._outbox, self._forget))
+        self._join(handle, lambda: SendLink(handle, to, peer.token, timeout_s, self._loop, self._outbox, self._forget))
 
-    def _shut(self, links: Sequence[Link]) -> None:
+    def _shut(self, links: Sequence[SendLink]) -> None:
         if self._receiving is not None:
             self._receiving.close()
             self._loop.call(self._receiving.stop)

@@ -47,7 +47,7 @@ class MooncakeHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry
 
 
 class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
-    """See the module.
+    """The ``mooncake`` transport, for either end.
 
     Args:
         host: The address the side channel listens on. The engine itself listens on all addresses.

@@ -138,7 +138,7 @@ class NixlReceivingEnd(ReceivingEnd):
             return without_traceback(error)
 
     def _destroyed(self, sender: SenderConnection, outcome: Future[None]) -> None:
-        """Takes in that an agent is destroyed. If it could not be, nothing may be reported as over."""
+        """Ends the leases of a sender whose agent is destroyed. If that failed, nothing may be reported as over."""
         if error := outcome.exception():
             self.outbox.fail(error)
         else:

@@ -37,7 +37,7 @@ class NixlHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-nix
 
 
 class NixlTransport(LeasedTransport[NixlReceivingEnd]):
-    """See the module.
+    """The ``nixl`` transport, for either end.
 
     Args:
         backends: NIXL's backends by name, each with its parameters as NIXL takes them (strings); UCX if None. Both ends

@@ -1,0 +1,156 @@
+"""The interface of a candidate, which moves an embedding from an array of one process to an array of another.
+
+A round:
+
+1. The sending end *stages* it: the embedding is in its array, the request is known.
+2. The receiving end *arms*: it knows the request too, and waits.
+3. The clock starts in the sending process, which calls :meth:`Sending.send`.
+4. The clock stops in the receiving process when :meth:`Receiving.receive` returns: the array may be used.
+5. Both *finish*. This is outside the time, but inside the CPU time.
+"""
+
+from __future__ import annotations
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Facts = dict[str, Any]
+"""A message between the two ends, outside the time."""
+
+
+class UnavailableError(Exception):
+    """The candidate cannot run here; the text says why and what to install."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """The task of an end."""
+
+    candidate: str
+    factory: str
+    """``module:prefix``; the classes are ``<prefix>Sending`` and ``<prefix>Receiving``."""
+    tokens: int
+    size: int
+    """Bytes of the embedding."""
+    options: Facts = {}
+    folder: str = ""
+    """A folder that both ends see; the coordinator removes it."""
+    timeout_s: float = 60.0
+
+
+class Link:
+    """A pair of connected Unix sockets, on which one end tells the other that something is ready.
+
+    Stands for the message or request that tells it in practice, and costs less.
+    """
+
+    def __init__(self, connection: socket.socket, timeout_s: float) -> None:
+        self._connection = connection
+        connection.settimeout(timeout_s)
+
+    def tell(self) -> None:
+        self._connection.sendall(b"!")
+
+    def wait(self) -> None:
+        """Waits until the other end tells.
+
+        Raises:
+            EOFError: the other end has gone.
+            TimeoutError: nothing came in time.
+        """
+        if not self._connection.recv(1):
+            raise EOFError("the other end of this candidate has gone")
+
+
+class End:
+    """One end of a candidate, in a process of its own; made once, used for many rounds."""
+
+    def __init__(self, job: Job, link: Link) -> None:
+        self.job, self.link = job, link
+
+    def address(self) -> Facts:
+        """Returns what the other end needs in order to connect."""
+        return {}
+
+    def connect(self, other: Facts) -> None:
+        """Connects to the other end, given its :meth:`address`."""
+
+    def finish(self) -> Facts:
+        """Releases what the round used, and returns figures of the candidate's own."""
+        return {}
+
+    def close(self) -> None:
+        """Ends threads, closes sockets and files."""
+
+
+class Sending(End, ABC):
+    """The end that has the embedding, in ``source`` (uint8, ``[job.size]``)."""
+
+    def __init__(self, job: Job, source: Bytes, link: Link) -> None:
+        super().__init__(job, link)
+        self.source = source
+
+    def stage(self, number: int) -> Facts:
+        """Prepares round ``number`` and returns what the receiving end must know about it."""
+        return {}
+
+    @abstractmethod
+    def send(self) -> None:
+        """Timed. May return before all bytes have left."""
+
+    def each(self) -> list[list[Bytes]]:
+        """Returns every embedding of a round as arrays."""
+        return [[self.source]]
+
+
+class Receiving(End, ABC):
+    """The end that gets the embedding."""
+
+    pool_bytes = 0
+    """Memory that all transfers of the process share."""
+    counted_twice = 0
+    """Bytes of the pool that are mapped twice, which the kernel counts twice as resident."""
+
+    def arm(self, number: int, staged: Facts) -> None:
+        """Learns about round ``number`` before the clock starts."""
+
+    @abstractmethod
+    def receive(self) -> None:
+        """Timed. Returns when the embedding may be used."""
+
+    @abstractmethod
+    def each(self) -> list[list[Bytes]]:
+        """Returns every embedding of a round as arrays, one field after another, valid until :meth:`finish`."""
+
+
+class TensorReceiving(Receiving):
+    """A receiving end with one array, allocated before the first round."""
+
+    def __init__(self, job: Job, link: Link) -> None:
+        super().__init__(job, link)
+        self.tensor: Bytes = np.empty(job.size, np.uint8)
+
+    def receive(self) -> None:
+        self.link.wait()
+
+    def each(self) -> list[list[Bytes]]:
+        return [[self.tensor]]
+
+    def fill(self, read: Callable[[memoryview], int | None]) -> None:
+        """Calls ``read`` until the array is full; it takes a buffer and returns how many bytes it wrote there.
+
+        Raises:
+            EOFError: the stream ended before the embedding did.
+        """
+        view, got = memoryview(self.tensor.data), 0
+        while got < len(view):
+            count = read(view[got:])
+            if not count:
+                raise EOFError(f"the stream ended after {got} of {len(view)} bytes")
+            got += count

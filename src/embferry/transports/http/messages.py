@@ -1,0 +1,195 @@
+"""The requests of a receiver to a sender, and the parsing of everything that arrives in them.
+
+======================================== ========================================================================
+request of the receiver                  response of the sender
+======================================== ========================================================================
+``GET {base}/embferry/1/{token}``        200 as soon as writes numbered above ``after`` are published for this
+``?after=N&landed=B``                    receiver: a MessagePack list of them. 204 when there were none for S seconds,
+``Prefer: wait=S``                       410 when the sender closes. B is the number of bytes received from this
+                                         sender, because a slow proxy may take them from the sender all at once
+``GET .../{token}/{number}``             the bytes of one write (:mod:`resource`); ``Range`` and ``If-Range`` resume
+``DELETE .../{token}/{number}``          ends that write with ``?outcome=`` ``written``, ``refused`` (no window covers
+                                         it) or ``failed`` (its bytes did not arrive); 404 when it has ended before
+``DELETE .../{token}``                   ends the link: the receiver closes
+======================================== ========================================================================
+
+Each request has ``Authorization: Bearer`` with the secret of the sender's address. ``base`` may have a path, for a
+proxy in front of the sender. ``Prefer: wait`` is defined in RFC 7240 §4.3.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+
+from embferry.protocol.errors import TransportError
+
+from ..handles import TOKEN_BYTES, Token, decode_handle
+from ..net import address as addresses
+from ..windows import Ranges
+from .heads import HttpError
+
+SECRET_BYTES = TOKEN_BYTES
+MAX_RANGES = 1 << 16
+MAX_PAYLOAD = 1 << 46  # bytes: more than any machine's memory, and times MAX_RANGES still below 64 bits
+MAX_POLL_BYTES = 4 << 20  # of one response to a poll: the ranges of the largest write, and room for others
+POLL_FULL_BYTES = 1 << 20  # the sender adds no further write to a response of this size
+MAX_LISTED = 256  # writes in one response
+WRITTEN, REFUSED, FAILED = OUTCOMES = ("written", "refused", "failed")
+
+_PATH = re.compile(
+    r"(?:https?://[^/?#]*)?(?:/[^?#]*)?/embferry/1/(?P<token>[0-9a-f]{32})(?:/(?P<number>\d{1,18}))?"
+    rf"(?:\?(?:after=(?P<after>\d{{1,18}})(?:&landed=(?P<landed>\d{{1,18}}))?|outcome=(?P<outcome>{'|'.join(OUTCOMES)})))?",
+    re.A,
+)
+_BASE_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){0,8}/?")
+_HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+
+
+class HttpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-http-1"):
+    """Handle of a receiver, which does not listen: the token only names it."""
+
+    token: Token
+
+
+class HttpAddress(msgspec.Struct, frozen=True, array_like=True, tag="embferry-http-sender-1"):
+    """Address of a sender: its base URL, and the secret that its requests must carry."""
+
+    base: Annotated[str, msgspec.Meta(max_length=512)]
+    secret: Token
+
+
+class Publication(msgspec.Struct, frozen=True, array_like=True):
+    """A write that can be fetched.
+
+    Attributes:
+        etag: A strong entity-tag with its quotes.
+        length: Bytes in all ranges.
+        ranges: Pairs of offset in the region and length, 64 bits each, big-endian.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=1, le=(1 << 62) - 1)]
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    etag: Annotated[str, msgspec.Meta(pattern=r'^"[0-9a-z-]{1,80}"$')]
+    length: Annotated[int, msgspec.Meta(ge=0, le=MAX_PAYLOAD)]
+    ranges: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16 * MAX_RANGES)]
+
+    def parsed_ranges(self) -> Ranges:
+        """Returns the ranges as uint64 ``[n, 2]``; raises HttpError if they do not add up to ``length``."""
+        if len(self.ranges) % 16:
+            raise HttpError("ranges are pairs of 64-bit numbers")
+        ranges = np.frombuffer(self.ranges, ">u8").astype(np.uint64).reshape(-1, 2)
+        lengths = ranges[:, 1]
+        # At most MAX_RANGES lengths of at most MAX_PAYLOAD each: the sum cannot wrap.
+        if (lengths > self.length).any() or int(lengths.sum()) != self.length:
+            raise HttpError(f"the lengths of the ranges do not add up to the {self.length} bytes of the write")
+        return ranges
+
+
+_PUBLICATIONS = msgspec.msgpack.Decoder(list[Publication])
+
+
+def parse_publications(body: bytes | bytearray, after: int) -> list[Publication]:
+    """Parses the body of a response to a poll; raises HttpError unless its numbers ascend from above ``after``."""
+    try:
+        publications = _PUBLICATIONS.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise HttpError(f"the sender's response is not a list of writes: {error}") from error
+    if len(publications) > MAX_LISTED:
+        raise HttpError(f"a response with {len(publications)} writes; {MAX_LISTED} are allowed")
+    for publication in publications:
+        if publication.number <= after:
+            raise HttpError("the sender's writes are not numbered in order")
+        after = publication.number
+    return publications
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The parsed target of a request; ``number`` is None for the receiver itself."""
+
+    token: str
+    number: int | None
+    after: int
+    landed: int
+    outcome: str
+
+
+def parse_target(target: str) -> Target | None:
+    """Parses a request's target, also in the absolute form that proxies use (RFC 9112 §3.2.2); None if unknown."""
+    match = _PATH.fullmatch(target)
+    if match is None:
+        return None
+    number = None if match["number"] is None else int(match["number"])
+    after, landed = int(match["after"] or 0), int(match["landed"] or 0)
+    return Target(match["token"], number, after, landed, match["outcome"] or WRITTEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where the receiver connects to, and what its requests contain.
+
+    Attributes:
+        authority: The value of ``Host``.
+        prefix: The start of every request's target.
+    """
+
+    host: str
+    port: int
+    authority: str
+    prefix: str
+    secret: str
+
+
+def parse_address(address: bytes, proxy: tuple[str, int] | None) -> Destination:
+    """Parses a sender's address.
+
+    Args:
+        address: The encoded :class:`HttpAddress`.
+        proxy: Host and port of a forward proxy. It may resolve names; without one the address must be an IP address.
+
+    Raises:
+        TransportError: The address is malformed or cannot be reached (not retryable).
+    """
+    decoded = decode_handle(address, HttpAddress, "http")
+    host, port, path = split_base(decoded.base, allow_names=proxy is not None)
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    secret = decoded.secret.hex()
+    if proxy is not None:
+        return Destination(*proxy, authority, f"http://{authority}{path}/embferry/1", secret)
+    return Destination(host, port, authority, f"{path}/embferry/1", secret)
+
+
+def split_base(base: str, *, allow_names: bool) -> tuple[str, int, str]:
+    """Splits a base URL into host, port and path without a slash at its end.
+
+    Raises:
+        TransportError: The URL cannot be used (not retryable).
+    """
+    try:
+        if re.search(r"[\x00-\x20\x7f-\U0010ffff]", base):  # urlsplit would silently drop some of them
+            raise ValueError("it has characters that are not allowed in a URL")
+        url = urlsplit(base)
+        host, port = url.hostname or "", 80 if url.port is None else url.port
+    except ValueError as error:
+        raise TransportError(f"the sender's URL is malformed: {error}", retryable=False) from error
+    plain = url.scheme == "http" and not (url.query or url.fragment or url.username or url.password)
+    if not plain or not port or _BASE_PATH.fullmatch(url.path) is None:
+        raise TransportError("the sender's URL must be like http://192.0.2.1:8080/path", retryable=False)
+    if allow_names and not _is_ip_address(host) and _HOST_NAME.fullmatch(host):
+        return host, port, url.path.rstrip("/")
+    return addresses.reachable(host), port, url.path.rstrip("/")
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

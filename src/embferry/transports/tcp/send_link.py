@@ -1,0 +1,166 @@
+"""The sending end of a connection: sends writes straight from the source memory and receives their verdicts."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from embferry.protocol.errors import TransportError
+
+from ..contract import LinkLost, Piece, Written
+from ..net.connector import Connector
+from ..net.cursor import Cursor
+from ..net.loop import READ, WRITE, Loop
+from ..outbox import Outbox
+from ..windows import ranges_of
+from . import framing
+from .framing import FrameError
+
+log = logging.getLogger(__name__)
+
+TURN_BYTES = 32 << 20  # sent to one receiver before the others get their turn
+SMALL_BYTES = 1 << 20
+MAX_OVERTAKES = 16  # small frames in a row that may overtake large ones
+
+
+class SendLink:
+    """A connection to the receiver behind ``handle``.
+
+    The constructor and ``write`` are for any thread, all other methods for the loop's thread.
+
+    Args:
+        on_end: Called once when the link has ended, before :class:`LinkLost` is posted.
+
+    Raises:
+        TransportError: The connection is refused at once.
+    """
+
+    def __init__(
+        self,
+        handle: bytes,
+        address: tuple[str, int],
+        token: bytes,
+        timeout_s: float,
+        loop: Loop,
+        outbox: Outbox,
+        on_end: Callable[[bytes, SendLink], None],
+    ) -> None:
+        self._handle, self._loop, self._outbox, self._on_end = handle, loop, outbox, on_end
+        # Writes enter `_in_flight` under the lock, so that each is reported before the end of the link.
+        self._lock = threading.Lock()
+        self._error: TransportError | None = None
+        self._in_flight: dict[int, None] = {}
+        self._outgoing: deque[Cursor] = deque([Cursor([memoryview(framing.hello(token))])])
+        self._overtakes = 0
+        self._received = bytearray()
+        self._dial = Connector(address, loop, timeout_s, lambda: self._turn(WRITE), partial(self.end, lost=True))
+        self._sock = self._dial.sock
+        self._dial.start()
+
+    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
+        head = _head(epoch, pieces, ticket)
+        with self._lock:
+            error = head if isinstance(head, TransportError) else self._error
+            if error is None:
+                self._in_flight[ticket] = None
+        if isinstance(head, bytes) and error is None:
+            views = [memoryview(head), *(piece.source.cast("B") for piece in pieces)]
+            self._loop.call(lambda: self._send(Cursor(views)))
+        else:
+            self._outbox.post(Written(ticket, error))
+
+    def end(self, error: TransportError, *, lost: bool) -> None:
+        """Ends every write in flight, and the connection. ``lost`` is False if this side ends the link."""
+        with self._lock:
+            if self._error is not None:
+                return
+            self._error = error
+        self._loop.unwatch(self._sock.fileno())
+        self._sock.close()
+        self._outgoing.clear()
+        self._on_end(self._handle, self)
+        for ticket in self._in_flight:
+            self._outbox.post(Written(ticket, error))
+        if lost:
+            log.info("lost the connection to a receiver: %s", error)
+            self._outbox.post(LinkLost(self._handle, error))
+
+    def _send(self, frame: Cursor) -> None:
+        if self._error is None:
+            self._enqueue(frame)
+            if self._dial.connected:
+                self._turn(WRITE)
+
+    def _enqueue(self, frame: Cursor) -> None:
+        """Queues a frame; a small one overtakes large ones that have not begun, a limited number of times in a row."""
+        at = len(self._outgoing)
+        if frame.left <= SMALL_BYTES and self._overtakes < MAX_OVERTAKES:
+            while at > 1 and self._outgoing[at - 1].left > SMALL_BYTES:
+                at -= 1
+        self._overtakes = self._overtakes + 1 if at < len(self._outgoing) else 0
+        self._outgoing.insert(at, frame)
+
+    def _turn(self, events: int) -> None:
+        try:
+            if events & WRITE:
+                self._flush()
+            if events & READ:
+                self._receive_verdicts()
+        except (OSError, FrameError) as error:
+            self.end(TransportError(f"the connection to the receiver broke: {error}"), lost=True)
+            return
+        if self._error is None:
+            self._loop.watch(self._sock.fileno(), READ | WRITE if self._outgoing else READ, self._turn)
+
+    def _flush(self) -> None:
+        budget = TURN_BYTES
+        while self._outgoing and budget > 0:
+            cursor = self._outgoing[0]
+            try:
+                sent = self._sock.sendmsg(cursor.views())
+            except BlockingIOError:
+                return
+            cursor.advance(sent)
+            budget -= sent
+            if not cursor.left:
+                self._outgoing.popleft()
+
+    def _receive_verdicts(self) -> None:
+        try:
+            data = self._sock.recv(1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            raise FrameError("the receiver closed the connection")
+        self._received += data
+        size = framing.VERDICT.size
+        whole = len(self._received) // size * size
+        for at in range(0, whole, size):
+            self._on_verdict(*framing.parse_verdict(self._received[at : at + size]))
+        del self._received[:whole]
+
+    def _on_verdict(self, ticket: int, verdict: int) -> None:
+        if ticket not in self._in_flight:
+            raise FrameError(f"a verdict on write {ticket}, which is not in flight")
+        del self._in_flight[ticket]
+        error = None
+        if verdict == framing.REFUSED:
+            error = TransportError("the receiver has no open window that covers the write", retryable=False)
+        self._outbox.post(Written(ticket, error))
+
+
+def _head(epoch: int, pieces: Sequence[Piece], ticket: int) -> bytes | TransportError:
+    """Returns the head of a write or the error of an impossible one.
+
+    The error is not raised: a raised error that is kept would keep the frames, and with them the source, alive.
+    """
+    if not 1 <= len(pieces) <= framing.MAX_RANGES:
+        return TransportError(f"a write of {len(pieces)} pieces; make it 1 to {framing.MAX_RANGES}", retryable=False)
+    try:
+        return framing.head(epoch, ticket, ranges_of(pieces))
+    except (OverflowError, struct.error):
+        return TransportError("an offset or the epoch of the write is beyond 64 bits", retryable=False)

@@ -1,0 +1,151 @@
+"""Requests over real sockets: measurements, failures, interruption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from embferry.bench.serving import answers
+from embferry.bench.serving.client import Callbacks, Endpoint, first_model, send_all
+from embferry.bench.serving.results import Sample
+from embferry.bench.serving.workload import Picture, Request
+
+from . import stub_endpoint as stub
+
+pytestmark = pytest.mark.integration
+
+PICTURE = Picture((0, 0), 224, 224, 64)
+
+
+def asked(*counts: int) -> tuple[list[Request], list[list[str]]]:
+    """Returns requests with so many pictures each, all at the same time."""
+    made = [Request(number, 0.0, (PICTURE,) * count) for number, count in enumerate(counts)]
+    return made, [["data:image/png;base64,"] * count for count in counts]
+
+
+def measure(url: str, *counts: int, timeout_s: float = 60.0, concurrency: int = 0) -> list[Sample]:
+    endpoint = Endpoint(url, "m", max_tokens=3, timeout_s=timeout_s, concurrency=concurrency)
+    measured = send_all(endpoint, *asked(*counts), Callbacks())
+    assert measured.complete
+    assert measured.duration > 0
+    return measured.samples
+
+
+def test_an_answer_is_measured() -> None:
+    bodies = []
+
+    def answer(request: stub.Request) -> None:
+        bodies.append(request.body)
+        request.answer([5, 6, 7])
+
+    with stub.serving(answer) as url:
+        (sample,) = measure(url, 2)
+    assert (sample.error, sample.status, sample.tokens, sample.text) == ("", 200, (5, 6, 7), "xxx")
+    assert (sample.output_tokens, sample.prompt_tokens) == (3, 10)
+    assert (sample.pictures, sample.image_tokens) == (2, 128)
+    assert sample.ttft is not None
+    assert 0 < sample.ttft <= sample.latency
+    assert sum(sample.itls) == pytest.approx(sample.latency - sample.ttft)
+    (body,) = bodies
+    assert (body["model"], body["max_tokens"], body["temperature"], body["stream"]) == ("m", 3, 0, True)
+    assert [part["type"] for part in body["messages"][0]["content"]] == ["image_url", "image_url", "text"]
+
+
+def test_a_failed_request_has_its_reason() -> None:
+    def answer(request: stub.Request) -> None:
+        match request.pictures:
+            case 1:
+                request.answer([1])
+            case 2:
+                request.refuse(503, '{"error": {"code": "peer_gone", "message": "the encoder is gone"}}')
+            case 3:
+                request.refuse(500, "no JSON at all")
+            case 4:
+                request.open()
+                request.event({"choices": [{"delta": {"content": "cut"}}]})
+
+    with stub.serving(answer) as url:
+        samples = measure(url, 1, 2, 3, 4)
+    assert [sample.number for sample in samples] == [0, 1, 2, 3]
+    assert [sample.error for sample in samples] == [
+        "",
+        "HTTP 503: [peer_gone] the encoder is gone",
+        "HTTP 500: no JSON at all",
+        "the answer ended in the middle",
+    ]
+    assert [sample.status for sample in samples] == [200, 503, 500, 200]
+
+
+def test_a_request_without_an_answer_runs_out_of_time() -> None:
+    with stub.serving(stub.Request.hang) as url:
+        (sample,) = measure(url, 1, timeout_s=1.0)
+    assert (sample.status, "within 1 s" in sample.error) == (None, True)
+    assert sample.latency >= 1.0
+
+
+def test_a_refused_connection_is_a_failure() -> None:
+    with stub.serving(stub.Request.hang) as url:
+        pass
+    (sample,) = measure(url, 1)
+    assert sample.status is None
+    assert sample.error.startswith("ConnectError")
+
+
+def test_no_more_requests_are_under_way_than_allowed() -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def answer(request: stub.Request) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        request.answer([1])
+        with lock:
+            now -= 1
+
+    with stub.serving(answer) as url:
+        assert len(measure(url, *[1] * 12, concurrency=2)) == 12
+    assert 1 <= most <= 2
+
+
+def test_requests_are_sent_at_their_times() -> None:
+    made, urls = [Request(0, 0.0, ()), Request(1, 0.3, ())], [[], []]
+    seen: list[tuple[int, float]] = []
+    with stub.serving(lambda request: request.answer([1])) as url:
+        send_all(Endpoint(url, "m"), made, urls, Callbacks(began=lambda number, at: seen.append((number, at))))
+    assert [number for number, _ in seen] == [0, 1]
+    assert seen[1][1] >= 0.3
+
+
+def test_an_interrupt_keeps_the_samples_that_had_ended() -> None:
+    def answer(request: stub.Request) -> None:
+        if request.pictures == 1:
+            request.answer([1])
+        else:
+            request.hang()
+
+    with stub.serving(answer) as url:
+        callbacks = Callbacks(ended=lambda sample: os.kill(os.getpid(), signal.SIGINT))
+        measured = send_all(Endpoint(url, "m", timeout_s=60), *asked(1, 2, 2), callbacks)
+    assert not measured.complete
+    assert [sample.number for sample in measured.samples] == [0]
+
+
+def test_right_answers_are_asked_for_one_by_one() -> None:
+    endpoint = Endpoint("", "m", max_tokens=2)
+    made, urls = asked(1, 2)
+    with stub.serving(lambda request: request.answer([request.pictures])) as url:
+        known = answers.ask(Endpoint(url, "m", max_tokens=2), made, urls, Callbacks())
+    assert [known[number].tokens for number in (0, 1)] == [(1,), (2,)]
+    with stub.serving(lambda request: request.refuse(500, "{}")) as url, pytest.raises(ValueError, match="HTTP 500"):
+        answers.ask(Endpoint(url, endpoint.model), made, urls, Callbacks())
+
+
+def test_the_first_listed_model_is_found() -> None:
+    with stub.serving(stub.Request.hang, {"/v1/models": '{"data": [{"id": "one"}, {"id": "two"}]}'}) as url:
+        assert first_model(url) == "one"
+    with stub.serving(stub.Request.hang) as url, pytest.raises(ValueError, match="lists no model"):
+        first_model(url)

@@ -1,0 +1,267 @@
+"""The comparison, with real processes that stand for engines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from embferry.bench import machine
+from embferry.bench.serving import compare, configurations, scenarios, vllm_plugins
+from embferry.bench.serving.compare import Choice, chosen
+from embferry.bench.serving.results import ServingResults
+from embferry.bench.serving.server import Server, StartError, last_error, started
+from embferry.bench.serving.workload import Plan
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_names_choose_configurations_and_scenarios() -> None:
+    assert chosen([]) == (configurations.CONFIGURATIONS, scenarios.SCENARIOS)
+    ours, every = chosen(["ours-*"])
+    assert [each.transport for each in ours] == ["shm", "tcp", "mooncake", "nixl"]
+    assert every == scenarios.SCENARIOS
+    one, two = chosen(["example", "pool", "killed"])
+    assert ([each.name for each in one], [each.name for each in two]) == (["example"], ["killed", "pool"])
+    with pytest.raises(ValueError, match=r"'pigeon'.*undivided"):
+        chosen(["pigeon"])
+
+
+def test_the_small_pool_holds_only_the_second_embedding() -> None:
+    assert scenarios.TOO_LARGE.tokens * configurations.TOKEN_BYTES > configurations.SMALL_POOL_BYTES
+    assert scenarios.FITTING.tokens * configurations.TOKEN_BYTES <= configurations.SMALL_POOL_BYTES
+
+
+@pytest.mark.parametrize("configuration", configurations.CONFIGURATIONS[1:], ids=lambda each: each.name)
+def test_each_connector_has_its_settings(configuration: configurations.Configuration) -> None:
+    ports = configurations.Ports(1, (2, 3), 4, 5, (6, 7, 8, 9), (10, 11, 12, 13))
+    made = configurations.transfer(configuration, "ec_consumer", ports, 3, 65536, Path("/store"))
+    extra = made["ec_connector_extra_config"]
+    assert made["ec_role"] == "ec_consumer"
+    match configuration.connector:
+        case "example":
+            assert extra == {"shared_storage_path": "/store"}
+        case "mooncake":
+            assert (made["ec_port"], made["ec_buffer_size"], extra) == (9, 65536, {"mooncake_protocol": "tcp"})
+        case "embferry":
+            assert extra["transports"] == [configuration.transport]
+            assert extra["num_blocks"] * extra["block_size"] * configurations.TOKEN_BYTES == 65536
+            assert (extra["metrics_port"], extra["router"]) == (13, "http://127.0.0.1:1")
+
+
+def test_plug_ins_are_found_by_a_process_with_the_folder_on_its_path(tmp_path: Path) -> None:
+    where = vllm_plugins.folder(tmp_path, vllm_plugins.idle_workers, vllm_plugins.loads_without_tokens)
+    (described,) = metadata.distributions(path=[str(where)])
+    found = {each.name: each.load() for each in described.entry_points}
+    assert found == {
+        "embferry-bench-idle_workers": vllm_plugins.idle_workers,
+        "embferry-bench-loads_without_tokens": vllm_plugins.loads_without_tokens,
+    }
+
+
+def test_ports_are_outside_the_range_of_the_kernel() -> None:
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = configurations.free_ports()
+    numbers = [ports.router, *ports.encoders, ports.language, ports.small, *ports.peers, *ports.metrics]
+    assert len(set(numbers)) == 13
+    assert all(1024 < number < low for number in numbers)
+
+
+def test_the_last_line_of_a_traceback_is_the_reason(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("(EngineCore pid=7) ValueError: too few blocks\nlater\nRuntimeError: the engine has ended\n")
+    assert last_error(log) == "ValueError: too few blocks"
+    log.write_text("something\nelse\n\n")
+    assert last_error(log) == "else"
+    log.write_text("")
+    assert last_error(log) == "its log is empty"
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> str:
+    """Returns the path of a program that stands for a Python interpreter with vLLM."""
+    script = tmp_path / "python"
+    script.write_text(
+        f'#!/bin/sh\nPYTHONPATH="{ROOT}:{ROOT}/src" exec "{sys.executable}" -m tests.bench.serving.fake_engine "$@"\n'
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[scenarios.Scenario, ...]]:
+    """Yields scenarios of three requests; no model is made."""
+    plan = Plan(requests=3, rate=50.0, max_image_tokens=64)
+    made = tuple(
+        msgspec.structs.replace(each, plan=plan, max_tokens=2) for each in scenarios.SCENARIOS if each.name != "pool"
+    )
+    without_torch = types.ModuleType("tiny_qwen")
+    without_torch.make = lambda folder, **sizes: folder.mkdir()  # type: ignore[attr-defined]  # a stand-in has no types
+    monkeypatch.setitem(sys.modules, "embferry.models.tiny_qwen", without_torch)
+    monkeypatch.setattr(compare, "SCENARIOS", made)
+    return iter([made])
+
+
+def compared(python: str, made: tuple[scenarios.Scenario, ...], *names: str, rounds: int = 1) -> ServingResults:
+    choice = Choice(python, chosen(names)[0], made, rounds=rounds)
+    results = ServingResults.begin("command", machine.describe(machine.SERVING_PACKAGES, python))
+    said = []
+    compare.compare(choice, results, lambda what, more: said.append((what, more)))
+    assert sum(more for _, more in said) == compare.total_requests(choice)
+    return results
+
+
+@pytest.mark.integration
+def test_a_configuration_that_does_not_start_is_reported_and_the_rest_goes_on(
+    python: str, few: Iterator[tuple[scenarios.Scenario, ...]]
+) -> None:
+    made = compared(python, next(few), "undivided", "ours-tcp")
+    by_name = {(run.name, run.scenario): run for run in made.runs}
+    whole = by_name["undivided", "Everything fits"]
+    assert [sample.wrong for sample in whole.samples] == [False] * 3
+    assert made.machine.versions["vllm"] == "9.9"
+    assert by_name["undivided", "An encoder killed"].status == "skipped"
+    failed = [run for run in made.runs if run.name == "ours-tcp"]
+    assert {run.status for run in failed} == {"error"}
+    assert len(failed) == 3
+    assert all("ImportError: the engine is not installed" in run.reason for run in failed)
+
+
+@pytest.mark.integration
+def test_each_round_starts_every_configuration(python: str, few: Iterator[tuple[scenarios.Scenario, ...]]) -> None:
+    made = compared(python, next(few), "undivided", rounds=2)
+    ran = [run for run in made.runs if run.status == "ok"]
+    assert [(run.scenario, run.round) for run in ran] == [
+        (scenario, turn) for scenario in dict.fromkeys(run.scenario for run in ran) for turn in (1, 2)
+    ]
+    assert all(sample.wrong is False for run in ran for sample in run.samples)
+    assert dict(made.setting)["seconds to start"].count("undivided") == 2
+
+
+@pytest.mark.integration
+def test_the_comparison_fails_without_the_undivided_engine(
+    python: str,
+    tmp_path: Path,
+    few: Iterator[tuple[scenarios.Scenario, ...]],
+) -> None:
+    silent = tmp_path / "silent"
+    silent.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec "{python}" "$@"\necho "OSError: no model" >&2; exit 3\n')
+    silent.chmod(0o755)
+    with pytest.raises(StartError, match="OSError: no model"):
+        compared(str(silent), next(few), "ours-tcp")
+
+
+@pytest.mark.integration
+def test_a_program_that_is_no_python_is_refused_at_once() -> None:
+    for python in ("/bin/false", "/no/such/file"):
+        with pytest.raises(ValueError, match=python):
+            machine.describe(machine.SERVING_PACKAGES, python)
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[Server]:
+    """Yields a server with a child; neither ends when asked to."""
+    script = "import signal, subprocess, sys, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); "
+    child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+    server = Server("s", [sys.executable, "-c", script + child], "http://127.0.0.1:1", tmp_path / "log", os.environ)
+    deadline = time.monotonic() + 60
+    while "up" not in server.log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    yield server
+    server.kill()
+
+
+def members(group: int) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            after_name = (process / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(after_name[2]) == group and after_name[0] != "Z":
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.integration
+def test_a_killed_server_leaves_no_child(sleeper: Server) -> None:
+    group = sleeper.pid
+    assert group in members(group)
+    assert sleeper.alive
+    assert not sleeper.is_ready()
+    sleeper.kill()
+    deadline = time.monotonic() + 60
+    while members(group):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with pytest.raises(StartError, match="s ended with -9"):
+        started([sleeper], lambda what: None)
+
+
+@pytest.mark.integration
+def test_a_killed_server_leaves_no_shared_memory(tmp_path: Path) -> None:
+    """The server has a semaphore and a segment; the process that would remove them is killed with it."""
+    code = """
+import time
+from multiprocessing import get_context, shared_memory
+lock, segment = get_context("spawn").Lock(), shared_memory.SharedMemory(create=True, size=64)
+print("sem." + lock._semlock.name[1:], segment.name, "made", flush=True)
+time.sleep(60)
+"""
+    server = Server("s", [sys.executable, "-c", code], "http://127.0.0.1:1", tmp_path / "log", os.environ)
+    try:
+        deadline = time.monotonic() + 60
+        while "made" not in server.log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        names = [Path("/dev/shm") / name for name in server.log.read_text().split()[:2]]
+        assert all(name.exists() for name in names)
+    finally:
+        server.kill()
+    assert not any(name.exists() for name in names)
+
+
+@pytest.mark.integration
+def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+from pathlib import Path
+from embferry.bench.serving.server import Server
+server = Server("s", ["sleep", "60"], "http://127.0.0.1:1", Path({str(tmp_path / "log")!r}), os.environ)
+while Path(f"/proc/{{server.pid}}/comm").read_text() != "sleep\\n":
+    pass
+print(server.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    starter = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert starter.returncode == -signal.SIGKILL
+    pid, deadline = int(starter.stdout), time.monotonic() + 60
+    while members(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.integration
+def test_an_interrupted_comparison_ends_its_servers(python: str, few: Iterator[tuple[scenarios.Scenario, ...]]) -> None:
+    choice = Choice(python, chosen(["undivided"])[0], next(few))
+    results = ServingResults.begin("command", machine.describe(machine.SERVING_PACKAGES))
+
+    def interrupt(what: str, more: int) -> None:
+        if what.endswith(": fits"):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), results.recording():
+        compare.compare(choice, results, interrupt)
+    assert not results.complete
+    assert threading.active_count() == 1

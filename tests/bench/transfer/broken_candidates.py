@@ -1,0 +1,78 @@
+"""Candidates that fail in different ways; worker processes import them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import numpy as np
+
+from embferry.bench.transfer.contract import Bytes, Job, Link, Receiving, Sending, UnavailableError
+
+
+class _Sending(Sending):
+    def send(self) -> None:
+        self.link.tell()
+
+
+class _Receiving(Receiving):
+    def receive(self) -> None:
+        self.link.wait()
+
+    def each(self) -> list[list[Bytes]]:
+        raise NotImplementedError
+
+
+class KilledSending(_Sending):
+    pass
+
+
+class KilledReceiving(_Receiving):
+    """Is killed in its first round, like an engine that crashes."""
+
+    def receive(self) -> None:
+        print("the last line of an engine", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class RaisingSending(_Sending):
+    def send(self) -> None:
+        raise RuntimeError("the network is down")
+
+
+class RaisingReceiving(_Receiving):
+    pass
+
+
+class SilentSending(_Sending):
+    def send(self) -> None:
+        pass
+
+
+class SilentReceiving(_Receiving):
+    """Never returns from a round."""
+
+    def receive(self) -> None:
+        threading.Event().wait()
+
+
+class WrongSending(_Sending):
+    pass
+
+
+class WrongReceiving(_Receiving):
+    """Returns other bytes than those that were sent."""
+
+    def each(self) -> list[list[Bytes]]:
+        return [[np.zeros(self.job.size, np.uint8)]]
+
+
+class AbsentSending(_Sending):
+    pass
+
+
+class AbsentReceiving(_Receiving):
+    def __init__(self, job: Job, link: Link) -> None:
+        raise UnavailableError("its licence is missing; buy one")

@@ -1,0 +1,76 @@
+"""Payloads, candidates and the plan of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from embferry.bench.transfer import candidates, payloads, sweeps
+from embferry.bench.transfer.payloads import IMAGE, KNOWN, SMALL, TOKEN_BYTES, VIDEO, parse
+from embferry.bench.transfer.run import Choice, plan
+
+
+def test_the_known_payloads_have_the_size_in_their_name() -> None:
+    assert SMALL.size == 1 << 20
+    assert IMAGE.size == 2040 * 4096 * 4 * 2
+    assert round(VIDEO.size / 1e6) == 403
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("1MiB", 32), ("67 mb", 2040), ("1GB", 30518), ("3 KiB", 1), ("65536", 2)]
+)
+def test_a_size_is_rounded_to_whole_tokens(text: str, tokens: int) -> None:
+    assert parse(text).tokens == tokens
+    assert parse(text).size == tokens * TOKEN_BYTES
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1MB", "0", "1 TBs", "1e3", "1MB 2MB"])
+def test_text_that_is_not_a_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size"):
+        parse(text)
+
+
+def test_candidates_are_chosen_by_name_beginning_or_pattern() -> None:
+    def keys(*patterns: str) -> list[str]:
+        return [c.key for c in candidates.matching([*patterns])]
+
+    assert keys("socket") == ["socket"]
+    assert keys("tcp/verified") == ["tcp/verified/in-place", "tcp/verified/gathered"]
+    assert keys("copy*", "copy") == ["copy/private", "copy/shared", "copy/fresh"]
+    with pytest.raises(ValueError, match="'tc'"):
+        keys("tc")
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(candidates.NEEDS, "absent", (("no_such_engine", "nor_this"), "pip install it"))
+    reason = candidates.missing(candidates.Candidate("x", "x", "peer", "x:X", {}, "absent"))
+    assert reason == "no_such_engine or nor_this is not installed: pip install it"
+    assert candidates.missing(candidates.BY_KEY["socket"]) is None
+
+
+def test_names_are_unique() -> None:
+    swept = [entry.candidate.key + entry.payload.name for points in sweeps.entries() for entry in points]
+    assert len(set(swept)) == len(swept)
+    assert len(candidates.BY_KEY) == len(candidates.ALL)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_payload_meets_every_transport_and_every_other_way(quick: bool) -> None:
+    others = {c.key for c in candidates.ALL if c.kind != "ours"}
+    for payload in KNOWN:
+        (batch, *_) = plan(Choice(payloads=(payload,), quick=quick))
+        planned = {entry.candidate.key for entry in batch.entries}
+        assert others < planned
+        assert {f"{name}/verified/in-place" for name in ("shm", "tcp", "http", "mooncake", "nixl")} <= planned
+
+
+def test_chosen_candidates_and_rounds_replace_the_plan_and_its_sweeps() -> None:
+    (batch,) = plan(Choice(payloads=(IMAGE,), only=tuple(candidates.matching(["socket"])), rounds=4))
+    assert [entry.candidate.key for entry in batch.entries] == ["socket"]
+    assert batch.rounds == 4
+
+
+def test_content_is_repeatable_and_differs_by_its_stamp() -> None:
+    one, other = payloads.make(100_000), payloads.make(100_000)
+    assert payloads.digest([one]) == payloads.digest([other[:40_000], other[40_000:]])
+    payloads.stamp(one, 7)
+    assert payloads.digest([one]) != payloads.digest([other])
