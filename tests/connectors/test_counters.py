@@ -71,7 +71,7 @@ def test_changes_are_taken_once(counters: Counters) -> None:
     counters.add("tokens", 3)
     counters.add("failures", 1, "peer_gone")
     counters.observe_seconds(0.5)
-    assert counters.take_changes() == ({"tokens": {"": 3}, "failures": {"peer_gone": 1}}, [0.5])
+    assert counters.take_changes() == ([("tokens", "", 3), ("failures", "peer_gone", 1)], [0.5])
     assert counters.take_changes() is None
     counters.add("tokens", 4)
-    assert counters.take_changes() == ({"tokens": {"": 4}}, [])
+    assert counters.take_changes() == ([("tokens", "", 4)], [])

@@ -55,7 +55,7 @@ class Offers:
         Raises:
             CapacityError: The embedding is not offered yet, and exceeds the budget together with those that are.
         """
-        name = (embedding.mm_hash, embedding.published.digest)
+        name = (embedding.mm_hash, embedding.digest)
         with self._lock:
             offered, rooms = self._offered.get(name, (embedding, set()))
             if not rooms:
@@ -69,7 +69,7 @@ class Offers:
 
     def end(self, embedding: CachedEmbedding, room: int) -> None:
         """Ends the offer in a room: it was fetched, aborted, or has expired. Does nothing if it has ended already."""
-        name = (embedding.mm_hash, embedding.published.digest)
+        name = (embedding.mm_hash, embedding.digest)
         with self._lock:
             offered, rooms = self._offered.get(name, (embedding, set()))
             if room not in rooms:
@@ -147,12 +147,12 @@ class Producer:
         if room is None or room not in self._rooms:
             return None
         sender, coordinates = self._rooms[room]
-        if sender.poll() in OUTCOMES or coordinates.digest != embedding.published.digest.hex():
+        if sender.poll() in OUTCOMES or coordinates.digest != embedding.digest.hex():
             return None  # SendManager.open() decides whether the room can be opened again
         return coordinates
 
     def _open(self, embedding: CachedEmbedding, room: int) -> Coordinates:
-        digest, shape = embedding.published.digest, embedding.published.handle.shape
+        digest, shape = embedding.digest, embedding.shared.handle.shape
         manager = self._manager(shape.layout)
         embedding = self.offers.begin(embedding, room)
         try:
@@ -164,7 +164,7 @@ class Producer:
         self._rooms[room] = (sender, coordinates)
         sender.on_change(lambda: self._changed(sender, embedding))
         sender.init(shape.tokens, digest)
-        sender.send_embedding(as_fields({"input_embeddings": embedding.rows}))
+        sender.send_embedding(as_fields({"input_embeddings": embedding.shared.rows}))
         return coordinates
 
     def _changed(self, sender: EmbeddingSender, embedding: CachedEmbedding) -> None:
@@ -182,10 +182,9 @@ class Producer:
         self.offers.end(embedding, sender.room)
 
     def _manager(self, layout: Layout) -> SendManager:
-        manager = self._managers.get(layout)
-        if manager is None:
+        if layout not in self._managers:
             config = self._config
-            manager = self._managers[layout] = SendManager(
+            self._managers[layout] = SendManager(
                 layout, config.make_transports(), host=config.host, advertise=config.advertise, settings=config.sending
             )
-        return manager
+        return self._managers[layout]

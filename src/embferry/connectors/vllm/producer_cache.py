@@ -19,7 +19,7 @@ from embferry import LayoutMismatch, TransportError
 
 from .config import MAX_KEPT
 from .counters import Counters
-from .shared_rows import ByteRows, RowsHandle, SharedRows
+from .shared_rows import RowsHandle, SharedRows
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +49,10 @@ class CachedEmbedding:
 
     def __init__(self, published: PublishedEmbedding) -> None:
         """Raises OSError if the worker that made the memory has ended."""
-        self.published = published
+        self.mm_hash, self.digest = published.mm_hash, published.digest
         self.shared = SharedRows.open(published.handle)
+        self.nbytes = self.shared.rows.nbytes
         self.is_new = published.encoded
-
-    @property
-    def mm_hash(self) -> str:
-        return self.published.mm_hash
-
-    @property
-    def rows(self) -> ByteRows:
-        return self.shared.rows
-
-    @property
-    def nbytes(self) -> int:
-        return self.rows.nbytes
 
 
 class ProducerCache:
@@ -81,7 +70,7 @@ class ProducerCache:
         self._closing = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.REP)
-        self._socket.bind(address(name))
+        self._socket.bind(_address(name))
         self._thread = threading.Thread(target=self._run, name="embferry-producer-cache", daemon=True)
         self._thread.start()
 
@@ -161,29 +150,23 @@ class ProducerCache:
                 embedding.shared.close()
 
 
-class ToProducerCache:
-    """A worker's end of the channel. One thread uses it."""
+def publish(name: str, published: PublishedEmbedding, timeout_s: float) -> None:
+    """Returns when the scheduler of the engine ``name`` has mapped the embedding.
 
-    def __init__(self, name: str, timeout: float) -> None:
-        self._address, self._timeout_ms = address(name), int(timeout * 1000)
-
-    def put(self, published: PublishedEmbedding) -> None:
-        """Returns when the scheduler has mapped the embedding.
-
-        Raises:
-            TransportError: The scheduler does not reply in time, or could not map the embedding.
-        """
-        socket: zmq.Socket[bytes]
-        with zmq.Context.instance().socket(zmq.REQ) as socket:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.connect(self._address)
-            socket.send(msgspec.msgpack.encode(published))
-            if not socket.poll(self._timeout_ms):
-                raise TransportError(f"the scheduler has not taken an embedding within {self._timeout_ms} ms")
-            problem = socket.recv()
-        if problem:
-            raise TransportError(f"the scheduler could not take an embedding: {problem.decode()}")
+    Raises:
+        TransportError: The scheduler does not reply in time, or could not map the embedding.
+    """
+    socket: zmq.Socket[bytes]
+    with zmq.Context.instance().socket(zmq.REQ) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(_address(name))
+        socket.send(msgspec.msgpack.encode(published))
+        if not socket.poll(int(timeout_s * 1000)):
+            raise TransportError(f"the scheduler has not taken an embedding within {timeout_s:g} s")
+        problem = socket.recv()
+    if problem:
+        raise TransportError(f"the scheduler could not take an embedding: {problem.decode()}")
 
 
-def address(name: str) -> str:
+def _address(name: str) -> str:
     return f"ipc://@embferry-vllm-{name}"

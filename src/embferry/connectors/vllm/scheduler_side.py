@@ -14,7 +14,7 @@ from embferry import EmbeddingTransferError, PeerGone, RemoteProtocolError
 
 from .config import ConnectorConfig
 from .consumer import Consumer
-from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_in, refusal, room_request_in
+from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_in, room_request_in
 from .counters import Counters, MetricsServer
 from .producer import Producer
 from .router_client import FailedRequests, RouterClient
@@ -106,12 +106,7 @@ class SchedulerSide:
             self._loads.add(mm_hash, rows)
 
     def build_connector_meta(self, freed: Iterable[str], tokens: int) -> StepMetadata:
-        """Returns the message for a step.
-
-        Args:
-            freed: Hashes that vLLM's encoder cache evicts in this step.
-            tokens: Number of tokens that the step computes.
-        """
+        """Returns the message for a step that computes ``tokens`` and evicts ``freed`` from vLLM's encoder cache."""
         self._is_idle = tokens == 0
         meta = StepMetadata(self._loads.for_step(freed), tuple(self._publish))
         self._publish.clear()
@@ -146,10 +141,8 @@ class SchedulerSide:
 
     def _rows_of(self, mm_hash: str) -> SharedRows | None:
         """Returns the memory from which workers can load an embedding, if it is here."""
-        rows = None
-        if self._consumer is not None and self._consumer.has(mm_hash):
-            rows = self._consumer.get(mm_hash).shared
-        elif self._producer is not None and (cached := self._producer.cache.find(mm_hash)) is not None:
+        rows = None if self._consumer is None else self._consumer.find(mm_hash)
+        if rows is None and self._producer is not None and (cached := self._producer.cache.find(mm_hash)) is not None:
             rows = cached.shared
         return rows if rows is not None and rows.is_open else None
 
@@ -164,7 +157,7 @@ class SchedulerSide:
             except EmbeddingTransferError as error:  # the router tries another producer; this engine continues
                 log.error("the embedding %s cannot be offered: %s", mm_hash, error)
                 self.counters.add("items_refused", label=error.code)
-                entry[REFUSED] = refusal(error)
+                entry[REFUSED] = {"code": error.code, "message": error.detail}
         return items
 
     def _can_run(self, request: Request, index: int, feature: MultiModalFeatureSpec) -> bool:
@@ -197,7 +190,7 @@ class SchedulerSide:
         if coordinates is not None:
             coordinates.check(request.get_num_encoder_embeds(index), self._dtype, self._hidden)
             return self._consumer.require(request.request_id, feature.identifier, coordinates)
-        if self._consumer.has(feature.identifier) or self._has_pixels(feature):
+        if self._consumer.find(feature.identifier) is not None or self._has_pixels(feature):
             return True
         raise PeerGone(f"the request has neither coordinates nor the image of {feature.identifier}; encode it first")
 

@@ -19,35 +19,26 @@ IN_LOG = ("transfers", "resumed_transfers", "embedding_bytes", "failures", "item
 
 
 class Stats(ECConnectorStats):  # type: ignore[misc]  # vLLM is not installed where types are checked
-    """Changes of the counters since the last time.
+    """Changes of the counters since the last time: its ``data`` has the lists of ``Changes``."""
 
-    Attributes:
-        data: ``counts``, increments by name and label value, and ``seconds``, a list of durations.
-    """
-
-    data: dict[str, Any]
-
-    def reset(self) -> None:
-        self.data = {"counts": {}, "seconds": []}
+    data: dict[str, list[Any]]
 
     def aggregate(self, other: ECConnectorStats) -> ECConnectorStats:
-        counts = self.data.setdefault("counts", {})
-        for name, by_label in other.data.get("counts", {}).items():
-            mine = counts.setdefault(name, {})
-            for label, value in by_label.items():
-                mine[label] = mine.get(label, 0) + value
-        self.data.setdefault("seconds", []).extend(other.data.get("seconds", []))
+        for name, values in other.data.items():
+            self.data.setdefault(name, []).extend(values)
         return self
 
     def reduce(self) -> dict[str, int | float]:
-        counts = self.data.get("counts", {})
-        reduced: dict[str, int | float] = {name: sum(counts.get(name, {}).values()) for name in IN_LOG}
+        reduced: dict[str, int | float] = dict.fromkeys(IN_LOG, 0)
+        for name, _, amount in self.data.get("counts", []):
+            if name in reduced:
+                reduced[name] += amount
         if seconds := self.data.get("seconds"):
             reduced["mean_seconds"] = round(sum(seconds) / len(seconds), 6)
         return reduced
 
     def is_empty(self) -> bool:
-        return not self.data.get("counts") and not self.data.get("seconds")
+        return not any(self.data.values())
 
 
 class PromMetrics(ECConnectorPromMetrics):  # type: ignore[misc]  # vLLM is not installed where types are checked
@@ -62,21 +53,14 @@ class PromMetrics(ECConnectorPromMetrics):  # type: ignore[misc]  # vLLM is not 
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         self._counters = {
-            name: self._counter_cls(
-                name=PREFIX + name,
-                documentation=definition.help,
-                labelnames=[*labelnames, *definition.labels],
-            )
+            name: self._counter_cls(PREFIX + name, definition.help, [*labelnames, *definition.labels])
             for name, definition in COUNTERS.items()
         }
-        self._seconds = self._histogram_cls(
-            name=PREFIX + "seconds", documentation=SECONDS.help, labelnames=labelnames, buckets=BUCKETS
-        )
+        self._seconds = self._histogram_cls(PREFIX + "seconds", SECONDS.help, labelnames, buckets=BUCKETS)
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         labels = self.per_engine_labelvalues[engine_idx]
-        for name, by_label in transfer_stats_data.get("counts", {}).items():
-            for label, value in by_label.items():
-                self._counters[name].labels(*labels, *([label] if label else [])).inc(value)
+        for name, label, amount in transfer_stats_data.get("counts", []):
+            self._counters[name].labels(*labels, *([label] if label else [])).inc(amount)
         for seconds in transfer_stats_data.get("seconds", []):
             self._seconds.labels(*labels).observe(seconds)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from vllm.platforms import current_platform
 
 from embferry import EmbeddingTransferError
 
 from .coordinates import Shape, digest_of
-from .producer_cache import PublishedEmbedding, ToProducerCache
+from .producer_cache import PublishedEmbedding, publish
 from .scheduler_side import StepMetadata
-from .shared_rows import PendingLoad, SharedRows, map_rows
+from .shared_rows import PendingLoad, SharedRows
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -30,9 +31,8 @@ class WorkerSide:
     def __init__(self, vllm_config: VllmConfig, name: str, ranks: int) -> None:
         """``ranks`` is the number of ranks with an encoder cache, those of the first pipeline stage."""
         parallel = vllm_config.parallel_config
-        self._rank, self._ranks = parallel.rank % parallel.world_size, ranks
+        self._name, self._rank, self._ranks = name, parallel.rank % parallel.world_size, ranks
         self._publishes = vllm_config.ec_transfer_config.is_ec_producer and self._rank == 0
-        self._producer_cache = ToProducerCache(name, PUBLISH_TIMEOUT_S)
         self._completed: set[int] = set()  # numbers of the completed loads that the scheduler still repeats
 
     def start_load_caches(self, metadata: StepMetadata, encoder_cache: dict[str, torch.Tensor]) -> None:
@@ -61,12 +61,12 @@ class WorkerSide:
         for load in loads:
             if load.number in self._completed:
                 continue
-            memory = map_rows(load.handle)
-            if load.wanted and load.mm_hash not in encoder_cache:
-                shape, rows = load.handle.shape, torch.from_numpy(memory.rows.copy())
-                tensor = rows.view(getattr(torch, shape.dtype)).reshape(shape.tokens, shape.width)
-                encoder_cache[load.mm_hash] = tensor.to(_device())
-            memory.completed[self._rank] = load.number
+            with closing(SharedRows.open(load.handle)) as shared:
+                if load.wanted and load.mm_hash not in encoder_cache:
+                    shape, rows = load.handle.shape, torch.from_numpy(shared.rows.copy())
+                    tensor = rows.view(getattr(torch, shape.dtype)).reshape(shape.tokens, shape.width)
+                    encoder_cache[load.mm_hash] = tensor.to(current_platform.device_type)  # this worker's current one
+                shared.completed[self._rank] = load.number
             self._completed.add(load.number)
 
     def _publish(self, output: torch.Tensor, mm_hash: str, *, encoded: bool) -> None:
@@ -84,16 +84,7 @@ class WorkerSide:
             with closing(SharedRows.make(shape, self._ranks)) as shared:
                 np.copyto(shared.rows, tensor.view(torch.uint8).numpy())
                 digest = digest_of(shared.rows, shape)
-                self._producer_cache.put(PublishedEmbedding(mm_hash, shared.handle, digest, encoded))
+                published = PublishedEmbedding(mm_hash, shared.handle, digest, encoded)
+                publish(self._name, published, PUBLISH_TIMEOUT_S)
         except EmbeddingTransferError as error:
             log.error("the embedding %s cannot be published: %s", mm_hash, error)
-
-
-def _device() -> torch.device:
-    """Returns this worker's accelerator, or the CPU."""
-    from vllm.platforms import current_platform
-
-    kind = current_platform.device_type
-    if current_platform.is_cuda_alike():
-        return torch.device(kind, current_platform.current_device())
-    return torch.device(kind)
