@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -68,13 +68,6 @@ Key = tuple[str, str]
 """Name of a counter and value of its label, "" if it has none."""
 
 
-class Changes(NamedTuple):
-    """Increments as (name, label value, amount), and the durations (seconds) that were observed meanwhile."""
-
-    counts: list[tuple[str, str, int]]
-    seconds: list[float]
-
-
 class Counters(Collector):
     """The metrics of one engine. Any thread may count and collect."""
 
@@ -108,16 +101,19 @@ class Counters(Collector):
         with self._lock:
             return dict(self._counts)
 
-    def take_changes(self) -> Changes | None:
-        """Returns the changes since the last call, or None if there are none."""
+    def take_changes(self) -> dict[str, list[Any]]:
+        """Returns the changes since the last call, nothing if there are none.
+
+        ``counts`` are increments as (name, label value, amount), ``seconds`` the observed durations.
+        """
         with self._lock:
             if self._counts == self._taken:
-                return None
-            counts = [(name, label, amount) for (name, label), amount in (self._counts - self._taken).items()]
-            changes = Changes(counts, list(self._recent))
+                return {}
+            counts = [(*key, amount) for key, amount in (self._counts - self._taken).items()]
+            seconds = list(self._recent)
             self._taken = self._counts.copy()
             self._recent.clear()
-            return changes
+            return {"counts": counts, "seconds": seconds}
 
     def collect(self) -> Iterator[Metric]:
         """Yields every metric. prometheus_client calls this on each scrape, on a thread of its HTTP server."""

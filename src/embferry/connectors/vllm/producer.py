@@ -42,7 +42,7 @@ class Offers:
         """``budget`` is in bytes. ``on_end`` runs on the thread that ended the last room, without the lock."""
         self._budget, self._on_end = budget, on_end
         self._offered: dict[Name, tuple[CachedEmbedding, set[int]]] = {}
-        self._bytes = 0
+        self.nbytes = 0
         self._lock = threading.Lock()
 
     def find(self, mm_hash: str) -> CachedEmbedding | None:
@@ -59,11 +59,11 @@ class Offers:
         with self._lock:
             offered, rooms = self._offered.get(name, (embedding, set()))
             if not rooms:
-                if self._bytes + offered.nbytes > self._budget:
-                    why = f"{self._bytes} of {self._budget} bytes are offered and not fetched"
+                if self.nbytes + offered.nbytes > self._budget:
+                    why = f"{self.nbytes} of {self._budget} bytes are offered and not fetched"
                     raise CapacityError(f"{why}; ask another producer, ask later, or raise offered_bytes")
                 self._offered[name] = (offered, rooms)
-                self._bytes += offered.nbytes
+                self.nbytes += offered.nbytes
             rooms.add(room)
             return offered
 
@@ -78,12 +78,8 @@ class Offers:
             if rooms:
                 return
             del self._offered[name]
-            self._bytes -= offered.nbytes
+            self.nbytes -= offered.nbytes
         self._on_end(offered)
-
-    @property
-    def nbytes(self) -> int:
-        return self._bytes
 
 
 class Producer:

@@ -65,7 +65,7 @@ class ProducerCache:
         self._budget, self._counters = budget, counters
         self._embeddings: OrderedDict[str, CachedEmbedding] = OrderedDict()
         self._holds: Counter[str] = Counter()
-        self._bytes = 0
+        self.nbytes = 0
         self._lock = threading.Lock()
         self._closing = False
         self._context = zmq.Context()
@@ -101,18 +101,14 @@ class ProducerCache:
         with self._lock:
             old = self._embeddings.pop(embedding.mm_hash, None)
             if old is not None:
-                self._bytes -= old.nbytes
+                self.nbytes -= old.nbytes
                 if old is not embedding and old.shared.is_loading:
                     old, embedding = embedding, old
                 if old is not embedding:
                     old.shared.close()
-            self._bytes += embedding.nbytes
+            self.nbytes += embedding.nbytes
             self._embeddings[embedding.mm_hash] = embedding
             self._evict()
-
-    @property
-    def nbytes(self) -> int:
-        return self._bytes
 
     def close(self) -> None:
         self._closing = True
@@ -142,11 +138,11 @@ class ProducerCache:
 
     def _evict(self) -> None:
         for mm_hash, embedding in list(self._embeddings.items()):
-            if (self._bytes <= self._budget and len(self._embeddings) <= MAX_KEPT) or len(self._embeddings) == 1:
+            if (self.nbytes <= self._budget and len(self._embeddings) <= MAX_KEPT) or len(self._embeddings) == 1:
                 return
             if mm_hash not in self._holds and not embedding.shared.is_loading:
                 del self._embeddings[mm_hash]
-                self._bytes -= embedding.nbytes
+                self.nbytes -= embedding.nbytes
                 embedding.shared.close()
 
 

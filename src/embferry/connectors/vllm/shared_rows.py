@@ -35,7 +35,7 @@ class RowsHandle(msgspec.Struct, frozen=True):
     pid: int
     fd: int
     shape: Shape
-    ranks: int = 1
+    ranks: int
 
     @property
     def completed_at(self) -> int:
@@ -64,7 +64,7 @@ class SharedRows:
         self._latest_load = 0
 
     @classmethod
-    def make(cls, shape: Shape, ranks: int = 1) -> SharedRows:
+    def make(cls, shape: Shape, ranks: int) -> SharedRows:
         """Allocates new memory, zeroed. Raises LayoutMismatch for a shape that cannot be transferred."""
         size = RowsHandle(0, 0, shape, ranks).size
         fd = os.memfd_create("embferry-embedding", os.MFD_CLOEXEC)

@@ -35,28 +35,21 @@ class WorkerSide:
         self._publishes = vllm_config.ec_transfer_config.is_ec_producer and self._rank == 0
         self._completed: set[int] = set()  # numbers of the completed loads that the scheduler still repeats
 
-    def start_load_caches(self, metadata: StepMetadata, encoder_cache: dict[str, torch.Tensor]) -> None:
-        if self._rank < self._ranks:
-            self._load(metadata.loads, encoder_cache)
-
     def start_save_caches(self, metadata: StepMetadata, encoder_cache: dict[str, torch.Tensor]) -> None:
         """Prepares a producer's step.
 
         Loads what the scheduler has kept, so that it is not encoded again, and publishes what vLLM's cache has from an
         earlier step and the scheduler has evicted.
         """
-        if self._rank < self._ranks:
-            self._load(metadata.loads, encoder_cache)
+        self.load(metadata.loads, encoder_cache)
         for mm_hash in metadata.publish:
             if mm_hash in encoder_cache:
-                self._publish(encoder_cache[mm_hash], mm_hash, encoded=False)
+                self.publish(encoder_cache[mm_hash], mm_hash, encoded=False)
 
-    def save_caches(self, encoder_cache: dict[str, torch.Tensor], mm_hash: str) -> None:
-        """Publishes an embedding that has just been encoded."""
-        self._publish(encoder_cache[mm_hash], mm_hash, encoded=True)
-
-    def _load(self, loads: tuple[PendingLoad, ...], encoder_cache: dict[str, torch.Tensor]) -> None:
+    def load(self, loads: tuple[PendingLoad, ...], encoder_cache: dict[str, torch.Tensor]) -> None:
         """Does each load once, although the scheduler repeats it until it sees the number."""
+        if self._rank >= self._ranks:
+            return
         self._completed &= {load.number for load in loads}
         for load in loads:
             if load.number in self._completed:
@@ -69,8 +62,8 @@ class WorkerSide:
                 shared.completed[self._rank] = load.number
             self._completed.add(load.number)
 
-    def _publish(self, output: torch.Tensor, mm_hash: str, *, encoded: bool) -> None:
-        """Gives an embedding to the scheduler.
+    def publish(self, output: torch.Tensor, mm_hash: str, *, encoded: bool) -> None:
+        """Gives an embedding to the scheduler. ``encoded``: the model has just encoded it.
 
         After a failure the engine continues, and the scheduler refuses to offer the item when its request finishes.
         """
