@@ -61,15 +61,8 @@ class IncomingEmbedding:
     ) -> None:
         """Starts the transfer, or asks the router for a producer if the coordinates have no endpoint.
 
-        Args:
-            coordinates: Where the embedding is, and what it is.
-            manager: Receives embeddings of this layout.
-            router: Is asked for another producer, if the coordinates have a failover token.
-            ranks: Number of workers that will copy the embedding.
-            counters: The connector's metrics.
-            failed_rooms: Other rooms of the same embedding from which it could not be obtained.
-            on_end: Called when the embedding has arrived or failed, on a thread of the library or of the router's
-                client. It may not block.
+        From ``failed_rooms`` the same embedding could not be obtained. ``on_end`` is called when it has arrived or
+        failed, on a thread of the library or of the router's client. It may not block.
 
         Raises:
             PeerGone: The coordinates have no endpoint, and there is no router to ask.
@@ -94,11 +87,7 @@ class IncomingEmbedding:
             self._open(coordinates.endpoint)
 
     def poll(self) -> bool:
-        """Returns whether the embedding is here, complete and verified.
-
-        Raises:
-            EmbeddingTransferError: The reason why it will not arrive.
-        """
+        """Returns whether the embedding is here, complete and verified. Raises the reason why it will not arrive."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -233,8 +222,7 @@ class IncomingEmbedding:
     def _accept(self, other: Coordinates) -> str:
         """Takes over the coordinates that the router named, and returns their endpoint.
 
-        Raises:
-            RemoteProtocolError: They name another room or another shape, or no endpoint.
+        Raises RemoteProtocolError if they name another room or another shape, or no endpoint.
         """
         mine, theirs = ((each.room, each.shape, each.version) for each in (self.coordinates, other))
         if mine != theirs:

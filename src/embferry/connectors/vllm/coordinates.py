@@ -110,20 +110,12 @@ def digest_of(rows: npt.NDArray[np.uint8], shape: Shape) -> bytes:
 
 
 def coordinates_in(entry: Any) -> Coordinates | None:
-    """Returns the coordinates in an item's entry of ``ec_transfer_params``, or None if it has none.
-
-    Raises:
-        RemoteProtocolError: They are malformed.
-    """
+    """Returns the coordinates in an item's entry, or None. Raises RemoteProtocolError if they are malformed."""
     return _parsed(entry.get(KEY) if isinstance(entry, dict) else None, Coordinates)
 
 
 def room_request_in(params: Any) -> RoomRequest | None:
-    """Returns the room that an encode request's ``ec_transfer_params`` ask for, or None.
-
-    Raises:
-        RemoteProtocolError: They are malformed.
-    """
+    """Returns the room that an encode request asks for, or None. Raises RemoteProtocolError if it is malformed."""
     return _parsed(entry_in(params, KEY), RoomRequest)
 
 

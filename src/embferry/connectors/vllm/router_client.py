@@ -116,34 +116,32 @@ class FailedRequests:
 
     def __init__(self, router: RouterClient | None, counters: Counters) -> None:
         self._router, self._counters = router, counters
-        self._known: set[str] = set()
-        self._reports: dict[str, tuple[Future[None] | None, float]] = {}  # with the time at which waiting ends
+        # By request: the report and the time at which waiting for it ends, or None once vLLM has been told.
+        self._reports: dict[str, tuple[Future[None] | None, float] | None] = {}
 
     def add(self, request: str, error: EmbeddingTransferError, token: str | None) -> None:
         """Fails a request. ``token`` is the failover token of the embedding that cannot be obtained."""
-        if request in self._known:
+        if request in self._reports:
             return
-        self._known.add(request)
         self._counters.add("requests_failed")
         report = self._router.report_failure(token, error) if self._router is not None and token is not None else None
         self._reports[request] = (report, time.monotonic() + REPORT_S)
 
     def __contains__(self, request: str) -> bool:
-        return request in self._known
+        return request in self._reports
 
     def take(self) -> set[str]:
         """Returns the requests that vLLM is to fail now, each of them once."""
         now = time.monotonic()
-        due = set()
-        for request, (report, until) in list(self._reports.items()):
-            if report is None or report.done() or now >= until:
-                due.add(request)
-                del self._reports[request]
+        waiting = {request: entry for request, entry in self._reports.items() if entry is not None}
+        due = {
+            request for request, (report, until) in waiting.items() if report is None or report.done() or now >= until
+        }
+        self._reports.update(dict.fromkeys(due))
         return due
 
     def forget(self, request: str) -> None:
         """The request has finished."""
-        self._known.discard(request)
         self._reports.pop(request, None)
 
 
