@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "EMBFERRY_BENCH_DAMAGE"
+VARIABLE = "BENCH_DAMAGE_FILE"
+"""Not ``EMBFERRY_…``: the router refuses unknown settings."""
 DAMAGE_EVERY = 1_500_000
 """Bytes of embeddings that an encoder sends between two damages, which is one embedding in three or four."""
 SMALLEST = 4096
