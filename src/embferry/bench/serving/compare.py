@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -104,6 +105,7 @@ def compare(choice: Choice, results: ServingResults, progress: Progress) -> None
         StartError: the undivided engine does not start, so there is nothing to compare with.
         KeyboardInterrupt: interrupted; what was measured is in the results.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars would break ours
     from embferry.models.tiny_qwen import make
 
     progress("drawing pictures", 0)

@@ -129,7 +129,9 @@ def _workload_note(runs: Sequence[Run]) -> str:
     if ran is None:
         return ""
     facts = "; ".join(f"{name} {value}" for name, value in _workload(ran)[:5])
-    return f"{facts}; answers of {ran.max_tokens} tokens. Times and tokens/s are of right answers."
+    return (
+        f"{facts[0].upper()}{facts[1:]}; answers of {ran.max_tokens} tokens. Times and tokens/s are of right answers."
+    )
 
 
 def _notes(run: Run) -> Iterator[str]:
