@@ -88,8 +88,8 @@ def flipped_bits() -> None:
         if damage.is_due(source.size):
             target[_middle(source.size)] ^= 0x40
 
-    tcp.Cursor = cursor  # type: ignore[misc,assignment]  # a plug-in replaces it in this process only
-    shm.np = types.SimpleNamespace(**vars(np) | {"copyto": copyto})  # type: ignore[assignment]  # likewise
+    vars(tcp)["Cursor"] = cursor
+    vars(shm)["np"] = types.SimpleNamespace(**vars(np) | {"copyto": copyto})
 
 
 def _middle(size: int) -> int:
