@@ -36,6 +36,7 @@ def test_a_reader_sleeps_early_and_looks_regularly(monkeypatch: pytest.MonkeyPat
         context.destroy(linger=0)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, which vLLM imports
 def test_a_file_of_the_example_connector_loses_its_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = importlib.import_module("torch")
     load_file = importlib.import_module("safetensors.torch").load_file
