@@ -67,6 +67,14 @@ class Split:
             undivided=Reference(undivided.family, undivided.model, undivided.end_tokens, chunk),
         )
 
+    def num_parameters(self) -> tuple[int, int]:
+        """Returns the numbers of parameters of the encoder and of the language model."""
+        decoder = list(self.language._decoder.parameters())
+        head = self.language._head
+        tied = any(head is parameter for parameter in decoder)
+        language = sum(parameter.numel() for parameter in decoder) + (0 if tied else head.numel())
+        return sum(parameter.numel() for parameter in self.encoder._tower.parameters()), language
+
     def ask(self, items: Sequence[MediaItem], question: str = "which colour is it?") -> Asked:
         parts: list[dict[str, str]] = []
         for number, item in enumerate(items):

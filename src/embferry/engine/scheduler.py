@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from embferry.engine.errors import EmbeddingMismatch, QueueFull
 from embferry.engine.language import LanguageModel, Sequence
 from embferry.engine.prompt import Prompt
@@ -25,14 +23,7 @@ Ending = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A prompt to answer.
-
-    Attributes:
-        id: Identifies the request in outputs and in :meth:`Scheduler.abort`.
-        prompt: The prompt.
-        params: The sampling parameters.
-        source: Provides the visual tokens of the prompt; None if it has none.
-    """
+    """A prompt to answer. The source provides its visual tokens; it is None if there are none."""
 
     id: str
     prompt: Prompt
@@ -54,7 +45,6 @@ class Output:
     """One token of a request, or its end.
 
     Attributes:
-        request_id: The id of the request.
         token: The id of the token; None if the request ended without one.
         text: The text that became final with this token; may be empty.
         usage: Tokens of the request so far.
@@ -152,14 +142,11 @@ class Scheduler:
 
     def step(self) -> list[Output]:
         """Runs one chunk or token of every sequence that can go on; returns the new outputs, which may be none."""
-        outputs = [self._last(running, "abort") for running in self._aborted]
+        outputs: list[Output | None] = [self._last(running, "abort") for running in self._aborted]
         self._aborted.clear()
-        for running in list(self._running.values()):
-            output = self._advance(running)
-            if output is not None:
-                outputs.append(output)
+        outputs += [self._advance(running) for running in list(self._running.values())]
         self._admit()
-        return outputs
+        return [output for output in outputs if output is not None]
 
     def _admit(self) -> None:
         while self._queue and len(self._running) < self.max_running:
@@ -197,13 +184,9 @@ class Scheduler:
         if sequence.finish_reason is not None:
             del self._running[running.request.id]
             return self._last(running, sequence.finish_reason)
-        return Output(
-            running.request.id,
-            sequence.tokens[-1],
-            sequence.take_text(),
-            self._usage(running),
-            ttft=running.ttft if first else None,
-        )
+        ttft = running.ttft if first else None
+        text = sequence.take_text()
+        return Output(running.request.id, sequence.tokens[-1], text, self._usage(running), ttft=ttft)
 
     def _work(self, running: _Running) -> None:
         """Runs one chunk or one token, if the visual tokens it needs have arrived."""
@@ -220,11 +203,9 @@ class Scheduler:
         if request.source is None or last == first:
             self.model.prefill_chunk(sequence)
             return
-        self.model.prefill_chunk(sequence, self._read(request.source, first, last))
+        fields = {spec.name: request.source.read(spec.name, first, last) for spec in self.model.fields}
+        self.model.prefill_chunk(sequence, fields)
         request.source.release(last)
-
-    def _read(self, source: EmbeddingSource, first: int, last: int) -> dict[str, torch.Tensor]:
-        return {spec.name: source.read(spec.name, first, last) for spec in self.model.fields}
 
     def _check(self, prompt: Prompt, source: EmbeddingSource) -> None:
         if source.total_tokens not in (-1, prompt.num_visual):

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from embferry.engine.embedding import Embedding, concatenate
+from embferry.engine.embedding import Embedding
 from embferry.engine.prompt import stream_digest
 
 
@@ -47,17 +47,10 @@ class ResidentSource:
     """A source whose tokens are all there from the start."""
 
     def __init__(self, *embeddings: Embedding) -> None:
-        self._fields = concatenate(list(embeddings))
-        self._digest = stream_digest([embedding.shape.digest for embedding in embeddings])
-        self.released = 0
-
-    @property
-    def total_tokens(self) -> int:
-        return int(self._fields["input_embeddings"].shape[0])
-
-    @property
-    def digest(self) -> bytes:
-        return self._digest
+        fields = [embedding.tensors() for embedding in embeddings]
+        self._fields = {name: torch.cat([each[name] for each in fields]) for name in fields[0]}
+        self.digest = stream_digest([embedding.shape.digest for embedding in embeddings])
+        self.total_tokens = len(self._fields["input_embeddings"])
 
     def available_tokens(self) -> int:
         return self.total_tokens
@@ -66,4 +59,4 @@ class ResidentSource:
         return self._fields[field][start:stop]
 
     def release(self, upto: int) -> None:
-        self.released = max(self.released, upto)
+        """Does nothing: the tokens are the caller's."""
