@@ -18,7 +18,7 @@ from embferry.engine.media import MediaItem, PreparedItem
 from embferry.engine.prompt import Prompt
 from embferry.engine.reference import Reference, ReferenceRun
 from embferry.engine.sampling import SamplingParams
-from embferry.engine.source import EmbeddingSource, ResidentSource
+from embferry.engine.scheduler import EmbeddingSource, ResidentSource
 from tests.engine.tiny import picture, video
 
 CASES: dict[str, Callable[[], list[MediaItem]]] = {

@@ -48,14 +48,14 @@ class _Features:
         return output
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Reference:
     """An undivided model, as a reference."""
 
-    def __init__(self, family: Family, model: Any, ends: frozenset[int], chunk_tokens: int) -> None:
-        self.family = family
-        self.model = model
-        self.end_tokens = ends
-        self.chunk_tokens = chunk_tokens
+    family: Family
+    model: Any
+    end_tokens: frozenset[int]
+    chunk_tokens: int
 
     @classmethod
     def load(
@@ -91,9 +91,6 @@ class Reference:
         for start, stop in chunk_boundaries(prompt.length, self.chunk_tokens):
             chunk = self._chunk(prompt, features, start, stop)
             logits = self._forward(cache, prompt.input_ids[:, start:stop], positions[..., start:stop], chunk)
-        return self._generate(cache, int(delta), logits, params)
-
-    def _generate(self, cache: Any, delta: int, logits: torch.Tensor, params: SamplingParams) -> ReferenceRun:
         run, generator = ReferenceRun(), params.generator()
         while True:
             run.logits.append(logits)
@@ -101,7 +98,7 @@ class Reference:
             ended = run.tokens[-1] in self.end_tokens and not params.ignore_eos
             if ended or len(run.tokens) == params.max_tokens:
                 return run
-            position = torch.full((3, 1, 1), cache.get_seq_length() + delta)
+            position = torch.full((3, 1, 1), cache.get_seq_length() + int(delta))
             logits = self._forward(cache, torch.tensor([[run.tokens[-1]]]), position, {})
 
     def _encode(self, items: Sequence[PreparedItem], kind: Kind) -> _Features | None:
