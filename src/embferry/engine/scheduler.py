@@ -215,7 +215,7 @@ class Scheduler:
             return True
 
     def _arrived(self, running: _Running) -> bool:
-        """Returns whether the visual tokens of the next chunk have arrived, after comparing the source with the prompt."""
+        """Returns whether the next chunk's visual tokens have arrived, after comparing the source with the prompt."""
         sequence, source = running.sequence, running.request.source
         if sequence is None or sequence.prefilled or source is None:
             return True
