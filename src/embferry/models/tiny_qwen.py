@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 SPECIAL = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 CHAT = (
@@ -60,14 +60,14 @@ def make(folder: Path, *, max_image_tokens: int = 1024, max_positions: int = 819
 
 def write_model(
     folder: Path,
-    model_class: type[PreTrainedModel],
+    model_class: Any,
     video_processor: str,
     vision: dict[str, Any],
     text: dict[str, Any],
     max_image_tokens: int,
     max_positions: int,
 ) -> None:
-    """Writes a model of a class; ``vision`` and ``text`` complete or change its configuration.
+    """Writes a model of a class of transformers; ``vision`` and ``text`` complete or change its configuration.
 
     The spread of the random weights is wide enough that answers depend on the image.
     """
