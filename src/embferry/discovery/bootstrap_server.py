@@ -32,20 +32,8 @@ import msgspec
 
 from embferry.protocol.errors import CapacityError, LocalProtocolError, TransportError
 
-from .bootstrap_client import BootstrapClient, HealthWatch, Lease, LeaseKeeper
+from .bootstrap_client import Lease
 from .leases import LeaseTable, Rank, Role, Worker
-
-__all__ = [
-    "BootstrapClient",
-    "BootstrapServer",
-    "HealthWatch",
-    "Lease",
-    "LeaseKeeper",
-    "LeaseTable",
-    "Rank",
-    "Worker",
-    "run",
-]
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embferry.disaggregation import wires
-from embferry.disaggregation.mooncake.buffer_layout import block_writes, from_planes, gather, to_planes
+from embferry.disaggregation.mooncake.buffer_layout import block_writes, gather, transposed
 from embferry.disaggregation.mooncake.conn_multimodal import OriginSettings, origin_layout
 from embferry.disaggregation.mooncake.encode_ranks import rank_for
 from embferry.disaggregation.mooncake.pool_mapping import PoolMemory
@@ -28,8 +28,8 @@ from .origin_peers import BLOCK, TOKEN_BYTES, Buffers, embedding
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_positions_are_the_same_after_transposing_them_twice(tokens: int, block_size: int) -> None:
     positions = np.arange(3 * tokens, dtype=np.int32).reshape(tokens, 3)
-    rows = to_planes(positions.view(np.uint8), block_size)
-    assert np.array_equal(from_planes(rows, block_size).view(np.int32), positions)
+    rows = transposed(positions.view(np.uint8), block_size, to_planes=True)
+    assert np.array_equal(transposed(rows, block_size, to_planes=False).view(np.int32), positions)
     for start in range(0, tokens, block_size):
         part = positions[start : start + block_size]
         assert np.array_equal(rows[start : start + block_size].reshape(-1).view(np.int32), part.T.reshape(-1))
@@ -125,7 +125,7 @@ def test_fields_that_differ_from_the_origins_are_refused(fields: tuple[Field, ..
 
 
 def test_impossible_settings_are_refused() -> None:
-    for wrong in ({"engine_rank": 1}, {"tp_size": 3, "dp_size": 2}, {"heartbeat_interval": 0.0}):
+    for wrong in ({"engine_rank": 1}, {"tp_size": 3, "dp_size": 2}, {"heartbeat_interval": 0.0}, {"max_misses": 0}):
         with pytest.raises(LocalProtocolError):
             OriginSettings(**wrong)
 

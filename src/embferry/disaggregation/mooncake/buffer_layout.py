@@ -14,8 +14,8 @@ import numpy.typing as npt
 from embferry.memory.buffers import AUX_WIDTH, MultimodalDataBuffers
 from embferry.protocol.layout import Geometry
 from embferry.transfer.fields import Array, Fields
+from embferry.transports.leased.jobs import Run
 
-from .session_engines import Run
 from .settings import MROPE
 
 AUX_POINTER = 3
@@ -29,25 +29,14 @@ def pointer_of(field: int) -> int:
     return field if field < AUX_POINTER else field + 1
 
 
-def to_planes(tokens: Array, block_size: int) -> Array:
-    """Transposes positions to the order of the rows of their blocks, which begin at the first token.
+def transposed(array: Array, block_size: int, *, to_planes: bool) -> Array:
+    """Transposes positions from 3 a token to 3 planes a row of their blocks, which begin at the first token, or back.
 
     Args:
-        tokens: Bytes of int32 positions, uint8 [n, 12]: 3 positions a token.
+        array: Bytes of int32 positions, uint8 [n, 12].
         block_size: Tokens of a row.
-
-    Returns:
-        The bytes of the rows one after another, uint8 [n, 12]: 3 planes a row.
+        to_planes: The direction.
     """
-    return _transposed(tokens, block_size, to_planes=True)
-
-
-def from_planes(rows: Array, block_size: int) -> Array:
-    """Reverses :func:`to_planes`."""
-    return _transposed(rows, block_size, to_planes=False)
-
-
-def _transposed(array: Array, block_size: int, *, to_planes: bool) -> Array:
     out = np.empty_like(array)
     full = len(array) // block_size * block_size
     for part, size in ((slice(0, full), block_size), (slice(full, len(array)), len(array) - full)):
@@ -87,7 +76,9 @@ def block_writes(
     sources: list[npt.NDArray[np.generic]] = []
     for field in geometry.layout.fields:
         part = fields[field.name][sent_tokens : sent_tokens + num_tokens]
-        sources.append(to_planes(part, geometry.block_size) if planes and field.name == MROPE else part)
+        if planes and field.name == MROPE:
+            part = transposed(part, geometry.block_size, to_planes=True)
+        sources.append(part)
     runs = []
     for index, token, offset, length in geometry.spans(blocks, 0, num_tokens):
         source = sources[index].ctypes.data + token * geometry.layout.fields[index].token_bytes
@@ -102,17 +93,11 @@ def block_writes(
 def gather(
     buffers: MultimodalDataBuffers, blocks: tuple[int, ...], tokens: int, out: Fields, at: int, *, planes: bool
 ) -> None:
-    """Copies ``tokens`` tokens from ``blocks`` to the arrays of ``out``, from token ``at`` on.
+    """Copies ``tokens`` tokens, which fill ``blocks``, to the arrays of ``out`` from token ``at`` on.
 
-    Args:
-        buffers: The pool.
-        blocks: Blocks that the tokens fill, from the start of the first one on.
-        tokens: Number of tokens.
-        out: Field name to uint8 [total tokens, bytes a token].
-        at: Index of the first token in ``out``.
-        planes: Whether ``mrope_positions`` are transposed.
+    The arrays are uint8 [total tokens, bytes a token]. ``planes``: whether ``mrope_positions`` are transposed.
     """
     buffers.gather_into(blocks, 0, tokens, out, at)
     if planes:
         arrived = out[MROPE][at : at + tokens]
-        arrived[:] = from_planes(arrived, buffers.geometry.block_size)
+        arrived[:] = transposed(arrived, buffers.geometry.block_size, to_planes=False)

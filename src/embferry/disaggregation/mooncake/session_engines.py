@@ -1,7 +1,4 @@
-"""Engines of the encode side: one for each session that is written to, so that a failure stays in its session.
-
-This file holds all that this package uses of the Mooncake transport.
-"""
+"""Engines of the encode side: one for each session that is written to, so that a failure stays in its session."""
 
 from __future__ import annotations
 
@@ -16,11 +13,8 @@ from functools import partial
 from embferry.protocol.errors import TransportError
 from embferry.transports.leased.engine_thread import EngineThread
 from embferry.transports.leased.jobs import Run, WriteJob
-from embferry.transports.leased.mooncake.alias import Alias
-from embferry.transports.leased.mooncake.engine import P2P, Engine, EngineSettings
+from embferry.transports.leased.mooncake.engine import Engine
 from embferry.transports.leased.mooncake.write_engine import MooncakeWriteEngine
-
-__all__ = ["P2P", "Alias", "Engine", "EngineSettings", "OpenEngine", "Run", "SessionEngines"]
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +55,9 @@ class SessionEngines:
         self._closed = False
 
     def write(self, session: str, runs: list[Run], source: object, on_over: OnOver) -> None:
-        """Begins a write.
+        """Begins a write to absolute addresses of the peer.
 
-        Args:
-            session: Session id of the peer's engine.
-            runs: The bytes to write, to absolute addresses of the peer.
-            source: Object that keeps the source memory alive.
-            on_over: Called when no byte of ``source`` is read any more, and never before.
+        ``source`` keeps the memory of ``runs`` alive until ``on_over`` is called, when no byte of it is read any more.
         """
         job = WriteJob(next(self._serials), lambda: runs, keeps=source)
         job.go = True

@@ -6,6 +6,7 @@ generation, so it is a setting of :class:`OriginWire`.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,21 @@ from enum import Enum
 
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
 
-from . import frame_values
+MAX_ROOM = (1 << 63) - 1
+MAX_TOKENS = (1 << 40) - 1
+MAX_PORT = 65535
+MAX_DESTINATIONS = 4096
+"""Largest number of destination ranks of one room."""
+MAX_HOST = 255
+MAX_POINTER = (1 << 62) - 1
+"""Larger than any address of a process; a pointer plus an offset stays below 63 bits."""
+MIN_BUFFERS, MAX_BUFFERS = 4, 5
+"""Base pointers of a registration. The fifth one, deepstack_embeddings, exists only where the model has any."""
+
+POINTER = struct.Struct("=Q")
+
+_DECIMAL = re.compile(rb"0|[1-9][0-9]*")
+_HOST_NAME = re.compile(rb"[0-9A-Za-z._:%\[\]-]+")
 
 REGISTER = "None"
 """Frame 0 of a registration, which belongs to no room."""
@@ -77,14 +92,12 @@ class EmbeddingArgsRegisterInfo:
         if len(frames) != REGISTER_FRAMES:
             raise RemoteProtocolError(f"a registration of {len(frames)} frames; it must have {REGISTER_FRAMES}")
         if frames[0] != REGISTER_FRAME:
-            raise RemoteProtocolError(
-                f"a registration whose first frame is {frame_values.shown(frames[0])}, not {REGISTER}"
-            )
-        return cls(REGISTER, *_address(frames), frame_values.pointers(frames[4]))
+            raise RemoteProtocolError(f"a registration whose first frame is {_shown(frames[0])}, not {REGISTER}")
+        return cls(REGISTER, *_address(frames), _pointers(frames[4]))
 
     def to_zmq(self) -> list[bytes]:
         """Returns the five frames, unchecked; :func:`write` checks."""
-        return [*_head(self), b"".join(frame_values.POINTER.pack(pointer) for pointer in self.dst_embedding_ptrs)]
+        return [*_head(self), b"".join(POINTER.pack(pointer) for pointer in self.dst_embedding_ptrs)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +129,7 @@ class TransferEmbeddingInfo:
             raise RemoteProtocolError(
                 f"a request of {len(frames)} frames; in generation {wire.generation.value} it has {counts}"
             )
-        room = frame_values.number(frames[0], "the room", 0, frame_values.MAX_ROOM)
+        room = number(frames[0], "the room", 0, MAX_ROOM)
         try:
             head = (room, *_address(frames))
             if wire.generation is Generation.V3_0:
@@ -172,7 +185,14 @@ def read(frames: Sequence[bytes], wire: OriginWire) -> Request:
     if longest > MAX_FRAME_BYTES:
         raise RemoteProtocolError(f"a frame of {longest} bytes; the limit is {MAX_FRAME_BYTES}")
     if frames[0] == REGISTER_FRAME:
-        return _registration(frames, wire)
+        message = EmbeddingArgsRegisterInfo.from_zmq(frames)
+        count = len(message.dst_embedding_ptrs)
+        if wire.num_buffers not in (None, count):
+            raise RemoteProtocolError(
+                f"{count} base pointers, but embeddings here lie in {wire.num_buffers} buffers. "
+                "Serve the same model on both sides"
+            )
+        return message
     return TransferEmbeddingInfo.from_zmq(frames, wire)
 
 
@@ -191,48 +211,102 @@ def write(message: Request, wire: OriginWire) -> list[bytes]:
     raise LocalProtocolError(f"generation {wire.generation.value} cannot carry all of {message}")
 
 
-def _registration(frames: Sequence[bytes], wire: OriginWire) -> EmbeddingArgsRegisterInfo:
-    message = EmbeddingArgsRegisterInfo.from_zmq(frames)
-    count = len(message.dst_embedding_ptrs)
-    if wire.num_buffers not in (None, count):
-        raise RemoteProtocolError(
-            f"{count} base pointers, but embeddings here lie in {wire.num_buffers} buffers. "
-            "Serve the same model on both sides"
-        )
-    return message
-
-
 def _head(message: Request) -> list[bytes]:
     parts = (message.room, message.endpoint, message.dst_port, message.mooncake_session_id)
     return [str(part).encode("ascii") for part in parts]
 
 
 def _address(frames: Sequence[bytes]) -> tuple[str, int, str]:
-    port = frame_values.number(frames[2], "the receiver's port", 1, frame_values.MAX_PORT)
-    return frame_values.host(frames[1]), port, frame_values.session_id(frames[3])
+    port = number(frames[2], "the receiver's port", 1, MAX_PORT)
+    return _host(frames[1]), port, _session_id(frames[3])
 
 
 def _destinations(frames: Sequence[bytes]) -> int:
-    return frame_values.number(frames[5], "required_dst_info_num", 1, frame_values.MAX_DESTINATIONS)
+    return number(frames[5], "required_dst_info_num", 1, MAX_DESTINATIONS)
 
 
 def _one_buffer(frames: Sequence[bytes], wire: OriginWire) -> tuple[tuple[int, ...], int, int]:
-    index = frame_values.number(frames[4], "the buffer index", 0, wire.num_blocks - 1)
-    return (index,), _destinations(frames), frame_values.number(frames[6], "sent_tokens", 0, frame_values.MAX_TOKENS)
+    index = number(frames[4], "the buffer index", 0, wire.num_blocks - 1)
+    return (index,), _destinations(frames), number(frames[6], "sent_tokens", 0, MAX_TOKENS)
 
 
 def _blocks(frames: Sequence[bytes], wire: OriginWire) -> tuple[tuple[int, ...], int, int, int]:
-    blocks = frame_values.block_indices(frames[4], wire.num_blocks)
+    blocks = _block_indices(frames[4], wire.num_blocks)
     sent = 0
     if len(frames) >= RESUME_FRAMES:
-        sent = frame_values.number(frames[6], "sent_tokens", 1, frame_values.MAX_TOKENS)
+        sent = number(frames[6], "sent_tokens", 1, MAX_TOKENS)
         if sent % wire.block_size:
             raise RemoteProtocolError(f"sent_tokens is {sent}; a resume starts at a multiple of {wire.block_size}")
     allocation = frames[7] if sent else frames[6]
-    allocated = frame_values.number(allocation, "allocated_tokens", 1, frame_values.MAX_TOKENS)
+    allocated = number(allocation, "allocated_tokens", 1, MAX_TOKENS)
     if allocated != len(blocks) * wire.block_size:
         raise RemoteProtocolError(
             f"allocated_tokens is {allocated}; {len(blocks)} blocks of {wire.block_size} tokens are "
             f"{len(blocks) * wire.block_size}. Configure the same block size on both sides"
         )
     return blocks, _destinations(frames), sent, allocated
+
+
+# Values of single frames. Each function checks the length of a frame before it converts it.
+
+
+def _shown(frame: bytes) -> str:
+    """Returns a frame as text for an error message, cut off when it is long."""
+    return repr(frame[:40])[1:] + ("…" if len(frame) > 40 else "")
+
+
+def number(frame: bytes, name: str, lowest: int, highest: int) -> int:
+    """Reads ASCII decimal digits without sign, space or leading zero, in ``[lowest, highest]``."""
+    if len(frame) > len(str(highest)) or not _DECIMAL.fullmatch(frame):
+        raise RemoteProtocolError(f"{name} is {_shown(frame)}; it must be decimal digits, {lowest} to {highest}")
+    value = int(frame)
+    if not lowest <= value <= highest:
+        raise RemoteProtocolError(f"{name} is {value}; it must be {lowest} to {highest}")
+    return value
+
+
+def _host(frame: bytes, name: str = "the receiver's host") -> str:
+    """Reads a host name or an address, IPv6 included."""
+    if len(frame) > MAX_HOST or not _HOST_NAME.fullmatch(frame):
+        raise RemoteProtocolError(f"{name} is {_shown(frame)}; it must be a host name or address")
+    return frame.decode("ascii")
+
+
+def _session_id(frame: bytes) -> str:
+    """Reads the ``host:port`` of a transfer engine."""
+    name, colon, port = frame.rpartition(b":")
+    if not colon:
+        raise RemoteProtocolError(f"the session id is {_shown(frame)}; it must be host:port")
+    _host(name, "the session's host")
+    number(port, "the session's port", 1, MAX_PORT)
+    return frame.decode("ascii")
+
+
+def _pointers(frame: bytes) -> tuple[int, ...]:
+    """Reads base addresses, 8 bytes each in the byte order of this machine."""
+    count, rest = divmod(len(frame), POINTER.size)
+    if rest or not MIN_BUFFERS <= count <= MAX_BUFFERS:
+        raise RemoteProtocolError(
+            f"base pointers of {len(frame)} bytes; they must be {MIN_BUFFERS} or {MAX_BUFFERS} of {POINTER.size} bytes"
+        )
+    values = tuple(value for (value,) in POINTER.iter_unpack(frame))
+    if not all(values):
+        raise RemoteProtocolError("a base pointer is 0; every buffer must be registered before it is announced")
+    if max(values) > MAX_POINTER:
+        raise RemoteProtocolError(f"a base pointer is {max(values):#x}, which is no address; is its byte order ours?")
+    return values
+
+
+def _block_indices(frame: bytes, num_blocks: int) -> tuple[int, ...]:
+    """Reads comma separated block indices below ``num_blocks``, at least one and each only once.
+
+    Tokens fill the blocks in the order of the list.
+    """
+    if not frame:
+        raise RemoteProtocolError("the list of blocks is empty; a request must bring at least one block")
+    if len(frame) > num_blocks * (len(str(num_blocks)) + 1) or frame.count(b",") >= num_blocks:
+        raise RemoteProtocolError(f"a list of blocks of {len(frame)} bytes; there are {num_blocks} blocks in all")
+    blocks = tuple(number(part, "a block index", 0, num_blocks - 1) for part in frame.split(b","))
+    if len(set(blocks)) != len(blocks):
+        raise RemoteProtocolError("a block stands twice in the list; its tokens would overwrite each other")
+    return blocks

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
 from embferry.protocol.states import KVPoll
 
-from . import frame_values
+from .requests import MAX_ROOM, number
 
 NO_RANK = -1
 MAX_RANK = 65535
@@ -16,18 +16,13 @@ MAX_RANK = 65535
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingStatus:
-    """The status of a room.
-
-    Attributes:
-        room: The ``bootstrap_room``.
-        status: The status.
-        sender_rank: Rank of the sender, or -1, if the message had a third frame. Only a later development branch of
-            the origin sends one. It is read and never written.
-    """
+    """The status of a room."""
 
     room: int
     status: KVPoll
     sender_rank: int | None = None
+    """Rank of the sender, or -1, if the message had a third frame. Only a later development branch of the origin sends
+    one. It is read and never written."""
 
 
 def read_status(frames: Sequence[bytes]) -> EmbeddingStatus:
@@ -38,10 +33,13 @@ def read_status(frames: Sequence[bytes]) -> EmbeddingStatus:
     """
     if len(frames) not in (2, 3):
         raise RemoteProtocolError(f"a status of {len(frames)} frames; it must have 2, or 3 with the sender's rank")
-    room = frame_values.number(frames[0], "the room", 0, frame_values.MAX_ROOM)
+    room = number(frames[0], "the room", 0, MAX_ROOM)
     try:
-        status = KVPoll(frame_values.number(frames[1], "the status", min(KVPoll), max(KVPoll)))
-        return EmbeddingStatus(room, status, _rank(frames[2]) if len(frames) == 3 else None)
+        status = KVPoll(number(frames[1], "the status", min(KVPoll), max(KVPoll)))
+        rank = None
+        if len(frames) == 3:
+            rank = NO_RANK if frames[2] == b"-1" else number(frames[2], "the sender's rank", 0, MAX_RANK)
+        return EmbeddingStatus(room, status, rank)
     except RemoteProtocolError as error:
         error.room = room
         raise
@@ -61,9 +59,3 @@ def write_status(message: EmbeddingStatus) -> list[bytes]:
     except RemoteProtocolError as error:
         raise LocalProtocolError(f"every peer would refuse this status: {error}") from None
     return frames
-
-
-def _rank(frame: bytes) -> int:
-    if frame == str(NO_RANK).encode("ascii"):
-        return NO_RANK
-    return frame_values.number(frame, "the sender's rank", 0, MAX_RANK)
