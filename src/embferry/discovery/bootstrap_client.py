@@ -57,14 +57,6 @@ class _Workers(Struct, frozen=True):
     workers: tuple[Worker, ...]
 
 
-class _Error(Struct, frozen=True):
-    message: str
-
-
-class _Refusal(Struct, frozen=True):
-    error: _Error
-
-
 class BootstrapClient:
     """Client of one bootstrap server. Thread-safe: every call has its own connection.
 
@@ -92,11 +84,7 @@ class BootstrapClient:
         self._host, self._port = parts.hostname, port
 
     def register(self, worker: Worker) -> Lease:
-        """Registers the worker until its lease ends, or renews its lease.
-
-        Raises:
-            CapacityError: The table is full.
-        """
+        """Registers the worker, or renews its lease; raises :class:`CapacityError` if the table is full."""
         return self._decoded(self._ok("PUT", f"/workers/{quote(worker.id, safe='')}", worker), Lease)
 
     def remove(self, worker_id: str) -> bool:
@@ -116,19 +104,11 @@ class BootstrapClient:
         self._ok("PUT", "/route", {"role": "Encode"} | msgspec.structs.asdict(rank))
 
     def route(self, engine_rank: int, target_dp_group: int = 0) -> RankAddress:
-        """Returns the address of rank ``engine_rank`` of data-parallel group ``target_dp_group``.
-
-        Raises:
-            PeerGone: No such rank has registered.
-        """
+        """Returns the address of a rank of a data-parallel group; raises :class:`PeerGone` if it has not registered."""
         return self._decoded(self._route(engine_rank, target_dp_group), RankAddress)
 
     def shape(self) -> Shape:
-        """Returns the sizes of the encode engine.
-
-        Raises:
-            PeerGone: No rank has registered.
-        """
+        """Returns the sizes of the encode engine; raises :class:`PeerGone` if no rank has registered."""
         return self._decoded(self._route(-1, -1), Shape)
 
     def healthy(self) -> bool:
@@ -144,15 +124,11 @@ class BootstrapClient:
         status, body = self._call("GET", "/route?" + query)
         if status == 404:
             raise PeerGone(f"{_message(body)}; start the encode worker, or ask again when it is ready")
-        if status != 200:
-            self._refused(status, body)
-        return body
+        return body if status == 200 else self._refused(status, body)
 
     def _ok(self, method: str, path: str, content: object = None) -> bytes:
         status, body = self._call(method, path, content)
-        if status not in (200, 201):
-            self._refused(status, body)
-        return body
+        return body if status in (200, 201) else self._refused(status, body)
 
     def _call(self, method: str, path: str, content: object = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self.timeout_s)
@@ -190,8 +166,8 @@ class BootstrapClient:
 
 def _message(body: bytes) -> str:
     try:
-        return msgspec.json.decode(body, type=_Refusal).error.message
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
         return repr(body[:200])
 
 

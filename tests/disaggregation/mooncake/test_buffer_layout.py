@@ -69,7 +69,7 @@ def test_tokens_are_written_where_the_origin_expects_them(
 def test_marks_show_every_row_that_was_not_written(order: list[int], tokens: int, chosen: int) -> None:
     buffers = PoolMemory(GEOMETRY)
     blocks = tuple(order[: -(-tokens // BLOCK)])
-    marks = WriteMarks(buffers.data, buffers.aux, Round(blocks, 0, len(blocks) * BLOCK))
+    marks = WriteMarks(buffers, Round(blocks, 0, len(blocks) * BLOCK))
     assert marks.total_tokens() is None
     assert not marks.written(tokens)
     pointers = [buffers.data.field(name).ctypes.data for name in TOKEN_BYTES]

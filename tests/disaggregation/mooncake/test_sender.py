@@ -109,7 +109,7 @@ def test_a_room_begins_and_resumes_when_all_ranks_have_asked(network, manager, r
     receiver.register()
     other.register()
     receiver.init(ROOM, [0, 1], ranks=2)
-    eventually(lambda: manager.rooms.poll(ROOM) is KVPoll.Bootstrapping)
+    eventually(lambda: len(manager.rooms._rooms[ROOM].asked) == 1)
     assert sender.poll() is KVPoll.Bootstrapping
     other.init(ROOM, [5, 6], ranks=2)
     for rank in (receiver, other):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.wire.requests import (
+from embferry.disaggregation.wire.messages import (
     MAX_DESTINATIONS,
     MAX_ROOM,
     MAX_TOKENS,

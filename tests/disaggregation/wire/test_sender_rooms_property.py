@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embferry.disaggregation.wire.requests import OriginWire
+from embferry.disaggregation.wire.messages import OriginWire
 from embferry.disaggregation.wire.sender_rooms import (
     Command,
     Ended,

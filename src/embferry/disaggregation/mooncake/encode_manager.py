@@ -26,8 +26,8 @@ from embferry.transfer.fields import Fields, check_fields
 from embferry.transfer.handle import Handle
 from embferry.transfer.waiting import wait
 
+from ..wire.messages import EmbeddingStatus, write_status
 from ..wire.sender_rooms import Command, Ended, Refused, Registered, Report, SenderRooms, WriteBlocks
-from ..wire.statuses import EmbeddingStatus, write_status
 from .buffer_layout import block_writes
 from .manager import MooncakeEmbeddingManager
 from .session_engines import OpenEngine, SessionEngines
@@ -234,7 +234,7 @@ class MooncakeEmbeddingSender(Handle):
             return self.manager.rooms.poll(self.room) or KVPoll.Bootstrapping
 
     def wait(self, timeout: float) -> None:
-        """Blocks the calling thread until the embedding is sent; see :func:`embferry.transfer.waiting.wait`."""
+        """Blocks until the embedding is sent; see :func:`embferry.transfer.waiting.wait`."""
         wait(self, timeout)
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:

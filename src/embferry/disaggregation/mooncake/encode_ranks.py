@@ -51,10 +51,8 @@ def rank_for(shape: Shape, settings: OriginSettings, room: int) -> tuple[int, in
     """Chooses the encode rank for a room: returns it, its data-parallel group, and ``required_dst_info_num``.
 
     The ranks of a group hold the same embeddings, so one of them is asked. If the encode side has more ranks in a group
-    than the language side, the first of those that belong to this rank is asked and the others are not.
-
-    Raises:
-        RemoteProtocolError: The sizes of the two sides do not divide each other.
+    than the language side, the first of those that belong to this rank is asked and the others are not. Sizes that do
+    not divide each other raise :class:`RemoteProtocolError`.
     """
     if shape.embedding_tp_size < 1 or shape.embedding_dp_size < 1:
         raise RemoteProtocolError(f"the encode side reports impossible sizes: {shape}")
@@ -107,21 +105,19 @@ class EncodeSide:
 
     def _run(self) -> None:
         next_check = math.inf  # of its health; a server that never answered cannot be lost
-        next_retry = math.inf
         pending: list[_LookUp] = []
         while True:
             with self._changed:
                 if not (self._stopping or self._new):
-                    self._changed.wait(min(IDLE_S, max(0.0, min(next_check, next_retry) - time.monotonic())))
+                    pause = RETRY_S if pending else IDLE_S
+                    self._changed.wait(min(pause, max(0.0, next_check - time.monotonic())))
                 if self._stopping:
                     return
                 new, self._new = self._new, []
-            if new or time.monotonic() >= next_retry:
-                asked = pending + new
-                pending = self._look_up(asked)
-                next_retry = time.monotonic() + RETRY_S if pending else math.inf
-                if len(pending) < len(asked) and next_check == math.inf:
-                    next_check = time.monotonic() + self._settings.heartbeat_interval
+            asked = pending + new
+            pending = self._look_up(asked)
+            if len(pending) < len(asked) and next_check == math.inf:
+                next_check = time.monotonic() + self._settings.heartbeat_interval
             if time.monotonic() >= next_check:
                 lost = self._check_health()
                 next_check = math.inf if lost else time.monotonic() + self._settings.heartbeat_interval

@@ -15,7 +15,7 @@ from embferry.protocol.layout import Geometry
 from embferry.protocol.settings import TransferSettings
 from embferry.transfer.driver import DriverThread, bind, tcp_endpoint
 
-from ..wire.requests import MAX_FRAME_BYTES, OriginWire
+from ..wire.messages import MAX_FRAME_BYTES, OriginWire
 from .session_engines import OpenEngine
 from .settings import OriginSettings, check_geometry
 

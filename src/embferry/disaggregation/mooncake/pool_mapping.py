@@ -62,8 +62,8 @@ class PoolMapping:
     Attributes:
         pointers: Base addresses of the buffers in this mapping, in the order of a registration.
         rooms: Rooms that have announced the mapping to a peer and are not over.
-        tainted: Whether blocks are quarantined because of it, so that new rooms must not use it.
-        quarantined: ``(room, blocks)`` that are freed when the mapping is closed.
+        quarantined: ``(room, blocks)`` that are freed when the mapping is closed. The peer of the room may still be
+            writing to them, so new rooms must not use a mapping that has any.
 
     Raises:
         TransportError: The memory cannot be mapped again, or the engine cannot start or register it.
@@ -71,7 +71,6 @@ class PoolMapping:
 
     def __init__(self, memory: PoolMemory, open_engine: OpenEngine) -> None:
         self.rooms: set[int] = set()
-        self.tainted = False
         self.quarantined: list[tuple[int, tuple[int, ...]]] = []
         self._engine: Engine = open_engine()
         self._aliases: list[Alias] = []
@@ -93,11 +92,6 @@ class PoolMapping:
         pointers = [data + offset for offset in geometry.field_offsets]
         pointers.insert(AUX_POINTER, aux)
         self.pointers = tuple(pointers)
-
-    def quarantine(self, room: int, blocks: tuple[int, ...]) -> None:
-        """Taints the mapping: the peer of ``room`` may still be writing to ``blocks``."""
-        self.tainted = True
-        self.quarantined.append((room, blocks))
 
     def close(self) -> None:
         """Cuts the mapping off from the memory and ends the engine, which takes some milliseconds.

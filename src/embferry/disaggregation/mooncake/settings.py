@@ -85,12 +85,7 @@ def origin_layout(hidden: int, deepstack: int = 0) -> Layout:
 
 
 def check_geometry(geometry: Geometry) -> None:
-    """Checks that the pool has the origin's fields in the origin's order.
-
-    Raises:
-        LocalProtocolError: The fields or their order differ.
-        LayoutMismatch: The layout or the numbers of the geometry are impossible.
-    """
+    """Checks that the pool is valid and has the origin's fields in the origin's order."""
     geometry.validate()
     fields = geometry.layout.fields
     fits = len(fields) in (3, 4) and all(

@@ -16,7 +16,7 @@ from embferry.protocol.errors import CapacityError, LocalProtocolError, RemotePr
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 
-from .requests import EmbeddingArgsRegisterInfo, Generation, OriginWire, TransferEmbeddingInfo, read
+from .messages import EmbeddingArgsRegisterInfo, Generation, OriginWire, TransferEmbeddingInfo, read
 
 MAX_ROOMS = 16384
 """Largest number of live rooms, including those that only a receiver has asked for."""
@@ -43,19 +43,15 @@ class WriteBlocks:
     """Write tokens ``[sent_tokens, sent_tokens + num_tokens)`` of the room into ``blocks`` of a session.
 
     Call ``SenderRooms.written`` when no byte of the write is in flight any more.
-
-    Attributes:
-        pointers: Base address of each buffer of that session; a block is a row of each.
-        aux: Whether ``aux_datas`` is written with the first block.
     """
 
     room: int
     session: str
-    pointers: tuple[int, ...]
+    pointers: tuple[int, ...]  # base address of each buffer of that session; a block is a row of each
     blocks: tuple[int, ...]
     sent_tokens: int
     num_tokens: int
-    aux: bool
+    aux: bool  # whether aux_datas is written with the first block
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +180,9 @@ class Registrations:
 class SenderRooms:
     """The rooms. Calls return the commands to execute, in order. ``now`` is in seconds on a clock that never goes back.
 
-    Args:
-        wire: Configuration of the wire, of generation ``BLOCKS``; transfers use no other.
-        settings: Time-outs: ``bootstrap_timeout`` until every rank has asked, ``waiting_timeout`` until the embedding
-            is made, ``transfer_timeout`` until every rank has asked for the rest. A write has no time-out here,
-            because the engine reports the end of every write.
+    The time-outs: ``bootstrap_timeout`` until every rank has asked, ``waiting_timeout`` until the embedding is made,
+    ``transfer_timeout`` until every rank has asked for the rest. A write has no time-out here, because the engine
+    reports the end of every write. A call that is wrong in the state of its room raises :class:`LocalProtocolError`.
     """
 
     def __init__(self, wire: OriginWire, settings: TransferSettings) -> None:
@@ -225,12 +219,7 @@ class SenderRooms:
     # Calls of the encode side
 
     def open(self, room: int, now: float) -> None:
-        """Opens a room that the encode side will serve. Its receiver may have asked for it before.
-
-        Raises:
-            LocalProtocolError: The room is open already.
-            CapacityError: Too many rooms are open.
-        """
+        """Opens a room that the encode side will serve. Its receiver may have asked for it before."""
         known = self._rooms.get(room)
         if known is not None and known.opened:
             raise LocalProtocolError("the room is open already", room=room)
@@ -243,11 +232,7 @@ class SenderRooms:
         known.deadline = now + (self.settings.waiting_timeout if known.complete else self.settings.bootstrap_timeout)
 
     def ready(self, room: int, total_tokens: int, now: float) -> list[Command]:
-        """Records that the embedding of ``total_tokens`` tokens is made.
-
-        Raises:
-            LocalProtocolError: The room is not open, or its embedding was made before.
-        """
+        """Records that the embedding of ``total_tokens`` tokens is made."""
         known = self._rooms.get(room)
         if known is None or not known.opened or known.total_tokens != UNKNOWN_LENGTH:
             raise LocalProtocolError("the room is not waiting for its embedding", room=room)
@@ -257,11 +242,7 @@ class SenderRooms:
         return self._begin_round(known, now)
 
     def written(self, room: int, session: str, now: float, failure: str = "") -> list[Command]:
-        """Records the end of a write; ``failure`` is the reason if not all bytes were written.
-
-        Raises:
-            LocalProtocolError: No write to the session was in flight.
-        """
+        """Records the end of a write; ``failure`` is the reason if not all bytes were written."""
         known = self._rooms.get(room)
         if known is None or session not in known.in_flight:
             raise LocalProtocolError(f"no write to {session} is in flight", room=room)

@@ -1,4 +1,4 @@
-"""Messages of a receiver to a sender: registration, initial and resume request, as ZeroMQ frames.
+"""Messages as ZeroMQ frames: a receiver's registration, initial and resume requests, and a sender's statuses.
 
 The names are the origin's. Frame 0 and the number of frames tell the messages apart. The bytes do not tell their
 generation, so it is a setting of :class:`OriginWire`.
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
+from embferry.protocol.states import KVPoll
 
 MAX_ROOM = (1 << 63) - 1
 MAX_TOKENS = (1 << 40) - 1
 MAX_PORT = 65535
 MAX_DESTINATIONS = 4096
 """Largest number of destination ranks of one room."""
-MAX_HOST = 255
 MAX_POINTER = (1 << 62) - 1
 """Larger than any address of a process; a pointer plus an offset stays below 63 bits."""
 MIN_BUFFERS, MAX_BUFFERS = 4, 5
@@ -30,12 +30,9 @@ POINTER = struct.Struct("=Q")
 _DECIMAL = re.compile(rb"0|[1-9][0-9]*")
 _HOST_NAME = re.compile(rb"[0-9A-Za-z._:%\[\]-]+")
 
-REGISTER = "None"
+REGISTER = b"None"
 """Frame 0 of a registration, which belongs to no room."""
-REGISTER_FRAME = REGISTER.encode("ascii")
-REGISTER_FRAMES = 5
-INIT_FRAMES = 7
-RESUME_FRAMES = 8
+REGISTER_FRAMES, INIT_FRAMES, RESUME_FRAMES = 5, 7, 8
 MAX_FRAMES = 32
 """Largest number of frames. A resume may have more frames than are read here."""
 MAX_FRAME_BYTES = 1 << 20
@@ -91,9 +88,9 @@ class EmbeddingArgsRegisterInfo:
         """Reads a registration; see :func:`read`."""
         if len(frames) != REGISTER_FRAMES:
             raise RemoteProtocolError(f"a registration of {len(frames)} frames; it must have {REGISTER_FRAMES}")
-        if frames[0] != REGISTER_FRAME:
-            raise RemoteProtocolError(f"a registration whose first frame is {_shown(frames[0])}, not {REGISTER}")
-        return cls(REGISTER, *_address(frames), _pointers(frames[4]))
+        if frames[0] != REGISTER:
+            raise RemoteProtocolError(f"a registration whose first frame is {_shown(frames[0])}, not None")
+        return cls("None", *_address(frames), _pointers(frames[4]))
 
     def to_zmq(self) -> list[bytes]:
         """Returns the five frames, unchecked; :func:`write` checks."""
@@ -129,7 +126,7 @@ class TransferEmbeddingInfo:
             raise RemoteProtocolError(
                 f"a request of {len(frames)} frames; in generation {wire.generation.value} it has {counts}"
             )
-        room = number(frames[0], "the room", 0, MAX_ROOM)
+        room = _number(frames[0], "the room", 0, MAX_ROOM)
         try:
             head = (room, *_address(frames))
             if wire.generation is Generation.V3_0:
@@ -184,7 +181,7 @@ def read(frames: Sequence[bytes], wire: OriginWire) -> Request:
     longest = max(map(len, frames))
     if longest > MAX_FRAME_BYTES:
         raise RemoteProtocolError(f"a frame of {longest} bytes; the limit is {MAX_FRAME_BYTES}")
-    if frames[0] == REGISTER_FRAME:
+    if frames[0] == REGISTER:
         message = EmbeddingArgsRegisterInfo.from_zmq(frames)
         count = len(message.dst_embedding_ptrs)
         if wire.num_buffers not in (None, count):
@@ -211,34 +208,81 @@ def write(message: Request, wire: OriginWire) -> list[bytes]:
     raise LocalProtocolError(f"generation {wire.generation.value} cannot carry all of {message}")
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingStatus:
+    """The status of a room."""
+
+    room: int
+    status: KVPoll
+    sender_rank: int | None = None
+    """Rank of the sender, or -1, if the message had a third frame. Only a later development branch of the origin sends
+    one. It is read and never written."""
+
+
+def read_status(frames: Sequence[bytes]) -> EmbeddingStatus:
+    """Reads a status of two or three frames from any peer.
+
+    Raises:
+        RemoteProtocolError: The number of frames or a frame is wrong. ``room`` is set if the room could be read.
+    """
+    if len(frames) not in (2, 3):
+        raise RemoteProtocolError(f"a status of {len(frames)} frames; it must have 2, or 3 with the sender's rank")
+    room = _number(frames[0], "the room", 0, MAX_ROOM)
+    try:
+        status = KVPoll(_number(frames[1], "the status", min(KVPoll), max(KVPoll)))
+        rank = None
+        if len(frames) == 3:
+            rank = -1 if frames[2] == b"-1" else _number(frames[2], "the sender's rank", 0, 65535)
+        return EmbeddingStatus(room, status, rank)
+    except RemoteProtocolError as error:
+        error.room = room
+        raise
+
+
+def write_status(message: EmbeddingStatus) -> list[bytes]:
+    """Returns the two frames of a status.
+
+    There are always two: the origin's receivers unpack exactly two, and a third one ends their only status thread.
+
+    Raises:
+        LocalProtocolError: A peer would refuse the message.
+    """
+    frames = [str(value).encode("ascii") for value in (message.room, int(message.status))]
+    try:
+        read_status(frames)
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(f"every peer would refuse this status: {error}") from None
+    return frames
+
+
 def _head(message: Request) -> list[bytes]:
     parts = (message.room, message.endpoint, message.dst_port, message.mooncake_session_id)
     return [str(part).encode("ascii") for part in parts]
 
 
 def _address(frames: Sequence[bytes]) -> tuple[str, int, str]:
-    port = number(frames[2], "the receiver's port", 1, MAX_PORT)
+    port = _number(frames[2], "the receiver's port", 1, MAX_PORT)
     return _host(frames[1]), port, _session_id(frames[3])
 
 
 def _destinations(frames: Sequence[bytes]) -> int:
-    return number(frames[5], "required_dst_info_num", 1, MAX_DESTINATIONS)
+    return _number(frames[5], "required_dst_info_num", 1, MAX_DESTINATIONS)
 
 
 def _one_buffer(frames: Sequence[bytes], wire: OriginWire) -> tuple[tuple[int, ...], int, int]:
-    index = number(frames[4], "the buffer index", 0, wire.num_blocks - 1)
-    return (index,), _destinations(frames), number(frames[6], "sent_tokens", 0, MAX_TOKENS)
+    index = _number(frames[4], "the buffer index", 0, wire.num_blocks - 1)
+    return (index,), _destinations(frames), _number(frames[6], "sent_tokens", 0, MAX_TOKENS)
 
 
 def _blocks(frames: Sequence[bytes], wire: OriginWire) -> tuple[tuple[int, ...], int, int, int]:
     blocks = _block_indices(frames[4], wire.num_blocks)
     sent = 0
     if len(frames) >= RESUME_FRAMES:
-        sent = number(frames[6], "sent_tokens", 1, MAX_TOKENS)
+        sent = _number(frames[6], "sent_tokens", 1, MAX_TOKENS)
         if sent % wire.block_size:
             raise RemoteProtocolError(f"sent_tokens is {sent}; a resume starts at a multiple of {wire.block_size}")
     allocation = frames[7] if sent else frames[6]
-    allocated = number(allocation, "allocated_tokens", 1, MAX_TOKENS)
+    allocated = _number(allocation, "allocated_tokens", 1, MAX_TOKENS)
     if allocated != len(blocks) * wire.block_size:
         raise RemoteProtocolError(
             f"allocated_tokens is {allocated}; {len(blocks)} blocks of {wire.block_size} tokens are "
@@ -255,7 +299,7 @@ def _shown(frame: bytes) -> str:
     return repr(frame[:40])[1:] + ("…" if len(frame) > 40 else "")
 
 
-def number(frame: bytes, name: str, lowest: int, highest: int) -> int:
+def _number(frame: bytes, name: str, lowest: int, highest: int) -> int:
     """Reads ASCII decimal digits without sign, space or leading zero, in ``[lowest, highest]``."""
     if len(frame) > len(str(highest)) or not _DECIMAL.fullmatch(frame):
         raise RemoteProtocolError(f"{name} is {_shown(frame)}; it must be decimal digits, {lowest} to {highest}")
@@ -267,7 +311,7 @@ def number(frame: bytes, name: str, lowest: int, highest: int) -> int:
 
 def _host(frame: bytes, name: str = "the receiver's host") -> str:
     """Reads a host name or an address, IPv6 included."""
-    if len(frame) > MAX_HOST or not _HOST_NAME.fullmatch(frame):
+    if len(frame) > 255 or not _HOST_NAME.fullmatch(frame):
         raise RemoteProtocolError(f"{name} is {_shown(frame)}; it must be a host name or address")
     return frame.decode("ascii")
 
@@ -278,7 +322,7 @@ def _session_id(frame: bytes) -> str:
     if not colon:
         raise RemoteProtocolError(f"the session id is {_shown(frame)}; it must be host:port")
     _host(name, "the session's host")
-    number(port, "the session's port", 1, MAX_PORT)
+    _number(port, "the session's port", 1, MAX_PORT)
     return frame.decode("ascii")
 
 
@@ -306,7 +350,7 @@ def _block_indices(frame: bytes, num_blocks: int) -> tuple[int, ...]:
         raise RemoteProtocolError("the list of blocks is empty; a request must bring at least one block")
     if len(frame) > num_blocks * (len(str(num_blocks)) + 1) or frame.count(b",") >= num_blocks:
         raise RemoteProtocolError(f"a list of blocks of {len(frame)} bytes; there are {num_blocks} blocks in all")
-    blocks = tuple(number(part, "a block index", 0, num_blocks - 1) for part in frame.split(b","))
+    blocks = tuple(_number(part, "a block index", 0, num_blocks - 1) for part in frame.split(b","))
     if len(set(blocks)) != len(blocks):
         raise RemoteProtocolError("a block stands twice in the list; its tokens would overwrite each other")
     return blocks
