@@ -17,6 +17,7 @@ from embferry.disaggregation.mooncake.pool_mapping import PoolMemory
 from embferry.disaggregation.mooncake.settings import check_geometry
 from embferry.disaggregation.mooncake.write_marks import WriteMarks
 from embferry.disaggregation.wire.receiver_room import Round
+from embferry.disaggregation.wire.sender_rooms import WriteBlocks
 from embferry.discovery.bootstrap_client import Shape
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
 from embferry.protocol.layout import Field, Geometry, Layout
@@ -48,9 +49,10 @@ def test_tokens_are_written_where_the_origin_expects_them(
     blocks, sent = tuple(order[:count]), first_block * BLOCK
     tokens = min(tokens, count * BLOCK)
     rows, theirs = embedding(sent + tokens), Buffers()
-    aux = np.arange(16, dtype=np.int32) if sent == 0 else None
-    pointers = [array.ctypes.data for array in theirs.all]
-    runs, sources = block_writes(GEOMETRY, rows, pointers, blocks, sent, tokens, aux, planes=planes)
+    aux = np.arange(16, dtype=np.int32)
+    pointers = tuple(array.ctypes.data for array in theirs.all)
+    command = WriteBlocks(1, "h:1", pointers, blocks, sent, tokens, sent == 0)
+    runs, sources = block_writes(GEOMETRY, command, rows, aux, planes=planes)
     assert sum(length for *_, length in runs) == tokens * GEOMETRY.layout.token_bytes + 64 * (sent == 0)
     for source, target, length in runs:
         ctypes.memmove(target, source, length)
@@ -75,7 +77,8 @@ def test_marks_show_every_row_that_was_not_written(order: list[int], tokens: int
     pointers = [buffers.data.field(name).ctypes.data for name in TOKEN_BYTES]
     pointers.insert(3, buffers.aux.ctypes.data)
     rows, aux = embedding(tokens), np.full(16, tokens, np.int32)
-    runs, sources = block_writes(GEOMETRY, rows, pointers, blocks, 0, tokens, aux, planes=True)
+    command = WriteBlocks(1, "h:1", tuple(pointers), blocks, 0, tokens, True)
+    runs, sources = block_writes(GEOMETRY, command, rows, aux, planes=True)
     spared = chosen % len(runs)
     for i, (source, target, length) in enumerate(runs):
         if i != spared:

@@ -6,8 +6,6 @@ widths. Embeddings here are [tokens, 3] for every field, so this one is transpos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -16,17 +14,13 @@ from embferry.protocol.layout import Geometry
 from embferry.transfer.fields import Array, Fields
 from embferry.transports.leased.jobs import Run
 
+from ..wire.sender_rooms import WriteBlocks
 from .settings import MROPE
 
 AUX_POINTER = 3
 """Index of ``aux_datas`` among the base pointers."""
 AUX_BYTES = AUX_WIDTH * 4
 PLANES = 3
-
-
-def pointer_of(field: int) -> int:
-    """Returns the index of a layout field among the base pointers: ``aux_datas`` stands before the fourth field."""
-    return field if field < AUX_POINTER else field + 1
 
 
 def transposed(array: Array, block_size: int, *, to_planes: bool) -> Array:
@@ -48,45 +42,31 @@ def transposed(array: Array, block_size: int, *, to_planes: bool) -> Array:
 
 
 def block_writes(
-    geometry: Geometry,
-    fields: Fields,
-    pointers: Sequence[int],
-    blocks: tuple[int, ...],
-    sent_tokens: int,
-    num_tokens: int,
-    aux: npt.NDArray[np.int32] | None,
-    *,
-    planes: bool,
+    geometry: Geometry, command: WriteBlocks, fields: Fields, aux: npt.NDArray[np.int32], *, planes: bool
 ) -> tuple[list[Run], object]:
-    """Computes the writes that put tokens ``[sent_tokens, sent_tokens + num_tokens)`` into ``blocks``.
+    """Computes the runs of a command, and an object that keeps their source memory alive.
 
     Args:
         geometry: The peer's pool.
+        command: The tokens, and the blocks that they fill, from the start of the first one on.
         fields: The whole embedding.
-        pointers: Base pointers of the peer's buffers.
-        blocks: Blocks that the tokens fill, from the start of the first one on.
-        sent_tokens: First token.
-        num_tokens: Number of tokens.
-        aux: ``aux_datas`` of the first block, int32 [16]; None if it was written before.
+        aux: ``aux_datas`` of the first block, int32 [16].
         planes: Whether ``mrope_positions`` are transposed.
-
-    Returns:
-        The runs to write, and an object that keeps their source memory alive.
     """
     sources: list[npt.NDArray[np.generic]] = []
     for field in geometry.layout.fields:
-        part = fields[field.name][sent_tokens : sent_tokens + num_tokens]
+        part = fields[field.name][command.sent_tokens : command.sent_tokens + command.num_tokens]
         if planes and field.name == MROPE:
             part = transposed(part, geometry.block_size, to_planes=True)
         sources.append(part)
     runs = []
-    for index, token, offset, length in geometry.spans(blocks, 0, num_tokens):
+    for index, token, offset, length in geometry.spans(command.blocks, 0, command.num_tokens):
         source = sources[index].ctypes.data + token * geometry.layout.fields[index].token_bytes
-        target = pointers[pointer_of(index)] + offset - geometry.field_offsets[index]
-        runs.append((source, target, length))
-    if aux is not None:
+        pointer = command.pointers[index if index < AUX_POINTER else index + 1]  # aux_datas stands before the fourth
+        runs.append((source, pointer + offset - geometry.field_offsets[index], length))
+    if command.aux:
         sources.append(aux)
-        runs.append((aux.ctypes.data, pointers[AUX_POINTER] + blocks[0] * AUX_BYTES, AUX_BYTES))
+        runs.append((aux.ctypes.data, command.pointers[AUX_POINTER] + command.blocks[0] * AUX_BYTES, AUX_BYTES))
     return runs, sources
 
 

@@ -122,16 +122,8 @@ class EncodeManager(MooncakeEmbeddingManager):
         sender = self.senders[command.room]
         if not command.aux:
             log.debug("room %d: resumed transfer from token %d on", command.room, command.sent_tokens)
-        runs, sources = block_writes(
-            self.geometry,
-            sender.fields,
-            command.pointers,
-            command.blocks,
-            command.sent_tokens,
-            command.num_tokens,
-            sender.aux if command.aux else None,
-            planes=self.settings.mrope_planes,
-        )
+        planes = self.settings.mrope_planes
+        runs, sources = block_writes(self.geometry, command, sender.fields, sender.aux, planes=planes)
         self._engines.write(command.session, runs, sources, partial(self._on_written, command.room, command.session))
 
     def _on_written(self, room: int, session: str, failure: str) -> None:
