@@ -177,8 +177,8 @@ class _Keeper(ABC):
     Logs one warning for each outage.
     """
 
-    def __init__(self, thread_name: str, who: str, retry_s: float) -> None:
-        self._who, self._retry_s = who, retry_s
+    def __init__(self, thread_name: str, subject: str, retry_s: float) -> None:
+        self._subject, self._retry_s = subject, retry_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
 
@@ -203,7 +203,7 @@ class _Keeper(ABC):
                 pause = self._register()
             except (TransportError, CapacityError, RemoteProtocolError, LocalProtocolError) as error:
                 if not failing:
-                    log.warning("%s is not registered and keeps trying: %s", self._who, error)
+                    log.warning("%s is not registered and keeps trying: %s", self._subject, error)
                 failing, pause = True, self._retry_s
             else:
                 failing = False
