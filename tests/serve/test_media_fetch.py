@@ -37,7 +37,7 @@ def fetch(url: str, **limits: Any) -> bytes:
 def refusal(url: str, **limits: Any) -> str:
     with pytest.raises(ServeError) as caught:
         fetch(url, **limits)
-    assert 400 <= caught.value.status < 500
+    assert 400 <= caught.value.http_status < 500
     return caught.value.code
 
 
@@ -259,7 +259,7 @@ def test_a_name_with_a_private_address_needs_to_be_listed_in_full(
     with pytest.raises(ServeError) as caught:
         asyncio.run(hosts.permitted_address(url, ("*.example.com",)))
     assert caught.value.code == "host_not_allowed"
-    assert address in caught.value.message
+    assert address in caught.value.detail
     assert asyncio.run(hosts.permitted_address(url, ("inside.example.com",)))
 
 

@@ -51,7 +51,7 @@ def test_a_bad_header_is_refused_before_any_pixel_is_decoded(name: str) -> None:
         with pytest.raises(ServeError) as caught:
             read(data, LIMITS)
         assert caught.value.code == code
-        assert caught.value.status == CODES[code][0] < 500
+        assert caught.value.http_status == CODES[code][0] < 500
 
 
 @pytest.mark.parametrize("name", FOUND_IN_PIXELS)
@@ -73,7 +73,7 @@ def test_a_flipped_byte_gives_a_picture_or_a_refusal(form: str) -> None:
         try:
             assert decode_image(bytes(damaged), LIMITS).mode == "RGB"
         except ServeError as error:
-            refused.append(error.status)
+            refused.append(error.http_status)
     assert refused
     assert {400 <= status < 500 for status in refused} == {True}
 

@@ -23,7 +23,7 @@ def greys(frames: list[Image.Image]) -> list[int]:
 def refusal(call: object, *arguments: object) -> str:
     with pytest.raises(ServeError) as caught:
         call(*arguments)  # type: ignore[operator]
-    assert 400 <= caught.value.status < 500
+    assert 400 <= caught.value.http_status < 500
     return caught.value.code
 
 
@@ -106,7 +106,7 @@ def test_a_flipped_byte_gives_frames_or_a_refusal() -> None:
         try:
             assert decode_video(bytes(damaged), LIMITS, 5).frames
         except ServeError as error:
-            refused.append(error.status)
+            refused.append(error.http_status)
     assert refused
     assert {400 <= status < 500 for status in refused} == {True}
 

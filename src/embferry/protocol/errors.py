@@ -1,18 +1,21 @@
-"""The errors of a transfer form one small tree.
+"""The base of every error of the package, and the errors of a transfer.
 
 ::
 
-    EmbeddingTransferError
-    ├── LocalProtocolError      the call is wrong in this state: a bug here or in the caller
-    ├── RemoteProtocolError     the peer broke the protocol
-    ├── VersionMismatch         no protocol version in common
-    ├── LayoutMismatch          the peers' fields differ
-    ├── TransportError          bytes could not be moved; ``retryable`` says whether to try again
-    ├── CapacityError           a limit of this process is reached
-    ├── IntegrityError          bytes or content differ from what was announced
-    ├── LeaseExpired            nothing happened within a time-out
-    ├── PeerGone                the peer has ended or cannot be reached
-    └── Aborted                 a caller ended the transfer
+    EmbferryError
+    ├── EngineError                 a model or a request of it: ``embferry.engine.errors``
+    ├── ServeError                  the HTTP API: ``embferry.serve.errors``
+    └── EmbeddingTransferError
+        ├── LocalProtocolError      the call is wrong in this state: a bug here or in the caller
+        ├── RemoteProtocolError     the peer broke the protocol
+        ├── VersionMismatch         no protocol version in common
+        ├── LayoutMismatch          the peers' fields differ
+        ├── TransportError          bytes could not be moved; ``retryable`` says whether to try again
+        ├── CapacityError           a limit of this process is reached
+        ├── IntegrityError          bytes or content differ from what was announced
+        ├── LeaseExpired            nothing happened within a time-out
+        ├── PeerGone                the peer has ended or cannot be reached
+        └── Aborted                 a caller ended the transfer
 
 ``code`` is stable: it appears in logs, metrics, wire messages and HTTP bodies, and is never renamed.
 """
@@ -23,10 +26,19 @@ from typing import ClassVar
 
 
 class EmbferryError(Exception):
-    """Base of the package's errors, with the arguments of :class:`EmbeddingTransferError` but the room."""
+    """Base of every error of the package.
 
-    code: ClassVar[str] = "internal_error"
-    http_status: ClassVar[int] = 500
+    Args:
+        detail: One sentence: what happened, and what to do about it.
+        retryable: Whether the same request may succeed when it is made again. None: the default of the class.
+
+    Attributes:
+        code: A stable name of the error.
+        http_status: The status of a response that reports it.
+    """
+
+    code: str = "internal_error"
+    http_status: int = 500
     default_retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str, *, retryable: bool | None = None) -> None:

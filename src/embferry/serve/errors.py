@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from embferry.protocol.errors import EmbferryError
+
 CODES: dict[str, tuple[int, str]] = {
     # The request itself
     "invalid_json": (400, "The body is not a JSON object."),
@@ -55,31 +57,29 @@ CODES: dict[str, tuple[int, str]] = {
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
 
-class ServeError(Exception):
+class ServeError(EmbferryError):
     """A request fails.
 
     Args:
-        code: one of CODES, or a worker's, which needs ``status``.
-        message: what happened and what to do.
-        param: the wrong field of the request, as OpenAI names it.
-        retryable: whether the same request may succeed later.
+        code: One of CODES, or a worker's, which needs ``status``.
+        detail: What happened and what to do.
+        param: The wrong field of the request, as OpenAI names it.
+        status: The HTTP status; None: that of the code.
+        retryable: Whether the same request may succeed later; None: the status decides.
     """
 
     def __init__(
         self,
         code: str,
-        message: str,
+        detail: str,
         *,
         param: str | None = None,
         status: int | None = None,
         retryable: bool | None = None,
     ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.param = param
-        self.status = CODES[code][0] if status is None else status
-        self.retryable = self.status in (429, 503, 504) if retryable is None else retryable
+        http_status = CODES[code][0] if status is None else status
+        super().__init__(detail, retryable=http_status in (429, 503, 504) if retryable is None else retryable)
+        self.code, self.http_status, self.param = code, http_status, param
 
     def at(self, param: str) -> ServeError:
         """Sets ``param`` unless it is set, and returns the error."""
@@ -89,11 +89,11 @@ class ServeError(Exception):
     @property
     def kind(self) -> str:
         """OpenAI's ``type`` of the error."""
-        return _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return _TYPES.get(self.http_status, "invalid_request_error" if self.http_status < 500 else "server_error")
 
     def body(self) -> dict[str, Any]:
         """Returns OpenAI's error envelope."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.detail, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def from_body(body: Any, status: int) -> ServeError:

@@ -120,9 +120,9 @@ class ChatEndpoint(ABC, Generic[M]):
 
     async def _fail(self, error: ServeError, response: ClientResponse) -> None:
         self._metrics.errors.labels(error.code).inc()
-        level = logging.INFO if error.status < 500 else logging.WARNING
+        level = logging.INFO if error.http_status < 500 else logging.WARNING
         with about(room=response.room):
-            log.log(level, "refused: %s", error.message, extra={"code": error.code, "status": error.status})
+            log.log(level, "refused: %s", error.detail, extra={"code": error.code, "status": error.http_status})
         if response.started:
             await response.write(error_event(error), more=False)
         else:

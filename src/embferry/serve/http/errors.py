@@ -23,9 +23,9 @@ def error_response(error: ServeError, *, retry_after: bool = False) -> JSONRespo
         error: the error to report.
         retry_after: adds Retry-After to responses with status 503.
     """
-    headers = {"x-should-retry": "true" if error.retryable else "false"} if error.status >= 500 else {}
-    headers |= {"retry-after": RETRY_AFTER_SECONDS} if retry_after and error.status == 503 else {}
-    return JSONResponse(error.body(), error.status, headers)
+    headers = {"x-should-retry": "true" if error.retryable else "false"} if error.http_status >= 500 else {}
+    headers |= {"retry-after": RETRY_AFTER_SECONDS} if retry_after and error.http_status == 503 else {}
+    return JSONResponse(error.body(), error.http_status, headers)
 
 
 def exception_handlers(

@@ -125,7 +125,7 @@ class WorkerCall:
             if response.status_code == 200:
                 return response
             refusal = await _refusal(response)
-            if refusal.status != 503:
+            if refusal.http_status != 503:
                 raise refusal
             full = refusal
         if full is not None:

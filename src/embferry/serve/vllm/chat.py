@@ -93,9 +93,9 @@ class Chat(ChatEndpoint[VllmRouterMetrics]):
         try:
             return await self._split_with_retry(request, parts, items, held)
         except ServeError as error:
-            if not self._settings.vllm.language_encodes or error.status < 500:
+            if not self._settings.vllm.language_encodes or error.http_status < 500:
                 raise
-            log.warning("sent undivided: %s", error.message)
+            log.warning("sent undivided: %s", error.detail)
         self._metrics.fallbacks.inc()
         undivided = with_parts(request.content, [(part, item.part()) for part, item in zip(parts, items, strict=True)])
         return await self._ask(request, _json(undivided), held, has_media=False)
@@ -111,12 +111,12 @@ class Chat(ChatEndpoint[VllmRouterMetrics]):
             first = error
         if not first.retryable:
             raise first
-        log.warning("encoding again: %s", first.message)
+        log.warning("encoding again: %s", first.detail)
         self._metrics.second_attempts.inc()
         try:
             return await self._split(request, parts, items, avoid, held, again=True)
         except ServeError as error:
-            error.message = f"{error.message} (before that: {first.message})"
+            error.detail = f"{error.detail} (before that: {first.detail})"
             raise
 
     async def _split(
@@ -219,7 +219,7 @@ def _with_reason(error: EncodeAgainError, transfers: Sequence[Transfer]) -> Enco
     if not failures:
         return error
     worst = min(failures, key=lambda failure: failure.retryable)
-    return EncodeAgainError(worst.code, worst.message, status=worst.status, retryable=worst.retryable)
+    return EncodeAgainError(worst.code, worst.detail, status=worst.http_status, retryable=worst.retryable)
 
 
 def _headers(scope: Scope, settings: Settings) -> dict[str, str]:

@@ -7,8 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from embferry.engine.errors import EngineError
-from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.errors import EmbferryError
 from embferry.serve.errors import ServeError
 from embferry.serve.http.errors import RETRY_AFTER_SECONDS
 
@@ -22,20 +21,18 @@ def as_serve_error(error: BaseException) -> ServeError:
     """
     if isinstance(error, ServeError):
         return error
-    if isinstance(error, EmbeddingTransferError):
+    if isinstance(error, EmbferryError):
         return ServeError(error.code, error.detail, status=error.http_status, retryable=error.retryable)
-    if isinstance(error, EngineError):
-        return ServeError(error.code, str(error), status=error.http_status, retryable=error.retryable)
     log.error("a request failed because of a bug; please report it", exc_info=error)
     return ServeError("internal_error", "this worker failed on the request; its log has the details")
 
 
 def error_body(error: ServeError) -> dict[str, Any]:
     """Returns OpenAI's envelope with ``status`` and ``retryable``, which the router reads."""
-    return {"error": {**error.body()["error"], "status": error.status, "retryable": error.retryable}}
+    return {"error": {**error.body()["error"], "status": error.http_status, "retryable": error.retryable}}
 
 
 def error_response(error: ServeError) -> JSONResponse:
     """Returns the response of a worker that fails."""
-    headers = {"Retry-After": RETRY_AFTER_SECONDS} if error.status == 503 else {}
-    return JSONResponse(error_body(error), error.status, headers)
+    headers = {"Retry-After": RETRY_AFTER_SECONDS} if error.http_status == 503 else {}
+    return JSONResponse(error_body(error), error.http_status, headers)
