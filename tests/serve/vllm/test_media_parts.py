@@ -59,7 +59,7 @@ def test_every_way_to_write_a_picture(part: dict[str, Any]) -> None:
 def test_parts_with_embeddings_or_without_a_url_are_refused(part: dict[str, Any], code: str) -> None:
     with pytest.raises(ServeError) as raised:
         media_parts(request(text(), part))
-    assert (raised.value.code, raised.value.status) == (code, 400)
+    assert (raised.value.code, raised.value.http_status) == (code, 400)
     assert raised.value.param == "messages[0].content[1]"
 
 
@@ -74,7 +74,7 @@ def test_parts_with_embeddings_or_without_a_url_are_refused(part: dict[str, Any]
 def test_transfer_parameters_from_a_client_are_refused(more: dict[str, Any], param: str) -> None:
     with pytest.raises(ServeError) as raised:
         parse_request(json.dumps(request(text(), **more)).encode())
-    assert (raised.value.status, raised.value.param) == (400, param)
+    assert (raised.value.http_status, raised.value.param) == (400, param)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 100_000, b"\xff"])
