@@ -112,7 +112,7 @@ def test_a_running_writer_is_asked_to_stop_and_no_sender_is_cut_off() -> None:
             pair.bytes[:] = CANARY
             outcomes = line(process).split()
         pair.expect()
-        assert receiving(pair).replacements == 0
+        assert len(receiving(pair).severed) == 0
         assert set(outcomes) <= {"written", "refused"}
         assert "refused" in outcomes
 
@@ -127,7 +127,7 @@ def test_a_stopped_writer_is_cut_off(ending: str) -> None:
             with pytest.raises(LocalProtocolError, match="await Revoked"):
                 pair.admit(2, ALL)
             pair.receiver.revoked(1)
-            assert receiving(pair).replacements == 1
+            assert len(receiving(pair).severed) == 1
             pair.admit(2, ALL)
             pair.bytes[:] = CANARY
             if ending == "continues":
@@ -166,7 +166,7 @@ def test_a_killed_writer_is_cut_off_without_waiting_for_it() -> None:
             pair.receiver.transport.revoke(1)
             pair.receiver.revoked(1)
             pair.bytes[:] = CANARY
-        assert receiving(pair).replacements == 1
+        assert len(receiving(pair).severed) == 1
         pair.expect()
 
 
@@ -194,7 +194,7 @@ def test_writes_of_others_fail_visibly_when_a_writer_is_cut_off_and_can_be_repea
         tickets = [pair.start(2, second, pieces) for _ in range(8)]
         eventually(lambda: bool((pair.bytes != CANARY).any()))
         pair.receiver.transport.close_blocks(1, first)
-        assert receiving(pair).replacements == 1
+        assert len(receiving(pair).severed) == 1
         errors = [pair.sender.written(ticket) for ticket in tickets]
         assert any(errors), "eight times 31 MiB were not through yet"
         assert all(error is None or error.retryable for error in errors)
@@ -217,7 +217,7 @@ def test_a_slice_that_cannot_be_started_fails_its_write_only(monkeypatch: pytest
         assert pair.write(1, (0, 1), pieces) is None
         pair.expect(pieces)
         pair.receiver.transport.close_blocks(1, (0, 1))
-        assert receiving(pair).replacements == 0, "nothing of it was in flight"
+        assert len(receiving(pair).severed) == 0, "nothing of it was in flight"
 
 
 def test_a_slice_that_fails_leaves_its_lease_in_doubt_until_its_blocks_close(
@@ -239,9 +239,9 @@ def test_a_slice_that_fails_leaves_its_lease_in_doubt_until_its_blocks_close(
         pair.expect()
         assert pair.write(1, (0, 1), pieces) is None
         pair.expect(pieces)
-        assert receiving(pair).replacements == 0
+        assert len(receiving(pair).severed) == 0
         pair.receiver.transport.close_blocks(1, (0, 1))
-        assert receiving(pair).replacements == 1, "its bytes could still have been in flight"
+        assert len(receiving(pair).severed) == 1, "its bytes could still have been in flight"
         pair.admit(2, (0, 1))
         again = pair.fill((0, 1), seed=2)
         assert pair.write(2, (0, 1), again) is None
