@@ -219,8 +219,7 @@ class EngineThread:
                 self._metadata = None
                 self._on_ready()
             self._activate()
-            moved = self._start_parts(engine)
-            moved |= self._collect(engine)
+            moved = self._start_parts(engine) | self._collect(engine)
             pause = 0.0 if moved else self._pause()
         deadline = time.monotonic() + engine.drain_timeout_s
         while self._in_flight and time.monotonic() < deadline:
@@ -241,7 +240,7 @@ class EngineThread:
             return not self._stopping and threading.main_thread().is_alive()
 
     def _pause(self) -> float | None:
-        """Returns how long to wait before the next poll, in seconds; None: until there is news."""
+        """Returns the seconds to wait before the next poll; None: until there is news."""
         if not self._in_flight:
             return None
         age = time.monotonic() - self._in_flight[0].began
@@ -292,10 +291,10 @@ class EngineThread:
         if job.error is not None:
             return None
         part = job.next_part(engine.slice_bytes, engine.max_runs)
-        if part is not None and job.stop is not None:
-            job.error = job.stop
-            return None
-        return part
+        if part is None or job.stop is None:
+            return part
+        job.error = job.stop
+        return None
 
     def _start(self, engine: WriteEngine, job: WriteJob, part: list[Run]) -> int:
         """Starts a request of the job. Returns its size in bytes."""

@@ -141,10 +141,7 @@ class Sources:
         self._entries: dict[int, _Entry] = {}
 
     def acquire(self, ranges: Sequence[tuple[int, int]]) -> bool:
-        """Registers what is not yet registered.
-
-        Args:
-            ranges: Address and length, disjoint.
+        """Registers what is not yet registered of disjoint ranges, each an address and a length.
 
         Returns:
             False, with nothing done, while a range overlaps a registered one without being the same.

@@ -30,17 +30,13 @@ END_MARGIN_S = 10.0
 
 
 class _LeasedWrite(WriteJob):
-    """A write as its link knows it.
-
-    Raises:
-        TransportError: There is no such write; not worth a retry.
-    """
+    """A write as its link knows it."""
 
     def __init__(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         if not 1 <= len(pieces) <= m.MAX_RANGES:
             raise TransportError(f"a write of {len(pieces)} pieces; make it 1 to {m.MAX_RANGES}", retryable=False)
         pieces = tuple(pieces)  # the caller's list may change
-        super().__init__(0, partial(merged_runs, pieces), keeps=pieces)
+        super().__init__(0, partial(merged_runs, pieces))
         self.ticket, self.epoch = ticket, epoch
         self.asked = self.over = False
         try:
@@ -132,12 +128,7 @@ class SendingEnd:
         self._ask()
 
     def end(self, error: TransportError, *, lost: bool) -> None:
-        """Ends every write in flight, and the link.
-
-        Args:
-            error: What the writes in flight end with.
-            lost: It was not this side that wanted it.
-        """
+        """Ends every write in flight with ``error``, and the link. ``lost``: this side did not want it."""
         with self._lock:
             if self._error is not None:
                 return
@@ -209,8 +200,6 @@ class SendingEnd:
 
     def _on_hang_up(self, reason: str) -> None:
         self._hung_up = True
-        if self._finished.is_set():
-            return
         self.end(TransportError(f"the connection to the receiver broke: {reason}"), lost=True)
         if self._awaits_hang_up:
             self._finish()
@@ -267,7 +256,6 @@ class SendingEnd:
     def _finish(self) -> None:
         if self._finished.is_set():
             return
-        self._awaits_hang_up = False
         if self._channel is not None:
             self._channel.close()
         else:

@@ -30,10 +30,6 @@ class MooncakeReceivingEnd(ReceivingEnd):
 
     Attributes:
         severed: The aliases that have been replaced.
-
-    Raises:
-        OSError: The region cannot be mapped again.
-        TransportError: The engine cannot register it.
     """
 
     acknowledges = True

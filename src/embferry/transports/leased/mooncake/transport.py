@@ -83,13 +83,7 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
         self._revoke_grace_s = revoke_grace_s
 
     def connect(self, handle: bytes) -> None:
-        """Prepares to write there, as in the contract.
-
-        What goes wrong later, as when the engine cannot start, is reported as ``LinkLost``.
-
-        Raises:
-            TransportError: The handle cannot be used here, which is not worth a retry; or the connection is refused.
-        """
+        """Prepares to write there, as in the contract. An engine that cannot start is reported as ``LinkLost``."""
         peer, ours = decode_handle(handle, MooncakeHandle, self.name), self._settings
         for what, theirs, own in (
             ("protocol", peer.protocol, ours.protocol),

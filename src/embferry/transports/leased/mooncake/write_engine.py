@@ -15,18 +15,10 @@ MAX_BYTES = 32 << 20  # what cannot be stopped any more
 
 
 class MooncakeWriteEngine(WriteEngine):
-    """Writes to one peer.
+    """Writes to the peer that engines know as ``segment``.
 
     After a failure the engine is exchanged as soon as nothing is under way. The old one remembers connections that
     failed, and for a second answers everything with failure; and it keeps what it once learned of the peer for good.
-
-    Args:
-        open_engine: Makes an engine.
-        segment: The peer's name among engines.
-        registers_sources: The engine reads from registered memory only.
-
-    Raises:
-        TransportError: No engine can be made.
     """
 
     max_requests = 64  # the engine queues what its connections cannot take, but not without limit

@@ -71,11 +71,7 @@ def engine_call(
 
 
 class Agent:
-    """A NIXL agent with its backends. For one thread at a time; it has a progress thread of its own inside the engine.
-
-    Raises:
-        TransportError: A backend is missing or refuses its parameters; not worth a retry.
-    """
+    """A NIXL agent with its backends. For one thread at a time; it has a progress thread of its own in the engine."""
 
     def __init__(self, backends: Backends) -> None:
         self._nixl = nixl = binding()
