@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +18,7 @@ from embferry.transports.leased import messages as m
 from embferry.transports.leased.mooncake.transport import MooncakeHandle
 from embferry.transports.leased.nixl.transport import NixlHandle
 from embferry.transports.leased.receiving_end import boot_id
+from embferry.transports.leased.transport import LeasedTransport
 from embferry.transports.windows import as_ranges
 
 TIMEOUT_S = 60.0
@@ -23,6 +28,39 @@ def decoded(pair: TransportPair) -> Any:
     """The handle of the pair's receiver."""
     kind = {"nixl": NixlHandle, "mooncake": MooncakeHandle}[pair.receiver.transport.name]
     return msgspec.msgpack.decode(pair.handle, type=kind)
+
+
+def receiving(pair: TransportPair) -> Any:
+    """The receiving end of the pair's receiver."""
+    transport = pair.receiver.transport
+    assert isinstance(transport, LeasedTransport)
+    assert transport._receiving is not None
+    return transport._receiving
+
+
+@contextmanager
+def running(
+    script: str, *arguments: str, stderr: int | None = None, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A script of this folder in a process of its own, which is killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name(script)), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env=os.environ | environment,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=TIMEOUT_S)
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
 
 
 def frame(message: m.Message | bytes) -> bytes:

@@ -1,8 +1,8 @@
 """A peer in a process of its own, to be killed or stopped.
 
 ``metadata``: as much of a metadata server as the engine needs; prints its port. ``receive``: a receiver; prints its
-handle, then waits. ``write HANDLE EPOCH TIMES``: a sender that starts so many writes to the whole large region at once;
-prints ``begun``, then the outcome of each.
+handle, then waits. ``write HANDLE EPOCH``: a sender that writes to the whole large region again and again, until writes
+fail; prints ``begun``, then the kinds of outcomes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from embferry.testing.pair import LARGE, SMALL, embedding
 from embferry.transports.contract import Window, Written
 from embferry.transports.leased.mooncake import MooncakeTransport, write_engine
 
+IN_FLIGHT = 16
+
 
 def receive() -> None:
     buffers = MultimodalDataBuffers(SMALL, shared=True)
@@ -28,7 +30,7 @@ def receive() -> None:
     signal.pause()
 
 
-def write(handle: bytes, epoch: int, times: int) -> None:
+def write(handle: bytes, epoch: int) -> None:
     # More in flight at any moment than fits into socket buffers, so that the test finds it in the middle of a write.
     write_engine.SLICE_BYTES, write_engine.MAX_BYTES = LARGE.region_bytes, 4 * LARGE.region_bytes
     woken = threading.Event()
@@ -37,17 +39,22 @@ def write(handle: bytes, epoch: int, times: int) -> None:
     blocks = tuple(range(LARGE.num_blocks))
     tokens = LARGE.num_blocks * LARGE.block_size
     pieces = source_pieces(LARGE, embedding(LARGE.layout, tokens), 0, tokens, blocks, 0)
-    for ticket in range(times):
+    for ticket in range(IN_FLIGHT):
         transport.write(handle, epoch, blocks, pieces, ticket)
     print("begun", flush=True)
-    outcomes: list[str] = []
-    while len(outcomes) < times:
+    outcomes: set[str] = set()
+    left = IN_FLIGHT
+    while left:
         assert woken.wait(60)
         woken.clear()
         for event in transport.poll():
-            if isinstance(event, Written):
-                error = event.error
-                outcomes.append("written" if error is None else "retry" if error.retryable else "refused")
+            if not isinstance(event, Written):
+                continue
+            if event.error is None:
+                transport.write(handle, epoch, blocks, pieces, event.ticket)
+            else:
+                outcomes.add("retry" if event.error.retryable else "refused")
+                left -= 1
     print(*outcomes, flush=True)
     transport.close()
 
@@ -86,4 +93,4 @@ if sys.argv[1] == "metadata":
 elif sys.argv[1] == "receive":
     receive()
 else:
-    write(bytes.fromhex(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    write(bytes.fromhex(sys.argv[2]), int(sys.argv[3]))

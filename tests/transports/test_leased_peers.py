@@ -21,7 +21,7 @@ from embferry.transports.leased.mooncake import MooncakeTransport
 from embferry.transports.leased.nixl import NixlTransport
 from embferry.transports.leased.receiving_end import ReceivingEnd
 from embferry.transports.leased.transport import LeasedTransport
-from tests.transports.leased_peer import TIMEOUT_S, ask, connected, decoded, frame, greet, holder, receive
+from tests.transports.leased_peer import TIMEOUT_S, ask, connected, decoded, frame, greet, holder, receive, receiving
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
@@ -46,16 +46,9 @@ def pair(make: Make) -> Iterator[TransportPair]:
     pair.close()
 
 
-def receiving(pair: TransportPair) -> ReceivingEnd:
-    transport = pair.receiver.transport
-    assert isinstance(transport, LeasedTransport)
-    assert transport._receiving is not None
-    end: ReceivingEnd = transport._receiving
-    return end
-
-
 def table(pair: TransportPair) -> LeaseTable:
-    return receiving(pair).table
+    end: ReceivingEnd = receiving(pair)
+    return end.table
 
 
 # Senders that misbehave

@@ -7,12 +7,10 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 
 import msgspec
 import numpy as np
@@ -26,12 +24,10 @@ from embferry.transports.contract import LinkLost, Piece, Transport, Window, Wri
 from embferry.transports.leased import messages as m
 from embferry.transports.leased.messages import MAX_RANGES
 from embferry.transports.leased.nixl import NixlTransport, agent, installed
-from embferry.transports.leased.nixl.receiving_end import NixlReceivingEnd
-from tests.transports.leased_peer import decoded, frame, holder, receive
+from tests.transports.leased_peer import TIMEOUT_S, decoded, frame, holder, line, receive, receiving, running
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
-TIMEOUT_S = 20.0
 BLOCKS = tuple(range(64))
 MORE_THAN_CAN_LAND = 32  # writes of all blocks, while an agent is destroyed
 
@@ -64,33 +60,12 @@ def over_sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[TransportPair]:
     pair.close()
 
 
-def server(pair: TransportPair) -> NixlReceivingEnd:
-    transport = pair.receiver.transport
-    assert isinstance(transport, NixlTransport)
-    assert transport._receiving is not None
-    return transport._receiving
-
-
 # Processes that stop and die
 
 
-@contextmanager
-def script(name: str, tls: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def script(name: str, tls: str, *arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
     # UCX logs to standard output otherwise, which the test reads.
-    command = [
-        "env",
-        "UCX_LOG_FILE=stderr",
-        f"UCX_TLS={tls}",
-        sys.executable,
-        str(Path(__file__).with_name(name)),
-        *arguments,
-    ]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate(timeout=TIMEOUT_S)
+    return running(name, *arguments, UCX_LOG_FILE="stderr", UCX_TLS=tls)
 
 
 @contextmanager
@@ -108,17 +83,12 @@ def stop_in_a_write(pair: TransportPair, process: subprocess.Popen[str]) -> None
     def holds_a_lease() -> bool:
         process.send_signal(signal.SIGSTOP)
         threading.Event().wait(0.1)  # for what it had said by then to be read
-        if server(pair).table.out():
+        if receiving(pair).table.out():
             return True
         process.send_signal(signal.SIGCONT)
         return False
 
     eventually(holds_a_lease)
-
-
-def line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
 
 
 def tell(process: subprocess.Popen[str], what: str) -> None:
@@ -201,11 +171,11 @@ def test_a_failed_transfer_fails_its_write_and_the_next_link_resumes(over_socket
     pieces = pair.fill(BLOCKS)
     tickets = [pair.start(1, BLOCKS, pieces) for _ in range(MORE_THAN_CAN_LAND)]
     eventually(lambda: bool((pair.bytes != CANARY).any()))
-    (sender,) = server(pair).listener.connections
-    made = server(pair).agents[sender].result()
+    (sender,) = receiving(pair).listener.connections
+    made = receiving(pair).agents[sender].result()
     assert not isinstance(made, TransportError)
     # The replacement comes first: the sender may notice the end, and the receiver tear down, at any moment.
-    server(pair).agents[sender] = gone = Future()
+    receiving(pair).agents[sender] = gone = Future()
     made[0].close()
     gone.set_result(TransportError("destroyed by the test"))
     errors = [pair.sender.written(ticket) for ticket in tickets]
@@ -213,7 +183,7 @@ def test_a_failed_transfer_fails_its_write_and_the_next_link_resumes(over_socket
     assert all(error is None or error.retryable for error in errors)
     assert pair.sender.lost().handle == pair.handle
     assert [type(event) for event in pair.sender.events] == [Written] * MORE_THAN_CAN_LAND + [LinkLost]
-    assert server(pair).table.out() == (), "the receiver hung up only after it had ended the leases"
+    assert receiving(pair).table.out() == (), "the receiver hung up only after it had ended the leases"
     pair.receiver.transport.revoke(1)
     pair.receiver.revoked(1)
     never_changes(pair)
@@ -228,8 +198,8 @@ def test_an_agent_that_cannot_be_destroyed_is_reported(pair: TransportPair, how:
     """Late bytes might still come through it, so no lease of it ends; polling raises instead of waiting forever."""
     pair.admit(1, (3,))
     assert pair.write(1, (3,), pair.fill((3,))) is None
-    (sender,) = server(pair).listener.connections
-    made = server(pair).agents[sender].result()
+    (sender,) = receiving(pair).listener.connections
+    made = receiving(pair).agents[sender].result()
     assert not isinstance(made, TransportError)
     held = [made[0]._agent]
     if how == "it is gone":
@@ -357,7 +327,7 @@ def test_several_senders_write_at_the_same_time() -> None:
         written.append(pieces)
     assert [sender.written(7) for sender in senders] == [None] * 4
     pair.expect(*written)
-    assert len(server(pair).agents) == 5, "an agent for each, and for the pair's own sender"
+    assert len(receiving(pair).agents) == 5, "an agent for each, and for the pair's own sender"
     for sender in senders:
         sender.transport.close()
     pair.close()
@@ -374,7 +344,7 @@ def test_an_ask_waits_for_a_lease_on_closed_blocks(pair: TransportPair) -> None:
         pair.admit(2, (0,))
         pieces = pair.fill((0,))
         ticket = pair.start(2, (0,), pieces)
-        eventually(lambda: bool(server(pair).table._waiting))
+        eventually(lambda: bool(receiving(pair).table._waiting))
         assert pair.sender.transport.poll() == []
         sock.sendall(frame(m.Done(5)))
         assert pair.sender.written(ticket) is None

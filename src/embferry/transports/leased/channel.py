@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from ..net.loop import READ, WRITE, Loop
 from .messages import LENGTH, FrameError, Message, decode, encode
@@ -58,15 +59,15 @@ class Channel:
                 return
             idle = not self._outgoing
             self._outgoing += LENGTH.pack(len(frame)) + frame
-            if idle:  # otherwise the loop waits for the socket already
-                try:
-                    self._push()
-                except OSError as error:
-                    reason = os.strerror(error.errno or 0)
-                    self._loop.call(lambda: self._finish(reason))
-                    return
-                if self._outgoing:
-                    self._loop.call(self._watch)
+            if not idle:  # then the loop waits for the socket already
+                return
+            try:
+                self._push()
+            except OSError as error:
+                self._loop.call(partial(self._broken, error))
+                return
+            if self._outgoing:
+                self._loop.call(self._watch)
 
     def hang_up(self) -> None:
         """Ends the sending side. What the peer sends is dropped until it hangs up too."""
@@ -79,8 +80,7 @@ class Channel:
             try:
                 self.sock.shutdown(socket.SHUT_WR)
             except OSError as error:
-                reason = os.strerror(error.errno or 0)
-                self._loop.call(lambda: self._finish(reason))
+                self._loop.call(partial(self._broken, error))
 
     def close(self) -> None:
         """Ends at once; ``on_end`` is not called. Idempotent."""
@@ -96,6 +96,9 @@ class Channel:
             self.close()
             self._on_end(reason)
 
+    def _broken(self, error: OSError) -> None:
+        self._finish(os.strerror(error.errno or 0))
+
     def _ready(self, events: int) -> None:
         if self._ended:
             return
@@ -109,7 +112,7 @@ class Channel:
         except BlockingIOError:  # from the read
             return
         except OSError as error:
-            self._finish(os.strerror(error.errno or 0))
+            self._broken(error)
 
     def _read(self) -> None:
         received = self.sock.recv(READ_BYTES)

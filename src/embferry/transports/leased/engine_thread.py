@@ -18,8 +18,7 @@ from typing import Any, ClassVar
 
 from embferry.protocol.errors import TransportError
 
-from .jobs import Run, WriteJob
-from .sources import Sources
+from .jobs import Run, Sources, WriteJob
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +37,8 @@ def without_traceback(error: TransportError) -> TransportError:
     return TransportError(error.detail, retryable=error.retryable)
 
 
-class Request(ABC):
-    """Bytes that an engine is writing."""
-
-    @abstractmethod
-    def is_over(self) -> bool:
-        """Returns whether every byte is in the peer's memory.
-
-        Raises:
-            WriteFailedError: The request has failed; bytes of it may be in flight.
-            TransportError: The engine has failed; bytes of any request may be in flight.
-        """
-
-    def release(self) -> None:  # noqa: B027  (Mooncake keeps nothing)
-        """Frees what the engine keeps of the request; called once, when it is over or given up."""
+def refused() -> TransportError:
+    return TransportError("the receiver has no open window that covers the write", retryable=False)
 
 
 class WriteEngine(ABC):
@@ -83,11 +70,14 @@ class WriteEngine(ABC):
 
     @abstractmethod
     def register(self, address: int, length: int) -> Any:
-        """See :class:`.sources.Registry`."""
+        """Registers source memory. Returns what :meth:`deregister` takes.
+
+        Raises:
+            TransportError: The engine does not take the memory.
+        """
 
     @abstractmethod
-    def deregister(self, registered: Any) -> None:
-        """See :class:`.sources.Registry`."""
+    def deregister(self, registered: Any) -> None: ...
 
     def ready(self, *, idle: bool) -> bool:
         """Returns whether requests may be started now; ``idle``: none is in flight.
@@ -98,13 +88,25 @@ class WriteEngine(ABC):
         return True
 
     @abstractmethod
-    def start(self, part: list[Run]) -> Request:
-        """Starts to write ``part``.
+    def start(self, part: list[Run]) -> int:
+        """Starts to write ``part``. Returns the number of the request.
 
         Raises:
             WriteFailedError: Nothing of it was sent.
             TransportError: The engine has failed; bytes may be in flight.
         """
+
+    @abstractmethod
+    def is_over(self, request: int) -> bool:
+        """Returns whether every byte of a request is in the peer's memory.
+
+        Raises:
+            WriteFailedError: The request has failed; bytes of it may be in flight.
+            TransportError: The engine has failed; bytes of any request may be in flight.
+        """
+
+    def release(self, request: int) -> None:  # noqa: B027  (Mooncake keeps nothing)
+        """Frees what the engine keeps of a request; called once, when it is over or given up."""
 
     @abstractmethod
     def close(self) -> None:
@@ -114,7 +116,7 @@ class WriteEngine(ABC):
 @dataclass(eq=False, slots=True)
 class _InFlight:
     job: WriteJob
-    request: Request
+    request: int
     nbytes: int
     began: float
 
@@ -156,39 +158,31 @@ class EngineThread:
         self._in_flight: list[_InFlight] = []  # the oldest first
         self._in_doubt = False
         self._thread = threading.Thread(target=self._run, name=name)
-
-    def start(self) -> None:
-        self._thread.start()
+        self.start, self.join = self._thread.start, self._thread.join
 
     def meet(self, metadata: bytes) -> None:
         """Makes the peer known to the engine, once."""
         with self._changed:
             self._metadata = metadata
-            self._notify()
+            self.look()
 
     def put(self, job: WriteJob) -> None:
         """Takes in a write, to be begun when its verdict is "go". Its source is registered meanwhile."""
         with self._changed:
             self._given.append(job)
-            self._notify()
+            self.look()
 
     def look(self) -> None:
         """Wakes the thread, because a verdict has come."""
         with self._changed:
-            self._notify()
+            self._news = True
+            self._changed.notify()
 
     def stop(self) -> None:
         """Has the thread start nothing more, drain, and close its engine. Does not wait. Idempotent."""
         with self._changed:
             self._stopping = True
-            self._notify()
-
-    def join(self, timeout_s: float | None = None) -> None:
-        self._thread.join(timeout_s)
-
-    def _notify(self) -> None:
-        self._news = True
-        self._changed.notify()
+            self.look()
 
     # On the thread
 
@@ -201,7 +195,7 @@ class EngineThread:
             except TransportError as failed:
                 error = without_traceback(failed)
             finally:
-                self._abandon()
+                self._abandon(engine)
                 engine.close()
         except TransportError as failed:
             error = without_traceback(failed)
@@ -217,7 +211,7 @@ class EngineThread:
         Raises:
             TransportError: The engine is of no more use.
         """
-        self._sources = Sources(engine) if engine.registers_sources else None
+        self._sources = Sources(engine.register, engine.deregister) if engine.registers_sources else None
         pause: float | None = None
         while self._wait(pause):
             if self._metadata is not None:
@@ -225,12 +219,11 @@ class EngineThread:
                 self._metadata = None
                 self._on_ready()
             self._activate()
-            moved = self._start_parts(engine)
-            moved |= self._collect()
+            moved = self._start_parts(engine) | self._collect(engine)
             pause = 0.0 if moved else self._pause()
         deadline = time.monotonic() + engine.drain_timeout_s
         while self._in_flight and time.monotonic() < deadline:
-            if not self._collect():
+            if not self._collect(engine):
                 time.sleep(self._pause() or 0.0)
 
     def _wait(self, pause: float | None) -> bool:
@@ -247,7 +240,7 @@ class EngineThread:
             return not self._stopping and threading.main_thread().is_alive()
 
     def _pause(self) -> float | None:
-        """Returns how long to wait before the next poll, in seconds; None: until there is news."""
+        """Returns the seconds to wait before the next poll; None: until there is news."""
         if not self._in_flight:
             return None
         age = time.monotonic() - self._in_flight[0].began
@@ -294,14 +287,14 @@ class EngineThread:
 
     def _next_part(self, engine: WriteEngine, job: WriteJob) -> list[Run] | None:
         if not job.go:
-            job.error = TransportError("the receiver has no open window that covers the write", retryable=False)
+            job.error = refused()
         if job.error is not None:
             return None
         part = job.next_part(engine.slice_bytes, engine.max_runs)
-        if part is not None and job.stop is not None:
-            job.error = job.stop
-            return None
-        return part
+        if part is None or job.stop is None:
+            return part
+        job.error = job.stop
+        return None
 
     def _start(self, engine: WriteEngine, job: WriteJob, part: list[Run]) -> int:
         """Starts a request of the job. Returns its size in bytes."""
@@ -319,19 +312,19 @@ class EngineThread:
         job.in_flight += 1
         return nbytes
 
-    def _collect(self) -> bool:
+    def _collect(self, engine: WriteEngine) -> bool:
         """Takes out the requests that are over. Returns whether there were any."""
         before = len(self._in_flight)
         for flight in list(self._in_flight):
             job = flight.job
             try:
-                if not flight.request.is_over():
+                if not engine.is_over(flight.request):
                     continue
             except WriteFailedError as failed:
                 job.error, job.clean = without_traceback(failed), False
             self._in_flight.remove(flight)  # what is still in it when an error is raised below is in doubt
             job.in_flight -= 1
-            flight.request.release()
+            engine.release(flight.request)
             self._finish(job)
         return len(self._in_flight) < before
 
@@ -341,12 +334,12 @@ class EngineThread:
                 self._sources.release(job.source)
             self._on_over(job)
 
-    def _abandon(self) -> None:
+    def _abandon(self, engine: WriteEngine) -> None:
         """Lets go of requests that have failed or not ended; the engine is about to be closed."""
         for flight in self._in_flight:
             self._in_doubt = True
             try:
-                flight.request.release()
+                engine.release(flight.request)
             except TransportError as error:
                 log.info("%s", error)
         self._in_flight.clear()

@@ -1,8 +1,11 @@
-"""Writes, and how they are cut into requests for an engine."""
+"""Writes, how they are cut into requests for an engine, and the source memory that is registered for them."""
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +25,7 @@ class WriteJob:
     Args:
         serial: The number of the write among those of its engine.
         find_runs: Computes the runs of the write; called once, on the engine's thread.
-        keeps: What keeps the source memory alive.
+        keeps: Keeps the source memory alive.
 
     Attributes:
         base: Address of the peer's region; to be set before ``go``.
@@ -36,7 +39,7 @@ class WriteJob:
         clean: False if bytes of a failed request may still be in flight.
     """
 
-    def __init__(self, serial: int, find_runs: Callable[[], list[Run]], keeps: object) -> None:
+    def __init__(self, serial: int, find_runs: Callable[[], list[Run]], keeps: object = None) -> None:
         self.serial = serial
         self._find_runs, self._keeps = find_runs, keeps
         self.base = 0
@@ -113,3 +116,71 @@ def parts(runs: Sequence[Run], base: int, slice_bytes: int, max_runs: int) -> It
                 chosen, room = [], slice_bytes
     if chosen:
         yield chosen
+
+
+@dataclass(slots=True)
+class _Entry:
+    length: int
+    registered: Any
+    users: int
+
+
+class Sources:
+    """Registrations, counted by the writes that use them.
+
+    Registered ranges never overlap: Mooncake refuses that, and NIXL does not find memory behind a range that lies
+    inside another.
+
+    Args:
+        register: Registers an address and a length with the engine; returns what ``deregister`` takes.
+    """
+
+    def __init__(self, register: Callable[[int, int], Any], deregister: Callable[[Any], None]) -> None:
+        self._register, self._deregister = register, deregister
+        self._starts: list[int] = []
+        self._entries: dict[int, _Entry] = {}
+
+    def acquire(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Registers what is not yet registered of disjoint ranges, each an address and a length.
+
+        Returns:
+            False, with nothing done, while a range overlaps a registered one without being the same.
+
+        Raises:
+            TransportError: The engine does not take the memory. Nothing stays acquired.
+        """
+        if any(self._overlaps(start, length) for start, length in ranges):
+            return False
+        acquired: list[tuple[int, int]] = []
+        try:
+            for start, length in ranges:
+                if start not in self._entries:
+                    # One by one, because a list is deregistered only as it was registered.
+                    self._entries[start] = _Entry(length, self._register(start, length), 0)
+                    insort(self._starts, start)
+                self._entries[start].users += 1
+                acquired.append((start, length))
+        except BaseException:
+            self.release(acquired)
+            raise
+        return True
+
+    def release(self, ranges: Sequence[tuple[int, int]]) -> None:
+        for start, _ in ranges:
+            entry = self._entries[start]
+            entry.users -= 1
+            if entry.users == 0:
+                del self._entries[start]
+                self._starts.remove(start)
+                self._deregister(entry.registered)
+
+    def _overlaps(self, start: int, length: int) -> bool:
+        """Returns whether a registered range overlaps this one and is another."""
+        at = bisect_right(self._starts, start)
+        if at < len(self._starts) and self._starts[at] < start + length:
+            return True
+        if at == 0:
+            return False
+        before = self._starts[at - 1]
+        end = before + self._entries[before].length
+        return end > start and (before, end) != (start, start + length)

@@ -128,44 +128,34 @@ class LeaseTable:
     def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> Outcome:
         with self._lock:
             self._windows.close_blocks(epoch, blocks)
-            outcome = Outcome(
-                stops=[lease for lease in self._out if lease.epoch == epoch and np.isin(lease.touched, blocks).any()]
-            )
-            if outcome.stops:
-                self._cut_all_off(outcome)
-            self._settle(outcome)
-        return outcome
+            stops = [lease for lease in self._out if lease.epoch == epoch and np.isin(lease.touched, blocks).any()]
+            return self._settle(Outcome(stops=stops), cut_off=bool(stops))
 
     def revoke(self, epoch: int) -> Outcome:
         with self._lock:
             blocks = frozenset(self._windows.revoke(epoch))
             leases = {lease for lease in self._out if lease.epoch == epoch}
             self._revocations.append(_Revocation(epoch, blocks, leases))
-            outcome = Outcome(stops=list(leases))
-            self._settle(outcome)
-        return outcome
+            return self._settle(Outcome(stops=list(leases)))
 
     def expire(self, epoch: int) -> Outcome:
         """Ends the grace period of a revocation of ``epoch``."""
         with self._lock:
-            outcome = Outcome()
-            if any(revocation.epoch == epoch for revocation in self._revocations):
-                self._cut_all_off(outcome)
-            self._settle(outcome)
-        return outcome
+            pending = any(revocation.epoch == epoch for revocation in self._revocations)
+            return self._settle(Outcome(), cut_off=pending)
 
     def close_all(self) -> Outcome:
         """Closes every window for good. ``cut_off`` is not called any more."""
         with self._lock:
             self._cut_off = None
             self._windows.close_all()
-            outcome = Outcome(stops=list(self._out))
-            self._settle(outcome)
-        return outcome
+            return self._settle(Outcome(stops=list(self._out)))
 
     def end_all(self) -> Outcome:
         """Ends every lease: no engine can reach the region any more."""
-        return self._end(lambda _: True)
+        with self._lock:
+            self._discard(list(self._out))
+            return self._settle(Outcome())
 
     def out(self) -> tuple[Lease, ...]:
         """Returns the leases that have not ended."""
@@ -184,9 +174,7 @@ class LeaseTable:
                 return None
             asked[serial] = lease
             self._waiting[lease] = None
-            outcome = Outcome()
-            self._settle(outcome)
-        return outcome
+            return self._settle(Outcome())
 
     def done(self, holder: object, serial: int, *, clean: bool = True) -> Outcome | None:
         """Ends a write; unless it is ``clean`` its lease is in doubt. Returns None if there is no such lease.
@@ -199,13 +187,12 @@ class LeaseTable:
             if lease is None or lease in self._waiting:
                 return None
             del asked[serial]
-            outcome = Outcome()
             if clean:
                 self._discard([lease])
             lease.in_doubt = not clean
-            self._settle(outcome)
+            outcome = self._settle(Outcome())
             outcome.acknowledged.append((lease, self._windows.allows(lease.epoch, lease.touched)))
-        return outcome
+            return outcome
 
     def lost(self, holder: object) -> Outcome:
         """Drops the asks of a holder whose connection has ended; its leases are in doubt."""
@@ -213,20 +200,13 @@ class LeaseTable:
             for lease in self._asked.pop(holder, {}).values():
                 self._waiting.pop(lease, None)
                 lease.in_doubt = True
-            outcome = Outcome()
-            self._settle(outcome)
-        return outcome
+            return self._settle(Outcome())
 
     def ended(self, holder: object) -> Outcome:
         """Ends the leases of a lost holder: the engine that served it alone is cut off from the region."""
-        return self._end(lambda lease: lease.holder is holder)
-
-    def _end(self, which: Callable[[Lease], bool]) -> Outcome:
         with self._lock:
-            self._discard([lease for lease in self._out if which(lease)])
-            outcome = Outcome()
-            self._settle(outcome)
-        return outcome
+            self._discard([lease for lease in self._out if lease.holder is holder])
+            return self._settle(Outcome())
 
     # With the lock held.
 
@@ -236,23 +216,22 @@ class LeaseTable:
             for revocation in self._revocations:
                 revocation.leases.discard(lease)
 
-    def _cut_all_off(self, outcome: Outcome) -> None:
-        """Ends all leases, if the engine can; their writes would fail, so the holders are told to stop."""
-        if self._cut_off is None:
-            return
-        self.base = self._cut_off()
-        outcome.stops += [lease for lease in self._out if lease not in outcome.stops]
-        self._discard(list(self._out))
+    def _settle(self, outcome: Outcome, *, cut_off: bool = False) -> Outcome:
+        """Completes the revocations and decides the asks that can be by now.
 
-    def _settle(self, outcome: Outcome) -> None:
-        """Completes the revocations and decides the asks that can be by now."""
-        if any(lease.in_doubt for revocation in self._revocations for lease in revocation.leases):
-            self._cut_all_off(outcome)
+        If ``cut_off`` is set, or a lease in doubt is in the way of a revocation, all leases end first, if the engine
+        can do that. Their writes would fail, so the holders are told to stop.
+        """
+        cut_off |= any(lease.in_doubt for revocation in self._revocations for lease in revocation.leases)
+        if cut_off and self._cut_off is not None:
+            self.base = self._cut_off()
+            outcome.stops += [lease for lease in self._out if lease not in outcome.stops]
+            self._discard(list(self._out))
         outcome.revoked += [revocation.epoch for revocation in self._revocations if not revocation.leases]
         self._revocations = [revocation for revocation in self._revocations if revocation.leases]
         for lease in list(self._waiting):
             allowed = self._windows.allows(lease.epoch, lease.touched)
-            if allowed and any(self._conflict(other, lease) for other in self._out):
+            if allowed and any(_conflict(other, lease) for other in self._out):
                 continue
             del self._waiting[lease]
             if allowed:
@@ -261,7 +240,8 @@ class LeaseTable:
             else:
                 del self._asked[lease.holder][lease.serial]
             outcome.verdicts.append((lease, allowed))
+        return outcome
 
-    @staticmethod
-    def _conflict(other: Lease, lease: Lease) -> bool:
-        return other.epoch != lease.epoch and np.intersect1d(other.touched, lease.touched, assume_unique=True).size > 0
+
+def _conflict(other: Lease, lease: Lease) -> bool:
+    return other.epoch != lease.epoch and np.intersect1d(other.touched, lease.touched, assume_unique=True).size > 0

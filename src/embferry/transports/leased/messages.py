@@ -94,22 +94,15 @@ class Broken(msgspec.Struct, frozen=True, array_like=True, tag="broken", forbid_
 Message = Hello | Welcome | Ask | Verdict | Stop | Done | Failed | Acknowledged | Broken
 
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+encode = msgspec.msgpack.encode
 
 
 def decode(frame: bytes) -> Message:
-    """Returns the message in ``frame``.
-
-    Raises:
-        FrameError: It is not a message of this protocol.
-    """
+    """Returns the message in ``frame``; raises ``FrameError`` if there is none of this protocol."""
     try:
         return _decoder.decode(frame)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"a malformed message ({error})") from error
-
-
-def encode(message: Message) -> bytes:
-    return msgspec.msgpack.encode(message)
 
 
 def pack_ranges(ranges: Ranges) -> bytes:
@@ -117,11 +110,7 @@ def pack_ranges(ranges: Ranges) -> bytes:
 
 
 def unpack_ranges(data: bytes) -> Ranges:
-    """Returns the byte ranges of an ``ask``, uint64 ``[n, 2]``: offset and length.
-
-    Raises:
-        FrameError: The bytes end in the middle of a range.
-    """
+    """Returns the byte ranges of an ``ask``; raises ``FrameError`` if the bytes end in the middle of one."""
     if len(data) % RANGE_BYTES:
         raise FrameError(f"{len(data)} bytes of ranges; each has {RANGE_BYTES}")
     return np.frombuffer(data, "<u8").astype(np.uint64).reshape(-1, 2)

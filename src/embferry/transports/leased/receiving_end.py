@@ -154,11 +154,7 @@ class SenderConnection:
         receiving.loop.later(HANDSHAKE_S, self._check_greeting)
 
     def welcome(self, metadata: bytes) -> None:
-        """Tells the sender that it may ask.
-
-        Args:
-            metadata: What its engine needs to reach ours.
-        """
+        """Tells the sender that it may ask, and what its engine needs to reach ours."""
         self._base = self._receiving.table.base
         self.channel.send(m.Welcome(metadata, self._base))
 
@@ -202,10 +198,8 @@ class SenderConnection:
                 return
             case m.Ask(serial, epoch, ranges) if self._base is not None:
                 outcome = table.ask(self, serial, epoch, m.unpack_ranges(ranges))
-            case m.Done(serial) if self._base is not None:
-                outcome = table.done(self, serial)
-            case m.Failed(serial) if self._base is not None:
-                outcome = table.done(self, serial, clean=False)
+            case m.Done(serial) | m.Failed(serial) if self._base is not None:
+                outcome = table.done(self, serial, clean=isinstance(message, m.Done))
             case m.Broken() if self._base is not None:
                 self.tear_down("its engine failed")
                 return

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from embferry.protocol.errors import TransportError
@@ -19,7 +18,7 @@ from ..outbox import Outbox
 from ..windows import ranges_of
 from . import messages as m
 from .channel import Channel
-from .engine_thread import EngineThread, WriteEngine
+from .engine_thread import EngineThread, WriteEngine, refused
 from .jobs import WriteJob, merged_runs
 from .messages import FrameError
 
@@ -30,34 +29,14 @@ MAX_UNSENT = MAX_ASKED * m.MAX_FRAME
 END_MARGIN_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class LinkSettings:
-    """The parameters of a link that differ between the transports.
-
-    Attributes:
-        transport: Its name.
-        acknowledged: The receiver answers "done", and a write is reported only then. So a receiver that is told of the
-            report, on any transport, finds that the lease has ended.
-        connect_timeout_s: How long the receiver may take to answer a connection.
-    """
-
-    transport: str
-    acknowledged: bool
-    connect_timeout_s: float
-
-
 class _LeasedWrite(WriteJob):
-    """A write as its link knows it.
-
-    Raises:
-        TransportError: There is no such write; not worth a retry.
-    """
+    """A write as its link knows it."""
 
     def __init__(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         if not 1 <= len(pieces) <= m.MAX_RANGES:
             raise TransportError(f"a write of {len(pieces)} pieces; make it 1 to {m.MAX_RANGES}", retryable=False)
         pieces = tuple(pieces)  # the caller's list may change
-        super().__init__(0, partial(merged_runs, pieces), keeps=pieces)
+        super().__init__(0, partial(merged_runs, pieces))
         self.ticket, self.epoch = ticket, epoch
         self.asked = self.over = False
         try:
@@ -76,6 +55,10 @@ class SendingEnd:
         address: IP address and port of the side channel.
         open_engine: Makes the engine; runs on the engine's thread.
         forget: Called once when the link is over, before :class:`LinkLost` is posted; on the loop's thread.
+        transport: The name of the transport, for that of the thread.
+        acknowledged: The receiver answers "done", and a write is reported only then. So a receiver that is told of the
+            report, on any transport, finds that the lease has ended.
+        connect_timeout_s: How long the receiver may take to answer a connection.
 
     Raises:
         TransportError: The connection is refused at once.
@@ -86,13 +69,17 @@ class SendingEnd:
         handle: bytes,
         address: tuple[str, int],
         hello: m.Hello,
-        settings: LinkSettings,
         open_engine: Callable[[], WriteEngine],
         loop: Loop,
         outbox: Outbox,
         forget: Callable[[bytes, SendingEnd], None],
+        *,
+        transport: str,
+        acknowledged: bool,
+        connect_timeout_s: float,
     ) -> None:
-        self._handle, self._hello, self._settings = handle, hello, settings
+        self._handle, self._hello = handle, hello
+        self._acknowledged, self._connect_timeout_s = acknowledged, connect_timeout_s
         self._loop, self._outbox, self._forget = loop, outbox, forget
         self._lock = threading.Lock()  # of what follows, up to _lost
         self._jobs: dict[int, _LeasedWrite] = {}
@@ -106,9 +93,9 @@ class SendingEnd:
         self._channel: Channel | None = None
         self._base = 0
         self._welcomed = self._hung_up = self._awaits_hang_up = False
-        self._connector = Connector(address, loop, settings.connect_timeout_s, self._on_connected, self._on_refused)
+        self._connector = Connector(address, loop, connect_timeout_s, self._on_connected, self._on_refused)
         self._thread = EngineThread(
-            f"embferry-{settings.transport}-engine",
+            f"embferry-{transport}-engine",
             open_engine,
             on_ready=self._on_ready,
             on_over=self._on_over,
@@ -116,7 +103,7 @@ class SendingEnd:
             on_bug=outbox.fail,
         )
         self._connector.start()
-        loop.call(lambda: loop.later(settings.connect_timeout_s, self._check_welcome))
+        loop.call(lambda: loop.later(connect_timeout_s, self._check_welcome))
         self._thread.start()  # after that, so that its end comes after it too
 
     # From any thread
@@ -141,26 +128,17 @@ class SendingEnd:
         self._ask()
 
     def end(self, error: TransportError, *, lost: bool) -> None:
-        """Ends every write in flight, and the link.
-
-        Args:
-            error: What the writes in flight end with.
-            lost: It was not this side that wanted it.
-        """
+        """Ends every write in flight with ``error``, and the link. ``lost``: this side did not want it."""
         with self._lock:
             if self._error is not None:
                 return
             self._error, self._lost = error, lost
         self._thread.stop()
 
-    def join(self, deadline: float) -> None:
-        """Waits for the engine, then for the end of the link: see :meth:`end`.
-
-        Args:
-            deadline: On the monotonic clock, for the engine; infinite: as long as it takes.
-        """
-        self._thread.join(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
-        self._finished.wait(self._settings.connect_timeout_s + END_MARGIN_S)
+    def join(self, deadline: float | None) -> None:
+        """Waits for the engine, until ``deadline`` on the monotonic clock if there is one, then for the link's end."""
+        self._thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        self._finished.wait(self._connect_timeout_s + END_MARGIN_S)
 
     def _ask(self) -> None:
         """Asks for the writes that have waited for it, as many as may be known to the receiver."""
@@ -191,7 +169,7 @@ class SendingEnd:
     def _on_over(self, job: WriteJob) -> None:
         """Tells the receiver first, then the driver."""
         assert isinstance(job, _LeasedWrite)
-        awaits_answer = bool(job.go) and self._settings.acknowledged
+        awaits_answer = bool(job.go) and self._acknowledged
         job.over = awaits_answer
         if job.go and self._channel is not None:
             self._channel.send(m.Done(job.serial) if job.clean else m.Failed(job.serial))
@@ -202,8 +180,7 @@ class SendingEnd:
 
     def _check_welcome(self) -> None:
         if not self._welcomed:
-            limit = self._settings.connect_timeout_s
-            self.end(TransportError(f"the receiver did not answer within {limit} s"), lost=True)
+            self.end(TransportError(f"the receiver did not answer within {self._connect_timeout_s} s"), lost=True)
 
     def _on_refused(self, error: TransportError) -> None:
         self._hung_up = True
@@ -223,8 +200,6 @@ class SendingEnd:
 
     def _on_hang_up(self, reason: str) -> None:
         self._hung_up = True
-        if self._finished.is_set():
-            return
         self.end(TransportError(f"the connection to the receiver broke: {reason}"), lost=True)
         if self._awaits_hang_up:
             self._finish()
@@ -250,7 +225,7 @@ class SendingEnd:
                 job = self._known(serial)
                 if not job.over:
                     raise FrameError(f"an acknowledgement of the write {serial}, which is not over")
-                self._report(job, job.error if window_open else _refused())
+                self._report(job, job.error if window_open else refused())
             case _:
                 raise FrameError(f"a receiver does not send {type(message).__name__}")
 
@@ -261,7 +236,7 @@ class SendingEnd:
         return job
 
     def _stop_error(self) -> TransportError:
-        if self._settings.acknowledged:  # whose answer will say whether the window has closed
+        if self._acknowledged:  # whose answer will say whether the window has closed
             return TransportError("the receiver has moved its region to another address during the write; write again")
         return TransportError("the receiver has taken the window back", retryable=False)
 
@@ -276,12 +251,11 @@ class SendingEnd:
             return
         self._awaits_hang_up = True
         self._channel.send(m.Broken())
-        self._loop.later(self._settings.connect_timeout_s, self._finish)
+        self._loop.later(self._connect_timeout_s, self._finish)
 
     def _finish(self) -> None:
         if self._finished.is_set():
             return
-        self._awaits_hang_up = False
         if self._channel is not None:
             self._channel.close()
         else:
@@ -296,7 +270,3 @@ class SendingEnd:
             log.info("lost the connection to a receiver: %s", error)
             self._outbox.post(LinkLost(self._handle, error))
         self._finished.set()
-
-
-def _refused() -> TransportError:
-    return TransportError("the receiver has no open window that covers the write", retryable=False)

@@ -2,48 +2,108 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TypeVar
+
+import msgspec
 
 from embferry.protocol.errors import TransportError
 
+from ..contract import Region
+from ..handles import TOKEN_BYTES
 from ..net import address
 from ..net.connections import LinkedTransport
+from ..net.listener import listen
 from .engine_thread import WriteEngine
 from .messages import Hello
 from .receiving_end import ReceivingEnd, boot_id
-from .sending_end import LinkSettings, SendingEnd
+from .sending_end import SendingEnd
 
 R = TypeVar("R", bound=ReceivingEnd)
 
 
 class LeasedTransport(LinkedTransport[R, SendingEnd]):
-    """A subclass makes the receiving end, and decodes handles."""
+    """A subclass makes the receiving end and its handle, and connects to handles.
 
-    _engine_end_timeout_s: float = float("inf")
-    """How long :meth:`close` waits for the engines of links, seconds."""
+    Args:
+        host: The address the side channel listens on, at ``port``; ``advertise``: the one peers connect to, if another.
+        connect_timeout_s: How long a receiver may take to answer a connection.
+        acknowledged: See :class:`SendingEnd`.
+        engine_end_timeout_s: How long :meth:`close` waits for the engines of links.
+    """
 
-    def _link(
+    def __init__(
         self,
-        handle: bytes,
-        peer: tuple[str, int],
-        token: bytes,
-        settings: LinkSettings,
-        open_engine: Callable[[], WriteEngine],
+        wake: Callable[[], None],
+        host: str,
+        port: int,
+        advertise: str | None,
+        connect_timeout_s: float,
+        *,
+        acknowledged: bool,
+        engine_end_timeout_s: float | None = None,
     ) -> None:
-        """Makes the link behind ``handle``, unless there is one, to the side channel at ``peer``: IP address and port.
+        super().__init__(wake)
+        self._host, self._port, self._advertise = host, port, advertise or host
+        self._connect_timeout_s, self._engine_end_timeout_s = connect_timeout_s, engine_end_timeout_s
+        self._acknowledged = acknowledged
+
+    def register(self, region: Region) -> bytes:
+        """Makes the region reachable, as in the contract.
+
+        Raises:
+            LocalProtocolError: A region is registered already, an address is none, or the engine needs memory that can
+                be mapped twice (``Capabilities.maps_region``).
+            TransportError: The engine is not installed, cannot start or does not take the region, or the port is taken.
+        """
+        self._check_unregistered()
+        advertise, sock = address.advertised(self._advertise), listen(self._host, self._port)
+        try:
+            receiving = self._receive(region, sock, secrets.token_bytes(TOKEN_BYTES))
+        except BaseException:
+            sock.close()
+            raise
+        self._receiving = receiving
+        return msgspec.msgpack.encode(self._handle(receiving, advertise))
+
+    @abstractmethod
+    def _receive(self, region: Region, sock: socket.socket, token: bytes) -> R:
+        """Makes the receiving end, which owns the listening socket from then on."""
+
+    @abstractmethod
+    def _handle(self, receiving: R, host: str) -> msgspec.Struct:
+        """Returns the handle of the receiving end, whose side channel is reached at ``host``."""
+
+    def _link(self, handle: bytes, host: str, port: int, token: bytes, open_engine: Callable[[], WriteEngine]) -> None:
+        """Makes the link behind ``handle``, unless there is one, to the side channel at ``host`` and ``port``.
 
         Raises:
             TransportError: No receiver can have that address, or the connection is refused at once.
         """
-        to = address.reachable(peer[0]), peer[1]
-        make = partial(SendingEnd, handle, to, Hello(token, boot_id()), settings, open_engine)
-        self._join(handle, lambda: make(self._loop, self._outbox, self._forget))
+        to = address.reachable(host), port
+        self._join(
+            handle,
+            lambda: SendingEnd(
+                handle,
+                to,
+                Hello(token, boot_id()),
+                open_engine,
+                self._loop,
+                self._outbox,
+                self._forget,
+                transport=self.name,
+                acknowledged=self._acknowledged,
+                connect_timeout_s=self._connect_timeout_s,
+            ),
+        )
 
     def _shut(self, links: Sequence[SendingEnd]) -> None:
-        deadline = time.monotonic() + self._engine_end_timeout_s
+        limit = self._engine_end_timeout_s
+        deadline = None if limit is None else time.monotonic() + limit
         for link in links:
             link.end(TransportError("this end was closed"), lost=False)  # a loop that died of a bug has not done it
         for link in links:

@@ -29,14 +29,7 @@ _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, 
 
 
 class Alias:
-    """``size`` bytes of the memfd ``fd`` from ``address`` on.
-
-    Args:
-        populate: Maps every page now, so that the first writes need not.
-
-    Raises:
-        OSError: There is no room.
-    """
+    """``size`` bytes of the memfd ``fd``, from ``address`` on; ``populate`` maps every page before the first write."""
 
     def __init__(self, fd: int, size: int, *, populate: bool) -> None:
         flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)

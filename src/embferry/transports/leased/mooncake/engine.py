@@ -14,6 +14,7 @@ Facts about the engine (0.3.13) that shape this file:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import secrets
@@ -115,23 +116,22 @@ class Engine:
 
 def _load(protocol: str) -> Any:
     with _first:
+        problem = ""
         if os.environ.get("MC_TCP_PROTO") == "1":
-            raise TransportError(
-                "MC_TCP_PROTO=1 makes the Mooncake engine report writes before they are made; unset it", retryable=False
-            )
-        if protocol == "tcp":
+            problem = "MC_TCP_PROTO=1 makes the Mooncake engine report writes before they are made; unset it"
+        elif protocol == "tcp":
             os.environ.setdefault("MC_FORCE_TCP", "1")
         elif "MC_FORCE_TCP" in os.environ:
-            raise TransportError(
+            problem = (
                 f"MC_FORCE_TCP is set, by you or by an earlier transport of this process with protocol 'tcp'; "
-                f"the Mooncake engine would use TCP instead of {protocol!r}",
-                retryable=False,
+                f"the Mooncake engine would use TCP instead of {protocol!r}"
             )
         elif protocol == "rdma" and not (os.path.isdir(RDMA_DEVICES) and os.listdir(RDMA_DEVICES)):
-            raise TransportError(
-                "this host has no RDMA device: the Mooncake engine would use TCP; if that is meant, say protocol='tcp'",
-                retryable=False,
+            problem = (
+                "this host has no RDMA device: the Mooncake engine would use TCP; if that is meant, say protocol='tcp'"
             )
+        if problem:
+            raise TransportError(problem, retryable=False)
         for name, value in DEFAULTS.items():
             os.environ.setdefault(name, value)
         try:
@@ -157,18 +157,12 @@ def _hasten_accept(port: int) -> None:
         except OSError:  # closed meanwhile, like the descriptor that listed the directory
             continue
         with socket.socket(fileno=own) as listener:
-            if not _listens(listener, port):
+            if listener.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) or listener.getsockname()[1] != port:
                 continue
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, ACCEPT_US))
             host = "::1" if listener.family == socket.AF_INET6 else "127.0.0.1"
-            try:
+            with contextlib.suppress(OSError):
                 socket.create_connection((host, port), timeout=1.0).close()  # ends the wait that has begun
-            except OSError:
-                return
             return
-
-
-def _listens(listener: socket.socket, port: int) -> bool:
-    if listener.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
-    return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)) and listener.getsockname()[1] == port

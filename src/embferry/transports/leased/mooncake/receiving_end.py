@@ -28,9 +28,8 @@ class MooncakeReceivingEnd(ReceivingEnd):
         engine: Closed by :meth:`close`.
         grace_s: How long a revocation waits for the holders of leases before it cuts them off.
 
-    Raises:
-        OSError: The region cannot be mapped again.
-        TransportError: The engine cannot register it.
+    Attributes:
+        severed: The aliases that have been replaced.
     """
 
     acknowledges = True
@@ -47,7 +46,7 @@ class MooncakeReceivingEnd(ReceivingEnd):
         loop: Loop,
         outbox: Outbox,
     ) -> None:
-        self._engine, self._size = engine, region.view.nbytes
+        self.engine, self._size = engine, region.view.nbytes
         self._fd = os.dup(fd)
         try:
             self._alias = Alias(self._fd, self._size, populate=True)
@@ -55,15 +54,10 @@ class MooncakeReceivingEnd(ReceivingEnd):
         except BaseException:
             os.close(self._fd)
             raise
-        self._severed: list[Alias] = []
+        self.severed: list[Alias] = []
         table = LeaseTable(region, self._alias.address, self._replace_alias)
         super().__init__(table, token, sock, loop, outbox, grace_s=grace_s)
         self.listener.start()
-
-    @property
-    def replacements(self) -> int:
-        """How often the alias has been replaced."""
-        return len(self._severed)
 
     def attach(self, sender: SenderConnection) -> None:
         sender.welcome(b"")
@@ -74,9 +68,9 @@ class MooncakeReceivingEnd(ReceivingEnd):
     def close(self) -> None:
         self._carry_out_soon(self.table.close_all())
         self._alias.sever()
-        self._engine.close()
+        self.engine.close()
         self._carry_out_soon(self.table.end_all())
-        for alias in (*self._severed, self._alias):
+        for alias in (*self.severed, self._alias):
             alias.release()
         os.close(self._fd)
         self.loop.call(self._stop)
@@ -86,9 +80,9 @@ class MooncakeReceivingEnd(ReceivingEnd):
 
         In this order: no new write through the old alias, then no byte, then the new one.
         """
-        self._engine.unregister(self._alias.address)
+        self.engine.unregister(self._alias.address)
         self._alias.sever()
-        self._severed.append(self._alias)
+        self.severed.append(self._alias)
         self._alias = Alias(self._fd, self._size, populate=False)
-        self._engine.register(self._alias.address, self._size)
+        self.engine.register(self._alias.address, self._size)
         return self._alias.address

@@ -6,7 +6,7 @@ receiver, so that ending a link ends its transfers. :mod:`.engine` is what is kn
 
 from __future__ import annotations
 
-import secrets
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
@@ -16,10 +16,7 @@ import msgspec
 from embferry.protocol.errors import LocalProtocolError, TransportError
 
 from ...contract import Capabilities, Region
-from ...handles import TOKEN_BYTES, Host, Port, Token, decode_handle
-from ...net import address
-from ...net.listener import listen
-from ..sending_end import LinkSettings
+from ...handles import Host, Port, Token, decode_handle
 from ..transport import LeasedTransport
 from .engine import P2P, Engine, EngineSettings
 from .receiving_end import MooncakeReceivingEnd
@@ -79,55 +76,14 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
         revoke_grace_s: float = 0.5,
         connect_timeout_s: float = 5.0,
     ) -> None:
-        super().__init__(wake)
-        self._host, self._port = host, port
-        self._settings = EngineSettings(advertise or host, protocol, device, metadata_server)
+        acknowledged = MooncakeReceivingEnd.acknowledges
+        super().__init__(wake, host, port, advertise, connect_timeout_s, acknowledged=acknowledged)
+        self._settings = EngineSettings(self._advertise, protocol, device, metadata_server)
         self._register_sources = protocol != "tcp" if register_sources is None else register_sources
         self._revoke_grace_s = revoke_grace_s
-        self._link_settings = LinkSettings(self.name, acknowledged=True, connect_timeout_s=connect_timeout_s)
-
-    def register(self, region: Region) -> bytes:
-        """Makes the region reachable, as in the contract.
-
-        Raises:
-            TransportError: The engine is not installed or cannot start, or the port is taken.
-            LocalProtocolError: The region is private memory, which cannot be mapped twice (see :mod:`.alias`).
-        """
-        self._check_unregistered()
-        if region.fd is None:
-            raise LocalProtocolError(
-                "the mooncake transport needs memory it can map twice: MultimodalDataBuffers(..., shared=True)"
-            )
-        ours = self._settings
-        advertise, engine, token = address.advertised(ours.host), Engine(ours), secrets.token_bytes(TOKEN_BYTES)
-        try:
-            sock = listen(self._host, self._port)
-            try:
-                receiving = MooncakeReceivingEnd(
-                    region, region.fd, engine, token, sock, self._revoke_grace_s, self._loop, self._outbox
-                )
-            except BaseException:
-                sock.close()
-                raise
-        except BaseException as error:
-            engine.close()
-            if isinstance(error, OSError):
-                raise TransportError(f"cannot map the region again: {error}") from error
-            raise
-        self._receiving = receiving
-        port = receiving.listener.port
-        return msgspec.msgpack.encode(
-            MooncakeHandle(engine.segment, ours.protocol, ours.metadata_server, advertise, port, token)
-        )
 
     def connect(self, handle: bytes) -> None:
-        """Prepares to write there, as in the contract.
-
-        What goes wrong later, as when the engine cannot start, is reported as ``LinkLost``.
-
-        Raises:
-            TransportError: The handle cannot be used here, which is not worth a retry; or the connection is refused.
-        """
+        """Prepares to write there, as in the contract. An engine that cannot start is reported as ``LinkLost``."""
         peer, ours = decode_handle(handle, MooncakeHandle, self.name), self._settings
         for what, theirs, own in (
             ("protocol", peer.protocol, ours.protocol),
@@ -139,4 +95,24 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
                     retryable=False,
                 )
         open_engine = partial(MooncakeWriteEngine, partial(Engine, ours), peer.segment, self._register_sources)
-        self._link(handle, (peer.host, peer.port), peer.token, self._link_settings, open_engine)
+        self._link(handle, peer.host, peer.port, peer.token, open_engine)
+
+    def _receive(self, region: Region, sock: socket.socket, token: bytes) -> MooncakeReceivingEnd:
+        if region.fd is None:
+            raise LocalProtocolError(
+                "the mooncake transport needs memory it can map twice: MultimodalDataBuffers(..., shared=True)"
+            )
+        engine = Engine(self._settings)
+        try:
+            return MooncakeReceivingEnd(
+                region, region.fd, engine, token, sock, self._revoke_grace_s, self._loop, self._outbox
+            )
+        except BaseException as error:
+            engine.close()
+            if isinstance(error, OSError):
+                raise TransportError(f"cannot map the region again: {error}") from error
+            raise
+
+    def _handle(self, receiving: MooncakeReceivingEnd, host: str) -> MooncakeHandle:
+        ours, segment, port = self._settings, receiving.engine.segment, receiving.listener.port
+        return MooncakeHandle(segment, ours.protocol, ours.metadata_server, host, port, receiving.token)

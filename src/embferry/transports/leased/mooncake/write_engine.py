@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from embferry.protocol.errors import TransportError
 
-from ..engine_thread import Request, WriteEngine, WriteFailedError
+from ..engine_thread import WriteEngine, WriteFailedError
 from ..jobs import Run
 from .engine import Engine
 
@@ -15,18 +15,10 @@ MAX_BYTES = 32 << 20  # what cannot be stopped any more
 
 
 class MooncakeWriteEngine(WriteEngine):
-    """Writes to one peer.
+    """Writes to the peer that engines know as ``segment``.
 
     After a failure the engine is exchanged as soon as nothing is under way. The old one remembers connections that
     failed, and for a second answers everything with failure; and it keeps what it once learned of the peer for good.
-
-    Args:
-        open_engine: Makes an engine.
-        segment: The peer's name among engines.
-        registers_sources: The engine reads from registered memory only.
-
-    Raises:
-        TransportError: No engine can be made.
     """
 
     max_requests = 64  # the engine queues what its connections cannot take, but not without limit
@@ -56,17 +48,16 @@ class MooncakeWriteEngine(WriteEngine):
             self._failed = False
         return not self._failed
 
-    def start(self, part: list[Run]) -> Request:
+    def start(self, part: list[Run]) -> int:
         ((source, target, length),) = part
         ticket = self._engine.submit(self._segment, source, target, length)
         if not ticket:
             self._failed = True
             raise WriteFailedError("the Mooncake engine could not start a write; its log says why")
-        return Slice(self, ticket)
+        return ticket
 
-    def is_over(self, ticket: int) -> bool:
-        """Returns whether the slice has been applied; see :meth:`Request.is_over`."""
-        outcome = self._engine.outcome(ticket)
+    def is_over(self, request: int) -> bool:
+        outcome = self._engine.outcome(request)
         if outcome == -2:
             raise TransportError("the Mooncake engine's own time limit passed with a write under way")
         if outcome not in (0, 1):
@@ -76,13 +67,3 @@ class MooncakeWriteEngine(WriteEngine):
 
     def close(self) -> None:
         self._engine.close()
-
-
-class Slice(Request):
-    """One write of the engine's."""
-
-    def __init__(self, engine: MooncakeWriteEngine, ticket: int) -> None:
-        self._engine, self._ticket = engine, ticket
-
-    def is_over(self) -> bool:
-        return self._engine.is_over(self._ticket)

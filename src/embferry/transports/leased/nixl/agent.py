@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import secrets
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from embferry.protocol.errors import LocalProtocolError, TransportError
 
-from ..engine_thread import Request, WriteEngine, WriteFailedError
+from ..engine_thread import WriteEngine, WriteFailedError
 from ..jobs import Run
 
 PACKAGES = ("nixl", "nixl_cu13", "nixl_cu12")
@@ -71,11 +71,7 @@ def engine_call(
 
 
 class Agent:
-    """A NIXL agent with its backends. For one thread at a time; it has a progress thread of its own inside the engine.
-
-    Raises:
-        TransportError: A backend is missing or refuses its parameters; not worth a retry.
-    """
+    """A NIXL agent with its backends. For one thread at a time; it has a progress thread of its own in the engine."""
 
     def __init__(self, backends: Backends) -> None:
         self._nixl = nixl = binding()
@@ -141,7 +137,7 @@ class WritingAgent(Agent, WriteEngine):
         with engine_call("connect to the receiver; have both ends a network in common?"):
             self._agent.makeConnection(self._peer, [])
 
-    def start(self, part: list[Run]) -> Request:
+    def start(self, part: list[Run]) -> int:
         """Starts a request. Where it uses shared memory, the engine copies everything inside this call."""
         nixl = self._nixl
         table = np.array(part, np.uint64)
@@ -150,39 +146,25 @@ class WritingAgent(Agent, WriteEngine):
         local[:, 1] = remote[:, 1] = table[:, 2]
         with engine_call("prepare a write", error_class=WriteFailedError):
             source, destination = nixl.nixlXferDList(nixl.DRAM_SEG, local), nixl.nixlXferDList(nixl.DRAM_SEG, remote)
-            number = self._agent.createXferReq(nixl.NIXL_WRITE, source, destination, self._peer, b"", [])
-        transfer = Transfer(self._agent, number)
+            request: int = self._agent.createXferReq(nixl.NIXL_WRITE, source, destination, self._peer, b"", [])
         try:
-            transfer.post()
+            self._completed(self._agent.postXferReq, request, b"")
         except TransportError:
             with contextlib.suppress(TransportError):
-                transfer.release()
+                self.release(request)
             raise
-        return transfer
+        return request
 
+    def is_over(self, request: int) -> bool:
+        return self._completed(self._agent.getXferStatus, request)
 
-class Transfer(Request):
-    """A request of NIXL's."""
-
-    def __init__(self, agent: Any, number: int) -> None:
-        self._agent, self._number = agent, number
-        self._over = False
-
-    def post(self) -> None:
-        with engine_call("write to the receiver"):
-            self._see(self._agent.postXferReq(self._number, b""))
-
-    def is_over(self) -> bool:
-        if not self._over:
-            with engine_call("write to the receiver"):
-                self._see(self._agent.getXferStatus(self._number))
-        return self._over
-
-    def release(self) -> None:
+    def release(self, request: int) -> None:
         with engine_call("release a transfer"):
-            self._agent.releaseXferReq(self._number)
+            self._agent.releaseXferReq(request)
 
-    def _see(self, status: Any) -> None:
-        self._over = status == binding().NIXL_SUCCESS
-        if not self._over and status != binding().NIXL_IN_PROG:
+    def _completed(self, call: Callable[..., Any], *arguments: object) -> bool:
+        with engine_call("write to the receiver"):
+            status = call(*arguments)
+        if status not in (self._nixl.NIXL_SUCCESS, self._nixl.NIXL_IN_PROG):
             raise TransportError(f"NIXL could not write to the receiver: {status}")
+        return bool(status == self._nixl.NIXL_SUCCESS)

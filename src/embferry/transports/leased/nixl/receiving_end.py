@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 AGENT_THREADS = 2
 
 MadeAgent = tuple[Agent, bytes] | TransportError
-"""An agent and its metadata, or why there is none."""
+"""An agent and its metadata, or the reason why there is none."""
 
 
 class NixlReceivingEnd(ReceivingEnd):
@@ -43,9 +43,6 @@ class NixlReceivingEnd(ReceivingEnd):
 
     Args:
         close_timeout_s: How long :meth:`close` waits for the holders of leases.
-
-    Raises:
-        TransportError: The engine cannot be set up, or does not take the region.
     """
 
     max_senders = 256  # each has an agent: a thread and about twenty descriptors
@@ -92,7 +89,7 @@ class NixlReceivingEnd(ReceivingEnd):
             self.changed.clear()
             if self.table.out():
                 self.changed.wait(left)
-        holders = [lease.holder for lease in self.table.out()]
+        late = [lease.holder for lease in self.table.out()]
         stopped = threading.Event()
         self.loop.call(self._stop)
         self.loop.call(stopped.set)
@@ -101,7 +98,7 @@ class NixlReceivingEnd(ReceivingEnd):
         if self._first is not None:
             self._first.close()
             self._first = None
-        if any(isinstance(holder, SenderConnection) and holder.same_host for holder in holders):
+        if any(isinstance(holder, SenderConnection) and holder.same_host for holder in late):
             raise TransportError(
                 f"a stopped writer has not left the region within {self._close_timeout_s} s; give the region up",
                 retryable=False,

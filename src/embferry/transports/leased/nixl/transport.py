@@ -10,19 +10,17 @@ Only host memory is read and written. What UCX uses is set in the environment of
 
 from __future__ import annotations
 
-import secrets
+import socket
 from collections.abc import Callable
 from functools import partial
 
 import msgspec
 
-from embferry.protocol.errors import LocalProtocolError, TransportError
+from embferry.protocol.errors import LocalProtocolError
 
 from ...contract import Capabilities, Region
-from ...handles import TOKEN_BYTES, Host, Port, Token, decode_handle
-from ...net import address
-from ...net.listener import listen
-from ..sending_end import END_MARGIN_S, LinkSettings
+from ...handles import Host, Port, Token, decode_handle
+from ..sending_end import END_MARGIN_S
 from ..transport import LeasedTransport
 from .agent import Backends, WritingAgent, binding
 from .receiving_end import NixlReceivingEnd
@@ -73,36 +71,28 @@ class NixlTransport(LeasedTransport[NixlReceivingEnd]):
         close_timeout_s: float = 5.0,
         slice_bytes: int = 16 << 20,
     ) -> None:
-        super().__init__(wake)
         binding()
-        self._host, self._port, self._advertise = host, port, advertise or host
+        super().__init__(
+            wake,
+            host,
+            port,
+            advertise,
+            connect_timeout_s,
+            acknowledged=NixlReceivingEnd.acknowledges,
+            engine_end_timeout_s=drain_timeout_s + END_MARGIN_S,
+        )
         self._backends = {"UCX": {}} if backends is None else backends
         if not self._backends or slice_bytes < 1:
             raise LocalProtocolError("the nixl transport needs a backend, and slices of at least one byte")
-        self._link_settings = LinkSettings(self.name, acknowledged=False, connect_timeout_s=connect_timeout_s)
         self._open_agent = partial(WritingAgent, self._backends, slice_bytes, drain_timeout_s)
-        self._engine_end_timeout_s = drain_timeout_s + END_MARGIN_S
         self._close_timeout_s = close_timeout_s
-
-    def register(self, region: Region) -> bytes:
-        """Makes the region reachable, as in the contract.
-
-        Raises:
-            TransportError: The engine cannot be set up or does not take the region, or the port is taken.
-        """
-        self._check_unregistered()
-        advertise, sock = address.advertised(self._advertise), listen(self._host, self._port)
-        token = secrets.token_bytes(TOKEN_BYTES)
-        try:
-            receiving = NixlReceivingEnd(
-                region, token, sock, self._backends, self._close_timeout_s, self._loop, self._outbox
-            )
-        except TransportError:
-            sock.close()
-            raise
-        self._receiving = receiving
-        return msgspec.msgpack.encode(NixlHandle(advertise, receiving.listener.port, token))
 
     def connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, NixlHandle, self.name)
-        self._link(handle, (peer.host, peer.port), peer.token, self._link_settings, self._open_agent)
+        self._link(handle, peer.host, peer.port, peer.token, self._open_agent)
+
+    def _receive(self, region: Region, sock: socket.socket, token: bytes) -> NixlReceivingEnd:
+        return NixlReceivingEnd(region, token, sock, self._backends, self._close_timeout_s, self._loop, self._outbox)
+
+    def _handle(self, receiving: NixlReceivingEnd, host: str) -> NixlHandle:
+        return NixlHandle(host, receiving.listener.port, receiving.token)
