@@ -17,7 +17,8 @@ from embferry.testing.conformance import TransportConformance
 from embferry.testing.pair import LARGE, TransportPair
 from embferry.transports.contract import Transport
 from embferry.transports.http import HttpTransport
-from embferry.transports.http.messages import MAX_RANGES, HttpHandle
+from embferry.transports.http.messages import HttpHandle
+from embferry.transports.windows import MAX_RANGES
 
 pytestmark = pytest.mark.integration
 

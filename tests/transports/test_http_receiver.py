@@ -17,7 +17,7 @@ from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import CANARY, DEADLINE_S, LARGE, SMALL, Endpoint, TransportPair, eventually
 from embferry.testing.proxy import ChaosProxy
 from embferry.transports.contract import Revoked, Window
-from embferry.transports.http import HttpTransport, fetch
+from embferry.transports.http import HttpTransport, remote_sender
 from embferry.transports.http.messages import MAX_POLL_BYTES, HttpAddress
 from tests.transports.scripted_http_sender import (
     Scripted,
@@ -241,7 +241,7 @@ BAD_FETCHES: dict[str, Scripted] = {
 
 @pytest.mark.parametrize("case", BAD_FETCHES)
 def test_a_wrong_response_fails_the_write(pair: TransportPair, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    monkeypatch.setattr(fetch, "MAX_TRIES", 2)
+    monkeypatch.setattr(remote_sender, "MAX_TRIES", 2)
     with ScriptedSender([publication(RANGES)], [BAD_FETCHES[case]] * 10) as sender:
         pair.receiver.transport.connect_to_sender(sender.address)
         assert sender.outcome() == "failed"

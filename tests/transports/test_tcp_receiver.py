@@ -18,7 +18,7 @@ from embferry.testing.pair import CANARY, LARGE, SMALL, TransportPair, block_ran
 from embferry.transports.contract import Revoked
 from embferry.transports.tcp import TcpTransport, framing, receive_server
 from embferry.transports.tcp.transport import TcpHandle
-from embferry.transports.windows import as_ranges, ranges_of
+from embferry.transports.windows import MAX_RANGES, as_ranges, ranges_of
 
 pytestmark = pytest.mark.integration
 
@@ -106,7 +106,7 @@ BAD_HEADS = [
     framing.HEAD.pack(b"EMBF", 9, 2, 0, 1, 1, 1, 0, 8),
     framing.HEAD.pack(b"EMBF", 1, 3, 0, 1, 1, 1, 0, 8),
     framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 0, 0, 8),
-    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, framing.MAX_RANGES + 1, 0, 8),
+    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, MAX_RANGES + 1, 0, 8),
     framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, (1 << 32) - 1, 0, 8),
     framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 1, 0, (1 << 64) - 1),
     framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 1, 0, 8) + struct.pack("!QQ", 0, 7),

@@ -18,12 +18,11 @@ from embferry.protocol.errors import TransportError
 
 from ..net.cursor import IOV_MAX, Cursor
 from ..net.listener import Listener
-from ..net.loop import READ, WRITE, Loop
+from ..net.loop import READ, WRITE, Loop, Timeout
 from . import heads, resource
 from .heads import HttpError, Request
 from .messages import SECRET_BYTES, parse_target
 from .send_link import PublishedWrite, SendLink
-from .timeout import Timeout
 
 log = logging.getLogger(__name__)
 
