@@ -177,14 +177,10 @@ def split_base(base: str, *, allow_names: bool) -> tuple[str, int, str]:
     plain = url.scheme == "http" and not (url.query or url.fragment or url.username or url.password)
     if not plain or not port or _BASE_PATH.fullmatch(url.path) is None:
         raise TransportError("the sender's URL must be like http://192.0.2.1:8080/path", retryable=False)
-    if allow_names and not _is_ip_address(host) and _HOST_NAME.fullmatch(host):
-        return host, port, url.path.rstrip("/")
-    return addresses.reachable(host), port, url.path.rstrip("/")
-
-
-def _is_ip_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    path = url.path.rstrip("/")
+    if allow_names and _HOST_NAME.fullmatch(host):
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return host, port, path
+    return addresses.reachable(host), port, path
