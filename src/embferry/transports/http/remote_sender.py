@@ -175,9 +175,8 @@ class Fetch(ResponseHandler):
         self._landing, self._on_request_end = landing, on_request_end
         ranges = publication.parsed_ranges()
         self._permit = Permit(landing.windows, publication.epoch, landing.windows.rows.touched(ranges))
-        self._views: list[memoryview] = []
-        if not self._permit.refused:
-            self._views = [landing.view[offset : offset + length] for offset, length in ranges.tolist()]
+        inside = [] if self._permit.refused else ranges.tolist()
+        self._views = [landing.view[offset : offset + length] for offset, length in inside]
         self._at = self._furthest = 0  # bytes that have landed
         self._cursor = Cursor([])
         self._tries = 0

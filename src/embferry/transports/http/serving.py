@@ -70,11 +70,7 @@ class ServerConnection:
         loop.watch(sock.fileno(), READ, self._on_ready)
 
     def send(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        body: Cursor | None = None,
-        source: PublishedWrite | None = None,
+        self, status: int, headers: Mapping[str, str], body: Cursor | None = None, source: PublishedWrite | None = None
     ) -> None:
         """Responds to the last request. ``source`` is the write whose memory ``body`` refers to."""
         self._unpark()
