@@ -35,7 +35,7 @@ def main() -> None:
     transport = ShmTransport(woken.set)
     transport.connect(handle)
     pieces = source_pieces(SMALL, embedding(LAYOUT, 5), 0, 5, (block,), 0)
-    with mock.patch("embferry.transports.shm.send_link.np.copyto", copy_in_two_halves):
+    with mock.patch("embferry.transports.shm.transport.np.copyto", copy_in_two_halves):
         transport.write(handle, epoch, (block,), pieces[:1], 1)
         assert woken.wait(60)
     (event,) = transport.poll()

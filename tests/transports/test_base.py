@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embferry.protocol.errors import LocalProtocolError
-from embferry.transports.contract import Event, Revoked, Window
+from embferry.testing.pair import LARGE, TransportPair
+from embferry.transports.contract import Event, Revoked, Transport, Window
+from embferry.transports.http import HttpTransport
+from embferry.transports.net.connections import Link, LinkedTransport
 from embferry.transports.net.cursor import CALL_BYTES, IOV_MAX, Cursor
 from embferry.transports.net.loop import READ, Loop
 from embferry.transports.outbox import Outbox
-from embferry.transports.receive_region import Permit
-from embferry.transports.windows import BlockRows, Windows, as_ranges
+from embferry.transports.receive_region import Permit, ReceiveRegion
+from embferry.transports.tcp import TcpTransport
+from embferry.transports.windows import MAX_RANGES, BlockRows, Windows, as_ranges
 
 ROWS = BlockRows(((0, 10), (64, 4), (128, 7)), num_blocks=5)
 
@@ -110,14 +115,68 @@ def test_an_outbox_keeps_the_order_and_calls_wake_after_each_post() -> None:
 def test_a_program_that_does_not_close_its_transports_ends() -> None:
     program = """
 from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.transports.http import HttpTransport
 from embferry.transports.shm import ShmTransport
 from embferry.transports.tcp import TcpTransport
 from embferry.testing.pair import SMALL
 
-for receiver, sender in ((ShmTransport(), ShmTransport()), (TcpTransport(), TcpTransport())):
+for kind in (ShmTransport, TcpTransport, HttpTransport):
+    receiver, sender = kind(), kind()
     sender.connect(receiver.register(MultimodalDataBuffers(SMALL, shared=True)))
+    receiver.connect_to_sender(sender.address)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+
+
+SOCKETS = pytest.mark.parametrize("kind", [TcpTransport, HttpTransport])
+
+
+@pytest.mark.integration
+@SOCKETS
+@pytest.mark.parametrize("open_window", [True, False])
+def test_memory_does_not_grow_with_the_payload(kind: type[Transport], open_window: bool) -> None:
+    large = TransportPair(kind, LARGE)
+    blocks = tuple(range(64))
+    pieces = large.fill(blocks)
+    large.admit(1, blocks if open_window else (0,))
+    tracemalloc.start()
+    try:
+        error = large.write(1, blocks, pieces)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        large.close()
+    assert (error is None) == open_window
+    assert peak < 1 << 20, f"{peak} bytes allocated at most for a payload of {LARGE.region_bytes}"
+
+
+@pytest.mark.integration
+@SOCKETS
+def test_a_receive_under_way_delays_revocation(kind: type[LinkedTransport[ReceiveRegion, Link]]) -> None:
+    pair = TransportPair(kind)
+    transport = pair.receiver.transport
+    assert isinstance(transport, kind)
+    assert transport._receiving is not None
+    pair.admit(1, (0,))
+    revoking = threading.Thread(target=transport.revoke, args=(1,))
+    with transport._receiving.lock:  # as the receiving thread holds it inside recvmsg_into
+        revoking.start()
+        revoking.join(0.1)
+        assert revoking.is_alive()
+        assert transport.poll() == []
+    revoking.join()
+    assert transport.poll() == [Revoked(1)]
+    pair.close()
+
+
+@pytest.mark.integration
+@SOCKETS
+def test_writes_with_too_many_or_no_pieces_are_refused(kind: type[Transport]) -> None:
+    pair = TransportPair(kind)
+    pair.admit(1, (0,))
+    pair.expect_refused(pair.write(1, (0,), [pair.fill((0,))[0]] * (MAX_RANGES + 1)))
+    pair.expect_refused(pair.write(1, (0,), []))
+    pair.close()
 
 
 def test_a_cursor_advances_across_buffers_and_skips_empty_ones() -> None:

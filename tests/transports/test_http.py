@@ -17,7 +17,7 @@ from embferry.testing.conformance import TransportConformance
 from embferry.testing.pair import LARGE, TransportPair
 from embferry.transports.contract import Transport
 from embferry.transports.http import HttpTransport
-from embferry.transports.http.messages import MAX_RANGES, HttpHandle
+from embferry.transports.http.messages import HttpHandle
 
 pytestmark = pytest.mark.integration
 
@@ -82,30 +82,6 @@ def test_a_sender_behind_a_reverse_proxy() -> None:
         pair.receiver.transport.close()
         assert pair.sender.lost().error.retryable
         pair.close()
-
-
-def test_a_program_that_does_not_close_its_transports_ends() -> None:
-    program = """
-from embferry.memory.buffers import MultimodalDataBuffers
-from embferry.transports.http import HttpTransport
-from embferry.testing.pair import SMALL
-
-receiver, sender = HttpTransport(), HttpTransport()
-sender.connect(receiver.register(MultimodalDataBuffers(SMALL, shared=False)))
-receiver.connect_to_sender(sender.address)
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
-
-
-# Refused by the sender itself
-
-
-def test_writes_with_too_many_or_no_pieces_are_refused() -> None:
-    pair = TransportPair(HttpTransport)
-    pair.admit(1, (0,))
-    pair.expect_refused(pair.write(1, (0,), [pair.fill((0,))[0]] * (MAX_RANGES + 1)))
-    pair.expect_refused(pair.write(1, (0,), []))
-    pair.close()
 
 
 @pytest.mark.parametrize("kind", [{"host": "0.0.0.0"}, {"host": "localhost"}, {"advertise": "a.host.name"}])

@@ -16,8 +16,8 @@ from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.testing.pair import CANARY, DEADLINE_S, LARGE, SMALL, Endpoint, TransportPair, eventually
 from embferry.testing.proxy import ChaosProxy
-from embferry.transports.contract import Revoked, Window
-from embferry.transports.http import HttpTransport, fetch
+from embferry.transports.contract import Window
+from embferry.transports.http import HttpTransport, remote_sender
 from embferry.transports.http.messages import MAX_POLL_BYTES, HttpAddress
 from tests.transports.scripted_http_sender import (
     Scripted,
@@ -41,9 +41,7 @@ def pair() -> Iterator[TransportPair]:
     yield pair
     pair.bytes[:] = CANARY
     pair.admit(900, (9, 1))
-    pieces = pair.fill((9, 1))
-    assert pair.write(900, (9, 1), pieces) is None
-    pair.expect(pieces)
+    pair.expect(pair.lands(900, (9, 1)))
     pair.close()
 
 
@@ -241,7 +239,7 @@ BAD_FETCHES: dict[str, Scripted] = {
 
 @pytest.mark.parametrize("case", BAD_FETCHES)
 def test_a_wrong_response_fails_the_write(pair: TransportPair, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    monkeypatch.setattr(fetch, "MAX_TRIES", 2)
+    monkeypatch.setattr(remote_sender, "MAX_TRIES", 2)
     with ScriptedSender([publication(RANGES)], [BAD_FETCHES[case]] * 10) as sender:
         pair.receiver.transport.connect_to_sender(sender.address)
         assert sender.outcome() == "failed"
@@ -313,20 +311,6 @@ def test_no_byte_lands_after_its_window_has_closed(pair: TransportPair, how: str
         go_on.set()
         assert sender.outcome() == "refused"
     pair.expect()
-
-
-def test_a_receive_under_way_delays_revocation(pair: TransportPair) -> None:
-    transport = pair.receiver.transport
-    assert isinstance(transport, HttpTransport)
-    assert transport._receiving is not None
-    revoking = threading.Thread(target=transport.revoke, args=(1,))
-    with transport._receiving.lock:  # as the receiving thread holds it inside recvmsg_into
-        revoking.start()
-        revoking.join(0.1)
-        assert revoking.is_alive()
-        assert transport.poll() == []
-    revoking.join()
-    assert transport.poll() == [Revoked(1)]
 
 
 # Broken connections

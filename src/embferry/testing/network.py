@@ -65,11 +65,8 @@ class InFlightWrite:
 
     Attributes:
         writer: An object of the caller's that identifies the writer; the memory does not use it.
-        epoch: The epoch under which it was granted.
-        blocks: The blocks it writes to.
         tokens: Indices of the tokens, in the order in which they fill ``blocks``.
         read: Returns the bytes of a token. Called when they land, not when the write starts.
-        checksum: The writer's checksum of the tokens.
         landed: Number of bytes that have landed.
         flips: Positions of bytes that land with a flipped bit.
         refused: Whether a byte was refused.
@@ -90,9 +87,7 @@ class SimulatedMemory:
     """A region that is open to one-sided writes.
 
     Args:
-        num_blocks: Number of blocks.
         block_size: Tokens per block.
-        token_bytes: Bytes per token.
         checks_windows: Whether a write outside admitted blocks is refused, as by transports that check on the receiving
             side.
         before_landing: Called with (write, block) before a byte lands; raises if it must not land.

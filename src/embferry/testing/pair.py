@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +46,10 @@ LAYOUT = Layout(
 SMALL = Geometry(LAYOUT, num_blocks=16, block_size=5)
 LARGE = Geometry(Layout((Field("input_embeddings", "bfloat16", 4096),)), num_blocks=64, block_size=64)  # 32 MiB
 
-Fields = dict[str, npt.NDArray[np.uint8]]
+E = TypeVar("E", Written, LinkLost)
 
 
-def embedding(layout: Layout, tokens: int, seed: int = 0) -> Fields:
+def embedding(layout: Layout, tokens: int, seed: int = 0) -> dict[str, npt.NDArray[np.uint8]]:
     """Returns random bytes for every field: uint8 ``[tokens, token_bytes]``."""
     rng = np.random.default_rng(seed)
     return {f.name: rng.integers(0, 256, (tokens, f.token_bytes), np.uint8) for f in layout.fields}
@@ -92,10 +93,7 @@ class Endpoint:
 
     def written(self, ticket: int) -> TransportError | None:
         """Waits for the write ``ticket`` and returns its error."""
-        self.until(lambda: any(isinstance(e, Written) and e.ticket == ticket for e in self.events))
-        found = [e for e in self.events if isinstance(e, Written) and e.ticket == ticket]
-        assert len(found) == 1, f"write {ticket} was reported {len(found)} times"
-        return found[0].error
+        return self._only(Written, lambda event: event.ticket == ticket).error
 
     def revoked(self, epoch: int, times: int = 1) -> None:
         """Waits for ``Revoked(epoch)`` and checks that it is reported ``times`` times."""
@@ -104,10 +102,16 @@ class Endpoint:
 
     def lost(self) -> LinkLost:
         """Waits for the only ``LinkLost`` and returns it."""
-        self.until(lambda: any(isinstance(e, LinkLost) for e in self.events))
-        found = [e for e in self.events if isinstance(e, LinkLost)]
-        assert len(found) == 1, f"LinkLost was reported {len(found)} times"
-        return found[0]
+        return self._only(LinkLost, lambda event: True)
+
+    def _only(self, kind: type[E], matches: Callable[[E], bool]) -> E:
+        def found() -> list[E]:
+            return [event for event in self.events if isinstance(event, kind) and matches(event)]
+
+        self.until(lambda: bool(found()))
+        reported = found()
+        assert len(reported) == 1, f"reported {len(reported)} times: {reported}"
+        return reported[0]
 
 
 class TransportPair:
@@ -151,6 +155,12 @@ class TransportPair:
         """Writes, waits for the end and returns the error."""
         return self.sender.written(self.start(epoch, blocks, pieces))
 
+    def lands(self, epoch: int, blocks: tuple[int, ...], seed: int = 0) -> list[Piece]:
+        """Fills ``blocks``, checks that the write succeeds, and returns its pieces."""
+        pieces = self.fill(blocks, seed)
+        assert self.write(epoch, blocks, pieces) is None
+        return pieces
+
     def fill(self, blocks: tuple[int, ...], seed: int = 0) -> list[Piece]:
         """Returns pieces that fill ``blocks`` with random bytes."""
         tokens = len(blocks) * self.geometry.block_size
@@ -167,6 +177,9 @@ class TransportPair:
     def expect_refused(self, error: TransportError | None) -> None:
         """Checks that ``error`` refuses a write for good."""
         assert isinstance(error, TransportError)
-        assert not error.retryable, (
-            f"the same write would be refused again, so the error must not be retryable: {error}"
-        )
+        assert not error.retryable, f"the same write would be refused again: {error}"
+
+    def expect_retryable(self, error: TransportError | None) -> None:
+        """Checks that ``error`` says that the write may succeed later."""
+        assert isinstance(error, TransportError)
+        assert error.retryable

@@ -116,13 +116,18 @@ class ChaosProxy:
             refused = self._refuses
         if refused:
             connection.cut()
-        ways = (
-            (connection.server, connection.client, self.to_clients),
-            (connection.client, connection.server, self.to_upstream),
-        )
-        for way in ways:
-            self._threads.append(threading.Thread(target=self._forward, args=(connection, number, *way)))
-            self._threads[-1].start()
+        self._threads.append(threading.Thread(target=self._serve, args=(connection, number)))
+        self._threads[-1].start()
+
+    def _serve(self, connection: _Connection, number: int) -> None:
+        client, server = connection.client, connection.server
+        back = threading.Thread(target=self._forward, args=(connection, number, server, client, self.to_clients))
+        back.start()
+        self._forward(connection, number, client, server, self.to_upstream)
+        back.join()
+        with self._lock:
+            self._connections.discard(connection)
+        connection.close()
 
     def _forward(
         self, connection: _Connection, number: int, here: socket.socket, there: socket.socket, counts: list[int]
@@ -139,9 +144,6 @@ class ChaosProxy:
             there.shutdown(socket.SHUT_WR)
         except OSError:
             connection.cut()
-        if connection.release():
-            with self._lock:
-                self._connections.discard(connection)
 
     def _count(self, number: int, counts: list[int], data: bytes) -> tuple[bytes, int]:
         """Counts ``data``; returns what of it to forward, and the number of the cut that follows (0: none).
@@ -160,27 +162,21 @@ class ChaosProxy:
 
 
 class _Connection:
-    """The two sockets of a connection, closed by the last of the two threads that forward between them."""
+    """The two sockets of a connection."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
         self.is_cut = False  # bytes that its sockets still hold are not forwarded
-        self._lock = threading.Lock()
-        self._users = 2
+        self._lock = threading.Lock()  # a socket that is being shut down must not be closed, nor its number reused
 
     def cut(self) -> None:
         with self._lock:
             self.is_cut = True
-            if self._users:
-                for sock in (self.client, self.server):
-                    with contextlib.suppress(OSError):  # it has ended before
-                        sock.shutdown(socket.SHUT_RDWR)
+            for sock in (self.client, self.server):
+                with contextlib.suppress(OSError):  # it has ended before
+                    sock.shutdown(socket.SHUT_RDWR)
 
-    def release(self) -> bool:
-        """Ends the use by one thread; returns whether it was the last."""
+    def close(self) -> None:
         with self._lock:
-            self._users -= 1
-            if not self._users:
-                self.client.close()
-                self.server.close()
-            return not self._users
+            self.client.close()
+            self.server.close()

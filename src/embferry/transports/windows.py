@@ -14,12 +14,17 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import LocalProtocolError, TransportError
 
 from .contract import Piece, Window
 
 CLOSED = 0
 MAX_EPOCH = (1 << 64) - 1
+
+FEW = 16  # ranges, up to which plain Python is faster than numpy calls
+RANGE_BYTES = 16
+MAX_RANGES = 1 << 16
+MAX_PAYLOAD = 1 << 46  # bytes: more than any machine's memory, and times MAX_RANGES still below 64 bits
 
 Ranges = npt.NDArray[np.uint64]
 """Byte ranges as an array ``[n, 2]`` of offset and length."""
@@ -35,15 +40,34 @@ def as_ranges(ranges: Sequence[tuple[int, int]]) -> Ranges:
 
 
 def ranges_of(pieces: Sequence[Piece]) -> Ranges:
-    """Returns the byte ranges that pieces are written to.
-
-    Raises:
-        OverflowError: As :func:`as_ranges`.
-    """
+    """Returns the byte ranges that pieces are written to. Raises OverflowError, as :func:`as_ranges`."""
     return as_ranges([(piece.offset, piece.source.nbytes) for piece in pieces])
 
 
-FEW = 16
+def checked_ranges(epoch: int, pieces: Sequence[Piece]) -> Ranges | TransportError:
+    """Returns the ranges of a write that a message of a transport can hold, or the error of an impossible write.
+
+    The error is not raised: a raised error that is kept would keep the frames, and with them the source, alive.
+    """
+    size = sum(piece.source.nbytes for piece in pieces)
+    if not 1 <= len(pieces) <= MAX_RANGES or size > MAX_PAYLOAD:
+        text = f"a write of {len(pieces)} pieces, {size} bytes; make it 1 to {MAX_RANGES}, {MAX_PAYLOAD} bytes"
+        return TransportError(text, retryable=False)
+    try:
+        if 0 <= epoch <= MAX_EPOCH:
+            return ranges_of(pieces)
+    except OverflowError:
+        pass
+    return TransportError("an offset or the epoch of the write is beyond 64 bits", retryable=False)
+
+
+def parse_ranges(data: bytes | bytearray, payload: int) -> Ranges | None:
+    """Decodes up to :data:`MAX_RANGES` ranges, big-endian; None unless their lengths add up to ``payload``."""
+    ranges = np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
+    lengths = ranges[:, 1]
+    # At most MAX_RANGES lengths of at most MAX_PAYLOAD each: the sum cannot wrap.
+    adds_up = (lengths <= payload).all() and int(lengths.sum()) == payload
+    return ranges if adds_up else None
 
 
 class BlockRows:
@@ -61,7 +85,6 @@ class BlockRows:
         return self._few(ranges.tolist()) if len(ranges) <= FEW else self._many(ranges)
 
     def _few(self, ranges: list[tuple[int, int]]) -> npt.NDArray[np.intp] | None:
-        """For a few ranges, plain Python is faster than numpy calls."""
         found: set[int] = set()
         for offset, length in ranges:
             if offset + length > self.end:

@@ -10,11 +10,10 @@ from functools import partial
 from embferry.protocol.errors import TransportError
 
 from ..net.connector import connecting
-from ..net.loop import READ, WRITE, Loop
+from ..net.loop import READ, WRITE, Loop, Timeout
 from . import heads
 from .heads import HttpError, Response
 from .messages import Destination
-from .timeout import Timeout
 
 MAX_ERROR_BODY_BYTES = 64 << 10
 RECEIVE_BYTES = 64 << 10

@@ -26,18 +26,15 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
-import numpy as np
 
 from embferry.protocol.errors import TransportError
 
 from ..handles import TOKEN_BYTES, Token, decode_handle
 from ..net import address as addresses
-from ..windows import Ranges
+from ..windows import MAX_PAYLOAD, MAX_RANGES, RANGE_BYTES, Ranges, parse_ranges
 from .heads import HttpError
 
 SECRET_BYTES = TOKEN_BYTES
-MAX_RANGES = 1 << 16
-MAX_PAYLOAD = 1 << 46  # bytes: more than any machine's memory, and times MAX_RANGES still below 64 bits
 MAX_POLL_BYTES = 4 << 20  # of one response to a poll: the ranges of the largest write, and room for others
 POLL_FULL_BYTES = 1 << 20  # the sender adds no further write to a response of this size
 MAX_LISTED = 256  # writes in one response
@@ -78,16 +75,14 @@ class Publication(msgspec.Struct, frozen=True, array_like=True):
     epoch: Annotated[int, msgspec.Meta(ge=0)]
     etag: Annotated[str, msgspec.Meta(pattern=r'^"[0-9a-z-]{1,80}"$')]
     length: Annotated[int, msgspec.Meta(ge=0, le=MAX_PAYLOAD)]
-    ranges: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16 * MAX_RANGES)]
+    ranges: Annotated[bytes, msgspec.Meta(min_length=RANGE_BYTES, max_length=RANGE_BYTES * MAX_RANGES)]
 
     def parsed_ranges(self) -> Ranges:
         """Returns the ranges as uint64 ``[n, 2]``; raises HttpError if they do not add up to ``length``."""
-        if len(self.ranges) % 16:
+        if len(self.ranges) % RANGE_BYTES:
             raise HttpError("ranges are pairs of 64-bit numbers")
-        ranges = np.frombuffer(self.ranges, ">u8").astype(np.uint64).reshape(-1, 2)
-        lengths = ranges[:, 1]
-        # At most MAX_RANGES lengths of at most MAX_PAYLOAD each: the sum cannot wrap.
-        if (lengths > self.length).any() or int(lengths.sum()) != self.length:
+        ranges = parse_ranges(self.ranges, self.length)
+        if ranges is None:
             raise HttpError(f"the lengths of the ranges do not add up to the {self.length} bytes of the write")
         return ranges
 
@@ -182,14 +177,10 @@ def split_base(base: str, *, allow_names: bool) -> tuple[str, int, str]:
     plain = url.scheme == "http" and not (url.query or url.fragment or url.username or url.password)
     if not plain or not port or _BASE_PATH.fullmatch(url.path) is None:
         raise TransportError("the sender's URL must be like http://192.0.2.1:8080/path", retryable=False)
-    if allow_names and not _is_ip_address(host) and _HOST_NAME.fullmatch(host):
-        return host, port, url.path.rstrip("/")
-    return addresses.reachable(host), port, url.path.rstrip("/")
-
-
-def _is_ip_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    path = url.path.rstrip("/")
+    if allow_names and _HOST_NAME.fullmatch(host):
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return host, port, path
+    return addresses.reachable(host), port, path

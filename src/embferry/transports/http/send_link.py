@@ -15,11 +15,10 @@ import msgspec
 from embferry.protocol.errors import TransportError
 
 from ..contract import LinkLost, Piece, Written
-from ..net.loop import Loop
+from ..net.loop import Loop, Timeout
 from ..outbox import Outbox
-from ..windows import MAX_EPOCH, Ranges, ranges_of
-from .messages import FAILED, MAX_LISTED, MAX_PAYLOAD, MAX_RANGES, POLL_FULL_BYTES, REFUSED, Publication
-from .timeout import Timeout
+from ..windows import checked_ranges
+from .messages import FAILED, MAX_LISTED, POLL_FULL_BYTES, REFUSED, Publication
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ ERRORS = {
     REFUSED: ("the receiver has no open window that covers the write", False),
     FAILED: ("the receiver tried several times, and the bytes of the write did not arrive", True),
 }
-"""Text and retryability of the error for each outcome; an outcome that is not here is a success."""
+"""Text and retryability of the error for each outcome but success."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +90,7 @@ class SendLink:
         loop.call(self.on_request)
 
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
-        ranges = _ranges(epoch, pieces)
+        ranges = checked_ranges(epoch, pieces)
         if isinstance(ranges, TransportError):
             self._outbox.post(Written(ticket, ranges))
             return
@@ -132,8 +131,10 @@ class SendLink:
             return
         published.end_readers("the receiver has ended this write")
         self._progress_at = time.monotonic()
-        text_retryable = ERRORS.get(outcome)
-        error = None if text_retryable is None else TransportError(text_retryable[0], retryable=text_retryable[1])
+        error = None
+        if outcome in ERRORS:
+            text, retryable = ERRORS[outcome]
+            error = TransportError(text, retryable=retryable)
         self._outbox.post(Written(published.ticket, error))
 
     def on_request(self, landed: int = 0) -> None:
@@ -179,20 +180,3 @@ class SendLink:
             self.on_request()
         else:
             self.end(TransportError(f"the receiver has sent no request for {self._silence_timeout_s} s"), lost=True)
-
-
-def _ranges(epoch: int, pieces: Sequence[Piece]) -> Ranges | TransportError:
-    """Returns the ranges of a write or the error of an impossible one.
-
-    The error is not raised: a raised error that is kept would keep the frames, and with them the source, alive.
-    """
-    size = sum(piece.source.nbytes for piece in pieces)
-    if not 1 <= len(pieces) <= MAX_RANGES or size > MAX_PAYLOAD:
-        text = f"a write of {len(pieces)} pieces, {size} bytes; make it 1 to {MAX_RANGES}, {MAX_PAYLOAD} bytes"
-        return TransportError(text, retryable=False)
-    try:
-        if 0 <= epoch <= MAX_EPOCH:
-            return ranges_of(pieces)
-    except OverflowError:
-        pass
-    return TransportError("an offset or the epoch of the write is beyond 64 bits", retryable=False)

@@ -18,12 +18,11 @@ from embferry.protocol.errors import TransportError
 
 from ..net.cursor import IOV_MAX, Cursor
 from ..net.listener import Listener
-from ..net.loop import READ, WRITE, Loop
+from ..net.loop import READ, WRITE, Loop, Timeout
 from . import heads, resource
 from .heads import HttpError, Request
 from .messages import SECRET_BYTES, parse_target
 from .send_link import PublishedWrite, SendLink
-from .timeout import Timeout
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +70,7 @@ class ServerConnection:
         loop.watch(sock.fileno(), READ, self._on_ready)
 
     def send(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        body: Cursor | None = None,
-        source: PublishedWrite | None = None,
+        self, status: int, headers: Mapping[str, str], body: Cursor | None = None, source: PublishedWrite | None = None
     ) -> None:
         """Responds to the last request. ``source`` is the write whose memory ``body`` refers to."""
         self._unpark()

@@ -1,13 +1,13 @@
 """The ``http`` transport: the receiver fetches, over HTTP/1.1 and through the proxies in between.
 
-Only the sender listens. Its address, a URL and a secret, reaches the receiver in a control message
-(:meth:`HttpTransport.reach`); the receiver's handle is a random token. Each write is published under that token as a
-resource. The receiver keeps one poll pending, fetches what is published straight into its blocks, resumes where a
-connection broke, and reports how each write ended. All of it runs on one thread a transport:
+Only the sender listens. Its address, a URL and a secret, reaches the receiver in a control message; the receiver's
+handle is a random token. Each write is published under that token as a resource. The receiver keeps one poll pending,
+fetches what is published straight into its blocks, resumes where a connection broke, and reports how each write ended.
+All of it runs on one thread a transport:
 
 - :mod:`messages` lists the requests, :mod:`heads` parses and writes their heads;
 - the sender is :mod:`serving`, :mod:`send_link` and :mod:`resource`;
-- the receiver is :mod:`remote_sender`, :mod:`client_connection` and :mod:`fetch`.
+- the receiver is :mod:`remote_sender` and :mod:`client_connection`.
 
 A link ends with a request that says so, or by silence: through a proxy, the end of a connection means nothing. The
 secret keeps strangers out; nothing is encrypted.

@@ -6,19 +6,18 @@ A write happens inside the call, under the receiver's lock, so revocation is imm
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 
 import msgspec
-import numpy as np
 
 from embferry.protocol.errors import LocalProtocolError, TransportError
 
-from ..contract import Capabilities, Event, LinkLost, Piece, Region, Revoked, Transport, Window, Written
+from ..contract import Capabilities, Event, LinkLost, Piece, Region, Transport, Window, Written
 from ..handles import decode_handle
 from ..outbox import Outbox
-from ..windows import BlockRows, Windows, ranges_of
+from ..receive_region import ReceiveRegion
+from ..windows import ranges_of
 
 __all__ = ["InMemoryTransport"]
 
@@ -45,21 +44,18 @@ class InMemoryTransport(Transport):
         if self._receiver is not None or self._closed:
             raise LocalProtocolError("one region a transport; make another transport for another region")
         handle = msgspec.msgpack.encode(MemoryHandle(os.getpid(), os.urandom(16)))
-        self._receiver = _Receiver(region)
+        self._receiver = _Receiver(region, self._outbox)
         _receivers[handle] = self._receiver
         return handle
 
     def admit(self, window: Window) -> None:
-        self._registered().windows.admit(window)
+        self._registered().admit(window)
 
     def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
-        self._registered().windows.close_blocks(epoch, blocks)
+        self._registered().close_blocks(epoch, blocks)
 
     def revoke(self, epoch: int) -> None:
-        receiver = self._registered()
-        with receiver.lock:  # waits for a write that is under way on another thread
-            receiver.windows.revoke(epoch)
-        self._outbox.post(Revoked(epoch))
+        self._registered().revoke(epoch)
 
     def connect(self, handle: bytes) -> None:
         decode_handle(handle, MemoryHandle, self.name)
@@ -91,8 +87,7 @@ class InMemoryTransport(Transport):
         for handle in list(self._links):
             self.disconnect(handle)
         if self._receiver is not None:
-            for sender in self._receiver.close():
-                sender._on_receiver_close(self._receiver)
+            self._receiver.close()
 
     def _on_receiver_close(self, receiver: _Receiver) -> None:
         for handle in [handle for handle, linked in self._links.items() if linked is receiver]:
@@ -105,22 +100,20 @@ class InMemoryTransport(Transport):
         return self._receiver
 
 
-class _Receiver:
+class _Receiver(ReceiveRegion):
     """The receiving end of a transport, as its senders see it."""
 
-    def __init__(self, region: Region) -> None:
-        rows = BlockRows(region.rows, region.num_blocks)
-        self.windows = Windows(rows, np.zeros(region.num_blocks, np.uint64))
-        self.lock = threading.Lock()
+    def __init__(self, region: Region, outbox: Outbox) -> None:
+        super().__init__(region, outbox)
         self.senders: weakref.WeakSet[InMemoryTransport] = weakref.WeakSet()
-        self._view: memoryview | None = region.view
+        self._closed = False
 
     def add_sender(self, sender: InMemoryTransport) -> bool:
         """Adds a sender, unless the receiver is closed; returns whether it did."""
         with self.lock:
-            if self._view is not None:
+            if not self._closed:
                 self.senders.add(sender)
-            return self._view is not None
+            return not self._closed
 
     def write(self, epoch: int, pieces: Sequence[Piece]) -> TransportError | None:
         try:
@@ -128,22 +121,24 @@ class _Receiver:
         except OverflowError:
             touched = None
         with self.lock:
-            if self._view is None:
+            if self._closed:
                 return TransportError("the receiver was closed")
             if touched is None or not self.windows.allows(epoch, touched):
                 return TransportError(f"no open window of epoch {epoch} covers the write", retryable=False)
             for piece in pieces:
                 source = piece.source.cast("B")
-                self._view[piece.offset : piece.offset + source.nbytes] = source
+                self.view[piece.offset : piece.offset + source.nbytes] = source
         return None
 
-    def close(self) -> list[InMemoryTransport]:
+    def close(self) -> None:
         with self.lock:
-            self._view = None
-            self.windows.close_all()
+            self._closed = True
+            self.view = memoryview(b"")  # the region can be released
             senders = list(self.senders)
             self.senders.clear()
-        return senders
+        super().close()
+        for sender in senders:
+            sender._on_receiver_close(self)
 
 
 _receivers: weakref.WeakValueDictionary[bytes, _Receiver] = weakref.WeakValueDictionary()

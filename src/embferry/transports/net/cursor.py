@@ -13,9 +13,14 @@ class Cursor:
     """Bytes ``[start, stop)`` of the concatenation of ``views``; ``stop`` None means the end."""
 
     def __init__(self, views: Sequence[memoryview], start: int = 0, stop: int | None = None) -> None:
-        if start or stop is not None:
-            views = _part(views, start, stop)
-        self._views = [view for view in views if view.nbytes]
+        self._views: list[memoryview] = []
+        before = 0
+        for view in views:
+            last = view.nbytes if stop is None else max(0, stop - before)
+            part = view[max(0, start - before) : last]
+            before += view.nbytes
+            if part.nbytes:
+                self._views.append(part)
         self._at = 0
         self.left = sum(view.nbytes for view in self._views)
 
@@ -40,25 +45,6 @@ class Cursor:
             count -= view.nbytes
             self._at += 1
 
-    def take(self, data: memoryview) -> None:
-        """Copies ``data``, at most ``left`` bytes, into the buffers."""
-        while data.nbytes:
-            view = self._views[self._at]
-            count = min(view.nbytes, data.nbytes)
-            view[:count] = data[:count]
-            self.advance(count)
-            data = data[count:]
-
     def release(self) -> None:
         """Drops the references to all buffers."""
         self._views, self._at, self.left = [], 0, 0
-
-
-def _part(views: Sequence[memoryview], start: int, stop: int | None) -> list[memoryview]:
-    part: list[memoryview] = []
-    before = 0
-    for view in views:
-        last = view.nbytes if stop is None else min(view.nbytes, stop - before)
-        part.append(view[max(0, start - before) : max(0, last)])
-        before += view.nbytes
-    return part

@@ -113,12 +113,9 @@ def open_peer(handle: ShmHandle) -> Peer:
             opened.callback(os.close, pid_fd)
             if start_time(handle.pid) != handle.started:
                 raise _unreachable("its process has ended, or is in another pid namespace")
-            region_fd = _open(handle.pid, handle.region, os.O_RDWR)
-            opened.callback(os.close, region_fd)
-            table_fd = _open(handle.pid, handle.table, os.O_RDONLY)
-            opened.callback(os.close, table_fd)
-            life_fd = _open(handle.pid, handle.life, os.O_RDONLY)
-            opened.callback(os.close, life_fd)
+            region_fd = _open(handle.pid, handle.region, os.O_RDWR, opened)
+            table_fd = _open(handle.pid, handle.table, os.O_RDONLY, opened)
+            life_fd = _open(handle.pid, handle.life, os.O_RDONLY, opened)
             if not stat.S_ISFIFO(os.fstat(life_fd).st_mode):
                 raise _unreachable("its life descriptor is not a pipe")
             for fd in (region_fd, table_fd):
@@ -145,15 +142,12 @@ def _check_shape(handle: ShmHandle) -> None:
         raise _unreachable("its fields do not fit into its memory; the handle is damaged")
 
 
-def _open(pid: int, expected: SharedFile, flags: int) -> int:
+def _open(pid: int, expected: SharedFile, flags: int, opened: contextlib.ExitStack) -> int:
     path = f"/proc/{pid}/fd/{expected.fd}"
     _check_same(os.stat(path), expected)  # before opening: opening the wrong device or pipe could do harm
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        _check_same(os.fstat(fd), expected)
-    except TransportError:
-        os.close(fd)
-        raise
+    opened.callback(os.close, fd)
+    _check_same(os.fstat(fd), expected)
     return fd
 
 

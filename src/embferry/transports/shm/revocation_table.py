@@ -68,10 +68,7 @@ class Busy(Exception):  # noqa: N818  (a state, and no error)
 def has_no_writers(fd: int, first: int, count: int) -> bool:
     """Whether ``count`` revoked blocks from ``first`` on have no writer; then they will have none. For the receiver.
 
-    Args:
-        fd: The descriptor that :func:`create` returned; each write has its own.
-        first: The first block.
-        count: The number of blocks.
+    ``fd`` is the descriptor that :func:`create` returned; each write has its own.
     """
     if not _lock(fd, fcntl.F_WRLCK, first, count):
         return False
@@ -94,7 +91,7 @@ def locked_for_write(
     Args:
         fd: A descriptor of the table's file.
         epochs: The table, uint64 ``[num_blocks]``.
-        epoch: The write's.
+        epoch: The epoch of the write.
         touched: The blocks to be written, ascending.
         stop: Ends the wait for a lock; None: does not wait.
 

@@ -18,25 +18,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.protocol.layout import merged
 
-from ..contract import Capabilities, Event, Piece, Region, Revoked, Transport, Window, Written
+from ..contract import Capabilities, LinkLost, Piece, Region, Revoked, Window, Written
 from ..handles import decode_handle
-from ..net.loop import Loop
+from ..net.connections import LinkedTransport
+from ..net.loop import READ, Loop
 from ..outbox import Outbox
-from ..windows import BlockRows, Windows
+from ..windows import BlockRows, Windows, ranges_of
 from . import revocation_table
-from .peer import ShmHandle, boot_id, open_peer, shared_file, start_time
-from .send_link import SendLink
-
-__all__ = ["ShmTransport"]
+from .peer import Peer, ShmHandle, boot_id, open_peer, shared_file, start_time
 
 PROBE_S = 0.002
+INLINE_BYTES = 1 << 20  # up to this size, a copy takes less time than handing it to another thread
 
 
-class ShmTransport(Transport):
+class ShmTransport(LinkedTransport["_Receiver", "_Link"]):
     """A transport over shared memory.
 
     Args:
@@ -53,21 +53,14 @@ class ShmTransport(Transport):
     ) -> None:
         super().__init__(wake)
         self._close_timeout_s = close_timeout_s
-        self._outbox = Outbox(lambda: self.wake())
-        self._loop = Loop("embferry-shm", self._outbox.fail)
         self._workers = ThreadPoolExecutor(copy_threads, thread_name_prefix="embferry-shm-copy")
-        self._receiver: _Receiver | None = None
-        self._links: dict[bytes, SendLink] = {}
-        self._lock = threading.Lock()  # guards _links, which other threads change too
-        self._closed = False
 
     def register(self, region: Region) -> bytes:
-        if self._receiver is not None or self._closed:
-            raise LocalProtocolError("one region a transport; make another transport for another region")
+        self._check_unregistered()
         if region.fd is None:
             raise LocalProtocolError("the shm transport needs shared memory: MultimodalDataBuffers(..., shared=True)")
         try:
-            self._receiver = receiver = _Receiver(region, self._loop, self._outbox)
+            self._receiving = receiver = _Receiver(region, self._loop, self._outbox)
             handle = ShmHandle(
                 boot_id(),
                 os.getpid(),
@@ -82,39 +75,9 @@ class ShmTransport(Transport):
             raise TransportError(f"shared memory cannot be set up: {error}", retryable=False) from error
         return msgspec.msgpack.encode(handle)
 
-    def admit(self, window: Window) -> None:
-        self._registered().admit(window)
-
-    def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
-        self._registered().windows.close_blocks(epoch, blocks)
-
-    def revoke(self, epoch: int) -> None:
-        self._registered().revoke(epoch)
-
     def connect(self, handle: bytes) -> None:
         decoded = decode_handle(handle, ShmHandle, self.name)
-        with self._lock:
-            if self._closed:
-                raise LocalProtocolError("this transport is closed")
-            if handle not in self._links:
-                self._links[handle] = SendLink(handle, open_peer(decoded), self._loop, self._outbox, self._forget)
-
-    def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
-        with self._lock:
-            link = self._links.get(handle)
-            if link is not None:
-                link.write(self._workers, epoch, pieces, ticket)
-                return
-        self._outbox.post(Written(ticket, TransportError("there is no link to this receiver; connect first")))
-
-    def disconnect(self, handle: bytes) -> None:
-        with self._lock:
-            link = self._links.pop(handle, None)
-        if link is not None:
-            link.end(TransportError("this end disconnected"), lost=False)
-
-    def poll(self) -> list[Event]:
-        return self._outbox.drain()
+        self._join(handle, lambda: self._make_link(handle, open_peer(decoded)))
 
     def close(self) -> None:
         """Ends all links and the region.
@@ -123,31 +86,22 @@ class ShmTransport(Transport):
             TransportError: A stopped writer of another process may still continue its copy. Everything is closed, but
                 the region must not be used again.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            links = list(self._links.values())
+        super().close()
+
+    def _make_link(self, handle: bytes, peer: Peer) -> _Link:
+        return _Link(handle, peer, self._workers, self._loop, self._outbox, self._forget)
+
+    def _shut(self, links: Sequence[_Link]) -> None:
         for link in links:
-            link.end(TransportError("this end was closed"), lost=False)
+            link.end(TransportError("this end was closed"), lost=False)  # a loop that died of a bug has not done it
+        for link in links:
+            link.over.wait()
         self._workers.shutdown(wait=True)
-        empty = self._receiver is None or self._receiver.close(self._close_timeout_s)
-        self._loop.close()
-        if not empty:
+        if self._receiving is not None and not self._receiving.close(self._close_timeout_s):
             raise TransportError(
                 f"a stopped writer has not left the region within {self._close_timeout_s} s; give the region up",
                 retryable=False,
             )
-
-    def _forget(self, handle: bytes, link: SendLink) -> None:
-        with self._lock:
-            if self._links.get(handle) is link:
-                del self._links[handle]
-
-    def _registered(self) -> _Receiver:
-        if self._receiver is None:
-            raise LocalProtocolError("no region is registered with this transport; call register first")
-        return self._receiver
 
 
 @dataclass(slots=True)
@@ -173,14 +127,15 @@ class _Receiver:
 
     def admit(self, window: Window) -> None:
         with self._lock:
-            pending = {
-                b for revocation in self._revocations for first, n in revocation.runs for b in range(first, first + n)
-            }
-        if pending & set(window.blocks):
+            runs = [run for revocation in self._revocations for run in revocation.runs]
+        if any(first <= block < first + count for first, count in runs for block in window.blocks):
             raise LocalProtocolError(
                 f"blocks of the window of epoch {window.epoch} are being revoked; wait for Revoked"
             )
         self.windows.admit(window)
+
+    def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
+        self.windows.close_blocks(epoch, blocks)
 
     def revoke(self, epoch: int) -> None:
         revocation = _Revocation(epoch, list(merged(self.windows.revoke(epoch))))
@@ -200,10 +155,9 @@ class _Receiver:
         os.close(self.life[1])
         self.windows.close_all()
         deadline = time.monotonic() + timeout_s
-        while (
-            not (empty := revocation_table.has_no_writers(self.table_fd, 0, self.num_blocks))
-            and time.monotonic() < deadline
-        ):
+        while not (empty := revocation_table.has_no_writers(self.table_fd, 0, self.num_blocks)):
+            if time.monotonic() >= deadline:
+                break
             time.sleep(PROBE_S)
         if empty:
             self._probe()
@@ -230,3 +184,130 @@ class _Receiver:
             self._revocations.clear()
         os.close(self.life[0])
         os.close(self.table_fd)
+
+
+class _Link:
+    """Writes to one receiver. The link has ended when :meth:`end` was called and the last copy has ended.
+
+    ``write`` and ``end`` are for any thread.
+
+    Args:
+        workers: Copy what is not copied within ``write``; they must not end before the link.
+        on_end: Called once when the link has ended, on any thread, before :class:`LinkLost` is posted.
+
+    Attributes:
+        over: Set when the link has ended.
+    """
+
+    def __init__(
+        self,
+        handle: bytes,
+        peer: Peer,
+        workers: ThreadPoolExecutor,
+        loop: Loop,
+        outbox: Outbox,
+        on_end: Callable[[bytes, _Link], None],
+    ) -> None:
+        self._handle, self._peer, self._workers = handle, peer, workers
+        self._loop, self._outbox, self._on_end = loop, outbox, on_end
+        self.over = threading.Event()
+        self._lock = threading.Lock()  # guards _in_flight and _error
+        self._in_flight = 0
+        self._error: TransportError | None = None
+        self._lost = False
+        self._stop = threading.Event()
+        loop.call(self._watch)
+
+    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
+        with self._lock:
+            error = self._error
+            if error is None:
+                self._in_flight += 1
+        if error is not None:
+            self._outbox.post(Written(ticket, error))
+            return
+        if sum(piece.source.nbytes for piece in pieces) > INLINE_BYTES or not self._write_inline(epoch, pieces, ticket):
+            self._workers.submit(self._work, epoch, pieces, ticket)
+
+    def end(self, error: TransportError, *, lost: bool) -> None:
+        """Lets copies that have begun finish, ends all other writes with ``error``, then releases the memory."""
+        with self._lock:
+            if self._error is not None:
+                return
+            self._error, self._lost = error, lost
+            idle = self._in_flight == 0
+        self._stop.set()
+        if idle:
+            self._finish(error)
+
+    def _write_inline(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> bool:
+        """Copies on the caller's thread, unless it would have to wait for the receiver; returns whether it did."""
+        try:
+            error = self._copy(epoch, pieces, None)
+        except revocation_table.Busy:
+            return False
+        self._copied(ticket, error)
+        return True
+
+    def _work(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
+        try:
+            error = self._error or self._copy(epoch, pieces, self._stop)
+        except Exception as bug:  # noqa: BLE001  (the write must end, and the bug be reported)
+            self._outbox.fail(bug)
+            error = TransportError(f"the copy failed: {bug!r}")
+        self._copied(ticket, error)
+
+    def _copied(self, ticket: int, error: TransportError | None) -> None:
+        # A write to a receiver that died meanwhile has failed.
+        self._outbox.post(Written(ticket, self._error if self._lost else error))
+        with self._lock:
+            self._in_flight -= 1
+            final = self._error if self._in_flight == 0 else None
+        if final is not None:
+            self._finish(final)
+
+    def _copy(self, epoch: int, pieces: Sequence[Piece], stop: threading.Event | None) -> TransportError | None:
+        peer = self._peer
+        try:
+            touched = peer.rows.touched(ranges_of(pieces))
+        except OverflowError:
+            touched = None
+        if touched is None:
+            return TransportError("the write leaves the receiver's region", retryable=False)
+        try:
+            with revocation_table.locked_for_write(peer.table_fd, peer.epochs, epoch, touched, stop) as allowed:
+                if not allowed:
+                    return TransportError(f"no open window of epoch {epoch} covers the write", retryable=False)
+                for piece in pieces:
+                    if piece.source.nbytes:
+                        # numpy's copy, unlike memoryview's, releases the GIL.
+                        source = np.frombuffer(piece.source, np.uint8)
+                        np.copyto(peer.region[piece.offset : piece.offset + source.size], source)
+        except OSError as error:
+            return TransportError(f"the receiver's revocation table cannot be locked: {error}")
+        return None
+
+    def _finish(self, error: TransportError) -> None:
+        self._loop.call(self._release)
+        self._on_end(self._handle, self)
+        if self._lost:
+            self._outbox.post(LinkLost(self._handle, error))
+        self.over.set()
+
+    # On the loop's thread
+
+    def _watch(self) -> None:
+        self._loop.watch(self._peer.life_fd, READ, self._on_death)
+        self._loop.watch(self._peer.pid_fd, READ, self._on_death)
+
+    def _unwatch(self) -> None:
+        self._loop.unwatch(self._peer.life_fd)
+        self._loop.unwatch(self._peer.pid_fd)
+
+    def _on_death(self, _: int) -> None:
+        self._unwatch()
+        self.end(TransportError("the receiver closed its region or died"), lost=True)
+
+    def _release(self) -> None:
+        self._unwatch()
+        self._peer.close()

@@ -19,15 +19,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..handles import TOKEN_BYTES
-from ..windows import Ranges
+from ..windows import MAX_PAYLOAD, MAX_RANGES, Ranges
 
 MAGIC, VERSION = b"EMBF", 1
-MAX_RANGES = 1 << 16
-MAX_PAYLOAD = 1 << 46  # bytes: more than any machine's memory, and times MAX_RANGES still below 64 bits
-RANGE_BYTES = 16
 
 _HELLO, _WRITE, _VERDICT = 1, 2, 3
 HELLO = struct.Struct(f"!4sBBH{TOKEN_BYTES}s")
@@ -62,7 +57,7 @@ def parse_hello(data: bytes | bytearray) -> bytes:
 
 
 def head(epoch: int, ticket: int, ranges: Ranges) -> bytes:
-    """Encodes head and ranges of a write; raises ``struct.error`` for an epoch or a ticket beyond 64 bits."""
+    """Encodes head and ranges of a write."""
     payload = int(ranges[:, 1].sum())
     start = HEAD.pack(MAGIC, VERSION, _WRITE, 0, epoch, ticket, len(ranges), 0, payload)
     return start + ranges.astype(">u8").tobytes()
@@ -77,15 +72,6 @@ def parse_head(data: bytes | bytearray) -> Head:
     if payload > MAX_PAYLOAD:
         raise FrameError(f"a write of {payload} bytes; {MAX_PAYLOAD} are allowed")
     return Head(epoch, ticket, ranges, payload)
-
-
-def parse_ranges(data: bytes | bytearray, payload: int) -> Ranges:
-    ranges = np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
-    lengths = ranges[:, 1]
-    # At most MAX_RANGES lengths of at most MAX_PAYLOAD each: the sum cannot wrap.
-    if (lengths > payload).any() or int(lengths.sum()) != payload:
-        raise FrameError(f"the lengths of the ranges do not add up to the payload of {payload} bytes")
-    return ranges
 
 
 def verdict_frame(ticket: int, verdict: int) -> bytes:

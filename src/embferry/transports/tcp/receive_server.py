@@ -1,7 +1,7 @@
 """The receiver's server: accepts senders and receives their payloads straight into the blocks.
 
-All connections are served by the transport's thread. Before each ``recvmsg_into`` it checks that the payload may still
-land (:mod:`..base.landing`).
+All connections are served by the transport's thread. Before each ``recvmsg_into`` it checks the permit
+(:mod:`..receive_region`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..net.listener import Listener
 from ..net.loop import READ, WRITE, Loop
 from ..outbox import Outbox
 from ..receive_region import Permit, ReceiveRegion
+from ..windows import RANGE_BYTES, parse_ranges
 from . import framing
 from .framing import FrameError, Head
 
@@ -42,7 +43,7 @@ class ReceiveServer(ReceiveRegion):
         self.listener.start()
 
     def stop(self) -> None:
-        """Ends the listener and every connection. For the loop's thread."""
+        """Ends the listener and every connection. Runs on the loop's thread."""
         self.listener.stop()
         for connection in list(self.listener.connections):
             connection.end("the receiver is closed", logging.DEBUG)
@@ -142,10 +143,12 @@ class SenderConnection:
 
     def _on_head(self, data: bytearray) -> None:
         head = framing.parse_head(data)
-        self._expect(head.ranges * framing.RANGE_BYTES, partial(self._on_ranges, head))
+        self._expect(head.ranges * RANGE_BYTES, partial(self._on_ranges, head))
 
     def _on_ranges(self, head: Head, data: bytearray) -> None:
-        ranges = framing.parse_ranges(data, head.payload)
+        ranges = parse_ranges(data, head.payload)
+        if ranges is None:
+            raise FrameError(f"the lengths of the ranges do not add up to the payload of {head.payload} bytes")
         windows, view = self._server.windows, self._server.view
         permit = Permit(windows, head.epoch, windows.rows.touched(ranges))
         # A range that leaves its field may leave the region too.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from ..net.connector import Connector
 from ..net.cursor import Cursor
 from ..net.loop import READ, WRITE, Loop
 from ..outbox import Outbox
-from ..windows import ranges_of
+from ..windows import checked_ranges
 from . import framing
 from .framing import FrameError
 
@@ -57,21 +56,21 @@ class SendLink:
         self._outgoing: deque[Cursor] = deque([Cursor([memoryview(framing.hello(token))])])
         self._overtakes = 0
         self._received = bytearray()
-        self._dial = Connector(address, loop, timeout_s, lambda: self._turn(WRITE), partial(self.end, lost=True))
-        self._sock = self._dial.sock
-        self._dial.start()
+        self._connector = Connector(address, loop, timeout_s, lambda: self._turn(WRITE), partial(self.end, lost=True))
+        self._sock = self._connector.sock
+        self._connector.start()
 
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
-        head = _head(epoch, pieces, ticket)
+        ranges = checked_ranges(epoch, pieces)
         with self._lock:
-            error = head if isinstance(head, TransportError) else self._error
+            error = ranges if isinstance(ranges, TransportError) else self._error
             if error is None:
                 self._in_flight[ticket] = None
-        if isinstance(head, bytes) and error is None:
-            views = [memoryview(head), *(piece.source.cast("B") for piece in pieces)]
-            self._loop.call(lambda: self._send(Cursor(views)))
-        else:
+        if isinstance(ranges, TransportError) or error is not None:
             self._outbox.post(Written(ticket, error))
+            return
+        views = [memoryview(framing.head(epoch, ticket, ranges)), *(piece.source.cast("B") for piece in pieces)]
+        self._loop.call(lambda: self._send(Cursor(views)))
 
     def end(self, error: TransportError, *, lost: bool) -> None:
         """Ends every write in flight, and the connection. ``lost`` is False if this side ends the link."""
@@ -92,7 +91,7 @@ class SendLink:
     def _send(self, frame: Cursor) -> None:
         if self._error is None:
             self._enqueue(frame)
-            if self._dial.connected:
+            if self._connector.connected:
                 self._turn(WRITE)
 
     def _enqueue(self, frame: Cursor) -> None:
@@ -151,16 +150,3 @@ class SendLink:
         if verdict == framing.REFUSED:
             error = TransportError("the receiver has no open window that covers the write", retryable=False)
         self._outbox.post(Written(ticket, error))
-
-
-def _head(epoch: int, pieces: Sequence[Piece], ticket: int) -> bytes | TransportError:
-    """Returns the head of a write or the error of an impossible one.
-
-    The error is not raised: a raised error that is kept would keep the frames, and with them the source, alive.
-    """
-    if not 1 <= len(pieces) <= framing.MAX_RANGES:
-        return TransportError(f"a write of {len(pieces)} pieces; make it 1 to {framing.MAX_RANGES}", retryable=False)
-    try:
-        return framing.head(epoch, ticket, ranges_of(pieces))
-    except (OverflowError, struct.error):
-        return TransportError("an offset or the epoch of the write is beyond 64 bits", retryable=False)
