@@ -12,7 +12,7 @@ import typer
 
 from embferry.cli.options import fail
 from embferry.serve.config import RouterSettings
-from embferry.serve.config_names import env_name
+from embferry.serve.config_load import env_name
 
 if TYPE_CHECKING:
     import httpx
