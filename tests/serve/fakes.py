@@ -1,7 +1,7 @@
-"""A bootstrap server and workers that do as they are told, and a router in front of them, all on real sockets.
+"""A fake bootstrap server, fake workers with scripted answers, and a real router, all on real sockets.
 
-One thread runs one event loop with both servers; tests talk to them from outside. What a fake saw is kept in plain
-lists, changed under one condition that tests wait on.
+One thread runs one event loop with both servers; tests talk to them from outside. A fake records what it sees in
+plain lists, which change under one condition that tests wait on.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from starlette.routing import Route
 from embferry.serve.config import BootstrapSettings, MediaSettings, RouterSettings, Settings
 from embferry.serve.router.app import build
 
-DEADLINE = 10.0
-"""Seconds after which a condition that has not come true fails the test."""
+DEADLINE = 60.0
+"""Seconds after which an unmet condition fails the test."""
 
 TRANSFER = {"total_tokens": 64, "initial": 1, "resumed": 7, "bytes": 4096, "transport": "shm"}
 USAGE = {"prompt_tokens": 70, "completion_tokens": 3, "total_tokens": 73}
@@ -39,14 +39,22 @@ def tokens(*texts: str) -> list[dict[str, Any]]:
 
 ANSWER: list[Any] = [*tokens("a ", "red ", "circle"), END]
 BREAK = "break"
-"""In a script: the connection is dropped here."""
+"""In a script: drops the connection."""
 HOLD = "hold"
-"""In a script: nothing more comes until the test releases it, or the caller is gone."""
+"""In a script: pauses until the test releases it or the caller leaves."""
 
 
 @dataclass
 class FakeWorker:
-    """``script``: what ``/generate`` says; ``refusal``: (status, body) instead of any answer, or "break"/"hold"."""
+    """A worker without a model.
+
+    Attributes:
+        script: the events of ``/generate``.
+        refusal: (status, body) in place of any answer, or BREAK or HOLD.
+        aborted: rooms that the router has aborted.
+        holding: requests that are paused.
+        left: callers that left during a pause.
+    """
 
     id: str
     role: str
@@ -55,36 +63,41 @@ class FakeWorker:
     requests: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
+    holding: int = 0
     left: int = 0
-    """Callers that went away while ``/generate`` was held."""
 
 
 class Deployment:
-    """``workers`` is what the bootstrap server lists, as JSON; tests change it at will."""
+    """The servers. ``workers`` is the bootstrap server's list, which tests may replace.
 
-    def __init__(self, **router: Any) -> None:
+    Args:
+        lease: seconds that the router trusts the list.
+        media: MediaSettings.
+        router: RouterSettings.
+    """
+
+    def __init__(self, lease: float = DEADLINE, media: dict[str, Any] | None = None, **router: Any) -> None:
         self.fakes = {name: FakeWorker(name, name.rstrip("0123456789")) for name in ("encode0", "encode1", "language0")}
         self.changed = threading.Condition()
         self.release = threading.Event()
-        media = MediaSettings(**router.pop("media", {}))
         self._fake_socket, self._router_socket = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
         self.fake_url, self.url = (
             f"http://127.0.0.1:{s.getsockname()[1]}" for s in (self._fake_socket, self._router_socket)
         )
         self.workers = [self.entry("encode0"), self.entry("language0")]
         self.bootstrap_fails = False
-        settings = {"poll_interval": 0.02, "connect_timeout": 1, "request_timeout": 10, **router}
+        settings = {"poll_interval": 0.02, "connect_timeout": 1, "request_timeout": DEADLINE, **router}
         self.settings = Settings(
             bootstrap_url=self.fake_url,
-            media=media,
+            media=MediaSettings(**(media or {})),
             router=RouterSettings(**settings),
-            bootstrap=BootstrapSettings(lease=0.2),
+            bootstrap=BootstrapSettings(lease=lease),
         )
         self._up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
     def entry(self, name: str, **changes: Any) -> dict[str, Any]:
-        """A worker as the bootstrap server lists it."""
+        """Returns a worker as the bootstrap server lists it."""
         fake = self.fakes[name]
         known = {"id": name, "role": fake.role, "url": f"{self.fake_url}/{name}", "endpoint": "tcp://127.0.0.1:1"}
         return {**known, "model": "shapes", "load": 0, **changes}
@@ -101,16 +114,16 @@ class Deployment:
         assert not self._thread.is_alive(), "the servers did not end"
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Until ``condition`` holds; it is looked at whenever something changed, and every few milliseconds."""
+        """Waits until ``condition`` holds; evaluates it at every change and every few milliseconds."""
         with self.changed:
             for _ in range(int(DEADLINE / 0.01)):
                 if condition():
                     return
                 self.changed.wait(0.01)
-        raise AssertionError("what the test waited for did not come")
+        raise AssertionError("the condition did not come true")
 
     async def _serve(self) -> None:
-        """Both servers, without uvicorn's signal handlers and main loop: its pauses would be most of the time."""
+        """Runs both servers without uvicorn's signal handlers and main loop, whose pauses would dominate."""
         self._stop = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         servers = [
@@ -143,7 +156,7 @@ class Deployment:
             self.changed.notify_all()
         return Response(status_code=204)
 
-    async def _note(self, request: Request, body: Any) -> FakeWorker:
+    async def _record(self, request: Request, body: Any) -> FakeWorker:
         fake = self.fakes[request.path_params["name"]]
         with self.changed:
             fake.requests.append(body)
@@ -164,7 +177,7 @@ class Deployment:
 
     async def _encode(self, request: Request) -> Response:
         body = msgspec.msgpack.decode(await request.body())
-        fake = await self._note(request, body)
+        fake = await self._record(request, body)
         if refused := await self._refused(fake, request):
             return refused
         items = [
@@ -180,7 +193,7 @@ class Deployment:
         return JSONResponse(answer)
 
     async def _generate(self, request: Request) -> Response:
-        fake = await self._note(request, json.loads(await request.body()))
+        fake = await self._record(request, json.loads(await request.body()))
         if refused := await self._refused(fake, request):
             return refused
         return StreamingResponse(self._play(fake, request), media_type="application/x-ndjson")
@@ -188,7 +201,7 @@ class Deployment:
     async def _play(self, fake: FakeWorker, request: Request) -> AsyncIterator[bytes]:
         for line in fake.script:
             if line == BREAK:
-                raise ConnectionAbortedError("as the script says")
+                raise ConnectionAbortedError("scripted")
             if line == HOLD:
                 await self._held(fake, request)
             elif isinstance(line, str):
@@ -197,14 +210,15 @@ class Deployment:
                 yield json.dumps(line).encode() + b"\n"
 
     async def _held(self, fake: FakeWorker, request: Request) -> None:
+        fake.holding += 1
         try:
             while not self.release.is_set() and not await request.is_disconnected():
                 await asyncio.sleep(0.005)
         finally:
-            if not self.release.is_set():
-                with self.changed:
-                    fake.left += 1
-                    self.changed.notify_all()
+            with self.changed:
+                fake.holding -= 1
+                fake.left += not self.release.is_set()
+                self.changed.notify_all()
 
 
 async def _started(app: Any, listener: socket.socket, lifespan: Literal["on", "off"]) -> uvicorn.Server:
@@ -229,12 +243,12 @@ async def _stopped(server: uvicorn.Server) -> None:
 
 async def _broken() -> AsyncIterator[bytes]:
     yield b"{"
-    raise ConnectionAbortedError("as the script says")
+    raise ConnectionAbortedError("scripted")
 
 
 @contextlib.contextmanager
 def closed_port() -> Iterator[str]:
-    """The URL of a port of this host that refuses connections while the context lasts."""
+    """Yields the URL of a port of this host that refuses connections while the context lasts."""
     with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))  # bound, so nobody else gets it; not listening, so it refuses
+        holder.bind(("127.0.0.1", 0))  # bound, so that no other process gets it; not listening, so it refuses
         yield f"http://127.0.0.1:{holder.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Chat completions through a real router with the real openai client: what works."""
+"""Chat completions that succeed, through a real router with the real openai client."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_text_alone_needs_no_encode_worker(deployment: Deployment, client: opena
     assert deployment.fakes["encode0"].requests == []
 
 
-def test_streaming(deployment: Deployment, client: openai.OpenAI) -> None:
+def test_a_stream_has_role_text_end_and_usage(deployment: Deployment, client: openai.OpenAI) -> None:
     deployment.fakes["language0"].script.insert(1, {"type": "ping"})
     chunks = list(ask(client, user(PICTURE, "?"), stream=True, stream_options={"include_usage": True}))
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
@@ -79,7 +79,7 @@ def test_streaming(deployment: Deployment, client: openai.OpenAI) -> None:
     assert chunks[-1].usage.prompt_tokens == 70
 
 
-def test_a_stream_as_it_is_on_the_wire(deployment: Deployment, http: httpx.Client) -> None:
+def test_the_bytes_of_a_stream(deployment: Deployment, http: httpx.Client) -> None:
     deployment.fakes["language0"].script = [*tokens("", "né"), END]
     body = {"model": "shapes", "messages": user("?"), "stream": True}
     with http.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -87,7 +87,7 @@ def test_a_stream_as_it_is_on_the_wire(deployment: Deployment, http: httpx.Clien
         lines = response.read().decode().split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     assert all(line.startswith("data: {") for line in lines[:-2])
-    assert len(lines[:-2]) == 3  # role, "né", end: an empty text is no event
+    assert len(lines[:-2]) == 3  # role, "né", end: an empty text has no event
     assert "usage" not in lines[-3]
 
 
@@ -109,10 +109,12 @@ def test_the_first_token_is_not_held_back(deployment: Deployment, client: openai
         ({"stop": "x"}, {"stop": ["x"]}),
         ({"stop": ["x", "y"]}, {"stop": ["x", "y"]}),
         ({"n": 1, "logprobs": False, "response_format": {"type": "text"}, "frequency_penalty": 0}, {}),
-        ({"extra_body": {"a_field_nobody_knows": 1}, "user": "me", "store": False}, {}),
+        ({"extra_body": {"an_unknown_field": 1}, "user": "me", "store": False}, {}),
     ],
 )
-def test_sampling(deployment: Deployment, client: openai.OpenAI, options: Any, expected: Any) -> None:
+def test_sampling_options_reach_the_language_worker(
+    deployment: Deployment, client: openai.OpenAI, options: Any, expected: Any
+) -> None:
     ask(client, user("?"), **options)
     sampling = deployment.fakes["language0"].requests[0]["sampling"]
     assert {key: sampling[key] for key in expected} == expected
@@ -143,17 +145,19 @@ JPEG_LIST = "data:video/jpeg;base64," + ",".join(base64.b64encode(frame).decode(
         ({"type": "video", "video": [{"url": url} for url in URLS], "fps": 3}, 3.0),
     ],
 )
-def test_ways_to_send_frames(deployment: Deployment, client: openai.OpenAI, part: Any, fps: float) -> None:
+def test_every_way_to_send_a_video_as_frames(
+    deployment: Deployment, client: openai.OpenAI, part: Any, fps: float
+) -> None:
     ask(client, user(part, "?"))
     assert deployment.fakes["encode0"].requests[0]["items"] == [{"kind": "video", "frames": FRAMES, "fps": fps}]
 
 
-def test_a_rate_for_a_video_file_is_passed_on(deployment: Deployment, client: openai.OpenAI) -> None:
+def test_the_frame_rate_for_a_video_file_is_passed_on(deployment: Deployment, client: openai.OpenAI) -> None:
     ask(client, user({**VIDEO, "fps": 5}, "?"))
     assert deployment.fakes["encode0"].requests[0]["items"][0]["fps"] == 5
 
 
-def test_a_file_of_an_allowed_folder(tmp_path: Path) -> None:
+def test_a_file_from_an_allowed_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "a b.png").write_bytes(pictures.png())
     with Deployment(media={"allowed_folders": (tmp_path,)}) as deployment:
         client = openai.OpenAI(base_url=f"{deployment.url}/v1", api_key="x", max_retries=0)
@@ -163,7 +167,7 @@ def test_a_file_of_an_allowed_folder(tmp_path: Path) -> None:
         assert deployment.fakes["encode0"].requests[0]["items"][0]["data"] == pictures.png()
 
 
-def test_requests_go_round_among_equals(deployment: Deployment, client: openai.OpenAI, http: httpx.Client) -> None:
+def test_equally_loaded_workers_take_turns(deployment: Deployment, client: openai.OpenAI, http: httpx.Client) -> None:
     deployment.workers = [deployment.entry(name) for name in deployment.fakes]
     deployment.wait(lambda: http.get("/ready").json()["workers"]["encode"] == 2)
     for _ in range(4):
@@ -171,7 +175,9 @@ def test_requests_go_round_among_equals(deployment: Deployment, client: openai.O
     assert [len(deployment.fakes[name].requests) for name in ("encode0", "encode1")] == [2, 2]
 
 
-def test_the_least_loaded_worker_comes_first(deployment: Deployment, client: openai.OpenAI, http: httpx.Client) -> None:
+def test_the_least_loaded_worker_is_asked_first(
+    deployment: Deployment, client: openai.OpenAI, http: httpx.Client
+) -> None:
     deployment.workers = [
         deployment.entry("encode0", load=9),
         deployment.entry("encode1"),

@@ -1,8 +1,11 @@
-"""Workers that are gone, full, silent or senseless, and clients that leave: always an error, never half an answer."""
+"""Workers that are down, full, silent or broken, and clients that leave: always an error, never half an answer."""
 
 from __future__ import annotations
 
-import time
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,13 +24,24 @@ BODY = {"model": "shapes", "messages": QUESTION}
 
 
 def envelope(code: str, **more: Any) -> dict[str, Any]:
-    return {"error": {"message": f"the worker says {code}", "code": code, **more}}
+    return {"error": {"message": f"the worker failed with {code}", "code": code, **more}}
 
 
 def failure(client: openai.OpenAI, **options: Any) -> openai.APIStatusError:
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(model="shapes", messages=QUESTION, **options)
     return caught.value
+
+
+@contextlib.contextmanager
+def sent(deployment: Deployment, body: dict[str, Any]) -> Iterator[None]:
+    """Sends a chat request; the client leaves at the end of the context."""
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: router\r\nContent-Length: {len(content)}\r\n\r\n"
+    host, port = deployment.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + content)
+        yield
 
 
 def room_of(deployment: Deployment) -> int:
@@ -45,13 +59,13 @@ def room_of(deployment: Deployment) -> int:
         ("language0", 503, "queue_full"),
     ],
 )
-def test_an_error_of_a_worker_is_passed_on(
+def test_a_workers_error_is_passed_on(
     deployment: Deployment, client: openai.OpenAI, worker: str, status: int, code: str, stream: bool
 ) -> None:
     deployment.fakes[worker].refusal = (status, envelope(code, param="messages"))
     error = failure(client, stream=stream)
     assert (error.status_code, error.code, error.param) == (status, code, "messages")
-    assert f"the worker says {code}" in error.message
+    assert f"the worker failed with {code}" in error.message
     deployment.wait(lambda: deployment.fakes["encode0"].aborted == [room_of(deployment)])
 
 
@@ -93,13 +107,13 @@ def test_an_error_after_the_first_token_ends_the_stream_with_an_error(
 
 
 @pytest.mark.parametrize("last", [BREAK, "{not json", '{"type": "error", "error": "?"}', None])
-def test_an_answer_that_breaks_off_is_no_answer(deployment: Deployment, client: openai.OpenAI, last: Any) -> None:
+def test_an_answer_that_breaks_off_is_an_error(deployment: Deployment, client: openai.OpenAI, last: Any) -> None:
     deployment.fakes["language0"].script = [*tokens("a "), *([last] if last else [])]
     error = failure(client)
     assert (error.status_code, error.code) == (502, "worker_failed")
 
 
-def test_a_stream_that_fails_has_no_done(deployment: Deployment, http: httpx.Client) -> None:
+def test_a_stream_that_fails_does_not_end_with_done(deployment: Deployment, http: httpx.Client) -> None:
     deployment.fakes["language0"].script = [*tokens("a "), BREAK]
     text = http.post("/v1/chat/completions", json={**BODY, "stream": True}).text
     assert "[DONE]" not in text
@@ -107,11 +121,11 @@ def test_a_stream_that_fails_has_no_done(deployment: Deployment, http: httpx.Cli
 
 
 @pytest.mark.parametrize("fault", [BREAK, (503, envelope("capacity_exhausted")), "refuses"])
-def test_another_encode_worker_is_tried(
+def test_another_encode_worker_is_asked_when_one_fails(
     deployment: Deployment, client: openai.OpenAI, http: httpx.Client, fault: Any
 ) -> None:
-    with closed_port() as nobody:
-        changes = {"url": nobody} if fault == "refuses" else {}
+    with closed_port() as closed:
+        changes = {"url": closed} if fault == "refuses" else {}
         deployment.fakes["encode0"].refusal = None if fault == "refuses" else fault
         first = deployment.entry("encode0", **changes)
         deployment.workers = [first, deployment.entry("encode1", load=5), deployment.entry("language0")]
@@ -123,22 +137,26 @@ def test_another_encode_worker_is_tried(
 
 
 @pytest.mark.parametrize("role", ["encode", "language"])
-def test_no_worker_can_be_reached(deployment: Deployment, client: openai.OpenAI, http: httpx.Client, role: str) -> None:
-    with closed_port() as nobody:
+def test_unreachable_workers_are_named_in_the_error(
+    deployment: Deployment, client: openai.OpenAI, http: httpx.Client, role: str
+) -> None:
+    with closed_port() as closed:
         deployment.workers = [
-            deployment.entry(name, **({"url": nobody} if name.startswith(role) else {}))
+            deployment.entry(name, **({"url": closed} if name.startswith(role) else {}))
             for name in ("encode0", "encode1", "language0")
         ]
         deployment.wait(lambda: http.get("/ready").json()["workers"]["encode"] == 2)
         error = failure(client)
     assert (error.status_code, error.code) == (503, "no_worker")
-    assert nobody in error.message
+    assert closed in error.message
     assert f"{role}0" in error.message
     assert error.response.headers["x-should-retry"] == "true"
 
 
 @pytest.mark.parametrize("role", ["encode", "language"])
-def test_no_worker_is_there(deployment: Deployment, client: openai.OpenAI, http: httpx.Client, role: str) -> None:
+def test_a_missing_role_is_named_in_the_error(
+    deployment: Deployment, client: openai.OpenAI, http: httpx.Client, role: str
+) -> None:
     deployment.workers = [entry for entry in deployment.workers if entry["role"] != role]
     deployment.wait(lambda: http.get("/ready").json()["workers"][role] == 0)
     error = failure(client)
@@ -146,16 +164,18 @@ def test_no_worker_is_there(deployment: Deployment, client: openai.OpenAI, http:
     assert role in error.message
 
 
-def test_a_worker_that_came_a_moment_ago_is_found() -> None:
+def test_the_list_of_workers_is_refreshed_when_a_role_is_missing() -> None:
     late = Deployment(poll_interval=1000)
-    there, late.workers = late.workers, []
+    workers, late.workers = late.workers, []
     with late as other, httpx.Client(base_url=other.url, verify=False, trust_env=False) as http:
         assert http.post("/v1/chat/completions", json=BODY).json()["error"]["code"] == "no_worker"
-        other.workers = there
+        other.workers = workers
         assert http.post("/v1/chat/completions", json=BODY).status_code == 200
 
 
-def test_generation_that_began_is_not_tried_elsewhere(deployment: Deployment, client: openai.OpenAI) -> None:
+def test_a_generation_that_may_have_begun_is_not_repeated_elsewhere(
+    deployment: Deployment, client: openai.OpenAI
+) -> None:
     deployment.fakes["language0"].refusal = BREAK
     error = failure(client)
     assert (error.status_code, error.code) == (502, "worker_failed")
@@ -163,7 +183,9 @@ def test_generation_that_began_is_not_tried_elsewhere(deployment: Deployment, cl
 
 
 @pytest.mark.parametrize("body", ["", "[]", "no json", '{"endpoint": "tcp://a:1", "items": []}', '{"items": [1]}'])
-def test_a_senseless_answer_of_the_encode_worker(deployment: Deployment, client: openai.OpenAI, body: str) -> None:
+def test_a_malformed_answer_of_the_encode_worker_is_an_error(
+    deployment: Deployment, client: openai.OpenAI, body: str
+) -> None:
     deployment.fakes["encode0"].refusal = (200, body)
     error = failure(client)
     assert (error.status_code, error.code) == (502, "worker_failed")
@@ -171,26 +193,24 @@ def test_a_senseless_answer_of_the_encode_worker(deployment: Deployment, client:
 
 
 @pytest.mark.parametrize("body", ["", "oops", '{"error": 5}', "[]"])
-def test_a_senseless_error_of_a_worker(deployment: Deployment, client: openai.OpenAI, body: str) -> None:
+def test_a_malformed_error_of_a_worker_is_an_error(deployment: Deployment, client: openai.OpenAI, body: str) -> None:
     deployment.fakes["encode0"].refusal = (500, body)
     error = failure(client)
     assert (error.status_code, error.code) == (502, "worker_failed")
 
 
-@pytest.mark.parametrize("deployment", [{"request_timeout": 0.3}], indirect=True)
+@pytest.mark.parametrize("deployment", [{"request_timeout": 1}], indirect=True)
 @pytest.mark.parametrize("silent", ["encode0", "language0"])
-def test_a_request_that_takes_too_long(deployment: Deployment, client: openai.OpenAI, silent: str) -> None:
+def test_a_request_that_takes_too_long_is_aborted(deployment: Deployment, client: openai.OpenAI, silent: str) -> None:
     deployment.fakes[silent].refusal = HOLD
-    started = time.monotonic()
     error = failure(client)
     assert (error.status_code, error.code) == (504, "request_timeout")
-    assert 0.3 <= time.monotonic() - started < 5
     deployment.wait(lambda: deployment.fakes[silent].aborted == [room_of(deployment)])
     deployment.wait(lambda: deployment.fakes[silent].left == 1)
 
 
-@pytest.mark.parametrize("deployment", [{"request_timeout": 0.5}], indirect=True)
-def test_a_stream_that_takes_too_long(deployment: Deployment, client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("deployment", [{"request_timeout": 1}], indirect=True)
+def test_a_stream_that_takes_too_long_ends_with_an_error(deployment: Deployment, client: openai.OpenAI) -> None:
     deployment.fakes["language0"].script = [*tokens("a "), HOLD, END]
     with pytest.raises(openai.APIError) as caught:
         list(client.chat.completions.create(model="shapes", messages=QUESTION, stream=True))
@@ -199,7 +219,7 @@ def test_a_stream_that_takes_too_long(deployment: Deployment, client: openai.Ope
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("stage", ["encode", "before the first token", "after it"])
-def test_a_client_that_leaves_is_an_abort_on_both_workers(
+def test_when_the_client_leaves_both_workers_abort(
     deployment: Deployment, http: httpx.Client, stage: str, stream: bool
 ) -> None:
     held = "encode0" if stage == "encode" else "language0"
@@ -207,10 +227,8 @@ def test_a_client_that_leaves_is_an_abort_on_both_workers(
         deployment.fakes[held].script = [*tokens("a "), HOLD, END]
     else:
         deployment.fakes[held].refusal = HOLD
-    with httpx.Client(base_url=deployment.url, verify=False, trust_env=False) as leaving:
-        retry_policy = httpx.Timeout(10, read=0.3)
-        with pytest.raises(httpx.ReadTimeout):
-            leaving.post("/v1/chat/completions", json={**BODY, "stream": stream}, timeout=retry_policy)
+    with sent(deployment, {**BODY, "stream": stream}):
+        deployment.wait(lambda: deployment.fakes[held].holding == 1)
     reached = ["encode0"] if stage == "encode" else ["encode0", "language0"]
     deployment.wait(lambda: all(deployment.fakes[name].aborted == [room_of(deployment)] for name in reached))
     deployment.wait(lambda: deployment.fakes[held].left == 1)
@@ -218,17 +236,17 @@ def test_a_client_that_leaves_is_an_abort_on_both_workers(
     deployment.wait(lambda: "embferry_chat_in_flight 0.0" in http.get("/metrics").text)
 
 
-def test_nothing_is_aborted_after_a_good_answer(deployment: Deployment, client: openai.OpenAI) -> None:
+def test_a_complete_answer_is_not_aborted(deployment: Deployment, client: openai.OpenAI) -> None:
     client.chat.completions.create(model="shapes", messages=QUESTION)
     deployment.fakes["language0"].script = [BREAK]
-    failure(client)  # its aborts come after any the first request could have caused
+    failure(client)  # its aborts come after any of the first request
     second = deployment.fakes["encode0"].requests[1]["room"]
     deployment.wait(lambda: deployment.fakes["language0"].aborted != [])
     assert deployment.fakes["encode0"].aborted in ([], [second])
     assert deployment.fakes["language0"].aborted == [second]
 
 
-def test_many_at_once_are_all_answered_right(http: httpx.Client) -> None:
+def test_concurrent_requests_are_all_answered_correctly(http: httpx.Client) -> None:
     def one(number: int) -> tuple[Any, str]:
         body = {**BODY, "messages": [*QUESTION, {"role": "user", "content": str(number)}]}
         answer = http.post("/v1/chat/completions", json=body).json()

@@ -1,4 +1,4 @@
-"""Bad input, one by one: a 4xx with its code at once, no worker troubled, and the next request is answered."""
+"""Bad input: each is refused with a 4xx and its code, without asking a worker, and the next request is answered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from embferry.serve.errors import CODES
 from tests.serve import pictures
 from tests.serve.conftest import user
-from tests.serve.fakes import Deployment
+from tests.serve.fakes import DEADLINE, Deployment
 
 pytestmark = pytest.mark.integration
 
@@ -121,10 +121,10 @@ def shared() -> Iterator[Deployment]:
 
 
 def refused(shared: Deployment, body: Any, code: str, status: int | None = None) -> dict[str, Any]:
-    """Sends ``body``, expects its refusal, and sees that nobody was troubled. Returns the error."""
+    """Sends ``body``, checks that it is refused without asking a worker, and returns the error."""
     before = [len(fake.requests) for fake in shared.fakes.values()]
     content = body if isinstance(body, bytes) else json.dumps(body)
-    answer = httpx.post(f"{shared.url}/v1/chat/completions", content=content, trust_env=False, timeout=10)
+    answer = httpx.post(f"{shared.url}/v1/chat/completions", content=content, trust_env=False, timeout=DEADLINE)
     error = answer.json()["error"]
     assert error["code"] == code, error
     assert answer.status_code == (status or CODES[code][0]) < 500
@@ -135,7 +135,7 @@ def refused(shared: Deployment, body: Any, code: str, status: int | None = None)
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_bodies(shared: Deployment, name: str) -> None:
+def test_bad_fields_are_refused(shared: Deployment, name: str) -> None:
     changes, code, param = BODIES[name]
     body = {"model": "shapes", "messages": user("?"), **changes}
     error = refused(shared, {key: value for key, value in body.items() if value is not None}, code)
@@ -143,7 +143,7 @@ def test_bodies(shared: Deployment, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_parts(shared: Deployment, name: str) -> None:
+def test_bad_media_is_refused(shared: Deployment, name: str) -> None:
     parts, code = PARTS[name]
     error = refused(shared, {"model": "shapes", "messages": user("look:", *parts)}, code)
     assert error["param"].startswith("messages")
@@ -154,15 +154,15 @@ def test_parts(shared: Deployment, name: str) -> None:
     [b"", b"{", b"[1]", b'"text"', b"\xff\xfe", b"[" * 50_000, b'{"model": "shapes", "messages": "\\ud800"}'],
     ids=["empty", "cut", "list", "text", "not utf-8", "nested", "half a surrogate pair"],
 )
-def test_not_a_json_object(shared: Deployment, body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_refused(shared: Deployment, body: bytes) -> None:
     refused(shared, body, "invalid_json")
 
 
-def test_a_body_that_is_too_long(shared: Deployment) -> None:
+def test_a_body_that_is_too_long_is_refused(shared: Deployment) -> None:
     refused(shared, b" " * 100_001, "body_too_large")
 
 
-def test_the_first_of_several_faults_is_told(shared: Deployment) -> None:
+def test_the_first_of_several_bad_parts_is_reported(shared: Deployment) -> None:
     parts = [image(GOOD), image(b"junk"), image("ftp://x/")]
     error = refused(shared, {"model": "shapes", "messages": user(*parts)}, "unsupported_media_type")
     assert error["param"] == "messages[0].content[1]"
@@ -170,7 +170,7 @@ def test_the_first_of_several_faults_is_told(shared: Deployment) -> None:
 
 def test_the_client_library_raises_by_status_and_the_next_request_is_answered(shared: Deployment) -> None:
     with openai.OpenAI(base_url=f"{shared.url}/v1", api_key="x", max_retries=0) as client:
-        with pytest.raises(openai.NotFoundError, match="not served"):
+        with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="other", messages=user("?"))
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="shapes", messages=user(image(pictures.claimed_png(0, 0)), "?"))

@@ -1,4 +1,4 @@
-"""Everything of the router beside chat: health, readiness, models, metrics, ids, keys."""
+"""The router beside chat: health, readiness, models, metrics, request ids, keys, logs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_health_and_version(http: httpx.Client) -> None:
     assert http.get("/version").json() == {"version": __version__}
 
 
-def test_models(client: openai.OpenAI) -> None:
+def test_the_served_model_is_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["shapes"]
     assert client.models.retrieve("shapes").owned_by == "embferry"
     with pytest.raises(openai.NotFoundError) as caught:
@@ -37,7 +37,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("deployment", [{"served_model_name": "org/my-model"}], indirect=True)
-def test_a_name_of_ones_own(client: openai.OpenAI) -> None:
+def test_the_served_model_can_have_another_name(client: openai.OpenAI) -> None:
     assert client.models.retrieve("org/my-model").id == "org/my-model"
     assert client.chat.completions.create(model="org/my-model", messages=user("?")).model == "org/my-model"
     with pytest.raises(openai.NotFoundError):
@@ -45,13 +45,13 @@ def test_a_name_of_ones_own(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("role", ["encode", "language"])
-def test_ready_only_with_both_kinds_of_worker(deployment: Deployment, http: httpx.Client, role: str) -> None:
+def test_ready_needs_a_worker_of_each_role(deployment: Deployment, http: httpx.Client, role: str) -> None:
     deployment.wait(lambda: http.get("/ready").status_code == 200)
-    there = deployment.workers
-    deployment.workers = [entry for entry in there if entry["role"] != role]
+    workers = deployment.workers
+    deployment.workers = [entry for entry in workers if entry["role"] != role]
     deployment.wait(lambda: http.get("/ready").status_code == 503)
     assert http.get("/ready").json()["missing"] == [f"no {role} worker has a live lease"]
-    deployment.workers = there
+    deployment.workers = workers
     deployment.wait(lambda: http.get("/ready").status_code == 200)
     assert http.get("/ready").json() == {"ready": True, "missing": [], "workers": {"encode": 1, "language": 1}}
 
@@ -64,8 +64,9 @@ def test_workers_of_another_model_do_not_count(deployment: Deployment, http: htt
     deployment.wait(lambda: http.get("/ready").json()["workers"] == {"encode": 0, "language": 1})
 
 
+@pytest.mark.parametrize("deployment", [{"lease": 0.5}], indirect=True)
 @pytest.mark.parametrize("fault", ["status", "list", "entry", "url"])
-def test_without_a_list_of_workers_the_last_is_used_but_ready_says_so(
+def test_the_last_list_of_workers_stays_in_use_and_ready_reports_it(
     deployment: Deployment, http: httpx.Client, fault: str
 ) -> None:
     deployment.wait(lambda: http.get("/ready").status_code == 200)
@@ -80,7 +81,7 @@ def test_without_a_list_of_workers_the_last_is_used_but_ready_says_so(
     assert http.post("/v1/chat/completions", json=BODY).status_code == 200
 
 
-def test_the_request_id_goes_all_the_way(deployment: Deployment, http: httpx.Client) -> None:
+def test_the_request_id_reaches_both_workers(deployment: Deployment, http: httpx.Client) -> None:
     answer = http.post("/v1/chat/completions", json=BODY, headers={"X-Request-Id": "my-id.1"})
     assert answer.headers["x-request-id"] == "my-id.1"
     for name in ("encode0", "language0"):
@@ -89,14 +90,14 @@ def test_the_request_id_goes_all_the_way(deployment: Deployment, http: httpx.Cli
 
 
 @pytest.mark.parametrize("given", [None, "", "with space", "x" * 129, "ünï"])
-def test_a_request_id_is_made_where_none_of_use_is_given(http: httpx.Client, given: str | None) -> None:
+def test_an_unusable_request_id_is_replaced(http: httpx.Client, given: str | None) -> None:
     headers = {} if given is None else {"X-Request-Id": given.encode()}
     made = http.get("/health", headers=headers).headers["x-request-id"]  # type: ignore[arg-type]
     assert len(made) == 32
     assert made != http.get("/health").headers["x-request-id"]
 
 
-def test_unknown_paths_and_methods(http: httpx.Client) -> None:
+def test_unknown_paths_and_methods_are_refused(http: httpx.Client) -> None:
     nowhere, wrong = http.get("/v1/nowhere"), http.get("/v1/chat/completions")
     assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "not_found")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
@@ -105,7 +106,7 @@ def test_unknown_paths_and_methods(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("deployment", [{"api_key": "right"}], indirect=True)
-def test_the_key(deployment: Deployment, http: httpx.Client) -> None:
+def test_requests_need_the_api_key(deployment: Deployment, http: httpx.Client) -> None:
     for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic right"}):
         answer = http.post("/v1/chat/completions", json=BODY, headers=given)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -117,7 +118,7 @@ def test_the_key(deployment: Deployment, http: httpx.Client) -> None:
         client.models.list()
 
 
-def test_metrics(http: httpx.Client) -> None:
+def test_metrics_count_requests_tokens_and_transfers(http: httpx.Client) -> None:
     http.post("/v1/chat/completions", json=BODY)
     http.post("/v1/chat/completions", json={**BODY, "model": "other"})
     http.get("/somewhere/else")
@@ -141,7 +142,7 @@ def test_metrics(http: httpx.Client) -> None:
     assert samples["embferry_chat_first_token_seconds_count",] == 1
 
 
-def test_a_fault_of_ours_tells_nothing_but_its_id(
+def test_an_internal_error_reveals_nothing_but_its_id(
     deployment: Deployment, http: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
@@ -155,7 +156,7 @@ def test_a_fault_of_ours_tells_nothing_but_its_id(
     deployment.wait(lambda: "a secret detail" in caplog.text)
 
 
-def test_log_lines_of_a_failure_name_request_and_room(
+def test_the_log_of_a_failure_names_request_and_room(
     deployment: Deployment, http: httpx.Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure("info", "json")
@@ -164,10 +165,10 @@ def test_log_lines_of_a_failure_name_request_and_room(
     room = deployment.fakes["encode0"].requests[0]["room"]
     lines: list[dict[str, object]] = []
 
-    def told() -> bool:
+    def logged() -> bool:
         lines.extend(map(json.loads, capsys.readouterr().err.splitlines()))
         return any(line["message"] == "request" for line in lines)
 
-    deployment.wait(told)
+    deployment.wait(logged)
     (refused,) = (line for line in lines if line.get("code") == "worker_failed")
     assert (refused["request_id"], refused["room"], refused["status"]) == ("r7", room, 502)

@@ -1,4 +1,4 @@
-"""``--engine``: which settings go with which engine, for the commands that have both."""
+"""``--engine``: checks that the options given belong to the engine chosen."""
 
 from __future__ import annotations
 
@@ -23,49 +23,49 @@ _NOT_WITH_VLLM: dict[str, frozenset[str]] = {
     ),
     "serve": frozenset({"encode_workers", "language_workers", "start_timeout"}),
 }
-"""Settings by section that vLLM decides itself (its own options), or has nothing for; ``*``: all of it."""
+"""Settings by section that have no effect with vLLM, which has options of its own; ``*``: the whole section."""
 _ONLY_SERVE = frozenset({"encoders", "languages", "transports", "instance_timeout"})
 _ONLY_ROUTER = frozenset({"encode_urls", "language_urls", "consumer_zmq"})
 
 
-def fits_router(settings: Settings, given: frozenset[Key]) -> None:
-    """Ends the process with status 2 if an option stands there that has no effect, or one is missing."""
-    mine = settings.vllm
-    _fits(settings, given, lambda key: key == ("model",) or (key[0] == "vllm" and key[-1] in _ONLY_SERVE))
+def check_router(settings: Settings, given: frozenset[Key]) -> None:
+    """Ends the process with status 2 if an option has no effect or is missing."""
+    vllm = settings.vllm
+    _check(settings, given, lambda key: key == ("model",) or (key[0] == "vllm" and key[-1] in _ONLY_SERVE))
     if settings.router.engine != "vllm":
         return
-    missing = [name for name in ("encode_urls", "language_urls") if not getattr(mine, name)]
+    missing = [name for name in ("encode_urls", "language_urls") if not getattr(vllm, name)]
     if missing:
         fail(*(f"--engine vllm needs {flag_name((name,))}, such as http://127.0.0.1:8001" for name in missing))
-    if mine.connector == "mooncake" and len(mine.consumer_zmq) != len(mine.language_urls):
+    if vllm.connector == "mooncake" and len(vllm.consumer_zmq) != len(vllm.language_urls):
         fail("--connector mooncake needs --consumer-zmq: the control address of each of --language-urls, in that order")
-    if mine.connector != "mooncake" and mine.consumer_zmq:
-        fail("--consumer-zmq goes with --connector mooncake")
+    if vllm.connector != "mooncake" and vllm.consumer_zmq:
+        fail("--consumer-zmq needs --connector mooncake")
 
 
-def fits_serve(settings: Settings, given: frozenset[Key]) -> None:
-    """As :func:`fits_router`."""
-    _fits(settings, given, lambda key: key[0] == "vllm" and key[-1] in _ONLY_ROUTER)
+def check_serve(settings: Settings, given: frozenset[Key]) -> None:
+    """Does the same as :func:`check_router` for ``embferry serve``."""
+    _check(settings, given, lambda key: key[0] == "vllm" and key[-1] in _ONLY_ROUTER)
     if settings.router.engine != "vllm":
         return
     if settings.vllm.connector != "embferry":
-        fail("embferry serve starts vLLM with the connector of this project; --connector goes with embferry router")
+        fail("embferry serve starts vLLM with the connector of this project; --connector needs embferry router")
 
 
-def _fits(settings: Settings, given: frozenset[Key], idle: Callable[[Key], bool]) -> None:
-    """``idle``: settings for vLLM that the command at hand has no use for."""
+def _check(settings: Settings, given: frozenset[Key], is_idle: Callable[[Key], bool]) -> None:
+    """Refuses options of the other engine, and those for which ``is_idle`` says that this command does not use them."""
     if settings.router.engine == "vllm":
-        wrong = [key for key in given if _decided_by_vllm(key) or idle(key)]
+        wrong = [key for key in given if _decided_by_vllm(key) or is_idle(key)]
         why = "has no effect here with --engine vllm; leave it out"
     else:
         wrong = [key for key in given if key[0] == "vllm"]
-        why = "goes with --engine vllm"
+        why = "needs --engine vllm"
     if wrong:
         fail(*(f"{_flag(key)} {why}" for key in sorted(wrong)))
 
 
 def _flag(key: Key) -> str:
-    """As it is most likely to have been typed."""
+    """Returns the shortest spelling, which the user has most likely typed."""
     return flag_name(key[1:] if key[0] in ("router", "vllm") and len(key) > 1 else key)
 
 

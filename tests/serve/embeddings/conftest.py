@@ -22,7 +22,7 @@ from embferry.serve.encode import process as encode_process
 from embferry.serve.encode.app import build
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.encode.preparation import prepare
-from embferry.serve.worker.process import listen
+from embferry.serve.http.serving import listen
 from embferry.testing.pair import eventually
 from embferry.transports.in_memory.transport import InMemoryTransport
 from tests.serve.pictures import encoded, noise

@@ -1,6 +1,6 @@
-"""What is called ``vllm`` on the PATH of the tests: it serves, has an engine as a process of its own, and no model.
+"""A fake ``vllm`` command for the tests: it serves and has an engine process, and no model.
 
-Its own arguments are appended to ``$FAKE_VLLM_NOTES``, one JSON object a start.
+Each start appends a JSON object with its arguments to ``$FAKE_VLLM_NOTES``.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Quiet."""
+        """Logs nothing."""
 
 
 class Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A caller that is gone is no news."""
+        """Ignores clients that leave."""
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
-"""Real ``vllm serve``: both halves and the router as ``embferry serve --engine vllm`` starts them, two encoders and one
-that answers; and a server without any connector, which says what the undivided model answers.
+"""Real instances of ``vllm serve``.
+
+``embferry serve --engine vllm`` starts two encoders, a language instance and the router. A server without any connector
+gives the answers of the undivided model.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 
 import httpx
 
-START_S, CONDITION_S = 240.0, 60.0
+START_S, CONDITION_S = 900.0, 120.0
 ENCODERS = 2
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -53,7 +55,7 @@ class Servers:
         self.split = self.start(self._log, *EMBFERRY, *words, *more, "--", *VLLM)
         self.undivided = f"http://127.0.0.1:{free_port()}"
         vllm = str(Path(sys.executable).with_name("vllm"))
-        # It takes image_embeds, and has no connector: what must not be answered as if the picture were not there.
+        # It accepts image_embeds and has no connector: it must not answer as if there were no picture.
         port = self.undivided.rpartition(":")[2]
         self.start(
             *(folder / "undivided.log", vllm, "serve", str(folder / "model"), *VLLM),
@@ -74,7 +76,7 @@ class Servers:
 
     @property
     def url(self) -> str:
-        return self.found(r"ready: (http://\S+)/v1")
+        return self.found(r"ready: \S+ at (http://\S+)/v1")
 
     def found(self, pattern: str) -> str:
         matches = re.findall(pattern, self.log)
@@ -82,15 +84,16 @@ class Servers:
         return str(matches[-1])
 
     def process(self, name: str) -> Any:
-        """The ``vllm serve`` of that name, as psutil has it."""
+        """Returns the ``psutil.Process`` of this ``vllm serve``."""
         import psutil
 
         (vllm,) = psutil.Process(int(self.found(rf"{name} is starting \(pid (\d+)\)"))).children()
         return vllm
 
     def kill(self, name: str) -> None:
-        """The server, and at the same time the engine that hands out embeddings. Python's resource tracker stays, and
-        removes the shared memory of both.
+        """Kills the server and its engine, which delivers embeddings, at the same time.
+
+        Python's resource tracker stays alive and removes the shared memory of both.
         """
         server = self.process(name)
         for process in (server, *server.children(recursive=True)):
@@ -99,7 +102,7 @@ class Servers:
 
     @contextlib.contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """Its server hears requests and answers none, inside."""
+        """Suspends the server while the context lasts."""
         process = self.process(name)
         process.suspend()
         try:
@@ -108,20 +111,20 @@ class Servers:
             process.resume()
 
     def up(self) -> list[str]:
-        """Encoders that answer."""
+        """Returns the names of the encoders that answer."""
         names = [f"encode-{number}" for number in range(ENCODERS)]
         return [name for name in names if answers(self.found(rf"{name} answers at (\S+)") + "/health")]
 
     def counted(self, name: str) -> float:
-        """A number of the router."""
+        """Returns a metric of the router, summed over its labels."""
         return sum(_numbers(self.url, f"embferry_router_{name}"))
 
     def encoded_by(self, encoder: str) -> float:
-        """Requests that this encoder has answered."""
+        """Returns how many requests this encoder has answered."""
         return sum(_numbers(self.found(rf"{encoder} answers at (\S+)"), "vllm:request_success_total"))
 
     def wait(self, what: str, url: str | None = None) -> None:
-        """Until the log says it, or the URL answers 200."""
+        """Waits until the log matches, or the URL answers 200."""
         deadline = time.monotonic() + START_S
         while not (re.search(what, self.log) if url is None else answers(url)):
             assert time.monotonic() < deadline, f"{what}:\n{self.log[-5000:]}"
@@ -129,7 +132,7 @@ class Servers:
             time.sleep(0.1)
 
     def tokens(self, url: str, *content: Any, stream: bool = False) -> list[int]:
-        """The answer's, over OpenAI's client."""
+        """Returns the tokens of the answer, by OpenAI's client."""
         with client_of(url) as client:
             asked: dict[str, Any] = {
                 "model": "tiny",
@@ -154,12 +157,12 @@ class Servers:
 
 
 def picture(seed: int, width: int = 224, height: int = 168) -> dict[str, Any]:
-    """Noise: no two have the same embedding."""
+    """Returns a picture of noise: no two have the same embedding."""
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_noise(seed, width, height, 'PNG')}"}}
 
 
 def video(seed: int, frames: int) -> dict[str, Any]:
-    """A list of frames, as vLLM takes one."""
+    """Returns a list of frames in vLLM's format."""
     listed = ",".join(_noise(1000 * seed + number, 224, 168, "JPEG") for number in range(frames))
     return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{listed}"}}
 
@@ -177,7 +180,7 @@ def _noise(seed: int, width: int, height: int, kind: str) -> str:
 def client_of(url: str) -> Any:
     import openai
 
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=CONDITION_S)
 
 
 def answers(url: str) -> bool:
@@ -195,7 +198,7 @@ def until(condition: Callable[[], object], seen: object = None) -> None:
 
 
 def orphans() -> set[str]:
-    """Shared memory of vLLM's that no process maps any more."""
+    """Returns the shared memory of vLLM that no process maps."""
     found = {path.name for path in Path("/dev/shm").glob("psm_*")}
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):  # it has ended

@@ -1,7 +1,7 @@
-"""Instances of vLLM that do as they are told, and a router before them: in one event loop, without a socket.
+"""Stubs of vLLM's instances and a router before them, in one event loop, without sockets.
 
-``Stub`` answers as ``vllm serve`` 0.32 does. The router is called as an ASGI application; what it sends is seen when it
-is sent, and a client can leave in the middle.
+``Stub`` answers as ``vllm serve`` 0.32 does, unless a test gives it another behaviour. The router is called as an ASGI
+application; tests see what it sends at once, and a client can leave in the middle.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,21 +20,29 @@ import httpx
 from embferry.serve.config import MediaSettings, RouterSettings, Settings, VllmSettings
 from embferry.serve.vllm.app import build
 
-DEADLINE = 10.0
-"""Seconds after which something that has not come fails the test."""
+DEADLINE = 60.0
+"""Seconds after which an unmet condition fails the test."""
 
 Behaviour = Callable[["Stub", dict[str, Any]], Awaitable[httpx.Response]]
 SHAPE = {"tokens": 48, "width": 64, "dtype": "float32", "digest": "00"}
-"""Of every embedding."""
+"""Coordinates that every embedding has."""
 HOLD = "hold"
-"""In a stream: nothing more comes until the test releases it."""
+"""In a stream: pauses until the test releases it."""
 BREAK = "break"
-"""In a stream: the connection is lost here."""
+"""In a stream: drops the connection."""
 
 
 @dataclass
 class Stub:
-    """``host``: its name in URLs. ``behaviours``: of the next chat requests, one each; then it is as usual."""
+    """One instance.
+
+    Attributes:
+        host: its name in URLs.
+        behaviours: for the next chat requests, one each; then the default.
+        holding: set when a request or a stream pauses.
+        release: ends every pause.
+        left: calls and streams that the router has abandoned.
+    """
 
     host: str
     role: str
@@ -43,13 +52,17 @@ class Stub:
     behaviours: list[Behaviour] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[httpx.Headers] = field(default_factory=list)
+    holding: bool = False
     release: asyncio.Event = field(default_factory=asyncio.Event)
     left: int = 0
-    """Streams and calls that the router has given up."""
 
     @property
     def url(self) -> str:
         return f"http://{self.host}"
+
+    async def hold(self) -> None:
+        self.holding = True
+        await self.release.wait()
 
     async def chat(self, body: dict[str, Any]) -> httpx.Response:
         if self.behaviours:
@@ -58,7 +71,7 @@ class Stub:
 
 
 class Network(httpx.AsyncBaseTransport):
-    """Every stub, by its host."""
+    """Routes requests to stubs by host."""
 
     def __init__(self, *stubs: Stub) -> None:
         self.stubs = {stub.host: stub for stub in stubs}
@@ -83,11 +96,11 @@ class Network(httpx.AsyncBaseTransport):
             raise
 
 
-# What an instance may do
+# Behaviours
 
 
 def encoded(room: int = 7, **changes: Any) -> Behaviour:
-    """As our connector's producer answers. ``changes``: to the entry; None takes a field away."""
+    """Answers as our connector's producer does. ``changes``: to the entry; None removes a field."""
 
     async def behave(stub: Stub, body: dict[str, Any]) -> httpx.Response:
         item = body["messages"][0]["content"][0]
@@ -103,11 +116,11 @@ def encoded(room: int = 7, **changes: Any) -> Behaviour:
 
 
 def answered(text: str = "a red circle", reason: str = "stop") -> Behaviour:
-    """A whole answer, or the same streamed, as the request wants it."""
+    """Answers completely, or in a stream if the request wants one."""
 
     async def behave(stub: Stub, body: dict[str, Any]) -> httpx.Response:
         if body.get("stream"):
-            return await streamed(*told(text, reason))(stub, body)
+            return await streamed(*events_of(text, reason))(stub, body)
         return httpx.Response(200, json=completion(text, reason))
 
     return behave
@@ -124,8 +137,8 @@ DONE = b"data: [DONE]\n\n"
 FAILED = b'data: {"error": {"message": "Internal server error", "type": "InternalServerError", "code": 500}}\n\n'
 
 
-def told(text: str, reason: str = "stop") -> list[bytes]:
-    """The events of an answer, a word each."""
+def events_of(text: str, reason: str = "stop") -> list[bytes]:
+    """Returns the events of an answer, one a word."""
     words = [b"data: " + json.dumps(_chunk({"content": f"{word} "})).encode() + b"\n\n" for word in text.split()]
     end = b"data: " + json.dumps(_chunk({}, reason)).encode() + b"\n\n"
     return [ROLE, *words, end, DONE]
@@ -151,7 +164,7 @@ class _Events(httpx.AsyncByteStream):
             if event == BREAK:
                 raise httpx.ReadError("connection reset")
             if event == HOLD:
-                await self._stub.release.wait()
+                await self._stub.hold()
             elif isinstance(event, bytes):
                 yield event
             self._left -= 1
@@ -169,7 +182,7 @@ def refused(status: int, **error: Any) -> Behaviour:
 
 
 def lost(error: type[httpx.TransportError] = httpx.ReadError) -> Behaviour:
-    """The connection breaks while the answer is awaited."""
+    """Drops the connection before any answer."""
 
     async def behave(stub: Stub, body: dict[str, Any]) -> httpx.Response:
         raise error("connection reset")
@@ -178,8 +191,8 @@ def lost(error: type[httpx.TransportError] = httpx.ReadError) -> Behaviour:
 
 
 async def held(stub: Stub, body: dict[str, Any]) -> httpx.Response:
-    """Nothing comes until the test releases it."""
-    await stub.release.wait()
+    """Pauses until the test releases it."""
+    await stub.hold()
     return await stub.chat(body)
 
 
@@ -202,7 +215,7 @@ class Answer:
 
 
 class Call:
-    """One request to the router, under way. ``sent``: what it has answered so far."""
+    """One request to the router. ``sent``: the ASGI messages of its response so far."""
 
     def __init__(self, app: Any, path: str, body: bytes, headers: dict[str, str]) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -223,7 +236,7 @@ class Call:
         self._gone.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Until ``condition`` holds of what was sent."""
+        """Waits until ``condition`` holds for the messages."""
         async with asyncio.timeout(DEADLINE), self._changed:
             await self._changed.wait_for(condition)
 
@@ -269,8 +282,17 @@ class Router:
     async def get(self, path: str) -> Answer:
         return await self.call(b"", path).answer()
 
+    async def until_up(self, **counts: int) -> None:
+        """Waits until this many instances are up, by role."""
+
+        async def are_up() -> bool:
+            workers = (await self.get("/ready")).json()["workers"]
+            return all(workers[role] == count for role, count in counts.items())
+
+        await until(are_up)
+
     async def counted(self, name: str, labels: str = "") -> float:
-        """A number of ``/metrics``."""
+        """Returns a value from ``/metrics``."""
         text = (await self.get("/metrics")).body.decode()
         found = [line.split()[1] for line in text.splitlines() if line.startswith(f"embferry_router_{name}{labels} ")]
         assert len(found) == 1, text
@@ -281,7 +303,7 @@ class Router:
 async def routed(
     *stubs: Stub, media: dict[str, Any] | None = None, router: dict[str, Any] | None = None, **vllm: Any
 ) -> AsyncIterator[Router]:
-    """A router before these stubs, which it has found by then if they are up."""
+    """Yields a router before these stubs, when it has found those that are up."""
     urls = {f"{role}_urls": tuple(s.url for s in stubs if s.role == role) for role in ("encode", "language")}
     settings = Settings(
         media=MediaSettings(**(media or {})),
@@ -304,15 +326,31 @@ async def routed(
     lifespan = asyncio.create_task(app({"type": "lifespan", "state": {}}, receive, send))
     await running.wait()
     found = Router(app)
-    async with asyncio.timeout(DEADLINE):
-        want = {role: sum(s.up and s.health == 200 for s in stubs if s.role == role) for role in ("encode", "language")}
-        while (await found.get("/ready")).json()["workers"] != want:
-            await asyncio.sleep(0.005)
+    await found.until_up(
+        **{role: sum(s.up and s.health == 200 for s in stubs if s.role == role) for role in ("encode", "language")}
+    )
     try:
         yield found
     finally:
         stop.set()
         await lifespan
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Waits until ``condition``, a function or coroutine function, returns something true."""
+    async with asyncio.timeout(DEADLINE):
+        while not (await found if inspect.isawaitable(found := condition()) else found):
+            await asyncio.sleep(0.001)
+
+
+def encoder_stubs(count: int) -> list[Stub]:
+    """Returns stubs named ``enc0`` to ``enc{count - 1}``."""
+    return [Stub(f"enc{number}", "encode") for number in range(count)]
+
+
+def language_stubs(count: int) -> list[Stub]:
+    """Returns stubs named ``lang0`` to ``lang{count - 1}``."""
+    return [Stub(f"lang{number}", "language") for number in range(count)]
 
 
 # Requests

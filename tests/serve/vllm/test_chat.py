@@ -1,8 +1,7 @@
-"""Requests that are answered: what each instance is sent, and what the client gets."""
+"""Requests that are answered: what each instance gets, and what the client gets."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -18,13 +17,14 @@ from tests.serve.vllm.stubs import (
     completion,
     data_url,
     encoded,
+    events_of,
     held,
     picture,
     request,
     routed,
     streamed,
     text,
-    told,
+    until,
     video,
 )
 
@@ -35,7 +35,7 @@ def pair() -> tuple[Stub, Stub]:
     return Stub("enc", "encode"), Stub("lang", "language")
 
 
-async def test_a_picture_is_encoded_and_then_asked_about() -> None:
+async def test_a_picture_is_encoded_and_the_question_names_its_embedding() -> None:
     encoder, language = pair()
     more = {"tools": [{"type": "function"}], "logprobs": True, "return_token_ids": True, "seed": 3, "max_tokens": 9}
     async with routed(encoder, language) as router:
@@ -78,9 +78,7 @@ async def test_items_are_encoded_at_the_same_time_and_each_content_once() -> Non
     encoder.behaviours = [held] * 3
     async with routed(encoder, language) as router:
         call = router.call(request(picture(b"1"), picture(b"2"), video(), picture(b"1"), text()))
-        async with asyncio.timeout(5):
-            while len(encoder.requests) < 3:
-                await asyncio.sleep(0)
+        await until(lambda: len(encoder.requests) == 3)
         encoder.release.set()
         assert (await call.answer()).status == 200
     assert len(encoder.requests) == 3
@@ -90,7 +88,7 @@ async def test_items_are_encoded_at_the_same_time_and_each_content_once() -> Non
     assert set(language.requests[0]["ec_transfer_params"]) == {part["uuid"] for part in parts[:3]}
 
 
-async def test_text_alone_goes_straight_to_the_instance_that_answers() -> None:
+async def test_text_alone_passes_unchanged_to_a_language_instance() -> None:
     encoder, language = pair()
     body = b'{"model":"tiny",  "messages":[{"role":"user","content":"hi"}], "odd":1.50}'
     async with routed(encoder, language) as router:
@@ -99,9 +97,9 @@ async def test_text_alone_goes_straight_to_the_instance_that_answers() -> None:
     assert language.headers[0]["content-length"] == str(len(body))
 
 
-async def test_a_stream_passes_byte_for_byte() -> None:
+async def test_a_stream_passes_unchanged() -> None:
     encoder, language = pair()
-    events = [b": keep-alive\n\n", *told("one two three")]
+    events = [b": keep-alive\n\n", *events_of("one two three")]
     torn = b"".join(events)
     language.behaviours = [streamed(*(torn[at : at + 7] for at in range(0, len(torn), 7)))]
     async with routed(encoder, language) as router:
@@ -110,16 +108,13 @@ async def test_a_stream_passes_byte_for_byte() -> None:
     assert answer.headers["content-type"] == "text/event-stream"
 
 
-async def test_the_head_waits_for_the_first_token_and_no_longer() -> None:
+async def test_the_response_begins_with_the_first_token() -> None:
     encoder, language = pair()
-    role, first, *rest = told("one two")
+    role, first, *rest = events_of("one two")
     language.behaviours = [streamed(role, HOLD, first, HOLD, *rest)]
     async with routed(encoder, language) as router:
         call = router.call(request(picture(), stream=True))
-        async with asyncio.timeout(5):
-            while not language.requests:
-                await asyncio.sleep(0)
-        await asyncio.sleep(0.02)
+        await until(lambda: language.holding)
         assert call.sent == []
         language.release.set()
         await call.until(lambda: len(call.sent) >= 2)
@@ -128,23 +123,20 @@ async def test_the_head_waits_for_the_first_token_and_no_longer() -> None:
 
 
 @pytest.mark.parametrize("more", [{"echo": True}, {"echo": True, "n": 2}])
-async def test_what_the_client_said_is_no_token(more: dict[str, Any]) -> None:
+async def test_an_echo_does_not_count_as_a_token(more: dict[str, Any]) -> None:
     encoder, language = pair()
-    echo = told("what is there?")[1] * more.get("n", 1)
-    first, *rest = told("one")[1:]
+    echo = events_of("what is there?")[1] * more.get("n", 1)
+    first, *rest = events_of("one")[1:]
     language.behaviours = [streamed(ROLE + echo, HOLD, first, *rest)]
     async with routed(encoder, language) as router:
         call = router.call(request(picture(), stream=True, **more))
-        async with asyncio.timeout(5):
-            while not language.requests:
-                await asyncio.sleep(0)
-        await asyncio.sleep(0.02)
+        await until(lambda: language.holding)
         assert call.sent == []
         language.release.set()
         assert (await call.answer()).status == 200
 
 
-async def test_a_model_without_metadata_gets_the_picture_itself_and_the_embedding() -> None:
+async def test_without_metadata_the_language_instance_gets_the_picture_and_the_embedding() -> None:
     encoder, language = pair()
     encoder.behaviours = [encoded(metadata={})]
     async with routed(encoder, language) as router:
@@ -154,7 +146,7 @@ async def test_a_model_without_metadata_gets_the_picture_itself_and_the_embeddin
     assert part["uuid"] in language.requests[0]["ec_transfer_params"]
 
 
-async def test_a_video_whose_times_are_not_told_goes_itself_and_the_embedding() -> None:
+async def test_without_frame_times_the_language_instance_gets_the_video_and_the_embedding() -> None:
     encoder, language = pair()
     async with routed(encoder, language) as router:
         assert (await router.ask(request(video()))).status == 200
@@ -163,7 +155,7 @@ async def test_a_video_whose_times_are_not_told_goes_itself_and_the_embedding() 
     assert part["uuid"] in language.requests[0]["ec_transfer_params"]
 
 
-async def test_timestamps_of_a_video_pass_with_its_grid() -> None:
+async def test_frame_times_of_a_video_pass_with_its_grid() -> None:
     encoder, language = pair()
     encoder.behaviours = [encoded(metadata={"video_grid_thw": [[2, 4, 4]], "timestamps": [[0.5, 1.5]]})]
     async with routed(encoder, language) as router:
@@ -172,7 +164,7 @@ async def test_timestamps_of_a_video_pass_with_its_grid() -> None:
     assert part["video_embeds"] == {"video_grid_thw": [2, 4, 4], "timestamps": [0.5, 1.5]}
 
 
-async def test_ids_and_keys_go_along() -> None:
+async def test_request_id_and_key_reach_the_instances() -> None:
     encoder, language = pair()
     async with routed(encoder, language) as router:
         answer = await router.ask(request(picture()), x_request_id="abc", authorization="Bearer theirs")
@@ -181,7 +173,7 @@ async def test_ids_and_keys_go_along() -> None:
     assert {stub.headers[0]["authorization"] for stub in (encoder, language)} == {"Bearer theirs"}
 
 
-async def test_a_key_of_the_router() -> None:
+async def test_the_router_can_require_a_key() -> None:
     encoder, language = pair()
     async with routed(encoder, language, router={"api_key": "k"}) as router:
         assert (await router.ask(request(picture()))).status == 401
@@ -191,26 +183,26 @@ async def test_a_key_of_the_router() -> None:
 
 
 @pytest.mark.parametrize("connector", ["example", "mooncake"])
-async def test_other_connectors_are_told_in_their_own_way(connector: str) -> None:
+async def test_other_connectors_get_their_own_parameters(connector: str) -> None:
     encoder, language = pair()
     encoder.behaviours = [encoded(embferry=None)]
     more = {"consumer_zmq": ("tcp://10.0.0.3:14750",)} if connector == "mooncake" else {}
     async with routed(encoder, language, connector=connector, **more) as router:
         assert (await router.ask(request(picture()))).status == 200
     (uuid,) = (part["uuid"] for part in language.requests[0]["messages"][0]["content"])
-    told_params = language.requests[0]["ec_transfer_params"]
-    assert told_params.pop(uuid) == {"item_indices": [0], "metadata": {"image_grid_thw": [[1, 12, 16]]}}
+    params = language.requests[0]["ec_transfer_params"]
+    assert params.pop(uuid) == {"item_indices": [0], "metadata": {"image_grid_thw": [[1, 12, 16]]}}
     if connector == "example":
         assert "ec_transfer_params" not in encoder.requests[0]
-        assert told_params == {}
+        assert params == {}
         return
     asked = encoder.requests[0]["ec_transfer_params"]
     assert asked["consumer_zmq"] == "tcp://10.0.0.3:14750"
     (transfer,) = asked["ec_items"]
-    assert told_params == {"ec_items": [{"mm_hash": uuid, **transfer}]}
+    assert params == {"ec_items": [{"mm_hash": uuid, **transfer}]}
 
 
-async def test_several_models() -> None:
+async def test_each_model_goes_to_its_instances() -> None:
     one, other = Stub("one", "encode", ("a",)), Stub("other", "encode", ("b",))
     first, second = Stub("first", "language", ("a",)), Stub("second", "language", ("b", "c"))
     async with routed(one, other, first, second) as router:
@@ -223,7 +215,7 @@ async def test_several_models() -> None:
         assert (await router.get("/v1/models/c")).status == 404
 
 
-async def test_numbers() -> None:
+async def test_metrics_count_requests_and_encodes() -> None:
     encoder, language = pair()
     async with routed(encoder, language, received_bytes=0) as router:
         for _ in range(3):
@@ -237,7 +229,7 @@ async def test_numbers() -> None:
         assert await router.counted("instances", '{role="encode"}') == 1
 
 
-async def test_data_urls_reach_the_encoder_as_they_are() -> None:
+async def test_data_urls_reach_the_encoder_unchanged() -> None:
     encoder, language = pair()
     url = data_url(b"frames", "video/jpeg") + "," + data_url(b"more").partition(",")[2]
     async with routed(encoder, language) as router:
@@ -245,9 +237,9 @@ async def test_data_urls_reach_the_encoder_as_they_are() -> None:
     assert encoder.requests[0]["messages"][0]["content"][0]["video_url"] == {"url": url}
 
 
-async def test_the_answer_of_a_tool_may_end_without_text() -> None:
+async def test_a_tool_call_may_have_no_text() -> None:
     encoder, language = pair()
-    end = told("", "tool_calls")[1]
+    end = events_of("", "tool_calls")[1]
     language.behaviours = [streamed(ROLE, end, DONE), answered("x", "tool_calls")]
     async with routed(encoder, language) as router:
         assert (await router.ask(request(picture(), stream=True))).body == ROLE + end + DONE

@@ -1,4 +1,4 @@
-"""Whose turn it is."""
+"""Which instance a request or an item goes to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ import pytest
 from embferry.serve.config import RouterSettings, Settings, VllmSettings
 from embferry.serve.vllm.fleet import MAX_MISSES, Fleet, Instance
 from embferry.serve.vllm.metrics import VllmRouterMetrics
-from tests.serve.vllm.stubs import Network, Stub, picture, request, routed
+from tests.serve.vllm.stubs import (
+    Network,
+    Stub,
+    encoder_stubs,
+    language_stubs,
+    picture,
+    request,
+    routed,
+)
 
 pytestmark = pytest.mark.asyncio
 
 
 async def fleet_of(*stubs: Stub, **vllm: object) -> Fleet:
-    """One that has looked once."""
+    """Returns a fleet that has probed every instance once."""
     urls = {f"{role}_urls": tuple(s.url for s in stubs if s.role == role) for role in ("encode", "language")}
     settings = Settings(router=RouterSettings(engine="vllm"), vllm=VllmSettings.model_validate({**urls, **vllm}))
     fleet = Fleet(settings, httpx.AsyncClient(transport=Network(*stubs)), VllmRouterMetrics())
@@ -31,41 +39,37 @@ async def home(fleet: Fleet, uuid: str) -> Instance:
     return found
 
 
-def encoders(count: int) -> list[Stub]:
-    return [Stub(f"enc{number}", "encode") for number in range(count)]
-
-
-async def test_a_content_has_its_encoder_and_all_have_some() -> None:
-    fleet = await fleet_of(*encoders(4))
+async def test_each_item_has_a_home_and_homes_are_spread() -> None:
+    fleet = await fleet_of(*encoder_stubs(4))
     names = [f"item {number}" for number in range(400)]
     homes = {name: (await home(fleet, name)).url for name in names}
     assert {name: (await home(fleet, name)).url for name in names} == homes
     assert min(Counter(homes.values()).values()) > 60
-    fewer = await fleet_of(*encoders(3))
+    fewer = await fleet_of(*encoder_stubs(3))
     moved = [name for name in names if (await home(fewer, name)).url != homes[name]]
-    assert {homes[name] for name in moved} == {"http://enc3"}  # only what was at the one that has gone
+    assert {homes[name] for name in moved} == {"http://enc3"}  # items of the other encoders stay
 
 
-async def test_much_more_loaded_is_not_home() -> None:
-    fleet = await fleet_of(*encoders(2), affinity_slack=2)
+async def test_an_item_leaves_a_home_that_is_much_more_loaded() -> None:
+    fleet = await fleet_of(*encoder_stubs(2), affinity_slack=2)
     mine = await home(fleet, "x")
     (other,) = (one for one in fleet.encoders if one is not mine)
-    with fleet.in_hand(mine), fleet.in_hand(mine):
+    with fleet.count_in_flight(mine), fleet.count_in_flight(mine):
         assert await home(fleet, "x") is mine
-        with fleet.in_hand(mine):
+        with fleet.count_in_flight(mine):
             assert await home(fleet, "x") is other
-            with fleet.in_hand(other):
+            with fleet.count_in_flight(other):
                 assert await home(fleet, "x") is mine
-    assert mine.in_hand == other.in_hand == 0
+    assert mine.in_flight == other.in_flight == 0
 
 
-async def test_the_least_loaded_language_instance_by_turns() -> None:
-    fleet = await fleet_of(*(Stub(f"lang{number}", "language") for number in range(3)))
+async def test_equally_loaded_language_instances_take_turns() -> None:
+    fleet = await fleet_of(*language_stubs(3))
     seen = []
     for _ in range(6):
         one = await fleet.language("tiny", ())
         assert one is not None
-        with fleet.in_hand(one):
+        with fleet.count_in_flight(one):
             other = await fleet.language(None, ())
             assert other is not None
             assert other is not one
@@ -74,32 +78,32 @@ async def test_the_least_loaded_language_instance_by_turns() -> None:
     assert len(set(seen)) == 3
 
 
-async def test_who_has_been_tried_is_not_asked_again_and_who_is_avoided_comes_last() -> None:
-    fleet = await fleet_of(*encoders(2))
+async def test_tried_encoders_are_skipped_and_avoided_ones_come_last() -> None:
+    fleet = await fleet_of(*encoder_stubs(2))
     mine = await home(fleet, "x")
     (other,) = (one for one in fleet.encoders if one is not mine)
-    assert await fleet.encoder("x", None, {mine.life}, ()) is other
+    assert await fleet.encoder("x", None, {mine.incarnation}, ()) is other
     assert await fleet.encoder("x", None, (), {mine.url}) is other
-    assert await fleet.encoder("x", None, {other.life}, {mine.url}) is mine
-    assert await fleet.encoder("x", None, {mine.life, other.life}, ()) is None
+    assert await fleet.encoder("x", None, {other.incarnation}, {mine.url}) is mine
+    assert await fleet.encoder("x", None, {mine.incarnation, other.incarnation}, ()) is None
 
 
-async def test_a_restart_is_another_life() -> None:
-    (stub,) = encoders(1)
+async def test_a_restarted_instance_may_be_tried_again() -> None:
+    (stub,) = encoder_stubs(1)
     fleet = await fleet_of(stub)
     (instance,) = fleet.encoders
-    life = instance.life
+    incarnation = instance.incarnation
     instance.remember("x")
     stub.up = False
     await fleet._probe(instance)
     assert not instance.up
     assert await fleet.encoder("x", None, (), ()) is None
     stub.up = True
-    assert await fleet.encoder("x", None, {life}, ()) is instance
+    assert await fleet.encoder("x", None, {incarnation}, ()) is instance
     assert "x" not in instance.encoded
 
 
-async def test_a_busy_instance_is_not_gone_at_once() -> None:
+async def test_an_instance_is_down_only_after_several_slow_probes() -> None:
     class Slow(Network):
         async def handle_async_request(self, asked: httpx.Request) -> httpx.Response:
             if slow:
@@ -107,7 +111,7 @@ async def test_a_busy_instance_is_not_gone_at_once() -> None:
             return await super().handle_async_request(asked)
 
     slow = False
-    (stub,) = encoders(1)
+    (stub,) = encoder_stubs(1)
     settings = Settings(vllm=VllmSettings(encode_urls=(stub.url,)))
     fleet = Fleet(settings, httpx.AsyncClient(transport=Slow(stub)), VllmRouterMetrics())
     (instance,) = fleet.encoders
@@ -123,19 +127,17 @@ async def test_a_busy_instance_is_not_gone_at_once() -> None:
 
 
 @pytest.mark.parametrize("health", [503, 500, 404])
-async def test_an_engine_that_has_died_is_gone(health: int) -> None:
+async def test_an_unhealthy_instance_is_down(health: int) -> None:
     encoder, language = Stub("enc", "encode"), Stub("lang", "language")
     async with routed(encoder, language) as router:
         encoder.health = health
-        async with asyncio.timeout(5):
-            while (await router.get("/ready")).status == 200:
-                await asyncio.sleep(0.005)
+        await router.until_up(encode=0)
         answer = await router.ask(request(picture()))
         assert answer.status == 503
         assert f"/health says {health}" in answer.error["message"]
 
 
-async def test_instances_of_different_models_are_told() -> None:
+async def test_instances_of_different_models_are_reported() -> None:
     encoder, language = Stub("enc", "encode", ("one",)), Stub("lang", "language", ("other",))
     async with routed(encoder, language) as router:
         (missing,) = (await router.get("/ready")).json()["missing"]

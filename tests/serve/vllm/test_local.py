@@ -1,4 +1,4 @@
-"""``embferry serve --engine vllm`` and ``embferry router --engine vllm`` as processes, before something called vllm."""
+"""``embferry serve --engine vllm`` and ``embferry router --engine vllm`` as processes, with a fake vllm."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ import pytest
 
 from tests.serve.vllm.stubs import picture, request, text
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[3]
-DEADLINE = 60.0
+DEADLINE = 300.0
 EMBFERRY = (sys.executable, "-c", "from embferry.cli.main import run; run()")
 
 
 class Running:
-    """The command under test. ``log``: its standard error; ``notes``: what each vllm was started with."""
+    """The command under test. ``log``: its standard error; ``notes``: one for each start of vllm."""
 
     def __init__(self, folder: Path, *words: str, vllm: bool = True) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class Running:
         self._notes.touch()
         if vllm:
             fake = folder / "vllm"
-            fake.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "serve_vllm" / "fake_vllm.py").read_text())
+            fake.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "serve" / "vllm" / "fake_vllm.py").read_text())
             fake.chmod(0o755)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EMBFERRY_")}
         environ = {**kept, "PATH": f"{folder}:/usr/bin:/bin", "FAKE_VLLM_NOTES": str(self._notes)}
@@ -51,7 +51,7 @@ class Running:
 
     @property
     def url(self) -> str:
-        found = re.search(r"ready: (http://\S+)/v1", self.log)
+        found = re.search(r"ready: \S+ at (http://\S+)/v1", self.log)
         assert found
         return found[1]
 
@@ -93,14 +93,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 def ask(url: str, *content: Any) -> httpx.Response:
     body = {**request(*content), "model": "some/model"}
-    with httpx.Client(verify=False, trust_env=False, timeout=10) as client:
+    with httpx.Client(verify=False, trust_env=False, timeout=DEADLINE) as client:
         return client.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": "Bearer k"})
 
 
 SERVE = ("serve", "--engine", "vllm", "--model", "some/model", "--port", "0")
 
 
-def test_everything_on_one_machine(start: Callable[..., Running]) -> None:
+def test_instances_and_router_start_restart_and_end(start: Callable[..., Running]) -> None:
     more = ("--encoders", "2", "--transports", "tcp", "--restart-delay", "0.1", "--api-key", "k")
     one = start(*SERVE, *more, "--", "--dtype", "float32")
     one.wait(lambda: "ready:" in one.log)
@@ -135,8 +135,7 @@ def test_everything_on_one_machine(start: Callable[..., Running]) -> None:
     assert [pid for note in one.notes for pid in (note["pid"], note["engine"]) if alive(pid)] == []
 
 
-def test_the_model_of_the_package(start: Callable[..., Running]) -> None:
-    """It is there when nobody names another, under its name."""
+def test_without_a_model_the_packaged_one_is_served(start: Callable[..., Running]) -> None:
     one = start("serve", "--engine", "vllm", "--port", "0")
     one.wait(lambda: "ready:" in one.log)
     for note in one.notes:
@@ -147,7 +146,7 @@ def test_the_model_of_the_package(start: Callable[..., Running]) -> None:
     assert one.process.wait(DEADLINE) == 0
 
 
-def test_nothing_outlives_a_supervisor_that_is_killed(start: Callable[..., Running]) -> None:
+def test_no_process_outlives_a_killed_supervisor(start: Callable[..., Running]) -> None:
     one = start(*SERVE)
     one.wait(lambda: "ready:" in one.log)
     one.process.kill()
@@ -158,22 +157,22 @@ def test_nothing_outlives_a_supervisor_that_is_killed(start: Callable[..., Runni
         time.sleep(0.05)
 
 
-def test_a_vllm_that_cannot_start_ends_it_all(start: Callable[..., Running]) -> None:
+def test_a_vllm_that_cannot_start_ends_everything(start: Callable[..., Running]) -> None:
     one = start(*SERVE, "--", "--end-at-once")
     assert one.process.wait(DEADLINE) == 1
     assert "ended with status 1 before it answered" in one.log
     assert "Traceback" not in one.log
 
 
-def test_without_vllm_it_says_so(start: Callable[..., Running]) -> None:
+def test_a_missing_vllm_is_reported(start: Callable[..., Running]) -> None:
     one = start(*SERVE, vllm=False)
     assert one.process.wait(DEADLINE) == 1
     assert one.log.startswith("embferry: there is no vllm beside")
 
 
-def test_the_router_as_a_process(start: Callable[..., Running]) -> None:
-    nobody = "http://127.0.0.1:9"
-    one = start("router", "--engine", "vllm", "--encode-urls", nobody, "--language-urls", nobody, "--port", "0")
+def test_the_router_starts_and_ends_without_instances(start: Callable[..., Running]) -> None:
+    closed = "http://127.0.0.1:9"
+    one = start("router", "--engine", "vllm", "--encode-urls", closed, "--language-urls", closed, "--port", "0")
     one.wait(lambda: "router listens on" in one.log)
     found = re.search(r"router listens on (\S+)", one.log)
     assert found

@@ -51,22 +51,16 @@ def test_only_the_router_of_a_cluster_listens_on_every_address(
     host: str, advertised: str | None, router: tuple[str, str], workers: tuple[str, str]
 ) -> None:
     cluster = LocalCluster(Settings(host=host, advertise_host=advertised))
-    cluster._urls["bootstrap"] = "http://127.0.0.1:1"
-    for settings, (listens, reached) in ((cluster._with_port("router"), router), (cluster._joined(), workers)):
-        assert (settings.host, settings.reachable_host) == (listens, reached)
-        assert settings.bootstrap_url == "http://127.0.0.1:1"
+    for role, expected in (("router", router), ("encode", workers), ("language", workers), ("bootstrap", workers)):
+        settings = cluster.settings_of(role)
+        assert (settings.host, settings.reachable_host) == expected
 
 
 def test_each_worker_of_a_cluster_has_its_own_ports() -> None:
-    transfer = TransferSettings(http_port=9100)
-    cluster = LocalCluster(Settings(encode=EncodeSettings(port=9000), transfer=transfer))
-    cluster._urls["bootstrap"] = "http://127.0.0.1:1"
-    received = [unpack(cluster._worker("encode", number)._program().hello) for number in range(2)]
-    assert [(settings.encode.port, settings.transfer.http_port) for settings in received] == [
-        (9000, 9100),
-        (9001, 9101),
-    ]
-    assert unpack(cluster._worker("language", 1)._program().hello).language.port == 0
+    cluster = LocalCluster(Settings(encode=EncodeSettings(port=9000), transfer=TransferSettings(http_port=9100)))
+    settings = [cluster.settings_of("encode", number) for number in range(2)]
+    assert [(one.encode.port, one.transfer.http_port) for one in settings] == [(9000, 9100), (9001, 9101)]
+    assert cluster.settings_of("language", 1).language.port == 0
 
 
 @pytest.mark.parametrize(("host", "status"), [("0.0.0.0", 2), ("::", 2), ("no-such-host.invalid", 2)])

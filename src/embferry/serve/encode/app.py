@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from embferry.observe.logs import about
-from embferry.serve.body import read_body
 from embferry.serve.encode import messages
 from embferry.serve.encode.embedding_resource import EmbeddingResource
 from embferry.serve.encode.service import EncodeService
+from embferry.serve.http.body import read_body
 from embferry.serve.worker.http import worker_app
 
 log = logging.getLogger(__name__)

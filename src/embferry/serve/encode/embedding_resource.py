@@ -31,8 +31,8 @@ from embferry.protocol.states import KVPoll
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.errors import ServeError
+from embferry.serve.http.disconnect import wait_for_disconnect
 from embferry.serve.worker.errors import error_response
-from embferry.serve.worker.http import disconnected
 from embferry.transfer.fields import Fields
 from embferry.transfer.send_handle import EmbeddingSender
 from embferry.transports.http import resource
@@ -112,7 +112,7 @@ class EmbeddingResource:
         room = content.room
         fields = [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
-        gone = asyncio.create_task(disconnected(receive))
+        gone = asyncio.create_task(wait_for_disconnect(receive))
         at = answer.start
         try:
             while at < answer.stop and not gone.done():

@@ -7,8 +7,9 @@ from embferry.models import model_path
 from embferry.serve.config import Settings
 from embferry.serve.encode.app import build
 from embferry.serve.encode.service import EncodeService
+from embferry.serve.http.serving import Report, unreported
 from embferry.serve.worker.address import address_of
-from embferry.serve.worker.process import Report, open_port, serve_worker, unreported
+from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts, layout_of
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.send_manager import SendManager

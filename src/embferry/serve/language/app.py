@@ -13,13 +13,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from embferry.observe.logs import about
-from embferry.serve.body import read_body
 from embferry.serve.errors import ServeError
+from embferry.serve.http.body import read_body
+from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.language import messages
 from embferry.serve.language.job import Event
 from embferry.serve.language.service import LanguageService
 from embferry.serve.worker.errors import error_response
-from embferry.serve.worker.http import disconnected, worker_app
+from embferry.serve.worker.http import worker_app
 
 log = logging.getLogger(__name__)
 
@@ -60,19 +61,11 @@ class Generate:
                     loop.call_soon_threadsafe(events.put_nowait, event)
 
             job = self._service.submit(request, deliver)
-            work = asyncio.create_task(_answer(events, scope, receive, send))
-            gone = asyncio.create_task(disconnected(receive))
+            work = _answer(events, scope, receive, send)
             try:
-                await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not work.done():
-                    log.info("the caller went away")
+                await run_until_disconnect(work, receive, lambda: log.info("the caller left"))
             finally:
                 self._service.abort(job)
-                for task in (work, gone):
-                    task.cancel()
-                await asyncio.wait({work, gone})
-        if not work.cancelled():
-            work.result()  # raises what nobody expected
 
 
 async def _answer(events: asyncio.Queue[Event], scope: Scope, receive: Receive, send: Send) -> None:

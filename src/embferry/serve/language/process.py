@@ -6,9 +6,10 @@ from embferry.engine.language import LanguageModel
 from embferry.models import model_path
 from embferry.protocol.layout import Geometry
 from embferry.serve.config import Settings
+from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language.app import build
 from embferry.serve.language.service import LanguageService
-from embferry.serve.worker.process import Report, open_port, serve_worker, unreported
+from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, language_timeouts, layout_of
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.receive_manager import ReceiveManager

@@ -1,5 +1,11 @@
-"""The router: takes OpenAI-style requests, has them encoded by one worker and answered by another.
+"""The router before workers of this project: one worker encodes a request's media, another one answers.
 
-Read in the order of a request: ``edge`` (ids, sizes, keys), ``chat`` (one request from start to end), ``intake`` (its
-pictures and videos), ``fleet`` (which workers there are), ``exchange`` (the talk with two of them).
+In the order of a request:
+
+``process``      the process of either router
+``app``          the application
+``chat``         one request from start to end
+``media``        its pictures and videos
+``fleet``        the workers that there are
+``worker_call``  its calls to two of them
 """

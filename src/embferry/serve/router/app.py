@@ -1,123 +1,41 @@
-"""The router as a Starlette application."""
+"""The application of the router before workers of this project."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
-from typing import Any
 
 import httpx
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from embferry import __version__
-from embferry.observe.metrics import CONTENT_TYPE, RouterMetrics
+from embferry.observe.metrics import RouterMetrics
 from embferry.serve.config import Settings
-from embferry.serve.errors import ServeError
+from embferry.serve.http.app import backend_client, router_app
+from embferry.serve.http.status import status_routes
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.openai.reply import model_object
-from embferry.serve.router.chat import Chat, error_response
-from embferry.serve.router.edge import Edge
+from embferry.serve.router.chat import Chat
 from embferry.serve.router.fleet import Fleet
 
 
 def build(settings: Settings) -> ASGIApp:
-    """The application. It looks for workers while its lifespan runs."""
+    """Returns the application. It asks for the list of workers while its lifespan runs."""
     metrics = RouterMetrics()
-    # Answers take as long as they take: ``router.request_timeout`` ends them, not a pause between two tokens.
-    timeout = httpx.Timeout(None, connect=settings.router.connect_timeout)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-    certificates = httpx.create_ssl_context(trust_env=False)  # slow to read, so once for both clients
-    client = httpx.AsyncClient(trust_env=False, timeout=timeout, limits=limits, verify=certificates)
+    certificates = httpx.create_ssl_context(trust_env=False)
+    client = backend_client(settings.router, certificates)
     fleet = Fleet(settings, client, metrics)
     fetcher = Fetcher(settings.media, certificates)
     chat = Chat(settings, fleet, client, fetcher, metrics)
-    status = _Status(settings, fleet, metrics)
+    name = settings.public_model_name
+    models = {name: model_object(name, int(time.time()))}
+
+    async def close() -> None:
+        await chat.drain()
+        await fetcher.close()
+        await client.aclose()
+
     routes = [
         Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/v1/models", status.models),
-        Route("/v1/models/{name:path}", status.model),
-        Route("/health", status.health),
-        Route("/ready", status.ready),
-        Route("/metrics", status.metrics),
-        Route("/version", status.version),
+        *status_routes(fleet, lambda: models, metrics.exposition),
     ]
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        watching = asyncio.create_task(fleet.watch())
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.wait({watching})
-            await chat.drain()
-            await fetcher.close()
-            await client.aclose()
-
-    key = settings.router.api_key.get_secret_value() if settings.router.api_key else None
-    handlers: dict[Any, Any] = {ServeError: _refused, HTTPException: _http_error, Exception: _unexpected}
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    # Around all of it, so that a 500 has its id too.
-    return Edge(app, metrics.requests, frozenset(route.path for route in routes), key)
-
-
-class _Status:
-    """The endpoints that tell something about the router itself."""
-
-    def __init__(self, settings: Settings, fleet: Fleet, metrics: RouterMetrics) -> None:
-        self._settings = settings
-        self._fleet = fleet
-        self._metrics = metrics
-        self._created = int(time.time())
-
-    async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model()]})
-
-    async def model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name != self._settings.public_model_name:
-            raise ServeError("model_not_found", f"the model {name!r} is not served here", param="model")
-        return JSONResponse(self._model())
-
-    def _model(self) -> dict[str, object]:
-        return model_object(self._settings.public_model_name, self._created)
-
-    async def health(self, request: Request) -> Response:
-        """The process is alive and its event loop turns."""
-        return JSONResponse({"status": "ok"})
-
-    async def ready(self, request: Request) -> Response:
-        """Whether a request with a picture would find its workers."""
-        missing = self._fleet.missing()
-        body = {"ready": not missing, "missing": missing, "workers": self._fleet.counts()}
-        return JSONResponse(body, 503 if missing else 200)
-
-    async def metrics(self, request: Request) -> Response:
-        return Response(self._metrics.exposition(), media_type=CONTENT_TYPE)
-
-    async def version(self, request: Request) -> Response:
-        return JSONResponse({"version": __version__})
-
-
-async def _refused(request: Request, error: ServeError) -> Response:
-    return error_response(error)
-
-
-async def _http_error(request: Request, error: HTTPException) -> Response:
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    response = error_response(ServeError(code, message, status=error.status_code))
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    """The traceback goes to the log (uvicorn writes it), never to the client."""
-    return error_response(ServeError("internal_error", "something went wrong here; the log has the details"))
+    return router_app(routes, settings.router, metrics.requests, fleet.watch, close)

@@ -1,4 +1,4 @@
-"""Which workers there are, and whose turn it is."""
+"""The workers that there are, and which of them is next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Worker:
-    """``load``: requests in hand, as the worker itself last said."""
+    """A worker with a lease. ``load``: its requests in flight, as it last reported them."""
 
     id: str
     role: Role
@@ -36,29 +36,29 @@ class Worker:
 
 
 class Fleet:
-    """The workers with a live lease, as the bootstrap server last told. Leases expire there, not here."""
+    """The workers with a live lease, by the last list of the bootstrap server. Leases expire there, not here."""
 
     def __init__(self, settings: Settings, client: httpx.AsyncClient, metrics: RouterMetrics) -> None:
         self._settings = settings
         self._client = client
         self._metrics = metrics
         self._workers: tuple[Worker, ...] = ()
-        self._seen: float | None = None  # when the bootstrap server last answered, monotonic seconds
+        self._last_list: float | None = None  # monotonic seconds
         self._trouble = "the bootstrap server has not been asked yet"
-        self._in_hand: Counter[str] = Counter()  # requests of this router, by worker
+        self._in_flight: Counter[str] = Counter()  # requests of this router, by worker
         self._turn = itertools.count()
         self._last_turn: dict[str, int] = {}
-        self._look = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
 
     async def watch(self) -> None:
-        """Looks at the list every ``router.poll_interval``, until cancelled."""
+        """Refreshes the list every ``router.poll_interval`` until cancelled."""
         while True:
             await self.refresh()
             await asyncio.sleep(self._settings.router.poll_interval)
 
     async def refresh(self) -> None:
-        """Looks at the list once. If it cannot be had, the last one stays in use: workers may well be there still."""
-        async with self._look:
+        """Asks for the list once. On failure the last list stays in use: its workers may well be alive."""
+        async with self._refreshing:
             address = f"{self._settings.bootstrap_url.rstrip('/')}/workers"
             try:
                 response = await self._client.get(address, timeout=self._settings.router.connect_timeout)
@@ -67,75 +67,80 @@ class Fleet:
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                 reason = str(error) or type(error).__name__
                 if not self._trouble:
-                    log.warning("the list of workers cannot be had", extra={"bootstrap": address, "reason": reason})
-                self._trouble = f"the bootstrap server at {self._settings.bootstrap_url} gives no list: {reason}"
+                    log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
+                self._trouble = f"the bootstrap server at {self._settings.bootstrap_url} returns no list: {reason}"
 
     def _replace(self, workers: tuple[Worker, ...]) -> None:
         now, before = ({w.id: w for w in some} for some in (workers, self._workers))
         for word, ids in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
             for worker in sorted((now | before)[id] for id in ids):
                 log.info("worker %s", word, extra={"worker": worker.id, "role": worker.role, "url": worker.url})
-        self._workers, self._seen, self._trouble = workers, time.monotonic(), ""
+        self._workers, self._last_list, self._trouble = workers, time.monotonic(), ""
         for role in ROLES:
-            self._metrics.workers.labels(role).set(len(self._of(role)))
+            self._metrics.workers.labels(role).set(len(self._with_role(role)))
 
-    def _of(self, role: Role) -> list[Worker]:
+    def _with_role(self, role: Role) -> list[Worker]:
         return [worker for worker in self._workers if worker.role == role]
 
     def missing(self) -> list[str]:
-        """What keeps requests from being answered, one sentence each; empty when ready."""
-        gone = self._seen is None or time.monotonic() - self._seen > self._settings.bootstrap.lease
-        problems = [self._trouble] if gone else []
-        return problems + [f"no {role} worker has a live lease" for role in ROLES if not self._of(role)]
+        """Returns the reasons why requests cannot be answered now, one sentence each; empty when ready."""
+        lease = self._settings.bootstrap.lease
+        is_stale = self._last_list is None or time.monotonic() - self._last_list > lease
+        problems = [self._trouble] if is_stale else []
+        return problems + [f"no {role} worker has a live lease" for role in ROLES if not self._with_role(role)]
 
     def counts(self) -> dict[str, int]:
-        return {role: len(self._of(role)) for role in ROLES}
+        """Returns the number of workers by role."""
+        return {role: len(self._with_role(role)) for role in ROLES}
 
     async def candidates(self, role: Role) -> list[Worker]:
-        """Workers of a role, the first to try in front: least loaded, of equals the one whose turn is longest ago.
+        """Returns the workers of a role, least loaded first; among equals, the least recently used first.
 
         Raises:
             ServeError: no_worker.
         """
-        if not self._of(role):
-            await self.refresh()  # it may have come since
-        found = self._of(role)
+        if not self._with_role(role):
+            await self.refresh()  # a worker may have started since
+        found = self._with_role(role)
         if not found:
             why = f" ({self._trouble})" if self._trouble else ""
-            raise ServeError("no_worker", f"no {role} worker is there{why}; try again when one has started")
-        return sorted(found, key=lambda w: (w.load + self._in_hand[w.id], self._last_turn.get(w.id, -1)))
+            raise ServeError("no_worker", f"there is no {role} worker{why}; try again when one has started")
+        return sorted(found, key=lambda w: (w.load + self._in_flight[w.id], self._last_turn.get(w.id, -1)))
 
     @contextlib.contextmanager
-    def in_hand(self, worker: Worker) -> Iterator[None]:
-        """Counts a request against ``worker`` while it lasts."""
-        self._in_hand[worker.id] += 1
+    def count_in_flight(self, worker: Worker) -> Iterator[None]:
+        """Adds one to the worker's load while the context lasts."""
+        self._in_flight[worker.id] += 1
         self._last_turn[worker.id] = next(self._turn)
         try:
             yield
         finally:
-            self._in_hand[worker.id] -= 1
+            self._in_flight[worker.id] -= 1
 
 
 def _workers(body: Any, model: str) -> tuple[Worker, ...]:
-    """Workers of our model. An entry that makes no sense spoils the whole list: better an old list than half a one."""
+    """Returns the workers of our model.
+
+    Raises:
+        ValueError: an entry is malformed. The previous complete list is better than a part of the new one.
+    """
     if not isinstance(body, dict) or not isinstance(body.get("workers"), list):
         raise ValueError("the answer has no list of workers")
     found = []
     for entry in body["workers"]:
         try:
             same_model = Path(entry.get("model") or model).name == model
-            # Senders and receivers of the library register too, without a server: not for us.
+            # Senders and receivers of the library register too, without an HTTP server; the router cannot use them.
             if entry["role"] in ROLES and entry["url"] and same_model:
-                found.append(
-                    Worker(str(entry["id"]), entry["role"], _base_url(entry["url"]), float(entry["load"] or 0))
-                )
+                url = _base_url(entry["url"])
+                found.append(Worker(str(entry["id"]), entry["role"], url, float(entry["load"] or 0)))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"an entry of the list of workers makes no sense: {entry!r}") from error
+            raise ValueError(f"an entry of the list of workers is malformed: {entry!r}") from error
     return tuple(found)
 
 
 def _base_url(text: str) -> str:
-    """``text`` without a trailing slash. Raises ValueError unless it is an absolute http(s) URL."""
+    """Returns ``text`` without a trailing slash. Raises ValueError unless it is an absolute http(s) URL."""
     if not text.startswith(("http://", "https://")):
         raise ValueError(f"{text!r} is not the URL of a worker")
     return text.rstrip("/")

@@ -1,14 +1,17 @@
-"""Everything on one machine: processes that are started, watched, started again when they die, and ended.
+"""Everything on one machine: processes that are started, watched, restarted when they die, and ended.
 
-``child``     what runs in each process: it ends when its parent does, however that came about
-``handover``  how the settings get into it
-``slot``      one process that is to be there, again and again
-``cluster``   all of them: :class:`LocalCluster`
-``serve``     :func:`run`, behind ``embferry serve``
+``cluster``     all processes of a deployment
+``local``       :class:`LocalCluster`: the processes of this project
+``vllm``        instances of vLLM and the router before them
+``process``     one process, over all its restarts
+``handover``    the pipes between supervisor and child, and the settings on their way
+``child``       the main module of a child
+``vllm_child``  the main module of a child that runs ``vllm serve``
+``serve``       :func:`run`, behind ``embferry serve``
 """
 
-from embferry.serve.supervisor.cluster import LocalCluster
+from embferry.serve.supervisor.local import LocalCluster
+from embferry.serve.supervisor.process import ClusterError, ProcessView
 from embferry.serve.supervisor.serve import run
-from embferry.serve.supervisor.slot import ClusterError, ProcessView
 
 __all__ = ["ClusterError", "LocalCluster", "ProcessView", "run"]

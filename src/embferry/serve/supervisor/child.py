@@ -1,14 +1,7 @@
-"""``python -m embferry.serve.supervisor.child ROLE``: one process of a cluster. Started by the supervisor, not by hand.
-
-Standard input brings the settings in one line, and then nothing until the parent ends: the kernel closes the pipe even
-when the parent is killed, and that is the sign to end as well. (``PR_SET_PDEATHSIG`` would do for SIGKILL too, but it
-goes by the thread that started the child, not by the process.) Standard output carries one line, when the process
-answers; whatever else is printed goes to standard error.
-"""
+"""``python -m embferry.serve.supervisor.child ROLE``: one process of a cluster, started by the supervisor."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -20,48 +13,35 @@ from collections.abc import Callable
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.observe.logs import configure
 from embferry.serve.config import Settings
-from embferry.serve.supervisor.handover import read_line, unpack
+from embferry.serve.http.serving import Report
+from embferry.serve.supervisor.handover import SupervisorPipes, unpack
 from embferry.serve.worker.address import bracketed
-from embferry.serve.worker.process import Report, Started
 
 ORPHAN_SECONDS = 4.0
-"""Seconds a process whose parent has died gets for an orderly end."""
+"""Seconds that a process gets for an orderly end when its supervisor has died."""
 
 
 def main() -> None:
-    role = sys.argv[1]
-    control, status = os.dup(0), os.dup(1)
-    os.dup2(2, 1)
-    try:
-        settings = unpack(read_line(control))
-    except EOFError:
-        sys.exit(1)
-    threading.Thread(target=_end_with_parent, args=(control,), name="parent", daemon=True).start()
+    pipes = SupervisorPipes()
+    settings = unpack(pipes.first_line())
+    pipes.on_supervisor_end(_end)
     configure(settings.log_level, settings.log_format)
-
-    def report(started: Started) -> None:
-        os.write(status, json.dumps({"url": started.url}).encode() + b"\n")
-
     try:
-        ROLES[role](settings, report)
+        ROLES[sys.argv[1]](settings, pipes.report)
     except KeyboardInterrupt:
         sys.exit(130)
-    _leave()
+    _exit()
 
 
-def _leave() -> None:
-    """Ends a process that has closed all it had. Taking torch's modules apart first would take seconds on a busy
-    machine, and free what the kernel frees anyway.
-    """
+def _exit() -> None:
+    """Ends a process that has closed everything. Unloading torch would take seconds on a busy machine, for nothing."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def _end_with_parent(control: int) -> None:
-    while os.read(control, 1):
-        pass
+def _end() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(ORPHAN_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -72,27 +52,27 @@ def _bootstrap(settings: Settings, report: Report) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with BootstrapServer(settings.host, settings.bootstrap.port, lease_seconds=settings.bootstrap.lease) as server:
-        report(Started(f"http://{bracketed(settings.reachable_host)}:{server.port}"))
+        report(f"http://{bracketed(settings.reachable_host)}:{server.port}")
         stop.wait()
 
 
+# Imports stand in the functions, so that a process loads no more than it runs: torch takes seconds.
+
+
 def _router(settings: Settings, report: Report) -> None:
-    if settings.router.engine == "vllm":  # here, so that a process loads no more than it runs
-        from embferry.serve.vllm.server import run
-    else:
-        from embferry.serve.router.server import run
+    from embferry.serve.router.process import run
 
     run(settings, report)
 
 
 def _encode(settings: Settings, report: Report) -> None:
-    from embferry.serve.encode.process import run  # here, so that a router need not load torch
+    from embferry.serve.encode.process import run
 
     run(settings, report)
 
 
 def _language(settings: Settings, report: Report) -> None:
-    from embferry.serve.language.process import run  # as above
+    from embferry.serve.language.process import run
 
     run(settings, report)
 

@@ -1,39 +1,78 @@
-"""Settings on their way into a child: one line of JSON through its standard input, where no ``ps`` shows them."""
+"""The pipes between a supervisor and its child.
+
+The child's standard input brings one line, such as its settings, where no ``ps`` shows them. It then stays open until
+the supervisor ends: the kernel closes it even when the supervisor is killed. (``PR_SET_PDEATHSIG`` does not do that: it
+goes by the thread that started the child, not by the process.) The child's standard output carries one line with its
+URL, as soon as it accepts requests.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+import threading
+from collections.abc import Callable
 
 from embferry.serve.config import Settings
-from embferry.serve.supervisor.slot import ProcessRole, Program
+from embferry.serve.supervisor.process import ProcessRole, Program
 
 MAX_LINE_BYTES = 1 << 20
 
 
 def pack(settings: Settings) -> bytes:
-    """The settings with the API key in clear, which their own JSON leaves out."""
-    said = settings.model_dump(mode="json")
+    """Returns the settings as a line, with the API key in clear text, which their own JSON leaves out."""
+    fields = settings.model_dump(mode="json")
     if settings.router.api_key is not None:
-        said["router"]["api_key"] = settings.router.api_key.get_secret_value()
-    return json.dumps(said).encode() + b"\n"
-
-
-def settled_child(role: ProcessRole, settings: Settings) -> Program:
-    """A process of this project, told all its settings: :mod:`.child`."""
-    return Program(("-m", "embferry.serve.supervisor.child", role), pack(settings))
+        fields["router"]["api_key"] = settings.router.api_key.get_secret_value()
+    return json.dumps(fields).encode() + b"\n"
 
 
 def unpack(line: bytes) -> Settings:
+    """Returns the settings in a line."""
     return Settings.model_validate(json.loads(line))
 
 
+def child_program(role: ProcessRole, settings: Settings) -> Program:
+    """Returns a process of this project with all its settings: :mod:`.child`."""
+    return Program(("-m", "embferry.serve.supervisor.child", role), pack(settings))
+
+
 def read_line(fd: int) -> bytes:
-    """One line from a descriptor, without buffering anything behind it. Raises EOFError if it ends before."""
+    """Reads one line, and nothing behind it. Raises EOFError if the input ends before."""
     line = bytearray()
     while not line.endswith(b"\n"):
-        byte = os.read(fd, 1 << 16)
-        if not byte or len(line) > MAX_LINE_BYTES:
-            raise EOFError("the parent has gone before it said what to do")
-        line += byte
+        data = os.read(fd, 1 << 16)
+        if not data or len(line) > MAX_LINE_BYTES:
+            raise EOFError("the supervisor ended before it sent a line")
+        line += data
     return bytes(line)
+
+
+class SupervisorPipes:
+    """The child's ends of the pipes. From here on, standard output goes to standard error."""
+
+    def __init__(self) -> None:
+        self._input, self._output = os.dup(0), os.dup(1)
+        os.dup2(2, 1)
+
+    def first_line(self) -> bytes:
+        """Returns the supervisor's line. Ends the process with status 1 if the supervisor has ended."""
+        try:
+            return read_line(self._input)
+        except EOFError:
+            sys.exit(1)
+
+    def report(self, url: str) -> None:
+        """Tells the supervisor that this process accepts requests at ``url``."""
+        os.write(self._output, json.dumps({"url": url}).encode() + b"\n")
+
+    def on_supervisor_end(self, action: Callable[[], None]) -> None:
+        """Calls ``action`` in a thread of its own when the supervisor has ended."""
+
+        def wait() -> None:
+            while os.read(self._input, 1):
+                pass
+            action()
+
+        threading.Thread(target=wait, name="supervisor-end", daemon=True).start()

@@ -6,27 +6,37 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from embferry.serve.config import Settings
-from embferry.serve.supervisor.cluster import LocalCluster
-from embferry.serve.supervisor.slot import ClusterError
+from embferry.serve.supervisor.cluster import Cluster
+from embferry.serve.supervisor.local import LocalCluster
+from embferry.serve.supervisor.process import ClusterError
 from embferry.serve.worker.transports import unusable
+
+Progress = Callable[[str], None]
 
 
 def run(settings: Settings) -> None:
-    """Starts everything and serves until SIGINT or SIGTERM; a second one kills what has not ended by then.
+    """Starts everything and serves until SIGINT or SIGTERM; a second one kills the processes that are left.
 
-    Exits with status 1 if it cannot be brought up, with status 2 if the settings ask for a transport that cannot be had.
+    Ends the process with status 1 if it cannot be brought up, with status 2 if a transport in the settings is not
+    usable.
     """
     if problems := unusable(settings):
         print(*(f"embferry: {problem}" for problem in problems), sep="\n", file=sys.stderr)
         sys.exit(2)
+    run_cluster(lambda progress: LocalCluster(settings, progress=progress))
+
+
+def run_cluster(make: Callable[[Progress], Cluster]) -> None:
+    """Runs a cluster until SIGINT or SIGTERM. Ends the process with status 1 if it cannot be brought up."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     try:
-        with LocalCluster(settings, progress=_say) as cluster:
+        with make(_say) as cluster:
             cluster.wait_ready()
-            _say(f"{time.monotonic() - began:5.1f} s  ready: {settings.public_model_name} at {cluster.url}/v1")
+            _say(f"{time.monotonic() - began:5.1f} s  ready: {cluster.title} at {cluster.url}/v1")
             _say(f'         try: embferry ask --url {cluster.url} PICTURE "what is there?"    Ctrl-C ends everything')
             threading.Event().wait()
     except ClusterError as error:

@@ -1,7 +1,15 @@
 """The router before instances of vLLM that run its encode/prefill/decode split.
 
-Read in the order of a request: ``chat`` (one request from start to end), ``split`` (its pictures and videos, and the
-same request without them), ``intake`` (what they are, and their names), ``encoding`` (each to an instance that
-encodes), ``connectors`` (what the EC connectors of vLLM want to be told), ``answering`` (an instance that answers, and
-its first token), ``fleet`` (which instances there are), ``transfers`` (what consumers tell of embeddings under way).
+In the order of a request:
+
+``app``             the application
+``chat``            one request from start to end
+``media_parts``     its pictures and videos, and the same request with other parts in their place
+``items``           their content and their names
+``received_cache``  deduplication: items that the language instance has received already are not encoded again
+``item_encoder``    encodes each item at an instance
+``connectors``      the parameters that vLLM's EC connectors want
+``language_call``   asks a language instance, up to its first token
+``fleet``           the instances that there are
+``failover``        what consumers report of embeddings under way, and their replacement
 """

@@ -1,4 +1,4 @@
-"""What goes wrong behind the router and is no plain error: the client's own, and what is worth another attempt."""
+"""Failures behind the router that need their own handling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from embferry.serve.errors import ServeError
 
 
 class VerbatimError(Exception):
-    """An instance's answer that goes to the client as it is: the request is at fault, or all are busy."""
+    """An instance's error response that the client gets unchanged: the request is wrong, or all instances are busy."""
 
     def __init__(self, status: int, content_type: str, body: bytes) -> None:
         super().__init__(f"status {status}: {body[:300].decode(errors='replace')}")
@@ -21,15 +21,15 @@ class VerbatimError(Exception):
         return cls(response.status_code, response.headers.get("content-type", "application/json"), body)
 
 
-class AgainError(ServeError):
-    """It failed behind the encode, and nothing has been said to the client: encoding anew may help."""
+class EncodeAgainError(ServeError):
+    """A failure after the encode and before the first byte to the client: encoding once more may help."""
 
 
-def busy(status: int) -> bool:
-    """Whether an instance says that another one may have the time."""
+def is_busy(status: int) -> bool:
+    """Returns whether this status means that another instance may have capacity."""
     return status in (429, 503)
 
 
-def unreachable(error: httpx.TransportError) -> bool:
-    """Whether the request has not even arrived."""
+def is_unreachable(error: httpx.TransportError) -> bool:
+    """Returns whether the request did not even arrive."""
     return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)

@@ -1,4 +1,4 @@
-"""Which instances of vLLM there are, which of them answer, and whose turn it is."""
+"""The instances of vLLM that there are, which of them answer, and which is next."""
 
 from __future__ import annotations
 
@@ -21,18 +21,28 @@ log = logging.getLogger(__name__)
 Role = Literal["encode", "language"]
 PROBE_SECONDS = 5.0
 MAX_MISSES = 3
-"""Probes that may run into their time-out before an instance counts as gone: one that is busy is slow to answer."""
-REMEMBERED = 20_000
-"""Items of which is known that an instance has encoded them."""
+"""Probes in a row that may time out before an instance counts as down: a busy one is slow to answer."""
+MAX_REMEMBERED = 20_000
+"""Items that are remembered as encoded by an instance."""
 
-Life = tuple[str, int]
-"""An instance between two of its ends: one that was started again is another one to try."""
-MAX_LIVES = 2
-"""Of an instance, that are tried for one thing: one that answers probes and nothing else comes back again and again."""
+Incarnation = tuple[str, int]
+"""URL and number of starts: an instance that was started again may be tried again."""
+MAX_INCARNATIONS = 2
+"""Incarnations of an instance that are tried for one item: an instance may answer probes and fail every request."""
 
 
 class Instance:
-    """One ``vllm serve``. ``zmq``: the control address of its Mooncake connector, if it has one."""
+    """One ``vllm serve``.
+
+    Attributes:
+        zmq: the control address of its Mooncake connector, if it has one.
+        trouble: why it is not up.
+        models: OpenAI's model objects by name, as its ``/v1/models`` lists them.
+        in_flight: requests of this router.
+        encoded: the items that it has encoded, the latest last.
+        probing: held while a probe runs.
+        suspected: set to have it probed at once.
+    """
 
     def __init__(self, role: Role, url: str, zmq: str | None = None) -> None:
         self.role = role
@@ -41,23 +51,24 @@ class Instance:
         self.up = False
         self.trouble = "has not been asked yet"
         self.models: dict[str, dict[str, Any]] = {}
-        """Model objects by name, as ``/v1/models`` had them."""
         self.starts = 0
         self.misses = 0
-        self.in_hand = 0
+        self.in_flight = 0
         self.last_turn = -1
         self.encoded: OrderedDict[str, None] = OrderedDict()
-        self.asked = asyncio.Lock()
+        self.probing = asyncio.Lock()
         self.suspected = asyncio.Event()
 
     @property
-    def life(self) -> Life:
+    def incarnation(self) -> Incarnation:
+        """The instance between two of its starts."""
         return self.url, self.starts
 
     def remember(self, uuid: str) -> None:
+        """Remembers that the instance has encoded this item."""
         self.encoded[uuid] = None
         self.encoded.move_to_end(uuid)
-        if len(self.encoded) > REMEMBERED:
+        if len(self.encoded) > MAX_REMEMBERED:
             self.encoded.popitem(last=False)
 
     def __repr__(self) -> str:
@@ -65,95 +76,112 @@ class Instance:
 
 
 class Fleet:
-    """Probes all of them, for as long as :meth:`watch` runs."""
+    """Probes all instances for as long as :meth:`watch` runs."""
 
     def __init__(self, settings: Settings, client: httpx.AsyncClient, metrics: VllmRouterMetrics) -> None:
-        mine = settings.vllm
+        vllm = settings.vllm
         self._settings = settings
         self._client = client
         self._metrics = metrics
-        zmq = mine.consumer_zmq or (None,) * len(mine.language_urls)
-        self.encoders = [Instance("encode", url) for url in mine.encode_urls]
+        zmq = vllm.consumer_zmq or (None,) * len(vllm.language_urls)
+        self.encoders = [Instance("encode", url) for url in vllm.encode_urls]
         self.languages = [
-            Instance("language", url, address) for url, address in zip(mine.language_urls, zmq, strict=True)
+            Instance("language", url, address) for url, address in zip(vllm.language_urls, zmq, strict=True)
         ]
         self._turn = itertools.count()
         key = settings.router.api_key
         self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
     async def watch(self) -> None:
-        """Until cancelled."""
+        """Probes until cancelled."""
         async with asyncio.TaskGroup() as group:
             for instance in self.instances:
-                group.create_task(self._keep(instance))
+                group.create_task(self._watch(instance))
 
     @property
     def instances(self) -> list[Instance]:
+        """Instances of both roles."""
         return [*self.encoders, *self.languages]
 
     async def encoder(
-        self, uuid: str, model: str | None, tried: Collection[Life], avoid: Collection[str]
+        self, uuid: str, model: str | None, tried: Collection[Incarnation], avoid: Collection[str]
     ) -> Instance | None:
-        """Whose turn it is to encode an item: the one its content always goes to (rendezvous hashing: Thaler and
-        Ravishankar, 1998), unless that has much more in hand than the idlest. One of ``avoid`` only if there is no
-        other. None if none is left to try.
+        """Returns the encoder for an item.
+
+        An item has a home by its content (rendezvous hashing: Thaler and Ravishankar, 1998), and goes there unless its
+        home has many more requests in flight than the least loaded encoder.
+
+        Args:
+            uuid: the item's name.
+            model: the model that the instance has to serve.
+            tried: encoders that are not returned again.
+            avoid: URLs of encoders that are returned only if there is no other.
+
+        Returns:
+            None if no encoder is left.
         """
         able = _untried(await self._up(self.encoders, model), tried)
         able = [one for one in able if one.url not in avoid] or able
         if not able:
             return None
         home = max(able, key=lambda one: xxhash.xxh3_64_intdigest(f"{uuid} {one.url}".encode()))
-        idlest = min(able, key=lambda one: one.in_hand)
-        return idlest if home.in_hand - idlest.in_hand > self._settings.vllm.affinity_slack else home
+        idlest = min(able, key=lambda one: one.in_flight)
+        return idlest if home.in_flight - idlest.in_flight > self._settings.vllm.affinity_slack else home
 
     async def language(
-        self, model: str | None, tried: Collection[Life], has: Callable[[Instance], int] = lambda _: 0
+        self, model: str | None, tried: Collection[Incarnation], received: Callable[[Instance], int] = lambda _: 0
     ) -> Instance | None:
-        """The one that ``has`` most of what it needs, among those that have little more in hand than the idlest; of
-        equals the one with the least in hand, and then the one whose turn is longest ago.
+        """Returns the language instance for a request, or None if none is left.
+
+        Args:
+            model: the model that the instance has to serve.
+            tried: instances that are not returned again.
+            received: returns how many of the request's embeddings an instance has. The highest number wins among those
+                that are little more loaded than the least loaded one; then the least loaded, then the least recently
+                used.
         """
         able = _untried(await self._up(self.languages, model), tried)
-        most = min((one.in_hand for one in able), default=0) + self._settings.vllm.affinity_slack
-        near = [one for one in able if one.in_hand <= most]
-        return min(near, key=lambda one: (-has(one), one.in_hand, one.last_turn), default=None)
+        most = min((one.in_flight for one in able), default=0) + self._settings.vllm.affinity_slack
+        near = [one for one in able if one.in_flight <= most]
+        return min(near, key=lambda one: (-received(one), one.in_flight, one.last_turn), default=None)
 
     async def _up(self, instances: list[Instance], model: str | None) -> list[Instance]:
-        if not any(one.up for one in instances):  # one may have come since
+        if not any(one.up for one in instances):  # one may have started since
             await asyncio.gather(*(self._probe(one) for one in instances))
         up = [one for one in instances if one.up]
-        # A name that nobody serves goes to anybody, who says so.
-        return [one for one in up if model in one.models] or ([] if self._serves(model) else up)
+        # A model that no instance serves goes to any instance, whose error names it.
+        return [one for one in up if model in one.models] or ([] if self._is_served(model) else up)
 
-    def _serves(self, model: str | None) -> bool:
+    def _is_served(self, model: str | None) -> bool:
         return any(model in one.models for one in self.instances)
 
     @contextlib.contextmanager
-    def in_hand(self, instance: Instance) -> Iterator[None]:
-        """Counts a request against it while it lasts."""
-        instance.in_hand += 1
+    def count_in_flight(self, instance: Instance) -> Iterator[None]:
+        """Adds one to the instance's requests in flight while the context lasts."""
+        instance.in_flight += 1
         instance.last_turn = next(self._turn)
         try:
             yield
         finally:
-            instance.in_hand -= 1
+            instance.in_flight -= 1
 
     def failed(self, instance: Instance, error: Exception) -> str:
-        """A call of it failed below HTTP. Returns what happened, in words."""
-        what = f"{instance!r}: {str(error) or type(error).__name__}"
+        """Notes that a call failed below HTTP. Returns a description."""
+        reason = str(error) or type(error).__name__
         self._metrics.instance_failures.labels(instance.role).inc()
-        log.warning("%s", what)
+        log.warning("%r: %s", instance, reason)
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
             instance.suspected.set()
         else:
-            self._down(instance, str(error) or type(error).__name__)
-        return what
+            self._set_down(instance, reason)
+        return f"{instance!r}: {reason}"
 
     def suspect(self, instance: Instance) -> None:
-        """Something behind it is not as it should be: it is probed at once."""
+        """Has the instance probed at once, after a failure that may be its own."""
         instance.suspected.set()
 
     def missing(self) -> list[str]:
-        """What keeps requests with pictures from being answered, a sentence each; empty when ready."""
+        """Returns the reasons why a request with a picture would fail now, one sentence each; empty when ready."""
         problems = []
         for role, instances in (("encode", self.encoders), ("language", self.languages)):
             if not any(one.up for one in instances):
@@ -165,15 +193,16 @@ class Fleet:
         return problems
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """Models that instances of both roles serve."""
+        """Returns the models that instances of both roles serve, as the language instances describe them."""
         encoded = {name for one in self.encoders if one.up for name in one.models}
         answered = {name: model for one in self.languages if one.up for name, model in one.models.items()}
         return {name: model for name, model in answered.items() if name in encoded}
 
     def counts(self) -> dict[str, int]:
+        """Returns the number of instances that are up, by role."""
         return {"encode": sum(one.up for one in self.encoders), "language": sum(one.up for one in self.languages)}
 
-    async def _keep(self, instance: Instance) -> None:
+    async def _watch(self, instance: Instance) -> None:
         while True:
             await self._probe(instance)
             instance.suspected.clear()
@@ -181,54 +210,54 @@ class Fleet:
                 await asyncio.wait_for(instance.suspected.wait(), self._settings.router.poll_interval)
 
     async def _probe(self, instance: Instance) -> None:
-        if instance.asked.locked():
-            async with instance.asked:  # somebody is asking
+        if instance.probing.locked():
+            async with instance.probing:  # wait for the probe that runs
                 return
-        async with instance.asked:
+        async with instance.probing:
             try:
                 if (health := await self._get(instance, "/health")).status_code != 200:
                     raise httpx.HTTPError(f"/health says {health.status_code}")
                 if not instance.up:
                     models = await self._get(instance, "/v1/models")
                     instance.models = _models(models.raise_for_status().json())
-                    self._come(instance)
+                    self._set_up(instance)
                 instance.misses = 0
             except (httpx.ReadTimeout, httpx.PoolTimeout) as error:
                 instance.misses += 1
                 if instance.misses >= MAX_MISSES:
-                    self._down(instance, f"is silent: {type(error).__name__}")
+                    self._set_down(instance, f"is silent: {type(error).__name__}")
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                self._down(instance, str(error) or type(error).__name__)
+                self._set_down(instance, str(error) or type(error).__name__)
 
     async def _get(self, instance: Instance, path: str) -> httpx.Response:
         timeout = httpx.Timeout(PROBE_SECONDS, connect=self._settings.router.connect_timeout)
         return await self._client.get(instance.url + path, headers=self._headers, timeout=timeout)
 
-    def _come(self, instance: Instance) -> None:
+    def _set_up(self, instance: Instance) -> None:
         instance.up, instance.trouble = True, ""
         instance.starts += 1
         instance.encoded.clear()
-        log.info("%r answers, with %s", instance, ", ".join(instance.models))
-        self._measure()
+        log.info("%r answers and serves %s", instance, ", ".join(instance.models))
+        self._set_gauges()
 
-    def _down(self, instance: Instance, why: str) -> None:
+    def _set_down(self, instance: Instance, why: str) -> None:
         if instance.up:
             log.warning("%r does not answer: %s", instance, why)
         instance.up, instance.trouble = False, why
-        self._measure()
+        self._set_gauges()
 
-    def _measure(self) -> None:
+    def _set_gauges(self) -> None:
         for role, count in self.counts().items():
             self._metrics.instances.labels(role).set(count)
 
 
-def _untried(instances: list[Instance], tried: Collection[Life]) -> list[Instance]:
-    lives = Counter(url for url, _ in tried)
-    return [one for one in instances if one.life not in tried and lives[one.url] < MAX_LIVES]
+def _untried(instances: list[Instance], tried: Collection[Incarnation]) -> list[Instance]:
+    counts = Counter(url for url, _ in tried)
+    return [one for one in instances if one.incarnation not in tried and counts[one.url] < MAX_INCARNATIONS]
 
 
 def _models(body: Any) -> dict[str, dict[str, Any]]:
-    """Raises ValueError."""
+    """Returns the model objects of ``/v1/models`` by name. Raises ValueError if there is none."""
     try:
         models = {str(model["id"]): dict(model) for model in body["data"]}
     except (KeyError, TypeError, ValueError) as error:

@@ -1,65 +1,69 @@
-"""HTTP around a service: the endpoints every worker has, bodies within a limit, errors in one form."""
+"""The HTTP application of a worker: its own endpoints beside those that every worker has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive
 
 from embferry.engine.errors import EngineError
 from embferry.observe.metrics import CONTENT_TYPE
 from embferry.protocol.errors import EmbeddingTransferError
-from embferry.serve.errors import ServeError
+from embferry.serve.http.errors import exception_handlers
 from embferry.serve.worker.errors import as_serve_error, error_response
 
 
 class Service(Protocol):
-    """What a worker does, apart from HTTP. All methods may be called from any thread."""
+    """The work of a worker, without HTTP. Every method may be called from any thread."""
 
     @property
-    def registry(self) -> CollectorRegistry: ...
+    def registry(self) -> CollectorRegistry:
+        """The worker's metrics."""
 
     @property
     def load(self) -> float:
-        """Requests in hand."""
+        """Number of requests that have begun and not ended."""
 
     @property
     def fault(self) -> BaseException | None:
-        """The bug that has stopped the service for good, if one has."""
+        """The bug that has stopped the service for good; None while it works."""
 
     def abort_room(self, room: int) -> bool:
-        """Ends what goes on in a room; False if nothing does. Idempotent."""
+        """Ends the work for a room; returns false if there is none. Idempotent."""
 
     def refuse(self) -> None:
-        """Takes no new requests from here on: they are answered with 503."""
+        """Makes the service refuse every new request with status 503."""
 
     def wait_idle(self, seconds: float) -> bool:
-        """Waits until nothing is in hand; False if that took longer than ``seconds``."""
+        """Waits until no request is left; returns false if that takes longer than ``seconds``."""
 
     def close(self) -> None:
-        """Ends what is left with an error, every thread and the transfers. Idempotent."""
+        """Ends the remaining requests with an error, all threads and the transfers. Idempotent."""
 
 
 def worker_app(service: Service, routes: Sequence[Route]) -> Starlette:
-    """``routes`` beside ``DELETE /rooms/{room}``, ``/health``, ``/ready`` and ``/metrics``."""
+    """Returns an application with ``routes``, ``DELETE /rooms/{room}``, ``/health``, ``/ready`` and ``/metrics``."""
+
+    def report(good: dict[str, object], bad: dict[str, object]) -> Response:
+        if service.fault is None:
+            return JSONResponse(good)
+        reason = f"the worker has stopped by a bug: {service.fault!r}; restart it"
+        return JSONResponse({**bad, "status": "broken", "reason": reason}, 503)
 
     async def abort(request: Request) -> Response:
         service.abort_room(request.path_params["room"])
         return Response(status_code=204)
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"} if service.fault is None else _broken(service), _status(service))
+        return report({"status": "ok"}, {})
 
     async def ready(request: Request) -> Response:
-        body = {"ready": True, "load": service.load} if service.fault is None else {"ready": False, **_broken(service)}
-        return JSONResponse(body, _status(service))
+        return report({"ready": True, "load": service.load}, {"ready": False})
 
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(service.registry), media_type=CONTENT_TYPE)
@@ -70,29 +74,5 @@ def worker_app(service: Service, routes: Sequence[Route]) -> Starlette:
         Route("/ready", ready),
         Route("/metrics", metrics),
     ]
-    kinds = (ServeError, EmbeddingTransferError, EngineError, Exception)
-    handlers: dict[Any, Any] = {HTTPException: _http_error} | dict.fromkeys(kinds, _refused)
+    handlers = exception_handlers(error_response, as_serve_error, (EmbeddingTransferError, EngineError))
     return Starlette(routes=[*routes, *common], exception_handlers=handlers)
-
-
-def _status(service: Service) -> int:
-    return 200 if service.fault is None else 503
-
-
-def _broken(service: Service) -> dict[str, str]:
-    return {"status": "broken", "reason": f"the worker has stopped by a bug: {service.fault!r}; restart it"}
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    return error_response(as_serve_error(error))
-
-
-async def _http_error(request: Request, error: HTTPException) -> Response:
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return error_response(ServeError(code, f"{request.method} {request.url.path}", status=error.status_code))
-
-
-async def disconnected(receive: Receive) -> None:
-    """Returns when the client has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -1,4 +1,4 @@
-"""What consumers may tell the router, and what it does then."""
+"""Reports of consumers about embeddings under way, and their failover to another encoder."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.serve.vllm.stubs import (
     Router,
     Stub,
     encoded,
+    encoder_stubs,
     held,
     lost,
     picture,
@@ -23,6 +24,7 @@ from tests.serve.vllm.stubs import (
     request,
     routed,
     text,
+    until,
 )
 
 pytestmark = pytest.mark.asyncio
@@ -34,33 +36,31 @@ GONE = {"code": "peer_gone", "message": "killed", "endpoint": "tcp://enc0:1"}
 async def under_way(
     encoders: list[Stub], language: Stub, **vllm: Any
 ) -> AsyncIterator[tuple[Router, Call, dict[str, Any]]]:
-    """A request whose answer the language instance holds back, and the coordinates it has."""
+    """Yields the router, a request whose language instance pauses, and the coordinates that this instance has."""
     language.behaviours = [held]
     async with routed(*encoders, language, **vllm) as router:
         call = router.call(request(picture(), text()))
-        async with asyncio.timeout(5):
-            while not language.requests:
-                await asyncio.sleep(0)
+        await until(lambda: language.requests)
         ((_, entry),) = language.requests[0]["ec_transfer_params"].items()
         yield router, call, entry["embferry"]
 
 
 def three() -> tuple[list[Stub], Stub]:
-    return [Stub(f"enc{number}", "encode") for number in range(3)], Stub("lang", "language")
+    return encoder_stubs(3), Stub("lang", "language")
 
 
-async def replaced(router: Router, where: dict[str, Any], **told: Any) -> Answer:
+async def report_loss(router: Router, where: dict[str, Any], **told: Any) -> Answer:
     body = {"code": "peer_gone", "message": "killed", "endpoint": where["endpoint"], **told}
     return await router.post(f"/ec/replacements/{where['replacement']}", body)
 
 
-async def test_an_embedding_under_way_comes_from_elsewhere() -> None:
+async def test_a_lost_embedding_is_offered_by_another_encoder() -> None:
     encoders, language = three()
     async with under_way(encoders, language) as (router, call, first):
         seen = [first["endpoint"]]
         where = first
         for _ in range(2):
-            answer = await replaced(router, where)
+            answer = await report_loss(router, where)
             assert answer.status == 200
             where = answer.json()["embferry"]
             assert {key: where[key] for key in ("room", "replacement")} == {
@@ -74,75 +74,73 @@ async def test_an_embedding_under_way_comes_from_elsewhere() -> None:
         assert (await call.answer()).status == 200
 
 
-async def test_the_same_loss_told_twice_is_replaced_once() -> None:
+async def test_a_loss_that_is_reported_twice_is_replaced_once() -> None:
     encoders, language = three()
     async with under_way(encoders, language) as (router, _, first):
-        one, other = await asyncio.gather(replaced(router, first), replaced(router, first))
+        one, other = await asyncio.gather(report_loss(router, first), report_loss(router, first))
         assert one.json() == other.json()
         assert sum(len(encoder.requests) for encoder in encoders) == 2
         language.release.set()
 
 
-async def test_replacements_are_counted() -> None:
+async def test_the_number_of_replacements_is_limited() -> None:
     encoders, language = three()
     async with under_way(encoders, language, replacements_per_item=1) as (router, _, first):
-        where = (await replaced(router, first)).json()["embferry"]
-        answer = await replaced(router, where)
+        where = (await report_loss(router, first)).json()["embferry"]
+        answer = await report_loss(router, where)
         assert answer.status == 503
         assert "1 times" in answer.error["message"]
         assert await router.counted("replacements_total", '{outcome="used_up"}') == 1
         language.release.set()
 
 
-async def test_without_another_encoder_there_is_no_replacement() -> None:
+async def test_without_another_encoder_the_report_gets_a_503() -> None:
     encoder, language = Stub("enc0", "encode"), Stub("lang", "language")
     async with under_way([encoder], language) as (router, _, first):
-        answer = await replaced(router, first)
+        answer = await report_loss(router, first)
         assert (answer.status, answer.error["code"]) == (503, "no_worker")
         assert len(encoder.requests) == 1
         language.release.set()
 
 
-async def test_one_that_was_started_again_is_another_encoder() -> None:
+async def test_a_restarted_encoder_may_replace_itself() -> None:
     encoder, language = Stub("enc0", "encode"), Stub("lang", "language")
     async with under_way([encoder], language) as (router, _, first):
         for up in (False, True):
             encoder.up = up
-            async with asyncio.timeout(5):
-                while (await router.get("/ready")).json()["workers"]["encode"] != up:
-                    await asyncio.sleep(0.002)
-        answer = await replaced(router, first)
+            await router.until_up(encode=int(up))
+        answer = await report_loss(router, first)
         assert (answer.status, answer.json()["embferry"]["room"]) == (200, first["room"])
         language.release.set()
 
 
 @pytest.mark.parametrize("behaviour", [refused(500), lost(), encoded(embferry=None)])
-async def test_a_replacement_is_tried_elsewhere_too(behaviour: Behaviour) -> None:
+async def test_a_failed_replacement_is_tried_at_a_third_encoder(behaviour: Behaviour) -> None:
     encoders, language = three()
     async with under_way(encoders, language) as (router, _, first):
         shared = [behaviour]
         for encoder in encoders:
             encoder.behaviours = shared
-        assert (await replaced(router, first)).status == 200
+        assert (await report_loss(router, first)).status == 200
         assert shared == []
         language.release.set()
 
 
-async def test_one_that_offers_it_in_another_room_is_of_no_use() -> None:
+async def test_an_offer_in_another_room_is_refused() -> None:
     async def elsewhere(stub: Stub, body: dict[str, Any]) -> Any:
         return await encoded(room=99)(stub, {**body, "ec_transfer_params": None})
 
     encoders, language = three()
     async with under_way(encoders[:2], language) as (router, _, first):
         encoders[0].behaviours = encoders[1].behaviours = [elsewhere]
-        answer = await replaced(router, first)
+        answer = await report_loss(router, first)
         assert answer.status == 503
         assert "another room" in answer.error["message"]
         language.release.set()
 
 
 @pytest.mark.parametrize("path", ["replacements", "failures"])
-async def test_tokens_are_good_only_for_their_request(path: str) -> None:
+async def test_tokens_are_valid_only_for_their_request(path: str) -> None:
     encoders, language = three()
     async with under_way(encoders, language) as (router, call, first):
         for token in ("x", "", first["replacement"][:-1], f"{first['replacement']}x", f"{first['replacement']}/x"):
@@ -155,17 +153,16 @@ async def test_tokens_are_good_only_for_their_request(path: str) -> None:
         assert (await router.post(f"/ec/{path}/{first['replacement']}", GONE)).status == 404
 
 
-async def test_tokens_end_when_the_client_leaves() -> None:
+async def test_tokens_expire_when_the_client_leaves() -> None:
     encoders, language = three()
     async with under_way(encoders, language) as (router, call, first):
         call.leave()
-        async with asyncio.timeout(5):
-            await call.task
-        assert (await replaced(router, first)).status == 404
+        await call.task
+        assert (await report_loss(router, first)).status == 404
 
 
 @pytest.mark.parametrize(("retryable", "status", "attempts"), [(True, 503, 2), (False, 502, 1)])
-async def test_the_client_is_told_why_it_failed(retryable: bool, status: int, attempts: int) -> None:
+async def test_the_client_gets_the_consumers_reason(retryable: bool, status: int, attempts: int) -> None:
     encoders, language = three()
 
     async def fails(stub: Stub, body: dict[str, Any]) -> Any:

@@ -1,9 +1,8 @@
-"""The outermost layer: an id for every request, the key, the size of the body, and a line in the log."""
+"""The outermost layer of a router: an id for every request, the API key, and a line in the access log."""
 
 from __future__ import annotations
 
 import hmac
-import json
 import logging
 import re
 import time
@@ -15,19 +14,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embferry.observe.logs import about
 from embferry.serve.errors import ServeError
+from embferry.serve.http.errors import error_response
 
 log = logging.getLogger(__name__)
 
+CLIENT_LEFT_STATUS = 499
+"""Logged when the client leaves before the response begins."""
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_QUIET = frozenset({"/health", "/ready", "/metrics"})
-"""Asked every few seconds by machines; logged at debug level."""
+_POLLED = frozenset({"/health", "/ready", "/metrics"})
+"""Paths that monitoring asks every few seconds; logged at debug level."""
 
 
 class Edge:
-    """ASGI middleware. ``scope["state"]["request_id"]`` is the client's ``X-Request-Id`` if it gave a sane one.
+    """ASGI middleware.
+
+    Sets ``scope["state"]["request_id"]`` to the client's ``X-Request-Id``, or to a new id if the client sent none or an
+    unacceptable one.
 
     Args:
-        requests: counted by path and status.
+        app: the application behind.
+        requests: counts requests by path and status.
+        paths: the values that the path label may have; every other path counts as "other".
+        api_key: the key that requests under ``/v1/`` must have; None lets all pass.
     """
 
     def __init__(self, app: ASGIApp, requests: Counter, paths: frozenset[str], api_key: str | None) -> None:
@@ -44,9 +52,9 @@ class Edge:
         given = headers.get("x-request-id", "")
         request_id = given if _ACCEPTABLE_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        started, status = time.monotonic(), 499  # what is logged if the client leaves before an answer
+        started, status = time.monotonic(), CLIENT_LEFT_STATUS
 
-        async def marked(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -55,26 +63,21 @@ class Edge:
 
         with about(request_id=request_id):
             try:
-                if scope["path"].startswith("/v1/") and not self._key_fits(headers):
-                    await _answer_plainly(ServeError("invalid_api_key", "the API key is missing or wrong"), marked)
+                if scope["path"].startswith("/v1/") and not self._has_key(headers):
+                    response = error_response(ServeError("invalid_api_key", "the API key is missing or wrong"))
+                    response.headers["www-authenticate"] = "Bearer"
+                    await response(scope, receive, send_with_id)
                 else:
-                    await self._app(scope, receive, marked)
+                    await self._app(scope, receive, send_with_id)
             finally:
                 path = scope["path"] if scope["path"] in self._paths else "other"
                 self._requests.labels(path, status).inc()
                 facts = {"method": scope["method"], "path": scope["path"], "status": status}
                 facts["seconds"] = round(time.monotonic() - started, 3)
-                log.log(logging.DEBUG if path in _QUIET else logging.INFO, "request", extra=facts)
+                log.log(logging.DEBUG if path in _POLLED else logging.INFO, "request", extra=facts)
 
-    def _key_fits(self, headers: Headers) -> bool:
+    def _has_key(self, headers: Headers) -> bool:
         if self._api_key is None:
             return True
         scheme, _, key = headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self._api_key.encode())
-
-
-async def _answer_plainly(error: ServeError, send: Send) -> None:
-    body = json.dumps(error.body()).encode()
-    headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

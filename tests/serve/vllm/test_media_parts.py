@@ -1,4 +1,4 @@
-"""A request taken apart and put together again."""
+"""The media parts of a request, and their replacement."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from embferry.serve.errors import ServeError
-from embferry.serve.vllm.split import filled, nameless, places, read, without_names
+from embferry.serve.vllm.media_parts import has_uuids, media_parts, parse_request, with_parts, without_uuids
 from tests.serve.vllm.stubs import picture, request, text, video
 
 URL = "https://host/a.png"
 
 
-def test_where_the_media_stand() -> None:
+def test_media_parts_know_their_place() -> None:
     asked = request(text(), picture(), text(), video())
     asked["messages"].insert(0, {"role": "system", "content": "be brief"})
     asked["messages"].append({"role": "assistant", "content": None})
-    found = places(asked)
+    found = media_parts(asked)
     assert [(p.message, p.part, p.kind) for p in found] == [(1, 1, "image"), (1, 3, "video")]
     assert found[0].param == "messages[1].content[1]"
 
@@ -29,14 +29,14 @@ def test_where_the_media_stand() -> None:
         {"type": "image_url", "image_url": {"url": URL}},
         {"type": "image_url", "image_url": URL},
         {"image_url": URL},
-        {"image_url": {"url": URL, "detail": "low"}, "uuid": "somebody's"},
+        {"image_url": {"url": URL, "detail": "low"}, "uuid": "a client's"},
         {"type": "input_image", "image_url": URL},
-        {"type": "text", "text": "x", "image_url": URL, "uuid": "goes by the field then"},
+        {"type": "text", "text": "x", "image_url": URL, "uuid": "the field decides"},
     ],
 )
 def test_every_way_to_write_a_picture(part: dict[str, Any]) -> None:
-    (place,) = places(request(part))
-    assert (place.kind, place.url) == ("image", URL)
+    (found,) = media_parts(request(part))
+    assert (found.kind, found.url) == ("image", URL)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_every_way_to_write_a_picture(part: dict[str, Any]) -> None:
         ({"type": "video_url", "video_url": [URL]}, "invalid_request"),
     ],
 )
-def test_what_no_client_may_say_of_a_picture(part: dict[str, Any], code: str) -> None:
+def test_parts_with_embeddings_or_without_a_url_are_refused(part: dict[str, Any], code: str) -> None:
     with pytest.raises(ServeError) as raised:
-        places(request(text(), part))
+        media_parts(request(text(), part))
     assert (raised.value.code, raised.value.status) == (code, 400)
     assert raised.value.param == "messages[0].content[1]"
 
@@ -71,48 +71,49 @@ def test_what_no_client_may_say_of_a_picture(part: dict[str, Any], code: str) ->
         ({"vllm_xargs": {"ec_transfer_params": "x"}}, "vllm_xargs.ec_transfer_params"),
     ],
 )
-def test_what_no_client_may_say_of_a_transfer(more: dict[str, Any], param: str) -> None:
+def test_transfer_parameters_from_a_client_are_refused(more: dict[str, Any], param: str) -> None:
     with pytest.raises(ServeError) as raised:
-        read(json.dumps(request(text(), **more)).encode())
+        parse_request(json.dumps(request(text(), **more)).encode())
     assert (raised.value.status, raised.value.param) == (400, param)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 100_000, b"\xff"])
-def test_what_is_no_request(body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ServeError) as raised:
-        read(body)
+        parse_request(body)
     assert raised.value.code == "invalid_json"
 
 
 @pytest.mark.parametrize("messages", [None, "hello", [None], [{"content": 5}], [{"content": [None, "x"]}]])
-def test_what_is_no_message_is_left_to_vllm(messages: Any) -> None:
-    assert places({"messages": messages}) == []
+def test_malformed_messages_are_left_to_vllm(messages: Any) -> None:
+    assert media_parts({"messages": messages}) == []
 
 
-def test_the_sound_of_a_video_is_not_lost_in_silence() -> None:
+def test_audio_of_a_video_is_refused() -> None:
     asked = request(video(), mm_processor_kwargs={"use_audio_in_video": True})
-    with pytest.raises(ServeError, match="use_audio_in_video"):
-        places(asked)
-    assert len(places(request(picture(), mm_processor_kwargs={"use_audio_in_video": True}))) == 1
+    with pytest.raises(ServeError) as raised:
+        media_parts(asked)
+    assert raised.value.param == "mm_processor_kwargs"
+    assert len(media_parts(request(picture(), mm_processor_kwargs={"use_audio_in_video": True}))) == 1
 
 
-def test_the_rest_stays_as_it_is() -> None:
+def test_everything_but_the_media_part_stays() -> None:
     asked = request(text(), {**picture(), "uuid": "mine", "caption": "for the template"}, tools=[{"x": 1}], seed=5)
     asked["messages"].append({"role": "user", "content": [text("and?")], "name": "me"})
     before = json.dumps(asked)
-    (place,) = places(asked)
-    changed = filled(asked, [(place, {"type": "image_embeds", "uuid": "ours"})])
+    (part,) = media_parts(asked)
+    changed = with_parts(asked, [(part, {"type": "image_embeds", "uuid": "ours"})])
     assert json.dumps(asked) == before
     expected = json.loads(before)
     expected["messages"][0]["content"][1] = {"caption": "for the template", "type": "image_embeds", "uuid": "ours"}
     assert changed == expected
 
 
-def test_names_of_clients_go() -> None:
+def test_uuids_of_clients_are_removed() -> None:
     asked = request({**text(), "uuid": "x"}, {"type": "input_audio", "input_audio": None, "uuid": "theirs"})
-    assert not without_names(asked)
-    assert nameless(asked) == request(text(), {"type": "input_audio", "input_audio": None})
-    assert without_names(request(text()))
-    assert filled(request({**text(), "uuid": "x"}, picture()), [(places(request(text(), picture()))[0], {})]) == (
-        request(text(), {})
-    )
+    assert has_uuids(asked)
+    assert without_uuids(asked) == request(text(), {"type": "input_audio", "input_audio": None})
+    assert not has_uuids(request(text()))
+    asked = request({**text(), "uuid": "x"}, picture())
+    (part,) = media_parts(asked)
+    assert with_parts(asked, [(part, {})]) == request(text(), {})

@@ -1,4 +1,4 @@
-"""Reading the body of a request, no more of it than is allowed."""
+"""Reads request bodies of limited size."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from starlette.types import Receive
 from embferry.serve.errors import ServeError
 
 
-async def read_body(receive: Receive, most: int) -> bytes | None:
-    """The body of a request, counted as it comes: an announced length may be absent or a lie. None if the client left.
+async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
+    """Reads a request body. Counts the bytes as they arrive: Content-Length may be absent or wrong.
+
+    Returns:
+        The body; None if the client left before its end.
 
     Raises:
         ServeError: body_too_large.
@@ -20,18 +23,18 @@ async def read_body(receive: Receive, most: int) -> bytes | None:
             return None
         body += message.get("body", b"")
         more = message.get("more_body", False)
-        if len(body) > most:
+        if len(body) > max_bytes:
             if more:
-                await _discard(receive, most)
-            raise ServeError("body_too_large", f"the body has more than {most:,} bytes")
+                await _discard(receive, max_bytes)
+            raise ServeError("body_too_large", f"the body has more than {max_bytes:,} bytes")
         if not more:
             return bytes(body)
 
 
-async def _discard(receive: Receive, most: int) -> None:
-    """Reads on for a while: a client that is still sending would not see the answer."""
+async def _discard(receive: Receive, max_bytes: int) -> None:
+    """Reads up to ``max_bytes`` more: a client that is still sending would not see the response."""
     seen = 0
-    while seen < most:
+    while seen < max_bytes:
         message = await receive()
         seen += len(message.get("body", b""))
         if message["type"] == "http.disconnect" or not message.get("more_body", False):

@@ -1,4 +1,4 @@
-"""One process that is to be there: started, and started again whenever it dies."""
+"""One supervised process: started, and started again whenever it dies."""
 
 from __future__ import annotations
 
@@ -11,54 +11,68 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Literal
 
 log = logging.getLogger(__name__)
 
 ProcessRole = Literal["bootstrap", "router", "encode", "language"]
 
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What runs in a process: ``words`` for the Python interpreter, and the line it reads first."""
-
-    words: tuple[str, ...]
-    hello: bytes
-
-
 MAX_DELAY_SECONDS = 30.0
 STEADY_SECONDS = 30.0
-"""A process that lived so long has not died of what the last one died of: the delay begins anew."""
+"""After a life this long, the next restart has the first delay again: the cause must be another one."""
+CHILD_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Models are local files, and a tokenizer's threads would compete with the model's."""
 
 
 class ClusterError(Exception):
-    """The processes cannot be brought up; the message says which, and what it ended with."""
+    """The processes cannot be brought up; the message says which one, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What runs in a process. ``arguments``: for the Python interpreter. ``first_line``: on its standard input."""
+
+    arguments: tuple[str, ...]
+    first_line: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessView:
-    """One process as it is now. ``url``: empty until it answers. ``starts``: 1 for the first process of its name."""
+    """One process as it is now.
+
+    Attributes:
+        pid: 0 while it does not run.
+        url: empty until it accepts requests.
+        starts: 1 for the first process of its name.
+    """
 
     name: str
     role: ProcessRole
-    pid: int
-    url: str
-    starts: int
+    pid: int = 0
+    url: str = ""
+    starts: int = 0
 
     @property
     def ready(self) -> bool:
+        """Whether it accepts requests."""
         return bool(self.url)
 
 
-class Slot:
-    """Lives in one event loop; :attr:`view` may be read from any thread.
+class SupervisedProcess:
+    """Belongs to one event loop; :attr:`view` may be read from any thread.
 
     Args:
-        program: what runs; asked for at each start. It answers with a line ``{"url": …}`` once it can be used.
+        name: for logs.
+        role: for the view.
+        program: called at each start.
         delay: seconds before it is started again; doubled each time, up to MAX_DELAY_SECONDS.
         output: where its standard error goes; ours if None.
-        changed: called when the view has changed.
+        on_change: called in the event loop when the view has changed.
+
+    Attributes:
+        answered: set when it has accepted requests for the first time.
+        failure: why it never came up.
     """
 
     def __init__(
@@ -68,49 +82,49 @@ class Slot:
         program: Callable[[], Program],
         delay: float,
         output: IO[bytes] | None,
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
         self.name = name
-        self.role = role
-        self._program = program
+        self.program = program
         self._delay = delay
         self._output = output
-        self._changed = changed
+        self._on_change = on_change
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self.answered = asyncio.Event()
         self.failure: str | None = None
-        """Why it never came up."""
-        self.view = ProcessView(name, role, 0, "", 0)
+        self.view = ProcessView(name, role)
 
     async def keep(self) -> None:
-        """Starts the process, again and again, until :meth:`stop`. A process that ends before it has ever answered is
-        not started again: what keeps the first one from coming up keeps the second one from it too.
+        """Starts the process again and again until :meth:`stop`.
+
+        A process that ends before it has ever accepted requests is not started again: the cause would stop the second
+        one too.
         """
         delay = self._delay
         while not self._stopping:
             began = time.monotonic()
-            status = await self._live()
+            status = await self._run()
             if self._stopping:
                 return
             lived = time.monotonic() - began
             answered = self.view.ready
-            self._show(url="", pid=0)
+            self._show(replace(self.view, url="", pid=0))
             if self.view.starts == 1 and not answered:
                 self.failure = f"{self.name} ended with {_meaning(status)} before it answered; its log says why"
-                self._changed()
+                self._on_change()
                 return
             delay = self._delay if lived > STEADY_SECONDS else delay
             log.warning("%s ended with %s; starting it again in %.1f s", self.name, _meaning(status), delay)
             await asyncio.sleep(delay)
             delay = min(2 * delay, MAX_DELAY_SECONDS)
 
-    async def _live(self) -> int:
-        """One process from start to end; answers its status."""
+    async def _run(self) -> int:
+        """Runs one process to its end; returns its status."""
         process = await self._start()
         try:
             if process.stdout is not None and (line := await process.stdout.readline()):
-                self._show(url=str(json.loads(line)["url"]))
+                self._show(replace(self.view, url=str(json.loads(line)["url"])))
                 self.answered.set()
             return await process.wait()
         except asyncio.CancelledError:
@@ -118,22 +132,22 @@ class Slot:
             raise
 
     async def _start(self) -> asyncio.subprocess.Process:
-        program = self._program()
+        program = self.program()
         process = self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *program.words),
+            *(sys.executable, *program.arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._output,
             env={**os.environ, **CHILD_ENVIRONMENT},
             process_group=0,  # Ctrl-C in a terminal reaches the supervisor alone, which ends the others in order
         )
-        self._show(pid=process.pid, starts=self.view.starts + 1)
+        self._show(replace(self.view, pid=process.pid, starts=self.view.starts + 1))
         if process.stdin is not None:
-            process.stdin.write(program.hello)
+            process.stdin.write(program.first_line)
         return process
 
     async def stop(self, seconds: float) -> None:
-        """Asks the process to end; kills it if that takes longer than ``seconds``."""
+        """Asks the process to end, and kills it if that takes longer than ``seconds``."""
         self._stopping = True
         process = self._process
         if process is None or process.returncode is not None:
@@ -147,24 +161,13 @@ class Slot:
             await process.wait()
 
     def kill(self) -> None:
-        """From the loop only."""
+        """Kills the process, if it runs. Called in the event loop."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
-    def _show(self, *, pid: int | None = None, url: str | None = None, starts: int | None = None) -> None:
-        v = self.view
-        self.view = ProcessView(
-            self.name,
-            self.role,
-            v.pid if pid is None else pid,
-            v.url if url is None else url,
-            v.starts if starts is None else starts,
-        )
-        self._changed()
-
-
-CHILD_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""Models are local files; and a tokenizer's threads would fight with the model's."""
+    def _show(self, view: ProcessView) -> None:
+        self.view = view
+        self._on_change()
 
 
 def _meaning(status: int) -> str:

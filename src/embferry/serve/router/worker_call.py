@@ -1,4 +1,4 @@
-"""One request's talk with two workers: encode, then generate; and the end of both if anything goes wrong."""
+"""One request's calls to two workers: encode, then generate; and their abort if anything fails."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ import msgspec
 from embferry.observe.metrics import RouterMetrics
 from embferry.serve.errors import ServeError, from_body
 from embferry.serve.router.fleet import Fleet, Role, Worker
-from embferry.serve.router.intake import Intake
 
 log = logging.getLogger(__name__)
 
 ABORT_TIMEOUT = 2.0
-"""Seconds a worker may take to hear of an abort; what it holds then runs into its own time-outs."""
+"""Seconds that a worker may take to accept an abort. What it still holds after that is freed by its own time-outs."""
 _NOT_REACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 def draw_room() -> int:
-    """A ``bootstrap_room``: 63 random bits, so that two routers do not meet in one."""
+    """Returns a ``bootstrap_room``: 63 random bits, so that two routers do not use the same one."""
     return secrets.randbits(63)
 
 
-class Exchange:
-    """Use once: :meth:`encode` if there is media, then :meth:`events`; :meth:`close` in any case.
+class WorkerCall:
+    """Used once: :meth:`encode` if there is media, then :meth:`events`; :meth:`close` in any case.
 
     Attributes:
         room: None for a request of text alone, which needs no transfer.
-        workers: those that may hold something for this request.
+        workers: the workers that may hold something for this request.
     """
 
     def __init__(
@@ -46,31 +45,33 @@ class Exchange:
         self._request_id = request_id
         self.room = room
         self.workers: list[Worker] = []
-        self._held = ExitStack()
+        self._in_flight = ExitStack()
         self._encoded: dict[str, Any] = {"endpoint": None, "items": []}
         self._ended = False
 
-    async def encode(self, intake: Intake) -> None:
-        """Raises:
-        ServeError: no_worker; whatever the encode worker answers.
+    async def encode(self, items: list[dict[str, Any]]) -> None:
+        """Has the items encoded.
+
+        Raises:
+            ServeError: no_worker; any error of the encode worker.
         """
-        body = msgspec.msgpack.encode({"room": self.room, "request_id": self._request_id, "items": intake.items})
+        body = msgspec.msgpack.encode({"room": self.room, "request_id": self._request_id, "items": items})
         headers = {"Content-Type": "application/msgpack", "X-Request-Id": self._request_id}
         response = await self._first("encode", "/encode", content=body, headers=headers, whole=True)
         try:
             answer = response.json()
-            items = answer["items"]
-            if len(items) != len(intake.items) or not isinstance(answer["endpoint"], str):
+            described = answer["items"]
+            if len(described) != len(items) or not isinstance(answer["endpoint"], str):
                 raise ValueError
-            self._encoded = {"endpoint": answer["endpoint"], "items": items}
+            self._encoded = {"endpoint": answer["endpoint"], "items": described}
         except (ValueError, KeyError, TypeError) as error:
-            raise ServeError("worker_failed", "the encode worker's answer makes no sense") from error
+            raise ServeError("worker_failed", "the encode worker's answer is malformed") from error
 
     async def events(self, messages: list[dict[str, Any]], sampling: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        """``token`` events, then one ``end`` event, as the language worker tells them.
+        """Yields the language worker's events: ``token`` for each token, then one ``end``.
 
         Raises:
-            ServeError: no_worker; worker_failed if the worker breaks off before the end; whatever it reports.
+            ServeError: no_worker; worker_failed if the worker breaks off before the end; any error of the worker.
         """
         body = {"room": self.room, "request_id": self._request_id, "messages": messages, "sampling": sampling}
         body |= self._encoded
@@ -87,7 +88,7 @@ class Exchange:
                 if self._ended:
                     return
         except httpx.TransportError as error:
-            raise self._broke("language", error) from error
+            raise _broke_off("language", error) from error
         finally:
             await response.aclose()
         raise ServeError("worker_failed", "the language worker broke off before the end of the answer", retryable=True)
@@ -102,11 +103,11 @@ class Exchange:
         content: bytes | None = None,
         json: Any = None,
     ) -> httpx.Response:
-        """The response, status 200, of the first worker that takes the request.
+        """Returns the response, with status 200, of the first worker that accepts the request.
 
-        A worker that cannot be reached or has no room left is passed over: nothing has begun there. With ``whole`` the
-        body is read too, and a worker that breaks off before its end is passed over as well; without, the caller reads
-        and closes.
+        A worker that cannot be reached or has no capacity is passed over: nothing has begun there. With ``whole`` the
+        body is read too, and a worker that breaks off before its end is passed over as well. Without, the caller reads
+        the response and closes it.
         """
         failed: list[str] = []
         full: ServeError | None = None
@@ -118,7 +119,7 @@ class Exchange:
                 self._metrics.worker_failures.labels(role).inc()
                 log.warning("a worker failed", extra={"worker": worker.id, "url": worker.url, "reason": _reason(error)})
                 if not (whole or isinstance(error, _NOT_REACHED)):
-                    raise self._broke(role, error) from error
+                    raise _broke_off(role, error) from error
                 failed.append(f"{worker.id} at {worker.url}: {_reason(error)}")
                 continue
             if response.status_code == 200:
@@ -134,28 +135,24 @@ class Exchange:
     async def _send(self, worker: Worker, request: httpx.Request, *, stream: bool) -> httpx.Response:
         if worker not in self.workers:
             self.workers.append(worker)
-            self._held.enter_context(self._fleet.in_hand(worker))
+            self._in_flight.enter_context(self._fleet.count_in_flight(worker))
         return await self._client.send(request, stream=stream)
 
-    def _broke(self, role: Role, error: Exception) -> ServeError:
-        return ServeError("worker_failed", f"the {role} worker broke off: {_reason(error)}", retryable=True)
-
     async def close(self) -> None:
-        """Lets go of the workers; unless the answer came to its end, tells them to drop the room. Never raises."""
-        self._held.close()
+        """Releases the workers. Aborts the room there unless the answer came to its end. Never raises."""
+        self._in_flight.close()
         if self._ended or self.room is None:
             return
         for worker in self.workers:
             try:
                 await self._client.delete(f"{worker.url}/rooms/{self.room}", timeout=ABORT_TIMEOUT)
             except httpx.HTTPError as error:
-                log.warning(
-                    "a worker could not be told of an abort", extra={"worker": worker.id, "reason": _reason(error)}
-                )
+                facts = {"worker": worker.id, "reason": _reason(error)}
+                log.warning("a worker could not be told of an abort", extra=facts)
 
 
 async def _refusal(response: httpx.Response) -> ServeError:
-    """What a worker answered instead of 200."""
+    """Returns the error in a worker's response whose status is not 200."""
     try:
         return from_body(json.loads(await response.aread()), response.status_code)
     except (ValueError, httpx.TransportError):
@@ -176,8 +173,12 @@ def _event(line: str) -> dict[str, Any]:
         ):
             raise ValueError
     except (ValueError, KeyError, TypeError) as error:
-        raise ServeError("worker_failed", f"the language worker said something senseless: {line[:200]!r}") from error
+        raise ServeError("worker_failed", f"the language worker sent a malformed event: {line[:200]!r}") from error
     return dict(event)
+
+
+def _broke_off(role: Role, error: Exception) -> ServeError:
+    return ServeError("worker_failed", f"the {role} worker broke off: {_reason(error)}", retryable=True)
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What a picture is called, and which are taken."""
+"""Names of pictures and videos, and limits on them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pytest
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.fetch import Fetcher
-from embferry.serve.vllm.intake import Item, take_in
-from embferry.serve.vllm.split import places
+from embferry.serve.vllm.items import Item, load_items
+from embferry.serve.vllm.media_parts import media_parts
 from tests.serve.vllm.stubs import data_url, picture, request, text, video
 
 
-def taken(asked: dict[str, Any], **limits: Any) -> list[Item]:
+def loaded(asked: dict[str, Any], **limits: Any) -> list[Item]:
     media = MediaSettings(**limits)
 
     async def run() -> list[Item]:
         fetcher = Fetcher(media)
         try:
-            return await take_in(places(asked), asked, fetcher, media)
+            return await load_items(media_parts(asked), asked, fetcher, media)
         finally:
             await fetcher.close()
 
@@ -31,16 +31,16 @@ def taken(asked: dict[str, Any], **limits: Any) -> list[Item]:
 
 
 def name(*content: Any, **more: Any) -> str:
-    (item,) = taken(request(*content, **more))
+    (item,) = loaded(request(*content, **more))
     return item.uuid
 
 
-def test_a_name_is_a_digest_of_what_is_encoded() -> None:
+def test_the_name_is_a_digest_of_the_content() -> None:
     first = name(picture(b"a"))
     assert re.fullmatch("[0-9a-f]{64}", first)
     assert name(picture(b"a")) == first
     assert name(text("another question"), picture(b"a", uuid="a client's"), temperature=1) == first
-    assert name({"image_url": data_url(b"a", "image/jpeg")}) == first  # the bytes say what it is
+    assert name({"image_url": data_url(b"a", "image/jpeg")}) == first  # a picture's media type does not matter
 
 
 @pytest.mark.parametrize(
@@ -53,19 +53,19 @@ def test_a_name_is_a_digest_of_what_is_encoded() -> None:
         {**request(picture(b"a")), "model": "another"},
     ],
 )
-def test_whatever_changes_the_encoding_changes_the_name(other: dict[str, Any]) -> None:
-    assert taken(other)[0].uuid != name(picture(b"a"))
+def test_options_that_change_the_embedding_change_the_name(other: dict[str, Any]) -> None:
+    assert loaded(other)[0].uuid != name(picture(b"a"))
 
 
-def test_a_list_of_frames_is_not_the_video_of_the_same_bytes() -> None:
+def test_a_list_of_frames_differs_from_a_video_of_the_same_bytes() -> None:
     frames = {"type": "video_url", "video_url": {"url": data_url(b"a", "video/jpeg")}}
     assert name(frames) != name({"type": "video_url", "video_url": {"url": data_url(b"a", "video/mp4")}})
 
 
-def test_a_file_is_called_as_the_same_bytes_inline(tmp_path: Path) -> None:
+def test_a_file_has_the_name_of_the_same_bytes_inline(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a picture")
     url = (tmp_path / "a.png").as_uri()
-    (item,) = taken(request({"type": "image_url", "image_url": {"url": url}}), allowed_folders=(tmp_path,))
+    (item,) = loaded(request({"type": "image_url", "image_url": {"url": url}}), allowed_folders=(tmp_path,))
     assert item == Item("image", name(picture(b"a picture")), data_url(b"a picture"))
     assert item.part() == {"type": "image_url", "image_url": {"url": data_url(b"a picture")}, "uuid": item.uuid}
 
@@ -89,7 +89,7 @@ def test_a_file_is_called_as_the_same_bytes_inline(tmp_path: Path) -> None:
         ([{"image_url": "gopher://x"}], {}, "unsupported_url_scheme", "messages[0].content[0]"),
     ],
 )
-def test_what_is_not_taken(content: list[Any], limits: dict[str, Any], code: str, param: str) -> None:
+def test_items_beyond_the_limits_are_refused(content: list[Any], limits: dict[str, Any], code: str, param: str) -> None:
     with pytest.raises(ServeError) as raised:
-        taken(request(*content), **limits)
+        loaded(request(*content), **limits)
     assert (raised.value.code, raised.value.param) == (code, param)

@@ -1,7 +1,7 @@
-"""A request taken apart: where its pictures and videos stand, and the same request with something else in their place.
+"""The pictures and videos of a request, and the same request with other parts in their place.
 
-Everything that vLLM would take from a client and that names an embedding or an address is refused here: the instance
-that answers would connect to it, or take another client's picture for this one's.
+Every field by which a client could name an embedding or an address to vLLM is refused here: the language instance would
+connect to that address, or take another client's picture for this one's.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from embferry.serve.errors import ServeError
 Kind = Literal["image", "video"]
 
 _SOURCES: dict[str, Kind] = {"image_url": "image", "video_url": "video"}
-"""By the field that has the URL: vLLM goes by it too where ``type`` is absent or ``input_image``."""
+"""The fields that may hold the URL. vLLM goes by them too where ``type`` is absent or ``input_image``."""
 _EMBEDDED = ("image_embeds", "video_embeds", "audio_embeds", "image_pil")
-_OURS = frozenset({"type", "uuid", "detail", *_SOURCES})
-"""Fields of a part that are written anew; others are for the chat template."""
+_REPLACED = frozenset({"type", "uuid", "detail", *_SOURCES})
+"""Fields of a part that the router writes itself; it keeps the others, which are for the chat template."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a picture or video stands: ``request["messages"][message]["content"][part]``."""
+class MediaPart:
+    """A picture or video: ``request["messages"][message]["content"][part]``. ``extra``: other fields of the part."""
 
     message: int
     part: int
     kind: Kind
     url: str
     extra: dict[str, Any]
-    """Other fields of the part."""
 
     @property
     def param(self) -> str:
+        """The part's place, for errors."""
         return f"messages[{self.message}].content[{self.part}]"
 
 
-def parsed(body: bytes) -> dict[str, Any]:
-    """Raises ServeError invalid_json."""
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Returns a JSON object. Raises ServeError invalid_json if the body is none."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
@@ -49,11 +49,13 @@ def parsed(body: bytes) -> dict[str, Any]:
     return value
 
 
-def read(body: bytes) -> dict[str, Any]:
-    """Raises:
-    ServeError: invalid_json; unsupported_value for what only a router may say.
+def parse_request(body: bytes) -> dict[str, Any]:
+    """Returns a client's request.
+
+    Raises:
+        ServeError: invalid_json; unsupported_value for fields that only a router may set.
     """
-    request = parsed(body)
+    request = parse_object(body)
     if request.get("ec_transfer_params") is not None:
         raise _reserved("ec_transfer_params")
     arguments = request.get("vllm_xargs")
@@ -62,8 +64,8 @@ def read(body: bytes) -> dict[str, Any]:
     return request
 
 
-def places(request: dict[str, Any]) -> list[Place]:
-    """Every picture and video, in the order of the prompt. What is no message at all is left for vLLM to refuse.
+def media_parts(request: dict[str, Any]) -> list[MediaPart]:
+    """Returns all pictures and videos in the order of the prompt. Malformed messages are left for vLLM to refuse.
 
     Raises:
         ServeError: invalid_request, unsupported_value, with the part in ``param``.
@@ -73,39 +75,39 @@ def places(request: dict[str, Any]) -> list[Place]:
     for number, message in enumerate(messages if isinstance(messages, list) else ()):
         content = message.get("content") if isinstance(message, dict) else None
         for position, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, dict) and (place := _place(number, position, part)):
-                found.append(place)
-    if any(place.kind == "video" for place in found) and _asks_for_sound(request):
-        why = "the sound of a video is not split from it; use_audio_in_video is not offered"
+            if isinstance(part, dict) and (media := _media_part(number, position, part)):
+                found.append(media)
+    if any(part.kind == "video" for part in found) and _wants_audio(request):
+        why = "the audio of a video is not split from it; leave use_audio_in_video out"
         raise ServeError("unsupported_value", why, param="mm_processor_kwargs")
     return found
 
 
-def filled(request: dict[str, Any], parts: Sequence[tuple[Place, dict[str, Any]]]) -> dict[str, Any]:
-    """A copy of the request with each of these parts in its place."""
+def with_parts(request: dict[str, Any], parts: Sequence[tuple[MediaPart, dict[str, Any]]]) -> dict[str, Any]:
+    """Returns a copy of the request with another part in place of each of these media parts."""
     messages = list(request["messages"])
-    for place, part in parts:
-        if messages[place.message] is request["messages"][place.message]:
-            message = request["messages"][place.message]
-            messages[place.message] = {**message, "content": [_unnamed(other) for other in message["content"]]}
-        messages[place.message]["content"][place.part] = {**place.extra, **part}
+    for media, part in parts:
+        if messages[media.message] is request["messages"][media.message]:
+            message = request["messages"][media.message]
+            messages[media.message] = {**message, "content": [_without_uuid(other) for other in message["content"]]}
+        messages[media.message]["content"][media.part] = {**media.extra, **part}
     return {**request, "messages": messages}
 
 
-def without_names(request: dict[str, Any]) -> bool:
-    """Whether no part has a ``uuid``: then a request of text alone may pass as it came."""
+def has_uuids(request: dict[str, Any]) -> bool:
+    """Returns whether a part has a ``uuid``. A request of text alone without any may pass unchanged."""
     messages = request.get("messages")
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, list) and any(isinstance(part, dict) and "uuid" in part for part in content):
-            return False
-    return True
+            return True
+    return False
 
 
-def nameless(request: dict[str, Any]) -> dict[str, Any]:
-    """A copy without the ``uuid`` of any part: vLLM would look it up, whoever has put it there."""
+def without_uuids(request: dict[str, Any]) -> dict[str, Any]:
+    """Returns a copy without the ``uuid`` of any part: vLLM would look it up in a cache that all clients share."""
     messages = [
-        {**message, "content": [_unnamed(part) for part in message["content"]]}
+        {**message, "content": [_without_uuid(part) for part in message["content"]]}
         if isinstance(message, dict) and isinstance(message.get("content"), list)
         else message
         for message in request["messages"]
@@ -113,32 +115,32 @@ def nameless(request: dict[str, Any]) -> dict[str, Any]:
     return {**request, "messages": messages}
 
 
-def _place(message: int, position: int, part: dict[str, Any]) -> Place | None:
+def _media_part(message: int, position: int, part: dict[str, Any]) -> MediaPart | None:
     at = f"messages[{message}].content[{position}]"
-    kind_said = part.get("type")
+    kind = part.get("type")
     for name in _EMBEDDED:
-        if name in part or kind_said == name:
+        if name in part or kind == name:
             why = f"{at}: {name} cannot come from a client; send the picture or video itself (image_url, video_url)"
             raise ServeError("unsupported_value", why, param=at)
     sources = [name for name in _SOURCES if name in part]
     if not sources:
-        if kind_said in (*_SOURCES, "input_image"):
-            raise ServeError("invalid_request", f"{at}.{kind_said} is missing", param=at)
+        if kind in (*_SOURCES, "input_image"):
+            raise ServeError("invalid_request", f"{at}.{kind} is missing", param=at)
         return None
     name = sources[0]
     source = part[name]
     url = source.get("url") if isinstance(source, dict) else source
     if len(sources) > 1 or not isinstance(url, str) or not url:
-        raise ServeError("invalid_request", f"{at} must hold one URL, in {' or '.join(_SOURCES)}", param=at)
-    extra = {key: value for key, value in part.items() if key not in _OURS}
-    return Place(message, position, _SOURCES[name], url, extra)
+        raise ServeError("invalid_request", f"{at} must have one URL, in {' or '.join(_SOURCES)}", param=at)
+    extra = {key: value for key, value in part.items() if key not in _REPLACED}
+    return MediaPart(message, position, _SOURCES[name], url, extra)
 
 
-def _unnamed(part: Any) -> Any:
+def _without_uuid(part: Any) -> Any:
     return {key: value for key, value in part.items() if key != "uuid"} if isinstance(part, dict) else part
 
 
-def _asks_for_sound(request: dict[str, Any]) -> bool:
+def _wants_audio(request: dict[str, Any]) -> bool:
     wanted = request.get("mm_processor_kwargs")
     return isinstance(wanted, dict) and bool(wanted.get("use_audio_in_video"))
 

@@ -1,0 +1,11 @@
+"""What the HTTP servers of this package share: both routers, the encode workers and the language workers.
+
+``serving``    a listening socket, and uvicorn until a signal
+``app``        a router's application: edge, error responses, status pages, lifespan
+``edge``       the outermost layer of a router: request ids, the API key, the access log
+``status``     a router's ``/health``, ``/ready``, ``/metrics``, ``/version`` and ``/v1/models``
+``chat``       one chat request: body, client that leaves, time limit, errors, response
+``body``       reading a request body of limited size
+``disconnect`` cancelling work when its client leaves
+``errors``     exceptions as error responses
+"""

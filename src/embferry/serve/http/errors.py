@@ -1,0 +1,61 @@
+"""Exceptions as error responses in OpenAI's format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from embferry.serve.errors import ServeError
+
+RETRY_AFTER_SECONDS = "1"
+
+
+def error_response(error: ServeError, *, retry_after: bool = False) -> JSONResponse:
+    """Returns the response that a router's client gets.
+
+    OpenAI's clients obey ``x-should-retry`` where it is present.
+
+    Args:
+        error: the error to report.
+        retry_after: adds Retry-After to responses with status 503.
+    """
+    headers = {"x-should-retry": "true" if error.retryable else "false"} if error.status >= 500 else {}
+    headers |= {"retry-after": RETRY_AFTER_SECONDS} if retry_after and error.status == 503 else {}
+    return JSONResponse(error.body(), error.status, headers)
+
+
+def exception_handlers(
+    respond: Callable[[ServeError], Response],
+    convert: Callable[[Exception], ServeError] | None = None,
+    kinds: Sequence[type[Exception]] = (),
+) -> dict[Any, Any]:
+    """Returns Starlette's ``exception_handlers``, so that every exception becomes an error response.
+
+    Args:
+        respond: makes the response.
+        convert: turns any other exception into a ServeError; ``internal_error`` if None.
+        kinds: exceptions that are expected, beside ServeError. Starlette raises others again after the response, so
+            that uvicorn logs them.
+    """
+    convert = convert or _as_internal_error
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return respond(error if isinstance(error, ServeError) else convert(error))
+
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        response = respond(ServeError(code, message, status=error.status_code))
+        response.headers.update(error.headers or {})
+        return response
+
+    return {HTTPException: http_error, **dict.fromkeys((ServeError, *kinds, Exception), failed)}
+
+
+def _as_internal_error(_: Exception) -> ServeError:
+    """Returns an error without details, which must not reach clients; uvicorn logs the traceback."""
+    return ServeError("internal_error", "the server failed on this request; the log has the details")

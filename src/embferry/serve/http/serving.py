@@ -1,0 +1,103 @@
+"""A listening socket, and uvicorn on it until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+BACKLOG = 2048
+CLOSE_SECONDS = 1
+"""Seconds that open connections get to receive the rest of their responses."""
+
+
+Report = Callable[[str], None]
+"""Called once, with the URL at which a process accepts requests from now on."""
+
+
+def unreported(url: str) -> None:
+    """The report of a process that has no supervisor."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a bound, listening TCP socket; port 0 takes a free one. On failure, ends the process with status 1."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        print(f"embferry: cannot listen on {host}:{port}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+
+
+async def serve_app(
+    app: ASGIApp,
+    listener: socket.socket,
+    on_start: Callable[[], None],
+    on_stop: Callable[[], Awaitable[None]] | None = None,
+    is_broken: Callable[[], bool] = lambda: False,
+    close_seconds: int = CLOSE_SECONDS,
+) -> None:
+    """Serves ``app`` until SIGINT or SIGTERM. All callbacks run in the event loop.
+
+    Args:
+        app: the application.
+        listener: the socket to accept connections on.
+        on_start: called when the application accepts requests.
+        on_stop: awaited before connections are closed.
+        is_broken: asked several times a second; serving ends when it returns true.
+        close_seconds: seconds that responses get to finish after ``on_stop``.
+    """
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=close_seconds)
+    await _Server(config, on_start, on_stop, is_broken).serve([listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_start: Callable[[], None],
+        on_stop: Callable[[], Awaitable[None]] | None,
+        is_broken: Callable[[], bool],
+    ) -> None:
+        super().__init__(config)
+        self._on_start, self._on_stop, self._is_broken = on_start, on_stop, is_broken
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_start()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._is_broken()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._on_stop is not None:
+            await self._on_stop()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Ends the process in order at the first signal, at once at the second.
+
+        uvicorn raises the first signal again when all is done, which would make a clean end look like a crash.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            for known in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(known)
+                signal.signal(known, signal.SIG_DFL)
+            self.handle_exit(number, None)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
+        yield

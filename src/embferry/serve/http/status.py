@@ -1,0 +1,69 @@
+"""A router's pages about itself: ``/health``, ``/ready``, ``/metrics``, ``/version`` and ``/v1/models``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from embferry import __version__
+from embferry.observe.metrics import CONTENT_TYPE
+from embferry.serve.errors import ServeError
+
+
+class Backends(Protocol):
+    """The workers or instances behind a router."""
+
+    def missing(self) -> list[str]:
+        """Returns the reasons why a request with a picture would fail now, one sentence each; empty when ready."""
+
+    def counts(self) -> dict[str, int]:
+        """Returns the number of usable backends by role."""
+
+
+def status_routes(
+    backends: Backends, models: Callable[[], Mapping[str, dict[str, Any]]], exposition: Callable[[], bytes]
+) -> list[Route]:
+    """Returns the routes of the pages.
+
+    Args:
+        backends: decides ``/ready``.
+        models: returns OpenAI's model objects by name.
+        exposition: returns the metrics in Prometheus' text format.
+    """
+
+    async def list_models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": list(models().values())})
+
+    async def one_model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if (model := models().get(name)) is None:
+            raise ServeError("model_not_found", f"the model {name!r} is not served here", param="model")
+        return JSONResponse(model)
+
+    async def health(request: Request) -> Response:
+        """Shows that the process is alive and its event loop runs."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        missing = backends.missing()
+        body = {"ready": not missing, "missing": missing, "workers": backends.counts()}
+        return JSONResponse(body, 503 if missing else 200)
+
+    async def metrics(request: Request) -> Response:
+        return Response(exposition(), media_type=CONTENT_TYPE)
+
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": __version__})
+
+    return [
+        Route("/v1/models", list_models),
+        Route("/v1/models/{name:path}", one_model),
+        Route("/health", health),
+        Route("/ready", ready),
+        Route("/metrics", metrics),
+        Route("/version", version),
+    ]

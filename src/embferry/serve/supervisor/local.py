@@ -1,0 +1,110 @@
+"""The whole of this project on one machine: bootstrap server, router, encode and language workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from embferry.serve.config import Section, Settings
+from embferry.serve.supervisor.cluster import Cluster
+from embferry.serve.supervisor.handover import child_program
+from embferry.serve.supervisor.process import ProcessRole, SupervisedProcess
+
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""The address by which this machine reaches itself, for each "every address" (RFC 6890)."""
+
+
+class LocalCluster(Cluster):
+    """Bootstrap server, router, encode and language workers. A context manager: leaving it ends them all.
+
+    Every process ends with the one that made the cluster, even if that is killed with SIGKILL.
+
+    Args:
+        settings: ports of 0 are chosen freely; ``bootstrap_url`` is replaced by the cluster's own.
+        logs: a file that the processes' logs are appended to; standard error if None.
+        progress: gets one sentence for each process that was started or accepts requests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        logs: Path | None = None,
+        progress: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        settings = settings or Settings()
+        serve = settings.serve
+        workers = {"encode": serve.encode_workers, "language": serve.language_workers}
+        timeout = serve.start_timeout, "serve.start_timeout"
+        super().__init__(settings, workers, timeout, logs=logs, progress=progress)
+        self.title = settings.public_model_name
+        self._inner = _within_machine(settings)
+        self._first_urls: dict[ProcessRole, str] = {}
+
+    @property
+    def bootstrap_url(self) -> str:
+        """The bootstrap server's URL; empty until it accepts requests."""
+        return self.url_of("bootstrap")
+
+    def first(self) -> list[SupervisedProcess]:
+        return [self._process("bootstrap", "bootstrap", lambda: self.settings_of("bootstrap"))]
+
+    def others(self) -> list[SupervisedProcess]:
+        return [
+            self._process("router", "router", lambda: self.settings_of("router")),
+            *(self._worker("encode", number) for number in range(self.settings.serve.encode_workers)),
+            *(self._worker("language", number) for number in range(self.settings.serve.language_workers)),
+        ]
+
+    def on_change(self) -> None:
+        for view in self.processes:
+            if view.url:
+                self._first_urls.setdefault(view.role, view.url)
+        super().on_change()
+
+    def settings_of(self, role: ProcessRole, number: int = 0) -> Settings:
+        """Returns the settings of a process.
+
+        Bootstrap server and router keep the port they had before a restart. Of several workers whose port is set, each
+        has the port after the last one's.
+
+        Args:
+            role: of the process.
+            number: its number among the workers of that role.
+        """
+        changes: dict[str, object] = {}
+        if bootstrap := self._first_urls.get("bootstrap"):
+            changes["bootstrap_url"] = bootstrap
+        if role == "router":
+            changes |= {"host": self.settings.host, "advertise_host": self._inner.reachable_host}
+        if role in ("encode", "language"):
+            changes[role] = _numbered(getattr(self.settings, role), "port", number)
+        elif role in self._first_urls:
+            port = urlsplit(self._first_urls[role]).port
+            changes[role] = getattr(self.settings, role).model_copy(update={"port": port})
+        if role == "encode":
+            changes["transfer"] = _numbered(self.settings.transfer, "http_port", number)
+        return self._inner.model_copy(update=changes)
+
+    def _worker(self, role: Literal["encode", "language"], number: int) -> SupervisedProcess:
+        return self._process(f"{role}-{number}", role, lambda: self.settings_of(role, number))
+
+    def _process(self, name: str, role: ProcessRole, settings: Callable[[], Settings]) -> SupervisedProcess:
+        return self.process(name, role, lambda: child_program(role, settings()))
+
+
+def _numbered(section: Section, port: str, number: int) -> Section:
+    """Returns the section of one of several workers."""
+    first = getattr(section, port)
+    return section.model_copy(update={port: first + number}) if first else section
+
+
+def _within_machine(settings: Settings) -> Settings:
+    """Returns the settings of processes that only each other have to reach.
+
+    If the router listens on every address of the machine, the others listen on the loopback address.
+    """
+    host = LOOPBACK.get(settings.host) if settings.advertise_host is None else None
+    return settings if host is None else settings.model_copy(update={"host": host})

@@ -1,0 +1,120 @@
+"""``embferry serve --engine vllm``: instances of vLLM and the router before them, on one machine, in the foreground."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from embferry.models import model_path, packaged_models
+from embferry.serve.config import Settings
+from embferry.serve.supervisor.cluster import Cluster
+from embferry.serve.supervisor.handover import child_program
+from embferry.serve.supervisor.process import ClusterError, ProcessRole, Program, SupervisedProcess
+from embferry.serve.supervisor.serve import run_cluster
+
+HOST = "127.0.0.1"
+"""The instances' address: only the router has to reach them, and consumers the router."""
+CONNECTOR = {
+    "ec_connector": "EmbferryConnector",
+    "ec_connector_module_path": "embferry.connectors.vllm.connector",
+}
+_EC_ROLES: dict[ProcessRole, str] = {"encode": "ec_producer", "language": "ec_consumer"}
+
+
+def run(settings: Settings, extra: Sequence[str] = ()) -> None:
+    """Starts everything and serves until SIGINT or SIGTERM. Ends with status 1 if it cannot be brought up."""
+    run_cluster(lambda progress: VllmCluster(settings, extra, progress=progress))
+
+
+def vllm_command() -> str:
+    """Returns the path of ``vllm``: beside the running Python, or on PATH.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    beside = Path(sys.executable).with_name("vllm")
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("vllm")
+    if found is None:
+        where = f"there is no vllm beside {sys.executable} or on PATH"
+        raise ClusterError(f"{where}; install embferry into vLLM's environment")
+    return found
+
+
+def instance_command(
+    settings: Settings, role: ProcessRole, port: int, metrics_port: int, extra: Sequence[str]
+) -> list[str]:
+    """Returns the command of one instance. ``extra``: the user's own arguments, which win."""
+    connector: dict[str, Any] = {"transports": list(settings.vllm.transports), "metrics_port": metrics_port}
+    if role == "language":
+        connector["router"] = f"http://{HOST}:{settings.router.port}"
+    transfer = {**CONNECTOR, "ec_role": _EC_ROLES[role], "ec_connector_extra_config": connector}
+    words = [vllm_command(), "serve", *_model(settings.model), "--host", HOST, "--port", str(port)]
+    words += ["--enable-mm-embeds"] if role == "language" else []
+    return [*words, "--ec-transfer-config", json.dumps(transfer), *extra]
+
+
+def _model(name: str) -> list[str]:
+    """Returns the arguments for the model: by path for a packaged one; any other name is vLLM's to resolve."""
+    return [str(model_path(name)), "--served-model-name", name] if name in packaged_models() else [name]
+
+
+class VllmCluster(Cluster):
+    """Instances of vLLM and the router before them.
+
+    Args:
+        settings: the router's port may be 0.
+        extra: more arguments for each ``vllm serve``.
+        progress: as for :class:`Cluster`.
+    """
+
+    title = "vLLM"
+    kills_on_interrupt = False  # a child that is killed cannot end what vLLM has started
+
+    def __init__(self, settings: Settings, extra: Sequence[str], *, progress: Callable[[str], None]) -> None:
+        vllm = settings.vllm
+        workers = {"encode": vllm.encoders, "language": vllm.languages}
+        names: list[tuple[ProcessRole, str]] = [("encode", f"encode-{number}") for number in range(vllm.encoders)]
+        names += [("language", f"language-{number}") for number in range(vllm.languages)]
+        free_port, *ports = _free_ports(1 + 2 * len(names))
+        router = settings.router.model_copy(update={"port": settings.router.port or free_port})
+        settings = settings.model_copy(update={"router": router})
+        self._programs: dict[str, tuple[ProcessRole, Program]] = {}
+        urls: dict[ProcessRole, list[str]] = {"encode": [], "language": []}
+        for (role, name), port, metrics_port in zip(names, ports[::2], ports[1::2], strict=True):
+            urls[role].append(f"http://{HOST}:{port}")
+            command = instance_command(settings, role, port, metrics_port, extra)
+            told = {"command": command, "url": urls[role][-1], "environ": _environ(settings)}
+            program = Program(("-m", "embferry.serve.supervisor.vllm_child"), json.dumps(told).encode() + b"\n")
+            self._programs[name] = role, program
+        known = vllm.model_copy(update={f"{role}_urls": tuple(found) for role, found in urls.items()})
+        settings = settings.model_copy(update={"vllm": known})
+        self._programs["router"] = "router", child_program("router", settings)
+        super().__init__(settings, workers, (vllm.instance_timeout, "vllm.instance_timeout"), progress=progress)
+
+    def first(self) -> list[SupervisedProcess]:
+        return []
+
+    def others(self) -> list[SupervisedProcess]:
+        return [self._process(name, role, program) for name, (role, program) in self._programs.items()]
+
+    def _process(self, name: str, role: ProcessRole, program: Program) -> SupervisedProcess:
+        return self.process(name, role, lambda: program)
+
+
+def _environ(settings: Settings) -> dict[str, str]:
+    """Gives the instances the router's API key, so that no other user of this machine can name an address to them."""
+    key = settings.router.api_key
+    return {"VLLM_API_KEY": key.get_secret_value()} if key else {}
+
+
+def _free_ports(count: int) -> list[int]:
+    """Returns ports that are free now. A process keeps its port when it is started again."""
+    with contextlib.ExitStack() as held:
+        return [held.enter_context(socket.create_server((HOST, 0))).getsockname()[1] for _ in range(count)]

@@ -1,0 +1,104 @@
+"""``python -m embferry.serve.supervisor.vllm_child``: one ``vllm serve``, started by the supervisor.
+
+vLLM does not end with its parent, so this process stands between the two: when its standard input ends, or at a signal,
+it ends everything that vLLM has started. The supervisor's line is a JSON object with ``command``, ``environ`` and
+``url``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+from embferry.serve.supervisor.handover import SupervisorPipes
+
+PR_SET_PDEATHSIG = 1
+POLL_SECONDS = 0.25
+PROBE_SECONDS = 5.0
+SERVER_SECONDS, ENGINES_SECONDS = 6.0, 3.0
+"""Seconds that vLLM's server gets for an orderly end, and then its engines; then its whole process group is killed."""
+
+
+def main() -> None:
+    pipes = SupervisorPipes()
+    told: dict[str, Any] = json.loads(pipes.first_line())
+    ending = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ending.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    process = subprocess.Popen(
+        told["command"],
+        stdin=subprocess.DEVNULL,
+        env=os.environ | told["environ"],
+        process_group=0,
+        preexec_fn=_end_with_this_process,
+    )
+    pipes.on_supervisor_end(ending.set)
+    try:
+        reported = False
+        while process.poll() is None and not ending.wait(POLL_SECONDS):
+            if not reported and _is_healthy(told["url"]):
+                pipes.report(told["url"])
+                reported = True
+    finally:
+        _end(process)
+    sys.exit(0 if ending.is_set() else process.returncode if process.returncode > 0 else 1)
+
+
+def _end_with_this_process() -> None:
+    """Has the kernel send SIGTERM to vLLM when this process is killed. Runs in the new process, before vLLM.
+
+    prctl(2), PR_SET_PDEATHSIG goes by the thread that started the process, which is the main thread.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _is_healthy(url: str) -> bool:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PROBE_SECONDS)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends vLLM's server, then its engines, then the rest of its process group.
+
+    Python's resource tracker is in the group too. It removes the shared memory of processes that were killed, so it has
+    to go last.
+    """
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SERVER_SECONDS)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + ENGINES_SECONDS
+    with contextlib.suppress(ProcessLookupError):  # the group is empty
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(POLL_SECONDS / 5)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

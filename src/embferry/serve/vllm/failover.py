@@ -1,0 +1,144 @@
+"""Reports of consumers about embeddings under way: one must come from another encoder, or will not come at all.
+
+A token stands for one item of one request. It cannot be guessed, and is valid only while its request lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from embferry.serve.errors import ServeError
+from embferry.serve.http.body import read_body
+from embferry.serve.vllm.connectors import KEY, Encoded
+from embferry.serve.vllm.failures import VerbatimError
+from embferry.serve.vllm.fleet import Incarnation
+from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
+from embferry.serve.vllm.media_parts import parse_object
+from embferry.serve.vllm.metrics import VllmRouterMetrics
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 16_384
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One item under way to a consumer.
+
+    Attributes:
+        left: how often it may still be encoded elsewhere.
+        failed: encoders that could not deliver it.
+        failure: why it did not arrive, if the consumer has said so.
+        lock: held while the item is being encoded again.
+    """
+
+    request: ClientRequest
+    encoded: Encoded
+    left: int
+    failed: set[Incarnation]
+    failure: ServeError | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def was_not_requested(self) -> bool:
+        """Whether no encoder offers the item and the consumer has neither asked for it nor reported a failure."""
+        return self.failure is None and self.coordinates["endpoint"] is None
+
+    @property
+    def coordinates(self) -> dict[str, Any]:
+        """A copy of the coordinates that the consumer has."""
+        return dict(self.encoded.entry[KEY])
+
+
+class Failover:
+    """The transfers of all requests. :meth:`replace` and :meth:`fail` are HTTP endpoints for consumers."""
+
+    def __init__(self, encoder: ItemEncoder, replacements: int, metrics: VllmRouterMetrics) -> None:
+        self._encoder = encoder
+        self._replacements = replacements
+        self._metrics = metrics
+        self._transfers: dict[str, Transfer] = {}
+
+    @contextlib.contextmanager
+    def tracked(self, request: ClientRequest, encoded: Sequence[Encoded]) -> Iterator[list[Transfer]]:
+        """Puts a token into the coordinates of each item, which is valid while the context lasts."""
+        tokens = {secrets.token_urlsafe(24): one for one in encoded}
+        for token, one in tokens.items():
+            one.entry[KEY] = {**one.entry[KEY], "replacement": token}
+            self._transfers[token] = Transfer(request, one, self._replacements, set())
+        try:
+            yield [self._transfers[token] for token in tokens]
+        finally:
+            for token in tokens:
+                if self._transfers.pop(token).encoded.repeated:
+                    self._metrics.encodes_skipped.inc()
+
+    async def replace(self, request: Request) -> Response:
+        """``POST /ec/replacements/{token}``: has the item offered in the same room by another encoder."""
+        transfer, told = await self._report(request)
+        async with transfer.lock:
+            now = transfer.coordinates["endpoint"]
+            if told.get("endpoint", now) == now:  # otherwise it has been replaced already
+                await self._replace(transfer, request.path_params["token"], told)
+            return JSONResponse({KEY: transfer.coordinates})
+
+    async def _replace(self, transfer: Transfer, token: str, told: dict[str, Any]) -> None:
+        old = transfer.encoded
+        if transfer.coordinates["endpoint"] is None:  # the consumer was expected to have it, and does not
+            await self._encode(transfer, token)
+            self._metrics.replacements.labels("not_kept").inc()
+            return
+        reason = f"[{told.get('code')}] {told.get('message')}"
+        if transfer.left <= 0:
+            self._metrics.replacements.labels("used_up").inc()
+            why = f"the item has been replaced {self._replacements} times (vllm.replacements_per_item); last {reason}"
+            raise ServeError("no_worker", why)
+        transfer.left -= 1
+        transfer.failed.add(old.incarnation)
+        new = await self._encode(transfer, token, avoid={old.encoder.url})
+        self._metrics.replacements.labels("replaced").inc()
+        log.info("replaced an embedding under way: %s", reason, extra={"was": old.encoder.url, "now": new.encoder.url})
+
+    async def _encode(self, transfer: Transfer, token: str, avoid: Collection[str] = ()) -> Encoded:
+        """Encodes the item in its room, at an encoder that has not failed."""
+        room, old = transfer.coordinates["room"], transfer.encoded
+        try:
+            new = await self._encoder.encode(transfer.request, old.item, room=room, avoid=avoid, never=transfer.failed)
+            if new.entry[KEY]["room"] != room or new.name != old.name:
+                raise ServeError("worker_failed", f"{new.encoder!r} offers it in another room; is its version older?")
+        except (ServeError, VerbatimError) as error:
+            self._metrics.replacements.labels("failed").inc()
+            log.warning("an embedding could not be replaced: %s", error)
+            raise ServeError("no_worker", f"no other encoder can offer the item: {error}") from error
+        new.entry[KEY] = {**new.entry[KEY], "replacement": token}
+        transfer.encoded = new
+        return new
+
+    async def fail(self, request: Request) -> Response:
+        """``POST /ec/failures/{token}``: notes why the item will not arrive."""
+        transfer, told = await self._report(request)
+        retryable = told.get("retryable") is not False
+        code, message = str(told.get("code") or "transfer_failed")[:64], str(told.get("message"))[:1000]
+        transfer.failure = ServeError(code, message, status=503 if retryable else 502, retryable=retryable)
+        return Response(status_code=204)
+
+    async def _report(self, request: Request) -> tuple[Transfer, dict[str, Any]]:
+        """Returns the token's transfer and the consumer's report.
+
+        Raises:
+            ServeError: not_found, invalid_json, body_too_large.
+        """
+        body = await read_body(request.receive, MAX_BODY_BYTES)
+        transfer = self._transfers.get(request.path_params["token"])
+        if transfer is None:
+            raise ServeError("not_found", "no request that is being answered has this token")
+        return transfer, parse_object(body or b"")

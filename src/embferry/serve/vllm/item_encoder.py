@@ -1,0 +1,173 @@
+"""Encodes items at instances: each item at one instance, all at the same time, elsewhere if that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Collection, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+
+from embferry.serve.config import Settings
+from embferry.serve.errors import ServeError
+from embferry.serve.vllm.connectors import Connector, Encoded, UnusableResponseError
+from embferry.serve.vllm.failures import VerbatimError, is_busy
+from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
+from embferry.serve.vllm.items import Item
+from embferry.serve.vllm.metrics import VllmRouterMetrics
+
+log = logging.getLogger(__name__)
+
+CHAT = "/v1/chat/completions"
+_FORWARDED = ("model", "mm_processor_kwargs", "media_io_kwargs", "priority")
+"""Fields of the client's request that apply to the encode too."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRequest:
+    """A client's request. ``headers``: to be sent to instances."""
+
+    content: dict[str, Any]
+    headers: dict[str, str]
+
+    @property
+    def model(self) -> str | None:
+        """The model's name, if it is a text."""
+        model = self.content.get("model")
+        return model if isinstance(model, str) else None
+
+
+class ItemEncoder:
+    """Encodes items at the instances of a fleet."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        fleet: Fleet,
+        client: httpx.AsyncClient,
+        metrics: VllmRouterMetrics,
+        connector: Connector,
+    ) -> None:
+        self._settings = settings
+        self._fleet = fleet
+        self._client = client
+        self._metrics = metrics
+        self._connector = connector
+
+    async def encode_all(
+        self,
+        request: ClientRequest,
+        items: Sequence[Item],
+        language: Instance | None = None,
+        avoid: Collection[str] = (),
+    ) -> list[Encoded]:
+        """Encodes all items at the same time. The first failure cancels the others.
+
+        Args:
+            request: the client's request.
+            items: all different.
+            language: the instance that will have the embeddings, for connectors that need to know.
+            avoid: URLs of encoders that are asked last.
+
+        Raises:
+            VerbatimError: an encoder refuses the item as wrong.
+            ServeError: no_worker if no encoder can be reached or has capacity, worker_failed if all fail.
+        """
+        return await gather_or_cancel(*(self.encode(request, item, language, avoid=avoid) for item in items))
+
+    async def encode(
+        self,
+        request: ClientRequest,
+        item: Item,
+        language: Instance | None = None,
+        *,
+        room: int | None = None,
+        avoid: Collection[str] = (),
+        never: Collection[Incarnation] = (),
+    ) -> Encoded:
+        """Encodes one item, as :meth:`encode_all` does.
+
+        Args beside those of :meth:`encode_all`:
+            room: the room to offer the embedding in; None lets the encoder choose.
+            never: encoders that are not asked at all.
+        """
+        tried: set[Incarnation] = set(never)
+        failed: list[str] = []
+        status = 503
+        while (encoder := await self._fleet.encoder(item.uuid, request.model, tried, avoid)) is not None:
+            incarnation = encoder.incarnation
+            if len(tried) > len(never):
+                self._metrics.encode_retries.inc()
+            tried.add(incarnation)
+            if item.uuid in encoder.encoded:
+                self._metrics.affinity_hits.inc()
+            try:
+                with self._fleet.count_in_flight(encoder), self._metrics.encode_seconds.time():
+                    name, entry, transfer_id = await self._encode_at(encoder, request, item, language, room)
+            except httpx.TransportError as error:
+                failed.append(self._fleet.failed(encoder, error))
+                continue
+            except UnusableResponseError as error:
+                status = status if error.is_capacity else 502
+                failed.append(f"{encoder!r}: {error}")
+                log.warning("%s", failed[-1])
+                self._fleet.suspect(encoder)
+                continue
+            self._metrics.encodes.inc()
+            encoder.remember(item.uuid)
+            return Encoded(item, encoder, incarnation, name, entry, transfer_id)
+        raise _not_encoded(failed, self._fleet.encoders, status)
+
+    async def _encode_at(
+        self, encoder: Instance, request: ClientRequest, item: Item, language: Instance | None, room: int | None
+    ) -> tuple[str, dict[str, Any], str | None]:
+        """Returns the encoder's name for the item, the item's entry, and the transfer's name."""
+        params, transfer_id = self._connector.encode_params(language, room)
+        body: dict[str, Any] = {name: request.content[name] for name in _FORWARDED if name in request.content}
+        body |= {"messages": [{"role": "user", "content": [item.part()]}], "max_tokens": 1, "stream": False}
+        body |= {"ec_transfer_params": params} if params else {}
+        timeout = httpx.Timeout(self._settings.vllm.encode_timeout, connect=self._settings.router.connect_timeout)
+        headers = {**request.headers, "X-Request-Id": f"{request.headers['X-Request-Id']}-{item.uuid[:8]}"}
+        content = json.dumps(body).encode()
+        response = await self._client.post(encoder.url + CHAT, content=content, headers=headers, timeout=timeout)
+        if response.status_code != 200:
+            if response.status_code < 500 and not is_busy(response.status_code):
+                raise VerbatimError.of(response, response.content)
+            why = f"status {response.status_code}: {response.text[:300]}"
+            raise UnusableResponseError(why, is_capacity=is_busy(response.status_code))
+        name, entry = _only_entry(response)
+        self._connector.check(entry)
+        return name, entry, transfer_id
+
+
+async def gather_or_cancel(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """Returns all results. The first failure cancels the others, and its exception is raised unchanged."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [task.result() for task in tasks]
+
+
+def _only_entry(response: httpx.Response) -> tuple[str, dict[str, Any]]:
+    """Returns name and entry of the only item. Raises UnusableResponseError unless there is exactly one."""
+    try:
+        ((name, entry),) = response.json()["ec_transfer_params"].items()
+        return str(name), dict(entry)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = "the answer has no ec_transfer_params for the item; is the instance started as ec_producer?"
+        raise UnusableResponseError(why) from error
+
+
+def _not_encoded(failed: list[str], encoders: Sequence[Instance], status: int) -> ServeError:
+    if failed:
+        code = "no_worker" if status == 503 else "worker_failed"
+        return ServeError(code, f"the item could not be encoded: {'; '.join(failed)}", retryable=True)
+    down = "; ".join(f"{one.url} {one.trouble}" for one in encoders if not one.up) or "all have been tried"
+    return ServeError("no_worker", f"no encode instance is available: {down}")

@@ -1,0 +1,89 @@
+"""The content of a request's pictures and videos: fetched, counted, and named by a digest."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from embferry.serve.config import MediaSettings
+from embferry.serve.errors import ServeError
+from embferry.serve.media.fetch import Fetcher
+from embferry.serve.media.limits import check_counts, fetch_all
+from embferry.serve.vllm.media_parts import Kind, MediaPart
+
+_ENCODE_OPTIONS = ("model", "mm_processor_kwargs", "media_io_kwargs")
+"""Fields of a request that change the embedding of a picture."""
+_MEDIA_TYPES: dict[Kind, str] = {"image": "image/png", "video": "video/mp4"}
+"""For fetched files. vLLM goes by the bytes; only ``video/jpeg`` matters to it, which is a list of frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture or video. Two with the same content are equal.
+
+    Attributes:
+        uuid: sha256, in hex, over the content and all that changes its embedding; vLLM's caches use it as the name. A
+            client's own uuid is never used: it could name another client's picture.
+        url: a ``data:`` URL.
+    """
+
+    kind: Kind
+    uuid: str
+    url: str
+
+    def part(self) -> dict[str, Any]:
+        """Returns the item as a part of a message, as encoders get it."""
+        name = f"{self.kind}_url"
+        return {"type": name, name: {"url": self.url}, "uuid": self.uuid}
+
+
+async def load_items(
+    parts: Sequence[MediaPart], request: dict[str, Any], fetcher: Fetcher, limits: MediaSettings
+) -> list[Item]:
+    """Returns the item of each media part.
+
+    Raises:
+        ServeError: too many items or bytes, or an error of ``Fetcher.fetch``, with the part in ``param``.
+    """
+    check_counts([part.kind for part in parts], limits)
+    urls = await fetch_all(parts, lambda part: _data_url(part, fetcher, limits))
+    if sum(map(_size, urls)) > limits.max_total_bytes:
+        most = f"{limits.max_total_bytes:,} bytes (media.max_total_bytes)"
+        raise ServeError("media_too_large", f"the files of the request have more than {most}", param="messages")
+    options = json.dumps([request.get(name) for name in _ENCODE_OPTIONS], sort_keys=True).encode()
+
+    def named() -> list[Item]:
+        pairs = zip(parts, urls, strict=True)
+        return [Item(part.kind, _digest(part.kind, url, options), url) for part, url in pairs]
+
+    return await asyncio.to_thread(named)  # megabytes take milliseconds
+
+
+async def _data_url(part: MediaPart, fetcher: Fetcher, limits: MediaSettings) -> str:
+    if part.url[:5].lower() != "data:":
+        data = await fetcher.fetch(part.url)
+        return f"data:{_MEDIA_TYPES[part.kind]};base64,{base64.b64encode(data).decode('ascii')}"
+    head, comma, _ = part.url.partition(",")
+    if not comma or not head.lower().rstrip().endswith(";base64"):
+        raise ServeError("invalid_url", "a data: URL of a picture or video is base64: data:image/png;base64,…")
+    if _size(part.url) > limits.max_bytes:
+        raise ServeError("media_too_large", f"the file is larger than {limits.max_bytes:,} bytes (media.max_bytes)")
+    return part.url
+
+
+def _size(url: str) -> int:
+    """Returns the number of bytes in a base64 ``data:`` URL, give or take two."""
+    return (len(url) - url.index(",") - 1) // 4 * 3
+
+
+def _digest(kind: Kind, url: str, options: bytes) -> str:
+    head, _, payload = url.partition(",")
+    media_type = head.lower() if kind == "video" else ""  # vLLM ignores a picture's
+    state = hashlib.sha256(f"{kind}\0{media_type}\0".encode() + options + b"\0")
+    state.update(payload.encode())
+    return state.hexdigest()

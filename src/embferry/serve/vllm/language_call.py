@@ -1,0 +1,202 @@
+"""A request to a language instance. Nothing goes to the client until the first token, or the whole answer, is here.
+
+vLLM has sent its status 200 and even the role of the answer by the time it finds that an embedding is missing. Then it
+sends an error event, or nothing at all. A token proves that the whole prompt, embeddings included, has been
+computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from embferry.serve.errors import ServeError
+from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
+from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
+from embferry.serve.vllm.item_encoder import CHAT, ClientRequest
+
+_UNFINISHED = ("error", "abort")
+"""vLLM's finish reasons that no client has asked for."""
+_ROUTER_FIELDS = ("image_embeds", "video_embeds", "enable-mm-embeds", "should contain the fields")
+"""Words in a complaint about fields that the router has written, not the client."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer that the client may have.
+
+    Attributes:
+        rest: the part of the body that comes later; None if ``body`` is complete.
+        instance: the instance that answers; None if that does not matter.
+    """
+
+    status: int
+    content_type: str
+    body: bytes
+    rest: AsyncIterator[bytes] | None = None
+    instance: Instance | None = None
+
+
+class LanguageCall:
+    """One request's call to language instances; :meth:`close` in any case."""
+
+    def __init__(self, fleet: Fleet, client: httpx.AsyncClient, request: ClientRequest) -> None:
+        self._fleet = fleet
+        self._client = client
+        self._request = request
+        self._open = AsyncExitStack()
+
+    async def close(self) -> None:
+        """Closes the connection. The instance aborts an answer that is not complete."""
+        await self._open.aclose()
+
+    async def ask(
+        self, content: bytes, *, has_media: bool, first: Instance | None = None, only_first: bool = False
+    ) -> Answer:
+        """Asks one instance after the other until one answers.
+
+        Args:
+            content: the body to send.
+            has_media: embeddings have to arrive at the instance first.
+            first: the instance to ask first.
+            only_first: asks no other one.
+
+        Raises:
+            VerbatimError: the request is wrong, or all instances are busy.
+            EncodeAgainError: the instance failed before its first token.
+            ServeError: no_worker if no instance can be reached; worker_failed if it does not take embeddings.
+        """
+        tried: set[Incarnation] = set()
+        failed: list[str] = []
+        busy: VerbatimError | None = None
+        while (instance := await self._next(tried, first, only_first)) is not None:
+            tried.add(instance.incarnation)
+            self._open.enter_context(self._fleet.count_in_flight(instance))
+            try:
+                return await self._ask(instance, content, has_media)
+            except httpx.TransportError as error:
+                what = self._fleet.failed(instance, error)
+                if not is_unreachable(error):
+                    raise EncodeAgainError("worker_failed", what, retryable=True) from error
+                failed.append(what)
+            except VerbatimError as refusal:
+                if not is_busy(refusal.status):
+                    raise
+                busy = refusal
+            await self.close()
+        if busy is not None:
+            raise busy
+        if only_first:
+            raise EncodeAgainError("no_worker", f"{first!r} cannot be reached", retryable=True)
+        down = failed or [f"{one.url} {one.trouble}" for one in self._fleet.languages if not one.up]
+        raise ServeError("no_worker", f"no language instance is available: {'; '.join(down)}")
+
+    async def _next(self, tried: set[Incarnation], first: Instance | None, only_first: bool) -> Instance | None:
+        if first is not None and (only_first or not tried):
+            return None if first.incarnation in tried else first
+        return await self._fleet.language(self._request.model, tried)
+
+    async def _ask(self, instance: Instance, content: bytes, has_media: bool) -> Answer:
+        headers = self._request.headers
+        request = self._client.build_request("POST", instance.url + CHAT, content=content, headers=headers)
+        response = await self._client.send(request, stream=True)
+        self._open.push_async_callback(response.aclose)
+        content_type = response.headers.get("content-type", "")
+        if response.status_code == 200 and content_type.startswith("text/event-stream"):
+            events = response.aiter_raw()
+            seen = await _read_to_first_token(instance, events, self._request.content)
+            return Answer(200, content_type, seen, events, instance)
+        body = await response.aread()
+        if response.status_code != 200:
+            raise _refusal(instance, response, body, has_media)
+        _check_complete(instance, body)
+        return Answer(200, content_type, body, None, instance)
+
+
+async def _read_to_first_token(instance: Instance, events: AsyncIterator[bytes], request: dict[str, Any]) -> bytes:
+    """Returns the bytes up to the first event with a token, that event included.
+
+    Raises:
+        EncodeAgainError, VerbatimError: there is no token.
+    """
+    seen, parsed = bytearray(), 0
+    echoes = (request.get("n") or 1) if request.get("echo") is True else 0
+    async for piece in events:
+        seen += piece
+        while (end := seen.find(b"\n\n", parsed)) >= 0:
+            chunk = _parse_event(bytes(seen[parsed:end]))
+            parsed = end + 2
+            if chunk is None:
+                continue
+            if "error" in chunk:
+                raise _error_event(instance, chunk)
+            has_text = _has_text(instance, chunk)
+            if has_text and echoes > 0:  # the request's own last message
+                echoes -= 1
+            elif has_text:
+                return bytes(seen)
+    raise EncodeAgainError("worker_failed", f"{instance!r} ended its answer before the first token", retryable=True)
+
+
+def _parse_event(text: bytes) -> dict[str, Any] | None:
+    """Returns the JSON object of a server-sent event; None for a comment and for ``[DONE]``."""
+    if not text.startswith(b"data:"):
+        return None
+    try:
+        value = json.loads(text[5:])
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _has_text(instance: Instance, chunk: dict[str, Any]) -> bool:
+    """Returns whether a chunk has text. The first chunk of an answer has only the role."""
+    for choice in chunk.get("choices") or ():
+        reason = choice.get("finish_reason")
+        if reason in _UNFINISHED:
+            raise _given_up(instance, f"finish_reason {reason!r}")
+        if reason is not None or "role" not in (choice.get("delta") or {}):
+            return True
+    return False
+
+
+def _check_complete(instance: Instance, body: bytes) -> None:
+    """Raises EncodeAgainError if the body is no completion, or an unfinished one."""
+    try:
+        reasons = [choice["finish_reason"] for choice in json.loads(body)["choices"]]
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"the answer of {instance!r} is no completion"
+        raise EncodeAgainError("worker_failed", why, retryable=True) from error
+    if not reasons:
+        raise _given_up(instance, "no choices")
+    for reason in reasons:
+        if reason in _UNFINISHED:
+            raise _given_up(instance, f"finish_reason {reason!r}")
+
+
+def _given_up(instance: Instance, why: str) -> EncodeAgainError:
+    return EncodeAgainError("worker_failed", f"{instance!r} has given up: {why}", retryable=True)
+
+
+def _error_event(instance: Instance, chunk: dict[str, Any]) -> Exception:
+    """Returns the exception for an error event in place of the first token."""
+    error = chunk["error"] if isinstance(chunk["error"], dict) else {}
+    status = error.get("code")
+    if isinstance(status, int) and 400 <= status < 500:
+        return VerbatimError(status, "application/json", json.dumps(chunk).encode())
+    return EncodeAgainError("worker_failed", f"{instance!r} failed: {error.get('message')}", retryable=True)
+
+
+def _refusal(instance: Instance, response: httpx.Response, body: bytes, has_media: bool) -> Exception:
+    status, text = response.status_code, body[:500].decode(errors="replace")
+    if status < 500 and has_media and any(word in text for word in _ROUTER_FIELDS):
+        why = f"{instance!r} does not take embeddings ({text}); is it started as ec_consumer with the connector?"
+        return ServeError("worker_failed", why, retryable=False)
+    if status < 500 or is_busy(status):
+        return VerbatimError.of(response, body)
+    return EncodeAgainError("worker_failed", f"{instance!r} failed with status {status}: {text}", retryable=True)
