@@ -18,10 +18,9 @@ import uvicorn
 from embferry.engine.encoder import Encoder
 from embferry.models import model_path
 from embferry.serve.config import EncodeSettings, Settings
-from embferry.serve.encode import process as encode_process
-from embferry.serve.encode.app import build
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.encode.preparation import prepare
+from embferry.serve.encode.process import build, service_of
 from embferry.serve.http.serving import listen
 from embferry.testing.pair import eventually
 from embferry.transports.in_memory.transport import InMemoryTransport
@@ -40,7 +39,7 @@ class EncodeWorker:
         self.encoder = encoder
         self.settings = Settings(encode=EncodeSettings(**encode))
         self.transport = InMemoryTransport()
-        self.service = encode_process.service_of(encoder, self.settings, [self.transport])
+        self.service = service_of(encoder, self.settings, [self.transport])
         self._listener = listen("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
         self._server = uvicorn.Server(uvicorn.Config(build(self.service), log_config=None, lifespan="off"))

@@ -19,11 +19,9 @@ from embferry.engine.reference import Reference
 from embferry.engine.sampling import SamplingParams
 from embferry.serve.config import EncodeSettings, LanguageSettings, MediaSettings, Settings, TransferSettings
 from embferry.serve.encode import process as encode_process
-from embferry.serve.encode.app import build as encode_app
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.encode.preparation import prepare
 from embferry.serve.language import process as language_process
-from embferry.serve.language.app import build as language_app
 from embferry.transports.contract import Transport
 
 DEADLINE = 100.0
@@ -66,8 +64,8 @@ class Joined:
         self.settings = settings
         self.language = language_process.service_of(models.language, settings, [transport()])
         self.encode = encode_process.service_of(models.encoder, settings, [transport()])
-        self.language_app = language_app(self.language)
-        self.encode_app = encode_app(self.encode)
+        self.language_app = language_process.build(self.language)
+        self.encode_app = encode_process.build(self.encode)
 
     def __enter__(self) -> Joined:
         return self

@@ -10,8 +10,7 @@ from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.size import check_bytes, check_size
-from embferry.serve.media.sniff import sniff
+from embferry.serve.media.checks import check_bytes, check_size, sniff
 
 # PIL's own limit holds for the whole process: it warns at one size and raises at twice that. Ours is stricter, is a
 # setting, and is checked in the header of every picture.

@@ -16,9 +16,8 @@ from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.media.checks import check_bytes, check_size, sniff
 from embferry.serve.media.image import ImageHeader, check_image, decode_image
-from embferry.serve.media.size import check_bytes, check_size
-from embferry.serve.media.sniff import sniff
 
 SLACK = 0.5
 """Seconds by which the last frame may end before the duration in the header, since the sound may be longer."""
