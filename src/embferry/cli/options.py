@@ -59,6 +59,8 @@ def settings_command(
 ) -> Callable[..., None]:
     """Returns a command with ``--config`` and one option for every setting of ``sections``, which calls ``body``.
 
+    It ends the process with status 2 and the reasons if the settings are invalid.
+
     Args:
         own: the sections whose options also exist without the section's name.
         sections: the sections that the command uses; "" stands for the settings of every process.
@@ -70,7 +72,13 @@ def settings_command(
 
     def command(**options: Any) -> None:
         flags = {keys[name]: str(value) for name, value in options.items() if name in keys and value is not None}
-        settings = settled(flags, options.get("config"))
+        try:
+            loaded = load(flags, os.environ, options.get("config"))
+        except ConfigError as error:
+            fail(*error.problems)
+        for notice in loaded.notices:
+            print(f"embferry: note: {notice}", file=sys.stderr)
+        settings = loaded.settings
         check(settings, frozenset(flags))
         body(settings, *([options.get("rest") or []] if rest else []))
 
@@ -87,17 +95,6 @@ def settings_command(
     )
     command.__doc__ = body.__doc__
     return command
-
-
-def settled(flags: dict[Key, str], config: str | None = None) -> Settings:
-    """Returns the loaded settings. Ends the process with status 2 and the reasons if they are invalid."""
-    try:
-        loaded = load(flags, os.environ, config)
-    except ConfigError as error:
-        fail(*error.problems)
-    for notice in loaded.notices:
-        print(f"embferry: note: {notice}", file=sys.stderr)
-    return loaded.settings
 
 
 def fail(*problems: str, status: int = BAD_USAGE) -> NoReturn:

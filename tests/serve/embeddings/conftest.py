@@ -16,7 +16,6 @@ import torch
 import uvicorn
 
 from embferry.engine.encoder import Encoder
-from embferry.models import model_path
 from embferry.serve.config import EncodeSettings, Settings
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.encode.preparation import prepare
@@ -25,6 +24,7 @@ from embferry.serve.http.serving import listen
 from embferry.testing.pair import eventually
 from embferry.transports.in_memory.transport import InMemoryTransport
 from tests.serve.pictures import encoded, noise
+from tests.serve.workers.joined import Models
 
 PICTURE = {"kind": "image", "data": encoded(noise(224, 160))}
 OTHER = {"kind": "image", "data": encoded(noise(120, 100))}
@@ -79,14 +79,14 @@ class EncodeWorker:
 
 
 @pytest.fixture(scope="session")
-def encoder() -> Encoder:
-    return Encoder.load(model_path("shapes"), torch.float32)
+def models() -> Models:
+    return Models.load()
 
 
 @pytest.fixture
-def start(encoder: Encoder) -> Iterator[Callable[..., EncodeWorker]]:
+def start(models: Models) -> Iterator[Callable[..., EncodeWorker]]:
     with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(EncodeWorker(encoder, **settings))
+        yield lambda **settings: stack.enter_context(EncodeWorker(models.encoder, **settings))
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ from typing import Any
 
 import httpx
 import msgspec
+import torch
 
 from embferry.engine.encoder import Encoder
 from embferry.engine.language import LanguageModel
 from embferry.engine.reference import Reference
 from embferry.engine.sampling import SamplingParams
+from embferry.models import model_path
 from embferry.serve.config import EncodeSettings, LanguageSettings, MediaSettings, Settings, TransferSettings
 from embferry.serve.encode import process as encode_process
 from embferry.serve.encode.messages import EncodeItem
@@ -37,6 +39,12 @@ class Models:
     encoder: Encoder
     language: LanguageModel
     undivided: Reference
+
+    @classmethod
+    def load(cls) -> Models:
+        path, dtype = model_path("shapes"), torch.float32
+        language = LanguageModel.load(path, dtype, prefill_chunk_tokens=CHUNK)
+        return cls(Encoder.load(path, dtype), language, Reference.load(path, dtype, prefill_chunk_tokens=CHUNK))
 
 
 def settings_for(
