@@ -258,7 +258,7 @@ class VllmSettings(Section):
     received_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
     """Bytes of received embeddings that an instance that answers keeps (`cache_bytes` of its connector). An item that
     it should still have is not encoded again; with 0, every item of every request is encoded."""
-    replacements_per_item: Annotated[int, Field(ge=0)] = 3
+    failovers_per_item: Annotated[int, Field(ge=0)] = 3
     """How often an item may be encoded again by another instance during its transfer."""
     encoders: Positive = 1
     """`embferry serve`: instances that encode."""

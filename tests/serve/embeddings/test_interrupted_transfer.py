@@ -1,4 +1,4 @@
-"""Answers across two workers over the http transport, through a proxy that cuts its connections."""
+"""Completions across two workers over the http transport, through a proxy that cuts its connections."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Network(httpx.AsyncBaseTransport):
 
 
 def encoded(room: int = 7, **changes: Any) -> Behaviour:
-    """Answers as our connector's producer does. ``changes``: to the entry; None removes a field."""
+    """Responds as our connector's producer does. ``changes``: to the entry; None removes a field."""
 
     async def behave(stub: Stub, body: dict[str, Any]) -> httpx.Response:
         item = body["messages"][0]["content"][0]
@@ -116,7 +116,7 @@ def encoded(room: int = 7, **changes: Any) -> Behaviour:
 
 
 def answered(text: str = "a red circle", reason: str = "stop") -> Behaviour:
-    """Answers completely, or in a stream if the request wants one."""
+    """Responds completely, or in a stream if the request wants one."""
 
     async def behave(stub: Stub, body: dict[str, Any]) -> httpx.Response:
         if body.get("stream"):

@@ -51,7 +51,7 @@ async def test_a_picture_is_encoded_and_the_question_names_its_embedding() -> No
         "stream": False,
     }
     (entry,) = asked["ec_transfer_params"].values()
-    assert len(entry["embferry"].pop("replacement")) >= 32
+    assert len(entry["embferry"].pop("failover_token")) >= 32
     assert asked == {
         **request(text(), **more, mm_processor_kwargs={"max_pixels": 9}),
         "messages": [

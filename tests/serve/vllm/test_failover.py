@@ -51,7 +51,7 @@ def three() -> tuple[list[Stub], Stub]:
 
 async def report_loss(router: Router, where: dict[str, Any], **told: Any) -> Answer:
     body = {"code": "peer_gone", "message": "killed", "endpoint": where["endpoint"], **told}
-    return await router.post(f"/ec/replacements/{where['replacement']}", body)
+    return await router.post(f"/ec/failovers/{where['failover_token']}", body)
 
 
 async def test_a_lost_embedding_is_offered_by_another_encoder() -> None:
@@ -63,13 +63,13 @@ async def test_a_lost_embedding_is_offered_by_another_encoder() -> None:
             answer = await report_loss(router, where)
             assert answer.status == 200
             where = answer.json()["embferry"]
-            assert {key: where[key] for key in ("room", "replacement")} == {
-                key: first[key] for key in ("room", "replacement")
+            assert {key: where[key] for key in ("room", "failover_token")} == {
+                key: first[key] for key in ("room", "failover_token")
             }
             seen.append(where["endpoint"])
         assert len(set(seen)) == 3  # each at another encoder
         assert encoders[0].requests[0].get("ec_transfer_params") in (None, {"embferry": {"room": first["room"]}})
-        assert await router.counted("replacements_total", '{outcome="replaced"}') == 2
+        assert await router.counted("failovers_total", '{outcome="replaced"}') == 2
         language.release.set()
         assert (await call.answer()).status == 200
 
@@ -83,14 +83,14 @@ async def test_a_loss_that_is_reported_twice_is_replaced_once() -> None:
         language.release.set()
 
 
-async def test_the_number_of_replacements_is_limited() -> None:
+async def test_the_number_of_failovers_is_limited() -> None:
     encoders, language = three()
-    async with under_way(encoders, language, replacements_per_item=1) as (router, _, first):
+    async with under_way(encoders, language, failovers_per_item=1) as (router, _, first):
         where = (await report_loss(router, first)).json()["embferry"]
         answer = await report_loss(router, where)
         assert answer.status == 503
         assert "1 times" in answer.error["message"]
-        assert await router.counted("replacements_total", '{outcome="used_up"}') == 1
+        assert await router.counted("failovers_total", '{outcome="used_up"}') == 1
         language.release.set()
 
 
@@ -115,7 +115,7 @@ async def test_a_restarted_encoder_may_replace_itself() -> None:
 
 
 @pytest.mark.parametrize("behaviour", [refused(500), lost(), encoded(embferry=None)])
-async def test_a_failed_replacement_is_tried_at_a_third_encoder(behaviour: Behaviour) -> None:
+async def test_a_failed_failover_is_tried_at_a_third_encoder(behaviour: Behaviour) -> None:
     encoders, language = three()
     async with under_way(encoders, language) as (router, _, first):
         shared = [behaviour]
@@ -139,18 +139,24 @@ async def test_an_offer_in_another_room_is_refused() -> None:
         language.release.set()
 
 
-@pytest.mark.parametrize("path", ["replacements", "failures"])
+@pytest.mark.parametrize("path", ["failovers", "failures"])
 async def test_tokens_are_valid_only_for_their_request(path: str) -> None:
     encoders, language = three()
     async with under_way(encoders, language) as (router, call, first):
-        for token in ("x", "", first["replacement"][:-1], f"{first['replacement']}x", f"{first['replacement']}/x"):
+        for token in (
+            "x",
+            "",
+            first["failover_token"][:-1],
+            f"{first['failover_token']}x",
+            f"{first['failover_token']}/x",
+        ):
             answer = await router.post(f"/ec/{path}/{token}", GONE)
             assert (answer.status, answer.error["code"]) == (404, "not_found")
-        assert (await router.post(f"/ec/{path}/{first['replacement']}", b"nonsense")).status == 400
-        assert (await router.post(f"/ec/{path}/{first['replacement']}", b"[" + b" " * 20_000)).status == 413
+        assert (await router.post(f"/ec/{path}/{first['failover_token']}", b"nonsense")).status == 400
+        assert (await router.post(f"/ec/{path}/{first['failover_token']}", b"[" + b" " * 20_000)).status == 413
         language.release.set()
         await call.answer()
-        assert (await router.post(f"/ec/{path}/{first['replacement']}", GONE)).status == 404
+        assert (await router.post(f"/ec/{path}/{first['failover_token']}", GONE)).status == 404
 
 
 async def test_tokens_expire_when_the_client_leaves() -> None:
@@ -168,7 +174,7 @@ async def test_the_client_gets_the_consumers_reason(retryable: bool, status: int
     async def fails(stub: Stub, body: dict[str, Any]) -> Any:
         ((_, entry),) = body["ec_transfer_params"].items()
         why = {"code": "peer_gone", "message": "the producer was killed", "retryable": retryable}
-        answer = await routers[0].post(f"/ec/failures/{entry['embferry']['replacement']}", why)
+        answer = await routers[0].post(f"/ec/failures/{entry['embferry']['failover_token']}", why)
         assert answer.status == 204
         return await refused(500)(stub, body)
 

@@ -169,7 +169,7 @@ def test_lost_embeddings_come_from_the_other_encoder(servers: Servers) -> None:
     contents = [[picture(300 + number, 896, 448), text()] for number in range(4)]
     answers, had = lost_under_way(servers, contents)
     assert answers == [servers.tokens(servers.undivided, *content) for content in contents]
-    assert servers.counted("replacements_total") == had
+    assert servers.counted("failovers_total") == had
     assert servers.counted("second_attempts_total") == 0
 
 

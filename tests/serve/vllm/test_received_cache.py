@@ -54,7 +54,7 @@ async def test_a_received_item_is_named_and_not_encoded_again() -> None:
         assert named["endpoint"] is None
         assert named["room"] != offered["room"]
         assert {key: named[key] for key in SHAPE} == SHAPE
-    assert len({where["replacement"] for body in language.requests for where in coordinates(body)}) == 3
+    assert len({where["failover_token"] for body in language.requests for where in coordinates(body)}) == 3
 
 
 async def test_only_the_new_items_of_a_request_are_encoded() -> None:
@@ -88,13 +88,13 @@ async def test_an_item_that_the_instance_has_dropped_is_encoded_when_it_asks() -
             assert len(encoder.requests) == 2
             language.release.set()
             assert (await call.answer()).status == 200
-        assert await router.counted("replacements_total", '{outcome="not_kept"}') == 1
+        assert await router.counted("failovers_total", '{outcome="not_kept"}') == 1
         assert await router.counted("encodes_skipped_total") == 0
 
 
 async def test_asking_for_a_dropped_item_does_not_count_as_a_failure() -> None:
     encoders, (language,) = encoder_stubs(2), language_stubs(1)
-    async with routed(*encoders, language, replacements_per_item=1) as router:
+    async with routed(*encoders, language, failovers_per_item=1) as router:
         await router.ask(request(picture()))
         async with answering(router, language) as (_, where):
             where = (await ask_for(router, where)).json()["embferry"]
@@ -206,7 +206,7 @@ async def test_an_instance_that_reports_a_failure_is_still_trusted() -> None:
     async def reports(stub: Stub, body: dict[str, Any]) -> Any:
         (where,) = coordinates(body)
         why = {"code": "peer_gone", "message": "killed", "retryable": True}
-        await routers[0].post(f"/ec/failures/{where['replacement']}", why)
+        await routers[0].post(f"/ec/failures/{where['failover_token']}", why)
         return await refused(500)(stub, body)
 
     routers: list[Router] = []
@@ -322,7 +322,7 @@ async def answering(router: Router, language: Stub) -> AsyncIterator[tuple[Call,
 async def ask_for(router: Router, where: dict[str, Any]) -> Answer:
     """Asks for an item as a consumer does that has dropped it or lost its producer."""
     body = {"code": "peer_gone", "message": "not kept", "endpoint": where["endpoint"]}
-    return await router.post(f"/ec/replacements/{where['replacement']}", body)
+    return await router.post(f"/ec/failovers/{where['failover_token']}", body)
 
 
 async def instance_for(router: Router, languages: list[Stub], *content: Any) -> Stub:

@@ -1,4 +1,4 @@
-"""Answers across two workers equal those of the undivided model, token by token."""
+"""Completions across two workers equal those of the undivided model, token by token."""
 
 from __future__ import annotations
 

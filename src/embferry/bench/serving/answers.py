@@ -11,7 +11,7 @@ from .results import Answer, Run, Sample, ServingResults
 from .workload import Plan, Request
 
 Answers = dict[int, Answer]
-"""Answers by the number of the request."""
+"""Completions by the number of the request."""
 
 
 def ask(endpoint: Endpoint, requests: Sequence[Request], urls: Sequence[list[str]], callbacks: Callbacks) -> Answers:

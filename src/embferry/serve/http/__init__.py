@@ -1,4 +1,4 @@
-"""What the HTTP servers of this package share: both routers, the encode workers and the language workers.
+"""The common base of the HTTP servers of this package: both routers, the encode workers and the language workers.
 
 ``serving``    a listening socket, and uvicorn until a signal
 ``app``        a router's application: edge, error responses, status pages, lifespan

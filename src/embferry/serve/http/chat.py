@@ -85,7 +85,7 @@ class ChatEndpoint(ABC, Generic[M]):
 
     @abstractmethod
     async def answer(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
-        """Answers one request. Cancelled when the client leaves or ``router.request_timeout`` is over.
+        """Handles one request. Cancelled when the client leaves or ``router.request_timeout`` is over.
 
         Raises:
             ServeError: the request fails; the client is told, as a response or as the last event of the stream.

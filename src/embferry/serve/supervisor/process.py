@@ -31,7 +31,7 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What runs in a process. ``arguments``: for the Python interpreter. ``first_line``: on its standard input."""
+    """The program of a process. ``arguments``: for the Python interpreter. ``first_line``: on its standard input."""
 
     arguments: tuple[str, ...]
     first_line: bytes

@@ -47,4 +47,5 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    # One write for each line, so that it cannot mix with a line of another process on the same stderr.
+    print(f"{sentence}\n", end="", file=sys.stderr, flush=True)

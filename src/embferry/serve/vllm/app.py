@@ -36,7 +36,7 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     fetcher = Fetcher(settings.media, certificates)
     connector = CONNECTORS[settings.vllm.connector]()
     encoder = ItemEncoder(settings, fleet, client, metrics, connector)
-    failover = Failover(encoder, settings.vllm.replacements_per_item, metrics)
+    failover = Failover(encoder, settings.vllm.failovers_per_item, metrics)
     received = ReceivedCache(encoder, settings.vllm.received_bytes if settings.vllm.connector == "embferry" else 0)
     chat = Chat(settings, fleet, client, fetcher, metrics, connector, encoder, failover, received)
 
@@ -47,7 +47,7 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     routes = [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         *status_routes(fleet, fleet.models, metrics.exposition),
-        Route("/ec/replacements/{token}", failover.replace, methods=["POST"]),
+        Route("/ec/failovers/{token}", failover.replace, methods=["POST"]),
         Route("/ec/failures/{token}", failover.fail, methods=["POST"]),
     ]
     return router_app(routes, settings.router, metrics.requests, fleet.watch, close, retry_after=True)

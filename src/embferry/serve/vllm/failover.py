@@ -62,9 +62,9 @@ class Transfer:
 class Failover:
     """The transfers of all requests. :meth:`replace` and :meth:`fail` are HTTP endpoints for consumers."""
 
-    def __init__(self, encoder: ItemEncoder, replacements: int, metrics: VllmRouterMetrics) -> None:
+    def __init__(self, encoder: ItemEncoder, failovers: int, metrics: VllmRouterMetrics) -> None:
         self._encoder = encoder
-        self._replacements = replacements
+        self._failovers = failovers
         self._metrics = metrics
         self._transfers: dict[str, Transfer] = {}
 
@@ -73,8 +73,8 @@ class Failover:
         """Puts a token into the coordinates of each item, which is valid while the context lasts."""
         tokens = {secrets.token_urlsafe(24): one for one in encoded}
         for token, one in tokens.items():
-            one.entry[KEY] = {**one.entry[KEY], "replacement": token}
-            self._transfers[token] = Transfer(request, one, self._replacements, set())
+            one.entry[KEY] = {**one.entry[KEY], "failover_token": token}
+            self._transfers[token] = Transfer(request, one, self._failovers, set())
         try:
             yield [self._transfers[token] for token in tokens]
         finally:
@@ -83,7 +83,7 @@ class Failover:
                     self._metrics.encodes_skipped.inc()
 
     async def replace(self, request: Request) -> Response:
-        """``POST /ec/replacements/{token}``: has the item offered in the same room by another encoder."""
+        """``POST /ec/failovers/{token}``: has the item offered in the same room by another encoder."""
         transfer, told = await self._report(request)
         async with transfer.lock:
             now = transfer.coordinates["endpoint"]
@@ -95,17 +95,17 @@ class Failover:
         old = transfer.encoded
         if transfer.coordinates["endpoint"] is None:  # the consumer was expected to have it, and does not
             await self._encode(transfer, token)
-            self._metrics.replacements.labels("not_kept").inc()
+            self._metrics.failovers.labels("not_kept").inc()
             return
         reason = f"[{told.get('code')}] {told.get('message')}"
         if transfer.left <= 0:
-            self._metrics.replacements.labels("used_up").inc()
-            why = f"the item has been replaced {self._replacements} times (vllm.replacements_per_item); last {reason}"
+            self._metrics.failovers.labels("used_up").inc()
+            why = f"the item has been replaced {self._failovers} times (vllm.failovers_per_item); last {reason}"
             raise ServeError("no_worker", why)
         transfer.left -= 1
         transfer.failed.add(old.incarnation)
         new = await self._encode(transfer, token, avoid={old.encoder.url})
-        self._metrics.replacements.labels("replaced").inc()
+        self._metrics.failovers.labels("replaced").inc()
         log.info("replaced an embedding under way: %s", reason, extra={"was": old.encoder.url, "now": new.encoder.url})
 
     async def _encode(self, transfer: Transfer, token: str, avoid: Collection[str] = ()) -> Encoded:
@@ -116,10 +116,10 @@ class Failover:
             if new.entry[KEY]["room"] != room or new.name != old.name:
                 raise ServeError("worker_failed", f"{new.encoder!r} offers it in another room; is its version older?")
         except (ServeError, VerbatimError) as error:
-            self._metrics.replacements.labels("failed").inc()
+            self._metrics.failovers.labels("failed").inc()
             log.warning("an embedding could not be replaced: %s", error)
             raise ServeError("no_worker", f"no other encoder can offer the item: {error}") from error
-        new.entry[KEY] = {**new.entry[KEY], "replacement": token}
+        new.entry[KEY] = {**new.entry[KEY], "failover_token": token}
         transfer.encoded = new
         return new
 

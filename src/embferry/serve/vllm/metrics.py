@@ -28,8 +28,8 @@ class VllmRouterMetrics:
         self.second_attempts = self._counter(
             "second_attempts", "Requests encoded and asked once more after a failure behind the encode"
         )
-        self.replacements = self._counter(
-            "replacements", "Embeddings under way for which another encoder was asked", "outcome"
+        self.failovers = self._counter(
+            "failovers", "Embeddings under way for which another encoder was asked", "outcome"
         )
         self.fallbacks = self._counter("fallbacks", "Requests sent undivided to a language instance")
         self.instance_failures = self._counter("instance_failures", "Calls of instances that failed", "role")

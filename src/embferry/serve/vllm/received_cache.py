@@ -23,7 +23,7 @@ from embferry.serve.vllm.items import Item
 log = logging.getLogger(__name__)
 
 MAX_KEPT = 512
-"""The most embeddings that the connector keeps, whatever their size."""
+"""The most embeddings that the connector keeps, regardless of their size."""
 
 
 @dataclass(slots=True)
