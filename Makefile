@@ -51,7 +51,7 @@ test-vllm-more: ## the same on every transport, with more models, ranks and faul
 	@$(VLLM_PY) -m pytest -m vllm_more tests/connectors
 
 test-vllm-http: setup-vllm ## vLLM's servers behind the router, asked by the openai client: some minutes
-	@$(VLLM_PY) -m pytest -m vllm_http tests/serve/vllm tests/bench
+	@$(VLLM_PY) -m pytest -m vllm_http tests/serve/vllm tests/bench/serving
 
 test-all: test test-engines test-vllm test-vllm-more test-vllm-http ## every test
 

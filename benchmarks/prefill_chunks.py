@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 
 from embferry.engine.encoder import Encoder
-from embferry.engine.language import LanguageModel
+from embferry.engine.language import LanguageModel, chunk_boundaries
 from embferry.engine.prompt import Prompt
 from embferry.engine.sampling import SamplingParams
-from embferry.engine.schedule import chunk_boundaries
-from embferry.engine.source import ResidentSource
+from embferry.engine.scheduler import ResidentSource
 from embferry.models import DEFAULT_MODEL, model_path
 from tests.engine.tiny import FAMILIES, build_model, picture, video
 

@@ -30,7 +30,7 @@ def page() -> str:
         for cls in BY_CODE.values()
         if cls is not EmbeddingTransferError
     ]
-    engine = [(cls.code, cls.http_status, cls.retryable, _first_line(cls)) for cls in _tree(EngineError)]
+    engine = [(cls.code, cls.http_status, cls.default_retryable, _first_line(cls)) for cls in _tree(EngineError)]
     api = [(code, status, status in (503, 504), meaning) for code, (status, meaning) in CODES.items()]
     parts = [HEAD]
     parts += [

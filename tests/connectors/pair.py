@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 
 import msgspec
 import numpy as np
@@ -14,9 +15,9 @@ from embferry.connectors.vllm.consumer import Consumer
 from embferry.connectors.vllm.coordinates import KEY, Coordinates, Shape, coordinates_in, digest_of
 from embferry.connectors.vllm.counters import Counters
 from embferry.connectors.vllm.producer import Producer
-from embferry.connectors.vllm.producer_cache import PublishedEmbedding, ToProducerCache
+from embferry.connectors.vllm.producer_cache import PublishedEmbedding, publish
 from embferry.connectors.vllm.router_client import RouterClient
-from embferry.connectors.vllm.shared_rows import ByteRows, SharedRows, map_rows
+from embferry.connectors.vllm.shared_rows import ByteRows, SharedRows
 
 SHAPE = Shape(tokens=300, width=64, dtype="float32")
 TOKENS, NBYTES = SHAPE.tokens, SHAPE.nbytes
@@ -41,18 +42,17 @@ class Encode:
     """A producer and its worker."""
 
     def __init__(self, config: ConnectorConfig = CONFIG) -> None:
-        name = uuid.uuid4().hex
+        self.name = uuid.uuid4().hex
         self.producer_counters = Counters()
-        self.producer = Producer(config, name, self.producer_counters)
-        self.worker = ToProducerCache(name, timeout=GUARD_S)
+        self.producer = Producer(config, self.name, self.producer_counters)
 
     def publish(self, mm_hash: str, seed: int = 0, *, encoded: bool = True) -> ByteRows:
         """Publishes an embedding as a worker does, and returns its bytes."""
         rows = rows_like(seed)
-        shared = SharedRows.make(SHAPE)
-        np.copyto(shared.rows, rows)
-        self.worker.put(PublishedEmbedding(mm_hash, shared.handle, digest_of(rows, SHAPE), encoded))
-        shared.close()
+        with closing(SharedRows.make(SHAPE, ranks=1)) as shared:
+            np.copyto(shared.rows, rows)
+            published = PublishedEmbedding(mm_hash, shared.handle, digest_of(rows, SHAPE), encoded)
+            publish(self.name, published, GUARD_S)
         return rows
 
     def offer(self, mm_hash: str, room: int | None = None, token: str | None = None) -> Coordinates:
@@ -71,18 +71,19 @@ class Encode:
 class Language:
     """A consumer."""
 
-    def __init__(self, config: ConnectorConfig = CONFIG, router: RouterClient | None = None, ranks: int = 1) -> None:
+    def __init__(self, config: ConnectorConfig = CONFIG, router: RouterClient | None = None) -> None:
         self.counters = Counters()
-        self.consumer = Consumer(config, self.counters, router, ranks)
+        self.consumer = Consumer(config, self.counters, router, ranks=1)
 
     def fetch(self, request: str, mm_hash: str, coordinates: Coordinates) -> ByteRows:
         until(lambda: self.consumer.require(request, mm_hash, coordinates))
         return self.rows(mm_hash)
 
     def rows(self, mm_hash: str) -> ByteRows:
-        shared = self.consumer.get(mm_hash).shared
+        shared = self.consumer.find(mm_hash)
         assert shared is not None
-        return map_rows(shared.handle).rows
+        with closing(SharedRows.open(shared.handle)) as mapped:
+            return mapped.rows
 
     def count(self, name: str, label: str = "") -> int:
         """A counter of the consumer."""

@@ -33,7 +33,7 @@ def vllm() -> Any:
             role=importlib.import_module("vllm.distributed.ec_transfer.ec_connector.base").ECConnectorRole,
             status=importlib.import_module("vllm.v1.request").RequestStatus,
             connector=importlib.import_module("embferry.connectors.vllm.connector").EmbferryConnector,
-            stats=importlib.import_module("embferry.connectors.vllm.stats").Stats,
+            stats=importlib.import_module("embferry.connectors.vllm.connector").Stats,
         )
 
 

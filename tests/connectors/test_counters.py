@@ -67,11 +67,12 @@ def test_an_unknown_name_or_a_missing_label_is_refused(counters: Counters) -> No
 
 
 def test_changes_are_taken_once(counters: Counters) -> None:
-    assert counters.take_changes() is None
+    assert counters.take_changes() == {}
     counters.add("tokens", 3)
     counters.add("failures", 1, "peer_gone")
     counters.observe_seconds(0.5)
-    assert counters.take_changes() == ({"tokens": {"": 3}, "failures": {"peer_gone": 1}}, [0.5])
-    assert counters.take_changes() is None
+    counts = [("tokens", "", 3), ("failures", "peer_gone", 1)]
+    assert counters.take_changes() == {"counts": counts, "seconds": [0.5]}
+    assert counters.take_changes() == {}
     counters.add("tokens", 4)
-    assert counters.take_changes() == ({"tokens": {"": 4}}, [])
+    assert counters.take_changes() == {"counts": [("tokens", "", 4)], "seconds": []}

@@ -149,7 +149,7 @@ def test_the_answer_to_an_aborted_request_is_not_used(make_routed: MakeRouted) -
     routed.language.consumer.release("r")
     until(lambda: routed.second.produced("items_offered"))
     assert routed.count("transfers", "aborted") == 1
-    assert not routed.language.consumer.has("a")
+    assert routed.language.consumer.find("a") is None
     assert np.array_equal(routed.language.fetch("s", "a", routed.second.offer("a")), rows_like(0))
 
 

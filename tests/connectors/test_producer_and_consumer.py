@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import msgspec
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from embferry import IntegrityError, LayoutMismatch, LocalProtocolError, PeerGone, RemoteProtocolError
 from embferry.connectors.vllm.config import parse
 from embferry.connectors.vllm.coordinates import KEY, coordinates_in, room_request_in
-from embferry.connectors.vllm.shared_rows import map_rows
+from embferry.connectors.vllm.shared_rows import SharedRows
 
 from .pair import (
     CONFIG,
@@ -118,7 +119,7 @@ def test_a_failure_has_a_code_and_the_next_request_succeeds(
     rows = pair.publish("a")
     with pytest.raises(error):
         pair.fetch("r", "a", msgspec.structs.replace(pair.offer("a"), **changes))
-    assert not pair.consumer.has("a")
+    assert pair.consumer.find("a") is None
     assert np.array_equal(pair.fetch("s", "a", pair.offer("a")), rows)
 
 
@@ -188,7 +189,7 @@ def test_an_embedding_that_a_rank_may_still_map_is_not_evicted(pair: Pair) -> No
     """Neither when its request is aborted, nor when the budget is full."""
     rows = pair.publish("a")
     pair.fetch("r", "a", pair.offer("a"))
-    shared = pair.consumer.get("a").shared
+    shared = pair.consumer.find("a")
     assert shared is not None
     number = shared.begin_load()
     pair.consumer.release("r")
@@ -196,14 +197,14 @@ def test_an_embedding_that_a_rank_may_still_map_is_not_evicted(pair: Pair) -> No
         pair.publish(name)
         pair.fetch(name, name, pair.offer(name))
         pair.consumer.release(name)
-    memory = map_rows(shared.handle)
-    assert np.array_equal(memory.rows, rows)
-    memory.completed[0] = number
+    with closing(SharedRows.open(shared.handle)) as mapped:
+        assert np.array_equal(mapped.rows, rows)
+        mapped.completed[0] = number
     pair.fetch("s", "b", pair.offer("b"))
     pair.consumer.release("s")
-    assert not pair.consumer.has("a")
+    assert pair.consumer.find("a") is None
     with pytest.raises(FileNotFoundError):
-        map_rows(shared.handle)
+        SharedRows.open(shared.handle)
 
 
 def test_a_request_is_not_failed_by_the_room_of_another_one(pair_that_notices_loss: Pair) -> None:

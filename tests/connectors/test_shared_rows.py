@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from embferry.connectors.vllm.coordinates import Shape
-from embferry.connectors.vllm.shared_rows import PendingLoads, SharedRows, map_rows
+from embferry.connectors.vllm.shared_rows import PendingLoads, SharedRows
 
 SHAPE = Shape(tokens=3, width=5, dtype="uint8")
 
@@ -31,7 +32,8 @@ def test_a_load_is_repeated_until_each_rank_has_completed_it(shared: SharedRows)
     for rank in range(2):
         assert step(loads) == [("a", number, True)]
         assert shared.is_loading
-        map_rows(shared.handle).completed[rank] = number
+        with closing(SharedRows.open(shared.handle)) as mapped:
+            mapped.completed[rank] = number
     assert not shared.is_loading
     assert step(loads) == []
 
@@ -40,7 +42,7 @@ def test_the_next_load_of_an_embedding_has_another_number(shared: SharedRows) ->
     loads = PendingLoads()
     loads.add("a", shared)
     ((_, first, _),) = step(loads)
-    map_rows(shared.handle).completed[:] = first
+    shared.completed[:] = first
     loads.add("a", shared)
     ((_, second, _),) = step(loads)
     assert second > first
@@ -62,10 +64,9 @@ def test_memory_lives_as_long_as_a_process_holds_or_maps_it() -> None:
     opened = SharedRows.open(made.handle)
     made.close()
     assert not made.is_open
-    rows, completed = map_rows(opened.handle)
-    assert rows.tolist() == np.arange(15).reshape(3, 5).tolist()
-    assert completed.tolist() == [0, 0]
+    assert opened.rows.tolist() == np.arange(15).reshape(3, 5).tolist()
+    assert opened.completed.tolist() == [0, 0]
     opened.close()
     with pytest.raises(FileNotFoundError):
-        map_rows(opened.handle)
-    assert rows[2, 4] == 14, "an existing mapping stays valid"
+        SharedRows.open(opened.handle)
+    assert opened.rows[2, 4] == 14, "an existing mapping stays valid"

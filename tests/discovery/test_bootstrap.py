@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from embferry.discovery.bootstrap_server import BootstrapClient, BootstrapServer, LeaseKeeper, Rank, Worker
+from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
+from embferry.discovery.bootstrap_server import BootstrapServer
+from embferry.discovery.leases import Rank, Worker
 from embferry.protocol.errors import (
     CapacityError,
     LocalProtocolError,
@@ -92,7 +94,7 @@ def test_a_worker_registers_renews_its_lease_and_is_removed(server, client, cloc
     lease = client.register(WORKER)
     assert (lease.lease_seconds, lease.new) == (5, True)
     clock.now += 4
-    assert not client.renew(WORKER).new
+    assert not client.register(WORKER).new
     clock.now += 4
     assert client.workers() == client.workers("encode") == server.workers() == (WORKER,)
     assert client.workers("language") == ()

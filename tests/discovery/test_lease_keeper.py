@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from embferry.discovery.bootstrap_server import Lease, LeaseKeeper, Worker
+from embferry.discovery.bootstrap_client import Lease, LeaseKeeper
+from embferry.discovery.leases import Worker
 from embferry.protocol.errors import LocalProtocolError, TransportError
 
 WORKER = Worker(id="w1", role="encode")
@@ -27,7 +28,7 @@ class ScriptedClient:
         self.removed: list[str] = []
         self.remove_error: Exception | None = None
 
-    def renew(self, worker: Worker) -> Lease:
+    def register(self, worker: Worker) -> Lease:
         with self._changed:
             self.renewed.append(worker)
             self._changed.notify_all()

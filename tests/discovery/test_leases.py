@@ -1,11 +1,10 @@
-"""The table of leases and ranks, and the health watch."""
+"""The table of leases and ranks."""
 
 from __future__ import annotations
 
 import msgspec
 import pytest
 
-from embferry.discovery.bootstrap_server import HealthWatch
 from embferry.discovery.leases import LeaseTable, Rank, Worker
 from embferry.protocol.errors import CapacityError, LocalProtocolError
 
@@ -27,12 +26,10 @@ def test_a_lease_ends_when_it_is_not_renewed_in_time():
     assert table.put(worker("a"), now=0)
     assert table.put(worker("b"), now=1)
     assert not table.put(worker("a"), now=4)  # renewed until 9
-    assert table.next_expiry() == 6
     assert names(table.workers(5.9)) == ["a", "b"]
     assert names(table.workers(6)) == ["a"]
     assert names(table.expire(6)) == ["b"]
     assert names(table.expire(9)) == ["a"]
-    assert table.next_expiry() is None
 
 
 def test_workers_are_listed_by_role_with_their_latest_description():
@@ -116,17 +113,3 @@ def test_invalid_ranks_are_rejected(wrong):
 def test_invalid_workers_are_rejected(wrong):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"id": "a", "role": "encode"} | wrong, Worker)
-
-
-def test_a_peer_is_gone_after_two_misses_in_a_row():
-    watch = HealthWatch()
-    assert [watch.saw(healthy) for healthy in (False, True, False, False, False, True)] == [
-        False,
-        False,
-        False,
-        True,
-        True,
-        False,
-    ]
-    with pytest.raises(LocalProtocolError):
-        HealthWatch(max_misses=0)

@@ -18,7 +18,7 @@ from embferry.engine.media import MediaItem, PreparedItem
 from embferry.engine.prompt import Prompt
 from embferry.engine.reference import Reference, ReferenceRun
 from embferry.engine.sampling import SamplingParams
-from embferry.engine.source import EmbeddingSource, ResidentSource
+from embferry.engine.scheduler import EmbeddingSource, ResidentSource
 from tests.engine.tiny import picture, video
 
 CASES: dict[str, Callable[[], list[MediaItem]]] = {
@@ -66,6 +66,14 @@ class Split:
             language=LanguageModel(language.prompts, language._decoder, language._head, language.end_tokens, chunk),
             undivided=Reference(undivided.family, undivided.model, undivided.end_tokens, chunk),
         )
+
+    def num_parameters(self) -> tuple[int, int]:
+        """Returns the numbers of parameters of the encoder and of the language model."""
+        decoder = list(self.language._decoder.parameters())
+        head = self.language._head
+        tied = any(head is parameter for parameter in decoder)
+        language = sum(parameter.numel() for parameter in decoder) + (0 if tied else head.numel())
+        return sum(parameter.numel() for parameter in self.encoder._tower.parameters()), language
 
     def ask(self, items: Sequence[MediaItem], question: str = "which colour is it?") -> Asked:
         parts: list[dict[str, str]] = []

@@ -57,15 +57,13 @@ def tensors_of(path) -> dict[str, torch.Tensor]:
 def test_each_half_opens_its_own_tensors_only(model_dir, family_name, opened):
     path = model_dir(family_name)
     everything = tensors_of(path)
-    encoder = Encoder.load(path, torch.float32)
+    Encoder.load(path, torch.float32)
     seen_by_encoder = sorted(opened)
     opened.clear()
-    language = LanguageModel.load(path, torch.float32)
+    LanguageModel.load(path, torch.float32)
     seen_by_language = sorted(opened)
     assert seen_by_encoder == sorted(name for name in everything if "visual." in name)
     assert seen_by_language == sorted(name for name in everything if "visual." not in name)
-    assert encoder.num_parameters == sum(everything[name].numel() for name in seen_by_encoder)
-    assert language.num_parameters == sum(everything[name].numel() for name in seen_by_language)
     assert len(list(path.glob("*.safetensors"))) > 2
 
 

@@ -11,8 +11,7 @@ import torch
 from embferry.engine.embedding import Embedding
 from embferry.engine.errors import EmbeddingMismatch, QueueFull
 from embferry.engine.sampling import SamplingParams
-from embferry.engine.scheduler import Output, Request, Scheduler
-from embferry.engine.source import EmbeddingSource, ResidentSource
+from embferry.engine.scheduler import EmbeddingSource, Output, Request, ResidentSource, Scheduler
 from tests.engine.cases import CASES, Split
 from tests.engine.tiny import picture, video
 

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from embferry.engine.errors import ParameterError
+from embferry.engine.language import chunk_boundaries
 from embferry.engine.sampling import SamplingParams, sample
-from embferry.engine.schedule import chunk_boundaries
 from embferry.engine.text import REPLACEMENT, Detokenizer, StopText
 from tests.engine.tiny import build_tokenizer
 
@@ -85,9 +85,9 @@ def test_withheld_text_is_emitted_when_it_becomes_no_stop_string():
 
 
 def test_chunks_cover_the_prompt():
-    assert chunk_boundaries(10, 4) == ((0, 4), (4, 8), (8, 10))
-    assert chunk_boundaries(8, 4) == ((0, 4), (4, 8))
-    assert chunk_boundaries(3, 4) == ((0, 3),)
+    assert chunk_boundaries(10, 4) == [(0, 4), (4, 8), (8, 10)]
+    assert chunk_boundaries(8, 4) == [(0, 4), (4, 8)]
+    assert chunk_boundaries(3, 4) == [(0, 3)]
     for wrong in ((0, 4), (4, 0)):
         with pytest.raises(ValueError, match="cannot cut"):
             chunk_boundaries(*wrong)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from embferry.cli.options import fail
-
-if TYPE_CHECKING:
-    from embferry.migrate.files import Skipped
-    from embferry.migrate.run import Plan
 
 # Stable, for scripts. Wrong usage ends with 2, as in every command.
 DONE = 0
@@ -38,38 +34,32 @@ def command(
     if missing:
         fail(*(f"{path}: there is no such file or folder" for path in missing))
     plan = run.plan(paths, assume)
-    _show(plan)
+    # The diff goes to stdout, all else to stderr. typer.echo would fail on characters that the terminal cannot show.
+    for change in plan.changes:
+        sys.stdout.buffer.write(change.diff.encode("utf-8", "backslashreplace"))
+    sys.stdout.flush()
+    _show("doubtful", plan.doubtful)
+    _show("left", plan.left)
+    typer.echo(f"{plan.looked_at} files looked at, {len(plan.changes)} to change, {len(plan.left)} left", err=True)
+    if plan.doubtful:
+        typer.echo(f"doubtful places to look at yourself: {len(plan.doubtful)}", err=True)
     if check and plan.changes:
         raise typer.Exit(OLD_NAMES_REMAIN)
-    skipped = plan.skipped
+    left = plan.left
     if plan.changes and not (check or dry_run):
         if not yes and not _agreed(len(plan.changes)):
             typer.echo("nothing was written", err=True)
             raise typer.Exit(OLD_NAMES_REMAIN)
         unwritten = run.apply(plan)
-        _show_skipped(unwritten)
+        _show("left", unwritten)
         typer.echo(f"{len(plan.changes) - len(unwritten)} files written", err=True)
-        skipped = skipped + unwritten
-    raise typer.Exit(FILES_SKIPPED if skipped else DONE)
+        left = left + unwritten
+    raise typer.Exit(FILES_SKIPPED if left else DONE)
 
 
-def _show(plan: Plan) -> None:
-    """Shows the diff on stdout, everything else on stderr."""
-    for change in plan.changes:
-        # typer.echo would fail on characters that the terminal cannot show.
-        sys.stdout.buffer.write(change.diff.encode("utf-8", "backslashreplace"))
-    sys.stdout.flush()
-    for place in plan.doubtful:
-        typer.echo(f"doubtful: {place}", err=True)
-    _show_skipped(plan.skipped)
-    typer.echo(f"{plan.looked_at} files looked at, {len(plan.changes)} to change, {len(plan.skipped)} left", err=True)
-    if plan.doubtful:
-        typer.echo(f"doubtful places to look at yourself: {len(plan.doubtful)}", err=True)
-
-
-def _show_skipped(skipped: list[Skipped]) -> None:
-    for file in skipped:
-        typer.echo(f"left: {file.path}: {file.reason}", err=True)
+def _show(kind: str, places: list[str]) -> None:
+    for place in places:
+        typer.echo(f"{kind}: {place}", err=True)
 
 
 def _agreed(count: int) -> bool:

@@ -16,13 +16,6 @@ from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import KVPoll
 from embferry.transfer.send_handle import EmbeddingSender
 
-__all__ = [
-    "EmbeddingTransferError",
-    "MultimodalEmbeddingBootstrapQueue",
-    "MultimodalEmbeddingInflightQueue",
-    "MultimodalEmbeddingRequest",
-]
-
 log = logging.getLogger(__name__)
 
 

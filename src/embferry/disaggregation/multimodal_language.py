@@ -23,13 +23,6 @@ from embferry.protocol.states import KVPoll
 from embferry.transfer.handle import ENDED
 from embferry.transfer.receive_handle import EmbeddingReceiver
 
-__all__ = [
-    "EmbeddingTransferError",
-    "MultimodalLanguagePreallocQueue",
-    "MultimodalLanguageRequest",
-    "MultimodalLanguageTransferQueue",
-]
-
 log = logging.getLogger(__name__)
 
 

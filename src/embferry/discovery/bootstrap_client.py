@@ -1,10 +1,11 @@
-"""The client of the bootstrap server, and the thread that keeps a worker's lease."""
+"""The client of the bootstrap server, and the threads that keep a worker or a rank registered there."""
 
 from __future__ import annotations
 
 import http.client
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Annotated, NoReturn, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -20,12 +21,13 @@ from embferry.protocol.errors import (
     TransportError,
 )
 
-from .leases import Rank, Role, Worker, with_load
+from .leases import Rank, Role, Worker
 
 log = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 16 << 20
 FIRST_RETRY_SECONDS = 0.5  # until a lease says how long it lasts
+RANK_RETRY_SECONDS = 0.2
 
 T = TypeVar("T")
 
@@ -55,14 +57,6 @@ class _Workers(Struct, frozen=True):
     workers: tuple[Worker, ...]
 
 
-class _Error(Struct, frozen=True):
-    message: str
-
-
-class _Refusal(Struct, frozen=True):
-    error: _Error
-
-
 class BootstrapClient:
     """Client of one bootstrap server. Thread-safe: every call has its own connection.
 
@@ -90,16 +84,8 @@ class BootstrapClient:
         self._host, self._port = parts.hostname, port
 
     def register(self, worker: Worker) -> Lease:
-        """Registers the worker until its lease ends.
-
-        Raises:
-            CapacityError: The table is full.
-        """
+        """Registers the worker, or renews its lease; raises :class:`CapacityError` if the table is full."""
         return self._decoded(self._ok("PUT", f"/workers/{quote(worker.id, safe='')}", worker), Lease)
-
-    def renew(self, worker: Worker) -> Lease:
-        """Renews the lease. The same request as :meth:`register`, so that a restarted server learns of the worker."""
-        return self.register(worker)
 
     def remove(self, worker_id: str) -> bool:
         """Unregisters the worker. Returns whether it was registered."""
@@ -118,19 +104,11 @@ class BootstrapClient:
         self._ok("PUT", "/route", {"role": "Encode"} | msgspec.structs.asdict(rank))
 
     def route(self, engine_rank: int, target_dp_group: int = 0) -> RankAddress:
-        """Returns the address of rank ``engine_rank`` of data-parallel group ``target_dp_group``.
-
-        Raises:
-            PeerGone: No such rank has registered.
-        """
+        """Returns the address of a rank of a data-parallel group; raises :class:`PeerGone` if it has not registered."""
         return self._decoded(self._route(engine_rank, target_dp_group), RankAddress)
 
     def shape(self) -> Shape:
-        """Returns the sizes of the encode engine.
-
-        Raises:
-            PeerGone: No rank has registered.
-        """
+        """Returns the sizes of the encode engine; raises :class:`PeerGone` if no rank has registered."""
         return self._decoded(self._route(-1, -1), Shape)
 
     def healthy(self) -> bool:
@@ -146,15 +124,11 @@ class BootstrapClient:
         status, body = self._call("GET", "/route?" + query)
         if status == 404:
             raise PeerGone(f"{_message(body)}; start the encode worker, or ask again when it is ready")
-        if status != 200:
-            self._refused(status, body)
-        return body
+        return body if status == 200 else self._refused(status, body)
 
     def _ok(self, method: str, path: str, content: object = None) -> bytes:
         status, body = self._call(method, path, content)
-        if status not in (200, 201):
-            self._refused(status, body)
-        return body
+        return body if status in (200, 201) else self._refused(status, body)
 
     def _call(self, method: str, path: str, content: object = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self.timeout_s)
@@ -192,15 +166,52 @@ class BootstrapClient:
 
 def _message(body: bytes) -> str:
     try:
-        return msgspec.json.decode(body, type=_Refusal).error.message
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
         return repr(body[:200])
 
 
-class LeaseKeeper:
-    """A thread that keeps one worker registered: renews after a third of the lease and reports the load.
+class _Keeper(ABC):
+    """A thread that registers with the bootstrap server again and again, also after an outage or a restart of it.
 
-    Registers the worker again after an outage or a restart of the server. Logs one warning for each outage.
+    Logs one warning for each outage.
+    """
+
+    def __init__(self, thread_name: str, subject: str, retry_s: float) -> None:
+        self._subject, self._retry_s = subject, retry_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread. Does not wait: the bootstrap server may be started later."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread. Idempotent."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @abstractmethod
+    def _register(self) -> float:
+        """Registers once. Returns after how many seconds to register again."""
+
+    def _run(self) -> None:
+        failing = False
+        while not self._stopping.is_set():
+            try:
+                pause = self._register()
+            except (TransportError, CapacityError, RemoteProtocolError, LocalProtocolError) as error:
+                if not failing:
+                    log.warning("%s is not registered and keeps trying: %s", self._subject, error)
+                failing, pause = True, self._retry_s
+            else:
+                failing = False
+            self._stopping.wait(pause)
+
+
+class LeaseKeeper(_Keeper):
+    """A thread that keeps one worker registered: renews after a third of the lease and reports the load.
 
     Args:
         client: The client of the bootstrap server.
@@ -209,75 +220,44 @@ class LeaseKeeper:
     """
 
     def __init__(self, client: BootstrapClient, worker: Worker, load: Callable[[], float] = lambda: 0.0) -> None:
+        super().__init__(f"lease {worker.id}", f"worker {worker.id}", FIRST_RETRY_SECONDS)
         self._client = client
         self._worker = worker
         self._load = load
-        self._stopping = threading.Event()
         self._registered = threading.Event()
-        self._failing = False
-        self._thread = threading.Thread(target=self._run, name=f"lease {worker.id}", daemon=True)
-
-    def start(self) -> None:
-        """Starts the thread. Does not wait: the bootstrap server may start after the worker."""
-        self._thread.start()
 
     def wait_registered(self, timeout_s: float) -> bool:
         """Waits until the worker is registered. Returns False after ``timeout_s`` seconds."""
         return self._registered.wait(timeout_s)
 
-    def stop(self) -> None:
-        """Ends the thread and unregisters the worker, if the server can be reached. Idempotent."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        pause = FIRST_RETRY_SECONDS
-        while not self._stopping.is_set():
-            try:
-                lease = self._client.renew(with_load(self._worker, self._load()))
-            except (TransportError, CapacityError, RemoteProtocolError, LocalProtocolError) as error:
-                self._missed(error)
-            else:
-                self._renewed(lease)
-                pause = lease.lease_seconds / 3
-            self._stopping.wait(pause)
-        if self._registered.is_set():
-            self._unregister()
-
-    def _renewed(self, lease: Lease) -> None:
+    def _register(self) -> float:
+        lease = self._client.register(msgspec.structs.replace(self._worker, load=self._load()))
         if lease.new:
             again = " again" if self._registered.is_set() else ""
             log.info("registered%s with the bootstrap server at %s", again, self._client.url)
-        self._failing = False
         self._registered.set()
+        self._retry_s = lease.lease_seconds / 3
+        return self._retry_s
 
-    def _missed(self, error: Exception) -> None:
-        if not self._failing:
-            log.warning("worker %s is not registered and keeps trying: %s", self._worker.id, error)
-        self._failing = True
-
-    def _unregister(self) -> None:
-        try:
-            self._client.remove(self._worker.id)
-        except (TransportError, RemoteProtocolError, LocalProtocolError) as error:
-            log.info("cannot unregister; the lease will expire: %s", error)
+    def _run(self) -> None:
+        super()._run()
+        if self._registered.is_set():
+            try:
+                self._client.remove(self._worker.id)
+            except (TransportError, RemoteProtocolError, LocalProtocolError) as error:
+                log.info("cannot unregister; the lease will expire: %s", error)
 
 
-class HealthWatch:
-    """Counts missed health checks in a row; pure. SGLang's receivers give up on an encode side after two."""
+class RankKeeper(_Keeper):
+    """A thread that keeps an encode rank registered in SGLang's way, every ``interval_s`` seconds.
 
-    def __init__(self, max_misses: int = 2) -> None:
-        if max_misses < 1:
-            raise LocalProtocolError(f"max_misses must be at least 1, not {max_misses}")
-        self.max_misses = max_misses
-        self.misses = 0
+    The origin's bootstrap server forgets its ranks on a restart.
+    """
 
-    def saw(self, healthy: bool) -> bool:
-        """Counts the result of one health check. Returns whether the peer counts as gone."""
-        self.misses = 0 if healthy else self.misses + 1
-        return self.gone
+    def __init__(self, client: BootstrapClient, rank: Rank, interval_s: float) -> None:
+        super().__init__("embferry-origin route", f"encode rank {rank.engine_rank}", RANK_RETRY_SECONDS)
+        self._client, self._rank, self._interval_s = client, rank, interval_s
 
-    @property
-    def gone(self) -> bool:
-        return self.misses >= self.max_misses
+    def _register(self) -> float:
+        self._client.register_rank(self._rank)
+        return self._interval_s

@@ -25,27 +25,15 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
 from embferry.protocol.errors import CapacityError, LocalProtocolError, TransportError
 
-from .bootstrap_client import BootstrapClient, HealthWatch, Lease, LeaseKeeper
+from .bootstrap_client import Lease
 from .leases import LeaseTable, Rank, Role, Worker
-
-__all__ = [
-    "BootstrapClient",
-    "BootstrapServer",
-    "HealthWatch",
-    "Lease",
-    "LeaseKeeper",
-    "LeaseTable",
-    "Rank",
-    "Worker",
-    "run",
-]
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +51,7 @@ class _Route(Rank, frozen=True, kw_only=True):
 
 
 class _RequestError(Exception):
-    def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
@@ -152,15 +140,14 @@ class BootstrapServer:
         try:
             url = urlsplit(target)
         except ValueError as error:
-            raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_path", str(error)) from error
+            raise _RequestError("invalid_path", str(error)) from error
         head, _, tail = url.path.removeprefix("/").partition("/")
         verbs = _VERBS.get((head, bool(tail)))
         if verbs is None:
-            raise _RequestError(HTTPStatus.NOT_FOUND, "unknown_path", f"there is nothing at {url.path}")
+            raise _RequestError("unknown_path", f"there is nothing at {url.path}", HTTPStatus.NOT_FOUND)
         if method not in verbs:
-            raise _RequestError(
-                HTTPStatus.METHOD_NOT_ALLOWED, "unknown_method", f"{url.path} supports {' and '.join(verbs)} only"
-            )
+            allowed = f"{url.path} supports {' and '.join(verbs)} only"
+            raise _RequestError("unknown_method", allowed, HTTPStatus.METHOD_NOT_ALLOWED)
         query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         with self._lock:
             for worker in self._table.expire(self._clock()):
@@ -173,7 +160,7 @@ class BootstrapServer:
     def _put_worker(self, tail: str, _query: dict[str, str], body: bytes) -> Answer:
         worker = _decoded(body, Worker)
         if worker.id != tail:
-            raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_worker", f"worker {worker.id} at the path of {tail}")
+            raise _RequestError("invalid_worker", f"worker {worker.id} at the path of {tail}")
         new = self._table.put(worker, self._clock())
         if new:
             log.info("%s worker %s registered at %s", worker.role, worker.id, worker.url or worker.endpoint)
@@ -182,18 +169,15 @@ class BootstrapServer:
 
     def _delete_worker(self, tail: str, _query: dict[str, str], _body: bytes) -> Answer:
         if not self._table.remove(tail):
-            raise _RequestError(HTTPStatus.NOT_FOUND, "unknown_worker", f"no worker {tail!r} is registered")
+            raise _RequestError("unknown_worker", f"no worker {tail!r} is registered", HTTPStatus.NOT_FOUND)
         log.info("worker %s unregistered", tail)
         return HTTPStatus.OK, {"removed": tail}
 
     def _get_workers(self, _tail: str, query: dict[str, str], _body: bytes) -> Answer:
         role = query.get("role")
-        known: dict[str | None, Role | None] = {None: None, "encode": "encode", "language": "language"}
-        if role not in known:
-            raise _RequestError(
-                HTTPStatus.BAD_REQUEST, "invalid_query", f"role must be encode or language, not {role!r}"
-            )
-        return HTTPStatus.OK, {"workers": self._table.workers(self._clock(), known[role])}
+        if role not in (None, *get_args(Role)):
+            raise _RequestError("invalid_query", f"role must be encode or language, not {role!r}")
+        return HTTPStatus.OK, {"workers": self._table.workers(self._clock(), cast("Role | None", role))}
 
     def _put_route(self, _tail: str, _query: dict[str, str], body: bytes) -> Answer:
         route = _decoded(body, _Route)
@@ -212,7 +196,7 @@ class BootstrapServer:
             found = self._table.route(rank, group, now)
             if found is not None:
                 return HTTPStatus.OK, {"rank_ip": found.rank_ip, "rank_port": found.rank_port}
-        raise _RequestError(HTTPStatus.NOT_FOUND, "unknown_rank", f"no encode rank {rank} of group {group} is known")
+        raise _RequestError("unknown_rank", f"no encode rank {rank} of group {group} is known", HTTPStatus.NOT_FOUND)
 
 
 def run(host: str, port: int, lease_seconds: float) -> None:
@@ -243,13 +227,13 @@ def _decoded(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_body", str(error)) from error
+        raise _RequestError("invalid_body", str(error)) from error
 
 
 def _integer(query: dict[str, str], name: str) -> int:
     text = query.get(name, "")
     if len(text) > 9 or not text.removeprefix("-").isdecimal():
-        raise _RequestError(HTTPStatus.BAD_REQUEST, "invalid_query", f"{name} must be an integer, not {text[:32]!r}")
+        raise _RequestError("invalid_query", f"{name} must be an integer, not {text[:32]!r}")
     return int(text)
 
 
@@ -325,9 +309,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "0")
         if "Transfer-Encoding" in self.headers or not length.isdecimal():
-            raise _RequestError(HTTPStatus.LENGTH_REQUIRED, "length_required", "a body needs a Content-Length")
+            raise _RequestError("length_required", "a body needs a Content-Length", HTTPStatus.LENGTH_REQUIRED)
         if len(length) > 9 or int(length) > MAX_BODY_BYTES:
-            raise _RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"at most {MAX_BODY_BYTES} bytes")
+            raise _RequestError("too_large", f"at most {MAX_BODY_BYTES} bytes", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         body = self.rfile.read(int(length))
         if len(body) < int(length):
             raise ConnectionResetError("the body ended early")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from embferry.protocol.errors import CapacityError, LocalProtocolError
@@ -64,15 +63,7 @@ class Worker(Struct, frozen=True, kw_only=True):
 
 
 class LeaseTable:
-    """Workers with the ends of their leases, and ranks with their addresses.
-
-    Args:
-        lease_seconds: How long a worker counts as present after its last renewal.
-        max_workers: Most workers that are registered at once.
-
-    Raises:
-        LocalProtocolError: ``lease_seconds`` is not greater than 0.
-    """
+    """Workers with the ends of their leases, and ranks with their addresses."""
 
     def __init__(self, lease_seconds: float = 5.0, max_workers: int = 1024) -> None:
         if not lease_seconds > 0:
@@ -106,10 +97,6 @@ class LeaseTable:
             del self._leases[worker.id]
         return ended
 
-    def next_expiry(self) -> float | None:
-        """Returns when the next lease ends, unless it is renewed."""
-        return min((ends for _, ends in self._leases.values()), default=None)
-
     def workers(self, now: float, role: Role | None = None) -> tuple[Worker, ...]:
         """Returns the workers whose lease has not ended, in order of registration."""
         live = (worker for worker, ends in self._leases.values() if ends > now)
@@ -135,8 +122,3 @@ class LeaseTable:
 
 def _shape(rank: Rank) -> tuple[int, int]:
     return rank.tp_size, rank.dp_size
-
-
-def with_load(worker: Worker, load: float) -> Worker:
-    """Returns the same worker with another load."""
-    return msgspec.structs.replace(worker, load=load)

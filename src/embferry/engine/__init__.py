@@ -7,9 +7,7 @@ media          pictures and videos → patches and their number of tokens
 encoder        patches → embedding, with the fields of ``embedding``
 cache          embeddings kept by content
 prompt         messages → token ids, positions, and where the visual tokens are
-schedule       the boundaries of the chunks of a prefill
-source         the interface to the transfer, for embeddings that arrive in parts
 language       runs the chunks and tokens of one sequence, with ``sampling`` and ``text``
-scheduler      runs many sequences in turn
+scheduler      runs many sequences in turn, with the interface to embeddings that arrive in parts
 reference      the undivided model, whose results the halves must equal bit by bit
 """

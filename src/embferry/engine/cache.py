@@ -7,20 +7,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from types import TracebackType
 
 from embferry.engine.embedding import Embedding
 
 
 @dataclass(slots=True)
 class CacheCounters:
-    """Counters of an :class:`EmbeddingCache`.
-
-    Attributes:
-        hits: Lookups that encoded nothing, including those that waited for an encode of another thread.
-        misses: Lookups that encoded.
-        evictions: Embeddings removed to stay within the budget.
-    """
+    """Counters of lookups and of embeddings removed. A lookup that waited for another thread's encode is a hit."""
 
     hits: int = 0
     misses: int = 0
@@ -54,20 +47,11 @@ class EmbeddingCache:
     def held_bytes(self) -> int:
         return self._bytes
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._entries
-
     def pin(self, digest: bytes, encode: Callable[[], Embedding]) -> Pin:
         """Returns a pin on the embedding of this digest, after calling ``encode`` if the cache does not hold it.
 
-        An exception of ``encode`` is raised here and in every call that waited for it; the next call encodes again.
-
-        Args:
-            digest: The content digest.
-            encode: Makes the embedding. Runs on the calling thread, without the cache's lock, and may block.
+        ``encode`` runs on the calling thread, without the cache's lock, and may block. An exception of it is raised
+        here and in every call that waited for it; the next call encodes again.
         """
         while True:
             with self._lock:
@@ -148,7 +132,5 @@ class Pin:
     def __enter__(self) -> Embedding:
         return self.embedding
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()

@@ -15,7 +15,6 @@ from transformers import AutoConfig
 from embferry.engine.errors import CheckpointError
 from embferry.engine.families.base import Family, Part
 
-INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
@@ -46,17 +45,14 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.config = read_config(path)
-        self._shards = self._read_index()
-
-    def _read_index(self) -> dict[str, str]:
-        """Returns tensor name → file name."""
-        index = self.path / INDEX
+        self._shards: dict[str, str] = {}  # tensor name → file name
+        index = self.path / f"{SINGLE}.index.json"
         try:
             if index.is_file():
-                shards: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-                return shards
-            with safe_open(self.path / SINGLE, framework="pt") as file:
-                return dict.fromkeys(file.keys(), SINGLE)
+                self._shards = json.loads(index.read_text("utf-8"))["weight_map"]
+            else:
+                with safe_open(self.path / SINGLE, framework="pt") as file:
+                    self._shards = dict.fromkeys(file.keys(), SINGLE)
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"cannot read the list of tensors in {self.path}: {error}") from error
 
@@ -66,17 +62,16 @@ class Checkpoint:
         A tensor that has this dtype in the file is a view of the mapped file, as after ``from_pretrained``. Exactness
         needs this, because a matrix product sums in another order when its operands are aligned differently in memory.
         """
-        wanted: dict[str, list[tuple[str, str]]] = {}
+        wanted: dict[str, dict[str, str]] = {}
         for key, shard in self._shards.items():
             placed = family.place(key)
             if placed is not None and placed[0] is part:
-                wanted.setdefault(shard, []).append((key, placed[1]))
+                wanted.setdefault(shard, {})[key] = placed[1]
         tensors: dict[str, torch.Tensor] = {}
         try:
             for shard, names in wanted.items():
                 with safe_open(self.path / shard, framework="pt") as file:
-                    for key, name in names:
-                        tensors[name] = file.get_tensor(key).to(dtype)
+                    tensors |= {name: file.get_tensor(key).to(dtype) for key, name in names.items()}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read {self.path}: {error}") from error
         return tensors
@@ -96,16 +91,12 @@ def build(cls: Any, config: Any, tensors: dict[str, torch.Tensor], attn: str) ->
         raise CheckpointError(f"the checkpoint does not fit its config.json: {error}") from error
     if missing or unexpected:
         raise CheckpointError(f"the checkpoint lacks {_some(missing)} and has an unknown {_some(unexpected)}")
-    _rebuild_rotary(model)
-    return model.eval().requires_grad_(False)
-
-
-def _rebuild_rotary(model: Any) -> None:
-    """Rebuilds the modules that own rotary frequencies off the meta device; these are computed and not stored."""
+    # Rotary frequencies are computed and not stored, so the modules that own them are built anew, off the meta device.
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, type(module)(module.config))
+    return model.eval().requires_grad_(False)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from embferry.engine.families import Family
+from embferry.engine.families.base import Family
 from embferry.engine.shape import MediaShape
 
 
@@ -91,11 +90,3 @@ def row_bytes(tensor: torch.Tensor) -> np.ndarray:
 def from_bytes(spec: FieldSpec, rows: np.ndarray) -> torch.Tensor:
     """Returns uint8 ``[n, row_bytes]`` as ``[n, width]``, sharing memory; the inverse of :func:`row_bytes`."""
     return torch.from_numpy(rows).view(spec.dtype)
-
-
-def concatenate(embeddings: list[Embedding]) -> Mapping[str, torch.Tensor]:
-    """Returns the embeddings of several items as one stream of tokens: field name → tensor ``[N, width]``."""
-    if len(embeddings) == 1:
-        return embeddings[0].tensors()
-    each = [embedding.tensors() for embedding in embeddings]
-    return {name: torch.cat([fields[name] for fields in each]) for name in each[0]}

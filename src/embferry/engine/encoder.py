@@ -13,8 +13,8 @@ import xxhash
 
 from embferry.engine.checkpoint import Checkpoint, build
 from embferry.engine.embedding import Embedding, FieldSpec, row_bytes, token_fields
-from embferry.engine.families import Family, family_of
-from embferry.engine.families.base import Part
+from embferry.engine.families import family_of
+from embferry.engine.families.base import Family, Part
 from embferry.engine.media import MediaItem, MediaProcessor, PreparedItem
 from embferry.engine.shape import merged_positions
 
@@ -50,22 +50,18 @@ class Encoder:
         """
         torch.set_num_threads(threads)
         checkpoint = Checkpoint(path)
-        family = family_of(checkpoint.config)
+        config = checkpoint.config
+        family = family_of(config)
         tensors = checkpoint.read(family, Part.VISION, dtype)
-        vision_config = checkpoint.config.vision_config
         how = (str(dtype), attn, str(threads), torch.__version__, transformers.__version__)
-        fingerprint = _fingerprint(vision_config, tensors, how)
-        tower = build(family.vision_class, vision_config, tensors, attn)
-        return cls(family, checkpoint.config, tower, MediaProcessor.load(path, fingerprint))
+        fingerprint = _fingerprint(config.vision_config, tensors, how)
+        tower = build(family.vision_class, config.vision_config, tensors, attn)
+        return cls(family, config, tower, MediaProcessor.load(path, fingerprint))
 
     @property
     def fields(self) -> tuple[FieldSpec, ...]:
         """The fields of a visual token, in the order of the transfer's layout."""
         return token_fields(self.family, self.config, self._tower.dtype)
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self._tower.parameters())
 
     def prepare(self, items: Iterable[MediaItem]) -> list[PreparedItem]:
         """Preprocesses the items.
@@ -78,9 +74,8 @@ class Encoder:
     @torch.inference_mode()
     def encode(self, item: PreparedItem) -> Embedding:
         """Returns the embedding of one item, on the CPU."""
-        output = self._tower(
-            item.pixel_values.to(self._tower.dtype), grid_thw=torch.tensor([item.grid_thw]), return_dict=True
-        )
+        pixels = item.pixel_values.to(self._tower.dtype)
+        output = self._tower(pixels, grid_thw=torch.tensor([item.grid_thw]), return_dict=True)
         embeddings, deepstack = self.family.visual_rows(output)
         token = self.config.image_token_id if item.kind == "image" else self.config.video_token_id
         return Embedding(

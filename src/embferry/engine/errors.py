@@ -1,30 +1,14 @@
-"""Errors of the engine.
-
-    EngineError
-    ├── UnsupportedModel        the checkpoint is of a family without an adapter
-    ├── CheckpointError         the files of the model are incomplete or contradict each other
-    ├── RequestError            the request is wrong; no other request is affected
-    │   ├── MediaError          a picture or video cannot be prepared
-    │   ├── PromptError         no prompt can be built from the messages
-    │   │   └── PromptTooLong   the prompt has more tokens than the model has positions
-    │   └── ParameterError      a sampling parameter is out of range
-    ├── EmbeddingMismatch       the embedding that arrived does not belong to the prompt
-    └── QueueFull               the scheduler holds as many requests as it may
-
-Each class has a stable ``code``, an HTTP status, and a flag that says whether the same request may succeed later.
-"""
+"""Errors of the engine: for each kind a stable code, an HTTP status, and whether the same request may succeed later."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from embferry.protocol.errors import EmbferryError
 
 
-class EngineError(Exception):
+class EngineError(EmbferryError):
     """Base of the errors that the engine raises."""
 
-    code: ClassVar[str] = "engine_error"
-    http_status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
+    code = "engine_error"
 
 
 class UnsupportedModel(EngineError):
@@ -82,4 +66,4 @@ class QueueFull(EngineError):
 
     code = "queue_full"
     http_status = 503
-    retryable = True
+    default_retryable = True

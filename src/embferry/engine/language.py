@@ -2,6 +2,10 @@
 
 Each call runs one chunk of a prompt or one token of a single sequence. A batch would be faster but not exact, because
 the rows of a matrix product can differ in the last bits with the number of other rows.
+
+Prefill in chunks is close to prefill in one piece but not equal to it bit by bit, because kernels sum in another order.
+So the boundaries depend only on the length of the prompt and on a setting. The arrival of the embedding decides when a
+chunk runs, never what is in it: a request has the same logits however its embedding arrives.
 """
 
 from __future__ import annotations
@@ -19,36 +23,39 @@ from transformers.cache_utils import DynamicCache
 from embferry.engine.checkpoint import Checkpoint, build
 from embferry.engine.embedding import FieldSpec, token_fields
 from embferry.engine.errors import CheckpointError, EmbeddingMismatch, PromptTooLong
-from embferry.engine.families import Family, family_of
+from embferry.engine.families import family_of
 from embferry.engine.families.base import Part
 from embferry.engine.prompt import Prompt, PromptBuilder
 from embferry.engine.sampling import SamplingParams, sample
-from embferry.engine.schedule import DEFAULT_CHUNK_TOKENS, chunk_boundaries
 from embferry.engine.text import Detokenizer, StopText
 
+DEFAULT_CHUNK_TOKENS = 512
 FinishReason = Literal["stop", "length"]
 Fields = Mapping[str, torch.Tensor]
 """Field name → tensor ``[n, width]``."""
+
+
+def chunk_boundaries(length: int, chunk_tokens: int) -> list[tuple[int, int]]:
+    """Returns half-open ranges of ``chunk_tokens`` tokens that cover ``[0, length)``; the last may be shorter."""
+    if length < 1 or chunk_tokens < 1:
+        raise ValueError(f"cannot cut {length} tokens into chunks of {chunk_tokens}")
+    return [(start, min(start + chunk_tokens, length)) for start in range(0, length, chunk_tokens)]
 
 
 class Sequence:
     """The state of one request in the model: its key-value cache, its progress, and the generated tokens.
 
     Attributes:
-        prompt: The prompt.
-        params: The sampling parameters.
-        cache: The key-value cache.
         chunks: Ranges of prompt tokens, half open, that the prefill runs one by one.
         chunks_done: How many of these have run.
         tokens: Ids generated so far, including the end token.
         text: The text of these tokens as far as it is final.
         finish_reason: None while there is more to generate.
         logits: ``[vocab]``, the logits that the last token was chosen from; None before the first token.
-        generator: The random generator of the request.
     """
 
     def __init__(
-        self, prompt: Prompt, params: SamplingParams, cache: Any, chunks: tuple[tuple[int, int], ...], tokenizer: Any
+        self, prompt: Prompt, params: SamplingParams, cache: Any, chunks: list[tuple[int, int]], tokenizer: Any
     ) -> None:
         self.prompt = prompt
         self.params = params
@@ -79,13 +86,7 @@ class Sequence:
         return self.text[taken:]
 
     def accept(self, token: int, end_tokens: frozenset[int], room: int) -> None:
-        """Appends a generated token and decides whether it is the last.
-
-        Args:
-            token: The id.
-            end_tokens: Ids that end an answer.
-            room: Tokens that fit after the prompt.
-        """
+        """Appends a generated token and decides whether it is the last; ``room`` tokens fit after the prompt."""
         self.tokens.append(token)
         if token in end_tokens and not self.params.ignore_eos:
             self.finish_reason = "stop"
@@ -128,7 +129,7 @@ class LanguageModel:
             dtype: Dtype of the weights.
             attn: Attention implementation of transformers.
             threads: Threads of torch, for the whole process; the last bits of a result depend on their number.
-            prefill_chunk_tokens: Tokens of a prefill chunk; see :mod:`embferry.engine.schedule`.
+            prefill_chunk_tokens: Tokens of a prefill chunk; see the module.
             limit: Most tokens of a prompt together with its answer.
 
         Raises:
@@ -150,18 +151,9 @@ class LanguageModel:
         return cls(prompts, decoder, head, end_tokens(path, config, prompts.tokenizer), prefill_chunk_tokens)
 
     @property
-    def family(self) -> Family:
-        return self.prompts.family
-
-    @property
     def fields(self) -> tuple[FieldSpec, ...]:
         """The fields of a visual token, in the model's dtype."""
-        return token_fields(self.family, self.prompts.config, self._decoder.dtype)
-
-    @property
-    def num_parameters(self) -> int:
-        tied = self._head is self._decoder.embed_tokens.weight
-        return sum(int(p.numel()) for p in self._decoder.parameters()) + (0 if tied else self._head.numel())
+        return token_fields(self.prompts.family, self.prompts.config, self._decoder.dtype)
 
     def start(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         """Returns a sequence of which no chunk has run.
@@ -192,7 +184,8 @@ class LanguageModel:
         embeds = self._decoder.embed_tokens(prompt.input_ids[:, start:stop])
         deepstack: dict[str, Any] = {}
         if last > first:
-            checked = self._checked(prompt, first, last, fields or {})
+            checked = fields or {}
+            self._check(prompt, first, last, checked)
             at = prompt.visual_positions[first:last] - start
             embeds[0, at] = checked["input_embeddings"].to(embeds.dtype)
             if "deepstack_embeddings" in checked:
@@ -224,7 +217,7 @@ class LanguageModel:
         sequence.accept(token, self.end_tokens, self.prompts.limit - sequence.prompt.length)
         return token
 
-    def _checked(self, prompt: Prompt, first: int, last: int, fields: Fields) -> Fields:
+    def _check(self, prompt: Prompt, first: int, last: int, fields: Fields) -> None:
         which = f"visual tokens {first} to {last}"
         for spec in self.fields:
             field = fields.get(spec.name)
@@ -236,7 +229,6 @@ class LanguageModel:
             raise EmbeddingMismatch(f"{which} are not of the kinds of media that the prompt has")
         if not torch.equal(fields["mrope_positions"], prompt.mrope_positions[first:last]):
             raise EmbeddingMismatch(f"{which} are of media of another size than those of the prompt")
-        return fields
 
 
 def end_tokens(path: str | os.PathLike[str], config: Any, tokenizer: Any) -> frozenset[int]:

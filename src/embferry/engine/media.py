@@ -26,8 +26,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from embferry.engine.checkpoint import read_config
 from embferry.engine.errors import CheckpointError, MediaError
-from embferry.engine.families import Family, family_of
-from embferry.engine.families.base import VideoLimits
+from embferry.engine.families import family_of
+from embferry.engine.families.base import Family, VideoLimits
 from embferry.engine.shape import Kind, MediaShape
 
 #: The longer side divided by the shorter one, from the ``smart_resize`` of the families.
@@ -38,12 +38,7 @@ _CHW = ChannelDimension.FIRST
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A decoded video. All its frames are used, so the decoder has to choose which to take.
-
-    Attributes:
-        frames: Frames of the same size.
-        fps: Frames per second.
-    """
+    """A decoded video: frames of one size. All frames are used, so the decoder has to choose which to take."""
 
     frames: Sequence[Image.Image]
     fps: float
@@ -66,10 +61,8 @@ class PreparedItem:
     """A preprocessed item, ready for the vision tower.
 
     Attributes:
-        kind: "image" or "video".
         pixel_values: float32 ``[patches, channels × temporal_patch × patch × patch]``.
         grid_thw: Patches in time, height and width.
-        num_tokens: Tokens of its embedding.
         timestamps: Seconds of each temporal patch; see :class:`MediaShape`.
         digest: 16 bytes. Items with equal digests have equal embeddings, bit by bit.
     """
@@ -97,7 +90,15 @@ class MediaProcessor:
         self.patch_size = int(images.patch_size)
         self.merge_size = int(images.merge_size)
         self.temporal_patch_size = int(images.temporal_patch_size)
-        self._limits = self._video_limits(video_settings)
+        size = self._video["size"]
+        self._limits = VideoLimits(
+            min_pixels=int(video_settings.get("min_pixels") or size["shortest_edge"]),
+            max_pixels=int(video_settings.get("max_pixels") or size["longest_edge"]),
+            factor=self.patch_size * self.merge_size,
+            temporal_patch_size=self.temporal_patch_size,
+            cap_pixels_per_frame=bool(self._video.get("cap_pixels_per_frame")),
+            max_video_tokens=int(self._video.get("max_video_tokens") or 0),
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], fingerprint: bytes = b"") -> MediaProcessor:
@@ -121,24 +122,11 @@ class MediaProcessor:
             raise CheckpointError(f"cannot read the preprocessor settings in {path}: {error}") from error
         return cls(family_of(config), images, settings, fingerprint)
 
-    def _video_limits(self, settings: dict[str, Any]) -> VideoLimits:
-        size = self._video["size"]
-        return VideoLimits(
-            min_pixels=int(settings.get("min_pixels") or size["shortest_edge"]),
-            max_pixels=int(settings.get("max_pixels") or size["longest_edge"]),
-            factor=self.patch_size * self.merge_size,
-            temporal_patch_size=self.temporal_patch_size,
-            cap_pixels_per_frame=bool(self._video.get("cap_pixels_per_frame")),
-            max_video_tokens=int(self._video.get("max_video_tokens") or 0),
-        )
-
     @property
     def frame_sampling(self) -> FrameSampling:
         """The frames that the decoder of a video should take."""
         fps, least, most = (self._video.get(name) for name in ("fps", "min_frames", "max_frames"))
         return FrameSampling(float(fps or 2.0), int(least or 4), int(most or 768))
-
-    # ---- sizes, without pixels
 
     def grid_of(self, size: tuple[int, int], frames: int | None = None) -> tuple[int, int, int]:
         """Returns the number of patches in time, height and width.
@@ -161,7 +149,8 @@ class MediaProcessor:
             raise MediaError("the video has no frames")
         try:
             if frames is None:
-                t, (h, w) = 1, self._picture_size(height, width)
+                least, most = self._images.size["shortest_edge"], self._images.size["longest_edge"]
+                t, (h, w) = 1, smart_resize(height, width, self._limits.factor, least, most)
             else:
                 t = -(-frames // self.temporal_patch_size)
                 h, w = self.family.video_size(frames, height, width, self._limits)
@@ -172,15 +161,6 @@ class MediaProcessor:
     def tokens_of(self, size: tuple[int, int], frames: int | None = None) -> int:
         """Returns the number of tokens of the embedding. Arguments and errors are those of :meth:`grid_of`."""
         return math.prod(self.grid_of(size, frames)) // self.merge_size**2
-
-    def _picture_size(self, height: int, width: int) -> tuple[int, int]:
-        limits = self._images.size
-        rows, columns = smart_resize(
-            height, width, self._limits.factor, limits["shortest_edge"], limits["longest_edge"]
-        )
-        return int(rows), int(columns)
-
-    # ---- pixels
 
     def prepare(self, item: MediaItem) -> PreparedItem:
         """Cuts an item into patches.
@@ -253,17 +233,10 @@ def patchify(frames: np.ndarray, patch: int, temporal_patch: int, merge: int) ->
     must be a multiple of ``temporal_patch``, H and W of ``patch × merge``.
     """
     count, channels, height, width = frames.shape
-    blocks = frames.reshape(
-        count // temporal_patch,
-        temporal_patch,
-        channels,
-        height // (patch * merge),
-        merge,
-        patch,
-        width // (patch * merge),
-        merge,
-        patch,
-    )
+    side = patch * merge
+    rows, columns = height // side, width // side
+    times = count // temporal_patch
+    blocks = frames.reshape(times, temporal_patch, channels, rows, merge, patch, columns, merge, patch)
     # t, row of blocks, column of blocks, row in block, column in block | channel, time, y, x
-    rows = blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return rows.reshape(-1, channels * temporal_patch * patch * patch)
+    patches = blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return patches.reshape(-1, channels * temporal_patch * patch * patch)

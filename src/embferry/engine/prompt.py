@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 
 from embferry.engine.checkpoint import read_config
 from embferry.engine.errors import CheckpointError, PromptError, PromptTooLong
-from embferry.engine.families import Family, family_of
-from embferry.engine.families.base import Marks, Placeholder
+from embferry.engine.families import family_of
+from embferry.engine.families.base import Family, Marks, Placeholder
 from embferry.engine.media import DIGEST_BYTES
 from embferry.engine.shape import TOKEN_TYPE, Kind, MediaShape, merged_positions
 
@@ -78,14 +78,7 @@ def stream_digest(digests: Sequence[bytes]) -> bytes:
 
 
 class PromptBuilder:
-    """Builds prompts for one model.
-
-    Args:
-        family: The model's family.
-        config: Configuration of the model.
-        tokenizer: Tokenizer of the model, with a chat template.
-        limit: Most tokens of a prompt together with its answer; the model's own limit if None or larger.
-    """
+    """Builds prompts for one model, of whose tokens and those of an answer at most ``limit`` fit together."""
 
     def __init__(self, family: Family, config: Any, tokenizer: Any, limit: int | None = None) -> None:
         self.family = family
@@ -104,6 +97,10 @@ class PromptBuilder:
     @classmethod
     def load(cls, path: str | os.PathLike[str], limit: int | None = None) -> PromptBuilder:
         """Loads the configuration and the tokenizer of a model directory.
+
+        Args:
+            path: Model directory.
+            limit: Most tokens of a prompt together with its answer; the model's own limit if None or larger.
 
         Raises:
             UnsupportedModel: The model's family has no adapter.
@@ -142,8 +139,7 @@ class PromptBuilder:
             text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise PromptError(f"the model's chat template rejects the messages: {error}") from error
-        placeholders = self._placeholders(text, shapes)
-        ids = self._token_ids(self._expanded(text, placeholders), placeholders)
+        ids = self._token_ids(text, self._placeholders(text, shapes))
         self._check_room(len(ids), max_new_tokens)
         return self._prompt(ids, tuple(shapes))
 
@@ -154,8 +150,6 @@ class PromptBuilder:
                 f"{self.limit} fit. Shorten the prompt, send fewer or smaller pictures, or ask for fewer tokens"
             )
 
-    # ---- text
-
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):
@@ -163,9 +157,8 @@ class PromptBuilder:
         if isinstance(content, str):
             return {"role": role, "content": self._plain(content)}
         if not isinstance(content, Sequence):
-            raise PromptError(
-                f"the content of a message must be a string or a list of parts, not {type(content).__name__}"
-            )
+            kind = type(content).__name__
+            raise PromptError(f"the content of a message must be a string or a list of parts, not {kind}")
         return {"role": role, "content": [self._part(part) for part in content]}
 
     def _part(self, part: Any) -> dict[str, str]:
@@ -183,8 +176,6 @@ class PromptBuilder:
                 raise PromptError(f"the text contains {token}, a control token of the model; remove it")
         return text
 
-    # ---- media
-
     def _placeholders(self, text: str, shapes: Sequence[MediaShape]) -> list[Placeholder]:
         kinds: list[Kind] = ["image" if pad == self._marks.image else "video" for pad in self._mark.findall(text)]
         if kinds != [shape.kind for shape in shapes]:
@@ -192,15 +183,13 @@ class PromptBuilder:
             raise PromptError(f"the messages contain these media: {', '.join(kinds) or 'none'}; prepared were: {told}")
         return [self.family.placeholder(shape, self.merge, self._marks) for shape in shapes]
 
-    def _expanded(self, text: str, placeholders: Sequence[Placeholder]) -> str:
-        each = iter(placeholders)
-        return self._mark.sub(lambda _: next(each).text, text)
-
     def _token_ids(self, text: str, placeholders: Sequence[Placeholder]) -> list[int]:
-        """Returns the token ids, with each pad repeated.
+        """Returns the token ids, with the placeholders in place of the marks.
 
-        Repeating ids is faster than tokenizing a text with one pad for each visual token.
+        The ids of pads are repeated, which is faster than tokenizing a text with one pad for each visual token.
         """
+        texts = iter(placeholders)
+        text = self._mark.sub(lambda _: next(texts).text, text)
         pads = (self.config.image_token_id, self.config.video_token_id)
         counts: Iterator[int] = (count for placeholder in placeholders for count in placeholder.counts)
         ids: list[int] = []

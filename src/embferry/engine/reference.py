@@ -15,13 +15,12 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from embferry.engine.checkpoint import read_config
-from embferry.engine.families import Family, family_of
-from embferry.engine.families.base import grid_arguments
-from embferry.engine.language import end_tokens
+from embferry.engine.families import family_of
+from embferry.engine.families.base import Family, grid_arguments
+from embferry.engine.language import DEFAULT_CHUNK_TOKENS, chunk_boundaries, end_tokens
 from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import Prompt, PromptBuilder
 from embferry.engine.sampling import SamplingParams, sample
-from embferry.engine.schedule import DEFAULT_CHUNK_TOKENS, chunk_boundaries
 from embferry.engine.shape import TOKEN_TYPE, Kind
 
 
@@ -49,14 +48,14 @@ class _Features:
         return output
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Reference:
     """An undivided model, as a reference."""
 
-    def __init__(self, family: Family, model: Any, ends: frozenset[int], chunk_tokens: int) -> None:
-        self.family = family
-        self.model = model
-        self.end_tokens = ends
-        self.chunk_tokens = chunk_tokens
+    family: Family
+    model: Any
+    end_tokens: frozenset[int]
+    chunk_tokens: int
 
     @classmethod
     def load(
@@ -74,8 +73,8 @@ class Reference:
         model = family.undivided_class.from_pretrained(
             path, dtype=dtype, attn_implementation=attn, local_files_only=True
         )
-        tokenizer = PromptBuilder.load(path).tokenizer
-        return cls(family, model.eval(), end_tokens(path, config, tokenizer), prefill_chunk_tokens)
+        ends = end_tokens(path, config, PromptBuilder.load(path).tokenizer)
+        return cls(family, model.eval(), ends, prefill_chunk_tokens)
 
     @torch.inference_mode()
     def run(self, prompt: Prompt, items: Sequence[PreparedItem], params: SamplingParams) -> ReferenceRun:
@@ -90,15 +89,8 @@ class Reference:
         cache = DynamicCache(config=self.model.config.text_config)
         logits = torch.empty(0)
         for start, stop in chunk_boundaries(prompt.length, self.chunk_tokens):
-            logits = self._forward(
-                cache,
-                prompt.input_ids[:, start:stop],
-                positions[..., start:stop],
-                self._chunk(prompt, features, start, stop),
-            )
-        return self._generate(cache, int(delta), logits, params)
-
-    def _generate(self, cache: Any, delta: int, logits: torch.Tensor, params: SamplingParams) -> ReferenceRun:
+            chunk = self._chunk(prompt, features, start, stop)
+            logits = self._forward(cache, prompt.input_ids[:, start:stop], positions[..., start:stop], chunk)
         run, generator = ReferenceRun(), params.generator()
         while True:
             run.logits.append(logits)
@@ -106,7 +98,7 @@ class Reference:
             ended = run.tokens[-1] in self.end_tokens and not params.ignore_eos
             if ended or len(run.tokens) == params.max_tokens:
                 return run
-            position = torch.full((3, 1, 1), cache.get_seq_length() + delta)
+            position = torch.full((3, 1, 1), cache.get_seq_length() + int(delta))
             logits = self._forward(cache, torch.tensor([[run.tokens[-1]]]), position, {})
 
     def _encode(self, items: Sequence[PreparedItem], kind: Kind) -> _Features | None:
@@ -123,7 +115,7 @@ class Reference:
         return _Features(type(outputs[0]), torch.cat([output.pooler_output[0] for output in outputs]), levels)
 
     def _chunk(self, prompt: Prompt, features: dict[Kind, _Features | None], start: int, stop: int) -> dict[str, Any]:
-        """Returns the features of the placeholder tokens of each kind in ``[start, stop)`` of the sequence."""
+        """Returns each kind's features in ``[start, stop)`` of the sequence."""
         chunk: dict[str, Any] = {}
         for kind, found in features.items():
             places = prompt.mm_token_type_ids[0] == TOKEN_TYPE[kind]

@@ -1,4 +1,4 @@
-"""Runs many requests in turn on one language model.
+"""Runs many requests in turn on one language model, and reads their visual tokens from transfers.
 
 ``step`` never waits. It runs one chunk or one token of every sequence that can go on. So a missing embedding delays
 only its own request, and a long prompt delays the others by one chunk at a time.
@@ -10,29 +10,74 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
+from embferry.engine.embedding import Embedding
 from embferry.engine.errors import EmbeddingMismatch, QueueFull
 from embferry.engine.language import LanguageModel, Sequence
-from embferry.engine.prompt import Prompt
+from embferry.engine.prompt import Prompt, stream_digest
 from embferry.engine.sampling import SamplingParams
-from embferry.engine.source import DigestedSource, EmbeddingSource
 
 Ending = Literal["stop", "length", "abort", "error"]
 
 
+class EmbeddingSource(Protocol):
+    """The stream of a prompt's visual tokens, of which a prefix has arrived.
+
+    Neither ``release`` nor the end of a request closes the source; that is up to its owner.
+    """
+
+    @property
+    def total_tokens(self) -> int:
+        """Length of the stream in tokens; -1 while unknown."""
+
+    def available_tokens(self) -> int:
+        """Returns the number of tokens of the verified prefix. Does not block.
+
+        Raises:
+            Exception: The transfer has failed; the error is the transfer's.
+        """
+
+    def read(self, field: str, start: int, stop: int) -> torch.Tensor:
+        """Returns tokens ``[start, stop)`` of a field, ``[stop - start, width]``: a copy, or a view until released."""
+
+    def release(self, upto: int) -> None:
+        """Releases the tokens below ``upto``; they are not read again."""
+
+
+@runtime_checkable
+class DigestedSource(Protocol):
+    """A source that knows the digest of its content. The scheduler compares it with the prompt's."""
+
+    @property
+    def digest(self) -> bytes:
+        """``stream_digest`` of the items' digests; empty while unknown."""
+
+
+class ResidentSource:
+    """A source whose tokens are all there from the start."""
+
+    def __init__(self, *embeddings: Embedding) -> None:
+        fields = [embedding.tensors() for embedding in embeddings]
+        self._fields = {name: torch.cat([each[name] for each in fields]) for name in fields[0]}
+        self.digest = stream_digest([embedding.shape.digest for embedding in embeddings])
+        self.total_tokens = len(self._fields["input_embeddings"])
+
+    def available_tokens(self) -> int:
+        return self.total_tokens
+
+    def read(self, field: str, start: int, stop: int) -> torch.Tensor:
+        return self._fields[field][start:stop]
+
+    def release(self, upto: int) -> None:
+        """Does nothing: the tokens are the caller's."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A prompt to answer.
-
-    Attributes:
-        id: Identifies the request in outputs and in :meth:`Scheduler.abort`.
-        prompt: The prompt.
-        params: The sampling parameters.
-        source: Provides the visual tokens of the prompt; None if it has none.
-    """
+    """A prompt to answer. The source provides its visual tokens; it is None if there are none."""
 
     id: str
     prompt: Prompt
@@ -54,7 +99,6 @@ class Output:
     """One token of a request, or its end.
 
     Attributes:
-        request_id: The id of the request.
         token: The id of the token; None if the request ended without one.
         text: The text that became final with this token; may be empty.
         usage: Tokens of the request so far.
@@ -152,14 +196,11 @@ class Scheduler:
 
     def step(self) -> list[Output]:
         """Runs one chunk or token of every sequence that can go on; returns the new outputs, which may be none."""
-        outputs = [self._last(running, "abort") for running in self._aborted]
+        outputs: list[Output | None] = [self._last(running, "abort") for running in self._aborted]
         self._aborted.clear()
-        for running in list(self._running.values()):
-            output = self._advance(running)
-            if output is not None:
-                outputs.append(output)
+        outputs += [self._advance(running) for running in list(self._running.values())]
         self._admit()
-        return outputs
+        return [output for output in outputs if output is not None]
 
     def _admit(self) -> None:
         while self._queue and len(self._running) < self.max_running:
@@ -174,10 +215,19 @@ class Scheduler:
             return True
 
     def _arrived(self, running: _Running) -> bool:
+        """Returns whether the next chunk's visual tokens have arrived, after comparing the source with the prompt."""
         sequence, source = running.sequence, running.request.source
         if sequence is None or sequence.prefilled or source is None:
             return True
-        self._check(running.request.prompt, source)
+        prompt = running.request.prompt
+        if source.total_tokens not in (-1, prompt.num_visual):
+            raise EmbeddingMismatch(
+                f"the embedding has {source.total_tokens} tokens, the media of the prompt have {prompt.num_visual}"
+            )
+        if isinstance(source, DigestedSource) and source.digest and prompt.digest not in (b"", source.digest):
+            raise EmbeddingMismatch(
+                f"the embedding's content ({source.digest.hex()}) is not that of the prompt ({prompt.digest.hex()})"
+            )
         # Called even if the next chunk is all text, so that a failed transfer ends its request at once.
         return source.available_tokens() >= sequence.next_visual_range[1]
 
@@ -197,13 +247,9 @@ class Scheduler:
         if sequence.finish_reason is not None:
             del self._running[running.request.id]
             return self._last(running, sequence.finish_reason)
-        return Output(
-            running.request.id,
-            sequence.tokens[-1],
-            sequence.take_text(),
-            self._usage(running),
-            ttft=running.ttft if first else None,
-        )
+        ttft = running.ttft if first else None
+        text = sequence.take_text()
+        return Output(running.request.id, sequence.tokens[-1], text, self._usage(running), ttft=ttft)
 
     def _work(self, running: _Running) -> None:
         """Runs one chunk or one token, if the visual tokens it needs have arrived."""
@@ -220,21 +266,9 @@ class Scheduler:
         if request.source is None or last == first:
             self.model.prefill_chunk(sequence)
             return
-        self.model.prefill_chunk(sequence, self._read(request.source, first, last))
+        fields = {spec.name: request.source.read(spec.name, first, last) for spec in self.model.fields}
+        self.model.prefill_chunk(sequence, fields)
         request.source.release(last)
-
-    def _read(self, source: EmbeddingSource, first: int, last: int) -> dict[str, torch.Tensor]:
-        return {spec.name: source.read(spec.name, first, last) for spec in self.model.fields}
-
-    def _check(self, prompt: Prompt, source: EmbeddingSource) -> None:
-        if source.total_tokens not in (-1, prompt.num_visual):
-            raise EmbeddingMismatch(
-                f"the embedding has {source.total_tokens} tokens, the media of the prompt have {prompt.num_visual}"
-            )
-        if isinstance(source, DigestedSource) and source.digest and prompt.digest not in (b"", source.digest):
-            raise EmbeddingMismatch(
-                f"the embedding's content ({source.digest.hex()}) is not that of the prompt ({prompt.digest.hex()})"
-            )
 
     def _last(self, running: _Running, reason: Ending, error: Exception | None = None) -> Output:
         sequence = running.sequence

@@ -23,7 +23,7 @@ from libcst.metadata import (
 )
 
 from . import words
-from .words import GENERIC, NAMES, SYSTEM, mentions, replace_names, replace_phrases
+from .words import GENERIC, NAMES, SYSTEM, RewriteError, mentions, replace_names, replace_phrases
 
 _USES_THE_SYSTEM = re.compile(
     rf"{SYSTEM}|^[ \t]*(?:from|import(?:[ \t][\w., ]*,)?)[ \t]+(?:embferry\b|sglang[\w.]*\.disaggregation\b)",
@@ -50,10 +50,6 @@ PUBLIC = "{} may be used from other files; rename it yourself if it belongs to t
 CLASH = "{} is left alone in this file: its new form is bound beside it already"
 
 
-class ParseError(Exception):
-    """The file cannot be read as Python, or would not be written back byte for byte; the text says why."""
-
-
 def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bool = False) -> words.Rewritten:
     """Returns the file with the present names.
 
@@ -64,7 +60,7 @@ def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bo
         assume: Treat the file as one that uses the system.
 
     Raises:
-        ParseError: The file must be left as it is.
+        RewriteError: The file cannot be read as Python, or would not be written back byte for byte.
     """
     module = _parse(data)
     its_own = path.stem in words.MODULES or "disaggregation" in path.parts[:-1]
@@ -79,7 +75,7 @@ def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bo
         changed = wrapper.visit(final)
         return words.Rewritten(changed.bytes, tuple(sorted(set(final.doubtful))), module.encoding)
     except RecursionError:
-        raise ParseError("not read: it is nested too deep") from None
+        raise RewriteError("not read: it is nested too deep") from None
 
 
 def _parse(data: bytes) -> cst.Module:
@@ -90,21 +86,16 @@ def _parse(data: bytes) -> cst.Module:
         module = cst.parse_module(data)
         same = module.bytes == data
     except cst.ParserSyntaxError as error:
-        raise ParseError(f"not read: line {error.raw_line}: {error.message}") from None
+        raise RewriteError(f"not read: line {error.raw_line}: {error.message}") from None
     except (cst.CSTValidationError, SyntaxError, ValueError, LookupError, RecursionError, MemoryError) as error:
-        raise ParseError(f"not read: {type(error).__name__}: {error}".splitlines()[0]) from None
+        raise RewriteError(f"not read: {type(error).__name__}: {error}".splitlines()[0]) from None
     if not same:
-        raise ParseError("not read: it would not be written back as it was")
+        raise RewriteError("not read: it would not be written back as it was")
     return module
 
 
 class _Codemod(cst.CSTTransformer):
-    """Renames in one file.
-
-    Args:
-        own: Top-level names of the user's modules.
-        clashing: Names to keep everywhere.
-        keep_in_text: Names to keep in comments and messages.
+    """Renames in one file. Keeps ``clashing`` names everywhere, and those of ``keep_in_text`` in comments and messages.
 
     Attributes:
         doubtful: (line, reason) of what a person has to look at.
@@ -156,8 +147,7 @@ class _Codemod(cst.CSTTransformer):
             case cst.ImportAlias() if self._is_foreign_import(parent):
                 return self._leave(node, name, FOREIGN)
         if new is None:
-            new = words.compound(name)
-            if new is None:
+            if (new := words.compound(name)) is None:
                 return name
             if not (name.startswith("_") or (owner is node and self._is_local(node))):
                 return self._leave(node, name, PUBLIC)
@@ -171,8 +161,11 @@ class _Codemod(cst.CSTTransformer):
 
     def _leave(self, node: cst.CSTNode, old: str, reason: str) -> str:
         self.left.add(old)
-        self.doubtful.append((self.get_metadata(PositionProvider, node).start.line, reason.format(old)))
+        self._doubt(node, reason.format(old))
         return old
+
+    def _doubt(self, node: cst.CSTNode, reason: str) -> None:
+        self.doubtful.append((self.get_metadata(PositionProvider, node).start.line, reason))
 
     def _parent(self, node: cst.CSTNode) -> cst.CSTNode:
         return self.get_metadata(ParentNodeProvider, node)
@@ -251,7 +244,7 @@ class _Codemod(cst.CSTTransformer):
         if self._is_message(node):
             new = replace_names(new, self._keep_in_text)
         if mentions(new):
-            self.doubtful.append((self.get_metadata(PositionProvider, node).start.line, OWN_TEXT))
+            self._doubt(node, OWN_TEXT)
         return new
 
     def _is_message(self, node: cst.CSTNode) -> bool:

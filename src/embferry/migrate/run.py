@@ -1,15 +1,29 @@
-"""Plans the changes of a migration, and applies them."""
+"""Finds the files to migrate, plans their changes, and applies them."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Set
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import files, python, text
-from .files import Skipped
-from .words import Rewritten
+from . import python, text
+from .words import MENTIONS, RewriteError, Rewritten, split
+
+PYTHON = split(".py .pyi")
+TEXT = split("""
+    .sh .bash .zsh .ksh .fish .ps1 .yaml .yml .md .rst .txt .json .toml .cfg .conf .ini .mk .j2 .tf .service .env
+    Makefile Dockerfile Justfile Jenkinsfile .bashrc .bash_aliases .zshrc
+    """)
+SKIPPED_FOLDERS = split("""
+    .git .hg .svn .venv venv node_modules site-packages __pycache__ .tox .nox .eggs .mypy_cache .ruff_cache
+    .pytest_cache
+    """)
+MAX_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +32,12 @@ class Change:
 
     path: Path
     before: bytes
-    after: bytes
-    encoding: str
+    after: Rewritten
 
     @property
     def diff(self) -> str:
         """The unified diff; bytes that are not text in the file's encoding are shown escaped."""
-        before, after = (_lines(data, self.encoding) for data in (self.before, self.after))
+        before, after = (_lines(data, self.after.encoding) for data in (self.before, self.after.data))
         name = str(self.path).lstrip("/")
         lines = difflib.unified_diff(before, after, f"a/{name}", f"b/{name}")
         return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
@@ -37,13 +50,13 @@ class Plan:
     Attributes:
         changes: The files to rewrite.
         doubtful: ``file:line: reason`` of every place that a person has to look at.
-        skipped: The files that could not be handled.
+        left: ``file: reason`` of every file that could not be handled; their contents are unchanged.
         looked_at: The number of files looked at.
     """
 
     changes: list[Change] = field(default_factory=list)
     doubtful: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     looked_at: int = 0
 
 
@@ -51,39 +64,109 @@ def plan(paths: Iterable[Path], assume: bool = False) -> Plan:
     """Returns the changes that every file below ``paths`` needs, and changes nothing.
 
     Args:
-        paths: Files and folders.
+        paths: Files and folders. Links inside folders are not followed. A given path is followed, and a given file is
+            included under any name.
         assume: Treat every file as one that uses the system.
     """
     made = Plan()
-    found = list(files.find(paths, made.skipped))
+    found: dict[Path, Path] = {}
+    for path in paths:
+        for file in [path] if path.is_file() else _below(path, made.left):
+            found.setdefault(file.resolve(), file)
     made.looked_at = len(found)
-    own = {path.stem for path in found if path.suffix in files.PYTHON}
-    own |= {path.resolve().parent.name for path in found if path.name == "__init__.py"}
-    for path in found:
-        match files.read(path):
-            case Skipped() as skipped:
-                made.skipped.append(skipped)
-            case bytes(before):
-                _add(made, path, before, own, assume)
+    own = {path.stem for path in found.values() if path.suffix in PYTHON}
+    own |= {real.parent.name for real, path in found.items() if path.name == "__init__.py"}
+    for path in found.values():
+        with _listing(made.left, path):
+            before = _read(path)
+            if before is None:
+                continue
+            is_python = _kind(path) is PYTHON
+            after = python.rewrite(before, path, own, assume) if is_python else _rewrite_text(before, assume)
+            if after.data != before:
+                made.changes.append(Change(path, before, after))
+            made.doubtful += [f"{path}:{line}: {why}" if line else f"{path}: {why}" for line, why in after.doubtful]
     return made
 
 
-def apply(made: Plan) -> list[Skipped]:
-    """Writes the changes; returns the files that could not be written."""
-    outcomes = [files.replace(change.path, change.before, change.after) for change in made.changes]
-    return [skipped for skipped in outcomes if skipped is not None]
+def apply(made: Plan) -> list[str]:
+    """Writes the changes; returns ``file: reason`` of the files that could not be written."""
+    left: list[str] = []
+    for change in made.changes:
+        with _listing(left, change.path):
+            _replace(change)
+    return left
 
 
-def _add(made: Plan, path: Path, before: bytes, own: Set[str], assume: bool) -> None:
+@contextlib.contextmanager
+def _listing(left: list[str], path: Path) -> Iterator[None]:
+    """Lists the file as left if the block cannot handle it."""
     try:
-        is_python = files.kind(path) is files.PYTHON
-        after = python.rewrite(before, path, own, assume) if is_python else _rewrite_text(before, assume)
-    except python.ParseError as error:
-        made.skipped.append(Skipped(path, str(error)))
-        return
-    if after.data != before:
-        made.changes.append(Change(path, before, after.data, after.encoding))
-    made.doubtful += [f"{path}:{line}: {why}" if line else f"{path}: {why}" for line, why in after.doubtful]
+        yield
+    except RewriteError as error:
+        left.append(f"{path}: {error}")
+    except OSError as error:
+        left.append(f"{path}: {error.strerror or error}")
+
+
+def _below(folder: Path, left: list[str]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        left.append(f"{error.filename}: {error.strerror or error}")
+
+    for here, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(set(folders) - SKIPPED_FOLDERS)
+        files = [Path(here, name) for name in sorted(names)]
+        yield from (file for file in files if file.is_file() and not file.is_symlink() and _kind(file) is not None)
+
+
+def _kind(path: Path) -> frozenset[str] | None:
+    """Returns :data:`PYTHON`, :data:`TEXT`, or None for other files. Without a suffix, the first line decides."""
+    for known in (PYTHON, TEXT):
+        if not known.isdisjoint((path.suffix, path.name)):
+            return known
+    if path.suffix:
+        return None
+    try:
+        with path.open("rb") as file:
+            line = file.readline(200)
+    except OSError:
+        return TEXT  # reading it again reports the error
+    return (PYTHON if b"python" in line else TEXT) if line.startswith(b"#!") else None
+
+
+def _read(path: Path) -> bytes | None:
+    """Returns the contents of a file that mentions an old word; None if it mentions none."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as large:
+                if MENTIONS.search(large):
+                    raise RewriteError(f"{size} bytes; the limit is {MAX_BYTES}")
+            return None
+        data = file.read()
+    if not MENTIONS.search(data):
+        return None
+    if b"\0" in data:
+        raise RewriteError("it is not text in a known encoding")
+    return data
+
+
+def _replace(change: Change) -> None:
+    """Replaces the contents of a file, all or nothing; its owner and mode stay."""
+    real = change.path.resolve()
+    if real.read_bytes() != change.before:
+        raise RewriteError("it has changed meanwhile; run the command again")
+    was = real.stat()
+    handle, name = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(change.after.data)
+            os.fchown(file.fileno(), was.st_uid, was.st_gid)
+            os.fchmod(file.fileno(), was.st_mode & 0o7777)
+        os.replace(name, real)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 def _rewrite_text(data: bytes, assume: bool) -> Rewritten:

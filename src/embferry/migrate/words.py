@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 
 def split(text: str) -> frozenset[str]:
-    """Returns the words of a text."""
     return frozenset(text.split())
 
 
@@ -77,6 +76,10 @@ _NAME = re.compile(rf"(?<![\w{{$-])(?<!%\()(?:{'|'.join(NAMES)})(?![\w-])")
 _NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 
+class RewriteError(Exception):
+    """The file cannot be rewritten and must stay as it is; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rewritten:
     """The new contents of a file, and the places in it that a person has to look at.
@@ -109,11 +112,10 @@ def replace_names(text: str, keep: Container[str] = ()) -> str:
 
 def compound(name: str) -> str | None:
     """Returns the new form of a name made of the root word and the system's vocabulary; None for any other name."""
-    parts = [part.lower() for part in _NAME_PARTS.findall(name)]
-    others = [part for part in parts if part not in (ROOT, ROOT + "s")]
-    if len(others) == len(parts) or not others or not VOCABULARY.issuperset(others):
-        return None
-    return replace_root(name)
+    parts = {part.lower() for part in _NAME_PARTS.findall(name)}
+    others = parts - {ROOT, ROOT + "s"}
+    is_ours = others and others < parts and others <= VOCABULARY
+    return replace_root(name) if is_ours else None
 
 
 def replace_root(text: str, pattern: str = ROOT) -> str:

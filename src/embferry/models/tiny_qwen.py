@@ -12,12 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 SPECIAL = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 CHAT = (
@@ -29,6 +24,25 @@ CHAT = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 HIDDEN = 256
+TEXT = {
+    "vocab_size": 272,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+    "tie_word_embeddings": False,
+}
+VISION = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_heads": 4,
+    "in_channels": 3,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": HIDDEN,
+}
 
 
 def make(folder: Path, *, max_image_tokens: int = 1024, max_positions: int = 8192) -> None:
@@ -39,32 +53,51 @@ def make(folder: Path, *, max_image_tokens: int = 1024, max_positions: int = 819
         max_image_tokens: Larger pictures are scaled down to this many tokens of 28 × 28 pixels.
         max_positions: Most tokens of a prompt together with its answer.
     """
+    vision = {"depth": 2, "patch_size": 14, "tokens_per_second": 2, "window_size": 112, "fullatt_block_indexes": [1]}
+    model_class, video_processor = Qwen2_5_VLForConditionalGeneration, "Qwen2VLVideoProcessor"
+    write_model(folder, model_class, video_processor, vision, {}, max_image_tokens, max_positions)
+
+
+def write_model(
+    folder: Path,
+    model_class: Any,
+    video_processor: str,
+    vision: dict[str, Any],
+    text: dict[str, Any],
+    max_image_tokens: int,
+    max_positions: int,
+) -> None:
+    """Writes a model of a class of transformers; ``vision`` and ``text`` complete or change its configuration.
+
+    The spread of the random weights is wide enough that answers depend on the image.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    ids = write_tokenizer(folder, max_positions)
-    write_processors(folder, "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor", max_image_tokens, patch_size=14)
-    config = Qwen2_5_VLConfig(
-        text_config=text_config(ids, max_positions),
-        vision_config={
-            "depth": 2,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_heads": 4,
-            "in_channels": 3,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "tokens_per_second": 2,
-            "window_size": 112,
-            "out_hidden_size": HIDDEN,
-            "fullatt_block_indexes": [1],
-        },
+    ids = _write_tokenizer(folder, max_positions)
+    _write_processors(folder, video_processor, max_image_tokens, vision["patch_size"])
+    special = {"bos_token_id": ids["endoftext"], "eos_token_id": ids["im_end"], "pad_token_id": ids["endoftext"]}
+    config = model_class.config_class(
+        text_config=TEXT | special | {"max_position_embeddings": max_positions} | text,
+        vision_config=VISION | vision,
         tie_word_embeddings=False,
-        **vision_tokens(ids),
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
     )
-    write_model(folder, Qwen2_5_VLForConditionalGeneration(config), ids)
+    model = model_class(config).float().eval()
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                scale = 0.5 if "embed" in name else 0.15
+                parameter.copy_(torch.randn(parameter.shape, generator=chance) * scale)
+    model.save_pretrained(folder)
+    _amend(folder / "config.json", architectures=[model_class.__name__])
+    generation = {"eos_token_id": ids["im_end"], "pad_token_id": ids["endoftext"], "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
 
 
-def write_tokenizer(folder: Path, max_positions: int) -> dict[str, int]:
+def _write_tokenizer(folder: Path, max_positions: int) -> dict[str, int]:
     """Writes a tokenizer with one token for each byte and the special tokens of Qwen; returns the ids of the latter."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: at for at, letter in enumerate(alphabet)}, merges=[]))
@@ -84,9 +117,7 @@ def write_tokenizer(folder: Path, max_positions: int) -> dict[str, int]:
     return {name: first + at for at, name in enumerate(SPECIAL)}
 
 
-def write_processors(
-    folder: Path, image_processor: str, video_processor: str, max_image_tokens: int, *, patch_size: int
-) -> None:
+def _write_processors(folder: Path, video_processor: str, max_image_tokens: int, patch_size: int) -> None:
     pixels_a_token = (2 * patch_size) ** 2
     fewest, most = 4 * pixels_a_token, max_image_tokens * pixels_a_token
     both: dict[str, Any] = {
@@ -105,47 +136,9 @@ def write_processors(
         "resample": 3,
         "rescale_factor": 1 / 255,
     }
-    image, video = {"image_processor_type": image_processor}, {"video_processor_type": video_processor}
+    image, video = {"image_processor_type": "Qwen2VLImageProcessor"}, {"video_processor_type": video_processor}
     (folder / "preprocessor_config.json").write_text(json.dumps(both | image))
     (folder / "video_preprocessor_config.json").write_text(json.dumps(both | video))
-
-
-def text_config(ids: dict[str, int], max_positions: int) -> dict[str, Any]:
-    """Returns the configuration of the language model: two layers, four heads."""
-    return {
-        "vocab_size": 272,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 512,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": max_positions,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
-        "bos_token_id": ids["endoftext"],
-        "eos_token_id": ids["im_end"],
-        "pad_token_id": ids["endoftext"],
-        "tie_word_embeddings": False,
-    }
-
-
-def vision_tokens(ids: dict[str, int]) -> dict[str, Any]:
-    pads: dict[str, Any] = {f"{name}_token_id": ids[f"{name}_pad"] for name in ("image", "video")}
-    return pads | {f"{name}_token_id": ids[name] for name in ("vision_start", "vision_end")}
-
-
-def write_model(folder: Path, model: PreTrainedModel, ids: dict[str, int]) -> None:
-    """Writes the model with random weights whose spread is wide enough that answers depend on the image."""
-    model = model.float().eval()
-    chance = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2:
-                scale = 0.5 if "embed" in name else 0.15
-                parameter.copy_(torch.randn(parameter.shape, generator=chance) * scale)
-    model.save_pretrained(folder)
-    _amend(folder / "config.json", architectures=[type(model).__name__])
-    generation = {"eos_token_id": ids["im_end"], "pad_token_id": ids["endoftext"], "do_sample": False}
-    (folder / "generation_config.json").write_text(json.dumps(generation))
 
 
 def _amend(path: Path, **changes: object) -> None:

@@ -14,14 +14,8 @@ from typing import Any
 _REQUEST: ContextVar[str | None] = ContextVar("request_id", default=None)
 _ROOM: ContextVar[int | None] = ContextVar("room", default=None)
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
-    "message",
-    "asctime",
-    "request_id",
-    "room",
-    "taskName",
-    "color_message",
-}
+_NO_EXTRAS = {"message", "asctime", "request_id", "room", "taskName", "color_message"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | _NO_EXTRAS
 
 
 @contextlib.contextmanager
@@ -32,17 +26,13 @@ def about(request_id: str | None = None, room: int | None = None) -> Iterator[No
         request_id: The id of the request; None keeps the one of the enclosing block.
         room: The room; None keeps the one of the enclosing block.
     """
-    tokens = [(var, var.set(value)) for var, value in _pairs(request_id, room)]
+    ids: list[tuple[ContextVar[Any], object]] = [(_REQUEST, request_id), (_ROOM, room)]
+    tokens = [(var, var.set(value)) for var, value in ids if value is not None]
     try:
         yield
     finally:
         for var, token in reversed(tokens):
             var.reset(token)
-
-
-def _pairs(request_id: str | None, room: int | None) -> list[tuple[ContextVar[Any], object]]:
-    pairs: list[tuple[ContextVar[Any], object]] = [(_REQUEST, request_id), (_ROOM, room)]
-    return [(var, value) for var, value in pairs if value is not None]
 
 
 def configure(level: str, style: str) -> None:

@@ -22,7 +22,20 @@ from __future__ import annotations
 from typing import ClassVar
 
 
-class EmbeddingTransferError(Exception):
+class EmbferryError(Exception):
+    """Base of the package's errors, with the arguments of :class:`EmbeddingTransferError` but the room."""
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+    default_retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str, *, retryable: bool | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retryable = self.default_retryable if retryable is None else retryable
+
+
+class EmbeddingTransferError(EmbferryError):
     """A transfer cannot go on as asked.
 
     Args:
@@ -31,15 +44,12 @@ class EmbeddingTransferError(Exception):
         retryable: Whether the same request may succeed when it is made again. None: the default of the class.
     """
 
-    code: ClassVar[str] = "transfer_failed"
-    http_status: ClassVar[int] = 502
-    default_retryable: ClassVar[bool] = False
+    code = "transfer_failed"
+    http_status = 502
 
     def __init__(self, detail: str, *, room: int | None = None, retryable: bool | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        super().__init__(detail, retryable=retryable)
         self.room = room
-        self.retryable = self.default_retryable if retryable is None else retryable
 
     def __str__(self) -> str:
         where = "" if self.room is None else f"room {self.room}: "

@@ -133,7 +133,7 @@ def test_a_configuration_that_does_not_start_is_reported_and_the_rest_goes_on(
     assert by_name["undivided", "An encoder killed"].status == "skipped"
     failed = [run for run in made.runs if run.name == "ours-tcp"]
     assert {run.status for run in failed} == {"error"}
-    assert len(failed) == 3
+    assert len(failed) == 4
     assert all("ImportError: the engine is not installed" in run.reason for run in failed)
 
 

@@ -55,6 +55,16 @@ def test_notes_say_what_was_damaged_and_why_requests_failed() -> None:
     assert "An encoder killed: an encoder was killed" in notes
 
 
+def test_notes_say_until_when_requests_went_wrong_after_an_encoder_was_killed() -> None:
+    bad = [sample(0, wrong=True), sample(3, error="HTTP 502"), sample(4, wrong=True), sample(5, wrong=False)]
+    recovered, not_recovered = run(*bad, damaged_at=1.5), run(*bad[:3], name="example", damaged_at=1.5)
+    notes = report(results(recovered, not_recovered, run(bad[3], damaged_at=1.5))).notes
+    assert [note for note in notes if "went wrong" in note] == [
+        "ours-tcp, Everything fits, round 1: requests went wrong until 2.5 s later",
+        "example, Everything fits, round 1: requests went wrong until the end of the run",
+    ]
+
+
 def test_an_endpoint_has_the_figures_of_vllms_bench() -> None:
     one = results(run(sample(0), sample(1, error="HTTP 500: no"), counters={"resumes": 0.0}), compared=False)
     totals = dict(row.cells for row in report(one).tables[0].rows)

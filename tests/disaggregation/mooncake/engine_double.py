@@ -10,8 +10,8 @@ import ctypes
 import itertools
 import threading
 
-from embferry.disaggregation.mooncake.session_engines import Engine
 from embferry.protocol.errors import TransportError
+from embferry.transports.leased.mooncake.engine import Engine
 
 
 class EngineNetwork:

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embferry.disaggregation import wires
-from embferry.disaggregation.mooncake.buffer_layout import block_writes, from_planes, gather, to_planes
+from embferry.disaggregation.mooncake.buffer_layout import block_writes, gather, transposed
 from embferry.disaggregation.mooncake.conn_multimodal import OriginSettings, origin_layout
 from embferry.disaggregation.mooncake.encode_ranks import rank_for
 from embferry.disaggregation.mooncake.pool_mapping import PoolMemory
 from embferry.disaggregation.mooncake.settings import check_geometry
 from embferry.disaggregation.mooncake.write_marks import WriteMarks
 from embferry.disaggregation.wire.receiver_room import Round
+from embferry.disaggregation.wire.sender_rooms import WriteBlocks
 from embferry.discovery.bootstrap_client import Shape
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
 from embferry.protocol.layout import Field, Geometry, Layout
@@ -28,8 +29,8 @@ from .origin_peers import BLOCK, TOKEN_BYTES, Buffers, embedding
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_positions_are_the_same_after_transposing_them_twice(tokens: int, block_size: int) -> None:
     positions = np.arange(3 * tokens, dtype=np.int32).reshape(tokens, 3)
-    rows = to_planes(positions.view(np.uint8), block_size)
-    assert np.array_equal(from_planes(rows, block_size).view(np.int32), positions)
+    rows = transposed(positions.view(np.uint8), block_size, to_planes=True)
+    assert np.array_equal(transposed(rows, block_size, to_planes=False).view(np.int32), positions)
     for start in range(0, tokens, block_size):
         part = positions[start : start + block_size]
         assert np.array_equal(rows[start : start + block_size].reshape(-1).view(np.int32), part.T.reshape(-1))
@@ -48,9 +49,10 @@ def test_tokens_are_written_where_the_origin_expects_them(
     blocks, sent = tuple(order[:count]), first_block * BLOCK
     tokens = min(tokens, count * BLOCK)
     rows, theirs = embedding(sent + tokens), Buffers()
-    aux = np.arange(16, dtype=np.int32) if sent == 0 else None
-    pointers = [array.ctypes.data for array in theirs.all]
-    runs, sources = block_writes(GEOMETRY, rows, pointers, blocks, sent, tokens, aux, planes=planes)
+    aux = np.arange(16, dtype=np.int32)
+    pointers = tuple(array.ctypes.data for array in theirs.all)
+    command = WriteBlocks(1, "h:1", pointers, blocks, sent, tokens, sent == 0)
+    runs, sources = block_writes(GEOMETRY, command, rows, aux, planes=planes)
     assert sum(length for *_, length in runs) == tokens * GEOMETRY.layout.token_bytes + 64 * (sent == 0)
     for source, target, length in runs:
         ctypes.memmove(target, source, length)
@@ -69,13 +71,14 @@ def test_tokens_are_written_where_the_origin_expects_them(
 def test_marks_show_every_row_that_was_not_written(order: list[int], tokens: int, chosen: int) -> None:
     buffers = PoolMemory(GEOMETRY)
     blocks = tuple(order[: -(-tokens // BLOCK)])
-    marks = WriteMarks(buffers.data, buffers.aux, Round(blocks, 0, len(blocks) * BLOCK))
+    marks = WriteMarks(buffers, Round(blocks, 0, len(blocks) * BLOCK))
     assert marks.total_tokens() is None
     assert not marks.written(tokens)
     pointers = [buffers.data.field(name).ctypes.data for name in TOKEN_BYTES]
     pointers.insert(3, buffers.aux.ctypes.data)
     rows, aux = embedding(tokens), np.full(16, tokens, np.int32)
-    runs, sources = block_writes(GEOMETRY, rows, pointers, blocks, 0, tokens, aux, planes=True)
+    command = WriteBlocks(1, "h:1", tuple(pointers), blocks, 0, tokens, True)
+    runs, sources = block_writes(GEOMETRY, command, rows, aux, planes=True)
     spared = chosen % len(runs)
     for i, (source, target, length) in enumerate(runs):
         if i != spared:
@@ -125,7 +128,7 @@ def test_fields_that_differ_from_the_origins_are_refused(fields: tuple[Field, ..
 
 
 def test_impossible_settings_are_refused() -> None:
-    for wrong in ({"engine_rank": 1}, {"tp_size": 3, "dp_size": 2}, {"heartbeat_interval": 0.0}):
+    for wrong in ({"engine_rank": 1}, {"tp_size": 3, "dp_size": 2}, {"heartbeat_interval": 0.0}, {"max_misses": 0}):
         with pytest.raises(LocalProtocolError):
             OriginSettings(**wrong)
 

@@ -109,7 +109,7 @@ def test_a_room_begins_and_resumes_when_all_ranks_have_asked(network, manager, r
     receiver.register()
     other.register()
     receiver.init(ROOM, [0, 1], ranks=2)
-    eventually(lambda: manager.status(ROOM) is KVPoll.Bootstrapping and ROOM in manager._rooms._rooms)
+    eventually(lambda: len(manager.rooms._rooms[ROOM].asked) == 1)
     assert sender.poll() is KVPoll.Bootstrapping
     other.init(ROOM, [5, 6], ranks=2)
     for rank in (receiver, other):
@@ -249,7 +249,7 @@ def test_every_state_has_a_time_out(manager, receiver):
     with pytest.raises(LeaseExpired, match="asked in time"):
         not_asked_for.wait(WAIT_S)
     receiver.init(2, [0])
-    eventually(lambda: 2 in manager._rooms._rooms)
+    eventually(lambda: 2 in manager.rooms._rooms)
     clock.pass_time(31)
     assert receiver.status() == report(2, KVPoll.Failed)
     not_made = manager.open(3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from embferry.disaggregation.wire.requests import Generation, OriginWire
+from embferry.disaggregation.wire.messages import Generation, OriginWire
 
 WIRE = OriginWire(num_blocks=8, block_size=128)
 V3_0 = OriginWire(num_blocks=8, block_size=128, generation=Generation.V3_0)

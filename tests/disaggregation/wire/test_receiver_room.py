@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embferry.disaggregation.wire.messages import OriginWire
 from embferry.disaggregation.wire.receiver_room import Arrived, Dropped, ReceiverRoom, Round
-from embferry.disaggregation.wire.requests import OriginWire
 from embferry.protocol.errors import Aborted, LeaseExpired, LocalProtocolError, PeerGone, RemoteProtocolError
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
@@ -33,8 +33,10 @@ class Blocks:
         return self.tokens >= tokens
 
 
-def new_room(now: float = 0) -> ReceiverRoom:
-    return ReceiverRoom(ROOM, WIRE, SETTINGS, 1 << 20, now)
+def new_room() -> ReceiverRoom:
+    room = ReceiverRoom(ROOM, WIRE, SETTINGS, 1 << 20)
+    room.begin(0)
+    return room
 
 
 def dropped(outcome: object) -> str:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.wire import frame_values
-from embferry.disaggregation.wire.requests import (
+from embferry.disaggregation.wire.messages import (
+    MAX_DESTINATIONS,
+    MAX_ROOM,
+    MAX_TOKENS,
     EmbeddingArgsRegisterInfo,
     Generation,
     OriginWire,
@@ -218,11 +220,11 @@ def requests(draw: st.DrawFn, wire: OriginWire) -> Request:
     if draw(st.booleans()):
         pointers = draw(st.lists(st.integers(1, (1 << 62) - 1), min_size=4, max_size=5))
         return EmbeddingArgsRegisterInfo("None", host, port, session, tuple(pointers))
-    head = (draw(st.integers(0, frame_values.MAX_ROOM)), host, port, session)
-    ranks = draw(st.integers(1, frame_values.MAX_DESTINATIONS))
+    head = (draw(st.integers(0, MAX_ROOM)), host, port, session)
+    ranks = draw(st.integers(1, MAX_DESTINATIONS))
     if wire.generation is Generation.V3_0:
         index = draw(st.integers(0, wire.num_blocks - 1))
-        return TransferEmbeddingInfo(*head, (index,), ranks, draw(st.integers(0, frame_values.MAX_TOKENS)))
+        return TransferEmbeddingInfo(*head, (index,), ranks, draw(st.integers(0, MAX_TOKENS)))
     blocks = draw(st.lists(st.integers(0, wire.num_blocks - 1), min_size=1, max_size=20, unique=True))
     sent = draw(st.integers(0, 1 << 20)) * wire.block_size
     return TransferEmbeddingInfo(*head, tuple(blocks), ranks, sent, len(blocks) * wire.block_size)

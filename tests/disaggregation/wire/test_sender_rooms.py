@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from embferry.disaggregation.wire import registrations as registrations_module
 from embferry.disaggregation.wire import sender_rooms as sender_rooms_module
-from embferry.disaggregation.wire.commands import Command, Ended, Refused, Registered, Report, WriteBlocks
-from embferry.disaggregation.wire.sender_rooms import SenderRooms
+from embferry.disaggregation.wire.sender_rooms import (
+    Command,
+    Ended,
+    Refused,
+    Registered,
+    Report,
+    SenderRooms,
+    WriteBlocks,
+)
 from embferry.protocol.errors import CapacityError, LocalProtocolError
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
@@ -51,7 +57,7 @@ def refusal(commands: list[Command]) -> str:
 
 def test_a_single_transfer() -> None:
     rooms = registered()
-    assert rooms.open(ROOM, 0) == []
+    rooms.open(ROOM, 0)
     assert rooms.poll(ROOM) is KVPoll.Bootstrapping
     assert rooms.receive(init(), 1) == []
     assert rooms.poll(ROOM) is KVPoll.WaitingForInput
@@ -80,7 +86,7 @@ def test_the_length_of_an_empty_embedding_is_written() -> None:
 def test_the_receiver_may_ask_before_the_room_is_open() -> None:
     rooms = registered()
     assert rooms.receive(init(), 0) == []
-    assert rooms.open(ROOM, 1) == []
+    rooms.open(ROOM, 1)
     assert rooms.poll(ROOM) is KVPoll.WaitingForInput
     assert rooms.ready(ROOM, 300, 2) == [write((3, 0, 5), 0, 300, aux=True)]
 
@@ -249,7 +255,7 @@ def test_an_idle_session_may_register_other_buffers() -> None:
 
 
 def test_the_oldest_idle_registration_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registrations_module, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(sender_rooms_module, "MAX_SESSIONS", 2)
     rooms = registered(session_of(0), session_of(1))
     rooms.receive(init(session=session_of(0)), 0)
     assert rooms.receive(register(session_of(2)), 0) == [Registered(session_of(2), POINTERS)]
@@ -333,7 +339,7 @@ def test_a_write_has_no_time_out() -> None:
 
 def test_wrong_calls_raise_an_error() -> None:
     with pytest.raises(LocalProtocolError, match="generation"):
-        SenderRooms(V3_0)
+        SenderRooms(V3_0, SETTINGS)
     rooms = begun()
     with pytest.raises(LocalProtocolError, match="open already"):
         rooms.open(ROOM, 0)

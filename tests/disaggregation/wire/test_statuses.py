@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embferry.disaggregation.wire.statuses import EmbeddingStatus, read_status, write_status
+from embferry.disaggregation.wire.messages import EmbeddingStatus, read_status, write_status
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
 from embferry.protocol.states import KVPoll
 

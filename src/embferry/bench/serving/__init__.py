@@ -7,6 +7,6 @@ In the order in which to read it:
 - ``summary`` computes the figures of ``vllm bench serve``; ``counters`` reads those of the servers.
 - ``endpoint`` is one run against a server that is there already.
 - ``compare`` starts the servers that it compares: ``configurations`` and ``scenarios`` are tables, ``stack`` and
-  ``server`` the processes, ``vllm_plugins`` makes the comparison fair.
+  ``server`` the processes, ``corruption`` damages bytes on their way, ``vllm_plugins`` makes the comparison fair.
 - ``results`` is what is measured; ``report`` is computed from it.
 """

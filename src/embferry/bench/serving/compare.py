@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -104,6 +105,7 @@ def compare(choice: Choice, results: ServingResults, progress: Progress) -> None
         StartError: the undivided engine does not start, so there is nothing to compare with.
         KeyboardInterrupt: interrupted; what was measured is in the results.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars would break ours
     from embferry.models.tiny_qwen import make
 
     progress("drawing pictures", 0)
@@ -150,6 +152,7 @@ class _Comparison:
             self._logs / name,
             lambda what: self._progress(f"{configuration.title}: {what}", 0),
             small=any(case.scenario.damage == "small pool" for case in cases),
+            corrupt=any(case.scenario.damage == "corrupted" for case in cases),
             spin=self._choice.spin,
         )
         try:
@@ -179,18 +182,17 @@ class _Comparison:
             self._progress(what, 1)
 
         self._progress(what, 0)
-        notes: list[str] = []
-        with damaging(scenario, stack, len(case.requests), ended, notes) as callbacks:
+        run = Run(stack.configuration.name, stack.configuration.title, scenario.title, turn)
+        with damaging(scenario, stack, run, len(case.requests), ended) as callbacks:
             endpoint = stack.endpoint(scenario.max_tokens, scenario.timeout_s, scenario.concurrency)
             before = counters.read(stack.metrics)
             measured = send_all(endpoint, case.requests, case.urls, callbacks)
             after = counters.read(stack.metrics)
-        run = self._add(case, stack.configuration, turn)
+        self._results.runs.append(run)
         run.plan, run.drawn = scenario.planned(self._choice.quick), drawn(case.requests)
         run.max_tokens, run.concurrency = scenario.max_tokens, scenario.concurrency
         run.samples, run.duration, run.complete = measured.samples, measured.duration, measured.complete
         run.counters = counters.between(before, after) if after else {}
-        run.notes = notes
         answers.compare(run, case.answers)
         if not run.complete:
             raise KeyboardInterrupt
@@ -202,12 +204,10 @@ class _Comparison:
         callbacks = Callbacks(ended=lambda sample: self._progress(what, 1))
         return answers.ask(endpoint, case.requests, case.urls, callbacks)
 
-    def _add(
-        self, case: _Case, configuration: Configuration, turn: int, status: Status = "ok", reason: str = ""
-    ) -> Run:
-        run = Run(configuration.name, configuration.title, case.scenario.title, turn, status, reason)
-        self._results.runs.append(run)
-        return run
+    def _add(self, case: _Case, configuration: Configuration, turn: int, status: Status, reason: str) -> None:
+        self._results.runs.append(
+            Run(configuration.name, configuration.title, case.scenario.title, turn, status, reason)
+        )
 
     def _failed(self, case: _Case, configuration: Configuration, turn: int, error: StartError) -> None:
         self._add(case, configuration, turn, "error", str(error))

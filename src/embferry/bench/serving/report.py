@@ -129,14 +129,22 @@ def _workload_note(runs: Sequence[Run]) -> str:
     if ran is None:
         return ""
     facts = "; ".join(f"{name} {value}" for name, value in _workload(ran)[:5])
-    return f"{facts}; answers of {ran.max_tokens} tokens. Times and tokens/s are of right answers."
+    return (
+        f"{facts[0].upper()}{facts[1:]}; answers of {ran.max_tokens} tokens. Times and tokens/s are of right answers."
+    )
 
 
 def _notes(run: Run) -> Iterator[str]:
-    """Yields what was damaged, and why requests failed."""
+    """Yields what was damaged, until when requests went wrong after that, and why they failed."""
     yield from (f"{run.scenario}: {note}" for note in run.notes)
+    where = f"{run.title}, {run.scenario}, round {run.round}"
+    after = run.damaged_at
+    if after is not None and (bad := [s.began for s in run.samples if not s.right and s.ended > after]):
+        recovered = any(s.right and s.began > max(bad) for s in run.samples)
+        when = f"{max(0.0, max(bad) - after):.1f} s later" if recovered else "the end of the run"
+        yield f"{where}: requests went wrong until {when}"
     for reason, count in Counter(sample.error for sample in run.samples if sample.error).most_common():
-        yield f"{run.title}, {run.scenario}, round {run.round}: {count} failed: {reason}"
+        yield f"{where}: {count} failed: {reason}"
 
 
 # One endpoint

@@ -80,6 +80,8 @@ class Run(msgspec.Struct):
     """Rises of the servers' counters, by the names in :mod:`.counters`; None if no server reports one."""
     notes: list[str] = []
     """Remarks for the report, such as the damage that was done."""
+    damaged_at: float | None = None
+    """Seconds from the first request until an encoder was killed; None if none was."""
 
 
 class ServingResults(Results, tag="serving", kw_only=True):

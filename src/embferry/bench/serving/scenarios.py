@@ -10,13 +10,14 @@ from typing import Literal
 
 import msgspec
 
+from . import corruption
 from .client import Callbacks
 from .configurations import Configuration
-from .results import Sample
+from .results import Run, Sample
 from .stack import Stack
 from .workload import Picture, Plan, Request, requests
 
-Damage = Literal["", "killed", "small pool"]
+Damage = Literal["", "corrupted", "killed", "small pool"]
 QUICK_REQUESTS = 6
 KILL_AFTER = 1 / 3
 """The share of requests after which the encoder is killed."""
@@ -56,6 +57,7 @@ SCENARIOS = (
         "Bursty, half of the pictures repeated",
         Plan(requests=24, rate=1.0, burstiness_cv=4.9, repeated=0.5, seed=2),
     ),
+    Scenario("corrupted", "Bytes corrupted on the way", Plan(requests=8, rate=1.0, seed=3), "corrupted"),
     Scenario("killed", "An encoder killed", Plan(requests=24, rate=2.0, seed=4), "killed"),
     Scenario(
         "pool",
@@ -67,8 +69,15 @@ SCENARIOS = (
     ),
 )
 
+_OUT_OF_REACH = "not done: the bytes are moved by an engine of another project"
+_CORRUPTED = {"example": f"the last {corruption.TAIL:.0%} of a file zeroed", "embferry": "a bit flipped"}
+"""How bytes are corrupted, by connector."""
 NOTHING_TO_DAMAGE: dict[tuple[Damage, str], str] = {
     ("killed", "undivided"): "has no encoder of its own that could be killed",
+    ("corrupted", "undivided"): "no embedding travels",
+    ("corrupted", "vllm-mooncake"): _OUT_OF_REACH,
+    ("corrupted", "ours-mooncake"): _OUT_OF_REACH,
+    ("corrupted", "ours-nixl"): _OUT_OF_REACH,
     ("small pool", "example"): "has no pool: its embeddings are files",
 }
 
@@ -80,16 +89,16 @@ def skipped(scenario: Scenario, configuration: Configuration) -> str:
 
 @contextmanager
 def damaging(
-    scenario: Scenario, stack: Stack, requests: int, ended: Callable[[Sample], None], notes: list[str]
+    scenario: Scenario, stack: Stack, run: Run, requests: int, ended: Callable[[Sample], None]
 ) -> Iterator[Callbacks]:
     """Prepares the servers for the scenario, and yields what to call while its requests are sent.
 
     Args:
         scenario: what is done.
         stack: to which servers.
+        run: gets a note, and the time, when damage is done.
         requests: how many there will be.
         ended: called when a request has ended.
-        notes: gets a sentence when damage is done.
 
     Raises:
         StartError: the router does not start.
@@ -102,13 +111,20 @@ def damaging(
     def kill(at: float) -> None:
         time.sleep(KILL_DELAY_S)
         stack.encoders[0].kill()
-        notes.append(f"at {at + KILL_DELAY_S:.1f} s one of two encoders was killed (SIGKILL) and not started again")
+        run.damaged_at = at + KILL_DELAY_S
+        run.notes.append(f"at {run.damaged_at:.1f} s one of two encoders was killed (SIGKILL) and not started again")
 
     def began(number: int, at: float) -> None:
         if scenario.damage == "killed" and number == round(requests * KILL_AFTER):
             threads.append(threading.Thread(target=kill, args=(at,)))
             threads[-1].start()
 
+    if scenario.damage == "corrupted":
+        stack.damage.touch()
     yield Callbacks(began, ended)
     for thread in threads:
         thread.join()
+    if scenario.damage == "corrupted":
+        times = stack.damage.stat().st_size
+        run.notes.append(f"{run.title}: {_CORRUPTED[stack.configuration.connector]}, {times} times")
+        stack.damage.unlink()

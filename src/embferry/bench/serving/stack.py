@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import configurations, vllm_plugins
+from . import configurations, corruption, vllm_plugins
 from .client import Endpoint
 from .configurations import ENVIRONMENT, MODEL, POOL_BYTES, SMALL_POOL_BYTES, Configuration, free_ports, url
 from .server import Server, started
@@ -26,6 +26,7 @@ class Stack:
         logs: for the servers' logs.
         say: called with what is being done.
         small: start a language instance with the small pool, too.
+        corrupt: let the encoders damage embeddings while the file ``damage`` exists.
         spin: let processes that wait for each other poll, as vLLM does (:func:`.vllm_plugins.idle_workers`).
     """
 
@@ -39,17 +40,21 @@ class Stack:
         say: Callable[[str], None],
         *,
         small: bool,
+        corrupt: bool = False,
         spin: bool = False,
     ) -> None:
-        self.configuration, self.store = configuration, folder / "store"
+        self.configuration, self.store, self.damage = configuration, folder / "store", folder / "damage"
         self._python, self._model, self._say = python, model, say
         self._folder, self._logs = folder, logs
         self._ports = free_ports()
         self._small = small and configuration.divided and configuration.connector != "example"
-        self._env = os.environ | ENVIRONMENT
+        self._env = os.environ | ENVIRONMENT | {corruption.VARIABLE: str(self.damage)}
         self._plugins = [] if spin else [vllm_plugins.idle_workers]
         if configuration.connector == "mooncake":
             self._plugins.append(vllm_plugins.loads_without_tokens)
+        if corrupt and configuration.connector in ("example", "embferry"):
+            example = configuration.connector == "example"
+            self._plugins.append(corruption.zeroed_tails if example else corruption.flipped_bits)
         self._engines: list[Server] = []
         self._router: Server | None = None
         self.encoders: list[Server] = []

@@ -62,10 +62,9 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def receiving(self) -> TransferSettings:
-        """Settings of a consumer.
+        """Settings of a consumer. The embedding is encoded already, so a producer that sends no message is gone.
 
-        The embedding that it asks for is encoded already, so a producer that sends no message is gone. A producer that
-        sends messages but no data may be busy with other consumers for a while.
+        A producer that sends messages but no data may be busy with other consumers for a while.
         """
         return TransferSettings(
             bootstrap_timeout=self.peer_timeout,
@@ -89,11 +88,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
-    """Returns the settings in ``ec_connector_extra_config``.
-
-    Raises:
-        LocalProtocolError: A key is unknown or a value is not allowed.
-    """
+    """Returns the settings. Raises LocalProtocolError if a key is unknown or a value is not allowed."""
     try:
         config = msgspec.convert(dict(extra), ConnectorConfig)
     except msgspec.ValidationError as error:
@@ -107,11 +102,7 @@ def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
 
 
 def router_address(url: str) -> tuple[str, int]:
-    """Returns host and port of a router's base URL.
-
-    Raises:
-        LocalProtocolError: It is not such a URL.
-    """
+    """Returns host and port of a router's base URL. Raises LocalProtocolError if it is not such a URL."""
     try:
         parts = urlsplit(url)
         port = parts.port or 80

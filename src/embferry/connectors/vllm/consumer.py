@@ -5,16 +5,234 @@ Threads of the library move the bytes. Nothing here waits for a step of a worker
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
 
-from embferry import EmbeddingTransferError, Geometry, Layout, LayoutMismatch, ReceiveManager
+from embferry import (
+    EmbeddingReceiver,
+    EmbeddingTransferError,
+    GatherSink,
+    Geometry,
+    IntegrityError,
+    KVPoll,
+    Layout,
+    LayoutMismatch,
+    PeerGone,
+    ReceiveManager,
+    RemoteProtocolError,
+)
 
 from .config import MAX_KEPT, ConnectorConfig
-from .coordinates import Coordinates
+from .coordinates import Coordinates, digest_of
 from .counters import Counters
-from .incoming_embedding import IncomingEmbedding
 from .router_client import RouterClient
+from .shared_rows import ByteRows, SharedRows
+
+log = logging.getLogger(__name__)
+
+
+class IncomingEmbedding:
+    """One embedding under way to a consumer, or complete. If its producer is lost, it continues with another one.
+
+    The transfer proceeds on threads of the library, whether or not :meth:`poll` is called. The scheduler's thread calls
+    the methods.
+
+    Attributes:
+        coordinates: Where the embedding comes from; another producer's after a failover.
+        rooms: The rooms that were tried, this one included.
+        users: Requests that need the embedding.
+        ready: Whether it is here, complete and verified.
+        shared: Its memory, once its length is known.
+    """
+
+    def __init__(
+        self,
+        coordinates: Coordinates,
+        manager: ReceiveManager,
+        router: RouterClient | None,
+        ranks: int,
+        counters: Counters,
+        failed_rooms: frozenset[int],
+        on_end: Callable[[], object],
+    ) -> None:
+        """Starts the transfer, or asks the router for a producer if the coordinates have no endpoint.
+
+        From ``failed_rooms`` the same embedding could not be obtained. ``on_end`` is called when it has arrived or
+        failed, on a thread of the library or of the router's client. It may not block.
+
+        Raises:
+            PeerGone: The coordinates have no endpoint, and there is no router to ask.
+        """
+        self.coordinates = coordinates
+        self.rooms = failed_rooms | {coordinates.room}
+        self.users: set[str] = set()
+        self.ready = False
+        self.shared: SharedRows | None = None
+        self._manager, self._ranks, self._counters, self._on_end = manager, ranks, counters, on_end
+        self._router = router if coordinates.failover_token else None
+        self._began = time.monotonic()
+        self._digests = {coordinates.digest}
+        self._reported_loss: EmbeddingTransferError | None = None  # the latest that the router was asked about
+        self._receiver: EmbeddingReceiver | None = None
+        self._lock = threading.Lock()  # guards the two below against the router client's thread
+        self._awaits_endpoint = False
+        self._failure: EmbeddingTransferError | None = None
+        if coordinates.endpoint is None:
+            self._ask_for_endpoint()
+        else:
+            self._open(coordinates.endpoint)
+
+    def poll(self) -> bool:
+        """Returns whether the embedding is here, complete and verified. Raises the reason why it will not arrive."""
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+        if self._receiver is None:
+            return self.ready
+        status, tokens = self._receiver.poll(), self._receiver.total_embedding_length
+        if tokens not in (-1, self.coordinates.tokens):
+            why = f"the producer has {tokens} tokens where {self.coordinates.tokens} were announced; encode it again"
+            raise RemoteProtocolError(why, room=self.coordinates.room)
+        if status is KVPoll.Failed:
+            raise self._receiver.failure_exception()
+        if status is KVPoll.Success:
+            self._finish(self._receiver)
+        return self.ready
+
+    @property
+    def can_be_evicted(self) -> bool:
+        """Whether no request needs it and no rank may still be about to map it."""
+        return self.ready and not self.users and self.shared is not None and not self.shared.is_loading
+
+    def close(self, outcome: str = "aborted") -> None:
+        """Ends the transfer if it is under way, and lets no worker map the memory from now on."""
+        with self._lock:
+            self._awaits_endpoint = False
+        if self._receiver is not None:
+            self._receiver.abort()
+            self._count(self._receiver, outcome)
+            self._receiver.clear()
+            self._receiver = None
+        if self.shared is not None:
+            self.shared.close()
+            self.shared = None
+
+    def _open(self, endpoint: str) -> None:
+        timeout = None if self._router is None else self._router.max_wait_s
+        sink = GatherSink(make=self._make_rows)
+        receiver = self._manager.open(self.coordinates.room, endpoint, sink, failover_timeout=timeout)
+        receiver.on_change(lambda: self._changed(receiver))
+        self._receiver = receiver
+        receiver.init()
+
+    def _make_rows(self, tokens: int) -> dict[str, ByteRows]:
+        """Allocates the memory. Runs on the manager's driver thread with the manager's lock held."""
+        if tokens != self.coordinates.tokens:
+            return {}  # the sink refuses it, and poll() says why
+        if self.shared is None:
+            self.shared = SharedRows.make(self.coordinates.shape, self._ranks)
+        return {"input_embeddings": self.shared.rows}
+
+    def _finish(self, receiver: EmbeddingReceiver) -> None:
+        rows = receiver.arrays()["input_embeddings"]
+        same = digest_of(rows, self.coordinates.shape).hex() in self._digests
+        if not same or self.shared is None:
+            why = "the received embedding is not the announced one; encode it again"
+            raise IntegrityError(why, room=self.coordinates.room)
+        self._count(receiver, "success")
+        receiver.clear()
+        self._receiver = None
+        self.ready = True
+
+    def _count(self, receiver: EmbeddingReceiver, outcome: str) -> None:
+        shape, received = self.coordinates.shape, receiver.examined_tokens
+        self._counters.add("transfers", label=outcome)
+        self._counters.add("resumed_transfers", max(0, receiver.transfers - 1))
+        self._counters.add("wire_bytes", received * shape.token_bytes)
+        if outcome == "success":
+            self._counters.add("tokens", shape.tokens)
+            self._counters.add("embedding_bytes", shape.nbytes)
+            self._counters.add("bytes_sent_twice", max(0, received - shape.tokens) * shape.token_bytes)
+            self._counters.observe_seconds(time.monotonic() - self._began)
+
+    # Coordinates without an endpoint: the router names the producer.
+
+    def _ask_for_endpoint(self) -> None:
+        room = self.coordinates.room
+        if self._router is None:
+            why = "it was evicted here, no producer offers it, and no router is configured (ec_connector_extra_config)"
+            raise PeerGone(why, room=room)
+        self._awaits_endpoint = True
+        self._counters.add("asked_again")
+        answer = self._router.failover(self.coordinates, PeerGone("it was evicted at the consumer", room=room))
+        answer.add_done_callback(self._endpoint_named)
+
+    def _endpoint_named(self, answer: Future[Coordinates]) -> None:
+        """Starts the transfer. Runs on a thread of the router's client, or on the scheduler's, without locks."""
+        with self._lock:
+            if answer.cancelled() or not self._awaits_endpoint:
+                return
+            self._awaits_endpoint = False
+            try:
+                self._open(self._accept(answer.result()))
+            except EmbeddingTransferError as error:
+                why = f"it was evicted here and cannot be obtained again: {error.detail}"
+                self._failure = PeerGone(why, room=self.coordinates.room)
+                self._on_end()
+
+    # Failover: the producer was lost, the router names another one.
+
+    def _changed(self, receiver: EmbeddingReceiver) -> None:
+        """Reports the end, and asks the router if the producer is lost.
+
+        Runs on the manager's driver thread with the manager's lock held. It may not block.
+        """
+        if receiver.poll() in (KVPoll.Success, KVPoll.Failed):
+            self._on_end()
+        lost = receiver.lost
+        if self._router is None or lost is None or lost is self._reported_loss:
+            return
+        self._reported_loss = lost
+        endpoint = self.coordinates.endpoint
+        log.warning("the producer at %s is lost, needs resume for remaining data: %s", endpoint, lost)
+        self._counters.add("losses", label=lost.code)
+        answer = self._router.failover(self.coordinates, lost)
+        answer.add_done_callback(lambda answer: self._fail_over(receiver, lost, answer))
+
+    def _fail_over(
+        self, receiver: EmbeddingReceiver, lost: EmbeddingTransferError, answer: Future[Coordinates]
+    ) -> None:
+        """Continues with the producer that the router named. Runs on a thread of the router's client, without locks."""
+        if answer.cancelled() or self._receiver is not receiver:
+            return
+        try:
+            receiver.redirect(self._accept(answer.result()))
+        except EmbeddingTransferError as error:
+            self._counters.add("failovers", label="none")
+            why = f"{lost.detail}; no other producer took over: {error.detail}"
+            receiver.abort(type(lost)(why, room=lost.room, retryable=lost.retryable))
+        else:
+            self._counters.add("failovers", label="found")
+            log.info("room %d continues at %s", self.coordinates.room, self.coordinates.endpoint)
+
+    def _accept(self, other: Coordinates) -> str:
+        """Takes over the coordinates that the router named, and returns their endpoint.
+
+        Raises RemoteProtocolError if they name another room or another shape, or no endpoint.
+        """
+        mine, theirs = ((each.room, each.shape, each.version) for each in (self.coordinates, other))
+        if mine != theirs:
+            why = f"the router named an embedding {theirs} in place of {mine}"
+            raise RemoteProtocolError(why, room=self.coordinates.room)
+        if other.endpoint is None:
+            raise RemoteProtocolError("the router named no producer", room=self.coordinates.room)
+        self._digests.add(other.digest)
+        self.coordinates = other
+        return other.endpoint
 
 
 class Consumer:
@@ -23,14 +241,8 @@ class Consumer:
     Complete embeddings are kept for later requests within ``cache_bytes``. The scheduler's thread calls the methods.
     """
 
-    def __init__(
-        self,
-        config: ConnectorConfig,
-        counters: Counters | None = None,
-        router: RouterClient | None = None,
-        ranks: int = 1,
-    ) -> None:
-        self._config, self._counters, self._router, self._ranks = config, counters or Counters(), router, ranks
+    def __init__(self, config: ConnectorConfig, counters: Counters, router: RouterClient | None, ranks: int) -> None:
+        self._config, self._counters, self._router, self._ranks = config, counters, router, ranks
         self._managers: dict[Layout, ReceiveManager] = {}
         self._embeddings: OrderedDict[str, IncomingEmbedding] = OrderedDict()
         self._changed = threading.Event()
@@ -63,22 +275,15 @@ class Consumer:
             return False
 
     def wait(self, timeout: float) -> bool:
-        """Waits at most ``timeout`` seconds until an embedding has arrived or failed since the last call.
-
-        Returns whether one has.
-        """
+        """Returns whether, within ``timeout`` seconds, an embedding has arrived or failed since the last call."""
         changed = self._changed.wait(timeout)
         self._changed.clear()
         return changed
 
-    def has(self, mm_hash: str) -> bool:
-        """Returns whether the embedding is here, complete and verified."""
+    def find(self, mm_hash: str) -> SharedRows | None:
+        """Returns the memory of an embedding that is here, complete and verified."""
         embedding = self._embeddings.get(mm_hash)
-        return embedding is not None and embedding.ready
-
-    def get(self, mm_hash: str) -> IncomingEmbedding:
-        """Returns an embedding that is here."""
-        return self._embeddings[mm_hash]
+        return embedding.shared if embedding is not None and embedding.ready else None
 
     def release(self, request: str) -> None:
         """The request needs nothing any more.
@@ -100,9 +305,20 @@ class Consumer:
             manager.close()
 
     def _begin(self, mm_hash: str, coordinates: Coordinates, failed_rooms: frozenset[int]) -> IncomingEmbedding:
-        manager = self._manager(coordinates.shape.layout)
+        layout = coordinates.shape.layout
+        if layout not in self._managers:
+            geometry = Geometry(layout, self._config.num_blocks, self._config.block_size)
+            self._managers[layout] = ReceiveManager(
+                geometry, self._config.make_transports(), name="vllm", settings=self._config.receiving
+            )
         embedding = self._embeddings[mm_hash] = IncomingEmbedding(
-            coordinates, manager, self._router, self._ranks, self._counters, failed_rooms, self._changed.set
+            coordinates,
+            self._managers[layout],
+            self._router,
+            self._ranks,
+            self._counters,
+            failed_rooms,
+            self._changed.set,
         )
         return embedding
 
@@ -122,13 +338,3 @@ class Consumer:
 
     def _drop(self, mm_hash: str, outcome: str) -> None:
         self._embeddings.pop(mm_hash).close(outcome)
-
-    def _manager(self, layout: Layout) -> ReceiveManager:
-        manager = self._managers.get(layout)
-        if manager is None:
-            config = self._config
-            geometry = Geometry(layout, config.num_blocks, config.block_size)
-            manager = self._managers[layout] = ReceiveManager(
-                geometry, config.make_transports(), name="vllm", settings=config.receiving
-            )
-        return manager

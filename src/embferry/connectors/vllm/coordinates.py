@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from embferry import EmbeddingTransferError, Field, Layout, LayoutMismatch, RemoteProtocolError
+from embferry import Field, Layout, LayoutMismatch, RemoteProtocolError
 
 KEY = "embferry"
 """Key of the coordinates in an item's entry of ``ec_transfer_params``, beside the keys of vLLM."""
@@ -81,12 +81,7 @@ class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Shape(self.tokens, self.width, self.dtype)
 
     def check(self, tokens: int, dtype: str, hidden: int) -> None:
-        """Compares the embedding with what the request needs.
-
-        Args:
-            tokens: Tokens for which the prompt has room.
-            dtype: Type of this model's embeddings.
-            hidden: Width of this model's tokens.
+        """Compares the embedding with the prompt's room for it, and with this model's dtype and width of a token.
 
         Raises:
             RemoteProtocolError: The number of tokens or the version differs.
@@ -115,20 +110,12 @@ def digest_of(rows: npt.NDArray[np.uint8], shape: Shape) -> bytes:
 
 
 def coordinates_in(entry: Any) -> Coordinates | None:
-    """Returns the coordinates in an item's entry of ``ec_transfer_params``, or None if it has none.
-
-    Raises:
-        RemoteProtocolError: They are malformed.
-    """
+    """Returns the coordinates in an item's entry, or None. Raises RemoteProtocolError if they are malformed."""
     return _parsed(entry.get(KEY) if isinstance(entry, dict) else None, Coordinates)
 
 
 def room_request_in(params: Any) -> RoomRequest | None:
-    """Returns the room that an encode request's ``ec_transfer_params`` ask for, or None.
-
-    Raises:
-        RemoteProtocolError: They are malformed.
-    """
+    """Returns the room that an encode request asks for, or None. Raises RemoteProtocolError if it is malformed."""
     return _parsed(entry_in(params, KEY), RoomRequest)
 
 
@@ -150,11 +137,6 @@ def failover_token_in(entry: Any) -> str | None:
     ours = entry.get(KEY) if isinstance(entry, dict) else None
     token = ours.get("failover_token") if isinstance(ours, dict) else None
     return token if isinstance(token, str) else None
-
-
-def refusal(error: EmbeddingTransferError) -> dict[str, str]:
-    """Returns the value of :data:`REFUSED` for an error."""
-    return {"code": error.code, "message": error.detail}
 
 
 def _parsed(value: Any, kind: type[Parsed]) -> Parsed | None:

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -21,27 +21,23 @@ from embferry import TransportError
 
 
 class Definition(NamedTuple):
-    """Help text of a metric, and the name of its label if it has one."""
+    """Help text of a metric, and the names of its labels: one or none."""
 
     help: str
-    label: str = ""
-
-    @property
-    def labels(self) -> list[str]:
-        return [self.label] if self.label else []
+    labels: tuple[str, ...] = ()
 
 
 PREFIX = "embferry_ec_"
 COUNTERS = {
-    "transfers": Definition("Transfers of embeddings that have ended", "outcome"),
+    "transfers": Definition("Transfers of embeddings that have ended", ("outcome",)),
     "resumed_transfers": Definition("Resumed transfers after an initial one, because of a small pool or a loss"),
-    "losses": Definition("Producers that were lost or could not serve, by the error's code", "code"),
-    "failovers": Definition("Requests to the router for another producer, by outcome", "outcome"),
+    "losses": Definition("Producers that were lost or could not serve, by the error's code", ("code",)),
+    "failovers": Definition("Requests to the router for another producer, by outcome", ("outcome",)),
     "tokens": Definition("Tokens of embeddings that have arrived complete"),
     "embedding_bytes": Definition("Bytes of embeddings that have arrived complete"),
     "wire_bytes": Definition("Bytes of embeddings that were received over a transport and verified"),
     "bytes_sent_twice": Definition("Received bytes that were damaged or received before"),
-    "failures": Definition("Embeddings that could not be obtained, by the error's code", "code"),
+    "failures": Definition("Embeddings that could not be obtained, by the error's code", ("code",)),
     "requests_failed": Definition("Requests that failed because an embedding could not be obtained"),
     "encoded_here": Definition("Embeddings that could not be obtained and were encoded by the consumer itself"),
     "cache_hits": Definition("Embeddings that a request found at the consumer"),
@@ -51,8 +47,8 @@ COUNTERS = {
     "items_encoded": Definition("Embeddings that a worker of the producer has encoded"),
     "items_offered": Definition("Embeddings that were offered for a request"),
     "encodes_saved": Definition("Offered embeddings that did not have to be encoded for their request"),
-    "items_refused": Definition("Embeddings that could not be offered, by the error's code", "code"),
-    "offers_ended": Definition("Offered rooms that have ended", "outcome"),
+    "items_refused": Definition("Embeddings that could not be offered, by the error's code", ("code",)),
+    "offers_ended": Definition("Offered rooms that have ended", ("outcome",)),
 }
 """The exposition appends ``_total`` to each name."""
 
@@ -72,13 +68,6 @@ Key = tuple[str, str]
 """Name of a counter and value of its label, "" if it has none."""
 
 
-class Changes(NamedTuple):
-    """Increments by name and label value, and the durations (seconds) that were observed meanwhile."""
-
-    counts: dict[str, dict[str, int]]
-    seconds: list[float]
-
-
 class Counters(Collector):
     """The metrics of one engine. Any thread may count and collect."""
 
@@ -93,7 +82,7 @@ class Counters(Collector):
 
     def add(self, name: str, amount: int = 1, label: str = "") -> None:
         """Increments a counter. Raises KeyError for a name that is not in :data:`COUNTERS`."""
-        assert bool(label) == bool(COUNTERS[name].label)
+        assert bool(label) == bool(COUNTERS[name].labels)
         with self._lock:
             self._counts[name, label] += amount
 
@@ -112,18 +101,19 @@ class Counters(Collector):
         with self._lock:
             return dict(self._counts)
 
-    def take_changes(self) -> Changes | None:
-        """Returns the changes since the last call, or None if there are none."""
+    def take_changes(self) -> dict[str, list[Any]]:
+        """Returns the changes since the last call, nothing if there are none.
+
+        ``counts`` are increments as (name, label value, amount), ``seconds`` the observed durations.
+        """
         with self._lock:
             if self._counts == self._taken:
-                return None
-            counts: dict[str, dict[str, int]] = {}
-            for (name, label), amount in (self._counts - self._taken).items():
-                counts.setdefault(name, {})[label] = amount
-            self._taken = self._counts.copy()
+                return {}
+            counts = [(*key, amount) for key, amount in (self._counts - self._taken).items()]
             seconds = list(self._recent)
+            self._taken = self._counts.copy()
             self._recent.clear()
-            return Changes(counts, seconds)
+            return {"counts": counts, "seconds": seconds}
 
     def collect(self) -> Iterator[Metric]:
         """Yields every metric. prometheus_client calls this on each scrape, on a thread of its HTTP server."""
@@ -131,11 +121,11 @@ class Counters(Collector):
             counts, cumulative, total = dict(self._counts), list(accumulate(self._buckets)), self._sum
         for name, definition in COUNTERS.items():
             counter = CounterMetricFamily(PREFIX + name, definition.help, labels=definition.labels)
-            values = {label: value for (counted, label), value in counts.items() if counted == name}
-            if not definition.label:
-                values.setdefault("", 0)
-            for label, value in values.items():
-                counter.add_metric([label] if definition.label else [], value)
+            if not definition.labels:
+                counter.add_metric([], counts.get((name, ""), 0))
+            for (counted, label), value in counts.items():
+                if counted == name and label:
+                    counter.add_metric([label], value)
             yield counter
         for name, parts in self._gauges.items():
             yield GaugeMetricFamily(PREFIX + name, GAUGES[name].help, value=sum(part() for part in parts))
@@ -144,11 +134,7 @@ class Counters(Collector):
 
 
 class MetricsServer:
-    """Serves ``http://host:port/metrics`` until it is closed.
-
-    Attributes:
-        port: The port it listens on.
-    """
+    """Serves ``http://host:port/metrics`` until it is closed."""
 
     def __init__(self, counters: Counters, host: str, port: int) -> None:
         """Starts to listen; port 0 takes any free port. Raises TransportError if the port is not available."""

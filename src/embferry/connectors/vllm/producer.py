@@ -42,7 +42,7 @@ class Offers:
         """``budget`` is in bytes. ``on_end`` runs on the thread that ended the last room, without the lock."""
         self._budget, self._on_end = budget, on_end
         self._offered: dict[Name, tuple[CachedEmbedding, set[int]]] = {}
-        self._bytes = 0
+        self.nbytes = 0
         self._lock = threading.Lock()
 
     def find(self, mm_hash: str) -> CachedEmbedding | None:
@@ -55,21 +55,21 @@ class Offers:
         Raises:
             CapacityError: The embedding is not offered yet, and exceeds the budget together with those that are.
         """
-        name = (embedding.mm_hash, embedding.published.digest)
+        name = (embedding.mm_hash, embedding.digest)
         with self._lock:
             offered, rooms = self._offered.get(name, (embedding, set()))
             if not rooms:
-                if self._bytes + offered.nbytes > self._budget:
-                    why = f"{self._bytes} of {self._budget} bytes are offered and not fetched"
+                if self.nbytes + offered.nbytes > self._budget:
+                    why = f"{self.nbytes} of {self._budget} bytes are offered and not fetched"
                     raise CapacityError(f"{why}; ask another producer, ask later, or raise offered_bytes")
                 self._offered[name] = (offered, rooms)
-                self._bytes += offered.nbytes
+                self.nbytes += offered.nbytes
             rooms.add(room)
             return offered
 
     def end(self, embedding: CachedEmbedding, room: int) -> None:
         """Ends the offer in a room: it was fetched, aborted, or has expired. Does nothing if it has ended already."""
-        name = (embedding.mm_hash, embedding.published.digest)
+        name = (embedding.mm_hash, embedding.digest)
         with self._lock:
             offered, rooms = self._offered.get(name, (embedding, set()))
             if room not in rooms:
@@ -78,12 +78,8 @@ class Offers:
             if rooms:
                 return
             del self._offered[name]
-            self._bytes -= offered.nbytes
+            self.nbytes -= offered.nbytes
         self._on_end(offered)
-
-    @property
-    def nbytes(self) -> int:
-        return self._bytes
 
 
 class Producer:
@@ -147,12 +143,12 @@ class Producer:
         if room is None or room not in self._rooms:
             return None
         sender, coordinates = self._rooms[room]
-        if sender.poll() in OUTCOMES or coordinates.digest != embedding.published.digest.hex():
+        if sender.poll() in OUTCOMES or coordinates.digest != embedding.digest.hex():
             return None  # SendManager.open() decides whether the room can be opened again
         return coordinates
 
     def _open(self, embedding: CachedEmbedding, room: int) -> Coordinates:
-        digest, shape = embedding.published.digest, embedding.published.handle.shape
+        digest, shape = embedding.digest, embedding.shared.handle.shape
         manager = self._manager(shape.layout)
         embedding = self.offers.begin(embedding, room)
         try:
@@ -164,7 +160,7 @@ class Producer:
         self._rooms[room] = (sender, coordinates)
         sender.on_change(lambda: self._changed(sender, embedding))
         sender.init(shape.tokens, digest)
-        sender.send_embedding(as_fields({"input_embeddings": embedding.rows}))
+        sender.send_embedding(as_fields({"input_embeddings": embedding.shared.rows}))
         return coordinates
 
     def _changed(self, sender: EmbeddingSender, embedding: CachedEmbedding) -> None:
@@ -182,10 +178,9 @@ class Producer:
         self.offers.end(embedding, sender.room)
 
     def _manager(self, layout: Layout) -> SendManager:
-        manager = self._managers.get(layout)
-        if manager is None:
+        if layout not in self._managers:
             config = self._config
-            manager = self._managers[layout] = SendManager(
+            self._managers[layout] = SendManager(
                 layout, config.make_transports(), host=config.host, advertise=config.advertise, settings=config.sending
             )
-        return manager
+        return self._managers[layout]

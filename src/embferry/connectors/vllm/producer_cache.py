@@ -19,7 +19,7 @@ from embferry import LayoutMismatch, TransportError
 
 from .config import MAX_KEPT
 from .counters import Counters
-from .shared_rows import ByteRows, RowsHandle, SharedRows
+from .shared_rows import RowsHandle, SharedRows
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +49,10 @@ class CachedEmbedding:
 
     def __init__(self, published: PublishedEmbedding) -> None:
         """Raises OSError if the worker that made the memory has ended."""
-        self.published = published
+        self.mm_hash, self.digest = published.mm_hash, published.digest
         self.shared = SharedRows.open(published.handle)
+        self.nbytes = self.shared.rows.nbytes
         self.is_new = published.encoded
-
-    @property
-    def mm_hash(self) -> str:
-        return self.published.mm_hash
-
-    @property
-    def rows(self) -> ByteRows:
-        return self.shared.rows
-
-    @property
-    def nbytes(self) -> int:
-        return self.rows.nbytes
 
 
 class ProducerCache:
@@ -76,12 +65,12 @@ class ProducerCache:
         self._budget, self._counters = budget, counters
         self._embeddings: OrderedDict[str, CachedEmbedding] = OrderedDict()
         self._holds: Counter[str] = Counter()
-        self._bytes = 0
+        self.nbytes = 0
         self._lock = threading.Lock()
         self._closing = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.REP)
-        self._socket.bind(address(name))
+        self._socket.bind(_address(name))
         self._thread = threading.Thread(target=self._run, name="embferry-producer-cache", daemon=True)
         self._thread.start()
 
@@ -112,18 +101,14 @@ class ProducerCache:
         with self._lock:
             old = self._embeddings.pop(embedding.mm_hash, None)
             if old is not None:
-                self._bytes -= old.nbytes
+                self.nbytes -= old.nbytes
                 if old is not embedding and old.shared.is_loading:
                     old, embedding = embedding, old
                 if old is not embedding:
                     old.shared.close()
-            self._bytes += embedding.nbytes
+            self.nbytes += embedding.nbytes
             self._embeddings[embedding.mm_hash] = embedding
             self._evict()
-
-    @property
-    def nbytes(self) -> int:
-        return self._bytes
 
     def close(self) -> None:
         self._closing = True
@@ -153,37 +138,31 @@ class ProducerCache:
 
     def _evict(self) -> None:
         for mm_hash, embedding in list(self._embeddings.items()):
-            if (self._bytes <= self._budget and len(self._embeddings) <= MAX_KEPT) or len(self._embeddings) == 1:
+            if (self.nbytes <= self._budget and len(self._embeddings) <= MAX_KEPT) or len(self._embeddings) == 1:
                 return
             if mm_hash not in self._holds and not embedding.shared.is_loading:
                 del self._embeddings[mm_hash]
-                self._bytes -= embedding.nbytes
+                self.nbytes -= embedding.nbytes
                 embedding.shared.close()
 
 
-class ToProducerCache:
-    """A worker's end of the channel. One thread uses it."""
+def publish(name: str, published: PublishedEmbedding, timeout_s: float) -> None:
+    """Returns when the scheduler of the engine ``name`` has mapped the embedding.
 
-    def __init__(self, name: str, timeout: float) -> None:
-        self._address, self._timeout_ms = address(name), int(timeout * 1000)
-
-    def put(self, published: PublishedEmbedding) -> None:
-        """Returns when the scheduler has mapped the embedding.
-
-        Raises:
-            TransportError: The scheduler does not reply in time, or could not map the embedding.
-        """
-        socket: zmq.Socket[bytes]
-        with zmq.Context.instance().socket(zmq.REQ) as socket:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.connect(self._address)
-            socket.send(msgspec.msgpack.encode(published))
-            if not socket.poll(self._timeout_ms):
-                raise TransportError(f"the scheduler has not taken an embedding within {self._timeout_ms} ms")
-            problem = socket.recv()
-        if problem:
-            raise TransportError(f"the scheduler could not take an embedding: {problem.decode()}")
+    Raises:
+        TransportError: The scheduler does not reply in time, or could not map the embedding.
+    """
+    socket: zmq.Socket[bytes]
+    with zmq.Context.instance().socket(zmq.REQ) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(_address(name))
+        socket.send(msgspec.msgpack.encode(published))
+        if not socket.poll(int(timeout_s * 1000)):
+            raise TransportError(f"the scheduler has not taken an embedding within {timeout_s:g} s")
+        problem = socket.recv()
+    if problem:
+        raise TransportError(f"the scheduler could not take an embedding: {problem.decode()}")
 
 
-def address(name: str) -> str:
+def _address(name: str) -> str:
     return f"ipc://@embferry-vllm-{name}"

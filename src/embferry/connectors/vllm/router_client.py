@@ -10,6 +10,7 @@ import http.client
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -31,28 +32,15 @@ REPORT_S = 0.5
 """How long a request that fails waits until the router has its error."""
 
 
-class _Error(msgspec.Struct, frozen=True):
-    message: str
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    error: _Error
-
-
 class RouterClient:
-    """A client of one router. Every method returns at once.
-
-    Attributes:
-        url: Base URL of the router.
-        max_wait_s: Seconds within which a failover is answered, provided that a thread is free.
-    """
+    """A client of one router. Every method returns at once."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        """``url`` is such as ``http://10.0.0.1:8000``; ``timeout_s`` bounds how long an item may take to encode."""
+        """``timeout_s`` bounds how long an item may take to encode."""
         self.url = url.rstrip("/")
         self._host, self._port = router_address(url)
         self._timeout_s = timeout_s
-        self.max_wait_s = timeout_s + 2 * CONNECT_S
+        self.max_wait_s = timeout_s + 2 * CONNECT_S  # for a failover, provided that a thread is free
         self._failovers = ThreadPoolExecutor(FAILOVER_THREADS, "embferry-failover")
         self._reports = ThreadPoolExecutor(REPORT_THREADS, "embferry-failure")
 
@@ -128,41 +116,37 @@ class FailedRequests:
 
     def __init__(self, router: RouterClient | None, counters: Counters) -> None:
         self._router, self._counters = router, counters
-        self._known: set[str] = set()
-        self._reports: dict[str, tuple[Future[None] | None, float]] = {}  # with the time at which waiting ends
+        # By request: the report and the time at which waiting for it ends, or None once vLLM has been told.
+        self._reports: dict[str, tuple[Future[None] | None, float] | None] = {}
 
     def add(self, request: str, error: EmbeddingTransferError, token: str | None) -> None:
         """Fails a request. ``token`` is the failover token of the embedding that cannot be obtained."""
-        if request in self._known:
+        if request in self._reports:
             return
-        self._known.add(request)
         self._counters.add("requests_failed")
-        report = None if self._router is None or token is None else self._router.report_failure(token, error)
+        report = self._router.report_failure(token, error) if self._router is not None and token is not None else None
         self._reports[request] = (report, time.monotonic() + REPORT_S)
 
     def __contains__(self, request: str) -> bool:
-        return request in self._known
+        return request in self._reports
 
     def take(self) -> set[str]:
         """Returns the requests that vLLM is to fail now, each of them once."""
         now = time.monotonic()
+        waiting = {request: entry for request, entry in self._reports.items() if entry is not None}
         due = {
-            request
-            for request, (report, until) in self._reports.items()
-            if report is None or report.done() or now >= until
+            request for request, (report, until) in waiting.items() if report is None or report.done() or now >= until
         }
-        for request in due:
-            del self._reports[request]
+        self._reports.update(dict.fromkeys(due))
         return due
 
     def forget(self, request: str) -> None:
         """The request has finished."""
-        self._known.discard(request)
         self._reports.pop(request, None)
 
 
 def _message(body: bytes) -> str:
     try:
-        return msgspec.json.decode(body, type=_Refusal).error.message
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return str(msgspec.json.decode(body, type=dict[str, dict[str, Any]])["error"]["message"])
+    except (KeyError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return repr(body[:200])

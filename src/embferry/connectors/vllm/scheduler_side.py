@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorMetadata
@@ -14,12 +15,11 @@ from embferry import EmbeddingTransferError, PeerGone, RemoteProtocolError
 
 from .config import ConnectorConfig
 from .consumer import Consumer
-from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_in, refusal, room_request_in
+from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_in, room_request_in
 from .counters import Counters, MetricsServer
 from .producer import Producer
 from .router_client import FailedRequests, RouterClient
 from .shared_rows import PendingLoad, PendingLoads, SharedRows
-from .stats import Stats
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -38,6 +38,7 @@ ANSWERED = frozenset(
 """Final states of requests whose response is delivered."""
 
 
+@dataclass
 class StepMetadata(ECConnectorMetadata):  # type: ignore[misc]  # vLLM is not installed where types are checked
     """Message from the scheduler to every worker in each step.
 
@@ -46,9 +47,8 @@ class StepMetadata(ECConnectorMetadata):  # type: ignore[misc]  # vLLM is not in
         publish: Hashes that a producer's worker is to publish if its encoder cache has them.
     """
 
-    def __init__(self, loads: tuple[PendingLoad, ...] = (), publish: tuple[str, ...] = ()) -> None:
-        self.loads = loads
-        self.publish = publish
+    loads: tuple[PendingLoad, ...]
+    publish: tuple[str, ...]
 
 
 class SchedulerSide:
@@ -69,7 +69,7 @@ class SchedulerSide:
         self._consumer = Consumer(config, self.counters, self._router, ranks) if transfer.is_ec_consumer else None
         self._encode_on_failure = config.encode_on_failure
         self._encoded_here: dict[str, set[str]] = {}  # hashes that could not be obtained, by request
-        self._failed = FailedRequests(self._router, self.counters)
+        self.failed = FailedRequests(self._router, self.counters)
         self._loads = PendingLoads()
         self._publish: set[str] = set()
         self._is_idle = False  # the last step had no tokens, and ensure_cache_available() has not waited since
@@ -85,44 +85,39 @@ class SchedulerSide:
             self._publish |= self._producer.hold(request.request_id, (feature.identifier for _, feature in needed))
         if self._consumer is None:
             return True
-        if request.request_id in self._failed:
+        if request.request_id in self.failed:
             return False
         ready = [self._can_run(request, index, feature) for index, feature in needed]  # starts all transfers at once
-        if not all(ready) and self._is_idle and request.request_id not in self._failed:
+        if not all(ready) and self._is_idle and request.request_id not in self.failed:
             self._is_idle = False
             self._consumer.wait(IDLE_WAIT_S)
             ready = [self._can_run(request, index, feature) for index, feature in needed]
         return all(ready)
 
-    def has_cache_item(self, identifier: str) -> bool:
-        """Returns whether workers are to load the embedding instead of encoding it."""
-        return self._rows_of(identifier) is not None
+    def find(self, mm_hash: str) -> SharedRows | None:
+        """Returns the memory from which workers can load an embedding instead of encoding it, if it is here."""
+        rows = None if self._consumer is None else self._consumer.find(mm_hash)
+        if rows is None and self._producer is not None and (cached := self._producer.cache.find(mm_hash)) is not None:
+            rows = cached.shared
+        return rows if rows is not None and rows.is_open else None
 
     def update_state_after_alloc(self, request: Request, index: int) -> None:
         """Asks the workers to load an embedding for which vLLM has reserved room."""
         mm_hash = request.mm_features[index].identifier
-        rows = self._rows_of(mm_hash)
+        rows = self.find(mm_hash)
         if rows is not None:
             self._loads.add(mm_hash, rows)
 
     def build_connector_meta(self, freed: Iterable[str], tokens: int) -> StepMetadata:
-        """Returns the message for a step.
-
-        Args:
-            freed: Hashes that vLLM's encoder cache evicts in this step.
-            tokens: Number of tokens that the step computes.
-        """
+        """Returns the message for a step that computes ``tokens`` and evicts ``freed`` from vLLM's encoder cache."""
         self._is_idle = tokens == 0
         meta = StepMetadata(self._loads.for_step(freed), tuple(self._publish))
         self._publish.clear()
         return meta
 
-    def take_unavailable_requests(self) -> set[str]:
-        return self._failed.take()
-
     def request_finished(self, request: Request) -> dict[str, Any] | None:
         """Returns the response's ``ec_transfer_params``: where each item can be fetched."""
-        self._failed.forget(request.request_id)
+        self.failed.forget(request.request_id)
         self._encoded_here.pop(request.request_id, None)
         if self._consumer is not None:
             self._consumer.release(request.request_id)
@@ -133,25 +128,11 @@ class SchedulerSide:
         finally:
             self._producer.release(request.request_id)
 
-    def stats(self) -> Stats | None:
-        """Returns the changes of the counters since the last call, or None if there are none."""
-        changes = self.counters.take_changes()
-        return None if changes is None else Stats(changes._asdict())
-
     def close(self) -> None:
         for part in (self._producer, self._consumer, self._router, self._metrics):
             if part is not None:
                 part.close()
         self._producer = self._consumer = self._router = self._metrics = None
-
-    def _rows_of(self, mm_hash: str) -> SharedRows | None:
-        """Returns the memory from which workers can load an embedding, if it is here."""
-        rows = None
-        if self._consumer is not None and self._consumer.has(mm_hash):
-            rows = self._consumer.get(mm_hash).shared
-        elif self._producer is not None and (cached := self._producer.cache.find(mm_hash)) is not None:
-            rows = cached.shared
-        return rows if rows is not None and rows.is_open else None
 
     def _offers(self, producer: Producer, request: Request) -> dict[str, Any]:
         items: dict[str, Any] = collect_ec_item_metadata(request.mm_features, self._metadata)
@@ -164,7 +145,7 @@ class SchedulerSide:
             except EmbeddingTransferError as error:  # the router tries another producer; this engine continues
                 log.error("the embedding %s cannot be offered: %s", mm_hash, error)
                 self.counters.add("items_refused", label=error.code)
-                entry[REFUSED] = refusal(error)
+                entry[REFUSED] = {"code": error.code, "message": error.detail}
         return items
 
     def _can_run(self, request: Request, index: int, feature: MultiModalFeatureSpec) -> bool:
@@ -173,7 +154,7 @@ class SchedulerSide:
         An item that cannot be obtained fails the request, or is encoded by this engine.
         """
         encoded_here = self._encoded_here.get(request.request_id, ())
-        if request.request_id in self._failed or feature.identifier in encoded_here:
+        if request.request_id in self.failed or feature.identifier in encoded_here:
             return True
         entry = None
         try:
@@ -187,7 +168,7 @@ class SchedulerSide:
                 self._encoded_here.setdefault(request.request_id, set()).add(feature.identifier)
                 return True
             log.error("request %s fails, cannot obtain its embedding: %s", request.request_id, error)
-            self._failed.add(request.request_id, error, failover_token_in(entry))
+            self.failed.add(request.request_id, error, failover_token_in(entry))
             return False
 
     def _is_available(self, request: Request, index: int, feature: MultiModalFeatureSpec, entry: Any) -> bool:
@@ -197,7 +178,7 @@ class SchedulerSide:
         if coordinates is not None:
             coordinates.check(request.get_num_encoder_embeds(index), self._dtype, self._hidden)
             return self._consumer.require(request.request_id, feature.identifier, coordinates)
-        if self._consumer.has(feature.identifier) or self._has_pixels(feature):
+        if self._consumer.find(feature.identifier) is not None or self._has_pixels(feature):
             return True
         raise PeerGone(f"the request has neither coordinates nor the image of {feature.identifier}; encode it first")
 

@@ -15,7 +15,6 @@ import itertools
 import mmap
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -25,8 +24,6 @@ from .coordinates import Shape
 
 ByteRows = npt.NDArray[np.uint8]
 """uint8 [tokens, bytes per token]"""
-Completed = npt.NDArray[np.uint64]
-"""uint64 [ranks]: number of the latest load that each rank has completed."""
 
 NUMBER_BYTES = 8
 _load_numbers = itertools.count(1)
@@ -38,7 +35,7 @@ class RowsHandle(msgspec.Struct, frozen=True):
     pid: int
     fd: int
     shape: Shape
-    ranks: int = 1
+    ranks: int
 
     @property
     def completed_at(self) -> int:
@@ -50,24 +47,24 @@ class RowsHandle(msgspec.Struct, frozen=True):
         return self.completed_at + self.ranks * NUMBER_BYTES
 
 
-class MappedRows(NamedTuple):
-    """The memory of a handle, mapped into this process for as long as its arrays are used."""
-
-    rows: ByteRows
-    completed: Completed
-
-
 class SharedRows:
-    """The memory, in a process that holds it. The kernel frees it when no process holds or maps it any more."""
+    """The memory, in a process that holds it. The kernel frees it when no process holds or maps it any more.
+
+    Attributes:
+        rows: uint8 [tokens, bytes per token]
+        completed: uint64 [ranks], the number of the latest load that each rank has completed.
+    """
 
     def __init__(self, fd: int, shape: Shape, ranks: int) -> None:
         self._fd = fd
         self.handle = RowsHandle(os.getpid(), fd, shape, ranks)
-        self.rows, self._completed = _map(fd, self.handle)
+        memory = mmap.mmap(fd, self.handle.size)
+        self.rows: ByteRows = np.frombuffer(memory, np.uint8, shape.nbytes).reshape(shape.tokens, shape.token_bytes)
+        self.completed = np.frombuffer(memory, np.uint64, ranks, self.handle.completed_at)
         self._latest_load = 0
 
     @classmethod
-    def make(cls, shape: Shape, ranks: int = 1) -> SharedRows:
+    def make(cls, shape: Shape, ranks: int) -> SharedRows:
         """Allocates new memory, zeroed. Raises LayoutMismatch for a shape that cannot be transferred."""
         size = RowsHandle(0, 0, shape, ranks).size
         fd = os.memfd_create("embferry-embedding", os.MFD_CLOEXEC)
@@ -77,7 +74,8 @@ class SharedRows:
     @classmethod
     def open(cls, handle: RowsHandle) -> SharedRows:
         """Holds memory that another process made. Raises OSError if that process has ended or closed it."""
-        return cls(_open(handle), handle.shape, handle.ranks)
+        fd = os.open(f"/proc/{handle.pid}/fd/{handle.fd}", os.O_RDWR | os.O_CLOEXEC)
+        return cls(fd, handle.shape, handle.ranks)
 
     def begin_load(self) -> int:
         """Returns the number that each rank writes once it has copied the rows. It is unique in this process."""
@@ -87,7 +85,7 @@ class SharedRows:
     @property
     def is_loading(self) -> bool:
         """Whether some rank has not completed the latest load and may be about to map the memory."""
-        return bool((self._completed < self._latest_load).any())
+        return bool((self.completed < self._latest_load).any())
 
     @property
     def is_open(self) -> bool:
@@ -126,33 +124,9 @@ class PendingLoads:
         self._loads[mm_hash] = (shared, PendingLoad(mm_hash, shared.handle, shared.begin_load()))
 
     def for_step(self, freed: Iterable[str]) -> tuple[PendingLoad, ...]:
-        """Returns the loads for the next step.
-
-        Args:
-            freed: Hashes of the embeddings that vLLM has evicted, which must not be copied into its cache again.
-        """
+        """Returns the loads for the next step. Those that vLLM has evicted must not be copied into its cache again."""
         for mm_hash in self._loads.keys() & set(freed):
             shared, load = self._loads[mm_hash]
             self._loads[mm_hash] = (shared, msgspec.structs.replace(load, wanted=False))
         self._loads = {mm_hash: pair for mm_hash, pair in self._loads.items() if pair[0].is_loading}
         return tuple(load for _, load in self._loads.values())
-
-
-def map_rows(handle: RowsHandle) -> MappedRows:
-    """Maps the memory of a handle. Raises OSError if the process that held it has ended or closed it."""
-    fd = _open(handle)
-    try:
-        return MappedRows(*_map(fd, handle))
-    finally:
-        os.close(fd)
-
-
-def _open(handle: RowsHandle) -> int:
-    return os.open(f"/proc/{handle.pid}/fd/{handle.fd}", os.O_RDWR | os.O_CLOEXEC)
-
-
-def _map(fd: int, handle: RowsHandle) -> tuple[ByteRows, Completed]:
-    memory = mmap.mmap(fd, handle.size)
-    rows = np.frombuffer(memory, np.uint8, handle.shape.nbytes)
-    completed = np.frombuffer(memory, np.uint64, handle.ranks, handle.completed_at)
-    return rows.reshape(handle.shape.tokens, handle.shape.token_bytes), completed

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from vllm.platforms import current_platform
 
 from embferry import EmbeddingTransferError
 
 from .coordinates import Shape, digest_of
-from .producer_cache import PublishedEmbedding, ToProducerCache
+from .producer_cache import PublishedEmbedding, publish
 from .scheduler_side import StepMetadata
-from .shared_rows import PendingLoad, SharedRows, map_rows
+from .shared_rows import PendingLoad, SharedRows
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -30,14 +31,9 @@ class WorkerSide:
     def __init__(self, vllm_config: VllmConfig, name: str, ranks: int) -> None:
         """``ranks`` is the number of ranks with an encoder cache, those of the first pipeline stage."""
         parallel = vllm_config.parallel_config
-        self._rank, self._ranks = parallel.rank % parallel.world_size, ranks
+        self._name, self._rank, self._ranks = name, parallel.rank % parallel.world_size, ranks
         self._publishes = vllm_config.ec_transfer_config.is_ec_producer and self._rank == 0
-        self._producer_cache = ToProducerCache(name, PUBLISH_TIMEOUT_S)
         self._completed: set[int] = set()  # numbers of the completed loads that the scheduler still repeats
-
-    def start_load_caches(self, metadata: StepMetadata, encoder_cache: dict[str, torch.Tensor]) -> None:
-        if self._rank < self._ranks:
-            self._load(metadata.loads, encoder_cache)
 
     def start_save_caches(self, metadata: StepMetadata, encoder_cache: dict[str, torch.Tensor]) -> None:
         """Prepares a producer's step.
@@ -45,32 +41,29 @@ class WorkerSide:
         Loads what the scheduler has kept, so that it is not encoded again, and publishes what vLLM's cache has from an
         earlier step and the scheduler has evicted.
         """
-        if self._rank < self._ranks:
-            self._load(metadata.loads, encoder_cache)
+        self.load(metadata.loads, encoder_cache)
         for mm_hash in metadata.publish:
             if mm_hash in encoder_cache:
-                self._publish(encoder_cache[mm_hash], mm_hash, encoded=False)
+                self.publish(encoder_cache[mm_hash], mm_hash, encoded=False)
 
-    def save_caches(self, encoder_cache: dict[str, torch.Tensor], mm_hash: str) -> None:
-        """Publishes an embedding that has just been encoded."""
-        self._publish(encoder_cache[mm_hash], mm_hash, encoded=True)
-
-    def _load(self, loads: tuple[PendingLoad, ...], encoder_cache: dict[str, torch.Tensor]) -> None:
+    def load(self, loads: tuple[PendingLoad, ...], encoder_cache: dict[str, torch.Tensor]) -> None:
         """Does each load once, although the scheduler repeats it until it sees the number."""
+        if self._rank >= self._ranks:
+            return
         self._completed &= {load.number for load in loads}
         for load in loads:
             if load.number in self._completed:
                 continue
-            memory = map_rows(load.handle)
-            if load.wanted and load.mm_hash not in encoder_cache:
-                shape, rows = load.handle.shape, torch.from_numpy(memory.rows.copy())
-                tensor = rows.view(getattr(torch, shape.dtype)).reshape(shape.tokens, shape.width)
-                encoder_cache[load.mm_hash] = tensor.to(_device())
-            memory.completed[self._rank] = load.number
+            with closing(SharedRows.open(load.handle)) as shared:
+                if load.wanted and load.mm_hash not in encoder_cache:
+                    shape, rows = load.handle.shape, torch.from_numpy(shared.rows.copy())
+                    tensor = rows.view(getattr(torch, shape.dtype)).reshape(shape.tokens, shape.width)
+                    encoder_cache[load.mm_hash] = tensor.to(current_platform.device_type)  # this worker's current one
+                shared.completed[self._rank] = load.number
             self._completed.add(load.number)
 
-    def _publish(self, output: torch.Tensor, mm_hash: str, *, encoded: bool) -> None:
-        """Gives an embedding to the scheduler.
+    def publish(self, output: torch.Tensor, mm_hash: str, *, encoded: bool) -> None:
+        """Gives an embedding to the scheduler. ``encoded``: the model has just encoded it.
 
         After a failure the engine continues, and the scheduler refuses to offer the item when its request finishes.
         """
@@ -84,16 +77,7 @@ class WorkerSide:
             with closing(SharedRows.make(shape, self._ranks)) as shared:
                 np.copyto(shared.rows, tensor.view(torch.uint8).numpy())
                 digest = digest_of(shared.rows, shape)
-                self._producer_cache.put(PublishedEmbedding(mm_hash, shared.handle, digest, encoded))
+                published = PublishedEmbedding(mm_hash, shared.handle, digest, encoded)
+                publish(self._name, published, PUBLISH_TIMEOUT_S)
         except EmbeddingTransferError as error:
             log.error("the embedding %s cannot be published: %s", mm_hash, error)
-
-
-def _device() -> torch.device:
-    """Returns this worker's accelerator, or the CPU."""
-    from vllm.platforms import current_platform
-
-    kind = current_platform.device_type
-    if current_platform.is_cuda_alike():
-        return torch.device(kind, current_platform.current_device())
-    return torch.device(kind)

@@ -6,16 +6,15 @@ widths. Embeddings here are [tokens, 3] for every field, so this one is transpos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
 from embferry.memory.buffers import AUX_WIDTH, MultimodalDataBuffers
 from embferry.protocol.layout import Geometry
 from embferry.transfer.fields import Array, Fields
+from embferry.transports.leased.jobs import Run
 
-from .session_engines import Run
+from ..wire.sender_rooms import WriteBlocks
 from .settings import MROPE
 
 AUX_POINTER = 3
@@ -24,30 +23,14 @@ AUX_BYTES = AUX_WIDTH * 4
 PLANES = 3
 
 
-def pointer_of(field: int) -> int:
-    """Returns the index of a layout field among the base pointers: ``aux_datas`` stands before the fourth field."""
-    return field if field < AUX_POINTER else field + 1
-
-
-def to_planes(tokens: Array, block_size: int) -> Array:
-    """Transposes positions to the order of the rows of their blocks, which begin at the first token.
+def transposed(array: Array, block_size: int, *, to_planes: bool) -> Array:
+    """Transposes positions from 3 a token to 3 planes a row of their blocks, which begin at the first token, or back.
 
     Args:
-        tokens: Bytes of int32 positions, uint8 [n, 12]: 3 positions a token.
+        array: Bytes of int32 positions, uint8 [n, 12].
         block_size: Tokens of a row.
-
-    Returns:
-        The bytes of the rows one after another, uint8 [n, 12]: 3 planes a row.
+        to_planes: The direction.
     """
-    return _transposed(tokens, block_size, to_planes=True)
-
-
-def from_planes(rows: Array, block_size: int) -> Array:
-    """Reverses :func:`to_planes`."""
-    return _transposed(rows, block_size, to_planes=False)
-
-
-def _transposed(array: Array, block_size: int, *, to_planes: bool) -> Array:
     out = np.empty_like(array)
     full = len(array) // block_size * block_size
     for part, size in ((slice(0, full), block_size), (slice(full, len(array)), len(array) - full)):
@@ -59,60 +42,42 @@ def _transposed(array: Array, block_size: int, *, to_planes: bool) -> Array:
 
 
 def block_writes(
-    geometry: Geometry,
-    fields: Fields,
-    pointers: Sequence[int],
-    blocks: tuple[int, ...],
-    sent_tokens: int,
-    num_tokens: int,
-    aux: npt.NDArray[np.int32] | None,
-    *,
-    planes: bool,
+    geometry: Geometry, command: WriteBlocks, fields: Fields, aux: npt.NDArray[np.int32], *, planes: bool
 ) -> tuple[list[Run], object]:
-    """Computes the writes that put tokens ``[sent_tokens, sent_tokens + num_tokens)`` into ``blocks``.
+    """Computes the runs of a command, and an object that keeps their source memory alive.
 
     Args:
         geometry: The peer's pool.
+        command: The tokens, and the blocks that they fill, from the start of the first one on.
         fields: The whole embedding.
-        pointers: Base pointers of the peer's buffers.
-        blocks: Blocks that the tokens fill, from the start of the first one on.
-        sent_tokens: First token.
-        num_tokens: Number of tokens.
-        aux: ``aux_datas`` of the first block, int32 [16]; None if it was written before.
+        aux: ``aux_datas`` of the first block, int32 [16].
         planes: Whether ``mrope_positions`` are transposed.
-
-    Returns:
-        The runs to write, and an object that keeps their source memory alive.
     """
     sources: list[npt.NDArray[np.generic]] = []
     for field in geometry.layout.fields:
-        part = fields[field.name][sent_tokens : sent_tokens + num_tokens]
-        sources.append(to_planes(part, geometry.block_size) if planes and field.name == MROPE else part)
+        part = fields[field.name][command.sent_tokens : command.sent_tokens + command.num_tokens]
+        if planes and field.name == MROPE:
+            part = transposed(part, geometry.block_size, to_planes=True)
+        sources.append(part)
     runs = []
-    for index, token, offset, length in geometry.spans(blocks, 0, num_tokens):
+    for index, token, offset, length in geometry.spans(command.blocks, 0, command.num_tokens):
         source = sources[index].ctypes.data + token * geometry.layout.fields[index].token_bytes
-        target = pointers[pointer_of(index)] + offset - geometry.field_offsets[index]
-        runs.append((source, target, length))
-    if aux is not None:
+        pointer = command.pointers[index if index < AUX_POINTER else index + 1]  # aux_datas stands before the fourth
+        runs.append((source, pointer + offset - geometry.field_offsets[index], length))
+    if command.aux:
         sources.append(aux)
-        runs.append((aux.ctypes.data, pointers[AUX_POINTER] + blocks[0] * AUX_BYTES, AUX_BYTES))
+        runs.append((aux.ctypes.data, command.pointers[AUX_POINTER] + command.blocks[0] * AUX_BYTES, AUX_BYTES))
     return runs, sources
 
 
 def gather(
     buffers: MultimodalDataBuffers, blocks: tuple[int, ...], tokens: int, out: Fields, at: int, *, planes: bool
 ) -> None:
-    """Copies ``tokens`` tokens from ``blocks`` to the arrays of ``out``, from token ``at`` on.
+    """Copies ``tokens`` tokens, which fill ``blocks``, to the arrays of ``out`` from token ``at`` on.
 
-    Args:
-        buffers: The pool.
-        blocks: Blocks that the tokens fill, from the start of the first one on.
-        tokens: Number of tokens.
-        out: Field name to uint8 [total tokens, bytes a token].
-        at: Index of the first token in ``out``.
-        planes: Whether ``mrope_positions`` are transposed.
+    The arrays are uint8 [total tokens, bytes a token]. ``planes``: whether ``mrope_positions`` are transposed.
     """
     buffers.gather_into(blocks, 0, tokens, out, at)
     if planes:
         arrived = out[MROPE][at : at + tokens]
-        arrived[:] = from_planes(arrived, buffers.geometry.block_size)
+        arrived[:] = transposed(arrived, buffers.geometry.block_size, to_planes=False)

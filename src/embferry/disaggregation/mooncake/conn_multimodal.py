@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from embferry.discovery.bootstrap_server import BootstrapServer as MooncakeEmbeddingBootstrapServer
 
-from ..wire.requests import EmbeddingArgsRegisterInfo, TransferEmbeddingChunk, TransferEmbeddingInfo
+from ..wire.messages import EmbeddingArgsRegisterInfo, TransferEmbeddingChunk, TransferEmbeddingInfo
 from .encode_manager import EncodeManager, MooncakeEmbeddingSender
 from .language_manager import LanguageManager
 from .manager import MooncakeEmbeddingManager

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from embferry.discovery.bootstrap_client import BootstrapClient
+from embferry.discovery.bootstrap_client import BootstrapClient, RankKeeper
 from embferry.discovery.leases import Rank
 from embferry.memory.buffers import AUX_WIDTH
 from embferry.protocol.errors import (
@@ -26,11 +26,9 @@ from embferry.transfer.fields import Fields, check_fields
 from embferry.transfer.handle import Handle
 from embferry.transfer.waiting import wait
 
-from ..wire.commands import Command, Ended, Refused, Registered, Report, WriteBlocks
-from ..wire.sender_rooms import SenderRooms
-from ..wire.statuses import EmbeddingStatus, write_status
+from ..wire.messages import EmbeddingStatus, write_status
+from ..wire.sender_rooms import Command, Ended, Refused, Registered, Report, SenderRooms, WriteBlocks
 from .buffer_layout import block_writes
-from .encode_ranks import RankRegistration
 from .manager import MooncakeEmbeddingManager
 from .session_engines import OpenEngine, SessionEngines
 from .settings import OriginSettings
@@ -58,58 +56,54 @@ class EncodeManager(MooncakeEmbeddingManager):
         open_engine: OpenEngine | None = None,
     ) -> None:
         super().__init__("embferry-origin-send", geometry, settings, transfer, open_engine)
-        self._rooms = SenderRooms(self.wire, self.transfer)
-        self._engines = SessionEngines(self.open_engine, self.settings.sources_are_registered)
-        self._senders: dict[int, MooncakeEmbeddingSender] = {}
-        self._registration = None if bootstrap_url is None else self._register_at(bootstrap_url)
+        s = self.settings
+        self.rooms = SenderRooms(self.wire, self.transfer)
+        self.senders: dict[int, MooncakeEmbeddingSender] = {}
+        register_sources = s.protocol != "tcp" if s.register_sources is None else s.register_sources
+        self._engines = SessionEngines(self.open_engine, register_sources)
+        self._registration: RankKeeper | None = None
+        if bootstrap_url is not None:
+            rank = Rank(
+                tp_size=s.tp_size,
+                dp_size=s.dp_size,
+                rank_ip=s.reached_at,
+                rank_port=self.port,
+                engine_rank=s.engine_rank,
+            )
+            self._registration = RankKeeper(BootstrapClient(bootstrap_url), rank, s.heartbeat_interval)
+            self._registration.start()
         self.start()
 
     def open(self, room: int) -> MooncakeEmbeddingSender:
         """Returns the sending end of ``room``. Call its ``init()`` next."""
         return MooncakeEmbeddingSender(self, room)
 
-    # For the senders; the lock is held
-
-    def begin(self, sender: MooncakeEmbeddingSender) -> None:
-        self.check()
-        self._execute(self._rooms.open(sender.room, self.now()))
-        self._senders[sender.room] = sender
-
-    def ready(self, sender: MooncakeEmbeddingSender, total_tokens: int) -> None:
-        self.check()
-        self._execute(self._rooms.ready(sender.room, total_tokens, self.now()))
-        self.wake()
-
-    def abort(self, room: int, reason: str) -> None:
-        self._execute(self._rooms.abort(room, reason))
-        self.wake()
-
-    def status(self, room: int) -> KVPoll:
-        return self._rooms.poll(room) or KVPoll.Bootstrapping
-
     # The driver
 
     def collapsed(self) -> None:
-        for sender in self._senders.values():
+        for sender in self.senders.values():
             sender.notify(force=True)
 
     def _receive(self, frames: Sequence[bytes], now: float) -> None:
-        self._execute(self._rooms.receive(frames, now))
+        self.execute(self.rooms.receive(frames, now))
 
     def _expire(self, now: float) -> float | None:
-        self._execute(self._rooms.tick(now), LeaseExpired)
-        return self._rooms.next_timeout()
+        self.execute(self.rooms.tick(now), LeaseExpired)
+        return self.rooms.next_timeout()
 
     def _end_transfers(self) -> None:
         if self._registration is not None:
             self._registration.stop()
         with self.lock:
-            for sender in list(self._senders.values()):
+            for sender in list(self.senders.values()):
                 sender.abort(Aborted("the encode side is shutting down", room=sender.room, retryable=True))
         self._engines.close()  # without the lock: it joins threads whose last calls are queued for the driver
 
-    def _execute(self, commands: Iterable[Command], failure: type[EmbeddingTransferError] = TransportError) -> None:
-        """Executes commands in order; a room that fails without an error of its own fails with ``failure``."""
+    def execute(self, commands: Iterable[Command], failure: type[EmbeddingTransferError] = TransportError) -> None:
+        """Executes commands in order; a room that fails without an error of its own fails with ``failure``.
+
+        The lock is held.
+        """
         for command in commands:
             match command:
                 case Registered(session, _):
@@ -125,40 +119,23 @@ class EncodeManager(MooncakeEmbeddingManager):
                     log.warning("refused a message (room %s, session %s): %s", room, session, reason)
 
     def _write(self, command: WriteBlocks) -> None:
-        sender = self._senders[command.room]
+        sender = self.senders[command.room]
         if not command.aux:
             log.debug("room %d: resumed transfer from token %d on", command.room, command.sent_tokens)
-        runs, sources = block_writes(
-            self.geometry,
-            sender.fields,
-            command.pointers,
-            command.blocks,
-            command.sent_tokens,
-            command.num_tokens,
-            sender.aux if command.aux else None,
-            planes=self.settings.mrope_planes,
-        )
+        planes = self.settings.mrope_planes
+        runs, sources = block_writes(self.geometry, command, sender.fields, sender.aux, planes=planes)
         self._engines.write(command.session, runs, sources, partial(self._on_written, command.room, command.session))
 
     def _on_written(self, room: int, session: str, failure: str) -> None:
         """Queues the end of a write for the driver. Any thread, without a lock."""
-        self.call(lambda: self._execute(self._rooms.written(room, session, self.now(), failure)))
+        self.call(lambda: self.execute(self.rooms.written(room, session, self.now(), failure)))
 
     def _end(self, room: int, status: KVPoll, reason: str, failure: type[EmbeddingTransferError]) -> None:
-        sender = self._senders.pop(room, None)
+        sender = self.senders.pop(room, None)
         if reason:
             log.warning("room %d: failed: %s", room, reason)
         if sender is not None:
             sender.end(status, None if status is KVPoll.Success else failure(reason, room=room))
-
-    def _register_at(self, url: str) -> RankRegistration:
-        s = self.settings
-        rank = Rank(
-            tp_size=s.tp_size, dp_size=s.dp_size, rank_ip=s.reached_at, rank_port=self.port, engine_rank=s.engine_rank
-        )
-        registration = RankRegistration(BootstrapClient(url), rank, s.heartbeat_interval)
-        registration.start()
-        return registration
 
 
 class MooncakeEmbeddingSender(Handle):
@@ -200,7 +177,9 @@ class MooncakeEmbeddingSender(Handle):
         with self.manager.lock:
             if self._begun or self._status is not None:
                 raise LocalProtocolError("init() is called once; open the room again instead", room=self.room)
-            self.manager.begin(self)
+            self.manager.check()
+            self.manager.rooms.open(self.room, self.manager.now())
+            self.manager.senders[self.room] = self
             self._begun = True
             self._announced = total_tokens
         self.manager.wake()
@@ -230,14 +209,12 @@ class MooncakeEmbeddingSender(Handle):
         with self.manager.lock:
             if self._status is not None:
                 return  # aborted meanwhile
-            before = self.fields
+            self.manager.check()
+            commands = self.manager.rooms.ready(self.room, total, self.manager.now())
             self.fields = fields
             self.aux[0] = total
-            try:
-                self.manager.ready(self, total)
-            except LocalProtocolError:
-                self.fields = before
-                raise
+            self.manager.execute(commands)
+        self.manager.wake()
 
     send = send_embedding
 
@@ -246,10 +223,10 @@ class MooncakeEmbeddingSender(Handle):
             if self._status is not None:
                 return self._status
             self.manager.check()
-            return self.manager.status(self.room)
+            return self.manager.rooms.poll(self.room) or KVPoll.Bootstrapping
 
     def wait(self, timeout: float) -> None:
-        """Blocks the calling thread until the embedding is sent; see :func:`embferry.transfer.waiting.wait`."""
+        """Blocks until the embedding is sent; see :func:`embferry.transfer.waiting.wait`."""
         wait(self, timeout)
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
@@ -258,7 +235,8 @@ class MooncakeEmbeddingSender(Handle):
             if self._status is None:
                 self._error = error or Aborted("aborted by the encode side", room=self.room)
                 if self._begun:
-                    self.manager.abort(self.room, self._error.detail)
+                    self.manager.execute(self.manager.rooms.abort(self.room, self._error.detail))
+                    self.manager.wake()
                 else:
                     self.end(KVPoll.Failed, self._error)
 

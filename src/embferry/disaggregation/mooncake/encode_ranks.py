@@ -1,4 +1,4 @@
-"""Which encode rank serves a room, whether its bootstrap server still answers, and the registration of a rank there."""
+"""Which encode rank serves a room, and whether its bootstrap server still answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from embferry.discovery.bootstrap_client import BootstrapClient, HealthWatch, Shape
-from embferry.discovery.leases import Rank
+from embferry.discovery.bootstrap_client import BootstrapClient, Shape
 from embferry.protocol.errors import (
     CapacityError,
     EmbeddingTransferError,
@@ -30,15 +29,11 @@ IDLE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class EncodeRank:
-    """The encode rank that serves a room to this rank.
-
-    Attributes:
-        required_dst_info_num: Number of language ranks that ask it for the same room.
-    """
+    """The encode rank that serves a room to this rank."""
 
     host: str
     port: int
-    required_dst_info_num: int
+    required_dst_info_num: int  # language ranks that ask it for the same room
 
 
 OnFound = Callable[[EncodeRank | EmbeddingTransferError], None]
@@ -53,21 +48,11 @@ class _LookUp:
 
 
 def rank_for(shape: Shape, settings: OriginSettings, room: int) -> tuple[int, int, int]:
-    """Chooses the encode rank for a room and this language rank.
+    """Chooses the encode rank for a room: returns it, its data-parallel group, and ``required_dst_info_num``.
 
     The ranks of a group hold the same embeddings, so one of them is asked. If the encode side has more ranks in a group
-    than the language side, the first of those that belong to this rank is asked and the others are not.
-
-    Args:
-        shape: Sizes of the encode side.
-        settings: Settings of this rank.
-        room: The ``bootstrap_room``.
-
-    Returns:
-        The encode rank, its data-parallel group, and ``required_dst_info_num``.
-
-    Raises:
-        RemoteProtocolError: The sizes of the two sides do not divide each other.
+    than the language side, the first of those that belong to this rank is asked and the others are not. Sizes that do
+    not divide each other raise :class:`RemoteProtocolError`.
     """
     if shape.embedding_tp_size < 1 or shape.embedding_dp_size < 1:
         raise RemoteProtocolError(f"the encode side reports impossible sizes: {shape}")
@@ -85,15 +70,12 @@ class EncodeSide:
     """A thread that asks one bootstrap server for encode ranks and for its health.
 
     Args:
-        url: URL of the bootstrap server.
+        url: URL of the bootstrap server; another one raises :class:`LocalProtocolError`.
         settings: Settings of this rank.
         on_miss: Called when the server did not answer once. Another server that knows no registrations may run there
             now.
         on_lost: Called when the server did not answer ``max_misses`` times in a row. Both callbacks run on the thread
             of this object, without a lock.
-
-    Raises:
-        LocalProtocolError: ``url`` is not a URL of a bootstrap server.
     """
 
     def __init__(
@@ -101,7 +83,7 @@ class EncodeSide:
     ) -> None:
         self._client = BootstrapClient(url)
         self._settings, self._on_miss, self._on_lost = settings, on_miss, on_lost
-        self._health = HealthWatch(settings.max_misses)
+        self._misses = 0  # unanswered requests of its health in a row
         self._changed = threading.Condition()  # guards the next two
         self._new: list[_LookUp] = []
         self._stopping = False
@@ -109,13 +91,7 @@ class EncodeSide:
         self._thread.start()
 
     def find(self, room: int, deadline: float, on_found: OnFound) -> None:
-        """Looks up the encode rank of a room.
-
-        Args:
-            room: The ``bootstrap_room``.
-            deadline: Time on the monotonic clock after which the look-up fails with :class:`PeerGone`.
-            on_found: Called with the rank or the error.
-        """
+        """Looks up the encode rank of a room until ``deadline``, then fails with :class:`PeerGone`."""
         with self._changed:
             self._new.append(_LookUp(room, deadline, on_found))
             self._changed.notify()
@@ -129,21 +105,19 @@ class EncodeSide:
 
     def _run(self) -> None:
         next_check = math.inf  # of its health; a server that never answered cannot be lost
-        next_retry = math.inf
         pending: list[_LookUp] = []
         while True:
             with self._changed:
                 if not (self._stopping or self._new):
-                    self._changed.wait(min(IDLE_S, max(0.0, min(next_check, next_retry) - time.monotonic())))
+                    pause = RETRY_S if pending else IDLE_S
+                    self._changed.wait(min(pause, max(0.0, next_check - time.monotonic())))
                 if self._stopping:
                     return
                 new, self._new = self._new, []
-            if new or time.monotonic() >= next_retry:
-                asked = pending + new
-                pending = self._look_up(asked)
-                next_retry = time.monotonic() + RETRY_S if pending else math.inf
-                if len(pending) < len(asked) and next_check == math.inf:
-                    next_check = time.monotonic() + self._settings.heartbeat_interval
+            asked = pending + new
+            pending = self._look_up(asked)
+            if len(pending) < len(asked) and next_check == math.inf:
+                next_check = time.monotonic() + self._settings.heartbeat_interval
             if time.monotonic() >= next_check:
                 lost = self._check_health()
                 next_check = math.inf if lost else time.monotonic() + self._settings.heartbeat_interval
@@ -173,43 +147,12 @@ class EncodeSide:
 
     def _check_health(self) -> bool:
         """Asks for the health once. Returns whether the encode side is lost."""
-        healthy = self._client.healthy()
-        lost = self._health.saw(healthy)
-        if lost:
-            log.warning("the encode side at %s is lost: %d misses", self._client.url, self._health.misses)
-            self._health = HealthWatch(self._settings.max_misses)
+        self._misses = 0 if self._client.healthy() else self._misses + 1
+        if self._misses >= self._settings.max_misses:
+            log.warning("the encode side at %s is lost: %d misses", self._client.url, self._misses)
+            self._misses = 0
             self._on_lost()
-        elif not healthy:
+            return True
+        if self._misses:
             self._on_miss()
-        return lost
-
-
-class RankRegistration:
-    """A thread that keeps an encode rank registered: the origin's bootstrap server forgets its ranks on a restart."""
-
-    def __init__(self, client: BootstrapClient, rank: Rank, interval_s: float) -> None:
-        self._client, self._rank, self._interval_s = client, rank, interval_s
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="embferry-origin route", daemon=True)
-
-    def start(self) -> None:
-        """Starts the thread. Does not wait: the bootstrap server may be started later than the rank."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        failing = False
-        while not self._stopping.is_set():
-            try:
-                self._client.register_rank(self._rank)
-            except (TransportError, CapacityError, RemoteProtocolError, LocalProtocolError) as error:
-                if not failing:
-                    log.warning("the encode rank is not registered; trying again: %s", error)
-                failing = True
-            else:
-                failing = False
-            self._stopping.wait(RETRY_S if failing else self._interval_s)
+        return False

@@ -21,9 +21,8 @@ from embferry.protocol.errors import (
 from embferry.protocol.layout import Geometry
 from embferry.protocol.settings import TransferSettings
 
+from ..wire.messages import EmbeddingArgsRegisterInfo, TransferEmbeddingInfo, read_status, write
 from ..wire.receiver_room import Arrived, Dropped, ReceiverRoom
-from ..wire.requests import EmbeddingArgsRegisterInfo, TransferEmbeddingInfo, write
-from ..wire.statuses import read_status
 from .buffer_layout import gather
 from .encode_ranks import EncodeRank, EncodeSide
 from .manager import MooncakeEmbeddingManager
@@ -76,7 +75,8 @@ class LanguageManager(MooncakeEmbeddingManager):
             room: The ``bootstrap_room``.
             bootstrap_addr: Bootstrap server of the encode side that serves the room, ``host:port`` or a URL.
         """
-        return MooncakeEmbeddingReceiver(self, room, bootstrap_addr)
+        machine = ReceiverRoom(room, self.wire, self.transfer, self.settings.max_total_tokens)
+        return MooncakeEmbeddingReceiver(self, machine, bootstrap_addr)
 
     def allocate(self, tokens: int, room: int) -> MetadataAllocation | None:
         """Returns blocks for ``init()`` or ``resume_transfer()`` of a room, or None if there are not enough."""
@@ -85,13 +85,8 @@ class LanguageManager(MooncakeEmbeddingManager):
 
     # For the receivers; the lock is held
 
-    def begin(self, receiver: MooncakeEmbeddingReceiver, allocation: MetadataAllocation | None) -> ReceiverRoom:
-        """Looks for the encode side of a room, and requests the first tokens when it is found.
-
-        Raises:
-            LocalProtocolError: The room is in use, the blocks are not its own, or the bootstrap address is malformed.
-            TransportError: The engine cannot start.
-        """
+    def begin(self, receiver: MooncakeEmbeddingReceiver, allocation: MetadataAllocation | None) -> None:
+        """Looks for the encode side of a room, and requests the first tokens when it is found."""
         self.check()
         room, address, now = receiver.room, receiver.bootstrap_addr, self.now()
         if allocation is not None:
@@ -101,7 +96,7 @@ class LanguageManager(MooncakeEmbeddingManager):
         if address not in self._sides:
             missed, lost = partial(self._side_missed, address), partial(self._side_lost, address)
             self._sides[address] = EncodeSide(
-                address, self.settings, lambda: self.call(missed), lambda: self.call(lost)
+                address, self.settings, partial(self.call, missed), partial(self.call, lost)
             )
         self._usable_mapping()  # it is needed later, but here the caller can be told that no engine starts
         receiver.granted, receiver.automatic = allocation, allocation is None
@@ -111,7 +106,7 @@ class LanguageManager(MooncakeEmbeddingManager):
             now + self.transfer.bootstrap_timeout,
             lambda found: self.call(partial(self._on_found, receiver, found)),
         )
-        return ReceiverRoom(room, self.wire, self.transfer, self.settings.max_total_tokens, now)
+        receiver.machine.begin(now)
 
     def resume(self, receiver: MooncakeEmbeddingReceiver, allocation: MetadataAllocation | None) -> int:
         """Requests the rest into ``allocation``, or queues for blocks. Returns the number of tokens requested."""
@@ -240,20 +235,19 @@ class LanguageManager(MooncakeEmbeddingManager):
         assert rank is not None
         receiver.current_allocation = allocation
         asked = receiver.machine.ask(allocation.blocks, self.now())
-        receiver.marks = WriteMarks(self.memory.data, self.memory.aux, asked)
+        receiver.marks = WriteMarks(self.memory, asked)
         here = (self.settings.reached_at, self.port, mapping.session_id)
         known = (rank.host, rank.port, mapping.session_id)
         if known not in self._registered:
             if len(self._registered) >= MAX_REGISTERED:
                 del self._registered[next(iter(self._registered))]
             self._registered[known] = receiver.bootstrap_addr
-            self._send(rank, EmbeddingArgsRegisterInfo("None", *here, mapping.pointers))
-        self._send(
-            rank,
-            TransferEmbeddingInfo(
-                room, *here, asked.blocks, rank.required_dst_info_num, asked.sent_tokens, asked.allocated_tokens
-            ),
+            registration = EmbeddingArgsRegisterInfo("None", *here, mapping.pointers)
+            self.push(rank.host, rank.port, write(registration, self.wire))
+        request = TransferEmbeddingInfo(
+            room, *here, asked.blocks, rank.required_dst_info_num, asked.sent_tokens, asked.allocated_tokens
         )
+        self.push(rank.host, rank.port, write(request, self.wire))
         if asked.sent_tokens:
             log.info(
                 "Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d",
@@ -261,9 +255,6 @@ class LanguageManager(MooncakeEmbeddingManager):
             )
         self.wake()
         self._changed(receiver)
-
-    def _send(self, rank: EncodeRank, message: EmbeddingArgsRegisterInfo | TransferEmbeddingInfo) -> None:
-        self.push(rank.host, rank.port, write(message, self.wire))
 
     def _gather(self, receiver: MooncakeEmbeddingReceiver, arrived: Arrived) -> None:
         """Copies tokens out of their blocks and frees these: no write to them is in flight."""
@@ -274,14 +265,8 @@ class LanguageManager(MooncakeEmbeddingManager):
                 field.name: np.empty((machine.total_tokens, field.token_bytes), np.uint8) for field in fields
             }
             receiver.aux = self.memory.aux[blocks[0]].copy()
-        gather(
-            self.memory.data,
-            blocks,
-            arrived.tokens,
-            receiver.gathered,
-            arrived.round.sent_tokens,
-            planes=self.settings.mrope_planes,
-        )
+        at, planes = arrived.round.sent_tokens, self.settings.mrope_planes
+        gather(self.memory.data, blocks, arrived.tokens, receiver.gathered, at, planes=planes)
         receiver.marks = None
         self.allocator.free(blocks, receiver.room)
         if machine.needs_resume:
@@ -307,9 +292,9 @@ class LanguageManager(MooncakeEmbeddingManager):
         if mapping is not None:
             mapping.rooms.discard(room)
             if asked is not None:
-                mapping.quarantine(room, asked.blocks)
+                mapping.quarantined.append((room, asked.blocks))
                 self.allocator.quarantine(asked.blocks, room)
-            if mapping.tainted and mapping is self._mapping:
+            if mapping.quarantined and mapping is self._mapping:
                 self._mapping = None
                 self._tainted.append(mapping)
         self.allocator.free(self._held(room), room)
@@ -330,11 +315,7 @@ class LanguageManager(MooncakeEmbeddingManager):
         return [block for block in blocks if not self.allocator.is_quarantined(block)]
 
     def _usable_mapping(self) -> PoolMapping:
-        """Returns the mapping for new rooms, made anew if the last one is tainted.
-
-        Raises:
-            TransportError: The engine cannot start.
-        """
+        """Returns the mapping for new rooms, made anew if the last one is tainted."""
         if self._mapping is None:
             self._mapping = PoolMapping(self.memory, self.open_engine)
         return self._mapping

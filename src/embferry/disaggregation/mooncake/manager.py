@@ -15,8 +15,8 @@ from embferry.protocol.layout import Geometry
 from embferry.protocol.settings import TransferSettings
 from embferry.transfer.driver import DriverThread, bind, tcp_endpoint
 
-from ..wire.requests import MAX_FRAME_BYTES, OriginWire
-from .session_engines import Engine, OpenEngine
+from ..wire.messages import MAX_FRAME_BYTES, OriginWire
+from .session_engines import OpenEngine
 from .settings import OriginSettings, check_geometry
 
 log = logging.getLogger(__name__)
@@ -24,9 +24,6 @@ log = logging.getLogger(__name__)
 HIGH_WATER = 16384  # messages queued for one peer, or from all of them
 MAX_PEERS = 256  # PUSH sockets; the least recently used one is closed first
 LONGEST_FRAME = 2 * MAX_FRAME_BYTES  # ZeroMQ drops longer frames unread; up to here they are refused with a reason
-
-Peer = tuple[str, int]
-"""Host and port of a PULL socket."""
 
 
 class MooncakeEmbeddingManager(DriverThread[list[bytes]]):
@@ -58,8 +55,8 @@ class MooncakeEmbeddingManager(DriverThread[list[bytes]]):
         self.settings = settings or OriginSettings()
         self.transfer = transfer or TransferSettings()
         self.wire = OriginWire(geometry.num_blocks, geometry.block_size, num_buffers=len(geometry.layout.fields) + 1)
-        self.open_engine = open_engine or (lambda: Engine(self.settings.engine))
-        self._pushes: OrderedDict[Peer, zmq.Socket[bytes]] = OrderedDict()
+        self.open_engine = open_engine or self.settings.make_engine
+        self._pushes: OrderedDict[tuple[str, int], zmq.Socket[bytes]] = OrderedDict()  # by the peer's host and port
         self._calls: deque[Callable[[], None]] = deque()
         self._ending = False
         self._pull = self.socket(zmq.PULL)

@@ -26,18 +26,15 @@ from embferry.memory.buffers import AUX_WIDTH, MultimodalDataBuffers
 from embferry.memory.memfd import sealed_memfd
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
+from embferry.transports.leased.mooncake.alias import Alias
+from embferry.transports.leased.mooncake.engine import Engine
 
 from .buffer_layout import AUX_BYTES, AUX_POINTER
-from .session_engines import Alias, Engine, OpenEngine
+from .session_engines import OpenEngine
 
 
 class PoolMemory:
-    """Memory of the pool: :class:`MultimodalDataBuffers`, and ``aux_datas`` in memory that can be mapped twice.
-
-    Attributes:
-        data: The fields.
-        aux: ``aux_datas``, int32 [num_blocks, 16].
-    """
+    """Memory of the pool: the fields, and ``aux_datas`` (int32 [num_blocks, 16]) in memory that can be mapped twice."""
 
     def __init__(self, geometry: Geometry) -> None:
         self.data = MultimodalDataBuffers(geometry, shared=True)
@@ -63,11 +60,10 @@ class PoolMapping:
     """An engine and a second mapping of the pool, through which peers write.
 
     Attributes:
-        session_id: Session id of the engine.
         pointers: Base addresses of the buffers in this mapping, in the order of a registration.
         rooms: Rooms that have announced the mapping to a peer and are not over.
-        tainted: Whether blocks are quarantined because of it, so that new rooms must not use it.
-        quarantined: ``(room, blocks)`` that are freed when the mapping is closed.
+        quarantined: ``(room, blocks)`` that are freed when the mapping is closed. The peer of the room may still be
+            writing to them, so new rooms must not use a mapping that has any.
 
     Raises:
         TransportError: The memory cannot be mapped again, or the engine cannot start or register it.
@@ -75,7 +71,6 @@ class PoolMapping:
 
     def __init__(self, memory: PoolMemory, open_engine: OpenEngine) -> None:
         self.rooms: set[int] = set()
-        self.tainted = False
         self.quarantined: list[tuple[int, tuple[int, ...]]] = []
         self._engine: Engine = open_engine()
         self._aliases: list[Alias] = []
@@ -98,16 +93,10 @@ class PoolMapping:
         pointers.insert(AUX_POINTER, aux)
         self.pointers = tuple(pointers)
 
-    def quarantine(self, room: int, blocks: tuple[int, ...]) -> None:
-        """Taints the mapping: the peer of ``room`` may still be writing to ``blocks``."""
-        self.tainted = True
-        self.quarantined.append((room, blocks))
-
     def close(self) -> None:
         """Cuts the mapping off from the memory and ends the engine, which takes some milliseconds.
 
-        Raises:
-            LocalProtocolError: The kernel refused to cut it off. The memory must not be used any more.
+        If the kernel refuses to cut it off (:class:`LocalProtocolError`), the memory must not be used any more.
         """
         try:
             for alias in self._aliases:

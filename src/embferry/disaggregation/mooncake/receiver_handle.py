@@ -14,7 +14,7 @@ from embferry.protocol.states import KVPoll
 from embferry.transfer.handle import Handle, Host
 from embferry.transfer.waiting import wait
 
-from ..wire.receiver_room import UNKNOWN_LENGTH, ReceiverRoom
+from ..wire.receiver_room import ReceiverRoom
 from .encode_ranks import EncodeRank
 from .pool_mapping import PoolMapping
 from .write_marks import WriteMarks
@@ -23,14 +23,11 @@ Arrays = dict[str, npt.NDArray[np.uint8]]
 
 
 class LanguageHost(Host, Protocol):
-    """The manager, as far as a receiving end needs it.
-
-    Its lock is held during :meth:`begin`, :meth:`resume` and :meth:`fail`.
-    """
+    """The manager, as far as a receiving end needs it. Its lock is held during the last three methods."""
 
     def wake(self) -> None: ...
     def allocate(self, tokens: int, room: int) -> MetadataAllocation | None: ...
-    def begin(self, receiver: MooncakeEmbeddingReceiver, allocation: MetadataAllocation | None) -> ReceiverRoom: ...
+    def begin(self, receiver: MooncakeEmbeddingReceiver, allocation: MetadataAllocation | None) -> None: ...
     def resume(self, receiver: MooncakeEmbeddingReceiver, allocation: MetadataAllocation | None) -> int: ...
     def fail(self, receiver: MooncakeEmbeddingReceiver, error: EmbeddingTransferError) -> None: ...
 
@@ -43,36 +40,23 @@ class MooncakeEmbeddingReceiver(Handle):
         current_allocation: Blocks of the latest request.
         aux: ``aux_datas`` of the embedding once tokens have arrived, int32 [16]: [0] is its length, [1] its mrope
             position delta.
-        gathered: The arrays that tokens are gathered into; empty until the first arrive.
-        encode_rank: The encode rank that serves the room, once it is found.
-        mapping: The mapping of the pool that the encode rank writes through, once it was asked.
-        marks: Marks of the round that is being transferred.
-        granted: Blocks given to :meth:`init` until they are used.
-        automatic: Whether the manager allocates blocks for the rest of the transfer.
     """
 
-    def __init__(self, manager: LanguageHost, bootstrap_room: int, bootstrap_addr: str) -> None:
-        super().__init__(bootstrap_room, manager)
-        self.manager = manager
+    def __init__(self, manager: LanguageHost, machine: ReceiverRoom, bootstrap_addr: str) -> None:
+        super().__init__(machine.room, manager)
+        self.manager, self.machine = manager, machine
         self.bootstrap_addr = bootstrap_addr if "://" in bootstrap_addr else f"http://{bootstrap_addr}"
         self.current_allocation: MetadataAllocation | None = None
         self.aux: npt.NDArray[np.int32] = np.zeros(AUX_WIDTH, np.int32)
-        self._machine: ReceiverRoom | None = None
+        self._begun = False
         self._reported = (KVPoll.Bootstrapping, 0)
         # For the manager
-        self.gathered: Arrays = {}
-        self.encode_rank: EncodeRank | None = None
-        self.mapping: PoolMapping | None = None
-        self.marks: WriteMarks | None = None
-        self.granted: MetadataAllocation | None = None
-        self.automatic = False
-
-    @property
-    def machine(self) -> ReceiverRoom:
-        """State machine of the room, for the manager."""
-        if self._machine is None:
-            raise LocalProtocolError("call init() first", room=self.room)
-        return self._machine
+        self.gathered: Arrays = {}  # what tokens are gathered into, once the first have arrived
+        self.encode_rank: EncodeRank | None = None  # once it is found
+        self.mapping: PoolMapping | None = None  # through which the encode rank writes, once it was asked
+        self.marks: WriteMarks | None = None  # of the round that is being transferred
+        self.granted: MetadataAllocation | None = None  # given to init() and not used yet
+        self.automatic = False  # the manager allocates blocks for the rest of the transfer
 
     def init(self, allocation: MetadataAllocation | None = None) -> None:
         """Asks for the embedding.
@@ -87,9 +71,10 @@ class MooncakeEmbeddingReceiver(Handle):
             TransportError: The engine cannot start.
         """
         with self.manager.lock:
-            if self._machine is not None:
+            if self._begun:
                 raise LocalProtocolError("init() is called once; open the room again instead", room=self.room)
-            self._machine = self.manager.begin(self, allocation)
+            self.manager.begin(self, allocation)
+            self._begun = True
         self.manager.wake()
 
     def resume_transfer(self, allocation: MetadataAllocation | None = None, sent_tokens: int = 0) -> int:
@@ -117,11 +102,9 @@ class MooncakeEmbeddingReceiver(Handle):
 
     def poll(self) -> KVPoll:
         with self.manager.lock:
-            if self._machine is None:
-                return KVPoll.Bootstrapping
-            if not self._machine.over:
+            if self._begun and not self.machine.over:
                 self.manager.check()
-            return self._machine.status
+            return self.machine.status
 
     def wait(self, timeout: float) -> None:
         """Blocks the calling thread until everything has arrived; see :func:`embferry.transfer.waiting.wait`."""
@@ -130,7 +113,7 @@ class MooncakeEmbeddingReceiver(Handle):
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
         """Ends the transfer. The encode side runs into its time-out, because this wire has no message to tell it."""
         with self.manager.lock:
-            if self._machine is not None:
+            if self._begun:
                 self.manager.fail(self, error or Aborted("aborted by the language side"))
 
     def clear(self) -> None:
@@ -141,29 +124,29 @@ class MooncakeEmbeddingReceiver(Handle):
 
     @property
     def error(self) -> EmbeddingTransferError | None:
-        return None if self._machine is None else self._machine.error
+        return self.machine.error
 
     # What has arrived
 
     @property
     def total_embedding_length(self) -> int:
         """Tokens of the whole embedding; -1 while it is not known."""
-        return UNKNOWN_LENGTH if self._machine is None else self._machine.total_tokens
+        return self.machine.total_tokens
 
     @property
     def transferred_tokens(self) -> int:
         """Number of leading tokens that have arrived."""
-        return 0 if self._machine is None else self._machine.transferred_tokens
+        return self.machine.transferred_tokens
 
     @property
     def needs_resume(self) -> bool:
         """Whether tokens remain that have not been requested."""
-        return self._machine is not None and self._machine.needs_resume
+        return self.machine.needs_resume
 
     @property
     def transfers(self) -> int:
         """Number of transfers so far: one initial, the others resumed."""
-        return 0 if self._machine is None else self._machine.rounds
+        return self.machine.rounds
 
     def buffered_chunks(self) -> Arrays | None:
         """Returns what has arrived, field name to uint8 [transferred_tokens, bytes a token], or None."""

@@ -1,30 +1,23 @@
-"""Engines of the encode side: one for each session that is written to, so that a failure stays in its session.
-
-This file holds all that this package uses of the Mooncake transport.
-"""
+"""Engines of the encode side: one for each session that is written to, so that a failure stays in its session."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 from embferry.protocol.errors import TransportError
-from embferry.transports.leased.engine_thread import EngineThread
+from embferry.transports.leased.engine_thread import EngineThread, WriteEngine
 from embferry.transports.leased.jobs import Run, WriteJob
-from embferry.transports.leased.mooncake.alias import Alias
-from embferry.transports.leased.mooncake.engine import P2P, Engine, EngineSettings
+from embferry.transports.leased.mooncake.engine import Engine
 from embferry.transports.leased.mooncake.write_engine import MooncakeWriteEngine
-
-__all__ = ["P2P", "Alias", "Engine", "EngineSettings", "OpenEngine", "Run", "SessionEngines"]
 
 log = logging.getLogger(__name__)
 
 MAX_IDLE = 16  # engines kept for sessions without a write
+SHUTTING_DOWN = "the encode side is shutting down"
 
 OpenEngine = Callable[[], Engine]
 
@@ -35,14 +28,20 @@ No lock of this module is held. The callback may not block.
 """
 
 
-@dataclass(eq=False, slots=True)
-class _SessionEngine:
-    """The engine of one session, on a thread of its own."""
+class _SessionEngine(EngineThread):
+    """The engine of one session. The lock of :class:`SessionEngines` guards its fields."""
 
-    thread: EngineThread | None = None
-    in_flight: dict[int, OnOver] = field(default_factory=dict)
-    error: str = "the encode side is shutting down"
-    ended: bool = False
+    def __init__(self, engines: SessionEngines, open_engine: Callable[[], WriteEngine]) -> None:
+        super().__init__(
+            "embferry-origin-engine",
+            open_engine,
+            on_over=partial(engines.on_job_over, self),
+            on_end=partial(engines.on_engine_end, self),
+            on_bug=lambda _: None,  # on_end gets the error as well
+        )
+        self.jobs: dict[WriteJob, OnOver] = {}
+        self.error = SHUTTING_DOWN
+        self.ended = False
 
 
 class SessionEngines:
@@ -54,32 +53,26 @@ class SessionEngines:
 
     def __init__(self, open_engine: OpenEngine, register_sources: bool) -> None:
         self._open_engine, self._register_sources = open_engine, register_sources
-        self._serials = itertools.count(1)
         self._lock = threading.Lock()
         self._engines: OrderedDict[str, _SessionEngine] = OrderedDict()
         self._retired: set[_SessionEngine] = set()
         self._closed = False
 
     def write(self, session: str, runs: list[Run], source: object, on_over: OnOver) -> None:
-        """Begins a write.
+        """Begins a write to absolute addresses of the peer.
 
-        Args:
-            session: Session id of the peer's engine.
-            runs: The bytes to write, to absolute addresses of the peer.
-            source: Object that keeps the source memory alive.
-            on_over: Called when no byte of ``source`` is read any more, and never before.
+        ``source`` keeps the memory of ``runs`` alive until ``on_over`` is called, when no byte of it is read any more.
         """
-        job = WriteJob(next(self._serials), lambda: runs, keeps=source)
+        job = WriteJob(0, lambda: runs, keeps=source)
         job.go = True
         with self._lock:
             closed = self._closed
             if not closed:
                 engine = self._engine(session)
-                engine.in_flight[job.serial] = on_over
-                assert engine.thread is not None
-                engine.thread.put(job)
+                engine.jobs[job] = on_over
+                engine.put(job)
         if closed:
-            on_over("the encode side is shutting down")
+            on_over(SHUTTING_DOWN)
 
     def forget(self, session: str) -> None:
         """Retires the engine of a session: another engine may have the peer's address now."""
@@ -97,46 +90,38 @@ class SessionEngines:
             for engine in engines:
                 self._retire(engine)
         for engine in engines:
-            if engine.thread is not None:
-                engine.thread.join()
+            engine.join()
 
     def _engine(self, session: str) -> _SessionEngine:
         engine = self._engines.get(session)
         if engine is None or engine.ended:
-            engine = self._engines[session] = _SessionEngine()
-            engine.thread = EngineThread(
-                "embferry-origin-engine",
-                partial(MooncakeWriteEngine, self._open_engine, session, self._register_sources),
-                on_over=partial(self._on_job_over, engine),
-                on_end=partial(self._on_engine_end, engine),
-                on_bug=lambda _: None,  # on_end gets the error as well
-            )
-            engine.thread.start()
+            opens = partial(MooncakeWriteEngine, self._open_engine, session, self._register_sources)
+            engine = self._engines[session] = _SessionEngine(self, opens)
+            engine.start()
         self._engines.move_to_end(session)
-        idle = [name for name, other in self._engines.items() if not other.in_flight and other is not engine]
+        idle = [name for name, other in self._engines.items() if not other.jobs and other is not engine]
         for name in idle[: max(0, len(idle) - MAX_IDLE)]:
             self._retire(self._engines.pop(name))
         return engine
 
     def _retire(self, engine: _SessionEngine) -> None:
         self._retired.add(engine)
-        if engine.thread is not None:
-            engine.thread.stop()
+        engine.stop()
 
     # On the thread of an engine
 
-    def _on_job_over(self, engine: _SessionEngine, job: WriteJob) -> None:
+    def on_job_over(self, engine: _SessionEngine, job: WriteJob) -> None:
         with self._lock:
-            on_over = engine.in_flight.pop(job.serial)
+            on_over = engine.jobs.pop(job)
         on_over("" if job.error is None else job.error.detail)
 
-    def _on_engine_end(self, engine: _SessionEngine, error: TransportError | None, _: bool) -> None:
+    def on_engine_end(self, engine: _SessionEngine, error: TransportError | None, _: bool) -> None:
         if error is not None:
             log.warning("an engine failed and will be replaced: %s", error.detail)
             engine.error = error.detail
         with self._lock:
             engine.ended = True
             self._retired.discard(engine)
-            left, engine.in_flight = list(engine.in_flight.values()), {}
+            left, engine.jobs = list(engine.jobs.values()), {}
         for on_over in left:
             on_over(engine.error)

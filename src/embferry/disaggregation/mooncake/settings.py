@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from embferry.protocol.errors import LocalProtocolError
 from embferry.protocol.layout import Field, Geometry, Layout
-
-from .session_engines import P2P, EngineSettings
+from embferry.transports.leased.mooncake.engine import P2P, Engine, EngineSettings
 
 MROPE = "mrope_positions"
-_FIXED = (("input_embeddings", "bfloat16", None), ("fill_ids", "int32", 1), (MROPE, "int32", 3))
-_DEEPSTACK = ("deepstack_embeddings", "bfloat16", None)
+_KNOWN = (
+    ("input_embeddings", "bfloat16", None),
+    ("fill_ids", "int32", 1),
+    (MROPE, "int32", 3),
+    ("deepstack_embeddings", "bfloat16", None),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +60,17 @@ class OriginSettings:
                 f"engine_rank {self.engine_rank}, tp_size {self.tp_size} and dp_size {self.dp_size} do not fit: "
                 "engine_rank must be below tp_size, and dp_size must divide tp_size"
             )
-        if not self.heartbeat_interval > 0 or self.max_total_tokens < 1:
-            raise LocalProtocolError("heartbeat_interval and max_total_tokens must be greater than 0")
+        if not self.heartbeat_interval > 0 or min(self.max_misses, self.max_total_tokens) < 1:
+            raise LocalProtocolError("heartbeat_interval, max_misses and max_total_tokens must be greater than 0")
 
     @property
     def reached_at(self) -> str:
         """Address that peers are given."""
         return self.advertise or self.host
 
-    @property
-    def engine(self) -> EngineSettings:
-        """Settings of an engine. Engines meet peer to peer, so that a session id is the engine's ``host:port``."""
-        return EngineSettings(self.reached_at, self.protocol, self.device, P2P)
-
-    @property
-    def sources_are_registered(self) -> bool:
-        """Whether source memory is registered with the engine."""
-        return self.protocol != "tcp" if self.register_sources is None else self.register_sources
+    def make_engine(self) -> Engine:
+        """Makes an engine. Engines meet peer to peer, so that a session id is the engine's ``host:port``."""
+        return Engine(EngineSettings(self.reached_at, self.protocol, self.device, P2P))
 
 
 def origin_layout(hidden: int, deepstack: int = 0) -> Layout:
@@ -83,28 +80,20 @@ def origin_layout(hidden: int, deepstack: int = 0) -> Layout:
         hidden: Elements of an embedding.
         deepstack: Elements of a token's ``deepstack_embeddings``, all layers together; 0 if the model has none.
     """
-    fields = [Field(name, dtype, width or hidden) for name, dtype, width in _FIXED]
-    if deepstack:
-        fields.append(Field(*_DEEPSTACK[:2], deepstack))
-    return Layout(tuple(fields))
+    widths = (hidden, 1, 3, *([deepstack] if deepstack else []))
+    return Layout(tuple(Field(name, dtype, width) for (name, dtype, _), width in zip(_KNOWN, widths, strict=False)))
 
 
 def check_geometry(geometry: Geometry) -> None:
-    """Checks that the pool has the origin's fields in the origin's order.
-
-    Raises:
-        LocalProtocolError: The fields or their order differ.
-        LayoutMismatch: The layout or the numbers of the geometry are impossible.
-    """
+    """Checks that the pool is valid and has the origin's fields in the origin's order."""
     geometry.validate()
-    known = (*_FIXED, _DEEPSTACK)
     fields = geometry.layout.fields
     fits = len(fields) in (3, 4) and all(
         field.name == name and field.dtype == dtype and width in (None, field.width)
-        for field, (name, dtype, width) in zip(fields, known, strict=False)
+        for field, (name, dtype, width) in zip(fields, _KNOWN, strict=False)
     )
     if not fits:
         raise LocalProtocolError(
-            f"the origin's wire carries {', '.join(name for name, _, _ in known)} in this order, the last one only "
+            f"the origin's wire carries {', '.join(name for name, _, _ in _KNOWN)} in this order, the last one only "
             f"if the model has it, not {', '.join(map(str, fields))}; make the layout with origin_layout"
         )

@@ -13,9 +13,8 @@ import secrets
 import numpy as np
 import numpy.typing as npt
 
-from embferry.memory.buffers import MultimodalDataBuffers
-
 from ..wire.receiver_room import Round
+from .pool_mapping import PoolMemory
 
 MARK_BYTES = 16
 FEWEST_BYTES = 8  # the bytes that a peer writes could equal a shorter mark by chance
@@ -23,16 +22,10 @@ NOT_WRITTEN = -1  # in aux_datas[0], where no length is negative
 
 
 class WriteMarks:
-    """The :class:`~embferry.disaggregation.wire.receiver_room.Evidence` of one round.
+    """The :class:`~embferry.disaggregation.wire.receiver_room.Evidence` of a round, whose blocks are marked at once."""
 
-    Args:
-        buffers: The pool.
-        aux: ``aux_datas`` of the pool, int32 [num_blocks, 16].
-        asked: The round that is about to be requested; its blocks are marked at once.
-    """
-
-    def __init__(self, buffers: MultimodalDataBuffers, aux: npt.NDArray[np.int32], asked: Round) -> None:
-        self._aux, self._blocks = aux, list(asked.blocks)
+    def __init__(self, memory: PoolMemory, asked: Round) -> None:
+        buffers, self._aux, self._blocks = memory.data, memory.aux, list(asked.blocks)
         self._block_size = buffers.geometry.block_size
         self._mark = np.frombuffer(secrets.token_bytes(MARK_BYTES), np.uint8)
         layout = buffers.geometry.layout
@@ -43,7 +36,7 @@ class WriteMarks:
             rows[self._blocks, :length] = self._mark[:length]
             rows[self._blocks, -length:] = self._mark[:length]
         if asked.sent_tokens == 0:
-            aux[asked.blocks[0]] = NOT_WRITTEN
+            self._aux[asked.blocks[0]] = NOT_WRITTEN
 
     def total_tokens(self) -> int | None:
         total = int(self._aux[self._blocks[0], 0])

@@ -1,7 +1,5 @@
 """The origin's control plane as pure rules, without sockets, threads or clocks.
 
-Read in this order: :mod:`requests` (messages of a receiver), :mod:`statuses` (messages of a sender),
-:mod:`sender_rooms` (state of a sender, whose effects are :mod:`commands`), :mod:`receiver_room` (state of a receiver).
-:mod:`frame_values` reads single frames, :mod:`registrations` holds the buffers that a sender knows.
+Read :mod:`messages` first, then :mod:`sender_rooms` (state of a sender) and :mod:`receiver_room` (state of a receiver).
 ``docs/origin-wire.md`` has the tables.
 """

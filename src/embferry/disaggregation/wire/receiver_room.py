@@ -20,7 +20,7 @@ from embferry.protocol.errors import (
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 
-from .requests import OriginWire
+from .messages import OriginWire
 
 UNKNOWN_LENGTH = -1
 
@@ -64,37 +64,21 @@ class Dropped:
 class ReceiverRoom:
     """State of a room at the receiver. ``now`` is in seconds on a clock that never goes back.
 
-    Args:
-        room: The ``bootstrap_room``.
-        wire: Configuration of the wire.
-        settings: Time-outs: ``bootstrap_timeout`` until the encode side is found, ``waiting_timeout`` until the initial
-            request is answered, ``transfer_timeout`` until the rest is requested and until each answer to that.
-            The wait for the first blocks of the own pool has no time-out, because the pool is fair.
-        max_total_tokens: Length in tokens beyond which an embedding is refused.
-        now: The time.
-
-    Attributes:
-        total_tokens: Tokens of the whole embedding; -1 while it is not known.
-        transferred_tokens: Leading tokens that have arrived.
-        round: The request that is not answered, or None.
-        rounds: Number of requests so far.
-        status: The status.
-        error: The error that the room failed with, or None.
-        deadline: When the room fails unless something happens; None if it may wait.
+    The time-outs: ``bootstrap_timeout`` until the encode side is found, ``waiting_timeout`` until the initial request
+    is answered, ``transfer_timeout`` until the rest is requested and until each answer to that. The wait for the first
+    blocks of the own pool has no time-out, because the pool is fair.
     """
 
-    def __init__(
-        self, room: int, wire: OriginWire, settings: TransferSettings, max_total_tokens: int, now: float
-    ) -> None:
+    def __init__(self, room: int, wire: OriginWire, settings: TransferSettings, max_total_tokens: int) -> None:
         self.room, self.wire, self.settings = room, wire, settings
         self.max_total_tokens = max_total_tokens
         self.total_tokens = UNKNOWN_LENGTH
         self.transferred_tokens = 0
-        self.round: Round | None = None
-        self.rounds = 0
+        self.round: Round | None = None  # the request that is not answered
+        self.rounds = 0  # requests so far
         self.status = KVPoll.Bootstrapping
         self.error: EmbeddingTransferError | None = None
-        self.deadline: float | None = now + settings.bootstrap_timeout
+        self.deadline: float | None = None  # the room may wait
 
     @property
     def over(self) -> bool:
@@ -106,17 +90,17 @@ class ReceiverRoom:
         """Whether tokens remain that have not been requested."""
         return self.status is KVPoll.Transferring and self.round is None
 
+    def begin(self, now: float) -> None:
+        """Begins the look-up of the encode side."""
+        self.deadline = now + self.settings.bootstrap_timeout
+
     def found(self) -> None:
         """Records that the encode side is found. Waiting for blocks has no time-out."""
         if not self.rounds:
             self.deadline = None
 
     def ask(self, blocks: tuple[int, ...], now: float) -> Round:
-        """Returns the next request, the initial one or a resume, into blocks that belong to this room alone.
-
-        Raises:
-            LocalProtocolError: A request is not answered yet, or the room is over.
-        """
+        """Returns the next request, the initial one or a resume, into blocks that belong to this room alone."""
         if self.over or self.round is not None:
             raise LocalProtocolError("nothing remains to be requested now", room=self.room)
         initial = self.rounds == 0
@@ -127,16 +111,10 @@ class ReceiverRoom:
         return self.round
 
     def receive(self, status: KVPoll, evidence: Evidence | None, now: float) -> Arrived | Dropped | None:
-        """Processes a status of the sender.
+        """Processes a status of the sender. ``evidence`` is that in the blocks of :attr:`round`, if there is one.
 
-        Args:
-            status: The status.
-            evidence: Evidence in the blocks of :attr:`round`; None if there is no round.
-            now: The time.
-
-        Returns:
-            The tokens that have arrived, the reason to refuse the status, or None if the room has failed or the status
-            is of no importance.
+        Returns the tokens that have arrived, the reason to refuse the status, or None if the room has failed or the
+        status is of no importance.
         """
         if self.over:
             return Dropped("the room is over")
@@ -158,7 +136,21 @@ class ReceiverRoom:
         tokens = min(total - self.transferred_tokens, self.round.allocated_tokens)
         if not evidence.written(tokens):
             return Dropped(f"{status.name}, but its blocks do not hold {tokens} new tokens: it is repeated or early")
-        return self._arrived(status, self.round, total, tokens, now)
+        rest = total - self.transferred_tokens - tokens
+        if status is KVPoll.Success and rest:
+            self.fail(
+                RemoteProtocolError(f"the encode side reported success, but {rest} of {total} tokens are missing")
+            )
+            return None
+        if status is KVPoll.Transferring and not rest:
+            return Dropped("Transferring, but every token has arrived: an earlier one is repeated; Success must follow")
+        arrived = Arrived(self.round, tokens)
+        self.total_tokens = total
+        self.transferred_tokens += tokens
+        self.round = None
+        self.deadline = now + self.settings.transfer_timeout if rest else None
+        self.status = status
+        return arrived
 
     def fail(self, error: EmbeddingTransferError) -> None:
         """Ends the room with an error, unless it is over."""
@@ -170,22 +162,6 @@ class ReceiverRoom:
         """Fails the room if its deadline has passed."""
         if self.deadline is not None and self.deadline <= now:
             self.fail(self._overdue())
-
-    def _arrived(self, status: KVPoll, round: Round, total: int, tokens: int, now: float) -> Arrived | Dropped | None:
-        rest = total - self.transferred_tokens - tokens
-        if status is KVPoll.Success and rest:
-            self.fail(
-                RemoteProtocolError(f"the encode side reported success, but {rest} of {total} tokens are missing")
-            )
-            return None
-        if status is KVPoll.Transferring and not rest:
-            return Dropped("Transferring, but every token has arrived: an earlier one is repeated; Success must follow")
-        self.total_tokens = total
-        self.transferred_tokens += tokens
-        self.round = None
-        self.deadline = now + self.settings.transfer_timeout if rest else None
-        self.status = status
-        return Arrived(round, tokens)
 
     def _overdue(self) -> EmbeddingTransferError:
         if not self.rounds:

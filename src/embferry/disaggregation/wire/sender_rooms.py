@@ -9,54 +9,97 @@ hears one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from embferry.protocol.errors import CapacityError, LocalProtocolError, RemoteProtocolError
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 
-from .commands import Command, Ended, Refused, Report, WriteBlocks
-from .registrations import Registrations
-from .requests import EmbeddingArgsRegisterInfo, Generation, OriginWire, TransferEmbeddingInfo, read
+from .messages import EmbeddingArgsRegisterInfo, Generation, OriginWire, TransferEmbeddingInfo, read
 
 MAX_ROOMS = 16384
 """Largest number of live rooms, including those that only a receiver has asked for."""
 MAX_ENDED = 16384
 """Number of ended rooms that are remembered, so that late messages do not open them again."""
+MAX_SESSIONS = 4096
+"""Largest number of registrations."""
 
 UNKNOWN_LENGTH = -1
+
+# Commands: the effects of the rules, to be executed in the order given
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The buffers of a session are known now. What was cached about an earlier engine at its address is obsolete."""
+
+    session: str
+    pointers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBlocks:
+    """Write tokens ``[sent_tokens, sent_tokens + num_tokens)`` of the room into ``blocks`` of a session.
+
+    Call ``SenderRooms.written`` when no byte of the write is in flight any more.
+    """
+
+    room: int
+    session: str
+    pointers: tuple[int, ...]  # base address of each buffer of that session; a block is a row of each
+    blocks: tuple[int, ...]
+    sent_tokens: int
+    num_tokens: int
+    aux: bool  # whether aux_datas is written with the first block
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Push ``[room, status]`` to the receiver at ``endpoint`` and ``port``."""
+
+    room: int
+    endpoint: str
+    port: int
+    status: KVPoll
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The room is over, and its embedding is not read any more. ``reason`` is empty after a success."""
+
+    room: int
+    status: KVPoll
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message was refused and had no other effect. Log it, because the origin has no message to tell the peer."""
+
+    reason: str
+    room: int | None = None
+    session: str | None = None
+
+
+Command = Registered | WriteBlocks | Report | Ended | Refused
 
 
 @dataclass(slots=True)
 class Room:
-    """One transfer to all its destination ranks.
-
-    Attributes:
-        room: The ``bootstrap_room``.
-        deadline: When the room fails, unless a write is in flight.
-        opened: Whether this side has opened the room. If not, only a receiver has asked for it.
-        total_tokens: Tokens of the whole embedding, once it is made.
-        sent_tokens: Tokens of the rounds that have ended.
-        members: Initial request of each session: the destination ranks and their addresses.
-        asked: Requests for the round that is about to begin, by session.
-        in_flight: Sessions that are being written to.
-        round_tokens: Tokens of the current round.
-        rounds: Number of rounds that have begun.
-        failure: Reason of a failure while writes are still in flight.
-    """
+    """One transfer to all its destination ranks."""
 
     room: int
-    deadline: float
-    opened: bool = False
-    total_tokens: int = UNKNOWN_LENGTH
-    sent_tokens: int = 0
-    members: dict[str, TransferEmbeddingInfo] = field(default_factory=dict)
-    asked: dict[str, TransferEmbeddingInfo] = field(default_factory=dict)
-    in_flight: set[str] = field(default_factory=set)
+    deadline: float  # when the room fails, unless a write is in flight
+    opened: bool = False  # by this side; if not, only a receiver has asked for it
+    total_tokens: int = UNKNOWN_LENGTH  # until the embedding is made
+    sent_tokens: int = 0  # in the rounds that have ended
+    members: dict[str, TransferEmbeddingInfo] = field(default_factory=dict)  # the initial request of each session
+    asked: dict[str, TransferEmbeddingInfo] = field(default_factory=dict)  # for the next round, by session
+    in_flight: set[str] = field(default_factory=set)  # sessions that are being written to
     round_tokens: int = 0
-    rounds: int = 0
-    failure: str = ""
+    rounds: int = 0  # that have begun
+    failure: str = ""  # while writes are still in flight
 
     @property
     def complete(self) -> bool:
@@ -72,21 +115,80 @@ class Room:
         return KVPoll.WaitingForInput if self.complete else KVPoll.Bootstrapping
 
 
+class Registrations:
+    """Where the buffers of each session are, for a bounded number of sessions.
+
+    A registration is never replaced while a room uses it, because tokens would go to addresses that mean something
+    else. A different registration waits until those rooms are over, and until then the session may request nothing new.
+
+    Args:
+        in_use: Returns the sessions that the live rooms have among their destinations.
+    """
+
+    def __init__(self, in_use: Callable[[], set[str]]) -> None:
+        self._in_use = in_use
+        self._known: dict[str, EmbeddingArgsRegisterInfo] = {}
+        self._waiting: dict[str, EmbeddingArgsRegisterInfo] = {}
+
+    def register(self, info: EmbeddingArgsRegisterInfo) -> list[Command]:
+        """Accepts a registration, keeps it until its session is idle, or refuses it."""
+        session = info.mooncake_session_id
+        known = self._known.get(session)
+        if known == info:
+            self._waiting.pop(session, None)
+            return [Refused("registered already, with the same buffers", session=session)]
+        if known is not None and session in self._in_use():
+            self._waiting[session] = info
+            return [Refused("registered already, with other buffers that a transfer uses", session=session)]
+        if known is None and len(self._known) >= MAX_SESSIONS and not self._forget_one():
+            return [Refused(f"{MAX_SESSIONS} sessions are registered and in use", session=session)]
+        return self._accept(info)
+
+    def pointers(self, session: str) -> tuple[int, ...]:
+        """Returns the base pointers of a registered session."""
+        return self._known[session].dst_embedding_ptrs
+
+    def obstacle(self, session: str) -> str:
+        """Returns why this session may not request a transfer now; an empty string if it may."""
+        if session not in self._known:
+            return "the session is not registered"
+        if session in self._waiting:
+            return "the session has registered other buffers while a transfer uses the earlier ones"
+        return ""
+
+    def released(self, session: str) -> list[Command]:
+        """Accepts the waiting registration of a session, one of whose rooms has ended, if no other room uses it."""
+        if session not in self._waiting or session in self._in_use():
+            return []
+        return self._accept(self._waiting.pop(session))
+
+    def _accept(self, info: EmbeddingArgsRegisterInfo) -> list[Command]:
+        session = info.mooncake_session_id
+        self._known.pop(session, None)  # the newest stands last
+        self._known[session] = info
+        return [Registered(session, info.dst_embedding_ptrs)]
+
+    def _forget_one(self) -> bool:
+        """Forgets the oldest registration that no room uses. Returns whether there was one."""
+        in_use = self._in_use()
+        oldest = next((session for session in self._known if session not in in_use), None)
+        if oldest is not None:
+            del self._known[oldest]
+        return oldest is not None
+
+
 class SenderRooms:
     """The rooms. Calls return the commands to execute, in order. ``now`` is in seconds on a clock that never goes back.
 
-    Args:
-        wire: Configuration of the wire, of generation ``BLOCKS``; transfers use no other.
-        settings: Time-outs: ``bootstrap_timeout`` until every rank has asked, ``waiting_timeout`` until the embedding
-            is made, ``transfer_timeout`` until every rank has asked for the rest. A write has no time-out here,
-            because the engine reports the end of every write.
+    The time-outs: ``bootstrap_timeout`` until every rank has asked, ``waiting_timeout`` until the embedding is made,
+    ``transfer_timeout`` until every rank has asked for the rest. A write has no time-out here, because the engine
+    reports the end of every write. A call that is wrong in the state of its room raises :class:`LocalProtocolError`.
     """
 
-    def __init__(self, wire: OriginWire, settings: TransferSettings | None = None) -> None:
+    def __init__(self, wire: OriginWire, settings: TransferSettings) -> None:
         if wire.generation is not Generation.BLOCKS:
             raise LocalProtocolError(f"transfers use generation blocks, not {wire.generation.value}")
-        self.wire = wire
-        self.settings = settings or TransferSettings()
+        self.wire, self.settings = wire, settings
         self._rooms: dict[int, Room] = {}
         self._ended: dict[int, KVPoll] = {}
         self._registrations = Registrations(
@@ -116,13 +218,8 @@ class SenderRooms:
 
     # Calls of the encode side
 
-    def open(self, room: int, now: float) -> list[Command]:
-        """Opens a room that the encode side will serve. Its receiver may have asked for it before.
-
-        Raises:
-            LocalProtocolError: The room is open already.
-            CapacityError: Too many rooms are open.
-        """
+    def open(self, room: int, now: float) -> None:
+        """Opens a room that the encode side will serve. Its receiver may have asked for it before."""
         known = self._rooms.get(room)
         if known is not None and known.opened:
             raise LocalProtocolError("the room is open already", room=room)
@@ -133,14 +230,9 @@ class SenderRooms:
         self._ended.pop(room, None)
         known.opened = True
         known.deadline = now + (self.settings.waiting_timeout if known.complete else self.settings.bootstrap_timeout)
-        return []
 
     def ready(self, room: int, total_tokens: int, now: float) -> list[Command]:
-        """Records that the embedding of ``total_tokens`` tokens is made.
-
-        Raises:
-            LocalProtocolError: The room is not open, or its embedding was made before.
-        """
+        """Records that the embedding of ``total_tokens`` tokens is made."""
         known = self._rooms.get(room)
         if known is None or not known.opened or known.total_tokens != UNKNOWN_LENGTH:
             raise LocalProtocolError("the room is not waiting for its embedding", room=room)
@@ -150,11 +242,7 @@ class SenderRooms:
         return self._begin_round(known, now)
 
     def written(self, room: int, session: str, now: float, failure: str = "") -> list[Command]:
-        """Records the end of a write; ``failure`` is the reason if not all bytes were written.
-
-        Raises:
-            LocalProtocolError: No write to the session was in flight.
-        """
+        """Records the end of a write; ``failure`` is the reason if not all bytes were written."""
         known = self._rooms.get(room)
         if known is None or session not in known.in_flight:
             raise LocalProtocolError(f"no write to {session} is in flight", room=room)
@@ -249,7 +337,7 @@ class SenderRooms:
             return self._end(room, KVPoll.Success, "")
         room.asked.clear()
         room.deadline = now + self.settings.transfer_timeout
-        return list(_reports(room, KVPoll.Transferring))
+        return [*_reports(room, KVPoll.Transferring)]
 
     def _fail(self, room: Room, reason: str) -> list[Command]:
         room.failure = room.failure or reason
@@ -276,8 +364,8 @@ def _out_of_step(message: TransferEmbeddingInfo, room: Room) -> Iterable[tuple[b
             yield ours != theirs, f"{name} is {ours}, but another rank of the room sent {theirs}"
 
 
-def _reports(room: Room, status: KVPoll) -> Iterable[Report]:
-    return (Report(room.room, info.endpoint, info.dst_port, status) for info in room.members.values())
+def _reports(room: Room, status: KVPoll) -> list[Report]:
+    return [Report(room.room, info.endpoint, info.dst_port, status) for info in room.members.values()]
 
 
 def _overdue(room: Room) -> str:

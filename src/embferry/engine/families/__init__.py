@@ -1,4 +1,4 @@
-"""Model families by the ``model_type`` of their configuration. A new family is one file here and one line below."""
+"""Model families by the ``model_type`` of their configuration. A new family is a file of that name and an entry."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from embferry.engine.errors import UnsupportedModel
 from embferry.engine.families.base import Family
 
 #: Imported on first use, because importing a modelling module of transformers takes a second.
-SUPPORTED: dict[str, str] = {
-    "qwen2_vl": "embferry.engine.families.qwen2_vl",
-    "qwen2_5_vl": "embferry.engine.families.qwen2_5_vl",
-    "qwen3_vl": "embferry.engine.families.qwen3_vl",
-}
+SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 def family_of(config: Any) -> Family:
@@ -25,10 +21,5 @@ def family_of(config: Any) -> Family:
     model_type = getattr(config, "model_type", None)
     if model_type not in SUPPORTED:
         raise UnsupportedModel(f"no adapter for models of type {model_type!r}; supported are {', '.join(SUPPORTED)}")
-    family = importlib.import_module(SUPPORTED[model_type]).FAMILY
-    if not isinstance(family, Family):
-        raise UnsupportedModel(f"{SUPPORTED[model_type]} does not define a Family named FAMILY")
+    family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
     return family
-
-
-__all__ = ["SUPPORTED", "Family", "family_of"]

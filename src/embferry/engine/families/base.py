@@ -90,8 +90,6 @@ class Family(ABC):
     base_class: Any
     undivided_class: Any
 
-    # ---- checkpoint
-
     def place(self, key: str) -> tuple[Part, str] | None:
         """Returns the part that a tensor belongs to and its name in that part; None for a tensor that no part uses."""
         for prefix, part in PREFIXES:
@@ -99,24 +97,17 @@ class Family(ABC):
                 return part, key[len(prefix) :]
         return None
 
-    # ---- tower
-
     def deepstack_levels(self, config: Any) -> int:
         """Returns the number of extra vectors ``[hidden]`` for each token, added in the decoder's first layers."""
         return 0
 
     def visual_rows(self, output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns the fields in the output of the tower.
+        """Returns the embeddings ``[n, hidden]`` and the deepstack embeddings ``[n, levels × hidden]`` or None.
 
         Args:
             output: The output of ``vision_class``.
-
-        Returns:
-            Embeddings, ``[n, hidden]``, and deepstack embeddings, ``[n, levels × hidden]`` or None.
         """
         return output.pooler_output, None
-
-    # ---- media
 
     def timestamps(self, frames: int, fps: float, temporal_patch_size: int) -> tuple[float, ...]:
         """Returns the time of every temporal patch in seconds; empty if the family does not use it."""
@@ -129,8 +120,6 @@ class Family(ABC):
             ValueError: No size satisfies the limits.
         """
         raise ValueError(f"{self.model_type} does not take videos")
-
-    # ---- prompt
 
     def placeholder(self, shape: MediaShape, merge: int, marks: Marks) -> Placeholder:
         """Returns the placeholder of an item, including the marks that enclose it."""
@@ -147,7 +136,7 @@ class Family(ABC):
         """Returns the rotary positions of a prompt, computed without weights.
 
         Args:
-            config: Configuration of the model.
+            config: The model's configuration; ``get_rope_index`` reads nothing else of the model.
             input_ids: int64 ``[1, L]``.
             token_types: Int ``[1, L]``: 0 text, 1 image, 2 video.
             shapes: Shapes of the media, in order.
@@ -156,7 +145,6 @@ class Family(ABC):
             Positions, int64 ``[3, 1, L]`` (time, height, width), and a delta: the position of a generated token is its
             index plus the delta.
         """
-        # get_rope_index reads only the configuration, so an instance without weights is enough.
         model = object.__new__(self.base_class)
         model.__dict__["config"] = config
         positions, delta = model.get_rope_index(

@@ -30,15 +30,10 @@ class Qwen25VL(Qwen2VL):
         return tuple(patch * temporal_patch_size / fps for patch in range(patches))
 
     def rope_arguments(self, shapes: Sequence[MediaShape]) -> dict[str, Any]:
-        videos = [shape for shape in shapes if shape.kind == "video"]
-        if not videos:
-            return {}
-        return {"second_per_grid_ts": torch.tensor([_interval(shape.timestamps) for shape in videos])}
-
-
-def _interval(timestamps: tuple[float, ...]) -> float:
-    # A single temporal patch has the position of its start for any interval.
-    return timestamps[1] - timestamps[0] if len(timestamps) > 1 else 1.0
+        times = [shape.timestamps for shape in shapes if shape.kind == "video"]
+        # A single temporal patch has the position of its start for any interval.
+        intervals = [each[1] - each[0] if len(each) > 1 else 1.0 for each in times]
+        return {"second_per_grid_ts": torch.tensor(intervals)} if intervals else {}
 
 
 FAMILY = Qwen25VL()

@@ -19,7 +19,6 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from embferry.disaggregation.multimodal_embedding import (
-    EmbeddingTransferError,
     MultimodalEmbeddingBootstrapQueue,
     MultimodalEmbeddingInflightQueue,
     MultimodalEmbeddingRequest,
@@ -28,7 +27,7 @@ from embferry.engine.cache import EmbeddingCache
 from embferry.engine.embedding import Embedding
 from embferry.engine.encoder import Encoder
 from embferry.engine.media import PreparedItem
-from embferry.protocol.errors import Aborted, CapacityError, PeerGone
+from embferry.protocol.errors import Aborted, CapacityError, EmbeddingTransferError, PeerGone
 from embferry.protocol.states import KVPoll
 from embferry.serve.config import Settings
 from embferry.serve.encode.messages import EncodeRequest

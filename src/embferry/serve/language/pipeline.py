@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 
 from embferry.disaggregation.multimodal_language import (
-    EmbeddingTransferError,
     MultimodalLanguagePreallocQueue,
     MultimodalLanguageRequest,
     MultimodalLanguageTransferQueue,
@@ -19,7 +18,7 @@ from embferry.engine.errors import ParameterError, PromptTooLong
 from embferry.engine.language import LanguageModel
 from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output, Request, Scheduler
-from embferry.protocol.errors import Aborted, PeerGone
+from embferry.protocol.errors import Aborted, EmbeddingTransferError, PeerGone
 from embferry.serve.config import Settings
 from embferry.serve.language.job import ACCEPTED, Job
 from embferry.serve.language.messages import GenerateRequest

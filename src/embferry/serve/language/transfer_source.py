@@ -12,7 +12,7 @@ from embferry.transfer.receive_handle import EmbeddingReceiver
 
 
 class TransferSource:
-    """A :class:`~embferry.engine.source.DigestedSource` over the receiving end of a room."""
+    """A :class:`~embferry.engine.scheduler.DigestedSource` over the receiving end of a room."""
 
     def __init__(self, receiver: EmbeddingReceiver, fields: Sequence[FieldSpec]) -> None:
         self._receiver = receiver
