@@ -8,7 +8,7 @@ from typing import Any
 
 from embferry.cli.options import default_text
 from embferry.serve.config import SECTIONS, Settings
-from embferry.serve.config_names import CONFIG_ENV, FIELDS, SGLANG_ALIASES, Key, dotted, env_name, flag_name
+from embferry.serve.config_load import CONFIG_ENV, FIELDS, SGLANG_ALIASES, Key, dotted, env_name, flag_name
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 

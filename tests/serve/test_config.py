@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from embferry.serve.config import Settings
-from embferry.serve.config_load import ConfigError, load
-from embferry.serve.config_names import ENV_KEYS, FIELDS, SGLANG_ALIASES, env_name, flag_name
+from embferry.serve.config_load import ENV_KEYS, FIELDS, SGLANG_ALIASES, ConfigError, env_name, flag_name, load
 
 BLOCKS = ("transfer", "num_blocks")
 

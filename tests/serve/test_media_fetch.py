@@ -16,8 +16,8 @@ import pytest
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media import hosts
-from embferry.serve.media.fetch import Fetcher
+from embferry.serve.media import fetch as under_test
+from embferry.serve.media.fetch import Fetcher, permitted_address
 from tests.serve import pictures
 
 PNG = pictures.png()
@@ -236,12 +236,12 @@ def test_an_entry_of_the_list_admits_its_hosts_only(
     async def resolve(host: str, port: int) -> list[str]:
         return ["93.184.216.34"]
 
-    monkeypatch.setattr(hosts, "_resolve", resolve)
+    monkeypatch.setattr(under_test, "_resolve", resolve)
     if allowed:
-        assert asyncio.run(hosts.permitted_address(urlsplit(url), (entry,))) == "93.184.216.34"
+        assert asyncio.run(permitted_address(urlsplit(url), (entry,))) == "93.184.216.34"
     else:
         with pytest.raises(ServeError) as caught:
-            asyncio.run(hosts.permitted_address(urlsplit(url), (entry,)))
+            asyncio.run(permitted_address(urlsplit(url), (entry,)))
         assert caught.value.code == "host_not_allowed"
 
 
@@ -254,13 +254,13 @@ def test_a_name_with_a_private_address_needs_to_be_listed_in_full(
     async def resolve(host: str, port: int) -> list[str]:
         return ["93.184.216.34", address]
 
-    monkeypatch.setattr(hosts, "_resolve", resolve)
+    monkeypatch.setattr(under_test, "_resolve", resolve)
     url = urlsplit("https://inside.example.com/")
     with pytest.raises(ServeError) as caught:
-        asyncio.run(hosts.permitted_address(url, ("*.example.com",)))
+        asyncio.run(permitted_address(url, ("*.example.com",)))
     assert caught.value.code == "host_not_allowed"
     assert address in caught.value.detail
-    assert asyncio.run(hosts.permitted_address(url, ("inside.example.com",)))
+    assert asyncio.run(permitted_address(url, ("inside.example.com",)))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 
 from embferry.cli.options import fail
 from embferry.serve.config import RouterSettings
-from embferry.serve.config_names import env_name
+from embferry.serve.config_load import env_name
 
 if TYPE_CHECKING:
     import httpx
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 DEFAULT_URL = f"http://127.0.0.1:{RouterSettings().port}"
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
 _URLS = ("http://", "https://", "data:", "file:")
-_UNREACHABLE = "no server responds at {url} ({reason}). Start a router with: embferry serve"
 
 
 def command(
@@ -49,7 +47,7 @@ def command(
             body["messages"] = [{"role": "user", "content": content}]
             extension = _answer(client, body)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-        fail(_UNREACHABLE.format(url=url, reason=error), status=1)
+        fail(f"no server responds at {url} ({error}). Start a router with: embferry serve", status=1)
     except httpx.HTTPError as error:
         fail(f"the connection to {url} broke: {error or type(error).__name__}", status=1)
     if verbose:
@@ -61,9 +59,8 @@ def part(word: str) -> dict[str, Any]:
 
     Ends the process if the file cannot be read.
     """
-    kind = "video_url" if Path(word.partition("?")[0]).suffix.lower() in VIDEO_SUFFIXES else "image_url"
-    if word.lower().startswith("data:video/"):
-        kind = "video_url"
+    is_video = Path(word.partition("?")[0]).suffix.lower() in VIDEO_SUFFIXES or word.lower().startswith("data:video/")
+    kind = "video_url" if is_video else "image_url"
     if not word.lower().startswith(_URLS):
         try:
             data = Path(word).expanduser().read_bytes()
@@ -75,11 +72,7 @@ def part(word: str) -> dict[str, Any]:
 
 
 def transfers(extension: dict[str, Any]) -> str:
-    """Returns one line about the transfer of an answer.
-
-    Args:
-        extension: the field ``embferry`` of the answer.
-    """
+    """Returns one line about the transfer of an answer, from the answer's field ``embferry``."""
     if "transfer" not in extension:
         return "this server's answers do not report transfers; see its metrics"
     transfer = extension["transfer"]
@@ -102,7 +95,10 @@ def _answer(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
     extension: dict[str, Any] = {}
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         _check(response)
-        for chunk in _chunks(response):
+        for line in response.iter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
             if "error" in chunk:
                 typer.echo()
                 fail(chunk["error"]["message"], status=1)
@@ -111,12 +107,6 @@ def _answer(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
             extension = chunk.get("embferry", extension)
     typer.echo()
     return extension
-
-
-def _chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    for line in response.iter_lines():
-        if line.startswith("data: ") and line != "data: [DONE]":
-            yield json.loads(line.removeprefix("data: "))
 
 
 def _check(response: httpx.Response) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from embferry.cli.options import fail
 from embferry.serve.config import Settings
-from embferry.serve.config_names import Key, flag_name
+from embferry.serve.config_load import Key, flag_name
 
 _NOT_WITH_VLLM: dict[str, frozenset[str]] = {
     "": frozenset({"dtype", "threads", "bootstrap_url"}),

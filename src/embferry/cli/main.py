@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 
 import typer
 
-from embferry.cli import ask, bench, bootstrap, encode, language, migrate, router, serve, version
+from embferry import __version__
+from embferry.cli import ask, bench, migrate, router, serve, workers
 
 app = typer.Typer(
     name="embferry",
@@ -17,9 +19,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _verb in (serve, router, encode, language, bootstrap, ask, migrate, version):
-    app.command(_verb.__name__.rpartition(".")[2])(_verb.command)
+app.command("serve")(serve.command)
+app.command("router")(router.command)
+app.command("encode")(workers.encode)
+app.command("language")(workers.language)
+app.command("bootstrap")(workers.bootstrap)
+app.command("ask")(ask.command)
+app.command("migrate")(migrate.command)
 app.add_typer(bench.app, name="bench")
+
+
+@app.command()
+def version() -> None:
+    """Print the version, and those of Python and the system."""
+    print(f"embferry {__version__} (Python {platform.python_version()}, {platform.system()} {platform.machine()})")
 
 
 def run() -> None:

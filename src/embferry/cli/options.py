@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 import typer
 
 from embferry.serve.config import Settings
-from embferry.serve.config_load import ConfigError, Loaded, load
-from embferry.serve.config_names import FIELDS, Key, flag_name
+from embferry.serve.config_load import FIELDS, ConfigError, Key, flag_name, load
 
 BAD_USAGE = 2
 """Exit status of a command with wrong arguments or settings."""
@@ -32,32 +31,23 @@ def default_text(key: Key) -> str:
 
 
 def _option(key: Key, own: tuple[str, ...]) -> Any:
-    text = " ".join((FIELDS[key].description or "").split())
+    """Returns the annotation of the option: bool for a switch, text for everything else."""
+    annotation = FIELDS[key].annotation
     names = [flag_name(key)]
     if len(key) > 1 and key[0] in own:
         names.insert(0, flag_name(key[1:]))
-    if _typed(key) is bool:
+    metavar: str | None = "VALUE"
+    if annotation is bool:
         names = [f"{name}/--no-{name[2:]}" for name in names]
+        metavar = None
+    elif get_origin(annotation) is Literal:
+        metavar = "|".join(map(str, get_args(annotation)))
     panel = f"{key[0]} settings" if len(key) > 1 else "Settings of every process"
-    default = default_text(key)
-    described = f"{text} [default: {default}]" if default else text
-    metavar = None if _typed(key) is bool else _metavar(key)
-    return typer.Option(*names, help=described, show_default=False, metavar=metavar, rich_help_panel=panel)
-
-
-def _typed(key: Key) -> type[str] | type[bool]:
-    """Returns the option's type: bool for a switch, text for everything else."""
-    return bool if FIELDS[key].annotation is bool else str
-
-
-def _text(value: str | bool | None) -> str:
-    return "" if value is None else str(value)
-
-
-def _metavar(key: Key) -> str:
-    """Returns the list of values for a setting with few, else VALUE."""
-    annotation = FIELDS[key].annotation
-    return "|".join(map(str, get_args(annotation))) if get_origin(annotation) is Literal else "VALUE"
+    text = " ".join((FIELDS[key].description or "").split())
+    if default := default_text(key):
+        text += f" [default: {default}]"
+    option = typer.Option(*names, help=text, show_default=False, metavar=metavar, rich_help_panel=panel)
+    return Annotated[bool | None if annotation is bool else str | None, option]
 
 
 def settings_command(
@@ -69,6 +59,8 @@ def settings_command(
 ) -> Callable[..., None]:
     """Returns a command with ``--config`` and one option for every setting of ``sections``, which calls ``body``.
 
+    It ends the process with status 2 and the reasons if the settings are invalid.
+
     Args:
         own: the sections whose options also exist without the section's name.
         sections: the sections that the command uses; "" stands for the settings of every process.
@@ -79,13 +71,19 @@ def settings_command(
     keys = {"__".join(key): key for key in FIELDS if (key[0] if len(key) > 1 else "") in sections}
 
     def command(**options: Any) -> None:
-        flags = {keys[name]: _text(value) for name, value in options.items() if name in keys and value is not None}
-        settings = settled(flags, _text(options.get("config")) or None)
+        flags = {keys[name]: str(value) for name, value in options.items() if name in keys and value is not None}
+        try:
+            loaded = load(flags, os.environ, options.get("config"))
+        except ConfigError as error:
+            fail(*error.problems)
+        for notice in loaded.notices:
+            print(f"embferry: note: {notice}", file=sys.stderr)
+        settings = loaded.settings
         check(settings, frozenset(flags))
         body(settings, *([options.get("rest") or []] if rest else []))
 
     parameters = {"config": Annotated[str | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")]}
-    parameters |= {name: Annotated[_typed(key) | None, _option(key, own)] for name, key in keys.items()}
+    parameters |= {name: _option(key, own) for name, key in keys.items()}
     if rest:
         parameters["rest"] = Annotated[list[str] | None, typer.Argument(metavar=f"[-- {rest}...]", show_default=False)]
     command.__annotations__ = {**parameters, "return": None}
@@ -97,17 +95,6 @@ def settings_command(
     )
     command.__doc__ = body.__doc__
     return command
-
-
-def settled(flags: dict[Key, str], config: str | None = None) -> Settings:
-    """Returns the loaded settings. Ends the process with status 2 and the reasons if they are invalid."""
-    try:
-        loaded: Loaded = load(flags, os.environ, config)
-    except ConfigError as error:
-        fail(*error.problems)
-    for notice in loaded.notices:
-        print(f"embferry: note: {notice}", file=sys.stderr)
-    return loaded.settings
 
 
 def fail(*problems: str, status: int = BAD_USAGE) -> NoReturn:

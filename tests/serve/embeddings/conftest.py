@@ -16,16 +16,15 @@ import torch
 import uvicorn
 
 from embferry.engine.encoder import Encoder
-from embferry.models import model_path
 from embferry.serve.config import EncodeSettings, Settings
-from embferry.serve.encode import process as encode_process
-from embferry.serve.encode.app import build
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.encode.preparation import prepare
+from embferry.serve.encode.process import build, service_of
 from embferry.serve.http.serving import listen
 from embferry.testing.pair import eventually
 from embferry.transports.in_memory.transport import InMemoryTransport
 from tests.serve.pictures import encoded, noise
+from tests.serve.workers.joined import Models
 
 PICTURE = {"kind": "image", "data": encoded(noise(224, 160))}
 OTHER = {"kind": "image", "data": encoded(noise(120, 100))}
@@ -40,7 +39,7 @@ class EncodeWorker:
         self.encoder = encoder
         self.settings = Settings(encode=EncodeSettings(**encode))
         self.transport = InMemoryTransport()
-        self.service = encode_process.service_of(encoder, self.settings, [self.transport])
+        self.service = service_of(encoder, self.settings, [self.transport])
         self._listener = listen("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
         self._server = uvicorn.Server(uvicorn.Config(build(self.service), log_config=None, lifespan="off"))
@@ -80,14 +79,14 @@ class EncodeWorker:
 
 
 @pytest.fixture(scope="session")
-def encoder() -> Encoder:
-    return Encoder.load(model_path("shapes"), torch.float32)
+def models() -> Models:
+    return Models.load()
 
 
 @pytest.fixture
-def start(encoder: Encoder) -> Iterator[Callable[..., EncodeWorker]]:
+def start(models: Models) -> Iterator[Callable[..., EncodeWorker]]:
     with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(EncodeWorker(encoder, **settings))
+        yield lambda **settings: stack.enter_context(EncodeWorker(models.encoder, **settings))
 
 
 @pytest.fixture

@@ -11,20 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from embferry.engine.encoder import Encoder
-from embferry.engine.language import LanguageModel
-from embferry.engine.reference import Reference
-from embferry.models import model_path
 from embferry.protocol.layout import Field, Layout
-from embferry.serve.encode import app as encode_app
 from embferry.serve.encode import embedding_resource
-from embferry.serve.encode.embedding_resource import EmbeddingResource, layout_field
+from embferry.serve.encode.embedding_resource import layout_field
 from embferry.testing.pair import eventually
 from embferry.transports.in_memory.transport import InMemoryTransport
 from tests.serve.embeddings.conftest import CLIENT_TIMEOUT, OTHER, PICTURE, EncodeWorker
-from tests.serve.workers.joined import CHUNK, Answer, Joined, Models, client, events, generate_body, settings_for
+from tests.serve.workers.joined import Answer, Joined, Models, client, events, generate_body, settings_for
 from tests.serve.workers.joined import run as ask
 
 pytestmark = pytest.mark.integration
@@ -146,7 +141,7 @@ def test_bytes_are_sent_while_the_encoder_runs(worker: EncodeWorker, monkeypatch
 def test_a_download_ends_with_an_error_if_the_encoder_takes_too_long(
     start: Callable[..., EncodeWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode_app, "EmbeddingResource", lambda service: EmbeddingResource(service, wait_seconds=0.1))
+    monkeypatch.setattr(embedding_resource, "WAIT_SECONDS", 0.1)
     worker, resume = start(), threading.Event()
     monkeypatch.setattr(Encoder, "encode", lambda *_: resume.wait(CLIENT_TIMEOUT) and failing_encode())
     room = worker.open(OTHER)
@@ -186,7 +181,7 @@ def test_an_abort_ends_a_running_download(worker: EncodeWorker, monkeypatch: pyt
 def test_a_client_that_does_not_read_is_cut_off_after_a_few_chunks(
     start: Callable[..., EncodeWorker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(encode_app, "EmbeddingResource", lambda service: EmbeddingResource(service, wait_seconds=0.3))
+    monkeypatch.setattr(embedding_resource, "WAIT_SECONDS", 0.3)
     monkeypatch.setattr(embedding_resource, "CHUNK_BYTES", 4096)
     worker = start()
     worker._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted sockets inherit it
@@ -209,14 +204,8 @@ def test_a_client_that_does_not_read_is_cut_off_after_a_few_chunks(
     worker.http.delete(f"/embeddings/{room}")
 
 
-def test_a_download_does_not_change_the_transfer(encoder: Encoder) -> None:
+def test_a_download_does_not_change_the_transfer(models: Models) -> None:
     """The answer after a download equals that of the undivided model."""
-    path, dtype = model_path("shapes"), torch.float32
-    models = Models(
-        encoder,
-        LanguageModel.load(path, dtype, prefill_chunk_tokens=CHUNK),
-        Reference.load(path, dtype, prefill_chunk_tokens=CHUNK),
-    )
 
     async def download_and_ask(joined: Joined) -> tuple[bytes, Answer]:
         encoded = (await joined.post_encode(PICTURE, OTHER)).json()
@@ -228,7 +217,7 @@ def test_a_download_does_not_change_the_transfer(encoder: Encoder) -> None:
     with Joined(models, InMemoryTransport, settings_for()) as joined:
         downloaded, answer = ask(download_and_ask(joined))
         assert answer.tokens == joined.reference("what?", PICTURE, OTHER)
-    with EncodeWorker(encoder) as worker:
+    with EncodeWorker(models.encoder) as worker:
         assert downloaded == worker.expected(PICTURE, OTHER)
 
 

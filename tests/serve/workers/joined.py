@@ -12,18 +12,18 @@ from typing import Any
 
 import httpx
 import msgspec
+import torch
 
 from embferry.engine.encoder import Encoder
 from embferry.engine.language import LanguageModel
 from embferry.engine.reference import Reference
 from embferry.engine.sampling import SamplingParams
+from embferry.models import model_path
 from embferry.serve.config import EncodeSettings, LanguageSettings, MediaSettings, Settings, TransferSettings
 from embferry.serve.encode import process as encode_process
-from embferry.serve.encode.app import build as encode_app
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.encode.preparation import prepare
 from embferry.serve.language import process as language_process
-from embferry.serve.language.app import build as language_app
 from embferry.transports.contract import Transport
 
 DEADLINE = 100.0
@@ -39,6 +39,12 @@ class Models:
     encoder: Encoder
     language: LanguageModel
     undivided: Reference
+
+    @classmethod
+    def load(cls) -> Models:
+        path, dtype = model_path("shapes"), torch.float32
+        language = LanguageModel.load(path, dtype, prefill_chunk_tokens=CHUNK)
+        return cls(Encoder.load(path, dtype), language, Reference.load(path, dtype, prefill_chunk_tokens=CHUNK))
 
 
 def settings_for(
@@ -66,8 +72,8 @@ class Joined:
         self.settings = settings
         self.language = language_process.service_of(models.language, settings, [transport()])
         self.encode = encode_process.service_of(models.encoder, settings, [transport()])
-        self.language_app = language_app(self.language)
-        self.encode_app = encode_app(self.encode)
+        self.language_app = language_process.build(self.language)
+        self.encode_app = encode_process.build(self.encode)
 
     def __enter__(self) -> Joined:
         return self

@@ -69,7 +69,7 @@ def flipped_bits() -> None:
     import numpy as np
 
     from embferry.transports.net.cursor import Cursor
-    from embferry.transports.shm import send_link as shm
+    from embferry.transports.shm import transport as shm
     from embferry.transports.tcp import send_link as tcp
 
     damage = Damage()

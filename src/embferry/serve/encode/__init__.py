@@ -1,7 +1,6 @@
 """The encode worker: pictures and videos in, embeddings out.
 
-process             ``run``: the worker's process
-app                 its HTTP endpoints
+process             ``run``: the worker's process and its HTTP endpoints
 messages            request and response of ``POST /encode``
 preparation         media files → decoded items, cut into patches
 room                one request: the items still to encode, and the embedding so far

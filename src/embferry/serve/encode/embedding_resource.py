@@ -17,8 +17,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
-from weakref import WeakKeyDictionary
+from collections.abc import Callable
 
 import numpy as np
 from starlette.requests import Request
@@ -33,7 +32,6 @@ from embferry.serve.encode.service import EncodeService
 from embferry.serve.errors import ServeError
 from embferry.serve.http.disconnect import wait_for_disconnect
 from embferry.serve.worker.errors import error_response
-from embferry.transfer.fields import Fields
 from embferry.transfer.send_handle import EmbeddingSender
 from embferry.transports.http import resource
 
@@ -50,17 +48,10 @@ _ROOM = re.compile(r"\d{1,19}", re.ASCII)
 
 
 class EmbeddingResource:
-    """The ASGI endpoint.
+    """The ASGI endpoint."""
 
-    Args:
-        service: the encode worker's service.
-        wait_seconds: see WAIT_SECONDS.
-    """
-
-    def __init__(self, service: EncodeService, wait_seconds: float = WAIT_SECONDS) -> None:
+    def __init__(self, service: EncodeService) -> None:
         self._service = service
-        self._wait_seconds = wait_seconds
-        self._digests: WeakKeyDictionary[Room, bytes] = WeakKeyDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -78,7 +69,7 @@ class EmbeddingResource:
     async def _serve(self, request: Request, headers: dict[str, str], room: Room, receive: Receive, send: Send) -> None:
         if request.method == "GET":
             self._service.claim(room)
-        content = _EmbeddingBytes(room, await self._announced(room), self._wait_seconds)
+        content = _EmbeddingBytes(room, await self._announced(room))
         of = resource.Representation(
             length=content.length,
             etag=etag_of(room),
@@ -120,7 +111,7 @@ class EmbeddingResource:
                 chunk = content.read(at, answer.stop)
                 at += len(chunk)
                 await asyncio.sleep(0)  # lets other tasks run, and ``gone`` see a client that has left
-                async with asyncio.timeout(self._wait_seconds):
+                async with asyncio.timeout(WAIT_SECONDS):
                     await send({"type": "http.response.body", "body": chunk, "more_body": at < answer.stop})
         except (EmbeddingTransferError, TimeoutError) as error:
             # The status has been sent, so the connection ends early. A client that resumes gets the error's status.
@@ -136,12 +127,12 @@ class EmbeddingResource:
 
     async def _announced(self, room: Room) -> EmbeddingSender:
         """Waits until length and digest of the embedding are known, and returns the sender."""
-        await _wait(lambda: room.sender is not None or self._gone(room), self._wait_seconds)
+        await _wait(lambda: room.sender is not None or self._gone(room))
         if room.sender is not None:
             return room.sender
         if self._gone(room):
             raise _unknown(str(room.number))
-        raise LeaseExpired(f"the media were not decoded within {self._wait_seconds:g} s; ask again", room=room.number)
+        raise LeaseExpired(f"the media were not decoded within {WAIT_SECONDS:g} s; ask again", room=room.number)
 
     def _gone(self, room: Room) -> bool:
         return self._service.room(room.number) is not room
@@ -150,32 +141,24 @@ class EmbeddingResource:
         """Returns the digest of all bytes, or None until all are encoded."""
         if content.ready_tokens() < content.total_tokens:
             return None
-        known = self._digests.get(content.room)
-        if known is None:
-            known = await asyncio.get_running_loop().run_in_executor(None, content.sha256)
-            self._digests[content.room] = known
-        return known
+        if content.room.sha256 is None:
+            content.room.sha256 = await asyncio.to_thread(content.sha256)
+        return content.room.sha256
 
 
 class _EmbeddingBytes:
-    """The embedding of a room as one byte string. It holds the arrays, so it stays valid after the room has ended."""
+    """The embedding of a room as one byte string. :attr:`Room.encoded` stays valid after the room has ended."""
 
-    def __init__(self, room: Room, sender: EmbeddingSender, wait_seconds: float) -> None:
+    def __init__(self, room: Room, sender: EmbeddingSender) -> None:
         self.room = room
         self.layout = sender.manager.layout
         self.token_bytes = self.layout.token_bytes
         self.total_tokens = room.total_tokens
         self.length = self.total_tokens * self.token_bytes
         self._sender = sender
-        self._wait_seconds = wait_seconds
-        self._rows: Fields = {}
-        self._ready = 0
 
     def ready_tokens(self) -> int:
-        rows, ready = self.room.encoded
-        if ready > self._ready:
-            self._rows, self._ready = rows, ready
-        return self._ready
+        return self.room.encoded[1]
 
     async def wait_for(self, tokens: int) -> None:
         """Waits until ``tokens`` are encoded.
@@ -183,12 +166,12 @@ class _EmbeddingBytes:
         Raises:
             EmbeddingTransferError: the transfer failed, or the encoder took too long.
         """
-        await _wait(lambda: self.ready_tokens() >= tokens or self._failed(), self._wait_seconds)
+        await _wait(lambda: self.ready_tokens() >= tokens or self._failed())
         if self.ready_tokens() >= tokens:
             return
         if self._failed():
             raise self._sender.failure_exception()
-        why = f"the encoder produced no token for {self._wait_seconds:g} s; resume from here"
+        why = f"the encoder produced no token for {WAIT_SECONDS:g} s; resume from here"
         raise LeaseExpired(why, room=self.room.number)
 
     def _failed(self) -> bool:
@@ -196,9 +179,10 @@ class _EmbeddingBytes:
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the next chunk of the bytes from ``start`` to ``stop``. The token at ``start`` must be encoded."""
+        rows, ready = self.room.encoded
         first = start // self.token_bytes
-        last = min(first + max(1, CHUNK_BYTES // self.token_bytes), self.ready_tokens())
-        tokens = np.concatenate([self._rows[field.name][first:last] for field in self.layout.fields], axis=1)
+        last = min(first + max(1, CHUNK_BYTES // self.token_bytes), ready)
+        tokens = np.concatenate([rows[field.name][first:last] for field in self.layout.fields], axis=1)
         origin = first * self.token_bytes
         return tokens.reshape(-1)[start - origin : stop - origin].tobytes()
 
@@ -211,9 +195,9 @@ class _EmbeddingBytes:
         return digest.digest()
 
 
-async def _wait(condition: Callable[[], bool], seconds: float) -> None:
-    """Waits until ``condition`` holds or ``seconds`` have passed."""
-    until, pause = time.monotonic() + seconds, POLL_SECONDS
+async def _wait(condition: Callable[[], bool]) -> None:
+    """Waits until ``condition`` holds or ``WAIT_SECONDS`` have passed."""
+    until, pause = time.monotonic() + WAIT_SECONDS, POLL_SECONDS
     while not condition() and time.monotonic() < until:
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, POLL_LIMIT_SECONDS)
@@ -226,15 +210,12 @@ def etag_of(room: Room) -> str:
 
 def layout_field(layout: Layout) -> str:
     """Returns the layout as a list of RFC 8941 §3.1: ``"fill_ids";dtype=int32;width=1;offset=128`` (in bytes)."""
-    return ", ".join(_members(layout))
-
-
-def _members(layout: Layout) -> Iterator[str]:
-    offset = 0
+    members, offset = [], 0
     for field in layout.fields:
         name = re.sub(r"[^ !#-\[\]-~]", "?", field.name)  # RFC 8941 §3.3.3 strings hold these unescaped
-        yield f'"{name}";dtype={field.dtype};width={field.width};offset={offset}'
+        members.append(f'"{name}";dtype={field.dtype};width={field.width};offset={offset}')
         offset += field.token_bytes
+    return ", ".join(members)
 
 
 def _unknown(number: str) -> ServeError:

@@ -8,7 +8,7 @@ from embferry.engine.media import MediaItem, MediaProcessor, PreparedItem, Video
 from embferry.serve.config import MediaSettings
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.media.image import decode_image
-from embferry.serve.media.video import Frames, decode_frames, decode_video
+from embferry.serve.media.video import decode_frames, decode_video
 
 DEFAULT_FRAME_RATE = 2.0
 """Frames per second of a list of pictures without ``fps``; Qwen's own tools assume the same."""
@@ -25,13 +25,10 @@ def prepare(items: Sequence[EncodeItem], media: MediaProcessor, limits: MediaSet
 
 
 def _decoded(item: EncodeItem, limits: MediaSettings) -> MediaItem:
+    if item.kind == "image":
+        return decode_image(item.data or b"", limits)
     if item.frames is not None:
-        return _video(decode_frames(item.frames, item.fps or DEFAULT_FRAME_RATE, limits))
-    data = item.data or b""
-    if item.kind == "video":
-        return _video(decode_video(data, limits, item.fps))
-    return decode_image(data, limits)
-
-
-def _video(frames: Frames) -> Video:
-    return Video(frames.frames, frames.fps)
+        video = decode_frames(item.frames, item.fps or DEFAULT_FRAME_RATE, limits)
+    else:
+        video = decode_video(item.data or b"", limits, item.fps)
+    return Video(video.frames, video.fps)

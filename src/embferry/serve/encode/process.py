@@ -1,19 +1,39 @@
-"""``embferry encode``: the process of an encode worker."""
+"""``embferry encode``: the process of an encode worker, and its HTTP endpoints."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
 from embferry.engine.encoder import Encoder
 from embferry.models import model_path
+from embferry.observe.logs import about
 from embferry.serve.config import Settings
-from embferry.serve.encode.app import build
+from embferry.serve.encode import messages
+from embferry.serve.encode.embedding_resource import EmbeddingResource
 from embferry.serve.encode.service import EncodeService
+from embferry.serve.http.body import read_body
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.worker.address import address_of
+from embferry.serve.worker.http import worker_app
 from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts, layout_of
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.send_manager import SendManager
 from embferry.transports.contract import Transport
+
+log = logging.getLogger(__name__)
+
+DECODE_THREADS = 2
+"""Requests decoded at the same time, so that a long video does not delay the pictures of another request."""
+ENVELOPE_BYTES = 1 << 20
+"""Bytes that a request body may have beside its media."""
 
 
 def run(settings: Settings, report: Report = unreported) -> None:
@@ -40,3 +60,30 @@ def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]
         settings=encode_timeouts(settings),
     )
     return EncodeService(encoder, manager, settings)
+
+
+def build(service: EncodeService) -> Starlette:
+    """Returns the application."""
+    decoders = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+    max_bytes = service.settings.media.max_total_bytes + ENVELOPE_BYTES
+
+    async def encode(request: Request) -> Response:
+        """Responds when length and digest of the embedding are known, before the vision encoder runs."""
+        body = await read_body(request.receive, max_bytes)
+        if body is None:
+            return Response(status_code=499)
+        encode_request = messages.parse(body)
+        with about(request_id=encode_request.request_id, room=encode_request.room):
+            room = service.admit(encode_request)
+            try:
+                loop = asyncio.get_running_loop()
+                items = await loop.run_in_executor(decoders, service.prepare, encode_request)
+                service.announce(room, items)
+            except BaseException:
+                service.drop(room)
+                raise
+            log.info("announced", extra={"tokens": room.total_tokens, "items": len(items)})
+            return JSONResponse(messages.response(room.number, service.manager.endpoint, items))
+
+    routes = [Route("/encode", encode, methods=["POST"]), Route("/embeddings/{room}", EmbeddingResource(service))]
+    return worker_app(service, routes)

@@ -18,31 +18,27 @@ from embferry.transfer.send_handle import EmbeddingSender
 class Room:
     """The items of a request. Their embeddings, in order, are one stream of tokens.
 
-    Args:
-        number: the ``bootstrap_room``.
-        request_id: the router's id of the request.
-
     Attributes:
+        number: the ``bootstrap_room``.
         claimed: an HTTP client has asked for the embedding, so it is encoded even if no language worker asks.
         sender: the sending end of the transfer; None until :meth:`set_items` and the announcement.
         encoded: the rows of all fields, and the number of tokens of them that are encoded. Replaced as one tuple, so
             any thread may read it; it stays valid for a download that outlives the room.
         waiting: items still to encode.
+        sha256: the digest of all bytes of the embedding, once a client has asked for it.
     """
 
-    def __init__(self, number: int, request_id: str) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.request_id = request_id
         self.aborted = False
         self.claimed = False
         self.sender: EmbeddingSender | None = None
         self.waiting: deque[PreparedItem] = deque()
         self.encoded: tuple[Fields, int] = ({}, 0)
         self.total_tokens = 0
-        self.ready_tokens = 0
         self.digest = b""
+        self.sha256: bytes | None = None
         self._single_item = False
-        self._rows: dict[str, np.ndarray] = {}
         self._pin: Pin | None = None
 
     def set_items(self, items: Sequence[PreparedItem]) -> None:
@@ -56,7 +52,7 @@ class Room:
         self.digest = stream_digest([item.digest for item in items])
         self._single_item = len(items) == 1
 
-    def add(self, pin: Pin, fields: Sequence[FieldSpec]) -> Fields:
+    def add(self, pin: Pin, fields: Sequence[FieldSpec]) -> tuple[Fields, int]:
         """Appends the embedding of the next waiting item.
 
         The embedding of a single item is sent from the cache's own memory, and its pin is held until :meth:`release`.
@@ -67,27 +63,25 @@ class Room:
             fields: the encoder's fields.
 
         Returns:
-            The rows of all fields, uint8 ``[total_tokens, row_bytes]``; the first ``ready_tokens`` are encoded.
+            ``encoded``: the rows of all fields, uint8 ``[total_tokens, row_bytes]``, and the number of encoded tokens.
         """
         item = self.waiting.popleft()
-        embedding = pin.embedding
-        start, self.ready_tokens = self.ready_tokens, self.ready_tokens + item.num_tokens
+        rows, start = self.encoded
+        stop = start + item.num_tokens
         if self._single_item:
             self._pin = pin
-            self._rows = embedding.fields()
+            rows = pin.embedding.fields()
         else:
             with pin:
-                if not self._rows:
-                    self._rows = {f.name: np.empty((self.total_tokens, f.row_bytes), np.uint8) for f in fields}
-                for name, rows in embedding.fields().items():
-                    self._rows[name][start : self.ready_tokens] = rows
-        self.encoded = (self._rows, self.ready_tokens)
-        return self._rows
+                rows = rows or {f.name: np.empty((self.total_tokens, f.row_bytes), np.uint8) for f in fields}
+                for name, part in pin.embedding.fields().items():
+                    rows[name][start:stop] = part
+        self.encoded = (rows, stop)
+        return self.encoded
 
     def release(self) -> None:
-        """Drops the items and the rows once the transfer has ended. Idempotent."""
+        """Drops the items and the pin once the transfer has ended. Idempotent."""
         self.waiting.clear()
-        self._rows = {}
         pin, self._pin = self._pin, None
         if pin is not None:
             pin.release()

@@ -86,7 +86,7 @@ class EncodeService:
                 raise CapacityError(f"this encode worker has {limit}; try again later", room=request.room)
             if request.room in self._rooms:
                 raise ServeError("invalid_request", f"room {request.room} is in use; choose another number", status=409)
-            room = self._rooms[request.room] = Room(request.room, request.request_id)
+            room = self._rooms[request.room] = Room(request.room)
             return room
 
     def prepare(self, request: EncodeRequest) -> list[PreparedItem]:
@@ -209,7 +209,7 @@ class EncodeService:
         if sender.poll() is not KVPoll.Failed:
             try:
                 pin = self.cache.pin(room.waiting[0].digest, lambda: self._encode_item(room.waiting[0]))
-                sender.send_embedding(room.add(pin, self.encoder.fields), room.ready_tokens)
+                sender.send_embedding(*room.add(pin, self.encoder.fields))
             except Exception as error:  # an error of the encoder ends this request only
                 log.error("room %d: the media could not be encoded", room.number, exc_info=error)
                 why = "the vision encoder failed on the request's media; see the encode worker's log"

@@ -1,7 +1,6 @@
 """The language worker: prompts and embeddings in, text out.
 
-process          ``run``: the worker's process
-app              its HTTP endpoints
+process          ``run``: the worker's process and its HTTP endpoints
 messages         request and events of ``POST /generate``
 job              one request: its state, its timing and its events
 service          the jobs, and the engine thread

@@ -13,13 +13,9 @@ from embferry.serve.errors import ServeError
 from embferry.serve.language.messages import GenerateRequest
 from embferry.transfer.receive_handle import EmbeddingReceiver
 
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The first event of a job whose prompt is valid. Token events, the end event or an error follow."""
-
-
-Event = Accepted | ServeError | dict[str, Any]
+Event = ServeError | dict[str, Any]
+ACCEPTED: Event = {"type": "accepted"}
+"""The first event of a job whose prompt is valid; not sent. Token events, the end event or an error follow."""
 
 
 @dataclass(eq=False)
@@ -28,7 +24,7 @@ class Job:
 
     Attributes:
         id: unique within the worker; the router's request ids may repeat.
-        deliver: called on the engine thread with :class:`Accepted`, then the token events, then one end event. An error
+        deliver: called on the engine thread with ``ACCEPTED``, then the token events, then one end event. An error
             may come at any point and is the last event. It must not block.
         marks: the time at which the job reached each stage, in monotonic seconds.
     """
@@ -41,14 +37,12 @@ class Job:
     marks: dict[str, float] = field(default_factory=lambda: {"submitted": time.monotonic()})
 
     def mark(self, name: str) -> None:
-        """Notes the time of a stage, unless it is noted already."""
+        """Records the time of a stage, unless it is recorded already."""
         self.marks.setdefault(name, time.monotonic())
 
-    def since(self, start: str, end: str) -> float | None:
-        """Returns the seconds from one mark to another, or None if one is missing."""
-        if start not in self.marks or end not in self.marks:
-            return None
-        return round(self.marks[end] - self.marks[start], 6)
+    def seconds_to(self, name: str) -> float | None:
+        """Returns the seconds from the request to a stage, or None if the job has not reached it."""
+        return round(self.marks[name] - self.marks["submitted"], 6) if name in self.marks else None
 
     def transfer(self) -> dict[str, Any] | None:
         """Returns the field ``transfer`` of the end event; None without an embedding."""
@@ -67,22 +61,16 @@ class Job:
     def timing(self) -> dict[str, float]:
         """Returns the field ``timing`` of the end event: seconds from the request to each stage that was reached."""
         names = {"first_arrival": "arrived", "transferred": "transferred", "ttft": "first_token", "total": "ended"}
-        spans = {name: self.since("submitted", mark) for name, mark in names.items()}
+        spans = {name: self.seconds_to(mark) for name, mark in names.items()}
         return {name: span for name, span in spans.items() if span is not None}
 
-
-def token_event(output: Output) -> dict[str, Any]:
-    """Returns the event of one token."""
-    return {"type": "token", "text": output.text, "token_id": output.token}
-
-
-def end_event(job: Job, output: Output) -> dict[str, Any]:
-    """Returns the last event of a finished answer."""
-    prompt, completion = output.usage.prompt_tokens, output.usage.completion_tokens
-    return {
-        "type": "end",
-        "finish_reason": output.finish_reason,
-        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
-        "transfer": job.transfer(),
-        "timing": job.timing(),
-    }
+    def end_event(self, output: Output) -> dict[str, Any]:
+        """Returns the last event of a finished answer."""
+        prompt, completion = output.usage.prompt_tokens, output.usage.completion_tokens
+        return {
+            "type": "end",
+            "finish_reason": output.finish_reason,
+            "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
+            "transfer": self.transfer(),
+            "timing": self.timing(),
+        }

@@ -52,7 +52,7 @@ class LanguageMetrics:
         """Counts an embedding that has arrived completely."""
         transfer = job.transfer()
         if transfer is not None:
-            self._seconds.observe(job.since("submitted", "transferred") or 0.0)
+            self._seconds.observe(job.seconds_to("transferred") or 0.0)
             self._tokens.inc(transfer["total_tokens"])
             self._bytes.labels(transfer["transport"]).inc(transfer["bytes"])
             for phase in ("initial", "resumed"):

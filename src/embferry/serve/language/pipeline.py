@@ -20,7 +20,7 @@ from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output, Request, Scheduler
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, PeerGone
 from embferry.serve.config import Settings
-from embferry.serve.language.job import Accepted, Job, end_event, token_event
+from embferry.serve.language.job import ACCEPTED, Job
 from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.transfer_source import TransferSource
@@ -48,7 +48,7 @@ class JobPipeline:
         self.jobs: dict[str, Job] = {}
 
     def begin(self, job: Job, on_change: Callable[[], None]) -> None:
-        """Builds the prompt and opens the transfer. Delivers :class:`Accepted`, or the error of a bad request.
+        """Builds the prompt and opens the transfer. Delivers ``ACCEPTED``, or the error of a bad request.
 
         Args:
             job: the new job.
@@ -59,13 +59,18 @@ class JobPipeline:
         try:
             job.prompt = self._prompt(job.request)
             if job.prompt.num_visual:
-                self._open_transfer(job, on_change)
+                room, endpoint = job.request.room, job.request.endpoint
+                assert room is not None, "GenerateRequest checks it"
+                assert endpoint is not None, "GenerateRequest checks it"
+                job.receiver = self.manager.open(room, endpoint)
+                job.receiver.on_change(on_change)
+                self.prealloc_queue.add(job, job.receiver)
             else:
                 self._schedule(job)
         except Exception as error:  # noqa: BLE001 - an error in one request ends that request only
             self._fail(job, error)
             return
-        job.deliver(Accepted())
+        job.deliver(ACCEPTED)
 
     def abort(self, job: Job) -> None:
         """Ends a job. Does nothing if it has ended."""
@@ -111,14 +116,6 @@ class JobPipeline:
             raise PromptTooLong(f"the prompt has {prompt.length} tokens; the limit is {limit}")
         return prompt
 
-    def _open_transfer(self, job: Job, on_change: Callable[[], None]) -> None:
-        room, endpoint = job.request.room, job.request.endpoint
-        assert room is not None, "GenerateRequest checks it"
-        assert endpoint is not None, "GenerateRequest checks it"
-        job.receiver = self.manager.open(room, endpoint)
-        job.receiver.on_change(on_change)
-        self.prealloc_queue.add(job, job.receiver)
-
     def _schedule(self, job: Job) -> None:
         assert job.prompt is not None
         source = None if job.receiver is None else TransferSource(job.receiver, self.model.fields)
@@ -131,15 +128,15 @@ class JobPipeline:
         if output.token is not None:
             if "first_token" not in job.marks:
                 job.mark("first_token")
-                self.metrics.ttft.observe(job.since("submitted", "first_token") or 0.0)
-            job.deliver(token_event(output))
+                self.metrics.ttft.observe(job.seconds_to("first_token") or 0.0)
+            job.deliver({"type": "token", "text": output.text, "token_id": output.token})
         if output.finish_reason is not None:
             job.mark("ended")
             self.advance_transfers()  # counts a transfer that has just ended, before the job is gone
             if job.id in self.jobs:
                 self._remove(job)
                 self.metrics.finished(output)
-                job.deliver(end_event(job, output))
+                job.deliver(job.end_event(output))
 
     def _on_failure(self, request: MultimodalLanguageRequest, error: EmbeddingTransferError) -> None:
         if request.req.id in self.jobs:

@@ -1,19 +1,44 @@
-"""``embferry language``: the process of a language worker."""
+"""``embferry language``: the process of a language worker, and its HTTP endpoints."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
 from embferry.engine.language import LanguageModel
 from embferry.models import model_path
+from embferry.observe.logs import about
 from embferry.protocol.layout import Geometry
 from embferry.serve.config import Settings
+from embferry.serve.errors import ServeError
+from embferry.serve.http.body import read_body
+from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.serving import Report, unreported
-from embferry.serve.language.app import build
+from embferry.serve.language import messages
+from embferry.serve.language.job import Event
 from embferry.serve.language.service import LanguageService
+from embferry.serve.worker.errors import error_response
+from embferry.serve.worker.http import worker_app
 from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, language_timeouts, layout_of
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.receive_manager import ReceiveManager
 from embferry.transports.contract import Transport
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 64 << 20
+"""Bytes of a request body: text and shapes, no media."""
+PING_SECONDS = 2.0
+"""Seconds between two lines at most, so that the router can tell a slow answer from a dead worker."""
+_STREAM_HEADERS = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
 
 
 def run(settings: Settings, report: Report = unreported) -> None:
@@ -25,24 +50,14 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """
     listener = open_port(settings, settings.language.port)
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
-    model = load(settings)
-    service = service_of(model, settings, transports)
-    serve_worker(build(service), service, listener, settings, "language", "", report)
-
-
-def load(settings: Settings) -> LanguageModel:
-    """Loads the language model of the settings.
-
-    Raises:
-        UnsupportedModel: the model's family has no adapter.
-        CheckpointError: the model's files are incomplete or contradict each other.
-    """
-    return LanguageModel.load(
+    model = LanguageModel.load(
         model_path(settings.model),
         DTYPES[settings.dtype],
         threads=settings.threads,
         prefill_chunk_tokens=settings.language.prefill_chunk_tokens,
     )
+    service = service_of(model, settings, transports)
+    serve_worker(build(service), service, listener, settings, "language", "", report)
 
 
 def service_of(model: LanguageModel, settings: Settings, transports: list[Transport]) -> LanguageService:
@@ -50,3 +65,59 @@ def service_of(model: LanguageModel, settings: Settings, transports: list[Transp
     geometry = Geometry(layout_of(model.fields), settings.transfer.num_blocks, settings.transfer.block_size)
     manager = ReceiveManager(geometry, transports, settings=language_timeouts(settings))
     return LanguageService(model, manager, settings)
+
+
+def build(service: LanguageService) -> Starlette:
+    """Returns the application."""
+
+    async def pool(request: Request) -> Response:
+        return JSONResponse(service.pool())
+
+    routes = [Route("/generate", Generate(service), methods=["POST"]), Route("/debug/pool", pool)]
+    return worker_app(service, routes)
+
+
+class Generate:
+    """The ASGI endpoint of ``POST /generate``. It aborts the job when the client disconnects."""
+
+    def __init__(self, service: LanguageService) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive, MAX_BODY_BYTES)
+        if body is None:
+            return
+        request = messages.parse(body)
+        with about(request_id=request.request_id, room=request.room):
+            loop = asyncio.get_running_loop()
+            events: asyncio.Queue[Event] = asyncio.Queue()
+
+            def deliver(event: Event) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+                    loop.call_soon_threadsafe(events.put_nowait, event)
+
+            job = self._service.submit(request, deliver)
+            work = _answer(events, scope, receive, send)
+            try:
+                await run_until_disconnect(work, receive, lambda: log.info("the caller left"))
+            finally:
+                self._service.abort(job)
+
+
+async def _answer(events: asyncio.Queue[Event], scope: Scope, receive: Receive, send: Send) -> None:
+    """Sends the events. An error in first place becomes the response's status; a later one is the last event."""
+    first = await events.get()
+    if isinstance(first, ServeError):
+        await error_response(first)(scope, receive, send)
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+    while True:
+        try:
+            event = await asyncio.wait_for(events.get(), PING_SECONDS)
+        except TimeoutError:
+            await send({"type": "http.response.body", "body": messages.PING, "more_body": True})
+            continue
+        last = isinstance(event, ServeError) or event["type"] == "end"
+        await send({"type": "http.response.body", "body": messages.line(event), "more_body": not last})
+        if last:
+            return

@@ -159,7 +159,7 @@ class LanguageService:
         self._wake.set()
 
     def _deliver(self, job: Job, event: Event, deliver: Callable[[Event], None]) -> None:
-        if isinstance(event, ServeError) or (isinstance(event, dict) and event["type"] == "end"):
+        if isinstance(event, ServeError) or event["type"] == "end":
             with self._idle:
                 self._jobs.pop(job.id, None)
                 self._idle.notify_all()

@@ -1,11 +1,16 @@
-"""Fetches the files of a request: ``data:``, ``http(s):`` from allowed hosts, ``file:`` from allowed folders."""
+"""Fetches the files of a request: ``data:``, ``http(s):`` from allowed hosts, ``file:`` from allowed folders.
+
+The list of allowed hosts guards against requests to addresses that only this machine can reach.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import binascii
+import ipaddress
 import os
+import socket
 import ssl
 import stat
 from pathlib import Path
@@ -15,10 +20,10 @@ import httpx
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.hosts import permitted_address
 
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 _SHOWN = 120
 """Characters of a URL that an error repeats."""
 
@@ -105,7 +110,8 @@ class Fetcher:
             except httpx.TimeoutException:
                 raise
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise ServeError("fetch_failed", f"{_short(url)} could not be fetched: {_reason(error)}") from error
+                reason = str(error) or type(error).__name__
+                raise ServeError("fetch_failed", f"{_short(url)} could not be fetched: {reason}") from error
         raise ServeError("fetch_failed", f"{_short(url)}: more than {MAX_REDIRECTS} redirects")
 
     async def _body(self, response: httpx.Response) -> bytes:
@@ -151,9 +157,51 @@ class Fetcher:
         return data
 
     def _too_large(self) -> ServeError:
-        return ServeError(
-            "media_too_large", f"the file is larger than {self._limits.max_bytes:,} bytes (media.max_bytes)"
-        )
+        why = f"the file is larger than {self._limits.max_bytes:,} bytes (media.max_bytes)"
+        return ServeError("media_too_large", why)
+
+
+async def permitted_address(url: SplitResult, allowed: tuple[str, ...]) -> str:
+    """Returns the IP address to connect to for ``url``. It is resolved once, so the checked address is the one used.
+
+    A host that the list names in full may have any address, because the operator has listed it. A host that matches
+    only a pattern (``*``, ``*.domain``) must have public addresses only.
+
+    Raises:
+        ServeError: host_not_allowed; fetch_failed if the name has no address.
+    """
+    default_port = _DEFAULT_PORTS[url.scheme]
+    host, port = (url.hostname or "").rstrip("."), url.port or default_port
+    names = [name for name, entry_port in map(_name_and_port, allowed) if port == (entry_port or default_port)]
+    by_name = host in names
+    if not by_name and not any(name == "*" or (name[:2] == "*." and host.endswith(name[1:])) for name in names):
+        why = f"files may not be fetched from {host}:{port}; the operator can allow it with media.allowed_hosts"
+        raise ServeError("host_not_allowed", why)
+    addresses = await _resolve(host, port)
+    if not by_name and (private := [a for a in addresses if not ipaddress.ip_address(a).is_global]):
+        raise ServeError("host_not_allowed", f"{host} resolves to {private[0]}, which is not a public address")
+    return addresses[0]
+
+
+def _name_and_port(entry: str) -> tuple[str, int | None]:
+    """Splits an entry of the list. Without a port, the entry means the scheme's default port."""
+    entry = entry.strip().lower()
+    if entry.startswith("["):  # [2001:db8::1]:8080
+        name, _, rest = entry[1:].partition("]")
+        return name, int(rest[1:]) if rest[1:].isdigit() else None
+    name, colon, port = entry.rpartition(":")
+    if colon and ":" not in name and port.isdigit():
+        return name, int(port)
+    return entry, None
+
+
+async def _resolve(host: str, port: int) -> list[str]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ServeError("fetch_failed", f"{host} has no address: {error}") from error
+    addresses = [str(entry[4][0]) for entry in found]
+    return sorted(addresses, key=lambda a: ":" in a)  # IPv4 first: it works in more places
 
 
 def _split(url: str) -> SplitResult:
@@ -172,15 +220,10 @@ def _joined(url: str, location: str) -> tuple[str, SplitResult]:
     try:
         target = urljoin(url, location)
     except ValueError as error:
-        raise ServeError(
-            "invalid_url", f"{_short(url)} redirects to {_short(location)!r}, which is not a URL"
-        ) from error
+        why = f"{_short(url)} redirects to {_short(location)!r}, which is not a URL"
+        raise ServeError("invalid_url", why) from error
     return target, _split(target)
 
 
 def _short(url: str) -> str:
     return url if len(url) <= _SHOWN else f"{url[:_SHOWN]}…"
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__

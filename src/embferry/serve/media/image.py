@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
-from dataclasses import dataclass
 
 from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.size import check_bytes, check_size
-from embferry.serve.media.sniff import sniff
+from embferry.serve.media.checks import check_bytes, check_size, sniff
 
 # PIL's own limit holds for the whole process: it warns at one size and raises at twice that. Ours is stricter, is a
 # setting, and is checked in the header of every picture.
@@ -32,24 +30,17 @@ _UPRIGHT = {
 _SIZE_AT = {"PNG": (16, ">II"), "GIF": (6, "<HH"), "BMP": (18, "<ii")}
 
 
-@dataclass(frozen=True, slots=True)
-class ImageHeader:
-    """``width`` and ``height`` in pixels, as stored, before the EXIF orientation is applied."""
+def check_image(data: bytes, limits: MediaSettings) -> tuple[int, int]:
+    """Checks a picture without decoding its pixels.
 
-    format: str
-    width: int
-    height: int
-
-
-def check_image(data: bytes, limits: MediaSettings) -> ImageHeader:
-    """Checks a picture without decoding its pixels, and returns its header.
+    Returns:
+        Width and height in pixels, as stored, before the EXIF orientation is applied.
 
     Raises:
         ServeError: see :func:`decode_image`. Some image_truncated and image_corrupt are found only there.
     """
-    image, header = _opened(data, limits)
-    image.close()
-    return header
+    with _opened(data, limits) as image:
+        return image.size
 
 
 def decode_image(data: bytes, limits: MediaSettings) -> Image.Image:
@@ -60,8 +51,7 @@ def decode_image(data: bytes, limits: MediaSettings) -> Image.Image:
             media_side_too_long, media_aspect_ratio, media_too_many_pixels, image_animated, image_truncated,
             image_corrupt.
     """
-    image, _ = _opened(data, limits)
-    with image:
+    with _opened(data, limits) as image:
         try:
             image.load()
             upright = image
@@ -72,7 +62,7 @@ def decode_image(data: bytes, limits: MediaSettings) -> Image.Image:
             raise _broken(error) from error
 
 
-def _opened(data: bytes, limits: MediaSettings) -> tuple[Image.Image, ImageHeader]:
+def _opened(data: bytes, limits: MediaSettings) -> Image.Image:
     check_bytes(data, limits)
     form = sniff(data, "image")
     if form.reader in _SIZE_AT:
@@ -89,16 +79,12 @@ def _opened(data: bytes, limits: MediaSettings) -> tuple[Image.Image, ImageHeade
         check_size(image.width, image.height, limits)
         # A JPEG file with several pictures (MPO, which most phones write) is one picture and its variants.
         if form.reader != "JPEG" and getattr(image, "is_animated", False):
-            raise ServeError(
-                "image_animated", f"the {form.name} picture has several frames; send it as a video, or send one frame"
-            )
-    except ServeError:
-        image.close()
-        raise
+            why = f"the {form.name} picture has several frames; send it as a video, or send one frame"
+            raise ServeError("image_animated", why)
     except Exception as error:  # is_animated decodes: as above
         image.close()
         raise _broken(error) from error
-    return image, ImageHeader(form.name, image.width, image.height)
+    return image
 
 
 def _orientation(image: Image.Image) -> int:

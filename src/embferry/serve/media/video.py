@@ -16,9 +16,8 @@ from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.image import ImageHeader, check_image, decode_image
-from embferry.serve.media.size import check_bytes, check_size
-from embferry.serve.media.sniff import sniff
+from embferry.serve.media.checks import check_bytes, check_size, sniff
+from embferry.serve.media.image import check_image, decode_image
 
 SLACK = 0.5
 """Seconds by which the last frame may end before the duration in the header, since the sound may be longer."""
@@ -36,7 +35,6 @@ class Frames:
 class VideoHeader:
     """``width`` and ``height`` in pixels; ``seconds`` from the start of the first to the end of the last frame."""
 
-    format: str
     width: int
     height: int
     seconds: float
@@ -90,8 +88,8 @@ def decode_video(data: bytes, limits: MediaSettings, fps: float | None = None) -
     return Frames(frames, rate)
 
 
-def check_frames(frames: Sequence[bytes], limits: MediaSettings) -> ImageHeader:
-    """Checks a list of frames, and returns the header of the first.
+def check_frames(frames: Sequence[bytes], limits: MediaSettings) -> None:
+    """Checks a list of frames without decoding their pixels.
 
     Raises:
         ServeError: too_many_frames, video_frame_sizes, media_empty, and those of check_image.
@@ -99,14 +97,11 @@ def check_frames(frames: Sequence[bytes], limits: MediaSettings) -> ImageHeader:
     if not frames:
         raise ServeError("media_empty", "the video has no frames")
     if len(frames) > limits.max_video_frames:
-        raise ServeError(
-            "too_many_frames",
-            f"the video has {len(frames)} frames; the limit is {limits.max_video_frames} (media.max_video_frames)",
-        )
-    headers = [check_image(frame, limits) for frame in frames]
-    _same_size([(header.width, header.height) for header in headers])
-    _check_total(len(headers), headers[0].width, headers[0].height, limits)
-    return headers[0]
+        why = f"the video has {len(frames)} frames; the limit is {limits.max_video_frames} (media.max_video_frames)"
+        raise ServeError("too_many_frames", why)
+    sizes = [check_image(frame, limits) for frame in frames]
+    _same_size(sizes)
+    _check_total(len(frames), *sizes[0], limits)
 
 
 def decode_frames(frames: Sequence[bytes], fps: float, limits: MediaSettings) -> Frames:
@@ -138,9 +133,8 @@ def _opened(data: bytes) -> Iterator[tuple[Any, str]]:
         with av.open(io.BytesIO(data), "r", format=form.reader, metadata_errors="replace") as container:
             yield container, form.name
     except av.error.FFmpegError as error:
-        code = "video_truncated" if isinstance(error, av.error.EOFError) else "video_corrupt"
-        if form.reader == "mov" and _box_cut(data):
-            code = "video_truncated"
+        truncated = isinstance(error, av.error.EOFError) or (form.reader == "mov" and _box_cut(data))
+        code = "video_truncated" if truncated else "video_corrupt"
         reason = getattr(error, "strerror", None) or "invalid data"
         raise ServeError(code, f"the {form.name} video cannot be decoded: {reason}") from error
 
@@ -184,7 +178,7 @@ def _header(container: Any, form: str, limits: MediaSettings) -> tuple[VideoHead
         why = f"the {form} video ends after {len(starts)}{total} frames; send the complete file"
         raise ServeError("video_truncated", why)
     seconds = max(last - starts[0], 1e-3)
-    return VideoHeader(form, stream.codec_context.width, stream.codec_context.height, seconds, len(starts)), starts
+    return VideoHeader(stream.codec_context.width, stream.codec_context.height, seconds, len(starts)), starts
 
 
 def _sampling(header: VideoHeader, fps: float, limits: MediaSettings) -> tuple[int, float]:
@@ -206,11 +200,9 @@ def _displayed(times: Sequence[float], count: int, rate: float) -> Iterator[floa
 
 def _check_total(count: int, width: int, height: int, limits: MediaSettings) -> None:
     if count * width * height > limits.max_video_pixels:
-        raise ServeError(
-            "media_too_many_pixels",
-            f"{count} frames of {width:,} × {height:,} pixels exceed {limits.max_video_pixels:,} pixels in total "
-            "(media.max_video_pixels); send fewer or smaller frames",
-        )
+        limit = f"{limits.max_video_pixels:,} pixels in total (media.max_video_pixels)"
+        why = f"{count} frames of {width:,} × {height:,} pixels exceed {limit}; send fewer or smaller frames"
+        raise ServeError("media_too_many_pixels", why)
 
 
 def _seconds(pts: int, stream: Any) -> float:
@@ -224,8 +216,5 @@ def _picture(frame: Any, limits: MediaSettings) -> Image.Image:
 
 
 def _too_long(seconds: float, limits: MediaSettings) -> ServeError:
-    return ServeError(
-        "video_too_long",
-        f"the video lasts {seconds:,.0f} seconds; the limit is {limits.max_video_seconds:,.0f} "
-        "(media.max_video_seconds)",
-    )
+    limit = f"{limits.max_video_seconds:,.0f} (media.max_video_seconds)"
+    return ServeError("video_too_long", f"the video lasts {seconds:,.0f} seconds; the limit is {limit}")

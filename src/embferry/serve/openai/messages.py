@@ -59,9 +59,7 @@ def _turn(message: Any, at: str) -> Turn:
         raise _wrong(at, "must be an object with role and content")
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise ServeError(
-            "unsupported_value", f"{at}.role is {role!r}; it must be one of {', '.join(_ROLES)}", param=f"{at}.role"
-        )
+        raise _unsupported(f"{at}.role", f"is {role!r}; it must be one of {', '.join(_ROLES)}")
     if message.get("tool_calls") or message.get("function_call"):
         raise ServeError("unsupported_value", f"{at} calls a tool; tools are not supported", param=f"{at}.tool_calls")
     content = message.get("content")
@@ -71,9 +69,8 @@ def _turn(message: Any, at: str) -> Turn:
         raise _wrong(f"{at}.content", "must be a string or a list of parts")
     parts = tuple(_part(part, f"{at}.content[{number}]") for number, part in enumerate(content))
     if role != "user" and not all(isinstance(part, TextPart) for part in parts):
-        raise ServeError(
-            "unsupported_value", f"{at}: only user messages may have pictures or videos", param=f"{at}.content"
-        )
+        why = f"{at}: only user messages may have pictures or videos"
+        raise ServeError("unsupported_value", why, param=f"{at}.content")
     return Turn(_ROLES[role], parts)
 
 
@@ -81,9 +78,7 @@ def _part(part: Any, at: str) -> Part:
     kind = part.get("type") if isinstance(part, dict) else None
     read = _PARTS.get(kind) if isinstance(kind, str) else None
     if read is None:
-        raise ServeError(
-            "unsupported_value", f"{at}.type is {kind!r}; it must be one of {', '.join(_PARTS)}", param=f"{at}.type"
-        )
+        raise _unsupported(f"{at}.type", f"is {kind!r}; it must be one of {', '.join(_PARTS)}")
     return read(part, at)
 
 
@@ -130,6 +125,10 @@ def _url(value: Any, at: str) -> str:
     if not isinstance(value, str) or not value:
         raise _wrong(at, "must hold a URL")
     return value
+
+
+def _unsupported(at: str, rule: str) -> ServeError:
+    return ServeError("unsupported_value", f"{at} {rule}", param=at)
 
 
 def _wrong(at: str, rule: str) -> ServeError:

@@ -28,9 +28,6 @@ class Readings(Collector):
         self._name, self._help, self._label, self._read = name, help, label, read
         self._family = CounterMetricFamily if counter else GaugeMetricFamily
 
-    def describe(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        yield self._family(self._name, self._help, labels=[self._label])
-
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         family = self._family(self._name, self._help, labels=[self._label])
         for value, number in self._read().items():

@@ -19,14 +19,27 @@ log = logging.getLogger(__name__)
 def make_transports(settings: Settings) -> list[Transport]:
     """Creates the transports of the setting ``transfer.transports``, the preferred one first.
 
-    Ends the process with status 2 if a transport that is named there does not work, and prints what to install.
+    Ends the process with status 2 if a transport that must work does not, and prints what to install.
 
     Raises:
         OSError: a host name has no address.
     """
-    transports = _automatic(settings) if settings.transfer.transports == (AUTO,) else _named(settings)
-    log.info("transports: %s", ", ".join(transport.name for transport in transports))
-    return transports
+    names, optional = settings.transfer.transports, False
+    if names == (AUTO,):
+        # A worker with a loopback address has all its peers on this host. It needs no engine, and none must listen.
+        same_host = ipaddress.ip_address(address_of(settings.reachable_host)).is_loopback
+        names, optional = (SAME_HOST, False) if same_host else (tuple(TRANSPORTS), True)
+    made: list[Transport] = []
+    for name in names:
+        try:
+            made.append(make(name, settings))
+        except TransportError as error:
+            if not optional:
+                print(f"embferry: {_problem(name, error)}", file=sys.stderr)
+                sys.exit(2)
+            log.info("transport %s is not available: %s", name, error)
+    log.info("transports: %s", ", ".join(transport.name for transport in made))
+    return made
 
 
 def unusable(settings: Settings) -> list[str]:
@@ -57,33 +70,6 @@ def make(name: str, settings: Settings) -> Transport:
     if name == "mooncake":
         _try_mooncake(settings)
     return spec.load()(**arguments)
-
-
-def _named(settings: Settings) -> list[Transport]:
-    made: list[Transport] = []
-    for name in settings.transfer.transports:
-        try:
-            made.append(make(name, settings))
-        except TransportError as error:
-            print(f"embferry: {_problem(name, error)}", file=sys.stderr)
-            sys.exit(2)
-    return made
-
-
-def _automatic(settings: Settings) -> list[Transport]:
-    """Creates every transport that works here.
-
-    A worker with a loopback address has all its peers on this host. It needs no engine, and none must listen.
-    """
-    if ipaddress.ip_address(address_of(settings.reachable_host)).is_loopback:
-        return [make(name, settings) for name in SAME_HOST]
-    made: list[Transport] = []
-    for name in TRANSPORTS:
-        try:
-            made.append(make(name, settings))
-        except TransportError as error:
-            log.info("transport %s is not available: %s", name, error)
-    return made
 
 
 def _try_mooncake(settings: Settings) -> None:

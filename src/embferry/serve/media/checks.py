@@ -1,14 +1,12 @@
-"""Detects the format of a file by its first bytes; content types and file names are not trusted."""
+"""Checks that pictures and videos share: the format, by the first bytes, and limits on bytes, width and height."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-
-HEAD = 32
-"""Bytes from the start of a file that decide its format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ _READ = {
 
 
 def sniff(data: bytes, wanted: Literal["image", "video"]) -> Format:
-    """Detects the format of ``data``.
+    """Detects the format of ``data`` by its first bytes; content types and file names are not trusted.
 
     Raises:
         ServeError: media_empty, unsupported_media_type, wrong_media_kind.
@@ -58,9 +56,8 @@ def sniff(data: bytes, wanted: Literal["image", "video"]) -> Format:
     if wanted == "video" and found.reader == "GIF":
         return _GIF_AS_VIDEO
     if found.kind != wanted:
-        raise ServeError(
-            "wrong_media_kind", f"the file is a {found.name} {_word(found.kind)}; this part takes a {_word(wanted)}"
-        )
+        why = f"the file is a {found.name} {_word(found.kind)}; this part takes a {_word(wanted)}"
+        raise ServeError("wrong_media_kind", why)
     return found
 
 
@@ -76,3 +73,30 @@ def _guess(data: bytes) -> str:
     if start.startswith((b"<!doctype", b"<html")):
         return "the file is a web page"
     return "the format of the bytes is unknown"
+
+
+def check_bytes(data: bytes, limits: MediaSettings) -> None:
+    """Raises ServeError (media_too_large) for a file above the limit."""
+    if len(data) > limits.max_bytes:
+        why = f"the file has {len(data):,} bytes; the limit is {limits.max_bytes:,} (media.max_bytes)"
+        raise ServeError("media_too_large", why)
+
+
+def check_size(width: int, height: int, limits: MediaSettings) -> None:
+    """Checks width and height, in pixels.
+
+    Raises:
+        ServeError: media_zero_size, media_side_too_long, media_aspect_ratio, media_too_many_pixels.
+    """
+    size = f"{width:,} × {height:,} pixels"
+    if min(width, height) < 1:
+        raise ServeError("media_zero_size", f"the size is {size}; both sides need at least 1")
+    if max(width, height) > limits.max_side:
+        limit = f"{limits.max_side:,} (media.max_side)"
+        raise ServeError("media_side_too_long", f"the size is {size}; the limit for a side is {limit}")
+    if max(width, height) > limits.max_aspect_ratio * min(width, height):
+        limit = f"{limits.max_aspect_ratio:g} times the other (media.max_aspect_ratio)"
+        raise ServeError("media_aspect_ratio", f"the size is {size}; one side may be at most {limit}")
+    if width * height > limits.max_pixels:
+        limit = f"{limits.max_pixels:,} in total (media.max_pixels)"
+        raise ServeError("media_too_many_pixels", f"the size is {size}; the limit is {limit}")
