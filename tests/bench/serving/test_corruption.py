@@ -11,7 +11,7 @@ from embferry import Field, Geometry, Layout, ReceiveManager, SendManager, Trans
 from embferry.bench.serving import corruption
 from embferry.bench.serving.corruption import DAMAGE_EVERY, Damage
 from embferry.transports.registry import TRANSPORTS
-from embferry.transports.shm import send_link as shm
+from embferry.transports.shm import transport as shm
 from embferry.transports.tcp import send_link as tcp
 
 LAYOUT = Layout((Field("input_embeddings", "float32", 256),))
