@@ -101,6 +101,7 @@ def test_a_difference_names_the_fields(ours: tuple[Field, ...], theirs: tuple[Fi
         (Field("a", "float64", 1),),
         (Field("a", "uint8", 0),),
         (Field("a", "uint8", (1 << 20) + 1),),
+        tuple(Field(f"f{i}", "float32", 1 << 20) for i in range(5)),
     ],
 )
 def test_an_invalid_layout_is_rejected(fields: tuple[Field, ...]) -> None:
@@ -108,7 +109,9 @@ def test_an_invalid_layout_is_rejected(fields: tuple[Field, ...]) -> None:
         Layout(fields).validate()
 
 
-@pytest.mark.parametrize(("blocks", "size"), [(0, 1), (1, 0), ((1 << 32) + 1, 1), (1, (1 << 20) + 1)])
+@pytest.mark.parametrize(
+    ("blocks", "size"), [(0, 1), (1, 0), ((1 << 32) + 1, 1), (1, (1 << 20) + 1), (1 << 32, 1 << 20)]
+)
 def test_a_geometry_out_of_bounds_is_rejected(blocks: int, size: int) -> None:
     with pytest.raises(LayoutMismatch):
         Geometry(Layout((A,)), blocks, size).validate()

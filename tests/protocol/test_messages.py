@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -129,6 +130,67 @@ def test_changed_bytes_raise_only_protocol_errors(body: m.Body, data: st.DataObj
 def test_values_out_of_bounds_are_rejected(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         m.decode(data)
+
+
+def open_with(*geometry: Any) -> bytes:
+    return pack("open", 7, 1, [1, 1], list(geometry), "language", [["tcp", b""]], 0)
+
+
+FIELD = ["a", "uint8", 1]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        open_with([[FIELD] * 17], 1, 1),
+        open_with([[FIELD] * 60_000], 1, 1),
+        open_with([[]], 1, 1),
+        open_with([[["", "uint8", 1]]], 1, 1),
+        open_with([[["a" * 65, "uint8", 1]]], 1, 1),
+        open_with([[["a", "u" * 33, 1]]], 1, 1),
+        open_with([[["a", "uint8", 0]]], 1, 1),
+        open_with([[["a", "uint8", (1 << 20) + 1]]], 1, 1),
+        open_with([[FIELD]], 0, 1),
+        open_with([[FIELD]], (1 << 32) + 1, 1),
+        open_with([[FIELD]], 1, (1 << 20) + 1),
+    ],
+)
+def test_a_geometry_out_of_bounds_is_rejected_while_it_is_decoded(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        m.decode(data)
+
+
+WORST = {
+    "runs": pack("grant", 7, 1, 0, 1, [[0, 1]] * m.MAX_RUNS, 0, "tcp"),
+    "large runs": pack("grant", 7, 1, 0, 1, [[1 << 20, 1 << 20]] * m.MAX_RUNS, 0, "tcp"),
+    "too many runs": pack("grant", 7, 1, 0, 1, [[0, 1]] * 300_000, 0, "tcp"),
+    "chunks": pack("written", 7, 1, [[0, 1, None]] * m.MAX_CHUNKS),
+    "checked chunks": pack("written", 7, 1, [[1 << 20, 1 << 20, b"checksum"]] * m.MAX_CHUNKS),
+    "epochs": pack("drain", 7, [1 << 9] * 4096),
+    "fields": open_with([[[f"{at:02}", "uint8", 1] for at in range(16)]], 1, 1),
+    "too many fields": open_with([[FIELD] * 100_000], 1, 1),
+    "text": pack("abort", 7, "aborted", "\U0001f6a2" * m.MAX_TEXT),
+    "unknown fields": pack("closed", 7, [[]] * 1_000_000),
+    "unknown nested fields": pack("closed", 7, [[[[0]]]] * 200_000),
+    "transports": pack("open", 7, 1, [1, 1], [[[FIELD]], 1, 1], "language", [["t", b""]] * 200_000, 0),
+}
+MOST_OBJECT_BYTES = 24
+"""Bytes of memory that one byte of a frame may cost: a run of 3 bytes becomes a pair of 80."""
+
+
+@pytest.mark.parametrize("kind", WORST)
+def test_decoding_takes_memory_in_proportion_to_the_frame(kind: str) -> None:
+    data = WORST[kind]
+    assert len(data) <= m.MAX_FRAME_BYTES
+    m.decode(m.encode(m.Frame(1, 5, 6, m.Closed(7))))  # what msgspec allocates once does not count
+    tracemalloc.start()
+    try:
+        with suppress(RemoteProtocolError):
+            m.decode(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < MOST_OBJECT_BYTES * len(data) + 4096
 
 
 def test_text_that_is_not_utf_8_is_rejected() -> None:

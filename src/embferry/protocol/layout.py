@@ -8,8 +8,10 @@ same :class:`Geometry` from the receiver's ``open`` message, so no pointer ever 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from .errors import LayoutMismatch
 
@@ -20,14 +22,19 @@ ALIGNMENT = 64  # bytes: each field starts on a cache line
 MAX_FIELDS = 16
 MAX_WIDTH = 1 << 20
 MAX_NAME = 64
+MAX_DTYPE = 32  # characters: longer than every dtype, also of later versions
+MAX_BLOCKS = 1 << 32
+MAX_BLOCK_SIZE = 1 << 20
+MAX_TOKEN_BYTES = 1 << 24
+MAX_REGION_BYTES = 1 << 48
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True):
     """One field of a token: ``width`` elements of ``dtype``."""
 
-    name: str
-    dtype: str
-    width: int
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+    dtype: Annotated[str, Meta(max_length=MAX_DTYPE)]
+    width: Annotated[int, Meta(ge=1, le=MAX_WIDTH)]
 
     @property
     def token_bytes(self) -> int:
@@ -40,14 +47,14 @@ class Field(msgspec.Struct, frozen=True, array_like=True):
 class Layout(msgspec.Struct, frozen=True, array_like=True):
     """The fields of a token, in the order in which they are laid out and checksummed."""
 
-    fields: tuple[Field, ...]
+    fields: Annotated[tuple[Field, ...], Meta(min_length=1, max_length=MAX_FIELDS)]
 
     @property
     def token_bytes(self) -> int:
         return sum(f.token_bytes for f in self.fields)
 
     def validate(self) -> None:
-        """Checks a layout that may have come from the wire.
+        """Checks a layout that may have come from the wire, where decoding has bounded each number alone.
 
         Raises:
             LayoutMismatch: It is out of bounds.
@@ -62,6 +69,8 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
         for field in self.fields:
             if field.dtype not in ITEM_BYTES or not 1 <= field.width <= MAX_WIDTH:
                 raise LayoutMismatch(f"field {field} has an unknown dtype or an impossible width")
+        if self.token_bytes > MAX_TOKEN_BYTES:
+            raise LayoutMismatch(f"a token of {self.token_bytes} bytes; the limit is {MAX_TOKEN_BYTES}")
 
     def difference(self, other: Layout) -> str | None:
         """Returns how ``other`` differs, in words, or None if they are equal."""
@@ -78,8 +87,8 @@ class Geometry(msgspec.Struct, frozen=True, array_like=True):
     """A region of ``num_blocks`` blocks of ``block_size`` tokens each."""
 
     layout: Layout
-    num_blocks: int
-    block_size: int
+    num_blocks: Annotated[int, Meta(ge=1, le=MAX_BLOCKS)]
+    block_size: Annotated[int, Meta(ge=1, le=MAX_BLOCK_SIZE)]
 
     def validate(self) -> None:
         """Checks a geometry that may have come from the wire.
@@ -88,8 +97,10 @@ class Geometry(msgspec.Struct, frozen=True, array_like=True):
             LayoutMismatch: It is out of bounds.
         """
         self.layout.validate()
-        if not (1 <= self.num_blocks <= 1 << 32 and 1 <= self.block_size <= 1 << 20):
+        if not (1 <= self.num_blocks <= MAX_BLOCKS and 1 <= self.block_size <= MAX_BLOCK_SIZE):
             raise LayoutMismatch(f"{self.num_blocks} blocks of {self.block_size} tokens are out of bounds")
+        if self.region_bytes > MAX_REGION_BYTES:
+            raise LayoutMismatch(f"a region of {self.region_bytes} bytes; the limit is {MAX_REGION_BYTES}")
 
     @property
     def field_offsets(self) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ class TransportAddress(Struct, frozen=True, array_like=True):
     handle: Annotated[bytes, Meta(max_length=1024)]
 
 
-class Chunk(Struct, frozen=True, array_like=True):
+class Chunk(Struct, frozen=True, array_like=True, gc=False):
     """Tokens ``[offset, offset + length)``; ``checksum`` is xxh3-64, big-endian, over their bytes, field by field.
 
     None if the receiver's ``open`` asked for none.
