@@ -23,9 +23,9 @@ AT_ONCE = {"chunk_bytes": SIZE * TOKEN_BYTES, "progress_rate": math.inf}
 SETTINGS = TransferSettings(**AT_ONCE, default_allocate_tokens=6)
 
 
-def new_receiver(**settings: Any) -> Receiver:
+def new_receiver(*, max_tokens: int | None = None, **settings: Any) -> Receiver:
     given = TransferSettings(**{**AT_ONCE, "default_allocate_tokens": 6, **settings})
-    return Receiver(ROOM, LANGUAGE, GEOMETRY, "language", TRANSPORTS, given, 0.0)
+    return Receiver(ROOM, LANGUAGE, GEOMETRY, "language", TRANSPORTS, given, 0.0, max_tokens=max_tokens)
 
 
 def new_sender(*, total: int = -1, ready: int = 0, **settings: Any) -> Sender:

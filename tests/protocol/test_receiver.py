@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from embferry.protocol import messages as m
-from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Revoke, Verify
+from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Revoke, Send, Verify
 from embferry.protocol.errors import (
     Aborted,
+    CapacityError,
     IntegrityError,
     LocalProtocolError,
     RemoteProtocolError,
@@ -34,7 +35,7 @@ from .builders import (
     to_receiver,
     written,
 )
-from .ends import LAYOUT
+from .ends import LAYOUT, TOKEN_BYTES
 
 
 def test_a_receiver_begins_with_an_open_message() -> None:
@@ -226,6 +227,37 @@ def test_an_invalid_offer_is_a_protocol_error_of_the_peer(offer: m.Offer, why: s
     assert isinstance(receiver.error, RemoteProtocolError)
     assert why in receiver.error.detail
     assert isinstance(sent_messages(receiver)[-1], m.Abort)
+
+
+@pytest.mark.parametrize(
+    ("limits", "total", "named"),
+    [
+        ({"max_embedding_bytes": 10 * TOKEN_BYTES}, 10, None),
+        ({"max_embedding_bytes": 10 * TOKEN_BYTES}, 11, ("88 bytes", "80", "max_embedding_bytes")),
+        ({}, m.MAX_TOKENS, (str(8 * m.MAX_TOKENS), str(16 << 30), "max_embedding_bytes")),
+        ({"max_tokens": 10}, 10, None),
+        ({"max_tokens": 10}, 0, None),
+        ({"max_tokens": 10}, 11, ("11 tokens", "10", "max_tokens")),
+    ],
+)
+@pytest.mark.parametrize("failover_timeout", [None, 5.0])
+def test_an_embedding_that_is_too_long_is_refused_before_a_block_is_granted(
+    limits: dict[str, int], total: int, named: tuple[str, ...] | None, failover_timeout: float | None
+) -> None:
+    receiver = new_receiver(**limits)
+    receiver.failover.timeout = failover_timeout
+    receiver.take_commands()
+    to_receiver(receiver, an_offer(-1))
+    to_receiver(receiver, an_offer(total))
+    if named is None:
+        assert receiver.error is None
+        return
+    assert isinstance(receiver.error, CapacityError)
+    assert not receiver.error.retryable
+    assert all(part in receiver.error.detail for part in named)
+    assert receiver.wanted(0.0) is None
+    assert [type(command) for command in receiver.take_commands()] == [Send]
+    assert receiver.total_tokens == -1
 
 
 def test_a_refusal_ends_the_transfer_unless_it_is_of_an_earlier_generation() -> None:

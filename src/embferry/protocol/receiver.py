@@ -16,6 +16,7 @@ from . import guards
 from .commands import Admit, CloseBlocks, Deliver, ReceiverCommand, Release, Restart, Revoke, Send, Verify
 from .errors import (
     Aborted,
+    CapacityError,
     EmbeddingTransferError,
     IntegrityError,
     LeaseExpired,
@@ -65,6 +66,8 @@ class Receiver:
         now: The time at which the transfer begins.
         failover_timeout: Seconds for which another peer may be named after a loss. None: the first loss that the
             retry policy cannot mend ends the transfer.
+        max_tokens: Tokens that the caller has room for. A longer embedding fails the transfer with
+            :class:`~.errors.CapacityError` before anything is granted. None: ``max_embedding_bytes`` alone limits it.
 
     Attributes:
         peer: Session of the sender whose offer was accepted; 0: none yet.
@@ -87,6 +90,8 @@ class Receiver:
         settings: TransferSettings,
         now: float,
         failover_timeout: float | None = None,
+        *,
+        max_tokens: int | None = None,
     ) -> None:
         self.room, self.session, self.settings = room, session, settings
         self.geometry, self.endpoint, self.transports = geometry, endpoint, transports
@@ -103,6 +108,7 @@ class Receiver:
         self.offered = False
         self.retry_policy = RetryPolicy(settings, now)
         self.failover = Failover(failover_timeout)
+        self.max_tokens = max_tokens
         self.asked_at = self.heard_at = self.progress_at = self.ended_at = now
         self.peer_knows = False
         self._commands: list[ReceiverCommand] = []
@@ -229,13 +235,14 @@ class Receiver:
     def receive(self, source: int, target: int, body: Body, now: float) -> None:
         """Handles a message. Stale, repeated and misdirected messages do no harm.
 
-        A peer that breaks the protocol ends the transfer with :class:`~.errors.RemoteProtocolError`.
+        A peer that breaks the protocol ends the transfer with :class:`~.errors.RemoteProtocolError`, an embedding
+        that is too long ends it with :class:`~.errors.CapacityError`.
         """
         if not guards.meant_for_this_session(target, self.session):
             return
         try:
             self._dispatch(source, body, now)
-        except (RemoteProtocolError, IntegrityError) as error:
+        except (RemoteProtocolError, IntegrityError, CapacityError) as error:
             error.room, self.peer = self.room, source
             self._fail(error, now, tell=True)
 
@@ -278,7 +285,8 @@ class Receiver:
             self._offered_after_end(source, offer)
             return
         self.heard_at = now
-        check_offer(offer, self.transports)
+        token_bytes, limit = self.geometry.layout.token_bytes, self.settings.max_embedding_bytes
+        check_offer(offer, self.transports, token_bytes, limit, self.max_tokens)
         if offer.total_tokens >= 0 and not continues(offer, self.total_tokens, self.content_digest):
             self._start_over(now)
         if not self.peer or (offer.total_tokens >= 0 and self.total_tokens < 0):

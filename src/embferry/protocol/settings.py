@@ -37,6 +37,8 @@ class TransferSettings:
     """Tokens granted while the length is not known."""
     progress_rate: float = 50.0
     """Most acknowledgements a second. The sender does not wait for them."""
+    max_embedding_bytes: int = 16 << 30
+    """Largest embedding that a receiver accepts, in bytes. It refuses a longer one before it asks for any memory."""
     chunk_bytes: int = 16 << 20
     """Size of a chunk, which is written, verified and, if need be, requested again as one."""
     writes_in_flight: int = 4

@@ -71,11 +71,25 @@ def check_grant(grant: Grant, geometry: Geometry, transports: set[str]) -> None:
         raise RemoteProtocolError(f"a grant of {grant.allocated_tokens} tokens in {blocks} blocks of {size}")
 
 
-def check_offer(offer: Offer, transports: tuple[TransportAddress, ...]) -> None:
-    """Checks an offer against what the receiver has opened with.
+def check_offer(
+    offer: Offer,
+    transports: tuple[TransportAddress, ...],
+    token_bytes: int,
+    max_embedding_bytes: int,
+    max_tokens: int | None,
+) -> None:
+    """Checks an offer against what the receiver has opened with, and against what it can take.
+
+    Args:
+        offer: The offer.
+        transports: The transports that ``open`` named.
+        token_bytes: Bytes of a token.
+        max_embedding_bytes: The setting.
+        max_tokens: Tokens that the receiver's caller has room for; None: any number.
 
     Raises:
         RemoteProtocolError: No correct sender could have made it.
+        CapacityError: The embedding is too long for this receiver.
     """
     if offer.transport not in {address.name for address in transports}:
         raise RemoteProtocolError(f"the encode side chose the transport {offer.transport!r}, which was not among ours")
@@ -83,6 +97,13 @@ def check_offer(offer: Offer, transports: tuple[TransportAddress, ...]) -> None:
         raise RemoteProtocolError(f"the encode side chose version {offer.version}, which was not among ours")
     if offer.total_tokens >= 0 and not offer.content_digest:
         raise RemoteProtocolError("the encode side announced a length without a content digest")
+    size = offer.total_tokens * token_bytes
+    if size > max_embedding_bytes:
+        why = f"an embedding of {offer.total_tokens} tokens has {size} bytes; the limit is {max_embedding_bytes}"
+        raise CapacityError(f"{why}: send a smaller one, or raise max_embedding_bytes", retryable=False)
+    if max_tokens is not None and offer.total_tokens > max_tokens:
+        why = f"an embedding of {offer.total_tokens} tokens was offered, and there is room for {max_tokens}"
+        raise CapacityError(f"{why} (max_tokens): both sides must count the same tokens", retryable=False)
 
 
 def check_chunk(chunk: Chunk, *, verify: bool) -> None:
