@@ -23,6 +23,7 @@ def check(simulation: Simulation) -> None:
     check_blocks(simulation)
     for end in simulation.living_receivers():
         check_receiver(end)
+        check_announcement(simulation, end)
     for encoder in simulation.living_encoders():
         s = encoder.machine
         must((s.phase is Phase.FAILED) == (s.error is not None), "failed without an error, or an error without failure")
@@ -54,6 +55,17 @@ def check_receiver(end: LanguageEnd) -> None:
     must(m.transferred_tokens >= end.best.get(m.content_digest, 0), "the number of transferred tokens decreased")
     if not ended:
         end.best = {m.content_digest: m.transferred_tokens}
+
+
+def check_announcement(simulation: Simulation, end: LanguageEnd) -> None:
+    """Checks that a receiver believes what its peer has, whatever else it was told."""
+    m = end.machine
+    if m.total_tokens >= 0:
+        must(Content.of(m.content_digest or b"").total == m.total_tokens, f"{m.total_tokens} tokens of another content")
+    if m.offered and m.phase not in TERMINAL:
+        contents = [e.content.digest for e in simulation.encoders if e.machine.session == m.peer]
+        must(contents == [m.content_digest], "the peer has another content than the receiver believes")
+        must(m.aux == (), "the peer has announced other values with the length")
 
 
 def check_peer(simulation: Simulation, end: LanguageEnd) -> None:

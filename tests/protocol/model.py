@@ -6,13 +6,15 @@ Each example ends with :func:`~.quiescence.quiesce`, so it also checks that ever
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from embferry.protocol.errors import Aborted
+from embferry.protocol.errors import Aborted, RemoteProtocolError
+from embferry.protocol.states import TERMINAL
 
-from .ends import Content, EncodeEnd, LanguageEnd
+from .ends import Content, EncodeEnd, LanguageEnd, must
 from .quiescence import advance_without_faults, next_wake, quiesce
 from .simulation import LANGUAGE, TRANSPORTS, Simulation
 
@@ -123,6 +125,16 @@ class TransferStories(RuleBasedStateMachine):
         if end := self.encoder(pick):
             end.produce(end.machine.ready_tokens + more)
             self.simulation.run()
+
+    @rule(pick=PICK, changes=st.sampled_from(({"content_digest": b"12345678"}, {"aux": (1,)}, None)), total=TOTALS)
+    def lie(self, pick: int, changes: dict[str, Any] | None, total: int) -> None:
+        end = self.receiver(pick)
+        if end is None or not end.machine.offered or end.machine.phase in TERMINAL:
+            return
+        if changes is None:
+            changes = {"total_tokens": total + (total >= end.machine.total_tokens)}
+        self.simulation.lie(end, **changes)
+        must(isinstance(end.machine.error, RemoteProtocolError), f"a lie was taken for the truth: {changes}")
 
     # Messages
 

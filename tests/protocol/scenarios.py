@@ -169,6 +169,14 @@ def successor_has_another_embedding() -> Script:
     return s
 
 
+def offer_changes_its_length() -> Script:
+    """A byte of a repeated offer is damaged: it announces half of the embedding."""
+    s = Script(total=4, num_blocks=2)
+    s.handshake()
+    s.lie(s.receiver, total_tokens=2)
+    return s
+
+
 def encoder_is_slow() -> Script:
     """One token of four has been produced when the grant arrives."""
     s = Script(total=4, num_blocks=2, ready=1)
@@ -279,6 +287,7 @@ SCENARIOS = {
     "is_the_writer": (successor_is_asked_to_drain,),
     "may_release": (writer_outlives_its_link,),
     "content_is_known": (successor_has_not_said_what_it_has,),
+    "same_announcement": (offer_changes_its_length,),
     "same_content": (successor_has_another_embedding,),
 }
 """By guard: the scenarios that break an invariant without it."""

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import count
+from typing import Any
 
+import msgspec
 import xxhash
 
 from embferry.memory.admission import PoolAdmission
@@ -29,7 +31,7 @@ from embferry.protocol.commands import (
 )
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import Body, Frame, Open, TransportAddress, Unknown, decode, encode
+from embferry.protocol.messages import Body, Frame, Offer, Open, TransportAddress, Unknown, decode, encode
 from embferry.protocol.ranges import RangeSet
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.sender import Sender
@@ -190,6 +192,15 @@ class Simulation:
                 self.parked[packet.target] = frame
             else:
                 self._send(packet.target, LANGUAGE, 0, frame.source, Unknown(frame.body.room, frame.target))
+        self.run()
+
+    def lie(self, end: LanguageEnd, **changes: Any) -> None:
+        """The peer of a receiver announces something else than before, or a byte of its offer was damaged."""
+        m = end.machine
+        must(m.offered, "a first announcement cannot be told from the truth")
+        said = Offer(end.room, m.generation, 1, m.transport, m.total_tokens, m.content_digest or b"", m.aux)
+        m.receive(m.peer, m.session, msgspec.structs.replace(said, **changes), self.now)
+        check_peer(self, end)
         self.run()
 
     def land(self, write: InFlightWrite, count: int) -> None:

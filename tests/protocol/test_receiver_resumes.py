@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+import pytest
+
 from embferry.protocol import messages as m
 from embferry.protocol.commands import CloseBlocks, Release, Restart, Revoke
-from embferry.protocol.errors import Aborted, IntegrityError, PeerGone
+from embferry.protocol.errors import Aborted, IntegrityError, PeerGone, RemoteProtocolError
 from embferry.protocol.states import KVPoll, Phase
+from embferry.protocol.validation import MAX_SENDERS
 
 from .builders import (
     ENCODE,
@@ -67,15 +73,43 @@ def test_another_embedding_restarts_if_no_token_was_used() -> None:
     report_chunk(receiver, 1, 0, 4)
     to_receiver(receiver, written(1, 4, 4))
     receiver.take_commands()
-    to_receiver(receiver, an_offer(12, digest=b"another"))  # from the same session, so its grants are drained
-    commands = receiver.take_commands()
-    assert commands[0] == Restart()
-    assert Release((0,)) in commands
+    receiver.peer_lost(0.0)
+    assert receiver.take_commands()[0] == Revoke(1)
+    to_receiver(receiver, an_offer(12, generation=2, digest=b"another"), source=ENCODE + 1)
+    assert receiver.take_commands() == [Restart(), Release((0,))]
     assert (receiver.transferred_tokens, receiver.wanted(0.0)) == (0, (0, 12))
     receiver.verified_chunk(1, 4, matches=True, now=0.0)  # of the first embedding
     assert other_commands(receiver) == [Release((1,))]
-    to_receiver(receiver, m.Drained(ROOM, (1,)))
+    receiver.revoked(1)
     assert other_commands(receiver) == [CloseBlocks(1, (2,)), Release((2,))]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"total_tokens": 11}, {"total_tokens": 13}, {"total_tokens": 0}, {"content_digest": b"Content"}, {"aux": (12, 4)}],
+)
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_session_that_changes_its_announcement_breaks_the_protocol(changes: dict[str, Any], reopened: bool) -> None:
+    receiver = offered(12)
+    if reopened:
+        receiver.peer_lost(0.0)
+    first = an_offer(12, generation=receiver.generation)
+    for _ in range(2):
+        to_receiver(receiver, first)  # repeated: no difference
+        to_receiver(receiver, an_offer(-1, generation=receiver.generation))  # late
+    assert receiver.error is None
+    to_receiver(receiver, msgspec.structs.replace(first, **changes))
+    assert isinstance(receiver.error, RemoteProtocolError)
+    assert (receiver.total_tokens, receiver.poll()) == (12, KVPoll.Failed)
+    assert isinstance(sent_messages(receiver)[-1], m.Abort)
+
+
+def test_the_announcements_that_a_receiver_remembers_are_bounded() -> None:
+    receiver = new_receiver(max_peer_losses=1000)
+    for session in range(1, MAX_SENDERS + 10):
+        to_receiver(receiver, an_offer(12, generation=receiver.generation), source=session)
+        receiver.peer_lost(0.0)
+    assert len(receiver.announced) == MAX_SENDERS
 
 
 def test_another_embedding_fails_if_tokens_were_used() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from embferry.protocol import messages as m
 from embferry.protocol.commands import Revoke
-from embferry.protocol.errors import EmbeddingTransferError, LeaseExpired, PeerGone
+from embferry.protocol.errors import Aborted, EmbeddingTransferError, LeaseExpired, PeerGone
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import Phase
 
@@ -132,7 +132,7 @@ def test_an_unanswered_grant_is_retransmitted() -> None:
 def test_an_unanswered_drain_becomes_a_revocation() -> None:
     receiver = offered(8)
     receiver.grant((0, 1), 1, 0.0)
-    to_receiver(receiver, an_offer(8, digest=b"another"))
+    receiver.abort(Aborted("asked for", room=ROOM), 0.0)
     receiver.take_commands()
     receiver.expire(1.9)
     assert m.Drain(ROOM, (1,)) in sent_messages(receiver)

@@ -96,6 +96,11 @@ def content_is_known(offered: bool) -> bool:
     return offered
 
 
+def same_announcement(before: object, now: object) -> bool:
+    """A session announces one embedding. A length, digest or aux that differs from its last one is damaged or a lie."""
+    return before is None or before == now
+
+
 def same_content(before: bytes | None, now: bytes) -> bool:
     """A transfer continues with another sender only if the content is the same."""
     return before is None or before == now
@@ -118,5 +123,6 @@ GUARDS = (
     is_the_writer,
     may_release,
     content_is_known,
+    same_announcement,
     same_content,
 )

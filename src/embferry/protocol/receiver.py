@@ -47,10 +47,13 @@ from .messages import (
 from .retry_policy import RetryPolicy
 from .settings import TransferSettings
 from .states import POLL, RECEIVER, TERMINAL, KVPoll, Phase, Trigger, step
-from .validation import MAX_OUTSTANDING, check_chunk, check_offer, continues
+from .validation import MAX_OUTSTANDING, MAX_SENDERS, check_chunk, check_offer, continues
 
 Deadline = tuple[float, Callable[[], EmbeddingTransferError]]
 """A time, and the error with which the transfer ends if nothing has happened by then."""
+
+Announcement = tuple[int, bytes, tuple[int, ...]]
+"""Length, digest and aux of an offer."""
 
 
 class Receiver:
@@ -77,6 +80,7 @@ class Receiver:
         generation: Counts this receiver's ``open`` messages that asked for a new offer. The answer repeats it.
         transfers: Grants made. The first is the initial transfer, every later one a resumed transfer.
         offered: Whether the peer has said what it has.
+        announced: What each sender has announced so far, by session.
         peer_knows: Whether the peer has confirmed that it knows how the transfer ended.
     """
 
@@ -102,6 +106,7 @@ class Receiver:
         self.total_tokens = -1
         self.content_digest: bytes | None = None
         self.aux: tuple[int, ...] = ()
+        self.announced: dict[int, Announcement] = {}
         self.ledger = Ledger()
         self.committed = False
         self.generation = self.transfers = 0
@@ -285,10 +290,11 @@ class Receiver:
             self._offered_after_end(source, offer)
             return
         self.heard_at = now
+        self._announced(source, offer)
         token_bytes, limit = self.geometry.layout.token_bytes, self.settings.max_embedding_bytes
         check_offer(offer, self.transports, token_bytes, limit, self.max_tokens)
         if offer.total_tokens >= 0 and not continues(offer, self.total_tokens, self.content_digest):
-            self._start_over(now)
+            self._start_over()
         if not self.peer or (offer.total_tokens >= 0 and self.total_tokens < 0):
             self.progress_at = now
         if offer.transport != self.transport:
@@ -302,21 +308,33 @@ class Receiver:
                 self._commands += [CloseBlocks(epoch, spare), Release(spare)]
             self._complete(now)
 
+    def _announced(self, source: int, offer: Offer) -> None:
+        """Checks an announcement against the earlier ones of the same session. One without a length may be late."""
+        if offer.total_tokens < 0:
+            return
+        said = (offer.total_tokens, offer.content_digest, offer.aux)
+        if not guards.same_announcement(self.announced.get(source), said):
+            first = self.announced[source]
+            why = "the encode side has announced two embeddings in one session"
+            raise RemoteProtocolError(f"{why}: {_announcement(first)}, then {_announcement(said)}")
+        self.announced[source] = said
+        if len(self.announced) > MAX_SENDERS:
+            del self.announced[next(iter(self.announced))]
+
     def _offered_after_end(self, source: int, offer: Offer) -> None:
         """A sender that answers after this receiver has ended without a peer is told how it ended."""
         if not self.peer and (self.phase is Phase.FAILED or offer.content_digest == self.content_digest):
             self.peer, self.peer_knows = source, False
             self._send(self._outcome())
 
-    def _start_over(self, now: float) -> None:
+    def _start_over(self) -> None:
+        """Another sender has another content. Every grant of the last one has been revoked."""
         if self.committed:
             why = "the encode side now offers another content for this room, and the first has been used; ask again"
             raise IntegrityError(why, retryable=True)
         self._commands.append(Restart())
         self._release_held()
         self.ledger.start_over()
-        for grant in self.ledger.active:
-            self._drain(grant, now)
 
     def _written(self, body: Written) -> None:
         for chunk in body.chunks:
@@ -553,3 +571,8 @@ class Receiver:
     def _send(self, body: Body) -> None:
         if self.peer or isinstance(body, Open):
             self._commands.append(Send(body, self.peer))
+
+
+def _announcement(said: Announcement) -> str:
+    total, digest, aux = said
+    return f"{total} tokens with digest {digest.hex()} and aux {list(aux)}"
