@@ -7,6 +7,8 @@ moves the transfer to the end of the queue.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from embferry.protocol.messages import MAX_RUNS
 from embferry.protocol.receiver import Receiver
 
@@ -20,6 +22,9 @@ MOST_AT_ONCE = 64
 
 RESERVE = 16
 """1/16 of the pool is reserved for transfers that hold no blocks, so that small ones always progress."""
+
+
+Failed = Callable[[Receiver, Exception], None]
 
 
 class PoolAdmission:
@@ -61,26 +66,54 @@ class PoolAdmission:
             if blocks and not self.allocator.is_quarantined(blocks[0]):
                 self.allocator.quarantine(blocks, receiver.room)
 
-    def allocate(self, now: float) -> list[tuple[Receiver, int]]:
-        """Grants the free blocks. Returns (receiver, epoch) for every grant; these receivers have commands now."""
+    def allocate(self, now: float, failed: Failed | None = None) -> list[tuple[Receiver, int]]:
+        """Grants the free blocks.
+
+        Args:
+            now: Seconds.
+            failed: Called with a receiver that has raised, which is unregistered, and with the exception. None: it is
+                raised.
+
+        Returns:
+            (receiver, epoch) for every grant; these receivers have commands now.
+        """
         served: list[tuple[Receiver, int]] = []
         passed_over: dict[int, Receiver] = {}
         while self._waiting and self.allocator.available:
             receiver = self._waiting.pop(next(iter(self._waiting)))
-            wanted = receiver.wanted(now)
-            if wanted is None:
+            try:
+                epoch = self._serve(receiver, now, passed_over)
+            except Exception as error:
+                self.unregister(receiver)
+                if failed is None:
+                    raise
+                failed(receiver, error)
                 continue
-            free = self.allocator.available - (self.allocator.num_blocks // RESERVE if receiver.ledger.grants else 0)
-            if free <= 0:
-                passed_over[receiver.session] = receiver  # it is served when its own blocks return
-                continue
-            count = self._share(blocks_needed(wanted[1], self.allocator.block_size), len(self._waiting) + 1, free)
-            allocation = self.allocator.alloc_blocks(count, receiver.room)
-            assert allocation is not None  # a share is never more than is free
-            served.append((receiver, self._next_epoch))
-            self.grant(receiver, allocation, now)
+            if epoch:
+                served.append((receiver, epoch))
         self._waiting = passed_over | self._waiting  # they keep their place in the queue
         return served
+
+    def _serve(self, receiver: Receiver, now: float, passed_over: dict[int, Receiver]) -> int:
+        """Grants blocks to one receiver. Returns the epoch, or 0."""
+        wanted = receiver.wanted(now)
+        if wanted is None:
+            return 0
+        free = self.allocator.available - (self.allocator.num_blocks // RESERVE if receiver.ledger.grants else 0)
+        if free <= 0:
+            passed_over[receiver.session] = receiver  # it is served when its own blocks return
+            return 0
+        count = self._share(blocks_needed(wanted[1], self.allocator.block_size), len(self._waiting) + 1, free)
+        allocation = self.allocator.alloc_blocks(count, receiver.room)
+        assert allocation is not None  # a share is never more than is free
+        epoch = self._next_epoch
+        try:
+            self.grant(receiver, allocation, now)
+        except Exception:
+            if epoch not in receiver.ledger.grants:
+                self.allocator.free(allocation.blocks, receiver.room)
+            raise
+        return epoch
 
     def grant(self, receiver: Receiver, allocation: MetadataAllocation, now: float) -> int:
         """Grants an allocation made by :meth:`allocate` or by the caller. Returns the number of tokens granted."""

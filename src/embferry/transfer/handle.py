@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,6 +10,10 @@ from typing import Protocol
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.states import KVPoll
+
+from .callbacks import Notifier
+
+log = logging.getLogger(__name__)
 
 ENDED = (KVPoll.Success, KVPoll.Failed)
 
@@ -26,7 +31,10 @@ class Host(Protocol):
         ...
 
     def check(self) -> None:
-        """Raises LocalProtocolError if the manager is closed or has failed."""
+        """Raises LocalProtocolError if the manager is closed."""
+
+    def run_callback(self, call: Callable[[], None]) -> None:
+        """Runs a user's callback soon, on a thread of its own, without locks."""
 
 
 class Handle(ABC):
@@ -40,7 +48,7 @@ class Handle(ABC):
     def __init__(self, room: int, host: Host) -> None:
         self.room = room
         self._host = host
-        self._on_change: list[Callable[[], object]] = []
+        self._notifier = Notifier(host.run_callback, self._callback_failed)
         self._reported: object = None
 
     @property
@@ -73,21 +81,42 @@ class Handle(ABC):
         """Returns the time of the manager's clock, in seconds."""
         return self._host.now()
 
-    def on_change(self, callback: Callable[[], object]) -> None:
-        """Registers a callback that is called whenever the state of this end has changed.
+    def on_change(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Registers a callback that is called after the state of this end has changed.
 
-        It runs on the manager's thread, which holds the manager's lock, so it must not block, must not raise and must
-        not wait for another thread that uses this manager. Setting an event or waking a loop is what it is for.
+        It runs on the manager's callback thread, without locks, one callback at a time and in the order of the changes.
+        It may use this end and its manager. While it blocks, other callbacks of the manager wait, transfers do not. If
+        it raises, this transfer fails with an error that names the exception.
+
+        Returns:
+            A function that removes the callback.
         """
-        self._on_change.append(callback)
+        return self._notifier.add(callback)
 
-    def notify(self, *, force: bool = False) -> None:
-        """Calls the callbacks if the state has changed since the last call, or if ``force``. The lock is held."""
+    def wake_on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
+        """Calls ``wake`` after every change of the state, straight on the thread that made it, without locks.
+
+        It is for waking a thread or an event loop, and must return at once. If it raises, it is removed.
+
+        Returns:
+            A function that removes it.
+        """
+        return self._notifier.wait_with(wake)
+
+    def has_changed(self) -> bool:
+        """Returns whether the state has changed since the last call. The lock is held."""
         state = self._state()
-        if force or state != self._reported:
-            self._reported = state
-            for callback in self._on_change:
-                callback()
+        changed, self._reported = state != self._reported, state
+        return changed
+
+    def notify(self) -> None:
+        """Reports a change. No lock is held."""
+        self._notifier.fire()
+
+    def _callback_failed(self, error: Exception) -> None:
+        """A callback has raised. Runs on the callback thread."""
+        log.error("room %d: a callback raised %r", self.room, error, exc_info=error)
+        self.abort(LocalProtocolError(f"an on_change callback raised {error!r}; the log has its traceback"))
 
     def failure_exception(self) -> EmbeddingTransferError:
         """Returns the error with which the transfer failed.

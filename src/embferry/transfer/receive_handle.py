@@ -2,92 +2,76 @@
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from collections.abc import Generator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from embferry.memory.admission import PoolAdmission
-from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
+from embferry.memory.blocks import MetadataAllocation
 from embferry.memory.buffers import MultimodalDataBuffers
-from embferry.protocol.commands import Deliver, Verify
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
-from embferry.protocol.layout import Geometry
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import TERMINAL, KVPoll
 
-from .driver import check_endpoint
+from .control.endpoint import check_endpoint
 from .fields import Array
-from .handle import Handle, Host
+from .handle import ENDED, Handle, Host
+from .receive_record import ReceiveRecord
 from .sinks import GatherSink, Sink, gathered
-
-log = logging.getLogger(__name__)
 
 
 class ReceiveHost(Host, Protocol):
     """The manager, as far as a receiving end needs it."""
 
-    geometry: Geometry
     buffers: MultimodalDataBuffers
-    allocator: ReqToMetadataBlockAllocator
     admission: PoolAdmission
 
-    def begin(self, receiver: EmbeddingReceiver) -> Receiver:
-        """Makes and registers the state machine of a receiver. The lock is held."""
-        ...
+    def begin(self, record: ReceiveRecord, allocation: MetadataAllocation | None) -> None: ...
 
-    def touch(self, receiver: EmbeddingReceiver) -> None:
-        """Queues the receiver to be processed by the driver thread."""
+    def machine_of(self, record: ReceiveRecord) -> Receiver: ...
+
+    def grant(self, record: ReceiveRecord, allocation: MetadataAllocation) -> int: ...
+
+    def consumed(self, record: ReceiveRecord, epoch: int, offset: int) -> None: ...
+
+    def touch(self, record: ReceiveRecord) -> None: ...
 
 
 class EmbeddingReceiver(Handle):
     """The receiving end of one room. Made by :meth:`~.receive_manager.ReceiveManager.open`.
 
-    Every method returns at once.
-
-    Attributes:
-        endpoint: Where the encode worker takes control messages.
-        sink: Where the data goes.
-        examined_tokens: Tokens that were verified, damaged and repeated ones included.
-        current_allocation: The blocks of the latest grant.
-        epochs: The epochs of all its grants.
-        checks: Chunks that wait for verification, or whose verification has not ended.
-        verification: The running verification of the first of them.
+    Every method returns at once, and may be called from any thread.
     """
 
-    def __init__(
-        self,
-        manager: ReceiveHost,
-        room: int,
-        endpoint: str,
-        sink: Sink,
-        failover_timeout: float | None = None,
-    ) -> None:
-        super().__init__(room, manager)
+    def __init__(self, manager: ReceiveHost, record: ReceiveRecord) -> None:
+        super().__init__(record.room, manager)
         self.manager = manager
-        self.endpoint = endpoint
-        self.sink = sink
-        self.failover_timeout = failover_timeout
-        self.examined_tokens = 0
-        self.current_allocation: MetadataAllocation | None = None
-        self.epochs: list[int] = []
-        self.checks: deque[Verify] = deque()
-        self.verification: Generator[None, None, bool] | None = None
-        self._machine: Receiver | None = None
-        self._allocation: MetadataAllocation | None = None
+        self._record = record
         self._reported = (KVPoll.Bootstrapping, 0, False)
-        sink.owner = self
+        record.end = self
+        record.sink.owner = _SinkOwner(manager, record)
 
     @property
     def machine(self) -> Receiver:
-        if self._machine is None:
-            raise LocalProtocolError("call init() first", room=self.room)
-        return self._machine
+        """The state machine, for reading.
+
+        Raises:
+            LocalProtocolError: :meth:`init` has not been called.
+        """
+        return self.manager.machine_of(self._record)
 
     @property
     def error(self) -> EmbeddingTransferError | None:
-        return self.machine.error
+        return self._record.error
+
+    @property
+    def endpoint(self) -> str:
+        """Where the encode worker takes control messages."""
+        return self._record.endpoint
+
+    @property
+    def sink(self) -> Sink:
+        """Where the data goes."""
+        return self._record.sink
 
     def init(self, allocation: MetadataAllocation | None = None) -> None:
         """Asks for the embedding.
@@ -97,16 +81,11 @@ class EmbeddingReceiver(Handle):
                 grants blocks to this transfer in fair turn, without further calls.
 
         Raises:
-            LocalProtocolError: Called twice.
+            LocalProtocolError: Called twice, or the manager is closed.
         """
         with self.manager.lock:
-            if self._machine is not None:
-                raise LocalProtocolError("init() is called once; open the room again instead", room=self.room)
-            self._machine = self.manager.begin(self)
-            self._allocation = allocation
-            if allocation is None:
-                self.manager.admission.register(self._machine)
-        self.manager.touch(self)
+            self.manager.begin(self._record, allocation)
+        self.manager.touch(self._record)
 
     def resume_transfer(self, allocation: MetadataAllocation | None = None, sent_tokens: int = 0) -> int:
         """Resumes the transfer for remaining data, from token ``sent_tokens`` on.
@@ -122,8 +101,7 @@ class EmbeddingReceiver(Handle):
             LocalProtocolError: ``sent_tokens`` is not the token to go on at, or nothing remains.
         """
         with self.manager.lock:
-            now = self.manager.now()
-            wanted = self.machine.wanted(now)
+            wanted = self.machine.wanted(self.manager.now())
             if wanted is not None and sent_tokens != wanted[0]:
                 why = f"resume at token {wanted[0]}, not at {sent_tokens}"
                 raise LocalProtocolError(why, room=self.room)
@@ -131,8 +109,8 @@ class EmbeddingReceiver(Handle):
                 self.manager.admission.register(self.machine)
                 tokens = 0
             else:
-                tokens = self._grant(allocation, now)
-        self.manager.touch(self)
+                tokens = self.manager.grant(self._record, allocation)
+        self.manager.touch(self._record)
         return tokens
 
     def redirect(self, endpoint: str) -> None:
@@ -143,10 +121,11 @@ class EmbeddingReceiver(Handle):
         Raises:
             LocalProtocolError: ``endpoint`` is malformed.
         """
+        endpoint = check_endpoint(endpoint)
         with self.manager.lock:
-            self.endpoint = check_endpoint(endpoint)
+            self._record.endpoint = endpoint
             self.machine.redirected(self.manager.now())
-        self.manager.touch(self)
+        self.manager.touch(self._record)
 
     @property
     def lost(self) -> EmbeddingTransferError | None:
@@ -155,44 +134,53 @@ class EmbeddingReceiver(Handle):
         The wait takes ``failover_timeout`` seconds; then the transfer fails with that error. None: there is no such
         wait.
         """
+        machine = self._record.machine
         with self.manager.lock:
-            if self._machine is None or self._machine.phase in TERMINAL:
-                return None
-            return self._machine.failover.lost
+            return None if machine is None or machine.phase in TERMINAL else machine.failover.lost
 
     def poll(self) -> KVPoll:
         """Returns where the transfer stands.
 
         Raises:
-            LocalProtocolError: The manager is closed or has failed.
+            LocalProtocolError: The manager was closed before the transfer had ended.
         """
         with self.manager.lock:
-            self.manager.check()
-            return KVPoll.Bootstrapping if self._machine is None else self._machine.poll()
+            state = self._record.poll()
+            if state not in ENDED:
+                self.manager.check()
+            return state
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
         """Ends the transfer and tells the sender why. Does nothing if it has ended already."""
+        reason = error or Aborted("aborted by the language side", room=self.room)
         with self.manager.lock:
-            if self._machine is not None:
-                reason = error or Aborted("aborted by the language side", room=self.room)
-                self._machine.abort(reason, self.manager.now())
-        self.manager.touch(self)
+            record = self._record
+            if record.poll() in ENDED:
+                return
+            record.failure = record.failure or reason
+            if record.machine is not None and not record.is_broken:
+                record.machine.abort(reason, self.manager.now())
+        self.manager.touch(self._record)
 
     def clear(self) -> None:
         """The caller needs the embedding no longer: drops its arrays and returns its blocks to the pool."""
         with self.manager.lock:
-            if self._machine is not None:
-                self._machine.clear(self.manager.now())
-            if isinstance(self.sink, GatherSink):
+            machine = self._record.machine
+            if machine is not None and not self._record.is_broken:
+                machine.clear(self.manager.now())
+        if isinstance(self.sink, GatherSink):
+            with self._record.sink_lock:
                 self.sink.drop()
-        self.manager.touch(self)
+        if machine is not None:
+            self.manager.touch(self._record)
 
     # What has arrived
 
     @property
     def total_embedding_length(self) -> int:
         """Tokens of the whole embedding; -1 while the length is unknown."""
-        return -1 if self._machine is None else self._machine.total_tokens
+        machine = self._record.machine
+        return -1 if machine is None else machine.total_tokens
 
     @property
     def transferred_tokens(self) -> int:
@@ -202,26 +190,38 @@ class EmbeddingReceiver(Handle):
             EmbeddingTransferError: The transfer has failed.
         """
         with self.manager.lock:
-            self.manager.check()
-            if self.machine.error is not None:
-                raise self.machine.error
-            return self.machine.transferred_tokens
+            machine = self.machine
+            if self.error is not None:
+                raise self.error
+            return machine.transferred_tokens
+
+    @property
+    def examined_tokens(self) -> int:
+        """Tokens that were verified, damaged and repeated ones included."""
+        return self._record.examined_tokens
+
+    @property
+    def current_allocation(self) -> MetadataAllocation | None:
+        """The blocks of the latest grant."""
+        return self._record.latest
 
     @property
     def needs_resume(self) -> bool:
         """Whether tokens remain for which no blocks have been granted yet."""
+        machine = self._record.machine
         with self.manager.lock:
-            return self._machine is not None and self._machine.wanted(self.manager.now()) is not None
+            return machine is not None and machine.wanted(self.manager.now()) is not None
 
     @property
     def transfers(self) -> int:
         """Number of transfers so far: one initial, every further one resumed."""
-        return 0 if self._machine is None else self._machine.transfers
+        machine = self._record.machine
+        return 0 if machine is None else machine.transfers
 
     def buffered_chunks(self) -> dict[str, Array] | None:
         """Returns the tokens gathered so far without a gap, or None. Unlike :meth:`arrays`, commits to nothing."""
-        with self.manager.lock:
-            if not isinstance(self.sink, GatherSink) or not self.sink.arrays:
+        with self._record.sink_lock, self.manager.lock:
+            if not isinstance(self.sink, GatherSink) or not self.sink.arrays or self._record.restarts:
                 return None
             tokens = self.machine.transferred_tokens
             return {name: array[:tokens] for name, array in self.sink.arrays.items()}
@@ -234,74 +234,46 @@ class EmbeddingReceiver(Handle):
         Raises:
             LocalProtocolError: Nothing has arrived yet, or the sink does not gather.
         """
-        with self.manager.lock:
+        with self._record.sink_lock:
             arrays = gathered(self.sink).arrays
-            if not arrays:
+            if not arrays or not self.sink.owner.commit():
                 raise LocalProtocolError("nothing has arrived yet", room=self.room)
-            self.commit()
             return arrays
 
-    # Called by the manager, which holds its lock
-
-    def deliver(self, chunk: Deliver) -> None:
-        """Hands a verified chunk to the sink."""
-        if chunk.offset == 0:
-            aux = self.machine.aux
-            self.manager.buffers.aux_datas[chunk.blocks[0], : len(aux)] = aux
-            self.manager.buffers.aux_datas[chunk.blocks[0], 0] = self.machine.total_tokens
-        self.sink.deliver(chunk, self.machine.total_tokens)
-
-    def granted(self, epoch: int) -> None:
-        """Takes note of the grant that the machine has just made."""
-        grant = self.machine.ledger.grants[epoch]
-        self.current_allocation = MetadataAllocation(grant.blocks, grant.block_size)
-        self.sink.granted(grant.epoch, grant.start, grant.blocks)
-        if self.machine.transfers > 1:
-            log.debug(
-                "Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d, blocks %d",
-                *(self.room, grant.start, grant.tokens, len(grant.blocks)),
-            )
-
-    def notify(self, *, force: bool = False) -> None:
-        """Grants the blocks given to :meth:`init` as soon as possible, then calls the callbacks."""
-        if self._allocation is not None and self.machine.wanted(self.manager.now()) is not None:
-            allocation, self._allocation = self._allocation, None
-            self._grant(allocation, self.manager.now())
-            self.manager.touch(self)
-        super().notify(force=force)
-
     def _state(self) -> tuple[object, ...]:
-        return self.machine.poll(), self.machine.transferred_tokens, self.machine.failover.lost is not None
+        machine = self._record.machine
+        if machine is None:
+            return self._record.poll(), 0, False
+        return self._record.poll(), machine.transferred_tokens, machine.failover.lost is not None
 
-    def _grant(self, allocation: MetadataAllocation, now: float) -> int:
-        """Grants the caller's blocks. Blocks beyond what remains return to the pool at once."""
-        wanted = self.machine.wanted(now)
-        if wanted is None:
-            raise LocalProtocolError("nothing remains to be granted now", room=self.room)
-        needed = blocks_needed(wanted[1], allocation.block_size)
-        if spare := allocation.blocks[needed:]:
-            self.manager.allocator.free(spare, self.room)
-        fitting = MetadataAllocation(allocation.blocks[:needed], allocation.block_size)
-        tokens = self.manager.admission.grant(self.machine, fitting, now)
-        self.granted(self.machine.ledger.next_epoch - 1)
-        return tokens
 
-    # Called by the sink
+class _SinkOwner:
+    """What a sink may ask of its transfer."""
+
+    def __init__(self, manager: ReceiveHost, record: ReceiveRecord) -> None:
+        self._manager, self._record = manager, record
+        self.committed = False
 
     @property
     def buffers(self) -> MultimodalDataBuffers:
-        return self.manager.buffers
+        return self._manager.buffers
 
     @property
     def lock(self) -> AbstractContextManager[object]:
-        return self.manager.lock
+        return self._record.sink_lock
 
-    def commit(self) -> None:
-        """Tokens are in use: from now on another content for the room is an error."""
-        self.machine.committed = True
+    def commit(self) -> bool:
+        with self._manager.lock:
+            if self._record.restarts or self._record.machine is None:
+                return False
+            self._record.machine.committed = self.committed = True
+            return True
 
     def consumed(self, epoch: int, offset: int) -> None:
-        """The blocks of a delivered chunk are no longer read. Any thread."""
-        with self.manager.lock:
-            self.machine.consumed(epoch, offset)
-        self.manager.touch(self)
+        self._manager.consumed(self._record, epoch, offset)
+
+    def landed(self) -> None:
+        self._manager.touch(self._record)
+
+    def abort(self, error: EmbeddingTransferError | None = None) -> None:
+        self._record.end.abort(error)

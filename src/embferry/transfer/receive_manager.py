@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
-from contextlib import ExitStack
-
-import zmq
+from collections.abc import Hashable, Sequence
 
 from embferry.memory.admission import PoolAdmission
-from embferry.memory.blocks import ReqToMetadataBlockAllocator
+from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Restart, Revoke, Send, Verify
-from embferry.protocol.errors import Aborted, TransportError
+from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import Frame, TransportAddress
+from embferry.protocol.messages import Abort, Frame, TransportAddress
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import TERMINAL
-from embferry.transports.contract import LinkLost, Revoked, Transport, Window
+from embferry.transports.contract import Event, Revoked, Transport, Window
 
-from .driver import Driver, check_endpoint
-from .ready_queue import ReadyQueue
+from .arguments import room_number, whole_number
+from .control.contract import Unreachable
+from .control.endpoint import check_endpoint
+from .control.sockets import SocketControl
+from .failures import attempt
+from .guarded_transport import GuardedTransport
+from .manager import Manager
 from .receive_handle import EmbeddingReceiver
+from .receive_record import Granted, ReceiveRecord
+from .runtime import Runtime, ThreadRuntime
+from .sink_calls import SinkCalls
 from .sinks import GatherSink, Sink
 
 log = logging.getLogger(__name__)
 
-PASSES_A_TURN, MAX_PASSES = 4, 1 << 20
-"""Steps of a verification before the next transfer's turn: 4 MiB, or the whole chunk if there is no other transfer."""
-MAX_PEERS = 32
-"""Control connections kept to encode workers, unless more are in use."""
+MAX_TOKENS = (1 << 40) - 1
 
 
-class ReceiveManager(Driver):
+class ReceiveManager(Manager[ReceiveRecord]):
     """Owns one pool of blocks and every transfer into it, for one language worker.
 
     Args:
@@ -42,11 +44,16 @@ class ReceiveManager(Driver):
         transports: The transports by which the pool can be reached. The manager closes them.
         name: The name of this worker in the logs of encode workers.
         settings: Time-outs, retries and sizes.
+        runtime: What the manager runs on; None: a thread of its own, and sockets.
 
     Attributes:
         buffers: The memory of the pool.
         allocator: Its blocks, for callers that allocate themselves.
-        addresses: The address of the pool on every transport.
+        addresses: The address of the pool on every transport that works.
+
+    Raises:
+        TransportError: A transport cannot start here.
+        LocalProtocolError: The geometry is out of bounds.
     """
 
     def __init__(
@@ -56,201 +63,301 @@ class ReceiveManager(Driver):
         *,
         name: str = "language",
         settings: TransferSettings | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
-        super().__init__("embferry-receive")
+        runtime = runtime or ThreadRuntime("embferry-receive", SocketControl)
+        super().__init__(runtime, transports, settings)
         self.geometry = geometry
         self.name = name
-        self.settings = settings or TransferSettings()
-        self.buffers = MultimodalDataBuffers(geometry, shared=any(t.capabilities.maps_region for t in transports))
-        self.allocator = ReqToMetadataBlockAllocator(geometry.num_blocks, geometry.block_size)
-        self.admission = PoolAdmission(self.allocator)
-        self.ready_queue: ReadyQueue[EmbeddingReceiver] = ReadyQueue()
-        self.transports = {transport.name: transport for transport in transports}
-        for transport in transports:
-            transport.wake = self.wake
-        self.addresses = tuple(TransportAddress(t.name, t.register(self.buffers)) for t in transports)
-        self._peers: dict[str, zmq.Socket[bytes]] = {}
-        self._receivers: dict[int, EmbeddingReceiver] = {}  # by session
-        self._by_epoch: dict[int, tuple[EmbeddingReceiver, Transport]] = {}
-        self.start()
+        self._records_by_session: dict[int, ReceiveRecord] = {}
+        self._by_epoch: dict[int, tuple[ReceiveRecord, GuardedTransport]] = {}
+        self._sink_calls = SinkCalls(self)
+        self._buffers: MultimodalDataBuffers | None = None
+        try:
+            shared = any(transport.capabilities.maps_region for transport in transports)
+            self.buffers = self._buffers = MultimodalDataBuffers(geometry, shared=shared)
+            self.allocator = ReqToMetadataBlockAllocator(geometry.num_blocks, geometry.block_size)
+            self.admission = PoolAdmission(self.allocator)
+            self.addresses = tuple(TransportAddress(t.name, t.register(self.buffers)) for t in self.transports.values())
+            runtime.start(self.turn)
+        except BaseException:
+            self.close()
+            raise
 
     def open(
-        self, room: int, endpoint: str, sink: Sink | None = None, *, failover_timeout: float | None = None
+        self,
+        room: int,
+        endpoint: str,
+        sink: Sink | None = None,
+        *,
+        failover_timeout: float | None = None,
+        max_tokens: int | None = None,
     ) -> EmbeddingReceiver:
         """Opens the receiving end of ``room``, which the encode worker at ``endpoint`` serves. Call ``init()`` next.
 
         Args:
-            room: The ``bootstrap_room``.
+            room: The ``bootstrap_room``, 0 to 2**63 - 1.
             endpoint: The encode worker's :attr:`~.send_manager.SendManager.endpoint`.
-            sink: Where the data goes; None gathers it into arrays.
+            sink: Where the data goes; None gathers it into arrays. A sink serves one transfer.
             failover_timeout: Seconds for which :meth:`EmbeddingReceiver.redirect` may be called after the encode
                 worker was lost (:attr:`EmbeddingReceiver.lost`); None: the transfer then fails at once.
+            max_tokens: The most tokens there is room for; a longer embedding is refused before memory is asked for.
 
         Raises:
-            LocalProtocolError: ``endpoint`` is malformed, or the manager is closed.
+            LocalProtocolError: An argument is malformed, or the manager is closed.
+            TransportError: Every transport has failed.
         """
+        room, endpoint = room_number(room), check_endpoint(endpoint)
+        if max_tokens is not None:
+            max_tokens = whole_number("max_tokens", max_tokens, 0, MAX_TOKENS)
         with self.lock:
             self.check()
-            return EmbeddingReceiver(self, room, check_endpoint(endpoint), sink or GatherSink(), failover_timeout)
+        record = ReceiveRecord(room, endpoint, sink or GatherSink(), failover_timeout, max_tokens)
+        return EmbeddingReceiver(self, record)
 
-    def close(self) -> None:
-        """Aborts open transfers, closes the transports and frees the pool. No byte is written to it afterwards."""
-        with self.lock:
-            for receiver in self._receivers.values():
-                receiver.machine.abort(Aborted("the language worker is shutting down", retryable=True), self.now())
-                self.ready_queue.touch(receiver)
-            self.advance(self.now())
-        self.stop()
-        with ExitStack() as closing:  # each is closed, even if another one raises
-            closing.callback(self.buffers.close)
-            for transport in self.transports.values():
-                closing.callback(transport.close)
+    # Called by handles
 
-    def collapsed(self) -> None:
-        for receiver in self._receivers.values():
-            receiver.notify(force=True)
+    def begin(self, record: ReceiveRecord, allocation: MetadataAllocation | None) -> None:
+        """Makes the state machine of a record, which asks for the embedding. The lock is held.
 
-    def touch(self, receiver: EmbeddingReceiver) -> None:
-        """Queues the receiver to be processed by the driver thread. Any thread."""
-        with self.lock:
-            self.ready_queue.touch(receiver)
-        self.wake()
-
-    def begin(self, receiver: EmbeddingReceiver) -> Receiver:
-        """Makes and registers the state machine of a receiver. The lock is held."""
+        Raises:
+            LocalProtocolError: That was done before, or the manager is closed.
+        """
+        self.check()
+        if record.failure is not None:
+            raise record.failure
+        if record.machine is not None:
+            raise LocalProtocolError("init() is called once; open the room again instead", room=record.room)
         session = secrets.randbits(62) + 1
-        machine = Receiver(
-            receiver.room,
+        record.machine = Receiver(
+            record.room,
             session,
             self.geometry,
             self.name,
             self.addresses,
             self.settings,
             self.now(),
-            receiver.failover_timeout,
+            record.failover_timeout,
+            max_tokens=record.max_tokens,
         )
-        self._receivers[session] = receiver
-        return machine
+        record.allocation = allocation
+        self._records_by_session[session] = record
+        if allocation is None:
+            self.admission.register(record.machine)
 
-    # Called by the driver thread
+    def machine_of(self, record: ReceiveRecord) -> Receiver:
+        """Returns the state machine of a record.
 
-    def take(self, peer: object, frame: Frame, now: float) -> None:
-        receiver = self._receivers.get(frame.target)
-        if receiver is not None and receiver.room == frame.body.room:
-            receiver.machine.receive(frame.source, frame.target, frame.body, now)
-            self.ready_queue.touch(receiver)
+        Raises:
+            LocalProtocolError: The embedding has not been asked for.
+        """
+        if record.machine is None:
+            raise LocalProtocolError("call init() first", room=record.room)
+        return record.machine
 
-    def advance(self, now: float) -> float | None:
-        for transport in self.transports.values():
-            for event in transport.poll():
-                if isinstance(event, Revoked):
-                    entry = self._by_epoch.get(event.epoch)
-                    if entry is not None:
-                        entry[0].machine.revoked(event.epoch)
-                        self.ready_queue.touch(entry[0])
-                elif isinstance(event, LinkLost):
-                    log.info("a data connection ended: %s", event.error)
-        for receiver in self.ready_queue.due(now):
-            if receiver.machine.session in self._receivers:  # otherwise it has ended, and was touched once more
-                receiver.machine.expire(now)
-                self._execute(receiver, now)
-        while served := self.admission.allocate(now):
-            for machine, epoch in served:
-                receiver = self._receivers[machine.session]
-                receiver.granted(epoch)
-                self._execute(receiver, now)
-        return self.ready_queue.next() if self.ready_queue.is_clear else now
+    def grant(self, record: ReceiveRecord, allocation: MetadataAllocation) -> int:
+        """Grants the caller's blocks. Blocks beyond what remains return to the pool at once. The lock is held.
 
-    def _execute(self, receiver: EmbeddingReceiver, now: float) -> None:
-        machine = receiver.machine
-        self._run_commands(receiver)
-        if receiver.checks:
-            self._verify(receiver, now)
-            self._run_commands(receiver)
-            self.ready_queue.touch(receiver)
-        self.admission.update(machine, now)
-        self.admission.update_quarantine(machine)
-        if machine.phase in TERMINAL:
-            self.admission.unregister(machine)
-        receiver.notify()
-        if machine.settled(now):
-            self._forget(receiver)
-        else:
-            time = machine.next_timeout()
-            self.ready_queue.schedule(receiver, now + self.settings.linger if time is None else time)
+        Returns:
+            The number of tokens granted.
 
-    def _verify(self, receiver: EmbeddingReceiver, now: float) -> None:
-        """Verifies a chunk, or a part of it, then yields to other transfers and their messages."""
-        check = receiver.checks[0]
-        if receiver.verification is None:
-            receiver.verification = receiver.sink.verify(check, receiver.machine.total_tokens)
-        passes = PASSES_A_TURN if len(self._receivers) > 1 else MAX_PASSES
-        try:
-            for _ in range(passes):
-                next(receiver.verification)
-        except StopIteration as end:
-            receiver.checks.popleft()
-            receiver.verification = None
-            receiver.examined_tokens += check.length
-            receiver.machine.verified_chunk(check.epoch, check.offset, matches=bool(end.value), now=now)
+        Raises:
+            LocalProtocolError: Nothing remains to be granted now.
+        """
+        machine, now = self.machine_of(record), self.now()
+        wanted = machine.wanted(now)
+        if wanted is None:
+            raise LocalProtocolError("nothing remains to be granted now", room=record.room)
+        needed = blocks_needed(wanted[1], allocation.block_size)
+        if spare := allocation.blocks[needed:]:
+            self.allocator.free(spare, record.room)
+        fitting = MetadataAllocation(allocation.blocks[:needed], allocation.block_size)
+        tokens = self.admission.grant(machine, fitting, now)
+        self._granted(record, machine.ledger.next_epoch - 1)
+        return tokens
 
-    def _run_commands(self, receiver: EmbeddingReceiver) -> None:
-        machine = receiver.machine
+    def consumed(self, record: ReceiveRecord, epoch: int, offset: int) -> None:
+        """The blocks of a delivered chunk are no longer read. Any thread."""
+        with self.lock:
+            record.delivered.discard((epoch, offset))
+            if record.machine is not None:
+                self.guard(record, record.machine.consumed, epoch, offset)
+        self.touch(record)
+
+    # The driver thread
+
+    def run_commands(self, record: ReceiveRecord, now: float) -> None:
+        """Executes the commands of a machine. The lock is held."""
+        machine = self.machine_of(record)
         while commands := machine.take_commands():
             for command in commands:
                 match command:
                     case Send(body, target):
-                        self.send(receiver.endpoint, machine.session, target, body)
+                        self.send(record.endpoint, machine.session, target, body)
                     case Admit():
-                        self._admit(receiver, command)
+                        self._admit(record, machine, command, now)
                     case CloseBlocks(epoch, blocks):
                         self._by_epoch[epoch][1].close_blocks(epoch, blocks)
                     case Revoke(epoch):
                         self._by_epoch[epoch][1].revoke(epoch)
-                    case Verify():
-                        receiver.checks.append(command)
-                    case Deliver():
-                        receiver.deliver(command)
                     case Release(blocks):
                         self.admission.release(machine, blocks)
+                    case Verify():
+                        record.calls.append(command)
+                    case Deliver(epoch, offset):
+                        record.delivered.add((epoch, offset))
+                        record.calls.append(command)
                     case Restart():
-                        receiver.sink.restart()
+                        record.restarts += 1
+                        record.calls.append(command)
 
-    def _admit(self, receiver: EmbeddingReceiver, command: Admit) -> None:
+    def _advance(self, record: ReceiveRecord, now: float) -> None:
+        machine = self.machine_of(record)
+        machine.expire(now)
+        if record.allocation is not None and machine.wanted(now) is not None:
+            allocation, record.allocation = record.allocation, None
+            self.grant(record, allocation)
+        self.run_commands(record, now)
+
+    def _work(self, record: ReceiveRecord, now: float) -> None:
+        self._sink_calls.make(record, now, alone=len(self._records_by_session) == 1)
+
+    def _settle(self, record: ReceiveRecord, now: float) -> None:
+        machine = self.machine_of(record)
+        self.admission.update(machine, now)
+        self.admission.update_quarantine(machine)
+        if machine.phase in TERMINAL:
+            self.admission.unregister(machine)
+            if record.allocation is not None:
+                self.allocator.free(record.allocation.blocks, record.room)
+                record.allocation = None
+        if record.calls:
+            if not record.is_preparing:
+                self.ready_queue.touch(record)
+        elif machine.settled(now):
+            self._forget(record)
+            return
+        time = machine.next_timeout()
+        self.ready_queue.schedule(record, now + self.settings.linger if time is None else time)
+
+    def _after_records(self, now: float) -> list[ReceiveRecord]:
+        served = self.admission.allocate(now, self._could_not_grant)
+        records = []
+        for machine, epoch in served:
+            record = self._records_by_session[machine.session]
+            self.guard(record, self._granted, record, epoch)
+            records.append(record)
+        return records
+
+    def _could_not_grant(self, machine: Receiver, error: Exception) -> None:
+        record = self._records_by_session[machine.session]
+        self.guard(record, _raise, error)
+
+    def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
+        record = self._records_by_session.get(frame.target)
+        if record is not None and record.room == frame.body.room:
+            receive = self.machine_of(record).receive
+            self.guard(record, receive, frame.source, frame.target, frame.body, now)
+            self.ready_queue.touch(record)
+
+    def _unreachable(self, event: Unreachable, now: float) -> None:
+        for record in self._records():
+            if record.endpoint == event.peer:
+                self.guard(record, self.machine_of(record).peer_unreachable, event.error, now)
+                self.ready_queue.touch(record)
+
+    def _transport_event(self, event: Event) -> None:
+        if isinstance(event, Revoked) and (entry := self._by_epoch.get(event.epoch)) is not None:
+            record = entry[0]
+            if record.is_broken:
+                (record.revoking or set()).discard(event.epoch)
+            else:
+                self.guard(record, self.machine_of(record).revoked, event.epoch)
+            self.ready_queue.touch(record)
+
+    def _transport_lost(self, transport: GuardedTransport, now: float) -> None:
+        self.addresses = tuple(address for address in self.addresses if address.name != transport.name)
+        for record in self._records():
+            self.guard(record, self.machine_of(record).transport_lost, transport.name, transport.lost, now)
+            self.ready_queue.touch(record)
+
+    def _admit(self, record: ReceiveRecord, machine: Receiver, command: Admit, now: float) -> None:
         transport = self.transports[command.transport]
-        self._by_epoch[command.epoch] = (receiver, transport)
-        receiver.epochs.append(command.epoch)
+        self._by_epoch[command.epoch] = (record, transport)
+        record.epochs.append(command.epoch)
         try:
             transport.connect_to_sender(command.address)
         except TransportError as error:
-            receiver.machine.abort(error, self.now())
-        transport.admit(Window(command.epoch, command.blocks))
+            machine.abort(error, now)
+        error = attempt(transport.admit, Window(command.epoch, command.blocks))
+        if isinstance(error, LocalProtocolError):
+            raise error  # the window was impossible: a bug here
+        if error is not None:
+            self.fail(record, f"admit of the {transport.name} transport", error)
 
-    def _forget(self, receiver: EmbeddingReceiver) -> None:
-        del self._receivers[receiver.machine.session]
-        for epoch in receiver.epochs:
-            del self._by_epoch[epoch]
-        self.ready_queue.forget(receiver)
+    def _granted(self, record: ReceiveRecord, epoch: int) -> None:
+        """Takes note of the grant that the machine has just made."""
+        machine = self.machine_of(record)
+        grant = machine.ledger.grants[epoch]
+        record.latest = MetadataAllocation(grant.blocks, grant.block_size)
+        record.calls.append(Granted(grant.epoch, grant.start, grant.blocks))
+        if machine.transfers > 1:
+            level = logging.INFO if machine.transfers == 2 else logging.DEBUG
+            log.log(
+                level,
+                "Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d, blocks %d",
+                *(record.room, grant.start, grant.tokens, len(grant.blocks)),
+            )
 
-    def _sockets(self) -> list[zmq.Socket[bytes]]:
-        return list(self._peers.values())
+    def _forget(self, record: ReceiveRecord) -> None:
+        if record.machine is not None:
+            self._records_by_session.pop(record.machine.session, None)
+        for epoch in record.epochs:
+            self._by_epoch.pop(epoch, None)
+        self.ready_queue.forget(record)
+        if not any(other.endpoint == record.endpoint for other in self._records()):
+            self._runtime.control.forget(record.endpoint)
 
-    def _receive_from(self, socket: zmq.Socket[bytes]) -> tuple[object, bytes]:
-        frames = socket.recv_multipart(zmq.NOBLOCK)
-        return socket, frames[0] if len(frames) == 1 else b""
+    # Ends
 
-    def _send_to(self, peer: object, data: bytes) -> None:
-        endpoint = str(peer)
-        socket = self._peers.get(endpoint)
-        if socket is None:
-            self._drop_unused_peers()
-            socket = self._peers[endpoint] = self.socket(zmq.DEALER)
-            socket.connect(endpoint)
-        socket.send(data, zmq.NOBLOCK)
+    def _records(self) -> list[ReceiveRecord]:
+        return list(self._records_by_session.values())
 
-    def _drop_unused_peers(self) -> None:
-        """Closes the oldest unused connections: ZeroMQ would try to reach an ended worker for ever."""
-        needed = {receiver.endpoint for receiver in list(self._receivers.values())}
-        spare = [endpoint for endpoint in self._peers if endpoint not in needed]
-        for endpoint in spare[: max(0, len(self._peers) + 1 - MAX_PEERS)]:
-            self.drop_socket(self._peers.pop(endpoint))
+    def _abort(self, record: ReceiveRecord, error: EmbeddingTransferError) -> None:
+        self.machine_of(record).abort(error, self.now())
+
+    def _shutting_down(self) -> EmbeddingTransferError:
+        return Aborted("the language worker is shutting down", retryable=True)
+
+    def _tear_down(self, record: ReceiveRecord, now: float) -> None:
+        machine = self.machine_of(record)
+        if record.revoking is None:  # the first time
+            record.revoking = {epoch for epoch in record.epochs if epoch in self._by_epoch}
+            record.calls.clear()
+            record.verification, record.restarts = None, 0
+            self.admission.unregister(machine)
+            for epoch in list(record.revoking):
+                self._by_epoch[epoch][1].revoke(epoch)
+            if machine.peer and record.failure is not None:
+                body = Abort.because_of(record.failure, record.room)
+                self.send(record.endpoint, machine.session, machine.peer, body)
+        shared = any(other.room == record.room and other is not record for other in self._records())
+        if record.revoking or record.delivered or record.is_preparing or shared:
+            return
+        for block in self.allocator.holders().get(record.room, ()):
+            free = self.allocator.release_quarantined if self.allocator.is_quarantined(block) else self.allocator.free
+            free((block,), record.room)
+        self._forget(record)
+
+    def _finish(self, record: ReceiveRecord) -> bool:
+        if record.error is None and not record.end.has_ended:
+            record.failure = self._shutting_down()
+        return record.end.has_changed()
+
+    def _release(self) -> None:
+        if self._buffers is not None:
+            self._buffers.close()
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
+from embferry.protocol.errors import Aborted, EmbeddingTransferError
 from embferry.protocol.layout import Layout
 from embferry.protocol.sender import Sender
 from embferry.protocol.states import KVPoll
 
+from .arguments import whole_number
 from .checksums import Checksums
 from .fields import check_fields
-from .handle import Handle, Host
+from .handle import ENDED, Handle, Host
+from .send_record import SendRecord
 from .staging import Source
 
 
@@ -20,46 +23,38 @@ class SendHost(Host, Protocol):
 
     layout: Layout
 
-    def begin(self, sender: EmbeddingSender) -> None:
-        """Starts the writes of tokens that have just become ready. The lock is held."""
+    def begin(self, record: SendRecord) -> None: ...
 
-    def touch(self, sender: EmbeddingSender) -> None:
-        """Queues the sender to be processed by the driver thread."""
+    def touch(self, record: SendRecord) -> None: ...
 
 
 class EmbeddingSender(Handle):
-    """The sending end of one room. Made by :meth:`~.send_manager.SendManager.open`. Every method returns at once.
+    """The sending end of one room. Made by :meth:`~.send_manager.SendManager.open`.
 
-    Attributes:
-        peers: Session of each receiver to its address on the control plane.
-        source: The fields that are sent; empty before :meth:`send_embedding` and after the release.
-        checksums: Checksums taken in advance, if any.
-        sent_bytes: Bytes written so far, repeated chunks included.
+    Every method returns at once, and may be called from any thread.
     """
 
-    def __init__(self, manager: SendHost, machine: Sender) -> None:
-        super().__init__(machine.room, manager)
+    def __init__(self, manager: SendHost, record: SendRecord) -> None:
+        super().__init__(record.room, manager)
         self.manager = manager
-        self.peers: dict[int, object] = {}
-        self.source: Source = {}
-        self.checksums: Checksums | None = None
-        self.sent_bytes = 0
-        self._machine = machine
+        self._record = record
         self._reported = (KVPoll.Bootstrapping, False)
+        record.end = self
 
     @property
     def machine(self) -> Sender:
-        return self._machine
+        """The state machine, for reading."""
+        return self._record.machine
 
     @property
     def error(self) -> EmbeddingTransferError | None:
-        return self.machine.error
+        return self._record.error
 
     @property
     def has_ended(self) -> bool:
         return super().has_ended and self.source_released
 
-    def init(self, total_tokens: int, content_digest: bytes, aux: tuple[int, ...] = ()) -> None:
+    def init(self, total_tokens: int, content_digest: bytes, aux: Sequence[int] = ()) -> None:
         """Announces length and content. Call it as soon as they are known, before the encoder runs.
 
         Args:
@@ -70,11 +65,9 @@ class EmbeddingSender(Handle):
         Raises:
             LocalProtocolError: Announced differently before, or out of bounds.
         """
-        if not 1 <= len(content_digest) <= 64:
-            raise LocalProtocolError("a content digest has 1 to 64 bytes", room=self.room)
         with self.manager.lock:
-            self.machine.announce(total_tokens, content_digest, aux)
-        self.manager.touch(self)
+            self.machine.announce(total_tokens, content_digest, tuple(aux))
+        self.manager.touch(self._record)
 
     def send_embedding(
         self, fields: Source, ready_tokens: int | None = None, *, checksums: Checksums | None = None
@@ -91,27 +84,37 @@ class EmbeddingSender(Handle):
         """
         with self.manager.lock:
             total = self.machine.total_tokens
+            if ready_tokens is not None:
+                ready_tokens = whole_number("ready_tokens", ready_tokens, 0, max(total, 0))
             check_fields(self.manager.layout, fields, total, self.room)
-            if not self.machine.source_released:
-                self.source, self.checksums = fields, checksums or self.checksums
-                self.machine.produce(total if ready_tokens is None else ready_tokens)
-                self.manager.begin(self)
+            if self._record.poll() in ENDED:
+                return
+            self.machine.produce(total if ready_tokens is None else ready_tokens)
+            self._record.source, self._record.checksums = dict(fields), checksums or self._record.checksums
+            self.manager.begin(self._record)
+        self.manager.touch(self._record)
 
     def poll(self) -> KVPoll:
         """Returns where the transfer stands.
 
         Raises:
-            LocalProtocolError: The manager is closed or has failed.
+            LocalProtocolError: The manager was closed before the transfer had ended.
         """
         with self.manager.lock:
-            self.manager.check()
-            return self.machine.poll()
+            state = self._record.poll()
+            if state not in ENDED:
+                self.manager.check()
+            return state
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
         """Ends the transfer and tells the receiver why. Does nothing if it has ended already."""
+        reason = error or Aborted("aborted by the encode side", room=self.room)
         with self.manager.lock:
-            self.machine.abort(error or Aborted("aborted by the encode side", room=self.room), self.manager.now())
-        self.manager.touch(self)
+            if self._record.poll() in ENDED:
+                return
+            self._record.failure = self._record.failure or reason
+            self.machine.abort(reason, self.manager.now())
+        self.manager.touch(self._record)
 
     def clear(self) -> None:
         """The caller needs the room no longer. It is forgotten once no receiver can ask for it any more."""
@@ -120,11 +123,12 @@ class EmbeddingSender(Handle):
     @property
     def source_released(self) -> bool:
         """Whether the arrays given to :meth:`send_embedding` are no longer read."""
-        return self.machine.source_released
+        return self._record.is_released
 
-    def release(self) -> None:
-        """Drops the references to the embedding. Called by the manager, with its lock held."""
-        self.source, self.checksums = {}, None
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes written so far, repeated chunks included."""
+        return self._record.sent_bytes
 
     def _state(self) -> tuple[object, ...]:
-        return self.machine.poll(), self.machine.source_released
+        return self._record.poll(), self._record.is_released

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import ExitStack
-
-import zmq
+from collections.abc import Hashable, Sequence
+from functools import partial
 
 from embferry.protocol.commands import Connect, ReleaseSource, Send, Write
-from embferry.protocol.errors import Aborted, LocalProtocolError
+from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Layout
-from embferry.protocol.messages import Frame, Open, Unknown
+from embferry.protocol.messages import Abort, Frame, Open, Pending, TransportAddress, Unknown
 from embferry.protocol.sender import Sender
 from embferry.protocol.settings import TransferSettings
-from embferry.transports.contract import Transport
+from embferry.transports.contract import Event, Transport, Written
 
-from .driver import Driver, bind
-from .ready_queue import ReadyQueue
+from .arguments import room_number
+from .control.contract import Unreachable
+from .control.sockets import SocketControl
+from .guarded_transport import GuardedTransport
+from .manager import Manager
+from .parked import ParkedOpenings
+from .runtime import Runtime, ThreadRuntime
 from .send_handle import EmbeddingSender
+from .send_record import SendRecord
 from .staging import Allocate, pageable
 from .writer import Writer
 
 log = logging.getLogger(__name__)
 
-MAX_PARKED = 4096
-"""``open`` messages kept for rooms that are not open here yet."""
 
-
-class SendManager(Driver):
+class SendManager(Manager[SendRecord]):
     """Serves every room of one encode worker.
 
     Args:
@@ -40,7 +40,9 @@ class SendManager(Driver):
         port: The TCP port to listen on; 0 for any free one.
         advertise: The address that receivers connect to, if it differs from ``host``.
         settings: Time-outs, retries and sizes.
-        allocate: Makes the host buffers that embeddings in device memory pass through; pinned ones are fastest.
+        allocate: Makes the host buffers that embeddings in device memory pass through; pinned ones are fastest. Called
+            on the staging thread, without locks.
+        runtime: What the manager runs on; None: a thread of its own, and sockets at ``host`` and ``port``.
 
     Attributes:
         endpoint: The address of this manager for control messages: ``tcp://host:port``.
@@ -60,19 +62,18 @@ class SendManager(Driver):
         advertise: str | None = None,
         settings: TransferSettings | None = None,
         allocate: Allocate = pageable,
+        runtime: Runtime | None = None,
     ) -> None:
         layout.validate()
-        super().__init__("embferry-send")
+        listen = partial(SocketControl, host=host, port=port, advertise=advertise)
+        runtime = runtime or ThreadRuntime("embferry-send", listen)
+        super().__init__(runtime, transports, settings)
         self.layout = layout
-        self.settings = settings or TransferSettings()
-        self.writer = Writer(layout, transports, self.settings, self.wake, allocate)
-        self._router = self.socket(zmq.ROUTER)
-        endpoint = bind(self._router, host, port)
-        self.endpoint = f"tcp://{advertise}:{endpoint.rpartition(':')[2]}" if advertise else endpoint
-        self._rooms: dict[int, EmbeddingSender] = {}
-        self.ready_queue: ReadyQueue[EmbeddingSender] = ReadyQueue()
-        self._parked: OrderedDict[int, tuple[object, Frame]] = OrderedDict()
-        self.start()
+        self.endpoint = runtime.control.endpoint
+        self.writer = Writer(layout, self.transports, self.settings, self.wake, allocate, self._write_ended)
+        self._rooms: dict[int, SendRecord] = {}
+        self.parked = ParkedOpenings(self.settings)
+        runtime.start(self.turn)
 
     def open(self, room: int) -> EmbeddingSender:
         """Opens the sending end of ``room``. A receiver may have asked for it already.
@@ -81,120 +82,159 @@ class SendManager(Driver):
 
         Raises:
             LocalProtocolError: The room is in use, or the manager is closed.
+            TransportError: Every transport has failed.
         """
+        room = room_number(room)
         with self.lock:
             self.check()
             last = self._rooms.get(room)
             if last is not None:
-                self._run_commands(last)
-                if not last.source_released:
+                self.guard(last, self._run_commands, last)
+                if not last.is_released:
                     raise LocalProtocolError("the room is in use; draw another", room=room)
-                last.notify()
                 self.ready_queue.forget(last)
-            machine = Sender(
-                room, secrets.randbits(62) + 1, self.layout, self.writer.addresses, self.settings, self.now()
-            )
-            sender = self._rooms[room] = EmbeddingSender(self, machine)
-            parked = self._parked.pop(room, None)
+            addresses = tuple(TransportAddress(t.name, t.address) for t in self.transports.values() if t.lost is None)
+            machine = Sender(room, secrets.randbits(62) + 1, self.layout, addresses, self.settings, self.now())
+            record = self._rooms[room] = SendRecord(room, machine)
+            sender = EmbeddingSender(self, record)
+            parked = self.parked.take(room)
             if parked is not None:
-                self.take(*parked, self.now())
-        self.touch(sender)
+                self._take(*parked, self.now())
+        if last is not None:
+            last.end.notify()
+        self.touch(record)
         return sender
 
-    def close(self) -> None:
-        """Aborts open transfers, waits until no write reads from an embedding, and frees everything."""
-        with self.lock:
-            for sender in self._rooms.values():
-                sender.machine.abort(Aborted("the encode worker is shutting down", retryable=True), self.now())
-                self.ready_queue.touch(sender)
-        self.wake()
-        with ExitStack() as closing:  # each is closed, even if another one raises
-            closing.callback(self._ended)
-            closing.callback(self.writer.close)
+    # Called by handles
 
-    def _ended(self) -> None:
-        self.stop()
-        with self.lock:
-            self.advance(self.now())  # handles the last completed writes
-            for sender in self._rooms.values():
-                sender.release()
+    def begin(self, record: SendRecord) -> None:
+        """Starts the writes of newly ready tokens on the caller's thread, which saves waking another. Lock held."""
+        self.check()
+        self.guard(record, self._run_commands, record)
+        self._take_transport_events()
 
-    # Called by the driver thread
+    # The driver thread
 
-    def collapsed(self) -> None:
-        for sender in self._rooms.values():
-            sender.notify(force=True)
+    def _advance(self, record: SendRecord, now: float) -> None:
+        if self._rooms.get(record.room) is record:  # otherwise it has ended, and was touched once more
+            record.machine.expire(now)
+            self._run_commands(record)
 
-    def take(self, peer: object, frame: Frame, now: float) -> None:
-        sender = self._rooms.get(frame.body.room)
-        if sender is not None:
-            sender.peers[frame.source] = peer
-            sender.machine.receive(frame.source, frame.target, frame.body, now)
-            self.ready_queue.touch(sender)
-        elif isinstance(frame.body, Open):
-            self._parked[frame.body.room] = (peer, frame)
-            self._parked.move_to_end(frame.body.room)
-            if len(self._parked) > MAX_PARKED:
-                self._parked.popitem(last=False)
+    def _work(self, record: SendRecord, now: float) -> None:
+        pass
+
+    def _settle(self, record: SendRecord, now: float) -> None:
+        if self._rooms.get(record.room) is not record:
+            return
+        machine = record.machine
+        for session in [session for session in record.peers if session not in machine.destinations]:
+            del record.peers[session]  # it was refused: nothing is kept of it
+        if machine.settled(now):
+            self._forget(record)
         else:
-            self.send(peer, 0, frame.source, Unknown(frame.body.room, frame.target))
+            time = machine.next_timeout()
+            self.ready_queue.schedule(record, now + self.settings.linger if time is None else time)
 
-    def advance(self, now: float) -> float | None:
-        for sender in self.writer.advance():
-            self.ready_queue.touch(sender)
-        for sender in self.ready_queue.due(now):
-            if self._rooms.get(sender.room) is sender:  # otherwise it has ended, and was touched once more
-                sender.machine.expire(now)
-                self._execute(sender, now)
-        return self.ready_queue.next() if self.ready_queue.is_clear else now
+    def _after_records(self, now: float) -> list[SendRecord]:
+        self.parked.expire(now)
+        return []
 
-    def begin(self, sender: EmbeddingSender) -> None:
-        """Starts the writes of newly ready tokens on the caller's thread, which saves waking another."""
-        self._run_commands(sender)
-        for changed in self.writer.advance():
-            self.ready_queue.touch(changed)
-        self.touch(sender)
-
-    def _execute(self, sender: EmbeddingSender, now: float) -> None:
-        self._run_commands(sender)
-        for session in [session for session in sender.peers if session not in sender.machine.destinations]:
-            del sender.peers[session]  # it was refused: nothing is kept of it
-        sender.notify()
-        if sender.machine.settled(now):
-            del self._rooms[sender.room]
-            self.ready_queue.forget(sender)
-        else:
-            time = sender.machine.next_timeout()
-            self.ready_queue.schedule(sender, now + self.settings.linger if time is None else time)
-
-    def _run_commands(self, sender: EmbeddingSender) -> None:
-        while commands := sender.machine.take_commands():
+    def _run_commands(self, record: SendRecord) -> None:
+        machine = record.machine
+        while commands := machine.take_commands():
             for command in commands:
                 match command:
                     case Send(body, target):
-                        peer = sender.peers.get(target)
+                        peer = record.peers.get(target)
                         if peer is not None:
-                            self.send(peer, sender.machine.session, target, body)
+                            self.send(peer, machine.session, target, body)
                     case Write():
-                        self.writer.write(sender, command)
+                        self.writer.write(record, command)
                     case Connect(target, transport):
-                        self.writer.connect(sender, target, transport)
+                        error = self.writer.connect(transport)
+                        if error is not None:
+                            log.info("room %d: cannot connect over %s: %s", record.room, transport.name, error)
+                            if not error.retryable:
+                                machine.transport_failed(target, transport.name)
                     case ReleaseSource():
-                        sender.release()
+                        record.release()
 
-    def touch(self, sender: EmbeddingSender) -> None:
-        """Queues the sender to be processed by the driver thread. Any thread."""
+    def _write_ended(
+        self, record: SendRecord, c: Write, checksum: bytes | None, error: EmbeddingTransferError | None
+    ) -> None:
+        machine = record.machine
+        if error is None:
+            self.guard(record, machine.write_done, c.target, c.epoch, c.offset, c.length, checksum)
+        else:
+            if record.failure is error:
+                self.guard(record, machine.abort, error, self.now())
+            self.guard(record, machine.write_failed, c.target, c.epoch, c.offset, c.length, error)
+        self.ready_queue.touch(record)
+
+    def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
+        record = self._rooms.get(frame.body.room)
+        if record is not None:
+            if not record.is_broken:
+                record.peers[frame.source] = peer
+                self.guard(record, record.machine.receive, frame.source, frame.target, frame.body, now)
+                self.ready_queue.touch(record)
+        elif isinstance(frame.body, Open):
+            self.parked.add(peer, frame, now)
+            self.send(peer, 0, frame.source, Pending(frame.body.room, 0))
+        else:
+            self.send(peer, 0, frame.source, Unknown(frame.body.room, frame.target))
+
+    def _unreachable(self, event: Unreachable, now: float) -> None:
+        self.parked.drop(event.peer)  # receivers repeat their openings over the next connection
+
+    def _transport_event(self, event: Event) -> None:
+        if isinstance(event, Written):
+            self.writer.written(event)
+
+    def _take_transport_events(self) -> None:
+        super()._take_transport_events()
+        self.writer.advance()
+
+    def _transport_lost(self, transport: GuardedTransport, now: float) -> None:
+        for record in self._records():
+            self.guard(record, record.machine.transport_lost, transport.name, transport.lost, now)
+            self.ready_queue.touch(record)
+
+    def _forget(self, record: SendRecord) -> None:
+        del self._rooms[record.room]
+        self.ready_queue.forget(record)
+
+    # Ends
+
+    def _records(self) -> list[SendRecord]:
+        return list(self._rooms.values())
+
+    def _abort(self, record: SendRecord, error: EmbeddingTransferError) -> None:
+        record.machine.abort(error, self.now())
+
+    def _shutting_down(self) -> EmbeddingTransferError:
+        return Aborted("the encode worker is shutting down", retryable=True)
+
+    def _tear_down(self, record: SendRecord, now: float) -> None:
+        for session, peer in record.peers.items():
+            if record.failure is not None:
+                self.send(peer, record.machine.session, session, Abort.because_of(record.failure, record.room))
+        record.peers.clear()
+        if record.writes == 0:
+            record.release()
+            if self._rooms.get(record.room) is record:
+                self._forget(record)
+
+    def _finish(self, record: SendRecord) -> bool:
+        if record.error is None and not record.end.has_ended:
+            record.failure = self._shutting_down()
+        if record.writes == 0:
+            record.release()
+        return record.end.has_changed()
+
+    def _release(self) -> None:
+        self.writer.close()
         with self.lock:
-            self.ready_queue.touch(sender)
-        self.wake()
-
-    def _sockets(self) -> list[zmq.Socket[bytes]]:
-        return [self._router]
-
-    def _receive_from(self, socket: zmq.Socket[bytes]) -> tuple[object, bytes]:
-        frames = socket.recv_multipart(zmq.NOBLOCK)
-        return frames[0], frames[-1] if len(frames) == 2 else b""
-
-    def _send_to(self, peer: object, data: bytes) -> None:
-        if isinstance(peer, bytes):
-            self._router.send_multipart([peer, data], zmq.NOBLOCK)
+            self.writer.advance()
+            for record in self._records():
+                record.release()

@@ -20,31 +20,45 @@ from .fields import Array
 
 
 class Owner(Protocol):
-    """The receiver that a sink belongs to."""
+    """The transfer that a sink belongs to. Any thread may call it."""
+
+    @property
+    def committed(self) -> bool:
+        """Whether tokens are in use."""
+        ...
 
     @property
     def buffers(self) -> MultimodalDataBuffers: ...
 
     @property
     def lock(self) -> AbstractContextManager[object]:
-        """The manager's lock, held while it calls the sink; reentrant."""
+        """Held during every call of the sink's methods; reentrant. It guards what other threads share with the sink."""
         ...
 
     def consumed(self, epoch: int, offset: int) -> None:
         """The blocks of a delivered chunk are no longer read."""
 
+    def landed(self) -> None:
+        """:attr:`Sink.is_complete` may have changed."""
+
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
         """Ends the transfer."""
 
-    def commit(self) -> None:
-        """Tokens are in use: from now on another content for the room is an error."""
+    def commit(self) -> bool:
+        """Tokens are about to be used: from now on another content for the room is an error.
+
+        Returns:
+            False if the content is being replaced at this moment: then nothing may be used.
+        """
+        ...
 
 
 class Sink(ABC):
-    """Verifies chunks and takes them.
+    """Verifies chunks and takes them. One sink serves one transfer.
 
-    The manager calls every method on its thread, with its lock held: a method must not block, and no other transfer of
-    the manager advances meanwhile.
+    The driver thread calls every method but :meth:`prepare`, with the sink's own lock (:attr:`Owner.lock`) held and no
+    other. No other transfer of the manager advances meanwhile, so a method must not block. If one raises, this transfer
+    fails with an error that names the exception, and the sink is not called again.
     """
 
     owner: Owner
@@ -52,6 +66,21 @@ class Sink(ABC):
     @property
     def buffers(self) -> MultimodalDataBuffers:
         return self.owner.buffers
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every delivered chunk is where it belongs. The transfer has succeeded only then."""
+        return True
+
+    def needs_preparation(self, chunk: Verify) -> bool:
+        """Returns whether :meth:`prepare` must be called before ``chunk`` is verified."""
+        return False
+
+    def prepare(self, chunk: Verify, total_tokens: int) -> None:  # noqa: B027  (a hook)
+        """Does what takes time before data is taken, such as allocating memory.
+
+        Called on the callback thread with the sink's lock held: it may block, other transfers go on.
+        """
 
     def granted(self, epoch: int, start: int, blocks: tuple[int, ...]) -> None:  # noqa: B027  (a hook)
         """Blocks were granted for tokens from ``start`` on. Most sinks ignore this."""
@@ -86,8 +115,9 @@ class GatherSink(Sink):
             then stay in use until :meth:`drop`, and other transfers may wait for them. For callers that use embeddings
             at once and have a large pool.
         make: Returns the arrays to gather into, uint8 [tokens, bytes a token] for each field, given the number of
-            tokens. Called once the length is known, on the manager's thread with its lock held: it must not block.
-            Reused memory is faster: the kernel takes longer to provide new pages than the copy takes.
+            tokens. Called when the first chunk has arrived, on the manager's callback thread, with the lock of this
+            sink held: it may block, other transfers go on. Reused memory is faster: the kernel takes longer to provide
+            new pages than the copy takes.
 
     Attributes:
         arrays: Field name to uint8 [tokens, bytes a token]; empty before the first chunk.
@@ -103,6 +133,7 @@ class GatherSink(Sink):
         self._home = 0  # the epoch whose blocks are the arrays; 0: none
         self._passed: dict[int, tuple[int, tuple[int, ...]]] = {}  # offset: verified in place, not yet delivered
         self._kept: dict[int, tuple[int, ...]] = {}  # offset: blocks of the chunks used in place
+        self._lent: list[tuple[int, int]] = []  # epoch and offset of chunks that were moved out while in use
 
     @property
     def in_place(self) -> bool:
@@ -113,15 +144,18 @@ class GatherSink(Sink):
         if start == 0:
             self._first = (epoch, blocks)
 
+    def needs_preparation(self, chunk: Verify) -> bool:
+        return self._make is not None and not self._is_placed(chunk)
+
+    def prepare(self, chunk: Verify, total_tokens: int) -> None:
+        self._place(chunk, total_tokens)
+
     def verify(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
-        if not self.arrays:
-            self._begin(chunk.epoch, total_tokens)
+        self._place(chunk, total_tokens)
         if chunk.epoch == self._home:
             if good := (yield from super().verify(chunk, total_tokens)):
                 self._passed[chunk.offset] = (chunk.length, chunk.blocks)
             return good
-        if self.in_place:
-            self._move_out(total_tokens)
         digest = yield from self.buffers.gathering(
             chunk.blocks, 0, chunk.length, self.arrays, chunk.offset, digest=chunk.checksum is not None
         )
@@ -137,19 +171,27 @@ class GatherSink(Sink):
 
     def restart(self) -> None:
         self.arrays, self._home = {}, 0
-        self._kept.clear()
-        self._passed.clear()
-        self.chunks.clear()
+        self._kept, self._passed, self.chunks, self._lent = {}, {}, {}, []
 
     def drop(self) -> None:
         """Releases the arrays, which are no longer read."""
-        kept, home = self._kept, self._home
+        kept = [(self._home, offset) for offset in self._kept] + self._lent
         self.restart()
-        for offset in kept:
-            self.owner.consumed(home, offset)
+        for epoch, offset in kept:
+            self.owner.consumed(epoch, offset)
+
+    def _is_placed(self, chunk: Verify) -> bool:
+        """Returns whether there is a place for ``chunk``."""
+        return bool(self.arrays) and (not self.in_place or chunk.epoch == self._home)
+
+    def _place(self, chunk: Verify, total_tokens: int) -> None:
+        """Chooses where the embedding lies when its first chunk has arrived, or when it cannot stay there."""
+        if not self.arrays:
+            self._begin(chunk.epoch, total_tokens)
+        if not self._is_placed(chunk):
+            self._move_out(total_tokens)
 
     def _begin(self, epoch: int, total_tokens: int) -> None:
-        """Chooses where the embedding will lie. The first chunk has arrived, and the length is known."""
         first, blocks = self._first
         needed = blocks_needed(total_tokens, self.buffers.geometry.block_size)  # spare ones have returned to the pool
         if self._may_stay and epoch == first and needed <= len(blocks):
@@ -160,14 +202,22 @@ class GatherSink(Sink):
         self.arrays = self._new(total_tokens)
 
     def _move_out(self, total_tokens: int) -> None:
-        """Copies the chunks used in place: a part of the embedding has arrived in other blocks."""
-        kept, home, self._home, self._kept = self._kept, self._home, 0, {}
-        self.arrays = self._new(total_tokens)
-        for offset, blocks in kept.items():
-            self.buffers.gather_into(blocks, 0, self.chunks[offset], self.arrays, offset)
-            self.owner.consumed(home, offset)
+        """Copies the chunks used in place: a part of the embedding has arrived in other blocks.
+
+        The caller may be reading the old arrays: then their blocks stay in use until :meth:`drop`.
+        """
+        arrays = self._new(total_tokens)
+        for offset in self._kept:
+            self.buffers.gather_into(self._kept[offset], 0, self.chunks[offset], arrays, offset)
         for offset, (length, blocks) in self._passed.items():
-            self.buffers.gather_into(blocks, 0, length, self.arrays, offset)
+            self.buffers.gather_into(blocks, 0, length, arrays, offset)
+        left = [(self._home, offset) for offset in self._kept]
+        self.arrays, self._home, self._kept = arrays, 0, {}
+        if self.owner.committed:
+            self._lent += left
+            return
+        for epoch, offset in left:
+            self.owner.consumed(epoch, offset)
 
     def _new(self, total_tokens: int) -> dict[str, Array]:
         fields = self.buffers.geometry.layout.fields
@@ -176,10 +226,9 @@ class GatherSink(Sink):
             wrong = [f.name for f in fields if not _fits(made.get(f.name), (total_tokens, f.token_bytes))]
             if not wrong:
                 return made
-            why = (
+            raise LocalProtocolError(
                 f"make() returned arrays for {', '.join(wrong)} that are not contiguous uint8 of {total_tokens} tokens"
             )
-            self.owner.abort(LocalProtocolError(why))
         return {field.name: np.empty((total_tokens, field.token_bytes), np.uint8) for field in fields}
 
 
@@ -221,10 +270,9 @@ class ChunkSink(Sink):
 
     def pop(self) -> ArrivedChunk | None:
         """Takes the next chunk, or returns None. Taking one commits: another content is an error from now on."""
-        with self.owner.lock:  # otherwise the content could be replaced in between
-            if not self._arrived:
+        with self.owner.lock:
+            if not self._arrived or not self.owner.commit():
                 return None
-            self.owner.commit()
             return self._arrived.popleft()
 
     def read(self, chunk: ArrivedChunk) -> dict[str, Array]:

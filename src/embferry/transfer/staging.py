@@ -7,19 +7,24 @@ waits in device memory.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from embferry.protocol.chunks import chunk_tokens
-from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.layout import Layout
 
+from .failures import as_transfer_error, attempt
 from .fields import Array, Fields
+
+log = logging.getLogger(__name__)
 
 Key = TypeVar("Key")
 
@@ -57,7 +62,7 @@ class Staged(Generic[Key]):
     key: Key
     slot: int
     rows: Fields
-    error: LocalProtocolError | None = None
+    error: EmbeddingTransferError | None = None
 
 
 class Staging(Generic[Key]):
@@ -68,14 +73,16 @@ class Staging(Generic[Key]):
         chunk_bytes: Size of the chunk that a buffer holds.
         slots: Number of buffers.
         wake: Called on the staging thread, without locks, when :meth:`finished` has something new. Must not block.
-        allocate: Makes the buffers.
+        allocate: Makes the buffers, each when it is first used, on the staging thread, without locks: it may block.
+            What it raises is the error of that chunk.
     """
 
     def __init__(
         self, layout: Layout, *, chunk_bytes: int, slots: int, wake: Callable[[], None], allocate: Allocate = pageable
     ) -> None:
         self._wake = wake
-        self._buffers = [_fields(layout, chunk_tokens(layout, chunk_bytes), allocate) for _ in range(slots)]
+        self._new_buffer = partial(_fields, layout, chunk_tokens(layout, chunk_bytes), allocate)
+        self._buffers: dict[int, dict[str, Array]] = {}
         self._free = list(range(slots))
         self._waiting: deque[tuple[Key, Source, int, int]] = deque()
         self._finished: deque[Staged[Key]] = deque()
@@ -105,24 +112,35 @@ class Staging(Generic[Key]):
             self._copy(self._free.pop(), *self._waiting.popleft())
 
     def _copy(self, slot: int, key: Key, source: Source, start: int, stop: int) -> None:
-        rows = {name: buffer[: stop - start] for name, buffer in self._buffers[slot].items()}
+        try:
+            self._copier.submit(self._run, slot, key, source, start, stop)
+        except RuntimeError as error:  # no thread can be started, or the manager is closing
+            self._finish(Staged(key, slot, {}, as_transfer_error("the staging thread", error)))
 
-        def copied_out(copied: Future[None]) -> None:
-            caught = copied.exception()  # any error of the device ends this transfer, with its reason
-            why = f"tokens [{start}, {stop}) cannot be copied out of device memory: {caught!r}"
-            self._finished.append(Staged(key, slot, rows, LocalProtocolError(why) if caught else None))
-            self._wake()
+    def _run(self, slot: int, key: Key, source: Source, start: int, stop: int) -> None:
+        """Copies a chunk, on the staging thread. Any error of the device ends this transfer, with its reason."""
+        error = attempt(self._fill, slot, source, start, stop)
+        if error is None:
+            rows = {name: buffer[: stop - start] for name, buffer in self._buffers[slot].items()}
+            self._finish(Staged(key, slot, rows))
+            return
+        log.error("tokens [%d, %d) cannot be copied out of device memory", start, stop, exc_info=error)
+        what = f"the copy of tokens [{start}, {stop}) out of device memory"
+        self._finish(Staged(key, slot, {}, as_transfer_error(what, error)))
 
-        self._copier.submit(_copy_out, source, start, stop, rows).add_done_callback(copied_out)
+    def _fill(self, slot: int, source: Source, start: int, stop: int) -> None:
+        if slot not in self._buffers:
+            self._buffers[slot] = self._new_buffer()
+        for name, buffer in self._buffers[slot].items():
+            field, into = source[name], buffer[: stop - start]
+            if isinstance(field, np.ndarray):
+                into[:] = field[start:stop]
+            else:
+                field.copy_out(start, stop, into)
 
-
-def _copy_out(source: Source, start: int, stop: int, rows: Fields) -> None:
-    for name, into in rows.items():
-        field = source[name]
-        if isinstance(field, np.ndarray):
-            into[:] = field[start:stop]
-        else:
-            field.copy_out(start, stop, into)
+    def _finish(self, staged: Staged[Key]) -> None:
+        self._finished.append(staged)
+        self._wake()
 
 
 def _fields(layout: Layout, tokens: int, allocate: Allocate) -> dict[str, Array]:

@@ -19,6 +19,8 @@ def _raise_failure(end: Handle) -> None:
 def wait(end: Handle, timeout: float) -> None:
     """Blocks the calling thread until the transfer has succeeded; for a sender, until its arrays are no longer read.
 
+    Any thread may call it, several at once, and again after a time-out.
+
     Args:
         end: A receiver or a sender.
         timeout: Seconds.
@@ -28,25 +30,33 @@ def wait(end: Handle, timeout: float) -> None:
         LeaseExpired: ``timeout`` has passed. The transfer goes on.
     """
     changed = threading.Event()
-    end.on_change(changed.set)
-    deadline = end.now() + timeout
-    while not end.has_ended:
-        if not changed.wait(max(0.0, deadline - end.now())):
-            raise LeaseExpired(f"not transferred within {timeout:g} s; it is still going on", room=end.room)
-        changed.clear()
+    stop_waking = end.wake_on_change(changed.set)
+    try:
+        deadline = end.now() + timeout
+        while not end.has_ended:
+            if not changed.wait(max(0.0, deadline - end.now())):
+                raise LeaseExpired(f"not transferred within {timeout:g} s; it is still going on", room=end.room)
+            changed.clear()
+    finally:
+        stop_waking()
     _raise_failure(end)
 
 
 async def transferred(end: Handle) -> None:
     """Waits like :func:`wait`, in an asyncio task and without a thread. ``asyncio.timeout`` bounds it.
 
+    Any task of any event loop may call it, be cancelled, and call it again.
+
     Raises:
         EmbeddingTransferError: The transfer has failed; this is the reason.
     """
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
-    end.on_change(lambda: loop.call_soon_threadsafe(changed.set))
-    while not end.has_ended:
-        await changed.wait()
-        changed.clear()
+    stop_waking = end.wake_on_change(lambda: loop.call_soon_threadsafe(changed.set))
+    try:
+        while not end.has_ended:
+            await changed.wait()
+            changed.clear()
+    finally:
+        stop_waking()
     _raise_failure(end)

@@ -1,0 +1,46 @@
+"""The gate of exceptions: every call of foreign code goes through it. What an exception means for a transfer."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import ParamSpec
+
+from embferry.protocol.errors import CapacityError, EmbeddingTransferError, LocalProtocolError, TransportError
+
+P = ParamSpec("P")
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC}
+
+
+def attempt(call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> Exception | None:
+    """Makes a call that may raise anything. Returns the exception, or None."""
+    try:
+        call(*arguments, **keywords)
+    except Exception as error:  # noqa: BLE001  (the one place that catches whatever foreign code raises)
+        return error
+    return None
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Returns whether an error says that memory, descriptors or disk space are used up."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED)
+
+
+def as_transfer_error(what: str, error: BaseException, room: int | None = None) -> EmbeddingTransferError:
+    """Returns the error of a transfer that was ended by an exception.
+
+    Args:
+        what: What was called, as the subject of a sentence: "the sink's deliver()".
+        error: The exception. An :class:`EmbeddingTransferError` is kept as it is.
+        room: The ``bootstrap_room``.
+    """
+    if isinstance(error, EmbeddingTransferError):
+        return error
+    if is_exhausted(error):
+        return CapacityError(
+            f"{what} found no memory or descriptors: {error!r}; raise the limit or ask later", room=room
+        )
+    if isinstance(error, OSError):
+        return TransportError(f"{what} failed: {error!r}", room=room, retryable=False)
+    return LocalProtocolError(f"{what} raised {error!r}; the log has its traceback", room=room)

@@ -1,0 +1,99 @@
+"""What the driver keeps of one transfer into this worker."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from embferry.memory.blocks import MetadataAllocation
+from embferry.protocol.commands import Deliver, Restart, Verify
+from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.receiver import Receiver
+from embferry.protocol.states import KVPoll, Phase
+
+from .handle import Handle
+from .sinks import Sink
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Tell the sink which blocks were granted for tokens from ``start`` on."""
+
+    epoch: int
+    start: int
+    blocks: tuple[int, ...]
+
+
+SinkCall = Granted | Verify | Deliver | Restart
+
+
+@dataclass(eq=False, slots=True)
+class ReceiveRecord:
+    """One transfer into this worker. The manager's lock guards it, except where something else is said.
+
+    Attributes:
+        room: The ``bootstrap_room``.
+        endpoint: Where the encode worker takes control messages.
+        sink: Where the data goes. Its methods are called with ``sink_lock`` held, and no other lock.
+        failover_timeout: Seconds for which another encode worker may be named after a loss, or None.
+        max_tokens: Tokens that the caller has room for, or None.
+        machine: The state machine; None until the embedding is asked for.
+        end: What the user holds.
+        allocation: Blocks for the initial transfer that could not be granted yet.
+        latest: The blocks of the latest grant.
+        epochs: The epochs of all its grants.
+        calls: Calls of the sink that are to be made, in order. Only the driver thread removes any, after the call.
+        restarts: How many of these are ``Restart``.
+        verification: The running verification, if the first call is one. For the driver thread.
+        examined_tokens: Tokens that were verified, damaged and repeated ones included.
+        is_preparing: Whether the callback thread prepares the sink; no call is made meanwhile.
+        delivered: Delivered chunks that the sink still reads, as (epoch, offset).
+        revoking: If the machine is broken: epochs whose writer may still have access. None: not asked for yet.
+        sink_lock: Held during every call of the sink. Taken before the manager's lock, never after it.
+    """
+
+    room: int
+    endpoint: str
+    sink: Sink
+    failover_timeout: float | None
+    max_tokens: int | None
+    machine: Receiver | None = None
+    end: Handle = field(init=False)
+    allocation: MetadataAllocation | None = None
+    latest: MetadataAllocation | None = None
+    epochs: list[int] = field(default_factory=list)
+    calls: deque[SinkCall] = field(default_factory=deque)
+    restarts: int = 0
+    verification: Generator[None, None, bool] | None = None
+    examined_tokens: int = 0
+    is_preparing: bool = False
+    delivered: set[tuple[int, int]] = field(default_factory=set)
+    revoking: set[int] | None = None
+    sink_lock: threading.RLock = field(default_factory=threading.RLock)
+    failure: EmbeddingTransferError | None = None
+    is_broken: bool = False
+
+    @property
+    def error(self) -> EmbeddingTransferError | None:
+        """The error with which the transfer has failed, or None."""
+        if self.machine is not None and self.machine.error is not None and not self.is_broken:
+            return self.machine.error
+        return self.failure
+
+    def poll(self) -> KVPoll:
+        """Returns where the transfer stands. It has succeeded once the sink has everything as well."""
+        if self.error is not None:
+            return KVPoll.Failed
+        if self.machine is None:
+            return KVPoll.Bootstrapping
+        state = self.machine.poll()
+        if state is KVPoll.Success and (self.calls or not self.sink.is_complete):
+            return KVPoll.Transferring
+        return state
+
+    @property
+    def discards(self) -> bool:
+        """Whether data that arrives is of no use any more."""
+        return self.failure is not None or self.machine is None or self.machine.phase is Phase.FAILED

@@ -1,0 +1,128 @@
+"""What a manager runs on: a clock, a control plane, its thread and the thread of its callbacks.
+
+A manager is given one, so that a test can run whole managers in virtual time, without threads and sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from embferry.protocol.errors import LocalProtocolError
+from embferry.transports.net.loop import Loop
+
+from .callbacks import CallbackThread
+from .control.contract import ControlPlane
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 60.0
+AFTER_BUG_SECONDS = 0.1  # pause after a turn that raised, so that a bug that recurs does not use up a core
+
+Turn = Callable[[], float | None]
+"""Handles everything that has happened. Returns when it is due again without an event, or None."""
+
+
+class Runtime(ABC):
+    """The surroundings of a manager.
+
+    Attributes:
+        control: The control plane. For the driver thread only.
+    """
+
+    control: ControlPlane
+
+    @abstractmethod
+    def now(self) -> float:
+        """Returns the time of the state machines, in seconds. It never goes back."""
+
+    @abstractmethod
+    def start(self, turn: Turn) -> None:
+        """Begins to call ``turn``, one call at a time, whenever something may have happened or it is due."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Causes a turn soon. Any thread; never blocks; harmless after :meth:`stop`."""
+
+    @abstractmethod
+    def run_callback(self, call: Callable[[], None]) -> None:
+        """Runs a user's callback soon, without locks, in the order of the calls. It must not raise."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Makes a last turn, sends what is queued, and ends. Idempotent.
+
+        Raises:
+            LocalProtocolError: Called on the driver thread, for example by a sink.
+        """
+
+
+class ThreadRuntime(Runtime):
+    """A driver thread with an event loop, on which the control plane lives, and a thread for callbacks.
+
+    Args:
+        name: Of the driver thread.
+        make_control: Makes the control plane on the loop.
+    """
+
+    def __init__(self, name: str, make_control: Callable[[Loop], ControlPlane]) -> None:
+        self._loop = Loop()
+        try:
+            self.control = make_control(self._loop)
+        except BaseException:
+            self._loop.close()
+            raise
+        self._callbacks = CallbackThread(f"{name}-callbacks")
+        self._turn: Turn = lambda: None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def start(self, turn: Turn) -> None:
+        self._turn = turn
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._loop.wake()
+
+    def run_callback(self, call: Callable[[], None]) -> None:
+        self._callbacks.post(call)
+
+    def stop(self) -> None:
+        if self._thread is threading.current_thread():
+            raise LocalProtocolError("a manager cannot be closed on its own thread, by a sink; close it elsewhere")
+        self._stopping = True
+        self._loop.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        else:  # it was never started
+            self._end()
+        self._callbacks.close()
+
+    def _run(self) -> None:
+        wait = 0.0
+        while not self._stopping:
+            self._loop.run_once(wait)
+            wait = self._one_turn()
+        self._one_turn()
+        self._end()
+
+    def _one_turn(self) -> float:
+        """Runs a turn. Returns the seconds to wait before the next."""
+        try:
+            due = self._turn()
+        except Exception:
+            log.critical("a turn of the driver has failed; this is a bug", exc_info=True)
+            return AFTER_BUG_SECONDS
+        return IDLE_SECONDS if due is None else min(max(0.0, due - self.now()), IDLE_SECONDS)
+
+    def _end(self) -> None:
+        try:
+            self.control.close()
+        finally:
+            self._loop.close()
