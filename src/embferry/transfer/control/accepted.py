@@ -21,7 +21,6 @@ from embferry.transports.net.connector import set_keepalive
 from embferry.transports.net.listener import Listener, listen
 
 from .connection import Connection, Shared
-from .contract import Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ class Acceptor:
         if not self._networks[network]:
             del self._networks[network]
         if connection.frames:  # otherwise the peer was never heard of
-            self._shared.events.append(Unreachable(connection.peer, error))
+            self._shared.lost(connection.peer, error)
 
     def _make_room(self, newcomer: Connection, network: str | None) -> None:
         idlest = next(c for c in self._open if network is None or self._network_of(c) == network)

@@ -73,6 +73,11 @@ class Shared:
         while self.dirty:
             self.dirty.popitem()[0].push_guarded()
 
+    def lost(self, peer: Hashable, error: EmbeddingTransferError) -> None:
+        """Reports that nothing more goes to ``peer``."""
+        self.events.append(Unreachable(peer, error))
+        self.loop.wake()  # it may have been noticed outside of the loop's callbacks: poll without a wait
+
     def limit_incomplete(self) -> None:
         """Ends the connections whose frames began first until the rest is within the bound.
 
@@ -125,7 +130,7 @@ class Connection:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.sendall(frame(self._handshake.first()))  # a new socket has room for it
             self._scope.watch(sock.fileno(), READ, self._on_ready)
-        except OSError:
+        except BaseException:
             sock.close()
             raise
         shared.hellos.start(self)
@@ -226,7 +231,8 @@ class Connection:
             self._take(received)
         except EmbeddingTransferError as error:
             self._shared.bad_frames += 1
-            log.warning("closing the control connection with %s: %s", self.label, error)
+            level = logging.WARNING if self.open else logging.INFO  # the latter: anything that scans ports
+            log.log(level, "closing the control connection with %s: %s", self.label, error)
             self.end(error)
 
     def _take(self, received: bytes) -> None:

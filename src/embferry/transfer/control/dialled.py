@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -113,9 +114,7 @@ class DialledPeer:
         if scope is not self._scope:
             return  # an earlier attempt, given up
         if isinstance(found, OSError):
-            error = PeerGone(
-                f"the name {self._host} has no address: {found.strerror or found}; check its spelling and DNS"
-            )
+            error = PeerGone(f"the name {self._host} has no address: {found.strerror or found}")
             if isinstance(found, socket.gaierror) and found.errno in UNKNOWN_NAME:
                 self._give_up(error)
             else:
@@ -148,18 +147,17 @@ class DialledPeer:
         connector, self._connector = self._connector, None
         if connector is None or scope is not self._scope:
             return
-        self._stop_attempt()
-        if connector.sock.getsockname() == connector.sock.getpeername():
-            # Nothing listens, and the kernel has connected the socket with itself (simultaneous open, RFC 9293 3.5).
-            connector.sock.close()
-            self._attempt_failed(PeerGone("connection refused"))
-            return
+        sock = connector.sock
         try:
-            self._connection = Connection(
-                connector.sock, self.endpoint, self._outgoing, self._shared, self, self.endpoint
-            )
+            if sock.getsockname() == sock.getpeername():
+                # Nothing listens; the kernel has connected the socket with itself (simultaneous open, RFC 9293, 3.5).
+                raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+            self._connection = Connection(sock, self.endpoint, self._outgoing, self._shared, self, self.endpoint)
         except OSError as error:
+            sock.close()
             self._attempt_failed(PeerGone(f"the connection broke at once: {error}"))
+        else:
+            self._stop_attempt()
 
     def _attempt_failed(self, error: EmbeddingTransferError) -> None:
         self._stop_attempt()
@@ -188,7 +186,7 @@ class DialledPeer:
         elif isinstance(error, VersionMismatch):
             result = VersionMismatch(text)
         else:
-            result = PeerGone(f"{text}; check that the worker behind it runs and that this host may connect to it")
+            result = PeerGone(f"{text}; check that its worker runs, and names and firewalls on the way to it")
         self._failing_since, self._delay_s = None, FIRST_DELAY_S
         self._on_gone(self, result)
         self._on_idle(self)

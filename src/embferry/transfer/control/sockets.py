@@ -123,11 +123,11 @@ class SocketControl(ControlPlane):
         accepted = self._acceptor.connections() if self._acceptor is not None else []
         for connection in (*open_now, *accepted):
             if not loop.forked:
-                connection.push_within(until - loop.now())
+                loop.run(connection.push_within, until - loop.now())
         for peer in list(self._dialled.values()):
-            peer.end()
+            loop.run(peer.end)
         for connection in accepted:
-            connection.end(PeerGone("this end was closed"))
+            loop.run(connection.end, PeerGone("this end was closed"))
         self._shared.events.clear()
 
     def _queue(self, peer: Hashable, encoded: bytes) -> bool:
@@ -139,7 +139,7 @@ class SocketControl(ControlPlane):
             try:
                 dialled = DialledPeer(peer, self._shared, self._resolver, self._on_idle, self._on_gone)
             except LocalProtocolError as error:
-                self._shared.events.append(Unreachable(peer, error))
+                self._shared.lost(peer, error)
                 return False
             self._dialled[peer] = dialled
         self._idle.pop(peer, None)
@@ -152,4 +152,4 @@ class SocketControl(ControlPlane):
 
     def _on_gone(self, peer: DialledPeer, error: EmbeddingTransferError) -> None:
         if peer.needed:
-            self._shared.events.append(Unreachable(peer.endpoint, error))
+            self._shared.lost(peer.endpoint, error)

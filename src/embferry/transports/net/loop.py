@@ -42,6 +42,7 @@ class Scope:
     def __init__(self, loop: Loop, on_failure: Callable[[BaseException], None]) -> None:
         self._loop, self._on_failure = loop, on_failure
         self._ended = False
+        self._fds: set[int] = set()
 
     @property
     def loop(self) -> Loop:
@@ -57,7 +58,7 @@ class Scope:
 
     def now(self) -> float:
         """Returns the time of the timers, in seconds. Any thread."""
-        return time.monotonic()
+        return self._loop.now()
 
     # Loop thread only
 
@@ -140,6 +141,9 @@ class Loop(Scope):
         self._closed = False
         _loops.add(self)
 
+    def now(self) -> float:
+        return time.monotonic()
+
     def scope(self, on_failure: Callable[[BaseException], None]) -> Scope:
         """Returns a new part of this loop that fails alone."""
         return Scope(self, on_failure)
@@ -216,20 +220,28 @@ class Loop(Scope):
         before = self._watched.get(fd)
         if before is None:
             self._epoll.register(fd, events)
-        elif before[1] != events:
-            try:
-                self._epoll.modify(fd, events)
-            except FileNotFoundError:  # the descriptor was closed while it was watched, and its number is used again
-                self._epoll.register(fd, events)
+        else:
+            if before[1] != events:
+                self._modify(fd, events)
+            before[0]._fds.discard(fd)
         self._watched[fd] = scope, events, ready
+        scope._fds.add(fd)
+
+    def _modify(self, fd: int, events: int) -> None:
+        try:
+            self._epoll.modify(fd, events)
+        except FileNotFoundError:  # the descriptor was closed while it was watched, and its number is used again
+            self._epoll.register(fd, events)
 
     def _unregister(self, fd: int) -> None:
-        if self._watched.pop(fd, None) is not None and not self._closed:
+        watched = self._watched.pop(fd, None)
+        if watched is not None and not self._closed:
+            watched[0]._fds.discard(fd)
             with contextlib.suppress(OSError):  # it was closed already
                 self._epoll.unregister(fd)
 
     def _drop(self, scope: Scope) -> None:
-        for fd in [fd for fd, watched in self._watched.items() if watched[0] is scope]:
+        for fd in list(scope._fds):
             self._unregister(fd)
         if any(timer[2] is scope for timer in self._timers):
             self._timers = [timer for timer in self._timers if timer[2] is not scope]
