@@ -66,5 +66,5 @@ class FrameReader:
                 raise RemoteProtocolError("a control frame was damaged on its way")
             at = stop
             yield payload
-        if at or data is received:
-            self._held = bytearray(data[at:])
+        if data is received or at:  # otherwise nothing was taken off
+            self._held = bytearray(data[at:]) if at < end else bytearray()
