@@ -20,7 +20,7 @@ from embferry.transports.contract import Event, Revoked, Transport, Window
 from embferry.transports.http import HttpTransport
 from embferry.transports.net.connections import Link, LinkedTransport
 from embferry.transports.net.cursor import CALL_BYTES, IOV_MAX, Cursor
-from embferry.transports.net.loop import READ, Loop
+from embferry.transports.net.loop import READ, LoopThread
 from embferry.transports.outbox import Outbox
 from embferry.transports.receive_region import Permit, ReceiveRegion
 from embferry.transports.tcp import TcpTransport
@@ -59,7 +59,7 @@ def test_sums_of_huge_numbers_do_not_overflow(ranges: list[tuple[int, int]]) -> 
 def test_an_exception_on_the_loop_thread_is_raised_by_drain() -> None:
     woken = threading.Event()
     outbox = Outbox(woken.set)
-    loop = Loop("embferry-test", outbox.fail)
+    loop = LoopThread("embferry-test", outbox.fail)
     loop.call(lambda: [][1])
     assert woken.wait(10)
     with pytest.raises(LocalProtocolError, match="IndexError"):
@@ -68,7 +68,7 @@ def test_an_exception_on_the_loop_thread_is_raised_by_drain() -> None:
 
 
 def test_calls_run_once_and_in_order_until_the_loop_is_closed() -> None:
-    loop = Loop("embferry-test", lambda error: None)
+    loop = LoopThread("embferry-test", lambda error: None)
     order: list[int] = []
     for number in range(100):
         loop.call(lambda number=number: order.append(number))  # type: ignore[misc]  # mypy cannot type the default
@@ -79,7 +79,7 @@ def test_calls_run_once_and_in_order_until_the_loop_is_closed() -> None:
 
 
 def test_a_watched_descriptor_calls_back_and_timers_run_in_order() -> None:
-    loop = Loop("embferry-test", lambda error: None)
+    loop = LoopThread("embferry-test", lambda error: None)
     seen: list[str] = []
     done = threading.Event()
     reader, writer = os.pipe()

@@ -10,7 +10,7 @@ from functools import partial
 from embferry.protocol.errors import TransportError
 
 from ..net.connector import connecting
-from ..net.loop import READ, WRITE, Loop, Timeout
+from ..net.loop import READ, WRITE, Scope, Timeout
 from . import heads
 from .heads import HttpError, Response
 from .messages import Destination
@@ -47,7 +47,7 @@ class ClientConnection:
         timeout_s: A request fails after this time without a byte of its response.
     """
 
-    def __init__(self, to: Destination, loop: Loop, timeout_s: float) -> None:
+    def __init__(self, to: Destination, loop: Scope, timeout_s: float) -> None:
         self._to, self._loop, self._timeout_s = to, loop, timeout_s
         self._timeout = Timeout(loop, lambda: self._fail(f"no response for {self._head_timeout_s:g} s"))
         self._head_timeout_s = timeout_s

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..net.cursor import Cursor
-from ..net.loop import Loop
+from ..net.loop import Scope
 from ..receive_region import Permit, ReceiveRegion
 from .client_connection import ClientConnection, ResponseHandler
 from .heads import HttpError, Response
@@ -46,7 +46,7 @@ class RemoteSender:
         to: Destination,
         token: str,
         landing: ReceiveRegion,
-        loop: Loop,
+        loop: Scope,
         *,
         poll_s: float,
         timeout_s: float,

@@ -15,7 +15,7 @@ import msgspec
 from embferry.protocol.errors import TransportError
 
 from ..contract import LinkLost, Piece, Written
-from ..net.loop import Loop, Timeout
+from ..net.loop import Scope, Timeout
 from ..outbox import Outbox
 from ..windows import checked_ranges
 from .messages import FAILED, MAX_LISTED, POLL_FULL_BYTES, REFUSED, Publication
@@ -68,7 +68,7 @@ class SendLink:
     def __init__(
         self,
         handle: bytes,
-        loop: Loop,
+        loop: Scope,
         outbox: Outbox,
         *,
         silence_timeout_s: float,

@@ -18,7 +18,7 @@ from embferry.protocol.errors import TransportError
 
 from ..net.cursor import IOV_MAX, Cursor
 from ..net.listener import Listener
-from ..net.loop import READ, WRITE, Loop, Timeout
+from ..net.loop import READ, WRITE, Scope, Timeout
 from . import heads, resource
 from .heads import HttpError, Request
 from .messages import SECRET_BYTES, parse_target
@@ -53,7 +53,7 @@ class ServerConnection:
         self,
         sock: socket.socket,
         peer: str,
-        loop: Loop,
+        loop: Scope,
         on_request: Callable[[ServerConnection, Request], None],
         on_end: Callable[[ServerConnection], None],
     ) -> None:
@@ -209,7 +209,7 @@ class SenderServer:
         links: By the receiver's token in hexadecimal; the transport adds and removes them.
     """
 
-    def __init__(self, sock: socket.socket, loop: Loop, longest_wait_s: float) -> None:
+    def __init__(self, sock: socket.socket, loop: Scope, longest_wait_s: float) -> None:
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self.links: dict[str, SendLink] = {}
         self._longest_wait_s = longest_wait_s

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from ..net.loop import READ, WRITE, Loop
+from ..net.loop import READ, WRITE, Scope
 from .messages import LENGTH, FrameError, Message, decode, encode
 
 READ_BYTES = 1 << 16
@@ -33,7 +33,7 @@ class Channel:
     def __init__(
         self,
         sock: socket.socket,
-        loop: Loop,
+        loop: Scope,
         *,
         on_message: Callable[[Message], None],
         on_fault: Callable[[FrameError], None],

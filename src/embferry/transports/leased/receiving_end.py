@@ -14,7 +14,7 @@ from typing import ClassVar
 from ..contract import Revoked, Window
 from ..net.connector import set_keepalive
 from ..net.listener import Listener
-from ..net.loop import Loop
+from ..net.loop import Scope
 from ..outbox import Outbox
 from . import messages as m
 from .channel import Channel
@@ -53,7 +53,7 @@ class ReceivingEnd(ABC):
         table: LeaseTable,
         token: bytes,
         sock: socket.socket,
-        loop: Loop,
+        loop: Scope,
         outbox: Outbox,
         *,
         grace_s: float | None = None,

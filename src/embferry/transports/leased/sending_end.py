@@ -13,7 +13,7 @@ from embferry.protocol.errors import TransportError
 
 from ..contract import LinkLost, Piece, Written
 from ..net.connector import Connector
-from ..net.loop import Loop
+from ..net.loop import Scope
 from ..outbox import Outbox
 from ..windows import ranges_of
 from . import messages as m
@@ -70,7 +70,7 @@ class SendingEnd:
         address: tuple[str, int],
         hello: m.Hello,
         open_engine: Callable[[], WriteEngine],
-        loop: Loop,
+        loop: Scope,
         outbox: Outbox,
         forget: Callable[[bytes, SendingEnd], None],
         *,

@@ -12,7 +12,7 @@ from embferry.protocol.errors import LocalProtocolError, TransportError
 
 from ..contract import Event, Piece, Transport, Window, Written
 from ..outbox import Outbox
-from .loop import Loop
+from .loop import LoopThread
 
 
 class Receiving(Protocol):
@@ -48,7 +48,7 @@ class LinkedTransport(Transport, Generic[R, L]):
     def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
         super().__init__(wake)
         self._outbox = Outbox(lambda: self.wake())
-        self._loop = Loop(f"embferry-{self.name}", self._outbox.fail)
+        self._loop = LoopThread(f"embferry-{self.name}", self._outbox.fail)
         self._receiving: R | None = None
         self._lock = threading.Lock()  # guards the attributes below
         self._links: dict[bytes, L] = {}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from embferry.protocol.errors import TransportError
 
-from .loop import WRITE, Loop
+from .loop import WRITE, Scope
 
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -29,10 +29,13 @@ def connecting(address: tuple[str, int]) -> socket.socket:
     """Returns a non-blocking socket that is connecting to an IP address and port.
 
     Raises:
-        TransportError: The connection was refused at once.
+        TransportError: The connection was refused at once, or no descriptor is left for it.
     """
     host, port = address
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise TransportError(f"cannot connect to {host} port {port}: {error}") from error
     try:
         sock.setblocking(False)
         set_keepalive(sock)
@@ -63,7 +66,7 @@ class Connector:
     def __init__(
         self,
         address: tuple[str, int],
-        loop: Loop,
+        loop: Scope,
         timeout_s: float,
         connected: Callable[[], None],
         failed: Callable[[TransportError], None],

@@ -10,17 +10,23 @@ from typing import Generic, TypeVar
 from embferry.protocol.errors import TransportError
 
 from . import address
-from .loop import READ, Loop
+from .loop import READ, Scope
 
 log = logging.getLogger(__name__)
 
 ACCEPT_PAUSE_S = 0.1
+ACCEPTED_AT_ONCE = 64  # before other descriptors get their turn
 
 C = TypeVar("C")
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, backlog: int = 128) -> socket.socket:
     """Returns a socket that listens on ``port`` of ``host``; port 0 means any free one.
+
+    Args:
+        host: An IP address of this host.
+        port: The TCP port.
+        backlog: Connections that the kernel makes before they are accepted.
 
     Raises:
         LocalProtocolError: ``host`` is not an IP address.
@@ -28,7 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if address.own(host).version == 6 else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=128)
+        return socket.create_server((host, port), family=family, backlog=backlog)
     except OSError as error:
         raise TransportError(f"cannot listen on {host} port {port}: {error}") from error
 
@@ -47,7 +53,7 @@ class Listener(Generic[C]):
     """
 
     def __init__(
-        self, sock: socket.socket, loop: Loop, peer_role: str, most: int, on_accept: Callable[[socket.socket, str], C]
+        self, sock: socket.socket, loop: Scope, peer_role: str, most: int, on_accept: Callable[[socket.socket, str], C]
     ) -> None:
         self.sock = sock
         self.port: int = sock.getsockname()[1]
@@ -70,8 +76,8 @@ class Listener(Generic[C]):
         if not self._stopped:
             self._loop.watch(self.sock.fileno(), READ, self._accept)
 
-    def _accept(self, _: int) -> None:
-        while True:
+    def _accept(self, events: int) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
             try:
                 sock, peer = self.sock.accept()
             except BlockingIOError:

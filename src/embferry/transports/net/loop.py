@@ -1,131 +1,355 @@
-"""The event loop of a transport: one thread that waits for file descriptors and timers."""
+"""Event loops: file descriptors, timers and calls from other threads, handled on one thread without locks.
+
+A :class:`Loop` has no thread; its owner calls :meth:`Loop.run_once` again and again. A :class:`LoopThread` is a thread
+that does so. A :class:`Scope` is a part of a loop that fails alone: an exception that leaves one of its callbacks ends
+the scope and nothing else.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
 import math
 import os
-import selectors
+import select
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 Ready = Callable[[int], None]
 
 LIVENESS_CHECK_S = 1.0
 
 
-class Loop:
-    """Runs callbacks on its own thread, one at a time, without locks. No callback may block.
+class Scope:
+    """Descriptors, timers and calls of one loop that fail together. No callback may block.
 
-    The thread starts with the first use. An exception that leaves a callback is a bug: it ends the loop.
+    An exception that leaves a callback is logged and ends the scope. Calls still run then, each guarded on its own,
+    so that what they release is released.
 
     Args:
-        name: Of the thread.
-        on_failure: Called on the loop's thread with the exception that ended the loop.
+        loop: Runs the callbacks.
+        on_failure: Called once, on the loop's thread, with the exception that ended the scope.
     """
 
-    def __init__(self, name: str, on_failure: Callable[[BaseException], None]) -> None:
-        self._on_failure = on_failure
-        self._selector = selectors.DefaultSelector()
-        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector.register(self._wakeup, READ, lambda _: self._clear_wakeup())
-        self._calls: deque[Callable[[], None]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._stopping = False
-        self._lock = threading.Lock()  # guards the attributes below against close()
-        self._closed = False
-        self._started = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=False)
+    def __init__(self, loop: Loop, on_failure: Callable[[BaseException], None]) -> None:
+        self._loop, self._on_failure = loop, on_failure
+        self._ended = False
+        self._fds: set[int] = set()
+
+    @property
+    def loop(self) -> Loop:
+        """The loop of the scope."""
+        return self._loop
 
     def call(self, what: Callable[[], None]) -> None:
         """Runs ``what`` on the loop's thread soon, in the order of the calls. Any thread.
 
-        ``what`` is never lost: after :meth:`close` it runs at once, on the calling thread.
+        ``what`` is never lost: once the loop is closed, it runs at once, on the calling thread.
         """
-        with self._lock:
-            if not self._closed:
-                self._calls.append(what)
-                if not self._started:
-                    self._started = True
-                    self._thread.start()
-                os.eventfd_write(self._wakeup, 1)
-                return
-        what()
+        self._loop._submit(self, what)
+
+    def now(self) -> float:
+        """Returns the time of the timers, in seconds. Any thread."""
+        return self._loop.now()
 
     # Loop thread only
 
     def later(self, delay_s: float, what: Callable[[], None]) -> None:
-        """Runs ``what`` after ``delay_s`` seconds."""
-        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._order), what))
+        """Runs ``what`` after ``delay_s`` seconds, unless the scope has ended by then."""
+        if not self._ended:
+            self._loop._schedule(self, delay_s, what)
 
     def watch(self, fd: int, events: int, ready: Ready) -> None:
         """Calls ``ready(events)`` whenever ``fd`` is ready. A second call replaces events and callback."""
-        if fd in self._selector.get_map():
-            self._selector.modify(fd, events, ready)
-        else:
-            self._selector.register(fd, events, ready)
+        if not self._ended:
+            self._loop._register(self, fd, events, ready)
 
     def unwatch(self, fd: int) -> None:
-        """Stops watching ``fd``, if it is watched."""
-        if fd in self._selector.get_map():
-            self._selector.unregister(fd)
+        """Stops watching ``fd``, if it is watched. Must be called before ``fd`` is closed."""
+        self._loop._unregister(fd)
 
-    # Any other thread
+    def end(self) -> None:
+        """Unwatches all descriptors and drops all timers of the scope. Idempotent."""
+        if not self._ended:
+            self._ended = True
+            self._loop._drop(self)
+
+    def run(self, what: Callable[..., None], *arguments: object) -> bool:
+        """Runs ``what`` now, as a callback of this scope. Returns False if an exception left it."""
+        try:
+            what(*arguments)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also asyncio.CancelledError and SystemExit, which no Exception covers
+            log.exception("a callback of an event loop failed")
+            self._fail(error)
+            return False
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        if self._ended:
+            return
+        self.end()
+        try:
+            self._on_failure(error)
+        except Exception:
+            log.exception("a failure could not be reported")
+
+
+_Watched = tuple[Scope, int, Ready]
+
+
+class Loop(Scope):
+    """Waits for descriptors, timers and calls, on the thread that runs :meth:`run_once`.
+
+    The loop is a scope of its own that never ends: an exception of one of its callbacks is logged, and a descriptor
+    whose callback failed is no longer watched.
+
+    In a forked child the loop is closed from the start: it shares the kernel's list of watched descriptors with its
+    parent and must not change it.
+
+    Attributes:
+        forked: Whether this is the copy in a forked child.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self, lambda error: None)
+        self.forked = False
+        self._epoll = select.epoll()
+        try:
+            self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            self._epoll.close()
+            raise
+        self._epoll.register(self._wakeup, READ)
+        self._watched: dict[int, _Watched] = {}
+        self._timers: list[tuple[float, int, Scope, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._before_wait: list[Callable[[], None]] = []
+        self._calls: deque[tuple[Scope, Callable[[], None]]] = deque()
+        self._wanted = False  # by wake(), since the last wait began
+        self._awake = True  # or woken: neither needs the descriptor
+        self._lock = threading.Lock()  # guards the descriptors against close(), and the attribute below
+        self._closed = False
+        _loops.add(self)
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def scope(self, on_failure: Callable[[BaseException], None]) -> Scope:
+        """Returns a new part of this loop that fails alone."""
+        return Scope(self, on_failure)
+
+    def wake(self) -> None:
+        """Makes a :meth:`run_once` under way, or else the next one, return without a wait. Any thread; never blocks."""
+        self._wanted = True
+        if not self._awake:
+            with self._lock:
+                if not self._closed and not self._awake:
+                    self._awake = True
+                    os.eventfd_write(self._wakeup, 1)
+
+    def before_wait(self, what: Callable[[], None]) -> Callable[[], None]:
+        """Calls ``what`` at the start of every :meth:`run_once`, until the function that it returns is called.
+
+        Loop thread only.
+        """
+        self._before_wait.append(what)
+        return lambda: self._before_wait.remove(what) if what in self._before_wait else None
+
+    def run_once(self, timeout_s: float | None = None) -> None:
+        """Waits until something is ready, and runs the callbacks of all that is.
+
+        Args:
+            timeout_s: Longest wait in seconds; None: no limit.
+        """
+        for what in tuple(self._before_wait):
+            self.run(what)
+        self._awake = False  # from here on wake() writes to the descriptor; what came before is seen below
+        wanted, self._wanted = self._wanted, False
+        try:
+            ready = self._epoll.poll(0 if wanted or self._calls else self._wait_s(timeout_s))
+        finally:
+            self._awake = True
+        for fd, events in ready:
+            self._on_ready(fd, events)
+        self._run_calls()
+        self._run_timers()
 
     def close(self) -> None:
-        """Runs the remaining calls, ends the thread and closes its descriptors. Idempotent."""
+        """Runs the remaining calls on the calling thread and closes the loop's descriptors. Idempotent.
+
+        :meth:`run_once` must not be running on another thread.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._stopping = True
-            os.eventfd_write(self._wakeup, 1)
-        if self._started:
-            self._thread.join()
         self._run_calls()
-        self._selector.close()
+        self._watched.clear()
+        self._timers.clear()
+        self._before_wait.clear()
+        self._epoll.close()
         os.close(self._wakeup)
 
-    def _run(self) -> None:
-        try:
-            while not self._stopping:
-                for key, events in self._selector.select(self._wait_s()):
-                    current = self._selector.get_map().get(key.fd)
-                    if current is not None:  # an earlier callback may have unwatched it, or its number is reused:
-                        current.data(events)  # a callback must tolerate a spurious call
-                self._run_calls()
-                self._run_timers()
-        except Exception as error:
-            log.exception("the thread %s has ended", threading.current_thread().name)
-            self._on_failure(error)
+    def _submit(self, scope: Scope, what: Callable[[], None]) -> None:
+        with self._lock:
+            if not self._closed:
+                self._calls.append((scope, what))
+                if not self._awake:
+                    self._awake = True
+                    os.eventfd_write(self._wakeup, 1)
+                return
+        what()
 
-    def _wait_s(self) -> float:
-        # A program that ends without closing its transport must end nevertheless: check the main thread.
-        if not threading.main_thread().is_alive():
-            self._stopping = True
-            return 0.0
+    def _schedule(self, scope: Scope, delay_s: float, what: Callable[[], None]) -> None:
+        if not self._closed:
+            heapq.heappush(self._timers, (self.now() + delay_s, next(self._order), scope, what))
+
+    def _register(self, scope: Scope, fd: int, events: int, ready: Ready) -> None:
+        if self._closed:
+            return
+        before = self._watched.get(fd)
+        if before is None:
+            self._epoll.register(fd, events)
+        else:
+            if before[1] != events:
+                self._modify(fd, events)
+            before[0]._fds.discard(fd)
+        self._watched[fd] = scope, events, ready
+        scope._fds.add(fd)
+
+    def _modify(self, fd: int, events: int) -> None:
+        try:
+            self._epoll.modify(fd, events)
+        except FileNotFoundError:  # the descriptor was closed while it was watched, and its number is used again
+            self._epoll.register(fd, events)
+
+    def _unregister(self, fd: int) -> None:
+        watched = self._watched.pop(fd, None)
+        if watched is not None and not self._closed:
+            watched[0]._fds.discard(fd)
+            with contextlib.suppress(OSError):  # it was closed already
+                self._epoll.unregister(fd)
+
+    def _drop(self, scope: Scope) -> None:
+        for fd in list(scope._fds):
+            self._unregister(fd)
+        if any(timer[2] is scope for timer in self._timers):
+            self._timers = [timer for timer in self._timers if timer[2] is not scope]
+            heapq.heapify(self._timers)
+
+    def end(self) -> None:
+        """Does nothing: the loop's own scope ends with :meth:`close`."""
+
+    def _fail(self, error: BaseException) -> None:
+        """Does nothing more: the loop itself goes on."""
+
+    def _wait_s(self, timeout_s: float | None) -> float:
         if not self._timers:
-            return LIVENESS_CHECK_S
-        return min(LIVENESS_CHECK_S, max(0.0, self._timers[0][0] - time.monotonic()))
+            return -1 if timeout_s is None else timeout_s
+        due = max(0.0, self._timers[0][0] - self.now())
+        return due if timeout_s is None else min(timeout_s, due)
+
+    def _on_ready(self, fd: int, events: int) -> None:
+        if fd == self._wakeup:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(fd)
+            return
+        watched = self._watched.get(fd)
+        if watched is None:  # an earlier callback has unwatched it
+            return
+        scope, interest, ready = watched  # possibly of a reused number: a callback must tolerate a spurious call
+        if events & ~(READ | WRITE):  # an error or a hang-up: reading and writing report it
+            events = READ | WRITE
+        if not events & interest:
+            return
+        if not scope.run(ready, events & interest) and self._watched.get(fd) is watched:
+            self._unregister(fd)
 
     def _run_calls(self) -> None:
         for _ in range(len(self._calls)):
-            self._calls.popleft()()
+            scope, what = self._calls.popleft()
+            scope.run(what)
 
     def _run_timers(self) -> None:
-        while self._timers and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2]()
+        now = self.now()
+        while self._timers and self._timers[0][0] <= now:
+            _, _, scope, what = heapq.heappop(self._timers)
+            scope.run(what)
 
-    def _clear_wakeup(self) -> None:
-        os.eventfd_read(self._wakeup)
+    def _after_fork(self) -> None:
+        """Closes the child's copies. The parent's list of watched descriptors is shared, and stays as it is."""
+        closed = self._closed
+        self.forked = self._closed = True
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        for collection in (self._calls, self._watched, self._timers, self._before_wait):
+            collection.clear()
+        if not closed:
+            self._epoll.close()
+            os.close(self._wakeup)
+
+
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for loop in list(_loops):
+        loop._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class LoopThread(Scope):
+    """A loop on a thread of its own, which starts with the first call, and the one scope of that loop.
+
+    Args:
+        name: Of the thread.
+        on_failure: Called once, on the loop's thread, with the exception that ended the scope. Calls still run then.
+    """
+
+    def __init__(self, name: str, on_failure: Callable[[BaseException], None]) -> None:
+        super().__init__(Loop(), on_failure)
+        self._stopping = False
+        self._started = False
+        self._thread = threading.Thread(target=self._main, name=name, daemon=False)
+
+    def call(self, what: Callable[[], None]) -> None:
+        super().call(what)
+        if not self._started:
+            self._start()
+
+    def close(self) -> None:
+        """Runs the remaining calls, ends the thread and closes its descriptors. Idempotent. Any other thread."""
+        with self._loop._lock:
+            if self._stopping:
+                return
+            self._stopping = True
+        self._loop.wake()
+        if self._started:
+            self._thread.join()
+        self._loop.close()
+
+    def _start(self) -> None:
+        with self._loop._lock:
+            if not self._started and not self._stopping and not self._loop.forked:
+                self._started = True
+                self._thread.start()
+
+    def _main(self) -> None:
+        # A program that ends without closing its transport must end nevertheless: check the main thread.
+        while not self._stopping and threading.main_thread().is_alive():
+            if not self.run(self._loop.run_once, LIVENESS_CHECK_S):
+                return
 
 
 class Timeout:
@@ -135,13 +359,13 @@ class Timeout:
     timer only for an earlier time. For the loop's thread only.
     """
 
-    def __init__(self, loop: Loop, on_expiry: Callable[[], None]) -> None:
+    def __init__(self, loop: Scope, on_expiry: Callable[[], None]) -> None:
         self._loop, self._on_expiry = loop, on_expiry
         self._at = math.inf
         self._timer_at = math.inf  # the loop's earliest outstanding timer
 
     def set(self, seconds: float) -> None:
-        self._at = time.monotonic() + seconds
+        self._at = self._loop.now() + seconds
         if self._at < self._timer_at:
             self._timer_at = self._at
             self._loop.later(max(0.0, seconds), self._check)
@@ -150,7 +374,7 @@ class Timeout:
         self._at = math.inf
 
     def _check(self) -> None:
-        now = time.monotonic()
+        now = self._loop.now()
         if now < self._timer_at:
             return  # a timer that an earlier one has replaced
         self._timer_at = math.inf

@@ -26,7 +26,7 @@ from embferry.protocol.layout import merged
 from ..contract import Capabilities, LinkLost, Piece, Region, Revoked, Window, Written
 from ..handles import decode_handle
 from ..net.connections import LinkedTransport
-from ..net.loop import READ, Loop
+from ..net.loop import READ, Scope
 from ..outbox import Outbox
 from ..windows import BlockRows, Windows, ranges_of
 from . import revocation_table
@@ -115,7 +115,7 @@ class _Revocation:
 class _Receiver:
     """The receiving end of the transport."""
 
-    def __init__(self, region: Region, loop: Loop, outbox: Outbox) -> None:
+    def __init__(self, region: Region, loop: Scope, outbox: Outbox) -> None:
         self._loop, self._outbox = loop, outbox
         self.num_blocks = region.num_blocks
         self.life = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -204,7 +204,7 @@ class _Link:
         handle: bytes,
         peer: Peer,
         workers: ThreadPoolExecutor,
-        loop: Loop,
+        loop: Scope,
         outbox: Outbox,
         on_end: Callable[[bytes, _Link], None],
     ) -> None:

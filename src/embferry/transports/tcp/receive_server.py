@@ -16,7 +16,7 @@ from functools import partial
 from ..contract import Region
 from ..net.cursor import Cursor
 from ..net.listener import Listener
-from ..net.loop import READ, WRITE, Loop
+from ..net.loop import READ, WRITE, Scope
 from ..outbox import Outbox
 from ..receive_region import Permit, ReceiveRegion
 from ..windows import RANGE_BYTES, parse_ranges
@@ -34,7 +34,7 @@ TURN_BYTES = 32 << 20  # received from one connection before the others get thei
 class ReceiveServer(ReceiveRegion):
     """Receives the writes of all senders into one region."""
 
-    def __init__(self, region: Region, token: bytes, sock: socket.socket, loop: Loop, outbox: Outbox) -> None:
+    def __init__(self, region: Region, token: bytes, sock: socket.socket, loop: Scope, outbox: Outbox) -> None:
         super().__init__(region, outbox)
         self.token = token
         self.loop = loop

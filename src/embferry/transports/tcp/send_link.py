@@ -13,7 +13,7 @@ from embferry.protocol.errors import TransportError
 from ..contract import LinkLost, Piece, Written
 from ..net.connector import Connector
 from ..net.cursor import Cursor
-from ..net.loop import READ, WRITE, Loop
+from ..net.loop import READ, WRITE, Scope
 from ..outbox import Outbox
 from ..windows import checked_ranges
 from . import framing
@@ -44,7 +44,7 @@ class SendLink:
         address: tuple[str, int],
         token: bytes,
         timeout_s: float,
-        loop: Loop,
+        loop: Scope,
         outbox: Outbox,
         on_end: Callable[[bytes, SendLink], None],
     ) -> None:

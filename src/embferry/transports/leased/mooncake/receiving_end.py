@@ -12,7 +12,7 @@ import os
 import socket
 
 from ...contract import Region
-from ...net.loop import Loop
+from ...net.loop import Scope
 from ...outbox import Outbox
 from ..leases import LeaseTable
 from ..receiving_end import ReceivingEnd, SenderConnection
@@ -43,7 +43,7 @@ class MooncakeReceivingEnd(ReceivingEnd):
         token: bytes,
         sock: socket.socket,
         grace_s: float,
-        loop: Loop,
+        loop: Scope,
         outbox: Outbox,
     ) -> None:
         self.engine, self._size = engine, region.view.nbytes

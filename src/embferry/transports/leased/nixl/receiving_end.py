@@ -22,7 +22,7 @@ from functools import partial
 from embferry.protocol.errors import TransportError
 
 from ...contract import Region
-from ...net.loop import Loop
+from ...net.loop import Scope
 from ...outbox import Outbox
 from ..engine_thread import without_traceback
 from ..jobs import address_of
@@ -54,7 +54,7 @@ class NixlReceivingEnd(ReceivingEnd):
         sock: socket.socket,
         backends: Backends,
         close_timeout_s: float,
-        loop: Loop,
+        loop: Scope,
         outbox: Outbox,
     ) -> None:
         self._address, self._size = address_of(region.view), region.view.nbytes

@@ -1,0 +1,1 @@
+"""The control plane: how the ends of transfers exchange control messages."""

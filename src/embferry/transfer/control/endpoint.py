@@ -1,0 +1,58 @@
+"""Endpoints of the control plane: ``tcp://host:port``."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from embferry.protocol.errors import LocalProtocolError
+
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")  # RFC 1123, and the underscores of container networks
+_PORT = re.compile(r"[0-9]{1,5}")
+MAX_NAME = 253
+
+
+def tcp_endpoint(host: str, port: int) -> str:
+    """Returns the endpoint of a TCP address. An IPv6 address gets brackets."""
+    return f"tcp://[{host.strip('[]')}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def check_endpoint(endpoint: str) -> str:
+    """Returns ``endpoint`` if a peer can be behind it.
+
+    Raises:
+        LocalProtocolError: It is not ``tcp://host:port`` with an IPv4 address, an IPv6 address in brackets or a name.
+    """
+    host_and_port(endpoint)
+    return endpoint
+
+
+def host_and_port(endpoint: str) -> tuple[str, int]:
+    """Splits an endpoint into a host, without brackets, and a port.
+
+    Raises:
+        LocalProtocolError: As :func:`check_endpoint`.
+    """
+    if isinstance(endpoint, str):
+        scheme, _, rest = endpoint.partition("://")
+        host, _, port = rest.rpartition(":")
+        if scheme == "tcp" and _PORT.fullmatch(port) and 0 < int(port) < 65536 and _is_host(host):
+            return host.strip("[]"), int(port)
+    text = ascii(endpoint)[:100]
+    raise LocalProtocolError(f"{text} is not a control endpoint; it looks like tcp://10.0.0.7:5555")
+
+
+def is_address(host: str) -> bool:
+    """Returns whether ``host`` is an IP address, which needs no name server."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_host(host: str) -> bool:
+    if host.startswith("[") and host.endswith("]"):
+        return ":" in host and host.isascii() and host.isprintable() and is_address(host[1:-1])
+    return len(host) <= MAX_NAME and _NAME.fullmatch(host) is not None
