@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ import pytest
 from embferry import EmbeddingReceiver, EmbeddingSender, Fields, ReceiveManager, SendManager, Sink
 from embferry.protocol.layout import Field, Geometry, Layout
 from embferry.protocol.settings import TransferSettings
-from embferry.transfer.driver import Driver
+from embferry.transfer.handle import Handle
+from embferry.transfer.manager import Manager
+from embferry.transfer.runtime import ThreadRuntime
 from embferry.transports.contract import Transport
 from embferry.transports.http.transport import HttpTransport
 from embferry.transports.in_memory.transport import InMemoryTransport
@@ -76,11 +80,31 @@ class Pair:
 MakePair = Callable[..., Pair]
 
 
-def advance_clock(manager: Driver, seconds: float) -> None:
+def advance_clock(manager: Manager[Any], seconds: float) -> None:
     """Moves the clock of a manager forward: its time-outs expire without a wait."""
-    before = manager.now
-    manager.now = lambda: before() + seconds  # type: ignore[method-assign]
+    runtime = manager._runtime
+    before = runtime.now
+    runtime.now = lambda: before() + seconds  # type: ignore[method-assign]
     manager.wake()
+
+
+def let_expire(manager: Manager[Any], seconds: float, end: Handle) -> None:
+    """Moves the clock on until ``end`` has ended: a message that is still on its way may start its time-out anew."""
+    changed = threading.Event()
+    stop_waking = end.wake_on_change(changed.set)
+    for _ in range(100):
+        advance_clock(manager, seconds)
+        if end.has_ended or changed.wait(0.1) and end.has_ended:
+            break
+    stop_waking()
+
+
+def kill(manager: Manager[Any]) -> None:
+    """Ends the thread and the connections of a manager without a message, as in a killed process."""
+    runtime = manager._runtime
+    assert isinstance(runtime, ThreadRuntime)
+    runtime._turn = lambda: None
+    runtime.stop()
 
 
 @pytest.fixture(params=TRANSPORTS, ids=lambda transport: transport.name)

@@ -12,7 +12,7 @@ from embferry.protocol.errors import Aborted, LayoutMismatch, LeaseExpired, Loca
 from embferry.protocol.layout import Field, Layout
 from embferry.protocol.states import KVPoll
 
-from .conftest import LAYOUT, SECONDS, MakePair, Pair, advance_clock, embedding, same
+from .conftest import LAYOUT, SECONDS, MakePair, Pair, embedding, kill, let_expire, same
 
 
 def until(receiver: EmbeddingReceiver, condition: object) -> None:
@@ -257,9 +257,9 @@ def test_a_dead_encode_side_fails_the_transfer_and_its_blocks_are_freed(make_pai
     receiver.init()
     pair.sender(receiver.room, embedding(1000), ready=64)
     until(receiver, lambda: receiver.transferred_tokens >= 48)
-    pair.sending.stop()  # its thread ends without a message, as in a killed process
-    advance_clock(pair.receiving, pair.sending.settings.peer_timeout)
-    with pytest.raises(PeerGone, match="at token"):
+    kill(pair.sending)  # its thread ends without a message, as in a killed process
+    let_expire(pair.receiving, pair.sending.settings.peer_timeout, receiver)
+    with pytest.raises(PeerGone):
         wait(receiver, SECONDS)
     receiver.clear()
     assert pool_is_whole(pair)
@@ -272,7 +272,7 @@ def test_another_encode_worker_resumes_at_the_first_missing_token(make_pair: Mak
     receiver.init()
     pair.sender(receiver.room, rows, ready=320)
     until(receiver, lambda: receiver.transferred_tokens == 320)
-    pair.sending.stop()
+    kill(pair.sending)
     second = SendManager(LAYOUT, [pair.transport()], settings=pair.sending.settings)
     pair.extra.append(second)
     receiver.redirect(second.endpoint)
@@ -290,8 +290,8 @@ def test_a_dead_language_side_releases_the_source(make_pair: MakePair) -> None:
     receiver.init()
     sender = pair.sender(receiver.room, embedding(1000), ready=64)
     until(receiver, lambda: receiver.transferred_tokens >= 48)
-    pair.receiving.stop()
-    advance_clock(pair.sending, pair.sending.settings.lease_timeout)
+    kill(pair.receiving)
+    let_expire(pair.sending, pair.sending.settings.lease_timeout, sender)
     with pytest.raises(LeaseExpired):
         wait(sender, SECONDS)
     assert sender.source_released

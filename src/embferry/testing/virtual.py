@@ -102,6 +102,11 @@ class VirtualControl(ControlPlane):
         self.is_closed = False
         self._world, self._wake = world, wake
         self._events: list[Received | Unreachable] = []
+        self._dropped_frames = 0
+
+    @property
+    def dropped_frames(self) -> int:
+        return self._dropped_frames
 
     def arrived(self, event: Received | Unreachable) -> None:
         """The world has something for this end."""
@@ -111,7 +116,7 @@ class VirtualControl(ControlPlane):
 
     def send(self, peer: Hashable, data: bytes) -> None:
         if self.is_closed:
-            self.dropped_frames += 1
+            self._dropped_frames += 1
         else:
             self._world.transmit(self, peer, data)
 

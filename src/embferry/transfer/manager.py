@@ -54,6 +54,10 @@ class Record(Hashable, Protocol):
     failure: EmbeddingTransferError | None
     is_broken: bool
 
+    def history(self) -> list[str]:
+        """Returns the last events of the machine, a line each."""
+        ...
+
 
 R = TypeVar("R", bound=Record)
 
@@ -250,10 +254,10 @@ class Manager(ABC, Generic[R]):
             return
         if (error := attempt(call, *arguments)) is not None:
             record.is_broken = True
-            history = getattr(getattr(record, "machine", None), "history", ())
+            history = record.history()
             log.critical(
                 "room %d: a bug in embferry has ended this transfer; please report it, with this: %r, history %s",
-                *(record.room, error, list(history)),
+                *(record.room, error, "; ".join(history)),
                 exc_info=error,
             )
             why = f"a bug in embferry has ended this transfer: {error!r}; the log has its traceback"

@@ -9,16 +9,16 @@ from collections.abc import Hashable, Sequence
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.arguments import as_integer
 from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Restart, Revoke, Send, Verify
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import Abort, Frame, TransportAddress
+from embferry.protocol.messages import MAX_ID, MAX_TOKENS, Abort, Frame, TransportAddress
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import TERMINAL
 from embferry.transports.contract import Event, Revoked, Transport, Window
 
-from .arguments import room_number, whole_number
 from .control.contract import Unreachable
 from .control.endpoint import check_endpoint
 from .control.sockets import SocketControl
@@ -32,8 +32,6 @@ from .sink_calls import SinkCalls
 from .sinks import GatherSink, Sink
 
 log = logging.getLogger(__name__)
-
-MAX_TOKENS = (1 << 40) - 1
 
 
 class ReceiveManager(Manager[ReceiveRecord]):
@@ -107,9 +105,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
             LocalProtocolError: An argument is malformed, or the manager is closed.
             TransportError: Every transport has failed.
         """
-        room, endpoint = room_number(room), check_endpoint(endpoint)
+        room, endpoint = as_integer("room", room, 0, MAX_ID), check_endpoint(endpoint)
         if max_tokens is not None:
-            max_tokens = whole_number("max_tokens", max_tokens, 0, MAX_TOKENS)
+            max_tokens = as_integer("max_tokens", max_tokens, 0, MAX_TOKENS, room=room)
         with self.lock:
             self.check()
         record = ReceiveRecord(room, endpoint, sink or GatherSink(), failover_timeout, max_tokens)
@@ -289,11 +287,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
             transport.connect_to_sender(command.address)
         except TransportError as error:
             machine.abort(error, now)
-        error = attempt(transport.admit, Window(command.epoch, command.blocks))
-        if isinstance(error, LocalProtocolError):
-            raise error  # the window was impossible: a bug here
-        if error is not None:
-            self.fail(record, f"admit of the {transport.name} transport", error)
+        caught = attempt(transport.admit, Window(command.epoch, command.blocks))
+        if isinstance(caught, LocalProtocolError):
+            raise caught  # the window was impossible: a bug here
+        if caught is not None:
+            self.fail(record, f"admit of the {transport.name} transport", caught)
 
     def _granted(self, record: ReceiveRecord, epoch: int) -> None:
         """Takes note of the grant that the machine has just made."""

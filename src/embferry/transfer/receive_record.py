@@ -93,6 +93,10 @@ class ReceiveRecord:
             return KVPoll.Transferring
         return state
 
+    def history(self) -> list[str]:
+        """Returns the last events of the machine, a line each."""
+        return [] if self.machine is None else self.machine.history.lines()
+
     @property
     def discards(self) -> bool:
         """Whether data that arrives is of no use any more."""

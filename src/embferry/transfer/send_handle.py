@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from embferry.protocol.arguments import as_integer
 from embferry.protocol.errors import Aborted, EmbeddingTransferError
 from embferry.protocol.layout import Layout
 from embferry.protocol.sender import Sender
 from embferry.protocol.states import KVPoll
 
-from .arguments import whole_number
 from .checksums import Checksums
 from .fields import check_fields
 from .handle import ENDED, Handle, Host
@@ -85,7 +85,7 @@ class EmbeddingSender(Handle):
         with self.manager.lock:
             total = self.machine.total_tokens
             if ready_tokens is not None:
-                ready_tokens = whole_number("ready_tokens", ready_tokens, 0, max(total, 0))
+                ready_tokens = as_integer("ready_tokens", ready_tokens, 0, max(total, 0), room=self.room)
             check_fields(self.manager.layout, fields, total, self.room)
             if self._record.poll() in ENDED:
                 return

@@ -56,6 +56,10 @@ class SendRecord:
         """Returns where the transfer stands."""
         return KVPoll.Failed if self.error is not None else self.machine.poll()
 
+    def history(self) -> list[str]:
+        """Returns the last events of the machine, a line each."""
+        return self.machine.history.lines()
+
     def release(self) -> None:
         """Drops the references to the embedding."""
         self.source, self.checksums = {}, None

@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 PASSES_A_TURN, MAX_PASSES = 4, 1 << 20
 """Steps of a verification before the next transfer's turn: 4 MiB, or the whole chunk if there is no other transfer."""
 
-MAX_AUX = (1 << 31) - 1
-
 
 class Host(Protocol):
     """The manager, as far as the calls of its sinks need it."""
@@ -156,9 +154,7 @@ class SinkCalls:
     def _write_aux(self, record: ReceiveRecord, chunk: Deliver) -> None:
         machine = record.machine
         assert machine is not None
-        row = self._manager.buffers.aux_datas[chunk.blocks[0]]
-        row[: len(machine.aux)] = machine.aux
-        row[0] = min(machine.total_tokens, MAX_AUX)  # an int32; the length itself is the handle's
+        self._manager.buffers.write_aux(chunk.blocks[0], machine.total_tokens, machine.aux)
 
     @staticmethod
     def _total(record: ReceiveRecord) -> int:

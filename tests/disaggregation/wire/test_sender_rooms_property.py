@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import suppress
+from contextlib import suppress
 from typing import Any
 
 from hypothesis import given, settings
@@ -106,6 +107,7 @@ def take(rooms: SenderRooms, watch: Watch, step: tuple[Any, ...], now: float) ->
     match step:
         case ("receive", message):
             with suppress(RemoteProtocolError):
+                with suppress(RemoteProtocolError):
                 watch.see(rooms.receive(message, now))
         case ("open", room):
             rooms.open(room, now)
