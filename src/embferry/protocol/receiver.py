@@ -47,7 +47,7 @@ from .messages import (
 from .retry_policy import RetryPolicy
 from .settings import TransferSettings
 from .states import POLL, RECEIVER, TERMINAL, KVPoll, Phase, Trigger, step
-from .validation import MAX_OUTSTANDING, MAX_SENDERS, check_chunk, check_offer, continues
+from .validation import MAX_OPEN_RUNS, MAX_OUTSTANDING, MAX_SENDERS, check_chunk, check_offer, continues
 
 Deadline = tuple[float, Callable[[], EmbeddingTransferError]]
 """A time, and the error with which the transfer ends if nothing has happened by then."""
@@ -128,8 +128,10 @@ class Receiver:
 
     def wanted(self, now: float) -> tuple[int, int] | None:
         """Returns the next tokens that need blocks, as (offset, length). None: nothing can be granted now."""
-        if self.phase in TERMINAL or not self.peer or len(self.ledger.grants) >= MAX_OUTSTANDING:
+        if self.phase in TERMINAL or not self.peer:
             return None
+        if len(self.ledger.grants) >= MAX_OUTSTANDING or self.ledger.open_runs > MAX_OPEN_RUNS - MAX_RUNS:
+            return None  # the sender would not take up another grant
         if self.retry_policy.is_paused(now):
             return None
         if self.total_tokens >= 0:
@@ -155,12 +157,12 @@ class Receiver:
         size = self.geometry.block_size
         if wanted is None or not 0 < len(blocks) <= -(-wanted[1] // size) or epoch < self.ledger.next_epoch:
             raise LocalProtocolError(f"{len(blocks)} blocks for {wanted} under epoch {epoch}", room=self.room)
-        if sum(1 for _ in merged(blocks)) > MAX_RUNS:
+        if (runs := sum(1 for _ in merged(blocks))) > MAX_RUNS:
             raise LocalProtocolError(f"more than {MAX_RUNS} runs of blocks in one grant", room=self.room)
         tokens = min(wanted[1], len(blocks) * size)
         if not self.ledger.active and not self.ledger.checking:
             self.progress_at = self.asked_at = now  # until now the transfer had no blocks: the peer is not late
-        grant = OutstandingGrant(epoch, self.peer, wanted[0], tokens, blocks, size, self.transport)
+        grant = OutstandingGrant(epoch, self.peer, wanted[0], tokens, blocks, size, self.transport, runs)
         self.ledger.open(grant)
         self.transfers += 1
         self._commands.append(Admit(epoch, blocks, self.transport, self.address))

@@ -43,7 +43,7 @@ from .messages import (
 )
 from .settings import TransferSettings
 from .states import POLL, SENDER, TERMINAL, KVPoll, Phase, Trigger, step
-from .validation import MAX_GRANTS, check_grant, check_open
+from .validation import check_grant, check_open
 
 
 class Sender:
@@ -133,14 +133,14 @@ class Sender:
     def write_done(self, target: int, epoch: int, offset: int, length: int, checksum: bytes | None) -> None:
         """The write of a :class:`~.commands.Write` command is complete at the receiver."""
         destination = self.destinations[target]
-        destination.transports.worked(destination.grants[epoch].message.transport)
+        destination.transports.worked(destination.grants[epoch].transport)
         self._write_ended(target, epoch, Chunk(offset, length, checksum))
 
     def write_failed(self, target: int, epoch: int, offset: int, length: int, error: EmbeddingTransferError) -> None:
         """The write has failed. The receiver decides whether to request its tokens again."""
         destination = self.destinations[target]
         taken = destination.grants[epoch]
-        transport, started, limit = taken.message.transport, taken.in_flight[offset], self.settings.transport_failures
+        transport, started, limit = taken.transport, taken.in_flight[offset], self.settings.transport_failures
         if not taken.cancelled:  # a write under a cancelled grant may be rejected: that is no fault of the transport
             failed = destination.transports.failed(transport, started=started, latest=self.writes_started, limit=limit)
             if failed or not error.retryable:
@@ -229,15 +229,15 @@ class Sender:
         if not guards.is_new(grant.epoch, destination.grants):
             self._repeat(destination, destination.grants[grant.epoch])
             return
-        if len(destination.grants) >= MAX_GRANTS:
-            return
+        if not destination.can_take(grant):
+            return  # unanswered: the receiver asks again, and by then others may be finished
         try:
             check_grant(grant, destination.opened.geometry, destination.transports.names)
         except RemoteProtocolError as error:
             self._send(Abort.because_of(error, self.room, destination.opened.generation), destination.session)
             return
         self.phase = step(SENDER, self.phase, Trigger.GRANTED)
-        taken = destination.grants[grant.epoch] = TakenGrant(grant, grant.sent_tokens)
+        taken = destination.take(grant)
         if destination.transports.is_given_up(grant.transport):
             self._offer_to(destination)  # the receiver does not know yet which transport replaces it
         self._write_on()
@@ -246,7 +246,7 @@ class Sender:
 
     def _repeat(self, destination: Destination, taken: TakenGrant) -> None:
         """Repeats every report on a grant."""
-        epoch = taken.message.epoch
+        epoch = taken.epoch
         for at in range(0, len(taken.written), MAX_CHUNKS):
             chunks = tuple(taken.written[at : at + MAX_CHUNKS])
             self._send(Written(self.room, epoch, chunks), destination.session)
@@ -262,7 +262,7 @@ class Sender:
                 continue  # unanswered: the receiver asks again, or revokes the epoch
             taken = destination.grants.get(epoch)
             if taken is not None:
-                taken.cancel()
+                destination.cancel(taken)
             if guards.may_report_drained(len(taken.in_flight) if taken else 0):
                 done.append(epoch)
             else:
@@ -287,13 +287,13 @@ class Sender:
         if destination is None or self.phase in TERMINAL or self.total_tokens < 0:
             return
         geometry, chunk_bytes = destination.opened.geometry, self.settings.chunk_bytes
-        for taken in destination.grants.values():
+        for taken in list(destination.unfinished.values()):
             if not guards.still_needed(taken.cursor, destination.acknowledged):
-                taken.cancel()
-            if destination.transports.is_given_up(taken.message.transport):
+                destination.cancel(taken)
+            if destination.transports.is_given_up(taken.transport):
                 self._abandon(destination, taken)
+            end = min(taken.stop, self.total_tokens)
             while self.writes_in_flight < self.settings.writes_in_flight:
-                end = min(taken.stop, self.total_tokens)
                 chunk = next_chunk(taken, end, self.ready_tokens, geometry, chunk_bytes)
                 if chunk is None:
                     break
@@ -304,18 +304,18 @@ class Sender:
                 self.writes_started += 1
                 taken.in_flight[start] = self.writes_started
                 transport, verify = destination.transports.current, destination.opened.verify
-                epoch = taken.message.epoch
-                self._commands.append(Write(destination.session, epoch, start, stop - start, blocks, transport, verify))
+                length, epoch = stop - start, taken.epoch
+                self._commands.append(Write(destination.session, epoch, start, length, blocks, transport, verify))
+            if taken.cursor >= end:
+                destination.finish(taken)
 
     def _abandon(self, destination: Destination, taken: TakenGrant) -> None:
         """Reports the unwritten tokens of a grant whose transport was given up; the receiver grants them again."""
         start, stop = taken.cursor, min(taken.stop, self.total_tokens)
-        taken.cancel()
+        destination.cancel(taken)
         if start < stop:
-            error = TransportError(
-                f"{taken.message.transport} was given up in favour of {destination.transports.current.name}"
-            )
-            failed = WriteFailed(self.room, taken.message.epoch, start, stop - start, *_words(error), True)
+            error = TransportError(f"{taken.transport} was given up in favour of {destination.transports.current.name}")
+            failed = WriteFailed(self.room, taken.epoch, start, stop - start, *_words(error), True)
             taken.failed.append(failed)
             self._send(failed, destination.session)
 

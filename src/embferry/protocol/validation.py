@@ -6,6 +6,7 @@ from . import guards
 from .errors import CapacityError, LayoutMismatch, RemoteProtocolError, TransportError
 from .layout import Geometry, Layout
 from .messages import VERSIONS, Chunk, Grant, Offer, Open, TransportAddress, common_version
+from .runs import are_distinct
 from .transport_selector import TransportSelector
 
 MAX_RECEIVERS = 64
@@ -14,6 +15,8 @@ MAX_SENDERS = 64
 """Sender sessions whose announcement a receiver remembers; the oldest are forgotten."""
 MAX_OUTSTANDING = 1024
 """Grants that a receiver keeps outstanding for one transfer."""
+MAX_OPEN_RUNS = 1 << 18
+"""Runs of blocks in the open grants of one receiver. It asks for no more, and a sender takes up no more."""
 MAX_GRANTS = 4 * MAX_OUTSTANDING
 """Grants, and refused epochs, that a sender remembers of one receiver. Further ones stay unanswered meanwhile."""
 
@@ -61,13 +64,10 @@ def check_grant(grant: Grant, geometry: Geometry, transports: set[str]) -> None:
     """
     if grant.transport not in transports:
         raise RemoteProtocolError(f"a grant over {grant.transport!r}, which the two ends do not share")
-    at = 0
-    for first, count in sorted(grant.runs):
-        if first < at or first + count > geometry.num_blocks:
-            raise RemoteProtocolError(
-                f"a grant of blocks that repeat or do not exist, in a region of {geometry.num_blocks}"
-            )
-        at = first + count
+    if not are_distinct(grant.runs, geometry.num_blocks):
+        raise RemoteProtocolError(
+            f"a grant of blocks that repeat or are outside of a region of {geometry.num_blocks}"
+        )
     blocks, size = sum(count for _, count in grant.runs), geometry.block_size
     if not (blocks - 1) * size < grant.allocated_tokens <= blocks * size:
         raise RemoteProtocolError(f"a grant of {grant.allocated_tokens} tokens in {blocks} blocks of {size}")
