@@ -157,7 +157,7 @@ def test_a_receiver_grants_over_the_new_transport_and_ignores_failures_of_the_ol
 
 def test_the_sender_s_address_is_passed_on_with_the_window() -> None:
     receiver = offered(8)
-    to_receiver(receiver, m.Offer(ROOM, 1, 1, "tcp", 8, b"content", (), b"there"))
+    to_receiver(receiver, m.Offer(ROOM, 1, 1, "tcp", 8, b"content", (8, 3), b"there"))
     receiver.grant((0, 1), 1, 0.0)
     assert Admit(1, (0, 1), "tcp", b"there") in receiver.take_commands()
 
