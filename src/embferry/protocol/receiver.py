@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from . import guards
+from .arguments import as_addresses, as_error, as_integer, as_integers, as_text
 from .commands import Admit, CloseBlocks, Deliver, ReceiverCommand, Release, Restart, Revoke, Send, Verify
 from .errors import (
     Aborted,
@@ -28,7 +29,10 @@ from .failover import Failover
 from .layout import Geometry, merged
 from .ledger import Check, Ledger, OutstandingGrant
 from .messages import (
+    MAX_ENDPOINT,
+    MAX_ID,
     MAX_RUNS,
+    MAX_TRANSPORTS,
     VERSIONS,
     Abort,
     Body,
@@ -72,6 +76,10 @@ class Receiver:
         max_tokens: Tokens that the caller has room for. A longer embedding fails the transfer with
             :class:`~.errors.CapacityError` before anything is granted. None: ``max_embedding_bytes`` alone limits it.
 
+    Raises:
+        LocalProtocolError: The room, the session, the endpoint, a transport or ``max_tokens`` is out of bounds.
+        LayoutMismatch: The geometry is out of bounds.
+
     Attributes:
         peer: Session of the sender whose offer was accepted; 0: none yet.
         transport: Name of the transport in use. ``address`` is the sender's end of it.
@@ -97,8 +105,12 @@ class Receiver:
         *,
         max_tokens: int | None = None,
     ) -> None:
-        self.room, self.session, self.settings = room, session, settings
-        self.geometry, self.endpoint, self.transports = geometry, endpoint, transports
+        self.room = as_integer("room", room, 0, MAX_ID)
+        self.session = as_integer("session", session, 1, MAX_ID, room=self.room)
+        geometry.validate()
+        self.geometry, self.settings = geometry, settings
+        self.endpoint = as_text("endpoint", endpoint, MAX_ENDPOINT, room=self.room)
+        self.transports = as_addresses(transports, MAX_TRANSPORTS)
         self.phase = Phase.BOOTSTRAPPING
         self.error: EmbeddingTransferError | None = None
         self.peer = 0
@@ -113,7 +125,7 @@ class Receiver:
         self.offered = False
         self.retry_policy = RetryPolicy(settings, now)
         self.failover = Failover(failover_timeout)
-        self.max_tokens = max_tokens
+        self.max_tokens = None if max_tokens is None else as_integer("max_tokens", max_tokens, 0, MAX_ID, room=room)
         self.asked_at = self.heard_at = self.progress_at = self.ended_at = now
         self.peer_knows = False
         self._commands: list[ReceiverCommand] = []
@@ -151,8 +163,10 @@ class Receiver:
             The number of tokens granted.
 
         Raises:
-            LocalProtocolError: Nothing is wanted, or the blocks are too many or in too many runs.
+            LocalProtocolError: Nothing is wanted, a block does not exist, or they are too many or in too many runs.
         """
+        epoch = as_integer("epoch", epoch, 0, MAX_ID, room=self.room)
+        blocks = as_integers("blocks", blocks, 0, self.geometry.num_blocks - 1, room=self.room)
         wanted = self.wanted(now)
         size = self.geometry.block_size
         if wanted is None or not 0 < len(blocks) <= -(-wanted[1] // size) or epoch < self.ledger.next_epoch:
@@ -230,7 +244,7 @@ class Receiver:
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer with ``error`` and tells the sender. Does nothing if it has ended already."""
-        self._fail(error, now, tell=True)
+        self._fail(as_error(error, room=self.room), now, tell=True)
 
     def clear(self, now: float) -> None:
         """The caller needs the transfer no longer: drains what is in flight, then releases everything it holds."""

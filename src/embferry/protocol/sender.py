@@ -8,6 +8,7 @@ touches again what it has reported as written or drained.
 from __future__ import annotations
 
 from . import guards
+from .arguments import as_addresses, as_bytes, as_error, as_integer, as_integers
 from .chunks import next_chunk
 from .commands import Connect, ReleaseSource, Send, SenderCommand, Write
 from .destination import Destination, TakenGrant
@@ -21,8 +22,10 @@ from .errors import (
 )
 from .layout import Layout
 from .messages import (
+    MAX_AUX,
     MAX_CHUNKS,
-    MAX_TEXT,
+    MAX_DIGEST,
+    MAX_ID,
     MAX_TOKENS,
     Abort,
     Body,
@@ -40,10 +43,14 @@ from .messages import (
     Unknown,
     WriteFailed,
     Written,
+    words,
 )
 from .settings import TransferSettings
 from .states import POLL, SENDER, TERMINAL, KVPoll, Phase, Trigger, step
 from .validation import check_grant, check_open
+
+MAX_OWN_TRANSPORTS = 64
+"""Transports of one sender. A receiver may name fewer."""
 
 
 class Sender:
@@ -56,6 +63,9 @@ class Sender:
         transports: The transports this end can write over, the preferred one first, with its own address of each.
         settings: Time-outs, retries and sizes.
         now: The time at which the transfer begins.
+
+    Raises:
+        LocalProtocolError: The room, the session or a transport is out of bounds.
 
     Attributes:
         ready_tokens: Tokens ``[0, ready_tokens)`` of the embedding can be read.
@@ -73,10 +83,10 @@ class Sender:
         settings: TransferSettings,
         now: float,
     ) -> None:
-        self.room = room
-        self.session = session
+        self.room = as_integer("room", room, 0, MAX_ID)
+        self.session = as_integer("session", session, 1, MAX_ID, room=self.room)
         self.layout = layout
-        self.transports = {transport.name: transport for transport in transports}
+        self.transports = {transport.name: transport for transport in as_addresses(transports, MAX_OWN_TRANSPORTS)}
         self.settings = settings
         self.phase = Phase.BOOTSTRAPPING
         self.error: EmbeddingTransferError | None = None
@@ -104,14 +114,15 @@ class Sender:
             aux: Up to 16 int32 that travel with the announcement.
 
         Raises:
-            LocalProtocolError: Announced differently before, or out of bounds.
+            LocalProtocolError: Announced differently before, out of bounds or of a wrong type.
         """
+        total_tokens = as_integer("total_tokens", total_tokens, 0, MAX_TOKENS, room=self.room)
+        as_bytes("content_digest", content_digest, 1, MAX_DIGEST, room=self.room)
+        aux = as_integers("aux", aux, -(1 << 31), (1 << 31) - 1, room=self.room)
+        if len(aux) > MAX_AUX:
+            raise LocalProtocolError(f"aux has {len(aux)} values; it may have {MAX_AUX}", room=self.room)
         if self.total_tokens >= 0 and (total_tokens, content_digest) != (self.total_tokens, self.content_digest):
             raise LocalProtocolError("an embedding is announced once; open another room for another", room=self.room)
-        if not 0 <= total_tokens <= MAX_TOKENS:
-            raise LocalProtocolError(f"an embedding cannot have {total_tokens} tokens", room=self.room)
-        if not 1 <= len(content_digest) <= 64 or len(aux) > 16 or any(x.bit_length() > 31 for x in aux):
-            raise LocalProtocolError("a content digest has 1 to 64 bytes, aux up to 16 int32", room=self.room)
         if self.total_tokens < 0:
             self.total_tokens, self.content_digest, self.aux = total_tokens, content_digest, aux
             self._offer()
@@ -120,8 +131,9 @@ class Sender:
         """Says that tokens ``[0, ready_tokens)`` can be read now.
 
         Raises:
-            LocalProtocolError: Fewer than before, or more than announced.
+            LocalProtocolError: Fewer than before, more than announced, or no integer.
         """
+        ready_tokens = as_integer("ready_tokens", ready_tokens, 0, MAX_TOKENS, room=self.room)
         if not self.ready_tokens <= ready_tokens <= max(self.total_tokens, 0):
             raise LocalProtocolError(
                 f"{ready_tokens} tokens ready after {self.ready_tokens}, of {self.total_tokens} announced",
@@ -146,7 +158,7 @@ class Sender:
             if failed or not error.retryable:
                 self.transport_failed(target, transport)
         again = error.retryable or taken.cancelled or destination.transports.is_given_up(transport)
-        self._write_ended(target, epoch, WriteFailed(self.room, epoch, offset, length, *_words(error), again))
+        self._write_ended(target, epoch, WriteFailed(self.room, epoch, offset, length, *words(error), again))
 
     def transport_failed(self, target: int, transport: str) -> None:
         """Switches session ``target`` from ``transport``, which does not reach it, to the next shared one, if any."""
@@ -159,7 +171,7 @@ class Sender:
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer with ``error`` and tells the receiver. Does nothing if it has ended already."""
-        self._fail(error, now, tell=True)
+        self._fail(as_error(error, room=self.room), now, tell=True)
 
     # Messages from the peer
 
@@ -315,7 +327,7 @@ class Sender:
         destination.cancel(taken)
         if start < stop:
             error = TransportError(f"{taken.transport} was given up in favour of {destination.transports.current.name}")
-            failed = WriteFailed(self.room, taken.epoch, start, stop - start, *_words(error), True)
+            failed = WriteFailed(self.room, taken.epoch, start, stop - start, *words(error), True)
             taken.failed.append(failed)
             self._send(failed, destination.session)
 
@@ -430,8 +442,3 @@ class Sender:
                         del self._commands[at]
                         return Written(report.room, epoch, (*chunks, *report.chunks))
         return report
-
-
-def _words(error: EmbeddingTransferError) -> tuple[str, str]:
-    """Returns code and detail, cut to what a message may carry."""
-    return error.code, error.detail[:MAX_TEXT]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields
 
 from .errors import LocalProtocolError
@@ -12,7 +13,7 @@ class TransferSettings:
     """Settings of one end. Every state that waits for the peer has a finite time-out.
 
     Raises:
-        LocalProtocolError: A number is not greater than 0.
+        LocalProtocolError: A number is not greater than 0, or not an integer where it counts something.
     """
 
     bootstrap_timeout: float = 30.0
@@ -54,9 +55,15 @@ class TransferSettings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, bool) and not value > 0:
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind is bool and isinstance(value, bool):
+                continue
+            numeric = hasattr(value, "__index__" if kind is int else "__float__")
+            if kind is bool or isinstance(value, bool | str) or not numeric:
+                raise LocalProtocolError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
+            if not value > 0:
                 raise LocalProtocolError(f"{field.name} must be greater than 0, not {value}")
+            object.__setattr__(self, field.name, operator.index(value) if kind is int else float(value))
 
 
 DEFAULTS = TransferSettings()

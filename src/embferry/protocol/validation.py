@@ -65,9 +65,7 @@ def check_grant(grant: Grant, geometry: Geometry, transports: set[str]) -> None:
     if grant.transport not in transports:
         raise RemoteProtocolError(f"a grant over {grant.transport!r}, which the two ends do not share")
     if not are_distinct(grant.runs, geometry.num_blocks):
-        raise RemoteProtocolError(
-            f"a grant of blocks that repeat or are outside of a region of {geometry.num_blocks}"
-        )
+        raise RemoteProtocolError(f"a grant of blocks that repeat or are outside of a region of {geometry.num_blocks}")
     blocks, size = sum(count for _, count in grant.runs), geometry.block_size
     if not (blocks - 1) * size < grant.allocated_tokens <= blocks * size:
         raise RemoteProtocolError(f"a grant of {grant.allocated_tokens} tokens in {blocks} blocks of {size}")

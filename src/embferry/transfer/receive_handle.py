@@ -246,9 +246,7 @@ class EmbeddingReceiver(Handle):
     def deliver(self, chunk: Deliver) -> None:
         """Hands a verified chunk to the sink."""
         if chunk.offset == 0:
-            aux = self.machine.aux
-            self.manager.buffers.aux_datas[chunk.blocks[0], : len(aux)] = aux
-            self.manager.buffers.aux_datas[chunk.blocks[0], 0] = self.machine.total_tokens
+            self.manager.buffers.write_aux(chunk.blocks[0], self.machine.total_tokens, self.machine.aux)
         self.sink.deliver(chunk, self.machine.total_tokens)
 
     def granted(self, epoch: int) -> None:
