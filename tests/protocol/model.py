@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from embferry.protocol.errors import Aborted, RemoteProtocolError
+from embferry.protocol.errors import Aborted, PeerGone, RemoteProtocolError
 from embferry.protocol.states import TERMINAL
 
 from .ends import Content, EncodeEnd, LanguageEnd, must
@@ -71,7 +71,7 @@ class TransferStories(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(
-            ("encoder", "receiver", "restarted encoder", "restarted receiver", "spare encoder", "broken link")
+            ("encoder", "receiver", "restarted encoder", "restarted receiver", "spare encoder", "broken link", "no way")
         ),
         pick=PICK,
         embedding=st.sampled_from(("same", "same length", "other")),
@@ -101,6 +101,9 @@ class TransferStories(RuleBasedStateMachine):
             )
         elif what == "broken link":
             simulation.redirect(receiver, receiver.endpoint)
+        elif what == "no way":
+            receiver.machine.peer_unreachable(PeerGone("connection refused"), simulation.now)
+            simulation.run()
 
     @rule(what=st.sampled_from(("killed", "silent", "killed receiver", "abort", "refusal", "clear")), pick=PICK)
     def stop_end(self, what: str, pick: int) -> None:

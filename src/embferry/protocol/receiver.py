@@ -19,6 +19,7 @@ from .errors import (
     Aborted,
     CapacityError,
     EmbeddingTransferError,
+    EmbferryError,
     IntegrityError,
     LeaseExpired,
     LocalProtocolError,
@@ -241,6 +242,23 @@ class Receiver:
         self.failover.lost = None
         self.retry_policy.peer_changed()
         self.peer_lost(now)
+
+    def peer_unreachable(self, error: Exception, now: float) -> None:
+        """The control plane has given up on the endpoint: its name does not resolve, or it refuses connections.
+
+        Before an offer was accepted, and after a loss, this ends the transfer, or begins the wait for another endpoint,
+        with :class:`~.errors.PeerGone`, which names ``error``. A peer whose offer was accepted is lost, as by
+        :meth:`peer_lost`.
+        """
+        if self.phase in TERMINAL:
+            self.peer_knows = True  # it cannot be told
+            self.peer_lost(now)
+        elif self.peer:
+            self.peer_lost(now)
+        elif self.failover.lost is None:  # otherwise no peer is named
+            cause = error.detail if isinstance(error, EmbferryError) else str(error) or type(error).__name__
+            why = f"the encode worker cannot be reached: {cause}"
+            self._peer_failed(PeerGone(why, room=self.room), now, tell=False)
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer with ``error`` and tells the sender. Does nothing if it has ended already."""
