@@ -31,7 +31,7 @@ from embferry.protocol.commands import (
 )
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import Body, Frame, Offer, Open, TransportAddress, Unknown, decode, encode
+from embferry.protocol.messages import Body, Frame, Offer, Open, Pending, TransportAddress, Unknown, decode, encode
 from embferry.protocol.ranges import RangeSet
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.sender import Sender
@@ -190,6 +190,7 @@ class Simulation:
                 host.machine.receive(frame.source, frame.target, frame.body, self.now)
             elif isinstance(frame.body, Open):
                 self.parked[packet.target] = frame
+                self._send(packet.target, LANGUAGE, 0, frame.source, Pending(frame.body.room, 0))
             else:
                 self._send(packet.target, LANGUAGE, 0, frame.source, Unknown(frame.body.room, frame.target))
         self.run()

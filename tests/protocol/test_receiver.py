@@ -197,6 +197,7 @@ def test_repeated_and_foreign_reports_are_ignored() -> None:
     to_receiver(receiver, m.Progress(ROOM, 8, 0))  # a receiver's message, sent to a receiver
     to_receiver(receiver, m.Closed(ROOM))
     to_receiver(receiver, m.Unknown(ROOM, ENCODE + 1))
+    to_receiver(receiver, an_offer(8), source=0)
     receiver.consumed(5, 0)
     receiver.revoked(5)
     assert receiver.take_commands() == []

@@ -144,6 +144,7 @@ class Pending(Message, frozen=True, array_like=True, tag="pending"):
     """The grant was received; its tokens are not ready yet, or are being written."""
 
     epoch: Id
+    """0: there is no grant yet. The worker keeps the ``open`` until it opens the room itself."""
 
 
 class Written(Message, frozen=True, array_like=True, tag="written"):

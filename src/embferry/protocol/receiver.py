@@ -43,6 +43,7 @@ from .messages import (
     Drained,
     Offer,
     Open,
+    Pending,
     Progress,
     TransportAddress,
     Unknown,
@@ -294,11 +295,15 @@ class Receiver:
                 self.peer_knows = self.phase in TERMINAL
                 self.peer_lost(now)
             return
+        if isinstance(body, Pending) and not self.peer:
+            if body.epoch == 0:  # the worker waits for its own sender; otherwise, it is late, from a lost peer
+                self.heard_at = now
+            return
         if isinstance(body, Abort) and not self.peer:
             if guards.answers_current_generation(body.generation, self.generation):
                 self._peer_failed(body.error, now, tell=False)
             return
-        if not guards.from_current_peer(source, self.peer):
+        if not self.peer or not guards.from_current_peer(source, self.peer):
             return
         self.heard_at = now
         match body:
@@ -316,8 +321,8 @@ class Receiver:
                 pass  # Pending is only a sign of life; messages from receivers to senders do not concern this end
 
     def _offered(self, source: int, offer: Offer, now: float) -> None:
-        if not guards.answers_current_generation(offer.generation, self.generation):
-            return
+        if not source or not guards.answers_current_generation(offer.generation, self.generation):
+            return  # session 0 has no room to offer
         if self.peer and not guards.from_current_peer(source, self.peer):
             return
         if self.phase in TERMINAL:
@@ -473,25 +478,31 @@ class Receiver:
         limits = self.settings
         if (lost := self.failover.lost) is not None:
             return [(self.failover.until, lambda: lost)]
-        if not self.peer and self.phase is Phase.BOOTSTRAPPING:
-            return [(self.asked_at + limits.bootstrap_timeout, self._no_offer)]
+        heard_at = max(self.heard_at, self.asked_at)
         if not self.peer:
-            return [(self.asked_at + limits.peer_timeout, self._no_successor)]
+            first = self.phase is Phase.BOOTSTRAPPING
+            silence = limits.answer_timeout if first else limits.peer_timeout
+            silent = heard_at + silence, self._no_answer if first else self._no_successor
+            return [silent, (self.asked_at + limits.bootstrap_timeout, self._no_offer)]
         if not self.ledger.is_active and self.offered:
             return []
         if self.phase is Phase.WAITING_FOR_INPUT:
             token = self.progress_at + limits.waiting_timeout
-            error = f"the encode worker has produced nothing for {limits.waiting_timeout:g} s"
+            why = f"the encode worker has produced nothing for {limits.waiting_timeout:g} s"
         else:
             token = self.progress_at + limits.transfer_timeout
             after = f"after the first {self.transferred_tokens}"
-            error = f"no token has arrived for {limits.transfer_timeout:g} s {after}"
-        silence = max(self.heard_at, self.asked_at) + limits.peer_timeout
-        return [(token, partial(LeaseExpired, error, room=self.room)), (silence, self._silent)]
+            why = f"no token has arrived for {limits.transfer_timeout:g} s {after}"
+        late = partial(LeaseExpired, why, room=self.room)
+        return [(token, late), (heard_at + limits.peer_timeout, self._silent)]
 
     def _no_offer(self) -> PeerGone:
-        seconds = self.settings.bootstrap_timeout
-        return PeerGone(f"no encode worker has answered for {seconds:g} s; is the one named running?", room=self.room)
+        why = f"the encode worker has not opened the room for {self.settings.bootstrap_timeout:g} s"
+        return PeerGone(f"{why}; was it asked to encode?", room=self.room)
+
+    def _no_answer(self) -> PeerGone:
+        why = f"the encode worker has not answered for {self.settings.answer_timeout:g} s"
+        return PeerGone(f"{why}; is it stuck, or do its messages not get through?", room=self.room)
 
     def _no_successor(self) -> PeerGone:
         why = f"the encode worker was lost at token {self.transferred_tokens} and no other has taken over"

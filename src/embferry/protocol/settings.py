@@ -17,12 +17,14 @@ class TransferSettings:
     """
 
     bootstrap_timeout: float = 30.0
-    """Longest wait for the peer's first message."""
+    """Longest wait for the offer of an encode worker that answers, or for the first language worker."""
+    answer_timeout: float = 5.0
+    """Longest silence of an encode worker that has made no offer yet. One that answers has ``bootstrap_timeout``."""
     waiting_timeout: float = 120.0
     """Longest time between the offer and the first token: the encoder runs meanwhile."""
     transfer_timeout: float = 30.0
     """Longest time without a newly verified token while blocks are granted."""
-    peer_timeout: float = 10.0
+    peer_timeout: float = 5.0
     """Longest silence of the peer while an answer is outstanding."""
     lease_timeout: float = 60.0
     """How long a sender keeps an embedding for a silent receiver."""

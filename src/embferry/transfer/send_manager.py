@@ -13,7 +13,7 @@ import zmq
 from embferry.protocol.commands import Connect, ReleaseSource, Send, Write
 from embferry.protocol.errors import Aborted, LocalProtocolError
 from embferry.protocol.layout import Layout
-from embferry.protocol.messages import Frame, Open, Unknown
+from embferry.protocol.messages import Frame, Open, Pending, Unknown
 from embferry.protocol.sender import Sender
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Transport
@@ -136,6 +136,7 @@ class SendManager(Driver):
             self._parked.move_to_end(frame.body.room)
             if len(self._parked) > MAX_PARKED:
                 self._parked.popitem(last=False)
+            self.send(peer, 0, frame.source, Pending(frame.body.room, 0))
         else:
             self.send(peer, 0, frame.source, Unknown(frame.body.room, frame.target))
 
