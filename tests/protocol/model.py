@@ -195,6 +195,11 @@ class TransferStories(RuleBasedStateMachine):
     def break_transport(self, name: str) -> None:
         self.simulation.break_transport(name)
 
+    @rule(name=st.sampled_from(TRANSPORTS), here=st.booleans())
+    def lose_transport(self, name: str, here: bool) -> None:
+        if self.simulation.may_lose(name):
+            (self.simulation.lose_transport if here else self.simulation.lose_encoders_transport)(name)
+
     @precondition(lambda self: self.simulation.memory.revoking)
     @rule(pick=PICK)
     def revoke(self, pick: int) -> None:

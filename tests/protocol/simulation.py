@@ -84,6 +84,8 @@ class Simulation:
         self.epochs: dict[int, LanguageEnd] = {}
         self.transport_of: dict[int, str] = {}
         self.broken: set[str] = set()  # names of broken transports
+        self.lost_here: set[str] = set()  # names of transports that the language worker has lost
+        self.lost_there: set[str] = set()  # names of transports that the encode workers have lost
         self.block_epoch: dict[int, int] = {}
         self.closed: set[int] = set()  # blocks that their writer has reported as written
         self.orphans: dict[int, tuple[int, tuple[int, ...]]] = {}  # epoch: (room, blocks) of receivers that died
@@ -108,7 +110,7 @@ class Simulation:
             room,
             next(self._sessions),
             LAYOUT,
-            tuple(TransportAddress(name, b"") for name in TRANSPORTS),
+            tuple(TransportAddress(name, b"") for name in TRANSPORTS if name not in self.lost_there),
             self.settings,
             self.now,
         )
@@ -121,7 +123,7 @@ class Simulation:
         return end
 
     def start_receiver(self, room: int, endpoint: str = "") -> LanguageEnd:
-        transports = tuple(TransportAddress(name, name.encode()) for name in TRANSPORTS)
+        transports = tuple(TransportAddress(n, n.encode()) for n in TRANSPORTS if n not in self.lost_here)
         machine = Receiver(room, next(self._sessions), self.geometry, LANGUAGE, transports, self.settings, self.now)
         end = LanguageEnd(room, endpoint or f"encode {room}", machine)
         self.receivers.append(end)
@@ -236,12 +238,34 @@ class Simulation:
 
     def break_transport(self, name: str) -> None:
         """Breaks a transport: its writes fail and are not retryable. The other transport is never broken."""
-        if not self.broken:
+        if not self.broken and self.may_lose(name):
             self.broken.add(name)
             for write in list(self.memory.in_flight):
                 _, command = self._writer(write)
                 if command.transport.name == name:
                     self._fail(write, retryable=False)
+        self.run()
+
+    def may_lose(self, name: str) -> bool:
+        """Returns whether every other transport works everywhere."""
+        return self.broken | self.lost_here | self.lost_there <= {name}
+
+    def lose_transport(self, name: str) -> None:
+        """The language worker loses a transport, for all its transfers."""
+        self.lost_here.add(name)
+        for end in self.living_receivers():
+            end.machine.transport_lost(name, TransportError("the engine has failed", retryable=False), self.now)
+        self.run()
+
+    def lose_encoders_transport(self, name: str) -> None:
+        """The encode workers lose a transport: their writes over it fail, and land no further byte."""
+        self.lost_there.add(name)
+        for encoder in self.living_encoders():
+            encoder.machine.transport_lost(name, TransportError("the engine has failed", retryable=False), self.now)
+        for write in list(self.memory.in_flight):
+            _, command = self._writer(write)
+            if command.transport.name == name:
+                self._fail(write, retryable=False)
         self.run()
 
     def revoke(self, index: int = 0) -> None:
@@ -315,6 +339,7 @@ class Simulation:
                     f"epoch {epoch} is written over a transport that it was not granted on",
                 )
                 acknowledged = end.machine.destinations[target].acknowledged
+                must(transport.name not in self.lost_there, f"{transport.name} is used although it was lost")
                 must(
                     offset >= acknowledged,
                     f"token {offset} is sent again, although {acknowledged} tokens were acknowledged",
@@ -338,6 +363,7 @@ class Simulation:
                     end.generation, end.opened_at = body.generation, self.steps
                 self._send(LANGUAGE, end.endpoint, end.machine.session, target, body)
             case Admit(epoch, blocks, transport):
+                must(transport not in self.lost_here, f"blocks are opened over {transport}, which was lost")
                 self.epochs[epoch], self.transport_of[epoch] = end, transport
                 for block in blocks:
                     must(block not in self.block_epoch, f"block {block} is admitted under two epochs")

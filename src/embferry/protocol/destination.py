@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .errors import RemoteProtocolError
+from .errors import RemoteProtocolError, TransportError
 from .messages import Chunk, Grant, Open, WriteFailed
 from .runs import Runs
 from .transport_selector import TransportSelector
@@ -86,12 +86,21 @@ class Destination:
     def reopen(self, body: Open) -> None:
         """Handles another ``open`` of the same session. A higher generation means that it has revoked all its grants.
 
+        With it, the session may name fewer transports than before: it has lost the others.
+
         Raises:
-            RemoteProtocolError: Its buffers or transports have changed.
+            RemoteProtocolError: Its buffers or a handle have changed, or it names a transport that it did not name.
+            TransportError: No common transport is left.
         """
-        if (body.geometry, body.transports) != (self.opened.geometry, self.opened.transports):
+        newer = body.generation > self.opened.generation
+        before, now = set(self.opened.transports), set(body.transports)
+        if body.geometry != self.opened.geometry or not (now <= before if newer else now == before):
             raise RemoteProtocolError("a session opened the room again with other buffers or transports")
-        if body.generation > self.opened.generation:
+        lost = {address.name for address in before - now}
+        if not self.transports.has_other_than(lost):
+            raise TransportError("no transport that both ends have is left", retryable=False)
+        self.transports.lose(lost)
+        if newer:
             self.acknowledged = 0  # it may concern what another sender has offered since
             for taken in list(self.grants.values()):
                 self.cancel(taken)

@@ -84,6 +84,7 @@ class Receiver:
 
     Attributes:
         peer: Session of the sender whose offer was accepted; 0: none yet.
+        transports: The transports that this end has; fewer after :meth:`transport_lost`.
         transport: Name of the transport in use. ``address`` is the sender's end of it.
         total_tokens: Length of the embedding; -1: not known yet.
         committed: Set by the driver when tokens were used in a way that cannot be undone.
@@ -243,6 +244,29 @@ class Receiver:
         self.failover.lost = None
         self.retry_policy.peer_changed()
         self.peer_lost(now)
+
+    def transport_lost(self, name: str, error: EmbeddingTransferError, now: float) -> None:
+        """This end has no transport ``name`` any more: revokes every grant, and opens the room again with the rest.
+
+        Fails with ``error`` if none is left. A grant over the lost transport still needs :meth:`revoked`.
+        """
+        left = tuple(address for address in self.transports if address.name != name)
+        if len(left) == len(self.transports):
+            return
+        if left:
+            self.transports = left
+        else:
+            self._fail(as_error(error, room=self.room), now, tell=True)
+        if self.phase in TERMINAL:
+            for grant in self.ledger:
+                if grant.transport == name:
+                    self._revoke(grant)
+        elif self.failover.lost is not None:
+            self.generation += 1  # no peer is named: the next one is told
+        else:
+            if self.peer:
+                self._leave_peer()
+            self._open(now)
 
     def peer_unreachable(self, error: Exception, now: float) -> None:
         """The control plane has given up on the endpoint: its name does not resolve, or it refuses connections.

@@ -164,10 +164,31 @@ class Sender:
         """Switches session ``target`` from ``transport``, which does not reach it, to the next shared one, if any."""
         destination = self.destinations[target]
         if destination.transports.give_up(transport):
-            self._commands.append(Connect(target, destination.transports.current))
-            if destination is self.current:
-                self._offer()  # first: then the receiver does not count further failures of the old transport
-                self._write_on()
+            self._switched(destination)
+
+    def _switched(self, destination: Destination) -> None:
+        self._commands.append(Connect(destination.session, destination.transports.current))
+        if destination is self.current:
+            self._offer()  # first: then the receiver does not count further failures of the old transport
+            self._write_on()
+
+    def transport_lost(self, name: str, error: EmbeddingTransferError, now: float) -> None:
+        """This end has no transport ``name`` any more. Every receiver that is reached over it is switched to another.
+
+        Fails with ``error`` if the current receiver, or a later one, could not be reached over any other. Writes in
+        flight over the transport are still to be reported as failed.
+        """
+        if self.transports.pop(name, None) is None or self.phase in TERMINAL:
+            return
+        for destination in self.destinations.values():
+            used = destination.transports.usable[:1]
+            left = destination.transports.lose({name})
+            if left and destination.transports.usable[:1] != used:
+                self._switched(destination)
+            elif not left and destination is self.current:
+                self._fail(as_error(error, room=self.room), now, tell=True)
+        if not self.transports:
+            self._fail(as_error(error, room=self.room), now, tell=True)
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer with ``error`` and tells the receiver. Does nothing if it has ended already."""
@@ -219,7 +240,10 @@ class Sender:
             elif body.generation < destination.opened.generation + (destination is not self.current):
                 return  # a late copy: of an earlier generation, or of a receiver that was replaced since
             else:
+                used = destination.transports.usable[:1]
                 destination.reopen(body)
+                if destination.transports.usable[:1] != used:
+                    self._commands.append(Connect(source, destination.transports.current))
         except EmbeddingTransferError as error:
             self._send(Abort.because_of(error, self.room, body.generation), source)
             return
