@@ -27,6 +27,7 @@ from .errors import (
     RemoteProtocolError,
 )
 from .failover import Failover
+from .history import History
 from .layout import Geometry, merged
 from .ledger import Check, Ledger, OutstandingGrant
 from .messages import (
@@ -93,6 +94,7 @@ class Receiver:
         offered: Whether the peer has said what it has.
         announced: What each sender has announced so far, by session.
         peer_knows: Whether the peer has confirmed that it knows how the transfer ended.
+        history: The last events, to be logged if a method of this machine raises an error that is a bug.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Receiver:
         self.max_tokens = None if max_tokens is None else as_integer("max_tokens", max_tokens, 0, MAX_ID, room=room)
         self.asked_at = self.heard_at = self.progress_at = self.ended_at = now
         self.peer_knows = False
+        self.history = History()
         self._commands: list[ReceiverCommand] = []
         self._open(now)
 
@@ -177,6 +180,7 @@ class Receiver:
         if (runs := sum(1 for _ in merged(blocks))) > MAX_RUNS:
             raise LocalProtocolError(f"more than {MAX_RUNS} runs of blocks in one grant", room=self.room)
         tokens = min(wanted[1], len(blocks) * size)
+        self.history.called("grant", epoch, wanted[0], tokens, now)
         if not self.ledger.active and not self.ledger.checking:
             self.progress_at = self.asked_at = now  # until now the transfer had no blocks: the peer is not late
         grant = OutstandingGrant(epoch, self.peer, wanted[0], tokens, blocks, size, self.transport, runs)
@@ -189,6 +193,7 @@ class Receiver:
 
     def verified_chunk(self, epoch: int, offset: int, *, matches: bool, now: float) -> None:
         """Takes the result of a :class:`~.commands.Verify` command: whether the bytes have the announced checksum."""
+        self.history.called("verified_chunk", epoch, offset, matches, now)
         check = self.ledger.checking.pop((epoch, offset))
         stop = offset + check.length
         outdated = self.phase in TERMINAL or check.outdated
@@ -209,12 +214,14 @@ class Receiver:
 
     def consumed(self, epoch: int, offset: int) -> None:
         """The consumer no longer reads the blocks of the delivered chunk."""
+        self.history.called("consumed", epoch, offset)
         blocks = self.ledger.held.pop((epoch, offset), None)
         if blocks:
             self._commands.append(Release(blocks))
 
     def revoked(self, epoch: int) -> None:
         """The transport has revoked the peer's access under ``epoch`` for good."""
+        self.history.called("revoked", epoch)
         grant = self.ledger.grants.get(epoch)
         if grant is not None:
             grant.revoked = True
@@ -225,6 +232,7 @@ class Receiver:
 
         Before an offer was accepted, this invalidates the offers that earlier ``open`` messages may still bring.
         """
+        self.history.called("peer_lost", self.peer, now)
         if self.phase in TERMINAL:
             for grant in self.ledger:
                 self._revoke(grant)
@@ -241,6 +249,7 @@ class Receiver:
 
     def redirected(self, now: float) -> None:
         """The caller has named another peer: setbacks of the last one no longer count."""
+        self.history.called("redirected", now)
         self.failover.lost = None
         self.retry_policy.peer_changed()
         self.peer_lost(now)
@@ -250,6 +259,7 @@ class Receiver:
 
         Fails with ``error`` if none is left. A grant over the lost transport still needs :meth:`revoked`.
         """
+        self.history.called("transport_lost", name, now)
         left = tuple(address for address in self.transports if address.name != name)
         if len(left) == len(self.transports):
             return
@@ -275,6 +285,7 @@ class Receiver:
         with :class:`~.errors.PeerGone`, which names ``error``. A peer whose offer was accepted is lost, as by
         :meth:`peer_lost`.
         """
+        self.history.called("peer_unreachable", now)
         if self.phase in TERMINAL:
             self.peer_knows = True  # it cannot be told
             self.peer_lost(now)
@@ -304,6 +315,7 @@ class Receiver:
         """
         if not guards.meant_for_this_session(target, self.session):
             return
+        self.history.received(body, now)
         try:
             self._dispatch(source, body, now)
         except (RemoteProtocolError, IntegrityError, CapacityError) as error:
@@ -623,6 +635,7 @@ class Receiver:
     def _fail(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
         if self.phase in TERMINAL:
             return
+        self.history.called("fail", error.code, now)
         self.phase = step(RECEIVER, self.phase, Trigger.FAILED)
         self.error = error
         self.ended_at = now
@@ -639,6 +652,7 @@ class Receiver:
 
     def _send(self, body: Body) -> None:
         if self.peer or isinstance(body, Open):
+            self.history.sent(body, self.peer)
             self._commands.append(Send(body, self.peer))
 
 

@@ -20,6 +20,7 @@ from .errors import (
     RemoteProtocolError,
     TransportError,
 )
+from .history import History
 from .layout import Layout
 from .messages import (
     MAX_AUX,
@@ -72,6 +73,7 @@ class Sender:
         destinations: Every receiver that has opened the room, by session.
         current: The receiver that is served: the last that opened the room.
         source_released: Whether the embedding is no longer read.
+        history: The last events, to be logged if a method of this machine raises an error that is a bug.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Sender:
         self.source_released = False
         self._heard_at = now
         self._ended_at = 0.0
+        self.history = History()
         self._commands: list[SenderCommand] = []
 
     # Calls from the encode worker and the driver
@@ -124,6 +127,7 @@ class Sender:
         if self.total_tokens >= 0 and (total_tokens, content_digest) != (self.total_tokens, self.content_digest):
             raise LocalProtocolError("an embedding is announced once; open another room for another", room=self.room)
         if self.total_tokens < 0:
+            self.history.called("announce", total_tokens)
             self.total_tokens, self.content_digest, self.aux = total_tokens, content_digest, aux
             self._offer()
 
@@ -139,17 +143,20 @@ class Sender:
                 f"{ready_tokens} tokens ready after {self.ready_tokens}, of {self.total_tokens} announced",
                 room=self.room,
             )
+        self.history.called("produce", ready_tokens)
         self.ready_tokens = ready_tokens
         self._write_on()
 
     def write_done(self, target: int, epoch: int, offset: int, length: int, checksum: bytes | None) -> None:
         """The write of a :class:`~.commands.Write` command is complete at the receiver."""
+        self.history.called("write_done", epoch, offset, length)
         destination = self.destinations[target]
         destination.transports.worked(destination.grants[epoch].transport)
         self._write_ended(target, epoch, Chunk(offset, length, checksum))
 
     def write_failed(self, target: int, epoch: int, offset: int, length: int, error: EmbeddingTransferError) -> None:
         """The write has failed. The receiver decides whether to request its tokens again."""
+        self.history.called("write_failed", epoch, offset, length, error.code)
         destination = self.destinations[target]
         taken = destination.grants[epoch]
         transport, started, limit = taken.transport, taken.in_flight[offset], self.settings.transport_failures
@@ -162,6 +169,7 @@ class Sender:
 
     def transport_failed(self, target: int, transport: str) -> None:
         """Switches session ``target`` from ``transport``, which does not reach it, to the next shared one, if any."""
+        self.history.called("transport_failed", target, transport)
         destination = self.destinations[target]
         if destination.transports.give_up(transport):
             self._switched(destination)
@@ -178,6 +186,7 @@ class Sender:
         Fails with ``error`` if the current receiver, or a later one, could not be reached over any other. Writes in
         flight over the transport are still to be reported as failed.
         """
+        self.history.called("transport_lost", name, now)
         if self.transports.pop(name, None) is None or self.phase in TERMINAL:
             return
         for destination in self.destinations.values():
@@ -198,6 +207,7 @@ class Sender:
 
     def receive(self, source: int, target: int, body: Body, now: float) -> None:
         """Handles a message. Stale, repeated and misdirected messages do no harm; decoding rejects malformed ones."""
+        self.history.received(body, now)
         if isinstance(body, Open):
             self._opened(source, body, now)
             return
@@ -429,6 +439,7 @@ class Sender:
     def _fail(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
         if self.phase in TERMINAL:
             return
+        self.history.called("fail", error.code, now)
         self.phase = step(SENDER, self.phase, Trigger.FAILED)
         self.error = error
         if tell and self.current is not None:
@@ -452,6 +463,7 @@ class Sender:
     def _send(self, body: Body, target: int) -> None:
         if isinstance(body, Written):
             body = self._coalesced(body, target)
+        self.history.sent(body, target)
         self._commands.append(Send(body, target))
 
     def _coalesced(self, report: Written, target: int) -> Written:
