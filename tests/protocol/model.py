@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from embferry.protocol.errors import Aborted, PeerGone, RemoteProtocolError
 from embferry.protocol.states import TERMINAL
 
+from . import faults
 from .ends import Content, EncodeEnd, LanguageEnd, must
 from .quiescence import advance_without_faults, next_wake, quiesce
 from .simulation import LANGUAGE, TRANSPORTS, Simulation
@@ -136,7 +137,7 @@ class TransferStories(RuleBasedStateMachine):
             return
         if changes is None:
             changes = {"total_tokens": total + (total >= end.machine.total_tokens)}
-        self.simulation.lie(end, **changes)
+        faults.lie(self.simulation, end, **changes)
         must(isinstance(end.machine.error, RemoteProtocolError), f"a lie was taken for the truth: {changes}")
 
     # Messages
@@ -193,12 +194,12 @@ class TransferStories(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(TRANSPORTS))
     def break_transport(self, name: str) -> None:
-        self.simulation.break_transport(name)
+        faults.break_transport(self.simulation, name)
 
     @rule(name=st.sampled_from(TRANSPORTS), here=st.booleans())
     def lose_transport(self, name: str, here: bool) -> None:
-        if self.simulation.may_lose(name):
-            (self.simulation.lose_transport if here else self.simulation.lose_encoders_transport)(name)
+        if faults.may_lose(self.simulation, name):
+            (faults.lose_transport if here else faults.lose_encoders_transport)(self.simulation, name)
 
     @precondition(lambda self: self.simulation.memory.revoking)
     @rule(pick=PICK)

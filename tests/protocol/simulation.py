@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import Any
 
-import msgspec
 import xxhash
 
 from embferry.memory.admission import PoolAdmission
@@ -31,7 +29,7 @@ from embferry.protocol.commands import (
 )
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import Body, Frame, Offer, Open, Pending, TransportAddress, Unknown, decode, encode
+from embferry.protocol.messages import Body, Frame, Open, Pending, TransportAddress, Unknown, decode, encode
 from embferry.protocol.ranges import RangeSet
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.sender import Sender
@@ -197,15 +195,6 @@ class Simulation:
                 self._send(packet.target, LANGUAGE, 0, frame.source, Unknown(frame.body.room, frame.target))
         self.run()
 
-    def lie(self, end: LanguageEnd, **changes: Any) -> None:
-        """The peer of a receiver announces something else than before, or a byte of its offer was damaged."""
-        m = end.machine
-        must(m.offered, "a first announcement cannot be told from the truth")
-        said = Offer(end.room, m.generation, 1, m.transport, m.total_tokens, m.content_digest or b"", m.aux)
-        m.receive(m.peer, m.session, msgspec.structs.replace(said, **changes), self.now)
-        check_peer(self, end)
-        self.run()
-
     def land(self, write: InFlightWrite, count: int) -> None:
         self.memory.land(write, count)
         self.run()
@@ -214,7 +203,7 @@ class Simulation:
         """Lands the rest of a write and reports the end to its writer, if it lives."""
         whole = self.memory.finish(write)
         must(whole or write.epoch in self.memory.revoked, "a granted write was refused")
-        end, command = self._writer(write)
+        end, command = self.writer_of(write)
         if end.alive and whole:
             end.machine.write_done(command.target, command.epoch, command.offset, command.length, write.checksum)
         elif end.alive:
@@ -224,49 +213,17 @@ class Simulation:
 
     def fail(self, write: InFlightWrite, *, retryable: bool = True) -> None:
         """Ends a write without landing the rest and reports the error to its writer, if it lives."""
-        self._fail(write, retryable=retryable)
+        self.fail_write(write, retryable=retryable)
         self.run()
 
-    def _fail(self, write: InFlightWrite, *, retryable: bool) -> None:
+    def fail_write(self, write: InFlightWrite, *, retryable: bool) -> None:
         self.memory.drop(write)
-        end, command = self._writer(write)
+        end, command = self.writer_of(write)
         if end.alive:
             if not retryable and len(end.machine.destinations[command.target].transports.usable) == 1:
                 self.unrecoverable.add(end.room)
             error = TransportError("the link broke", retryable=retryable)
             end.machine.write_failed(command.target, command.epoch, command.offset, command.length, error)
-
-    def break_transport(self, name: str) -> None:
-        """Breaks a transport: its writes fail and are not retryable. The other transport is never broken."""
-        if not self.broken and self.may_lose(name):
-            self.broken.add(name)
-            for write in list(self.memory.in_flight):
-                _, command = self._writer(write)
-                if command.transport.name == name:
-                    self._fail(write, retryable=False)
-        self.run()
-
-    def may_lose(self, name: str) -> bool:
-        """Returns whether every other transport works everywhere."""
-        return self.broken | self.lost_here | self.lost_there <= {name}
-
-    def lose_transport(self, name: str) -> None:
-        """The language worker loses a transport, for all its transfers."""
-        self.lost_here.add(name)
-        for end in self.living_receivers():
-            end.machine.transport_lost(name, TransportError("the engine has failed", retryable=False), self.now)
-        self.run()
-
-    def lose_encoders_transport(self, name: str) -> None:
-        """The encode workers lose a transport: their writes over it fail, and land no further byte."""
-        self.lost_there.add(name)
-        for encoder in self.living_encoders():
-            encoder.machine.transport_lost(name, TransportError("the engine has failed", retryable=False), self.now)
-        for write in list(self.memory.in_flight):
-            _, command = self._writer(write)
-            if command.transport.name == name:
-                self._fail(write, retryable=False)
-        self.run()
 
     def revoke(self, index: int = 0) -> None:
         """Puts a revocation into effect."""
@@ -349,7 +306,7 @@ class Simulation:
                 write = InFlightWrite((end, command), epoch, blocks, tokens, end.read, digest)
                 self.memory.start(write)
                 if transport.name in self.broken:
-                    self._fail(write, retryable=False)
+                    self.fail_write(write, retryable=False)
             case Connect(target, transport):
                 if transport.name in self.broken:
                     end.machine.transport_failed(target, transport.name)
@@ -412,7 +369,7 @@ class Simulation:
     def _send(self, source: str, target: str, session: int, to: int, body: Body) -> None:
         self.network.send(source, target, encode(Frame(1, session, to, body)))
 
-    def _writer(self, write: InFlightWrite) -> tuple[EncodeEnd, Write]:
+    def writer_of(self, write: InFlightWrite) -> tuple[EncodeEnd, Write]:
         end, command = write.writer  # type: ignore[misc]  # set by _execute_sender
         taken = end.machine.destinations[command.target].grants.get(command.epoch)
         unfinished = not end.alive or (taken is not None and command.offset in taken.in_flight)

@@ -26,6 +26,7 @@ from .builders import (
     to_receiver,
     to_sender,
 )
+from .faults import break_transport
 from .quiescence import quiesce
 from .script import Script
 from .simulation import TRANSPORTS as SIMULATED_TRANSPORTS
@@ -313,7 +314,7 @@ def test_a_transfer_succeeds_over_the_second_transport(lost: tuple[type[m.Body],
     s.handshake()
     s.arrives(m.Grant)
     s.chunk_arrives()
-    s.break_transport(SIMULATED_TRANSPORTS[0])
+    break_transport(s, SIMULATED_TRANSPORTS[0])
     for kind in lost:
         s.loses(kind)
     quiesce(s)

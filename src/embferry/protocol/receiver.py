@@ -9,22 +9,20 @@ Time-outs are computed from the state (:meth:`Receiver.next_timeout`), never sto
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from . import guards
+from .announcements import Announcements
 from .arguments import as_addresses, as_error, as_integer, as_integers, as_text
 from .commands import Admit, CloseBlocks, Deliver, ReceiverCommand, Release, Restart, Revoke, Send, Verify
+from .deadlines import Deadline, with_peer, without_peer
 from .errors import (
     Aborted,
     CapacityError,
     EmbeddingTransferError,
-    EmbferryError,
     IntegrityError,
-    LeaseExpired,
     LocalProtocolError,
     PeerGone,
     RemoteProtocolError,
+    reason_of,
 )
 from .failover import Failover
 from .history import History
@@ -54,13 +52,7 @@ from .messages import (
 from .retry_policy import RetryPolicy
 from .settings import TransferSettings
 from .states import POLL, RECEIVER, TERMINAL, KVPoll, Phase, Trigger, step
-from .validation import MAX_OPEN_RUNS, MAX_OUTSTANDING, MAX_SENDERS, check_chunk, check_offer, continues
-
-Deadline = tuple[float, Callable[[], EmbeddingTransferError]]
-"""A time, and the error with which the transfer ends if nothing has happened by then."""
-
-Announcement = tuple[int, bytes, tuple[int, ...]]
-"""Length, digest and aux of an offer."""
+from .validation import MAX_OPEN_RUNS, MAX_OUTSTANDING, check_chunk, check_offer, continues
 
 
 class Receiver:
@@ -92,7 +84,7 @@ class Receiver:
         generation: Counts this receiver's ``open`` messages that asked for a new offer. The answer repeats it.
         transfers: Grants made. The first is the initial transfer, every later one a resumed transfer.
         offered: Whether the peer has said what it has.
-        announced: What each sender has announced so far, by session.
+        announcements: What each sender has announced so far.
         peer_knows: Whether the peer has confirmed that it knows how the transfer ended.
         history: The last events, to be logged if a method of this machine raises an error that is a bug.
     """
@@ -123,7 +115,7 @@ class Receiver:
         self.total_tokens = -1
         self.content_digest: bytes | None = None
         self.aux: tuple[int, ...] = ()
-        self.announced: dict[int, Announcement] = {}
+        self.announcements = Announcements()
         self.ledger = Ledger()
         self.committed = False
         self.generation = self.transfers = 0
@@ -292,9 +284,8 @@ class Receiver:
         elif self.peer:
             self.peer_lost(now)
         elif self.failover.lost is None:  # otherwise no peer is named
-            cause = error.detail if isinstance(error, EmbferryError) else str(error) or type(error).__name__
-            why = f"the encode worker cannot be reached: {cause}"
-            self._peer_failed(PeerGone(why, room=self.room), now, tell=False)
+            gone = PeerGone(f"the encode worker cannot be reached: {reason_of(error)}", room=self.room)
+            self._peer_failed(gone, now, tell=False)
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer with ``error`` and tells the sender. Does nothing if it has ended already."""
@@ -365,7 +356,7 @@ class Receiver:
             self._offered_after_end(source, offer)
             return
         self.heard_at = now
-        self._announced(source, offer)
+        self.announcements.add(source, offer)
         token_bytes, limit = self.geometry.layout.token_bytes, self.settings.max_embedding_bytes
         check_offer(offer, self.transports, token_bytes, limit, self.max_tokens)
         if offer.total_tokens >= 0 and not continues(offer, self.total_tokens, self.content_digest):
@@ -382,19 +373,6 @@ class Receiver:
             for epoch, spare in self.ledger.trim(self.total_tokens):
                 self._commands += [CloseBlocks(epoch, spare), Release(spare)]
             self._complete(now)
-
-    def _announced(self, source: int, offer: Offer) -> None:
-        """Checks an announcement against the earlier ones of the same session. One without a length may be late."""
-        if offer.total_tokens < 0:
-            return
-        said = (offer.total_tokens, offer.content_digest, offer.aux)
-        if not guards.same_announcement(self.announced.get(source), said):
-            first = self.announced[source]
-            why = "the encode side has announced two embeddings in one session"
-            raise RemoteProtocolError(f"{why}: {_announcement(first)}, then {_announcement(said)}")
-        self.announced[source] = said
-        if len(self.announced) > MAX_SENDERS:
-            del self.announced[next(iter(self.announced))]
 
     def _offered_after_end(self, source: int, offer: Offer) -> None:
         """A sender that answers after this receiver has ended without a peer is told how it ended."""
@@ -511,42 +489,16 @@ class Receiver:
 
         A receiver that waits for blocks of its own pool has none: the pool is fair, and the peer is not late.
         """
-        limits = self.settings
         if (lost := self.failover.lost) is not None:
             return [(self.failover.until, lambda: lost)]
         heard_at = max(self.heard_at, self.asked_at)
         if not self.peer:
-            first = self.phase is Phase.BOOTSTRAPPING
-            silence = limits.answer_timeout if first else limits.peer_timeout
-            silent = heard_at + silence, self._no_answer if first else self._no_successor
-            return [silent, (self.asked_at + limits.bootstrap_timeout, self._no_offer)]
+            resumes_at = None if self.phase is Phase.BOOTSTRAPPING else self.transferred_tokens
+            return without_peer(self.settings, self.room, heard_at, self.asked_at, resumes_at)
         if not self.ledger.is_active and self.offered:
             return []
-        if self.phase is Phase.WAITING_FOR_INPUT:
-            token = self.progress_at + limits.waiting_timeout
-            why = f"the encode worker has produced nothing for {limits.waiting_timeout:g} s"
-        else:
-            token = self.progress_at + limits.transfer_timeout
-            after = f"after the first {self.transferred_tokens}"
-            why = f"no token has arrived for {limits.transfer_timeout:g} s {after}"
-        late = partial(LeaseExpired, why, room=self.room)
-        return [(token, late), (heard_at + limits.peer_timeout, self._silent)]
-
-    def _no_offer(self) -> PeerGone:
-        why = f"the encode worker has not opened the room for {self.settings.bootstrap_timeout:g} s"
-        return PeerGone(f"{why}; was it asked to encode?", room=self.room)
-
-    def _no_answer(self) -> PeerGone:
-        why = f"the encode worker has not answered for {self.settings.answer_timeout:g} s"
-        return PeerGone(f"{why}; is it stuck, or do its messages not get through?", room=self.room)
-
-    def _no_successor(self) -> PeerGone:
-        why = f"the encode worker was lost at token {self.transferred_tokens} and no other has taken over"
-        return PeerGone(f"{why} for {self.settings.peer_timeout:g} s", room=self.room)
-
-    def _silent(self) -> PeerGone:
-        why = f"the encode worker has been silent for {self.settings.peer_timeout:g} s"
-        return PeerGone(f"{why} at token {self.transferred_tokens}", room=self.room)
+        tokens = None if self.phase is Phase.WAITING_FOR_INPUT else self.transferred_tokens
+        return with_peer(self.settings, self.room, heard_at, self.progress_at, tokens)
 
     # Requests, repeated until they are answered
 
@@ -573,16 +525,8 @@ class Receiver:
         return now >= self.ended_at + self.settings.linger
 
     def _open_message(self) -> Open:
-        return Open(
-            self.room,
-            self.generation,
-            VERSIONS,
-            self.geometry,
-            self.endpoint,
-            self.transports,
-            self.transferred_tokens,
-            self.settings.verify,
-        )
+        region = self.geometry, self.endpoint, self.transports
+        return Open(self.room, self.generation, VERSIONS, *region, self.transferred_tokens, self.settings.verify)
 
     def _progress(self) -> Progress:
         return Progress(self.room, self.transferred_tokens, self.ledger.floor)
@@ -654,8 +598,3 @@ class Receiver:
         if self.peer or isinstance(body, Open):
             self.history.sent(body, self.peer)
             self._commands.append(Send(body, self.peer))
-
-
-def _announcement(said: Announcement) -> str:
-    total, digest, aux = said
-    return f"{total} tokens with digest {digest.hex()} and aux {list(aux)}"

@@ -11,8 +11,6 @@ from .transport_selector import TransportSelector
 
 MAX_RECEIVERS = 64
 """Receiver sessions that one room serves in its lifetime."""
-MAX_SENDERS = 64
-"""Sender sessions whose announcement a receiver remembers; the oldest are forgotten."""
 MAX_OUTSTANDING = 1024
 """Grants that a receiver keeps outstanding for one transfer."""
 MAX_OPEN_RUNS = 1 << 18
