@@ -60,6 +60,16 @@ def test_the_runs_that_a_receiver_can_make_a_sender_remember_are_bounded() -> No
     assert destination.open_runs == 0
 
 
+def test_the_blocks_of_a_receiver_that_was_replaced_are_forgotten() -> None:
+    sender = opened(16, ready=0)
+    to_sender(sender, a_grant(1, 0, 16, (0, 4)))
+    to_sender(sender, an_open(), source=LANGUAGE + 1, target=0)
+    assert sender.destinations[LANGUAGE].open_runs == 0
+    sender.take_commands()
+    sender.produce(16)
+    assert other_commands(sender) == []
+
+
 def test_a_grant_that_is_written_keeps_its_reports_but_not_its_blocks() -> None:
     sender = opened(6)
     to_sender(sender, a_grant(1, 0, 8, (0, 1), (2, 1)))  # beyond the length

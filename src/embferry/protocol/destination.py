@@ -102,20 +102,19 @@ class Destination:
         self.transports.lose(lost)
         if newer:
             self.acknowledged = 0  # it may concern what another sender has offered since
-            for taken in list(self.grants.values()):
-                self.cancel(taken)
+            self.cancel_all()
         self.opened = body
 
     def can_take(self, grant: Grant) -> bool:
         """Returns whether so many more blocks and grants may be remembered. A correct receiver asks for no more."""
         return len(self.grants) < MAX_GRANTS and self.open_runs + len(grant.runs) <= MAX_OPEN_RUNS
 
-    def take(self, grant: Grant) -> TakenGrant:
-        """Remembers a grant that is about to be written."""
+    def take(self, grant: Grant, runs: Runs) -> TakenGrant:
+        """Remembers a grant of ``runs`` that is about to be written."""
         start, stop = grant.sent_tokens, grant.sent_tokens + grant.allocated_tokens
-        taken = TakenGrant(grant.epoch, start, stop, grant.transport, Runs(grant.runs), start)
+        taken = TakenGrant(grant.epoch, start, stop, grant.transport, runs, start)
         self.grants[grant.epoch] = self.unfinished[grant.epoch] = taken
-        self.open_runs += len(taken.runs)
+        self.open_runs += len(runs)
         return taken
 
     def finish(self, taken: TakenGrant) -> None:
@@ -129,6 +128,11 @@ class Destination:
         taken.cursor = taken.stop
         taken.cancelled = True
         self.finish(taken)
+
+    def cancel_all(self) -> None:
+        """Starts no further write under any grant taken so far."""
+        for taken in list(self.grants.values()):
+            self.cancel(taken)
 
     def refuse(self, epoch: int) -> bool:
         """Marks an epoch as never to be written any further. Returns False if too many are remembered already."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import add, le
 
@@ -16,7 +16,8 @@ class Runs:
     """Runs of blocks in the order in which tokens fill them.
 
     Args:
-        runs: The runs, none of them empty.
+        firsts: The first block of each run.
+        counts: The number of blocks of each run, at least 1.
 
     Attributes:
         blocks: The number of blocks.
@@ -24,10 +25,10 @@ class Runs:
 
     __slots__ = ("_ends", "_firsts", "blocks")
 
-    def __init__(self, runs: tuple[Run, ...] = ()) -> None:
-        self._firsts = array("Q", (first for first, _ in runs))
-        self._ends = array("Q", accumulate(count for _, count in runs))  # blocks up to the end of each run
-        self.blocks = self._ends[-1] if runs else 0
+    def __init__(self, firsts: Sequence[int] = (), counts: Sequence[int] = ()) -> None:
+        self._firsts = array("Q", firsts)
+        self._ends = array("Q", accumulate(counts))  # blocks up to the end of each run
+        self.blocks = self._ends[-1] if counts else 0
 
     def __len__(self) -> int:
         return len(self._firsts)
@@ -45,13 +46,13 @@ class Runs:
             start, at = end, at + 1
 
 
-def are_distinct(runs: tuple[Run, ...], num_blocks: int) -> bool:
-    """Returns whether no block is in two runs, and every block is below ``num_blocks``."""
+def distinct_runs(runs: Sequence[Run], num_blocks: int) -> Runs | None:
+    """Returns the runs, or None if a block is in two of them or is not below ``num_blocks``."""
     firsts, counts = zip(*runs, strict=True)
     stops = list(map(add, firsts, counts))
     if max(stops) > num_blocks:
-        return False
-    if all(map(le, stops, firsts[1:])):  # ascending, the common case
-        return True
+        return None
     # Ranges are disjoint if and only if as many have ended as have begun before, wherever another one begins.
-    return all(map(le, sorted(stops), sorted(firsts)[1:]))
+    if all(map(le, stops, firsts[1:])) or all(map(le, sorted(stops), sorted(firsts)[1:])):
+        return Runs(firsts, counts)
+    return None

@@ -261,6 +261,7 @@ class Sender:
         if destination is not self.current:
             if self.current is not None:
                 self.phase = step(SENDER, self.phase, Trigger.PEER_LOST)
+                self.current.cancel_all()  # if it comes back, it will have revoked them
             self.current = destination
         self.phase = step(SENDER, self.phase, Trigger.OPENED)
         self._offer_to(destination)
@@ -278,12 +279,12 @@ class Sender:
         if not destination.can_take(grant):
             return  # unanswered: the receiver asks again, and by then others may be finished
         try:
-            check_grant(grant, destination.opened.geometry, destination.transports.names)
+            runs = check_grant(grant, destination.opened.geometry, destination.transports.names)
         except RemoteProtocolError as error:
             self._send(Abort.because_of(error, self.room, destination.opened.generation), destination.session)
             return
         self.phase = step(SENDER, self.phase, Trigger.GRANTED)
-        taken = destination.take(grant)
+        taken = destination.take(grant, runs)
         if destination.transports.is_given_up(grant.transport):
             self._offer_to(destination)  # the receiver does not know yet which transport replaces it
         self._write_on()

@@ -6,7 +6,7 @@ from . import guards
 from .errors import CapacityError, LayoutMismatch, RemoteProtocolError, TransportError
 from .layout import Geometry, Layout
 from .messages import VERSIONS, Chunk, Grant, Offer, Open, TransportAddress, common_version
-from .runs import are_distinct
+from .runs import Runs, distinct_runs
 from .transport_selector import TransportSelector
 
 MAX_RECEIVERS = 64
@@ -54,19 +54,21 @@ def check_open(
     return version, TransportSelector(shared)
 
 
-def check_grant(grant: Grant, geometry: Geometry, transports: set[str]) -> None:
-    """Checks a grant against the receiver's region and the shared transports.
+def check_grant(grant: Grant, geometry: Geometry, transports: set[str]) -> Runs:
+    """Checks a grant against the receiver's region and the shared transports. Returns its blocks.
 
     Raises:
         RemoteProtocolError: No correct receiver could have made it.
     """
     if grant.transport not in transports:
         raise RemoteProtocolError(f"a grant over {grant.transport!r}, which the two ends do not share")
-    if not are_distinct(grant.runs, geometry.num_blocks):
+    runs = distinct_runs(grant.runs, geometry.num_blocks)
+    if runs is None:
         raise RemoteProtocolError(f"a grant of blocks that repeat or are outside of a region of {geometry.num_blocks}")
-    blocks, size = sum(count for _, count in grant.runs), geometry.block_size
-    if not (blocks - 1) * size < grant.allocated_tokens <= blocks * size:
-        raise RemoteProtocolError(f"a grant of {grant.allocated_tokens} tokens in {blocks} blocks of {size}")
+    size = geometry.block_size
+    if not (runs.blocks - 1) * size < grant.allocated_tokens <= runs.blocks * size:
+        raise RemoteProtocolError(f"a grant of {grant.allocated_tokens} tokens in {runs.blocks} blocks of {size}")
+    return runs
 
 
 def check_offer(
