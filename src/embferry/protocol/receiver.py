@@ -199,10 +199,10 @@ class Receiver:
         self._commands.append(Deliver(epoch, offset, check.length, check.blocks))
         self.progress_at = now
         self.retry_policy.good()
-        if self.retry_policy.may_acknowledge(now):
-            self._send(self._progress())
         self.phase = step(RECEIVER, self.phase, Trigger.DELIVERED)
         self._complete(now)
+        if self.phase not in TERMINAL and self.retry_policy.may_acknowledge(now):
+            self._send(self._progress())
 
     def consumed(self, epoch: int, offset: int) -> None:
         """The consumer no longer reads the blocks of the delivered chunk."""
