@@ -108,6 +108,8 @@ def test_a_transfer_is_aborted_with_an_error_of_a_transfer(error: Any) -> None:
     for end in (offered(8), opened(8)):
         with pytest.raises(LocalProtocolError, match="error"):
             end.abort(error, 0.0)
+        with pytest.raises(LocalProtocolError, match="error"):
+            end.transport_lost("tcp", error, 0.0)
         assert end.error is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from typing import Any
 
 from .errors import EmbeddingTransferError, LocalProtocolError
 from .layout import MAX_NAME
@@ -34,9 +35,11 @@ def as_integers(name: str, values: Iterable[object], low: int, high: int, *, roo
         LocalProtocolError: There is something else among them, or one of them is not in ``[low, high]``.
     """
     try:
-        found = tuple(values)
+        found: tuple[Any, ...] = tuple(values)
     except TypeError:
         raise LocalProtocolError(f"{name} must be a sequence of integers, not {_shown(values)}", room=room) from None
+    if not found or (set(map(type, found)) == {int} and low <= min(found) and max(found) <= high):
+        return found  # the common case, of up to thousands of blocks
     return tuple(as_integer(f"{name}[{at}]", value, low, high, room=room) for at, value in enumerate(found))
 
 

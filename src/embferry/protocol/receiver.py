@@ -252,13 +252,14 @@ class Receiver:
         Fails with ``error`` if none is left. A grant over the lost transport still needs :meth:`revoked`.
         """
         self.history.called("transport_lost", name, now)
+        as_error(error, room=self.room)
         left = tuple(address for address in self.transports if address.name != name)
         if len(left) == len(self.transports):
             return
         if left:
             self.transports = left
         else:
-            self._fail(as_error(error, room=self.room), now, tell=True)
+            self._fail(error, now, tell=True)
         if self.phase in TERMINAL:
             for grant in self.ledger:
                 if grant.transport == name:

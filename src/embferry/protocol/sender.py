@@ -187,6 +187,7 @@ class Sender:
         flight over the transport are still to be reported as failed.
         """
         self.history.called("transport_lost", name, now)
+        as_error(error, room=self.room)
         if self.transports.pop(name, None) is None or self.phase in TERMINAL:
             return
         for destination in self.destinations.values():
@@ -195,9 +196,9 @@ class Sender:
             if left and destination.transports.usable[:1] != used:
                 self._switched(destination)
             elif not left and destination is self.current:
-                self._fail(as_error(error, room=self.room), now, tell=True)
+                self._fail(error, now, tell=True)
         if not self.transports:
-            self._fail(as_error(error, room=self.room), now, tell=True)
+            self._fail(error, now, tell=True)
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer with ``error`` and tells the receiver. Does nothing if it has ended already."""
