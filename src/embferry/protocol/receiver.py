@@ -110,8 +110,7 @@ class Receiver:
         self.transports = as_addresses(transports, MAX_TRANSPORTS)
         self.phase = Phase.BOOTSTRAPPING
         self.error: EmbeddingTransferError | None = None
-        self.peer = 0
-        self.transport, self.address = "", b""
+        self.peer, self.transport, self.address = 0, "", b""
         self.total_tokens = -1
         self.content_digest: bytes | None = None
         self.aux: tuple[int, ...] = ()
