@@ -130,10 +130,16 @@ class TransferStories(RuleBasedStateMachine):
             end.produce(end.machine.ready_tokens + more)
             self.simulation.run()
 
-    @rule(pick=PICK, changes=st.sampled_from(({"content_digest": b"12345678"}, {"aux": (1,)}, None)), total=TOTALS)
-    def lie(self, pick: int, changes: dict[str, Any] | None, total: int) -> None:
+    @rule(
+        pick=PICK,
+        changes=st.sampled_from(({"content_digest": b"12345678"}, {"aux": (1,)}, None)),
+        total=TOTALS,
+        luck=st.integers(0, 4),
+    )
+    def lie(self, pick: int, changes: dict[str, Any] | None, total: int, luck: int) -> None:
+        """Makes the peer contradict itself; rarely, because that ends the transfer."""
         end = self.receiver(pick)
-        if end is None or not end.machine.offered or end.machine.phase in TERMINAL:
+        if luck != 3 or end is None or not end.machine.offered or end.machine.phase in TERMINAL:
             return
         if changes is None:
             changes = {"total_tokens": total + (total >= end.machine.total_tokens)}
