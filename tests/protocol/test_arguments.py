@@ -40,12 +40,18 @@ NO_INTEGERS = (1.0, np.float32(1), True, np.bool_(True), "1", b"1", None, [1])
 
 
 def receiver(**changes: Any) -> Receiver:
-    given = {"room": ROOM, "session": LANGUAGE, "geometry": GEOMETRY, "endpoint": "language", "transports": TRANSPORTS}
+    given: dict[str, Any] = {
+        "room": ROOM,
+        "session": LANGUAGE,
+        "geometry": GEOMETRY,
+        "endpoint": "language",
+        "transports": TRANSPORTS,
+    }
     return Receiver(**{**given, **changes}, settings=SETTINGS, now=0.0)
 
 
 def sender(**changes: Any) -> Sender:
-    given = {"room": ROOM, "session": ENCODE, "layout": GEOMETRY.layout, "transports": TRANSPORTS}
+    given: dict[str, Any] = {"room": ROOM, "session": ENCODE, "layout": GEOMETRY.layout, "transports": TRANSPORTS}
     return Sender(**{**given, **changes}, settings=SETTINGS, now=0.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from .errors import EmbeddingTransferError, LocalProtocolError
@@ -17,11 +18,11 @@ def as_integer(name: str, value: object, low: int, high: int, *, room: int | Non
     Raises:
         LocalProtocolError: It is no integer, or not in ``[low, high]``.
     """
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # a TypeError is what says that it is none
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
+    number: int | None = None
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            number = operator.index(value)  # type: ignore[arg-type]  # otherwise a TypeError
+    if number is None:
         raise LocalProtocolError(f"{name} must be an integer, not {_shown(value)}", room=room)
     if not low <= number <= high:
         raise LocalProtocolError(f"{name} must be an integer from {low} to {high}, not {number}", room=room)
