@@ -52,6 +52,10 @@ def test_fields_are_views_of_one_region(shared: bool) -> None:
     assert buffers.deepstack_embeddings.shape == (7, 3 * 20)
     assert buffers.aux_datas.shape == (7, AUX_WIDTH)
     assert buffers.aux_datas.dtype == np.int32
+    buffers.write_aux(3, 1 << 31, (5, -7))
+    assert buffers.aux_datas[3].tolist() == [(1 << 31) - 1, -7] + [0] * (AUX_WIDTH - 2)
+    buffers.write_aux(3, 12, ())
+    assert buffers.aux_datas[3, 0] == 12
     assert buffers.view.nbytes == GEOMETRY.region_bytes
     assert not any(buffers.view)
     buffers.fill_ids[4] = 9

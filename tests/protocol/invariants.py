@@ -58,7 +58,7 @@ def check_receiver(end: LanguageEnd) -> None:
 
 
 def check_announcement(simulation: Simulation, end: LanguageEnd) -> None:
-    """Checks that a receiver believes what its peer has, whatever else it was told."""
+    """Checks that a receiver believes what its peer has, not what others say."""
     m = end.machine
     if m.total_tokens >= 0:
         must(Content.of(m.content_digest or b"").total == m.total_tokens, f"{m.total_tokens} tokens of another content")

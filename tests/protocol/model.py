@@ -11,9 +11,10 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from embferry.protocol.errors import Aborted, RemoteProtocolError
+from embferry.protocol.errors import Aborted, PeerGone, RemoteProtocolError
 from embferry.protocol.states import TERMINAL
 
+from . import faults
 from .ends import Content, EncodeEnd, LanguageEnd, must
 from .quiescence import advance_without_faults, next_wake, quiesce
 from .simulation import LANGUAGE, TRANSPORTS, Simulation
@@ -71,7 +72,7 @@ class TransferStories(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(
-            ("encoder", "receiver", "restarted encoder", "restarted receiver", "spare encoder", "broken link")
+            ("encoder", "receiver", "restarted encoder", "restarted receiver", "spare encoder", "broken link", "no way")
         ),
         pick=PICK,
         embedding=st.sampled_from(("same", "same length", "other")),
@@ -101,6 +102,9 @@ class TransferStories(RuleBasedStateMachine):
             )
         elif what == "broken link":
             simulation.redirect(receiver, receiver.endpoint)
+        elif what == "no way":
+            receiver.machine.peer_unreachable(PeerGone("connection refused"), simulation.now)
+            simulation.run()
 
     @rule(what=st.sampled_from(("killed", "silent", "killed receiver", "abort", "refusal", "clear")), pick=PICK)
     def stop_end(self, what: str, pick: int) -> None:
@@ -126,14 +130,20 @@ class TransferStories(RuleBasedStateMachine):
             end.produce(end.machine.ready_tokens + more)
             self.simulation.run()
 
-    @rule(pick=PICK, changes=st.sampled_from(({"content_digest": b"12345678"}, {"aux": (1,)}, None)), total=TOTALS)
-    def lie(self, pick: int, changes: dict[str, Any] | None, total: int) -> None:
+    @rule(
+        pick=PICK,
+        changes=st.sampled_from(({"content_digest": b"12345678"}, {"aux": (1,)}, None)),
+        total=TOTALS,
+        luck=st.integers(0, 4),
+    )
+    def lie(self, pick: int, changes: dict[str, Any] | None, total: int, luck: int) -> None:
+        """Makes the peer contradict itself; rarely, because that ends the transfer."""
         end = self.receiver(pick)
-        if end is None or not end.machine.offered or end.machine.phase in TERMINAL:
+        if luck != 3 or end is None or not end.machine.offered or end.machine.phase in TERMINAL:
             return
         if changes is None:
             changes = {"total_tokens": total + (total >= end.machine.total_tokens)}
-        self.simulation.lie(end, **changes)
+        faults.lie(self.simulation, end, **changes)
         must(isinstance(end.machine.error, RemoteProtocolError), f"a lie was taken for the truth: {changes}")
 
     # Messages
@@ -190,7 +200,12 @@ class TransferStories(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(TRANSPORTS))
     def break_transport(self, name: str) -> None:
-        self.simulation.break_transport(name)
+        faults.break_transport(self.simulation, name)
+
+    @rule(name=st.sampled_from(TRANSPORTS), here=st.booleans())
+    def lose_transport(self, name: str, here: bool) -> None:
+        if faults.may_lose(self.simulation, name):
+            (faults.lose_transport if here else faults.lose_encoders_transport)(self.simulation, name)
 
     @precondition(lambda self: self.simulation.memory.revoking)
     @rule(pick=PICK)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from embferry.protocol.messages import Abort, Drain, Drained, Grant, Offer, Open, Progress, Written
 
+from .faults import lie
 from .script import ROOM, Script
 
 
@@ -173,7 +174,7 @@ def offer_changes_its_length() -> Script:
     """A byte of a repeated offer is damaged: it announces half of the embedding."""
     s = Script(total=4, num_blocks=2)
     s.handshake()
-    s.lie(s.receiver, total_tokens=2)
+    lie(s, s.receiver, total_tokens=2)
     return s
 
 

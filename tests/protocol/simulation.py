@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import Any
 
-import msgspec
 import xxhash
 
 from embferry.memory.admission import PoolAdmission
@@ -31,7 +29,7 @@ from embferry.protocol.commands import (
 )
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import Body, Frame, Offer, Open, TransportAddress, Unknown, decode, encode
+from embferry.protocol.messages import Body, Frame, Open, Pending, TransportAddress, Unknown, decode, encode
 from embferry.protocol.ranges import RangeSet
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.sender import Sender
@@ -84,6 +82,8 @@ class Simulation:
         self.epochs: dict[int, LanguageEnd] = {}
         self.transport_of: dict[int, str] = {}
         self.broken: set[str] = set()  # names of broken transports
+        self.lost_here: set[str] = set()  # names of transports that the language worker has lost
+        self.lost_there: set[str] = set()  # names of transports that the encode workers have lost
         self.block_epoch: dict[int, int] = {}
         self.closed: set[int] = set()  # blocks that their writer has reported as written
         self.orphans: dict[int, tuple[int, tuple[int, ...]]] = {}  # epoch: (room, blocks) of receivers that died
@@ -108,7 +108,7 @@ class Simulation:
             room,
             next(self._sessions),
             LAYOUT,
-            tuple(TransportAddress(name, b"") for name in TRANSPORTS),
+            tuple(TransportAddress(name, b"") for name in TRANSPORTS if name not in self.lost_there),
             self.settings,
             self.now,
         )
@@ -121,7 +121,7 @@ class Simulation:
         return end
 
     def start_receiver(self, room: int, endpoint: str = "") -> LanguageEnd:
-        transports = tuple(TransportAddress(name, name.encode()) for name in TRANSPORTS)
+        transports = tuple(TransportAddress(n, n.encode()) for n in TRANSPORTS if n not in self.lost_here)
         machine = Receiver(room, next(self._sessions), self.geometry, LANGUAGE, transports, self.settings, self.now)
         end = LanguageEnd(room, endpoint or f"encode {room}", machine)
         self.receivers.append(end)
@@ -190,17 +190,9 @@ class Simulation:
                 host.machine.receive(frame.source, frame.target, frame.body, self.now)
             elif isinstance(frame.body, Open):
                 self.parked[packet.target] = frame
+                self._send(packet.target, LANGUAGE, 0, frame.source, Pending(frame.body.room, 0))
             else:
                 self._send(packet.target, LANGUAGE, 0, frame.source, Unknown(frame.body.room, frame.target))
-        self.run()
-
-    def lie(self, end: LanguageEnd, **changes: Any) -> None:
-        """The peer of a receiver announces something else than before, or a byte of its offer was damaged."""
-        m = end.machine
-        must(m.offered, "a first announcement cannot be told from the truth")
-        said = Offer(end.room, m.generation, 1, m.transport, m.total_tokens, m.content_digest or b"", m.aux)
-        m.receive(m.peer, m.session, msgspec.structs.replace(said, **changes), self.now)
-        check_peer(self, end)
         self.run()
 
     def land(self, write: InFlightWrite, count: int) -> None:
@@ -211,7 +203,7 @@ class Simulation:
         """Lands the rest of a write and reports the end to its writer, if it lives."""
         whole = self.memory.finish(write)
         must(whole or write.epoch in self.memory.revoked, "a granted write was refused")
-        end, command = self._writer(write)
+        end, command = self.writer_of(write)
         if end.alive and whole:
             end.machine.write_done(command.target, command.epoch, command.offset, command.length, write.checksum)
         elif end.alive:
@@ -221,27 +213,17 @@ class Simulation:
 
     def fail(self, write: InFlightWrite, *, retryable: bool = True) -> None:
         """Ends a write without landing the rest and reports the error to its writer, if it lives."""
-        self._fail(write, retryable=retryable)
+        self.fail_write(write, retryable=retryable)
         self.run()
 
-    def _fail(self, write: InFlightWrite, *, retryable: bool) -> None:
+    def fail_write(self, write: InFlightWrite, *, retryable: bool) -> None:
         self.memory.drop(write)
-        end, command = self._writer(write)
+        end, command = self.writer_of(write)
         if end.alive:
             if not retryable and len(end.machine.destinations[command.target].transports.usable) == 1:
                 self.unrecoverable.add(end.room)
             error = TransportError("the link broke", retryable=retryable)
             end.machine.write_failed(command.target, command.epoch, command.offset, command.length, error)
-
-    def break_transport(self, name: str) -> None:
-        """Breaks a transport: its writes fail and are not retryable. The other transport is never broken."""
-        if not self.broken:
-            self.broken.add(name)
-            for write in list(self.memory.in_flight):
-                _, command = self._writer(write)
-                if command.transport.name == name:
-                    self._fail(write, retryable=False)
-        self.run()
 
     def revoke(self, index: int = 0) -> None:
         """Puts a revocation into effect."""
@@ -314,6 +296,7 @@ class Simulation:
                     f"epoch {epoch} is written over a transport that it was not granted on",
                 )
                 acknowledged = end.machine.destinations[target].acknowledged
+                must(transport.name not in self.lost_there, f"{transport.name} is used although it was lost")
                 must(
                     offset >= acknowledged,
                     f"token {offset} is sent again, although {acknowledged} tokens were acknowledged",
@@ -323,7 +306,7 @@ class Simulation:
                 write = InFlightWrite((end, command), epoch, blocks, tokens, end.read, digest)
                 self.memory.start(write)
                 if transport.name in self.broken:
-                    self._fail(write, retryable=False)
+                    self.fail_write(write, retryable=False)
             case Connect(target, transport):
                 if transport.name in self.broken:
                     end.machine.transport_failed(target, transport.name)
@@ -337,6 +320,7 @@ class Simulation:
                     end.generation, end.opened_at = body.generation, self.steps
                 self._send(LANGUAGE, end.endpoint, end.machine.session, target, body)
             case Admit(epoch, blocks, transport):
+                must(transport not in self.lost_here, f"blocks are opened over {transport}, which was lost")
                 self.epochs[epoch], self.transport_of[epoch] = end, transport
                 for block in blocks:
                     must(block not in self.block_epoch, f"block {block} is admitted under two epochs")
@@ -385,7 +369,7 @@ class Simulation:
     def _send(self, source: str, target: str, session: int, to: int, body: Body) -> None:
         self.network.send(source, target, encode(Frame(1, session, to, body)))
 
-    def _writer(self, write: InFlightWrite) -> tuple[EncodeEnd, Write]:
+    def writer_of(self, write: InFlightWrite) -> tuple[EncodeEnd, Write]:
         end, command = write.writer  # type: ignore[misc]  # set by _execute_sender
         taken = end.machine.destinations[command.target].grants.get(command.epoch)
         unfinished = not end.alive or (taken is not None and command.offset in taken.in_flight)

@@ -166,6 +166,48 @@ def test_only_errors_caused_by_the_peer_cause_a_failover(code: str) -> None:
     assert (receiver.error is None) == issubclass(BY_CODE[code], CAUSED_BY_PEER)
 
 
+@pytest.mark.parametrize("cause", [PeerGone("no such host: encode-7"), OSError("no such host: encode-7")])
+@pytest.mark.parametrize("timeout", [None, WAIT])
+def test_an_endpoint_that_cannot_be_reached_is_given_up_at_once(cause: Exception, timeout: float | None) -> None:
+    receiver = new_receiver(timeout)
+    receiver.peer_unreachable(cause, 0.5)
+    gone = receiver.error or receiver.failover.lost
+    assert isinstance(gone, PeerGone)
+    assert "no such host: encode-7" in gone.detail
+    assert (receiver.error is None) == (timeout is not None)
+    if timeout is not None:
+        receiver.peer_unreachable(cause, 0.6)  # late, of the endpoint that was given up
+        assert receiver.error is None
+        receiver.redirected(1.0)
+        to_receiver(receiver, an_offer(12, generation=receiver.generation), 1.0, OTHER)
+        finish(receiver, 1.0, start=0)
+        assert receiver.poll() is KVPoll.Success
+
+
+def test_a_peer_that_cannot_be_reached_any_more_is_lost_and_given_up_the_second_time() -> None:
+    receiver = half(timeout=None)
+    receiver.peer_unreachable(ConnectionRefusedError(), 0.5)
+    assert (receiver.phase, receiver.error) == (Phase.RESUMING, None)
+    commands = receiver.take_commands()
+    assert Revoke(1) in commands
+    receiver.peer_unreachable(ConnectionRefusedError(), 0.9)
+    assert isinstance(receiver.error, PeerGone)
+    assert "ConnectionRefusedError" in receiver.error.detail
+    receiver.revoked(1)
+    receiver.consumed(1, 0)
+    assert receiver.settled(0.9)
+
+
+def test_a_receiver_that_has_ended_does_not_linger_for_a_peer_that_cannot_be_reached() -> None:
+    receiver = half()
+    receiver.clear(0.5)
+    receiver.take_commands()
+    receiver.peer_unreachable(ConnectionRefusedError(), 0.6)
+    assert receiver.take_commands() == [Revoke(1)]
+    receiver.revoked(1)
+    assert receiver.settled(0.6)
+
+
 def test_a_protocol_violation_fails_the_transfer() -> None:
     receiver = half()
     to_receiver(receiver, m.Written(ROOM, 1, (m.Chunk(4, 4, None),)))

@@ -17,7 +17,7 @@ from embferry.protocol.errors import (
 from embferry.protocol.layout import Geometry
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import KVPoll, Phase
-from embferry.protocol.validation import MAX_OUTSTANDING
+from embferry.protocol.validation import MAX_OPEN_RUNS, MAX_OUTSTANDING
 
 from .builders import (
     CHECKSUM,
@@ -62,7 +62,7 @@ def test_an_embedding_that_fits_arrives_in_one_transfer() -> None:
     assert receiver.take_commands()[0] == Deliver(1, 0, 4, (3,))
     assert (receiver.poll(), receiver.transferred_tokens) == (KVPoll.Transferring, 4)
     report_chunk(receiver, 1, 4, 2)
-    assert sent_messages(receiver)[-1] == m.Confirm(ROOM, 6)
+    assert sent_messages(receiver) == [m.Confirm(ROOM, 6)]
     assert (receiver.poll(), receiver.transferred_tokens, receiver.transfers) == (KVPoll.Success, 6, 1)
     assert not receiver.settled(0.0)
     receiver.consumed(1, 0)
@@ -197,6 +197,7 @@ def test_repeated_and_foreign_reports_are_ignored() -> None:
     to_receiver(receiver, m.Progress(ROOM, 8, 0))  # a receiver's message, sent to a receiver
     to_receiver(receiver, m.Closed(ROOM))
     to_receiver(receiver, m.Unknown(ROOM, ENCODE + 1))
+    to_receiver(receiver, an_offer(8), source=0)
     receiver.consumed(5, 0)
     receiver.revoked(5)
     assert receiver.take_commands() == []
@@ -332,6 +333,23 @@ def test_a_grant_of_too_many_runs_is_an_error_of_the_caller() -> None:
     to_receiver(receiver, an_offer(m.MAX_RUNS + 1))
     with pytest.raises(LocalProtocolError, match=str(m.MAX_RUNS)):
         receiver.grant(tuple(range(0, 2 * m.MAX_RUNS + 2, 2)), 1, 0.0)
+
+
+def test_a_receiver_asks_for_no_more_runs_than_a_sender_takes_up() -> None:
+    count = MAX_OPEN_RUNS // m.MAX_RUNS
+    blocks = tuple(range(0, 2 * m.MAX_RUNS, 2))
+    geometry = Geometry(LAYOUT, 2 * m.MAX_RUNS, 1)
+    receiver = Receiver(ROOM, LANGUAGE, geometry, "language", TRANSPORTS, SETTINGS, 0.0)
+    to_receiver(receiver, an_offer(10 * MAX_OPEN_RUNS))
+    for epoch in range(1, count + 1):
+        receiver.grant(blocks, epoch, 0.0)
+    assert receiver.wanted(0.0) is None
+    to_receiver(receiver, written(1, 0, m.MAX_RUNS))
+    assert receiver.wanted(0.0) == (MAX_OPEN_RUNS, 9 * MAX_OPEN_RUNS)
+    receiver.peer_lost(0.0)
+    for epoch in range(2, count + 1):
+        receiver.revoked(epoch)
+    assert receiver.ledger.open_runs == 0
 
 
 def test_the_number_of_outstanding_grants_is_bounded() -> None:

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from embferry.protocol import messages as m
+from embferry.protocol.announcements import MAX_SENDERS
 from embferry.protocol.commands import CloseBlocks, Release, Restart, Revoke
 from embferry.protocol.errors import Aborted, IntegrityError, PeerGone, RemoteProtocolError
 from embferry.protocol.states import KVPoll, Phase
-from embferry.protocol.validation import MAX_SENDERS
 
 from .builders import (
     ENCODE,
@@ -109,7 +109,7 @@ def test_the_announcements_that_a_receiver_remembers_are_bounded() -> None:
     for session in range(1, MAX_SENDERS + 10):
         to_receiver(receiver, an_offer(12, generation=receiver.generation), source=session)
         receiver.peer_lost(0.0)
-    assert len(receiver.announced) == MAX_SENDERS
+    assert len(receiver.announcements) == MAX_SENDERS
 
 
 def test_another_embedding_fails_if_tokens_were_used() -> None:

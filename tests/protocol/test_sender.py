@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from embferry.protocol import messages as m
-from embferry.protocol import validation
 from embferry.protocol.commands import ReleaseSource, Send, Write
 from embferry.protocol.errors import Aborted, LocalProtocolError, TransportError
 from embferry.protocol.layout import Field, Geometry, Layout
@@ -304,13 +303,6 @@ def test_an_incompatible_receiver_is_refused_with_the_difference(message: m.Open
     assert sender.poll() is KVPoll.Bootstrapping  # another receiver may come
 
 
-def test_the_number_of_receivers_is_bounded() -> None:
-    sender = new_sender()
-    for session in range(validation.MAX_RECEIVERS + 1):
-        to_sender(sender, an_open(), source=1000 + session, target=0)
-    assert [body.code for body in sent_messages(sender) if isinstance(body, m.Abort)] == ["capacity_exhausted"]
-
-
 def test_a_session_cannot_change_its_buffers() -> None:
     sender = opened(8)
     to_sender(sender, an_open(2, geometry=Geometry(GEOMETRY.layout, 1 << 31, 4)), target=0)
@@ -337,19 +329,6 @@ def test_an_invalid_grant_is_refused_and_the_transfer_continues(grant: m.Grant) 
     (refusal,) = sent_messages(sender)
     assert (type(refusal), refusal.code) == (m.Abort, "remote_protocol_error")
     assert sender.poll() is KVPoll.WaitingForInput
-
-
-def test_the_memory_that_a_receiver_can_claim_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embferry.protocol.destination.MAX_GRANTS", 2)
-    monkeypatch.setattr("embferry.protocol.sender.MAX_GRANTS", 2)
-    sender = opened(16)
-    to_sender(sender, m.Drain(ROOM, (10, 11, 12, 11)))
-    assert sent_messages(sender) == [m.Drained(ROOM, (10, 11, 11))]
-    to_sender(sender, m.Drain(ROOM, (13,)))
-    assert sent_messages(sender) == []
-    for epoch in (1, 2, 3):
-        to_sender(sender, a_grant(epoch, 4 * epoch, 4, (epoch, 1)))
-    assert {write.epoch for write in other_commands(sender)} == {1, 2}
 
 
 @pytest.mark.parametrize(

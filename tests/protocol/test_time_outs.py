@@ -52,12 +52,14 @@ def run_out(receiver: Receiver, *, silent: bool) -> tuple[float, EmbeddingTransf
 @pytest.mark.parametrize(
     ("phase", "silent", "after", "kind", "why"),
     [
-        (Phase.BOOTSTRAPPING, True, 30.0, PeerGone, "30 s"),
-        (Phase.WAITING_FOR_INPUT, True, 10.0, PeerGone, "silent for 10 s at token 0"),
+        (Phase.BOOTSTRAPPING, True, 5.0, PeerGone, "not answered for 5 s"),
+        (Phase.BOOTSTRAPPING, False, 30.0, PeerGone, "not opened the room for 30 s"),
+        (Phase.WAITING_FOR_INPUT, True, 5.0, PeerGone, "silent for 5 s at token 0"),
         (Phase.WAITING_FOR_INPUT, False, 120.0, LeaseExpired, "120 s"),
-        (Phase.TRANSFERRING, True, 10.0, PeerGone, "silent for 10 s at token 4"),
+        (Phase.TRANSFERRING, True, 5.0, PeerGone, "silent for 5 s at token 4"),
         (Phase.TRANSFERRING, False, 30.0, LeaseExpired, "30 s"),
-        (Phase.RESUMING, True, 10.0, PeerGone, "token 4"),
+        (Phase.RESUMING, True, 5.0, PeerGone, "token 4"),
+        (Phase.RESUMING, False, 30.0, PeerGone, "not opened the room for 30 s"),
     ],
 )
 def test_every_waiting_state_of_a_receiver_times_out(
@@ -92,17 +94,42 @@ def test_waiting_for_blocks_does_not_time_out() -> None:
     assert receiver.error is None
     assert m.Progress(ROOM, 0, 1) in sent_messages(receiver)  # keeps the sender's lease alive
     receiver.grant((0, 1), 1, 500.0)
-    receiver.expire(509.0)
+    receiver.expire(504.9)
     assert receiver.error is None
-    receiver.expire(510.0)
+    receiver.expire(505.0)
     assert isinstance(receiver.error, PeerGone)
 
 
 def test_the_time_to_find_another_peer_begins_with_the_loss() -> None:
     receiver = offered(8)
     receiver.peer_lost(100.0)
-    receiver.expire(129.0)
+    receiver.expire(104.9)
     assert receiver.error is None
+    receiver.expire(105.0)
+    assert isinstance(receiver.error, PeerGone)
+
+
+@pytest.mark.parametrize("body", [m.Pending(ROOM, 1), m.Pending(ROOM + 1, 0), m.Drained(ROOM, (1,)), m.Closed(ROOM)])
+def test_only_a_pending_without_a_grant_is_a_sign_of_life_of_a_worker_that_has_no_sender_yet(body: m.Body) -> None:
+    receiver = new_receiver()
+    to_receiver(receiver, m.Pending(ROOM, 0), 3.0, source=0)
+    receiver.expire(7.9)
+    assert (receiver.error, receiver.peer, receiver.phase) == (None, 0, Phase.BOOTSTRAPPING)
+    if body.room == ROOM:  # the driver finds the receiver of another room
+        to_receiver(receiver, body, 7.9, source=0)
+    receiver.expire(8.0)
+    assert isinstance(receiver.error, PeerGone)
+
+
+def test_a_sign_of_life_does_not_end_the_wait_for_another_peer() -> None:
+    receiver = new_receiver()
+    receiver.failover.timeout = 5.0
+    receiver.expire(5.0)
+    lost = receiver.failover.lost
+    assert lost is not None
+    to_receiver(receiver, m.Pending(ROOM, 0), 6.0, source=0)
+    receiver.expire(10.0)
+    assert receiver.error is lost
 
 
 def test_the_interval_between_retransmissions_doubles_up_to_its_limit() -> None:

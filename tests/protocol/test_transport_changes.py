@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from embferry.protocol import messages as m
-from embferry.protocol.commands import Admit, Connect, Send, Write
+from embferry.protocol.commands import Admit, Connect, Revoke, Send, Write
 from embferry.protocol.errors import TransportError
 from embferry.protocol.sender import Sender
 from embferry.protocol.states import Phase
@@ -18,6 +18,7 @@ from .builders import (
     a_grant,
     an_offer,
     an_open,
+    new_sender,
     offered,
     opened,
     other_commands,
@@ -25,6 +26,7 @@ from .builders import (
     to_receiver,
     to_sender,
 )
+from .faults import break_transport
 from .quiescence import quiesce
 from .script import Script
 from .simulation import TRANSPORTS as SIMULATED_TRANSPORTS
@@ -132,6 +134,137 @@ def test_the_last_transport_is_never_abandoned() -> None:
     assert bodies(sender) == [m.WriteFailed(ROOM, 1, 0, 4, "transport_error", "no", False)]
 
 
+LOST = TransportError("the engine has failed", retryable=False)
+
+
+def test_a_receiver_that_loses_a_transport_revokes_its_grants_and_opens_the_room_with_the_rest() -> None:
+    receiver = offered(8)
+    receiver.grant((0, 1), 1, 0.0)
+    receiver.take_commands()
+    receiver.transport_lost("unknown", LOST, 1.0)
+    assert receiver.take_commands() == []
+    receiver.transport_lost("tcp", LOST, 1.0)
+    revoke, send = receiver.take_commands()
+    assert revoke == Revoke(1)
+    assert send == Send(an_open(2, transports=(SHM,)), 0)
+    to_receiver(receiver, an_offer(8), 1.0)  # late, over the lost transport
+    assert receiver.peer == 0
+    to_receiver(receiver, an_offer(8, generation=2, transport="shm"), 1.0)
+    receiver.revoked(1)
+    receiver.grant((0, 1), 2, 1.0)
+    assert Admit(2, (0, 1), "shm", b"") in receiver.take_commands()
+    receiver.transport_lost("shm", LOST, 2.0)
+    assert receiver.error is LOST
+    assert Revoke(2) in receiver.take_commands()
+
+
+def test_losing_a_transport_is_no_loss_of_the_peer() -> None:
+    receiver = offered(8, max_peer_losses=1)
+    receiver.transport_lost("shm", LOST, 1.0)
+    to_receiver(receiver, an_offer(8, generation=2), 1.0)
+    receiver.peer_lost(1.0)
+    assert receiver.error is None
+
+
+def test_a_receiver_that_loses_a_transport_while_it_waits_for_another_peer_tells_the_next_one() -> None:
+    receiver = offered(8)
+    receiver.failover.timeout = 5.0
+    to_receiver(receiver, m.Abort(ROOM, "aborted", "shutting down", 0))
+    receiver.take_commands()
+    receiver.transport_lost("tcp", LOST, 1.0)
+    assert receiver.take_commands() == []
+    receiver.redirected(2.0)
+    (asked,) = sent_messages(receiver)
+    assert isinstance(asked, m.Open)
+    assert asked.transports == (SHM,)
+
+
+def test_a_session_that_opens_the_room_again_with_fewer_transports_is_served_over_the_rest() -> None:
+    sender = opened(16)
+    to_sender(sender, a_grant(1, 0, 16, (0, 4)))
+    sender.take_commands()
+    to_sender(sender, an_open(2, transports=(TCP,)), target=0)
+    assert bodies(sender) == [Connect(LANGUAGE, TCP), m.Offer(ROOM, 2, 1, "tcp", 16, b"content")]
+    to_sender(sender, a_grant(2, 0, 16, (0, 4), transport="shm"))  # a correct receiver does not
+    assert [type(body) for body in bodies(sender)][:2] == [m.Offer, m.WriteFailed]
+    to_sender(sender, a_grant(3, 0, 4, (0, 1), transport="tcp"))
+    assert not [write for write in writes(sender) if write.transport != TCP]
+
+
+@pytest.mark.parametrize(
+    ("generation", "transports"),
+    [
+        (1, (TCP,)),
+        (2, (TCP, SHM, m.TransportAddress("http", b""))),
+        (2, (m.TransportAddress("tcp", b"another handle"),)),
+    ],
+)
+def test_a_session_cannot_change_its_transports(generation: int, transports: tuple[m.TransportAddress, ...]) -> None:
+    sender = opened(8)
+    to_sender(sender, an_open(generation, transports=transports), target=0)
+    (refusal,) = sent_messages(sender)
+    assert isinstance(refusal, m.Abort)
+    assert refusal.code == "remote_protocol_error"
+
+
+def test_a_session_whose_last_common_transport_is_lost_is_refused() -> None:
+    sender = opened(8)
+    to_sender(sender, an_open(transports=(TCP, m.TransportAddress("http", b""))), source=LANGUAGE + 1, target=0)
+    sender.take_commands()
+    to_sender(sender, an_open(2, transports=(m.TransportAddress("http", b""),)), source=LANGUAGE + 1, target=0)
+    (refusal,) = sent_messages(sender)
+    assert isinstance(refusal, m.Abort)
+    assert refusal.code == "transport_error"
+    sender.produce(8)  # what the session had opened before still holds
+    to_sender(sender, a_grant(1, 0, 4, (0, 1), transport="tcp"), source=LANGUAGE + 1)
+    assert [write.transport for write in writes(sender)] == [TCP]
+
+
+def test_a_transport_that_was_given_up_is_tried_again_if_the_others_are_lost() -> None:
+    sender = opened(8)
+    sender.transport_failed(LANGUAGE, "shm")
+    sender.take_commands()
+    to_sender(sender, an_open(2, transports=(SHM,)), target=0)
+    assert bodies(sender) == [Connect(LANGUAGE, SHM), m.Offer(ROOM, 2, 1, "shm", 8, b"content")]
+    to_sender(sender, a_grant(1, 0, 4, (0, 1)))
+    assert [write.transport for write in writes(sender)] == [SHM]
+
+
+def test_a_sender_that_loses_a_transport_switches_every_receiver_and_does_not_choose_it_again() -> None:
+    sender = opened(16, writes_in_flight=1)
+    former = LANGUAGE + 1
+    to_sender(sender, an_open(), source=former, target=0)
+    to_sender(sender, an_open(2), target=0)  # the first one is served again
+    to_sender(sender, a_grant(1, 0, 16, (0, 4)))
+    (write,) = writes(sender)
+    sender.transport_lost("shm", LOST, 1.0)
+    assert bodies(sender) == [
+        Connect(LANGUAGE, TCP),
+        m.Offer(ROOM, 2, 1, "tcp", 16, b"content"),
+        m.WriteFailed(ROOM, 1, 4, 12, "transport_error", "shm was given up in favour of tcp", True),
+        Connect(former, TCP),
+    ]
+    fail(sender, write, LOST)
+    assert bodies(sender) == [m.WriteFailed(ROOM, 1, 0, 4, "transport_error", "the engine has failed", True)]
+    to_sender(sender, an_open(), source=former + 1, target=0)
+    assert bodies(sender) == [Connect(former + 1, TCP), m.Offer(ROOM, 1, 1, "tcp", 16, b"content")]
+    sender.transport_lost("tcp", LOST, 2.0)
+    assert sender.error is LOST
+    assert [type(body) for body in sent_messages(sender)] == [m.Abort]
+
+
+def test_a_sender_fails_if_its_receiver_cannot_be_reached_over_any_other_transport() -> None:
+    sender = new_sender(total=8, ready=8)
+    to_sender(sender, an_open(transports=(SHM,)), target=0)
+    to_sender(sender, a_grant(1, 0, 8, (0, 2)))
+    in_flight = writes(sender)
+    sender.transport_lost("shm", LOST, 1.0)
+    assert sender.error is LOST
+    for write in in_flight:
+        fail(sender, write, LOST)
+    assert sender.source_released
+
+
 def test_a_grant_over_an_unknown_transport_is_refused() -> None:
     sender = opened(8)
     to_sender(sender, a_grant(1, 0, 8, (0, 2), transport="unknown"))
@@ -157,7 +290,7 @@ def test_a_receiver_grants_over_the_new_transport_and_ignores_failures_of_the_ol
 
 def test_the_sender_s_address_is_passed_on_with_the_window() -> None:
     receiver = offered(8)
-    to_receiver(receiver, m.Offer(ROOM, 1, 1, "tcp", 8, b"content", (), b"there"))
+    to_receiver(receiver, m.Offer(ROOM, 1, 1, "tcp", 8, b"content", (8, 3), b"there"))
     receiver.grant((0, 1), 1, 0.0)
     assert Admit(1, (0, 1), "tcp", b"there") in receiver.take_commands()
 
@@ -181,7 +314,7 @@ def test_a_transfer_succeeds_over_the_second_transport(lost: tuple[type[m.Body],
     s.handshake()
     s.arrives(m.Grant)
     s.chunk_arrives()
-    s.break_transport(SIMULATED_TRANSPORTS[0])
+    break_transport(s, SIMULATED_TRANSPORTS[0])
     for kind in lost:
         s.loses(kind)
     quiesce(s)

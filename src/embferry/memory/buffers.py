@@ -26,7 +26,7 @@ __all__ = ["AUX_WIDTH", "MultimodalDataBuffers", "checksum", "source_pieces"]
 
 AUX_WIDTH = 16
 """Number of int32 values for each block in ``aux_datas``: [0] total tokens of the embedding, [1] its mrope position
-delta."""
+delta. A total above 2³¹−1 does not fit: [0] is then 2³¹−1, and the receiver's ``total_tokens`` has the number."""
 
 PASS_BYTES = 1 << 20
 """Bytes that are checksummed, then copied, at a time: they fit the cache."""
@@ -83,6 +83,11 @@ class MultimodalDataBuffers:
         size = self.geometry.block_size
         fields = zip(self.geometry.layout.fields, self.geometry.field_offsets, strict=True)
         return tuple((offset, field.token_bytes * size) for field, offset in fields)
+
+    def write_aux(self, block: int, total_tokens: int, aux: Sequence[int]) -> None:
+        """Writes what the sender announced into ``aux_datas`` of the block that holds token 0."""
+        self.aux_datas[block, : len(aux)] = aux
+        self.aux_datas[block, 0] = min(total_tokens, np.iinfo(np.int32).max)
 
     # Fields
 

@@ -31,7 +31,7 @@ def next_chunk(
         geometry: Of the receiver's region.
         chunk_bytes: The size to aim at.
     """
-    start, first, size = taken.cursor, taken.message.sent_tokens, geometry.block_size
+    start, first, size = taken.cursor, taken.start, geometry.block_size
     if start >= end:
         return None
     most = min(chunk_tokens(geometry.layout, chunk_bytes), geometry.num_blocks * size // CHUNKS_OF_A_POOL)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .errors import RemoteProtocolError
+from .errors import RemoteProtocolError, TransportError
 from .messages import Chunk, Grant, Open, WriteFailed
+from .runs import Runs
 from .transport_selector import TransportSelector
-from .validation import MAX_GRANTS
+from .validation import MAX_GRANTS, MAX_OPEN_RUNS
 
 
 @dataclass(slots=True)
@@ -16,7 +16,11 @@ class TakenGrant:
     """A grant that the sender has accepted.
 
     Attributes:
-        message: The grant as received.
+        epoch: Its number.
+        start: Its first token.
+        stop: One past its last token.
+        transport: The name of the transport over which its blocks are open.
+        runs: Its blocks, as long as a write can still be started.
         cursor: The next token to write.
         in_flight: Chunks being written: first token to ordinal of the write.
         written: Reported chunks, kept to be repeated on request.
@@ -24,7 +28,11 @@ class TakenGrant:
         cancelled: Whether no further write of it will be started.
     """
 
-    message: Grant
+    epoch: int
+    start: int
+    stop: int
+    transport: str
+    runs: Runs
     cursor: int
     in_flight: dict[int, int] = field(default_factory=dict)
     written: list[Chunk] = field(default_factory=list)
@@ -32,32 +40,13 @@ class TakenGrant:
     cancelled: bool = False
 
     @property
-    def stop(self) -> int:
-        return self.message.sent_tokens + self.message.allocated_tokens
-
-    @property
     def reported(self) -> bool:
         return bool(self.written or self.failed)
 
-    def cancel(self) -> None:
-        """Starts no further write: the receiver revokes this grant, and rejects writes that are in flight."""
-        self.cursor = self.stop
-        self.cancelled = True
-
     def blocks_of(self, start: int, stop: int, block_size: int) -> tuple[int, ...]:
         """Returns the blocks that tokens ``[start, stop)`` go to."""
-        first = (start - self.message.sent_tokens) // block_size
-        return tuple(self._blocks(first, first + -(-(stop - start) // block_size)))
-
-    def _blocks(self, start: int, stop: int) -> Iterator[int]:
-        """Yields blocks ``[start, stop)`` of the grant.
-
-        The lengths of runs come from the peer, so no run is ever expanded as a whole.
-        """
-        before = 0
-        for first, count in self.message.runs:
-            yield from range(first + max(start - before, 0), first + min(stop - before, count))
-            before += count
+        first = (start - self.start) // block_size
+        return self.runs.between(first, first + -(-(stop - start) // block_size))
 
 
 @dataclass(slots=True)
@@ -69,7 +58,9 @@ class Destination:
         opened: Its latest ``open`` message.
         version: The protocol version in use with it.
         transports: The transports shared with it.
-        grants: Accepted grants by epoch.
+        grants: Accepted grants by epoch, kept until the floor has passed them.
+        unfinished: Those of them of which a write can still be started.
+        open_runs: Runs of blocks in the unfinished grants.
         refused: Epochs that were drained: never written, or not any further.
         draining: Epochs to report as drained when their writes in flight have ended.
         floor: Every epoch below it is closed.
@@ -81,6 +72,8 @@ class Destination:
     version: int
     transports: TransportSelector
     grants: dict[int, TakenGrant] = field(default_factory=dict)
+    unfinished: dict[int, TakenGrant] = field(default_factory=dict)
+    open_runs: int = 0
     refused: set[int] = field(default_factory=set)
     draining: set[int] = field(default_factory=set)
     floor: int = 0
@@ -93,16 +86,53 @@ class Destination:
     def reopen(self, body: Open) -> None:
         """Handles another ``open`` of the same session. A higher generation means that it has revoked all its grants.
 
+        With it, the session may name fewer transports than before: it has lost the others.
+
         Raises:
-            RemoteProtocolError: Its buffers or transports have changed.
+            RemoteProtocolError: Its buffers or a handle have changed, or it names a transport that it did not name.
+            TransportError: No common transport is left.
         """
-        if (body.geometry, body.transports) != (self.opened.geometry, self.opened.transports):
+        newer = body.generation > self.opened.generation
+        before, now = set(self.opened.transports), set(body.transports)
+        if body.geometry != self.opened.geometry or not (now <= before if newer else now == before):
             raise RemoteProtocolError("a session opened the room again with other buffers or transports")
-        if body.generation > self.opened.generation:
+        lost = {address.name for address in before - now}
+        if not self.transports.has_other_than(lost):
+            raise TransportError("no transport that both ends have is left", retryable=False)
+        self.transports.lose(lost)
+        if newer:
             self.acknowledged = 0  # it may concern what another sender has offered since
-            for taken in self.grants.values():
-                taken.cancel()
+            self.cancel_all()
         self.opened = body
+
+    def can_take(self, grant: Grant) -> bool:
+        """Returns whether so many more blocks and grants may be remembered. A correct receiver asks for no more."""
+        return len(self.grants) < MAX_GRANTS and self.open_runs + len(grant.runs) <= MAX_OPEN_RUNS
+
+    def take(self, grant: Grant, runs: Runs) -> TakenGrant:
+        """Remembers a grant of ``runs`` that is about to be written."""
+        start, stop = grant.sent_tokens, grant.sent_tokens + grant.allocated_tokens
+        taken = TakenGrant(grant.epoch, start, stop, grant.transport, runs, start)
+        self.grants[grant.epoch] = self.unfinished[grant.epoch] = taken
+        self.open_runs += len(runs)
+        return taken
+
+    def finish(self, taken: TakenGrant) -> None:
+        """Forgets the blocks of a grant: no further write of it will be started."""
+        if self.unfinished.pop(taken.epoch, None):
+            self.open_runs -= len(taken.runs)
+            taken.runs = Runs()
+
+    def cancel(self, taken: TakenGrant) -> None:
+        """Starts no further write: the receiver revokes the grant, and rejects writes that are in flight."""
+        taken.cursor = taken.stop
+        taken.cancelled = True
+        self.finish(taken)
+
+    def cancel_all(self) -> None:
+        """Starts no further write under any grant taken so far."""
+        for taken in list(self.grants.values()):
+            self.cancel(taken)
 
     def refuse(self, epoch: int) -> bool:
         """Marks an epoch as never to be written any further. Returns False if too many are remembered already."""
@@ -118,8 +148,8 @@ class Destination:
             return
         self.floor = floor
         for epoch in [epoch for epoch in self.grants if epoch < floor]:
-            if self.grants[epoch].in_flight:
-                self.grants[epoch].cancel()
-            else:
+            taken = self.grants[epoch]
+            self.cancel(taken)
+            if not taken.in_flight:
                 del self.grants[epoch]
         self.refused = {epoch for epoch in self.refused if epoch >= floor}

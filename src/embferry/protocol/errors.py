@@ -155,6 +155,11 @@ BY_CODE: dict[str, type[EmbeddingTransferError]] = {
 }
 
 
+def reason_of(error: BaseException) -> str:
+    """Returns what happened, for the text of another error: the detail, the text, or the type if there is no text."""
+    return error.detail if isinstance(error, EmbferryError) else str(error) or type(error).__name__
+
+
 def from_code(code: str, detail: str, *, room: int | None = None) -> EmbeddingTransferError:
     """Returns the error that a peer reported. An unknown code becomes the root class; the text then names the code."""
     cls = BY_CODE.get(code)

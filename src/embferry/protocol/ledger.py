@@ -31,6 +31,7 @@ class OutstandingGrant:
     blocks: tuple[int, ...]
     block_size: int
     transport: str
+    runs: int  # of adjacent blocks
     open_tokens: RangeSet = field(default_factory=RangeSet)
     draining: bool = False
     drained: bool = False
@@ -84,6 +85,7 @@ class Ledger:
         self.held: dict[Key, tuple[int, ...]] = {}  # verified, in use by the consumer
         self.verified = RangeSet()
         self.next_epoch = 1  # one past the last epoch used
+        self.open_runs = 0  # of adjacent blocks, in the outstanding grants
 
     def __iter__(self) -> Iterator[OutstandingGrant]:
         return iter(list(self.grants.values()))
@@ -106,6 +108,11 @@ class Ledger:
     def open(self, grant: OutstandingGrant) -> None:
         self.grants[grant.epoch] = grant
         self.next_epoch = grant.epoch + 1
+        self.open_runs += grant.runs
+
+    def _remove(self, grant: OutstandingGrant) -> None:
+        del self.grants[grant.epoch]
+        self.open_runs -= grant.runs
 
     def take_chunk(self, epoch: int, start: int, stop: int) -> tuple[int, ...] | None:
         """Takes the blocks of tokens that the writer has reported out of their grant.
@@ -126,7 +133,7 @@ class Ledger:
             return None
         grant.open_tokens.discard(start, stop)
         if not grant.open_tokens:
-            del self.grants[epoch]
+            self._remove(grant)
         return grant.blocks_of(start, stop)
 
     def trim(self, total: int) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -144,7 +151,7 @@ class Ledger:
             grant.open_tokens.discard(cut, grant.stop)
             grant.tokens = cut - grant.start
             if not grant.open_tokens:
-                del self.grants[grant.epoch]
+                self._remove(grant)
             if spare:
                 yield grant.epoch, spare
 
@@ -152,7 +159,7 @@ class Ledger:
         """Removes a grant if its writer has no access any more. Returns the blocks that were still open, or ()."""
         if not guards.may_release(grant.drained, grant.revoked):
             return ()
-        del self.grants[grant.epoch]
+        self._remove(grant)
         return grant.open_blocks()
 
     def missing(self, total: int) -> tuple[int, int] | None:

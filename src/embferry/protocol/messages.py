@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .errors import EmbeddingTransferError, RemoteProtocolError, VersionMismatch, from_code
-from .layout import Geometry
+from .layout import MAX_NAME, Geometry
 
 VERSION = 1
 VERSIONS = (1, 1)
@@ -24,14 +24,20 @@ MAX_TOKENS = (1 << 40) - 1
 MAX_RUNS = 16384
 MAX_CHUNKS = 4096
 MAX_TEXT = 1024
+MAX_ENDPOINT = 256
+MAX_HANDLE = 1024
+MAX_DIGEST = 64
+MAX_AUX = 16
+MAX_ID = (1 << 63) - 1
+MAX_TRANSPORTS = 8
 
-Id = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Id = Annotated[int, Meta(ge=0, le=MAX_ID)]
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 Count = Annotated[int, Meta(ge=1, le=1 << 32)]
 BlockIndex = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
-Name = Annotated[str, Meta(min_length=1, max_length=64)]
-Digest = Annotated[bytes, Meta(max_length=64)]
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+Digest = Annotated[bytes, Meta(max_length=MAX_DIGEST)]
 Checksum = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Epochs = Annotated[tuple[Id, ...], Meta(max_length=4096)]
 
@@ -46,7 +52,7 @@ class TransportAddress(Struct, frozen=True, array_like=True):
     """A transport by which one end can be reached, and the handle to connect with."""
 
     name: Name
-    handle: Annotated[bytes, Meta(max_length=1024)]
+    handle: Annotated[bytes, Meta(max_length=MAX_HANDLE)]
 
 
 class Chunk(Struct, frozen=True, array_like=True, gc=False):
@@ -70,8 +76,8 @@ class Open(Message, frozen=True, array_like=True, tag="open"):
     """Rises whenever the receiver asks for a new offer. The offer repeats it, which tells it from a stale one."""
     versions: tuple[Id, Id]
     geometry: Geometry
-    endpoint: Annotated[str, Meta(min_length=1, max_length=256)]
-    transports: Annotated[tuple[TransportAddress, ...], Meta(min_length=1, max_length=8)]
+    endpoint: Annotated[str, Meta(min_length=1, max_length=MAX_ENDPOINT)]
+    transports: Annotated[tuple[TransportAddress, ...], Meta(min_length=1, max_length=MAX_TRANSPORTS)]
     transferred_tokens: Tokens
     verify: bool = True
     """Whether every chunk must have a checksum."""
@@ -128,9 +134,9 @@ class Offer(Message, frozen=True, array_like=True, tag="offer"):
     """-1: not known yet."""
     content_digest: Digest
     """Equal digests promise equal bytes; empty while the length is not known."""
-    aux: Annotated[tuple[Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)], ...], Meta(max_length=16)] = ()
+    aux: Annotated[tuple[Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)], ...], Meta(max_length=MAX_AUX)] = ()
     """Up to 16 int32 that travel with the tokens, for use by the peers. The origin's ``aux_datas``."""
-    address: Annotated[bytes, Meta(max_length=1024)] = b""
+    address: Annotated[bytes, Meta(max_length=MAX_HANDLE)] = b""
     """The sender's address on a transport where the receiver fetches; otherwise empty."""
 
 
@@ -138,6 +144,7 @@ class Pending(Message, frozen=True, array_like=True, tag="pending"):
     """The grant was received; its tokens are not ready yet, or are being written."""
 
     epoch: Id
+    """0: there is no grant yet. The worker keeps the ``open`` until it opens the room itself."""
 
 
 class Written(Message, frozen=True, array_like=True, tag="written"):
@@ -193,7 +200,7 @@ class Abort(Message, frozen=True, array_like=True, tag="abort"):
 
     @classmethod
     def because_of(cls, error: EmbeddingTransferError, room: int, generation: int = 0) -> Abort:
-        return cls(room, error.code, error.detail[:MAX_TEXT], generation)
+        return cls(room, *words(error), generation)
 
     @property
     def error(self) -> EmbeddingTransferError:
@@ -233,6 +240,16 @@ class _Version(Struct, frozen=True, array_like=True):
     """The part of a frame that every version reads alike."""
 
     version: Id
+
+
+def sendable(text: str, longest: int) -> str:
+    """Returns ``text`` with lone surrogates replaced by question marks, cut to ``longest`` characters."""
+    return str(text)[:longest].encode("utf-8", "replace").decode()
+
+
+def words(error: EmbeddingTransferError) -> tuple[str, str]:
+    """Returns code and detail of an error as a message can carry them."""
+    return sendable(error.code, MAX_NAME) or EmbeddingTransferError.code, sendable(error.detail, MAX_TEXT)
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -9,26 +9,30 @@ Time-outs are computed from the state (:meth:`Receiver.next_timeout`), never sto
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from . import guards
+from .announcements import Announcements
+from .arguments import as_addresses, as_error, as_integer, as_integers, as_text
 from .commands import Admit, CloseBlocks, Deliver, ReceiverCommand, Release, Restart, Revoke, Send, Verify
+from .deadlines import Deadline, with_peer, without_peer
 from .errors import (
     Aborted,
     CapacityError,
     EmbeddingTransferError,
     IntegrityError,
-    LeaseExpired,
     LocalProtocolError,
     PeerGone,
     RemoteProtocolError,
+    reason_of,
 )
 from .failover import Failover
+from .history import History
 from .layout import Geometry, merged
 from .ledger import Check, Ledger, OutstandingGrant
 from .messages import (
+    MAX_ENDPOINT,
+    MAX_ID,
     MAX_RUNS,
+    MAX_TRANSPORTS,
     VERSIONS,
     Abort,
     Body,
@@ -38,6 +42,7 @@ from .messages import (
     Drained,
     Offer,
     Open,
+    Pending,
     Progress,
     TransportAddress,
     Unknown,
@@ -47,13 +52,7 @@ from .messages import (
 from .retry_policy import RetryPolicy
 from .settings import TransferSettings
 from .states import POLL, RECEIVER, TERMINAL, KVPoll, Phase, Trigger, step
-from .validation import MAX_OUTSTANDING, MAX_SENDERS, check_chunk, check_offer, continues
-
-Deadline = tuple[float, Callable[[], EmbeddingTransferError]]
-"""A time, and the error with which the transfer ends if nothing has happened by then."""
-
-Announcement = tuple[int, bytes, tuple[int, ...]]
-"""Length, digest and aux of an offer."""
+from .validation import MAX_OPEN_RUNS, MAX_OUTSTANDING, check_chunk, check_offer, continues
 
 
 class Receiver:
@@ -72,16 +71,22 @@ class Receiver:
         max_tokens: Tokens that the caller has room for. A longer embedding fails the transfer with
             :class:`~.errors.CapacityError` before anything is granted. None: ``max_embedding_bytes`` alone limits it.
 
+    Raises:
+        LocalProtocolError: The room, the session, the endpoint, a transport or ``max_tokens`` is out of bounds.
+        LayoutMismatch: The geometry is out of bounds.
+
     Attributes:
         peer: Session of the sender whose offer was accepted; 0: none yet.
+        transports: The transports that this end has; fewer after :meth:`transport_lost`.
         transport: Name of the transport in use. ``address`` is the sender's end of it.
         total_tokens: Length of the embedding; -1: not known yet.
         committed: Set by the driver when tokens were used in a way that cannot be undone.
         generation: Counts this receiver's ``open`` messages that asked for a new offer. The answer repeats it.
         transfers: Grants made. The first is the initial transfer, every later one a resumed transfer.
         offered: Whether the peer has said what it has.
-        announced: What each sender has announced so far, by session.
+        announcements: What each sender has announced so far.
         peer_knows: Whether the peer has confirmed that it knows how the transfer ended.
+        history: The last events, to be logged if a method of this machine raises an error that is a bug.
     """
 
     def __init__(
@@ -97,25 +102,29 @@ class Receiver:
         *,
         max_tokens: int | None = None,
     ) -> None:
-        self.room, self.session, self.settings = room, session, settings
-        self.geometry, self.endpoint, self.transports = geometry, endpoint, transports
+        self.room = as_integer("room", room, 0, MAX_ID)
+        self.session = as_integer("session", session, 1, MAX_ID, room=self.room)
+        geometry.validate()
+        self.geometry, self.settings = geometry, settings
+        self.endpoint = as_text("endpoint", endpoint, MAX_ENDPOINT, room=self.room)
+        self.transports = as_addresses(transports, MAX_TRANSPORTS)
         self.phase = Phase.BOOTSTRAPPING
         self.error: EmbeddingTransferError | None = None
-        self.peer = 0
-        self.transport, self.address = "", b""
+        self.peer, self.transport, self.address = 0, "", b""
         self.total_tokens = -1
         self.content_digest: bytes | None = None
         self.aux: tuple[int, ...] = ()
-        self.announced: dict[int, Announcement] = {}
+        self.announcements = Announcements()
         self.ledger = Ledger()
         self.committed = False
         self.generation = self.transfers = 0
         self.offered = False
         self.retry_policy = RetryPolicy(settings, now)
         self.failover = Failover(failover_timeout)
-        self.max_tokens = max_tokens
+        self.max_tokens = None if max_tokens is None else as_integer("max_tokens", max_tokens, 0, MAX_ID, room=room)
         self.asked_at = self.heard_at = self.progress_at = self.ended_at = now
         self.peer_knows = False
+        self.history = History()
         self._commands: list[ReceiverCommand] = []
         self._open(now)
 
@@ -128,8 +137,10 @@ class Receiver:
 
     def wanted(self, now: float) -> tuple[int, int] | None:
         """Returns the next tokens that need blocks, as (offset, length). None: nothing can be granted now."""
-        if self.phase in TERMINAL or not self.peer or len(self.ledger.grants) >= MAX_OUTSTANDING:
+        if self.phase in TERMINAL or not self.peer:
             return None
+        if len(self.ledger.grants) >= MAX_OUTSTANDING or self.ledger.open_runs > MAX_OPEN_RUNS - MAX_RUNS:
+            return None  # the sender would not take up another grant
         if self.retry_policy.is_paused(now):
             return None
         if self.total_tokens >= 0:
@@ -149,18 +160,21 @@ class Receiver:
             The number of tokens granted.
 
         Raises:
-            LocalProtocolError: Nothing is wanted, or the blocks are too many or in too many runs.
+            LocalProtocolError: Nothing is wanted, a block does not exist, or they are too many or in too many runs.
         """
+        epoch = as_integer("epoch", epoch, 0, MAX_ID, room=self.room)
+        blocks = as_integers("blocks", blocks, 0, self.geometry.num_blocks - 1, room=self.room)
         wanted = self.wanted(now)
         size = self.geometry.block_size
         if wanted is None or not 0 < len(blocks) <= -(-wanted[1] // size) or epoch < self.ledger.next_epoch:
             raise LocalProtocolError(f"{len(blocks)} blocks for {wanted} under epoch {epoch}", room=self.room)
-        if sum(1 for _ in merged(blocks)) > MAX_RUNS:
+        if (runs := sum(1 for _ in merged(blocks))) > MAX_RUNS:
             raise LocalProtocolError(f"more than {MAX_RUNS} runs of blocks in one grant", room=self.room)
         tokens = min(wanted[1], len(blocks) * size)
+        self.history.called("grant", epoch, wanted[0], tokens, now)
         if not self.ledger.active and not self.ledger.checking:
             self.progress_at = self.asked_at = now  # until now the transfer had no blocks: the peer is not late
-        grant = OutstandingGrant(epoch, self.peer, wanted[0], tokens, blocks, size, self.transport)
+        grant = OutstandingGrant(epoch, self.peer, wanted[0], tokens, blocks, size, self.transport, runs)
         self.ledger.open(grant)
         self.transfers += 1
         self._commands.append(Admit(epoch, blocks, self.transport, self.address))
@@ -170,6 +184,7 @@ class Receiver:
 
     def verified_chunk(self, epoch: int, offset: int, *, matches: bool, now: float) -> None:
         """Takes the result of a :class:`~.commands.Verify` command: whether the bytes have the announced checksum."""
+        self.history.called("verified_chunk", epoch, offset, matches, now)
         check = self.ledger.checking.pop((epoch, offset))
         stop = offset + check.length
         outdated = self.phase in TERMINAL or check.outdated
@@ -183,19 +198,21 @@ class Receiver:
         self._commands.append(Deliver(epoch, offset, check.length, check.blocks))
         self.progress_at = now
         self.retry_policy.good()
-        if self.retry_policy.may_acknowledge(now):
-            self._send(self._progress())
         self.phase = step(RECEIVER, self.phase, Trigger.DELIVERED)
         self._complete(now)
+        if self.phase not in TERMINAL and self.retry_policy.may_acknowledge(now):
+            self._send(self._progress())
 
     def consumed(self, epoch: int, offset: int) -> None:
         """The consumer no longer reads the blocks of the delivered chunk."""
+        self.history.called("consumed", epoch, offset)
         blocks = self.ledger.held.pop((epoch, offset), None)
         if blocks:
             self._commands.append(Release(blocks))
 
     def revoked(self, epoch: int) -> None:
         """The transport has revoked the peer's access under ``epoch`` for good."""
+        self.history.called("revoked", epoch)
         grant = self.ledger.grants.get(epoch)
         if grant is not None:
             grant.revoked = True
@@ -206,6 +223,7 @@ class Receiver:
 
         Before an offer was accepted, this invalidates the offers that earlier ``open`` messages may still bring.
         """
+        self.history.called("peer_lost", self.peer, now)
         if self.phase in TERMINAL:
             for grant in self.ledger:
                 self._revoke(grant)
@@ -222,13 +240,56 @@ class Receiver:
 
     def redirected(self, now: float) -> None:
         """The caller has named another peer: setbacks of the last one no longer count."""
+        self.history.called("redirected", now)
         self.failover.lost = None
         self.retry_policy.peer_changed()
         self.peer_lost(now)
 
+    def transport_lost(self, name: str, error: EmbeddingTransferError, now: float) -> None:
+        """This end has no transport ``name`` any more: revokes every grant, and opens the room again with the rest.
+
+        Fails with ``error`` if none is left. A grant over the lost transport still needs :meth:`revoked`.
+        """
+        self.history.called("transport_lost", name, now)
+        as_error(error, room=self.room)
+        left = tuple(address for address in self.transports if address.name != name)
+        if len(left) == len(self.transports):
+            return
+        if left:
+            self.transports = left
+        else:
+            self._fail(error, now, tell=True)
+        if self.phase in TERMINAL:
+            for grant in self.ledger:
+                if grant.transport == name:
+                    self._revoke(grant)
+        elif self.failover.lost is not None:
+            self.generation += 1  # no peer is named: the next one is told
+        else:
+            if self.peer:
+                self._leave_peer()
+            self._open(now)
+
+    def peer_unreachable(self, error: Exception, now: float) -> None:
+        """The control plane has given up on the endpoint: its name does not resolve, or it refuses connections.
+
+        Before an offer was accepted, and after a loss, this ends the transfer, or begins the wait for another endpoint,
+        with :class:`~.errors.PeerGone`, which names ``error``. A peer whose offer was accepted is lost, as by
+        :meth:`peer_lost`.
+        """
+        self.history.called("peer_unreachable", now)
+        if self.phase in TERMINAL:
+            self.peer_knows = True  # it cannot be told
+            self.peer_lost(now)
+        elif self.peer:
+            self.peer_lost(now)
+        elif self.failover.lost is None:  # otherwise no peer is named
+            gone = PeerGone(f"the encode worker cannot be reached: {reason_of(error)}", room=self.room)
+            self._peer_failed(gone, now, tell=False)
+
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer with ``error`` and tells the sender. Does nothing if it has ended already."""
-        self._fail(error, now, tell=True)
+        self._fail(as_error(error, room=self.room), now, tell=True)
 
     def clear(self, now: float) -> None:
         """The caller needs the transfer no longer: drains what is in flight, then releases everything it holds."""
@@ -245,6 +306,7 @@ class Receiver:
         """
         if not guards.meant_for_this_session(target, self.session):
             return
+        self.history.received(body, now)
         try:
             self._dispatch(source, body, now)
         except (RemoteProtocolError, IntegrityError, CapacityError) as error:
@@ -260,11 +322,15 @@ class Receiver:
                 self.peer_knows = self.phase in TERMINAL
                 self.peer_lost(now)
             return
+        if isinstance(body, Pending) and not self.peer:
+            if body.epoch == 0:  # the worker waits for its own sender; otherwise, it is late, from a lost peer
+                self.heard_at = now
+            return
         if isinstance(body, Abort) and not self.peer:
             if guards.answers_current_generation(body.generation, self.generation):
                 self._peer_failed(body.error, now, tell=False)
             return
-        if not guards.from_current_peer(source, self.peer):
+        if not self.peer or not guards.from_current_peer(source, self.peer):
             return
         self.heard_at = now
         match body:
@@ -282,15 +348,15 @@ class Receiver:
                 pass  # Pending is only a sign of life; messages from receivers to senders do not concern this end
 
     def _offered(self, source: int, offer: Offer, now: float) -> None:
-        if not guards.answers_current_generation(offer.generation, self.generation):
-            return
+        if not source or not guards.answers_current_generation(offer.generation, self.generation):
+            return  # session 0 has no room to offer
         if self.peer and not guards.from_current_peer(source, self.peer):
             return
         if self.phase in TERMINAL:
             self._offered_after_end(source, offer)
             return
         self.heard_at = now
-        self._announced(source, offer)
+        self.announcements.add(source, offer)
         token_bytes, limit = self.geometry.layout.token_bytes, self.settings.max_embedding_bytes
         check_offer(offer, self.transports, token_bytes, limit, self.max_tokens)
         if offer.total_tokens >= 0 and not continues(offer, self.total_tokens, self.content_digest):
@@ -307,19 +373,6 @@ class Receiver:
             for epoch, spare in self.ledger.trim(self.total_tokens):
                 self._commands += [CloseBlocks(epoch, spare), Release(spare)]
             self._complete(now)
-
-    def _announced(self, source: int, offer: Offer) -> None:
-        """Checks an announcement against the earlier ones of the same session. One without a length may be late."""
-        if offer.total_tokens < 0:
-            return
-        said = (offer.total_tokens, offer.content_digest, offer.aux)
-        if not guards.same_announcement(self.announced.get(source), said):
-            first = self.announced[source]
-            why = "the encode side has announced two embeddings in one session"
-            raise RemoteProtocolError(f"{why}: {_announcement(first)}, then {_announcement(said)}")
-        self.announced[source] = said
-        if len(self.announced) > MAX_SENDERS:
-            del self.announced[next(iter(self.announced))]
 
     def _offered_after_end(self, source: int, offer: Offer) -> None:
         """A sender that answers after this receiver has ended without a peer is told how it ended."""
@@ -436,36 +489,16 @@ class Receiver:
 
         A receiver that waits for blocks of its own pool has none: the pool is fair, and the peer is not late.
         """
-        limits = self.settings
         if (lost := self.failover.lost) is not None:
             return [(self.failover.until, lambda: lost)]
-        if not self.peer and self.phase is Phase.BOOTSTRAPPING:
-            return [(self.asked_at + limits.bootstrap_timeout, self._no_offer)]
+        heard_at = max(self.heard_at, self.asked_at)
         if not self.peer:
-            return [(self.asked_at + limits.peer_timeout, self._no_successor)]
+            resumes_at = None if self.phase is Phase.BOOTSTRAPPING else self.transferred_tokens
+            return without_peer(self.settings, self.room, heard_at, self.asked_at, resumes_at)
         if not self.ledger.is_active and self.offered:
             return []
-        if self.phase is Phase.WAITING_FOR_INPUT:
-            token = self.progress_at + limits.waiting_timeout
-            error = f"the encode worker has produced nothing for {limits.waiting_timeout:g} s"
-        else:
-            token = self.progress_at + limits.transfer_timeout
-            after = f"after the first {self.transferred_tokens}"
-            error = f"no token has arrived for {limits.transfer_timeout:g} s {after}"
-        silence = max(self.heard_at, self.asked_at) + limits.peer_timeout
-        return [(token, partial(LeaseExpired, error, room=self.room)), (silence, self._silent)]
-
-    def _no_offer(self) -> PeerGone:
-        seconds = self.settings.bootstrap_timeout
-        return PeerGone(f"no encode worker has answered for {seconds:g} s; is the one named running?", room=self.room)
-
-    def _no_successor(self) -> PeerGone:
-        why = f"the encode worker was lost at token {self.transferred_tokens} and no other has taken over"
-        return PeerGone(f"{why} for {self.settings.peer_timeout:g} s", room=self.room)
-
-    def _silent(self) -> PeerGone:
-        why = f"the encode worker has been silent for {self.settings.peer_timeout:g} s"
-        return PeerGone(f"{why} at token {self.transferred_tokens}", room=self.room)
+        tokens = None if self.phase is Phase.WAITING_FOR_INPUT else self.transferred_tokens
+        return with_peer(self.settings, self.room, heard_at, self.progress_at, tokens)
 
     # Requests, repeated until they are answered
 
@@ -492,16 +525,8 @@ class Receiver:
         return now >= self.ended_at + self.settings.linger
 
     def _open_message(self) -> Open:
-        return Open(
-            self.room,
-            self.generation,
-            VERSIONS,
-            self.geometry,
-            self.endpoint,
-            self.transports,
-            self.transferred_tokens,
-            self.settings.verify,
-        )
+        region = self.geometry, self.endpoint, self.transports
+        return Open(self.room, self.generation, VERSIONS, *region, self.transferred_tokens, self.settings.verify)
 
     def _progress(self) -> Progress:
         return Progress(self.room, self.transferred_tokens, self.ledger.floor)
@@ -554,6 +579,7 @@ class Receiver:
     def _fail(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
         if self.phase in TERMINAL:
             return
+        self.history.called("fail", error.code, now)
         self.phase = step(RECEIVER, self.phase, Trigger.FAILED)
         self.error = error
         self.ended_at = now
@@ -570,9 +596,5 @@ class Receiver:
 
     def _send(self, body: Body) -> None:
         if self.peer or isinstance(body, Open):
+            self.history.sent(body, self.peer)
             self._commands.append(Send(body, self.peer))
-
-
-def _announcement(said: Announcement) -> str:
-    total, digest, aux = said
-    return f"{total} tokens with digest {digest.hex()} and aux {list(aux)}"

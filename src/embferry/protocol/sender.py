@@ -8,6 +8,7 @@ touches again what it has reported as written or drained.
 from __future__ import annotations
 
 from . import guards
+from .arguments import as_addresses, as_bytes, as_error, as_integer, as_integers
 from .chunks import next_chunk
 from .commands import Connect, ReleaseSource, Send, SenderCommand, Write
 from .destination import Destination, TakenGrant
@@ -19,10 +20,13 @@ from .errors import (
     RemoteProtocolError,
     TransportError,
 )
+from .history import History
 from .layout import Layout
 from .messages import (
+    MAX_AUX,
     MAX_CHUNKS,
-    MAX_TEXT,
+    MAX_DIGEST,
+    MAX_ID,
     MAX_TOKENS,
     Abort,
     Body,
@@ -40,10 +44,14 @@ from .messages import (
     Unknown,
     WriteFailed,
     Written,
+    words,
 )
 from .settings import TransferSettings
 from .states import POLL, SENDER, TERMINAL, KVPoll, Phase, Trigger, step
-from .validation import MAX_GRANTS, check_grant, check_open
+from .validation import check_grant, check_open
+
+MAX_OWN_TRANSPORTS = 64
+"""Transports of one sender. A receiver may name fewer."""
 
 
 class Sender:
@@ -57,11 +65,15 @@ class Sender:
         settings: Time-outs, retries and sizes.
         now: The time at which the transfer begins.
 
+    Raises:
+        LocalProtocolError: The room, the session or a transport is out of bounds.
+
     Attributes:
         ready_tokens: Tokens ``[0, ready_tokens)`` of the embedding can be read.
         destinations: Every receiver that has opened the room, by session.
         current: The receiver that is served: the last that opened the room.
         source_released: Whether the embedding is no longer read.
+        history: The last events, to be logged if a method of this machine raises an error that is a bug.
     """
 
     def __init__(
@@ -73,10 +85,10 @@ class Sender:
         settings: TransferSettings,
         now: float,
     ) -> None:
-        self.room = room
-        self.session = session
+        self.room = as_integer("room", room, 0, MAX_ID)
+        self.session = as_integer("session", session, 1, MAX_ID, room=self.room)
         self.layout = layout
-        self.transports = {transport.name: transport for transport in transports}
+        self.transports = {transport.name: transport for transport in as_addresses(transports, MAX_OWN_TRANSPORTS)}
         self.settings = settings
         self.phase = Phase.BOOTSTRAPPING
         self.error: EmbeddingTransferError | None = None
@@ -91,6 +103,7 @@ class Sender:
         self.source_released = False
         self._heard_at = now
         self._ended_at = 0.0
+        self.history = History()
         self._commands: list[SenderCommand] = []
 
     # Calls from the encode worker and the driver
@@ -104,15 +117,17 @@ class Sender:
             aux: Up to 16 int32 that travel with the announcement.
 
         Raises:
-            LocalProtocolError: Announced differently before, or out of bounds.
+            LocalProtocolError: Announced differently before, out of bounds or of a wrong type.
         """
+        total_tokens = as_integer("total_tokens", total_tokens, 0, MAX_TOKENS, room=self.room)
+        as_bytes("content_digest", content_digest, 1, MAX_DIGEST, room=self.room)
+        aux = as_integers("aux", aux, -(1 << 31), (1 << 31) - 1, room=self.room)
+        if len(aux) > MAX_AUX:
+            raise LocalProtocolError(f"aux has {len(aux)} values; it may have {MAX_AUX}", room=self.room)
         if self.total_tokens >= 0 and (total_tokens, content_digest) != (self.total_tokens, self.content_digest):
             raise LocalProtocolError("an embedding is announced once; open another room for another", room=self.room)
-        if not 0 <= total_tokens <= MAX_TOKENS:
-            raise LocalProtocolError(f"an embedding cannot have {total_tokens} tokens", room=self.room)
-        if not 1 <= len(content_digest) <= 64 or len(aux) > 16 or any(x.bit_length() > 31 for x in aux):
-            raise LocalProtocolError("a content digest has 1 to 64 bytes, aux up to 16 int32", room=self.room)
         if self.total_tokens < 0:
+            self.history.called("announce", total_tokens)
             self.total_tokens, self.content_digest, self.aux = total_tokens, content_digest, aux
             self._offer()
 
@@ -120,51 +135,80 @@ class Sender:
         """Says that tokens ``[0, ready_tokens)`` can be read now.
 
         Raises:
-            LocalProtocolError: Fewer than before, or more than announced.
+            LocalProtocolError: Fewer than before, more than announced, or no integer.
         """
+        ready_tokens = as_integer("ready_tokens", ready_tokens, 0, MAX_TOKENS, room=self.room)
         if not self.ready_tokens <= ready_tokens <= max(self.total_tokens, 0):
             raise LocalProtocolError(
                 f"{ready_tokens} tokens ready after {self.ready_tokens}, of {self.total_tokens} announced",
                 room=self.room,
             )
+        self.history.called("produce", ready_tokens)
         self.ready_tokens = ready_tokens
         self._write_on()
 
     def write_done(self, target: int, epoch: int, offset: int, length: int, checksum: bytes | None) -> None:
         """The write of a :class:`~.commands.Write` command is complete at the receiver."""
+        self.history.called("write_done", epoch, offset, length)
         destination = self.destinations[target]
-        destination.transports.worked(destination.grants[epoch].message.transport)
+        destination.transports.worked(destination.grants[epoch].transport)
         self._write_ended(target, epoch, Chunk(offset, length, checksum))
 
     def write_failed(self, target: int, epoch: int, offset: int, length: int, error: EmbeddingTransferError) -> None:
         """The write has failed. The receiver decides whether to request its tokens again."""
+        self.history.called("write_failed", epoch, offset, length, error.code)
         destination = self.destinations[target]
         taken = destination.grants[epoch]
-        transport, started, limit = taken.message.transport, taken.in_flight[offset], self.settings.transport_failures
+        transport, started, limit = taken.transport, taken.in_flight[offset], self.settings.transport_failures
         if not taken.cancelled:  # a write under a cancelled grant may be rejected: that is no fault of the transport
             failed = destination.transports.failed(transport, started=started, latest=self.writes_started, limit=limit)
             if failed or not error.retryable:
                 self.transport_failed(target, transport)
         again = error.retryable or taken.cancelled or destination.transports.is_given_up(transport)
-        self._write_ended(target, epoch, WriteFailed(self.room, epoch, offset, length, *_words(error), again))
+        self._write_ended(target, epoch, WriteFailed(self.room, epoch, offset, length, *words(error), again))
 
     def transport_failed(self, target: int, transport: str) -> None:
         """Switches session ``target`` from ``transport``, which does not reach it, to the next shared one, if any."""
+        self.history.called("transport_failed", target, transport)
         destination = self.destinations[target]
         if destination.transports.give_up(transport):
-            self._commands.append(Connect(target, destination.transports.current))
-            if destination is self.current:
-                self._offer()  # first: then the receiver does not count further failures of the old transport
-                self._write_on()
+            self._switched(destination)
+
+    def _switched(self, destination: Destination) -> None:
+        self._commands.append(Connect(destination.session, destination.transports.current))
+        if destination is self.current:
+            self._offer()  # first: then the receiver does not count further failures of the old transport
+            self._write_on()
+
+    def transport_lost(self, name: str, error: EmbeddingTransferError, now: float) -> None:
+        """This end has no transport ``name`` any more. Every receiver that is reached over it is switched to another.
+
+        Fails with ``error`` if the current receiver, or a later one, could not be reached over any other. Writes in
+        flight over the transport are still to be reported as failed.
+        """
+        self.history.called("transport_lost", name, now)
+        as_error(error, room=self.room)
+        if self.transports.pop(name, None) is None or self.phase in TERMINAL:
+            return
+        for destination in self.destinations.values():
+            used = destination.transports.usable[:1]
+            left = destination.transports.lose({name})
+            if left and destination.transports.usable[:1] != used:
+                self._switched(destination)
+            elif not left and destination is self.current:
+                self._fail(error, now, tell=True)
+        if not self.transports:
+            self._fail(error, now, tell=True)
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:
         """Ends the transfer with ``error`` and tells the receiver. Does nothing if it has ended already."""
-        self._fail(error, now, tell=True)
+        self._fail(as_error(error, room=self.room), now, tell=True)
 
     # Messages from the peer
 
     def receive(self, source: int, target: int, body: Body, now: float) -> None:
         """Handles a message. Stale, repeated and misdirected messages do no harm; decoding rejects malformed ones."""
+        self.history.received(body, now)
         if isinstance(body, Open):
             self._opened(source, body, now)
             return
@@ -207,7 +251,10 @@ class Sender:
             elif body.generation < destination.opened.generation + (destination is not self.current):
                 return  # a late copy: of an earlier generation, or of a receiver that was replaced since
             else:
+                used = destination.transports.usable[:1]
                 destination.reopen(body)
+                if destination.transports.usable[:1] != used:
+                    self._commands.append(Connect(source, destination.transports.current))
         except EmbeddingTransferError as error:
             self._send(Abort.because_of(error, self.room, body.generation), source)
             return
@@ -215,6 +262,7 @@ class Sender:
         if destination is not self.current:
             if self.current is not None:
                 self.phase = step(SENDER, self.phase, Trigger.PEER_LOST)
+                self.current.cancel_all()  # if it comes back, it will have revoked them
             self.current = destination
         self.phase = step(SENDER, self.phase, Trigger.OPENED)
         self._offer_to(destination)
@@ -229,15 +277,15 @@ class Sender:
         if not guards.is_new(grant.epoch, destination.grants):
             self._repeat(destination, destination.grants[grant.epoch])
             return
-        if len(destination.grants) >= MAX_GRANTS:
-            return
+        if not destination.can_take(grant):
+            return  # unanswered: the receiver asks again, and by then others may be finished
         try:
-            check_grant(grant, destination.opened.geometry, destination.transports.names)
+            runs = check_grant(grant, destination.opened.geometry, destination.transports.names)
         except RemoteProtocolError as error:
             self._send(Abort.because_of(error, self.room, destination.opened.generation), destination.session)
             return
         self.phase = step(SENDER, self.phase, Trigger.GRANTED)
-        taken = destination.grants[grant.epoch] = TakenGrant(grant, grant.sent_tokens)
+        taken = destination.take(grant, runs)
         if destination.transports.is_given_up(grant.transport):
             self._offer_to(destination)  # the receiver does not know yet which transport replaces it
         self._write_on()
@@ -246,7 +294,7 @@ class Sender:
 
     def _repeat(self, destination: Destination, taken: TakenGrant) -> None:
         """Repeats every report on a grant."""
-        epoch = taken.message.epoch
+        epoch = taken.epoch
         for at in range(0, len(taken.written), MAX_CHUNKS):
             chunks = tuple(taken.written[at : at + MAX_CHUNKS])
             self._send(Written(self.room, epoch, chunks), destination.session)
@@ -262,7 +310,7 @@ class Sender:
                 continue  # unanswered: the receiver asks again, or revokes the epoch
             taken = destination.grants.get(epoch)
             if taken is not None:
-                taken.cancel()
+                destination.cancel(taken)
             if guards.may_report_drained(len(taken.in_flight) if taken else 0):
                 done.append(epoch)
             else:
@@ -287,13 +335,13 @@ class Sender:
         if destination is None or self.phase in TERMINAL or self.total_tokens < 0:
             return
         geometry, chunk_bytes = destination.opened.geometry, self.settings.chunk_bytes
-        for taken in destination.grants.values():
+        for taken in list(destination.unfinished.values()):
             if not guards.still_needed(taken.cursor, destination.acknowledged):
-                taken.cancel()
-            if destination.transports.is_given_up(taken.message.transport):
+                destination.cancel(taken)
+            if destination.transports.is_given_up(taken.transport):
                 self._abandon(destination, taken)
+            end = min(taken.stop, self.total_tokens)
             while self.writes_in_flight < self.settings.writes_in_flight:
-                end = min(taken.stop, self.total_tokens)
                 chunk = next_chunk(taken, end, self.ready_tokens, geometry, chunk_bytes)
                 if chunk is None:
                     break
@@ -304,18 +352,18 @@ class Sender:
                 self.writes_started += 1
                 taken.in_flight[start] = self.writes_started
                 transport, verify = destination.transports.current, destination.opened.verify
-                epoch = taken.message.epoch
-                self._commands.append(Write(destination.session, epoch, start, stop - start, blocks, transport, verify))
+                length, epoch = stop - start, taken.epoch
+                self._commands.append(Write(destination.session, epoch, start, length, blocks, transport, verify))
+            if taken.cursor >= end:
+                destination.finish(taken)
 
     def _abandon(self, destination: Destination, taken: TakenGrant) -> None:
         """Reports the unwritten tokens of a grant whose transport was given up; the receiver grants them again."""
         start, stop = taken.cursor, min(taken.stop, self.total_tokens)
-        taken.cancel()
+        destination.cancel(taken)
         if start < stop:
-            error = TransportError(
-                f"{taken.message.transport} was given up in favour of {destination.transports.current.name}"
-            )
-            failed = WriteFailed(self.room, taken.message.epoch, start, stop - start, *_words(error), True)
+            error = TransportError(f"{taken.transport} was given up in favour of {destination.transports.current.name}")
+            failed = WriteFailed(self.room, taken.epoch, start, stop - start, *words(error), True)
             taken.failed.append(failed)
             self._send(failed, destination.session)
 
@@ -393,6 +441,7 @@ class Sender:
     def _fail(self, error: EmbeddingTransferError, now: float, *, tell: bool) -> None:
         if self.phase in TERMINAL:
             return
+        self.history.called("fail", error.code, now)
         self.phase = step(SENDER, self.phase, Trigger.FAILED)
         self.error = error
         if tell and self.current is not None:
@@ -416,6 +465,7 @@ class Sender:
     def _send(self, body: Body, target: int) -> None:
         if isinstance(body, Written):
             body = self._coalesced(body, target)
+        self.history.sent(body, target)
         self._commands.append(Send(body, target))
 
     def _coalesced(self, report: Written, target: int) -> Written:
@@ -430,8 +480,3 @@ class Sender:
                         del self._commands[at]
                         return Written(report.room, epoch, (*chunks, *report.chunks))
         return report
-
-
-def _words(error: EmbeddingTransferError) -> tuple[str, str]:
-    """Returns code and detail, cut to what a message may carry."""
-    return error.code, error.detail[:MAX_TEXT]

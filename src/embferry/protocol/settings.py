@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields
 
 from .errors import LocalProtocolError
@@ -12,16 +13,18 @@ class TransferSettings:
     """Settings of one end. Every state that waits for the peer has a finite time-out.
 
     Raises:
-        LocalProtocolError: A number is not greater than 0.
+        LocalProtocolError: A number is not greater than 0, or not an integer where it counts something.
     """
 
     bootstrap_timeout: float = 30.0
-    """Longest wait for the peer's first message."""
+    """Longest wait for the offer of an encode worker that answers, or for the first language worker."""
+    answer_timeout: float = 5.0
+    """Longest silence of an encode worker that has made no offer yet. One that answers has ``bootstrap_timeout``."""
     waiting_timeout: float = 120.0
     """Longest time between the offer and the first token: the encoder runs meanwhile."""
     transfer_timeout: float = 30.0
     """Longest time without a newly verified token while blocks are granted."""
-    peer_timeout: float = 10.0
+    peer_timeout: float = 5.0
     """Longest silence of the peer while an answer is outstanding."""
     lease_timeout: float = 60.0
     """How long a sender keeps an embedding for a silent receiver."""
@@ -58,9 +61,15 @@ class TransferSettings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, bool) and not value > 0:
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind is bool and isinstance(value, bool):
+                continue
+            numeric = hasattr(value, "__index__" if kind is int else "__float__")
+            if kind is bool or isinstance(value, bool | str) or not numeric:
+                raise LocalProtocolError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
+            if not value > 0:
                 raise LocalProtocolError(f"{field.name} must be greater than 0, not {value}")
+            object.__setattr__(self, field.name, operator.index(value) if kind is int else float(value))
 
 
 DEFAULTS = TransferSettings()

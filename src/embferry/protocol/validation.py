@@ -6,14 +6,15 @@ from . import guards
 from .errors import CapacityError, LayoutMismatch, RemoteProtocolError, TransportError
 from .layout import Geometry, Layout
 from .messages import VERSIONS, Chunk, Grant, Offer, Open, TransportAddress, common_version
+from .runs import Runs, distinct_runs
 from .transport_selector import TransportSelector
 
 MAX_RECEIVERS = 64
 """Receiver sessions that one room serves in its lifetime."""
-MAX_SENDERS = 64
-"""Sender sessions whose announcement a receiver remembers; the oldest are forgotten."""
 MAX_OUTSTANDING = 1024
 """Grants that a receiver keeps outstanding for one transfer."""
+MAX_OPEN_RUNS = 1 << 18
+"""Runs of blocks in the open grants of one receiver. It asks for no more, and a sender takes up no more."""
 MAX_GRANTS = 4 * MAX_OUTSTANDING
 """Grants, and refused epochs, that a sender remembers of one receiver. Further ones stay unanswered meanwhile."""
 
@@ -53,24 +54,21 @@ def check_open(
     return version, TransportSelector(shared)
 
 
-def check_grant(grant: Grant, geometry: Geometry, transports: set[str]) -> None:
-    """Checks a grant against the receiver's region and the shared transports.
+def check_grant(grant: Grant, geometry: Geometry, transports: set[str]) -> Runs:
+    """Checks a grant against the receiver's region and the shared transports. Returns its blocks.
 
     Raises:
         RemoteProtocolError: No correct receiver could have made it.
     """
     if grant.transport not in transports:
         raise RemoteProtocolError(f"a grant over {grant.transport!r}, which the two ends do not share")
-    at = 0
-    for first, count in sorted(grant.runs):
-        if first < at or first + count > geometry.num_blocks:
-            raise RemoteProtocolError(
-                f"a grant of blocks that repeat or do not exist, in a region of {geometry.num_blocks}"
-            )
-        at = first + count
-    blocks, size = sum(count for _, count in grant.runs), geometry.block_size
-    if not (blocks - 1) * size < grant.allocated_tokens <= blocks * size:
-        raise RemoteProtocolError(f"a grant of {grant.allocated_tokens} tokens in {blocks} blocks of {size}")
+    runs = distinct_runs(grant.runs, geometry.num_blocks)
+    if runs is None:
+        raise RemoteProtocolError(f"a grant of blocks that repeat or are outside of a region of {geometry.num_blocks}")
+    size = geometry.block_size
+    if not (runs.blocks - 1) * size < grant.allocated_tokens <= runs.blocks * size:
+        raise RemoteProtocolError(f"a grant of {grant.allocated_tokens} tokens in {runs.blocks} blocks of {size}")
+    return runs
 
 
 def check_offer(

@@ -70,6 +70,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             bootstrap_timeout=self.peer_timeout,
             waiting_timeout=10 * self.peer_timeout,
             transfer_timeout=10 * self.peer_timeout,
+            answer_timeout=self.peer_timeout,
             peer_timeout=self.peer_timeout,
             drain_timeout=self.peer_timeout / 2,
             max_peer_losses=1,

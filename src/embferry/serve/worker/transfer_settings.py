@@ -22,11 +22,13 @@ def language_timeouts(settings: Settings) -> TransferSettings:
     A peer sends at least one message per heartbeat interval, and is gone after ``heartbeat_max_failures`` silent ones.
     """
     transfer = settings.transfer
+    silence = transfer.heartbeat_interval * transfer.heartbeat_max_failures
     return TransferSettings(
         bootstrap_timeout=transfer.bootstrap_timeout,
+        answer_timeout=silence,
         waiting_timeout=transfer.waiting_timeout,
         transfer_timeout=transfer.transfer_timeout,
-        peer_timeout=transfer.heartbeat_interval * transfer.heartbeat_max_failures,
+        peer_timeout=silence,
         drain_timeout=transfer.drain_timeout,
         retry_interval=min(FIRST_RETRY_SECONDS, transfer.heartbeat_interval),
         retry_limit=transfer.heartbeat_interval,
