@@ -13,6 +13,7 @@ from embferry import SendManager, wait
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, PeerGone
 from embferry.protocol.states import KVPoll
 from embferry.transfer.control.limits import DEFAULTS
+from embferry.transfer.control.sockets import SocketControl
 
 from .conftest import LAYOUT, SECONDS, MakePair, advance_clock, embedding, kill, same
 
@@ -83,7 +84,7 @@ def test_a_room_that_has_ended_can_be_opened_again(make_pair: MakePair) -> None:
 
 def test_unused_control_connections_are_closed(make_pair: MakePair) -> None:
     pair = make_pair(linger=0.01)
-    others = [SendManager(LAYOUT, [pair.transport()]) for _ in range(DEFAULTS.idle_dialled + 3)]
+    others = [SendManager(LAYOUT, [pair.transport()]) for _ in range(DEFAULTS.idle_connections + 3)]
     pair.extra += others
     for other in others:
         receiver = pair.receiving.open(secrets.randbits(60), other.endpoint)
@@ -95,4 +96,4 @@ def test_unused_control_connections_are_closed(make_pair: MakePair) -> None:
         receiver.clear()
     control = pair.receiving._runtime.control
     assert isinstance(control, SocketControl)
-    until(lambda: control.connections <= DEFAULTS.idle_dialled)
+    until(lambda: control.connections <= DEFAULTS.idle_connections)

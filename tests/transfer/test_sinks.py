@@ -38,7 +38,13 @@ class Owner:
     def consumed(self, epoch: int, offset: int) -> None:
         self.gone.append((epoch, offset))
 
-    def commit(self) -> None: ...
+    committed = False
+
+    def commit(self) -> bool:
+        self.committed = True
+        return True
+
+    def landed(self) -> None: ...
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None: ...
 

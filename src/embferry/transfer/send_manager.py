@@ -7,15 +7,15 @@ import secrets
 from collections.abc import Hashable, Sequence
 from functools import partial
 
+from embferry.protocol.arguments import as_integer
 from embferry.protocol.commands import Connect, ReleaseSource, Send, Write
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Layout
-from embferry.protocol.messages import Abort, Frame, Open, Pending, TransportAddress, Unknown
+from embferry.protocol.messages import MAX_ID, Abort, Frame, Open, Pending, TransportAddress, Unknown
 from embferry.protocol.sender import Sender
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, Transport, Written
 
-from .arguments import room_number
 from .control.contract import Unreachable
 from .control.sockets import SocketControl
 from .guarded_transport import GuardedTransport
@@ -84,7 +84,7 @@ class SendManager(Manager[SendRecord]):
             LocalProtocolError: The room is in use, or the manager is closed.
             TransportError: Every transport has failed.
         """
-        room = room_number(room)
+        room = as_integer("room", room, 0, MAX_ID)
         with self.lock:
             self.check()
             last = self._rooms.get(room)
