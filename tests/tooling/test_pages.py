@@ -17,7 +17,8 @@ import typer
 from embferry.cli.engines import check_router, check_serve
 from embferry.cli.main import app
 from embferry.connectors.vllm.config import parse
-from embferry.serve.config_load import FIELDS, load
+from embferry.serve.config import SECTIONS
+from embferry.serve.config_load import FIELDS, dotted, load
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -132,3 +133,21 @@ def test_the_settings_of_the_connector_are_accepted(words: list[str]) -> None:
     for option, value in itertools.pairwise(words):
         if option == "--ec-transfer-config":
             parse(json.loads(value)["ec_connector_extra_config"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_options_and_settings_that_a_page_names_exist(page: Path) -> None:
+    code = re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text()))
+    options = {name for text in code if (name := text.partition(" ")[0]).startswith("--")}
+    settings = {text for text in code if re.fullmatch(rf"(?:{'|'.join(SECTIONS)})\.\w+", text)}
+    assert options <= options_of(typer.main.get_command(app)) | {
+        "--",
+        "--encoder-transfer-backend",
+    }  # the last is SGLang's
+    assert settings <= {dotted(key) for key in FIELDS} | {"serve.json", "serve.html"}
+
+
+def options_of(command: Any) -> set[str]:
+    """Returns the options of a command and its subcommands."""
+    own = {option for parameter in command.params for option in parameter.opts}
+    return own.union(*(options_of(each) for each in getattr(command, "commands", {}).values()))
