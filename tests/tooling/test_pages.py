@@ -25,6 +25,8 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROGRAM = r"(?:\S+/)?(?:embferry|make|pip|python|vllm)\b"
 ASSIGNMENTS = r"(?:[A-Z_]+=\S+ +)*"
+NOT_OURS = {"--", "--encoder-transfer-backend"}
+"""The separator before the arguments of vLLM, and an option of SGLang."""
 CHECKS = {"serve": check_serve, "router": check_router}
 
 
@@ -140,10 +142,7 @@ def test_the_options_and_settings_that_a_page_names_exist(page: Path) -> None:
     code = re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text()))
     options = {name for text in code if (name := text.partition(" ")[0]).startswith("--")}
     settings = {text for text in code if re.fullmatch(rf"(?:{'|'.join(SECTIONS)})\.\w+", text)}
-    assert options <= options_of(typer.main.get_command(app)) | {
-        "--",
-        "--encoder-transfer-backend",
-    }  # the last is SGLang's
+    assert options <= options_of(typer.main.get_command(app)) | NOT_OURS
     assert settings <= {dotted(key) for key in FIELDS} | {"serve.json", "serve.html"}
 
 
