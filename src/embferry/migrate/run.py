@@ -36,8 +36,8 @@ class Change:
 
     @property
     def diff(self) -> str:
-        """The unified diff; bytes that are not text in the file's encoding are shown escaped."""
-        before, after = (_lines(data, self.after.encoding) for data in (self.before, self.after.data))
+        """The unified diff; bytes that are not UTF-8 are shown escaped."""
+        before, after = map(_lines, (self.before, self.after.data))
         name = str(self.path).lstrip("/")
         lines = difflib.unified_diff(before, after, f"a/{name}", f"b/{name}")
         return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
@@ -103,10 +103,8 @@ def _listing(left: list[str], path: Path) -> Iterator[None]:
     """Lists the file as left if the block cannot handle it."""
     try:
         yield
-    except RewriteError as error:
-        left.append(f"{path}: {error}")
-    except OSError as error:
-        left.append(f"{path}: {error.strerror or error}")
+    except (RewriteError, OSError) as error:
+        left.append(f"{path}: {getattr(error, 'strerror', None) or error}")
 
 
 def _below(folder: Path, left: list[str]) -> Iterator[Path]:
@@ -138,14 +136,14 @@ def _read(path: Path) -> bytes | None:
     """Returns the contents of a file that mentions an old word; None if it mentions none."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_BYTES:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as large:
-                if MENTIONS.search(large):
-                    raise RewriteError(f"{size} bytes; the limit is {MAX_BYTES}")
+        if not size:
             return None
-        data = file.read()
-    if not MENTIONS.search(data):
-        return None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+            if not MENTIONS.search(contents):
+                return None
+            if size > MAX_BYTES:
+                raise RewriteError(f"{size} bytes; the limit is {MAX_BYTES}")
+            data = contents[:]
     if b"\0" in data:
         raise RewriteError("it is not text in a known encoding")
     return data
@@ -175,6 +173,6 @@ def _rewrite_text(data: bytes, assume: bool) -> Rewritten:
     return Rewritten(new.encode("utf-8", "surrogateescape"), doubtful)
 
 
-def _lines(data: bytes, encoding: str) -> list[str]:
-    *lines, last = data.decode(encoding, "backslashreplace").split("\n")  # splitlines() also splits at form feeds
+def _lines(data: bytes) -> list[str]:
+    *lines, last = data.decode("utf-8", "backslashreplace").split("\n")  # splitlines() also splits at form feeds
     return [*(line + "\n" for line in lines), *([last] if last else [])]
