@@ -13,7 +13,7 @@ import libcst as cst
 from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider
 
 from . import words
-from .words import GENERIC, NAMES, SYSTEM, RewriteError, mentions, replace_names, replace_phrases
+from .words import GENERIC, NAMES, SYSTEM, Doubtful, RewriteError, mentions, replace_names, replace_phrases
 
 _USES_THE_SYSTEM = re.compile(
     rf"{SYSTEM}|^[ \t]*(?:from|import(?:[ \t][\w., ]*,)?)[ \t]+(?:embferry\b|sglang[\w.]*\.disaggregation\b)",
@@ -36,8 +36,8 @@ OWN_TEXT = "a text with an old word; left alone"
 CLASH = "{} is left alone in this file; its new form would mean two things"
 
 
-def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bool = False) -> words.Rewritten:
-    """Returns the file with the present names.
+def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bool = False) -> tuple[bytes, Doubtful]:
+    """Returns the file with the present names, and its doubtful places.
 
     Args:
         data: The contents of the file.
@@ -57,7 +57,7 @@ def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bo
             raise RewriteError("not read: it would not be written back as it was")
         its_own = path.stem in words.MODULES or "disaggregation" in path.parts[:-1]
         if not (assume or its_own or _USES_THE_SYSTEM.search(module.code)):
-            return words.Rewritten(data, ((0, ELSEWHERE),))
+            return data, [(0, ELSEWHERE)]
         found = _Survey(tree, own | _NEUTRAL)
         wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
         first = _Codemod(found, found.clashing)
@@ -69,7 +69,7 @@ def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bo
         raise RewriteError(f"not read: line {error.raw_line}: {error.message}") from None
     except (cst.CSTValidationError, SyntaxError, ValueError, LookupError, RecursionError, MemoryError) as error:
         raise RewriteError(f"not read: {type(error).__name__}: {error}".splitlines()[0]) from None
-    return words.Rewritten(changed.bytes, tuple(sorted(set(final.doubtful))))
+    return changed.bytes, sorted(set(final.doubtful))
 
 
 class _Survey:
@@ -91,9 +91,9 @@ class _Survey:
             match node:
                 case ast.Import(names=names) | ast.ImportFrom(names=names, level=0):
                     module = getattr(node, "module", None)
-                    for name in names:
-                        if (module or name.name).partition(".")[0] not in ours:
-                            self.foreign |= {name.name.partition(".")[0], name.asname or ""}
+                    for alias in names:
+                        if (module or alias.name).partition(".")[0] not in ours:
+                            self.foreign |= {alias.name.partition(".")[0], alias.asname or ""}
                 case ast.Assign(targets=targets, value=value):
                     flows += [(_origins(value), _leaves(target)) for target in targets]
                 case ast.AnnAssign(target=target, value=value, annotation=annotation):
@@ -112,8 +112,8 @@ class _Survey:
                     bound.add(name)
                 case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
                     bound.add(name)
-                case ast.arg(arg=name) | ast.keyword(arg=name) | ast.Constant(value=str() as name):
-                    bound.add(name)
+                case ast.arg(arg=given) | ast.keyword(arg=given) | ast.Constant(value=str() as given):
+                    bound.add(given)
         self.imported = frozenset(self.foreign)
         while fresh := [to - self.foreign for origins, to in flows if origins & self.foreign and to - self.foreign]:
             self.foreign.update(*fresh)
@@ -158,7 +158,6 @@ class _Codemod(cst.CSTTransformer):
     """Renames in one file.
 
     Attributes:
-        doubtful: (line, reason) of what a person has to look at.
         left: Names with a use that was left alone; texts and strings keep them.
     """
 
@@ -169,7 +168,7 @@ class _Codemod(cst.CSTTransformer):
         self._found = found
         self._keep_in_text = keep_in_text
         self.left = set(found.clashing)
-        self.doubtful: list[tuple[int, str]] = []
+        self.doubtful: Doubtful = []
 
     def on_leave(self, original_node: cst.CSTNode, updated_node: cst.CSTNode) -> cst.CSTNode:  # type: ignore[override]
         match original_node:

@@ -33,8 +33,8 @@ _LINES = re.compile(r"(?:[^\n]*\\\r?\n)*[^\n]*(?:\n|\Z)")
 OUTSIDE = "an old name outside of a search pattern; left alone"
 
 
-def rewrite(text: str, assume: bool = False) -> tuple[str, tuple[tuple[int, str], ...]]:
-    """Returns the text with its log searches in the present words, and the doubtful places as (line, reason).
+def rewrite(text: str, assume: bool = False) -> tuple[str, words.Doubtful]:
+    """Returns the text with its log searches in the present words, and the doubtful places.
 
     Args:
         text: The contents of a file.
@@ -44,7 +44,7 @@ def rewrite(text: str, assume: bool = False) -> tuple[str, tuple[tuple[int, str]
     in_logs = system or bool(_LOGS.search(text))
     new = "".join(_line(line, system, in_logs) for line in _LINES.findall(text))
     lines = enumerate(new.split("\n"), start=1) if system else ()
-    return new, tuple((number, OUTSIDE) for number, line in lines if _known(line) != line)
+    return new, [(number, OUTSIDE) for number, line in lines if _known(line) != line]
 
 
 def _line(line: str, system: bool, in_logs: bool) -> str:

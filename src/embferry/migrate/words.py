@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
-from dataclasses import dataclass
 
 
 def split(text: str) -> frozenset[str]:
@@ -67,21 +66,12 @@ _WORD_BEFORE = re.compile(rf"(\w+){_GAP}\Z")
 _NAME = re.compile(rf"(?<![\w{{$-])(?<!%\()(?:{'|'.join(NAMES)})(?![\w-])")
 
 
+Doubtful = list[tuple[int, str]]
+"""Places that a person has to look at: (line, reason), the line counted from 1; 0 stands for the whole file."""
+
+
 class RewriteError(Exception):
     """The file cannot be rewritten and must stay as it is; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rewritten:
-    """The new contents of a file, and the places in it that a person has to look at.
-
-    Attributes:
-        data: The new contents.
-        doubtful: (line, reason), the line counted from 1; 0 stands for the whole file.
-    """
-
-    data: bytes
-    doubtful: tuple[tuple[int, str], ...] = ()
 
 
 def mentions(text: str) -> bool:
