@@ -207,7 +207,7 @@ def test_router_and_bootstrap_processes_serve_and_end_on_a_signal() -> None:
 
 def _start(started: list[subprocess.Popen[str]], environ: dict[str, str], verb: str, *options: str) -> str:
     """Starts a verb; returns the port it listens on, or the URL of the bootstrap server."""
-    command = [sys.executable, "-c", "from embferry.cli.main import run; run()", verb, *options]
+    command = [sys.executable, "-m", "embferry", verb, *options]
     process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
     started.append(process)
     for line in process.stderr:

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from embferry.engine.encoder import Encoder
 from embferry.models import model_path
 from embferry.observe.logs import about
+from embferry.protocol.layout import Layout
 from embferry.serve.config import Settings
 from embferry.serve.encode import messages
 from embferry.serve.encode.embedding_resource import EmbeddingResource
@@ -23,7 +24,7 @@ from embferry.serve.http.serving import Report, unreported
 from embferry.serve.worker.address import address_of
 from embferry.serve.worker.http import worker_app
 from embferry.serve.worker.process import open_port, serve_worker
-from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts, layout_of
+from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.send_manager import SendManager
 from embferry.transports.contract import Transport
@@ -53,7 +54,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
 def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]) -> EncodeService:
     """Returns a running service. The caller closes it."""
     manager = SendManager(
-        layout_of(encoder.fields),
+        Layout(encoder.fields),
         transports,
         host=address_of(settings.host),
         advertise=address_of(settings.reachable_host),
