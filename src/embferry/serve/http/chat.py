@@ -110,7 +110,7 @@ class ChatEndpoint(ABC, Generic[M]):
                 await self.answer(body, scope, response)
         except TimeoutError:
             why = f"the request took longer than {seconds:g} seconds (router.request_timeout) and was given up"
-            await self._fail(ServeError("request_timeout", why, retryable=False), response)
+            await self._fail(ServeError("request_timeout", why), response)
         except ServeError as error:
             await self._fail(error, response)
 

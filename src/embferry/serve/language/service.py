@@ -134,13 +134,20 @@ class LanguageService:
 
     def _run(self) -> None:
         torch.set_num_threads(self.settings.threads)  # OpenMP keeps this setting per thread
+        why = "the language worker is shutting down"
         try:
             while not self._stopping:
                 self._run_once()
             self._pipeline.shut_down()
         except Exception as error:
             log.critical("the engine thread has stopped; please report this bug", exc_info=error)
-            self._fail_all(error)
+            why = "a bug has stopped the language worker"
+            with self._idle:
+                self.fault = error
+        with self._idle:
+            unfinished = list(self._jobs.values())  # among them jobs that have not begun
+        for job in unfinished:
+            job.deliver(as_serve_error(PeerGone(f"{why}; ask again", room=job.request.room)))
 
     def _run_once(self) -> None:
         self._wake.clear()
@@ -164,15 +171,6 @@ class LanguageService:
                 self._jobs.pop(job.id, None)
                 self._idle.notify_all()
         deliver(event)
-
-    def _fail_all(self, error: Exception) -> None:
-        """Ends every job with an error, because the engine thread ends."""
-        with self._idle:
-            self.fault = error
-            jobs = list(self._jobs.values())
-            self._pipeline.jobs.clear()
-        for job in jobs:
-            job.deliver(as_serve_error(PeerGone("a bug has stopped the language worker; ask again")))
 
     # Called by the metrics, on any thread
 

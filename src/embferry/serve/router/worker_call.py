@@ -91,7 +91,7 @@ class WorkerCall:
             raise _broke_off("language", error) from error
         finally:
             await response.aclose()
-        raise ServeError("worker_failed", "the language worker broke off before the end of the answer", retryable=True)
+        raise ServeError("worker_failed", "the language worker broke off before the end of the answer")
 
     async def _first(
         self,
@@ -178,7 +178,7 @@ def _event(line: str) -> dict[str, Any]:
 
 
 def _broke_off(role: Role, error: Exception) -> ServeError:
-    return ServeError("worker_failed", f"the {role} worker broke off: {_reason(error)}", retryable=True)
+    return ServeError("worker_failed", f"the {role} worker broke off: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

@@ -207,9 +207,9 @@ async def _forward(answer: Answer, response: ClientResponse) -> None:
             await response.write(piece)
     except httpx.TransportError as error:
         why = f"the language instance broke off: {str(error) or type(error).__name__}"
-        raise ServeError("worker_failed", why, retryable=True) from error
+        raise ServeError("worker_failed", why) from error
     if not tail.rstrip().endswith(b"[DONE]"):
-        raise ServeError("worker_failed", "the language instance broke off before the end", retryable=True)
+        raise ServeError("worker_failed", "the language instance broke off before the end")
     await response.write(b"", more=False)
 
 

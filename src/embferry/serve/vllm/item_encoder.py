@@ -168,6 +168,6 @@ def _only_entry(response: httpx.Response) -> tuple[str, dict[str, Any]]:
 def _not_encoded(failed: list[str], encoders: Sequence[Instance], status: int) -> ServeError:
     if failed:
         code = "no_worker" if status == 503 else "worker_failed"
-        return ServeError(code, f"the item could not be encoded: {'; '.join(failed)}", retryable=True)
+        return ServeError(code, f"the item could not be encoded: {'; '.join(failed)}")
     down = "; ".join(f"{one.url} {one.trouble}" for one in encoders if not one.up) or "all have been tried"
     return ServeError("no_worker", f"no encode instance is available: {down}")

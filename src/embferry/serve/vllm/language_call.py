@@ -82,7 +82,7 @@ class LanguageCall:
             except httpx.TransportError as error:
                 what = self._fleet.failed(instance, error)
                 if not is_unreachable(error):
-                    raise EncodeAgainError("worker_failed", what, retryable=True) from error
+                    raise EncodeAgainError("worker_failed", what) from error
                 failed.append(what)
             except VerbatimError as refusal:
                 if not is_busy(refusal.status):
@@ -92,7 +92,7 @@ class LanguageCall:
         if busy is not None:
             raise busy
         if only_first:
-            raise EncodeAgainError("no_worker", f"{first!r} cannot be reached", retryable=True)
+            raise EncodeAgainError("no_worker", f"{first!r} cannot be reached")
         down = failed or [f"{one.url} {one.trouble}" for one in self._fleet.languages if not one.up]
         raise ServeError("no_worker", f"no language instance is available: {'; '.join(down)}")
 
@@ -140,7 +140,7 @@ async def _read_to_first_token(instance: Instance, events: AsyncIterator[bytes],
                 echoes -= 1
             elif has_text:
                 return bytes(seen)
-    raise EncodeAgainError("worker_failed", f"{instance!r} ended its answer before the first token", retryable=True)
+    raise EncodeAgainError("worker_failed", f"{instance!r} ended its answer before the first token")
 
 
 def _parse_event(text: bytes) -> dict[str, Any] | None:
@@ -171,7 +171,7 @@ def _check_complete(instance: Instance, body: bytes) -> None:
         reasons = [choice["finish_reason"] for choice in json.loads(body)["choices"]]
     except (ValueError, KeyError, TypeError) as error:
         why = f"the answer of {instance!r} is no completion"
-        raise EncodeAgainError("worker_failed", why, retryable=True) from error
+        raise EncodeAgainError("worker_failed", why) from error
     if not reasons:
         raise _given_up(instance, "no choices")
     for reason in reasons:
@@ -180,7 +180,7 @@ def _check_complete(instance: Instance, body: bytes) -> None:
 
 
 def _given_up(instance: Instance, why: str) -> EncodeAgainError:
-    return EncodeAgainError("worker_failed", f"{instance!r} has given up: {why}", retryable=True)
+    return EncodeAgainError("worker_failed", f"{instance!r} has given up: {why}")
 
 
 def _error_event(instance: Instance, chunk: dict[str, Any]) -> Exception:
@@ -189,14 +189,14 @@ def _error_event(instance: Instance, chunk: dict[str, Any]) -> Exception:
     status = error.get("code")
     if isinstance(status, int) and 400 <= status < 500:
         return VerbatimError(status, "application/json", json.dumps(chunk).encode())
-    return EncodeAgainError("worker_failed", f"{instance!r} failed: {error.get('message')}", retryable=True)
+    return EncodeAgainError("worker_failed", f"{instance!r} failed: {error.get('message')}")
 
 
 def _refusal(instance: Instance, response: httpx.Response, body: bytes, has_media: bool) -> Exception:
     status, text = response.status_code, body[:500].decode(errors="replace")
     if status < 500 and has_media and any(word in text for word in _ROUTER_FIELDS):
         why = f"{instance!r} does not take embeddings ({text}); is it started as ec_consumer with the connector?"
-        return ServeError("worker_failed", why, retryable=False)
+        return ServeError("worker_failed", why, retryable=False)  # until the instance is started differently
     if status < 500 or is_busy(status):
         return VerbatimError.of(response, body)
-    return EncodeAgainError("worker_failed", f"{instance!r} failed with status {status}: {text}", retryable=True)
+    return EncodeAgainError("worker_failed", f"{instance!r} failed with status {status}: {text}")
