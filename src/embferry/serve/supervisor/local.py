@@ -41,7 +41,6 @@ class LocalCluster(Cluster):
         super().__init__(settings, workers, timeout, logs=logs, progress=progress)
         self.title = settings.public_model_name
         self._inner = _within_machine(settings)
-        self._first_urls: dict[ProcessRole, str] = {}
 
     @property
     def bootstrap_url(self) -> str:
@@ -58,12 +57,6 @@ class LocalCluster(Cluster):
             *(self._worker("language", number) for number in range(self.settings.serve.language_workers)),
         ]
 
-    def on_change(self) -> None:
-        for view in self.processes:
-            if view.url:
-                self._first_urls.setdefault(view.role, view.url)
-        super().on_change()
-
     def settings_of(self, role: ProcessRole, number: int = 0) -> Settings:
         """Returns the settings of a process.
 
@@ -74,15 +67,16 @@ class LocalCluster(Cluster):
             role: of the process.
             number: its number among the workers of that role.
         """
+        first_urls = {process.view.role: process.first_url for process in self.supervised if process.first_url}
         changes: dict[str, object] = {}
-        if bootstrap := self._first_urls.get("bootstrap"):
+        if bootstrap := first_urls.get("bootstrap"):
             changes["bootstrap_url"] = bootstrap
         if role == "router":
             changes |= {"host": self.settings.host, "advertise_host": self._inner.reachable_host}
         if role in ("encode", "language"):
             changes[role] = _numbered(getattr(self.settings, role), "port", number)
-        elif role in self._first_urls:
-            port = urlsplit(self._first_urls[role]).port
+        elif role in first_urls:
+            port = urlsplit(first_urls[role]).port
             changes[role] = getattr(self.settings, role).model_copy(update={"port": port})
         if role == "encode":
             changes["transfer"] = _numbered(self.settings.transfer, "http_port", number)

@@ -6,12 +6,12 @@ connect to that address, or take another client's picture for this one's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from embferry.serve.errors import ServeError
+from embferry.serve.http.body import parse_object
 
 Kind = Literal["image", "video"]
 
@@ -36,17 +36,6 @@ class MediaPart:
     def param(self) -> str:
         """The part's place, for errors."""
         return f"messages[{self.message}].content[{self.part}]"
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Returns a JSON object. Raises ServeError invalid_json if the body is none."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
-        raise ServeError("invalid_json", f"the body is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ServeError("invalid_json", "the body must be a JSON object")
-    return value
 
 
 def parse_request(body: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Metrics whose values are read at each scrape."""
+"""Metrics of workers, some of whose values are read at each scrape."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-"""Upper bounds of the buckets of every histogram of times."""
+from embferry.observe.metrics import Metrics
+
+
+class WorkerMetrics(Metrics):
+    """Base of the metrics of both workers."""
+
+    buckets = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+    def read(self, name: str, help: str, label: str, read: Callable[[], Mapping[str, float]], **kind: bool) -> None:
+        """Adds a metric whose values are read at each scrape; see :class:`Readings`."""
+        self.registry.register(Readings(name, help, label, read, **kind))
 
 
 class Readings(Collector):
