@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 from embferry.serve.config import Section, Settings
@@ -48,14 +47,12 @@ class LocalCluster(Cluster):
         return self.url_of("bootstrap")
 
     def first(self) -> list[SupervisedProcess]:
-        return [self._process("bootstrap", "bootstrap", lambda: self.settings_of("bootstrap"))]
+        return [self._process("bootstrap")]
 
     def others(self) -> list[SupervisedProcess]:
-        return [
-            self._process("router", "router", lambda: self.settings_of("router")),
-            *(self._worker("encode", number) for number in range(self.settings.serve.encode_workers)),
-            *(self._worker("language", number) for number in range(self.settings.serve.language_workers)),
-        ]
+        encode = [self._process("encode", number) for number in range(self.settings.serve.encode_workers)]
+        language = [self._process("language", number) for number in range(self.settings.serve.language_workers)]
+        return [self._process("router"), *encode, *language]
 
     def settings_of(self, role: ProcessRole, number: int = 0) -> Settings:
         """Returns the settings of a process.
@@ -82,11 +79,9 @@ class LocalCluster(Cluster):
             changes["transfer"] = _numbered(self.settings.transfer, "http_port", number)
         return self._inner.model_copy(update=changes)
 
-    def _worker(self, role: Literal["encode", "language"], number: int) -> SupervisedProcess:
-        return self._process(f"{role}-{number}", role, lambda: self.settings_of(role, number))
-
-    def _process(self, name: str, role: ProcessRole, settings: Callable[[], Settings]) -> SupervisedProcess:
-        return self.process(name, role, lambda: child_program(role, settings()))
+    def _process(self, role: ProcessRole, number: int | None = None) -> SupervisedProcess:
+        name = role if number is None else f"{role}-{number}"
+        return self.process(name, role, lambda: child_program(role, self.settings_of(role, number or 0)))
 
 
 def _numbered(section: Section, port: str, number: int) -> Section:

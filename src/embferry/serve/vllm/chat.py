@@ -26,7 +26,6 @@ from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
 from embferry.serve.vllm.media_parts import (
     MediaPart,
-    has_uuids,
     media_parts,
     parse_request,
     with_parts,
@@ -70,7 +69,8 @@ class Chat(ChatEndpoint[Fleet]):
         request = ClientRequest(parse_request(body), headers)
         parts = media_parts(request.content)
         if not parts:
-            content = _json(without_uuids(request.content)) if has_uuids(request.content) else body
+            stripped = without_uuids(request.content)
+            content = body if stripped == request.content else _json(stripped)
             return await ask(self.fleet, request, content, held)
         items = await load_items(parts, request.content, self.fleet.fetcher, self._settings.media)
         media = list(zip(parts, items, strict=True))
