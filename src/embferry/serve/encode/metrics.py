@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from prometheus_client.core import CounterMetricFamily
+
 from embferry.engine.cache import EmbeddingCache
-from embferry.serve.worker.metrics import WorkerMetrics
+from embferry.serve.worker.metrics import Reading, WorkerMetrics
 
 
 class EncodeMetrics(WorkerMetrics):
@@ -26,10 +28,11 @@ class EncodeMetrics(WorkerMetrics):
         self.bytes = self.counter("embferry_transfer_bytes", "Bytes sent of delivered embeddings")
         held = self.gauge("embferry_cache_bytes", "Bytes of embeddings in the cache")
         held.set_function(lambda: cache.held_bytes)
-        self.read("embferry_rooms_by_state", "Open rooms by state", "state", states)
+        self.registry.register(Reading("embferry_rooms_by_state", "Open rooms by state", "state", states))
 
         def lookups() -> dict[str, float]:
             counters = cache.counters
             return {"hit": counters.hits, "miss": counters.misses, "eviction": counters.evictions}
 
-        self.read("embferry_cache_lookups", "Cache lookups by outcome", "outcome", lookups, counter=True)
+        outcomes = "Cache lookups by outcome"
+        self.registry.register(Reading("embferry_cache_lookups", outcomes, "outcome", lookups, CounterMetricFamily))

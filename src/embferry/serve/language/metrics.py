@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from embferry.engine.scheduler import Output
 from embferry.serve.language.job import Job
-from embferry.serve.worker.metrics import WorkerMetrics
+from embferry.serve.worker.metrics import Reading, WorkerMetrics
 
 
 class LanguageMetrics(WorkerMetrics):
@@ -31,8 +31,9 @@ class LanguageMetrics(WorkerMetrics):
         self._transfers = counter("embferry_transfers", "Transfers of embeddings", ["phase"])
         self._prompt = counter("embferry_prompt_tokens", "Tokens of answered prompts")
         self._completion = counter("embferry_completion_tokens", "Tokens of answers")
-        self.read("embferry_requests_by_state", "Requests by state", "state", states)
-        self.read("embferry_pool_blocks", "Blocks of the receive pool by state", "state", pool)
+        self.registry.register(Reading("embferry_requests_by_state", "Requests by state", "state", states))
+        blocks = "Blocks of the receive pool by state"
+        self.registry.register(Reading("embferry_pool_blocks", blocks, "state", pool))
 
     def transferred(self, job: Job) -> None:
         """Counts an embedding that has arrived completely."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import httpx
+import msgspec
 
+from embferry.discovery.leases import Role, Worker
 from embferry.observe.metrics import RouterMetrics
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
@@ -19,18 +20,16 @@ from embferry.serve.openai.reply import model_object
 
 log = logging.getLogger(__name__)
 
-Role = Literal["encode", "language"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Worker:
-    """A worker with a lease. ``load``: its requests in flight, as it last reported them."""
+class _List(msgspec.Struct):
+    """The bootstrap server's response to ``GET /workers``."""
 
-    id: str
-    role: Role
-    url: str
-    load: float
+    workers: tuple[Worker, ...]
+
+
+_DECODER = msgspec.json.Decoder(_List)
 
 
 class Fleet(Backends[RouterMetrics]):
@@ -57,7 +56,7 @@ class Fleet(Backends[RouterMetrics]):
             try:
                 response = await self.client.get(address, timeout=self.settings.router.connect_timeout)
                 response.raise_for_status()
-                self._replace(_workers(response.json(), self.settings.model_name))
+                self._replace(_workers(response.content, self.settings.model_name))
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                 reason = reason_of(error)
                 if not self._trouble:
@@ -67,7 +66,7 @@ class Fleet(Backends[RouterMetrics]):
     def _replace(self, workers: tuple[Worker, ...]) -> None:
         now, before = ({w.id: w for w in some} for some in (workers, self._workers))
         for word, ids in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
-            for worker in sorted((now | before)[id] for id in ids):
+            for worker in map((now | before).__getitem__, sorted(ids)):
                 log.info("worker %s", word, extra={"worker": worker.id, "role": worker.role, "url": worker.url})
         self._workers, self._last_list, self._trouble = workers, time.monotonic(), ""
         for role in ROLES:
@@ -103,29 +102,17 @@ class Fleet(Backends[RouterMetrics]):
         return sorted(found, key=lambda w: (w.load + self.in_flight[w.id], self.last_turn.get(w.id, -1)))
 
 
-def _workers(body: Any, model: str) -> tuple[Worker, ...]:
+def _workers(body: bytes, model: str) -> tuple[Worker, ...]:
     """Returns the workers of our model.
 
     Raises:
-        ValueError: an entry is malformed. The previous complete list is better than a part of the new one.
+        ValueError: it is malformed. The previous complete list is better than a part of the new one.
     """
-    if not isinstance(body, dict) or not isinstance(body.get("workers"), list):
-        raise ValueError("the answer has no list of workers")
     found = []
-    for entry in body["workers"]:
-        try:
-            same_model = Path(entry.get("model") or model).name == model
-            # Senders and receivers of the library register too, without an HTTP server; the router cannot use them.
-            if entry["role"] in ROLES and entry["url"] and same_model:
-                url = _base_url(entry["url"])
-                found.append(Worker(str(entry["id"]), entry["role"], url, float(entry["load"] or 0)))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"an entry of the list of workers is malformed: {entry!r}") from error
+    for worker in _DECODER.decode(body).workers:
+        # Senders and receivers of the library register too, without an HTTP server; the router cannot use them.
+        if worker.url and Path(worker.model or model).name == model:
+            if not worker.url.startswith(("http://", "https://")):
+                raise ValueError(f"{worker.url!r} is not the URL of a worker")
+            found.append(msgspec.structs.replace(worker, url=worker.url.rstrip("/")))
     return tuple(found)
-
-
-def _base_url(text: str) -> str:
-    """Returns ``text`` without a trailing slash. Raises ValueError unless it is an absolute http(s) URL."""
-    if not text.startswith(("http://", "https://")):
-        raise ValueError(f"{text!r} is not the URL of a worker")
-    return text.rstrip("/")

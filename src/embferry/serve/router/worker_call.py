@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import msgspec
 
+from embferry.discovery.leases import Role, Worker
 from embferry.serve.errors import ServeError, from_body
 from embferry.serve.http.backends import reason_of
-from embferry.serve.router.fleet import Fleet, Role, Worker
+from embferry.serve.router.fleet import Fleet
 
 log = logging.getLogger(__name__)
 

@@ -24,13 +24,7 @@ from embferry.serve.vllm.fleet import Fleet, Instance
 from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
-from embferry.serve.vllm.media_parts import (
-    MediaPart,
-    media_parts,
-    parse_request,
-    with_parts,
-    without_uuids,
-)
+from embferry.serve.vllm.media_parts import MediaPart, media_parts, parse_request, with_parts, without_uuids
 from embferry.serve.vllm.received_cache import ReceivedCache
 
 log = logging.getLogger(__name__)
