@@ -111,9 +111,10 @@ class ReceivedCache:
         try:
             return await gather_or_cancel(*(self._encode(request, item, language, avoid, received) for item in items))
         except BaseException:  # nothing fetches the items that were offered to this request
-            for uuid in (item.uuid for item in items) if received is not None else ():
-                if (entry := received.entries.get(uuid)) is not None and not entry.arrived:
-                    received.drop(uuid)
+            if received is not None:
+                for item in items:
+                    if (entry := received.entries.get(item.uuid)) is not None and not entry.arrived:
+                        received.drop(item.uuid)
             raise
 
     def arrived(self, language: Instance, encoded: Sequence[Encoded]) -> None:
