@@ -22,6 +22,7 @@ from embferry.serve.encode.service import EncodeService
 from embferry.serve.http.body import read_body
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.worker.address import address_of
+from embferry.serve.worker.errors import decoded
 from embferry.serve.worker.http import worker_app
 from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts
@@ -73,7 +74,7 @@ def build(service: EncodeService) -> Starlette:
         body = await read_body(request.receive, max_bytes)
         if body is None:
             return Response(status_code=499)
-        encode_request = messages.parse(body)
+        encode_request = decoded(messages.DECODER, body)
         with about(request_id=encode_request.request_id, room=encode_request.room):
             room = service.admit(encode_request)
             try:

@@ -24,7 +24,7 @@ from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language import messages
 from embferry.serve.language.job import Event
 from embferry.serve.language.service import LanguageService
-from embferry.serve.worker.errors import error_response
+from embferry.serve.worker.errors import decoded, error_response
 from embferry.serve.worker.http import worker_app
 from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, language_timeouts
@@ -87,7 +87,7 @@ class Generate:
         body = await read_body(receive, MAX_BODY_BYTES)
         if body is None:
             return
-        request = messages.parse(body)
+        request = decoded(messages.DECODER, body)
         with about(request_id=request.request_id, room=request.room):
             loop = asyncio.get_running_loop()
             events: asyncio.Queue[Event] = asyncio.Queue()
