@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from embferry.protocol.errors import TransportError
 
-from ..contract import LinkLost, Piece, Written
+from ..contract import Piece, Written
 from ..net.connector import Connector
 from ..net.cursor import Cursor
 from ..net.loop import READ, WRITE, Loop
@@ -19,20 +18,18 @@ from ..windows import checked_ranges
 from . import framing
 from .framing import FrameError
 
-log = logging.getLogger(__name__)
-
 TURN_BYTES = 32 << 20  # sent to one receiver before the others get their turn
 SMALL_BYTES = 1 << 20
 MAX_OVERTAKES = 16  # small frames in a row that may overtake large ones
 
 
 class SendLink:
-    """A connection to the receiver behind ``handle``.
+    """A connection to a receiver.
 
     The constructor and ``write`` are for any thread, all other methods for the loop's thread.
 
     Args:
-        on_end: Called once when the link has ended, before :class:`LinkLost` is posted.
+        on_end: Called once when the link has ended: reports it and the writes in flight.
 
     Raises:
         TransportError: The connection is refused at once.
@@ -40,15 +37,14 @@ class SendLink:
 
     def __init__(
         self,
-        handle: bytes,
         address: tuple[str, int],
         token: bytes,
         timeout_s: float,
         loop: Loop,
         outbox: Outbox,
-        on_end: Callable[[bytes, SendLink], None],
+        on_end: Callable[[SendLink, Iterable[int], TransportError, bool], None],
     ) -> None:
-        self._handle, self._loop, self._outbox, self._on_end = handle, loop, outbox, on_end
+        self._loop, self._outbox, self._on_end = loop, outbox, on_end
         # Writes enter `_in_flight` under the lock, so that each is reported before the end of the link.
         self._lock = threading.Lock()
         self._error: TransportError | None = None
@@ -81,12 +77,7 @@ class SendLink:
         self._loop.unwatch(self._sock.fileno())
         self._sock.close()
         self._outgoing.clear()
-        self._on_end(self._handle, self)
-        for ticket in self._in_flight:
-            self._outbox.post(Written(ticket, error))
-        if lost:
-            log.info("lost the connection to a receiver: %s", error)
-            self._outbox.post(LinkLost(self._handle, error))
+        self._on_end(self, self._in_flight, error, lost)
 
     def _send(self, frame: Cursor) -> None:
         if self._error is None:
