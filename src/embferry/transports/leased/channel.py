@@ -60,6 +60,8 @@ class Channel:
             self._outgoing += LENGTH.pack(len(frame)) + frame
             if was_idle:  # otherwise the loop waits for the socket already
                 self._push()
+            if len(self._outgoing) > self._max_unsent:
+                self._fail("the peer does not read")
             blocked = was_idle and bool(self._outgoing)
         if blocked:  # without the lock: after its end, the loop runs calls at once
             self._loop.call(self._watch)
@@ -131,17 +133,18 @@ class Channel:
     # With the lock held
 
     def _push(self) -> None:
-        """Hands the kernel what it takes. After a failure the socket is readable, so the loop ends the channel."""
+        """Hands the kernel what it takes."""
         try:
             while self._outgoing:
                 del self._outgoing[: self.sock.send(self._outgoing)]
-            return
         except BlockingIOError:
-            if len(self._outgoing) <= self._max_unsent:
-                return
-            self._failure = "the peer does not read"
+            return
         except OSError as error:
-            self._failure = os.strerror(error.errno or 0)
+            self._fail(os.strerror(error.errno or 0))
+
+    def _fail(self, reason: str) -> None:
+        """Makes the socket readable, so that the loop ends the channel."""
+        self._failure = reason
         self._shut(socket.SHUT_RDWR)
 
     def _shut(self, how: int) -> None:

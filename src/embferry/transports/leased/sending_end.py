@@ -12,9 +12,10 @@ from embferry.protocol.errors import TransportError
 
 from ..contract import Piece, Written
 from ..net.connector import Connector
+from ..net.link import OnEnd, SocketLink
 from ..net.loop import Loop
 from ..outbox import Outbox
-from ..windows import Ranges, checked_ranges
+from ..windows import Ranges
 from . import messages as m
 from .channel import Channel
 from .engine_thread import EngineThread, WriteEngine, refused
@@ -36,7 +37,7 @@ class _LeasedWrite(WriteJob):
         self.asked = self.over = False
 
 
-class SendingEnd:
+class SendingEnd(SocketLink):
     """Writes to the receiver behind ``handle``, with an engine of its own, so that ending the link ends its writes.
 
     All but the constructor, ``write``, ``end`` and ``join`` is for the loop's thread.
@@ -44,7 +45,6 @@ class SendingEnd:
     Args:
         address: IP address and port of the side channel.
         open_engine: Makes the engine; runs on the engine's thread.
-        on_end: Called once, on the loop's thread, when the link is over: reports it and the writes that are left.
         transport: The name of the transport, for that of the thread.
         acknowledged: The receiver answers "done", and a write is reported only then. So a receiver that is told of the
             report, on any transport, finds that the lease has ended.
@@ -61,20 +61,19 @@ class SendingEnd:
         open_engine: Callable[[], WriteEngine],
         loop: Loop,
         outbox: Outbox,
-        on_end: Callable[[SendingEnd, list[int], TransportError, bool], None],
+        on_end: OnEnd,
         *,
         transport: str,
         acknowledged: bool,
         connect_timeout_s: float,
     ) -> None:
-        self._hello, self._loop, self._outbox, self._on_end = hello, loop, outbox, on_end
-        self._acknowledged, self._connect_timeout_s = acknowledged, connect_timeout_s
-        self._lock = threading.Lock()  # of what follows, up to _lost
+        super().__init__(loop, outbox, on_end)
+        self._hello, self._acknowledged, self._connect_timeout_s = hello, acknowledged, connect_timeout_s
+        # Guarded by the lock, up to _lost.
         self._jobs: dict[int, _LeasedWrite] = {}
         self._unasked: deque[_LeasedWrite] = deque()
         self._asked = self._serial = 0
         self._ready = False
-        self._error: TransportError | None = None
         self._lost = False
         self._finished = threading.Event()
         self._channel: Channel | None = None
@@ -95,18 +94,14 @@ class SendingEnd:
 
     # From any thread
 
-    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
-        ranges = checked_ranges(epoch, pieces)
-        with self._lock:
-            error = ranges if isinstance(ranges, TransportError) else self._error
-            if not isinstance(ranges, TransportError) and error is None:
-                job = _LeasedWrite(self._serial, epoch, ranges, tuple(pieces), ticket)
-                self._serial += 1
-                self._jobs[job.serial] = job
-                self._unasked.append(job)
-        if error is not None:
-            self._outbox.post(Written(ticket, error))
-            return
+    def _enter(self, epoch: int, ranges: Ranges, pieces: Sequence[Piece], ticket: int) -> Callable[[], None]:
+        job = _LeasedWrite(self._serial, epoch, ranges, tuple(pieces), ticket)
+        self._serial += 1
+        self._jobs[job.serial] = job
+        self._unasked.append(job)
+        return partial(self._begin, job)
+
+    def _begin(self, job: _LeasedWrite) -> None:
         self._thread.put(job)  # registers the source while the receiver decides
         self._ask()
 

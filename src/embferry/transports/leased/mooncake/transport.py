@@ -87,9 +87,7 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
         for what in ("protocol", "metadata_server"):
             theirs, own = getattr(peer, what), getattr(ours, what)
             if theirs != own:
-                text = (
-                    f"the receiver's Mooncake engine uses {what} {theirs!r}, this one {own!r}; configure the same"
-                )
+                text = f"the receiver's Mooncake engine uses {what} {theirs!r}, this one {own!r}; configure the same"
                 raise TransportError(text, retryable=False)
         open_engine = partial(MooncakeWriteEngine, partial(Engine, ours), peer.segment, self._register_sources)
         self._link(handle, peer.host, peer.port, peer.token, open_engine)
