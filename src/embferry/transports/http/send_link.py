@@ -14,17 +14,13 @@ import msgspec
 from embferry.protocol.errors import TransportError
 
 from ..contract import Piece, Written
-from ..net.link import OnEnd, SocketLink
+from ..net.link import OnEnd, SocketLink, refused
 from ..net.loop import Loop, Timeout
 from ..outbox import Outbox
 from ..windows import Ranges
 from .messages import FAILED, MAX_LISTED, POLL_FULL_BYTES, REFUSED, Publication
 
-ERRORS = {
-    REFUSED: ("the receiver has no open window that covers the write", False),
-    FAILED: ("the receiver tried several times, and the bytes of the write did not arrive", True),
-}
-"""Text and retryability of the error for each outcome but success."""
+UNDELIVERED = "the receiver tried several times, and the bytes of the write did not arrive"
 
 
 @dataclass(slots=True, eq=False)
@@ -111,8 +107,7 @@ class SendLink(SocketLink):
             return
         published.end_readers("the receiver has ended this write")
         self._progress_at = time.monotonic()
-        failure = ERRORS.get(outcome)
-        error = TransportError(failure[0], retryable=failure[1]) if failure else None
+        error = refused() if outcome == REFUSED else TransportError(UNDELIVERED) if outcome == FAILED else None
         self._outbox.post(Written(published.ticket, error))
 
     def on_request(self, landed: int = 0) -> None:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from embferry.protocol.errors import TransportError
 
+from ..net.link import refused
 from .jobs import Run, Sources, WriteJob
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,6 @@ class WriteFailedError(TransportError):
 def without_traceback(error: TransportError) -> TransportError:
     """Returns the same error without its traceback, whose frames would keep an engine alive."""
     return TransportError(error.detail, retryable=error.retryable)
-
-
-def refused() -> TransportError:
-    return TransportError("the receiver has no open window that covers the write", retryable=False)
 
 
 class WriteEngine(ABC):

@@ -9,11 +9,10 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 from ..contract import Region, Revoked, Window
-from ..handles import TOKEN_BYTES
+from ..handles import TOKEN_BYTES, boot_id
 from ..net.connector import set_keepalive
 from ..net.listener import Listener
 from ..net.loop import Loop
@@ -27,11 +26,6 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 5.0
 MAX_UNSENT = 4 << 20  # bytes of answers that a sender may leave unread
-
-
-def boot_id() -> str:
-    """Returns the boot id of this host: the same in all its processes, containers included, and no other host's."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 class ReceivingEnd(ABC):

@@ -12,13 +12,13 @@ from embferry.protocol.errors import TransportError
 
 from ..contract import Piece, Written
 from ..net.connector import Connector
-from ..net.link import OnEnd, SocketLink
+from ..net.link import OnEnd, SocketLink, refused
 from ..net.loop import Loop
 from ..outbox import Outbox
 from ..windows import Ranges
 from . import messages as m
 from .channel import Channel
-from .engine_thread import EngineThread, WriteEngine, refused
+from .engine_thread import EngineThread, WriteEngine
 from .jobs import WriteJob, merged_runs
 from .messages import FrameError
 

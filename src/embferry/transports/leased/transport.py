@@ -13,13 +13,13 @@ import msgspec
 from embferry.protocol.errors import TransportError
 
 from ..contract import Region
-from ..handles import Host, Port, Token
+from ..handles import Host, Port, Token, boot_id
 from ..net import address
 from ..net.connections import LinkedTransport
 from ..net.listener import listen
 from .engine_thread import WriteEngine
 from .messages import Hello
-from .receiving_end import ReceivingEnd, boot_id
+from .receiving_end import ReceivingEnd
 from .sending_end import SendingEnd
 
 R = TypeVar("R", bound=ReceivingEnd)

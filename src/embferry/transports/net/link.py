@@ -43,3 +43,7 @@ class SocketLink(ABC):
     @abstractmethod
     def _enter(self, epoch: int, ranges: Ranges, pieces: Sequence[Piece], ticket: int) -> Callable[[], None]:
         """Takes in a write, with the lock held. Returns a function that starts it, to be called without the lock."""
+
+
+def refused() -> TransportError:
+    return TransportError("the receiver has no open window that covers the write", retryable=False)

@@ -11,7 +11,7 @@ from embferry.protocol.errors import TransportError
 from ..contract import Piece, Written
 from ..net.connector import Connector
 from ..net.cursor import Cursor
-from ..net.link import OnEnd, SocketLink
+from ..net.link import OnEnd, SocketLink, refused
 from ..net.loop import READ, WRITE, Loop
 from ..outbox import Outbox
 from ..windows import Ranges
@@ -116,7 +116,4 @@ class SendLink(SocketLink):
         if ticket not in self._in_flight:
             raise FrameError(f"a verdict on write {ticket}, which is not in flight")
         del self._in_flight[ticket]
-        error = None
-        if verdict == framing.REFUSED:
-            error = TransportError("the receiver has no open window that covers the write", retryable=False)
-        self._outbox.post(Written(ticket, error))
+        self._outbox.post(Written(ticket, refused() if verdict == framing.REFUSED else None))
