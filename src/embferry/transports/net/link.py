@@ -1,4 +1,4 @@
-"""What the links over sockets have in common: each write is reported once, before the end of its link."""
+"""Base of the links over sockets, each of whose writes is reported once, before the end of the link."""
 
 from __future__ import annotations
 
