@@ -68,6 +68,8 @@ class Loop:
 
     def watch(self, fd: int, events: int, ready: Ready) -> None:
         """Calls ``ready(events)`` whenever ``fd`` is ready. A second call replaces events and callback."""
+        if self._closed:
+            return
         if fd in self._selector.get_map():
             self._selector.modify(fd, events, ready)
         else:
@@ -75,7 +77,7 @@ class Loop:
 
     def unwatch(self, fd: int) -> None:
         """Stops watching ``fd``, if it is watched."""
-        if fd in self._selector.get_map():
+        if not self._closed and fd in self._selector.get_map():
             self._selector.unregister(fd)
 
     # Any other thread
