@@ -13,8 +13,9 @@ import secrets
 import numpy as np
 import numpy.typing as npt
 
+from embferry.memory.buffers import MultimodalDataBuffers
+
 from ..wire.receiver_room import Round
-from .pool_mapping import PoolMemory
 
 MARK_BYTES = 16
 FEWEST_BYTES = 8  # the bytes that a peer writes could equal a shorter mark by chance
@@ -24,8 +25,8 @@ NOT_WRITTEN = -1  # in aux_datas[0], where no length is negative
 class WriteMarks:
     """The :class:`~embferry.disaggregation.wire.receiver_room.Evidence` of a round, whose blocks are marked at once."""
 
-    def __init__(self, memory: PoolMemory, asked: Round) -> None:
-        buffers, self._aux, self._blocks = memory.data, memory.aux, list(asked.blocks)
+    def __init__(self, buffers: MultimodalDataBuffers, asked: Round) -> None:
+        self._aux, self._blocks = buffers.aux_datas, list(asked.blocks)
         self._block_size = buffers.geometry.block_size
         self._mark = np.frombuffer(secrets.token_bytes(MARK_BYTES), np.uint8)
         layout = buffers.geometry.layout
