@@ -188,10 +188,6 @@ class MooncakeEmbeddingSender(OriginHandle):
             self.machine.fail(error)
             self.notify()
 
-    def clear(self) -> None:
-        """Releases the room; the same as :meth:`abort` while the transfer goes on."""
-        self.abort()
-
     @property
     def source_released(self) -> bool:
         """Whether the arrays given to :meth:`send_embedding` are not read any more."""

@@ -73,10 +73,6 @@ class LanguageManager(MooncakeEmbeddingManager):
         with self.lock:
             return self.allocator.alloc(tokens, room)
 
-    def close(self) -> None:
-        super().close()
-        self.pool.free()
-
     # For the receivers; the lock is held
 
     def begin(self, receiver: MooncakeEmbeddingReceiver, allocation: MetadataAllocation | None) -> None:
@@ -144,6 +140,9 @@ class LanguageManager(MooncakeEmbeddingManager):
         super()._end_transfers()
         with self.lock:
             self.pool.close()
+
+    def _free_memory(self) -> None:
+        self.pool.free()
 
     # The encode side
 

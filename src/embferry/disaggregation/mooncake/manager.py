@@ -96,6 +96,7 @@ class MooncakeEmbeddingManager(DriverThread[list[bytes]]):
             if self.fault is None:
                 self.advance(self.now())  # processes what the end of the transfers has queued
         self.stop()
+        self._free_memory()
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +119,9 @@ class MooncakeEmbeddingManager(DriverThread[list[bytes]]):
         with self.lock:
             for handle in list(self.handles.values()):
                 handle.abort(Aborted(f"the {self.side} side is shutting down", retryable=True))
+
+    def _free_memory(self) -> None:
+        """Frees what peers could write to. The driver thread has ended."""
 
     def call(self, function: Callable[[], None]) -> None:
         """Has the driver thread run ``function`` with the lock held, in the order of the calls. Any thread."""
@@ -223,6 +227,10 @@ class OriginHandle(Handle):
         with self.manager.lock:
             if not self.machine.over:
                 self._fail(error or Aborted(f"aborted by the {self.manager.side} side"))
+
+    def clear(self) -> None:
+        """Releases what the transfer holds; the same as :meth:`abort` while it goes on."""
+        self.abort()
 
     @property
     def error(self) -> EmbeddingTransferError | None:

@@ -163,10 +163,8 @@ class Pool:
         self._closed.extend(mappings)
 
     def free(self) -> None:
-        """Frees the memory and its addresses. Idempotent."""
-        while self._closed:
-            self._closed.popleft().release()
-        if self._aux_fd >= 0:
-            os.close(self._aux_fd)
-            self._aux_fd = -1
+        """Frees the memory and the addresses of its mappings."""
+        for mapping in self._closed:
+            mapping.release()
+        os.close(self._aux_fd)
         self.data.close()

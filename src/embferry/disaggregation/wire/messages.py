@@ -335,4 +335,4 @@ READERS: dict[str, Callable[[bytes, Any], Any]] = {
     "status": lambda frame, _: KVPoll(_number(frame, "the status", min(KVPoll), max(KVPoll))),
     "sender_rank": lambda frame, _: -1 if frame == b"-1" else _number(frame, "the sender's rank", 0, 65535),
 }
-"""Of each field, the function that reads it from its frame by the rules of an :class:`OriginWire`."""
+"""Functions that read a field from its frame by the rules of an :class:`OriginWire`."""
