@@ -12,14 +12,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from embferry.discovery.bootstrap_client import BootstrapClient, Shape
-from embferry.protocol.errors import (
-    CapacityError,
-    EmbeddingTransferError,
-    LocalProtocolError,
-    PeerGone,
-    RemoteProtocolError,
-    TransportError,
-)
+from embferry.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError
 
 from .settings import OriginSettings
 
@@ -127,13 +120,13 @@ class EncodeSide:
                     at = self._client.route(rank, group)
                     found[rank, group] = EncodeRank(at.rank_ip, at.rank_port, ranks)
                 on_found(found[rank, group])
-            except (TransportError, PeerGone, CapacityError) as error:
-                if time.monotonic() < deadline:
+            except EmbeddingTransferError as error:
+                if not error.retryable:
+                    on_found(error)
+                elif time.monotonic() < deadline:
                     pending.append((room, deadline, on_found))
                 else:
                     on_found(PeerGone(f"no encode side was found in time: {error.detail}"))
-            except (LocalProtocolError, RemoteProtocolError) as error:
-                on_found(error)
         return pending
 
     def _check_health(self) -> bool:

@@ -98,7 +98,8 @@ class LanguageManager(MooncakeEmbeddingManager):
         if allocation is None:
             if not receiver.automatic:
                 receiver.automatic = True
-                self._wait_for_blocks(receiver)
+                self._waiting.append(receiver)
+                self.wake()
             return 0
         self._check_allocation(allocation, receiver.room)
         remaining = receiver.machine.total_tokens - receiver.transferred_tokens
@@ -155,7 +156,7 @@ class LanguageManager(MooncakeEmbeddingManager):
         receiver.encode_rank = found
         receiver.machine.found()
         if receiver.granted is None:
-            self._wait_for_blocks(receiver)
+            self._waiting.append(receiver)
         else:
             allocation, receiver.granted = receiver.granted, None
             self._request(receiver, allocation)
@@ -170,10 +171,6 @@ class LanguageManager(MooncakeEmbeddingManager):
             self.fail(receiver, PeerGone(f"the encode side at {address} does not answer any more"))
 
     # Rounds
-
-    def _wait_for_blocks(self, receiver: MooncakeEmbeddingReceiver) -> None:
-        self._waiting.append(receiver)
-        self.wake()
 
     def _allocate_in_turn(self) -> None:
         """Allocates blocks to the rooms that wait for some, in their order."""
@@ -234,7 +231,7 @@ class LanguageManager(MooncakeEmbeddingManager):
             counts = machine.transferred_tokens, machine.total_tokens
             log.info("room %d: needs resume for remaining data: %d of %d tokens transferred", room, *counts)
             if receiver.automatic:
-                self._wait_for_blocks(receiver)
+                self._waiting.append(receiver)
         elif machine.rounds > 1:
             log.info("room %d: completed with resumed transfer: %d transfers", room, machine.rounds)
 
