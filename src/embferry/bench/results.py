@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,20 +40,24 @@ class Results(msgspec.Struct, kw_only=True, tag_field="benchmark"):
     load_after: tuple[float, float, float] | None = None
 
     @classmethod
-    def begin(cls, command: str, machine: Machine, *, quick: bool = False) -> Self:
-        started = datetime.now(UTC).isoformat(timespec="seconds")
+    def begin(cls, machine: Machine, *, quick: bool = False) -> Self:
+        command, started = shlex.join(["embferry", *sys.argv[1:]]), datetime.now(UTC).isoformat(timespec="seconds")
         return cls(command=command, started=started, machine=machine, quick=quick, load_before=os.getloadavg())
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Takes the time of what runs inside, and marks the results as complete if that ends without an exception."""
-        began = time.monotonic()
+    def recording(self, path: Path) -> Iterator[None]:
+        """Saves what is measured inside. Ctrl-C and SIGTERM end the block and keep what was measured by then."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before, began = signal.signal(signal.SIGTERM, signal.default_int_handler), time.monotonic()
         try:
             yield
             self.complete = True
+        except KeyboardInterrupt:
+            pass
         finally:
-            self.took_s = round(time.monotonic() - began, 1)
-            self.load_after = os.getloadavg()
+            signal.signal(signal.SIGTERM, before)
+        self.took_s, self.load_after = round(time.monotonic() - began, 1), os.getloadavg()
+        save(self, path)
 
 
 R = TypeVar("R", bound=Results)

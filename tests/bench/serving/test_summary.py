@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from embferry.bench.serving.summary import Spread, pooled, spread, summarize, tpot
+from embferry.bench.serving.results import Spread, pooled, spread, summarize
 
 from .examples import run, sample
 
@@ -45,8 +45,8 @@ def test_rounds_are_pooled() -> None:
 
 
 def test_an_answer_of_one_token_has_no_time_per_token() -> None:
-    assert tpot(sample(0, output_tokens=1)) is None
-    assert tpot(sample(0, ttft=0.5, itls=(0.5, 1.0), output_tokens=4)) == pytest.approx(0.5)
+    assert sample(0, output_tokens=1).tpot is None
+    assert sample(0, ttft=0.5, itls=(0.5, 1.0), output_tokens=4).tpot == pytest.approx(0.5)
 
 
 def test_there_are_no_times_without_right_answers() -> None:

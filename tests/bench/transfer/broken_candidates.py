@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 
-from embferry.bench.transfer.contract import Bytes, Job, Link, Receiving, Sending, UnavailableError
+from embferry.bench.transfer.contract import Bytes, Receiving, Sending, UnavailableError
 
 
 class _Sending(Sending):
@@ -17,19 +17,11 @@ class _Sending(Sending):
         self.link.tell()
 
 
-class _Receiving(Receiving):
-    def receive(self) -> None:
-        self.link.wait()
-
-    def each(self) -> list[list[Bytes]]:
-        raise NotImplementedError
-
-
 class KilledSending(_Sending):
     pass
 
 
-class KilledReceiving(_Receiving):
+class KilledReceiving(Receiving):
     """Is killed in its first round, like an engine that crashes."""
 
     def receive(self) -> None:
@@ -42,7 +34,7 @@ class RaisingSending(_Sending):
         raise RuntimeError("the network is down")
 
 
-class RaisingReceiving(_Receiving):
+class RaisingReceiving(Receiving):
     pass
 
 
@@ -51,7 +43,7 @@ class SilentSending(_Sending):
         pass
 
 
-class SilentReceiving(_Receiving):
+class SilentReceiving(Receiving):
     """Never returns from a round."""
 
     def receive(self) -> None:
@@ -62,7 +54,7 @@ class WrongSending(_Sending):
     pass
 
 
-class WrongReceiving(_Receiving):
+class WrongReceiving(Receiving):
     """Returns other bytes than those that were sent."""
 
     def each(self) -> list[list[Bytes]]:
@@ -73,6 +65,6 @@ class AbsentSending(_Sending):
     pass
 
 
-class AbsentReceiving(_Receiving):
-    def __init__(self, job: Job, link: Link) -> None:
+class AbsentReceiving(Receiving):
+    def setup(self) -> None:
         raise UnavailableError("its licence is missing; buy one")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embferry.bench.transfer.payloads import TOKEN_BYTES
-from embferry.bench.transfer.summary import fairness, jain, summarize
+from embferry.bench.transfer.results import jain, summarize
 from tests.bench.transfer.examples import measured, point, sample
 
 Times = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=40)
@@ -29,7 +29,9 @@ def test_a_summary_has_medians() -> None:
     assert summary is not None
     assert summary.p50 == 0.2
     assert summary.goodput == measurement.payload.size / 0.2
-    assert summary.quartiles == pytest.approx((measurement.payload.size / 0.3, measurement.payload.size / 0.15))
+    assert (summary.low, summary.high) == pytest.approx(
+        (measurement.payload.size / 0.3, measurement.payload.size / 0.15)
+    )
     assert summary.receiver_cpu == pytest.approx(0.02 / measurement.payload.size * 1e9)
 
 
@@ -45,5 +47,11 @@ def test_the_goodput_of_concurrent_transfers_counts_all_of_them() -> None:
 
 def test_the_fairness_of_concurrent_transfers_is_that_of_their_goodputs() -> None:
     one = sample(1.0, waits=[1.0, 2.0])
-    assert fairness(point("concurrency", "shm", 2, one, rooms=[256, 256])) == pytest.approx(jain([1.0, 0.5]))
-    assert fairness(measured("socket", 0.1)) is None
+    together, alone = (
+        summarize(point("concurrency", "shm", 2, one, rooms=[256, 256])),
+        summarize(measured("socket", 0.1)),
+    )
+    assert together is not None
+    assert alone is not None
+    assert together.fairness == pytest.approx(jain([1.0, 0.5]))
+    assert alone.fairness is None

@@ -1,13 +1,16 @@
-"""Samples of ``embferry bench serve``."""
+"""Samples of ``embferry bench serve``, and the figures of ``vllm bench serve``, by its definitions."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from ..results import Results
-from .workload import Drawn, Plan
+from .workload import Plan
 
 Status = Literal["ok", "error", "skipped"]
 
@@ -39,21 +42,19 @@ class Sample(msgspec.Struct, frozen=True):
     """True if the answer differs from the undivided engine's; None if it was not compared."""
 
     @property
-    def answered(self) -> bool:
-        return not self.error
-
-    @property
     def right(self) -> bool:
-        return self.answered and not self.wrong
+        return not self.error and not self.wrong
 
     @property
     def ended(self) -> float:
         return self.began + self.latency
 
-
-class Answer(msgspec.Struct, frozen=True):
-    tokens: tuple[int, ...]
-    text: str
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first; None if there was no other token."""
+        if self.output_tokens <= 1 or self.ttft is None:
+            return None
+        return (self.latency - self.ttft) / (self.output_tokens - 1)
 
 
 class Run(msgspec.Struct):
@@ -68,7 +69,6 @@ class Run(msgspec.Struct):
     reason: str = ""
     """Why the status is not ``ok``."""
     plan: Plan | None = None
-    drawn: Drawn | None = None
     max_tokens: int = 0
     concurrency: int = 0
     samples: list[Sample] = []
@@ -90,3 +90,89 @@ class ServingResults(Results, tag="serving", kw_only=True):
     runs: list[Run] = msgspec.field(default_factory=list)
     setting: list[tuple[str, str]] = msgspec.field(default_factory=list)
     """More facts for the report."""
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Seconds; None if there is no value."""
+
+    mean: float | None = None
+    median: float | None = None
+    p99: float | None = None
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """Rates are per second of the run. Times and tokens are those of requests with a right answer."""
+
+    requests: int
+    successful: int
+    errors: int
+    """Requests without an answer."""
+    wrong: int
+    """Requests with another answer than the undivided engine's."""
+    duration: float
+    input_tokens: int | None
+    """As the server counts; None if it does not say."""
+    output_tokens: int
+    request_throughput: float
+    output_throughput: float
+    total_throughput: float | None
+    ttft: Spread
+    tpot: Spread
+    itl: Spread
+    e2el: Spread
+    longest_wait: float
+    """The longest time until the end of a request was known, failed ones included."""
+
+    @property
+    def failed(self) -> int:
+        return self.errors + self.wrong
+
+
+def summarize(run: Run) -> Summary:
+    """Computes the figures of a run that has samples."""
+    right = [sample for sample in run.samples if sample.right]
+    told = [sample.prompt_tokens for sample in right if sample.prompt_tokens is not None]
+    input_tokens = sum(told) if len(told) == len(right) else None
+    output_tokens, seconds = sum(sample.output_tokens for sample in right), max(run.duration, 1e-9)
+    return Summary(
+        requests=len(run.samples),
+        successful=len(right),
+        errors=sum(bool(sample.error) for sample in run.samples),
+        wrong=sum(not sample.error and bool(sample.wrong) for sample in run.samples),
+        duration=run.duration,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        request_throughput=len(right) / seconds,
+        output_throughput=output_tokens / seconds,
+        total_throughput=None if input_tokens is None else (input_tokens + output_tokens) / seconds,
+        ttft=spread([sample.ttft for sample in right]),
+        tpot=spread([sample.tpot for sample in right]),
+        itl=spread([gap for sample in right for gap in sample.itls]),
+        e2el=spread([sample.latency for sample in right]),
+        longest_wait=max(sample.latency for sample in run.samples),
+    )
+
+
+def spread(values: Sequence[float | None]) -> Spread:
+    known = [value for value in values if value is not None]
+    if not known:
+        return Spread()
+    return Spread(statistics.mean(known), statistics.median(known), float(np.quantile(known, 0.99)))
+
+
+def pooled(rounds: Sequence[Run]) -> Run:
+    """Returns the rounds of one configuration in one scenario as one run; rounds without samples are left out."""
+    ran = [run for run in rounds if run.samples]
+    if len(ran) < 2:
+        return ran[0] if ran else rounds[0]
+    counters: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for run in ran for name in run.counters):
+        known = [value for run in ran if (value := run.counters.get(name)) is not None]
+        counters[name] = sum(known) if known else None
+    return msgspec.structs.replace(
+        ran[0],
+        samples=[sample for run in ran for sample in run.samples],
+        duration=sum(run.duration for run in ran),
+        complete=all(run.complete for run in ran),
+        counters=counters,
+    )

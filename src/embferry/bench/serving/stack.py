@@ -8,8 +8,8 @@ from pathlib import Path
 
 from . import configurations, corruption, vllm_plugins
 from .client import Endpoint
-from .configurations import ENVIRONMENT, MODEL, POOL_BYTES, SMALL_POOL_BYTES, Configuration, free_ports, url
-from .server import Server, started
+from .configurations import ENCODERS, INSTANCES, LANGUAGE, MODEL, SMALL, Configuration, Ports, free_ports, url
+from .server import Server, ended, started
 
 EXTRA = {"ignore_eos": True, "return_token_ids": True}
 ROUTER_S = 30.0
@@ -39,25 +39,23 @@ class Stack:
         logs: Path,
         say: Callable[[str], None],
         *,
-        small: bool,
+        small: bool = False,
         corrupt: bool = False,
         spin: bool = False,
     ) -> None:
-        self.configuration, self.store, self.damage = configuration, folder / "store", folder / "damage"
-        self._python, self._model, self._say = python, model, say
-        self._folder, self._logs = folder, logs
-        self._ports = free_ports()
-        self._small = small and configuration.divided and configuration.connector != "example"
-        self._env = os.environ | ENVIRONMENT | {corruption.VARIABLE: str(self.damage)}
+        self.configuration, self.damage, self.divided = configuration, folder / "damage", bool(configuration.connector)
+        self._python, self._model, self._folder, self._logs, self._say = python, model, folder, logs, say
+        small = small and configuration.connector != "example"
+        names = [name for name in INSTANCES if small or name != SMALL] if self.divided else ["engine"]
+        self._router_port, *ports = free_ports(1 + 3 * len(names))
+        self._ports = {name: Ports(*ports[3 * at : 3 * at + 3]) for at, name in enumerate(names)}
         self._plugins = [] if spin else [vllm_plugins.idle_workers]
         if configuration.connector == "mooncake":
             self._plugins.append(vllm_plugins.loads_without_tokens)
-        if corrupt and configuration.connector in ("example", "embferry"):
-            example = configuration.connector == "example"
-            self._plugins.append(corruption.zeroed_tails if example else corruption.flipped_bits)
-        self._engines: list[Server] = []
+        if corrupt and configuration.connector in corruption.PLUGINS:
+            self._plugins.append(corruption.PLUGINS[configuration.connector])
+        self._engines: dict[str, Server] = {}
         self._router: Server | None = None
-        self.encoders: list[Server] = []
 
     def __enter__(self) -> Stack:
         """Starts the servers.
@@ -75,79 +73,66 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def encoders(self) -> list[Server]:
+        return [self._engines[name] for name in ENCODERS]
+
     def endpoint(self, max_tokens: int, timeout_s: float, concurrency: int) -> Endpoint:
-        where = self._ports.router if self.configuration.divided else self._ports.language
+        where = self._router_port if self.divided else self._ports["engine"].http
         return Endpoint(url(where), MODEL, max_tokens, timeout_s, concurrency, EXTRA)
 
     @property
     def metrics(self) -> list[str]:
         """URLs of the servers' metrics."""
-        if not self.configuration.divided:
-            return []
-        ports = [self._ports.router]
+        ports = [self._router_port] if self.divided else []
         if self.configuration.connector == "embferry":
-            ports += self._ports.metrics if self._small else self._ports.metrics[:3]
+            ports += [each.metrics for each in self._ports.values()]
         return [f"{url(port)}/metrics" for port in ports]
 
-    def route(self, *, small: bool = False, through: Sequence[str] | None = None) -> None:
+    def route(self, language: str = LANGUAGE, through: Sequence[Server] | None = None) -> None:
         """Starts a router, unless one with the same settings runs.
 
         Args:
-            small: to the language instance with the small pool.
-            through: URLs in place of the encoders'; by default those of the encoders that run.
+            language: to which language instance.
+            through: the encoders; by default those that run.
 
         Raises:
             StartError: it does not start.
         """
-        if not self.configuration.divided:
+        if not self.divided:
             return
-        encoders = [encoder.url for encoder in self.encoders if encoder.alive] if through is None else list(through)
-        language, peer = (self._ports.small, 3) if small else (self._ports.language, 2)
+        encoders = [e.url for e in (self.encoders if through is None else through) if through is not None or e.alive]
         command = configurations.router(
-            self._python, self.configuration, self._ports, encoders, url(language), self._ports.peers[peer]
+            self._python, self.configuration, self._router_port, encoders, self._ports[language]
         )
         if self._router is not None:
             if self._router.alive and self._router.command == command:
                 return
-            self._router.end()
-        self._router = Server("router", command, url(self._ports.router), self._logs / "router.log", self._env)
+            ended([self._router])
+        self._router = Server("router", command, url(self._router_port), self._logs / "router.log", self._env)
         started([self._router], self._say, ROUTER_S)
 
     def close(self) -> None:
         self._say("ending")
-        servers = [*([self._router] if self._router else []), *self._engines]
-        for server in servers:
-            server.ask_to_end()
-        for server in servers:
-            server.end()
+        ended([*([self._router] if self._router else []), *self._engines.values()])
         self._engines.clear()
         self._router = None
 
     def _start(self) -> None:
-        self.store.mkdir(parents=True)
+        store = self._folder / "store"
+        store.mkdir(parents=True)
         self._logs.mkdir(parents=True, exist_ok=True)
         for log in self._logs.glob("*.log"):
             log.unlink()  # of an earlier run; routers of this run append to one log
-        path = (str(vllm_plugins.folder(self._folder, *self._plugins)), self._env.get("PYTHONPATH"))
+        path = (str(vllm_plugins.folder(self._folder, *self._plugins)), os.environ.get("PYTHONPATH"))
+        self._env = os.environ | configurations.ENVIRONMENT | {corruption.VARIABLE: str(self.damage)}
         self._env |= {"PYTHONPATH": os.pathsep.join(filter(None, path))}
-        if not self.configuration.divided:
-            self._engine("engine", self._ports.language)
-        else:
-            for index, port in enumerate(self._ports.encoders):
-                self.encoders.append(self._engine(f"encoder {index + 1}", port, index))
-            self._engine("language", self._ports.language, 2)
-            if self._small:
-                self._engine("language, small pool", self._ports.small, 3, SMALL_POOL_BYTES)
-        started(self._engines, self._say)
+        for name, ports in self._ports.items():
+            transfer = None
+            if self.divided:
+                transfer = configurations.transfer(self.configuration, name, ports, self._router_port, store)
+            command = configurations.engine(self._python, self._model, ports.http, transfer)
+            log = self._logs / f"{name.replace(' ', '-').replace(',', '')}.log"
+            self._engines[name] = Server(name, command, url(ports.http), log, self._env)
+        started([*self._engines.values()], self._say)
         self.route()
-
-    def _engine(self, name: str, port: int, index: int | None = None, pool_bytes: int = POOL_BYTES) -> Server:
-        """Starts an engine; ``index`` is its place among the divided ones, None if it is undivided."""
-        transfer = None
-        if index is not None:
-            role: configurations.Role = "ec_producer" if index < len(self._ports.encoders) else "ec_consumer"
-            transfer = configurations.transfer(self.configuration, role, self._ports, index, pool_bytes, self.store)
-        command = configurations.engine(self._python, self._model, port, transfer)
-        log = self._logs / f"{name.replace(' ', '-').replace(',', '')}.log"
-        self._engines.append(Server(name, command, url(port), log, self._env))
-        return self._engines[-1]
