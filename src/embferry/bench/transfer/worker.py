@@ -106,7 +106,8 @@ class Worker:
 
 if __name__ == "__main__":
     faulthandler.enable()
-    with Connection[Any, Any](int(sys.argv[1])) as control, socket.socket(fileno=int(sys.argv[2])) as link:
+    control: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    with control, socket.socket(fileno=int(sys.argv[2])) as link:
         Worker(control, link).serve()
     # Engines leave threads that cannot be ended.
     sys.stderr.flush()
