@@ -51,28 +51,13 @@ class Endpoint(msgspec.Struct, frozen=True):
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
 
-def measure(
-    endpoint: Endpoint,
-    requests: Sequence[Request],
-    run: Run,
-    metrics: Sequence[str],
-    ended: Callable[[Sample], None],
-    began: Callable[[int, float], None] = lambda number, at: None,
-) -> None:
-    """Does what :func:`send_all` does, and notes how much the counters at the URLs ``metrics`` rose meanwhile."""
-    run.max_tokens, run.concurrency, before = endpoint.max_tokens, endpoint.concurrency, counters.read(metrics)
-    try:
-        send_all(endpoint, requests, run, ended, began)
-    finally:
-        run.counters = counters.between(before, counters.read(metrics)) if metrics else {}
-
-
 def send_all(
     endpoint: Endpoint,
     requests: Sequence[Request],
     run: Run,
     ended: Callable[[Sample], None] = lambda sample: None,
     began: Callable[[int, float], None] = lambda number, at: None,
+    metrics: Sequence[str] = (),
 ) -> None:
     """Sends all requests and returns when they have ended.
 
@@ -82,47 +67,44 @@ def send_all(
         run: gets the samples.
         ended: called when a request has ended. Both run on the event loop's thread and may not block.
         began: called when a request was sent, with its number and the seconds since the run began.
+        metrics: URLs of counters; the run gets how much they rose.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run has the samples that had ended by then, and is not complete.
     """
-    run.samples, run.complete = [], False
+    # Bodies are made ahead: making one takes longer than many a first token.
+    bodies = [endpoint.body(request) for request in requests]
+    headers = {"Content-Type": "application/json"} | endpoint.headers
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+
+    async def send() -> None:
+        room = asyncio.Semaphore(endpoint.concurrency or len(requests))
+        async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers, trust_env=False) as client:
+            start = time.perf_counter()
+
+            async def one(request: Request, body: bytes) -> None:
+                await asyncio.sleep(start + request.at - time.perf_counter())
+                async with room:
+                    began(request.number, time.perf_counter() - start)
+                    sample = await _ask(client, endpoint, request, body, start)
+                run.samples.append(sample)
+                ended(sample)
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for each in zip(requests, bodies, strict=True):
+                        group.create_task(one(*each))
+            finally:
+                run.duration = time.perf_counter() - start
+
+    run.samples, run.complete, before = [], False, counters.read(metrics)
+    run.max_tokens, run.concurrency = endpoint.max_tokens, endpoint.concurrency
     try:
-        asyncio.run(_send_all(endpoint, requests, run, ended, began))
+        asyncio.run(send())
         run.complete = True
     finally:
         run.samples.sort(key=lambda sample: sample.number)
-
-
-async def _send_all(
-    endpoint: Endpoint,
-    requests: Sequence[Request],
-    run: Run,
-    ended: Callable[[Sample], None],
-    began: Callable[[int, float], None],
-) -> None:
-    # Bodies are made ahead: making one takes longer than many a first token.
-    bodies = [endpoint.body(request) for request in requests]
-    room = asyncio.Semaphore(endpoint.concurrency or len(requests))
-    headers = {"Content-Type": "application/json"} | endpoint.headers
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers, trust_env=False) as client:
-        start = time.perf_counter()
-
-        async def one(request: Request, body: bytes) -> None:
-            await asyncio.sleep(start + request.at - time.perf_counter())
-            async with room:
-                began(request.number, time.perf_counter() - start)
-                sample = await _ask(client, endpoint, request, body, start)
-            run.samples.append(sample)
-            ended(sample)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for each in zip(requests, bodies, strict=True):
-                    group.create_task(one(*each))
-        finally:
-            run.duration = time.perf_counter() - start
+        run.counters = counters.between(before, counters.read(metrics)) if metrics else {}
 
 
 async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, request: Request, body: bytes, start: float) -> Sample:

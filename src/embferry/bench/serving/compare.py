@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..results import Progress
 from . import answers, vllm_plugins
-from .client import measure
+from .client import send_all
 from .configurations import CONFIGURATIONS, POOL_BYTES, UNDIVIDED, Configuration
 from .results import Run, Sample, ServingResults, Status
 from .scenarios import SCENARIOS, Scenario, damaging, skipped
@@ -172,7 +172,7 @@ class Comparison:
             self._results.runs.append(run)
             endpoint = stack.endpoint(scenario.max_tokens, scenario.timeout_s, scenario.concurrency)
             try:
-                measure(endpoint, requests, run, stack.metrics, self._told(what), began)
+                send_all(endpoint, requests, run, self._told(what), began, stack.metrics)
             finally:
                 answers.compare(run, self._answers[scenario.name])
 

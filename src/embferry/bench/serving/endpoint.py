@@ -10,7 +10,7 @@ import msgspec
 
 from ..results import Progress, load
 from . import answers
-from .client import Endpoint, measure
+from .client import Endpoint, send_all
 from .results import Run, ServingResults
 from .workload import Plan, requests
 
@@ -41,7 +41,7 @@ def measure_endpoint(
     progress("drawing pictures", 0)
     run, made = Run(endpoint.url, f"{endpoint.model} at {endpoint.url}", plan=plan), requests(plan)
     results.runs.append(run)
-    measure(endpoint, made, run, metrics, lambda sample: progress("asking", 1))
+    send_all(endpoint, made, run, lambda sample: progress("asking", 1), metrics=metrics)
     if is_url(verify):
         reference = msgspec.structs.replace(endpoint, url=verify.rstrip("/"))
         try:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..report import NONE, Report, Row, Table, cells, facts, pairs
 from . import counters
-from .results import Run, ServingResults, Spread, Summary, pooled, summarize
+from .results import Run, ServingResults, Spread, pooled
 from .workload import drawn, requests
 
 UNREPORTED = "not reported"
-Columns = Mapping[str, Callable[[tuple[Run, Summary]], str]]
+Columns = Mapping[str, Callable[[Run], str]]
 Scenarios = dict[str, dict[str, list[Run]]]
 """Rounds by the title of the scenario and the name of the configuration."""
 
@@ -25,39 +25,39 @@ def _counted(run: Run, name: str) -> str:
     return UNREPORTED if value is None else counters.text(name, value)
 
 
-def _counter(name: str) -> Callable[[tuple[Run, Summary]], str]:
-    return lambda of: _counted(of[0], name) if of[0].counters else NONE
+def _counter(name: str) -> Callable[[Run], str]:
+    return lambda run: _counted(run, name) if run.counters else NONE
 
 
 COMPARED: Columns = {
-    "configuration": lambda of: of[0].title + ("" if of[0].complete else " (incomplete)"),
-    "requests": lambda of: str(of[1].requests),
-    "failed": lambda of: str(of[1].errors),
-    "wrong": lambda of: str(of[1].wrong) if _was_compared(of[0]) else NONE,
-    "TTFT p50 ms": lambda of: _ms(of[1].ttft.median),
-    "p99": lambda of: _ms(of[1].ttft.p99),
-    "E2E p50 ms": lambda of: _ms(of[1].e2el.median),
-    "p99 ": lambda of: _ms(of[1].e2el.p99),
-    "tokens/s": lambda of: f"{of[1].output_throughput:.1f}",
+    "configuration": lambda run: run.title + ("" if run.complete else " (incomplete)"),
+    "requests": lambda run: str(len(run.samples)),
+    "failed": lambda run: str(run.errors),
+    "wrong": lambda run: str(run.wrong) if _was_compared(run) else NONE,
+    "TTFT p50 ms": lambda run: _ms(run.ttft.median),
+    "p99": lambda run: _ms(run.ttft.p99),
+    "E2E p50 ms": lambda run: _ms(run.e2el.median),
+    "p99 ": lambda run: _ms(run.e2el.p99),
+    "tokens/s": lambda run: f"{run.rate(run.output_tokens):.1f}",
     "resumes": _counter("resumes"),
     "sent twice": _counter("bytes sent twice"),
     "encodes saved": _counter("encodes saved"),
-    "longest wait s": lambda of: f"{of[1].longest_wait:.2f}",
+    "longest wait s": lambda run: f"{run.longest_wait:.2f}",
 }
 TOTALS: Columns = {
-    "successful requests": lambda of: str(of[1].successful),
-    "failed requests": lambda of: (
-        f"{of[1].failed}, {of[1].wrong} of them with a wrong answer" if _was_compared(of[0]) else str(of[1].failed)
+    "successful requests": lambda run: str(len(run.right)),
+    "failed requests": lambda run: (
+        str(run.errors + run.wrong) + (f", {run.wrong} of them with a wrong answer" if _was_compared(run) else "")
     ),
-    "duration": lambda of: f"{of[1].duration:.2f} s",
-    "input tokens": lambda of: UNREPORTED if of[1].input_tokens is None else f"{of[1].input_tokens:,}",
-    "output tokens": lambda of: f"{of[1].output_tokens:,}",
-    "request throughput": lambda of: f"{of[1].request_throughput:.2f}/s",
-    "output token throughput": lambda of: f"{of[1].output_throughput:.2f}/s",
-    "total token throughput": lambda of: (
-        UNREPORTED if of[1].total_throughput is None else f"{of[1].total_throughput:.2f}/s"
+    "duration": lambda run: f"{run.duration:.2f} s",
+    "input tokens": lambda run: UNREPORTED if run.input_tokens is None else f"{run.input_tokens:,}",
+    "output tokens": lambda run: f"{run.output_tokens:,}",
+    "request throughput": lambda run: f"{run.rate(len(run.right)):.2f}/s",
+    "output token throughput": lambda run: f"{run.rate(run.output_tokens):.2f}/s",
+    "total token throughput": lambda run: (
+        UNREPORTED if run.input_tokens is None else f"{run.rate(run.input_tokens + run.output_tokens):.2f}/s"
     ),
-    "longest wait": lambda of: f"{of[1].longest_wait:.2f} s",
+    "longest wait": lambda run: f"{run.longest_wait:.2f} s",
 }
 
 
@@ -93,8 +93,9 @@ def problems(results: ServingResults) -> list[str]:
             found.append(f"{name}: {run.reason}")
         elif not run.complete:
             found.append(f"{name}: interrupted")
-        elif not results.compared and run.samples and (s := summarize(run)).failed:
-            found.append(f"{name}: {s.errors} of {s.requests} requests failed, {s.wrong} answers are wrong")
+        elif not results.compared and run.errors + run.wrong:
+            total = len(run.samples)
+            found.append(f"{name}: {run.errors} of {total} requests failed, {run.wrong} answers are wrong")
     return found
 
 
@@ -110,11 +111,10 @@ def _overview(scenarios: Scenarios) -> Table:
             run = pooled(rounds)
             text = "did not start" if run.status == "error" else NONE
             if run.samples:
-                s = summarize(run)
-                failed = ((s.errors, "failed"), (s.wrong, "wrong"))
-                text = f"{_ms(s.ttft.median)} ({s.longest_wait:.1f} s)"
+                failed = ((run.errors, "failed"), (run.wrong, "wrong"))
+                text = f"{_ms(run.ttft.median)} ({run.longest_wait:.1f} s)"
                 text += "".join(f", {count} {what}" for count, what in failed if count)
-                bad |= {run.title} if s.failed else set()
+                bad |= {run.title} if run.errors + run.wrong else set()
             found.setdefault(run.title, {})[scenario] = text
     rows = [
         Row((title, *(texts.get(scenario, NONE) for scenario in scenarios)), "bad" if title in bad else "")
@@ -143,11 +143,11 @@ def _row(rounds: list[Run], several: bool) -> Row:
     if run.status != "ok" or not run.samples:
         reason = run.reason or ("no request has ended" if run.complete else "interrupted before a request had ended")
         return Row((run.title, f"ERROR: {reason}"), "error")
-    s = summarize(run)
-    each = (", ".join(_ms(summarize(one).ttft.median) for one in rounds if one.samples),) if several else ()
+    each = (", ".join(_ms(one.ttft.median) for one in rounds if one.samples),) if several else ()
     kind = "ours" if run.name.startswith("ours") else "limit" if run.name == "undivided" else "engine"
-    bar = None if s.ttft.median is None or s.ttft.p99 is None else (s.ttft.median, s.ttft.median, s.ttft.p99)
-    return Row(cells(COMPARED, (run, s)) + each, "bad" if s.failed else kind, bar)
+    _, p50, p99 = run.ttft
+    bar = None if p50 is None or p99 is None else (p50, p50, p99)
+    return Row(cells(COMPARED, run) + each, "bad" if run.errors + run.wrong else kind, bar)
 
 
 def _notes(run: Run) -> Iterator[str]:
@@ -170,12 +170,12 @@ def _endpoint(run: Run) -> Iterator[Table]:
     if not run.samples:
         yield pairs(run.title, ("figure", "value"), [("failed", run.reason or "no request has ended")], kind="error")
         return
-    s, planned = summarize(run), run.plan.requests if run.plan else 0
-    totals = [*zip(TOTALS, cells(TOTALS, (run, s)), strict=True)]
+    planned = run.plan.requests if run.plan else 0
+    totals = [*zip(TOTALS, cells(TOTALS, run), strict=True)]
     totals += [(name, _counted(run, name)) for name in counters.COUNTERS]
-    note = "" if run.complete else f"Interrupted: {s.requests} of {planned} requests had ended."
+    note = "" if run.complete else f"Interrupted: {len(run.samples)} of {planned} requests had ended."
     yield pairs(run.title, ("figure", "value"), totals, note)
-    spreads: dict[str, Spread] = {"TTFT": s.ttft, "TPOT": s.tpot, "ITL": s.itl, "E2EL": s.e2el}
+    spreads: dict[str, Spread] = {"TTFT": run.ttft, "TPOT": run.tpot, "ITL": run.itl, "E2EL": run.e2el}
     times = [Row((name, _ms(each.mean), _ms(each.median), _ms(each.p99))) for name, each in spreads.items()]
     yield Table("Times in ms, of right answers", ("time", "mean", "median", "p99"), tuple(times))
     if reasons := _reasons(run):

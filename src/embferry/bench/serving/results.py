@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -57,6 +57,21 @@ class Sample(msgspec.Struct, frozen=True):
         return (self.latency - self.ttft) / (self.output_tokens - 1)
 
 
+class Spread(NamedTuple):
+    """Seconds; None if there is no value."""
+
+    mean: float | None = None
+    median: float | None = None
+    p99: float | None = None
+
+
+def spread(values: Sequence[float | None]) -> Spread:
+    known = [value for value in values if value is not None]
+    if not known:
+        return Spread()
+    return Spread(statistics.mean(known), statistics.median(known), float(np.quantile(known, 0.99)))
+
+
 class Run(msgspec.Struct):
     """One workload against one endpoint."""
 
@@ -83,6 +98,55 @@ class Run(msgspec.Struct):
     damaged_at: float | None = None
     """Seconds from the first request until an encoder was killed; None if none was."""
 
+    @property
+    def right(self) -> list[Sample]:
+        """Samples with a right answer. Rates, times and tokens are theirs; rates are per second of the run."""
+        return [sample for sample in self.samples if sample.right]
+
+    @property
+    def errors(self) -> int:
+        """Number of requests without an answer."""
+        return sum(bool(sample.error) for sample in self.samples)
+
+    @property
+    def wrong(self) -> int:
+        """Number of answers that differ from the undivided engine's."""
+        return len(self.samples) - self.errors - len(self.right)
+
+    @property
+    def input_tokens(self) -> int | None:
+        """As the server counts; None if it does not say."""
+        told = [sample.prompt_tokens for sample in self.right]
+        return None if None in told else sum(filter(None, told))
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(sample.output_tokens for sample in self.right)
+
+    def rate(self, count: int) -> float:
+        return count / max(self.duration, 1e-9)
+
+    @property
+    def ttft(self) -> Spread:
+        return spread([sample.ttft for sample in self.right])
+
+    @property
+    def tpot(self) -> Spread:
+        return spread([sample.tpot for sample in self.right])
+
+    @property
+    def itl(self) -> Spread:
+        return spread([gap for sample in self.right for gap in sample.itls])
+
+    @property
+    def e2el(self) -> Spread:
+        return spread([sample.latency for sample in self.right])
+
+    @property
+    def longest_wait(self) -> float:
+        """The longest time until the end of a request was known, failed ones included."""
+        return max(sample.latency for sample in self.samples)
+
 
 class ServingResults(Results, tag="serving", kw_only=True):
     compared: bool = False
@@ -90,74 +154,6 @@ class ServingResults(Results, tag="serving", kw_only=True):
     runs: list[Run] = msgspec.field(default_factory=list)
     setting: list[tuple[str, str]] = msgspec.field(default_factory=list)
     """More facts for the report."""
-
-
-class Spread(msgspec.Struct, frozen=True):
-    """Seconds; None if there is no value."""
-
-    mean: float | None = None
-    median: float | None = None
-    p99: float | None = None
-
-
-class Summary(msgspec.Struct, frozen=True):
-    """Rates are per second of the run. Times and tokens are those of requests with a right answer."""
-
-    requests: int
-    successful: int
-    errors: int
-    """Requests without an answer."""
-    wrong: int
-    """Requests with another answer than the undivided engine's."""
-    duration: float
-    input_tokens: int | None
-    """As the server counts; None if it does not say."""
-    output_tokens: int
-    request_throughput: float
-    output_throughput: float
-    total_throughput: float | None
-    ttft: Spread
-    tpot: Spread
-    itl: Spread
-    e2el: Spread
-    longest_wait: float
-    """The longest time until the end of a request was known, failed ones included."""
-
-    @property
-    def failed(self) -> int:
-        return self.errors + self.wrong
-
-
-def summarize(run: Run) -> Summary:
-    """Computes the figures of a run that has samples."""
-    right = [sample for sample in run.samples if sample.right]
-    told = [sample.prompt_tokens for sample in right if sample.prompt_tokens is not None]
-    input_tokens = sum(told) if len(told) == len(right) else None
-    output_tokens, seconds = sum(sample.output_tokens for sample in right), max(run.duration, 1e-9)
-    return Summary(
-        requests=len(run.samples),
-        successful=len(right),
-        errors=sum(bool(sample.error) for sample in run.samples),
-        wrong=sum(not sample.error and bool(sample.wrong) for sample in run.samples),
-        duration=run.duration,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        request_throughput=len(right) / seconds,
-        output_throughput=output_tokens / seconds,
-        total_throughput=None if input_tokens is None else (input_tokens + output_tokens) / seconds,
-        ttft=spread([sample.ttft for sample in right]),
-        tpot=spread([sample.tpot for sample in right]),
-        itl=spread([gap for sample in right for gap in sample.itls]),
-        e2el=spread([sample.latency for sample in right]),
-        longest_wait=max(sample.latency for sample in run.samples),
-    )
-
-
-def spread(values: Sequence[float | None]) -> Spread:
-    known = [value for value in values if value is not None]
-    if not known:
-        return Spread()
-    return Spread(statistics.mean(known), statistics.median(known), float(np.quantile(known, 0.99)))
 
 
 def pooled(rounds: Sequence[Run]) -> Run:
