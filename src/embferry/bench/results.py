@@ -73,15 +73,10 @@ def load(path: Path, kind: type[R]) -> R:
     Raises:
         ValueError: the file has no results of this kind, or was written by another version of this program.
     """
-    content = path.read_bytes()
     try:
-        schema = msgspec.json.decode(content, type=_Header).schema
-        if schema != SCHEMA:
-            raise ValueError(f"{path} has results in format {schema}; this version reads format {SCHEMA}")
-        return msgspec.json.decode(content, type=kind)
+        results = msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.DecodeError as error:
-        raise ValueError(f"{path} has no results of this benchmark: {error}") from error
-
-
-class _Header(msgspec.Struct):
-    schema: int
+        raise ValueError(f"{path} has no results of this benchmark in format {SCHEMA}: {error}") from error
+    if results.schema != SCHEMA:
+        raise ValueError(f"{path} has results in format {results.schema}; this version reads format {SCHEMA}")
+    return results

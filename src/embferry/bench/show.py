@@ -45,12 +45,7 @@ def present(report: Report, page: Path, document: Path | None) -> None:
 
 @contextmanager
 def progress(total: int, unit: str) -> Iterator[Progress]:
-    """Shows a bar on stderr; prints a line for each tenth if stderr is not a terminal.
-
-    Args:
-        total: how many rounds or requests there will be.
-        unit: what they are called.
-    """
+    """Shows a bar of ``total`` rounds or requests on stderr; prints a line for each tenth if that is not a terminal."""
     console = Console(stderr=True)
     text = TextColumn("{task.description}", markup=False)
     columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), text)

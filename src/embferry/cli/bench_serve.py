@@ -132,7 +132,7 @@ def _compare(options: dict[str, Any], saved: Path) -> ServingResults:
     from embferry.bench import machine
     from embferry.bench.serving.compare import Comparison
     from embferry.bench.serving.results import ServingResults
-    from embferry.bench.serving.server import StartError
+    from embferry.bench.serving.stack import StartError
     from embferry.bench.show import progress
 
     python, logs = options["python"], options["logs"]

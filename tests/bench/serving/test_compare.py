@@ -20,7 +20,7 @@ from embferry.bench import machine
 from embferry.bench.serving import compare, configurations, scenarios, vllm_plugins
 from embferry.bench.serving.compare import Comparison
 from embferry.bench.serving.results import ServingResults
-from embferry.bench.serving.server import Server, StartError, first_error, started
+from embferry.bench.serving.stack import Server, StartError, first_error, started
 from embferry.bench.serving.workload import Plan
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -238,7 +238,7 @@ def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     code = f"""
 import os, sys
 from pathlib import Path
-from embferry.bench.serving.server import Server
+from embferry.bench.serving.stack import Server
 server = Server("s", ["sleep", "60"], "http://127.0.0.1:1", Path({str(tmp_path / "log")!r}), os.environ)
 while Path(f"/proc/{{server.process.pid}}/comm").read_text() != "sleep\\n":
     pass

@@ -15,8 +15,7 @@ from .client import send_all
 from .configurations import CONFIGURATIONS, POOL_BYTES, UNDIVIDED, Configuration
 from .results import Run, Sample, ServingResults, Status
 from .scenarios import SCENARIOS, Scenario, damaging, skipped
-from .server import StartError
-from .stack import Stack
+from .stack import Stack, StartError
 from .workload import LARGEST, Picture, Request
 
 WARM = (Request(0, 0.0, (Picture((9, 0), 420, 756, 405),)), Request(1, 0.0, (Picture((9, 1), 420, 756, 405),)))
@@ -71,25 +70,18 @@ class Comparison:
     def setting(self) -> list[tuple[str, str]]:
         """Returns facts for the report."""
         sleep = f"sleep after {vllm_plugins.SPIN_S * 1e3:g} ms in all configurations; by default after 1 s"
-        return [
-            ("model", "a Qwen2.5-VL with 2.2 million random parameters, 256 values of float32 a token (1 KiB)"),
-            (
-                "servers",
-                "undivided: one engine; divided: two encoders, one language instance, a router; each with one thread "
-                "for arithmetic, all on the cores above, together with the benchmark",
-            ),
-            (
-                "pool",
-                f"{POOL_BYTES >> 20} MiB unless said otherwise; the example connector's files are in the temporary "
-                "folder",
-            ),
-            (
-                "waiting",
-                f"processes of vLLM that wait for each other {'poll for 1 s, as vLLM has it' if self._spin else sleep}",
-            ),
-            ("answers", "greedy; compared token by token with those of the undivided engine, asked one by one"),
-            *([("seconds to start", ", ".join(self._starts))] if self._starts else []),
-        ]
+        facts = {
+            "model": "a Qwen2.5-VL with 2.2 million random parameters, 256 values of float32 a token (1 KiB)",
+            "servers": "undivided: one engine; divided: two encoders, one language instance, a router; each with one "
+            "thread for arithmetic, all on the cores above, together with the benchmark",
+            "pool": f"{POOL_BYTES >> 20} MiB unless said otherwise; the example connector's files are in the temporary "
+            "folder",
+            "waiting": "processes of vLLM that wait for each other "
+            + ("poll for 1 s, as vLLM has it" if self._spin else sleep),
+            "answers": "greedy; compared token by token with those of the undivided engine, asked one by one",
+            "seconds to start": ", ".join(self._starts),
+        }
+        return [(name, text) for name, text in facts.items() if text]
 
     def run(self, results: ServingResults, progress: Progress) -> None:
         """Adds runs to ``results``. Leaves nothing else but logs, if asked for.

@@ -112,29 +112,21 @@ def engine(python: str, model: Path, port: int, transfer: dict[str, Any] | None)
 def transfer(configuration: Configuration, instance: str, ports: Ports, router: int, store: Path) -> dict[str, Any]:
     """Returns the value of ``--ec-transfer-config`` for one of :data:`INSTANCES`."""
     role, pool_bytes = INSTANCES[instance]
+    made: dict[str, Any]
+    extra: dict[str, Any]
     if configuration.connector == "example":
-        extra: dict[str, Any] = {"shared_storage_path": str(store)}
-        return {"ec_connector": "ECExampleConnector", "ec_role": role, "ec_connector_extra_config": extra}
-    if configuration.connector == "mooncake":
-        return {
-            "ec_connector": "ECMooncakeConnector",
-            "ec_role": role,
-            "ec_ip": "127.0.0.1",
-            "ec_port": ports.peer,
-            "ec_buffer_device": "cpu",
-            "ec_buffer_size": pool_bytes,
-            "ec_connector_extra_config": {"mooncake_protocol": "tcp"},
-        }
-    extra = {"transports": [configuration.transport], "metrics_port": ports.metrics}
-    if role == "ec_consumer":
-        blocks = pool_bytes // TOKEN_BYTES // BLOCK_TOKENS
-        extra |= {"num_blocks": blocks, "block_size": BLOCK_TOKENS, "router": url(router)}
-    return {
-        "ec_connector": "EmbferryConnector",
-        "ec_connector_module_path": "embferry.connectors.vllm.connector",
-        "ec_role": role,
-        "ec_connector_extra_config": extra,
-    }
+        made, extra = {"ec_connector": "ECExampleConnector"}, {"shared_storage_path": str(store)}
+    elif configuration.connector == "mooncake":
+        made, extra = {"ec_connector": "ECMooncakeConnector", "ec_ip": "127.0.0.1"}, {"mooncake_protocol": "tcp"}
+        made |= {"ec_port": ports.peer, "ec_buffer_device": "cpu", "ec_buffer_size": pool_bytes}
+    else:
+        module = "embferry.connectors.vllm.connector"
+        made = {"ec_connector": "EmbferryConnector", "ec_connector_module_path": module}
+        extra = {"transports": [configuration.transport], "metrics_port": ports.metrics}
+        if role == "ec_consumer":
+            blocks = pool_bytes // TOKEN_BYTES // BLOCK_TOKENS
+            extra |= {"num_blocks": blocks, "block_size": BLOCK_TOKENS, "router": url(router)}
+    return made | {"ec_role": role, "ec_connector_extra_config": extra}
 
 
 def router(python: str, configuration: Configuration, port: int, encoders: list[str], language: Ports) -> list[str]:

@@ -18,15 +18,7 @@ from .workload import Plan, requests
 def measure_endpoint(
     plan: Plan, endpoint: Endpoint, verify: str, metrics: Sequence[str], results: ServingResults, progress: Progress
 ) -> None:
-    """Adds a run to ``results``.
-
-    Args:
-        plan: the workload.
-        endpoint: where it is sent.
-        verify: the URL of an undivided endpoint, or a file with earlier results; empty if answers are not compared.
-        metrics: URLs of the servers' metrics.
-        results: gets the run.
-        progress: told about every request.
+    """Adds a run to ``results``. Its answers are compared with ``verify``: an undivided endpoint, or earlier results.
 
     Raises:
         ValueError: there is nothing to compare the answers with.

@@ -78,13 +78,9 @@ def skipped(scenario: Scenario, configuration: Configuration) -> str:
 
 @contextmanager
 def damaging(scenario: Scenario, stack: Stack, run: Run, count: int) -> Iterator[Callable[[int, float], None]]:
-    """Prepares the servers for the scenario, and yields what to call when a request was sent.
+    """Prepares the servers for ``count`` requests, and yields what to call when one was sent.
 
-    Args:
-        scenario: what is done.
-        stack: to which servers.
-        run: gets a note, and the time, when damage is done.
-        count: how many requests there will be.
+    The run gets a note, and the time, when damage is done.
 
     Raises:
         StartError: the router does not start.

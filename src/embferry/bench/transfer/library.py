@@ -39,24 +39,21 @@ def _into(arrays: dict[str, Bytes]) -> GatherSink:
 
 
 class _Embferry(End):
-    def setup(self) -> None:
+    def common(self) -> dict[str, Any]:
+        """Notes what both ends must know, and returns the arguments that both managers have in common."""
         options = self.job.options
         self._early, self._several = options.get("early", True), "rooms" in options
         self._tokens: list[int] = options.get("rooms", [self.job.tokens])
         transports = [TRANSPORTS[options["transport"]].load()()]
-        self.prepare(transports=transports, settings=TransferSettings(**MODES[options["mode"]]))
-
-    def prepare(self, **common: Any) -> None:
-        """Makes the manager from the arguments that both kinds have in common."""
-        raise NotImplementedError
+        return {"transports": transports, "settings": TransferSettings(**MODES[options["mode"]])}
 
 
 class EmbferrySending(_Embferry, Sending):
     """Sends the embedding, or several at once."""
 
-    def prepare(self, **common: Any) -> None:
+    def setup(self) -> None:
         self._checksums: Checksums | None = None
-        self._manager = SendManager(LAYOUT, **common)
+        self._manager = SendManager(LAYOUT, **self.common())
         self.closing.callback(self._manager.close)
         self._fields: list[Fields] = []
         for tokens in self._tokens:
@@ -105,8 +102,8 @@ class EmbferrySending(_Embferry, Sending):
 class EmbferryReceiving(_Embferry, Receiving):
     """Receives the embedding, or several at once."""
 
-    def prepare(self, **common: Any) -> None:
-        options = self.job.options
+    def setup(self) -> None:
+        options, common = self.job.options, self.common()
         block = options.get("block_tokens", BLOCK_TOKENS)
         geometry = Geometry(LAYOUT, blocks_needed(options.get("pool_tokens", self.job.tokens), block), block)
         self._manager = ReceiveManager(geometry, **common)

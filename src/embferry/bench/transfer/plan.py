@@ -43,15 +43,7 @@ def plan(
     quick: bool = False,
     sweeps: bool = True,
 ) -> list[Batch]:
-    """Returns what is measured.
-
-    Args:
-        payloads: by default the known ones.
-        only: candidates; by default those that matter for each payload, and the sweeps.
-        rounds: how often; by default more for small payloads.
-        quick: fewer of everything.
-        sweeps: False to leave them out.
-    """
+    """Returns what is measured: by default the known payloads, with the candidates that matter, and the sweeps."""
     batches = []
     for payload in payloads or ((SMALL, IMAGE) if quick else KNOWN):
         size = 0 if payload.size <= MANY else 1 if payload.size <= FEW else 2
@@ -71,14 +63,7 @@ def total_rounds(batches: list[Batch]) -> int:
 
 
 def run(batches: list[Batch], storage: Path | None, results: TransferResults, progress: Progress) -> None:
-    """Adds measurements to ``results``. Leaves no process, file or shared memory.
-
-    Args:
-        batches: what is measured.
-        storage: the folder that stands for shared storage; a temporary one if None.
-        results: gets the measurements.
-        progress: told about every round.
-    """
+    """Adds measurements to ``results``; ``storage`` stands for shared storage. Leaves no process and no file."""
     with tempfile.TemporaryDirectory(prefix="embferry-bench-", dir=storage) as folder:
         for batch in batches:
             results.measurements += measure(batch.entries, batch.rounds, folder, progress)

@@ -9,38 +9,38 @@ from typing import NamedTuple
 import numpy as np
 
 from ..report import NONE, Report, Row, Table, cells, facts
-from .results import Measurement, Summary, TransferResults, summarize
+from .results import Measurement, TransferResults
 
-Columns = Mapping[str, Callable[[tuple[Measurement, Summary]], str]]
+Columns = Mapping[str, Callable[[Measurement], str]]
 
 CPU: Columns = {
-    "CPU s/GB sender": lambda of: f"{of[1].sender_cpu:.2f}" if of[0].crosses else NONE,
-    "receiver": lambda of: f"{of[1].receiver_cpu:.2f}",
+    "CPU s/GB sender": lambda m: f"{m.cpu(lambda sample: sample.sender_cpu):.2f}" if m.crosses else NONE,
+    "receiver": lambda m: f"{m.cpu(lambda sample: sample.receiver_cpu):.2f}",
 }
 SPEED: Columns = {
-    "GB/s": lambda of: f"{of[1].goodput / 1e9:.2f}",
-    "quartiles": lambda of: f"{of[1].low / 1e9:.2f} … {of[1].high / 1e9:.2f}",
+    "GB/s": lambda m: f"{m.goodput[0] / 1e9:.2f}",
+    "quartiles": lambda m: " … ".join(f"{goodput / 1e9:.2f}" for goodput in m.goodput[1:]),
 }
 COMPARED: Columns = {
-    "candidate": lambda of: of[0].label,
+    "candidate": lambda m: m.label,
     **SPEED,
-    "p50 ms": lambda of: f"{of[1].p50 * 1e3:.2f}",
-    "p99 ms": lambda of: f"{of[1].p99 * 1e3:.2f}",
+    "p50 ms": lambda m: f"{m.seconds(0.5) * 1e3:.2f}",
+    "p99 ms": lambda m: f"{m.seconds(0.99) * 1e3:.2f}",
     **CPU,
-    "memory + MB": lambda of: f"{of[1].memory_beyond / 1e6:.0f}" if of[0].crosses else NONE,
+    "memory + MB": lambda m: f"{max(s.memory_beyond for s in m.samples) / 1e6:.0f}" if m.crosses else NONE,
 }
 SWEPT: Columns = {
-    "what": lambda of: of[0].label,
-    "payload": lambda of: of[0].payload.name,
+    "what": lambda m: m.label,
+    "payload": lambda m: m.payload.name,
     **SPEED,
-    "transfers": lambda of: NONE if (count := of[0].samples[-1].transfers) is None else str(count),
+    "transfers": lambda m: NONE if (count := m.samples[-1].transfers) is None else str(count),
     **CPU,
-    "fairness": lambda of: NONE if of[1].fairness is None else f"{of[1].fairness:.3f}",
+    "fairness": lambda m: NONE if m.fairness is None else f"{m.fairness:.3f}",
 }
 WAITED: Columns = {
-    "what": lambda of: of[0].label,
-    "p50 ms of the small ones": lambda of: f"{np.median(_small(of[0])) * 1e3:.2f}",
-    "longest": lambda of: f"{max(_small(of[0])) * 1e3:.2f}",
+    "what": lambda m: m.label,
+    "p50 ms of the small ones": lambda m: f"{np.median(_small(m)) * 1e3:.2f}",
+    "longest": lambda m: f"{max(_small(m)) * 1e3:.2f}",
 }
 SWEEPS = {
     "pool": (
@@ -58,11 +58,7 @@ SWEEPS = {
         WAITED,
         "40 of 1 MiB at once, alone and behind one of 403 MB; all share a pool of 134 MB.",
     ),
-    "early": (
-        "Early announcement",
-        SWEPT,
-        "The sender announces before the encoder runs, or only with the embedding.",
-    ),
+    "early": ("Early announcement", SWEPT, "The sender announces before the encoder runs, or only with the embedding."),
 }
 RATIOS = (
     ("shm/verified", "copy/private", 0.60),
@@ -117,10 +113,9 @@ def _transports(compared: dict[str, list[Measurement]]) -> Iterator[Table]:
     other, sizes = "fastest other way", {name: measured[0].payload.size for name, measured in compared.items()}
     rows: dict[str, dict[str, float]] = {}
     for m in chain.from_iterable(compared.values()):
-        summary = summarize(m)
-        if summary is not None and m.kind != "limit" and m.options.get("mode", "verified") == "verified":
+        if m.measured and m.kind != "limit" and m.options.get("mode", "verified") == "verified":
             best = rows.setdefault(m.options["transport"] if m.kind == "ours" else other, {})
-            best[m.payload.name] = min(best.get(m.payload.name, np.inf), summary.p50)
+            best[m.payload.name] = min(best.get(m.payload.name, np.inf), m.seconds(0.5))
     if rows.keys() <= {other}:
         return
     largest = max(sizes, key=sizes.__getitem__)
@@ -143,15 +138,14 @@ def _comparison(name: str, measured: list[Measurement]) -> Table:
     if groups > 1:
         note += f" In {groups} groups, because memory did not suffice for all at once."
     title = f"{name} ({payload.what}: {payload.tokens:,} tokens)" if payload.what else name
-    return _table(title, COMPARED, note, sorted(measured, key=lambda m: -s.goodput if (s := summarize(m)) else 0.0))
+    return _table(title, COMPARED, note, sorted(measured, key=lambda m: -m.goodput[0] if m.measured else 0.0))
 
 
 def _table(title: str, columns: Columns, note: str, measured: Iterable[Measurement]) -> Table:
     rows = []
     for m in measured:
-        if s := summarize(m):
-            bar = (s.goodput, s.low, s.high) if "GB/s" in columns else None
-            rows.append(Row(cells(columns, (m, s)), m.kind, bar))
+        if m.measured:
+            rows.append(Row(cells(columns, m), m.kind, m.goodput if "GB/s" in columns else None))
         else:
             rows.append(Row((m.label, f"{m.status.upper()}: {m.reason or 'no round has ended'}"), m.status))
     return Table(title, tuple(columns), tuple(rows), note)
@@ -175,11 +169,8 @@ class Reached(NamedTuple):
 
 def reached(results: TransferResults) -> Iterator[Reached]:
     """Yields every target, a ratio within one run, for which the run has the figures."""
-    goodput = {
-        (m.candidate, "" if m.sweep else m.payload.name): s.goodput
-        for m in results.measurements
-        if (s := summarize(m)) is not None
-    }
+    measured = [m for m in results.measurements if m.measured]
+    goodput = {(m.candidate, "" if m.sweep else m.payload.name): m.goodput[0] for m in measured}
     ratios = [
         ((f"{ours}/in-place", "67 MB"), (other, "67 MB"), bound, f"{ours}, 67 MB in place: goodput / {other}")
         for ours, other, bound in RATIOS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -48,47 +48,42 @@ class Measurement(msgspec.Struct):
     options: dict[str, Any] = {}
 
     @property
+    def measured(self) -> bool:
+        """Whether there are figures; the other properties need them."""
+        return bool(self.samples) and self.status == "ok"
+
+    @property
     def crosses(self) -> bool:
         """False for a copy within one process, which has only one side."""
         return self.kind != "limit" or self.candidate == "socket"
 
+    @property
+    def size(self) -> int:
+        """Bytes of all embeddings of a round."""
+        return TOKEN_BYTES * sum(self.options.get("rooms") or [self.payload.tokens])
+
+    def seconds(self, share: float) -> float:
+        """Returns a quantile of the times."""
+        return float(np.quantile([sample.seconds for sample in self.samples], share))
+
+    @property
+    def goodput(self) -> tuple[float, float, float]:
+        """Bytes a second at the median, the third and the first quartile of the times."""
+        return self.size / self.seconds(0.5), self.size / self.seconds(0.75), self.size / self.seconds(0.25)
+
+    def cpu(self, used: Callable[[Sample], float]) -> float:
+        """Returns CPU seconds per 10⁹ bytes, the median."""
+        return statistics.median(map(used, self.samples)) / self.size * 1e9
+
+    @property
+    def fairness(self) -> float | None:
+        """Jain's index over the goodputs of equal transfers that ran at once, the median of the rounds."""
+        fair = [jain([1 / wait for wait in sample.waits]) for sample in self.samples if sample.waits]
+        return statistics.median(fair) if fair else None
+
 
 class TransferResults(Results, tag="transfer", kw_only=True):
     measurements: list[Measurement] = msgspec.field(default_factory=list)
-
-
-class Summary(msgspec.Struct, frozen=True):
-    """Figures of one measurement: seconds, bytes a second, CPU seconds per 10⁹ bytes."""
-
-    p50: float
-    p99: float
-    goodput: float
-    low: float
-    """Goodput at the third quartile of the times."""
-    high: float
-    """Goodput at the first quartile of the times."""
-    sender_cpu: float
-    receiver_cpu: float
-    memory_beyond: int
-    fairness: float | None
-    """Jain's index over the goodputs of equal transfers that ran at once, the median of the rounds."""
-
-
-def summarize(measurement: Measurement) -> Summary | None:
-    """Returns None for a measurement that failed or has no sample."""
-    samples = measurement.samples
-    if not samples or measurement.status != "ok":
-        return None
-    size = TOKEN_BYTES * sum(measurement.options.get("rooms") or [measurement.payload.tokens])
-    short, p50, long, p99 = np.quantile([sample.seconds for sample in samples], (0.25, 0.5, 0.75, 0.99)).tolist()
-    fair = [jain([1 / wait for wait in sample.waits]) for sample in samples if sample.waits]
-    return Summary(
-        *(p50, p99, size / p50, size / long, size / short),
-        sender_cpu=statistics.median(s.sender_cpu for s in samples) / size * 1e9,
-        receiver_cpu=statistics.median(s.receiver_cpu for s in samples) / size * 1e9,
-        memory_beyond=max(sample.memory_beyond for sample in samples),
-        fairness=statistics.median(fair) if fair else None,
-    )
 
 
 def jain(shares: Sequence[float]) -> float:

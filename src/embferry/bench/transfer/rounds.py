@@ -30,11 +30,7 @@ SLOWEST = 50e6
 class Entry:
     """A candidate with a payload, in the comparison or as a point of a sweep.
 
-    Args:
-        candidate: what is measured.
-        payload: what it sends.
-        sweep: the sweep's name; empty for the comparison.
-        copies: how many payloads of memory it takes: source, destination, and a pool or a frame.
+    It takes ``copies`` payloads of memory: source, destination, and a pool or a frame.
     """
 
     def __init__(self, candidate: Candidate, payload: Payload, sweep: str = "", copies: float = 3) -> None:
