@@ -11,12 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-PACKAGES = {
-    "embferry": ("embferry",),
-    "numpy": ("numpy",),
-    "pyzmq": ("pyzmq",),
-    "xxhash": ("xxhash",),
-    "safetensors": ("safetensors",),
+PACKAGES = {name: (name,) for name in ("embferry", "numpy", "pyzmq", "xxhash", "safetensors")} | {
     "mooncake": ("mooncake-transfer-engine-non-cuda", "mooncake-transfer-engine"),
     "nixl": ("nixl-cu12", "nixl-cu13", "nixl"),
 }

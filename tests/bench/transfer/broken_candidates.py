@@ -12,12 +12,7 @@ import numpy as np
 from embferry.bench.transfer.contract import Bytes, Receiving, Sending, UnavailableError
 
 
-class _Sending(Sending):
-    def send(self) -> None:
-        self.link.tell()
-
-
-class KilledSending(_Sending):
+class KilledSending(Sending):
     pass
 
 
@@ -29,7 +24,7 @@ class KilledReceiving(Receiving):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class RaisingSending(_Sending):
+class RaisingSending(Sending):
     def send(self) -> None:
         raise RuntimeError("the network is down")
 
@@ -38,7 +33,7 @@ class RaisingReceiving(Receiving):
     pass
 
 
-class SilentSending(_Sending):
+class SilentSending(Sending):
     def send(self) -> None:
         pass
 
@@ -50,7 +45,7 @@ class SilentReceiving(Receiving):
         threading.Event().wait()
 
 
-class WrongSending(_Sending):
+class WrongSending(Sending):
     pass
 
 
@@ -61,7 +56,7 @@ class WrongReceiving(Receiving):
         return [[np.zeros(self.job.size, np.uint8)]]
 
 
-class AbsentSending(_Sending):
+class AbsentSending(Sending):
     pass
 
 

@@ -23,7 +23,7 @@ WARM_TIMEOUT_S = 60.0
 
 
 class Comparison:
-    """What the user has chosen, and the state while it is measured.
+    """The choice of the user, and the state while it is measured.
 
     Args:
         python: the interpreter that has vLLM.

@@ -78,9 +78,9 @@ class Ports(NamedTuple):
 
     http: int
     peer: int
-    """Of vLLM's Mooncake connector."""
+    """Port of vLLM's Mooncake connector."""
     metrics: int
-    """Of embferry's metrics."""
+    """Port of embferry's metrics."""
 
 
 def free_ports(count: int) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..report import NONE, Report, Row, Table, cells, facts, pairs
 from . import counters
-from .results import Run, ServingResults, Spread, pooled
+from .results import Run, ServingResults, pooled
 from .workload import drawn, requests
 
 UNREPORTED = "not reported"
@@ -34,10 +34,10 @@ COMPARED: Columns = {
     "requests": lambda run: str(len(run.samples)),
     "failed": lambda run: str(run.errors),
     "wrong": lambda run: str(run.wrong) if _was_compared(run) else NONE,
-    "TTFT p50 ms": lambda run: _ms(run.ttft.median),
-    "p99": lambda run: _ms(run.ttft.p99),
-    "E2E p50 ms": lambda run: _ms(run.e2el.median),
-    "p99 ": lambda run: _ms(run.e2el.p99),
+    "TTFT p50 ms": lambda run: _ms(run.times["TTFT"].median),
+    "p99": lambda run: _ms(run.times["TTFT"].p99),
+    "E2E p50 ms": lambda run: _ms(run.times["E2EL"].median),
+    "p99 ": lambda run: _ms(run.times["E2EL"].p99),
     "tokens/s": lambda run: f"{run.rate(run.output_tokens):.1f}",
     "resumes": _counter("resumes"),
     "sent twice": _counter("bytes sent twice"),
@@ -112,7 +112,7 @@ def _overview(scenarios: Scenarios) -> Table:
             text = "did not start" if run.status == "error" else NONE
             if run.samples:
                 failed = ((run.errors, "failed"), (run.wrong, "wrong"))
-                text = f"{_ms(run.ttft.median)} ({run.longest_wait:.1f} s)"
+                text = f"{_ms(run.times['TTFT'].median)} ({run.longest_wait:.1f} s)"
                 text += "".join(f", {count} {what}" for count, what in failed if count)
                 bad |= {run.title} if run.errors + run.wrong else set()
             found.setdefault(run.title, {})[scenario] = text
@@ -143,9 +143,9 @@ def _row(rounds: list[Run], several: bool) -> Row:
     if run.status != "ok" or not run.samples:
         reason = run.reason or ("no request has ended" if run.complete else "interrupted before a request had ended")
         return Row((run.title, f"ERROR: {reason}"), "error")
-    each = (", ".join(_ms(one.ttft.median) for one in rounds if one.samples),) if several else ()
+    each = (", ".join(_ms(one.times["TTFT"].median) for one in rounds if one.samples),) if several else ()
     kind = "ours" if run.name.startswith("ours") else "limit" if run.name == "undivided" else "engine"
-    _, p50, p99 = run.ttft
+    _, p50, p99 = run.times["TTFT"]
     bar = None if p50 is None or p99 is None else (p50, p50, p99)
     return Row(cells(COMPARED, run) + each, "bad" if run.errors + run.wrong else kind, bar)
 
@@ -175,8 +175,7 @@ def _endpoint(run: Run) -> Iterator[Table]:
     totals += [(name, _counted(run, name)) for name in counters.COUNTERS]
     note = "" if run.complete else f"Interrupted: {len(run.samples)} of {planned} requests had ended."
     yield pairs(run.title, ("figure", "value"), totals, note)
-    spreads: dict[str, Spread] = {"TTFT": run.ttft, "TPOT": run.tpot, "ITL": run.itl, "E2EL": run.e2el}
-    times = [Row((name, _ms(each.mean), _ms(each.median), _ms(each.p99))) for name, each in spreads.items()]
+    times = [Row((name, _ms(each.mean), _ms(each.median), _ms(each.p99))) for name, each in run.times.items()]
     yield Table("Times in ms, of right answers", ("time", "mean", "median", "p99"), tuple(times))
     if reasons := _reasons(run):
         rows = [(reason, str(count)) for reason, count in reasons]

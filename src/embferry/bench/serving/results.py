@@ -127,20 +127,13 @@ class Run(msgspec.Struct):
         return count / max(self.duration, 1e-9)
 
     @property
-    def ttft(self) -> Spread:
-        return spread([sample.ttft for sample in self.right])
-
-    @property
-    def tpot(self) -> Spread:
-        return spread([sample.tpot for sample in self.right])
-
-    @property
-    def itl(self) -> Spread:
-        return spread([gap for sample in self.right for gap in sample.itls])
-
-    @property
-    def e2el(self) -> Spread:
-        return spread([sample.latency for sample in self.right])
+    def times(self) -> dict[str, Spread]:
+        return {
+            "TTFT": spread([sample.ttft for sample in self.right]),
+            "TPOT": spread([sample.tpot for sample in self.right]),
+            "ITL": spread([gap for sample in self.right for gap in sample.itls]),
+            "E2EL": spread([sample.latency for sample in self.right]),
+        }
 
     @property
     def longest_wait(self) -> float:

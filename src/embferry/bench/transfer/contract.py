@@ -12,7 +12,6 @@ A round:
 from __future__ import annotations
 
 import socket
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -74,8 +73,11 @@ class End:
     Attributes:
         tensor: uint8 ``[job.size]``: the embedding to send, or the array for the one that arrives, which a receiving
             end may replace.
+        counted_twice: bytes of memory that are mapped twice, which the kernel counts twice as resident.
         closing: what is called or closed after the last round.
     """
+
+    counted_twice = 0
 
     def __init__(self, job: Job, link: Link, tensor: Bytes) -> None:
         self.job, self.link, self.tensor, self.closing = job, link, tensor, ExitStack()
@@ -100,20 +102,17 @@ class End:
         return {}
 
 
-class Sending(End, ABC):
+class Sending(End):
     def stage(self, number: int) -> Facts:
         """Prepares round ``number`` and returns what the receiving end must know about it."""
         return {}
 
-    @abstractmethod
     def send(self) -> None:
         """Timed. May return before all bytes have left."""
+        self.link.tell()
 
 
 class Receiving(End):
-    counted_twice = 0
-    """Bytes of memory that are mapped twice, which the kernel counts twice as resident."""
-
     def arm(self, number: int, staged: Facts) -> None:
         """Learns about round ``number`` before the clock starts."""
 

@@ -115,8 +115,8 @@ class Pair:
 
     def connect(self) -> None:
         receiver, sender = self._receiver.answer("make"), self._sender.answer("make")
-        self._receiver.call("connect", other=sender)
         self._sender.call("connect", other=receiver)
+        self._receiver.call("connect", other=sender)
 
     def run(self, number: int) -> Sample:
         """Runs one round, and compares digests of all bytes after the clock has stopped.

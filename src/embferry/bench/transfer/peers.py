@@ -23,19 +23,12 @@ from .contract import End, Facts, Receiving, Sending, UnavailableError
 EMPTY = np.empty(0, np.uint8)
 
 
-class _Telling(Sending):
-    """Only says that the embedding is ready."""
-
-    def send(self) -> None:
-        self.link.tell()
-
-
 # The limit of the machine: numpy.copyto inside the receiving process, which also takes the time; the other process
 # only says when. The option ``to`` is ``private`` or ``shared`` memory that has been touched before, or a ``fresh``
 # array, as a language worker has it that allocates for each request.
 
 
-class CopySending(_Telling):
+class CopySending(Sending):
     pass
 
 
@@ -75,8 +68,6 @@ class SocketSending(Sending):
 
 
 class SocketReceiving(Receiving):
-    _connection: socket.socket | None = None
-
     def setup(self) -> None:
         self._listener = self.closing.enter_context(socket.create_server(("127.0.0.1", 0)))
         self._listener.settimeout(self.job.timeout_s)
@@ -84,10 +75,11 @@ class SocketReceiving(Receiving):
     def address(self) -> Facts:
         return {"port": self._listener.getsockname()[1]}
 
+    def connect(self, other: Facts) -> None:
+        self._connection = self.closing.enter_context(self._listener.accept()[0])
+        self._connection.settimeout(self.job.timeout_s)
+
     def receive(self) -> None:
-        if self._connection is None:
-            self._connection = self.closing.enter_context(self._listener.accept()[0])
-            self._connection.settimeout(self.job.timeout_s)
         self.fill(self._connection.recv_into)
 
 
@@ -193,7 +185,7 @@ class FilesReceiving(Receiving):
 # fastest that HTTP in Python gets: frameworks copy the body on both sides.
 
 
-class HttpGetSending(_Telling):
+class HttpGetSending(Sending):
     def setup(self) -> None:
         source = self.tensor
 
@@ -227,12 +219,9 @@ class HttpGetReceiving(Receiving):
         self._client = http.client.HTTPConnection("127.0.0.1", other["port"], timeout=self.job.timeout_s)
         self.closing.callback(self._client.close)
 
-    def arm(self, number: int, staged: Facts) -> None:
-        self._path = f"/embeddings/{number}"
-
     def receive(self) -> None:
         self.link.wait()
-        self._client.request("GET", self._path)
+        self._client.request("GET", "/embedding")
         with self._client.getresponse() as response:
             if response.status != 200:
                 raise ConnectionError(f"status {response.status}")
@@ -266,8 +255,7 @@ class MooncakeSending(Sending):
         self._engine = _mooncake_engine(self)
 
     def connect(self, other: Facts) -> None:
-        size = self.tensor.nbytes
-        self._write = (other["session"], self.tensor.ctypes.data, other["target"], size)
+        self._write = (other["session"], self.tensor.ctypes.data, other["target"], self.tensor.nbytes)
 
     def send(self) -> None:
         if code := self._engine.transfer_sync_write(*self._write):

@@ -96,7 +96,7 @@ class Worker:
         digests = sorted(payloads.digest(arrays) for arrays in self._end.each())
         self._used -= time.process_time()
         facts: Facts = self._end.finish()
-        beyond = size("/proc/self/status", "VmHWM") - self._before - getattr(self._end, "counted_twice", 0)
+        beyond = size("/proc/self/status", "VmHWM") - self._before - self._end.counted_twice
         return facts | {"digests": digests, "cpu": self._used + time.process_time(), "memory": beyond}
 
     def close(self) -> Facts:
