@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,14 @@ import msgspec
 import numpy as np
 import zmq
 
+from embferry.transports.leased.mooncake.engine import DEFAULTS
+from embferry.transports.leased.nixl.agent import binding
+
 from . import payloads
 from .contract import End, Facts, Receiving, Sending, UnavailableError
+
+with suppress(ModuleNotFoundError):  # candidates that need it are missing then
+    from safetensors.numpy import load_file, save_file
 
 EMPTY = np.empty(0, np.uint8)
 
@@ -144,9 +151,6 @@ class ZeroMQReceiving(Receiving):
 
 class FilesSending(Sending):
     def setup(self) -> None:
-        from safetensors.numpy import save_file
-
-        self._save = save_file
         # numpy has no bfloat16; float16 has 2 bytes an element too.
         self._tensors = {"ec_cache": self.tensor.view(np.float16).reshape(self.job.tokens, -1)}
 
@@ -155,7 +159,7 @@ class FilesSending(Sending):
         return {"path": str(self._path)}
 
     def send(self) -> None:
-        self._save(self._tensors, self._path)
+        save_file(self._tensors, self._path)
         self.link.tell()
 
     def finish(self) -> Facts:
@@ -164,17 +168,12 @@ class FilesSending(Sending):
 
 
 class FilesReceiving(Receiving):
-    def setup(self) -> None:
-        from safetensors.numpy import load_file
-
-        self._load = load_file
-
     def arm(self, number: int, staged: Facts) -> None:
         self.tensor, self._path = EMPTY, staged["path"]
 
     def receive(self) -> None:
         self.link.wait()
-        self.tensor = self._load(self._path)["ec_cache"].view(np.uint8)
+        self.tensor = load_file(self._path)["ec_cache"].view(np.uint8)
 
     def finish(self) -> Facts:
         self.tensor = EMPTY
@@ -234,8 +233,6 @@ class HttpGetReceiving(Receiving):
 
 
 def _mooncake_engine(end: End) -> Any:
-    from embferry.transports.leased.mooncake.engine import DEFAULTS
-
     os.environ.update({"MC_FORCE_TCP": "1", "MC_LOG_LEVEL": "ERROR"} | (DEFAULTS if "tuned" in end.job.options else {}))
     try:
         from mooncake.engine import TransferEngine
@@ -281,8 +278,6 @@ NAP_S = 20e-6
 
 def _nixl_agent(end: End) -> tuple[Any, Any]:
     """Returns the binding, and an agent that has registered the tensor."""
-    from embferry.transports.leased.nixl.agent import binding
-
     nixl = binding()
     config = nixl.nixlAgentConfig()
     config.useProgThread, config.pthrDelay, config.useListenThread = True, PROGRESS_US, False
