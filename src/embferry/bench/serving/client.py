@@ -72,6 +72,7 @@ def send_all(
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run has the samples that had ended by then, and is not complete.
     """
+    run.samples, run.complete, run.max_tokens, run.concurrency = [], False, endpoint.max_tokens, endpoint.concurrency
     # Bodies are made ahead: making one takes longer than many a first token.
     bodies = [endpoint.body(request) for request in requests]
     headers = {"Content-Type": "application/json"} | endpoint.headers
@@ -97,8 +98,7 @@ def send_all(
             finally:
                 run.duration = time.perf_counter() - start
 
-    run.samples, run.complete, before = [], False, counters.read(metrics)
-    run.max_tokens, run.concurrency = endpoint.max_tokens, endpoint.concurrency
+    before = counters.read(metrics)
     try:
         asyncio.run(send())
         run.complete = True

@@ -29,6 +29,7 @@ def _counter(name: str) -> Callable[[Run], str]:
     return lambda run: _counted(run, name) if run.counters else NONE
 
 
+# A name that stands twice has a blank after it, which is not shown.
 COMPARED: Columns = {
     "configuration": lambda run: run.title + ("" if run.complete else " (incomplete)"),
     "requests": lambda run: str(len(run.samples)),
