@@ -60,7 +60,8 @@ class Measurement(msgspec.Struct):
     @property
     def size(self) -> int:
         """Bytes of all embeddings of a round."""
-        return TOKEN_BYTES * sum(self.options.get("rooms") or [self.payload.tokens])
+        tokens: list[int] = self.options.get("rooms") or [self.payload.tokens]
+        return TOKEN_BYTES * sum(tokens)
 
     def seconds(self, share: float) -> float:
         """Returns a quantile of the times."""
