@@ -237,7 +237,8 @@ def _mooncake_engine(end: End) -> Any:
     try:
         from mooncake.engine import TransferEngine
     except ImportError as error:
-        raise UnavailableError(f"the engine does not load: {error}; on Debian apt-get install libibverbs1") from error
+        install = "on Debian apt-get install libibverbs1 libnuma1 libcurl4"
+        raise UnavailableError(f"the engine does not load: {error}; {install}") from error
     engine, address = TransferEngine(), end.tensor.ctypes.data
     if engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", ""):
         raise RuntimeError("the Mooncake engine did not start")
