@@ -94,7 +94,7 @@ def let_expire(manager: Manager[Any], seconds: float, end: Handle) -> None:
     stop_waking = end.wake_on_change(changed.set)
     for _ in range(100):
         advance_clock(manager, seconds)
-        if end.has_ended or changed.wait(0.1) and end.has_ended:
+        if end.has_ended or (changed.wait(0.1) and end.has_ended):
             break
     stop_waking()
 

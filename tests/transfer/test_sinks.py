@@ -6,6 +6,7 @@ import threading
 from contextlib import AbstractContextManager
 
 import numpy as np
+import pytest
 
 from embferry import GatherSink
 from embferry.memory.buffers import MultimodalDataBuffers, checksum
@@ -112,12 +113,9 @@ def test_a_sink_gathers_into_the_caller_s_arrays() -> None:
     assert same(mine, owner.rows)
 
 
-def test_arrays_of_another_shape_abort_the_transfer() -> None:
-    errors: list[EmbeddingTransferError | None] = []
+def test_arrays_of_another_shape_are_refused() -> None:
     owner = Owner((3, 6, 1))
-    owner.abort = errors.append  # type: ignore[method-assign]
     sink = GatherSink(make=lambda total: {"fill_ids": np.zeros((total, 4), np.int32)})  # type: ignore[dict-item]
     sink.owner = owner
-    good(sink, owner.verify(1, 0, TOKENS, (3, 6, 1)), TOKENS)
-    (error,) = errors
-    assert isinstance(error, LocalProtocolError)
+    with pytest.raises(LocalProtocolError, match="fill_ids"):
+        sink.prepare(owner.verify(1, 0, TOKENS, (3, 6, 1)), TOKENS)

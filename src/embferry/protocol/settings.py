@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 
 from .errors import LocalProtocolError
 
+KINDS: dict[str, type[bool | int | float]] = {"bool": bool, "int": int, "float": float}
+
 
 @dataclass(frozen=True, slots=True)
 class TransferSettings:
@@ -61,7 +63,7 @@ class TransferSettings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
+            value, kind = getattr(self, field.name), KINDS[str(field.type)]
             if kind is bool and isinstance(value, bool):
                 continue
             numeric = hasattr(value, "__index__" if kind is int else "__float__")

@@ -109,8 +109,13 @@ class Handle(ABC):
         changed, self._reported = state != self._reported, state
         return changed
 
+    def report(self) -> None:
+        """Reports a change, if there is one. The lock is held."""
+        if self.has_changed():
+            self.notify()
+
     def notify(self) -> None:
-        """Reports a change. No lock is held."""
+        """Reports a change."""
         self._notifier.fire()
 
     def _callback_failed(self, error: Exception) -> None:

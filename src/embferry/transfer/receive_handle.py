@@ -9,6 +9,7 @@ from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation
 from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
+from embferry.protocol.layout import Geometry
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import TERMINAL, KVPoll
 
@@ -22,6 +23,7 @@ from .sinks import GatherSink, Sink, gathered
 class ReceiveHost(Host, Protocol):
     """The manager, as far as a receiving end needs it."""
 
+    geometry: Geometry
     buffers: MultimodalDataBuffers
     admission: PoolAdmission
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -158,11 +159,13 @@ def test_only_tokens_in_the_blocks_count_for_any_statuses(total: int, statuses: 
             room.ask(tuple(range(count)), 0)
         before, asked = room.transferred_tokens, room.round
         shown = None if asked is None else Blocks(None if there < 0 else total, there)
-        outcome = room.receive(status, shown, 0)
-        if isinstance(outcome, Arrived):
-            assert outcome.round is asked
-            assert outcome.tokens <= there
-            assert room.transferred_tokens == before + outcome.tokens <= total
+        arrived = None
+        with suppress(RemoteProtocolError):
+            arrived = room.receive(status, shown, 0)
+        if arrived is not None:
+            assert arrived[0] is asked
+            assert arrived[1] <= there
+            assert room.transferred_tokens == before + arrived[1] <= total
             assert (status is KVPoll.Success) == (room.transferred_tokens == total)
         else:
             assert room.transferred_tokens == before

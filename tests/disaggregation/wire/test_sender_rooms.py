@@ -12,7 +12,14 @@ from embferry.disaggregation.wire.sender_rooms import (
     SenderRooms,
     WriteBlocks,
 )
-from embferry.protocol.errors import Aborted, CapacityError, LeaseExpired, LocalProtocolError, RemoteProtocolError, TransportError
+from embferry.protocol.errors import (
+    Aborted,
+    CapacityError,
+    LeaseExpired,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TransportError,
+)
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 from tests.disaggregation.wire.messages import POINTERS, ROOM, SESSION, V3_0, WIRE, init, register, resume, session_of

@@ -1,7 +1,8 @@
-"""The driver: one thread that drives all transfers of a manager, and its control sockets.
+"""The driver thread of the origin's wire, with its ZeroMQ sockets.
 
-Only this thread touches ZeroMQ sockets. Other threads queue what they send and wake it, so public methods never block
-on the network. One lock guards the state machines.
+Only this thread touches the sockets. Other threads queue what they send and wake it, so public methods never block on
+the network. One lock guards the state machines. Only :meth:`ZmqThread.stop` ends the thread: what a message, a time-out
+or a socket raises is logged, and harms nothing else.
 """
 
 from __future__ import annotations
@@ -13,25 +14,24 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import Generic, TypeVar
 
 import zmq
 
-from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, TransportError
-from embferry.protocol.messages import MAX_FRAME_BYTES, VERSION, Body, Frame, decode, encode
+from embferry.protocol.errors import LocalProtocolError, TransportError
+from embferry.transfer.control.endpoint import tcp_endpoint
+from embferry.transfer.failures import attempt
 
 log = logging.getLogger(__name__)
 
 HIGH_WATER = 65536  # messages queued for one peer; further ones are dropped, and repeated later
 BATCH = 256  # messages handled before timers and writes get their turn
 IDLE_SECONDS = 60.0
+AFTER_BUG_SECONDS = 0.1  # pause after a turn that raised, so that a bug that recurs does not use up a core
 LINGER_MS = 200  # so that the last abort still leaves
 
-Message = TypeVar("Message")
 
-
-class DriverThread(ABC, Generic[Message]):
-    """The thread, its sockets and its outgoing messages, for any protocol.
+class ZmqThread(ABC):
+    """The thread, its sockets and its outgoing messages.
 
     Calls :meth:`advance` whenever a message or a transport event has come or a time-out is due.
     """
@@ -39,10 +39,9 @@ class DriverThread(ABC, Generic[Message]):
     def __init__(self, name: str) -> None:
         self.lock = threading.RLock()
         self.dropped_messages = 0
-        self.fault: Exception | None = None
         self._context = zmq.Context()
         self._poller = zmq.Poller()
-        self._outbox: deque[tuple[object, Message]] = deque()
+        self._outbox: deque[tuple[str, list[bytes]]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller.register(self._wake_fd, zmq.POLLIN)
         self._closing = self._woken = False
@@ -63,7 +62,7 @@ class DriverThread(ABC, Generic[Message]):
         """Receives one message without blocking and handles it; raises ``zmq.Again`` if there is none."""
 
     @abstractmethod
-    def _send_to(self, peer: object, message: Message) -> None:
+    def _send_to(self, peer: str, message: list[bytes]) -> None:
         """Sends without blocking; raises ``zmq.Again`` when it cannot."""
 
     def wake(self) -> None:
@@ -81,7 +80,6 @@ class DriverThread(ABC, Generic[Message]):
         """Makes a socket that lingers briefly, rejects long messages and queues a bounded number."""
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.LINGER, LINGER_MS)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
         self._poller.register(socket, zmq.POLLIN)
@@ -100,15 +98,10 @@ class DriverThread(ABC, Generic[Message]):
         """Checks that the driver runs.
 
         Raises:
-            LocalProtocolError: It is closed, or was stopped by a bug.
+            LocalProtocolError: It is closed.
         """
-        if self.fault is not None:
-            raise LocalProtocolError(f"the transfer thread has stopped: {self.fault!r}; restart this worker")
         if self._closing:
             raise LocalProtocolError("this manager is closed")
-
-    def collapsed(self) -> None:
-        """The thread was stopped by a bug: notifies every handle. The lock is held."""
 
     def stop(self) -> None:
         """Ends the thread and closes the sockets. Idempotent."""
@@ -125,18 +118,13 @@ class DriverThread(ABC, Generic[Message]):
             os.close(self._wake_fd)
 
     def _run(self) -> None:
-        try:
-            due: float | None = None
-            while not self._closing:
-                due = self._turn(due)
-            self._flush()
-        except Exception as error:
-            log.critical("the transfer thread has stopped; this is a bug", exc_info=error)
-            with self.lock:
-                self.fault = error
-                self.collapsed()
+        due: float | None = None
+        while not self._closing:
+            self._wait(due)
+            due = self._turn()
+        self._flush()
 
-    def _turn(self, due: float | None) -> float | None:
+    def _wait(self, due: float | None) -> None:
         wait = IDLE_SECONDS if due is None else min(max(0.0, due - self.now()), IDLE_SECONDS)
         for source, _ in self._poller.poll(math.ceil(wait * 1000)):
             if isinstance(source, zmq.Socket):
@@ -144,80 +132,43 @@ class DriverThread(ABC, Generic[Message]):
             else:
                 os.eventfd_read(self._wake_fd)
                 self._woken = False  # before anything is handled: a later event wakes the thread again
+
+    def _turn(self) -> float | None:
+        due: list[float | None] = [self.now() + AFTER_BUG_SECONDS]
+
+        def advance() -> None:
+            due[0] = self.advance(self.now())
+
         with self.lock:
-            due = self.advance(self.now())
+            if (error := attempt(advance)) is not None:
+                log.critical("a turn of the driver has failed; this is a bug", exc_info=error)
         self._flush()
-        return due
+        return due[0]
 
     def _take_in(self, socket: zmq.Socket[bytes]) -> None:
         for _ in range(BATCH):
-            try:
-                self._take_one(socket)
-            except zmq.Again:
+            error = attempt(self._take_one, socket)
+            if isinstance(error, zmq.Again):
                 return
+            if error is not None:
+                log.error("a message could not be handled; this is a bug", exc_info=error)
 
     def _flush(self) -> None:
         while self._outbox:
             peer, message = self._outbox.popleft()
-            try:
-                self._send_to(peer, message)
-            except zmq.ZMQError:
-                self.dropped_messages += 1  # the machines repeat every request until it is answered
-
-
-class Driver(DriverThread[bytes]):
-    """Drives transfers of our own protocol. A message is an encoded :class:`Frame`."""
-
-    @abstractmethod
-    def take(self, peer: object, frame: Frame, now: float) -> None:
-        """Handles a control message from ``peer``. The lock is held."""
-
-    @abstractmethod
-    def _receive_from(self, socket: zmq.Socket[bytes]) -> tuple[object, bytes]:
-        """Returns one message as (peer, bytes), without blocking; raises ``zmq.Again`` if there is none."""
-
-    def send(self, peer: object, source: int, target: int, body: Body) -> None:
-        """Queues a control message."""
-        self._outbox.append((peer, encode(Frame(VERSION, source, target, body))))
-
-    def _take_one(self, socket: zmq.Socket[bytes]) -> None:
-        peer, data = self._receive_from(socket)
-        try:
-            frame = decode(data)
-            with self.lock:
-                self.take(peer, frame, self.now())
-        except EmbeddingTransferError as error:
-            # a bad message is logged and dropped; it harms no other transfer
-            log.warning("dropped a control message from %r: %s", peer, error)
+            if attempt(self._send_to, peer, message) is not None:
+                self.dropped_messages += 1
 
 
 def bind(socket: zmq.Socket[bytes], host: str, port: int) -> str:
-    """Binds to ``host:port`` (0: any free one). Returns the endpoint that peers connect to.
+    """Binds to ``host:port`` (0: any free one). Returns the endpoint.
 
     Raises:
         TransportError: The address cannot be bound.
     """
     try:
-        socket.bind(tcp_endpoint(host, port or "*"))
+        socket.bind(tcp_endpoint(host, port) if port else tcp_endpoint(host, 0)[:-1] + "*")
     except zmq.ZMQError as error:
         why = f"cannot listen on {host}:{port}: {error}; choose another port or host"
         raise TransportError(why, retryable=False) from None
     return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
-
-
-def tcp_endpoint(host: str, port: int | str) -> str:
-    """Returns ZeroMQ's name of a TCP address. An IPv6 address gets brackets."""
-    return f"tcp://[{host.strip('[]')}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-
-
-def check_endpoint(endpoint: str) -> str:
-    """Returns ``endpoint`` if it is well-formed.
-
-    Raises:
-        LocalProtocolError: It is not of the form ``tcp://host:port``.
-    """
-    scheme, _, rest = endpoint.partition("://")
-    host, _, port = rest.rpartition(":")
-    if scheme != "tcp" or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise LocalProtocolError(f"{endpoint!r} is not a control endpoint; it looks like tcp://10.0.0.7:5555")
-    return endpoint
