@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from embferry.transfer.control.connection import Connection
 from embferry.transfer.control.contract import Received, Unreachable
 from embferry.transfer.control.endpoint import host_and_port
 from embferry.transfer.control.framing import HEADER, frame
@@ -106,10 +107,15 @@ class Net:
             pass
         return True
 
+    def small_buffer(self, connection: Connection | None) -> Connection:
+        """Lets the kernel buffer little of what ``connection`` sends, so that a peer that does not read shows soon."""
+        assert connection is not None
+        connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+        return connection
+
     def listener(self) -> tuple[socket.socket, str]:
         """Returns a plain listening socket and its endpoint."""
         sock = socket.create_server(("127.0.0.1", 0))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)  # so that a peer that does not read shows soon
         self.sockets.append(sock)
         return sock, f"tcp://127.0.0.1:{sock.getsockname()[1]}"
 

@@ -262,9 +262,10 @@ def test_a_frame_cut_off_by_a_broken_connection_is_sent_again_whole(net: Net) ->
     for data in sent:
         client.send(endpoint, data)
     there = net.accept(listener)
+    net.until(lambda: client._dialled[endpoint].connection)
+    connection = net.small_buffer(client._dialled[endpoint].connection)
     there.sendall(HELLO)
-    peer = client._dialled[endpoint]
-    net.until(lambda: peer.connection is not None and peer.connection._blocked)
+    net.until(lambda: connection._blocked)
     there.close()
     again = net.accept(listener)
     again.sendall(HELLO)
