@@ -1,4 +1,4 @@
-"""What a peer can make a control plane hold, and for how long."""
+"""Bounds on what a peer can make a control plane hold, and for how long."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One connection of the control plane: handshake, frames in both directions, time limits.
 
-A connection is isolated: whatever goes wrong in its callbacks ends this connection only.
+A connection is isolated: an exception in its callbacks ends this connection only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Owner(Protocol):
 
 
 class Shared:
-    """What the connections of one control plane share.
+    """The state that the connections of one control plane share.
 
     Attributes:
         events: Not yet polled.
