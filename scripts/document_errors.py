@@ -7,7 +7,7 @@ from pathlib import Path
 
 from embferry.engine.errors import EngineError
 from embferry.protocol.errors import BY_CODE, EmbeddingTransferError
-from embferry.serve.errors import CODES
+from embferry.serve.errors import CODES, is_retryable
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
 
@@ -17,7 +17,7 @@ Generated from the code by `python scripts/document_errors.py`; edits here are l
 
 Every error has a stable code, which appears in logs, in wire messages and in HTTP bodies. The HTTP API returns it in
 OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`. The message says what happened and what to do. The
-column "retry" says whether the same request may succeed later.
+column "retry" says whether the same request may succeed later; the header `x-should-retry` says it for one response.
 """
 
 TABLE = "| code | HTTP | retry | meaning |\n|---|---|---|---|"
@@ -31,7 +31,7 @@ def page() -> str:
         if cls is not EmbeddingTransferError
     ]
     engine = [(cls.code, cls.http_status, cls.default_retryable, _first_line(cls)) for cls in _tree(EngineError)]
-    api = [(code, status, status in (503, 504), meaning) for code, (status, meaning) in CODES.items()]
+    api = [(code, status, is_retryable(code, status), meaning) for code, (status, meaning) in CODES.items()]
     parts = [HEAD]
     parts += [
         "## Errors of a transfer\n\nSubclasses of `EmbeddingTransferError`; they carry the `room` too.\n",

@@ -112,8 +112,8 @@ class Split:
             values = [item.pixel_values for item in asked.prepared if item.kind == kind]
             if len(values) > 1:
                 with torch.inference_mode():
-                    features = self.undivided._encode(asked.prepared, kind)
-                pixels["mm_encoder_outputs"] = {kind: features.slice(0, len(features.rows))}
+                    features = {kind: self.undivided._encode(asked.prepared, kind)}
+                pixels["mm_encoder_outputs"] = self.undivided._chunk(asked.prompt, features, 0, asked.prompt.length)
             elif values:
                 pixels[name] = values[0]
         prompt, model = asked.prompt, self.undivided.model

@@ -10,19 +10,13 @@ import torch
 
 from embferry.engine.cache import EmbeddingCache
 from embferry.engine.embedding import Embedding
-from embferry.engine.shape import MediaShape, merged_positions
+from embferry.engine.shape import MediaShape
 
 DEADLINE = 10
 
 
 def embedding(tokens: int = 4) -> Embedding:
-    return Embedding(
-        MediaShape("image", (1, 2, 2 * tokens)),
-        torch.zeros(tokens, 8),
-        None,
-        torch.zeros(tokens, dtype=torch.int32),
-        merged_positions((1, 2, 2 * tokens), 2),
-    )
+    return Embedding(MediaShape("image", (1, 2, 2 * tokens)), {"input_embeddings": torch.zeros(tokens, 8)})
 
 
 SIZE = embedding().nbytes

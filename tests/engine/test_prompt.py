@@ -157,6 +157,6 @@ def test_an_embedding_of_another_kind_or_size_is_rejected(split):
 def test_bytes_become_the_same_tensors_again(split):
     models = split("qwen3_vl", torch.bfloat16)
     embedding = models.ask(CASES["one image"]()).embeddings[0]
-    fields, tensors = embedding.fields(), embedding.tensors()
+    fields, tensors = embedding.fields(), embedding.tensors
     for spec in models.encoder.fields:
         assert torch.equal(from_bytes(spec, fields[spec.name].copy()), tensors[spec.name])

@@ -59,11 +59,11 @@ def test_an_embedding_has_one_row_for_each_token(split, family_name):
     for embedding, item in zip(asked.embeddings, asked.prepared, strict=True):
         assert embedding.num_tokens == item.num_tokens
         fields = embedding.fields()
-        assert {spec.name: spec.row_bytes for spec in models.encoder.fields} == {
+        assert {spec.name: spec.token_bytes for spec in models.encoder.fields} == {
             name: field.shape[1] for name, field in fields.items()
         }
         assert ("deepstack_embeddings" in fields) == (levels > 0)
-        for name, tensor in embedding.tensors().items():
+        for name, tensor in embedding.tensors.items():
             assert fields[name].ctypes.data == tensor.data_ptr()
             assert fields[name].tobytes() == tensor.contiguous().view(torch.uint8).numpy().tobytes()
 

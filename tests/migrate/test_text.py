@@ -56,7 +56,7 @@ def test_searches_are_rewritten(before: str, after: str) -> None:
     ],
 )
 def test_everything_else_is_left_alone(text: str) -> None:
-    assert rewrite(text) == (text, ())
+    assert rewrite(text) == (text, [])
 
 
 def test_assume_takes_any_search() -> None:

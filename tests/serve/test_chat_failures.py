@@ -111,6 +111,7 @@ def test_an_answer_that_breaks_off_is_an_error(deployment: Deployment, client: o
     deployment.fakes["language0"].script = [*tokens("a "), *([last] if last else [])]
     error = failure(client)
     assert (error.status_code, error.code) == (502, "worker_failed")
+    assert error.response.headers["x-should-retry"] == "true"
 
 
 def test_a_stream_that_fails_does_not_end_with_done(deployment: Deployment, http: httpx.Client) -> None:

@@ -38,6 +38,13 @@ def called(*words: str, **environ: str) -> tuple[int, str, str]:
     return outcome.exit_code, outcome.stdout, outcome.stderr
 
 
+@pytest.mark.parametrize("verb", ["serve", "encode", "language"])
+def test_a_command_that_needs_the_engine_says_how_to_install_it(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embferry.cli.workers.find_spec", lambda name: None)
+    status, _, err = called(verb)
+    assert (status, "pip install 'embferry[serve]'" in err) == (2, True)
+
+
 def test_version_prints_the_version() -> None:
     status, out, _ = called("version")
     assert status == 0
@@ -200,7 +207,7 @@ def test_router_and_bootstrap_processes_serve_and_end_on_a_signal() -> None:
 
 def _start(started: list[subprocess.Popen[str]], environ: dict[str, str], verb: str, *options: str) -> str:
     """Starts a verb; returns the port it listens on, or the URL of the bootstrap server."""
-    command = [sys.executable, "-c", "from embferry.cli.main import run; run()", verb, *options]
+    command = [sys.executable, "-m", "embferry", verb, *options]
     process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
     started.append(process)
     for line in process.stderr:

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from embferry.testing.pair import TransportPair
+from embferry.transports.handles import boot_id
 from embferry.transports.leased import messages as m
 from embferry.transports.leased.mooncake.transport import MooncakeHandle
 from embferry.transports.leased.nixl.transport import NixlHandle
-from embferry.transports.leased.receiving_end import boot_id
 from embferry.transports.leased.transport import LeasedTransport
 from embferry.transports.windows import as_ranges
 

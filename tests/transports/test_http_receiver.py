@@ -19,13 +19,7 @@ from embferry.testing.proxy import ChaosProxy
 from embferry.transports.contract import Window
 from embferry.transports.http import HttpTransport, remote_sender
 from embferry.transports.http.messages import MAX_POLL_BYTES, HttpAddress
-from tests.transports.scripted_http_sender import (
-    Scripted,
-    ScriptedSender,
-    body_response,
-    poll_response,
-    publication,
-)
+from tests.transports.scripted_http_sender import Scripted, ScriptedSender, body_response, poll_response, publication
 
 pytestmark = pytest.mark.integration
 

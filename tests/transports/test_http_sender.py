@@ -260,6 +260,14 @@ def test_pipelined_requests_are_served_in_order(sender: Endpoint, pair: Transpor
         assert [client.response()[2] for _ in range(200)] == [data[at : at + 1] for at in range(200)]
 
 
+def test_a_request_behind_a_pending_poll_is_served_after_it(sender: Endpoint) -> None:
+    with Client(sender.transport) as client:
+        poll = f"/embferry/1/{TOKEN.hex()}"
+        client.send("GET", f"{poll}?after=0", "Prefer: wait=1")
+        client.send("GET", f"{poll}/1")
+        assert [client.response()[0] for _ in range(2)] == [204, 404]
+
+
 def test_a_request_that_arrives_byte_by_byte_is_served(sender: Endpoint, pair: TransportPair) -> None:
     with Client(sender.transport) as client:
         path, data = publish(sender, client, pair)

@@ -191,9 +191,7 @@ def test_a_slice_that_cannot_be_started_fails_its_write_only(monkeypatch: pytest
         assert len(receiving(pair).severed) == 0, "nothing of it was in flight"
 
 
-def test_a_slice_that_fails_leaves_its_lease_in_doubt_until_its_blocks_close(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_slice_that_fails_leaves_its_lease_in_doubt_until_its_blocks_close(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Engine.submit
 
     def astray(self: Engine, segment: str, source: int, target: int, length: int) -> int:

@@ -22,8 +22,8 @@ from embferry.testing.conformance import TransportConformance
 from embferry.testing.pair import CANARY, LARGE, SMALL, Endpoint, TransportPair, eventually
 from embferry.transports.contract import LinkLost, Piece, Transport, Window, Written
 from embferry.transports.leased import messages as m
-from embferry.transports.leased.messages import MAX_RANGES
 from embferry.transports.leased.nixl import NixlTransport, agent, installed
+from embferry.transports.windows import MAX_RANGES
 from tests.transports.leased_peer import TIMEOUT_S, decoded, frame, holder, line, receive, receiving, running
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from embferry import __version__
-from embferry.cli import ask, bench, migrate, router, serve, workers
+from embferry.cli import ask, bench, migrate, processes
 
 app = typer.Typer(
     name="embferry",
@@ -19,11 +19,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("serve")(serve.command)
-app.command("router")(router.command)
-app.command("encode")(workers.encode)
-app.command("language")(workers.language)
-app.command("bootstrap")(workers.bootstrap)
+app.command("serve")(processes.serve)
+app.command("router")(processes.router)
+app.command("encode")(processes.encode)
+app.command("language")(processes.language)
+app.command("bootstrap")(processes.bootstrap)
 app.command("ask")(ask.command)
 app.command("migrate")(migrate.command)
 app.add_typer(bench.app, name="bench")
@@ -32,7 +32,7 @@ app.add_typer(bench.app, name="bench")
 @app.command()
 def version() -> None:
     """Print the version, and those of Python and the system."""
-    print(f"embferry {__version__} (Python {platform.python_version()}, {platform.system()} {platform.machine()})")
+    typer.echo(f"embferry {__version__} (Python {platform.python_version()}, {platform.system()} {platform.machine()})")
 
 
 def run() -> None:

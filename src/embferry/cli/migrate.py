@@ -8,12 +8,10 @@ from typing import Annotated
 
 import typer
 
-from embferry.cli.options import fail
+from embferry.cli.options import fail, need
 
 # Stable, for scripts. Wrong usage ends with 2, as in every command.
-DONE = 0
-OLD_NAMES_REMAIN = 1
-FILES_SKIPPED = 3
+DONE, OLD_NAMES_REMAIN, FILES_SKIPPED = 0, 1, 3
 
 
 def command(
@@ -24,12 +22,9 @@ def command(
     assume: Annotated[bool, typer.Option("--assume", help="Treat every file as one that uses the system.")] = False,
 ) -> None:
     """Rewrite code and log searches that use the origin's earlier names; the diff is shown first."""
-    try:
-        from embferry.migrate import run
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "libcst":
-            raise
-        fail("libcst is not installed; install it with: pip install 'embferry[migrate]'")
+    need("migrate", "libcst")
+    from embferry.migrate import run
+
     missing = [path for path in paths if not path.exists()]
     if missing:
         fail(*(f"{path}: there is no such file or folder" for path in missing))
@@ -45,16 +40,15 @@ def command(
         typer.echo(f"doubtful places to look at yourself: {len(plan.doubtful)}", err=True)
     if check and plan.changes:
         raise typer.Exit(OLD_NAMES_REMAIN)
-    left = plan.left
+    unwritten: list[str] = []
     if plan.changes and not (check or dry_run):
-        if not yes and not _agreed(len(plan.changes)):
+        if not (yes or _agreed(len(plan.changes))):
             typer.echo("nothing was written", err=True)
             raise typer.Exit(OLD_NAMES_REMAIN)
         unwritten = run.apply(plan)
         _show("left", unwritten)
         typer.echo(f"{len(plan.changes) - len(unwritten)} files written", err=True)
-        left = left + unwritten
-    raise typer.Exit(FILES_SKIPPED if left else DONE)
+    raise typer.Exit(FILES_SKIPPED if plan.left or unwritten else DONE)
 
 
 def _show(kind: str, places: list[str]) -> None:

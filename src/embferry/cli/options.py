@@ -1,18 +1,20 @@
-"""Command-line options derived from the settings, with the same names, descriptions and defaults.
+"""Options of the command line that are derived from the settings, and how commands fail.
 
-Options are passed on as text. The settings' models parse and validate them, as they do values from other sources.
+An option has the name, description and default of its setting. Options are passed on as text: the settings' models
+parse and validate them, as they do values from other sources.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 
+from embferry.observe.logs import configure
 from embferry.serve.config import Settings
 from embferry.serve.config_load import FIELDS, ConfigError, Key, flag_name, load
 
@@ -51,54 +53,61 @@ def _option(key: Key, own: tuple[str, ...]) -> Any:
 
 
 def settings_command(
-    own: tuple[str, ...],
-    sections: tuple[str, ...],
-    body: Callable[..., None],
+    *own: str,
+    also: tuple[str, ...] = (),
     check: Callable[[Settings, frozenset[Key]], None] = lambda settings, given: None,
     rest: str = "",
-) -> Callable[..., None]:
-    """Returns a command with ``--config`` and one option for every setting of ``sections``, which calls ``body``.
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function of the settings a command with ``--config`` and one option for every setting that it uses.
 
-    It ends the process with status 2 and the reasons if the settings are invalid.
+    The command configures the log. It ends the process with status 2 and the reasons if the settings are invalid.
 
     Args:
-        own: the sections whose options also exist without the section's name.
-        sections: the sections that the command uses; "" stands for the settings of every process.
-        body: called with the settings, and with the list of words after ``--`` if ``rest`` is given.
-        check: called with the settings and the keys of the command line; ends the process if they do not fit together.
-        rest: the name of the words after ``--`` in the help.
+        own: The sections whose options also exist without the section's name.
+        also: Further sections. The settings of every process are always among the options.
+        check: Called with the settings and the keys of the command line; ends the process if they do not fit together.
+        rest: The name of the words after ``--`` in the help; if given, the function also takes the list of them.
     """
-    keys = {"__".join(key): key for key in FIELDS if (key[0] if len(key) > 1 else "") in sections}
-
-    def command(**options: Any) -> None:
-        flags = {keys[name]: str(value) for name, value in options.items() if name in keys and value is not None}
-        try:
-            loaded = load(flags, os.environ, options.get("config"))
-        except ConfigError as error:
-            fail(*error.problems)
-        for notice in loaded.notices:
-            print(f"embferry: note: {notice}", file=sys.stderr)
-        settings = loaded.settings
-        check(settings, frozenset(flags))
-        body(settings, *([options.get("rest") or []] if rest else []))
-
+    keys = {"__".join(key): key for key in FIELDS if len(key) == 1 or key[0] in own + also}
     parameters = {"config": Annotated[str | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")]}
     parameters |= {name: _option(key, own) for name, key in keys.items()}
     if rest:
         parameters["rest"] = Annotated[list[str] | None, typer.Argument(metavar=f"[-- {rest}...]", show_default=False)]
-    command.__annotations__ = {**parameters, "return": None}
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by typer
-        [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            for name, annotation in parameters.items()
-        ]
-    )
-    command.__doc__ = body.__doc__
-    return command
+
+    def decorated(body: Callable[..., None]) -> Callable[..., None]:
+        def command(**options: Any) -> None:
+            flags = {keys[name]: str(value) for name, value in options.items() if name in keys and value is not None}
+            try:
+                loaded = load(flags, os.environ, options.get("config"))
+            except ConfigError as error:
+                fail(*error.problems)
+            for notice in loaded.notices:
+                typer.echo(f"embferry: note: {notice}", err=True)
+            settings = loaded.settings
+            check(settings, frozenset(flags))
+            configure(settings.log_level, settings.log_format)
+            body(settings, *([options.get("rest") or []] if rest else []))
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        command.__annotations__ = {**parameters, "return": None}
+        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by typer
+            [inspect.Parameter(name, keyword, default=None, annotation=each) for name, each in parameters.items()]
+        )
+        command.__doc__ = body.__doc__
+        return command
+
+    return decorated
 
 
 def fail(*problems: str, status: int = BAD_USAGE) -> NoReturn:
     """Ends the process with one line per problem on stderr."""
     for problem in problems:
-        print(f"embferry: {problem}", file=sys.stderr)
+        typer.echo(f"embferry: {problem}", err=True)
     raise typer.Exit(status)
+
+
+def need(extra: str, *modules: str) -> None:
+    """Ends the process with status 2 if a module of the extra ``embferry[extra]`` is not installed."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            fail(f"{module} is not installed; install it with: pip install 'embferry[{extra}]'")

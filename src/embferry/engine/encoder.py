@@ -12,11 +12,12 @@ import transformers
 import xxhash
 
 from embferry.engine.checkpoint import Checkpoint, build
-from embferry.engine.embedding import Embedding, FieldSpec, row_bytes, token_fields
+from embferry.engine.embedding import Embedding, row_bytes, token_fields
 from embferry.engine.families import family_of
 from embferry.engine.families.base import Family, Part
 from embferry.engine.media import MediaItem, MediaProcessor, PreparedItem
 from embferry.engine.shape import merged_positions
+from embferry.protocol.layout import Field
 
 
 class Encoder:
@@ -36,22 +37,10 @@ class Encoder:
     def load(
         cls, path: str | os.PathLike[str], dtype: torch.dtype = torch.bfloat16, attn: str = "sdpa", threads: int = 1
     ) -> Encoder:
-        """Loads the vision tower of a model.
-
-        Args:
-            path: Model directory.
-            dtype: Dtype of the weights and of the embeddings.
-            attn: Attention implementation of transformers.
-            threads: Threads of torch, for the whole process; the last bits of a result depend on their number.
-
-        Raises:
-            UnsupportedModel: The model's family has no adapter.
-            CheckpointError: The files of the model are incomplete or contradict each other.
-        """
+        """Loads the vision tower of a model. Arguments and errors are those of :meth:`LanguageModel.load`."""
         torch.set_num_threads(threads)
         checkpoint = Checkpoint(path)
-        config = checkpoint.config
-        family = family_of(config)
+        config, family = checkpoint.config, family_of(checkpoint.config)
         tensors = checkpoint.read(family, Part.VISION, dtype)
         how = (str(dtype), attn, str(threads), torch.__version__, transformers.__version__)
         fingerprint = _fingerprint(config.vision_config, tensors, how)
@@ -59,16 +48,12 @@ class Encoder:
         return cls(family, config, tower, MediaProcessor.load(path, fingerprint))
 
     @property
-    def fields(self) -> tuple[FieldSpec, ...]:
+    def fields(self) -> tuple[Field, ...]:
         """The fields of a visual token, in the order of the transfer's layout."""
         return token_fields(self.family, self.config, self._tower.dtype)
 
     def prepare(self, items: Iterable[MediaItem]) -> list[PreparedItem]:
-        """Preprocesses the items.
-
-        Raises:
-            MediaError: An item cannot be prepared; the error is that of the first such item.
-        """
+        """Preprocesses the items; raises the MediaError of the first that cannot be prepared."""
         return [self.media.prepare(item) for item in items]
 
     @torch.inference_mode()
@@ -78,13 +63,14 @@ class Encoder:
         output = self._tower(pixels, grid_thw=torch.tensor([item.grid_thw]), return_dict=True)
         embeddings, deepstack = self.family.visual_rows(output)
         token = self.config.image_token_id if item.kind == "image" else self.config.video_token_id
-        return Embedding(
-            shape=item.shape,
-            input_embeddings=embeddings.contiguous(),
-            deepstack_embeddings=None if deepstack is None else deepstack.contiguous(),
-            fill_ids=torch.full((item.num_tokens,), token, dtype=torch.int32),
-            mrope_positions=merged_positions(item.grid_thw, self.media.merge_size),
-        )
+        tensors = {
+            "input_embeddings": embeddings.contiguous(),
+            "fill_ids": torch.full((item.num_tokens, 1), token, dtype=torch.int32),
+            "mrope_positions": merged_positions(item.grid_thw, self.media.merge_size),
+        }
+        if deepstack is not None:
+            tensors["deepstack_embeddings"] = deepstack.contiguous()
+        return Embedding(item.shape, tensors)
 
 
 def _fingerprint(config: Any, tensors: dict[str, torch.Tensor], how: Sequence[str]) -> bytes:

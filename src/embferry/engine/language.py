@@ -21,13 +21,14 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 
 from embferry.engine.checkpoint import Checkpoint, build
-from embferry.engine.embedding import FieldSpec, token_fields
+from embferry.engine.embedding import token_fields
 from embferry.engine.errors import CheckpointError, EmbeddingMismatch, PromptTooLong
 from embferry.engine.families import family_of
 from embferry.engine.families.base import Part
 from embferry.engine.prompt import Prompt, PromptBuilder
 from embferry.engine.sampling import SamplingParams, sample
 from embferry.engine.text import Detokenizer, StopText
+from embferry.protocol.layout import Field
 
 DEFAULT_CHUNK_TOKENS = 512
 FinishReason = Literal["stop", "length"]
@@ -126,7 +127,7 @@ class LanguageModel:
 
         Args:
             path: Model directory.
-            dtype: Dtype of the weights.
+            dtype: Dtype of the weights and of the embeddings.
             attn: Attention implementation of transformers.
             threads: Threads of torch, for the whole process; the last bits of a result depend on their number.
             prefill_chunk_tokens: Tokens of a prefill chunk; see the module.
@@ -144,14 +145,12 @@ class LanguageModel:
         head = checkpoint.read(family, Part.HEAD, dtype).get("weight")
         if head is None:
             if not config.tie_word_embeddings:
-                raise CheckpointError(
-                    f"{path} has no lm_head.weight, and its config.json does not tie it to the embeddings"
-                )
+                raise CheckpointError(f"{path} has no lm_head.weight and does not tie it to the embeddings")
             head = decoder.embed_tokens.weight
         return cls(prompts, decoder, head, end_tokens(path, config, prompts.tokenizer), prefill_chunk_tokens)
 
     @property
-    def fields(self) -> tuple[FieldSpec, ...]:
+    def fields(self) -> tuple[Field, ...]:
         """The fields of a visual token, in the model's dtype."""
         return token_fields(self.prompts.family, self.prompts.config, self._decoder.dtype)
 
@@ -204,10 +203,10 @@ class LanguageModel:
         hidden = self._run(sequence, torch.full((3, 1, 1), index), input_ids=torch.tensor([[sequence.tokens[-1]]]))
         return self._choose(sequence, hidden)
 
-    def _run(self, sequence: Sequence, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        output = self._decoder(position_ids=positions, past_key_values=sequence.cache, use_cache=True, **inputs)
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
+    def _run(self, sequence: Sequence, positions: torch.Tensor, **inputs: Any) -> Any:
+        return self._decoder(
+            position_ids=positions, past_key_values=sequence.cache, use_cache=True, **inputs
+        ).last_hidden_state
 
     def _choose(self, sequence: Sequence, hidden: torch.Tensor) -> int:
         # The head runs on the last row alone, as in ``generate``, because a product with more rows differs in the last

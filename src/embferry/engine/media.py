@@ -102,12 +102,10 @@ class MediaProcessor:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], fingerprint: bytes = b"") -> MediaProcessor:
-        """Loads the preprocessor settings of a model.
+        """Loads the preprocessor settings of a model directory.
 
-        Args:
-            path: Model directory. ``preprocessor_config.json`` applies to pictures, and also to videos where
-                ``video_preprocessor_config.json`` says nothing.
-            fingerprint: Identifies the weights and how they are run; part of every digest.
+        ``preprocessor_config.json`` applies to pictures, and also to videos where ``video_preprocessor_config.json``
+        says nothing. The fingerprint identifies the weights and how they are run; it is part of every digest.
 
         Raises:
             UnsupportedModel: The model's family has no adapter.
@@ -142,9 +140,8 @@ class MediaProcessor:
         if min(width, height) < 1:
             raise MediaError(f"the picture is {width}×{height} pixels; both sides must be at least one pixel")
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise MediaError(
-                f"the picture is {width}×{height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other"
-            )
+            limit = f"one side may be at most {MAX_ASPECT_RATIO} times the other"
+            raise MediaError(f"the picture is {width}×{height} pixels; {limit}")
         if frames is not None and frames < 1:
             raise MediaError("the video has no frames")
         try:
@@ -232,11 +229,9 @@ def patchify(frames: np.ndarray, patch: int, temporal_patch: int, merge: int) ->
     Patches are ordered by time, then by blocks of ``merge × merge``, so that the patches of one token are adjacent. T
     must be a multiple of ``temporal_patch``, H and W of ``patch × merge``.
     """
-    count, channels, height, width = frames.shape
-    side = patch * merge
-    rows, columns = height // side, width // side
-    times = count // temporal_patch
-    blocks = frames.reshape(times, temporal_patch, channels, rows, merge, patch, columns, merge, patch)
+    _, channels, height, width = frames.shape
+    rows, columns = (side // (patch * merge) for side in (height, width))
+    blocks = frames.reshape(-1, temporal_patch, channels, rows, merge, patch, columns, merge, patch)
     # t, row of blocks, column of blocks, row in block, column in block | channel, time, y, x
     patches = blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
     return patches.reshape(-1, channels * temporal_patch * patch * patch)

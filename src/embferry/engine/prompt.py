@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,9 +98,7 @@ class PromptBuilder:
     def load(cls, path: str | os.PathLike[str], limit: int | None = None) -> PromptBuilder:
         """Loads the configuration and the tokenizer of a model directory.
 
-        Args:
-            path: Model directory.
-            limit: Most tokens of a prompt together with its answer; the model's own limit if None or larger.
+        The model's own limit applies if ``limit`` is None or larger.
 
         Raises:
             UnsupportedModel: The model's family has no adapter.
@@ -130,8 +128,7 @@ class PromptBuilder:
             PromptTooLong: The prompt and that many tokens do not fit.
             PromptError: The messages are wrong in another way.
         """
-        visual = sum(shape.num_tokens(self.merge) for shape in shapes)
-        self._check_room(visual, max_new_tokens)
+        self._check_room(sum(shape.num_tokens(self.merge) for shape in shapes), max_new_tokens)
         chat = [self._message(message) for message in messages]
         if not chat:
             raise PromptError("there are no messages")
@@ -189,9 +186,9 @@ class PromptBuilder:
         The ids of pads are repeated, which is faster than tokenizing a text with one pad for each visual token.
         """
         texts = iter(placeholders)
-        text = self._mark.sub(lambda _: next(texts).text, text)
+        text = self._mark.sub(lambda _: next(texts)[0], text)
         pads = (self.config.image_token_id, self.config.video_token_id)
-        counts: Iterator[int] = (count for placeholder in placeholders for count in placeholder.counts)
+        counts = (count for _, each in placeholders for count in each)
         ids: list[int] = []
         for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
             ids.extend([token] * next(counts, 0) if token in pads else [token])

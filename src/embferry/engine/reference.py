@@ -32,20 +32,8 @@ class ReferenceRun:
     logits: list[torch.Tensor] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Features:
-    """The output of the tower for all items of one kind, in sequence order."""
-
-    output_class: Any
-    rows: torch.Tensor
-    levels: list[torch.Tensor]
-
-    def slice(self, start: int, stop: int) -> Any:
-        """Returns the visual tokens ``[start, stop)`` in the form of ``mm_encoder_outputs``."""
-        output = self.output_class(pooler_output=(self.rows[start:stop],))
-        if self.levels:
-            output.deepstack_features = [(level[start:stop],) for level in self.levels]
-        return output
+_Features = tuple[Any, torch.Tensor, list[torch.Tensor]]
+"""Output of the tower for all items of one kind, in sequence order: its class, the rows, and those of each level."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,11 +68,9 @@ class Reference:
     def run(self, prompt: Prompt, items: Sequence[PreparedItem], params: SamplingParams) -> ReferenceRun:
         """Generates an answer until an end token or ``params.max_tokens``; stop strings are ignored."""
         features = {kind: self._encode(items, kind) for kind in TOKEN_TYPE}
+        arguments = grid_arguments(prompt.items) | self.family.rope_arguments(prompt.items)
         positions, delta = self.model.model.get_rope_index(
-            prompt.input_ids,
-            mm_token_type_ids=prompt.mm_token_type_ids,
-            **grid_arguments(prompt.items),
-            **self.family.rope_arguments(prompt.items),
+            prompt.input_ids, mm_token_type_ids=prompt.mm_token_type_ids, **arguments
         )
         cache = DynamicCache(config=self.model.config.text_config)
         logits = torch.empty(0)
@@ -103,35 +89,28 @@ class Reference:
 
     def _encode(self, items: Sequence[PreparedItem], kind: Kind) -> _Features | None:
         encode = self.model.model.get_image_features if kind == "image" else self.model.model.get_video_features
-        outputs = [
-            encode(item.pixel_values, torch.tensor([item.grid_thw]), return_dict=True)
-            for item in items
-            if item.kind == kind
-        ]
+        mine = [(item.pixel_values, torch.tensor([item.grid_thw])) for item in items if item.kind == kind]
+        outputs = [encode(pixels, grid, return_dict=True) for pixels, grid in mine]
         if not outputs:
             return None
         each = [getattr(output, "deepstack_features", None) or [] for output in outputs]
         levels = [torch.cat([level[0] for level in same]) for same in zip(*each, strict=True)]
-        return _Features(type(outputs[0]), torch.cat([output.pooler_output[0] for output in outputs]), levels)
+        return type(outputs[0]), torch.cat([output.pooler_output[0] for output in outputs]), levels
 
     def _chunk(self, prompt: Prompt, features: dict[Kind, _Features | None], start: int, stop: int) -> dict[str, Any]:
-        """Returns each kind's features in ``[start, stop)`` of the sequence."""
+        """Returns each kind's features in ``[start, stop)`` of the sequence, as ``mm_encoder_outputs``."""
         chunk: dict[str, Any] = {}
         for kind, found in features.items():
             places = prompt.mm_token_type_ids[0] == TOKEN_TYPE[kind]
             before, inside = int(places[:start].sum()), int(places[start:stop].sum())
             if inside and found is not None:
-                chunk[kind] = found.slice(before, before + inside)
+                output_class, rows, levels = found
+                chunk[kind] = output_class(pooler_output=(rows[before : before + inside],))
+                if levels:
+                    chunk[kind].deepstack_features = [(level[before : before + inside],) for level in levels]
         return chunk
 
     def _forward(self, cache: Any, ids: torch.Tensor, positions: torch.Tensor, chunk: dict[str, Any]) -> torch.Tensor:
-        output = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            mm_encoder_outputs=chunk,
-            logits_to_keep=1,
-        )
-        logits: torch.Tensor = output.logits[0, 0]
+        options = {"past_key_values": cache, "use_cache": True, "mm_encoder_outputs": chunk, "logits_to_keep": 1}
+        logits: torch.Tensor = self.model(input_ids=ids, position_ids=positions, **options).logits[0, 0]
         return logits

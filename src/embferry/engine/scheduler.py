@@ -7,7 +7,6 @@ only its own request, and a long prompt delays the others by one chunk at a time
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -60,8 +59,9 @@ class ResidentSource:
     """A source whose tokens are all there from the start."""
 
     def __init__(self, *embeddings: Embedding) -> None:
-        fields = [embedding.tensors() for embedding in embeddings]
-        self._fields = {name: torch.cat([each[name] for each in fields]) for name in fields[0]}
+        self._fields = {
+            name: torch.cat([embedding.tensors[name] for embedding in embeddings]) for name in embeddings[0].tensors
+        }
         self.digest = stream_digest([embedding.shape.digest for embedding in embeddings])
         self.total_tokens = len(self._fields["input_embeddings"])
 
@@ -122,7 +122,6 @@ class _Running:
     added_at: float
     sequence: Sequence | None = None
     ttft: float | None = None
-    given: int = 0
 
 
 class Scheduler:
@@ -146,9 +145,9 @@ class Scheduler:
         self.max_running = max_running
         self.max_queued = max_queued
         self._clock = clock
-        self._queue: deque[_Running] = deque()
+        self._queue: dict[str, _Running] = {}
         self._running: dict[str, _Running] = {}
-        self._aborted: list[_Running] = []
+        self._aborted: dict[str, _Running] = {}
 
     def __len__(self) -> int:
         """Returns the number of requests whose last output has not been returned."""
@@ -169,26 +168,21 @@ class Scheduler:
             QueueFull: As many requests as possible run and wait already.
             ValueError: The id is in use, or the prompt has media and no source.
         """
-        known = (*self._running.values(), *self._queue, *self._aborted)
-        if any(request.id == other.request.id for other in known):
+        if any(request.id in each for each in (self._queue, self._running, self._aborted)):
             raise ValueError(f"a request with id {request.id!r} is not finished")
         if request.prompt.num_visual and request.source is None:
             raise ValueError(f"request {request.id!r} has media but no source of their embeddings")
         if len(self._running) >= self.max_running and len(self._queue) >= self.max_queued:
             raise QueueFull(f"{self.max_running} requests are running and {self.max_queued} waiting; try again later")
-        self._queue.append(_Running(request, self._clock()))
+        self._queue[request.id] = _Running(request, self._clock())
         self._admit()
 
     def abort(self, request_id: str) -> bool:
         """Ends a request; the next step returns its last output. Returns False if there is no such request."""
-        running = self._running.pop(request_id, None)
-        if running is None:
-            running = next((waiting for waiting in self._queue if waiting.request.id == request_id), None)
-            if running is None:
-                return False
-            self._queue.remove(running)
-        self._aborted.append(running)
-        return True
+        found = self._running.pop(request_id, None) or self._queue.pop(request_id, None)
+        if found is not None:
+            self._aborted[request_id] = found
+        return found is not None
 
     def runnable(self) -> bool:
         """Returns whether a step has work. If not, the caller should wait until a source has more tokens."""
@@ -196,7 +190,7 @@ class Scheduler:
 
     def step(self) -> list[Output]:
         """Runs one chunk or token of every sequence that can go on; returns the new outputs, which may be none."""
-        outputs: list[Output | None] = [self._last(running, "abort") for running in self._aborted]
+        outputs: list[Output | None] = [self._output(running, "abort") for running in self._aborted.values()]
         self._aborted.clear()
         outputs += [self._advance(running) for running in list(self._running.values())]
         self._admit()
@@ -204,8 +198,8 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self._queue and len(self._running) < self.max_running:
-            running = self._queue.popleft()
-            self._running[running.request.id] = running
+            first = next(iter(self._queue))
+            self._running[first] = self._queue.pop(first)
 
     def _ready(self, running: _Running) -> bool:
         """Returns whether a step can advance the request. A failed source counts as ready: its request can end."""
@@ -233,49 +227,42 @@ class Scheduler:
 
     def _advance(self, running: _Running) -> Output | None:
         try:
-            self._work(running)
+            token = self._work(running)
         except Exception as error:  # noqa: BLE001 - an error in one request ends that request only
             del self._running[running.request.id]
-            return self._last(running, "error", error)
-        sequence = running.sequence
-        if sequence is None or len(sequence.tokens) == running.given:
+            return self._output(running, "error", error)
+        if token is None or running.sequence is None:
             return None
-        first = running.given == 0
-        if first:
+        if running.ttft is None:
             running.ttft = self._clock() - running.added_at
-        running.given += 1
-        if sequence.finish_reason is not None:
+        if running.sequence.finish_reason is not None:
             del self._running[running.request.id]
-            return self._last(running, sequence.finish_reason)
-        ttft = running.ttft if first else None
-        text = sequence.take_text()
-        return Output(running.request.id, sequence.tokens[-1], text, self._usage(running), ttft=ttft)
+        return self._output(running, running.sequence.finish_reason)
 
-    def _work(self, running: _Running) -> None:
-        """Runs one chunk or one token, if the visual tokens it needs have arrived."""
+    def _work(self, running: _Running) -> int | None:
+        """Runs one chunk or one token, if the visual tokens it needs have arrived. Returns the new token, if any."""
         request = running.request
         if running.sequence is None:
             running.sequence = self.model.start(request.prompt, request.params)
         sequence = running.sequence
         if not self._arrived(running):
-            return
+            return None
         if sequence.prefilled:
-            self.model.decode_step(sequence)
-            return
+            return self.model.decode_step(sequence)
         first, last = sequence.next_visual_range
         if request.source is None or last == first:
-            self.model.prefill_chunk(sequence)
-            return
-        fields = {spec.name: request.source.read(spec.name, first, last) for spec in self.model.fields}
-        self.model.prefill_chunk(sequence, fields)
+            return self.model.prefill_chunk(sequence)
+        fields = {field.name: request.source.read(field.name, first, last) for field in self.model.fields}
+        token = self.model.prefill_chunk(sequence, fields)
         request.source.release(last)
+        return token
 
-    def _last(self, running: _Running, reason: Ending, error: Exception | None = None) -> Output:
-        sequence = running.sequence
-        token = sequence.tokens[-1] if sequence is not None and reason in ("stop", "length") else None
-        text = sequence.take_text() if sequence is not None else ""
-        return Output(running.request.id, token, text, self._usage(running), reason, error, running.ttft)
-
-    def _usage(self, running: _Running) -> Usage:
+    def _output(self, running: _Running, reason: Ending | None, error: Exception | None = None) -> Output:
+        """Returns the output of the newest token, or the last output if there is a reason for the end."""
         prompt, sequence = running.request.prompt, running.sequence
-        return Usage(prompt.length, prompt.num_visual, len(sequence.tokens) if sequence is not None else 0)
+        tokens = sequence.tokens if sequence is not None else []
+        text = sequence.take_text() if sequence is not None else ""
+        usage = Usage(prompt.length, prompt.num_visual, len(tokens))
+        token = tokens[-1] if reason not in ("abort", "error") else None
+        ttft = running.ttft if reason is not None or len(tokens) == 1 else None
+        return Output(running.request.id, token, text, usage, reason, error, ttft)

@@ -38,9 +38,8 @@ class Detokenizer:
         return self._decode(self._anchor)[self._given :]
 
     def _decode(self, start: int) -> str:
-        ids = self._ids[start:]
-        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return str(self._tokenizer.decode(self._ids[start:], **options))
 
 
 class StopText:

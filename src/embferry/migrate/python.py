@@ -1,4 +1,4 @@
-"""The codemod for one Python file: it renames what is the system's and lists the places that are doubtful."""
+"""The codemod for one Python file: it renames what is certain by its name and lists the places that are doubtful."""
 
 from __future__ import annotations
 
@@ -10,48 +10,34 @@ from collections.abc import Set
 from pathlib import PurePath
 
 import libcst as cst
-from libcst.metadata import (
-    Assignment,
-    BaseAssignment,
-    BuiltinAssignment,
-    FunctionScope,
-    ImportAssignment,
-    MetadataWrapper,
-    ParentNodeProvider,
-    PositionProvider,
-    ScopeProvider,
-)
+from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider
 
 from . import words
-from .words import GENERIC, NAMES, SYSTEM, RewriteError, mentions, replace_names, replace_phrases
+from .words import GENERIC, NAMES, SYSTEM, Doubtful, RewriteError, mentions, replace_names, replace_phrases
 
 _USES_THE_SYSTEM = re.compile(
     rf"{SYSTEM}|^[ \t]*(?:from|import(?:[ \t][\w., ]*,)?)[ \t]+(?:embferry\b|sglang[\w.]*\.disaggregation\b)",
     re.MULTILINE,
 )
-_NEUTRAL = frozenset({"", "embferry", "sglang", "torch", "numpy"}) | sys.stdlib_module_names
-"""Packages whose values may be the system's, too. A relative import has the empty name."""
+_NEUTRAL = frozenset({"embferry", "sglang", "torch", "numpy"}) | sys.stdlib_module_names
+"""Packages whose values may be the system's, too."""
 
 _METHODS = frozenset({"init_continuation", "resume_transfer"})
 _METHOD_KEYWORDS = {"received_tokens": "sent_tokens", "continuation_offset": "sent_tokens"}
-_TAKE_A_NAME = frozenset({"getattr", "setattr", "hasattr", "delattr", "attrgetter", "methodcaller", "object"})
-_FILL_KEYS = frozenset({"dict", "format", "format_map", "substitute", "safe_substitute"})
-_SEARCH = words.split("search match fullmatch findall finditer compile sub split count find startswith endswith")
+_TAKE_A_NAME = words.split("getattr setattr hasattr delattr object")  # "object" is that of mock's patch.object
+_FILL_KEYS = words.split("dict format format_map substitute safe_substitute")
 _SAY = words.split("debug info warning warn error exception critical log print fail echo write")
-_TARGETS = (cst.Name, cst.AssignTarget, cst.AsName, cst.Element, cst.StarredElement, cst.Tuple, cst.List)
-_MAX_STEPS = 5
-"""Assignments that are followed to find where a value comes from."""
 
 ELSEWHERE = "old names, but nothing in this file uses the system (--assume rewrites it all the same)"
-FOREIGN = "{} is another library's here; left alone"
+FOREIGN = "{} may be another library's here; left alone"
 OWN_KEY = "{} is a key of your own here; left alone"
+OWN_NAME = "{} is a name of your own; rename it yourself if it belongs to the system"
 OWN_TEXT = "a text with an old word; left alone"
-PUBLIC = "{} may be used from other files; rename it yourself if it belongs to the system"
-CLASH = "{} is left alone in this file: its new form is bound beside it already"
+CLASH = "{} is left alone in this file; its new form would mean two things"
 
 
-def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bool = False) -> words.Rewritten:
-    """Returns the file with the present names.
+def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bool = False) -> tuple[bytes, Doubtful]:
+    """Returns the file with the present names, and its doubtful places.
 
     Args:
         data: The contents of the file.
@@ -62,61 +48,132 @@ def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bo
     Raises:
         RewriteError: The file cannot be read as Python, or would not be written back byte for byte.
     """
-    module = _parse(data)
-    its_own = path.stem in words.MODULES or "disaggregation" in path.parts[:-1]
-    if not (assume or its_own or _USES_THE_SYSTEM.search(module.code)):
-        return words.Rewritten(data, ((0, ELSEWHERE),), module.encoding)
-    try:
-        wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
-        first = _Codemod(own)
-        wrapper.visit(first)
-        # What the first pass found out about a name holds for the whole file, also for lines before.
-        final = _Codemod(own, first.clashing, first.left | first.clashing)
-        changed = wrapper.visit(final)
-        return words.Rewritten(changed.bytes, tuple(sorted(set(final.doubtful))), module.encoding)
-    except RecursionError:
-        raise RewriteError("not read: it is nested too deep") from None
-
-
-def _parse(data: bytes) -> cst.Module:
     try:
         # The interpreter reports code that is nested too deep; libcst's parser would overflow its stack.
         with warnings.catch_warnings(action="ignore"):
-            ast.parse(data)
+            tree = ast.parse(data)
         module = cst.parse_module(data)
-        same = module.bytes == data
+        if module.bytes != data:
+            raise RewriteError("not read: it would not be written back as it was")
+        its_own = path.stem in words.MODULES or "disaggregation" in path.parts[:-1]
+        if not (assume or its_own or _USES_THE_SYSTEM.search(module.code)):
+            return data, [(0, ELSEWHERE)]
+        found = _Survey(tree, own | _NEUTRAL)
+        wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
+        first = _Codemod(found, found.clashing)
+        wrapper.visit(first)
+        # A name that is left alone somewhere stays in all texts, also in those before.
+        final = _Codemod(found, first.left)
+        changed = wrapper.visit(final)
     except cst.ParserSyntaxError as error:
         raise RewriteError(f"not read: line {error.raw_line}: {error.message}") from None
     except (cst.CSTValidationError, SyntaxError, ValueError, LookupError, RecursionError, MemoryError) as error:
         raise RewriteError(f"not read: {type(error).__name__}: {error}".splitlines()[0]) from None
-    if not same:
-        raise RewriteError("not read: it would not be written back as it was")
-    return module
+    return changed.bytes, sorted(set(final.doubtful))
+
+
+class _Survey:
+    """The names in a file whose values may be another library's, and those that cannot be renamed.
+
+    Scopes are ignored: a name that may be another library's in one function may be so in the whole file.
+
+    Attributes:
+        imported: Names imported from other libraries.
+        foreign: These, and variables (``x``) and attributes (``.x``) that get their value from them.
+        clashing: Old names that the file has beside their new form.
+    """
+
+    def __init__(self, tree: ast.AST, ours: Set[str]) -> None:
+        self.foreign: set[str] = set()
+        bound: set[object] = set()
+        flows: list[tuple[set[str], set[str]]] = []  # from which names which names get their value
+        for node in ast.walk(tree):
+            match node:
+                case ast.Import(names=names) | ast.ImportFrom(names=names, level=0):
+                    module = getattr(node, "module", None)
+                    for alias in names:
+                        if (module or alias.name).partition(".")[0] not in ours:
+                            self.foreign |= {alias.name.partition(".")[0], alias.asname or ""}
+                case ast.Assign(targets=targets, value=value):
+                    flows += [(_origins(value), _leaves(target)) for target in targets]
+                case ast.AnnAssign(target=target, value=value, annotation=annotation):
+                    flows.append((_words(annotation) | _origins(value), _leaves(target)))
+                case (
+                    ast.NamedExpr(target=target, value=value)
+                    | ast.withitem(optional_vars=target, context_expr=value)
+                    | (ast.For(target=target, iter=value) | ast.AsyncFor(target=target, iter=value))
+                    | ast.comprehension(target=target, iter=value)
+                ):
+                    flows.append((_origins(value), _leaves(target)))
+                case ast.arg(arg=name, annotation=ast.AST() as annotation):
+                    flows.append((_words(annotation), {name}))
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.alias(name=name):
+                    bound.add(name)
+                case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                    bound.add(name)
+                case ast.arg(arg=given) | ast.keyword(arg=given) | ast.Constant(value=str() as given):
+                    bound.add(given)
+        self.imported = frozenset(self.foreign)
+        while fresh := [to - self.foreign for origins, to in flows if origins & self.foreign and to - self.foreign]:
+            self.foreign.update(*fresh)
+        self.clashing = {old for old, new in NAMES.items() if {old, new} <= bound}
+        # The parameter of the method itself became sent_tokens, unlike the attribute.
+        methods = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in _METHODS]
+        parameters = [node for method in methods for node in ast.walk(method.args) if isinstance(node, ast.arg)]
+        self.clashing |= {"received_tokens"} & {parameter.arg for parameter in parameters}
+
+
+def _origins(node: ast.AST | None) -> set[str]:
+    """Returns the names that a value may come from: all in it (``x``, ``.attribute``), except arguments and indices."""
+    match node:
+        case None:
+            return set()
+        case ast.Call(func=value) | ast.Subscript(value=value):
+            return _origins(value)
+        case ast.Name(id=name):
+            return {name}
+        case ast.Attribute(attr=name, value=value):
+            return {f".{name}"} | _origins(value)
+    return set().union(*map(_origins, ast.iter_child_nodes(node)))
+
+
+def _leaves(target: ast.AST | None) -> set[str]:
+    """Returns what an assignment to the target changes: ``x``, ``.attribute``, or each of several."""
+    match target:
+        case ast.Attribute(attr=name):
+            return {f".{name}"}
+        case ast.Subscript(value=value):
+            return _leaves(value)
+        case ast.Tuple() | ast.List() | ast.Starred():
+            return set().union(*map(_leaves, ast.iter_child_nodes(target)))
+    return {target.id} if isinstance(target, ast.Name) else set()
+
+
+def _words(annotation: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
 
 
 class _Codemod(cst.CSTTransformer):
-    """Renames in one file. Keeps ``clashing`` names everywhere, and those of ``keep_in_text`` in comments and messages.
+    """Renames in one file.
 
     Attributes:
-        doubtful: (line, reason) of what a person has to look at.
-        clashing: Names whose new form is bound beside them already.
-        left: Names with a use that was left alone.
+        left: Names with a use that was left alone; texts and strings keep them.
     """
 
-    METADATA_DEPENDENCIES = (ParentNodeProvider, PositionProvider, ScopeProvider)
+    METADATA_DEPENDENCIES = (ParentNodeProvider, PositionProvider)
 
-    def __init__(self, own: Set[str], clashing: Set[str] = frozenset(), keep_in_text: Set[str] = frozenset()) -> None:
+    def __init__(self, found: _Survey, keep_in_text: Set[str]) -> None:
         super().__init__()
-        self._ours = own | _NEUTRAL
+        self._found = found
         self._keep_in_text = keep_in_text
-        self.clashing = set(clashing)
-        self.left: set[str] = set()
-        self.doubtful: list[tuple[int, str]] = []
+        self.left = set(found.clashing)
+        self.doubtful: Doubtful = []
 
     def on_leave(self, original_node: cst.CSTNode, updated_node: cst.CSTNode) -> cst.CSTNode:  # type: ignore[override]
         match original_node:
-            case cst.Name():
-                new = self._identifier(original_node)
+            case cst.Name(value=old) if old in _METHOD_KEYWORDS or mentions(old):
+                new = self._identifier(original_node, old)
             case cst.SimpleString(raw_value=old, prefix=prefix, quote=quote) if mentions(old):
                 new = prefix + quote + self._string(original_node, old) + quote
             case cst.FormattedStringText(value=old) if mentions(old):
@@ -127,114 +184,45 @@ class _Codemod(cst.CSTTransformer):
                 return updated_node
         return updated_node.with_changes(value=new)
 
-    # Identifiers
-
-    def _identifier(self, node: cst.Name) -> str:
-        name = node.value
-        if name not in _METHOD_KEYWORDS and not mentions(name):
-            return name
-        parent, new = self._parent(node), NAMES.get(name)
+    def _identifier(self, node: cst.Name, name: str) -> str:
         owner: cst.BaseExpression = node
-        match parent:
+        match parent := self._parent(node):
             case cst.Attribute(attr=attr, value=value) if attr is node:
                 owner = value
             case cst.Arg(keyword=keyword) if keyword is node and isinstance(call := self._parent(parent), cst.Call):
                 owner = call.func
-                if _last_name(owner) in _METHODS and name in _METHOD_KEYWORDS:
+                if _last_name(owner) in _METHODS and name in _METHOD_KEYWORDS and name not in self._found.clashing:
                     return _METHOD_KEYWORDS[name]
-                if new and _last_name(owner) in _FILL_KEYS:
+                if _last_name(owner) in _FILL_KEYS and name in NAMES:
                     return self._leave(node, name, OWN_KEY)
-            case cst.ImportAlias() if self._is_foreign_import(parent):
-                return self._leave(node, name, FOREIGN)
-        if new is None:
-            if (new := words.compound(name)) is None:
-                return name
-            if not (name.startswith("_") or (owner is node and self._is_local(node))):
-                return self._leave(node, name, PUBLIC)
-        if name in self.clashing:
+        if name in NAMES:
+            return self._renamed(node, name, owner)
+        return self._leave(node, name, OWN_NAME) if words.ROOT in name.lower() and name not in self.left else name
+
+    def _renamed(self, node: cst.CSTNode, name: str, owner: cst.BaseExpression) -> str:
+        """Returns the new form of a name of the table, which is a name of ``owner`` or is ``owner`` itself."""
+        if name in self._found.clashing:
             return self._leave(node, name, CLASH)
-        if self._is_foreign(owner, _MAX_STEPS if name in GENERIC else 0):
-            return self._leave(node, name, FOREIGN)
-        if owner is node and self._bindings(node, new):
-            self.clashing.add(name)
-        return new
+        foreign = self._found.foreign if name in GENERIC else self._found.imported
+        source = ast.parse(f"({cst.Module([]).code_for_node(owner)}\n)", mode="eval")
+        return NAMES[name] if foreign.isdisjoint(_origins(source)) else self._leave(node, name, FOREIGN)
 
     def _leave(self, node: cst.CSTNode, old: str, reason: str) -> str:
         self.left.add(old)
-        self._doubt(node, reason.format(old))
+        self.doubtful.append((self.get_metadata(PositionProvider, node).start.line, reason.format(old)))
         return old
-
-    def _doubt(self, node: cst.CSTNode, reason: str) -> None:
-        self.doubtful.append((self.get_metadata(PositionProvider, node).start.line, reason))
 
     def _parent(self, node: cst.CSTNode) -> cst.CSTNode:
         return self.get_metadata(ParentNodeProvider, node)
 
-    def _bindings(self, node: cst.Name, name: str) -> list[BaseAssignment]:
-        """Returns what binds ``name`` in the scope of ``node``, without builtins."""
-        scope = self.get_metadata(ScopeProvider, node, None)
-        return [found for found in scope[name] if not isinstance(found, BuiltinAssignment)] if scope else []
-
-    def _is_local(self, node: cst.Name) -> bool:
-        """Returns whether the name is known inside a function only; a parameter is known to callers."""
-        found = self._bindings(node, node.value)
-        return bool(found) and all(
-            isinstance(binding.scope, FunctionScope)
-            and not (isinstance(binding, Assignment) and isinstance(binding.node, cst.Param))
-            and not isinstance(binding, ImportAssignment)
-            for binding in found
-        )
-
-    # Where values come from
-
-    def _is_foreign(self, value: cst.BaseExpression, steps: int) -> bool:
-        """Returns whether the value starts at another library's import, seen through at most ``steps`` assignments."""
-        root = _root(value)
-        found = self._bindings(root, root.value) if root else []
-        return bool(found) and all(self._binds_foreign(binding, steps) for binding in found)
-
-    def _binds_foreign(self, binding: BaseAssignment, steps: int) -> bool:
-        if isinstance(binding, ImportAssignment):
-            names = binding.get_qualified_names_for(binding.name)
-            return bool(names) and self._ours.isdisjoint(name.name.partition(".")[0] for name in names)
-        value = self._assigned(binding.node) if steps and isinstance(binding, Assignment) else None
-        return value is not None and self._is_foreign(value, steps - 1)
-
-    def _is_foreign_import(self, alias: cst.ImportAlias) -> bool:
-        statement = self._parent(alias)
-        if not isinstance(statement, cst.ImportFrom) or statement.relative or statement.module is None:
-            return False
-        root = _root(statement.module)
-        return root is not None and root.value not in self._ours
-
-    def _assigned(self, target: cst.CSTNode) -> cst.BaseExpression | None:
-        """Returns the value, or else the annotation, that an assignment gives to its target."""
-        while isinstance(target, _TARGETS):
-            target = self._parent(target)
-        match target:
-            case cst.Assign(value=value) | cst.NamedExpr(value=value) | cst.WithItem(item=value):
-                return value
-            case cst.For(iter=value) | cst.CompFor(iter=value):
-                return value
-            case cst.AnnAssign(annotation=annotation, value=value):
-                return value or annotation.annotation
-            case cst.Param(annotation=cst.Annotation(annotation=value)):
-                return value
-        return None
-
-    # Strings
-
     def _string(self, node: cst.SimpleString, old: str) -> str:
         if old in NAMES:
-            owner = self._named_of(node)
-            if old in self.clashing:
-                return self._leave(node, old, CLASH)
-            if owner is not None and self._is_foreign(owner, _MAX_STEPS if old in GENERIC else 0):
-                return self._leave(node, old, FOREIGN)
-            is_name = owner is not None or old not in GENERIC or self._is_slot(node)
-            return NAMES[old] if is_name else self._leave(node, old, OWN_KEY)
-        if old == words.ROOT and self._is_searched_for(node):
-            return words.NEW_ROOT
+            parent = self._parent(node)
+            call = self._parent(parent)
+            if isinstance(call, cst.Call) and parent in call.args[1:2] and _last_name(call.func) in _TAKE_A_NAME:
+                return self._renamed(node, old, call.args[0].value)
+            is_name = old not in GENERIC or self._is_slot(node)
+            return self._renamed(node, old, node) if is_name else self._leave(node, old, OWN_KEY)
         if " " not in old and re.search(SYSTEM, old):
             return replace_names(old, self._keep_in_text)  # a dotted path, as mock.patch takes it
         return self._message(node, old)
@@ -244,7 +232,7 @@ class _Codemod(cst.CSTTransformer):
         if self._is_message(node):
             new = replace_names(new, self._keep_in_text)
         if mentions(new):
-            self._doubt(node, OWN_TEXT)
+            self.doubtful.append((self.get_metadata(PositionProvider, node).start.line, OWN_TEXT))
         return new
 
     def _is_message(self, node: cst.CSTNode) -> bool:
@@ -256,39 +244,10 @@ class _Codemod(cst.CSTTransformer):
             isinstance(node, cst.Expr) and isinstance(node.value, cst.BaseString)
         )
 
-    def _is_searched_for(self, node: cst.SimpleString) -> bool:
-        """Returns whether the string is the left side of ``in``, or the pattern of a search."""
-        match self._parent(node):
-            case cst.Comparison(left=left, comparisons=[cst.ComparisonTarget(operator=cst.In() | cst.NotIn())]):
-                return left is node
-            case cst.Arg() as arg:
-                call = self._parent(arg)
-                return isinstance(call, cst.Call) and call.args[0] is arg and _last_name(call.func) in _SEARCH
-        return False
-
-    def _named_of(self, node: cst.SimpleString) -> cst.BaseExpression | None:
-        """Returns ``x`` for a string in ``getattr(x, "…")``, ``vars(x)["…"]`` or ``x(**{"…": y})``."""
-        parent = self._parent(node)
-        match parent, self._parent(parent):
-            case cst.Arg(), cst.Call() as call if _last_name(call.func) in _TAKE_A_NAME:
-                return call.args[0].value
-            case cst.Index(), element:
-                match self._parent(element):
-                    case cst.Subscript(value=cst.Call(func=func, args=[cst.Arg(value=value), *_])):
-                        return value if _last_name(func) in ("vars", "asdict") else None
-                    case cst.Subscript(value=cst.Attribute(attr=cst.Name(value="__dict__"), value=value)):
-                        return value
-            case cst.DictElement(), spread:
-                arg = self._parent(spread)
-                if isinstance(arg, cst.Arg) and arg.star and isinstance(called := self._parent(arg), cst.Call):
-                    return called.func
-        return None
-
     def _is_slot(self, node: cst.CSTNode) -> bool:
         while isinstance(node := self._parent(node), cst.Element | cst.Tuple | cst.List):
             pass
-        targets = [_last_name(target.target) for target in node.targets] if isinstance(node, cst.Assign) else []
-        return not {"__slots__", "__match_args__", "__all__"}.isdisjoint(targets)
+        return isinstance(node, cst.Assign) and _last_name(node.targets[0].target) in ("__slots__", "__match_args__")
 
 
 def _last_name(node: cst.BaseExpression) -> str:
@@ -297,16 +256,3 @@ def _last_name(node: cst.BaseExpression) -> str:
         case cst.Attribute(attr=cst.Name(value=name)) | cst.Name(value=name):
             return name
     return ""
-
-
-def _root(node: cst.BaseExpression) -> cst.Name | None:
-    """Returns the name that an expression of attributes, calls and subscripts starts with."""
-    while not isinstance(node, cst.Name):
-        match node:
-            case (
-                cst.Attribute(value=node) | cst.Subscript(value=node) | cst.Call(func=node) | cst.Await(expression=node)
-            ):
-                pass
-            case _:
-                return None
-    return node

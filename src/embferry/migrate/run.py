@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import python, text
-from .words import MENTIONS, RewriteError, Rewritten, split
+from .words import MENTIONS, RewriteError, split
 
 PYTHON = split(".py .pyi")
 TEXT = split("""
@@ -32,12 +32,12 @@ class Change:
 
     path: Path
     before: bytes
-    after: Rewritten
+    after: bytes
 
     @property
     def diff(self) -> str:
-        """The unified diff; bytes that are not text in the file's encoding are shown escaped."""
-        before, after = (_lines(data, self.after.encoding) for data in (self.before, self.after.data))
+        """The unified diff; bytes that are not UTF-8 are shown escaped."""
+        before, after = map(_lines, (self.before, self.after))
         name = str(self.path).lstrip("/")
         lines = difflib.unified_diff(before, after, f"a/{name}", f"b/{name}")
         return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
@@ -81,11 +81,15 @@ def plan(paths: Iterable[Path], assume: bool = False) -> Plan:
             before = _read(path)
             if before is None:
                 continue
-            is_python = _kind(path) is PYTHON
-            after = python.rewrite(before, path, own, assume) if is_python else _rewrite_text(before, assume)
-            if after.data != before:
+            if _kind(path) is PYTHON:
+                after, doubtful = python.rewrite(before, path, own, assume)
+            else:
+                # All that is rewritten is ASCII; bytes in any other encoding come out as they were.
+                new, doubtful = text.rewrite(before.decode("utf-8", "surrogateescape"), assume)
+                after = new.encode("utf-8", "surrogateescape")
+            if after != before:
                 made.changes.append(Change(path, before, after))
-            made.doubtful += [f"{path}:{line}: {why}" if line else f"{path}: {why}" for line, why in after.doubtful]
+            made.doubtful += [f"{path}:{line}: {why}" if line else f"{path}: {why}" for line, why in doubtful]
     return made
 
 
@@ -103,10 +107,8 @@ def _listing(left: list[str], path: Path) -> Iterator[None]:
     """Lists the file as left if the block cannot handle it."""
     try:
         yield
-    except RewriteError as error:
-        left.append(f"{path}: {error}")
-    except OSError as error:
-        left.append(f"{path}: {error.strerror or error}")
+    except (RewriteError, OSError) as error:
+        left.append(f"{path}: {getattr(error, 'strerror', None) or error}")
 
 
 def _below(folder: Path, left: list[str]) -> Iterator[Path]:
@@ -138,14 +140,14 @@ def _read(path: Path) -> bytes | None:
     """Returns the contents of a file that mentions an old word; None if it mentions none."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_BYTES:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as large:
-                if MENTIONS.search(large):
-                    raise RewriteError(f"{size} bytes; the limit is {MAX_BYTES}")
+        if not size:
             return None
-        data = file.read()
-    if not MENTIONS.search(data):
-        return None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+            if not MENTIONS.search(contents):
+                return None
+            if size > MAX_BYTES:
+                raise RewriteError(f"{size} bytes; the limit is {MAX_BYTES}")
+            data = contents[:]
     if b"\0" in data:
         raise RewriteError("it is not text in a known encoding")
     return data
@@ -160,7 +162,7 @@ def _replace(change: Change) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(change.after.data)
+            file.write(change.after)
             os.fchown(file.fileno(), was.st_uid, was.st_gid)
             os.fchmod(file.fileno(), was.st_mode & 0o7777)
         os.replace(name, real)
@@ -169,12 +171,6 @@ def _replace(change: Change) -> None:
         raise
 
 
-def _rewrite_text(data: bytes, assume: bool) -> Rewritten:
-    # All that is rewritten is ASCII; bytes in any other encoding come out as they were.
-    new, doubtful = text.rewrite(data.decode("utf-8", "surrogateescape"), assume)
-    return Rewritten(new.encode("utf-8", "surrogateescape"), doubtful)
-
-
-def _lines(data: bytes, encoding: str) -> list[str]:
-    *lines, last = data.decode(encoding, "backslashreplace").split("\n")  # splitlines() also splits at form feeds
+def _lines(data: bytes) -> list[str]:
+    *lines, last = data.decode("utf-8", "backslashreplace").split("\n")  # splitlines() also splits at form feeds
     return [*(line + "\n" for line in lines), *([last] if last else [])]

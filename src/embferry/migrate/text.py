@@ -10,28 +10,31 @@ import re
 
 from . import words
 
-Span = tuple[int, int]
-
-_TOKEN = re.compile(r"""(?:\s|\\\r?\n)*('[^']*'|"(?:\\.|[^"\\])*"|(?:\\.|[^\s'"|;&`])+)""")
-_GREP = r"(?P<grep>[efzx]?grep|git[ ]+grep|rg|ag|ack|findstr|Select-String)"
-_MAX_TOKENS = 64  # a line without line breaks can be megabytes long
-_TOOL = re.compile(rf"(?<![\w./-])(?:{_GREP}|[gm]?awk|sed|journalctl|lnav|less)(?=\s)")
-_PATTERN_OPTION = re.compile(r"-[A-Za-z]*e|--regexp|-Pattern")
-_VALUE_OPTION = re.compile(r"-[ABCmdfgtT]|--(?:max-count|context|include|exclude|glob|type|file|color)|-Path")
-_LINE_FILTER = re.compile(r"""((?:\|=|\|~|!=|!~)[ \t]*)(\\?"(?:\\.|[^"\\])*"|`[^`]*`)""")
+_QUOTED = r"""'[^']*'|"(?:\\.|[^"\\])*\""""
+_ARGUMENT = rf"""({_QUOTED}|(?!-)(?:\\.|[^\s'"|;&`\\])+)"""
+_GAP = r"(?:[ \t]|\\\r?\n)+"
+_START = r"(?<![\w./-])"
+_GREP = re.compile(
+    rf"""{_START}(?:[efzx]?grep|rg|ag|ack|findstr|Select-String)(?:{_GAP}|{_QUOTED}|\\.|[^\s'"|;&`\\])+"""
+)
+# In the following, the last group that matches is the pattern.
+_NEXT_ARGUMENT = re.compile(rf"(?<=\s)(?:-[A-Za-z]*e|--regexp|-Pattern)(?:{_GAP}|=){_ARGUMENT}")
+_FIRST_ARGUMENT = re.compile(rf"\A[\w-]+(?:{_GAP}(?:-\S+|\d+(?=\s)))*{_GAP}{_ARGUMENT}")  # 3 is part of "-A 3"
+_FIRST_QUOTED = re.compile(rf"""{_START}(?:[gm]?awk|sed|journalctl|lnav|less)\s[^'"|;&`]{{0,200}}({_QUOTED})""")
+_LINE_FILTER = re.compile(r"""(?:\|=|\|~|!=|!~)[ \t]*(\\?"(?:\\.|[^"\\])*"|`[^`]*`)""")
 _KEYS = "patterns?|regexp?|match|query|expr|expression|filter|contains|search|grep|include"
-_KEY = re.compile(rf"""^([ \t-]*["']?(?:{_KEYS})["']?[ \t]*[:=][ \t]*)(\S.*?)(?=[ \t]*\r?$)""")
+_KEY = re.compile(rf"""^[ \t-]*["']?(?:{_KEYS})["']?[ \t]*[:=][ \t]*(\S.*?)(?=[ \t]*\r?$)""")
 _LOGS = re.compile(r"(?i)\blogs?\b|[\w-]+\.log|(?:\blog|logs)[_/-]|journalctl|\b(?:loki|promtail|fluent\w*|filebeat)\b")
 _SYSTEM = re.compile(rf"{words.SYSTEM}|\b(?:sglang|embferry)\b")
-_NO_WORDS = re.compile(rf"\\+[A-Za-z]|\(\?[A-Za-z]+\)|{'|'.join(words.PHRASES.values())}", re.IGNORECASE)
+_WHOLE_ROOT = re.compile(rf"""(?<![^'"`/|(^]){words.ROOT}s?(?![^'"`/|)$\\])""", re.IGNORECASE)
 # A shell continues a line that ends with a backslash.
 _LINES = re.compile(r"(?:[^\n]*\\\r?\n)*[^\n]*(?:\n|\Z)")
 
 OUTSIDE = "an old name outside of a search pattern; left alone"
 
 
-def rewrite(text: str, assume: bool = False) -> tuple[str, tuple[tuple[int, str], ...]]:
-    """Returns the text with its log searches in the present words, and the doubtful places as (line, reason).
+def rewrite(text: str, assume: bool = False) -> tuple[str, words.Doubtful]:
+    """Returns the text with its log searches in the present words, and the doubtful places.
 
     Args:
         text: The contents of a file.
@@ -41,55 +44,33 @@ def rewrite(text: str, assume: bool = False) -> tuple[str, tuple[tuple[int, str]
     in_logs = system or bool(_LOGS.search(text))
     new = "".join(_line(line, system, in_logs) for line in _LINES.findall(text))
     lines = enumerate(new.split("\n"), start=1) if system else ()
-    return new, tuple((number, OUTSIDE) for number, line in lines if _known(line) != line)
+    return new, [(number, OUTSIDE) for number, line in lines if _known(line) != line]
 
 
 def _line(line: str, system: bool, in_logs: bool) -> str:
     if not words.mentions(line):
         return line
     if system or _LOGS.search(line):
-        for start, end in reversed(_patterns(line)):
-            line = line[:start] + _pattern(line[start:end]) + line[end:]
-    line = _LINE_FILTER.sub(lambda match: match[1] + _pattern(match[2]), line)
-    return _KEY.sub(lambda match: match[1] + _pattern(match[2]), line) if in_logs else line
+        line = _FIRST_QUOTED.sub(_pattern, _GREP.sub(_grep, line))
+    line = _LINE_FILTER.sub(_pattern, line)
+    return _KEY.sub(_pattern, line) if in_logs else line
 
 
-def _patterns(line: str) -> list[Span]:
-    """Returns where the patterns of the line's search commands are, from left to right."""
-    found: list[Span] = []
-    position = 0
-    while tool := _TOOL.search(line, position):
-        found += (spans := _patterns_of(line, tool))
-        position = spans[-1][1] if spans else tool.end()
-    return found
+def _grep(command: re.Match[str]) -> str:
+    """Returns the command with its patterns in the present words: those after ``-e``, or else the first argument."""
+    kind = _NEXT_ARGUMENT if _NEXT_ARGUMENT.search(command[0]) else _FIRST_ARGUMENT
+    return kind.sub(_pattern, command[0])
 
 
-def _patterns_of(line: str, tool: re.Match[str]) -> list[Span]:
-    """Returns where the patterns of one command are: after ``-e`` each time, or else the first argument."""
-    given: list[Span] = []
-    arguments: list[Span] = []
-    position, option = tool.end(), ""
-    for _ in range(_MAX_TOKENS):
-        if (token := _TOKEN.match(line, position)) is None:
-            break
-        position, text = token.end(), token[1]
-        if _PATTERN_OPTION.fullmatch(option):
-            given.append(token.span(1))
-        elif not tool["grep"]:
-            arguments += [token.span(1)] if text[0] in "'\"" else []
-        elif not text.startswith("-") and not _VALUE_OPTION.fullmatch(option):
-            arguments.append(token.span(1))
-        option = text
-    return given or arguments[:1]
+def _pattern(match: re.Match[str]) -> str:
+    """Returns the match with its last group, a search pattern, in the present words.
 
-
-def _pattern(pattern: str) -> str:
-    """Returns a pattern in the present words; the root word changes only beside words of the system."""
-    new = _known(pattern)
-    others = {word.lower() for word in re.findall("[A-Za-z]+", _NO_WORDS.sub(" ", new))}
-    if others - {words.ROOT, words.ROOT + "s", words.NEW_ROOT} <= words.VOCABULARY:
-        new = words.replace_root(new, rf"(?<![\w-]){words.ROOT}s?(?![\w-])")
-    return new
+    The root word alone changes only where it is a whole alternative of the pattern.
+    """
+    found = match.lastindex or 0
+    new = _WHOLE_ROOT.sub(lambda root: words.in_case_of(root[0], words.NEW_ROOT), _known(match[found]))
+    start, end = match.start(found) - match.start(), match.end(found) - match.start()
+    return match[0][:start] + new + match[0][end:]
 
 
 def _known(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
-from dataclasses import dataclass
 
 
 def split(text: str) -> frozenset[str]:
@@ -43,14 +42,6 @@ PHRASES = {
 OTHER_MEANINGS = split("line lines byte bytes http https 100 header headers frame frames utf backslash string")
 """A phrase directly after one of these words is about something else, such as "HTTP continuation request"."""
 
-VOCABULARY = split("""
-    alloc allocation allocations block blocks buffer buffers check chunk chunks completed count data done embedding
-    embeddings failed for handle has info init is language max message messages msg need needs new num offset old
-    pending process queue ready receiver remaining req reqs request requests resume retry room rooms send sent start
-    started state token tokens total transfer transfers trigger wait waiting
-    """)
-"""A name made of these words and the root word belongs to the system, such as ``_pending_continuation_requests``."""
-
 MODULES = split("multimodal_language multimodal_embedding conn_multimodal")
 CLASSES = split("""
     MultimodalLanguageRequest MultimodalLanguagePreallocQueue MultimodalLanguageTransferQueue
@@ -73,26 +64,14 @@ _PHRASE = re.compile(
 _WORD_BEFORE = re.compile(rf"(\w+){_GAP}\Z")
 # A placeholder ({name}, %(name)s, $name) is no mention of a name.
 _NAME = re.compile(rf"(?<![\w{{$-])(?<!%\()(?:{'|'.join(NAMES)})(?![\w-])")
-_NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+
+
+Doubtful = list[tuple[int, str]]
+"""Places that a person has to look at: (line, reason), the line counted from 1; 0 stands for the whole file."""
 
 
 class RewriteError(Exception):
     """The file cannot be rewritten and must stay as it is; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rewritten:
-    """The new contents of a file, and the places in it that a person has to look at.
-
-    Attributes:
-        data: The new contents.
-        doubtful: (line, reason), the line counted from 1; 0 stands for the whole file.
-        encoding: The encoding of ``data``.
-    """
-
-    data: bytes
-    doubtful: tuple[tuple[int, str], ...] = ()
-    encoding: str = "utf-8"
 
 
 def mentions(text: str) -> bool:
@@ -110,16 +89,11 @@ def replace_names(text: str, keep: Container[str] = ()) -> str:
     return _NAME.sub(lambda match: match[0] if match[0] in keep else NAMES[match[0]], text)
 
 
-def compound(name: str) -> str | None:
-    """Returns the new form of a name made of the root word and the system's vocabulary; None for any other name."""
-    parts = {part.lower() for part in _NAME_PARTS.findall(name)}
-    others = parts - {ROOT, ROOT + "s"}
-    is_ours = others and others < parts and others <= VOCABULARY
-    return replace_root(name) if is_ours else None
-
-
-def replace_root(text: str, pattern: str = ROOT) -> str:
-    return re.sub(pattern, lambda match: _in_case_of(match[0], NEW_ROOT), text, flags=re.IGNORECASE)
+def in_case_of(old: str, new: str) -> str:
+    """Returns the new word in capitals, or with a capital, if the old one is."""
+    if old.isupper():
+        return new.upper()
+    return new[:1].upper() + new[1:] if old[:1].isupper() else new
 
 
 def _new_phrase(match: re.Match[str]) -> str:
@@ -130,11 +104,5 @@ def _new_phrase(match: re.Match[str]) -> str:
     new = PHRASES[" ".join(old).lower()].split(" ")
     gaps = re.findall(_GAP, match[0])
     gaps += [gaps[-1]] * (len(new) - 1 - len(gaps))
-    cased = [_in_case_of(old[min(place, len(old) - 1)], word) for place, word in enumerate(new)]
+    cased = [in_case_of(old[min(place, len(old) - 1)], word) for place, word in enumerate(new)]
     return "".join(part for pair in zip(cased, [*gaps, ""], strict=False) for part in pair)
-
-
-def _in_case_of(old: str, new: str) -> str:
-    if old.isupper():
-        return new.upper()
-    return new[:1].upper() + new[1:] if old[:1].isupper() else new

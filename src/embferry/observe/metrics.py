@@ -1,22 +1,52 @@
-"""Prometheus metrics of the router. Each application has its own registry, so that one process can run two."""
+"""Prometheus metrics. Each application has its own registry, so that one process can run two."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
-class RouterMetrics:
+class Metrics:
+    """Base of the metrics of a process.
+
+    Attributes:
+        buckets: upper bounds of the buckets of every histogram of times, in seconds.
+    """
+
+    buckets: ClassVar[tuple[float, ...]] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.counter = partial(Counter, registry=self.registry)
+        self.gauge = partial(Gauge, registry=self.registry)
+        self.histogram = partial(Histogram, buckets=self.buckets, registry=self.registry)
+
+    def exposition(self) -> bytes:
+        """Returns all metrics in the text format of Prometheus."""
+        return generate_latest(self.registry)
+
+
+class ChatMetrics(Metrics):
+    """The metrics that both routers have, under names of their own."""
+
+    requests: Counter
+    in_flight: Gauge
+    seconds: Histogram
+    first_token_seconds: Histogram
+    errors: Counter
+    aborted: Counter
+
+
+class RouterMetrics(ChatMetrics):
     """Metrics of the router. Labels have few values: only known paths and stable codes."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
-        histogram = partial(Histogram, buckets=_SECONDS, registry=registry)
+        super().__init__()
+        counter, gauge, histogram = self.counter, self.gauge, self.histogram
         self.requests = counter("embferry_http_requests", "HTTP requests answered", ["path", "status"])
         self.in_flight = gauge("embferry_chat_in_flight", "Chat requests being answered")
         self.seconds = histogram("embferry_chat_seconds", "From request to end of answer")
@@ -31,7 +61,3 @@ class RouterMetrics:
         self.transfer_bytes = counter("embferry_transfer_bytes", "Bytes of embeddings transferred")
         self.workers = gauge("embferry_workers", "Workers with a live lease", ["role"])
         self.worker_failures = counter("embferry_worker_failures", "Calls to workers that failed below HTTP", ["role"])
-
-    def exposition(self) -> bytes:
-        """Returns all metrics in the text format of Prometheus."""
-        return generate_latest(self._registry)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import SecretStr, ValidationError
@@ -62,16 +61,14 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(NamedTuple):
     """A value as the user wrote it, and its place."""
 
     value: Any
     place: str
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """Valid settings, and notices for the user, such as that a variable of SGLang was read."""
 
     settings: Settings
@@ -91,37 +88,31 @@ def load(flags: Mapping[Key, str], environ: Mapping[str, str], config: str | Non
     """
     problems: list[str] = []
     notices: list[str] = []
-    given: dict[Key, Given] = {}
     path = config or environ.get(CONFIG_ENV)
-    if path:
-        given.update(_from_file(Path(path), problems))
+    given: dict[Key, Given] = {}
+    given.update(_from_file(Path(path), problems) if path else ())
     given.update(_from_aliases(environ, problems, notices))
     given.update(_from_environment(environ, problems))
-    given.update({key: Given(value, flag_name(key)) for key, value in flags.items()})
+    given.update((key, Given(value, flag_name(key))) for key, value in flags.items())
     settings = _validated(given, problems)
     if settings is None or problems:
         raise ConfigError(problems)
     return Loaded(settings, tuple(notices))
 
 
-def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[Key, Given]:
-    """Returns the values of our own variables. An empty variable counts as not set."""
-    found = {}
+def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[Key, Given]]:
+    """Yields the values of our own variables. An empty variable counts as not set."""
     for name, value in environ.items():
-        if not name.startswith(ENV_PREFIX) or name == CONFIG_ENV or not value:
-            continue
-        if key := ENV_KEYS.get(name):
-            found[key] = Given(value, name)
-        else:
-            problems.append(f"{name}: no such setting{_did_you_mean(name, ENV_KEYS)}")
-    return found
+        if name.startswith(ENV_PREFIX) and name != CONFIG_ENV and value:
+            if key := ENV_KEYS.get(name):
+                yield key, Given(value, name)
+            else:
+                problems.append(f"{name}: no such setting{_did_you_mean(name, ENV_KEYS)}")
 
 
-def _from_aliases(environ: Mapping[str, str], problems: list[str], notices: list[str]) -> dict[Key, Given]:
-    found: dict[Key, Given] = {}
+def _from_aliases(environ: Mapping[str, str], problems: list[str], notices: list[str]) -> Iterator[tuple[Key, Given]]:
     for name, key in SGLANG_ALIASES.items():
-        value = environ.get(name)
-        if not value:
+        if not (value := environ.get(name)):
             continue
         if key is None:
             if not (value.isascii() and value.isdigit() and int(value) > 0):
@@ -130,20 +121,19 @@ def _from_aliases(environ: Mapping[str, str], problems: list[str], notices: list
         elif environ.get(env_name(key)):
             notices.append(f"{name} is ignored, because {env_name(key)} is set")
         else:
-            found[key] = Given(value, name)
+            yield key, Given(value, name)
             notices.append(f"{name} is read as {env_name(key)}={value}")
-    return found
 
 
-def _from_file(path: Path, problems: list[str]) -> dict[Key, Given]:
+def _from_file(path: Path, problems: list[str]) -> list[tuple[Key, Given]]:
     try:
         root = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
-        return dict(_pairs(root, path, (), problems)) if root is not None else {}
+        return list(_pairs(root, path, (), problems)) if root is not None else []
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read: {error}")
     except yaml.YAMLError as error:
         problems.append(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
-    return {}
+    return []
 
 
 def _pairs(node: yaml.Node, path: Path, section: Key, problems: list[str]) -> Iterator[tuple[Key, Given]]:

@@ -27,10 +27,7 @@ CODES: dict[str, tuple[int, str]] = {
     "file_not_found": (400, "The allowed folder has no such file."),
     "fetch_failed": (400, "The host did not deliver the file."),
     "fetch_timeout": (400, "The host took longer than `media.fetch_timeout`."),
-    "media_too_large": (
-        413,
-        "More bytes than `media.max_bytes`, or than `media.max_total_bytes` for all together.",
-    ),
+    "media_too_large": (413, "More bytes than `media.max_bytes`, or than `media.max_total_bytes` for all together."),
     # Its content
     "media_empty": (400, "The file is empty."),
     "unsupported_media_type": (415, "The bytes have no supported format; the content type does not matter."),
@@ -54,6 +51,8 @@ CODES: dict[str, tuple[int, str]] = {
 }
 """Every code of this layer, its status and its meaning. The codes of workers are passed on beside these."""
 
+RETRYABLE = frozenset({"no_worker", "worker_failed"})
+"""The codes with which the same request may succeed later."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
 
@@ -65,7 +64,7 @@ class ServeError(EmbferryError):
         detail: What happened and what to do.
         param: The wrong field of the request, as OpenAI names it.
         status: The HTTP status; None: that of the code.
-        retryable: Whether the same request may succeed later; None: the status decides.
+        retryable: Whether the same request may succeed later, for an error that is passed on; None: the code decides.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class ServeError(EmbferryError):
         retryable: bool | None = None,
     ) -> None:
         http_status = CODES[code][0] if status is None else status
-        super().__init__(detail, retryable=http_status in (429, 503, 504) if retryable is None else retryable)
+        super().__init__(detail, retryable=is_retryable(code, http_status) if retryable is None else retryable)
         self.code, self.http_status, self.param = code, http_status, param
 
     def at(self, param: str) -> ServeError:
@@ -94,6 +93,11 @@ class ServeError(EmbferryError):
     def body(self) -> dict[str, Any]:
         """Returns OpenAI's error envelope."""
         return {"error": {"message": self.detail, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def is_retryable(code: str, status: int) -> bool:
+    """Returns whether the same request may succeed later. Where the code is not ours, the status decides."""
+    return code in RETRYABLE if code in CODES else status in (429, 503, 504)
 
 
 def from_body(body: Any, status: int) -> ServeError:

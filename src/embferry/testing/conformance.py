@@ -267,10 +267,7 @@ class TransportConformance(ABC):
         pair.expect(pair.lands(1, (0,)))
 
     def test_disconnecting_ends_writes_in_flight(self, large: TransportPair) -> None:
-        blocks = tuple(range(64))
-        large.admit(1, blocks)
-        pieces = large.fill(blocks)
-        tickets = [large.start(1, blocks, pieces) for _ in range(3)]
+        tickets = large.start_several(3)
         large.sender.transport.disconnect(large.handle)
         for ticket in tickets:
             error = large.sender.written(ticket)
@@ -288,10 +285,7 @@ class TransportConformance(ABC):
         pair.expect_retryable(pair.write(1, (0,), pair.fill((0,))))
 
     def test_writes_in_flight_end_before_the_link_when_the_receiver_closes(self, large: TransportPair) -> None:
-        blocks = tuple(range(64))
-        large.admit(1, blocks)
-        pieces = large.fill(blocks)
-        tickets = [large.start(1, blocks, pieces) for _ in range(4)]
+        tickets = large.start_several(4)
         large.receiver.transport.close()
         large.bytes[:] = CANARY
         for ticket in tickets:
@@ -320,9 +314,7 @@ class TransportConformance(ABC):
     # Closing
 
     def test_closing_ends_writes_in_flight_and_is_idempotent(self, large: TransportPair) -> None:
-        blocks = tuple(range(64))
-        large.admit(1, blocks)
-        tickets = [large.start(1, blocks, large.fill(blocks)) for _ in range(2)]
+        tickets = large.start_several(2)
         large.sender.transport.close()
         large.sender.transport.close()
         large.sender.poll()

@@ -151,6 +151,13 @@ class TransportPair:
         self.sender.transport.write(self.handle, epoch, blocks, pieces, ticket)
         return ticket
 
+    def start_several(self, count: int) -> list[int]:
+        """Admits all blocks under epoch 1, starts ``count`` writes that each fill them, and returns their tickets."""
+        blocks = tuple(range(self.geometry.num_blocks))
+        self.admit(1, blocks)
+        pieces = self.fill(blocks)
+        return [self.start(1, blocks, pieces) for _ in range(count)]
+
     def write(self, epoch: int, blocks: tuple[int, ...], pieces: list[Piece]) -> TransportError | None:
         """Writes, waits for the end and returns the error."""
         return self.sender.written(self.start(epoch, blocks, pieces))

@@ -1,7 +1,8 @@
-"""Decoding of handles. They come from the wire, so every byte of them is untrusted."""
+"""Parts of handles, and their decoding. They come from the wire, so every byte of them is untrusted."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -38,3 +39,8 @@ def decode_handle(handle: bytes, kind: type[T], transport: str) -> T:
             f"this is not a handle of the {transport} transport ({error}); do both ends use the same one?",
             retryable=False,
         ) from error
+
+
+def boot_id() -> str:
+    """Returns the boot id of this host: the same in all its processes, containers included, and no other host's."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

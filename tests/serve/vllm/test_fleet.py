@@ -10,7 +10,6 @@ import pytest
 
 from embferry.serve.config import RouterSettings, Settings, VllmSettings
 from embferry.serve.vllm.fleet import MAX_MISSES, Fleet, Instance
-from embferry.serve.vllm.metrics import VllmRouterMetrics
 from tests.serve.vllm.stubs import (
     Network,
     Stub,
@@ -28,7 +27,7 @@ async def fleet_of(*stubs: Stub, **vllm: object) -> Fleet:
     """Returns a fleet that has probed every instance once."""
     urls = {f"{role}_urls": tuple(s.url for s in stubs if s.role == role) for role in ("encode", "language")}
     settings = Settings(router=RouterSettings(engine="vllm"), vllm=VllmSettings.model_validate({**urls, **vllm}))
-    fleet = Fleet(settings, httpx.AsyncClient(transport=Network(*stubs)), VllmRouterMetrics())
+    fleet = Fleet(settings, Network(*stubs))
     await asyncio.gather(*(fleet._probe(instance) for instance in fleet.instances))
     return fleet
 
@@ -60,7 +59,7 @@ async def test_an_item_leaves_a_home_that_is_much_more_loaded() -> None:
             assert await home(fleet, "x") is other
             with fleet.count_in_flight(other):
                 assert await home(fleet, "x") is mine
-    assert mine.in_flight == other.in_flight == 0
+    assert fleet.in_flight[mine] == fleet.in_flight[other] == 0
 
 
 async def test_equally_loaded_language_instances_take_turns() -> None:
@@ -113,7 +112,7 @@ async def test_an_instance_is_down_only_after_several_slow_probes() -> None:
     slow = False
     (stub,) = encoder_stubs(1)
     settings = Settings(vllm=VllmSettings(encode_urls=(stub.url,)))
-    fleet = Fleet(settings, httpx.AsyncClient(transport=Slow(stub)), VllmRouterMetrics())
+    fleet = Fleet(settings, Slow(stub))
     (instance,) = fleet.encoders
     await fleet._probe(instance)
     slow = True

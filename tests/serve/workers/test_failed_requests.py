@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import threading
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from embferry.engine.encoder import Encoder
+from embferry.protocol.errors import CapacityError
 from embferry.serve.encode.service import EncodeService
+from embferry.serve.language.messages import DECODER
 from embferry.serve.language.pipeline import JobPipeline
 from embferry.transports.contract import Transport
 from tests.serve.pictures import claimed_png, encoded, gif, noise, png
@@ -231,6 +234,46 @@ def test_a_language_worker_that_shuts_down_ends_its_requests(join: MakeJoined) -
         return events(await call)
 
     assert_gone(run(shut()))
+
+
+def test_a_language_worker_that_shuts_down_ends_jobs_that_have_not_begun(
+    join: MakeJoined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = join()
+    stepping, resume, step = threading.Event(), threading.Event(), JobPipeline.step
+
+    def pausing_step(pipeline: JobPipeline) -> bool:
+        stepping.set()
+        assert resume.wait(DEADLINE)
+        return step(pipeline)
+
+    async def shut() -> list[dict[str, Any]]:
+        body = generate_body({"items": []}, "hello")
+        first = asyncio.create_task(joined.post_generate(body))
+        while not stepping.is_set():
+            await asyncio.sleep(0.001)
+        queued = asyncio.create_task(joined.post_generate(body))
+        while joined.language.load < 2:
+            await asyncio.sleep(0.001)
+        closing = asyncio.create_task(asyncio.to_thread(joined.language.close))
+        while accepts_jobs(joined):
+            await asyncio.sleep(0.001)
+        resume.set()
+        await closing
+        await first
+        return events(await queued)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobPipeline, "step", pausing_step)
+        assert_gone(run(shut()))
+
+
+def accepts_jobs(joined: Joined) -> bool:
+    request = DECODER.decode(json.dumps(generate_body({"items": []}, "hello")))
+    with contextlib.suppress(CapacityError):
+        joined.language.submit(request, lambda event: None)
+        return True
+    return False
 
 
 def test_an_encode_worker_that_shuts_down_ends_its_transfers(join: MakeJoined, transport: type[Transport]) -> None:

@@ -37,7 +37,6 @@ class _SessionEngine(EngineThread):
             open_engine,
             on_over=partial(engines.on_job_over, self),
             on_end=partial(engines.on_engine_end, self),
-            on_bug=lambda _: None,  # on_end gets the error as well
         )
         self.jobs: dict[WriteJob, OnOver] = {}
         self.error = SHUTTING_DOWN
@@ -63,7 +62,7 @@ class SessionEngines:
 
         ``source`` keeps the memory of ``runs`` alive until ``on_over`` is called, when no byte of it is read any more.
         """
-        job = WriteJob(0, lambda: runs, keeps=source)
+        job = WriteJob(lambda: runs, keeps=source)
         job.go = True
         with self._lock:
             closed = self._closed

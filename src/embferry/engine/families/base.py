@@ -27,13 +27,13 @@ class Part(enum.Enum):
 
 #: Prefix in the checkpoint → part; the first prefix that matches applies. Names are either ``visual.*`` and ``model.*``
 #: or ``model.visual.*`` and ``model.language_model.*``, depending on the family and on the program that wrote the file.
-PREFIXES: tuple[tuple[str, Part], ...] = (
-    ("model.visual.", Part.VISION),
-    ("visual.", Part.VISION),
-    ("model.language_model.", Part.TEXT),
-    ("model.", Part.TEXT),
-    ("lm_head.", Part.HEAD),
-)
+PREFIXES = {
+    "model.visual.": Part.VISION,
+    "visual.": Part.VISION,
+    "model.language_model.": Part.TEXT,
+    "model.": Part.TEXT,
+    "lm_head.": Part.HEAD,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +57,12 @@ class VideoLimits:
     max_video_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Placeholder:
-    """The part of the prompt that represents one item.
+Placeholder = tuple[str, tuple[int, ...]]
+"""The part of a prompt that represents one item.
 
-    Attributes:
-        text: Replaces the item's mark in the rendered chat template. It has one pad token for each group.
-        counts: How often each of these pad tokens is repeated after the text has been tokenized.
-    """
-
-    text: str
-    counts: tuple[int, ...]
+The text replaces the item's mark in the rendered chat template. It has one pad token for each of the numbers, which say
+how often each of these is repeated after the text has been tokenized.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +87,7 @@ class Family(ABC):
 
     def place(self, key: str) -> tuple[Part, str] | None:
         """Returns the part that a tensor belongs to and its name in that part; None for a tensor that no part uses."""
-        for prefix, part in PREFIXES:
+        for prefix, part in PREFIXES.items():
             if key.startswith(prefix):
                 return part, key[len(prefix) :]
         return None
@@ -124,7 +119,7 @@ class Family(ABC):
     def placeholder(self, shape: MediaShape, merge: int, marks: Marks) -> Placeholder:
         """Returns the placeholder of an item, including the marks that enclose it."""
         pad = marks.image if shape.kind == "image" else marks.video
-        return Placeholder(f"{marks.start}{pad}{marks.end}", (shape.num_tokens(merge),))
+        return f"{marks.start}{pad}{marks.end}", (shape.num_tokens(merge),)
 
     def rope_arguments(self, shapes: Sequence[MediaShape]) -> dict[str, Any]:
         """Returns extra arguments for the family's ``get_rope_index``."""

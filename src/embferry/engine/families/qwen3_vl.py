@@ -59,7 +59,7 @@ class Qwen3VL(Family):
         frame = f"{marks.start}{marks.video}{marks.end}"
         text = "".join(f"<{seconds:.1f} seconds>{frame}" for seconds in shape.timestamps)
         patches = len(shape.timestamps)
-        return Placeholder(text, (shape.num_tokens(merge) // patches,) * patches)
+        return text, (shape.num_tokens(merge) // patches,) * patches
 
 
 FAMILY = Qwen3VL()

@@ -127,15 +127,16 @@ class EmbeddingResource:
 
     async def _announced(self, room: Room) -> EmbeddingSender:
         """Waits until length and digest of the embedding are known, and returns the sender."""
-        await _wait(lambda: room.sender is not None or self._gone(room))
-        if room.sender is not None:
-            return room.sender
-        if self._gone(room):
-            raise _unknown(str(room.number))
-        raise LeaseExpired(f"the media were not decoded within {WAIT_SECONDS:g} s; ask again", room=room.number)
-
-    def _gone(self, room: Room) -> bool:
-        return self._service.room(room.number) is not room
+        gone = _unknown(str(room.number))
+        why = f"the media were not decoded within {WAIT_SECONDS:g} s; ask again"
+        await _wait(
+            room,
+            lambda: room.sender is not None,
+            lambda: None if self._service.room(room.number) is room else gone,
+            why,
+        )
+        assert room.sender is not None
+        return room.sender
 
     async def _sha256(self, content: _EmbeddingBytes) -> bytes | None:
         """Returns the digest of all bytes, or None until all are encoded."""
@@ -166,16 +167,11 @@ class _EmbeddingBytes:
         Raises:
             EmbeddingTransferError: the transfer failed, or the encoder took too long.
         """
-        await _wait(lambda: self.ready_tokens() >= tokens or self._failed())
-        if self.ready_tokens() >= tokens:
-            return
-        if self._failed():
-            raise self._sender.failure_exception()
         why = f"the encoder produced no token for {WAIT_SECONDS:g} s; resume from here"
-        raise LeaseExpired(why, room=self.room.number)
+        await _wait(self.room, lambda: self.ready_tokens() >= tokens, self._failure, why)
 
-    def _failed(self) -> bool:
-        return self._sender.poll() is KVPoll.Failed
+    def _failure(self) -> Exception | None:
+        return self._sender.failure_exception() if self._sender.poll() is KVPoll.Failed else None
 
     def read(self, start: int, stop: int) -> bytes:
         """Returns the next chunk of the bytes from ``start`` to ``stop``. The token at ``start`` must be encoded."""
@@ -195,10 +191,16 @@ class _EmbeddingBytes:
         return digest.digest()
 
 
-async def _wait(condition: Callable[[], bool]) -> None:
-    """Waits until ``condition`` holds or ``WAIT_SECONDS`` have passed."""
+async def _wait(
+    room: Room, is_done: Callable[[], bool], failure: Callable[[], Exception | None], too_long: str
+) -> None:
+    """Returns when ``is_done``. Raises the failure, or LeaseExpired after ``WAIT_SECONDS``."""
     until, pause = time.monotonic() + WAIT_SECONDS, POLL_SECONDS
-    while not condition() and time.monotonic() < until:
+    while not is_done():
+        if (error := failure()) is not None:
+            raise error
+        if time.monotonic() > until:
+            raise LeaseExpired(too_long, room=room.number)
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, POLL_LIMIT_SECONDS)
 

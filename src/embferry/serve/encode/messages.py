@@ -9,7 +9,6 @@ import msgspec
 from msgspec import Meta, Struct
 
 from embferry.engine.media import PreparedItem
-from embferry.serve.errors import ServeError
 
 
 class EncodeItem(Struct, frozen=True):
@@ -33,19 +32,7 @@ class EncodeRequest(Struct, frozen=True):
     items: Annotated[list[EncodeItem], Meta(min_length=1, max_length=4096)]
 
 
-_DECODER = msgspec.msgpack.Decoder(EncodeRequest)
-
-
-def parse(body: bytes) -> EncodeRequest:
-    """Decodes a request.
-
-    Raises:
-        ServeError: invalid_request.
-    """
-    try:
-        return _DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ServeError("invalid_request", f"the body is not a valid encode request: {error}") from error
+DECODER = msgspec.msgpack.Decoder(EncodeRequest)
 
 
 def response(room: int, endpoint: str, items: Sequence[PreparedItem]) -> dict[str, Any]:

@@ -8,10 +8,7 @@ from embferry.engine.media import MediaItem, MediaProcessor, PreparedItem, Video
 from embferry.serve.config import MediaSettings
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.media.image import decode_image
-from embferry.serve.media.video import decode_frames, decode_video
-
-DEFAULT_FRAME_RATE = 2.0
-"""Frames per second of a list of pictures without ``fps``; Qwen's own tools assume the same."""
+from embferry.serve.media.video import LISTED_FPS, decode_frames, decode_video
 
 
 def prepare(items: Sequence[EncodeItem], media: MediaProcessor, limits: MediaSettings) -> list[PreparedItem]:
@@ -28,7 +25,7 @@ def _decoded(item: EncodeItem, limits: MediaSettings) -> MediaItem:
     if item.kind == "image":
         return decode_image(item.data or b"", limits)
     if item.frames is not None:
-        video = decode_frames(item.frames, item.fps or DEFAULT_FRAME_RATE, limits)
+        video = decode_frames(item.frames, item.fps or LISTED_FPS, limits)
     else:
         video = decode_video(item.data or b"", limits, item.fps)
     return Video(video.frames, video.fps)

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from embferry.engine.encoder import Encoder
 from embferry.models import model_path
 from embferry.observe.logs import about
+from embferry.protocol.layout import Layout
 from embferry.serve.config import Settings
 from embferry.serve.encode import messages
 from embferry.serve.encode.embedding_resource import EmbeddingResource
@@ -21,9 +22,10 @@ from embferry.serve.encode.service import EncodeService
 from embferry.serve.http.body import read_body
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.worker.address import address_of
+from embferry.serve.worker.errors import decoded
 from embferry.serve.worker.http import worker_app
 from embferry.serve.worker.process import open_port, serve_worker
-from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts, layout_of
+from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.send_manager import SendManager
 from embferry.transports.contract import Transport
@@ -53,7 +55,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
 def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]) -> EncodeService:
     """Returns a running service. The caller closes it."""
     manager = SendManager(
-        layout_of(encoder.fields),
+        Layout(encoder.fields),
         transports,
         host=address_of(settings.host),
         advertise=address_of(settings.reachable_host),
@@ -72,7 +74,7 @@ def build(service: EncodeService) -> Starlette:
         body = await read_body(request.receive, max_bytes)
         if body is None:
             return Response(status_code=499)
-        encode_request = messages.parse(body)
+        encode_request = decoded(messages.DECODER, body)
         with about(request_id=encode_request.request_id, room=encode_request.room):
             room = service.admit(encode_request)
             try:

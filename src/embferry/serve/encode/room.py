@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from embferry.engine.cache import Pin
-from embferry.engine.embedding import FieldSpec
 from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import stream_digest
+from embferry.protocol.layout import Field
 from embferry.transfer.fields import Fields
 from embferry.transfer.send_handle import EmbeddingSender
 
@@ -52,7 +52,7 @@ class Room:
         self.digest = stream_digest([item.digest for item in items])
         self._single_item = len(items) == 1
 
-    def add(self, pin: Pin, fields: Sequence[FieldSpec]) -> tuple[Fields, int]:
+    def add(self, pin: Pin, fields: Sequence[Field]) -> tuple[Fields, int]:
         """Appends the embedding of the next waiting item.
 
         The embedding of a single item is sent from the cache's own memory, and its pin is held until :meth:`release`.
@@ -73,7 +73,7 @@ class Room:
             rows = pin.embedding.fields()
         else:
             with pin:
-                rows = rows or {f.name: np.empty((self.total_tokens, f.row_bytes), np.uint8) for f in fields}
+                rows = rows or {f.name: np.empty((self.total_tokens, f.token_bytes), np.uint8) for f in fields}
                 for name, part in pin.embedding.fields().items():
                     rows[name][start:stop] = part
         self.encoded = (rows, stop)

@@ -10,13 +10,9 @@ whose language worker had no capacity. Until then a request holds its pixels, bu
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-
-import torch
-from prometheus_client import CollectorRegistry
 
 from embferry.disaggregation.multimodal_embedding import (
     MultimodalEmbeddingBootstrapQueue,
@@ -27,7 +23,7 @@ from embferry.engine.cache import EmbeddingCache
 from embferry.engine.embedding import Embedding
 from embferry.engine.encoder import Encoder
 from embferry.engine.media import PreparedItem
-from embferry.protocol.errors import Aborted, CapacityError, EmbeddingTransferError, PeerGone
+from embferry.protocol.errors import Aborted, EmbeddingTransferError, PeerGone
 from embferry.protocol.states import KVPoll
 from embferry.serve.config import Settings
 from embferry.serve.encode.messages import EncodeRequest
@@ -35,38 +31,30 @@ from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.encode.preparation import prepare
 from embferry.serve.encode.room import Room
 from embferry.serve.errors import ServeError
+from embferry.serve.worker.service import Service
 from embferry.transfer.send_manager import SendManager
 
 log = logging.getLogger(__name__)
 
-JOIN_SECONDS = 5.0
-"""Seconds that the encoder thread gets to finish its current item when the worker ends."""
 
-
-class EncodeService:
-    """Implementation of :class:`~embferry.serve.worker.http.Service` for encode workers. Owns the manager.
+class EncodeService(Service[SendManager, int, Room]):
+    """The rooms of an encode worker.
 
     One lock guards rooms and queues. Lock order: this lock, then the manager's. The manager calls back with its own
     lock held, so the callback only sets an event.
     """
 
+    role, thread_name = "encode", "encoder"
+    metrics: EncodeMetrics
+
     def __init__(self, encoder: Encoder, manager: SendManager, settings: Settings) -> None:
+        super().__init__(manager, settings)
         self.encoder = encoder
-        self.manager = manager
-        self.settings = settings
         self.cache = EmbeddingCache(settings.encode.cache_bytes)
         self.metrics = EncodeMetrics(self.cache, self._states)
-        self.fault: BaseException | None = None
-        self._lock = threading.RLock()
-        self._idle = threading.Condition(self._lock)
-        self._wake = threading.Event()
-        self._rooms: dict[int, Room] = {}
         self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._on_failure)
         self._to_encode: deque[MultimodalEmbeddingRequest] = deque()
         self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)
-        self._refusing = False
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
     # Called by the HTTP endpoints, on any thread
@@ -79,14 +67,10 @@ class EncodeService:
             ServeError: the room is in use.
         """
         with self._lock:
-            if self._refusing or self._stopping:
-                raise CapacityError("this encode worker is shutting down; ask another", room=request.room)
-            if len(self._rooms) >= self.settings.encode.max_rooms:
-                limit = f"{self.settings.encode.max_rooms} open requests (encode.max_rooms)"
-                raise CapacityError(f"this encode worker has {limit}; try again later", room=request.room)
-            if request.room in self._rooms:
+            self._check_capacity(self.settings.encode.max_rooms, "encode.max_rooms", request.room)
+            if request.room in self._open:
                 raise ServeError("invalid_request", f"room {request.room} is in use; choose another number", status=409)
-            room = self._rooms[request.room] = Room(request.room)
+            room = self._open[request.room] = Room(request.room)
             return room
 
     def prepare(self, request: EncodeRequest) -> list[PreparedItem]:
@@ -104,7 +88,7 @@ class EncodeService:
         """
         room.set_items(items)
         with self._lock:
-            if room.aborted or self._stopping:
+            if room.aborted:
                 raise Aborted("the request was aborted while its media were decoded", room=room.number)
             room.sender = sender = self.manager.open(room.number)
             sender.on_change(self._wake.set)
@@ -120,7 +104,7 @@ class EncodeService:
     def room(self, number: int) -> Room | None:
         """Returns the room with this number, or None if it is not open."""
         with self._lock:
-            return self._rooms.get(number)
+            return self._open.get(number)
 
     def claim(self, room: Room) -> None:
         """Has the room encoded even if no language worker opens the transfer. Idempotent."""
@@ -129,7 +113,7 @@ class EncodeService:
 
     def abort_room(self, room: int) -> bool:
         with self._lock:
-            known = self._rooms.get(room)
+            known = self._open.get(room)
             if known is None:
                 return False
             known.aborted = True
@@ -138,54 +122,26 @@ class EncodeService:
         self._wake.set()
         return True
 
-    @property
-    def registry(self) -> CollectorRegistry:
-        return self.metrics.registry
-
-    @property
-    def load(self) -> float:
-        return len(self._rooms)
-
-    def refuse(self) -> None:
-        self._refusing = True
-
-    def wait_idle(self, seconds: float) -> bool:
-        with self._idle:
-            return self._idle.wait_for(lambda: not self._rooms or self.fault is not None, seconds)
-
     def close(self) -> None:
         with self._lock:
-            if self._stopping:
-                return
-            self._stopping = True
-            for room in self._rooms.values():
+            self._refusing = True
+            for room in self._open.values():
+                room.aborted = True
                 if room.sender is not None:
                     why = "the encode worker is shutting down; ask again"
                     room.sender.abort(PeerGone(why, room=room.number))
-        self._wake.set()
-        self._thread.join(JOIN_SECONDS)
-        self.manager.close()
+        super().close()
         with self._lock:
-            for room in list(self._rooms.values()):
+            for room in list(self._open.values()):
                 self._end(room, "aborted")
 
     # Called on the encoder thread
 
-    def _run(self) -> None:
-        torch.set_num_threads(self.settings.threads)  # OpenMP keeps this setting per thread
-        try:
-            while not self._stopping:
-                self._wake.clear()
-                request = self._next()
-                if request is None:
-                    self._wake.wait()
-                else:
-                    self._encode(request)
-        except Exception as error:
-            log.critical("the encoder thread has stopped; please report this bug", exc_info=error)
-            with self._idle:
-                self.fault = error
-                self._idle.notify_all()
+    def _step(self) -> bool:
+        request = self._next()
+        if request is not None:
+            self._encode(request)
+        return request is not None
 
     def _next(self) -> MultimodalEmbeddingRequest | None:
         """Advances the queues and returns the next request to encode, if any.
@@ -241,17 +197,17 @@ class EncodeService:
         self._end(request.req, "aborted" if isinstance(error, Aborted) else "failed")
 
     def _end(self, room: Room, outcome: str) -> None:
-        if self._rooms.pop(room.number, None) is not None:
+        if self._open.pop(room.number, None) is not None:
             self.metrics.finished.labels(outcome).inc()
         room.release()
         self._idle.notify_all()
 
     def _states(self) -> dict[str, float]:
         with self._lock:
-            announced = sum(room.sender is not None for room in self._rooms.values())
+            announced = sum(room.sender is not None for room in self._open.values())
             bootstrapping, inflight = len(self._bootstrapping), len(self._inflight)
             return {
-                "decoding": len(self._rooms) - announced,
+                "decoding": len(self._open) - announced,
                 "bootstrapping": bootstrapping,
                 "encoding": announced - bootstrapping - inflight,
                 "inflight": inflight,

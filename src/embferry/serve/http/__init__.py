@@ -2,6 +2,7 @@
 
 ``serving``    a listening socket, and uvicorn until a signal
 ``app``        a router's application: edge, error responses, status pages, lifespan
+``backends``   base of both fleets
 ``edge``       the outermost layer of a router: request ids, the API key, the access log
 ``status``     a router's ``/health``, ``/ready``, ``/metrics``, ``/version`` and ``/v1/models``
 ``chat``       one chat request: body, client that leaves, time limit, errors, response

@@ -1,6 +1,9 @@
-"""Reads request bodies of limited size."""
+"""Reads request bodies of limited size, and JSON in them."""
 
 from __future__ import annotations
+
+import json
+from typing import Any
 
 from starlette.types import Receive
 
@@ -39,3 +42,14 @@ async def _discard(receive: Receive, max_bytes: int) -> None:
         seen += len(message.get("body", b""))
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             return
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Returns a JSON object. Raises ServeError invalid_json if the body is none."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
+        raise ServeError("invalid_json", f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ServeError("invalid_json", "the body must be a JSON object")
+    return value

@@ -7,15 +7,15 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from prometheus_client import Counter, Gauge, Histogram
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from embferry.observe.logs import about
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
+from embferry.serve.http.backends import Backends
 from embferry.serve.http.body import read_body
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import error_response
@@ -24,16 +24,7 @@ from embferry.serve.openai.reply import error_event
 log = logging.getLogger(__name__)
 
 
-class ChatMetrics(Protocol):
-    """Metrics of chat requests. ``errors`` has one label, the code."""
-
-    in_flight: Gauge
-    seconds: Histogram
-    errors: Counter
-    aborted: Counter
-
-
-M = TypeVar("M", bound=ChatMetrics)
+B = TypeVar("B", bound=Backends[Any])
 
 
 class ClientResponse:
@@ -69,19 +60,19 @@ class ClientResponse:
         await self.write(bytes(response.body), more=False)
 
 
-class ChatEndpoint(ABC, Generic[M]):
+class ChatEndpoint(ABC, Generic[B]):
     """An ASGI application of its own: it has to notice that the client leaves while it waits for a backend.
 
     Args:
-        settings: all of them.
-        metrics: the router's.
-        retry_after: error responses with status 503 have Retry-After.
+        fleet: the workers or instances.
     """
 
-    def __init__(self, settings: Settings, metrics: M, *, retry_after: bool = False) -> None:
-        self._settings = settings
-        self._metrics = metrics
-        self._retry_after = retry_after
+    def __init__(self, fleet: B) -> None:
+        self.fleet = fleet
+        self._settings: Settings = fleet.settings
+
+    async def drain(self) -> None:
+        """Called when all requests have ended."""
 
     @abstractmethod
     async def answer(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
@@ -92,7 +83,7 @@ class ChatEndpoint(ABC, Generic[M]):
         """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._metrics.in_flight.track_inprogress(), self._metrics.seconds.time():
+        with self.fleet.metrics.in_flight.track_inprogress(), self.fleet.metrics.seconds.time():
             response = ClientResponse(send)
             try:
                 body = await read_body(receive, self._settings.router.max_body_bytes)
@@ -110,20 +101,20 @@ class ChatEndpoint(ABC, Generic[M]):
                 await self.answer(body, scope, response)
         except TimeoutError:
             why = f"the request took longer than {seconds:g} seconds (router.request_timeout) and was given up"
-            await self._fail(ServeError("request_timeout", why, retryable=False), response)
+            await self._fail(ServeError("request_timeout", why), response)
         except ServeError as error:
             await self._fail(error, response)
 
     def _client_left(self) -> None:
         log.info("the client left")
-        self._metrics.aborted.inc()
+        self.fleet.metrics.aborted.inc()
 
     async def _fail(self, error: ServeError, response: ClientResponse) -> None:
-        self._metrics.errors.labels(error.code).inc()
+        self.fleet.metrics.errors.labels(error.code).inc()
         level = logging.INFO if error.http_status < 500 else logging.WARNING
         with about(room=response.room):
             log.log(level, "refused: %s", error.detail, extra={"code": error.code, "status": error.http_status})
         if response.started:
             await response.write(error_event(error), more=False)
         else:
-            await response.send_whole(error_response(error, retry_after=self._retry_after))
+            await response.send_whole(error_response(error, retry_after=self.fleet.retry_after))

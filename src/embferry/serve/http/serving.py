@@ -55,30 +55,26 @@ async def serve_app(
         close_seconds: seconds that responses get to finish after ``on_stop``.
     """
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=close_seconds)
-    await _Server(config, on_start, on_stop, is_broken).serve([listener])
+    server = _Server(config)
+    server.on_start, server.on_stop, server.is_broken = on_start, on_stop, is_broken
+    await server.serve([listener])
 
 
 class _Server(uvicorn.Server):
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        on_start: Callable[[], None],
-        on_stop: Callable[[], Awaitable[None]] | None,
-        is_broken: Callable[[], bool],
-    ) -> None:
-        super().__init__(config)
-        self._on_start, self._on_stop, self._is_broken = on_start, on_stop, is_broken
+    on_start: Callable[[], None]
+    on_stop: Callable[[], Awaitable[None]] | None
+    is_broken: Callable[[], bool]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._on_start()
+        self.on_start()
 
     async def on_tick(self, counter: int) -> bool:
-        return await super().on_tick(counter) or self._is_broken()
+        return await super().on_tick(counter) or self.is_broken()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._on_stop is not None:
-            await self._on_stop()
+        if self.on_stop is not None:
+            await self.on_stop()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,35 +11,18 @@ from starlette.routing import Route
 from embferry import __version__
 from embferry.observe.metrics import CONTENT_TYPE
 from embferry.serve.errors import ServeError
+from embferry.serve.http.backends import Backends
 
 
-class Backends(Protocol):
-    """The workers or instances behind a router."""
-
-    def missing(self) -> list[str]:
-        """Returns the reasons why a request with a picture would fail now, one sentence each; empty when ready."""
-
-    def counts(self) -> dict[str, int]:
-        """Returns the number of usable backends by role."""
-
-
-def status_routes(
-    backends: Backends, models: Callable[[], Mapping[str, dict[str, Any]]], exposition: Callable[[], bytes]
-) -> list[Route]:
-    """Returns the routes of the pages.
-
-    Args:
-        backends: decides ``/ready``.
-        models: returns OpenAI's model objects by name.
-        exposition: returns the metrics in Prometheus' text format.
-    """
+def status_routes(backends: Backends[Any]) -> list[Route]:
+    """Returns the routes of the pages."""
 
     async def list_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": list(models().values())})
+        return JSONResponse({"object": "list", "data": list(backends.models().values())})
 
     async def one_model(request: Request) -> Response:
         name = request.path_params["name"]
-        if (model := models().get(name)) is None:
+        if (model := backends.models().get(name)) is None:
             raise ServeError("model_not_found", f"the model {name!r} is not served here", param="model")
         return JSONResponse(model)
 
@@ -54,7 +36,7 @@ def status_routes(
         return JSONResponse(body, 503 if missing else 200)
 
     async def metrics(request: Request) -> Response:
-        return Response(exposition(), media_type=CONTENT_TYPE)
+        return Response(backends.metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def version(request: Request) -> Response:
         return JSONResponse({"version": __version__})

@@ -16,21 +16,26 @@ from embferry.serve.worker.errors import error_body
 Count = Annotated[int, Meta(ge=1, le=1 << 31)]
 
 
-class TextPart(Struct, frozen=True, tag="text"):
-    text: str
+class Part(Struct, frozen=True):
+    """Text, or the picture or video with the index ``item`` in the request's ``items``."""
 
+    type: Literal["text", "image", "video"]
+    text: str | None = None
+    item: int | None = None
 
-class ImagePart(Struct, frozen=True, tag="image"):
-    item: int
+    def __post_init__(self) -> None:
+        if (self.type == "text") != (self.text is not None):
+            raise ValueError("a part of type text has a text, others have none")
 
-
-class VideoPart(Struct, frozen=True, tag="video"):
-    item: int
+    @property
+    def content(self) -> dict[str, str]:
+        """The part as the engine's prompt builder takes it."""
+        return {"type": self.type} if self.text is None else {"type": "text", "text": self.text}
 
 
 class Message(Struct, frozen=True):
     role: str
-    parts: list[TextPart | ImagePart | VideoPart]
+    parts: list[Part]
 
 
 class Item(Struct, frozen=True):
@@ -77,7 +82,7 @@ class GenerateRequest(Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.items and (self.room is None or self.endpoint is None):
             raise ValueError("a request with items needs the room and endpoint of their embedding")
-        parts = [(p.item, _KINDS[type(p)]) for m in self.messages for p in m.parts if not isinstance(p, TextPart)]
+        parts = [(p.item, p.type) for m in self.messages for p in m.parts if p.type != "text"]
         if parts != [(index, item.kind) for index, item in enumerate(self.items)]:
             raise ValueError("the messages must name each item once, in order, with its kind")
 
@@ -88,27 +93,10 @@ class GenerateRequest(Struct, frozen=True):
     @property
     def chat(self) -> list[dict[str, Any]]:
         """The messages as the engine's prompt builder takes them."""
-        return [{"role": m.role, "content": [_content(part) for part in m.parts]} for m in self.messages]
+        return [{"role": m.role, "content": [part.content for part in m.parts]} for m in self.messages]
 
 
-_KINDS: dict[type, str] = {ImagePart: "image", VideoPart: "video"}
-_DECODER = msgspec.json.Decoder(GenerateRequest)
-
-
-def _content(part: TextPart | ImagePart | VideoPart) -> dict[str, str]:
-    return {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": _KINDS[type(part)]}
-
-
-def parse(body: bytes) -> GenerateRequest:
-    """Decodes a request.
-
-    Raises:
-        ServeError: invalid_request.
-    """
-    try:
-        return _DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ServeError("invalid_request", f"the body is not a valid generate request: {error}") from error
+DECODER = msgspec.json.Decoder(GenerateRequest)
 
 
 def line(event: dict[str, Any] | ServeError) -> bytes:

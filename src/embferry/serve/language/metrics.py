@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-
 from embferry.engine.scheduler import Output
 from embferry.serve.language.job import Job
-from embferry.serve.worker.metrics import SECONDS, Readings
+from embferry.serve.worker.metrics import Reading, WorkerMetrics
 
 
-class LanguageMetrics:
+class LanguageMetrics(WorkerMetrics):
     """The metrics of one worker.
 
     Args:
@@ -20,33 +18,22 @@ class LanguageMetrics:
     """
 
     def __init__(self, states: Callable[[], Mapping[str, float]], pool: Callable[[], Mapping[str, float]]) -> None:
-        self.registry = registry = CollectorRegistry()
-        self._ended = Counter("embferry_generate", "Finished answers", ["finish_reason"], registry=registry)
-        self.failed = Counter(
-            "embferry_generate_errors", "Requests that ended with an error", ["code"], registry=registry
-        )
-        self.aborted = Counter("embferry_generate_aborted", "Requests aborted by their caller", registry=registry)
-        self.ttft = Histogram(
-            "embferry_ttft_seconds",
-            "Time from request to the first token of the answer",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._seconds = Histogram(
-            "embferry_transfer_seconds",
-            "Time from request to the last token of the embedding",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._tokens = Counter("embferry_transfer_tokens", "Tokens of received embeddings", registry=registry)
-        self._bytes = Counter(
-            "embferry_transfer_bytes", "Bytes of received embeddings", ["transport"], registry=registry
-        )
-        self._transfers = Counter("embferry_transfers", "Transfers of embeddings", ["phase"], registry=registry)
-        self._prompt = Counter("embferry_prompt_tokens", "Tokens of answered prompts", registry=registry)
-        self._completion = Counter("embferry_completion_tokens", "Tokens of answers", registry=registry)
-        registry.register(Readings("embferry_requests_by_state", "Requests by state", "state", states))
-        registry.register(Readings("embferry_pool_blocks", "Blocks of the receive pool by state", "state", pool))
+        super().__init__()
+        counter, histogram = self.counter, self.histogram
+        self._ended = counter("embferry_generate", "Finished answers", ["finish_reason"])
+        self.failed = counter("embferry_generate_errors", "Requests that ended with an error", ["code"])
+        self.aborted = counter("embferry_generate_aborted", "Requests aborted by their caller")
+        self.ttft = histogram("embferry_ttft_seconds", "Time from request to the first token of the answer")
+        last = "Time from request to the last token of the embedding"
+        self._seconds = histogram("embferry_transfer_seconds", last)
+        self._tokens = counter("embferry_transfer_tokens", "Tokens of received embeddings")
+        self._bytes = counter("embferry_transfer_bytes", "Bytes of received embeddings", ["transport"])
+        self._transfers = counter("embferry_transfers", "Transfers of embeddings", ["phase"])
+        self._prompt = counter("embferry_prompt_tokens", "Tokens of answered prompts")
+        self._completion = counter("embferry_completion_tokens", "Tokens of answers")
+        self.registry.register(Reading("embferry_requests_by_state", "Requests by state", "state", states))
+        blocks = "Blocks of the receive pool by state"
+        self.registry.register(Reading("embferry_pool_blocks", blocks, "state", pool))
 
     def transferred(self, job: Job) -> None:
         """Counts an embedding that has arrived completely."""

@@ -78,10 +78,10 @@ class JobPipeline:
             self.metrics.aborted.inc()
             self._fail(job, Aborted("aborted by the caller", room=job.request.room))
 
-    def shut_down(self) -> None:
-        """Ends every job."""
+    def shut_down(self, why: str) -> None:
+        """Ends every job with PeerGone."""
         for job in list(self.jobs.values()):
-            self._fail(job, PeerGone("the language worker is shutting down; ask again", room=job.request.room))
+            self._fail(job, PeerGone(why, room=job.request.room))
 
     def advance_transfers(self) -> None:
         """Moves each job whose transfer has changed to its next stage."""

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from embferry.engine.language import LanguageModel
 from embferry.models import model_path
 from embferry.observe.logs import about
-from embferry.protocol.layout import Geometry
+from embferry.protocol.layout import Geometry, Layout
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import read_body
@@ -24,10 +24,10 @@ from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language import messages
 from embferry.serve.language.job import Event
 from embferry.serve.language.service import LanguageService
-from embferry.serve.worker.errors import error_response
+from embferry.serve.worker.errors import decoded, error_response
 from embferry.serve.worker.http import worker_app
 from embferry.serve.worker.process import open_port, serve_worker
-from embferry.serve.worker.transfer_settings import DTYPES, language_timeouts, layout_of
+from embferry.serve.worker.transfer_settings import DTYPES, language_timeouts
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.receive_manager import ReceiveManager
 from embferry.transports.contract import Transport
@@ -62,7 +62,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
 
 def service_of(model: LanguageModel, settings: Settings, transports: list[Transport]) -> LanguageService:
     """Returns a running service. The caller closes it."""
-    geometry = Geometry(layout_of(model.fields), settings.transfer.num_blocks, settings.transfer.block_size)
+    geometry = Geometry(Layout(model.fields), settings.transfer.num_blocks, settings.transfer.block_size)
     manager = ReceiveManager(geometry, transports, settings=language_timeouts(settings))
     return LanguageService(model, manager, settings)
 
@@ -87,7 +87,7 @@ class Generate:
         body = await read_body(receive, MAX_BODY_BYTES)
         if body is None:
             return
-        request = messages.parse(body)
+        request = decoded(messages.DECODER, body)
         with about(request_id=request.request_id, room=request.room):
             loop = asyncio.get_running_loop()
             events: asyncio.Queue[Event] = asyncio.Queue()

@@ -8,11 +8,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-import torch
-from prometheus_client import CollectorRegistry
-
 from embferry.engine.language import LanguageModel
-from embferry.protocol.errors import CapacityError, LocalProtocolError, PeerGone
+from embferry.protocol.errors import LocalProtocolError, PeerGone
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.language.job import Event, Job
@@ -20,36 +17,28 @@ from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.pipeline import JobPipeline
 from embferry.serve.worker.errors import as_serve_error
+from embferry.serve.worker.service import Service
 from embferry.transfer.receive_manager import ReceiveManager
 
 log = logging.getLogger(__name__)
 
-JOIN_SECONDS = 5.0
-"""Seconds that the engine thread gets to finish its current step when the worker ends."""
 
-
-class LanguageService:
-    """Implementation of :class:`~embferry.serve.worker.http.Service` for language workers. Owns the manager.
+class LanguageService(Service[ReceiveManager, str, Job]):
+    """The jobs of a language worker. The lock guards them and the commands.
 
     Model, scheduler and queues belong to the engine thread; other threads give it commands. The manager calls back with
     its lock held, so the callback only sets events.
     """
 
+    role, thread_name = "language", "engine"
+
     def __init__(self, model: LanguageModel, manager: ReceiveManager, settings: Settings) -> None:
-        self.manager = manager
-        self.settings = settings
+        super().__init__(manager, settings)
         self.metrics = LanguageMetrics(self._states, self._pool_states)
-        self.fault: BaseException | None = None
         self._pipeline = JobPipeline(model, manager, settings, self.metrics)
-        self._idle = threading.Condition()  # guards the jobs and the commands
-        self._jobs: dict[str, Job] = {}
         self._commands: deque[tuple[Callable[[Job], None], Job]] = deque()
         self._numbers = itertools.count()
-        self._wake = threading.Event()
         self._transfers_changed = threading.Event()
-        self._refusing = False
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     # Called by the HTTP endpoints, on any thread
@@ -66,17 +55,13 @@ class LanguageService:
             LocalProtocolError: a bug has stopped the engine thread.
         """
         limits = self.settings.language
-        with self._idle:
+        with self._lock:
             if self.fault is not None:
                 raise LocalProtocolError(f"a bug has stopped this language worker: {self.fault!r}", retryable=True)
-            if self._refusing or self._stopping:
-                raise CapacityError("this language worker is shutting down; ask another", room=request.room)
-            if len(self._jobs) >= limits.max_concurrent + limits.max_queued:
-                limit = f"{len(self._jobs)} open requests (language.max_queued)"
-                raise CapacityError(f"this language worker has {limit}; try again later", room=request.room)
+            self._check_capacity(limits.max_concurrent + limits.max_queued, "language.max_queued", request.room)
             job = Job(f"job-{next(self._numbers)}", request, lambda event: None)
             job.deliver = lambda event: self._deliver(job, event, deliver)
-            self._jobs[job.id] = job
+            self._open[job.id] = job
             self._commands.append((lambda job: self._pipeline.begin(job, self._on_transfer_change), job))
         self._wake.set()
         return job
@@ -84,13 +69,13 @@ class LanguageService:
     def abort(self, job: Job) -> None:
         """Ends a job; its blocks go back to the pool. Does nothing if it has ended."""
         with self._idle:
-            if job.id in self._jobs:
+            if job.id in self._open:
                 self._commands.append((self._pipeline.abort, job))
         self._wake.set()
 
     def abort_room(self, room: int) -> bool:
         with self._idle:
-            found = [job for job in self._jobs.values() if job.request.room == room]
+            found = [job for job in self._open.values() if job.request.room == room]
         for job in found:
             self.abort(job)
         return bool(found)
@@ -106,52 +91,26 @@ class LanguageService:
                 "quarantined": allocator.quarantined,
             }
 
-    @property
-    def registry(self) -> CollectorRegistry:
-        return self.metrics.registry
-
-    @property
-    def load(self) -> float:
-        return len(self._jobs)
-
-    def refuse(self) -> None:
-        self._refusing = True
-
-    def wait_idle(self, seconds: float) -> bool:
-        with self._idle:
-            return self._idle.wait_for(lambda: not self._jobs or self.fault is not None, seconds)
-
-    def close(self) -> None:
-        with self._idle:
-            if self._stopping:
-                return
-            self._stopping = True
-        self._wake.set()
-        self._thread.join(JOIN_SECONDS)
-        self.manager.close()
-
     # Called on the engine thread
 
-    def _run(self) -> None:
-        torch.set_num_threads(self.settings.threads)  # OpenMP keeps this setting per thread
-        try:
-            while not self._stopping:
-                self._run_once()
-            self._pipeline.shut_down()
-        except Exception as error:
-            log.critical("the engine thread has stopped; please report this bug", exc_info=error)
-            self._fail_all(error)
-
-    def _run_once(self) -> None:
-        self._wake.clear()
+    def _step(self) -> bool:
         while self._commands:
             command, job = self._commands.popleft()
             command(job)
         if self._transfers_changed.is_set():
             self._transfers_changed.clear()
             self._pipeline.advance_transfers()
-        if not self._pipeline.step() and not self._stopping:
-            self._wake.wait()
+        return self._pipeline.step()
+
+    def _run(self) -> None:
+        super()._run()
+        why = "the language worker is shutting down" if self.fault is None else "a bug has stopped the language worker"
+        if self.fault is None:
+            self._pipeline.shut_down(f"{why}; ask again")
+        with self._lock:
+            unfinished = list(self._open.values())  # among them jobs that have not begun
+        for job in unfinished:
+            job.deliver(as_serve_error(PeerGone(f"{why}; ask again", room=job.request.room)))
 
     def _on_transfer_change(self) -> None:
         """Wakes the engine thread. Called on any thread, with the manager's lock held."""
@@ -161,18 +120,9 @@ class LanguageService:
     def _deliver(self, job: Job, event: Event, deliver: Callable[[Event], None]) -> None:
         if isinstance(event, ServeError) or event["type"] == "end":
             with self._idle:
-                self._jobs.pop(job.id, None)
+                self._open.pop(job.id, None)
                 self._idle.notify_all()
         deliver(event)
-
-    def _fail_all(self, error: Exception) -> None:
-        """Ends every job with an error, because the engine thread ends."""
-        with self._idle:
-            self.fault = error
-            jobs = list(self._jobs.values())
-            self._pipeline.jobs.clear()
-        for job in jobs:
-            job.deliver(as_serve_error(PeerGone("a bug has stopped the language worker; ask again")))
 
     # Called by the metrics, on any thread
 

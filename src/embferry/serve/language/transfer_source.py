@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
-from embferry.engine.embedding import FieldSpec, from_bytes
+from embferry.engine.embedding import from_bytes
 from embferry.protocol.errors import IntegrityError
+from embferry.protocol.layout import Field
 from embferry.transfer.receive_handle import EmbeddingReceiver
 
 
 class TransferSource:
     """A :class:`~embferry.engine.scheduler.DigestedSource` over the receiving end of a room."""
 
-    def __init__(self, receiver: EmbeddingReceiver, fields: Sequence[FieldSpec]) -> None:
+    def __init__(self, receiver: EmbeddingReceiver, fields: Sequence[Field]) -> None:
         self._receiver = receiver
         self._fields = {field.name: field for field in fields}
 

@@ -35,10 +35,7 @@ _SIGNATURES: tuple[tuple[tuple[tuple[int, bytes], ...], Format], ...] = (
     (((0, b"RIFF"), (8, b"AVI ")), Format("video", "AVI", "avi")),
 )
 _GIF_AS_VIDEO = Format("video", "GIF", "gif")
-_READ = {
-    "image": "PNG, JPEG, WebP, GIF, BMP and TIFF pictures",
-    "video": "MP4/MOV, WebM/Matroska, AVI and GIF videos",
-}
+_READ = {"image": "PNG, JPEG, WebP, GIF, BMP and TIFF pictures", "video": "MP4/MOV, WebM/Matroska, AVI and GIF videos"}
 
 
 def sniff(data: bytes, wanted: Literal["image", "video"]) -> Format:

@@ -44,15 +44,15 @@ async def fetch_all(parts: Sequence[P], fetch: Callable[[P], Awaitable[T]]) -> l
     """
     slots = asyncio.Semaphore(MAX_FETCHES)
 
-    async def one(part: P) -> T | ServeError:
+    async def one(part: P) -> T:
         try:
             async with slots:
                 return await fetch(part)
         except ServeError as error:
-            return error.at(part.param)
+            error.at(part.param)
+            raise
 
-    outcomes = await asyncio.gather(*map(one, parts))
-    results = [outcome for outcome in outcomes if not isinstance(outcome, ServeError)]
-    if len(results) < len(outcomes):
-        raise next(outcome for outcome in outcomes if isinstance(outcome, ServeError))
-    return results
+    outcomes = await asyncio.gather(*map(one, parts), return_exceptions=True)
+    if failures := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+        raise failures[0]
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]

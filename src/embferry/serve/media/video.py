@@ -19,6 +19,8 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.checks import check_bytes, check_size, sniff
 from embferry.serve.media.image import check_image, decode_image
 
+LISTED_FPS = 2.0
+"""Frames per second of a list of pictures without ``fps``; Qwen's own tools assume the same."""
 SLACK = 0.5
 """Seconds by which the last frame may end before the duration in the header, since the sound may be longer."""
 

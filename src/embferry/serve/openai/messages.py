@@ -1,60 +1,50 @@
-"""Parses the messages of a request into turns of text, pictures and videos."""
+"""Parses the messages of a request into those for the language worker, and the pictures and videos in them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from embferry.serve.errors import ServeError
 
-Role = Literal["system", "user", "assistant"]
-_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_TYPES = ("text", "image_url", "image", "video_url", "video")
 
 
 @dataclass(frozen=True, slots=True)
-class TextPart:
-    text: str
+class Media:
+    """A picture, a video file, or a video as a list of pictures.
 
+    Attributes:
+        kind: which of them; also the value of ``type`` for the workers.
+        urls: one, or those of the listed pictures.
+        param: the place in the request, for errors.
+        listed: the video is a list of pictures, ``fps`` of them per second.
+        fps: frames per second; None if not given.
+    """
 
-@dataclass(frozen=True, slots=True)
-class ImagePart:
-    """A picture. ``param`` is its place in the request, for errors."""
-
-    url: str
-    param: str
-
-
-@dataclass(frozen=True, slots=True)
-class VideoPart:
-    """A video: one file (``listed`` is false) or a list of pictures, ``fps`` of them per second (None: not given)."""
-
+    kind: Literal["image", "video"]
     urls: tuple[str, ...]
-    listed: bool
-    fps: float | None
     param: str
+    listed: bool = False
+    fps: float | None = None
 
 
-Part = TextPart | ImagePart | VideoPart
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    role: Role
-    parts: tuple[Part, ...]
-
-
-def turns(messages: list[Any]) -> list[Turn]:
+def parse_messages(messages: list[Any]) -> tuple[list[dict[str, Any]], list[Media]]:
     """Parses the messages.
+
+    Returns:
+        The messages for the language worker, ``{"role", "parts"}``, and the media, which the parts name by index.
 
     Raises:
         ServeError: invalid_request or unsupported_value, with a ``param`` such as ``messages[2].content[0]``.
     """
-    return [_turn(message, f"messages[{number}]") for number, message in enumerate(messages)]
+    media: list[Media] = []
+    return [_message(message, f"messages[{number}]", media) for number, message in enumerate(messages)], media
 
 
-def _turn(message: Any, at: str) -> Turn:
+def _message(message: Any, at: str, media: list[Media]) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise _wrong(at, "must be an object with role and content")
     role = message.get("role")
@@ -64,41 +54,33 @@ def _turn(message: Any, at: str) -> Turn:
         raise ServeError("unsupported_value", f"{at} calls a tool; tools are not supported", param=f"{at}.tool_calls")
     content = message.get("content")
     if isinstance(content, str):
-        return Turn(_ROLES[role], (TextPart(content),))
+        return {"role": _ROLES[role], "parts": [{"type": "text", "text": content}]}
     if not isinstance(content, list) or not content:
         raise _wrong(f"{at}.content", "must be a string or a list of parts")
-    parts = tuple(_part(part, f"{at}.content[{number}]") for number, part in enumerate(content))
-    if role != "user" and not all(isinstance(part, TextPart) for part in parts):
+    parts = [_part(part, f"{at}.content[{number}]", media) for number, part in enumerate(content)]
+    if role != "user" and any(part["type"] != "text" for part in parts):
         why = f"{at}: only user messages may have pictures or videos"
         raise ServeError("unsupported_value", why, param=f"{at}.content")
-    return Turn(_ROLES[role], parts)
+    return {"role": _ROLES[role], "parts": parts}
 
 
-def _part(part: Any, at: str) -> Part:
-    kind = part.get("type") if isinstance(part, dict) else None
-    read = _PARTS.get(kind) if isinstance(kind, str) else None
-    if read is None:
-        raise _unsupported(f"{at}.type", f"is {kind!r}; it must be one of {', '.join(_PARTS)}")
-    return read(part, at)
+def _part(part: Any, at: str, media: list[Media]) -> dict[str, Any]:
+    """Parses text, OpenAI's ``{"type": "image_url", "image_url": {"url": …}}``, or Qwen's ``{"type": "image", …}``."""
+    name = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(name, str) or name not in _TYPES:
+        raise _unsupported(f"{at}.type", f"is {name!r}; it must be one of {', '.join(_TYPES)}")
+    if name == "text":
+        if not isinstance(text := part.get("text"), str):
+            raise _wrong(f"{at}.text", "must be a string")
+        return {"type": "text", "text": text}
+    is_image = name.startswith("image")
+    media.append(Media("image", (_url(part.get(name), f"{at}.{name}"),), at) if is_image else _video(part, name, at))
+    return {"type": media[-1].kind, "item": len(media) - 1}
 
 
-def _text(part: dict[str, Any], at: str) -> Part:
-    if not isinstance(text := part.get("text"), str):
-        raise _wrong(f"{at}.text", "must be a string")
-    return TextPart(text)
-
-
-def _image(part: dict[str, Any], at: str) -> Part:
-    """Parses OpenAI's ``{"type": "image_url", "image_url": {"url": …}}``, Qwen's ``{"type": "image", "image": …}``."""
-    name = str(part["type"])
-    return ImagePart(_url(part.get(name), f"{at}.{name}"), at)
-
-
-def _video(part: dict[str, Any], at: str) -> Part:
+def _video(part: dict[str, Any], name: str, at: str) -> Media:
     """Parses ``{"type": "video_url", "video_url": {"url": …}}`` or ``{"type": "video", "video": URL(s), "fps": 2}``."""
-    name = str(part["type"])
-    where, source = f"{at}.{name}", part.get(name)
-    fps = part.get("fps")
+    where, source, fps = f"{at}.{name}", part.get(name), part.get("fps")
     if isinstance(source, dict):
         fps = source.get("fps", fps)
         source = source.get("url")
@@ -106,17 +88,8 @@ def _video(part: dict[str, Any], at: str) -> Part:
         raise _wrong(f"{at}.fps", "must be a number of frames per second, above 0 and at most 240")
     if isinstance(source, list):
         frames = tuple(_url(frame, f"{where}[{number}]") for number, frame in enumerate(source))
-        return VideoPart(frames, True, fps, at)
-    return VideoPart((_url(source, where),), False, fps, at)
-
-
-_PARTS: dict[str, Callable[[dict[str, Any], str], Part]] = {
-    "text": _text,
-    "image_url": _image,
-    "image": _image,
-    "video_url": _video,
-    "video": _video,
-}
+        return Media("video", frames, at, True, fps)
+    return Media("video", (_url(source, where),), at, False, fps)
 
 
 def _url(value: Any, at: str) -> str:

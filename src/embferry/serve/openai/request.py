@@ -75,17 +75,15 @@ _SUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Restricted fields: a test for supported values, and a short text on what is supported. Null is always supported."""
 
 
-def parse(body: Any) -> ChatRequest:
+def parse(body: dict[str, Any]) -> ChatRequest:
     """Validates a request.
 
     Args:
-        body: the decoded JSON.
+        body: the decoded JSON object.
 
     Raises:
-        ServeError: invalid_json if it is no object; invalid_request or unsupported_value with the field in ``param``.
+        ServeError: invalid_request or unsupported_value with the field in ``param``.
     """
-    if not isinstance(body, dict):
-        raise ServeError("invalid_json", "the body must be a JSON object")
     for name, (is_supported, supported) in _SUPPORTED.items():
         value = body.get(name)
         if value is not None and not is_supported(value):

@@ -10,21 +10,18 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from embferry.observe.logs import about
-from embferry.observe.metrics import RouterMetrics
-from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
+from embferry.serve.http.body import parse_object
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse
-from embferry.serve.media.fetch import Fetcher
-from embferry.serve.openai.messages import turns
+from embferry.serve.openai.messages import parse_messages
 from embferry.serve.openai.reply import DONE, Reply, event
 from embferry.serve.openai.request import ChatRequest, parse
 from embferry.serve.router.fleet import Fleet
-from embferry.serve.router.media import Prompt, load_media
+from embferry.serve.router.media import load_media
 from embferry.serve.router.worker_call import WorkerCall, draw_room
 
 log = logging.getLogger(__name__)
@@ -50,40 +47,37 @@ class Answer:
         }
 
 
-class Chat(ChatEndpoint[RouterMetrics]):
+class Chat(ChatEndpoint[Fleet]):
     """The endpoint."""
 
-    def __init__(
-        self, settings: Settings, fleet: Fleet, client: httpx.AsyncClient, fetcher: Fetcher, metrics: RouterMetrics
-    ) -> None:
-        super().__init__(settings, metrics)
-        self._fleet = fleet
-        self._client = client
-        self._fetcher = fetcher
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(fleet)
         self._closing: set[asyncio.Task[None]] = set()
 
     async def drain(self) -> None:
-        """Waits until the workers have been told of every abort."""
-        if self._closing:
+        if self._closing:  # workers are still being told of an abort
             await asyncio.wait(self._closing)
 
     async def answer(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
         request = self._parsed(body)
-        prompt = await load_media(turns(request.messages), self._fetcher, self._settings.media)
-        for item in prompt.items:
-            self._metrics.media.labels(item["kind"]).inc()
-        response.room = draw_room() if prompt.items else None
+        messages, media = parse_messages(request.messages)
+        items = await load_media(media, self.fleet.fetcher, self._settings.media)
+        for item in items:
+            self.fleet.metrics.media.labels(item["kind"]).inc()
+        response.room = draw_room() if items else None
         with about(room=response.room):
             async with self._worker_call(scope["state"]["request_id"], response.room) as call:
-                await self._generate(request, prompt, call, response)
+                if items:
+                    await call.encode(items)
+                await self._generate(request, messages, call, response)
 
     def _parsed(self, body: bytes) -> ChatRequest:
-        try:
-            content = json.loads(body)
-            if b"\\u" in body:
-                json.dumps(content, ensure_ascii=False).encode()  # fails on half a surrogate pair
-        except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
-            raise ServeError("invalid_json", f"the body is not JSON: {error}") from error
+        content = parse_object(body)
+        if b"\\u" in body:
+            try:
+                json.dumps(content, ensure_ascii=False).encode()
+            except ValueError as error:
+                raise ServeError("invalid_json", f"the body has half a surrogate pair: {error}") from error
         request = parse(content)
         served = self._settings.public_model_name
         if request.model != served:
@@ -94,7 +88,7 @@ class Chat(ChatEndpoint[RouterMetrics]):
     @contextlib.asynccontextmanager
     async def _worker_call(self, request_id: str, room: int | None) -> AsyncIterator[WorkerCall]:
         """Closes the call in a task of its own: workers must hear of an abort even if this task is being cancelled."""
-        call = WorkerCall(self._fleet, self._client, self._metrics, request_id, room)
+        call = WorkerCall(self.fleet, request_id, room)
         try:
             yield call
         finally:
@@ -102,18 +96,18 @@ class Chat(ChatEndpoint[RouterMetrics]):
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-    async def _generate(self, request: ChatRequest, prompt: Prompt, call: WorkerCall, response: ClientResponse) -> None:
-        if prompt.items:
-            await call.encode(prompt.items)
+    async def _generate(
+        self, request: ChatRequest, messages: list[dict[str, Any]], call: WorkerCall, response: ClientResponse
+    ) -> None:
         reply, answer = Reply(self._settings.public_model_name), Answer()
         sampling = request.sampling(self._settings.router.default_max_tokens)
-        async with contextlib.aclosing(call.events(prompt.messages, sampling)) as events:
+        async with contextlib.aclosing(call.events(messages, sampling)) as events:
             async for told in events:
                 if told["type"] == "end":
                     answer.end = told
                     break
                 if not answer.tokens:
-                    self._metrics.first_token_seconds.observe(response.seconds)
+                    self.fleet.metrics.first_token_seconds.observe(response.seconds)
                 answer.tokens.append(told["token_id"])
                 answer.text.append(told["text"])
                 if request.stream:
@@ -135,13 +129,13 @@ class Chat(ChatEndpoint[RouterMetrics]):
 
     def _count(self, answer: Answer, seconds: float) -> None:
         usage = answer.end["usage"]
-        self._metrics.prompt_tokens.inc(usage.get("prompt_tokens", 0))
-        self._metrics.completion_tokens.inc(usage.get("completion_tokens", 0))
+        self.fleet.metrics.prompt_tokens.inc(usage.get("prompt_tokens", 0))
+        self.fleet.metrics.completion_tokens.inc(usage.get("completion_tokens", 0))
         transfer = answer.end.get("transfer") or {}
         for phase in ("initial", "resumed"):
-            self._metrics.transfers.labels(phase).inc(transfer.get(phase, 0))
-        self._metrics.transfer_tokens.inc(transfer.get("total_tokens", 0))
-        self._metrics.transfer_bytes.inc(transfer.get("bytes", 0))
+            self.fleet.metrics.transfers.labels(phase).inc(transfer.get(phase, 0))
+        self.fleet.metrics.transfer_tokens.inc(transfer.get("total_tokens", 0))
+        self.fleet.metrics.transfer_bytes.inc(transfer.get("bytes", 0))
         facts = {f"transfer_{key}": value for key, value in transfer.items()}
         log.info("answered", extra={"seconds": round(seconds, 3), "tokens": len(answer.tokens), **facts})
 

@@ -3,95 +3,89 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import httpx
+import msgspec
 
+from embferry.discovery.leases import Role, Worker
 from embferry.observe.metrics import RouterMetrics
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
+from embferry.serve.http.backends import Backends, reason_of
+from embferry.serve.openai.reply import model_object
 
 log = logging.getLogger(__name__)
 
-Role = Literal["encode", "language"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Worker:
-    """A worker with a lease. ``load``: its requests in flight, as it last reported them."""
+class _List(msgspec.Struct):
+    """The bootstrap server's response to ``GET /workers``."""
 
-    id: str
-    role: Role
-    url: str
-    load: float
+    workers: tuple[Worker, ...]
 
 
-class Fleet:
+_DECODER = msgspec.json.Decoder(_List)
+
+
+class Fleet(Backends[RouterMetrics]):
     """The workers with a live lease, by the last list of the bootstrap server. Leases expire there, not here."""
 
-    def __init__(self, settings: Settings, client: httpx.AsyncClient, metrics: RouterMetrics) -> None:
-        self._settings = settings
-        self._client = client
-        self._metrics = metrics
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, RouterMetrics())
+        name = settings.public_model_name
+        self._models = {name: model_object(name, int(time.time()))}
         self._workers: tuple[Worker, ...] = ()
         self._last_list: float | None = None  # monotonic seconds
         self._trouble = "the bootstrap server has not been asked yet"
-        self._in_flight: Counter[str] = Counter()  # requests of this router, by worker
-        self._turn = itertools.count()
-        self._last_turn: dict[str, int] = {}
         self._refreshing = asyncio.Lock()
 
     async def watch(self) -> None:
-        """Refreshes the list every ``router.poll_interval`` until cancelled."""
         while True:
             await self.refresh()
-            await asyncio.sleep(self._settings.router.poll_interval)
+            await asyncio.sleep(self.settings.router.poll_interval)
 
     async def refresh(self) -> None:
         """Asks for the list once. On failure the last list stays in use: its workers may well be alive."""
         async with self._refreshing:
-            address = f"{self._settings.bootstrap_url.rstrip('/')}/workers"
+            address = f"{self.settings.bootstrap_url.rstrip('/')}/workers"
             try:
-                response = await self._client.get(address, timeout=self._settings.router.connect_timeout)
+                response = await self.client.get(address, timeout=self.settings.router.connect_timeout)
                 response.raise_for_status()
-                self._replace(_workers(response.json(), self._settings.model_name))
+                self._replace(_workers(response.content, self.settings.model_name))
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                reason = str(error) or type(error).__name__
+                reason = reason_of(error)
                 if not self._trouble:
                     log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
-                self._trouble = f"the bootstrap server at {self._settings.bootstrap_url} returns no list: {reason}"
+                self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
 
     def _replace(self, workers: tuple[Worker, ...]) -> None:
         now, before = ({w.id: w for w in some} for some in (workers, self._workers))
         for word, ids in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
-            for worker in sorted((now | before)[id] for id in ids):
+            for worker in map((now | before).__getitem__, sorted(ids)):
                 log.info("worker %s", word, extra={"worker": worker.id, "role": worker.role, "url": worker.url})
         self._workers, self._last_list, self._trouble = workers, time.monotonic(), ""
         for role in ROLES:
-            self._metrics.workers.labels(role).set(len(self._with_role(role)))
+            self.metrics.workers.labels(role).set(len(self._with_role(role)))
 
     def _with_role(self, role: Role) -> list[Worker]:
         return [worker for worker in self._workers if worker.role == role]
 
     def missing(self) -> list[str]:
-        """Returns the reasons why requests cannot be answered now, one sentence each; empty when ready."""
-        lease = self._settings.bootstrap.lease
+        lease = self.settings.bootstrap.lease
         is_stale = self._last_list is None or time.monotonic() - self._last_list > lease
         problems = [self._trouble] if is_stale else []
         return problems + [f"no {role} worker has a live lease" for role in ROLES if not self._with_role(role)]
 
     def counts(self) -> dict[str, int]:
-        """Returns the number of workers by role."""
         return {role: len(self._with_role(role)) for role in ROLES}
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        return self._models
 
     async def candidates(self, role: Role) -> list[Worker]:
         """Returns the workers of a role, least loaded first; among equals, the least recently used first.
@@ -105,42 +99,20 @@ class Fleet:
         if not found:
             why = f" ({self._trouble})" if self._trouble else ""
             raise ServeError("no_worker", f"there is no {role} worker{why}; try again when one has started")
-        return sorted(found, key=lambda w: (w.load + self._in_flight[w.id], self._last_turn.get(w.id, -1)))
-
-    @contextlib.contextmanager
-    def count_in_flight(self, worker: Worker) -> Iterator[None]:
-        """Adds one to the worker's load while the context lasts."""
-        self._in_flight[worker.id] += 1
-        self._last_turn[worker.id] = next(self._turn)
-        try:
-            yield
-        finally:
-            self._in_flight[worker.id] -= 1
+        return sorted(found, key=lambda w: (w.load + self.in_flight[w.id], self.last_turn.get(w.id, -1)))
 
 
-def _workers(body: Any, model: str) -> tuple[Worker, ...]:
+def _workers(body: bytes, model: str) -> tuple[Worker, ...]:
     """Returns the workers of our model.
 
     Raises:
-        ValueError: an entry is malformed. The previous complete list is better than a part of the new one.
+        ValueError: it is malformed. The previous complete list is better than a part of the new one.
     """
-    if not isinstance(body, dict) or not isinstance(body.get("workers"), list):
-        raise ValueError("the answer has no list of workers")
     found = []
-    for entry in body["workers"]:
-        try:
-            same_model = Path(entry.get("model") or model).name == model
-            # Senders and receivers of the library register too, without an HTTP server; the router cannot use them.
-            if entry["role"] in ROLES and entry["url"] and same_model:
-                url = _base_url(entry["url"])
-                found.append(Worker(str(entry["id"]), entry["role"], url, float(entry["load"] or 0)))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"an entry of the list of workers is malformed: {entry!r}") from error
+    for worker in _DECODER.decode(body).workers:
+        # Senders and receivers of the library register too, without an HTTP server; the router cannot use them.
+        if worker.url and Path(worker.model or model).name == model:
+            if not worker.url.startswith(("http://", "https://")):
+                raise ValueError(f"{worker.url!r} is not the URL of a worker")
+            found.append(msgspec.structs.replace(worker, url=worker.url.rstrip("/")))
     return tuple(found)
-
-
-def _base_url(text: str) -> str:
-    """Returns ``text`` without a trailing slash. Raises ValueError unless it is an absolute http(s) URL."""
-    if not text.startswith(("http://", "https://")):
-        raise ValueError(f"{text!r} is not the URL of a worker")
-    return text.rstrip("/")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from embferry.serve.config import MediaSettings
@@ -12,49 +11,20 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.media.image import check_image
 from embferry.serve.media.limits import check_counts, fetch_all
-from embferry.serve.media.video import check_frames, check_video
-from embferry.serve.openai.messages import ImagePart, TextPart, Turn, VideoPart
-
-DEFAULT_FRAME_RATE = 2.0
-"""Frames a second of a list of frames without ``fps``; the value that Qwen's own tools assume."""
+from embferry.serve.media.video import LISTED_FPS, check_frames, check_video
+from embferry.serve.openai.messages import Media
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A request in the workers' formats.
-
-    Attributes:
-        items: the media for the encode worker, in the order of the prompt.
-        messages: for the language worker, ``{"role", "parts"}``; pictures and videos are indices into ``items``.
-    """
-
-    items: list[dict[str, Any]]
-    messages: list[dict[str, Any]]
-
-
-async def load_media(turns: list[Turn], fetcher: Fetcher, limits: MediaSettings) -> Prompt:
-    """Fetches and checks the media of a request.
+async def load_media(media: Sequence[Media], fetcher: Fetcher, limits: MediaSettings) -> list[dict[str, Any]]:
+    """Fetches and checks the media of a request, and returns the items for the encode worker, in the same order.
 
     Raises:
         ServeError: too many items, or an error of ``Fetcher.fetch``, ``check_image``, ``check_video`` or
             ``check_frames``, with the part of the request in ``param``. Of several errors, the first in the request.
     """
-    media = [part for turn in turns for part in turn.parts if not isinstance(part, TextPart)]
-    check_counts(["image" if isinstance(part, ImagePart) else "video" for part in media], limits)
+    check_counts([part.kind for part in media], limits)
     budget = _Budget(limits)
-    items = await fetch_all(media, lambda part: _item(part, fetcher, limits, budget))
-    index = {id(part): number for number, part in enumerate(media)}
-    return Prompt(items, [_message(turn, index) for turn in turns])
-
-
-def _message(turn: Turn, index: dict[int, int]) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = []
-    for part in turn.parts:
-        if isinstance(part, TextPart):
-            parts.append({"type": "text", "text": part.text})
-        else:
-            parts.append({"type": "image" if isinstance(part, ImagePart) else "video", "item": index[id(part)]})
-    return {"role": turn.role, "parts": parts}
+    return await fetch_all(media, lambda part: _item(part, fetcher, limits, budget))
 
 
 class _Budget:
@@ -71,30 +41,19 @@ class _Budget:
         return data
 
 
-async def _item(
-    part: ImagePart | VideoPart, fetcher: Fetcher, limits: MediaSettings, budget: _Budget
-) -> dict[str, Any]:
-    """Returns one item in the encode worker's format."""
-    if isinstance(part, ImagePart):
-        data = budget.take(await fetcher.fetch(part.url))
-        await _checked(check_image, data, limits)
-        return {"kind": "image", "data": data}
-    if part.listed or _is_frame_list(part.urls[0]):
-        return await _frames(part, fetcher, limits, budget)
+async def _item(part: Media, fetcher: Fetcher, limits: MediaSettings, budget: _Budget) -> dict[str, Any]:
+    if part.listed or (part.kind == "video" and _is_frame_list(part.urls[0])):
+        if len(part.urls) > limits.max_video_frames:
+            check_frames([b""] * len(part.urls), limits)  # raises before any frame is fetched
+        if part.listed:
+            frames = [budget.take(await fetcher.fetch(url)) for url in part.urls]
+        else:
+            frames = [budget.take(frame) for frame in fetcher.inline_frames(part.urls[0])]
+        await _checked(check_frames, frames, limits)
+        return {"kind": "video", "frames": frames, "fps": float(part.fps or LISTED_FPS)}
     data = budget.take(await fetcher.fetch(part.urls[0]))
-    await _checked(check_video, data, limits)
-    return {"kind": "video", "data": data} | ({"fps": part.fps} if part.fps else {})
-
-
-async def _frames(part: VideoPart, fetcher: Fetcher, limits: MediaSettings, budget: _Budget) -> dict[str, Any]:
-    if len(part.urls) > limits.max_video_frames:
-        check_frames([b""] * len(part.urls), limits)  # raises before any frame is fetched
-    if part.listed:
-        frames = [budget.take(await fetcher.fetch(url)) for url in part.urls]
-    else:
-        frames = [budget.take(frame) for frame in fetcher.inline_frames(part.urls[0])]
-    await _checked(check_frames, frames, limits)
-    return {"kind": "video", "frames": frames, "fps": float(part.fps or DEFAULT_FRAME_RATE)}
+    await _checked(check_image if part.kind == "image" else check_video, data, limits)
+    return {"kind": part.kind, "data": data} | ({"fps": part.fps} if part.fps else {})
 
 
 def _is_frame_list(url: str) -> bool:

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import msgspec
 
-from embferry.observe.metrics import RouterMetrics
+from embferry.discovery.leases import Role, Worker
 from embferry.serve.errors import ServeError, from_body
-from embferry.serve.router.fleet import Fleet, Role, Worker
+from embferry.serve.http.backends import reason_of
+from embferry.serve.router.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,8 @@ class WorkerCall:
         workers: the workers that may hold something for this request.
     """
 
-    def __init__(
-        self, fleet: Fleet, client: httpx.AsyncClient, metrics: RouterMetrics, request_id: str, room: int | None
-    ) -> None:
+    def __init__(self, fleet: Fleet, request_id: str, room: int | None) -> None:
         self._fleet = fleet
-        self._client = client
-        self._metrics = metrics
         self._request_id = request_id
         self.room = room
         self.workers: list[Worker] = []
@@ -56,8 +53,8 @@ class WorkerCall:
             ServeError: no_worker; any error of the encode worker.
         """
         body = msgspec.msgpack.encode({"room": self.room, "request_id": self._request_id, "items": items})
-        headers = {"Content-Type": "application/msgpack", "X-Request-Id": self._request_id}
-        response = await self._first("encode", "/encode", content=body, headers=headers, whole=True)
+        headers = {"Content-Type": "application/msgpack"}
+        response = await self._first("encode", "/encode", whole=True, content=body, headers=headers)
         try:
             answer = response.json()
             described = answer["items"]
@@ -75,7 +72,7 @@ class WorkerCall:
         """
         body = {"room": self.room, "request_id": self._request_id, "messages": messages, "sampling": sampling}
         body |= self._encoded
-        response = await self._first("language", "/generate", json=body, headers={"X-Request-Id": self._request_id})
+        response = await self._first("language", "/generate", json=body)
         try:
             async for line in response.aiter_lines():
                 event = _event(line)
@@ -91,36 +88,33 @@ class WorkerCall:
             raise _broke_off("language", error) from error
         finally:
             await response.aclose()
-        raise ServeError("worker_failed", "the language worker broke off before the end of the answer", retryable=True)
+        raise ServeError("worker_failed", "the language worker broke off before the end of the answer")
 
-    async def _first(
-        self,
-        role: Role,
-        path: str,
-        *,
-        whole: bool = False,
-        headers: dict[str, str],
-        content: bytes | None = None,
-        json: Any = None,
-    ) -> httpx.Response:
+    async def _first(self, role: Role, path: str, *, whole: bool = False, **body: Any) -> httpx.Response:
         """Returns the response, with status 200, of the first worker that accepts the request.
 
         A worker that cannot be reached or has no capacity is passed over: nothing has begun there. With ``whole`` the
-        body is read too, and a worker that breaks off before its end is passed over as well. Without, the caller reads
-        the response and closes it.
+        response's body is read too, and a worker that breaks off before its end is passed over as well. Without, the
+        caller reads the response and closes it.
         """
         failed: list[str] = []
         full: ServeError | None = None
+        client = self._fleet.client
         for worker in await self._fleet.candidates(role):
-            request = self._client.build_request("POST", worker.url + path, headers=headers, content=content, json=json)
+            request = client.build_request("POST", worker.url + path, **body)
+            request.headers["X-Request-Id"] = self._request_id
+            if worker not in self.workers:
+                self.workers.append(worker)
+                self._in_flight.enter_context(self._fleet.count_in_flight(worker.id))
             try:
-                response = await self._send(worker, request, stream=not whole)
+                response = await client.send(request, stream=not whole)
             except httpx.TransportError as error:
-                self._metrics.worker_failures.labels(role).inc()
-                log.warning("a worker failed", extra={"worker": worker.id, "url": worker.url, "reason": _reason(error)})
+                reason = reason_of(error)
+                self._fleet.metrics.worker_failures.labels(role).inc()
+                log.warning("a worker failed", extra={"worker": worker.id, "url": worker.url, "reason": reason})
                 if not (whole or isinstance(error, _NOT_REACHED)):
                     raise _broke_off(role, error) from error
-                failed.append(f"{worker.id} at {worker.url}: {_reason(error)}")
+                failed.append(f"{worker.id} at {worker.url}: {reason}")
                 continue
             if response.status_code == 200:
                 return response
@@ -128,15 +122,7 @@ class WorkerCall:
             if refusal.http_status != 503:
                 raise refusal
             full = refusal
-        if full is not None:
-            raise full
-        raise ServeError("no_worker", f"no {role} worker can be reached: {'; '.join(failed)}")
-
-    async def _send(self, worker: Worker, request: httpx.Request, *, stream: bool) -> httpx.Response:
-        if worker not in self.workers:
-            self.workers.append(worker)
-            self._in_flight.enter_context(self._fleet.count_in_flight(worker))
-        return await self._client.send(request, stream=stream)
+        raise full or ServeError("no_worker", f"no {role} worker can be reached: {'; '.join(failed)}")
 
     async def close(self) -> None:
         """Releases the workers. Aborts the room there unless the answer came to its end. Never raises."""
@@ -145,9 +131,9 @@ class WorkerCall:
             return
         for worker in self.workers:
             try:
-                await self._client.delete(f"{worker.url}/rooms/{self.room}", timeout=ABORT_TIMEOUT)
+                await self._fleet.client.delete(f"{worker.url}/rooms/{self.room}", timeout=ABORT_TIMEOUT)
             except httpx.HTTPError as error:
-                facts = {"worker": worker.id, "reason": _reason(error)}
+                facts = {"worker": worker.id, "reason": reason_of(error)}
                 log.warning("a worker could not be told of an abort", extra=facts)
 
 
@@ -178,8 +164,4 @@ def _event(line: str) -> dict[str, Any]:
 
 
 def _broke_off(role: Role, error: Exception) -> ServeError:
-    return ServeError("worker_failed", f"the {role} worker broke off: {_reason(error)}", retryable=True)
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return ServeError("worker_failed", f"the {role} worker broke off: {reason_of(error)}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.observe.logs import configure
@@ -27,7 +27,10 @@ def main() -> None:
     pipes.on_supervisor_end(_end)
     configure(settings.log_level, settings.log_format)
     try:
-        ROLES[sys.argv[1]](settings, pipes.report)
+        if sys.argv[1] == "bootstrap":
+            _bootstrap(settings, pipes.report)
+        else:  # a process loads no more than it runs: torch takes seconds
+            importlib.import_module(f"embferry.serve.{sys.argv[1]}.process").run(settings, pipes.report)
     except KeyboardInterrupt:
         sys.exit(130)
     _exit()
@@ -55,34 +58,6 @@ def _bootstrap(settings: Settings, report: Report) -> None:
         report(f"http://{bracketed(settings.reachable_host)}:{server.port}")
         stop.wait()
 
-
-# Imports stand in the functions, so that a process loads no more than it runs: torch takes seconds.
-
-
-def _router(settings: Settings, report: Report) -> None:
-    from embferry.serve.router.process import run
-
-    run(settings, report)
-
-
-def _encode(settings: Settings, report: Report) -> None:
-    from embferry.serve.encode.process import run
-
-    run(settings, report)
-
-
-def _language(settings: Settings, report: Report) -> None:
-    from embferry.serve.language.process import run
-
-    run(settings, report)
-
-
-ROLES: dict[str, Callable[[Settings, Report], None]] = {
-    "bootstrap": _bootstrap,
-    "router": _router,
-    "encode": _encode,
-    "language": _language,
-}
 
 if __name__ == "__main__":
     main()

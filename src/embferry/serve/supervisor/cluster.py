@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import http.client
 import json
-import logging
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -14,21 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
-from urllib.parse import urlsplit
 
 from embferry.serve.config import Settings
 from embferry.serve.supervisor.process import ClusterError, ProcessRole, ProcessView, Program, SupervisedProcess
-
-log = logging.getLogger(__name__)
+from embferry.serve.worker.address import get
 
 POLL_SECONDS = 0.1
 """Between two questions to the router whether it knows all workers."""
 ROUTER_SECONDS = 2.0
-KILL_SECONDS = 5.0
 
 
 class Cluster(ABC):
-    """Supervises processes in a thread of its own. A context manager: leaving it ends them all.
+    """Supervises processes, each with a thread of its own. A context manager: leaving it ends them all.
 
     Every process ends with the one that made the cluster, even if that is killed with SIGKILL.
 
@@ -37,8 +30,8 @@ class Cluster(ABC):
         workers: the workers that the router has to know, by role.
         timeout: the default of :meth:`wait_ready`, in seconds, and the name of the setting.
         logs: a file that the processes' logs are appended to; standard error if None.
-        progress: gets one sentence for each process that was started or accepts requests. Runs in the supervisor's
-            thread and may not block.
+        progress: gets one sentence for each process that was started or accepts requests. Runs on the process's
+            thread with the cluster's lock held, and may not block.
 
     Attributes:
         title: the name of what is served, for people.
@@ -63,15 +56,12 @@ class Cluster(ABC):
         self._progress = progress
         self._logs = logs
         self._output: IO[bytes] | None = None
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # guards what follows
         self._reported: set[tuple[str, int, bool]] = set()
         self._began = time.monotonic()
-        self._processes: list[SupervisedProcess] = []
-        self._all_added = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._fault: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._first: list[SupervisedProcess] = []
+        self._others: list[SupervisedProcess] | None = None
+        self._stopping = False
 
     @abstractmethod
     def first(self) -> list[SupervisedProcess]:
@@ -95,14 +85,21 @@ class Cluster(ABC):
         self._began = time.monotonic()
         if self._logs is not None:
             self._output = self._logs.open("ab")
-        self._thread.start()
         with self._changed:
-            self._changed.wait_for(lambda: self._loop is not None or self._fault is not None)
+            self._first = self.first()
+            for process in self._first:
+                process.start()
+        self._on_change()
 
     @property
     def processes(self) -> tuple[ProcessView, ...]:
         """Every process as it is now."""
-        return tuple(process.view for process in self._processes)
+        return tuple(process.view for process in self.supervised)
+
+    @property
+    def supervised(self) -> list[SupervisedProcess]:
+        """The processes that have been started so far."""
+        return [*self._first, *(self._others or ())]
 
     @property
     def workers(self) -> tuple[ProcessView, ...]:
@@ -140,127 +137,69 @@ class Cluster(ABC):
 
         An interrupt meanwhile (a second Ctrl-C) kills them at once, if ``kills_on_interrupt``.
         """
-        self._call(lambda: self._stop.set() if self._stop is not None else None)
+        with self._changed:
+            self._stopping = True  # no process is added from now on
         try:
-            while self._thread.is_alive():
-                self._join()
+            while True:
+                try:
+                    self._end(self._others or [])
+                    self._end(self._first)
+                    return
+                except KeyboardInterrupt:
+                    if self.kills_on_interrupt:
+                        for process in self.supervised:
+                            process.stop()
+                            process.kill()
+                        raise
         finally:
             if self._output is not None:
                 self._output.close()
 
-    def _join(self) -> None:
-        try:
-            self._thread.join()
-        except KeyboardInterrupt:
-            if self.kills_on_interrupt:
-                self._call(self._kill_all)
-                self._thread.join(KILL_SECONDS)
-                raise
+    def _end(self, processes: list[SupervisedProcess]) -> None:
+        for process in processes:
+            process.stop()
+        deadline = time.monotonic() + self.settings.serve.stop_timeout
+        for process in processes:
+            process.join(deadline)
 
     # For subclasses
 
     def process(self, name: str, role: ProcessRole, program: Callable[[], Program]) -> SupervisedProcess:
         """Returns a process that reports to this cluster."""
-        return SupervisedProcess(name, role, program, self.settings.serve.restart_delay, self._output, self.on_change)
+        return SupervisedProcess(name, role, program, self.settings.serve.restart_delay, self._output, self._on_change)
 
-    def on_change(self) -> None:
-        """Runs in the supervisor's thread when a process has been started, accepts requests or has ended."""
+    def _on_change(self) -> None:
+        """Runs on a process's thread when it has been started, accepts requests or has ended."""
         seconds = time.monotonic() - self._began
-        for view in self.processes:
-            state = (view.name, view.pid, view.ready)
-            if not view.pid or state in self._reported:
-                continue
-            self._reported.add(state)
-            what = f"answers at {view.url}" if view.ready else f"is starting (pid {view.pid})"
-            self._progress(f"{seconds:5.1f} s  {view.name} {what}")
         with self._changed:
+            for view in self.processes:
+                state = (view.name, view.pid, view.ready)
+                if not view.pid or state in self._reported:
+                    continue
+                self._reported.add(state)
+                what = f"answers at {view.url}" if view.ready else f"is starting (pid {view.pid})"
+                self._progress(f"{seconds:5.1f} s  {view.name} {what}")
+            if self._others is None and not self._stopping and all(process.first_url for process in self._first):
+                self._others = self.others()
+                for process in self._others:
+                    process.start()
             self._changed.notify_all()
-
-    # The supervisor's thread
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._supervise())
-        except Exception as error:
-            log.critical("the supervisor has stopped; this is a bug", exc_info=error)
-            with self._changed:
-                self._fault = error
-                self._changed.notify_all()
-
-    async def _supervise(self) -> None:
-        stop = asyncio.Event()
-        with self._changed:
-            self._loop, self._stop = asyncio.get_running_loop(), stop
-            self._changed.notify_all()
-        first = self.first()
-        keeping = [self._keep(process) for process in first]
-        starting = asyncio.create_task(self._start_others(first, keeping))
-        starting.add_done_callback(self._check)
-        await stop.wait()
-        starting.cancel()
-        seconds = self.settings.serve.stop_timeout
-        await asyncio.gather(*(process.stop(seconds) for process in self._processes if process not in first))
-        await asyncio.gather(*(process.stop(seconds) for process in first))
-        for task in keeping:
-            task.cancel()
-        await asyncio.gather(starting, *keeping, return_exceptions=True)  # _check has logged their exceptions
-
-    async def _start_others(self, first: list[SupervisedProcess], keeping: list[asyncio.Task[None]]) -> None:
-        for process in first:
-            await process.answered.wait()
-        keeping += [self._keep(process) for process in self.others()]
-        self._all_added = True
-
-    def _keep(self, process: SupervisedProcess) -> asyncio.Task[None]:
-        self._processes.append(process)
-        task = asyncio.create_task(process.keep())
-        task.add_done_callback(self._check)
-        return task
-
-    def _check(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("a process can no longer be supervised; this is a bug", exc_info=error)
-            self._fault = error
-            self.on_change()
-
-    def _kill_all(self) -> None:
-        for process in self._processes:
-            process.kill()
-
-    # The caller's thread
 
     def _missing(self) -> str | None:
         """Returns why the cluster is not ready yet, or None. Raises ClusterError if it cannot become ready."""
-        if self._fault is not None:
-            raise ClusterError(f"the supervisor has stopped: {self._fault!r}") from self._fault
-        if failures := [process.failure for process in self._processes if process.failure]:
+        if failures := [process.failure for process in self.supervised if process.failure]:
             raise ClusterError("; ".join(failures))
         if silent := [view.name for view in self.processes if not view.ready]:
             return f"no answer yet from {', '.join(silent)}"
-        if not self._all_added:
+        if self._others is None:
             return "not all processes have been started yet"
         known = _known_workers(self.url)
         if any(known.get(role, 0) < count for role, count in self._expected.items()):
             return f"the router knows {known or 'no workers'} of {self._expected}"
         return None
 
-    def _call(self, action: Callable[[], object]) -> None:
-        """Calls ``action`` in the supervisor's event loop, unless that has ended."""
-        with contextlib.suppress(RuntimeError):
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(action)
-
 
 def _known_workers(url: str) -> dict[str, int]:
     """Returns the number of workers that the router knows, by role; empty while it is not ready."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ROUTER_SECONDS)
-    try:
-        connection.request("GET", "/ready")
-        response = connection.getresponse()
-        body = json.loads(response.read())
-        return dict(body["workers"]) if response.status == 200 else {}
-    except (OSError, http.client.HTTPException, ValueError, KeyError):
-        return {}
-    finally:
-        connection.close()
+    status, body = get(url, "/ready", ROUTER_SECONDS)
+    return dict(json.loads(body)["workers"]) if status == 200 else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 from embferry.serve.config import Section, Settings
@@ -41,7 +40,6 @@ class LocalCluster(Cluster):
         super().__init__(settings, workers, timeout, logs=logs, progress=progress)
         self.title = settings.public_model_name
         self._inner = _within_machine(settings)
-        self._first_urls: dict[ProcessRole, str] = {}
 
     @property
     def bootstrap_url(self) -> str:
@@ -49,20 +47,12 @@ class LocalCluster(Cluster):
         return self.url_of("bootstrap")
 
     def first(self) -> list[SupervisedProcess]:
-        return [self._process("bootstrap", "bootstrap", lambda: self.settings_of("bootstrap"))]
+        return [self._process("bootstrap")]
 
     def others(self) -> list[SupervisedProcess]:
-        return [
-            self._process("router", "router", lambda: self.settings_of("router")),
-            *(self._worker("encode", number) for number in range(self.settings.serve.encode_workers)),
-            *(self._worker("language", number) for number in range(self.settings.serve.language_workers)),
-        ]
-
-    def on_change(self) -> None:
-        for view in self.processes:
-            if view.url:
-                self._first_urls.setdefault(view.role, view.url)
-        super().on_change()
+        encode = [self._process("encode", number) for number in range(self.settings.serve.encode_workers)]
+        language = [self._process("language", number) for number in range(self.settings.serve.language_workers)]
+        return [self._process("router"), *encode, *language]
 
     def settings_of(self, role: ProcessRole, number: int = 0) -> Settings:
         """Returns the settings of a process.
@@ -74,25 +64,24 @@ class LocalCluster(Cluster):
             role: of the process.
             number: its number among the workers of that role.
         """
+        first_urls = {process.view.role: process.first_url for process in self.supervised if process.first_url}
         changes: dict[str, object] = {}
-        if bootstrap := self._first_urls.get("bootstrap"):
+        if bootstrap := first_urls.get("bootstrap"):
             changes["bootstrap_url"] = bootstrap
         if role == "router":
             changes |= {"host": self.settings.host, "advertise_host": self._inner.reachable_host}
         if role in ("encode", "language"):
             changes[role] = _numbered(getattr(self.settings, role), "port", number)
-        elif role in self._first_urls:
-            port = urlsplit(self._first_urls[role]).port
+        elif role in first_urls:
+            port = urlsplit(first_urls[role]).port
             changes[role] = getattr(self.settings, role).model_copy(update={"port": port})
         if role == "encode":
             changes["transfer"] = _numbered(self.settings.transfer, "http_port", number)
         return self._inner.model_copy(update=changes)
 
-    def _worker(self, role: Literal["encode", "language"], number: int) -> SupervisedProcess:
-        return self._process(f"{role}-{number}", role, lambda: self.settings_of(role, number))
-
-    def _process(self, name: str, role: ProcessRole, settings: Callable[[], Settings]) -> SupervisedProcess:
-        return self.process(name, role, lambda: child_program(role, settings()))
+    def _process(self, role: ProcessRole, number: int | None = None) -> SupervisedProcess:
+        name = role if number is None else f"{role}-{number}"
+        return self.process(name, role, lambda: child_program(role, self.settings_of(role, number or 0)))
 
 
 def _numbered(section: Section, port: str, number: int) -> Section:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ class ProcessView:
 
 
 class SupervisedProcess:
-    """Belongs to one event loop; :attr:`view` may be read from any thread.
+    """One process, which a thread of its own starts again whenever it ends. Any thread may call the methods.
 
     Args:
         name: for logs.
@@ -68,10 +69,10 @@ class SupervisedProcess:
         program: called at each start.
         delay: seconds before it is started again; doubled each time, up to MAX_DELAY_SECONDS.
         output: where its standard error goes; ours if None.
-        on_change: called in the event loop when the view has changed.
+        on_change: called on the thread when the view has changed.
 
     Attributes:
-        answered: set when it has accepted requests for the first time.
+        first_url: where it accepted requests for the first time; empty until then.
         failure: why it never came up.
     """
 
@@ -84,86 +85,93 @@ class SupervisedProcess:
         output: IO[bytes] | None,
         on_change: Callable[[], None],
     ) -> None:
-        self.name = name
-        self.program = program
-        self._delay = delay
-        self._output = output
-        self._on_change = on_change
-        self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
-        self.answered = asyncio.Event()
+        self.name, self._program, self._delay, self._output, self._on_change = name, program, delay, output, on_change
+        self.first_url = ""
         self.failure: str | None = None
         self.view = ProcessView(name, role)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # held while a process is started, so that stop() misses none
+        self._thread = threading.Thread(target=self._run, name=f"supervisor-{name}", daemon=True)
 
-    async def keep(self) -> None:
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Asks the process to end; :meth:`join` waits for that. Does nothing the second time."""
+        with self._lock:
+            if not self._stopping.is_set() and self._process is not None:
+                self._process.terminate()
+            self._stopping.set()
+
+    def join(self, deadline: float) -> None:
+        """Waits for the end of the process, and kills it at ``deadline``, in monotonic seconds."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            log.warning("%s has not ended in time and is killed", self.name)
+            self.kill()
+            self._thread.join()
+
+    def kill(self) -> None:
+        """Kills the process, if it runs."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _run(self) -> None:
+        try:
+            self._keep()
+        except Exception as error:
+            log.critical("%s can no longer be supervised; this is a bug", self.name, exc_info=error)
+            self.failure = f"{self.name} can no longer be supervised: {error!r}"
+            self._on_change()
+
+    def _keep(self) -> None:
         """Starts the process again and again until :meth:`stop`.
 
         A process that ends before it has ever accepted requests is not started again: the cause would stop the second
         one too.
         """
         delay = self._delay
-        while not self._stopping:
+        while (process := self._start()) is not None:
             began = time.monotonic()
-            status = await self._run()
-            if self._stopping:
-                return
-            lived = time.monotonic() - began
-            answered = self.view.ready
+            with process:
+                self._show(replace(self.view, pid=process.pid, starts=self.view.starts + 1))
+                assert process.stdout is not None
+                if line := process.stdout.readline():
+                    self.first_url = self.first_url or json.loads(line)["url"]
+                    self._show(replace(self.view, url=json.loads(line)["url"]))
+                status = process.wait()
             self._show(replace(self.view, url="", pid=0))
-            if self.view.starts == 1 and not answered:
+            if self._stopping.is_set():
+                return
+            if not self.first_url:
                 self.failure = f"{self.name} ended with {_meaning(status)} before it answered; its log says why"
                 self._on_change()
                 return
-            delay = self._delay if lived > STEADY_SECONDS else delay
+            delay = self._delay if time.monotonic() - began > STEADY_SECONDS else delay
             log.warning("%s ended with %s; starting it again in %.1f s", self.name, _meaning(status), delay)
-            await asyncio.sleep(delay)
+            self._stopping.wait(delay)
             delay = min(2 * delay, MAX_DELAY_SECONDS)
 
-    async def _run(self) -> int:
-        """Runs one process to its end; returns its status."""
-        process = await self._start()
-        try:
-            if process.stdout is not None and (line := await process.stdout.readline()):
-                self._show(replace(self.view, url=str(json.loads(line)["url"])))
-                self.answered.set()
-            return await process.wait()
-        except asyncio.CancelledError:
-            self.kill()
-            raise
-
-    async def _start(self) -> asyncio.subprocess.Process:
-        program = self.program()
-        process = self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *program.arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._output,
-            env={**os.environ, **CHILD_ENVIRONMENT},
-            process_group=0,  # Ctrl-C in a terminal reaches the supervisor alone, which ends the others in order
-        )
-        self._show(replace(self.view, pid=process.pid, starts=self.view.starts + 1))
-        if process.stdin is not None:
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        """Returns a new process, or None after :meth:`stop`."""
+        with self._lock:
+            if self._stopping.is_set():
+                return None
+            program = self._program()
+            self._process = process = subprocess.Popen(
+                (sys.executable, *program.arguments),
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._output,
+                env={**os.environ, **CHILD_ENVIRONMENT},
+                process_group=0,  # Ctrl-C in a terminal reaches the supervisor alone, which ends the others in order
+            )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
             process.stdin.write(program.first_line)
         return process
-
-    async def stop(self, seconds: float) -> None:
-        """Asks the process to end, and kills it if that takes longer than ``seconds``."""
-        self._stopping = True
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.wait_for(process.wait(), seconds)
-        except TimeoutError:
-            log.warning("%s has not ended within %g s and is killed", self.name, seconds)
-            self.kill()
-            await process.wait()
-
-    def kill(self) -> None:
-        """Kills the process, if it runs. Called in the event loop."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
 
     def _show(self, view: ProcessView) -> None:
         self.view = view

@@ -21,10 +21,7 @@ from embferry.serve.supervisor.serve import run_cluster
 
 HOST = "127.0.0.1"
 """The instances' address: only the router has to reach them, and consumers the router."""
-CONNECTOR = {
-    "ec_connector": "EmbferryConnector",
-    "ec_connector_module_path": "embferry.connectors.vllm.connector",
-}
+CONNECTOR = {"ec_connector": "EmbferryConnector", "ec_connector_module_path": "embferry.connectors.vllm.connector"}
 _EC_ROLES: dict[ProcessRole, str] = {"encode": "ec_producer", "language": "ec_consumer"}
 
 

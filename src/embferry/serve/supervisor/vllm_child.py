@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import http.client
 import json
 import os
 import signal
@@ -19,9 +18,9 @@ import threading
 import time
 from types import FrameType
 from typing import Any
-from urllib.parse import urlsplit
 
 from embferry.serve.supervisor.handover import SupervisorPipes
+from embferry.serve.worker.address import get
 
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.25
@@ -51,7 +50,7 @@ def main() -> None:
     try:
         reported = False
         while process.poll() is None and not ending.wait(POLL_SECONDS):
-            if not reported and _is_healthy(told["url"]):
+            if not reported and get(told["url"], "/health", PROBE_SECONDS)[0] == 200:
                 pipes.report(told["url"])
                 reported = True
     finally:
@@ -65,18 +64,6 @@ def _end_with_this_process() -> None:
     prctl(2), PR_SET_PDEATHSIG goes by the thread that started the process, which is the main thread.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _is_healthy(url: str) -> bool:
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PROBE_SECONDS)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -15,24 +15,16 @@ from starlette.types import Scope
 
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
+from embferry.serve.http.backends import reason_of
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse
-from embferry.serve.media.fetch import Fetcher
-from embferry.serve.vllm.connectors import Connector, EmbferryConnector, Encoded
+from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.failover import Failover, Transfer
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError
 from embferry.serve.vllm.fleet import Fleet, Instance
 from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
 from embferry.serve.vllm.items import Item, load_items
-from embferry.serve.vllm.language_call import Answer, LanguageCall
-from embferry.serve.vllm.media_parts import (
-    MediaPart,
-    has_uuids,
-    media_parts,
-    parse_request,
-    with_parts,
-    without_uuids,
-)
-from embferry.serve.vllm.metrics import VllmRouterMetrics
+from embferry.serve.vllm.language_call import Answer, ask
+from embferry.serve.vllm.media_parts import MediaPart, media_parts, parse_request, with_parts, without_uuids
 from embferry.serve.vllm.received_cache import ReceivedCache
 
 log = logging.getLogger(__name__)
@@ -41,35 +33,21 @@ _TAIL = 64
 """Bytes from the end of a stream that are searched for its ``[DONE]``."""
 
 
-class Chat(ChatEndpoint[VllmRouterMetrics]):
-    """The endpoint."""
+class Chat(ChatEndpoint[Fleet]):
+    """The endpoint. Its ``failover`` takes the reports of consumers."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        fleet: Fleet,
-        client: httpx.AsyncClient,
-        fetcher: Fetcher,
-        metrics: VllmRouterMetrics,
-        connector: Connector,
-        encoder: ItemEncoder,
-        failover: Failover,
-        received: ReceivedCache,
-    ) -> None:
-        super().__init__(settings, metrics, retry_after=True)
-        self._fleet = fleet
-        self._client = client
-        self._fetcher = fetcher
-        self._connector = connector
-        self._encoder = encoder
-        self._failover = failover
-        self._received = received
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(fleet)
+        self._encoder = ItemEncoder(fleet)
+        self._connector = self._encoder.connector
+        self._received = ReceivedCache(self._encoder)
+        self.failover = Failover(self._encoder)
 
     async def respond(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
         try:
             await super().respond(body, scope, response)
         except VerbatimError as refusal:
-            self._metrics.errors.labels("instance").inc()
+            self.fleet.metrics.errors.labels("instance").inc()
             log.info("refused by an instance: %s", refusal)
             await response.send_whole(Response(refusal.body, refusal.status, {"content-type": refusal.content_type}))
 
@@ -77,7 +55,7 @@ class Chat(ChatEndpoint[VllmRouterMetrics]):
         async with AsyncExitStack() as held:
             answer = await self._answer(body, _headers(scope, self._settings), held)
             if answer.rest is not None:
-                self._metrics.first_token_seconds.observe(response.seconds)
+                self.fleet.metrics.first_token_seconds.observe(response.seconds)
             await _forward(answer, response)
 
     async def _answer(self, body: bytes, headers: dict[str, str], held: AsyncExitStack) -> Answer:
@@ -85,36 +63,38 @@ class Chat(ChatEndpoint[VllmRouterMetrics]):
         request = ClientRequest(parse_request(body), headers)
         parts = media_parts(request.content)
         if not parts:
-            content = _json(without_uuids(request.content)) if has_uuids(request.content) else body
-            return await self._ask(request, content, held, has_media=False)
-        items = await load_items(parts, request.content, self._fetcher, self._settings.media)
+            stripped = without_uuids(request.content)
+            content = body if stripped == request.content else _json(stripped)
+            return await ask(self.fleet, request, content, held)
+        items = await load_items(parts, request.content, self.fleet.fetcher, self._settings.media)
+        media = list(zip(parts, items, strict=True))
         for item in items:
-            self._metrics.items.labels(item.kind).inc()
+            self.fleet.metrics.items.labels(item.kind).inc()
         try:
-            return await self._split_with_retry(request, parts, items, held)
+            return await self._split_with_retry(request, media, held)
         except ServeError as error:
             if not self._settings.vllm.language_encodes or error.http_status < 500:
                 raise
             log.warning("sent undivided: %s", error.detail)
-        self._metrics.fallbacks.inc()
-        undivided = with_parts(request.content, [(part, item.part()) for part, item in zip(parts, items, strict=True)])
-        return await self._ask(request, _json(undivided), held, has_media=False)
+        self.fleet.metrics.fallbacks.inc()
+        undivided = with_parts(request.content, [(part, item.part()) for part, item in media])
+        return await ask(self.fleet, request, _json(undivided), held)
 
     async def _split_with_retry(
-        self, request: ClientRequest, parts: list[MediaPart], items: list[Item], held: AsyncExitStack
+        self, request: ClientRequest, media: list[tuple[MediaPart, Item]], held: AsyncExitStack
     ) -> Answer:
         """Encodes and asks; once more, elsewhere, after a retryable failure behind the encode."""
         avoid: set[str] = set()
         try:
-            return await self._split(request, parts, items, avoid, held)
+            return await self._split(request, media, avoid, held)
         except EncodeAgainError as error:
             first = error
         if not first.retryable:
             raise first
         log.warning("encoding again: %s", first.detail)
-        self._metrics.second_attempts.inc()
+        self.fleet.metrics.second_attempts.inc()
         try:
-            return await self._split(request, parts, items, avoid, held, again=True)
+            return await self._split(request, media, avoid, held, again=True)
         except ServeError as error:
             error.detail = f"{error.detail} (before that: {first.detail})"
             raise
@@ -122,25 +102,28 @@ class Chat(ChatEndpoint[VllmRouterMetrics]):
     async def _split(
         self,
         request: ClientRequest,
-        parts: list[MediaPart],
-        items: list[Item],
+        media: list[tuple[MediaPart, Item]],
         avoid: set[str],
         held: AsyncExitStack,
         *,
         again: bool = False,
     ) -> Answer:
         """Makes one attempt. Adds to ``avoid`` the encoders whose embeddings did not arrive."""
-        language, encoded = await self._encode(request, list(dict.fromkeys(items)), avoid, again=again)
+        language, encoded = await self._encode(
+            request, list(dict.fromkeys(item for _, item in media)), avoid, again=again
+        )
         async with AsyncExitStack() as mine:
             transfers: list[Transfer] = []
             if isinstance(self._connector, EmbferryConnector):
-                transfers = mine.enter_context(self._failover.tracked(request, encoded))
+                transfers = mine.enter_context(self.failover.tracked(request, encoded))
             encoded_parts = {one.item.uuid: one.part() for one in encoded}
-            pairs = [(part, encoded_parts[item.uuid]) for part, item in zip(parts, items, strict=True)]
-            body = with_parts(request.content, pairs)
+            body = with_parts(request.content, [(part, encoded_parts[item.uuid]) for part, item in media])
             body |= {"ec_transfer_params": self._connector.answer_params(encoded)}
             try:
-                answer = await self._ask(request, _json(body), mine, has_media=True, first=language)
+                only_first = self._connector.pushes and language is not None
+                answer = await ask(
+                    self.fleet, request, _json(body), mine, has_media=True, first=language, only_first=only_first
+                )
             except EncodeAgainError as error:
                 avoid |= self._suspects(transfers, encoded)
                 if language is not None and any(transfer.was_not_requested for transfer in transfers):
@@ -159,34 +142,19 @@ class Chat(ChatEndpoint[VllmRouterMetrics]):
     ) -> tuple[Instance | None, list[Encoded]]:
         """Returns the language instance, where the connector needs to know it, and the encoded items."""
         if not self._connector.needs_language:
-            return None, await self._encoder.encode_all(request, items, None, frozenset(avoid))
-        language = await self._fleet.language(request.model, (), lambda one: self._received.count(one, items))
+            return None, await self._received.encode_all(request, items, None, avoid, ignore_cache=True)
+        language = await self.fleet.language(request.model, (), lambda one: self._received.count(one, items))
         if language is None:
-            raise ServeError("no_worker", "; ".join(self._fleet.missing()) or "no language instance is available")
-        with self._fleet.count_in_flight(language):
-            encoded = await self._received.encode_all(request, items, language, frozenset(avoid), ignore_cache=again)
-        return language, encoded
-
-    async def _ask(
-        self,
-        request: ClientRequest,
-        content: bytes,
-        held: AsyncExitStack,
-        *,
-        has_media: bool,
-        first: Instance | None = None,
-    ) -> Answer:
-        call = LanguageCall(self._fleet, self._client, request)
-        held.push_async_callback(call.close)
-        only_first = self._connector.pushes and first is not None
-        return await call.ask(content, has_media=has_media, first=first, only_first=only_first)
+            raise ServeError("no_worker", "; ".join(self.fleet.missing()) or "no language instance is available")
+        with self.fleet.count_in_flight(language):
+            return language, await self._received.encode_all(request, items, language, avoid, ignore_cache=again)
 
     def _suspects(self, transfers: Sequence[Transfer], encoded: Sequence[Encoded]) -> set[str]:
         """Returns the encoders whose embeddings did not arrive; all, if no consumer has reported any."""
         suspects = [transfer.encoded.encoder for transfer in transfers if transfer.failure is not None]
         suspects = suspects or [one.encoder for one in encoded]
         for encoder in suspects:
-            self._fleet.suspect(encoder)
+            self.fleet.suspect(encoder)
         return {encoder.url for encoder in suspects}
 
 
@@ -206,10 +174,10 @@ async def _forward(answer: Answer, response: ClientResponse) -> None:
             tail = (tail + piece)[-_TAIL:]
             await response.write(piece)
     except httpx.TransportError as error:
-        why = f"the language instance broke off: {str(error) or type(error).__name__}"
-        raise ServeError("worker_failed", why, retryable=True) from error
+        why = f"the language instance broke off: {reason_of(error)}"
+        raise ServeError("worker_failed", why) from error
     if not tail.rstrip().endswith(b"[DONE]"):
-        raise ServeError("worker_failed", "the language instance broke off before the end", retryable=True)
+        raise ServeError("worker_failed", "the language instance broke off before the end")
     await response.write(b"", more=False)
 
 

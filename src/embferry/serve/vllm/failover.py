@@ -17,13 +17,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from embferry.serve.errors import ServeError
-from embferry.serve.http.body import read_body
+from embferry.serve.http.body import parse_object, read_body
 from embferry.serve.vllm.connectors import KEY, Encoded
 from embferry.serve.vllm.failures import VerbatimError
 from embferry.serve.vllm.fleet import Incarnation
 from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
-from embferry.serve.vllm.media_parts import parse_object
-from embferry.serve.vllm.metrics import VllmRouterMetrics
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +60,10 @@ class Transfer:
 class Failover:
     """The transfers of all requests. :meth:`replace` and :meth:`fail` are HTTP endpoints for consumers."""
 
-    def __init__(self, encoder: ItemEncoder, failovers: int, metrics: VllmRouterMetrics) -> None:
+    def __init__(self, encoder: ItemEncoder) -> None:
         self._encoder = encoder
-        self._failovers = failovers
-        self._metrics = metrics
+        self._failovers = encoder.fleet.settings.vllm.failovers_per_item
+        self._metrics = encoder.fleet.metrics
         self._transfers: dict[str, Transfer] = {}
 
     @contextlib.contextmanager

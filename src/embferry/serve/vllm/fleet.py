@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import httpx
 import xxhash
 
 from embferry.serve.config import Settings
+from embferry.serve.http.backends import Backends, reason_of
 from embferry.serve.vllm.metrics import VllmRouterMetrics
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ class Instance:
         zmq: the control address of its Mooncake connector, if it has one.
         trouble: why it is not up.
         models: OpenAI's model objects by name, as its ``/v1/models`` lists them.
-        in_flight: requests of this router.
         encoded: the items that it has encoded, the latest last.
         probing: held while a probe runs.
         suspected: set to have it probed at once.
@@ -53,8 +52,6 @@ class Instance:
         self.models: dict[str, dict[str, Any]] = {}
         self.starts = 0
         self.misses = 0
-        self.in_flight = 0
-        self.last_turn = -1
         self.encoded: OrderedDict[str, None] = OrderedDict()
         self.probing = asyncio.Lock()
         self.suspected = asyncio.Event()
@@ -75,25 +72,24 @@ class Instance:
         return f"the {self.role} instance at {self.url}"
 
 
-class Fleet:
+class Fleet(Backends[VllmRouterMetrics]):
     """Probes all instances for as long as :meth:`watch` runs."""
 
-    def __init__(self, settings: Settings, client: httpx.AsyncClient, metrics: VllmRouterMetrics) -> None:
+    retry_after = True
+    keepalive_seconds = 2.0  # vLLM closes an idle connection after 5 s; no request may go to one that is being closed
+
+    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        super().__init__(settings, VllmRouterMetrics(), transport)
         vllm = settings.vllm
-        self._settings = settings
-        self._client = client
-        self._metrics = metrics
         zmq = vllm.consumer_zmq or (None,) * len(vllm.language_urls)
         self.encoders = [Instance("encode", url) for url in vllm.encode_urls]
         self.languages = [
             Instance("language", url, address) for url, address in zip(vllm.language_urls, zmq, strict=True)
         ]
-        self._turn = itertools.count()
         key = settings.router.api_key
         self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
     async def watch(self) -> None:
-        """Probes until cancelled."""
         async with asyncio.TaskGroup() as group:
             for instance in self.instances:
                 group.create_task(self._watch(instance))
@@ -125,8 +121,9 @@ class Fleet:
         if not able:
             return None
         home = max(able, key=lambda one: xxhash.xxh3_64_intdigest(f"{uuid} {one.url}".encode()))
-        idlest = min(able, key=lambda one: one.in_flight)
-        return idlest if home.in_flight - idlest.in_flight > self._settings.vllm.affinity_slack else home
+        idlest = min(able, key=lambda one: self.in_flight[one])
+        is_busy = self.in_flight[home] - self.in_flight[idlest] > self.settings.vllm.affinity_slack
+        return idlest if is_busy else home
 
     async def language(
         self, model: str | None, tried: Collection[Incarnation], received: Callable[[Instance], int] = lambda _: 0
@@ -141,9 +138,13 @@ class Fleet:
                 used.
         """
         able = _untried(await self._up(self.languages, model), tried)
-        most = min((one.in_flight for one in able), default=0) + self._settings.vllm.affinity_slack
-        near = [one for one in able if one.in_flight <= most]
-        return min(near, key=lambda one: (-received(one), one.in_flight, one.last_turn), default=None)
+        most = min((self.in_flight[one] for one in able), default=0) + self.settings.vllm.affinity_slack
+        near = [one for one in able if self.in_flight[one] <= most]
+
+        def order(one: Instance) -> tuple[int, int, int]:
+            return -received(one), self.in_flight[one], self.last_turn.get(one, -1)
+
+        return min(near, key=order, default=None)
 
     async def _up(self, instances: list[Instance], model: str | None) -> list[Instance]:
         if not any(one.up for one in instances):  # one may have started since
@@ -155,20 +156,10 @@ class Fleet:
     def _is_served(self, model: str | None) -> bool:
         return any(model in one.models for one in self.instances)
 
-    @contextlib.contextmanager
-    def count_in_flight(self, instance: Instance) -> Iterator[None]:
-        """Adds one to the instance's requests in flight while the context lasts."""
-        instance.in_flight += 1
-        instance.last_turn = next(self._turn)
-        try:
-            yield
-        finally:
-            instance.in_flight -= 1
-
     def failed(self, instance: Instance, error: Exception) -> str:
         """Notes that a call failed below HTTP. Returns a description."""
-        reason = str(error) or type(error).__name__
-        self._metrics.instance_failures.labels(instance.role).inc()
+        reason = reason_of(error)
+        self.metrics.instance_failures.labels(instance.role).inc()
         log.warning("%r: %s", instance, reason)
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
             instance.suspected.set()
@@ -181,7 +172,6 @@ class Fleet:
         instance.suspected.set()
 
     def missing(self) -> list[str]:
-        """Returns the reasons why a request with a picture would fail now, one sentence each; empty when ready."""
         problems = []
         for role, instances in (("encode", self.encoders), ("language", self.languages)):
             if not any(one.up for one in instances):
@@ -199,7 +189,6 @@ class Fleet:
         return {name: model for name, model in answered.items() if name in encoded}
 
     def counts(self) -> dict[str, int]:
-        """Returns the number of instances that are up, by role."""
         return {"encode": sum(one.up for one in self.encoders), "language": sum(one.up for one in self.languages)}
 
     async def _watch(self, instance: Instance) -> None:
@@ -207,7 +196,7 @@ class Fleet:
             await self._probe(instance)
             instance.suspected.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(instance.suspected.wait(), self._settings.router.poll_interval)
+                await asyncio.wait_for(instance.suspected.wait(), self.settings.router.poll_interval)
 
     async def _probe(self, instance: Instance) -> None:
         if instance.probing.locked():
@@ -227,11 +216,11 @@ class Fleet:
                 if instance.misses >= MAX_MISSES:
                     self._set_down(instance, f"is silent: {type(error).__name__}")
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                self._set_down(instance, str(error) or type(error).__name__)
+                self._set_down(instance, reason_of(error))
 
     async def _get(self, instance: Instance, path: str) -> httpx.Response:
-        timeout = httpx.Timeout(PROBE_SECONDS, connect=self._settings.router.connect_timeout)
-        return await self._client.get(instance.url + path, headers=self._headers, timeout=timeout)
+        timeout = httpx.Timeout(PROBE_SECONDS, connect=self.settings.router.connect_timeout)
+        return await self.client.get(instance.url + path, headers=self._headers, timeout=timeout)
 
     def _set_up(self, instance: Instance) -> None:
         instance.up, instance.trouble = True, ""
@@ -248,7 +237,7 @@ class Fleet:
 
     def _set_gauges(self) -> None:
         for role, count in self.counts().items():
-            self._metrics.instances.labels(role).set(count)
+            self.metrics.instances.labels(role).set(count)
 
 
 def _untried(instances: list[Instance], tried: Collection[Incarnation]) -> list[Instance]:

@@ -11,13 +11,11 @@ from typing import Any, TypeVar
 
 import httpx
 
-from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
-from embferry.serve.vllm.connectors import Connector, Encoded, UnusableResponseError
+from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
 from embferry.serve.vllm.failures import VerbatimError, is_busy
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
 from embferry.serve.vllm.items import Item
-from embferry.serve.vllm.metrics import VllmRouterMetrics
 
 log = logging.getLogger(__name__)
 
@@ -45,40 +43,9 @@ class ClientRequest:
 class ItemEncoder:
     """Encodes items at the instances of a fleet."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        fleet: Fleet,
-        client: httpx.AsyncClient,
-        metrics: VllmRouterMetrics,
-        connector: Connector,
-    ) -> None:
-        self._settings = settings
-        self._fleet = fleet
-        self._client = client
-        self._metrics = metrics
-        self._connector = connector
-
-    async def encode_all(
-        self,
-        request: ClientRequest,
-        items: Sequence[Item],
-        language: Instance | None = None,
-        avoid: Collection[str] = (),
-    ) -> list[Encoded]:
-        """Encodes all items at the same time. The first failure cancels the others.
-
-        Args:
-            request: the client's request.
-            items: all different.
-            language: the instance that will have the embeddings, for connectors that need to know.
-            avoid: URLs of encoders that are asked last.
-
-        Raises:
-            VerbatimError: an encoder refuses the item as wrong.
-            ServeError: no_worker if no encoder can be reached or has capacity, worker_failed if all fail.
-        """
-        return await gather_or_cancel(*(self.encode(request, item, language, avoid=avoid) for item in items))
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.connector = CONNECTORS[fleet.settings.vllm.connector]()
 
     async def encode(
         self,
@@ -90,58 +57,67 @@ class ItemEncoder:
         avoid: Collection[str] = (),
         never: Collection[Incarnation] = (),
     ) -> Encoded:
-        """Encodes one item, as :meth:`encode_all` does.
+        """Encodes one item at one instance after the other until one succeeds.
 
-        Args beside those of :meth:`encode_all`:
+        Args:
+            request: the client's request.
+            item: the item.
+            language: the instance that will have the embedding, for connectors that need to know.
             room: the room to offer the embedding in; None lets the encoder choose.
+            avoid: URLs of encoders that are asked last.
             never: encoders that are not asked at all.
+
+        Raises:
+            VerbatimError: an encoder refuses the item as wrong.
+            ServeError: no_worker if no encoder can be reached or has capacity, worker_failed if all fail.
         """
         tried: set[Incarnation] = set(never)
         failed: list[str] = []
         status = 503
-        while (encoder := await self._fleet.encoder(item.uuid, request.model, tried, avoid)) is not None:
+        while (encoder := await self.fleet.encoder(item.uuid, request.model, tried, avoid)) is not None:
             incarnation = encoder.incarnation
             if len(tried) > len(never):
-                self._metrics.encode_retries.inc()
+                self.fleet.metrics.encode_retries.inc()
             tried.add(incarnation)
             if item.uuid in encoder.encoded:
-                self._metrics.affinity_hits.inc()
+                self.fleet.metrics.affinity_hits.inc()
             try:
-                with self._fleet.count_in_flight(encoder), self._metrics.encode_seconds.time():
+                with self.fleet.count_in_flight(encoder), self.fleet.metrics.encode_seconds.time():
                     name, entry, transfer_id = await self._encode_at(encoder, request, item, language, room)
             except httpx.TransportError as error:
-                failed.append(self._fleet.failed(encoder, error))
+                failed.append(self.fleet.failed(encoder, error))
                 continue
             except UnusableResponseError as error:
                 status = status if error.is_capacity else 502
                 failed.append(f"{encoder!r}: {error}")
                 log.warning("%s", failed[-1])
-                self._fleet.suspect(encoder)
+                self.fleet.suspect(encoder)
                 continue
-            self._metrics.encodes.inc()
+            self.fleet.metrics.encodes.inc()
             encoder.remember(item.uuid)
             return Encoded(item, encoder, incarnation, name, entry, transfer_id)
-        raise _not_encoded(failed, self._fleet.encoders, status)
+        raise _not_encoded(failed, self.fleet.encoders, status)
 
     async def _encode_at(
         self, encoder: Instance, request: ClientRequest, item: Item, language: Instance | None, room: int | None
     ) -> tuple[str, dict[str, Any], str | None]:
         """Returns the encoder's name for the item, the item's entry, and the transfer's name."""
-        params, transfer_id = self._connector.encode_params(language, room)
+        params, transfer_id = self.connector.encode_params(language, room)
         body: dict[str, Any] = {name: request.content[name] for name in _FORWARDED if name in request.content}
         body |= {"messages": [{"role": "user", "content": [item.part()]}], "max_tokens": 1, "stream": False}
         body |= {"ec_transfer_params": params} if params else {}
-        timeout = httpx.Timeout(self._settings.vllm.encode_timeout, connect=self._settings.router.connect_timeout)
+        settings = self.fleet.settings
+        timeout = httpx.Timeout(settings.vllm.encode_timeout, connect=settings.router.connect_timeout)
         headers = {**request.headers, "X-Request-Id": f"{request.headers['X-Request-Id']}-{item.uuid[:8]}"}
         content = json.dumps(body).encode()
-        response = await self._client.post(encoder.url + CHAT, content=content, headers=headers, timeout=timeout)
+        response = await self.fleet.client.post(encoder.url + CHAT, content=content, headers=headers, timeout=timeout)
         if response.status_code != 200:
             if response.status_code < 500 and not is_busy(response.status_code):
                 raise VerbatimError.of(response, response.content)
             why = f"status {response.status_code}: {response.text[:300]}"
             raise UnusableResponseError(why, is_capacity=is_busy(response.status_code))
         name, entry = _only_entry(response)
-        self._connector.check(entry)
+        self.connector.check(entry)
         return name, entry, transfer_id
 
 
@@ -168,6 +144,6 @@ def _only_entry(response: httpx.Response) -> tuple[str, dict[str, Any]]:
 def _not_encoded(failed: list[str], encoders: Sequence[Instance], status: int) -> ServeError:
     if failed:
         code = "no_worker" if status == 503 else "worker_failed"
-        return ServeError(code, f"the item could not be encoded: {'; '.join(failed)}", retryable=True)
+        return ServeError(code, f"the item could not be encoded: {'; '.join(failed)}")
     down = "; ".join(f"{one.url} {one.trouble}" for one in encoders if not one.up) or "all have been tried"
     return ServeError("no_worker", f"no encode instance is available: {down}")

@@ -42,80 +42,78 @@ class Answer:
     instance: Instance | None = None
 
 
-class LanguageCall:
-    """One request's call to language instances; :meth:`close` in any case."""
+async def ask(
+    fleet: Fleet,
+    request: ClientRequest,
+    content: bytes,
+    held: AsyncExitStack,
+    *,
+    has_media: bool = False,
+    first: Instance | None = None,
+    only_first: bool = False,
+) -> Answer:
+    """Asks one instance after the other until one answers.
 
-    def __init__(self, fleet: Fleet, client: httpx.AsyncClient, request: ClientRequest) -> None:
-        self._fleet = fleet
-        self._client = client
-        self._request = request
-        self._open = AsyncExitStack()
+    Args:
+        fleet: the instances.
+        request: the client's request.
+        content: the body to send.
+        held: keeps the connection. The instance aborts an answer that is not complete when it is closed.
+        has_media: embeddings have to arrive at the instance first.
+        first: the instance to ask first.
+        only_first: asks no other one.
 
-    async def close(self) -> None:
-        """Closes the connection. The instance aborts an answer that is not complete."""
-        await self._open.aclose()
-
-    async def ask(
-        self, content: bytes, *, has_media: bool, first: Instance | None = None, only_first: bool = False
-    ) -> Answer:
-        """Asks one instance after the other until one answers.
-
-        Args:
-            content: the body to send.
-            has_media: embeddings have to arrive at the instance first.
-            first: the instance to ask first.
-            only_first: asks no other one.
-
-        Raises:
-            VerbatimError: the request is wrong, or all instances are busy.
-            EncodeAgainError: the instance failed before its first token.
-            ServeError: no_worker if no instance can be reached; worker_failed if it does not take embeddings.
-        """
-        tried: set[Incarnation] = set()
-        failed: list[str] = []
-        busy: VerbatimError | None = None
-        while (instance := await self._next(tried, first, only_first)) is not None:
-            tried.add(instance.incarnation)
-            self._open.enter_context(self._fleet.count_in_flight(instance))
+    Raises:
+        VerbatimError: the request is wrong, or all instances are busy.
+        EncodeAgainError: the instance failed before its first token.
+        ServeError: no_worker if no instance can be reached; worker_failed if it does not take embeddings.
+    """
+    tried: set[Incarnation] = set()
+    failed: list[str] = []
+    busy: VerbatimError | None = None
+    instance = first or await fleet.language(request.model, tried)
+    while instance is not None:
+        tried.add(instance.incarnation)
+        async with AsyncExitStack() as call:
+            call.enter_context(fleet.count_in_flight(instance))
             try:
-                return await self._ask(instance, content, has_media)
+                answer = await _ask(fleet, instance, request, content, has_media, call)
+                held.push_async_exit(call.pop_all())
+                return answer
             except httpx.TransportError as error:
-                what = self._fleet.failed(instance, error)
+                what = fleet.failed(instance, error)
                 if not is_unreachable(error):
-                    raise EncodeAgainError("worker_failed", what, retryable=True) from error
+                    raise EncodeAgainError("worker_failed", what) from error
                 failed.append(what)
             except VerbatimError as refusal:
                 if not is_busy(refusal.status):
                     raise
                 busy = refusal
-            await self.close()
-        if busy is not None:
-            raise busy
-        if only_first:
-            raise EncodeAgainError("no_worker", f"{first!r} cannot be reached", retryable=True)
-        down = failed or [f"{one.url} {one.trouble}" for one in self._fleet.languages if not one.up]
-        raise ServeError("no_worker", f"no language instance is available: {'; '.join(down)}")
+        instance = None if only_first else await fleet.language(request.model, tried)
+    if busy is not None:
+        raise busy
+    if only_first:
+        raise EncodeAgainError("no_worker", f"{first!r} cannot be reached")
+    down = failed or [f"{one.url} {one.trouble}" for one in fleet.languages if not one.up]
+    raise ServeError("no_worker", f"no language instance is available: {'; '.join(down)}")
 
-    async def _next(self, tried: set[Incarnation], first: Instance | None, only_first: bool) -> Instance | None:
-        if first is not None and (only_first or not tried):
-            return None if first.incarnation in tried else first
-        return await self._fleet.language(self._request.model, tried)
 
-    async def _ask(self, instance: Instance, content: bytes, has_media: bool) -> Answer:
-        headers = self._request.headers
-        request = self._client.build_request("POST", instance.url + CHAT, content=content, headers=headers)
-        response = await self._client.send(request, stream=True)
-        self._open.push_async_callback(response.aclose)
-        content_type = response.headers.get("content-type", "")
-        if response.status_code == 200 and content_type.startswith("text/event-stream"):
-            events = response.aiter_raw()
-            seen = await _read_to_first_token(instance, events, self._request.content)
-            return Answer(200, content_type, seen, events, instance)
-        body = await response.aread()
-        if response.status_code != 200:
-            raise _refusal(instance, response, body, has_media)
-        _check_complete(instance, body)
-        return Answer(200, content_type, body, None, instance)
+async def _ask(
+    fleet: Fleet, instance: Instance, request: ClientRequest, content: bytes, has_media: bool, call: AsyncExitStack
+) -> Answer:
+    post = fleet.client.build_request("POST", instance.url + CHAT, content=content, headers=request.headers)
+    response = await fleet.client.send(post, stream=True)
+    call.push_async_callback(response.aclose)
+    content_type = response.headers.get("content-type", "")
+    if response.status_code == 200 and content_type.startswith("text/event-stream"):
+        events = response.aiter_raw()
+        seen = await _read_to_first_token(instance, events, request.content)
+        return Answer(200, content_type, seen, events, instance)
+    body = await response.aread()
+    if response.status_code != 200:
+        raise _refusal(instance, response, body, has_media)
+    _check_complete(instance, body)
+    return Answer(200, content_type, body, None, instance)
 
 
 async def _read_to_first_token(instance: Instance, events: AsyncIterator[bytes], request: dict[str, Any]) -> bytes:
@@ -140,7 +138,7 @@ async def _read_to_first_token(instance: Instance, events: AsyncIterator[bytes],
                 echoes -= 1
             elif has_text:
                 return bytes(seen)
-    raise EncodeAgainError("worker_failed", f"{instance!r} ended its answer before the first token", retryable=True)
+    raise EncodeAgainError("worker_failed", f"{instance!r} ended its answer before the first token")
 
 
 def _parse_event(text: bytes) -> dict[str, Any] | None:
@@ -171,7 +169,7 @@ def _check_complete(instance: Instance, body: bytes) -> None:
         reasons = [choice["finish_reason"] for choice in json.loads(body)["choices"]]
     except (ValueError, KeyError, TypeError) as error:
         why = f"the answer of {instance!r} is no completion"
-        raise EncodeAgainError("worker_failed", why, retryable=True) from error
+        raise EncodeAgainError("worker_failed", why) from error
     if not reasons:
         raise _given_up(instance, "no choices")
     for reason in reasons:
@@ -180,7 +178,7 @@ def _check_complete(instance: Instance, body: bytes) -> None:
 
 
 def _given_up(instance: Instance, why: str) -> EncodeAgainError:
-    return EncodeAgainError("worker_failed", f"{instance!r} has given up: {why}", retryable=True)
+    return EncodeAgainError("worker_failed", f"{instance!r} has given up: {why}")
 
 
 def _error_event(instance: Instance, chunk: dict[str, Any]) -> Exception:
@@ -189,14 +187,14 @@ def _error_event(instance: Instance, chunk: dict[str, Any]) -> Exception:
     status = error.get("code")
     if isinstance(status, int) and 400 <= status < 500:
         return VerbatimError(status, "application/json", json.dumps(chunk).encode())
-    return EncodeAgainError("worker_failed", f"{instance!r} failed: {error.get('message')}", retryable=True)
+    return EncodeAgainError("worker_failed", f"{instance!r} failed: {error.get('message')}")
 
 
 def _refusal(instance: Instance, response: httpx.Response, body: bytes, has_media: bool) -> Exception:
     status, text = response.status_code, body[:500].decode(errors="replace")
     if status < 500 and has_media and any(word in text for word in _ROUTER_FIELDS):
         why = f"{instance!r} does not take embeddings ({text}); is it started as ec_consumer with the connector?"
-        return ServeError("worker_failed", why, retryable=False)
+        return ServeError("worker_failed", why, retryable=False)  # until the instance is started differently
     if status < 500 or is_busy(status):
         return VerbatimError.of(response, body)
-    return EncodeAgainError("worker_failed", f"{instance!r} failed with status {status}: {text}", retryable=True)
+    return EncodeAgainError("worker_failed", f"{instance!r} failed with status {status}: {text}")

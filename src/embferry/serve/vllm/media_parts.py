@@ -6,12 +6,12 @@ connect to that address, or take another client's picture for this one's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from embferry.serve.errors import ServeError
+from embferry.serve.http.body import parse_object
 
 Kind = Literal["image", "video"]
 
@@ -36,17 +36,6 @@ class MediaPart:
     def param(self) -> str:
         """The part's place, for errors."""
         return f"messages[{self.message}].content[{self.part}]"
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Returns a JSON object. Raises ServeError invalid_json if the body is none."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
-        raise ServeError("invalid_json", f"the body is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ServeError("invalid_json", "the body must be a JSON object")
-    return value
 
 
 def parse_request(body: bytes) -> dict[str, Any]:
@@ -84,35 +73,24 @@ def media_parts(request: dict[str, Any]) -> list[MediaPart]:
 
 
 def with_parts(request: dict[str, Any], parts: Sequence[tuple[MediaPart, dict[str, Any]]]) -> dict[str, Any]:
-    """Returns a copy of the request with another part in place of each of these media parts."""
-    messages = list(request["messages"])
+    """Returns a copy of the request with another part in place of each of these media parts, and without uuids."""
+    copy = without_uuids(request)
     for media, part in parts:
-        if messages[media.message] is request["messages"][media.message]:
-            message = request["messages"][media.message]
-            messages[media.message] = {**message, "content": [_without_uuid(other) for other in message["content"]]}
-        messages[media.message]["content"][media.part] = {**media.extra, **part}
-    return {**request, "messages": messages}
-
-
-def has_uuids(request: dict[str, Any]) -> bool:
-    """Returns whether a part has a ``uuid``. A request of text alone without any may pass unchanged."""
-    messages = request.get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, list) and any(isinstance(part, dict) and "uuid" in part for part in content):
-            return True
-    return False
+        copy["messages"][media.message]["content"][media.part] = {**media.extra, **part}
+    return copy
 
 
 def without_uuids(request: dict[str, Any]) -> dict[str, Any]:
     """Returns a copy without the ``uuid`` of any part: vLLM would look it up in a cache that all clients share."""
-    messages = [
+    if not isinstance(messages := request.get("messages"), list):
+        return request
+    stripped = [
         {**message, "content": [_without_uuid(part) for part in message["content"]]}
         if isinstance(message, dict) and isinstance(message.get("content"), list)
         else message
-        for message in request["messages"]
+        for message in messages
     ]
-    return {**request, "messages": messages}
+    return {**request, "messages": stripped}
 
 
 def _media_part(message: int, position: int, part: dict[str, Any]) -> MediaPart | None:

@@ -71,16 +71,12 @@ class _Received:
 
 
 class ReceivedCache:
-    """The items that each language instance has received.
+    """The items that each language instance has received."""
 
-    Args:
-        encoder: encodes the others.
-        budget: bytes of embeddings that each instance keeps; with 0, every item is encoded.
-    """
-
-    def __init__(self, encoder: ItemEncoder, budget: int) -> None:
+    def __init__(self, encoder: ItemEncoder) -> None:
         self._encoder = encoder
-        self._budget = budget
+        settings = encoder.fleet.settings.vllm
+        self._budget = settings.received_bytes if settings.connector == "embferry" else 0
         self._received: dict[Incarnation, _Received] = {}
 
     def count(self, language: Instance, items: Collection[Item]) -> int:
@@ -92,21 +88,33 @@ class ReceivedCache:
         self,
         request: ClientRequest,
         items: Sequence[Item],
-        language: Instance,
+        language: Instance | None,
         avoid: Collection[str],
         *,
         ignore_cache: bool,
     ) -> list[Encoded]:
-        """Encodes the items that ``language`` has not received, as :meth:`ItemEncoder.encode_all` does."""
-        received = self._received_by(language)
-        if ignore_cache or not received.asks or not self._budget:
-            return await self._encoder.encode_all(request, items, language, avoid)
+        """Encodes, at the same time, the items that ``language`` has not received. A failure cancels the others.
+
+        Args:
+            request: the client's request.
+            items: all different.
+            language: the instance that will have the embeddings, for connectors that need to know.
+            avoid: URLs of encoders that are asked last.
+            ignore_cache: encodes all items.
+
+        Raises:
+            VerbatimError, ServeError: as :meth:`ItemEncoder.encode`.
+        """
+        received = None if language is None or ignore_cache or not self._budget else self._received_by(language)
+        if received is not None and not received.asks:
+            received = None
         try:
             return await gather_or_cancel(*(self._encode(request, item, language, avoid, received) for item in items))
         except BaseException:  # nothing fetches the items that were offered to this request
-            for item in items:
-                if (entry := received.entries.get(item.uuid)) is not None and not entry.arrived:
-                    received.drop(item.uuid)
+            if received is not None:
+                for item in items:
+                    if (entry := received.entries.get(item.uuid)) is not None and not entry.arrived:
+                        received.drop(item.uuid)
             raise
 
     def arrived(self, language: Instance, encoded: Sequence[Encoded]) -> None:
@@ -125,8 +133,15 @@ class ReceivedCache:
         self._received_by(language).asks = False
 
     async def _encode(
-        self, request: ClientRequest, item: Item, language: Instance, avoid: Collection[str], received: _Received
+        self,
+        request: ClientRequest,
+        item: Item,
+        language: Instance | None,
+        avoid: Collection[str],
+        received: _Received | None,
     ) -> Encoded:
+        if received is None:
+            return await self._encoder.encode(request, item, language, avoid=avoid)
         if (encoding := received.encoding.get(item.uuid)) is not None:
             await encoding.wait()  # for its end; it may have failed
         if (entry := received.entries.get(item.uuid)) is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
+from urllib.parse import urlsplit
 
 
 def address_of(host: str) -> str:
@@ -23,3 +25,17 @@ def bracketed(host: str) -> str:
 def url_of(host: str, listener: socket.socket) -> str:
     """Returns the URL of a listening socket under the name ``host``."""
     return f"http://{bracketed(host)}:{listener.getsockname()[1]}"
+
+
+def get(url: str, path: str, seconds: float) -> tuple[int, bytes]:
+    """Returns status and body of a GET request; status 0 if there is no response within ``seconds``."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, http.client.HTTPException):
+        return 0, b""
+    finally:
+        connection.close()

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from starlette.responses import JSONResponse
 
 from embferry.protocol.errors import EmbferryError
 from embferry.serve.errors import ServeError
 from embferry.serve.http.errors import RETRY_AFTER_SECONDS
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+def decoded(decoder: msgspec.json.Decoder[T] | msgspec.msgpack.Decoder[T], body: bytes) -> T:
+    """Decodes the body of a request.
+
+    Raises:
+        ServeError: invalid_request.
+    """
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ServeError("invalid_request", f"the body is not a valid request: {error}") from error
 
 
 def as_serve_error(error: BaseException) -> ServeError:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,37 +15,10 @@ from embferry.observe.metrics import CONTENT_TYPE
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.http.errors import exception_handlers
 from embferry.serve.worker.errors import as_serve_error, error_response
+from embferry.serve.worker.service import Service
 
 
-class Service(Protocol):
-    """The work of a worker, without HTTP. Every method may be called from any thread."""
-
-    @property
-    def registry(self) -> CollectorRegistry:
-        """The worker's metrics."""
-
-    @property
-    def load(self) -> float:
-        """Number of requests that have begun and not ended."""
-
-    @property
-    def fault(self) -> BaseException | None:
-        """The bug that has stopped the service for good; None while it works."""
-
-    def abort_room(self, room: int) -> bool:
-        """Ends the work for a room; returns false if there is none. Idempotent."""
-
-    def refuse(self) -> None:
-        """Makes the service refuse every new request with status 503."""
-
-    def wait_idle(self, seconds: float) -> bool:
-        """Waits until no request is left; returns false if that takes longer than ``seconds``."""
-
-    def close(self) -> None:
-        """Ends the remaining requests with an error, all threads and the transfers. Idempotent."""
-
-
-def worker_app(service: Service, routes: Sequence[Route]) -> Starlette:
+def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route]) -> Starlette:
     """Returns an application with ``routes``, ``DELETE /rooms/{room}``, ``/health``, ``/ready`` and ``/metrics``."""
 
     def report(good: dict[str, object], bad: dict[str, object]) -> Response:
@@ -66,7 +38,7 @@ def worker_app(service: Service, routes: Sequence[Route]) -> Starlette:
         return report({"ready": True, "load": service.load}, {"ready": False})
 
     async def metrics(request: Request) -> Response:
-        return Response(generate_latest(service.registry), media_type=CONTENT_TYPE)
+        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
 
     common = [
         Route("/rooms/{room:int}", abort, methods=["DELETE"]),

@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import sys
+from typing import Any
 
 from starlette.types import ASGIApp
 
@@ -17,7 +18,7 @@ from embferry.discovery.leases import Role, Worker
 from embferry.serve.config import Settings
 from embferry.serve.http.serving import Report, listen, serve_app
 from embferry.serve.worker.address import address_of, url_of
-from embferry.serve.worker.http import Service
+from embferry.serve.worker.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def open_port(settings: Settings, port: int) -> socket.socket:
 
 def serve_worker(
     app: ASGIApp,
-    service: Service,
+    service: Service[Any, Any, Any],
     listener: socket.socket,
     settings: Settings,
     role: Role,

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from embferry.engine.embedding import FieldSpec
-from embferry.protocol.layout import Field, Layout
 from embferry.protocol.settings import TransferSettings
 from embferry.serve.config import Settings
 
@@ -44,8 +40,3 @@ def encode_timeouts(settings: Settings) -> TransferSettings:
         lease_timeout=settings.encode.unclaimed_timeout,
         drain_timeout=settings.transfer.drain_timeout,
     )
-
-
-def layout_of(fields: Sequence[FieldSpec]) -> Layout:
-    """Returns the engine's fields as the layout of a transfer."""
-    return Layout(tuple(Field(f.name, str(f.dtype).removeprefix("torch."), f.width) for f in fields))

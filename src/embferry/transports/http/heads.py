@@ -58,11 +58,7 @@ class Response:
 
 
 def head_length(received: bytes | bytearray) -> int:
-    """Returns the length of the head at the start of ``received``, without :data:`END`; -1 if it is incomplete.
-
-    Raises:
-        HttpError: The head is longer than ``MAX_HEAD_BYTES``.
-    """
+    """Returns the length of a head without :data:`END`, -1 if it is incomplete; raises HttpError if it is too long."""
     end = received.find(END)
     if (end if end >= 0 else len(received)) > MAX_HEAD_BYTES:
         raise HttpError(f"the head is longer than {MAX_HEAD_BYTES} bytes")
@@ -93,11 +89,7 @@ def parse_response(head: bytes) -> Response:
 
 
 def content_length(headers: Mapping[str, str]) -> int | None:
-    """Returns the length of the body in bytes, None without a Content-Length.
-
-    Raises:
-        HttpError: The body is chunked.
-    """
+    """Returns the bytes of the body, None without a Content-Length; raises HttpError if the body is chunked."""
     if "transfer-encoding" in headers:
         raise HttpError("the body is chunked; this transport needs a Content-Length")
     text = headers.get("content-length")

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from ..net.cursor import Cursor
 from ..net.loop import Scope
 from ..receive_region import Permit, ReceiveRegion
-from .client_connection import ClientConnection, ResponseHandler
+from .connection import ClientConnection, ResponseHandler
 from .heads import HttpError, Response
 from .messages import FAILED, MAX_POLL_BYTES, REFUSED, WRITTEN, Destination, Publication, parse_publications
 
@@ -32,7 +32,7 @@ MAX_TRIES = 6  # to fetch, in a row without a new byte
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.A)
 
 
-class RemoteSender:
+class RemoteSender(ResponseHandler):
     """Polls one sender and fetches its writes. All but the constructor is for the loop's thread.
 
     Args:
@@ -47,7 +47,6 @@ class RemoteSender:
         token: str,
         landing: ReceiveRegion,
         loop: Scope,
-        *,
         poll_s: float,
         timeout_s: float,
         connections: int,
@@ -55,18 +54,17 @@ class RemoteSender:
     ) -> None:
         self._to, self._token, self._landing, self._loop, self._on_end = to, token, landing, loop, on_end
         self._poll_s, self._give_up_s = poll_s, 2 * timeout_s
-        self._after = 0
-        self._received = 0  # bytes, by finished fetches
+        self._after = self._received = 0  # number of the last write known; bytes by finished fetches
         self._failures = 0  # polls in a row
         self._failing_since = 0.0
-        self._ended = False
-        self._polling = False
+        self._polling = self._ended = False
+        self._on_told: Callable[[], None] = lambda: None
+        self._status = 0
+        self._body = bytearray()
         self._queue: deque[Fetch] = deque()
         self._unfinished: set[Fetch] = set()
-        self._poll_connection, *self._connections = (
-            ClientConnection(to, loop, timeout_s) for _ in range(1 + connections)
-        )
-        self._idle = list(self._connections)
+        self._poll_connection, *self._idle = (ClientConnection(to, loop, timeout_s) for _ in range(1 + connections))
+        self._connections = tuple(self._idle)
         loop.call(self.poll)
 
     def poll(self) -> None:
@@ -77,7 +75,7 @@ class RemoteSender:
         headers = {"Prefer": f"wait={self._poll_s:.0f}", "Accept-Encoding": "identity"}
         landed = self._received + sum(fetch.received for fetch in self._unfinished)
         path = f"/{self._token}?after={self._after}&landed={landed}"
-        self._poll_connection.request("GET", path, headers, _Poll(self), self._poll_s)
+        self._poll_connection.request("GET", path, headers, self, self._poll_s)
 
     def stop(self, on_told: Callable[[], None]) -> None:
         """Closes every connection, then tells the sender on a new one, which :meth:`hang_up` must close.
@@ -88,15 +86,42 @@ class RemoteSender:
             on_told()
             return
         self._end()
-        goodbye = {"Connection": "close"}
-        self._poll_connection.request("DELETE", f"/{self._token}", goodbye, _Goodbye(on_told))
+        self._on_told = on_told
+        self._poll_connection.request("DELETE", f"/{self._token}", {"Connection": "close"}, self)
 
     def hang_up(self) -> None:
         self._poll_connection.close()
 
-    def on_publications(self, body: bytearray) -> None:
-        """Takes the body of a response to a poll; raises HttpError, and takes none of it, if it is malformed."""
-        publications = parse_publications(body, self._after) if body else []
+    # The response to a poll, or to the last request
+
+    def on_head(self, response: Response, length: int) -> None:
+        self._status = response.status
+        if length > MAX_POLL_BYTES:
+            raise HttpError(f"a response of {length} bytes; {MAX_POLL_BYTES} are allowed")
+        self._body = bytearray(length)
+
+    def receive(self, sock: socket.socket, left: int) -> int:
+        return sock.recv_into(memoryview(self._body)[-left:])
+
+    def on_end(self) -> None:
+        if self._ended:
+            self._on_told()
+        elif self._status not in (200, 204):
+            self._on_poll_failure(f"it responded with status {self._status}", final=self._status in (403, 410))
+        else:
+            try:
+                self._take(parse_publications(self._body, self._after) if self._body else [])
+            except HttpError as error:
+                self._on_poll_failure(str(error))
+
+    def on_failure(self, reason: str) -> None:
+        if self._ended:
+            self._on_told()
+        else:
+            self._on_poll_failure(reason)
+
+    def _take(self, publications: list[Publication]) -> None:
+        """Fetches the writes; raises HttpError, and fetches none of them, if one is malformed."""
         fetches = [Fetch(one, f"/{self._token}", self._landing, self._on_request_end) for one in publications]
         self._polling, self._failures = False, 0
         if fetches:
@@ -106,7 +131,7 @@ class RemoteSender:
             self._fetch_next()
         self.poll()
 
-    def on_poll_failure(self, reason: str, *, final: bool = False) -> None:
+    def _on_poll_failure(self, reason: str, *, final: bool = False) -> None:
         self._polling = False
         if not self._failures:  # the time from here on counts: the poll itself may have waited for long
             self._failing_since = time.monotonic()
@@ -191,17 +216,15 @@ class Fetch(ResponseHandler):
     @property
     def retry_delay_s(self) -> float:
         """Seconds to wait before the next request: none after the first failure."""
-        return 0.0 if self._tries < 2 else min(0.05 * 2 ** (self._tries - 2), 1.0)
+        return 0.0 if self._tries < 2 else min(RETRY_S * 2 ** (self._tries - 2), RETRY_LIMIT_S)
 
     def start_request(self, connection: ClientConnection) -> None:
         self._connection = connection
         if self._outcome:
             connection.request("DELETE", f"{self._path}?outcome={self._outcome}", {}, self)
-            return
-        headers = {"Accept-Encoding": "identity"}
-        if self._at:
-            headers |= {"Range": f"bytes={self._at}-", "If-Range": self.publication.etag}
-        connection.request("GET", self._path, headers, self)
+        else:
+            resumes = {"Range": f"bytes={self._at}-", "If-Range": self.publication.etag} if self._at else {}
+            connection.request("GET", self._path, {"Accept-Encoding": "identity", **resumes}, self)
 
     def on_head(self, response: Response, length: int) -> None:
         self._status = response.status
@@ -266,49 +289,3 @@ class Fetch(ResponseHandler):
         if self._tries > MAX_TRIES:
             self.finished = bool(self._outcome)  # the report failed too; the sender's time-outs end the write
             self._outcome, self._tries = self._outcome or FAILED, 0
-
-
-class _Poll(ResponseHandler):
-    def __init__(self, sender: RemoteSender) -> None:
-        self._sender = sender
-        self._status = 0
-        self._body = bytearray()
-        self._filled = 0
-
-    def on_head(self, response: Response, length: int) -> None:
-        self._status = response.status
-        if self._status == 200:
-            if length > MAX_POLL_BYTES:
-                raise HttpError(f"a response of {length} bytes; {MAX_POLL_BYTES} are allowed")
-            self._body = bytearray(length)
-
-    def receive(self, sock: socket.socket, left: int) -> int:
-        if self._status != 200:
-            return super().receive(sock, left)
-        received = sock.recv_into(memoryview(self._body)[self._filled :])
-        self._filled += received
-        return received
-
-    def on_end(self) -> None:
-        if self._status not in (200, 204):
-            is_final = self._status in (403, 410)
-            self._sender.on_poll_failure(f"it responded with status {self._status}", final=is_final)
-            return
-        try:
-            self._sender.on_publications(self._body)
-        except HttpError as error:
-            self._sender.on_poll_failure(str(error))
-
-    def on_failure(self, reason: str) -> None:
-        self._sender.on_poll_failure(reason)
-
-
-class _Goodbye(ResponseHandler):
-    def __init__(self, on_told: Callable[[], None]) -> None:
-        self._on_told = on_told
-
-    def on_end(self) -> None:
-        self._on_told()
-
-    def on_failure(self, reason: str) -> None:
-        self._on_told()

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
 from embferry.protocol.errors import TransportError
 
-from ..contract import LinkLost, Piece, Written
+from ..contract import Piece, Written
+from ..net.link import OnEnd, SocketLink, refused
 from ..net.loop import Scope, Timeout
 from ..outbox import Outbox
-from ..windows import checked_ranges
+from ..windows import Ranges
 from .messages import FAILED, MAX_LISTED, POLL_FULL_BYTES, REFUSED, Publication
 
-log = logging.getLogger(__name__)
-
-ERRORS = {
-    REFUSED: ("the receiver has no open window that covers the write", False),
-    FAILED: ("the receiver tried several times, and the bytes of the write did not arrive", True),
-}
-"""Text and retryability of the error for each outcome but success."""
+UNDELIVERED = "the receiver tried several times, and the bytes of the write did not arrive"
 
 
 @dataclass(slots=True, eq=False)
@@ -49,10 +43,8 @@ class PublishedWrite:
             end(reason)
 
 
-class SendLink:
-    """The link to the receiver behind ``handle``.
-
-    The constructor and ``write`` are for any thread, all other methods for the loop's thread.
+class SendLink(SocketLink):
+    """The link to one receiver. All methods but the constructor and ``write`` are for the loop's thread.
 
     Args:
         silence_timeout_s: The link is lost after this time without a request of the receiver, unless one is pending.
@@ -60,54 +52,38 @@ class SendLink:
             has landed, and none has ended.
         on_publish: Called when there is a new write to fetch.
         is_polled: Returns whether a poll of the receiver is pending.
-        on_end: Called once when the link has ended, before :class:`LinkLost` is posted.
     """
 
     _numbers = itertools.count(1)  # shared by all links: a new link goes on above the numbers the receiver has seen
 
     def __init__(
         self,
-        handle: bytes,
         loop: Scope,
         outbox: Outbox,
+        on_end: OnEnd,
         *,
         silence_timeout_s: float,
         stall_timeout_s: float,
         on_publish: Callable[[], None],
         is_polled: Callable[[], bool],
-        on_end: Callable[[bytes, SendLink], None],
     ) -> None:
-        self._handle, self._loop, self._outbox = handle, loop, outbox
+        super().__init__(loop, outbox, on_end)
         self._silence_timeout_s, self._stall_timeout_s = silence_timeout_s, stall_timeout_s
-        self._on_publish, self._is_polled, self._on_end = on_publish, is_polled, on_end
-        # Writes enter `_published` under the lock, so that each is reported before the end of the link.
-        self._lock = threading.Lock()
-        self._error: TransportError | None = None
+        self._on_publish, self._is_polled = on_publish, is_polled
         self._published: dict[int, PublishedWrite] = {}
         self._progress_at = time.monotonic()
         self._landed = 0
         self._timeout = Timeout(loop, self._on_silence)
         loop.call(self.on_request)
 
-    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
-        ranges = checked_ranges(epoch, pieces)
-        if isinstance(ranges, TransportError):
-            self._outbox.post(Written(ticket, ranges))
-            return
-        etag, length = secrets.token_hex(8), int(ranges[:, 1].sum())
-        with self._lock:
-            error = self._error
-            if error is None:
-                number = next(self._numbers)
-                entry = Publication(number, epoch, f'"{number}-{etag}"', length, ranges.astype(">u8").tobytes())
-                if not self._published:
-                    self._progress_at = time.monotonic()
-                views = [piece.source.cast("B") for piece in pieces]
-                self._published[number] = PublishedWrite(self, ticket, entry, views)
-        if error is not None:
-            self._outbox.post(Written(ticket, error))
-        else:
-            self._loop.call(self._on_publish)
+    def _enter(self, epoch: int, ranges: Ranges, pieces: Sequence[Piece], ticket: int) -> Callable[[], None]:
+        number, length = next(self._numbers), int(ranges[:, 1].sum())
+        etag = f'"{number}-{secrets.token_hex(8)}"'
+        entry = Publication(number, epoch, etag, length, ranges.astype(">u8").tobytes())
+        if not self._published:
+            self._progress_at = time.monotonic()
+        self._published[number] = PublishedWrite(self, ticket, entry, [piece.source.cast("B") for piece in pieces])
+        return partial(self._loop.call, self._on_publish)
 
     def encode_published(self, after: int) -> bytes:
         """Encodes the writes numbered above ``after``, as many as fit one response; empty if there are none."""
@@ -131,10 +107,7 @@ class SendLink:
             return
         published.end_readers("the receiver has ended this write")
         self._progress_at = time.monotonic()
-        error = None
-        if outcome in ERRORS:
-            text, retryable = ERRORS[outcome]
-            error = TransportError(text, retryable=retryable)
+        error = refused() if outcome == REFUSED else TransportError(UNDELIVERED) if outcome == FAILED else None
         self._outbox.post(Written(published.ticket, error))
 
     def on_request(self, landed: int = 0) -> None:
@@ -156,13 +129,9 @@ class SendLink:
             self._error = error
             published, self._published = self._published, {}
         self._timeout.clear()
-        self._on_end(self._handle, self)
         for write in published.values():
             write.end_readers("the link of this write has ended")
-            self._outbox.post(Written(write.ticket, error))
-        if lost:
-            log.info("lost the connection to a receiver: %s", error)
-            self._outbox.post(LinkLost(self._handle, error))
+        self._on_end(self, [write.ticket for write in published.values()], error, lost)
 
     def _end_if_stalled(self) -> bool:
         """Ends the link of a receiver that sends requests but fetches nothing; returns whether it did."""

@@ -16,10 +16,11 @@ from functools import partial
 
 from embferry.protocol.errors import TransportError
 
-from ..net.cursor import IOV_MAX, Cursor
+from ..net.cursor import Cursor
 from ..net.listener import Listener
-from ..net.loop import READ, WRITE, Scope, Timeout
+from ..net.loop import READ, WRITE, Scope
 from . import heads, resource
+from .connection import DROP_BYTES, Connection
 from .heads import HttpError, Request
 from .messages import SECRET_BYTES, parse_target
 from .send_link import PublishedWrite, SendLink
@@ -31,21 +32,18 @@ REQUEST_S = 10.0  # from the first byte of a request, or from the connection, to
 IDLE_S = 75.0  # between two requests
 UNSENT_S = 30.0  # without progress in sending a response
 LINGER_S = 2.0  # for the peer to read the last response before the connection is closed
-TURN_BYTES = 32 << 20  # sent to one receiver before other connections get their turn
-EMPTY = {"Content-Length": "0"}
+CLOSING = (400, 403, 410, 413)  # statuses after which the connection ends
 UNCHANGED = {"Cache-Control": "no-store, no-transform"}
 METHODS = ("GET", "HEAD", "DELETE")
 
 _WAIT = re.compile(r"(?:^|,)\s*wait=(\d{1,4})\s*(?:,|;|$)", re.A)
 
 
-class ServerConnection:
-    """A connection that was accepted: reads a request, sends its response, then reads the next one.
-
-    Pipelined requests are served in order. All methods are for the loop's thread.
+class ServerConnection(Connection):
+    """A connection that was accepted: receives a request, sends its response, then receives the next one.
 
     Args:
-        on_request: Called with each request; calls :meth:`send` or :meth:`park`.
+        on_request: Called with each request; calls :meth:`send`, :meth:`refuse` or :meth:`park`.
         on_end: Called once, when the connection has been closed.
     """
 
@@ -57,34 +55,32 @@ class ServerConnection:
         on_request: Callable[[ServerConnection, Request], None],
         on_end: Callable[[ServerConnection], None],
     ) -> None:
-        self._sock, self._peer, self._loop, self._on_request, self._on_end = sock, peer, loop, on_request, on_end
+        super().__init__(loop)
+        self._sock, self._peer, self._on_request, self._on_end = sock, peer, on_request, on_end
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._received = bytearray()
-        self._unsent: list[Cursor] = []  # of the response that is being sent: its head, and its body if it has one
-        self._source: PublishedWrite | None = None  # whose memory the body is
-        self._closes = self._lingers = self._ended = False
+        self._source: PublishedWrite | None = None  # whose memory is being sent
+        self._closes = self._lingers = False
         self._on_unpark: Callable[[], None] | None = None
-        self._timeout = Timeout(loop, self._on_timeout)
         self._timeout.set(REQUEST_S)
-        loop.watch(sock.fileno(), READ, self._on_ready)
+        self._watch(READ)
 
     def send(
         self, status: int, headers: Mapping[str, str], body: Cursor | None = None, source: PublishedWrite | None = None
     ) -> None:
         """Responds to the last request. ``source`` is the write whose memory ``body`` refers to."""
         self._unpark()
-        self._closes |= status in (400, 403, 410, 413)
-        head = heads.write_response(status, {**headers, **({"Connection": "close"} if self._closes else {})})
-        self._unsent = [Cursor([memoryview(head)])]
-        if body is not None and body.left:
-            self._unsent.append(body)
-            if source is not None:
-                self._source = source
-                source.readers.add(self.end)
+        self._closes |= status in CLOSING
+        if source is not None and body is not None and body.left:
+            self._source = source
+            source.readers.add(self.end)
         self._timeout.set(UNSENT_S)
-        self._loop.watch(self._sock.fileno(), WRITE, self._on_ready)
-        self._guarded(self._flush)
+        self._send(heads.write_response(status, {**headers, **({"Connection": "close"} if self._closes else {})}), body)
+        self._turn(WRITE)
+
+    def refuse(self, status: int, headers: Mapping[str, str] | None = None) -> None:
+        """Responds with an error, which has no body."""
+        self.send(status, {**(headers or {}), "Content-Length": "0"})
 
     def park(self, seconds: float, on_unpark: Callable[[], None]) -> None:
         """Postpones the response; it is 204 after ``seconds`` without a :meth:`send`.
@@ -95,14 +91,11 @@ class ServerConnection:
         self._timeout.set(seconds)
 
     def end(self, reason: str) -> None:
-        if self._ended:
+        if self._sock is None:
             return
-        self._ended = True
         log.debug("closed the connection of %s: %s", self._peer, reason)
-        self._timeout.clear()
-        self._loop.unwatch(self._sock.fileno())
-        self._sock.close()
-        self._release()
+        self._close()
+        self._release_source()
         self._unpark()
         self._on_end(self)
 
@@ -111,18 +104,10 @@ class ServerConnection:
         if on_unpark is not None:
             on_unpark()
 
-    def _release(self) -> None:
-        """Drops the response and its reference to the source memory."""
-        for part in self._unsent:
-            part.release()
-        self._unsent = []
-        if self._source is not None:
-            self._source.readers.discard(self.end)
-            self._source = None
-
-    def _on_ready(self, events: int) -> None:
-        if not self._ended:
-            self._guarded(self._receive if events & READ else self._flush)
+    def _release_source(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source.readers.discard(self.end)
 
     def _on_timeout(self) -> None:
         if self._on_unpark is not None:
@@ -130,72 +115,42 @@ class ServerConnection:
         else:
             self.end("it timed out")
 
-    def _guarded(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except BlockingIOError:
-            return
-        except HttpError as error:
-            log.warning("rejected a request from %s: %s", self._peer, error)
-            self._received.clear()
-            self._closes = True
-            self.send(400, EMPTY)
-        except OSError as error:
+    def _on_error(self, error: HttpError | OSError) -> None:
+        if isinstance(error, OSError):
             self.end(str(error))
+        else:
+            log.warning("rejected a request from %s: %s", self._peer, error)
+            self.refuse(400)
 
-    def _receive(self) -> None:
-        data = self._sock.recv(heads.MAX_HEAD_BYTES)
-        if not data:
-            self.end("the peer closed it")
-        elif not self._lingers:
-            self._received += data
-            self._take_request()
-
-    def _take_request(self) -> None:
-        if self._ended or self._unsent:
+    def _receive(self, sock: socket.socket) -> None:
+        if self._lingers or self._on_unpark is not None:
+            if not sock.recv(DROP_BYTES, 0 if self._lingers else socket.MSG_PEEK):
+                self.end("the peer closed it")
+            elif not self._lingers:
+                self._loop.unwatch(sock.fileno())  # the next request is taken when the parked one has its response
             return
-        length = heads.head_length(self._received)
-        if self._on_unpark is not None:
-            return  # the next request is taken when the parked one has its response
-        if length < 0:
-            if self._received:
-                self._timeout.set(REQUEST_S)
+        head = self._receive_head(sock)
+        if head is None:
+            self._timeout.set(REQUEST_S)
             return
-        request = heads.parse_request(bytes(self._received[:length]))
-        del self._received[: length + len(heads.END)]
+        request = heads.parse_request(head)
         self._closes = request.closes
         if heads.content_length(request.headers):
-            self.send(413, EMPTY)  # no request here has a body
+            self.refuse(413)  # no request here has a body
             return
         self._timeout.clear()
         self._on_request(self, request)
 
-    def _flush(self) -> None:
-        budget = TURN_BYTES
-        while self._unsent and budget > 0:
-            sent = self._sock.sendmsg([view for part in self._unsent for view in part.views()][:IOV_MAX])
-            budget -= sent
-            self._timeout.set(UNSENT_S)
-            if self._source is not None:
-                self._source.link.on_bytes_sent()
-            for part in self._unsent:
-                of_part = min(sent, part.left)
-                part.advance(of_part)
-                sent -= of_part
-            if not self._unsent[-1].left:
-                self._on_sent()
-
-    def _on_sent(self) -> None:
-        self._release()
-        self._loop.watch(self._sock.fileno(), READ, self._on_ready)
-        if self._closes:
+    def _on_bytes_sent(self, sock: socket.socket, left: int) -> None:
+        if self._source is not None:
+            self._source.link.on_bytes_sent()
+        self._lingers = self._closes and not left
+        self._timeout.set(UNSENT_S if left else LINGER_S if self._lingers else IDLE_S)
+        if not left:
+            self._release_source()
+        if self._lingers:
             # Closed later: unread bytes of the peer would cause a reset, which can overtake the response.
-            self._lingers = True
-            self._sock.shutdown(socket.SHUT_WR)
-            self._timeout.set(LINGER_S)
-        else:
-            self._timeout.set(IDLE_S)
-            self._loop.call(partial(self._guarded, self._take_request))
+            sock.shutdown(socket.SHUT_WR)
 
 
 class SenderServer:
@@ -238,7 +193,7 @@ class SenderServer:
         self._stopped = True
         self.listener.stop()
         for connection, _ in list(self._polls.values()):
-            connection.send(410, EMPTY)
+            connection.refuse(410)
         for connection in list(self.listener.connections):
             connection.end("the sender is closed")
 
@@ -247,10 +202,10 @@ class SenderServer:
         authorization = request.headers.get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(authorization, b"Bearer " + self.secret.hex().encode()):
             log.warning("refused a request without the secret of this sender's address")
-            connection.send(403, EMPTY)
+            connection.refuse(403)
             return
         if target is None:
-            connection.send(404, EMPTY)
+            connection.refuse(404)
             return
         link = self.links.get(target.token)
         if link is not None:
@@ -267,13 +222,13 @@ class SenderServer:
                 link.end(TransportError("the receiver is closed"), lost=True)
             connection.send(204, {})
         else:
-            connection.send(405, {"Allow": "GET, DELETE", **EMPTY})
+            connection.refuse(405, {"Allow": "GET, DELETE"})
 
     def _respond_to_fetch(
         self, connection: ServerConnection, request: Request, outcome: str, write: PublishedWrite | None
     ) -> None:
         if write is None:
-            connection.send(404, EMPTY)
+            connection.refuse(404)
             return
         entry = write.entry
         representation = resource.Representation(
@@ -293,7 +248,7 @@ class SenderServer:
             headers = {"Content-Type": "application/msgpack", "Content-Length": str(len(body)), **UNCHANGED}
             connection.send(200, headers, Cursor([memoryview(body)]))
         elif self._stopped:
-            connection.send(410, EMPTY)
+            connection.refuse(410)
         elif wait_s:
             if token in self._polls:  # the receiver has lost that connection, and a proxy keeps it open
                 self._polls[token][0].send(204, UNCHANGED)

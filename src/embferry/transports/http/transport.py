@@ -6,8 +6,9 @@ fetches what is published straight into its blocks, resumes where a connection b
 All of it runs on one thread a transport:
 
 - :mod:`messages` lists the requests, :mod:`heads` parses and writes their heads;
+- :mod:`connection` receives and sends them;
 - the sender is :mod:`serving`, :mod:`send_link` and :mod:`resource`;
-- the receiver is :mod:`remote_sender` and :mod:`client_connection`.
+- the receiver is :mod:`remote_sender`.
 
 A link ends with a request that says so, or by silence: through a proxy, the end of a connection means nothing. The
 secret keeps strangers out; nothing is encrypted.
@@ -112,16 +113,9 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
                 return
             if len(self._senders) >= MAX_SENDERS:
                 raise TransportError(f"{MAX_SENDERS} senders are being polled already", retryable=False)
-            self._senders[address] = RemoteSender(
-                to,
-                self._token.hex(),
-                landing,
-                self._loop,
-                poll_s=self._poll_s,
-                timeout_s=self._timeout_s,
-                connections=self._connections,
-                on_end=partial(self._forget_sender, address),
-            )
+            on_end = partial(self._forget_sender, address)
+            limits = self._poll_s, self._timeout_s, self._connections
+            self._senders[address] = RemoteSender(to, self._token.hex(), landing, self._loop, *limits, on_end)
 
     def connect(self, handle: bytes) -> None:
         token = decode_handle(handle, HttpHandle, self.name).token.hex()
@@ -130,14 +124,13 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
     def _make_link(self, handle: bytes, token: str) -> SendLink:
         server = self._serve()
         link = SendLink(
-            handle,
             self._loop,
             self._outbox,
+            partial(self._over, handle),
             silence_timeout_s=self._timeout_s,
             stall_timeout_s=max(6 * self._timeout_s, 2 * self._poll_s),
             on_publish=lambda: server.on_publish(token),
             is_polled=lambda: server.is_polled(token),
-            on_end=self._forget,
         )
         self._loop.call(lambda: server.links.__setitem__(token, link))
         return link

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import threading
 from collections.abc import Callable
-from functools import partial
 
 from ..net.loop import READ, WRITE, Scope
 from .messages import LENGTH, FrameError, Message, decode, encode
@@ -44,7 +42,8 @@ class Channel:
         self.sock, self._loop, self.limit, self._max_unsent = sock, loop, limit, max_unsent
         self._on_message, self._on_fault, self._on_end = on_message, on_fault, on_end
         self._incoming, self._outgoing = bytearray(), bytearray()
-        self._deaf = self._hung_up = self._ended = False
+        self._deaf = self._mute = self._ended = False
+        self._failure = ""  # why it cannot send
         self._lock = threading.Lock()  # of _outgoing, and of the socket against being closed under a send
         sock.setblocking(False)
         with contextlib.suppress(OSError):  # the peer may have left already; reading will tell
@@ -55,70 +54,59 @@ class Channel:
         """Sends ``message``, from any thread. Does nothing once the channel has ended or hung up."""
         frame = encode(message)
         with self._lock:
-            if self._ended or self._hung_up:
+            if self._mute:
                 return
-            idle = not self._outgoing
+            was_idle = not self._outgoing
             self._outgoing += LENGTH.pack(len(frame)) + frame
-            if not idle:  # then the loop waits for the socket already
-                return
-            try:
+            if was_idle:  # otherwise the loop waits for the socket already
                 self._push()
-            except OSError as error:
-                self._loop.call(partial(self._broken, error))
-                return
-            if self._outgoing:
-                self._loop.call(self._watch)
+            if len(self._outgoing) > self._max_unsent:
+                self._fail("the peer does not read")
+            blocked = was_idle and bool(self._outgoing)
+        if blocked:  # without the lock: after its end, the loop runs calls at once
+            self._loop.call(self._watch)
 
     def hang_up(self) -> None:
         """Ends the sending side. What the peer sends is dropped until it hangs up too."""
         self._deaf = True
         with self._lock:
-            if self._ended or self._hung_up:
-                return
-            self._hung_up = True
-            self._outgoing.clear()
-            try:
-                self.sock.shutdown(socket.SHUT_WR)
-            except OSError as error:
-                self._loop.call(partial(self._broken, error))
+            self._shut(socket.SHUT_WR)
 
     def close(self) -> None:
         """Ends at once; ``on_end`` is not called. Idempotent."""
         with self._lock:
-            if self._ended:
-                return
-            self._ended = True
-            self._loop.unwatch(self.sock.fileno())
-            self.sock.close()
+            if not self._ended:
+                self._ended = self._mute = True
+                self._loop.unwatch(self.sock.fileno())
+                self.sock.close()
 
     def _finish(self, reason: str) -> None:
         if not self._ended:
             self.close()
             self._on_end(reason)
 
-    def _broken(self, error: OSError) -> None:
-        self._finish(os.strerror(error.errno or 0))
-
     def _ready(self, events: int) -> None:
         if self._ended:
             return
-        try:
-            if events & WRITE:
-                with self._lock:
-                    self._push()
-                self._watch()
-            if events & READ:
-                self._read()
-        except BlockingIOError:  # from the read
-            return
-        except OSError as error:
-            self._broken(error)
+        if events & WRITE:
+            with self._lock:
+                self._push()
+            self._watch()
+        if self._failure:
+            self._finish(self._failure)
+        elif events & READ:
+            self._read()
 
     def _read(self) -> None:
-        received = self.sock.recv(READ_BYTES)
+        try:
+            received = self.sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._finish(os.strerror(error.errno or 0))
+            return
         if not received:
             self._finish("it hung up")
-            return
         if self._deaf:
             return
         self._incoming += received
@@ -142,14 +130,28 @@ class Channel:
         del self._incoming[:end]
         return frame
 
+    # With the lock held
+
     def _push(self) -> None:
-        """Hands the kernel what it takes. With the lock held."""
+        """Hands the kernel what it takes."""
         try:
             while self._outgoing:
                 del self._outgoing[: self.sock.send(self._outgoing)]
         except BlockingIOError:
-            if len(self._outgoing) > self._max_unsent:
-                raise OSError(errno.ENOBUFS, "the peer does not read") from None
+            return
+        except OSError as error:
+            self._fail(os.strerror(error.errno or 0))
+
+    def _fail(self, reason: str) -> None:
+        """Makes the socket readable, so that the loop ends the channel."""
+        self._failure = reason
+        self._shut(socket.SHUT_RDWR)
+
+    def _shut(self, how: int) -> None:
+        self._mute = True
+        self._outgoing.clear()
+        with contextlib.suppress(OSError):  # it is broken already
+            self.sock.shutdown(how)
 
     def _watch(self) -> None:
         if not self._ended:

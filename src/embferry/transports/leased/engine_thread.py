@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from embferry.protocol.errors import TransportError
 
+from ..net.link import refused
 from .jobs import Run, Sources, WriteJob
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,6 @@ class WriteFailedError(TransportError):
 def without_traceback(error: TransportError) -> TransportError:
     """Returns the same error without its traceback, whose frames would keep an engine alive."""
     return TransportError(error.detail, retryable=error.retryable)
-
-
-def refused() -> TransportError:
-    return TransportError("the receiver has no open window that covers the write", retryable=False)
 
 
 class WriteEngine(ABC):
@@ -143,46 +140,38 @@ class EngineThread:
         on_ready: Callable[[], None] = lambda: None,
         on_over: Callable[[WriteJob], None],
         on_end: Callable[[TransportError | None, bool], None],
-        on_bug: Callable[[BaseException], None],
+        on_bug: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
         self._open_engine = open_engine
         self._on_ready, self._on_over, self._on_end, self._on_bug = on_ready, on_over, on_end, on_bug
-        self._changed = threading.Condition()  # guards what follows
-        self._news = self._stopping = False
+        self._news = threading.Event()
+        self._stopping = False
         self._metadata: bytes | None = None
-        self._given: deque[WriteJob] = deque()
+        self._waiting: deque[WriteJob] = deque()  # for their source or their verdict; any thread appends
         # For the thread.
         self._sources: Sources | None = None
-        self._waiting: deque[WriteJob] = deque()  # for their source or their verdict
         self._active: deque[WriteJob] = deque()
         self._in_flight: list[_InFlight] = []  # the oldest first
         self._in_doubt = False
         self._thread = threading.Thread(target=self._run, name=name)
         self.start, self.join = self._thread.start, self._thread.join
+        self.look = self._news.set
+        """Wakes the thread, because a verdict has come."""
 
     def meet(self, metadata: bytes) -> None:
         """Makes the peer known to the engine, once."""
-        with self._changed:
-            self._metadata = metadata
-            self.look()
+        self._metadata = metadata
+        self.look()
 
     def put(self, job: WriteJob) -> None:
         """Takes in a write, to be begun when its verdict is "go". Its source is registered meanwhile."""
-        with self._changed:
-            self._given.append(job)
-            self.look()
-
-    def look(self) -> None:
-        """Wakes the thread, because a verdict has come."""
-        with self._changed:
-            self._news = True
-            self._changed.notify()
+        self._waiting.append(job)
+        self.look()
 
     def stop(self) -> None:
         """Has the thread start nothing more, drain, and close its engine. Does not wait. Idempotent."""
-        with self._changed:
-            self._stopping = True
-            self.look()
+        self._stopping = True
+        self.look()
 
     # On the thread
 
@@ -218,7 +207,10 @@ class EngineThread:
                 engine.meet(self._metadata)
                 self._metadata = None
                 self._on_ready()
-            self._activate()
+            for _ in range(len(self._waiting)):
+                job = self._waiting.popleft()
+                is_ready = self._prepare(job) and job.go is not None
+                (self._active if is_ready else self._waiting).append(job)
             moved = self._start_parts(engine) | self._collect(engine)
             pause = 0.0 if moved else self._pause()
         deadline = time.monotonic() + engine.drain_timeout_s
@@ -228,16 +220,12 @@ class EngineThread:
 
     def _wait(self, pause: float | None) -> bool:
         """Waits for news, at most ``pause`` seconds. Returns False when it is time to end."""
-        with self._changed:
-            # A program that ends without closing its transport must end all the same, so look at the main thread.
-            while not self._news and pause != 0.0 and threading.main_thread().is_alive():
-                self._changed.wait(LIVENESS_CHECK_S if pause is None else pause)
-                if pause is not None:
-                    break
-            self._news = False
-            self._waiting += self._given
-            self._given.clear()
-            return not self._stopping and threading.main_thread().is_alive()
+        # A program that ends without closing its transport must end all the same, so look at the main thread.
+        while not self._news.wait(LIVENESS_CHECK_S if pause is None else pause) and pause is None:
+            if not threading.main_thread().is_alive():
+                return False
+        self._news.clear()
+        return not self._stopping and threading.main_thread().is_alive()
 
     def _pause(self) -> float | None:
         """Returns the seconds to wait before the next poll; None: until there is news."""
@@ -246,26 +234,15 @@ class EngineThread:
         age = time.monotonic() - self._in_flight[0].began
         return min(MAX_PAUSE_S, max(MIN_PAUSE_S, age * PAUSE_FRACTION))
 
-    def _activate(self) -> None:
-        """Activates the jobs that have their source registered and their verdict."""
-        for _ in range(len(self._waiting)):
-            job = self._waiting.popleft()
-            if self._prepare(job) and job.go is not None:
-                self._active.append(job)
-            else:
-                self._waiting.append(job)
-
     def _prepare(self, job: WriteJob) -> bool:
         """Registers the source of a job that needs it. Returns False while it overlaps the source of another."""
-        job.lay_out()
         if self._sources is None or job.registered or job.error is not None or job.stop is not None:
             return True
         try:
             job.registered = self._sources.acquire(job.source)
         except TransportError as error:
             job.error = without_traceback(error)
-            return True
-        return job.registered
+        return job.registered or job.error is not None
 
     def _start_parts(self, engine: WriteEngine) -> bool:
         """Starts requests of the active jobs in turn, while there is room. Returns whether anything moved."""
@@ -276,25 +253,18 @@ class EngineThread:
         while self._active and room > 0 and len(self._in_flight) < engine.max_requests and not self._stopping:
             moved = True
             job = self._active.popleft()
-            part = self._next_part(engine, job)
-            if part is None:
-                job.exhausted = True
-                self._finish(job)
+            if not job.go:
+                job.error = refused()
+            part = None if job.error else job.next_part(engine.slice_bytes, engine.max_runs)
+            if part is not None and job.stop is None:
+                self._active.append(job)
+                room -= self._start(engine, job, part)
                 continue
-            self._active.append(job)
-            room -= self._start(engine, job, part)
+            if part is not None:
+                job.error = job.stop
+            job.exhausted = True
+            self._finish(job)
         return moved
-
-    def _next_part(self, engine: WriteEngine, job: WriteJob) -> list[Run] | None:
-        if not job.go:
-            job.error = refused()
-        if job.error is not None:
-            return None
-        part = job.next_part(engine.slice_bytes, engine.max_runs)
-        if part is None or job.stop is None:
-            return part
-        job.error = job.stop
-        return None
 
     def _start(self, engine: WriteEngine, job: WriteJob, part: list[Run]) -> int:
         """Starts a request of the job. Returns its size in bytes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ class WriteJob:
     The engine's thread changes all of it but ``base``, ``go`` and ``stop``, which other threads set.
 
     Args:
-        serial: The number of the write among those of its engine.
         find_runs: Computes the runs of the write; called once, on the engine's thread.
         keeps: Keeps the source memory alive.
 
@@ -31,7 +31,7 @@ class WriteJob:
         base: Address of the peer's region; to be set before ``go``.
         go: The receiver's verdict; None until it has come.
         stop: The error with which the write ends if part of it has not begun; None: it may begin.
-        source: The memory that is read, ``(address, length)``, ascending and disjoint; known after :meth:`lay_out`.
+        source: The memory that is read, ``(address, length)``, ascending and disjoint.
         registered: The source is registered with the engine.
         exhausted: No further request of it will be started.
         in_flight: Requests that have begun and are not over.
@@ -39,31 +39,28 @@ class WriteJob:
         clean: False if bytes of a failed request may still be in flight.
     """
 
-    def __init__(self, serial: int, find_runs: Callable[[], list[Run]], keeps: object = None) -> None:
-        self.serial = serial
+    def __init__(self, find_runs: Callable[[], list[Run]], keeps: object = None) -> None:
         self._find_runs, self._keeps = find_runs, keeps
-        self.base = 0
+        self._parts: Iterator[list[Run]] | None = None
+        self.base = self.in_flight = 0
         self.go: bool | None = None
         self.stop: TransportError | None = None
-        self.source: list[tuple[int, int]] = []
-        self.registered = False
-        self._runs: list[Run] | None = None
-        self._parts: Iterator[list[Run]] | None = None
-        self.exhausted = False
-        self.in_flight = 0
         self.error: TransportError | None = None
+        self.registered = self.exhausted = False
         self.clean = True
 
-    def lay_out(self) -> None:
-        """Finds the addresses, the first time that it is called."""
-        if self._runs is None:
-            self._runs = self._find_runs()
-            self.source = merged_source(self._runs)
+    @cached_property
+    def runs(self) -> list[Run]:
+        return self._find_runs()
+
+    @cached_property
+    def source(self) -> list[tuple[int, int]]:
+        return merged_source(self.runs)
 
     def next_part(self, slice_bytes: int, max_runs: int) -> list[Run] | None:
         """Returns the next request, with absolute addresses on both sides; None after the last."""
         if self._parts is None:
-            self._parts = parts(self._runs or [], self.base, slice_bytes, max_runs)
+            self._parts = parts(self.runs, self.base, slice_bytes, max_runs)
         return next(self._parts, None)
 
 
@@ -75,16 +72,13 @@ def merged_runs(pieces: Sequence[Piece]) -> list[Run]:
     """Returns the runs of the pieces that have bytes; neighbours on both sides become one."""
     runs: list[Run] = []
     for piece in pieces:
-        length = piece.source.nbytes
-        if not length:
-            continue
-        address, offset = address_of(piece.source), piece.offset
-        if runs:
-            before, at, size = runs[-1]
-            if before + size == address and at + size == offset:
+        if length := piece.source.nbytes:
+            address, offset = address_of(piece.source), piece.offset
+            before, at, size = runs[-1] if runs else (0, 0, 0)
+            if size and (before + size, at + size) == (address, offset):
                 runs[-1] = (before, at, size + length)
-                continue
-        runs.append((address, offset, length))
+            else:
+                runs.append((address, offset, length))
     return runs
 
 
@@ -93,10 +87,9 @@ def merged_source(runs: Sequence[Run]) -> list[tuple[int, int]]:
     ranges: list[tuple[int, int]] = []
     for address, _, length in sorted(runs):
         if ranges and address <= sum(ranges[-1]):
-            start, size = ranges[-1]
-            ranges[-1] = (start, max(size, address + length - start))
-        else:
-            ranges.append((address, length))
+            start, size = ranges.pop()
+            address, length = start, max(size, address + length - start)
+        ranges.append((address, length))
     return ranges
 
 
@@ -177,10 +170,7 @@ class Sources:
     def _overlaps(self, start: int, length: int) -> bool:
         """Returns whether a registered range overlaps this one and is another."""
         at = bisect_right(self._starts, start)
-        if at < len(self._starts) and self._starts[at] < start + length:
-            return True
-        if at == 0:
-            return False
-        before = self._starts[at - 1]
-        end = before + self._entries[before].length
-        return end > start and (before, end) != (start, start + length)
+        near = [(other, self._entries[other].length) for other in self._starts[max(0, at - 1) : at + 1]]
+        return any(
+            other < start + length and start < other + size and (other, size) != (start, length) for other, size in near
+        )

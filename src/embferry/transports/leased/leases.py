@@ -27,7 +27,7 @@ and only cutting off ends it. The engines differ in how that is done:
 Blocks whose writer has said on the control plane that it is done (``close_blocks``) may be admitted again while its
 "done" is still on the way here. Until that has arrived, an ask for the same blocks under another epoch waits.
 
-There are no sockets, threads or clocks here: methods return what is to be sent. Any thread may call them.
+There are no sockets here: methods return what is to be sent. Any thread may call them.
 """
 
 from __future__ import annotations
@@ -84,13 +84,6 @@ class Outcome:
     revoked: list[int] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Revocation:
-    epoch: int
-    blocks: frozenset[int]
-    leases: set[Lease]
-
-
 class LeaseTable:
     """The windows of a region and the leases on them. Thread-safe.
 
@@ -104,25 +97,24 @@ class LeaseTable:
     def __init__(self, region: Region, base: int, cut_off: Callable[[], int] | None = None) -> None:
         self._rows = BlockRows(region.rows, region.num_blocks)
         self._windows = Windows(self._rows, np.zeros(region.num_blocks, np.uint64))
-        self._lock = threading.Lock()
+        self._lock = threading.Condition(threading.Lock())  # notified when leases have ended
         self.base = base
         self._cut_off = cut_off
         self._asked: dict[object, dict[int, Lease]] = {}  # by holder and serial, until "done" or the holder's end
         self._waiting: dict[Lease, None] = {}
         self._out: dict[Lease, None] = {}
-        self._revocations: list[_Revocation] = []
+        self._revocations: list[tuple[int, tuple[int, ...], set[Lease]]] = []  # epoch, blocks, leases in the way
 
     # The receiver's driver
 
     def admit(self, window: Window) -> None:
         with self._lock:
-            barred = frozenset[int]().union(*(revocation.blocks for revocation in self._revocations))
+            barred = set[int]().union(*(blocks for _, blocks, _ in self._revocations))
             if self._cut_off is not None:  # then a lease of another epoch is left only if cutting off has failed
-                barred = barred.union(*(lease.touched.tolist() for lease in self._out if lease.epoch != window.epoch))
-            if barred & set(window.blocks):
-                raise LocalProtocolError(
-                    f"blocks of the window of epoch {window.epoch} are being revoked; await Revoked"
-                )
+                barred.update(*(lease.touched.tolist() for lease in self._out if lease.epoch != window.epoch))
+            if not barred.isdisjoint(window.blocks):
+                text = f"blocks of the window of epoch {window.epoch} are being revoked; await Revoked"
+                raise LocalProtocolError(text)
             self._windows.admit(window)
 
     def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> Outcome:
@@ -133,16 +125,14 @@ class LeaseTable:
 
     def revoke(self, epoch: int) -> Outcome:
         with self._lock:
-            blocks = frozenset(self._windows.revoke(epoch))
-            leases = {lease for lease in self._out if lease.epoch == epoch}
-            self._revocations.append(_Revocation(epoch, blocks, leases))
-            return self._settle(Outcome(stops=list(leases)))
+            leases = [lease for lease in self._out if lease.epoch == epoch]
+            self._revocations.append((epoch, self._windows.revoke(epoch), set(leases)))
+            return self._settle(Outcome(stops=leases))
 
     def expire(self, epoch: int) -> Outcome:
         """Ends the grace period of a revocation of ``epoch``."""
         with self._lock:
-            pending = any(revocation.epoch == epoch for revocation in self._revocations)
-            return self._settle(Outcome(), cut_off=pending)
+            return self._settle(Outcome(), cut_off=any(revoked == epoch for revoked, _, _ in self._revocations))
 
     def close_all(self) -> Outcome:
         """Closes every window for good. ``cut_off`` is not called any more."""
@@ -157,9 +147,10 @@ class LeaseTable:
             self._discard(list(self._out))
             return self._settle(Outcome())
 
-    def out(self) -> tuple[Lease, ...]:
-        """Returns the leases that have not ended."""
+    def out(self, timeout_s: float = 0.0) -> tuple[Lease, ...]:
+        """Returns the leases that have not ended, after waiting for their end for at most ``timeout_s``."""
         with self._lock:
+            self._lock.wait_for(lambda: not self._out, timeout_s)
             return tuple(self._out)
 
     # The senders
@@ -213,8 +204,9 @@ class LeaseTable:
     def _discard(self, leases: Iterable[Lease]) -> None:
         for lease in leases:
             self._out.pop(lease, None)
-            for revocation in self._revocations:
-                revocation.leases.discard(lease)
+            for _, _, in_the_way in self._revocations:
+                in_the_way.discard(lease)
+        self._lock.notify_all()
 
     def _settle(self, outcome: Outcome, *, cut_off: bool = False) -> Outcome:
         """Completes the revocations and decides the asks that can be by now.
@@ -222,16 +214,18 @@ class LeaseTable:
         If ``cut_off`` is set, or a lease in doubt is in the way of a revocation, all leases end first, if the engine
         can do that. Their writes would fail, so the holders are told to stop.
         """
-        cut_off |= any(lease.in_doubt for revocation in self._revocations for lease in revocation.leases)
+        cut_off |= any(lease.in_doubt for _, _, leases in self._revocations for lease in leases)
         if cut_off and self._cut_off is not None:
             self.base = self._cut_off()
             outcome.stops += [lease for lease in self._out if lease not in outcome.stops]
-            self._discard(list(self._out))
-        outcome.revoked += [revocation.epoch for revocation in self._revocations if not revocation.leases]
-        self._revocations = [revocation for revocation in self._revocations if revocation.leases]
+            self._discard([*self._out])
+        outcome.revoked += [epoch for epoch, _, leases in self._revocations if not leases]
+        self._revocations = [revocation for revocation in self._revocations if revocation[2]]
         for lease in list(self._waiting):
             allowed = self._windows.allows(lease.epoch, lease.touched)
-            if allowed and any(_conflict(other, lease) for other in self._out):
+            if allowed and any(
+                other.epoch != lease.epoch and np.isin(other.touched, lease.touched).any() for other in self._out
+            ):
                 continue
             del self._waiting[lease]
             if allowed:
@@ -241,7 +235,3 @@ class LeaseTable:
                 del self._asked[lease.holder][lease.serial]
             outcome.verdicts.append((lease, allowed))
         return outcome
-
-
-def _conflict(other: Lease, lease: Lease) -> bool:
-    return other.epoch != lease.epoch and np.intersect1d(other.touched, lease.touched, assume_unique=True).size > 0

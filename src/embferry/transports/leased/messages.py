@@ -32,10 +32,8 @@ import msgspec
 import numpy as np
 
 from ..handles import Token
-from ..windows import Ranges
+from ..windows import MAX_RANGES, RANGE_BYTES, Ranges
 
-MAX_RANGES = 1 << 16
-RANGE_BYTES = 16
 MAX_METADATA = 1 << 20
 """Bytes. NIXL's grows with the network devices of the host and exceeds the 1 KiB of a handle, hence ``welcome``."""
 MAX_HELLO_FRAME = 256
@@ -49,45 +47,49 @@ class FrameError(ValueError):
     """The peer broke the format; the text says how."""
 
 
-class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello", forbid_unknown_fields=True):
+class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=str.lower):
+    pass
+
+
+class Hello(_Message, frozen=True):
     token: Token
     boot_id: Annotated[str, msgspec.Meta(max_length=64)]
 
 
-class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome", forbid_unknown_fields=True):
+class Welcome(_Message, frozen=True):
     metadata: Annotated[bytes, msgspec.Meta(max_length=MAX_METADATA)]
     base: Natural
 
 
-class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask", forbid_unknown_fields=True):
+class Ask(_Message, frozen=True):
     serial: Natural
     epoch: Natural
     ranges: Annotated[bytes, msgspec.Meta(min_length=RANGE_BYTES, max_length=RANGE_BYTES * MAX_RANGES)]
 
 
-class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict", forbid_unknown_fields=True):
+class Verdict(_Message, frozen=True):
     serial: Natural
     go: bool
 
 
-class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop", forbid_unknown_fields=True):
+class Stop(_Message, frozen=True):
     serial: Natural
 
 
-class Done(msgspec.Struct, frozen=True, array_like=True, tag="done", forbid_unknown_fields=True):
+class Done(_Message, frozen=True):
     serial: Natural
 
 
-class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed", forbid_unknown_fields=True):
+class Failed(_Message, frozen=True):
     serial: Natural
 
 
-class Acknowledged(msgspec.Struct, frozen=True, array_like=True, tag="acknowledged", forbid_unknown_fields=True):
+class Acknowledged(_Message, frozen=True):
     serial: Natural
     window_open: bool
 
 
-class Broken(msgspec.Struct, frozen=True, array_like=True, tag="broken", forbid_unknown_fields=True):
+class Broken(_Message, frozen=True):
     pass
 
 

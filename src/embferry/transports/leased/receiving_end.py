@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hmac
 import logging
+import secrets
 import socket
-import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
-from ..contract import Revoked, Window
+from ..contract import Region, Revoked, Window
+from ..handles import TOKEN_BYTES, boot_id
 from ..net.connector import set_keepalive
 from ..net.listener import Listener
 from ..net.loop import Scope
@@ -27,42 +28,38 @@ HANDSHAKE_S = 5.0
 MAX_UNSENT = 4 << 20  # bytes of answers that a sender may leave unread
 
 
-def boot_id() -> str:
-    """Returns the boot id of this host: the same in all its processes, containers included, and no other host's."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
 class ReceivingEnd(ABC):
-    """Everything that receives into one region.
+    """Everything that receives into one region, from :meth:`listen` on.
 
-    A subclass makes the engine ready for a sender (:meth:`attach`) and cuts it off again (:meth:`detach`). It calls
-    ``listener.start`` when it is ready for senders.
+    A subclass makes the engine ready for a sender (:meth:`attach`) and cuts it off again (:meth:`detach`).
 
     Args:
-        token: The token of the handle, which every sender must show.
-        sock: Listens; closed by this object.
+        base, cut_off: See :class:`LeaseTable`. Senders of an engine that can be cut off are told that their "done" has
+            arrived, and report a write only then.
         grace_s: How long a revocation waits for the holders of leases before they are cut off; None: without limit.
     """
 
-    acknowledges: ClassVar[bool] = False
-    """A sender is told that its "done" has arrived, and reports the write only then."""
     max_senders: ClassVar[int]
+    listener: Listener[SenderConnection]
 
     def __init__(
         self,
-        table: LeaseTable,
-        token: bytes,
-        sock: socket.socket,
+        region: Region,
+        base: int,
         loop: Scope,
         outbox: Outbox,
-        *,
+        cut_off: Callable[[], int] | None = None,
         grace_s: float | None = None,
     ) -> None:
-        self.table, self.token, self.loop, self.outbox, self._grace_s = table, token, loop, outbox, grace_s
+        self.table = LeaseTable(region, base, cut_off)
+        self.loop, self.outbox, self._acknowledges, self._grace_s = loop, outbox, cut_off is not None, grace_s
+        self.token = secrets.token_bytes(TOKEN_BYTES)
         self.boot_id = boot_id()
-        self.listener = Listener(sock, loop, "a sender", self.max_senders, partial(SenderConnection, self))
-        self.changed = threading.Event()
-        """Set whenever leases may have ended."""
+
+    def listen(self, sock: socket.socket) -> None:
+        """Begins to accept senders on ``sock``, which is closed with the rest."""
+        self.listener = Listener(sock, self.loop, "a sender", self.max_senders, partial(SenderConnection, self))
+        self.listener.start()
 
     @abstractmethod
     def attach(self, sender: SenderConnection) -> None:
@@ -103,12 +100,11 @@ class ReceivingEnd(ABC):
             _connection(lease).send_verdict(lease, go)
         for lease in outcome.stops:
             _connection(lease).channel.send(m.Stop(lease.serial))
-        if self.acknowledges:
+        if self._acknowledges:
             for lease, window_open in outcome.acknowledged:
                 _connection(lease).channel.send(m.Acknowledged(lease.serial, window_open))
         for epoch in outcome.revoked:
             self.outbox.post(Revoked(epoch))
-        self.changed.set()
 
     def _carry_out_soon(self, outcome: Outcome) -> None:
         """Has the loop carry out an outcome, from any other thread. Completed revocations are posted at once."""
@@ -206,9 +202,8 @@ class SenderConnection:
             case _:
                 raise FrameError(f"a sender does not send {type(message).__name__} here")
         if outcome is None:
-            raise FrameError(
-                f"{type(message).__name__} of the write {serial}: begun twice, never begun, or one too many"
-            )
+            kind = type(message).__name__
+            raise FrameError(f"{kind} of the write {serial}: begun twice, never begun, or one too many")
         self._receiving.carry_out(outcome)
 
     def _on_hello(self, token: bytes, boot_id: str) -> None:

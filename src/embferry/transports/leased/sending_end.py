@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -11,18 +10,17 @@ from functools import partial
 
 from embferry.protocol.errors import TransportError
 
-from ..contract import LinkLost, Piece, Written
+from ..contract import Piece, Written
 from ..net.connector import Connector
+from ..net.link import OnEnd, SocketLink, refused
 from ..net.loop import Scope
 from ..outbox import Outbox
-from ..windows import ranges_of
+from ..windows import Ranges
 from . import messages as m
 from .channel import Channel
-from .engine_thread import EngineThread, WriteEngine, refused
+from .engine_thread import EngineThread, WriteEngine
 from .jobs import WriteJob, merged_runs
 from .messages import FrameError
-
-log = logging.getLogger(__name__)
 
 MAX_ASKED = 64  # writes that the receiver knows of; others wait here
 MAX_UNSENT = MAX_ASKED * m.MAX_FRAME
@@ -30,23 +28,16 @@ END_MARGIN_S = 10.0
 
 
 class _LeasedWrite(WriteJob):
-    """A write as its link knows it."""
+    """A write as its link knows it. ``asked``: the receiver knows of it; ``over``: it awaits an acknowledgement."""
 
-    def __init__(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
-        if not 1 <= len(pieces) <= m.MAX_RANGES:
-            raise TransportError(f"a write of {len(pieces)} pieces; make it 1 to {m.MAX_RANGES}", retryable=False)
-        pieces = tuple(pieces)  # the caller's list may change
-        super().__init__(0, partial(merged_runs, pieces))
-        self.ticket, self.epoch = ticket, epoch
+    def __init__(self, serial: int, epoch: int, ranges: Ranges, pieces: tuple[Piece, ...], ticket: int) -> None:
+        super().__init__(partial(merged_runs, pieces))
+        self.serial, self.ticket = serial, ticket
+        self.ask = m.Ask(serial, epoch, m.pack_ranges(ranges))
         self.asked = self.over = False
-        try:
-            self.ranges = m.pack_ranges(ranges_of(pieces))
-            epoch.to_bytes(8)
-        except OverflowError:
-            raise TransportError("an offset or the epoch of the write is beyond 64 bits", retryable=False) from None
 
 
-class SendingEnd:
+class SendingEnd(SocketLink):
     """Writes to the receiver behind ``handle``, with an engine of its own, so that ending the link ends its writes.
 
     All but the constructor, ``write``, ``end`` and ``join`` is for the loop's thread.
@@ -54,7 +45,6 @@ class SendingEnd:
     Args:
         address: IP address and port of the side channel.
         open_engine: Makes the engine; runs on the engine's thread.
-        forget: Called once when the link is over, before :class:`LinkLost` is posted; on the loop's thread.
         transport: The name of the transport, for that of the thread.
         acknowledged: The receiver answers "done", and a write is reported only then. So a receiver that is told of the
             report, on any transport, finds that the lease has ended.
@@ -66,28 +56,24 @@ class SendingEnd:
 
     def __init__(
         self,
-        handle: bytes,
         address: tuple[str, int],
         hello: m.Hello,
         open_engine: Callable[[], WriteEngine],
         loop: Scope,
         outbox: Outbox,
-        forget: Callable[[bytes, SendingEnd], None],
+        on_end: OnEnd,
         *,
         transport: str,
         acknowledged: bool,
         connect_timeout_s: float,
     ) -> None:
-        self._handle, self._hello = handle, hello
-        self._acknowledged, self._connect_timeout_s = acknowledged, connect_timeout_s
-        self._loop, self._outbox, self._forget = loop, outbox, forget
-        self._lock = threading.Lock()  # of what follows, up to _lost
+        super().__init__(loop, outbox, on_end)
+        self._hello, self._acknowledged, self._connect_timeout_s = hello, acknowledged, connect_timeout_s
+        # Guarded by the lock, up to _lost.
         self._jobs: dict[int, _LeasedWrite] = {}
         self._unasked: deque[_LeasedWrite] = deque()
-        self._asked = 0
-        self._serial = 0
+        self._asked = self._serial = 0
         self._ready = False
-        self._error: TransportError | None = None
         self._lost = False
         self._finished = threading.Event()
         self._channel: Channel | None = None
@@ -108,22 +94,14 @@ class SendingEnd:
 
     # From any thread
 
-    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
-        try:
-            job = _LeasedWrite(epoch, pieces, ticket)
-        except TransportError as error:
-            self._outbox.post(Written(ticket, error))
-            return
-        with self._lock:
-            ended = self._error
-            if ended is None:
-                job.serial = self._serial
-                self._serial += 1
-                self._jobs[job.serial] = job
-                self._unasked.append(job)
-        if ended is not None:
-            self._outbox.post(Written(ticket, ended))
-            return
+    def _enter(self, epoch: int, ranges: Ranges, pieces: Sequence[Piece], ticket: int) -> Callable[[], None]:
+        job = _LeasedWrite(self._serial, epoch, ranges, tuple(pieces), ticket)
+        self._serial += 1
+        self._jobs[job.serial] = job
+        self._unasked.append(job)
+        return partial(self._begin, job)
+
+    def _begin(self, job: _LeasedWrite) -> None:
         self._thread.put(job)  # registers the source while the receiver decides
         self._ask()
 
@@ -150,7 +128,7 @@ class SendingEnd:
                 self._asked += 1
                 job.asked = True
             if self._channel is not None:
-                self._channel.send(m.Ask(job.serial, job.epoch, job.ranges))
+                self._channel.send(job.ask)
 
     def _report(self, job: _LeasedWrite, error: TransportError | None) -> None:
         with self._lock:
@@ -211,29 +189,16 @@ class SendingEnd:
                 if not self._welcomed:
                     self._welcomed = True
                     self._thread.meet(metadata)
-            case m.Verdict(serial, go):
-                job = self._known(serial)
-                if not job.asked or job.go is not None:
-                    raise FrameError(f"a verdict on the write {serial}, which awaits none")
+            case m.Stop(serial):
+                if job := self._jobs.get(serial):  # otherwise our "done" is on its way
+                    job.stop = self._stop_error()
+            case m.Verdict(serial, go) if (job := self._jobs.get(serial)) and job.asked and job.go is None:
                 job.base, job.go = self._base, go
                 self._thread.look()
-            case m.Stop(serial):
-                stopped = self._jobs.get(serial)
-                if stopped is not None:  # otherwise our "done" is on its way
-                    stopped.stop = self._stop_error()
-            case m.Acknowledged(serial, window_open):
-                job = self._known(serial)
-                if not job.over:
-                    raise FrameError(f"an acknowledgement of the write {serial}, which is not over")
+            case m.Acknowledged(serial, window_open) if (job := self._jobs.get(serial)) and job.over:
                 self._report(job, job.error if window_open else refused())
             case _:
-                raise FrameError(f"a receiver does not send {type(message).__name__}")
-
-    def _known(self, serial: int) -> _LeasedWrite:
-        job = self._jobs.get(serial)
-        if job is None:
-            raise FrameError(f"an answer about the write {serial}, which is not in flight")
-        return job
+                raise FrameError(f"a receiver does not send {type(message).__name__} here, or not about this write")
 
     def _stop_error(self) -> TransportError:
         if self._acknowledged:  # whose answer will say whether the window has closed
@@ -261,12 +226,7 @@ class SendingEnd:
         else:
             self._loop.unwatch(self._connector.sock.fileno())
             self._connector.sock.close()
-        self._forget(self._handle, self)
-        error = self._error or TransportError("this link has ended")
-        for job in self._jobs.values():
-            self._outbox.post(Written(job.ticket, error))
+        tickets = [job.ticket for job in self._jobs.values()]
         self._jobs.clear()
-        if self._lost:
-            log.info("lost the connection to a receiver: %s", error)
-            self._outbox.post(LinkLost(self._handle, error))
+        self._on_end(self, tickets, self._error or TransportError("this link has ended"), self._lost)
         self._finished.set()

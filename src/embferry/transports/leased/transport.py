@@ -1,26 +1,25 @@
-"""The two ends of a leased transport put together."""
+"""A leased transport: its side channel and the links to receivers. Subclasses add the engines."""
 
 from __future__ import annotations
 
-import secrets
-import socket
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import ClassVar, TypeVar
 
 import msgspec
 
 from embferry.protocol.errors import TransportError
 
 from ..contract import Region
-from ..handles import TOKEN_BYTES
+from ..handles import Host, Port, Token, boot_id
 from ..net import address
 from ..net.connections import LinkedTransport
 from ..net.listener import listen
 from .engine_thread import WriteEngine
 from .messages import Hello
-from .receiving_end import ReceivingEnd, boot_id
+from .receiving_end import ReceivingEnd
 from .sending_end import SendingEnd
 
 R = TypeVar("R", bound=ReceivingEnd)
@@ -32,9 +31,11 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
     Args:
         host: The address the side channel listens on, at ``port``; ``advertise``: the one peers connect to, if another.
         connect_timeout_s: How long a receiver may take to answer a connection.
-        acknowledged: See :class:`SendingEnd`.
-        engine_end_timeout_s: How long :meth:`close` waits for the engines of links.
+        engine_end_timeout_s: How long :meth:`close` waits for the engines of links; None: without limit.
     """
+
+    acknowledged: ClassVar[bool] = False
+    """See :class:`SendingEnd`."""
 
     def __init__(
         self,
@@ -43,14 +44,11 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         port: int,
         advertise: str | None,
         connect_timeout_s: float,
-        *,
-        acknowledged: bool,
         engine_end_timeout_s: float | None = None,
     ) -> None:
         super().__init__(wake)
         self._host, self._port, self._advertise = host, port, advertise or host
         self._connect_timeout_s, self._engine_end_timeout_s = connect_timeout_s, engine_end_timeout_s
-        self._acknowledged = acknowledged
 
     def register(self, region: Region) -> bytes:
         """Makes the region reachable, as in the contract.
@@ -63,20 +61,21 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         self._check_unregistered()
         advertise, sock = address.advertised(self._advertise), listen(self._host, self._port)
         try:
-            receiving = self._receive(region, sock, secrets.token_bytes(TOKEN_BYTES))
+            receiving = self._receive(region)
         except BaseException:
             sock.close()
             raise
+        receiving.listen(sock)
         self._receiving = receiving
-        return msgspec.msgpack.encode(self._handle(receiving, advertise))
+        return msgspec.msgpack.encode(self._handle(receiving, advertise, receiving.listener.port, receiving.token))
 
     @abstractmethod
-    def _receive(self, region: Region, sock: socket.socket, token: bytes) -> R:
-        """Makes the receiving end, which owns the listening socket from then on."""
+    def _receive(self, region: Region) -> R:
+        """Makes the receiving end."""
 
     @abstractmethod
-    def _handle(self, receiving: R, host: str) -> msgspec.Struct:
-        """Returns the handle of the receiving end, whose side channel is reached at ``host``."""
+    def _handle(self, receiving: R, host: Host, port: Port, token: Token) -> msgspec.Struct:
+        """Returns the handle of the receiving end, whose side channel is at ``host`` and ``port``."""
 
     def _link(self, handle: bytes, host: str, port: int, token: bytes, open_engine: Callable[[], WriteEngine]) -> None:
         """Makes the link behind ``handle``, unless there is one, to the side channel at ``host`` and ``port``.
@@ -84,22 +83,19 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         Raises:
             TransportError: No receiver can have that address, or the connection is refused at once.
         """
-        to = address.reachable(host), port
-        self._join(
-            handle,
-            lambda: SendingEnd(
-                handle,
-                to,
-                Hello(token, boot_id()),
-                open_engine,
-                self._loop,
-                self._outbox,
-                self._forget,
-                transport=self.name,
-                acknowledged=self._acknowledged,
-                connect_timeout_s=self._connect_timeout_s,
-            ),
+        make = partial(
+            SendingEnd,
+            (address.reachable(host), port),
+            Hello(token, boot_id()),
+            open_engine,
+            self._loop,
+            self._outbox,
+            partial(self._over, handle),
+            transport=self.name,
+            acknowledged=self.acknowledged,
+            connect_timeout_s=self._connect_timeout_s,
         )
+        self._join(handle, make)
 
     def _shut(self, links: Sequence[SendingEnd]) -> None:
         limit = self._engine_end_timeout_s

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from embferry.protocol.errors import LocalProtocolError, TransportError
 
-from ..contract import Event, Piece, Transport, Window, Written
+from ..contract import Event, LinkLost, Piece, Transport, Window, Written
 from ..outbox import Outbox
 from .loop import LoopThread
+
+log = logging.getLogger(__name__)
 
 
 class Receiving(Protocol):
@@ -34,7 +37,7 @@ class Link(Protocol):
     def end(self, error: TransportError, *, lost: bool) -> None:
         """Ends every write in flight, then the link. Idempotent. Runs on the loop's thread.
 
-        The link then calls ``forget`` and, if ``lost`` (the other side or the network ended it), posts ``LinkLost``.
+        ``lost`` means that the other side or the network has ended it; ``LinkLost`` is then posted last.
         """
 
 
@@ -131,3 +134,12 @@ class LinkedTransport(Transport, Generic[R, L]):
             self._unfinished.discard(link)
             if self._links.get(handle) is link:
                 del self._links[handle]
+
+    def _over(self, handle: bytes, link: L, tickets: Iterable[int], error: TransportError, lost: bool) -> None:
+        """Removes a link that has ended, reports its writes in flight and, if it is ``lost``, the link."""
+        self._forget(handle, link)
+        for ticket in tickets:
+            self._outbox.post(Written(ticket, error))
+        if lost:
+            log.info("lost the connection to a receiver: %s", error)
+            self._outbox.post(LinkLost(handle, error))

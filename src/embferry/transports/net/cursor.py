@@ -35,6 +35,11 @@ class Cursor:
             total += view.nbytes
         return chosen
 
+    def prepend(self, view: memoryview) -> None:
+        """Puts a buffer before those that are left."""
+        self._views.insert(self._at, view)
+        self.left += view.nbytes
+
     def advance(self, count: int) -> None:
         self.left -= count
         while count:

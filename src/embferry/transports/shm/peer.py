@@ -22,6 +22,7 @@ from embferry.memory.memfd import size_is_sealed
 from embferry.protocol.errors import TransportError
 from embferry.protocol.layout import MAX_FIELDS
 
+from ..handles import boot_id
 from ..windows import BlockRows
 from . import revocation_table
 
@@ -56,12 +57,6 @@ class ShmHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-shm-
     life: SharedFile
     num_blocks: Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
     rows: Annotated[tuple[tuple[Size, Size], ...], msgspec.Meta(min_length=1, max_length=MAX_FIELDS)]
-
-
-def boot_id() -> str:
-    """Returns an identifier that differs from host to host and from boot to boot."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
 
 
 def start_time(pid: int) -> int:

@@ -24,13 +24,13 @@ from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.protocol.layout import merged
 
 from ..contract import Capabilities, LinkLost, Piece, Region, Revoked, Window, Written
-from ..handles import decode_handle
+from ..handles import boot_id, decode_handle
 from ..net.connections import LinkedTransport
 from ..net.loop import READ, Scope
 from ..outbox import Outbox
 from ..windows import BlockRows, Windows, ranges_of
 from . import revocation_table
-from .peer import Peer, ShmHandle, boot_id, open_peer, shared_file, start_time
+from .peer import Peer, ShmHandle, open_peer, shared_file, start_time
 
 PROBE_S = 0.002
 INLINE_BYTES = 1 << 20  # up to this size, a copy takes less time than handing it to another thread

@@ -2,56 +2,38 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from embferry.protocol.errors import TransportError
 
-from ..contract import LinkLost, Piece, Written
+from ..contract import Piece, Written
 from ..net.connector import Connector
 from ..net.cursor import Cursor
+from ..net.link import OnEnd, SocketLink, refused
 from ..net.loop import READ, WRITE, Scope
 from ..outbox import Outbox
-from ..windows import checked_ranges
+from ..windows import Ranges
 from . import framing
 from .framing import FrameError
-
-log = logging.getLogger(__name__)
 
 TURN_BYTES = 32 << 20  # sent to one receiver before the others get their turn
 SMALL_BYTES = 1 << 20
 MAX_OVERTAKES = 16  # small frames in a row that may overtake large ones
 
 
-class SendLink:
-    """A connection to the receiver behind ``handle``.
-
-    The constructor and ``write`` are for any thread, all other methods for the loop's thread.
-
-    Args:
-        on_end: Called once when the link has ended, before :class:`LinkLost` is posted.
+class SendLink(SocketLink):
+    """A connection to a receiver. All methods but the constructor and ``write`` are for the loop's thread.
 
     Raises:
         TransportError: The connection is refused at once.
     """
 
     def __init__(
-        self,
-        handle: bytes,
-        address: tuple[str, int],
-        token: bytes,
-        timeout_s: float,
-        loop: Scope,
-        outbox: Outbox,
-        on_end: Callable[[bytes, SendLink], None],
+        self, address: tuple[str, int], token: bytes, timeout_s: float, loop: Scope, outbox: Outbox, on_end: OnEnd
     ) -> None:
-        self._handle, self._loop, self._outbox, self._on_end = handle, loop, outbox, on_end
-        # Writes enter `_in_flight` under the lock, so that each is reported before the end of the link.
-        self._lock = threading.Lock()
-        self._error: TransportError | None = None
+        super().__init__(loop, outbox, on_end)
         self._in_flight: dict[int, None] = {}
         self._outgoing: deque[Cursor] = deque([Cursor([memoryview(framing.hello(token))])])
         self._overtakes = 0
@@ -60,17 +42,10 @@ class SendLink:
         self._sock = self._connector.sock
         self._connector.start()
 
-    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
-        ranges = checked_ranges(epoch, pieces)
-        with self._lock:
-            error = ranges if isinstance(ranges, TransportError) else self._error
-            if error is None:
-                self._in_flight[ticket] = None
-        if isinstance(ranges, TransportError) or error is not None:
-            self._outbox.post(Written(ticket, error))
-            return
+    def _enter(self, epoch: int, ranges: Ranges, pieces: Sequence[Piece], ticket: int) -> Callable[[], None]:
+        self._in_flight[ticket] = None
         views = [memoryview(framing.head(epoch, ticket, ranges)), *(piece.source.cast("B") for piece in pieces)]
-        self._loop.call(lambda: self._send(Cursor(views)))
+        return partial(self._loop.call, partial(self._send, Cursor(views)))
 
     def end(self, error: TransportError, *, lost: bool) -> None:
         """Ends every write in flight, and the connection. ``lost`` is False if this side ends the link."""
@@ -81,12 +56,7 @@ class SendLink:
         self._loop.unwatch(self._sock.fileno())
         self._sock.close()
         self._outgoing.clear()
-        self._on_end(self._handle, self)
-        for ticket in self._in_flight:
-            self._outbox.post(Written(ticket, error))
-        if lost:
-            log.info("lost the connection to a receiver: %s", error)
-            self._outbox.post(LinkLost(self._handle, error))
+        self._on_end(self, self._in_flight, error, lost)
 
     def _send(self, frame: Cursor) -> None:
         if self._error is None:
@@ -146,7 +116,4 @@ class SendLink:
         if ticket not in self._in_flight:
             raise FrameError(f"a verdict on write {ticket}, which is not in flight")
         del self._in_flight[ticket]
-        error = None
-        if verdict == framing.REFUSED:
-            error = TransportError("the receiver has no open window that covers the write", retryable=False)
-        self._outbox.post(Written(ticket, error))
+        self._outbox.post(Written(ticket, refused() if verdict == framing.REFUSED else None))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -71,7 +72,8 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
     def connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, TcpHandle, self.name)
         to, timeout_s = (address.reachable(peer.host), peer.port), self._connect_timeout_s
-        self._join(handle, lambda: SendLink(handle, to, peer.token, timeout_s, self._loop, self._outbox, self._forget))
+        on_end = partial(self._over, handle)
+        self._join(handle, lambda: SendLink(to, peer.token, timeout_s, self._loop, self._outbox, on_end))
 
     def _shut(self, links: Sequence[SendLink]) -> None:
         if self._receiving is not None:

@@ -79,20 +79,12 @@ class Engine:
         self.segment = f"{settings.host}:{self.port}" if settings.metadata_server == P2P else name
 
     def register(self, address: int, length: int) -> None:
-        """Lets peers write there, and this engine read from there.
-
-        Raises:
-            TransportError: Refused, for example because a part of it is registered already.
-        """
+        """Lets peers write there, and this engine read from there. Refused if a part of it is registered already."""
         if code := self._engine.register_memory(address, length):
             raise TransportError(f"the Mooncake engine cannot register {length} bytes of memory (its code {code})")
 
     def unregister(self, address: int) -> None:
-        """Ends what :meth:`register` allowed, for writes that begin later.
-
-        Raises:
-            TransportError: The engine refuses.
-        """
+        """Ends what :meth:`register` allowed, for writes that begin later."""
         if code := self._engine.unregister_memory(address):
             raise TransportError(f"the Mooncake engine cannot unregister memory (its code {code})", retryable=False)
 
@@ -139,7 +131,7 @@ def _load(protocol: str) -> Any:
         except ImportError as error:
             raise TransportError(
                 f"the Mooncake Transfer Engine cannot be loaded ({error}); pip install 'embferry[mooncake]', "
-                "and on Debian apt-get install libibverbs1",
+                "and on Debian apt-get install libibverbs1 libnuma1 libcurl4",
                 retryable=False,
             ) from error
 

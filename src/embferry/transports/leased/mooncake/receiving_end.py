@@ -8,56 +8,48 @@ alias. To need this as seldom as possible, a sender reports a write only after i
 
 from __future__ import annotations
 
+import contextlib
 import os
-import socket
+
+from embferry.protocol.errors import LocalProtocolError, TransportError
 
 from ...contract import Region
 from ...net.loop import Scope
 from ...outbox import Outbox
-from ..leases import LeaseTable
 from ..receiving_end import ReceivingEnd, SenderConnection
 from .alias import Alias
-from .engine import Engine
+from .engine import Engine, EngineSettings
 
 
 class MooncakeReceivingEnd(ReceivingEnd):
     """Everything that receives into one region.
 
     Args:
-        fd: The region's memfd.
-        engine: Closed by :meth:`close`.
         grace_s: How long a revocation waits for the holders of leases before it cuts them off.
 
     Attributes:
         severed: The aliases that have been replaced.
     """
 
-    acknowledges = True
     max_senders = 1024
 
-    def __init__(
-        self,
-        region: Region,
-        fd: int,
-        engine: Engine,
-        token: bytes,
-        sock: socket.socket,
-        grace_s: float,
-        loop: Scope,
-        outbox: Outbox,
-    ) -> None:
-        self.engine, self._size = engine, region.view.nbytes
-        self._fd = os.dup(fd)
-        try:
-            self._alias = Alias(self._fd, self._size, populate=True)
-            engine.register(self._alias.address, self._size)
-        except BaseException:
-            os.close(self._fd)
-            raise
+    def __init__(self, region: Region, settings: EngineSettings, grace_s: float, loop: Scope, outbox: Outbox) -> None:
+        if region.fd is None:
+            text = "the mooncake transport needs memory it can map twice: MultimodalDataBuffers(..., shared=True)"
+            raise LocalProtocolError(text)
         self.severed: list[Alias] = []
-        table = LeaseTable(region, self._alias.address, self._replace_alias)
-        super().__init__(table, token, sock, loop, outbox, grace_s=grace_s)
-        self.listener.start()
+        self._size = region.view.nbytes
+        with contextlib.ExitStack() as undo:
+            self.engine = Engine(settings)
+            undo.callback(self.engine.close)
+            try:
+                self._fd = os.dup(region.fd)
+                undo.callback(os.close, self._fd)
+                self._alias = self._map(populate=True)
+            except OSError as error:
+                raise TransportError(f"cannot map the region again: {error}") from error
+            undo.pop_all()
+        super().__init__(region, self._alias.address, loop, outbox, self._replace_alias, grace_s)
 
     def attach(self, sender: SenderConnection) -> None:
         sender.welcome(b"")
@@ -83,6 +75,10 @@ class MooncakeReceivingEnd(ReceivingEnd):
         self.engine.unregister(self._alias.address)
         self._alias.sever()
         self.severed.append(self._alias)
-        self._alias = Alias(self._fd, self._size, populate=False)
-        self.engine.register(self._alias.address, self._size)
+        self._alias = self._map(populate=False)
         return self._alias.address
+
+    def _map(self, *, populate: bool) -> Alias:
+        alias = Alias(self._fd, self._size, populate=populate)
+        self.engine.register(alias.address, self._size)
+        return alias

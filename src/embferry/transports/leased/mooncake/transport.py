@@ -6,14 +6,13 @@ receiver, so that ending a link ends its transfers. :mod:`.engine` is what is kn
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
 import msgspec
 
-from embferry.protocol.errors import LocalProtocolError, TransportError
+from embferry.protocol.errors import TransportError
 
 from ...contract import Capabilities, Region
 from ...handles import Host, Port, Token, decode_handle
@@ -61,6 +60,7 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
 
     name = "mooncake"
     capabilities = Capabilities(same_host_only=False, maps_region=True)
+    acknowledged = True
 
     def __init__(
         self,
@@ -76,8 +76,7 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
         revoke_grace_s: float = 0.5,
         connect_timeout_s: float = 5.0,
     ) -> None:
-        acknowledged = MooncakeReceivingEnd.acknowledges
-        super().__init__(wake, host, port, advertise, connect_timeout_s, acknowledged=acknowledged)
+        super().__init__(wake, host, port, advertise, connect_timeout_s)
         self._settings = EngineSettings(self._advertise, protocol, device, metadata_server)
         self._register_sources = protocol != "tcp" if register_sources is None else register_sources
         self._revoke_grace_s = revoke_grace_s
@@ -85,34 +84,17 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
     def connect(self, handle: bytes) -> None:
         """Prepares to write there, as in the contract. An engine that cannot start is reported as ``LinkLost``."""
         peer, ours = decode_handle(handle, MooncakeHandle, self.name), self._settings
-        for what, theirs, own in (
-            ("protocol", peer.protocol, ours.protocol),
-            ("metadata server", peer.metadata_server, ours.metadata_server),
-        ):
+        for what in ("protocol", "metadata_server"):
+            theirs, own = getattr(peer, what), getattr(ours, what)
             if theirs != own:
-                raise TransportError(
-                    f"the receiver's Mooncake engine uses the {what} {theirs!r}, this one {own!r}; configure the same",
-                    retryable=False,
-                )
+                text = f"the receiver's Mooncake engine uses {what} {theirs!r}, this one {own!r}; configure the same"
+                raise TransportError(text, retryable=False)
         open_engine = partial(MooncakeWriteEngine, partial(Engine, ours), peer.segment, self._register_sources)
         self._link(handle, peer.host, peer.port, peer.token, open_engine)
 
-    def _receive(self, region: Region, sock: socket.socket, token: bytes) -> MooncakeReceivingEnd:
-        if region.fd is None:
-            raise LocalProtocolError(
-                "the mooncake transport needs memory it can map twice: MultimodalDataBuffers(..., shared=True)"
-            )
-        engine = Engine(self._settings)
-        try:
-            return MooncakeReceivingEnd(
-                region, region.fd, engine, token, sock, self._revoke_grace_s, self._loop, self._outbox
-            )
-        except BaseException as error:
-            engine.close()
-            if isinstance(error, OSError):
-                raise TransportError(f"cannot map the region again: {error}") from error
-            raise
+    def _receive(self, region: Region) -> MooncakeReceivingEnd:
+        return MooncakeReceivingEnd(region, self._settings, self._revoke_grace_s, self._loop, self._outbox)
 
-    def _handle(self, receiving: MooncakeReceivingEnd, host: str) -> MooncakeHandle:
-        ours, segment, port = self._settings, receiving.engine.segment, receiving.listener.port
-        return MooncakeHandle(segment, ours.protocol, ours.metadata_server, host, port, receiving.token)
+    def _handle(self, receiving: MooncakeReceivingEnd, host: Host, port: Port, token: Token) -> MooncakeHandle:
+        segment, ours = receiving.engine.segment, self._settings
+        return MooncakeHandle(segment, ours.protocol, ours.metadata_server, host, port, token)

@@ -13,9 +13,7 @@ forked off keeps the connection open, and holds the lease up; it cannot end it t
 from __future__ import annotations
 
 import logging
-import socket
 import threading
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -26,7 +24,6 @@ from ...net.loop import Scope
 from ...outbox import Outbox
 from ..engine_thread import without_traceback
 from ..jobs import address_of
-from ..leases import LeaseTable
 from ..receiving_end import ReceivingEnd, SenderConnection
 from .agent import Agent, Backends
 
@@ -47,23 +44,13 @@ class NixlReceivingEnd(ReceivingEnd):
 
     max_senders = 256  # each has an agent: a thread and about twenty descriptors
 
-    def __init__(
-        self,
-        region: Region,
-        token: bytes,
-        sock: socket.socket,
-        backends: Backends,
-        close_timeout_s: float,
-        loop: Scope,
-        outbox: Outbox,
-    ) -> None:
+    def __init__(self, region: Region, backends: Backends, close_timeout_s: float, loop: Scope, outbox: Outbox) -> None:
         self._address, self._size = address_of(region.view), region.view.nbytes
         self._backends, self._close_timeout_s = backends, close_timeout_s
         self._first: Agent | None = self._make_agent()  # now, so that a wrong setting is an error of register()
-        super().__init__(LeaseTable(region, self._address), token, sock, loop, outbox)
+        super().__init__(region, self._address, loop, outbox)
         self._executor = ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="embferry-nixl-agents")
         self.agents: dict[SenderConnection, Future[MadeAgent]] = {}
-        self.listener.start()
 
     def attach(self, sender: SenderConnection) -> None:
         first, self._first = self._first, None
@@ -84,12 +71,7 @@ class NixlReceivingEnd(ReceivingEnd):
             TransportError: A stopped process on this host may still write.
         """
         self._carry_out_soon(self.table.close_all())
-        deadline = time.monotonic() + self._close_timeout_s
-        while self.table.out() and (left := deadline - time.monotonic()) > 0:
-            self.changed.clear()
-            if self.table.out():
-                self.changed.wait(left)
-        late = [lease.holder for lease in self.table.out()]
+        late = self.table.out(self._close_timeout_s)
         stopped = threading.Event()
         self.loop.call(self._stop)
         self.loop.call(stopped.set)
@@ -98,11 +80,9 @@ class NixlReceivingEnd(ReceivingEnd):
         if self._first is not None:
             self._first.close()
             self._first = None
-        if any(isinstance(holder, SenderConnection) and holder.same_host for holder in late):
-            raise TransportError(
-                f"a stopped writer has not left the region within {self._close_timeout_s} s; give the region up",
-                retryable=False,
-            )
+        if any(isinstance(lease.holder, SenderConnection) and lease.holder.same_host for lease in late):
+            text = f"a stopped writer has not left the region within {self._close_timeout_s} s; give the region up"
+            raise TransportError(text, retryable=False)
 
     # On the loop's thread
 
@@ -120,7 +100,7 @@ class NixlReceivingEnd(ReceivingEnd):
         self.carry_out(self.table.ended(sender))
         sender.close()  # only now: the sender takes it as the word that nothing lands any more
 
-    # On a thread that may wait
+    # On a thread of the executor
 
     def _make_agent(self) -> Agent:
         agent = Agent(self._backends)

@@ -10,7 +10,6 @@ Only host memory is read and written. What UCX uses is set in the environment of
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from functools import partial
 
@@ -72,15 +71,7 @@ class NixlTransport(LeasedTransport[NixlReceivingEnd]):
         slice_bytes: int = 16 << 20,
     ) -> None:
         binding()
-        super().__init__(
-            wake,
-            host,
-            port,
-            advertise,
-            connect_timeout_s,
-            acknowledged=NixlReceivingEnd.acknowledges,
-            engine_end_timeout_s=drain_timeout_s + END_MARGIN_S,
-        )
+        super().__init__(wake, host, port, advertise, connect_timeout_s, drain_timeout_s + END_MARGIN_S)
         self._backends = {"UCX": {}} if backends is None else backends
         if not self._backends or slice_bytes < 1:
             raise LocalProtocolError("the nixl transport needs a backend, and slices of at least one byte")
@@ -91,8 +82,8 @@ class NixlTransport(LeasedTransport[NixlReceivingEnd]):
         peer = decode_handle(handle, NixlHandle, self.name)
         self._link(handle, peer.host, peer.port, peer.token, self._open_agent)
 
-    def _receive(self, region: Region, sock: socket.socket, token: bytes) -> NixlReceivingEnd:
-        return NixlReceivingEnd(region, token, sock, self._backends, self._close_timeout_s, self._loop, self._outbox)
+    def _receive(self, region: Region) -> NixlReceivingEnd:
+        return NixlReceivingEnd(region, self._backends, self._close_timeout_s, self._loop, self._outbox)
 
-    def _handle(self, receiving: NixlReceivingEnd, host: str) -> NixlHandle:
-        return NixlHandle(host, receiving.listener.port, receiving.token)
+    def _handle(self, receiving: NixlReceivingEnd, host: Host, port: Port, token: Token) -> NixlHandle:
+        return NixlHandle(host, port, token)

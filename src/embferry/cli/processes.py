@@ -1,0 +1,82 @@
+"""The commands that start processes: ``serve``, ``router``, ``encode``, ``language`` and ``bootstrap``.
+
+They import heavy modules only once they know that the settings and the model are valid.
+"""
+
+from __future__ import annotations
+
+from embferry.cli.engines import check_router, check_serve
+from embferry.cli.options import fail, need, settings_command
+from embferry.models import model_path
+from embferry.serve.config import SECTIONS, Settings
+
+
+@settings_command("serve", "router", "vllm", also=tuple(SECTIONS), check=check_serve, rest="VLLM_ARGUMENTS")
+def serve(settings: Settings, rest: list[str]) -> None:
+    """Start everything on this machine.
+
+    Bootstrap server, encode and language workers and the router, as processes that are started again when they die.
+    With --engine vllm: instances of vLLM and the router; the arguments after -- go to each vllm serve.
+    """
+    if settings.router.engine == "vllm":
+        from embferry.serve.supervisor.vllm import run as run_vllm
+
+        run_vllm(settings, rest)
+        return
+    if rest:
+        fail(f"arguments for vllm serve need --engine vllm: {' '.join(rest)}")
+    _check_model(settings)
+    from embferry.serve.supervisor import run
+
+    run(settings)
+
+
+@settings_command("router", "vllm", also=("media",), check=check_router)
+def router(settings: Settings) -> None:
+    """Start the router: the OpenAI-compatible HTTP API.
+
+    It stands before workers of this project or, with --engine vllm, before instances of vLLM that run its
+    encode/prefill/decode split: see --encode-urls and the options after it.
+    """
+    from embferry.serve.router.process import run
+
+    run(settings)
+
+
+@settings_command("encode", also=("transfer", "media"))
+def encode(settings: Settings) -> None:
+    """Start an encode worker: pictures and videos in, embeddings out."""
+    _check_model(settings)
+    from embferry.serve.encode.process import run
+
+    run(settings)
+
+
+@settings_command("language", also=("transfer",))
+def language(settings: Settings) -> None:
+    """Start a language worker: prompts and embeddings in, answers out."""
+    _check_model(settings)
+    from embferry.serve.language.process import run
+
+    run(settings)
+
+
+@settings_command("bootstrap")
+def bootstrap(settings: Settings) -> None:
+    """Start the bootstrap server, where workers register and routers find them."""
+    from embferry.discovery.bootstrap_server import run
+    from embferry.protocol.errors import TransportError
+
+    try:
+        run(settings.host, settings.bootstrap.port, settings.bootstrap.lease)
+    except TransportError as error:
+        fail(error.detail, status=1)
+
+
+def _check_model(settings: Settings) -> None:
+    """Ends the process with status 2 if the model does not exist or torch is not installed."""
+    need("serve", "torch")
+    try:
+        model_path(settings.model)
+    except ValueError as error:
+        fail(f"model: {error}")

@@ -1,0 +1,87 @@
+"""The workers or instances behind a router."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import httpx
+
+from embferry.observe.metrics import ChatMetrics
+from embferry.serve.config import Settings
+from embferry.serve.media.fetch import Fetcher
+
+KEEPALIVE_CONNECTIONS = 64
+M = TypeVar("M", bound=ChatMetrics)
+
+
+class Backends(ABC, Generic[M]):
+    """Base of both fleets, with what every request to them needs.
+
+    Args:
+        settings: all of them.
+        metrics: the router's.
+        transport: replaces the network in tests.
+
+    Attributes:
+        retry_after: error responses with status 503 have Retry-After.
+        keepalive_seconds: time until an idle connection is closed.
+        client: for all calls of the router to its backends. It has no read time-out: ``router.request_timeout`` ends a
+            long answer, a pause between two tokens does not.
+        fetcher: fetches the media of requests.
+    """
+
+    retry_after: ClassVar[bool] = False
+    keepalive_seconds: ClassVar[float] = 5.0
+
+    def __init__(self, settings: Settings, metrics: M, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.settings, self.metrics = settings, metrics
+        certificates = httpx.create_ssl_context(trust_env=False)  # slow to load, so loaded once
+        limits = httpx.Limits(max_keepalive_connections=KEEPALIVE_CONNECTIONS, keepalive_expiry=self.keepalive_seconds)
+        timeout = httpx.Timeout(None, connect=settings.router.connect_timeout)
+        self.client = httpx.AsyncClient(
+            trust_env=False, timeout=timeout, limits=limits, verify=certificates, transport=transport
+        )
+        self.fetcher = Fetcher(settings.media, certificates)
+        self.in_flight: Counter[Hashable] = Counter()  # requests of this router, by backend
+        self.last_turn: dict[Hashable, int] = {}
+        self._turn = itertools.count()
+
+    async def close(self) -> None:
+        await self.fetcher.close()
+        await self.client.aclose()
+
+    @contextlib.contextmanager
+    def count_in_flight(self, backend: Hashable) -> Iterator[None]:
+        """Adds one to the backend's requests in flight while the context lasts."""
+        self.in_flight[backend] += 1
+        self.last_turn[backend] = next(self._turn)
+        try:
+            yield
+        finally:
+            self.in_flight[backend] -= 1
+
+    @abstractmethod
+    async def watch(self) -> None:
+        """Keeps the state of the backends up to date until cancelled."""
+
+    @abstractmethod
+    def missing(self) -> list[str]:
+        """Returns the reasons why a request with a picture would fail now, one sentence each; empty when ready."""
+
+    @abstractmethod
+    def counts(self) -> dict[str, int]:
+        """Returns the number of usable backends by role."""
+
+    @abstractmethod
+    def models(self) -> Mapping[str, dict[str, Any]]:
+        """Returns OpenAI's model objects by name."""
+
+
+def reason_of(error: Exception) -> str:
+    """Returns the text of an exception, which httpx leaves empty in some."""
+    return str(error) or type(error).__name__

@@ -1,0 +1,108 @@
+"""The work of a worker, without HTTP: open requests, one thread that computes, and an orderly end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+
+from embferry.observe.metrics import Metrics
+from embferry.protocol.errors import CapacityError
+from embferry.serve.config import Settings
+from embferry.transfer.receive_manager import ReceiveManager
+from embferry.transfer.send_manager import SendManager
+
+log = logging.getLogger(__name__)
+
+JOIN_SECONDS = 5.0
+"""Seconds that the thread gets to finish its current step when the worker ends."""
+
+M = TypeVar("M", SendManager, ReceiveManager)
+Key = TypeVar("Key")
+Open = TypeVar("Open")
+
+
+class Service(ABC, Generic[M, Key, Open]):
+    """Base of both workers. Any thread may call the public methods.
+
+    Args:
+        manager: closed with the service.
+        settings: all of them.
+
+    Attributes:
+        metrics: the worker's.
+        fault: the bug that has stopped the service for good; None while it works.
+    """
+
+    role: ClassVar[str]
+    thread_name: ClassVar[str]
+    metrics: Metrics
+
+    def __init__(self, manager: M, settings: Settings) -> None:
+        self.manager: M = manager
+        self.settings = settings
+        self.fault: BaseException | None = None
+        self._lock = threading.RLock()
+        self._idle = threading.Condition(self._lock)
+        self._wake = threading.Event()
+        self._open: dict[Key, Open] = {}  # requests that have begun and not ended
+        self._refusing = self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=self.thread_name, daemon=True)
+
+    @property
+    def load(self) -> float:
+        """Number of requests that have begun and not ended."""
+        return len(self._open)
+
+    @abstractmethod
+    def abort_room(self, room: int) -> bool:
+        """Ends the work for a room; returns false if there is none. Idempotent."""
+
+    def refuse(self) -> None:
+        """Makes the service refuse every new request with status 503."""
+        self._refusing = True
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Waits until no request is left; returns false if that takes longer than ``seconds``."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._open or self.fault is not None, seconds)
+
+    def close(self) -> None:
+        """Ends the remaining requests with an error, the thread and the transfers. Idempotent."""
+        with self._lock:
+            if self._stopping:
+                return
+            self._stopping = True
+        self._wake.set()
+        self._thread.join(JOIN_SECONDS)
+        self.manager.close()
+
+    def _check_capacity(self, limit: int, setting: str, room: int | None) -> None:
+        """Raises CapacityError if no request may begin. Called with the lock held."""
+        if self._refusing or self._stopping:
+            raise CapacityError(f"this {self.role} worker is shutting down; ask another", room=room)
+        if len(self._open) >= limit:
+            why = f"this {self.role} worker has {len(self._open)} open requests ({setting}); try again later"
+            raise CapacityError(why, room=room)
+
+    # Called on the service's thread
+
+    def _run(self) -> None:
+        torch.set_num_threads(self.settings.threads)  # OpenMP keeps this setting per thread
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                if not self._step() and not self._stopping:
+                    self._wake.wait()
+        except Exception as error:
+            log.critical("the thread %s has stopped; please report this bug", self.thread_name, exc_info=error)
+            with self._idle:
+                self.fault = error
+                self._idle.notify_all()
+
+    @abstractmethod
+    def _step(self) -> bool:
+        """Does some work; returns false if there is none."""

@@ -1,0 +1,49 @@
+"""Base of the links over sockets, each of whose writes is reported once, before the end of the link."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from embferry.protocol.errors import TransportError
+
+from ..contract import Piece, Written
+from ..outbox import Outbox
+from ..windows import Ranges, checked_ranges
+from .loop import Scope
+
+OnEnd = Callable[[Any, Iterable[int], TransportError, bool], None]
+"""Called once when a link has ended, with it, the tickets of its writes in flight, the error, and whether it was lost.
+
+It reports all of them. See ``LinkedTransport``.
+"""
+
+
+class SocketLink(ABC):
+    """The link to one receiver. The constructor and ``write`` are for any thread."""
+
+    def __init__(self, loop: Scope, outbox: Outbox, on_end: OnEnd) -> None:
+        self._loop, self._outbox, self._on_end = loop, outbox, on_end
+        self._lock = threading.Lock()
+        self._error: TransportError | None = None  # set once, with the lock; no write enters afterwards
+
+    def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
+        ranges = checked_ranges(epoch, pieces)
+        with self._lock:
+            error = ranges if isinstance(ranges, TransportError) else self._error
+            if error is None and not isinstance(ranges, TransportError):
+                start = self._enter(epoch, ranges, pieces, ticket)
+        if error is None:
+            start()
+        else:
+            self._outbox.post(Written(ticket, error))
+
+    @abstractmethod
+    def _enter(self, epoch: int, ranges: Ranges, pieces: Sequence[Piece], ticket: int) -> Callable[[], None]:
+        """Takes in a write, with the lock held. Returns a function that starts it, to be called without the lock."""
+
+
+def refused() -> TransportError:
+    return TransportError("the receiver has no open window that covers the write", retryable=False)

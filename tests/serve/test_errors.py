@@ -1,0 +1,26 @@
+"""The page on errors says what the routers send."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from embferry.serve.errors import CODES, ServeError
+from embferry.serve.http.errors import error_response
+
+PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text("utf-8")
+ROWS = re.findall(r"\| `(\w+)` \| (\d+) \| (yes|no) \|", PAGE.partition("## Errors of the HTTP API")[2])
+
+
+def test_the_page_lists_every_code() -> None:
+    assert {code for code, _, _ in ROWS} == CODES.keys()
+
+
+@pytest.mark.parametrize(("code", "status", "retry"), ROWS)
+def test_a_response_has_the_status_and_the_advice_of_the_page(code: str, status: str, retry: str) -> None:
+    response = error_response(ServeError(code, "why"))
+    advice = {"yes": "true", "no": "false"}[retry]
+    assert response.status_code == int(status)
+    assert response.headers.get("x-should-retry", "false") == advice
