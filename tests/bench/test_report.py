@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from embferry.bench import page, report, results
+from embferry.bench import report, results, show
 from embferry.bench.serving.results import ServingResults
 from embferry.bench.transfer.report import report as report_of
 from embferry.bench.transfer.results import TransferResults
@@ -17,12 +17,11 @@ from tests.bench.transfer import examples
 
 
 class Parser(HTMLParser):
-    """Checks that elements are closed in order; collects ids and text."""
+    """Checks that elements are closed in order; collects text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.ids: list[str] = []
         self.text = ""
         self.feed(text)
         assert self.open == []
@@ -30,10 +29,6 @@ class Parser(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag != "meta":
             self.open.append(tag)
-        self.handle_startendtag(tag, attrs)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.ids += [value for name, value in attrs if name == "id" and value]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -49,7 +44,7 @@ def whole() -> report.Report:
 
 @pytest.fixture(scope="module")
 def drawn(whole: report.Report) -> str:
-    return page.html(whole)
+    return show.html(whole)
 
 
 def test_results_are_the_same_after_they_were_saved(tmp_path: Path) -> None:
@@ -74,10 +69,10 @@ def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
         results.load(tmp_path / "results.json", TransferResults)
 
 
-def test_an_interrupted_run_is_recorded_as_incomplete() -> None:
-    found = TransferResults.begin("command", examples.MACHINE)
-    with pytest.raises(KeyboardInterrupt), found.recording():
+def test_an_interrupted_run_is_saved_as_incomplete(tmp_path: Path) -> None:
+    with TransferResults.begin(examples.MACHINE).recording(tmp_path / "results.json"):
         raise KeyboardInterrupt
+    found = results.load(tmp_path / "results.json", TransferResults)
     assert (found.complete, found.load_after is not None) == (False, True)
     assert "incomplete" in dict(report.facts(found))
 
@@ -90,7 +85,7 @@ def test_the_report_says_how_busy_the_machine_was() -> None:
 
 
 def test_markdown_has_every_table_and_no_cell_breaks_a_row(whole: report.Report) -> None:
-    text = report.markdown(whole)
+    text = show.markdown(whole)
     assert f"### {whole.tables[0].title}\n" in text
     for table in whole.tables:
         assert table.title in text
@@ -106,19 +101,17 @@ def test_markdown_replaces_only_the_text_between_its_markers(whole: report.Repor
     )
     document = tmp_path / "benchmarks.md"
     document.write_text(f"# Before\n\n{begin}\nold\n{end}\n\n# After\n")
-    report.write_markdown(whole, document)
+    show.write_markdown(whole, document)
     once = document.read_text()
-    report.write_markdown(whole, document)
+    show.write_markdown(whole, document)
     assert document.read_text() == once
     assert once.startswith(f"# Before\n\n{begin}\n")
     assert once.endswith(f"{end}\n\n# After\n")
     assert "\nold\n" not in once
 
 
-def test_the_page_is_well_formed_and_its_ids_are_unique(drawn: str) -> None:
-    ids = Parser(drawn).ids
-    assert len(ids) == len(set(ids))
-    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', drawn)) <= set(ids)
+def test_the_page_is_well_formed(drawn: str) -> None:
+    Parser(drawn)
 
 
 def test_the_page_loads_nothing(drawn: str) -> None:
@@ -132,7 +125,9 @@ def test_the_page_shows_every_row_and_escapes_its_text(whole: report.Report, dra
         assert table.title in text
         assert all(row.cells[0] in text for row in table.rows)
     assert "pip install <it>" in text
+    bars = sum(not row.failed for table in whole.tables if table.longest_bar for row in table.rows)
+    assert drawn.count("<svg") == bars > 0
 
 
 def test_there_is_a_page_without_any_measurement() -> None:
-    assert "This run" in Parser(page.html(report_of(examples.results()))).text
+    assert "This run" in Parser(show.html(report_of(examples.results()))).text

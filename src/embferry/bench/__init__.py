@@ -3,6 +3,6 @@
 - ``transfer/`` compares the transports with each other and with other ways to move the same bytes.
 - ``serving/`` sends a workload of pictures to a chat endpoint, and compares the ways to split vLLM.
 
-Both use the modules of this folder: ``results`` (the JSON file), ``report`` (tables, and their Markdown), ``terminal``,
-``page`` (one HTML template), ``machine`` (where it was measured) and ``processes``.
+Both use the modules of this folder: ``results`` (the JSON file), ``report`` (tables), ``show`` (tables in the terminal,
+in Markdown and on the HTML page), ``machine`` (where it was measured) and ``processes`` (children and their output).
 """

@@ -11,12 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-PACKAGES = {
-    "embferry": ("embferry",),
-    "numpy": ("numpy",),
-    "pyzmq": ("pyzmq",),
-    "xxhash": ("xxhash",),
-    "safetensors": ("safetensors",),
+PACKAGES = {name: (name,) for name in ("embferry", "numpy", "pyzmq", "xxhash", "safetensors")} | {
     "mooncake": ("mooncake-transfer-engine-non-cuda", "mooncake-transfer-engine"),
     "nixl": ("nixl-cu12", "nixl-cu13", "nixl"),
 }
@@ -24,12 +19,12 @@ PACKAGES = {
 SERVING_PACKAGES = PACKAGES | {name: (name,) for name in ("vllm", "torch", "transformers", "httpx")}
 
 _VERSIONS = """
-import importlib.metadata, json, platform, sys
+import importlib.metadata as metadata, json, platform, sys
 def version(names):
     for name in names:
         try:
-            return importlib.metadata.version(name) + (f" ({name})" if len(names) > 1 else "")
-        except importlib.metadata.PackageNotFoundError:
+            return metadata.version(name) + (f" ({name})" if len(names) > 1 else "")
+        except metadata.PackageNotFoundError:
             pass
     return ""
 packages = json.loads(sys.argv[1])
@@ -61,36 +56,31 @@ def describe(packages: dict[str, tuple[str, ...]], python: str = sys.executable)
         versions = json.loads(answer)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ValueError(f"{python} is not a Python interpreter: {error}") from error
+    try:
+        choices = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").read_text().split()
+    except OSError:
+        choices = []
     return Machine(
-        cpu=_line("/proc/cpuinfo", "model name") or platform.machine(),
+        cpu=line("/proc/cpuinfo", "model name") or platform.machine(),
         cores=len(os.sched_getaffinity(0)),
-        memory_bytes=_memory("MemTotal"),
+        memory_bytes=size("/proc/meminfo", "MemTotal"),
         kernel=f"{platform.system()} {platform.release()}",
-        shmem_huge_pages=_chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+        shmem_huge_pages=next((word[1:-1] for word in choices if word.startswith("[")), ""),
         versions=versions,
     )
 
 
+def line(path: str, name: str) -> str:
+    """Returns what a file with lines such as ``MemTotal: 8000000 kB`` says about ``name``; empty if nothing."""
+    parts = (text.partition(":") for text in Path(path).read_text().splitlines())
+    return next((value.strip() for key, _, value in parts if key.strip() == name), "")
+
+
+def size(path: str, name: str) -> int:
+    """Returns the same in bytes, from KiB; 0 if the file does not say."""
+    return int((line(path, name) or "0").split()[0]) * 1024
+
+
 def available_bytes() -> int:
     """Returns how much memory can be allocated without swapping."""
-    return _memory("MemAvailable")
-
-
-def _memory(name: str) -> int:
-    return int((_line("/proc/meminfo", name) or "0").split()[0]) * 1024
-
-
-def _line(path: str, name: str) -> str:
-    for line in Path(path).read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            return value.strip()
-    return ""
-
-
-def _chosen(path: str) -> str:
-    """Returns the bracketed word of a file that lists a kernel setting's choices."""
-    try:
-        return next((word[1:-1] for word in Path(path).read_text().split() if word.startswith("[")), "")
-    except OSError:
-        return ""
+    return size("/proc/meminfo", "MemAvailable")

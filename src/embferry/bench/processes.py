@@ -1,6 +1,7 @@
 """Child processes that never outlive the benchmark.
 
-``python -m embferry.bench.processes PARENT PROGRAM [ARGUMENT …]`` runs a program that gets SIGTERM when PARENT ends.
+Run as a program with the arguments ``PARENT SIGNAL PROGRAM [ARGUMENT …]``, this file runs a program that gets SIGNAL
+when the process PARENT ends, even if that is killed.
 """
 
 from __future__ import annotations
@@ -8,37 +9,82 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
 
 PR_SET_PDEATHSIG = 1
+SHARED = "/dev/shm"
 
 
-def end_with_parent(parent: int, number: signal.Signals) -> None:
-    """Makes the kernel send a signal to this process when its parent ends, even if the parent is killed.
+class Child:
+    """A running program and its own children, a process group: Ctrl-C reaches only the benchmark, which ends them.
 
     Args:
-        parent: the parent's process id; this process exits at once if that process has ended already.
-        number: the signal to send.
+        command: the program and its arguments.
+        log: the file for its output, open for reading and writing; closed when the program has ended.
+        orphaned: the signal that it gets when the benchmark is killed.
+        more: arguments for :class:`subprocess.Popen`.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        sys.exit(1)
+
+    def __init__(self, command: Sequence[str], log: IO[bytes], orphaned: signal.Signals, **more: Any) -> None:
+        launch = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(orphaned))]
+        output: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        self._log, self._said = log, list[str]()
+        self.process = subprocess.Popen([*launch, *command], start_new_session=True, **output, **more)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def lines(self) -> list[str]:
+        """Returns the lines that the program has printed."""
+        if not self._log.closed:
+            self._log.seek(0)
+            self._said = self._log.read().decode(errors="replace").strip().splitlines()
+        return self._said
+
+    def end(self, within_s: float) -> None:
+        """Waits until the program has ended, then kills what is left of it."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(within_s)
+        self.kill()
+
+    def kill(self) -> None:
+        """Sends SIGKILL to the program and its children, and removes the shared memory that they leave behind."""
+        left = _mapped(self.process.pid)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.lines()
+        self._log.close()
+        for entry in os.scandir(SHARED):
+            if entry.inode() in left:
+                with suppress(OSError):  # already removed
+                    os.unlink(entry.path)
 
 
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does, so that child processes are ended in order."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _mapped(group: int) -> set[int]:
+    """Returns the inodes of shared memory that the processes of a group have mapped.
+
+    The names in ``/proc/…/maps`` are of no use, because the C library renames semaphores.
+    """
+    found: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            # The third word after the name, which stands in parentheses and may have spaces.
+            if int((process / "stat").read_text().rpartition(")")[2].split()[2]) == group:
+                lines = (process / "maps").read_text().splitlines()
+                found.update(int(line.split()[4]) for line in lines if f" {SHARED}/" in line)
+    return found
 
 
 if __name__ == "__main__":
-    end_with_parent(int(sys.argv[1]), signal.SIGTERM)
-    os.execvp(sys.argv[2], sys.argv[2:])
+    if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(sys.argv[2]), 0, 0, 0):
+        sys.exit("prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+    os.execvp(sys.argv[3], sys.argv[3:])

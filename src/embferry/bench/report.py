@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import msgspec
 
 from .results import Results
 
 NONE = "–"
+T = TypeVar("T")
 
 
 class Row(msgspec.Struct, frozen=True):
     cells: tuple[str, ...]
     kind: str = ""
-    """Selects the colour: ``ours``, ``engine``, ``peer``, ``limit``, ``good``, ``bad`` or ``faint``; ``error``,
-    ``missing`` or ``skipped`` for a row that has a name and a reason instead of figures."""
+    """Selects the colour: ``ours``, ``engine``, ``peer``, ``limit``, ``good`` or ``bad``; ``error``, ``missing`` or
+    ``skipped`` for a row that has a name and a reason instead of figures."""
+    bar: tuple[float, float, float] | None = None
+    """Length of the bar that the page draws, and both ends of its whisker, in a unit of the table."""
 
     @property
     def failed(self) -> bool:
@@ -31,11 +34,9 @@ class Table(msgspec.Struct, frozen=True):
     folded: bool = False
     """True for a table that few readers need: closed on the page, left out in the terminal."""
 
-
-class Drawing(msgspec.Struct, frozen=True):
-    title: str
-    note: str
-    svg: str
+    @property
+    def longest_bar(self) -> float:
+        return max((max(row.bar) for row in self.rows if row.bar), default=0.0)
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -47,18 +48,17 @@ class Report(msgspec.Struct, frozen=True):
     lead: str
     facts: list[tuple[str, str]]
     tables: list[Table]
-    drawings: list[Drawing] = []
     notes: list[str] = []
     problems: list[str] = []
     """Failures; the command ends with status 1 if there is one."""
 
-    @property
-    def open_tables(self) -> list[Table]:
-        return [table for table in self.tables if not table.folded]
 
-    @property
-    def folded_tables(self) -> list[Table]:
-        return [table for table in self.tables if table.folded]
+def cells(columns: Mapping[str, Callable[[T], str]], of: T) -> tuple[str, ...]:
+    return tuple(text(of) for text in columns.values())
+
+
+def pairs(title: str, head: tuple[str, str], rows: Iterable[tuple[str, str]], note: str = "", kind: str = "") -> Table:
+    return Table(title, head, tuple(Row(row, kind) for row in rows), note)
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
@@ -79,48 +79,3 @@ def facts(results: Results) -> list[tuple[str, str]]:
     if not results.complete:
         found.append(("incomplete", "the run was interrupted"))
     return found
-
-
-def markdown(report: Report) -> str:
-    """Returns the report as Markdown; all tables but the first are folded, so that a document stays readable."""
-    parts = [f"### {table.title}\n\n{_body(table)}" for table in report.tables[:1]]
-    parts.append(_list(f"{name}: {f'`{text}`' if name == 'command' else text}" for name, text in report.facts))
-    if report.notes:
-        parts.append("Notes:\n\n" + _list(report.notes))
-    for table in report.tables[1:]:
-        parts.append(f"<details><summary>{table.title}</summary>\n\n{_body(table)}\n</details>\n")
-    return "\n".join(parts)
-
-
-def write_markdown(report: Report, path: Path) -> None:
-    """Replaces the text between two marker comments in the file at ``path``; creates the file if there is none.
-
-    Raises:
-        ValueError: the file exists and has no such comments.
-    """
-    begin = f"<!-- results: written by embferry {report.verb} --markdown; do not edit -->"
-    end = "<!-- end of results -->"
-    written = f"{begin}\n\n{markdown(report)}\n{end}\n"
-    if path.exists():
-        before, found, rest = path.read_text().partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"{path} has no place for results; add the lines {begin!r} and {end!r} where they belong")
-        written = before + written.rstrip("\n") + after
-    path.write_text(written)
-
-
-def _body(table: Table) -> str:
-    note = f"{table.note}\n\n" if table.note else ""
-    columns = len(table.columns)
-    lines = [_line(table.columns), "|" + "|".join(["---"] + ["---:"] * (columns - 1)) + "|"]
-    lines += [_line(row.cells + ("",) * (columns - len(row.cells))) for row in table.rows]
-    return note + "\n".join(lines) + "\n"
-
-
-def _line(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def _list(items: Iterable[str]) -> str:
-    return "".join(f"- {item}\n" for item in items)

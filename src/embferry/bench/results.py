@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,20 +40,24 @@ class Results(msgspec.Struct, kw_only=True, tag_field="benchmark"):
     load_after: tuple[float, float, float] | None = None
 
     @classmethod
-    def begin(cls, command: str, machine: Machine, *, quick: bool = False) -> Self:
-        started = datetime.now(UTC).isoformat(timespec="seconds")
+    def begin(cls, machine: Machine, *, quick: bool = False) -> Self:
+        command, started = shlex.join(["embferry", *sys.argv[1:]]), datetime.now(UTC).isoformat(timespec="seconds")
         return cls(command=command, started=started, machine=machine, quick=quick, load_before=os.getloadavg())
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Takes the time of what runs inside, and marks the results as complete if that ends without an exception."""
-        began = time.monotonic()
+    def recording(self, path: Path) -> Iterator[None]:
+        """Saves what is measured inside. Ctrl-C and SIGTERM end the block and keep what was measured by then."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before, began = signal.signal(signal.SIGTERM, signal.default_int_handler), time.monotonic()
         try:
             yield
             self.complete = True
+        except KeyboardInterrupt:
+            pass
         finally:
-            self.took_s = round(time.monotonic() - began, 1)
-            self.load_after = os.getloadavg()
+            signal.signal(signal.SIGTERM, before)
+        self.took_s, self.load_after = round(time.monotonic() - began, 1), os.getloadavg()
+        save(self, path)
 
 
 R = TypeVar("R", bound=Results)
@@ -66,15 +73,10 @@ def load(path: Path, kind: type[R]) -> R:
     Raises:
         ValueError: the file has no results of this kind, or was written by another version of this program.
     """
-    content = path.read_bytes()
     try:
-        schema = msgspec.json.decode(content, type=_Header).schema
-        if schema != SCHEMA:
-            raise ValueError(f"{path} has results in format {schema}; this version reads format {SCHEMA}")
-        return msgspec.json.decode(content, type=kind)
+        results = msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.DecodeError as error:
-        raise ValueError(f"{path} has no results of this benchmark: {error}") from error
-
-
-class _Header(msgspec.Struct):
-    schema: int
+        raise ValueError(f"{path} has no results of this benchmark in format {SCHEMA}: {error}") from error
+    if results.schema != SCHEMA:
+        raise ValueError(f"{path} has results in format {results.schema}; this version reads format {SCHEMA}")
+    return results

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from embferry.cli import bench_serve
-from embferry.cli.options import fail
-
-if TYPE_CHECKING:
-    from embferry.bench.transfer.results import TransferResults
-    from embferry.bench.transfer.run import Choice
-
-SOME_FAILED, INTERRUPTED = 1, 130
+from embferry.cli.bench_results import conclude, failures, need
 
 app = typer.Typer(help="Measure on this machine.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -59,69 +51,23 @@ def transfer(
     ] = None,
 ) -> None:
     """Compare every transport with memory copies, sockets, Mooncake, NIXL, ZeroMQ, files and HTTP."""
-    try:
-        from embferry.bench import output, results
-        from embferry.bench.transfer.report import report as report_of
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("matplotlib", "jinja2"):
-            raise
-        fail(f"{error.name} is not installed; install it with: pip install 'embferry[bench]'")
+    need("jinja2", extra="bench")
+    from embferry.bench import machine
+    from embferry.bench.results import load
+    from embferry.bench.show import progress
+    from embferry.bench.transfer import plan as plans
+    from embferry.bench.transfer.candidates import matching
+    from embferry.bench.transfer.payloads import parse
+    from embferry.bench.transfer.report import report
     from embferry.bench.transfer.results import TransferResults
 
     saved = show or out / "results.json"
-    try:
+    with failures():
         if show is not None:
-            found = results.load(show, TransferResults)
+            results = load(show, TransferResults)
         else:
-            found = _measured(_choice(payload, only, rounds, quick, sweeps, storage), saved)
-        report = report_of(found)
-        output.present(report, saved.with_name("index.html"), markdown)
-    except (OSError, ValueError) as error:
-        fail(str(error))
-    typer.echo(f"{saved.with_name('index.html')} has plots and our own targets, {saved} every sample", err=True)
-    for problem in report.problems:
-        typer.echo(f"failed: {problem}", err=True)
-    if show is None and not found.complete:
-        raise typer.Exit(INTERRUPTED)
-    if report.problems:
-        raise typer.Exit(SOME_FAILED)
-
-
-def _choice(
-    payload: list[str] | None,
-    only: list[str] | None,
-    rounds: int | None,
-    quick: bool,
-    sweeps: bool,
-    storage: Path | None,
-) -> Choice:
-    """Reads sizes and names of candidates.
-
-    Raises:
-        ValueError: one of them does not exist.
-    """
-    from embferry.bench.transfer.candidates import matching
-    from embferry.bench.transfer.payloads import parse
-    from embferry.bench.transfer.run import Choice
-
-    return Choice(
-        payloads=tuple(map(parse, payload or ())),
-        only=tuple(matching(only or [])),
-        rounds=rounds,
-        quick=quick,
-        sweeps=sweeps,
-        storage=None if storage is None else str(storage),
-    )
-
-
-def _measured(choice: Choice, path: Path) -> TransferResults:
-    from embferry.bench import machine, output, terminal
-    from embferry.bench.transfer.results import TransferResults
-    from embferry.bench.transfer.run import plan, run, total_rounds
-
-    batches = plan(choice)
-    command = shlex.join(["embferry", *sys.argv[1:]])
-    found = TransferResults.begin(command, machine.describe(machine.PACKAGES), quick=choice.quick)
-    with terminal.progress(total_rounds(batches), "rounds") as progress:
-        output.measured(found, path, lambda: run(choice, batches, found, progress))
-    return found
+            batches = plans.plan([*map(parse, payload or ())], matching(only or []), rounds, quick, sweeps)
+            results = TransferResults.begin(machine.describe(machine.PACKAGES), quick=quick)
+            with progress(plans.total_rounds(batches), "rounds") as told, results.recording(saved):
+                plans.run(batches, storage, results, told)
+        conclude(results, report(results), saved, saved.with_name("index.html"), markdown, shown=show is not None)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embferry.cli.bench_results import SOME_FAILED, conclude, failures, need
 from embferry.cli.options import fail
 
 if TYPE_CHECKING:
     from embferry.bench.serving.results import ServingResults
-
-SOME_FAILED, INTERRUPTED = 1, 130
-NEEDED = ("httpx", "jinja2", "PIL")
 
 
 def _option(panel: str, help: str, metavar: str | None = None, *names: str, **more: Any) -> Any:
@@ -77,40 +74,21 @@ def command(
         fail("give one of --url, --compare and --show")
     if compare and verify:
         fail("--compare compares answers by itself; --verify goes with --url and --show")
-    for module in NEEDED:
-        if importlib.util.find_spec(module) is None:
-            fail(f"{module} is not installed; install it with: pip install 'embferry[serve]'")
-    from embferry.bench import output
-    from embferry.bench.serving.report import report as report_of
-    from embferry.bench.serving.server import StartError
-
-    options, saved = locals(), show or out / "serve.json"
-    try:
-        results = _earlier(options) if show else _compare(options, saved) if compare else _endpoint(options, saved)
-        report = report_of(results)
-        output.present(report, saved.with_suffix(".html"), markdown)
-    except StartError as error:
-        fail(f"the undivided engine does not start: {error}", status=SOME_FAILED)
-    except (OSError, ValueError) as error:
-        fail(str(error))
-    typer.echo(f"{saved} has every sample", err=True)
-    for problem in report.problems:
-        typer.echo(f"failed: {problem}", err=True)
-    if not results.complete and show is None:
-        raise typer.Exit(INTERRUPTED)
-    if report.problems:
-        raise typer.Exit(SOME_FAILED)
-
-
-def _earlier(options: dict[str, Any]) -> ServingResults:
+    need("httpx", "jinja2", "PIL", extra="serve")
     from embferry.bench.results import load
     from embferry.bench.serving import endpoint
+    from embferry.bench.serving.report import report
     from embferry.bench.serving.results import ServingResults
 
-    shown = load(options["show"], ServingResults)
-    if options["verify"]:
-        endpoint.verify(shown, load(Path(options["verify"]), ServingResults))
-    return shown
+    options, saved = locals(), show or out / "serve.json"
+    with failures():
+        if show is not None:
+            results = load(show, ServingResults)
+            if verify:
+                endpoint.verify_earlier(results, load(Path(verify), ServingResults))
+        else:
+            results = (_compare if compare else _endpoint)(options, saved)
+        conclude(results, report(results), saved, saved.with_suffix(".html"), markdown, shown=show is not None)
 
 
 def _endpoint(options: dict[str, Any], saved: Path) -> ServingResults:
@@ -119,39 +97,29 @@ def _endpoint(options: dict[str, Any], saved: Path) -> ServingResults:
     Raises:
         ValueError: an option is wrong.
     """
-    from embferry.bench import machine, output, terminal
-    from embferry.bench.serving.client import Endpoint, first_model
-    from embferry.bench.serving.endpoint import Choice, is_url, measure, total_requests
+    from embferry.bench import machine
+    from embferry.bench.serving.client import Endpoint
+    from embferry.bench.serving.endpoint import first_model, is_url, measure_endpoint
     from embferry.bench.serving.results import ServingResults
     from embferry.bench.serving.workload import Plan
+    from embferry.bench.show import progress
 
     given = {name: options[name] for name in Plan.__struct_fields__}
     plan = Plan(**given | {"rate": None if math.isinf(given["rate"]) else given["rate"]})
     plan.check()
-    url, key = options["url"].rstrip("/"), options["api_key"]
+    url, extra, verify = options["url"].rstrip("/"), json.loads(options["extra"]), options["verify"]
     if not is_url(url):
         raise ValueError(f"--url {url}: it has to begin with http:// or https://")
-    extra = json.loads(options["extra"])
     if not isinstance(extra, dict):
         raise ValueError("--extra has to be a JSON object")
-    endpoint = Endpoint(
-        url=url,
-        model=options["model"] or first_model(url, key),
-        max_tokens=options["max_tokens"],
-        timeout_s=options["timeout"],
-        concurrency=options["concurrency"],
-        extra=extra,
-        api_key=key,
-    )
-    choice = Choice(plan, endpoint, options["verify"], tuple(options["metrics"] or ()))
-    results = ServingResults.begin(_said(), machine.describe(machine.SERVING_PACKAGES))
-
-    def work() -> None:
-        with results.recording():
-            measure(choice, results, progress)
-
-    with terminal.progress(total_requests(choice), "requests") as progress:
-        output.measured(results, saved, work)
+    limits = (options["max_tokens"], options["timeout"], options["concurrency"])
+    endpoint = Endpoint(url, options["model"] or "", *limits, extra, options["api_key"])
+    if not endpoint.model:
+        endpoint = Endpoint(url, first_model(endpoint), *limits, extra, options["api_key"])
+    results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES))
+    # The answers are asked for again if they are compared with those of another endpoint.
+    with progress(plan.requests * (2 if is_url(verify) else 1), "requests") as told, results.recording(saved):
+        measure_endpoint(plan, endpoint, verify, options["metrics"] or (), results, told)
     return results
 
 
@@ -159,38 +127,24 @@ def _compare(options: dict[str, Any], saved: Path) -> ServingResults:
     """Compares vLLM's ways to split.
 
     Raises:
-        StartError: the undivided engine does not start.
         ValueError: a name is wrong, or there is no vLLM.
     """
-    from embferry.bench import machine, output, terminal
-    from embferry.bench.serving.compare import Choice, chosen, compare, setting, total_requests
+    from embferry.bench import machine
+    from embferry.bench.serving.compare import Comparison
     from embferry.bench.serving.results import ServingResults
+    from embferry.bench.serving.stack import StartError
+    from embferry.bench.show import progress
 
     python, logs = options["python"], options["logs"]
-    if python == sys.executable and importlib.util.find_spec("vllm") is None:
+    if python == sys.executable and find_spec("vllm") is None:
         raise ValueError("vLLM is not installed here; run this in its environment, or name its Python: --python")
-    configurations, scenarios = chosen(options["only"] or [])
-    choice = Choice(
-        python=python,
-        configurations=configurations,
-        scenarios=scenarios,
-        quick=options["quick"],
-        rounds=options["rounds"],
-        spin=options["spin"],
-        logs=None if logs is None else logs.absolute(),
-    )
-    packages = machine.SERVING_PACKAGES
-    results = ServingResults.begin(_said(), machine.describe(packages, python), quick=choice.quick)
-    results.compared, results.setting = True, setting(choice)
-
-    def work() -> None:
-        with results.recording():
-            compare(choice, results, progress)
-
-    with terminal.progress(total_requests(choice), "requests") as progress:
-        output.measured(results, saved, work)
+    chosen = {name: options[name] for name in ("quick", "rounds", "spin")}
+    comparison = Comparison(python, options["only"] or (), **chosen, logs=logs and logs.absolute())
+    results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES, python), quick=options["quick"])
+    results.compared = True
+    try:
+        with progress(comparison.total_requests, "requests") as told, results.recording(saved):
+            comparison.run(results, told)
+    except StartError as error:
+        fail(f"the undivided engine does not start: {error}", status=SOME_FAILED)
     return results
-
-
-def _said() -> str:
-    return shlex.join(["embferry", *sys.argv[1:]])

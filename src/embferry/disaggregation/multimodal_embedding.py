@@ -8,13 +8,14 @@ No method blocks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import KVPoll
 from embferry.transfer.send_handle import EmbeddingSender
+
+from .queues import RequestQueue
 
 __all__ = [
     "EmbeddingTransferError",
@@ -34,20 +35,7 @@ class MultimodalEmbeddingRequest:
     embedding_sender: EmbeddingSender
 
 
-Failed = Callable[[MultimodalEmbeddingRequest, EmbeddingTransferError], None]
-"""Called with a request that has failed and its error, by the ``pop_`` method that removes it from its queue."""
-
-
-class _Queue:
-    """Requests in the order of their arrival. ``failed`` is called for each one that fails; the others go on."""
-
-    def __init__(self, failed: Failed) -> None:
-        self.failed = failed
-        self.queue: list[MultimodalEmbeddingRequest] = []
-
-    def __len__(self) -> int:
-        return len(self.queue)
-
+class _Queue(RequestQueue[MultimodalEmbeddingRequest]):
     def _fail(self, request: MultimodalEmbeddingRequest) -> None:
         error = request.embedding_sender.failure_exception()
         log.warning("room %d: failed: %s", request.embedding_sender.room, error)
@@ -64,17 +52,12 @@ class MultimodalEmbeddingBootstrapQueue(_Queue):
 
     def pop_bootstrapped(self) -> list[MultimodalEmbeddingRequest]:
         """Removes and returns the requests whose language side has asked, so that it is time to encode them."""
-        ready = []
-        for request in list(self.queue):
+
+        def result(request: MultimodalEmbeddingRequest) -> KVPoll | None:
             status = request.embedding_sender.poll()
-            if status is KVPoll.Bootstrapping:
-                continue
-            self.queue.remove(request)
-            if status is KVPoll.Failed:
-                self._fail(request)
-            else:
-                ready.append(request)
-        return ready
+            return None if status is KVPoll.Bootstrapping else status
+
+        return self._pop(result)
 
 
 class MultimodalEmbeddingInflightQueue(_Queue):
@@ -86,14 +69,8 @@ class MultimodalEmbeddingInflightQueue(_Queue):
 
     def pop_transferred(self) -> list[MultimodalEmbeddingRequest]:
         """Removes and returns the requests whose embedding has arrived and whose memory is not read any more."""
-        done = []
-        for request in list(self.queue):
-            sender = request.embedding_sender
-            if not sender.source_released:
-                continue
-            self.queue.remove(request)
-            if sender.poll() is KVPoll.Failed:
-                self._fail(request)
-            else:
-                done.append(request)
-        return done
+
+        def result(request: MultimodalEmbeddingRequest) -> KVPoll | None:
+            return request.embedding_sender.poll() if request.embedding_sender.source_released else None
+
+        return self._pop(result)

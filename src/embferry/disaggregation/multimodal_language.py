@@ -23,6 +23,8 @@ from embferry.protocol.states import KVPoll
 from embferry.transfer.handle import ENDED
 from embferry.transfer.receive_handle import EmbeddingReceiver
 
+from .queues import RequestQueue
+
 __all__ = [
     "EmbeddingTransferError",
     "MultimodalLanguagePreallocQueue",
@@ -78,20 +80,7 @@ class MultimodalLanguageRequest:
         return status
 
 
-Failed = Callable[[MultimodalLanguageRequest, EmbeddingTransferError], None]
-"""Called with a request that has failed and its error, by the ``pop_`` method that removes it from its queue."""
-
-
-class _Queue:
-    """Requests in the order of their arrival. ``failed`` is called for each one that fails; the others go on."""
-
-    def __init__(self, failed: Failed) -> None:
-        self.failed = failed
-        self.queue: list[MultimodalLanguageRequest] = []
-
-    def __len__(self) -> int:
-        return len(self.queue)
-
+class _Queue(RequestQueue[MultimodalLanguageRequest]):
     def abort(self, req: Any) -> bool:
         """Ends the request with this ``req`` if it is here; returns whether it was. Drained blocks are freed."""
         for request in self.queue:
@@ -124,22 +113,18 @@ class MultimodalLanguagePreallocQueue(_Queue):
 
     def pop_preallocated(self) -> list[MultimodalLanguageRequest]:
         """Removes and returns the requests that have blocks."""
-        ready = []
-        for request in list(self.queue):
+
+        def result(request: MultimodalLanguageRequest) -> KVPoll | None:
             status = request.update()
-            if status is KVPoll.Failed:
-                self.queue.remove(request)
-                self._fail(request)
-            elif request.current_allocation is not None or status is KVPoll.Success:
-                self.queue.remove(request)
-                ready.append(request)
-        return ready
+            return status if status in ENDED or request.current_allocation is not None else None
+
+        return self._pop(result)
 
 
 class MultimodalLanguageTransferQueue(_Queue):
     """Requests whose embedding is being transferred."""
 
-    def __init__(self, failed: Failed) -> None:
+    def __init__(self, failed: Callable[[MultimodalLanguageRequest, EmbeddingTransferError], None]) -> None:
         super().__init__(failed)
         self._arriving: list[MultimodalLanguageRequest] = []
 
@@ -156,20 +141,17 @@ class MultimodalLanguageTransferQueue(_Queue):
 
     def pop_transferred(self) -> list[MultimodalLanguageRequest]:
         """Removes and returns the requests whose embedding is complete."""
-        complete = []
-        for request in list(self.queue):
+
+        def result(request: MultimodalLanguageRequest) -> KVPoll | None:
             status = request.update()
-            if status not in ENDED:
-                continue
-            self.queue.remove(request)
-            if status is KVPoll.Failed:
-                self._fail(request)
-                continue
+            return status if status in ENDED else None
+
+        complete = self._pop(result)
+        for request in complete:
             transfers = request.embedding_receiver.transfers
             if transfers > 1:
                 log.info(
                     "room %d: completed with resumed transfer: %d tokens, 1 initial and %d resumed",
                     *(request.embedding_receiver.room, request.transferred_tokens, transfers - 1),
                 )
-            complete.append(request)
         return complete

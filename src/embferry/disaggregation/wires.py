@@ -8,7 +8,7 @@ arguments and in how a room is opened (``docs/origin-wire.md``); the handles tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from embferry.protocol.errors import LocalProtocolError
 from embferry.protocol.layout import Geometry
@@ -44,15 +44,7 @@ def send_manager(
     transfer: TransferSettings | None = None,
 ) -> EncodeManager: ...
 def send_manager(
-    geometry: Geometry,
-    transports: Sequence[Transport] = (),
-    *,
-    wire: Wire = "embferry",
-    host: str = "127.0.0.1",
-    port: int = 0,
-    bootstrap_url: str | None = None,
-    settings: OriginSettings | None = None,
-    transfer: TransferSettings | None = None,
+    geometry: Geometry, transports: Sequence[Transport] = (), *, wire: Wire = "embferry", **options: Any
 ) -> SendManager | EncodeManager:
     """Makes the encode side's manager.
 
@@ -60,20 +52,16 @@ def send_manager(
         geometry: The language side's pool. Our own protocol needs its layout only; peers send the rest.
         transports: Transports (our own protocol only).
         wire: Name of the wire.
-        host: Address to listen on (our own protocol only; the origin's has it in ``settings``).
-        port: Port to listen on, 0 for a free one (our own protocol only).
-        bootstrap_url: Bootstrap server that this rank registers at (the origin's wire only).
-        settings: Settings of this rank (the origin's wire only).
-        transfer: Time-outs and sizes of the transfers.
+        options: For our own protocol ``host`` and ``port`` to listen on. For the origin's wire ``settings`` of this
+            rank and ``bootstrap_url``, the server that it registers at. For both ``transfer``: time-outs and sizes.
 
     Raises:
         LocalProtocolError: An argument belongs to the other wire.
     """
+    options = _own(wire, transports, options)
     if wire == "origin":
-        _refuse(wire, transports=transports)
-        return EncodeManager(geometry, bootstrap_url=bootstrap_url, settings=settings, transfer=transfer)
-    _refuse(wire, bootstrap_url=bootstrap_url, settings=settings)
-    return SendManager(geometry.layout, transports, host=host, port=port, settings=transfer)
+        return EncodeManager(geometry, **options)
+    return SendManager(geometry.layout, transports, settings=options.pop("transfer", None), **options)
 
 
 @overload
@@ -93,33 +81,19 @@ def receive_manager(
     transfer: TransferSettings | None = None,
 ) -> LanguageManager: ...
 def receive_manager(
-    geometry: Geometry,
-    transports: Sequence[Transport] = (),
-    *,
-    wire: Wire = "embferry",
-    settings: OriginSettings | None = None,
-    transfer: TransferSettings | None = None,
+    geometry: Geometry, transports: Sequence[Transport] = (), *, wire: Wire = "embferry", **options: Any
 ) -> ReceiveManager | LanguageManager:
-    """Makes the language side's manager, which owns the pool.
-
-    Args:
-        geometry: The pool.
-        transports: Transports (our own protocol only).
-        wire: Name of the wire.
-        settings: Settings of this rank (the origin's wire only).
-        transfer: Time-outs and sizes of the transfers.
-
-    Raises:
-        LocalProtocolError: An argument belongs to the other wire.
-    """
+    """Makes the language side's manager, which owns the pool ``geometry``. The arguments are as above."""
+    options = _own(wire, transports, options)
     if wire == "origin":
-        _refuse(wire, transports=transports)
-        return LanguageManager(geometry, settings=settings, transfer=transfer)
-    _refuse(wire, settings=settings)
-    return ReceiveManager(geometry, transports, settings=transfer)
+        return LanguageManager(geometry, **options)
+    return ReceiveManager(geometry, transports, settings=options.pop("transfer", None), **options)
 
 
-def _refuse(wire: Wire, **arguments: object) -> None:
-    for name, value in arguments.items():
-        if value:
+def _own(wire: Wire, transports: Sequence[Transport], options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of the wire; raises LocalProtocolError if one of the other wire is given."""
+    others = ("transports", "host", "port") if wire == "origin" else ("settings", "bootstrap_url")
+    for name in others:
+        if transports if name == "transports" else options.pop(name, None):
             raise LocalProtocolError(f"{name} does not go with wire={wire!r}")
+    return options

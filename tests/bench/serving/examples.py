@@ -6,7 +6,7 @@ from typing import Any
 
 from embferry.bench.machine import Machine
 from embferry.bench.serving.results import Run, Sample, ServingResults
-from embferry.bench.serving.workload import Drawn, Plan
+from embferry.bench.serving.workload import Plan
 
 MACHINE = Machine("a CPU", 2, 8_000_000_000, "Linux 6", "", {"vllm": "0.32.0", "nixl": ""})
 
@@ -35,7 +35,6 @@ def run(*samples: Sample, name: str = "ours-tcp", scenario: str = "Everything fi
     values: dict[str, Any] = {
         "title": name,
         "plan": Plan(requests=len(samples) or 1),
-        "drawn": Drawn(len(samples), len(samples), len(samples), 0.0, (405.0, 1224.0, 1280.0), (1.0, 3.0, 9.0), 1.02),
         "max_tokens": 2,
         "duration": 4.0,
     } | more

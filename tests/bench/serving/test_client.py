@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
 import pytest
 
 from embferry.bench.serving import answers
-from embferry.bench.serving.client import Callbacks, Endpoint, first_model, send_all
-from embferry.bench.serving.results import Sample
+from embferry.bench.serving.client import Endpoint, send_all
+from embferry.bench.serving.endpoint import first_model
+from embferry.bench.serving.results import Run, Sample
 from embferry.bench.serving.workload import Picture, Request
 
 from . import stub_endpoint as stub
@@ -20,18 +20,18 @@ pytestmark = pytest.mark.integration
 PICTURE = Picture((0, 0), 224, 224, 64)
 
 
-def asked(*counts: int) -> tuple[list[Request], list[list[str]]]:
+def asked(*counts: int) -> list[Request]:
     """Returns requests with so many pictures each, all at the same time."""
-    made = [Request(number, 0.0, (PICTURE,) * count) for number, count in enumerate(counts)]
-    return made, [["data:image/png;base64,"] * count for count in counts]
+    return [Request(number, 0.0, (PICTURE,) * count) for number, count in enumerate(counts)]
 
 
 def measure(url: str, *counts: int, timeout_s: float = 60.0, concurrency: int = 0) -> list[Sample]:
     endpoint = Endpoint(url, "m", max_tokens=3, timeout_s=timeout_s, concurrency=concurrency)
-    measured = send_all(endpoint, *asked(*counts), Callbacks())
-    assert measured.complete
-    assert measured.duration > 0
-    return measured.samples
+    run = Run("name", "title")
+    send_all(endpoint, asked(*counts), run)
+    assert run.complete
+    assert run.duration > 0
+    return run.samples
 
 
 def test_an_answer_is_measured() -> None:
@@ -112,40 +112,45 @@ def test_no_more_requests_are_under_way_than_allowed() -> None:
 
 
 def test_requests_are_sent_at_their_times() -> None:
-    made, urls = [Request(0, 0.0, ()), Request(1, 0.3, ())], [[], []]
+    made = [Request(0, 0.0, ()), Request(1, 0.3, ())]
     seen: list[tuple[int, float]] = []
     with stub.serving(lambda request: request.answer([1])) as url:
-        send_all(Endpoint(url, "m"), made, urls, Callbacks(began=lambda number, at: seen.append((number, at))))
+        send_all(Endpoint(url, "m"), made, Run("", ""), began=lambda number, at: seen.append((number, at)))
     assert [number for number, _ in seen] == [0, 1]
     assert seen[1][1] >= 0.3
 
 
-def test_an_interrupt_keeps_the_samples_that_had_ended() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_the_samples_that_had_ended(number: signal.Signals) -> None:
     def answer(request: stub.Request) -> None:
         if request.pictures == 1:
             request.answer([1])
         else:
             request.hang()
 
-    with stub.serving(answer) as url:
-        callbacks = Callbacks(ended=lambda sample: os.kill(os.getpid(), signal.SIGINT))
-        measured = send_all(Endpoint(url, "m", timeout_s=60), *asked(1, 2, 2), callbacks)
-    assert not measured.complete
-    assert [sample.number for sample in measured.samples] == [0]
+    run = Run("name", "title")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with stub.serving(answer) as url, pytest.raises(KeyboardInterrupt):
+            send_all(Endpoint(url, "m", timeout_s=60), asked(1, 2, 2), run, lambda sample: signal.raise_signal(number))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not run.complete
+    assert [sample.number for sample in run.samples] == [0]
 
 
 def test_right_answers_are_asked_for_one_by_one() -> None:
     endpoint = Endpoint("", "m", max_tokens=2)
-    made, urls = asked(1, 2)
+    made = asked(1, 2)
     with stub.serving(lambda request: request.answer([request.pictures])) as url:
-        known = answers.ask(Endpoint(url, "m", max_tokens=2), made, urls, Callbacks())
+        known = answers.ask(Endpoint(url, "m", max_tokens=2), made)
     assert [known[number].tokens for number in (0, 1)] == [(1,), (2,)]
     with stub.serving(lambda request: request.refuse(500, "{}")) as url, pytest.raises(ValueError, match="HTTP 500"):
-        answers.ask(Endpoint(url, endpoint.model), made, urls, Callbacks())
+        answers.ask(Endpoint(url, endpoint.model), made)
 
 
 def test_the_first_listed_model_is_found() -> None:
     with stub.serving(stub.Request.hang, {"/v1/models": '{"data": [{"id": "one"}, {"id": "two"}]}'}) as url:
-        assert first_model(url) == "one"
+        assert first_model(Endpoint(url, "")) == "one"
     with stub.serving(stub.Request.hang) as url, pytest.raises(ValueError, match="lists no model"):
-        first_model(url)
+        first_model(Endpoint(url, ""))

@@ -18,23 +18,32 @@ import pytest
 
 from embferry.bench import machine
 from embferry.bench.serving import compare, configurations, scenarios, vllm_plugins
-from embferry.bench.serving.compare import Choice, chosen
+from embferry.bench.serving.compare import Comparison
 from embferry.bench.serving.results import ServingResults
-from embferry.bench.serving.server import Server, StartError, last_error, started
+from embferry.bench.serving.stack import Server, StartError, first_error, started
 from embferry.bench.serving.workload import Plan
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_names_choose_configurations_and_scenarios() -> None:
-    assert chosen([]) == (configurations.CONFIGURATIONS, scenarios.SCENARIOS)
-    ours, every = chosen(["ours-*"])
-    assert [each.transport for each in ours] == ["shm", "tcp", "mooncake", "nixl"]
-    assert every == scenarios.SCENARIOS
-    one, two = chosen(["example", "pool", "killed"])
-    assert ([each.name for each in one], [each.name for each in two]) == (["example"], ["killed", "pool"])
+    def names(*only: str) -> tuple[list[str], list[str]]:
+        made = Comparison("python", only)
+        return [each.name for each in made.configurations], [each.name for each in made.scenarios]
+
+    every = names()
+    assert every[0] == [each.name for each in configurations.CONFIGURATIONS]
+    assert every[1] == [each.name for each in scenarios.SCENARIOS]
+    assert names("ours-*") == (["ours-shm", "ours-tcp", "ours-mooncake", "ours-nixl"], every[1])
+    assert names("example", "pool", "killed") == (["example"], ["killed", "pool"])
     with pytest.raises(ValueError, match=r"'pigeon'.*undivided"):
-        chosen(["pigeon"])
+        names("pigeon")
+
+
+def test_a_quick_comparison_sends_a_few_requests_of_each_scenario() -> None:
+    few, all_of_them = Comparison("python", quick=True), Comparison("python")
+    assert [len(each.requests()) for each in few.scenarios] == [6, 6, 6, 6, 2]
+    assert few.total_requests < all_of_them.total_requests
 
 
 def test_the_small_pool_holds_only_the_second_embedding() -> None:
@@ -44,8 +53,8 @@ def test_the_small_pool_holds_only_the_second_embedding() -> None:
 
 @pytest.mark.parametrize("configuration", configurations.CONFIGURATIONS[1:], ids=lambda each: each.name)
 def test_each_connector_has_its_settings(configuration: configurations.Configuration) -> None:
-    ports = configurations.Ports(1, (2, 3), 4, 5, (6, 7, 8, 9), (10, 11, 12, 13))
-    made = configurations.transfer(configuration, "ec_consumer", ports, 3, 65536, Path("/store"))
+    ports = configurations.Ports(5, 9, 13)
+    made = configurations.transfer(configuration, configurations.SMALL, ports, 1, Path("/store"))
     extra = made["ec_connector_extra_config"]
     assert made["ec_role"] == "ec_consumer"
     match configuration.connector:
@@ -71,20 +80,16 @@ def test_plug_ins_are_found_by_a_process_with_the_folder_on_its_path(tmp_path: P
 
 def test_ports_are_outside_the_range_of_the_kernel() -> None:
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = configurations.free_ports()
-    numbers = [ports.router, *ports.encoders, ports.language, ports.small, *ports.peers, *ports.metrics]
+    numbers = configurations.free_ports(13)
     assert len(set(numbers)) == 13
     assert all(1024 < number < low for number in numbers)
 
 
-def test_the_last_line_of_a_traceback_is_the_reason(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("(EngineCore pid=7) ValueError: too few blocks\nlater\nRuntimeError: the engine has ended\n")
-    assert last_error(log) == "ValueError: too few blocks"
-    log.write_text("something\nelse\n\n")
-    assert last_error(log) == "else"
-    log.write_text("")
-    assert last_error(log) == "its log is empty"
+def test_the_last_line_of_a_traceback_is_the_reason() -> None:
+    log = ["(EngineCore pid=7) ValueError: too few blocks", "later", "RuntimeError: the engine has ended"]
+    assert first_error(log) == "ValueError: too few blocks"
+    assert first_error(["something", "else", ""]) == "else"
+    assert first_error([]) == "its log is empty"
 
 
 @pytest.fixture
@@ -99,8 +104,8 @@ def python(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[scenarios.Scenario, ...]]:
-    """Yields scenarios of three requests; no model is made."""
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaces the scenarios by some of three requests; no model is made."""
     plan = Plan(requests=3, rate=50.0, max_image_tokens=64)
     made = tuple(
         msgspec.structs.replace(each, plan=plan, max_tokens=2) for each in scenarios.SCENARIOS if each.name != "pool"
@@ -109,23 +114,21 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[scenarios.Scenario, .
     without_torch.make = lambda folder, **sizes: folder.mkdir()  # type: ignore[attr-defined]  # a stand-in has no types
     monkeypatch.setitem(sys.modules, "embferry.models.tiny_qwen", without_torch)
     monkeypatch.setattr(compare, "SCENARIOS", made)
-    return iter([made])
 
 
-def compared(python: str, made: tuple[scenarios.Scenario, ...], *names: str, rounds: int = 1) -> ServingResults:
-    choice = Choice(python, chosen(names)[0], made, rounds=rounds)
-    results = ServingResults.begin("command", machine.describe(machine.SERVING_PACKAGES, python))
+def compared(python: str, *names: str, rounds: int = 1) -> ServingResults:
+    comparison = Comparison(python, names, rounds=rounds)
+    results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES, python))
     said = []
-    compare.compare(choice, results, lambda what, more: said.append((what, more)))
-    assert sum(more for _, more in said) == compare.total_requests(choice)
+    comparison.run(results, lambda what, more: said.append((what, more)))
+    assert sum(more for _, more in said) == comparison.total_requests
     return results
 
 
 @pytest.mark.integration
-def test_a_configuration_that_does_not_start_is_reported_and_the_rest_goes_on(
-    python: str, few: Iterator[tuple[scenarios.Scenario, ...]]
-) -> None:
-    made = compared(python, next(few), "undivided", "ours-tcp")
+@pytest.mark.usefixtures("few")
+def test_a_configuration_that_does_not_start_is_reported_and_the_rest_goes_on(python: str) -> None:
+    made = compared(python, "undivided", "ours-tcp")
     by_name = {(run.name, run.scenario): run for run in made.runs}
     whole = by_name["undivided", "Everything fits"]
     assert [sample.wrong for sample in whole.samples] == [False] * 3
@@ -138,8 +141,9 @@ def test_a_configuration_that_does_not_start_is_reported_and_the_rest_goes_on(
 
 
 @pytest.mark.integration
-def test_each_round_starts_every_configuration(python: str, few: Iterator[tuple[scenarios.Scenario, ...]]) -> None:
-    made = compared(python, next(few), "undivided", rounds=2)
+@pytest.mark.usefixtures("few")
+def test_each_round_starts_every_configuration(python: str) -> None:
+    made = compared(python, "undivided", rounds=2)
     ran = [run for run in made.runs if run.status == "ok"]
     assert [(run.scenario, run.round) for run in ran] == [
         (scenario, turn) for scenario in dict.fromkeys(run.scenario for run in ran) for turn in (1, 2)
@@ -149,16 +153,13 @@ def test_each_round_starts_every_configuration(python: str, few: Iterator[tuple[
 
 
 @pytest.mark.integration
-def test_the_comparison_fails_without_the_undivided_engine(
-    python: str,
-    tmp_path: Path,
-    few: Iterator[tuple[scenarios.Scenario, ...]],
-) -> None:
+@pytest.mark.usefixtures("few")
+def test_the_comparison_fails_without_the_undivided_engine(python: str, tmp_path: Path) -> None:
     silent = tmp_path / "silent"
     silent.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec "{python}" "$@"\necho "OSError: no model" >&2; exit 3\n')
     silent.chmod(0o755)
     with pytest.raises(StartError, match="OSError: no model"):
-        compared(str(silent), next(few), "ours-tcp")
+        compared(str(silent), "ours-tcp")
 
 
 @pytest.mark.integration
@@ -175,7 +176,7 @@ def sleeper(tmp_path: Path) -> Iterator[Server]:
     child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
     server = Server("s", [sys.executable, "-c", script + child], "http://127.0.0.1:1", tmp_path / "log", os.environ)
     deadline = time.monotonic() + 60
-    while "up" not in server.log.read_text():
+    while "up" not in server.lines():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     yield server
@@ -196,7 +197,7 @@ def members(group: int) -> list[int]:
 
 @pytest.mark.integration
 def test_a_killed_server_leaves_no_child(sleeper: Server) -> None:
-    group = sleeper.pid
+    group = sleeper.process.pid
     assert group in members(group)
     assert sleeper.alive
     assert not sleeper.is_ready()
@@ -222,10 +223,10 @@ time.sleep(60)
     server = Server("s", [sys.executable, "-c", code], "http://127.0.0.1:1", tmp_path / "log", os.environ)
     try:
         deadline = time.monotonic() + 60
-        while "made" not in server.log.read_text():
+        while "made" not in "".join(server.lines()):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        names = [Path("/dev/shm") / name for name in server.log.read_text().split()[:2]]
+        names = [Path("/dev/shm") / name for name in " ".join(server.lines()).split()[:2]]
         assert all(name.exists() for name in names)
     finally:
         server.kill()
@@ -237,11 +238,11 @@ def test_a_server_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
     code = f"""
 import os, sys
 from pathlib import Path
-from embferry.bench.serving.server import Server
+from embferry.bench.serving.stack import Server
 server = Server("s", ["sleep", "60"], "http://127.0.0.1:1", Path({str(tmp_path / "log")!r}), os.environ)
-while Path(f"/proc/{{server.pid}}/comm").read_text() != "sleep\\n":
+while Path(f"/proc/{{server.process.pid}}/comm").read_text() != "sleep\\n":
     pass
-print(server.pid, flush=True)
+print(server.process.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
     starter = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60, check=False)
@@ -253,15 +254,15 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.integration
-def test_an_interrupted_comparison_ends_its_servers(python: str, few: Iterator[tuple[scenarios.Scenario, ...]]) -> None:
-    choice = Choice(python, chosen(["undivided"])[0], next(few))
-    results = ServingResults.begin("command", machine.describe(machine.SERVING_PACKAGES))
+@pytest.mark.usefixtures("few")
+def test_an_interrupted_comparison_ends_its_servers(python: str, tmp_path: Path) -> None:
+    results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES))
 
     def interrupt(what: str, more: int) -> None:
         if what.endswith(": fits"):
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt), results.recording():
-        compare.compare(choice, results, interrupt)
+    with results.recording(tmp_path / "serve.json"):
+        Comparison(python, ["undivided"]).run(results, interrupt)
     assert not results.complete
     assert threading.active_count() == 1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embferry.bench import page
 from embferry.bench import results as files
-from embferry.bench.report import Table, markdown
+from embferry.bench.report import Table
 from embferry.bench.serving.report import report
 from embferry.bench.serving.results import ServingResults
+from embferry.bench.show import html, markdown
 
 from .examples import results, run, sample
 
@@ -98,4 +98,4 @@ def test_results_are_the_same_after_they_were_saved_and_shown_alike_on_the_page(
     loaded = files.load(tmp_path / "serve.json", ServingResults)
     assert loaded == compared()
     assert markdown(report(loaded)) == markdown(report(compared()))
-    assert all(each.title in page.html(report(loaded)) for each in report(loaded).tables)
+    assert all(each.title in html(report(loaded)) for each in report(loaded).tables)

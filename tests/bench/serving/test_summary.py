@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from embferry.bench.serving.summary import Spread, pooled, spread, summarize, tpot
+from embferry.bench.serving.results import Spread, pooled, spread
 
 from .examples import run, sample
 
 
 def test_figures_follow_the_definitions_of_vllms_bench() -> None:
-    measured = run(
+    s = run(
         sample(0, ttft=0.1, itls=(0.2, 0.2), output_tokens=3, prompt_tokens=10),
         sample(1, ttft=0.3, itls=(0.1,), output_tokens=2, prompt_tokens=20),
         sample(2, error="HTTP 500: no", ttft=None, itls=(), latency=5.0, output_tokens=0),
         duration=10.0,
     )
-    s = summarize(measured)
-    assert (s.requests, s.successful, s.failed, s.errors, s.wrong) == (3, 2, 1, 1, 0)
+    assert (len(s.samples), len(s.right), s.errors, s.wrong) == (3, 2, 1, 0)
     assert (s.input_tokens, s.output_tokens) == (30, 5)
-    assert (s.request_throughput, s.output_throughput, s.total_throughput) == (0.2, 0.5, 3.5)
-    assert (s.ttft.mean, s.ttft.median, s.ttft.p99) == pytest.approx((0.2, 0.2, 0.298))
-    assert (s.itl.mean, s.itl.median) == pytest.approx((0.5 / 3, 0.2))
-    assert s.tpot.mean == pytest.approx((0.2 + 0.1) / 2)
-    assert s.e2el.mean == pytest.approx((0.5 + 0.4) / 2)
+    assert (s.rate(len(s.right)), s.rate(s.output_tokens)) == (0.2, 0.5)
+    assert (s.times["TTFT"].mean, s.times["TTFT"].median, s.times["TTFT"].p99) == pytest.approx((0.2, 0.2, 0.298))
+    assert (s.times["ITL"].mean, s.times["ITL"].median) == pytest.approx((0.5 / 3, 0.2))
+    assert s.times["TPOT"].mean == pytest.approx((0.2 + 0.1) / 2)
+    assert s.times["E2EL"].mean == pytest.approx((0.5 + 0.4) / 2)
     assert s.longest_wait == 5.0
 
 
 def test_a_wrong_answer_is_a_failure_and_does_not_count() -> None:
-    s = summarize(run(sample(0, ttft=0.1, wrong=False), sample(1, ttft=9.0, wrong=True), duration=1.0))
-    assert (s.successful, s.failed, s.errors, s.wrong) == (1, 1, 0, 1)
-    assert s.ttft.p99 == 0.1
+    s = run(sample(0, ttft=0.1, wrong=False), sample(1, ttft=9.0, wrong=True), duration=1.0)
+    assert (len(s.right), s.errors, s.wrong) == (1, 0, 1)
+    assert s.times["TTFT"].p99 == 0.1
 
 
 def test_rounds_are_pooled() -> None:
@@ -45,16 +44,16 @@ def test_rounds_are_pooled() -> None:
 
 
 def test_an_answer_of_one_token_has_no_time_per_token() -> None:
-    assert tpot(sample(0, output_tokens=1)) is None
-    assert tpot(sample(0, ttft=0.5, itls=(0.5, 1.0), output_tokens=4)) == pytest.approx(0.5)
+    assert sample(0, output_tokens=1).tpot is None
+    assert sample(0, ttft=0.5, itls=(0.5, 1.0), output_tokens=4).tpot == pytest.approx(0.5)
 
 
 def test_there_are_no_times_without_right_answers() -> None:
     assert spread([]) == Spread()
-    s = summarize(run(sample(0, error="no", ttft=None, itls=())))
-    assert (s.ttft, s.tpot, s.itl, s.e2el) == (Spread(),) * 4
+    s = run(sample(0, error="no", ttft=None, itls=()))
+    assert s.times == dict.fromkeys(("TTFT", "TPOT", "ITL", "E2EL"), Spread())
 
 
 def test_input_tokens_are_unknown_when_one_answer_does_not_say() -> None:
-    s = summarize(run(sample(0, prompt_tokens=5), sample(1, prompt_tokens=None)))
-    assert (s.input_tokens, s.total_throughput) == (None, None)
+    s = run(sample(0, prompt_tokens=5), sample(1, prompt_tokens=None))
+    assert s.input_tokens is None

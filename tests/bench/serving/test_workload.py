@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embferry.bench.serving.pictures import url
 from embferry.bench.serving.workload import (
     IMAGES,
     LARGEST,
@@ -25,6 +24,7 @@ from embferry.bench.serving.workload import (
     image_count,
     image_tokens,
     requests,
+    url,
 )
 
 

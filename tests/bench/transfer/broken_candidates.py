@@ -9,27 +9,14 @@ import threading
 
 import numpy as np
 
-from embferry.bench.transfer.contract import Bytes, Job, Link, Receiving, Sending, UnavailableError
+from embferry.bench.transfer.contract import Bytes, Receiving, Sending, UnavailableError
 
 
-class _Sending(Sending):
-    def send(self) -> None:
-        self.link.tell()
-
-
-class _Receiving(Receiving):
-    def receive(self) -> None:
-        self.link.wait()
-
-    def each(self) -> list[list[Bytes]]:
-        raise NotImplementedError
-
-
-class KilledSending(_Sending):
+class KilledSending(Sending):
     pass
 
 
-class KilledReceiving(_Receiving):
+class KilledReceiving(Receiving):
     """Is killed in its first round, like an engine that crashes."""
 
     def receive(self) -> None:
@@ -37,42 +24,42 @@ class KilledReceiving(_Receiving):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class RaisingSending(_Sending):
+class RaisingSending(Sending):
     def send(self) -> None:
         raise RuntimeError("the network is down")
 
 
-class RaisingReceiving(_Receiving):
+class RaisingReceiving(Receiving):
     pass
 
 
-class SilentSending(_Sending):
+class SilentSending(Sending):
     def send(self) -> None:
         pass
 
 
-class SilentReceiving(_Receiving):
+class SilentReceiving(Receiving):
     """Never returns from a round."""
 
     def receive(self) -> None:
         threading.Event().wait()
 
 
-class WrongSending(_Sending):
+class WrongSending(Sending):
     pass
 
 
-class WrongReceiving(_Receiving):
+class WrongReceiving(Receiving):
     """Returns other bytes than those that were sent."""
 
     def each(self) -> list[list[Bytes]]:
         return [[np.zeros(self.job.size, np.uint8)]]
 
 
-class AbsentSending(_Sending):
+class AbsentSending(Sending):
     pass
 
 
-class AbsentReceiving(_Receiving):
-    def __init__(self, job: Job, link: Link) -> None:
+class AbsentReceiving(Receiving):
+    def setup(self) -> None:
         raise UnavailableError("its licence is missing; buy one")

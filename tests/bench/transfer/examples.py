@@ -26,7 +26,7 @@ def point(sweep: str, transport: str, x: float, *samples: Sample, **options: Any
     """Returns a point of a sweep."""
     key, label = f"{sweep}/{transport}/{x:g}", f"{transport}, {x:g}"
     options |= {"transport": transport}
-    return Measurement(key, label, "ours", IMAGE, samples=list(samples), sweep=sweep, x=x, options=options)
+    return Measurement(key, label, "ours", IMAGE, samples=list(samples), sweep=sweep, options=options)
 
 
 def left_out(key: str, status: Any, reason: str) -> Measurement:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from embferry.bench.transfer import candidates, payloads, sweeps
+from embferry.bench.transfer import candidates, payloads
 from embferry.bench.transfer.payloads import IMAGE, KNOWN, SMALL, TOKEN_BYTES, VIDEO, parse
-from embferry.bench.transfer.run import Choice, plan
+from embferry.bench.transfer.plan import plan, swept
 
 
 def test_the_known_payloads_have_the_size_in_their_name() -> None:
@@ -48,8 +48,8 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 
 def test_names_are_unique() -> None:
-    swept = [entry.candidate.key + entry.payload.name for points in sweeps.entries() for entry in points]
-    assert len(set(swept)) == len(swept)
+    names = [entry.candidate.key + entry.result.payload.name for points in swept() for entry in points]
+    assert len(set(names)) == len(names)
     assert len(candidates.BY_KEY) == len(candidates.ALL)
 
 
@@ -57,14 +57,14 @@ def test_names_are_unique() -> None:
 def test_every_payload_meets_every_transport_and_every_other_way(quick: bool) -> None:
     others = {c.key for c in candidates.ALL if c.kind != "ours"}
     for payload in KNOWN:
-        (batch, *_) = plan(Choice(payloads=(payload,), quick=quick))
+        (batch, *_) = plan([payload], quick=quick)
         planned = {entry.candidate.key for entry in batch.entries}
         assert others < planned
         assert {f"{name}/verified/in-place" for name in ("shm", "tcp", "http", "mooncake", "nixl")} <= planned
 
 
 def test_chosen_candidates_and_rounds_replace_the_plan_and_its_sweeps() -> None:
-    (batch,) = plan(Choice(payloads=(IMAGE,), only=tuple(candidates.matching(["socket"])), rounds=4))
+    (batch,) = plan([IMAGE], candidates.matching(["socket"]), rounds=4)
     assert [entry.candidate.key for entry in batch.entries] == ["socket"]
     assert batch.rounds == 4
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from embferry.bench.transfer.report import report
+from embferry.bench.transfer.report import Reached, reached, report
 from embferry.bench.transfer.results import Measurement
-from embferry.bench.transfer.targets import Reached, reached
 from tests.bench.transfer import examples
 from tests.bench.transfer.examples import measured, point, results, sample
 
@@ -28,7 +27,7 @@ def test_candidates_are_ordered_by_speed_and_those_without_figures_are_last() ->
 
 def test_only_the_targets_are_folded() -> None:
     whole = report(examples.everything())
-    assert [table.title for table in whole.folded_tables] == ["Our own targets"]
+    assert [table.title for table in whole.tables if table.folded] == ["Our own targets"]
     assert whole.tables[-1].folded
     assert all(len(row.cells) == len(table.columns) or row.failed for table in whole.tables for row in table.rows)
 

@@ -14,12 +14,14 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from embferry.bench.machine import size
 from embferry.bench.results import load
-from embferry.bench.transfer import meters, rounds
+from embferry.bench.transfer import rounds
 from embferry.bench.transfer.candidates import BY_KEY, Candidate
 from embferry.bench.transfer.payloads import Payload, parse
 from embferry.bench.transfer.results import Measurement, TransferResults
 from embferry.bench.transfer.rounds import Entry
+from embferry.bench.transfer.worker import reset_peak
 from embferry.cli.main import app
 
 pytestmark = pytest.mark.integration
@@ -45,7 +47,7 @@ def measure(
     tmp_path: Path, *candidates: Candidate, timeout_s: float = 30.0, payload: Payload = TINY
 ) -> list[Measurement]:
     entries = [Entry(candidate, payload) for candidate in candidates]
-    return rounds.measure(entries, 2, str(tmp_path), timeout_s, lambda what, more: None)
+    return rounds.measure(entries, 2, str(tmp_path), lambda what, more: None, timeout_s)
 
 
 def broken(name: str) -> Candidate:
@@ -151,9 +153,9 @@ def test_no_process_is_left_when_the_command_is_interrupted_or_killed(tmp_path: 
 
 
 def test_the_peak_of_memory_is_measured() -> None:
-    meters.reset_peak()
-    before = meters.memory("VmHWM")
+    reset_peak()
+    before = size("/proc/self/status", "VmHWM")
     block = bytearray(64 << 20)
     block[::4096] = b"x" * len(block[::4096])
     del block
-    assert meters.memory("VmHWM") - before >= 60 << 20
+    assert size("/proc/self/status", "VmHWM") - before >= 60 << 20

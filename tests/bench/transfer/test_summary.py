@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embferry.bench.transfer.payloads import TOKEN_BYTES
-from embferry.bench.transfer.summary import fairness, jain, summarize
+from embferry.bench.transfer.results import jain
 from tests.bench.transfer.examples import measured, point, sample
 
 Times = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=40)
@@ -23,27 +23,22 @@ def test_fairness_of_equals_is_1_and_of_one_that_has_all_1_of_n() -> None:
     assert jain([5.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
 
 
-def test_a_summary_has_medians() -> None:
-    measurement = measured("socket", 0.4, 0.1, 0.2)
-    summary = summarize(measurement)
-    assert summary is not None
-    assert summary.p50 == 0.2
-    assert summary.goodput == measurement.payload.size / 0.2
-    assert summary.quartiles == pytest.approx((measurement.payload.size / 0.3, measurement.payload.size / 0.15))
-    assert summary.receiver_cpu == pytest.approx(0.02 / measurement.payload.size * 1e9)
+def test_figures_are_medians_and_quartiles() -> None:
+    found = measured("socket", 0.4, 0.1, 0.2)
+    assert found.seconds(0.5) == 0.2
+    assert found.goodput == pytest.approx(tuple(found.payload.size / seconds for seconds in (0.2, 0.3, 0.15)))
+    assert found.cpu(lambda sample: sample.receiver_cpu) == pytest.approx(0.02 / found.payload.size * 1e9)
 
 
-def test_there_is_no_summary_without_samples() -> None:
-    assert summarize(measured("socket")) is None
+def test_there_are_no_figures_without_samples() -> None:
+    assert not measured("socket").measured
 
 
 def test_the_goodput_of_concurrent_transfers_counts_all_of_them() -> None:
-    summary = summarize(point("concurrency", "shm", 2, sample(2.0), rooms=[256, 32]))
-    assert summary is not None
-    assert summary.goodput == (256 + 32) * TOKEN_BYTES / 2.0
+    assert point("concurrency", "shm", 2, sample(2.0), rooms=[256, 32]).goodput[0] == (256 + 32) * TOKEN_BYTES / 2.0
 
 
 def test_the_fairness_of_concurrent_transfers_is_that_of_their_goodputs() -> None:
     one = sample(1.0, waits=[1.0, 2.0])
-    assert fairness(point("concurrency", "shm", 2, one, rooms=[256, 256])) == pytest.approx(jain([1.0, 0.5]))
-    assert fairness(measured("socket", 0.1)) is None
+    assert point("concurrency", "shm", 2, one, rooms=[256, 256]).fairness == pytest.approx(jain([1.0, 0.5]))
+    assert measured("socket", 0.1).fairness is None

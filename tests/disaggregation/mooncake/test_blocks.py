@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embferry.disaggregation.mooncake.language_manager import MAX_CLOSED_MAPPINGS
+from embferry.disaggregation.mooncake.pool_mapping import MAX_CLOSED_MAPPINGS
 from embferry.protocol.errors import Aborted, LeaseExpired, TransportError
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
@@ -33,7 +33,7 @@ def test_late_writes_of_a_room_that_failed_change_nothing(network, manager, send
     sender.encode(embedding(20))
     lost = started(manager, address, 1)
     late = sender.hear()
-    mapping = manager._mapping
+    mapping = manager.pool.current
     lost.abort()
     assert lost.poll() is KVPoll.Failed
     assert isinstance(lost.failure_exception(), Aborted)
@@ -44,7 +44,7 @@ def test_late_writes_of_a_room_that_failed_change_nothing(network, manager, send
     receiver = started(manager, address, 2)
     frames = sender.hear()
     assert frames[3] != late[3], "another session, registered anew"
-    assert not set(mapping.pointers) & set(manager._mapping.pointers), "addresses are not reused soon"
+    assert not set(mapping.pointers) & set(manager.pool.current.pointers), "addresses are not reused soon"
     assert sender.answer(frames) == SUCCESS
     with pytest.raises(AssertionError):
         sender.write(late)  # the engine refuses it; a write that has begun fails at the page tables
@@ -57,7 +57,7 @@ def test_blocks_stay_quarantined_while_another_room_uses_their_mapping(network, 
     sender.encode(rows)
     good, lost = started(manager, address, 1), started(manager, address, 2)
     first, late = sender.hear(), sender.hear()
-    mapping = manager._mapping
+    mapping = manager.pool.current
     lost.abort()
     assert manager.allocator.quarantined == 3
     sender.write(late)  # succeeds; no other room has these blocks

@@ -13,12 +13,12 @@ from embferry.disaggregation import wires
 from embferry.disaggregation.mooncake.buffer_layout import block_writes, gather, transposed
 from embferry.disaggregation.mooncake.conn_multimodal import OriginSettings, origin_layout
 from embferry.disaggregation.mooncake.encode_ranks import rank_for
-from embferry.disaggregation.mooncake.pool_mapping import PoolMemory
 from embferry.disaggregation.mooncake.settings import check_geometry
 from embferry.disaggregation.mooncake.write_marks import WriteMarks
 from embferry.disaggregation.wire.receiver_room import Round
 from embferry.disaggregation.wire.sender_rooms import WriteBlocks
 from embferry.discovery.bootstrap_client import Shape
+from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
 from embferry.protocol.layout import Field, Geometry, Layout
 
@@ -69,13 +69,13 @@ def test_tokens_are_written_where_the_origin_expects_them(
 
 @given(st.permutations(range(12)), st.integers(1, 12 * BLOCK), st.integers(0, 2**32 - 1))
 def test_marks_show_every_row_that_was_not_written(order: list[int], tokens: int, chosen: int) -> None:
-    buffers = PoolMemory(GEOMETRY)
+    buffers = MultimodalDataBuffers(GEOMETRY, shared=False)
     blocks = tuple(order[: -(-tokens // BLOCK)])
     marks = WriteMarks(buffers, Round(blocks, 0, len(blocks) * BLOCK))
     assert marks.total_tokens() is None
     assert not marks.written(tokens)
-    pointers = [buffers.data.field(name).ctypes.data for name in TOKEN_BYTES]
-    pointers.insert(3, buffers.aux.ctypes.data)
+    pointers = [buffers.field(name).ctypes.data for name in TOKEN_BYTES]
+    pointers.insert(3, buffers.aux_datas.ctypes.data)
     rows, aux = embedding(tokens), np.full(16, tokens, np.int32)
     command = WriteBlocks(1, "h:1", tuple(pointers), blocks, 0, tokens, True)
     runs, sources = block_writes(GEOMETRY, command, rows, aux, planes=True)
@@ -93,7 +93,7 @@ def test_marks_show_every_row_that_was_not_written(order: list[int], tokens: int
     assert marks.written(tokens)
     assert marks.total_tokens() == tokens
     out = {name: np.empty_like(array) for name, array in rows.items()}
-    gather(buffers.data, blocks, tokens, out, 0, planes=True)
+    gather(buffers, blocks, tokens, out, 0, planes=True)
     assert equal(out, rows)
     del sources
     buffers.close()

@@ -138,7 +138,7 @@ def test_a_sender_stopped_in_the_middle_of_a_write_changes_no_byte_after_the_abo
         receiver = manager.open(ROOM, f"127.0.0.1:{bootstrap.port}")
         receiver.init(manager.allocate(64 * 64, ROOM))
         assert line(process) == "begun"
-        memory = manager.memory.data.field("input_embeddings").reshape(-1)
+        memory = manager.buffers.field("input_embeddings").reshape(-1)
         eventually(lambda: bool(memory[size // 2 : size // 2 + 64].all()))
         process.send_signal(signal.SIGSTOP)
         receiver.abort()

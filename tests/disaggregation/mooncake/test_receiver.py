@@ -35,10 +35,10 @@ def test_the_registration_and_the_first_request_are_the_origins_frame_by_frame(m
     allocation = manager.allocate(2 * BLOCK, ROOM)
     receiver.init(allocation)
     register, init = sender.pull.recv_multipart(), sender.pull.recv_multipart()
-    session = manager._mapping.session_id.encode()
+    session = manager.pool.current.session_id.encode()
     head = [b"127.0.0.1", str(manager.port).encode(), session]
     assert register[:4] == [b"None", *head]
-    assert struct.unpack("5Q", register[4]) == manager._mapping.pointers
+    assert struct.unpack("5Q", register[4]) == manager.pool.current.pointers
     blocks = ",".join(map(str, allocation.blocks)).encode()
     assert init == [str(ROOM).encode(), *head, blocks, b"1", b"16"]
     assert receiver.poll() is KVPoll.WaitingForInput

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embferry.disaggregation.wire.messages import OriginWire
-from embferry.disaggregation.wire.receiver_room import Arrived, Dropped, ReceiverRoom, Round
+from embferry.disaggregation.wire.receiver_room import ReceiverRoom, Round
 from embferry.protocol.errors import Aborted, LeaseExpired, LocalProtocolError, PeerGone, RemoteProtocolError
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
@@ -39,9 +40,11 @@ def new_room() -> ReceiverRoom:
     return room
 
 
-def dropped(outcome: object) -> str:
-    assert isinstance(outcome, Dropped)
-    return outcome.reason
+def refusal(room: ReceiverRoom, status: KVPoll, evidence: Blocks | None, now: float) -> str:
+    """Returns the reason for which a status is refused."""
+    with pytest.raises(RemoteProtocolError) as refused:
+        room.receive(status, evidence, now)
+    return refused.value.detail
 
 
 def test_a_single_transfer() -> None:
@@ -53,9 +56,9 @@ def test_a_single_transfer() -> None:
     assert asked == Round((3, 0, 5), 0, 384)
     assert room.status is KVPoll.WaitingForInput
     assert room.receive(KVPoll.WaitingForInput, Blocks(None, 0), 2) is None
-    assert room.receive(KVPoll.Success, Blocks(300, 300), 3) == Arrived(asked, 300)
+    assert room.receive(KVPoll.Success, Blocks(300, 300), 3) == (asked, 300)
     assert (room.status, room.total_tokens, room.transferred_tokens) == (KVPoll.Success, 300, 300)
-    assert dropped(room.receive(KVPoll.Success, None, 4)) == "the room is over"
+    assert refusal(room, KVPoll.Success, None, 4) == "the room is over"
     assert room.deadline is None
 
 
@@ -63,26 +66,26 @@ def test_a_resume_starts_where_the_last_transfer_ended() -> None:
     room = new_room()
     room.ask((3, 0), 0)
     assert not room.needs_resume
-    assert isinstance(room.receive(KVPoll.Transferring, Blocks(700, 256), 0), Arrived)
+    assert room.receive(KVPoll.Transferring, Blocks(700, 256), 0) is not None
     assert room.needs_resume
     assert room.ask((1,), 0) == Round((1,), 256, 128)
-    assert isinstance(room.receive(KVPoll.Transferring, Blocks(None, 128), 0), Arrived)
+    assert room.receive(KVPoll.Transferring, Blocks(None, 128), 0) is not None
     assert room.ask((1, 2, 3), 0) == Round((1, 2, 3), 384, 384)
-    assert room.receive(KVPoll.Success, Blocks(None, 316), 0) == Arrived(Round((1, 2, 3), 384, 384), 316)
+    assert room.receive(KVPoll.Success, Blocks(None, 316), 0) == (Round((1, 2, 3), 384, 384), 316)
 
 
 def test_repeated_early_and_late_statuses_change_nothing() -> None:
     room = new_room()
-    assert "nothing was requested" in dropped(room.receive(KVPoll.Success, None, 0))
+    assert "nothing was requested" in refusal(room, KVPoll.Success, None, 0)
     room.ask((3,), 0)
-    assert "aux_datas" in dropped(room.receive(KVPoll.Transferring, Blocks(None, 0), 0))
-    assert "128 new tokens" in dropped(room.receive(KVPoll.Transferring, Blocks(200, 127), 0))
-    assert isinstance(room.receive(KVPoll.Transferring, Blocks(200, 128), 0), Arrived)
-    assert "repeated" in dropped(room.receive(KVPoll.Transferring, None, 0))
+    assert "aux_datas" in refusal(room, KVPoll.Transferring, Blocks(None, 0), 0)
+    assert "128 new tokens" in refusal(room, KVPoll.Transferring, Blocks(200, 127), 0)
+    assert room.receive(KVPoll.Transferring, Blocks(200, 128), 0) is not None
+    assert "repeated" in refusal(room, KVPoll.Transferring, None, 0)
     room.ask((4,), 0)
-    assert "72 new tokens" in dropped(room.receive(KVPoll.Success, Blocks(None, 71), 0))
-    assert "Success must follow" in dropped(room.receive(KVPoll.Transferring, Blocks(None, 72), 0))
-    assert isinstance(room.receive(KVPoll.Success, Blocks(None, 72), 0), Arrived)
+    assert "72 new tokens" in refusal(room, KVPoll.Success, Blocks(None, 71), 0)
+    assert "Success must follow" in refusal(room, KVPoll.Transferring, Blocks(None, 72), 0)
+    assert room.receive(KVPoll.Success, Blocks(None, 72), 0) is not None
 
 
 @pytest.mark.parametrize("total", [-2, (1 << 20) + 1])
@@ -156,11 +159,13 @@ def test_only_tokens_in_the_blocks_count_for_any_statuses(total: int, statuses: 
             room.ask(tuple(range(count)), 0)
         before, asked = room.transferred_tokens, room.round
         shown = None if asked is None else Blocks(None if there < 0 else total, there)
-        outcome = room.receive(status, shown, 0)
-        if isinstance(outcome, Arrived):
-            assert outcome.round is asked
-            assert outcome.tokens <= there
-            assert room.transferred_tokens == before + outcome.tokens <= total
+        arrived = None
+        with suppress(RemoteProtocolError):
+            arrived = room.receive(status, shown, 0)
+        if arrived is not None:
+            assert arrived[0] is asked
+            assert arrived[1] <= there
+            assert room.transferred_tokens == before + arrived[1] <= total
             assert (status is KVPoll.Success) == (room.transferred_tokens == total)
         else:
             assert room.transferred_tokens == before

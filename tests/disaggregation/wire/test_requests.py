@@ -171,7 +171,7 @@ def test_the_error_has_the_room_if_it_could_be_read() -> None:
 
 def test_a_registration_has_none_as_its_first_frame() -> None:
     with pytest.raises(RemoteProtocolError, match="whose first frame is '7', not None"):
-        EmbeddingArgsRegisterInfo.from_zmq(replaced(register(), 0, b"7"))
+        EmbeddingArgsRegisterInfo.from_zmq(replaced(register(), 0, b"7"), WIRE)
 
 
 @pytest.mark.parametrize(

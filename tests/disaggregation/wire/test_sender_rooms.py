@@ -6,15 +6,20 @@ import pytest
 
 from embferry.disaggregation.wire import sender_rooms as sender_rooms_module
 from embferry.disaggregation.wire.sender_rooms import (
-    Command,
     Ended,
-    Refused,
     Registered,
     Report,
     SenderRooms,
     WriteBlocks,
 )
-from embferry.protocol.errors import CapacityError, LocalProtocolError
+from embferry.protocol.errors import (
+    Aborted,
+    CapacityError,
+    LeaseExpired,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TransportError,
+)
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 from tests.disaggregation.wire.messages import POINTERS, ROOM, SESSION, V3_0, WIRE, init, register, resume, session_of
@@ -48,23 +53,23 @@ def begun(total_tokens: int = 1000) -> SenderRooms:
     return rooms
 
 
-def refusal(commands: list[Command]) -> str:
-    """Returns the reason of the only command, a refusal."""
-    (refused,) = commands
-    assert isinstance(refused, Refused)
-    return refused.reason
+def refusal(rooms: SenderRooms, message: list[bytes], now: float = 0) -> str:
+    """Returns the reason for which a message is refused."""
+    with pytest.raises(RemoteProtocolError) as refused:
+        rooms.receive(message, now)
+    return refused.value.detail.partition(" (session ")[0]
 
 
 def test_a_single_transfer() -> None:
     rooms = registered()
-    rooms.open(ROOM, 0)
-    assert rooms.poll(ROOM) is KVPoll.Bootstrapping
+    room = rooms.open(ROOM, 0)
+    assert room.status is KVPoll.Bootstrapping
     assert rooms.receive(init(), 1) == []
-    assert rooms.poll(ROOM) is KVPoll.WaitingForInput
+    assert room.status is KVPoll.WaitingForInput
     assert rooms.ready(ROOM, 300, 2) == [write((3, 0, 5), 0, 300, aux=True)]
-    assert rooms.poll(ROOM) is KVPoll.Transferring
-    assert rooms.written(ROOM, SESSION, 3) == [report(KVPoll.Success), Ended(ROOM, KVPoll.Success, "")]
-    assert rooms.poll(ROOM) is KVPoll.Success
+    assert room.status is KVPoll.Transferring
+    assert rooms.written(ROOM, SESSION, 3) == [report(KVPoll.Success), Ended(ROOM, None)]
+    assert room.status is KVPoll.Success
     assert rooms.next_timeout() is None
 
 
@@ -80,14 +85,13 @@ def test_the_length_of_an_empty_embedding_is_written() -> None:
     rooms.open(ROOM, 0)
     rooms.receive(init(), 0)
     assert rooms.ready(ROOM, 0, 0) == [write((3,), 0, 0, aux=True)]
-    assert rooms.written(ROOM, SESSION, 0)[-1] == Ended(ROOM, KVPoll.Success, "")
+    assert rooms.written(ROOM, SESSION, 0)[-1] == Ended(ROOM, None)
 
 
 def test_the_receiver_may_ask_before_the_room_is_open() -> None:
     rooms = registered()
     assert rooms.receive(init(), 0) == []
-    rooms.open(ROOM, 1)
-    assert rooms.poll(ROOM) is KVPoll.WaitingForInput
+    assert rooms.open(ROOM, 1).status is KVPoll.WaitingForInput
     assert rooms.ready(ROOM, 300, 2) == [write((3, 0, 5), 0, 300, aux=True)]
 
 
@@ -109,16 +113,16 @@ def test_several_resumed_transfers() -> None:
     assert rooms.receive(resume(640, blocks=b"7", allocated=128), 2) == [write((7,), 640, 128, aux=False)]
     assert rooms.written(ROOM, SESSION, 2) == [report(KVPoll.Transferring)]
     assert rooms.receive(resume(768), 3) == [write((1, 2), 768, 232, aux=False)]
-    assert rooms.written(ROOM, SESSION, 3) == [report(KVPoll.Success), Ended(ROOM, KVPoll.Success, "")]
+    assert rooms.written(ROOM, SESSION, 3) == [report(KVPoll.Success), Ended(ROOM, None)]
 
 
 def test_a_room_begins_when_every_destination_rank_has_asked() -> None:
     first, second = session_of(0), session_of(1)
     rooms = registered(first, second)
-    rooms.open(ROOM, 0)
+    room = rooms.open(ROOM, 0)
     rooms.ready(ROOM, 640, 0)
     assert rooms.receive(init(session=first, ranks=2), 0) == []
-    assert rooms.poll(ROOM) is KVPoll.Bootstrapping
+    assert room.status is KVPoll.Bootstrapping
     both = rooms.receive(init(session=second, ranks=2, blocks=b"0,1,2"), 0)
     assert both == [write((3, 0, 5), 0, 384, True, first), write((0, 1, 2), 0, 384, True, second)]
     assert rooms.written(ROOM, second, 0) == []
@@ -127,7 +131,7 @@ def test_a_room_begins_when_every_destination_rank_has_asked() -> None:
     again = rooms.receive(resume(session=first, ranks=2, blocks=b"6,7"), 1)
     assert again == [write((1, 2), 384, 256, False, second), write((6, 7), 384, 256, False, first)]
     assert rooms.written(ROOM, first, 1) == []
-    assert rooms.written(ROOM, second, 1) == [*[report(KVPoll.Success)] * 2, Ended(ROOM, KVPoll.Success, "")]
+    assert rooms.written(ROOM, second, 1) == [*[report(KVPoll.Success)] * 2, Ended(ROOM, None)]
 
 
 # A refused message changes nothing
@@ -156,7 +160,7 @@ def test_a_refused_message_does_not_disturb_the_transfer(message: list[bytes], r
     rooms = begun()
     rooms.receive(register(session_of(1)), 0)
     before = rooms.next_timeout()
-    assert reason in refusal(rooms.receive(message, 1))
+    assert reason in refusal(rooms, message, 1)
     assert rooms.next_timeout() == before
     assert rooms.receive(resume(384, blocks=b"0,1,2,3,4", allocated=640), 2) == [
         write((0, 1, 2, 3, 4), 384, 616, False)
@@ -167,7 +171,7 @@ def test_a_refused_message_does_not_disturb_the_transfer(message: list[bytes], r
 def test_a_resume_while_the_earlier_transfer_is_written_is_refused() -> None:
     rooms = begun()
     rooms.receive(resume(), 0)
-    assert "still being written" in refusal(rooms.receive(resume(), 0))
+    assert "still being written" in refusal(rooms, resume())
 
 
 def test_a_repeated_resume_of_one_rank_does_not_count_for_the_other() -> None:
@@ -180,16 +184,16 @@ def test_a_repeated_resume_of_one_rank_does_not_count_for_the_other() -> None:
         rooms.written(ROOM, session_of(rank), 0)
     mine = resume(session=session_of(0), ranks=2)
     assert rooms.receive(mine, 1) == []
-    assert "asked for this resume already" in refusal(rooms.receive(mine, 1))
+    assert "asked for this resume already" in refusal(rooms, mine, 1)
     uneven = resume(session=session_of(1), ranks=2, blocks=b"1", allocated=128)
-    assert "allocated_tokens is 128, but another rank of the room sent 256" in refusal(rooms.receive(uneven, 1))
+    assert "allocated_tokens is 128, but another rank of the room sent 256" in refusal(rooms, uneven, 1)
     assert len(rooms.receive(resume(session=session_of(1), ranks=2), 1)) == 2
 
 
 def test_ranks_that_disagree_about_their_number_are_refused() -> None:
     rooms = registered(session_of(0), session_of(1))
     rooms.receive(init(session=session_of(0), ranks=2), 0)
-    reason = refusal(rooms.receive(init(session=session_of(1), ranks=3), 0))
+    reason = refusal(rooms, init(session=session_of(1), ranks=3))
     assert "required_dst_info_num is 3, but another rank of the room sent 2" in reason
 
 
@@ -197,7 +201,7 @@ def test_a_rank_too_many_is_refused_before_the_embedding_is_made() -> None:
     rooms = registered(session_of(0), session_of(1))
     rooms.open(ROOM, 0)
     rooms.receive(init(session=session_of(0)), 0)
-    reason = refusal(rooms.receive(init(session=session_of(1)), 0))
+    reason = refusal(rooms, init(session=session_of(1)))
     assert reason == "every destination rank of the room has asked already"
     assert len(rooms.ready(ROOM, 300, 0)) == 1
 
@@ -205,13 +209,13 @@ def test_a_rank_too_many_is_refused_before_the_embedding_is_made() -> None:
 def test_a_resume_before_anything_was_transferred_is_refused() -> None:
     rooms = registered()
     rooms.receive(init(), 0)
-    assert "nothing of the room has been transferred" in refusal(rooms.receive(resume(), 0))
+    assert "nothing of the room has been transferred" in refusal(rooms, resume())
 
 
 def test_late_messages_do_not_open_a_room_that_is_over() -> None:
     rooms = begun(total_tokens=300)
-    assert refusal(rooms.receive(init(), 1)) == "the room is over"
-    assert refusal(rooms.receive(resume(), 1)) == "the room is over"
+    assert refusal(rooms, init(), 1) == "the room is over"
+    assert refusal(rooms, resume(), 1) == "the room is over"
     rooms.open(ROOM, 2)
     assert rooms.receive(init(), 3) == []
 
@@ -221,12 +225,12 @@ def test_late_messages_do_not_open_a_room_that_is_over() -> None:
 
 def test_other_buffers_wait_until_no_transfer_uses_the_earlier_ones() -> None:
     rooms = begun()
-    rooms.receive(register(pointers=OTHER_POINTERS), 0)
-    assert "has registered other buffers" in refusal(rooms.receive(init(room=8), 0))
+    assert "that a transfer uses" in refusal(rooms, register(pointers=OTHER_POINTERS))
+    assert "has registered other buffers" in refusal(rooms, init(room=8))
     assert rooms.receive(resume(384, blocks=b"0,1,2,3,4", allocated=640), 0)[0] == write(
         (0, 1, 2, 3, 4), 384, 616, aux=False
     )
-    taken = [report(KVPoll.Success), Ended(ROOM, KVPoll.Success, ""), Registered(SESSION, OTHER_POINTERS)]
+    taken = [report(KVPoll.Success), Ended(ROOM, None), Registered(SESSION, OTHER_POINTERS)]
     assert rooms.written(ROOM, SESSION, 0) == taken
     rooms.open(8, 1)
     rooms.ready(8, 10, 1)
@@ -236,17 +240,17 @@ def test_other_buffers_wait_until_no_transfer_uses_the_earlier_ones() -> None:
 def test_other_buffers_wait_for_every_transfer_of_the_session() -> None:
     rooms = begun()
     rooms.receive(init(room=8), 0)
-    rooms.receive(register(pointers=OTHER_POINTERS), 0)
-    assert Registered(SESSION, OTHER_POINTERS) not in rooms.abort(ROOM, "enough")
-    assert rooms.abort(8, "enough")[-1] == Registered(SESSION, OTHER_POINTERS)
+    assert "that a transfer uses" in refusal(rooms, register(pointers=OTHER_POINTERS))
+    assert Registered(SESSION, OTHER_POINTERS) not in rooms.abort(ROOM, Aborted("enough"))
+    assert rooms.abort(8, Aborted("enough"))[-1] == Registered(SESSION, OTHER_POINTERS)
 
 
 def test_registering_the_same_buffers_again_withdraws_the_waiting_registration() -> None:
     rooms = begun()
-    rooms.receive(register(pointers=OTHER_POINTERS), 0)
-    rooms.receive(register(), 0)
+    assert "that a transfer uses" in refusal(rooms, register(pointers=OTHER_POINTERS))
+    assert "with the same buffers" in refusal(rooms, register())
     assert rooms.receive(init(room=8), 0) == []
-    assert Registered(SESSION, OTHER_POINTERS) not in rooms.abort(ROOM, "enough")
+    assert Registered(SESSION, OTHER_POINTERS) not in rooms.abort(ROOM, Aborted("enough"))
 
 
 def test_an_idle_session_may_register_other_buffers() -> None:
@@ -259,9 +263,9 @@ def test_the_oldest_idle_registration_is_forgotten_first(monkeypatch: pytest.Mon
     rooms = registered(session_of(0), session_of(1))
     rooms.receive(init(session=session_of(0)), 0)
     assert rooms.receive(register(session_of(2)), 0) == [Registered(session_of(2), POINTERS)]
-    assert "not registered" in refusal(rooms.receive(init(room=8, session=session_of(1)), 0))
+    assert "not registered" in refusal(rooms, init(room=8, session=session_of(1)))
     rooms.receive(init(room=8, session=session_of(2)), 0)
-    assert "2 sessions are registered and in use" in refusal(rooms.receive(register(session_of(3)), 0))
+    assert "2 sessions are registered and in use" in refusal(rooms, register(session_of(3)))
 
 
 def test_rooms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,13 +273,14 @@ def test_rooms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_rooms_module, "MAX_ENDED", 1)
     rooms = registered()
     rooms.receive(init(), 0)
-    assert refusal(rooms.receive(init(room=8), 0)) == "1 rooms are open"
+    assert refusal(rooms, init(room=8)) == "1 rooms are open"
     with pytest.raises(CapacityError):
         rooms.open(8, 0)
-    rooms.abort(ROOM, "enough")
+    rooms.abort(ROOM, Aborted("enough"))
     rooms.open(8, 0)
-    rooms.abort(8, "enough")
-    assert (rooms.poll(ROOM), rooms.poll(8)) == (None, KVPoll.Failed)
+    rooms.abort(8, Aborted("enough"))
+    assert refusal(rooms, init(room=8)) == "the room is over"
+    assert rooms.receive(init(), 0) == [], "its end is forgotten"
 
 
 # Failures and time
@@ -288,19 +293,21 @@ def test_a_failed_write_fails_its_room_when_the_others_have_ended_and_leaves_the
     for rank in (0, 1):
         rooms.receive(init(session=session_of(rank), ranks=2), 0)
     assert rooms.written(ROOM, session_of(1), 0, "the link broke") == []
-    over = [*[report(KVPoll.Failed)] * 2, Ended(ROOM, KVPoll.Failed, "the link broke")]
-    assert rooms.written(ROOM, session_of(0), 0) == over
+    *reports, ended = rooms.written(ROOM, session_of(0), 0)
+    assert reports == [report(KVPoll.Failed)] * 2
+    assert isinstance(ended, Ended)
+    assert isinstance(ended.error, TransportError)
+    assert ended.error.detail == "the link broke"
     assert rooms.receive(init(room=8, session=session_of(1)), 0) == []
 
 
 def test_an_abort_waits_for_the_writes() -> None:
     rooms = begun()
     rooms.receive(resume(), 0)
-    assert rooms.abort(ROOM, "the client has gone") == []
-    assert rooms.poll(ROOM) is KVPoll.Transferring
-    over = [report(KVPoll.Failed), Ended(ROOM, KVPoll.Failed, "the client has gone")]
-    assert rooms.written(ROOM, SESSION, 0) == over
-    assert rooms.abort(ROOM, "again") == []
+    gone = Aborted("the client has gone")
+    assert rooms.abort(ROOM, gone) == []
+    assert rooms.written(ROOM, SESSION, 0) == [report(KVPoll.Failed), Ended(ROOM, gone)]
+    assert rooms.abort(ROOM, Aborted("again")) == []
 
 
 def ended_by_time(rooms: SenderRooms) -> tuple[float, str]:
@@ -312,8 +319,9 @@ def ended_by_time(rooms: SenderRooms) -> tuple[float, str]:
     ended = commands[-1]
     assert isinstance(ended, Ended)
     assert all(command == report(KVPoll.Failed) for command in commands[:-1])
-    assert (ended.status, rooms.tick(due), rooms.next_timeout()) == (KVPoll.Failed, [], None)
-    return due, ended.reason
+    assert isinstance(ended.error, LeaseExpired)
+    assert (rooms.tick(due), rooms.next_timeout()) == ([], None)
+    return due, ended.error.detail
 
 
 def test_every_state_that_waits_for_a_peer_has_a_time_out() -> None:
@@ -349,6 +357,3 @@ def test_wrong_calls_raise_an_error() -> None:
         rooms.ready(8, 5, 0)
     with pytest.raises(LocalProtocolError, match="no write"):
         rooms.written(ROOM, SESSION, 0)
-    rooms.open(8, 0)
-    with pytest.raises(LocalProtocolError, match="-1 tokens"):
-        rooms.ready(8, -1, 0)

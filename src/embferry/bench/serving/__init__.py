@@ -2,11 +2,11 @@
 
 In the order in which to read it:
 
-- ``workload`` is what is sent and when; ``pictures`` makes the pixels.
-- ``client`` sends it and measures; ``stream`` reads one answer; ``answers`` says whether it is right.
-- ``summary`` computes the figures of ``vllm bench serve``; ``counters`` reads those of the servers.
+- ``workload`` is what is sent and when.
+- ``client`` sends it and measures; ``stream`` reads one answer; ``answers`` says whether it is right; ``counters``
+  reads the figures of the servers.
 - ``endpoint`` is one run against a server that is there already.
-- ``compare`` starts the servers that it compares: ``configurations`` and ``scenarios`` are tables, ``stack`` and
-  ``server`` the processes, ``corruption`` damages bytes on their way, ``vllm_plugins`` makes the comparison fair.
-- ``results`` is what is measured; ``report`` is computed from it.
+- ``compare`` starts the servers that it compares: ``configurations`` and ``scenarios`` are tables, ``stack`` are
+  the processes, ``corruption`` damages bytes on their way, ``vllm_plugins`` makes the comparison fair.
+- ``results`` is what is measured, with the figures of ``vllm bench serve``; ``report`` is computed from it.
 """

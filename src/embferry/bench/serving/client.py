@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 import msgspec
 
-from .results import Sample
+from . import counters
+from .results import Run, Sample
 from .stream import Events, Stream, error_text
-from .workload import Request
+from .workload import Request, url
 
 MAX_REASON = 300
 QUESTION = {"type": "text", "text": "What is this?"}
@@ -35,94 +34,77 @@ class Endpoint(msgspec.Struct, frozen=True):
     """Fields of the body beyond OpenAI's."""
     api_key: str = ""
 
-    def body(self, urls: Sequence[str]) -> dict[str, Any]:
-        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        return {
+    def body(self, request: Request) -> bytes:
+        pictures = [{"type": "image_url", "image_url": {"url": url(picture)}} for picture in request.pictures]
+        body = {
             "model": self.model,
             "messages": [{"role": "user", "content": [*pictures, QUESTION]}],
             "max_tokens": self.max_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            **self.extra,
         }
+        return msgspec.json.encode(body | self.extra)
 
     @property
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
 
-class Measured(msgspec.Struct):
-    samples: list[Sample]
-    duration: float
-    complete: bool
-
-
-class Callbacks(msgspec.Struct, frozen=True):
-    """Called on the event loop's thread; may not block."""
-
-    began: Callable[[int, float], None] = lambda number, at: None
-    """A request was sent: its number, and the seconds since the run began."""
-    ended: Callable[[Sample], None] = lambda sample: None
-
-
 def send_all(
-    endpoint: Endpoint, requests: Sequence[Request], urls: Sequence[list[str]], callbacks: Callbacks
-) -> Measured:
+    endpoint: Endpoint,
+    requests: Sequence[Request],
+    run: Run,
+    ended: Callable[[Sample], None] = lambda sample: None,
+    began: Callable[[int, float], None] = lambda number, at: None,
+    metrics: Sequence[str] = (),
+) -> None:
     """Sends all requests and returns when they have ended.
 
-    Ctrl-C and SIGTERM cancel what is under way; the samples that had ended by then are returned.
+    Args:
+        endpoint: where to.
+        requests: in the order of their times.
+        run: gets the samples.
+        ended: called when a request has ended. Both run on the event loop's thread and may not block.
+        began: called when a request was sent, with its number and the seconds since the run began.
+        metrics: URLs of counters; the run gets how much they rose.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the run has the samples that had ended by then, and is not complete.
     """
-    return asyncio.run(_send_all(endpoint, requests, urls, callbacks))
-
-
-async def _send_all(
-    endpoint: Endpoint, requests: Sequence[Request], urls: Sequence[list[str]], callbacks: Callbacks
-) -> Measured:
-    samples: list[Sample] = []
+    run.samples, run.complete, run.max_tokens, run.concurrency = [], False, endpoint.max_tokens, endpoint.concurrency
     # Bodies are made ahead: making one takes longer than many a first token.
-    bodies = [msgspec.json.encode(endpoint.body(each)) for each in urls]
-    room = asyncio.Semaphore(endpoint.concurrency or len(requests))
+    bodies = [endpoint.body(request) for request in requests]
     headers = {"Content-Type": "application/json"} | endpoint.headers
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers, trust_env=False) as client:
-        start = time.perf_counter()
 
-        async def one(request: Request, body: bytes) -> None:
-            await asyncio.sleep(start + request.at - time.perf_counter())
-            async with room:
-                callbacks.began(request.number, time.perf_counter() - start)
-                sample = await _ask(client, endpoint, request, body, start)
-            samples.append(sample)
-            callbacks.ended(sample)
+    async def send() -> None:
+        room = asyncio.Semaphore(endpoint.concurrency or len(requests))
+        async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers, trust_env=False) as client:
+            start = time.perf_counter()
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(*each)) for each in zip(requests, bodies, strict=True)]
-            with _cancelled_by_signals(tasks):
-                await asyncio.wait(tasks)
-        duration = time.perf_counter() - start
-    samples.sort(key=lambda sample: sample.number)
-    return Measured(samples, duration, len(samples) == len(requests))
+            async def one(request: Request, body: bytes) -> None:
+                await asyncio.sleep(start + request.at - time.perf_counter())
+                async with room:
+                    began(request.number, time.perf_counter() - start)
+                    sample = await _ask(client, endpoint, request, body, start)
+                run.samples.append(sample)
+                ended(sample)
 
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for each in zip(requests, bodies, strict=True):
+                        group.create_task(one(*each))
+            finally:
+                run.duration = time.perf_counter() - start
 
-@contextmanager
-def _cancelled_by_signals(tasks: Sequence[asyncio.Task[None]]) -> Iterator[None]:
-    def cancel() -> None:
-        for task in tasks:
-            task.cancel()
-
-    loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with suppress(RuntimeError, ValueError):  # signals arrive only in the main thread
-        for number in before:
-            loop.add_signal_handler(number, cancel)
+    before = counters.read(metrics)
     try:
-        yield
+        asyncio.run(send())
+        run.complete = True
     finally:
-        with suppress(RuntimeError, ValueError):
-            for number, handler in before.items():
-                loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+        run.samples.sort(key=lambda sample: sample.number)
+        run.counters = counters.between(before, counters.read(metrics)) if metrics else {}
 
 
 async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, request: Request, body: bytes, start: float) -> Sample:
@@ -168,18 +150,3 @@ def _reason(body: bytes) -> str:
     except msgspec.DecodeError:
         return body.decode(errors="replace")
     return error_text(answer) if isinstance(answer, dict) else str(answer)
-
-
-def first_model(url: str, api_key: str = "", timeout_s: float = 10.0) -> str:
-    """Returns the first model that the endpoint lists.
-
-    Raises:
-        ValueError: it lists none, or does not answer.
-    """
-    headers = Endpoint(url, "", api_key=api_key).headers
-    try:
-        answer = httpx.get(f"{url}/v1/models", headers=headers, timeout=timeout_s, trust_env=False)
-        answer.raise_for_status()
-        return str(answer.json()["data"][0]["id"])
-    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{url}/v1/models lists no model ({error}); start the server, or name one: --model") from error

@@ -7,12 +7,11 @@ import random
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 Connector = Literal["", "example", "mooncake", "embferry"]
-Role = Literal["ec_producer", "ec_consumer"]
 
 MODEL = "tiny"
 MAX_MODEL_LEN = 12288
@@ -32,10 +31,6 @@ class Configuration(msgspec.Struct, frozen=True):
     transport: str = ""
     """The transport, if the connector is embferry's."""
 
-    @property
-    def divided(self) -> bool:
-        return bool(self.connector)
-
 
 UNDIVIDED = Configuration("undivided", "vLLM, undivided", "")
 CONFIGURATIONS = (
@@ -47,6 +42,15 @@ CONFIGURATIONS = (
     Configuration("ours-mooncake", "embferry over mooncake", "embferry", "mooncake"),
     Configuration("ours-nixl", "embferry over nixl", "embferry", "nixl"),
 )
+
+ENCODERS, LANGUAGE, SMALL = ("encoder 1", "encoder 2"), "language", "language, small pool"
+INSTANCES = {
+    ENCODERS[0]: ("ec_producer", POOL_BYTES),
+    ENCODERS[1]: ("ec_producer", POOL_BYTES),
+    LANGUAGE: ("ec_consumer", POOL_BYTES),
+    SMALL: ("ec_consumer", SMALL_POOL_BYTES),
+}
+"""Role and pool of the engines of a divided configuration."""
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -62,40 +66,35 @@ ENVIRONMENT = {
 """Without ``MC_FORCE_TCP``, Mooncake's engine looks for RDMA. The rest suits two cores without a network."""
 
 ENGINE = (
-    *("--served-model-name", MODEL, "--dtype", "float32", "--seed", "0"),
+    *("--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", "float32", "--seed", "0"),
     *("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "8", "--max-num-batched-tokens", "4096"),
     *("--limit-mm-per-prompt.image", "9", "--limit-mm-per-prompt.video", "0"),
     *("--enforce-eager", "--no-enable-prefix-caching"),
 )
 
 
-class Ports(msgspec.Struct, frozen=True):
-    """Ports of one stack, on the loopback."""
+class Ports(NamedTuple):
+    """Ports of one engine, on the loopback."""
 
-    router: int
-    encoders: tuple[int, int]
-    language: int
-    small: int
-    """Port of the language instance with the small pool."""
-    peers: tuple[int, int, int, int]
-    """Ports of vLLM's Mooncake connector: both encoders, then both language instances."""
-    metrics: tuple[int, int, int, int]
-    """Ports of embferry's metrics, in the same order."""
+    http: int
+    peer: int
+    """Port of vLLM's Mooncake connector."""
+    metrics: int
+    """Port of embferry's metrics."""
 
 
-def free_ports() -> Ports:
+def free_ports(count: int) -> list[int]:
     """Returns free ports below those that the kernel gives to connections, which may be taken at any time."""
     held: list[socket.socket] = []
     for port in random.sample(range(*PORTS), 1000):
         with suppress(OSError):
             held.append(socket.create_server(("127.0.0.1", port)))
-        if len(held) == 13:
+        if len(held) == count:
             break
     numbers = [sock.getsockname()[1] for sock in held]
     for sock in held:
         sock.close()
-    router, first, second, language, small, *rest = numbers
-    return Ports(router, (first, second), language, small, tuple(rest[:4]), tuple(rest[4:]))
+    return numbers
 
 
 def url(port: int) -> str:
@@ -104,50 +103,38 @@ def url(port: int) -> str:
 
 def engine(python: str, model: Path, port: int, transfer: dict[str, Any] | None) -> list[str]:
     command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--port", str(port), *ENGINE]
-    command += ["--host", "127.0.0.1"]
     if transfer is not None:
         command += ["--ec-transfer-config", json.dumps(transfer)]
         command += ["--enable-mm-embeds"] if transfer["ec_role"] == "ec_consumer" else []
     return command
 
 
-def transfer(
-    configuration: Configuration, role: Role, ports: Ports, index: int, pool_bytes: int, store: Path
-) -> dict[str, Any]:
-    """Returns the value of ``--ec-transfer-config``; ``index`` is the instance's place in ``ports.peers``."""
+def transfer(configuration: Configuration, instance: str, ports: Ports, router: int, store: Path) -> dict[str, Any]:
+    """Returns the value of ``--ec-transfer-config`` for one of :data:`INSTANCES`."""
+    role, pool_bytes = INSTANCES[instance]
+    made: dict[str, Any]
+    extra: dict[str, Any]
     if configuration.connector == "example":
-        extra: dict[str, Any] = {"shared_storage_path": str(store)}
-        return {"ec_connector": "ECExampleConnector", "ec_role": role, "ec_connector_extra_config": extra}
-    if configuration.connector == "mooncake":
-        return {
-            "ec_connector": "ECMooncakeConnector",
-            "ec_role": role,
-            "ec_ip": "127.0.0.1",
-            "ec_port": ports.peers[index],
-            "ec_buffer_device": "cpu",
-            "ec_buffer_size": pool_bytes,
-            "ec_connector_extra_config": {"mooncake_protocol": "tcp"},
-        }
-    extra = {"transports": [configuration.transport], "metrics_port": ports.metrics[index]}
-    if role == "ec_consumer":
-        blocks = pool_bytes // TOKEN_BYTES // BLOCK_TOKENS
-        extra |= {"num_blocks": blocks, "block_size": BLOCK_TOKENS, "router": url(ports.router)}
-    return {
-        "ec_connector": "EmbferryConnector",
-        "ec_connector_module_path": "embferry.connectors.vllm.connector",
-        "ec_role": role,
-        "ec_connector_extra_config": extra,
-    }
+        made, extra = {"ec_connector": "ECExampleConnector"}, {"shared_storage_path": str(store)}
+    elif configuration.connector == "mooncake":
+        made, extra = {"ec_connector": "ECMooncakeConnector", "ec_ip": "127.0.0.1"}, {"mooncake_protocol": "tcp"}
+        made |= {"ec_port": ports.peer, "ec_buffer_device": "cpu", "ec_buffer_size": pool_bytes}
+    else:
+        module = "embferry.connectors.vllm.connector"
+        made = {"ec_connector": "EmbferryConnector", "ec_connector_module_path": module}
+        extra = {"transports": [configuration.transport], "metrics_port": ports.metrics}
+        if role == "ec_consumer":
+            blocks = pool_bytes // TOKEN_BYTES // BLOCK_TOKENS
+            extra |= {"num_blocks": blocks, "block_size": BLOCK_TOKENS, "router": url(router)}
+    return made | {"ec_role": role, "ec_connector_extra_config": extra}
 
 
-def router(
-    python: str, configuration: Configuration, ports: Ports, encoders: list[str], language: str, peer: int
-) -> list[str]:
-    """Returns the router's command; ``peer`` is the language instance's control port for vLLM's Mooncake connector."""
+def router(python: str, configuration: Configuration, port: int, encoders: list[str], language: Ports) -> list[str]:
+    """Returns the router's command; ``encoders`` are URLs."""
     command = [python, "-c", "from embferry.cli.main import run; run()", "router", "--engine", "vllm"]
-    command += ["--host", "127.0.0.1", "--port", str(ports.router)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--connector", configuration.connector, "--encode-urls", ",".join(encoders)]
-    command += ["--language-urls", language]
+    command += ["--language-urls", url(language.http)]
     if configuration.connector == "mooncake":
-        command += ["--consumer-zmq", f"tcp://127.0.0.1:{peer}"]
+        command += ["--consumer-zmq", f"tcp://127.0.0.1:{language.peer}"]
     return command

@@ -5,34 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import httpx
-import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-
-class Counter(msgspec.Struct, frozen=True):
-    """One figure of a report."""
-
-    name: str
-    metrics: tuple[str, ...]
-    """Metrics that are added up, over all servers and labels. If one is missing, the figure is missing."""
-    unit: str = ""
-
-
-COUNTERS = (
-    Counter("transfers", ("embferry_ec_transfers_total",)),
-    Counter("resumes", ("embferry_ec_resumed_transfers_total",)),
-    Counter("failovers", ("embferry_ec_failovers_total",)),
-    Counter("bytes on the wire", ("embferry_ec_wire_bytes_total",), "B"),
-    Counter("bytes sent twice", ("embferry_ec_bytes_sent_twice_total",), "B"),
-    Counter("encodes", ("embferry_ec_items_encoded_total",)),
-    Counter("encodes saved", ("embferry_ec_encodes_saved_total", "embferry_router_encodes_skipped_total")),
-    Counter("found at the consumer", ("embferry_ec_cache_hits_total",)),
-    Counter("failed embeddings", ("embferry_ec_failures_total",)),
-    Counter("encode retries", ("embferry_router_encode_retries_total",)),
-    Counter("second attempts", ("embferry_router_second_attempts_total",)),
-    Counter("time in encoders", ("embferry_router_encode_seconds_sum",), "s"),
-    Counter("time until embeddings arrived", ("embferry_ec_seconds_sum",), "s"),
-)
+COUNTERS = {
+    "transfers": ("embferry_ec_transfers_total",),
+    "resumes": ("embferry_ec_resumed_transfers_total",),
+    "failovers": ("embferry_ec_failovers_total",),
+    "bytes on the wire": ("embferry_ec_wire_bytes_total",),
+    "bytes sent twice": ("embferry_ec_bytes_sent_twice_total",),
+    "encodes": ("embferry_ec_items_encoded_total",),
+    "encodes saved": ("embferry_ec_encodes_saved_total", "embferry_router_encodes_skipped_total"),
+    "found at the consumer": ("embferry_ec_cache_hits_total",),
+    "failed embeddings": ("embferry_ec_failures_total",),
+    "encode retries": ("embferry_router_encode_retries_total",),
+    "second attempts": ("embferry_router_second_attempts_total",),
+    "time in encoders": ("embferry_router_encode_seconds_sum",),
+    "time until embeddings arrived": ("embferry_ec_seconds_sum",),
+}
+"""Figures of a report, and the metrics that are added up, over all servers and labels; in bytes or seconds if the name
+says so. If one is missing, the figure is missing."""
 Totals = dict[str, float]
 
 
@@ -53,16 +44,14 @@ def parse(text: str) -> Totals:
 
 def read(urls: Sequence[str], timeout_s: float = 5.0) -> list[Totals | None]:
     """Returns the metrics of each URL; None if it does not answer with metrics."""
+    found: list[Totals | None] = []
     with httpx.Client(timeout=timeout_s, trust_env=False, follow_redirects=True) as client:
-        return [_read(client, url) for url in urls]
-
-
-def _read(client: httpx.Client, url: str) -> Totals | None:
-    try:
-        answer = client.get(url)
-        return parse(answer.text) if answer.status_code == httpx.codes.OK else None
-    except (httpx.HTTPError, ValueError):
-        return None
+        for url in urls:
+            try:
+                found.append(parse(client.get(url).raise_for_status().text))
+            except (httpx.HTTPError, ValueError):
+                found.append(None)
+    return found
 
 
 def between(before: Sequence[Totals | None], after: Sequence[Totals | None]) -> dict[str, float | None]:
@@ -71,9 +60,9 @@ def between(before: Sequence[Totals | None], after: Sequence[Totals | None]) -> 
     A counter that was reset in between counts from 0. An endpoint that has gone counts for nothing.
     """
     rose: dict[str, float | None] = {}
-    for counter in COUNTERS:
-        parts = [_rises(metric, before, after) for metric in counter.metrics]
-        rose[counter.name] = sum(sum(part) for part in parts) if all(parts) else None
+    for name, metrics in COUNTERS.items():
+        parts = [_rises(metric, before, after) for metric in metrics]
+        rose[name] = sum(sum(part) for part in parts) if all(parts) else None
     return rose
 
 
@@ -84,3 +73,10 @@ def _rises(metric: str, before: Sequence[Totals | None], after: Sequence[Totals 
             old, new = (earlier or {}).get(metric, 0.0), now[metric]
             rises.append(new - old if new >= old else new)
     return rises
+
+
+def text(name: str, value: float) -> str:
+    """Returns a figure of :data:`COUNTERS` for a report."""
+    if name.startswith("time"):
+        return f"{value:.2f} s"
+    return f"{value / 1e6:.2f} MB" if name.startswith("bytes") and value else f"{value:,.0f}"

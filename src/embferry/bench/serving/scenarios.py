@@ -11,9 +11,8 @@ from typing import Literal
 import msgspec
 
 from . import corruption
-from .client import Callbacks
-from .configurations import Configuration
-from .results import Run, Sample
+from .configurations import SMALL, Configuration
+from .results import Run
 from .stack import Stack
 from .workload import Picture, Plan, Request, requests
 
@@ -38,35 +37,25 @@ class Scenario(msgspec.Struct, frozen=True):
     concurrency: int = 8
     max_tokens: int = 32
 
-    def requests(self, quick: bool) -> list[Request]:
-        plan = self.planned(quick)
-        if plan is None:
+    def requests(self) -> list[Request]:
+        if self.plan is None:
             return [Request(number, 0.0, (picture,)) for number, picture in enumerate((TOO_LARGE, FITTING))]
-        return requests(plan)
+        return requests(self.plan)
 
-    def planned(self, quick: bool) -> Plan | None:
-        if self.plan is None or not quick:
-            return self.plan
-        return msgspec.structs.replace(self.plan, requests=min(QUICK_REQUESTS, self.plan.requests))
+    def shortened(self) -> Scenario:
+        if self.plan is None:
+            return self
+        fewer = min(QUICK_REQUESTS, self.plan.requests)
+        return msgspec.structs.replace(self, plan=msgspec.structs.replace(self.plan, requests=fewer))
 
 
+_BURSTY = Plan(requests=24, rate=1.0, burstiness_cv=4.9, repeated=0.5, seed=2)
 SCENARIOS = (
     Scenario("fits", "Everything fits", Plan(requests=24, rate=1.0, seed=1)),
-    Scenario(
-        "bursty",
-        "Bursty, half of the pictures repeated",
-        Plan(requests=24, rate=1.0, burstiness_cv=4.9, repeated=0.5, seed=2),
-    ),
+    Scenario("bursty", "Bursty, half of the pictures repeated", _BURSTY),
     Scenario("corrupted", "Bytes corrupted on the way", Plan(requests=8, rate=1.0, seed=3), "corrupted"),
     Scenario("killed", "An encoder killed", Plan(requests=24, rate=2.0, seed=4), "killed"),
-    Scenario(
-        "pool",
-        "A pool smaller than the embedding",
-        None,
-        "small pool",
-        timeout_s=180.0,
-        concurrency=1,
-    ),
+    Scenario("pool", "A pool smaller than the embedding", None, "small pool", timeout_s=180.0, concurrency=1),
 )
 
 _OUT_OF_REACH = "not done: the bytes are moved by an engine of another project"
@@ -88,24 +77,18 @@ def skipped(scenario: Scenario, configuration: Configuration) -> str:
 
 
 @contextmanager
-def damaging(
-    scenario: Scenario, stack: Stack, run: Run, requests: int, ended: Callable[[Sample], None]
-) -> Iterator[Callbacks]:
-    """Prepares the servers for the scenario, and yields what to call while its requests are sent.
+def damaging(scenario: Scenario, stack: Stack, run: Run, count: int) -> Iterator[Callable[[int, float], None]]:
+    """Prepares the servers for ``count`` requests, and yields what to call when one was sent.
 
-    Args:
-        scenario: what is done.
-        stack: to which servers.
-        run: gets a note, and the time, when damage is done.
-        requests: how many there will be.
-        ended: called when a request has ended.
+    The run gets a note, and the time, when damage is done.
 
     Raises:
         StartError: the router does not start.
     """
-    small = scenario.damage == "small pool"
-    # One encoder for both requests; the other one may have been killed.
-    stack.route(small=small, through=[encoder.url for encoder in stack.encoders[-1:]] if small else None)
+    if scenario.damage == "small pool" and stack.divided:
+        stack.route(SMALL, through=stack.encoders[-1:])  # for both requests; the other encoder may have been killed
+    else:
+        stack.route()
     threads: list[threading.Thread] = []
 
     def kill(at: float) -> None:
@@ -115,16 +98,18 @@ def damaging(
         run.notes.append(f"at {run.damaged_at:.1f} s one of two encoders was killed (SIGKILL) and not started again")
 
     def began(number: int, at: float) -> None:
-        if scenario.damage == "killed" and number == round(requests * KILL_AFTER):
+        if scenario.damage == "killed" and number == round(count * KILL_AFTER):
             threads.append(threading.Thread(target=kill, args=(at,)))
             threads[-1].start()
 
     if scenario.damage == "corrupted":
         stack.damage.touch()
-    yield Callbacks(began, ended)
-    for thread in threads:
-        thread.join()
-    if scenario.damage == "corrupted":
-        times = stack.damage.stat().st_size
-        run.notes.append(f"{run.title}: {_CORRUPTED[stack.configuration.connector]}, {times} times")
-        stack.damage.unlink()
+    try:
+        yield began
+    finally:
+        for thread in threads:
+            thread.join()
+        if scenario.damage == "corrupted":
+            times = stack.damage.stat().st_size
+            run.notes.append(f"{run.title}: {_CORRUPTED[stack.configuration.connector]}, {times} times")
+            stack.damage.unlink()

@@ -3,31 +3,92 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import httpx
+
+from ..processes import Child
 from . import configurations, corruption, vllm_plugins
 from .client import Endpoint
-from .configurations import ENVIRONMENT, MODEL, POOL_BYTES, SMALL_POOL_BYTES, Configuration, free_ports, url
-from .server import Server, started
+from .configurations import ENCODERS, INSTANCES, LANGUAGE, MODEL, SMALL, Configuration, Ports, free_ports, url
 
 EXTRA = {"ignore_eos": True, "return_token_ids": True}
 ROUTER_S = 30.0
+START_S, END_S, POLL_S = 300.0, 15.0, 0.5
+REASON = re.compile(r"^(?:.*\s)?((?:\w+\.)*\w*(?:Error|Exception|Refused|Invalid)\b: .*)")
+"""The last line of a traceback, after any prefix that a log adds."""
+
+
+class StartError(Exception):
+    """A server did not start; the text says why."""
+
+
+class Server(Child):
+    """A running server. Its ``url`` answers ``/health`` when it is ready."""
+
+    def __init__(self, name: str, command: Sequence[str], url: str, log: Path, env: Mapping[str, str]) -> None:
+        super().__init__(command, log.open("ab+"), signal.SIGTERM, env=dict(env))
+        self.name, self.command, self.url = name, list(command), url
+        self._client = httpx.Client(timeout=5, trust_env=False)  # making one takes longer than a request
+
+    def is_ready(self) -> bool:
+        """Returns whether the server answers.
+
+        Raises:
+            StartError: it has ended.
+        """
+        if not self.alive:
+            raise StartError(f"{self.name} ended with {self.process.returncode}: {first_error(self.lines())}")
+        try:
+            return self._client.get(f"{self.url}/health").status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def kill(self) -> None:
+        super().kill()
+        self._client.close()
+
+
+def started(servers: Sequence[Server], report: Callable[[str], None], within_s: float = START_S) -> None:
+    """Waits until all servers are ready.
+
+    Raises:
+        StartError: one has ended, or takes too long.
+    """
+    waiting, deadline = list(servers), time.monotonic() + within_s
+    while waiting:
+        report("starting " + ", ".join(server.name for server in waiting))
+        waiting = [server for server in waiting if not server.is_ready()]
+        if waiting and time.monotonic() > deadline:
+            names = ", ".join(server.name for server in waiting)
+            raise StartError(f"{names} not ready after {within_s:g} s: {first_error(waiting[0].lines())}")
+        time.sleep(POLL_S if waiting else 0)
+
+
+def ended(servers: Sequence[Server], within_s: float = END_S) -> None:
+    """Asks all servers to end; kills what has not ended in time."""
+    for server in servers:
+        server.process.send_signal(signal.SIGTERM)
+    for server in servers:
+        server.end(within_s)
+
+
+def first_error(lines: Sequence[str]) -> str:
+    """Returns the first error in a log, or else its last line."""
+    errors = [found[1] for line in lines if (found := REASON.match(line))]
+    return (errors or [line.strip() for line in reversed(lines) if line.strip()] or ["its log is empty"])[0][:300]
 
 
 class Stack:
     """A context manager that starts the servers, and ends them in any case.
 
-    Args:
-        configuration: what is started.
-        python: the interpreter that has vLLM.
-        model: the model's folder.
-        folder: for files of this stack alone.
-        logs: for the servers' logs.
-        say: called with what is being done.
-        small: start a language instance with the small pool, too.
-        corrupt: let the encoders damage embeddings while the file ``damage`` exists.
-        spin: let processes that wait for each other poll, as vLLM does (:func:`.vllm_plugins.idle_workers`).
+    With ``small`` there is a language instance with the small pool, too. With ``corrupt`` the encoders damage
+    embeddings while the file ``damage`` exists. With ``spin`` processes that wait for each other poll, as vLLM does
+    (:func:`.vllm_plugins.idle_workers`). Files of this stack alone are in ``folder``.
     """
 
     def __init__(
@@ -39,25 +100,23 @@ class Stack:
         logs: Path,
         say: Callable[[str], None],
         *,
-        small: bool,
+        small: bool = False,
         corrupt: bool = False,
         spin: bool = False,
     ) -> None:
-        self.configuration, self.store, self.damage = configuration, folder / "store", folder / "damage"
-        self._python, self._model, self._say = python, model, say
-        self._folder, self._logs = folder, logs
-        self._ports = free_ports()
-        self._small = small and configuration.divided and configuration.connector != "example"
-        self._env = os.environ | ENVIRONMENT | {corruption.VARIABLE: str(self.damage)}
+        self.configuration, self.damage, self.divided = configuration, folder / "damage", bool(configuration.connector)
+        self._python, self._model, self._folder, self._logs, self._say = python, model, folder, logs, say
+        small = small and configuration.connector != "example"
+        names = [name for name in INSTANCES if small or name != SMALL] if self.divided else ["engine"]
+        self._router_port, *ports = free_ports(1 + 3 * len(names))
+        self._ports = {name: Ports(*ports[3 * at : 3 * at + 3]) for at, name in enumerate(names)}
         self._plugins = [] if spin else [vllm_plugins.idle_workers]
         if configuration.connector == "mooncake":
             self._plugins.append(vllm_plugins.loads_without_tokens)
-        if corrupt and configuration.connector in ("example", "embferry"):
-            example = configuration.connector == "example"
-            self._plugins.append(corruption.zeroed_tails if example else corruption.flipped_bits)
-        self._engines: list[Server] = []
+        if corrupt and configuration.connector in corruption.PLUGINS:
+            self._plugins.append(corruption.PLUGINS[configuration.connector])
+        self._engines: dict[str, Server] = {}
         self._router: Server | None = None
-        self.encoders: list[Server] = []
 
     def __enter__(self) -> Stack:
         """Starts the servers.
@@ -75,79 +134,62 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def encoders(self) -> list[Server]:
+        return [self._engines[name] for name in ENCODERS]
+
     def endpoint(self, max_tokens: int, timeout_s: float, concurrency: int) -> Endpoint:
-        where = self._ports.router if self.configuration.divided else self._ports.language
+        where = self._router_port if self.divided else self._ports["engine"].http
         return Endpoint(url(where), MODEL, max_tokens, timeout_s, concurrency, EXTRA)
 
     @property
     def metrics(self) -> list[str]:
         """URLs of the servers' metrics."""
-        if not self.configuration.divided:
-            return []
-        ports = [self._ports.router]
+        ports = [self._router_port] if self.divided else []
         if self.configuration.connector == "embferry":
-            ports += self._ports.metrics if self._small else self._ports.metrics[:3]
+            ports += [each.metrics for each in self._ports.values()]
         return [f"{url(port)}/metrics" for port in ports]
 
-    def route(self, *, small: bool = False, through: Sequence[str] | None = None) -> None:
-        """Starts a router, unless one with the same settings runs.
-
-        Args:
-            small: to the language instance with the small pool.
-            through: URLs in place of the encoders'; by default those of the encoders that run.
+    def route(self, language: str = LANGUAGE, through: Sequence[Server] = ()) -> None:
+        """Starts a router to a language instance, unless one with the same settings runs.
 
         Raises:
             StartError: it does not start.
         """
-        if not self.configuration.divided:
+        if not self.divided:
             return
-        encoders = [encoder.url for encoder in self.encoders if encoder.alive] if through is None else list(through)
-        language, peer = (self._ports.small, 3) if small else (self._ports.language, 2)
+        encoders = [each.url for each in through or self.encoders if through or each.alive]
         command = configurations.router(
-            self._python, self.configuration, self._ports, encoders, url(language), self._ports.peers[peer]
+            self._python, self.configuration, self._router_port, encoders, self._ports[language]
         )
         if self._router is not None:
             if self._router.alive and self._router.command == command:
                 return
-            self._router.end()
-        self._router = Server("router", command, url(self._ports.router), self._logs / "router.log", self._env)
+            ended([self._router])
+        self._router = Server("router", command, url(self._router_port), self._logs / "router.log", self._env)
         started([self._router], self._say, ROUTER_S)
 
     def close(self) -> None:
         self._say("ending")
-        servers = [*([self._router] if self._router else []), *self._engines]
-        for server in servers:
-            server.ask_to_end()
-        for server in servers:
-            server.end()
+        ended([*([self._router] if self._router else []), *self._engines.values()])
         self._engines.clear()
         self._router = None
 
     def _start(self) -> None:
-        self.store.mkdir(parents=True)
+        store = self._folder / "store"
+        store.mkdir(parents=True)
         self._logs.mkdir(parents=True, exist_ok=True)
         for log in self._logs.glob("*.log"):
             log.unlink()  # of an earlier run; routers of this run append to one log
-        path = (str(vllm_plugins.folder(self._folder, *self._plugins)), self._env.get("PYTHONPATH"))
+        path = (str(vllm_plugins.folder(self._folder, *self._plugins)), os.environ.get("PYTHONPATH"))
+        self._env = os.environ | configurations.ENVIRONMENT | {corruption.VARIABLE: str(self.damage)}
         self._env |= {"PYTHONPATH": os.pathsep.join(filter(None, path))}
-        if not self.configuration.divided:
-            self._engine("engine", self._ports.language)
-        else:
-            for index, port in enumerate(self._ports.encoders):
-                self.encoders.append(self._engine(f"encoder {index + 1}", port, index))
-            self._engine("language", self._ports.language, 2)
-            if self._small:
-                self._engine("language, small pool", self._ports.small, 3, SMALL_POOL_BYTES)
-        started(self._engines, self._say)
+        for name, ports in self._ports.items():
+            transfer = None
+            if self.divided:
+                transfer = configurations.transfer(self.configuration, name, ports, self._router_port, store)
+            command = configurations.engine(self._python, self._model, ports.http, transfer)
+            log = self._logs / f"{name.replace(' ', '-').replace(',', '')}.log"
+            self._engines[name] = Server(name, command, url(ports.http), log, self._env)
+        started([*self._engines.values()], self._say)
         self.route()
-
-    def _engine(self, name: str, port: int, index: int | None = None, pool_bytes: int = POOL_BYTES) -> Server:
-        """Starts an engine; ``index`` is its place among the divided ones, None if it is undivided."""
-        transfer = None
-        if index is not None:
-            role: configurations.Role = "ec_producer" if index < len(self._ports.encoders) else "ec_consumer"
-            transfer = configurations.transfer(self.configuration, role, self._ports, index, pool_bytes, self.store)
-        command = configurations.engine(self._python, self._model, port, transfer)
-        log = self._logs / f"{name.replace(' ', '-').replace(',', '')}.log"
-        self._engines.append(Server(name, command, url(port), log, self._env))
-        return self._engines[-1]

@@ -6,6 +6,8 @@ random order. So twenty requests have the same median and tail as twenty thousan
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Iterator
 from functools import cache
@@ -23,6 +25,11 @@ IMAGES = {1: 0.62, 2: 0.18, 3: 0.12, 4: 0.03, 5: 0.015, 6: 0.01, 7: 0.005, 8: 0.
 LARGEST = IMAGE_TOKENS[-1][1]
 ASPECT = 2.0
 """The largest ratio of a picture's sides."""
+
+
+GRAIN = 7
+"""Pixels a side of a square of one colour. No two patches are alike, and the file is as large as that of a photograph
+(0.15 MB for 1,280 tokens)."""
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -86,6 +93,19 @@ class Plan(msgspec.Struct, frozen=True):
         for rule, broken in wrong.items():
             if broken:
                 raise ValueError(rule)
+
+
+@cache
+def url(picture: Picture) -> str:
+    """Returns the picture as the ``data:`` URL of a PNG."""
+    from PIL import Image
+
+    rows, columns = -(-picture.height // GRAIN), -(-picture.width // GRAIN)
+    colours = np.random.default_rng(picture.key).integers(0, 255, (rows, columns, 3), dtype=np.uint8)
+    pixels = colours.repeat(GRAIN, 0).repeat(GRAIN, 1)[: picture.height, : picture.width]
+    data = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(data, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def requests(plan: Plan) -> list[Request]:

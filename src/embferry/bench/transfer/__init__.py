@@ -2,9 +2,9 @@
 
 In the order in which to read it:
 
-- ``candidates`` lists what is compared; ``contract`` is what each candidate implements.
-- ``library`` implements it with embferry, ``peers/`` with everything else, one candidate a file.
+- ``candidates`` lists what is compared; ``contract`` is what both ends of a candidate implement.
+- ``library`` implements it with embferry, ``peers`` with everything else.
 - ``worker`` is a process with one end of a candidate; ``pair`` controls a candidate's two processes.
-- ``rounds`` lets candidates take turns; ``run`` says with which payloads and how often; ``sweeps`` varies one setting.
-- ``results`` is what is measured; ``summary``, ``report``, ``targets`` and ``plots`` are computed from it.
+- ``plan`` says which candidates meet with which payloads and how often; ``rounds`` lets them take turns.
+- ``results`` is what is measured; ``report`` is computed from it.
 """

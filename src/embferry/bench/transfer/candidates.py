@@ -1,4 +1,4 @@
-"""Candidates of the comparison. A new one is a line here and a file in ``peers/``."""
+"""Candidates of the comparison. A new one is a line here and two classes in ``peers``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ NEEDS = {
     "safetensors": (("safetensors",), "pip install 'embferry[bench]'"),
 }
 """Modules, one of which must be installed, and how to install one."""
+OURS = f"{__package__}.library:Embferry"
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -61,33 +62,26 @@ def matching(patterns: list[str]) -> list[Candidate]:
 def _own(transport: str, mode: str, place: str) -> Candidate:
     options = {"transport": transport, "mode": mode, "in_place": place == "in-place"}
     label = f"{transport}, {'verified, checksum ahead' if mode == 'ahead' else mode}, {place.replace('-', ' ')}"
-    need = transport if transport in NEEDS else ""
-    return Candidate(f"{transport}/{mode}/{place}", label, "ours", f"{__package__}.library:Embferry", options, need)
+    return Candidate(f"{transport}/{mode}/{place}", label, "ours", OURS, options, transport)
 
 
-def _peer(key: str, label: str, kind: Kind, factory: str, need: str = "", **options: Any) -> Candidate:
-    return Candidate(key, label, kind, f"{__package__}.peers.{factory}", options, need)
+def _peer(key: str, label: str, kind: Kind, prefix: str, need: str = "", **options: Any) -> Candidate:
+    return Candidate(key, label, kind, f"{__package__}.peers:{prefix}", options, need)
 
 
+_TUNED = "Mooncake over TCP, directly, our settings"
 ALL = (
-    _peer("copy/private", "memory copy, private memory", "limit", "copying:Copy", to="private"),
-    _peer("copy/shared", "memory copy, shared memory", "limit", "copying:Copy", to="shared"),
-    _peer("copy/fresh", "memory copy, fresh array", "limit", "copying:Copy", to="fresh"),
-    _peer("socket", "raw socket (sendall / recv_into)", "limit", "sockets:Socket"),
+    _peer("copy/private", "memory copy, private memory", "limit", "Copy", to="private"),
+    _peer("copy/shared", "memory copy, shared memory", "limit", "Copy", to="shared"),
+    _peer("copy/fresh", "memory copy, fresh array", "limit", "Copy", to="fresh"),
+    _peer("socket", "raw socket (sendall / recv_into)", "limit", "Socket"),
     *(_own(transport, mode, place) for transport in TRANSPORTS for place in ("in-place", "gathered") for mode in MODES),
-    _peer("direct/mooncake", "Mooncake over TCP, directly", "engine", "mooncake:Mooncake", "mooncake"),
-    _peer(
-        "direct/mooncake-tuned",
-        "Mooncake over TCP, directly, our settings",
-        "engine",
-        "mooncake:Mooncake",
-        "mooncake",
-        tuned=True,
-    ),
-    _peer("direct/nixl", "NIXL (UCX), directly", "engine", "nixl:Nixl", "nixl"),
-    _peer("zeromq/copied", "ZeroMQ multipart, copied to a tensor", "peer", "zeromq:ZeroMQ"),
-    _peer("zeromq/in-place", "ZeroMQ multipart, used in its frame", "peer", "zeromq:ZeroMQ", in_place=True),
-    _peer("files", "safetensors file in a shared folder", "peer", "files:Files", "safetensors"),
-    _peer("http-get", "HTTP GET (http.server / http.client)", "peer", "httpget:HttpGet"),
+    _peer("direct/mooncake", "Mooncake over TCP, directly", "engine", "Mooncake", "mooncake"),
+    _peer("direct/mooncake-tuned", _TUNED, "engine", "Mooncake", "mooncake", tuned=True),
+    _peer("direct/nixl", "NIXL (UCX), directly", "engine", "Nixl", "nixl"),
+    _peer("zeromq/copied", "ZeroMQ multipart, copied to a tensor", "peer", "ZeroMQ"),
+    _peer("zeromq/in-place", "ZeroMQ multipart, used in its frame", "peer", "ZeroMQ", in_place=True),
+    _peer("files", "safetensors file in a shared folder", "peer", "Files", "safetensors"),
+    _peer("http-get", "HTTP GET (http.server / http.client)", "peer", "HttpGet"),
 )
 BY_KEY = {candidate.key: candidate for candidate in ALL}

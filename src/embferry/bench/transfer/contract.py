@@ -12,8 +12,8 @@ A round:
 from __future__ import annotations
 
 import socket
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -32,16 +32,15 @@ class UnavailableError(Exception):
 class Job(msgspec.Struct, frozen=True):
     """The task of an end."""
 
-    candidate: str
     factory: str
     """``module:prefix``; the classes are ``<prefix>Sending`` and ``<prefix>Receiving``."""
     tokens: int
     size: int
     """Bytes of the embedding."""
-    options: Facts = {}
-    folder: str = ""
+    options: Facts
+    folder: str
     """A folder that both ends see; the coordinator removes it."""
-    timeout_s: float = 60.0
+    timeout_s: float
 
 
 class Link:
@@ -69,10 +68,23 @@ class Link:
 
 
 class End:
-    """One end of a candidate, in a process of its own; made once, used for many rounds."""
+    """One end of a candidate, in a process of its own; made once, used for many rounds.
 
-    def __init__(self, job: Job, link: Link) -> None:
-        self.job, self.link = job, link
+    Attributes:
+        tensor: uint8 ``[job.size]``: the embedding to send, or the array for the one that arrives, which a receiving
+            end may replace.
+        counted_twice: bytes of memory that are mapped twice, which the kernel counts twice as resident.
+        closing: what is called or closed after the last round.
+    """
+
+    counted_twice = 0
+
+    def __init__(self, job: Job, link: Link, tensor: Bytes) -> None:
+        self.job, self.link, self.tensor, self.closing = job, link, tensor, ExitStack()
+        self.setup()
+
+    def setup(self) -> None:
+        """Makes what lasts for all rounds."""
 
     def address(self) -> Facts:
         """Returns what the other end needs in order to connect."""
@@ -81,66 +93,32 @@ class End:
     def connect(self, other: Facts) -> None:
         """Connects to the other end, given its :meth:`address`."""
 
+    def each(self) -> list[list[Bytes]]:
+        """Returns every embedding of a round as arrays, one field after another, valid until :meth:`finish`."""
+        return [[self.tensor]]
+
     def finish(self) -> Facts:
         """Releases what the round used, and returns figures of the candidate's own."""
         return {}
 
-    def close(self) -> None:
-        """Ends threads, closes sockets and files."""
 
-
-class Sending(End, ABC):
-    """The end that has the embedding, in ``source`` (uint8, ``[job.size]``)."""
-
-    def __init__(self, job: Job, source: Bytes, link: Link) -> None:
-        super().__init__(job, link)
-        self.source = source
-
+class Sending(End):
     def stage(self, number: int) -> Facts:
         """Prepares round ``number`` and returns what the receiving end must know about it."""
         return {}
 
-    @abstractmethod
     def send(self) -> None:
         """Timed. May return before all bytes have left."""
-
-    def each(self) -> list[list[Bytes]]:
-        """Returns every embedding of a round as arrays."""
-        return [[self.source]]
+        self.link.tell()
 
 
-class Receiving(End, ABC):
-    """The end that gets the embedding."""
-
-    pool_bytes = 0
-    """Memory that all transfers of the process share."""
-    counted_twice = 0
-    """Bytes of the pool that are mapped twice, which the kernel counts twice as resident."""
-
+class Receiving(End):
     def arm(self, number: int, staged: Facts) -> None:
         """Learns about round ``number`` before the clock starts."""
 
-    @abstractmethod
     def receive(self) -> None:
         """Timed. Returns when the embedding may be used."""
-
-    @abstractmethod
-    def each(self) -> list[list[Bytes]]:
-        """Returns every embedding of a round as arrays, one field after another, valid until :meth:`finish`."""
-
-
-class TensorReceiving(Receiving):
-    """A receiving end with one array, allocated before the first round."""
-
-    def __init__(self, job: Job, link: Link) -> None:
-        super().__init__(job, link)
-        self.tensor: Bytes = np.empty(job.size, np.uint8)
-
-    def receive(self) -> None:
         self.link.wait()
-
-    def each(self) -> list[list[Bytes]]:
-        return [[self.tensor]]
 
     def fill(self, read: Callable[[memoryview], int | None]) -> None:
         """Calls ``read`` until the array is full; it takes a buffer and returns how many bytes it wrote there.

@@ -1,13 +1,16 @@
-"""Samples of ``embferry bench transfer``."""
+"""Samples of ``embferry bench transfer``, and the figures computed from them."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from ..results import Results
-from .payloads import Payload
+from .payloads import TOKEN_BYTES, Payload
 
 Status = Literal["ok", "missing", "error", "skipped"]
 Kind = Literal["ours", "engine", "peer", "limit"]
@@ -38,19 +41,52 @@ class Measurement(msgspec.Struct):
     reason: str = ""
     """Why the status is not ``ok``."""
     samples: list[Sample] = []
-    pool_bytes: int = 0
     group: int = 0
     """Those of one group took turns; there are several groups if memory did not suffice for all at once."""
     sweep: str = ""
     """The sweep it is a point of; empty for the comparison."""
-    x: float = 0.0
     options: dict[str, Any] = {}
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are figures; the other properties need them."""
+        return bool(self.samples) and self.status == "ok"
+
+    @property
+    def crosses(self) -> bool:
+        """False for a copy within one process, which has only one side."""
+        return self.kind != "limit" or self.candidate == "socket"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all embeddings of a round."""
+        tokens: list[int] = self.options.get("rooms") or [self.payload.tokens]
+        return TOKEN_BYTES * sum(tokens)
+
+    def seconds(self, share: float) -> float:
+        """Returns a quantile of the times."""
+        return float(np.quantile([sample.seconds for sample in self.samples], share))
+
+    @property
+    def goodput(self) -> tuple[float, float, float]:
+        """Bytes a second at the median, the third and the first quartile of the times."""
+        return self.size / self.seconds(0.5), self.size / self.seconds(0.75), self.size / self.seconds(0.25)
+
+    def cpu(self, used: Callable[[Sample], float]) -> float:
+        """Returns CPU seconds per 10⁹ bytes, the median."""
+        return statistics.median(map(used, self.samples)) / self.size * 1e9
+
+    @property
+    def fairness(self) -> float | None:
+        """Jain's index over the goodputs of equal transfers that ran at once, the median of the rounds."""
+        fair = [jain([1 / wait for wait in sample.waits]) for sample in self.samples if sample.waits]
+        return statistics.median(fair) if fair else None
 
 
 class TransferResults(Results, tag="transfer", kw_only=True):
     measurements: list[Measurement] = msgspec.field(default_factory=list)
 
-    @property
-    def failed(self) -> list[str]:
-        """Reasons of the candidates that failed; those that are not installed are not among them."""
-        return [f"{m.label}, {m.payload.name}: {m.reason}" for m in self.measurements if m.status == "error"]
+
+def jain(shares: Sequence[float]) -> float:
+    """Returns Jain's index of fairness (Jain, Chiu, Hawe 1984): 1 if all are equal, 1/n if one has all."""
+    return sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))

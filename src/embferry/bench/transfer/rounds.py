@@ -6,53 +6,55 @@ So other work of the machine affects all alike. A candidate that is not taking i
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-
-import msgspec
 
 from ..machine import available_bytes
 from ..results import Progress
 from .candidates import Candidate, missing
 from .contract import Job, UnavailableError
-from .pair import CLOSE_S, CandidateError, Pair
+from .pair import CLOSE_S, KILL_S, CandidateError, Pair
 from .payloads import Payload
 from .results import Measurement, Status
 
 SEED = 20
 PROCESS_BYTES = 45 << 20
 SHARE_OF_MEMORY = 0.75
+TIMEOUT_S = 60.0
+SLOWEST = 50e6
+"""Bytes a second, below which a candidate is too slow."""
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """A candidate with a payload, in the comparison or as a point of a sweep."""
+class Entry:
+    """A candidate with a payload, in the comparison or as a point of a sweep.
 
-    candidate: Candidate
-    payload: Payload
-    sweep: str = ""
-    x: float = 0.0
-    copies: float = 3
-    """How many payloads of memory it takes: source, destination, and a pool or a frame."""
+    It takes ``copies`` payloads of memory: source, destination, and a pool or a frame.
+    """
 
-    @property
-    def bytes_needed(self) -> int:
-        return int(self.payload.size * self.copies) + 2 * PROCESS_BYTES
+    def __init__(self, candidate: Candidate, payload: Payload, sweep: str = "", copies: float = 3) -> None:
+        c = self.candidate = candidate
+        self.bytes_needed = int(payload.size * copies) + 2 * PROCESS_BYTES
+        self.result = Measurement(c.key, c.label, c.kind, payload, sweep=sweep, options=dict(c.options))
+
+    def job(self, folder: str, timeout_s: float) -> Job:
+        payload, c = self.result.payload, self.candidate
+        return Job(c.factory, payload.tokens, payload.size, c.options, folder, timeout_s + payload.size / SLOWEST)
 
 
 def measure(
-    entries: Sequence[Entry], rounds: int, folder: str, timeout_s: float, progress: Progress
+    entries: Sequence[Entry], rounds: int, folder: str, progress: Progress, timeout_s: float = TIMEOUT_S
 ) -> list[Measurement]:
     """Measures ``rounds`` rounds of each entry, after one that warms up.
 
     An entry that is missing or fails is in the result with the reason.
     """
-    done: list[Measurement] = []
     for number, group in enumerate(_groups(entries)):
-        turns = _Turns(group, number, rounds, progress)
-        turns.run(folder, timeout_s)
-        done += turns.measurements
-    return done
+        for entry in group:
+            entry.result.group = number
+        _take_turns(group, rounds, folder, progress, timeout_s)
+    return [entry.result for entry in entries]
 
 
 def _groups(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
@@ -68,99 +70,54 @@ def _groups(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         yield group
 
 
-class _Turns:
-    """The rounds of entries that run together."""
+def _take_turns(entries: list[Entry], rounds: int, folder: str, progress: Progress, timeout_s: float) -> None:
+    """Runs the rounds of entries that fit into memory together. Leaves no process."""
+    pairs: dict[Entry, Pair] = {}  # of the entries that still take part
 
-    def __init__(self, entries: Sequence[Entry], group: int, rounds: int, progress: Progress) -> None:
-        self.entries, self._rounds, self._progress = entries, rounds, progress
-        self.measurements = [
-            Measurement(
-                candidate=e.candidate.key,
-                label=e.candidate.label,
-                kind=e.candidate.kind,
-                payload=e.payload,
-                group=group,
-                sweep=e.sweep,
-                x=e.x,
-                options=dict(e.candidate.options),
-            )
-            for e in entries
-        ]
-        self._pairs: dict[int, Pair] = {}
-        """Pairs that still take part, by the index of their entry."""
+    def say(entry: Entry, what: str, done: int) -> None:
+        progress(f"{entry.result.payload.name}: {what}{entry.result.label}", done)
 
-    def run(self, folder: str, timeout_s: float) -> None:
-        with self._ending():
-            for index in range(len(self.entries)):
-                self._start(index, folder, timeout_s)
-            for index in list(self._pairs):
-                with self._surviving(index, self._rounds + 1):
-                    self._pairs[index].connect()
-                    self._pairs[index].park()
-            shuffle = random.Random(SEED)
-            for number in range(self._rounds + 1):
-                order = list(self._pairs)
-                shuffle.shuffle(order)
-                for index in order:
-                    self._say(index, "", 1)
-                    with self._surviving(index, self._rounds - number):
-                        self._turn(index, number)
-
-    def _start(self, index: int, folder: str, timeout_s: float) -> None:
-        entry = self.entries[index]
-        self._say(index, "starting ", 0)
-        if reason := missing(entry.candidate):
-            self._leave(index, "missing", reason, self._rounds + 1)
-        elif entry.bytes_needed > available_bytes() * SHARE_OF_MEMORY and not self._pairs:
-            self._leave(index, "skipped", f"needs {entry.bytes_needed / 1e9:.1f} GB of memory", self._rounds + 1)
-        else:
-            candidate, payload = entry.candidate, entry.payload
-            job = Job(
-                candidate=candidate.key.replace("/", "-"),
-                factory=candidate.factory,
-                tokens=payload.tokens,
-                size=payload.size,
-                options=candidate.options,
-                folder=folder,
-                timeout_s=timeout_s + payload.size / 50e6,
-            )
-            self._pairs[index] = pair = Pair(job)
-            pair.begin()
-
-    def _turn(self, index: int, number: int) -> None:
-        pair = self._pairs[index]
-        pair.resume()
-        sample = pair.run(number)
-        pair.park()
-        self.measurements[index].pool_bytes = pair.pool_bytes
-        if number > 0:  # the first round warms up
-            self.measurements[index].samples.append(sample)
+    def leave(entry: Entry, status: Status, reason: str, left: int) -> None:
+        entry.result.status, entry.result.reason = status, reason
+        say(entry, f"{status}: ", left)
 
     @contextmanager
-    def _surviving(self, index: int, left: int) -> Iterator[None]:
+    def its_turn(entry: Entry, left: int) -> Iterator[Pair]:
         """Ends a candidate that fails inside, so that the others go on. ``left`` rounds of it are not done."""
+        pair = pairs[entry]
         try:
-            yield
+            yield pair
+            pair.signal(signal.SIGSTOP)
         except (CandidateError, UnavailableError) as error:
-            self._pairs.pop(index).kill()
-            self._leave(index, "missing" if isinstance(error, UnavailableError) else "error", str(error), left)
+            pairs.pop(entry).close()
+            pair.end(KILL_S)
+            leave(entry, "missing" if isinstance(error, UnavailableError) else "error", str(error), left)
 
-    def _leave(self, index: int, status: Status, reason: str, rounds: int) -> None:
-        self.measurements[index].status, self.measurements[index].reason = status, reason
-        self._say(index, f"{status}: ", rounds)
-
-    def _say(self, index: int, what: str, rounds: int) -> None:
-        measurement = self.measurements[index]
-        self._progress(f"{measurement.payload.name}: {what}{measurement.label}", rounds)
-
-    @contextmanager
-    def _ending(self) -> Iterator[None]:
-        """Ends all processes on the way out."""
-        try:
-            yield
-        finally:
-            deadline = time.monotonic() + CLOSE_S
-            for pair in self._pairs.values():
-                pair.ask_to_close()
-            for pair in self._pairs.values():
-                pair.end(max(0.0, deadline - time.monotonic()))
+    try:
+        for entry in entries:
+            say(entry, "starting ", 0)
+            if reason := missing(entry.candidate):
+                leave(entry, "missing", reason, rounds + 1)
+            elif entry.bytes_needed > available_bytes() * SHARE_OF_MEMORY and not pairs:
+                leave(entry, "skipped", f"needs {entry.bytes_needed / 1e9:.1f} GB of memory", rounds + 1)
+            else:
+                pairs[entry] = Pair(entry.job(folder, timeout_s))
+        for entry in list(pairs):
+            with its_turn(entry, rounds + 1) as pair:
+                pair.connect()
+        shuffle = random.Random(SEED)
+        for number in range(rounds + 1):
+            order = list(pairs)
+            shuffle.shuffle(order)
+            for entry in order:
+                say(entry, "", 1)
+                with its_turn(entry, rounds - number) as pair:
+                    pair.signal(signal.SIGCONT)
+                    sample = pair.run(number)
+                    entry.result.samples += [sample] if number else []  # the first round warms up
+    finally:
+        deadline = time.monotonic() + CLOSE_S
+        for pair in pairs.values():
+            pair.close()
+        for pair in pairs.values():
+            pair.end(max(0.0, deadline - time.monotonic()))

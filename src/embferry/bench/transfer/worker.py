@@ -8,42 +8,37 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import os
-import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-from ..processes import end_with_parent
-from . import meters, payloads
+import numpy as np
+
+from ..machine import size
+from . import payloads
 from .contract import Facts, Job, Link, UnavailableError
 
 
-def main(control_fd: int, link_fd: int, parent: int) -> None:
-    """Obeys the coordinator until it says ``close`` or ends."""
-    end_with_parent(parent, signal.SIGKILL)
-    faulthandler.enable()
-    control: Connection[Any, Any] = Connection(control_fd)
-    with control, socket.socket(fileno=link_fd) as link:
-        _Worker(control, link).serve()
-    # Engines leave threads that cannot be ended.
-    sys.stderr.flush()
-    os._exit(0)
+def reset_peak() -> None:
+    """Resets the peak of resident memory, ``VmHWM`` (proc(5)); a system that forbids it leaves the peak so far."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-class _Worker:
+class Worker:
+    """Its methods are the requests. CPU time is that of all threads of the process."""
+
     def __init__(self, control: Connection[Any, Any], link: socket.socket) -> None:
         self._control, self._link = control, link
         self._end: Any
 
     def serve(self) -> None:
-        commands: dict[str, Callable[..., Facts]] = {
-            name: getattr(self, name)
-            for name in ("make", "connect", "stage", "arm", "go", "digests", "finish", "close")
-        }
+        """Obeys the coordinator until it says ``close`` or ends."""
         name = ""
         while name != "close":
             try:
@@ -51,7 +46,7 @@ class _Worker:
             except (EOFError, ConnectionError):
                 return
             try:
-                self._control.send(("done", commands[name](**arguments)))
+                self._control.send(("done", getattr(self, name)(**arguments)))
             except UnavailableError as error:
                 self._control.send(("unavailable", str(error)))
             except Exception as error:
@@ -60,32 +55,30 @@ class _Worker:
                 self._control.send(("failed", f"{type(error).__name__}: {error}"))
                 raise
 
-    def make(self, role: str, job: Job) -> Facts:
+    def make(self, job: Job, role: str) -> Facts:
         """Makes the end. Memory counts from here on."""
         module, _, prefix = job.factory.partition(":")
-        self._job, link = job, Link(self._link, job.timeout_s)
-        classes = importlib.import_module(module)
-        meters.reset_peak()
-        self._before = meters.memory("VmRSS")
-        if role == "sending":
-            self._end = getattr(classes, f"{prefix}Sending")(job, payloads.make(job.size), link)
-        else:
-            self._end = getattr(classes, f"{prefix}Receiving")(job, link)
-        return {"address": self._end.address(), "pool_bytes": getattr(self._end, "pool_bytes", 0)}
+        end = getattr(importlib.import_module(module), f"{prefix}{role}")
+        reset_peak()
+        self._before = size("/proc/self/status", "VmRSS") + job.size
+        tensor = payloads.make(job.size) if role == "Sending" else np.empty(job.size, np.uint8)
+        self._end = end(job, Link(self._link, job.timeout_s), tensor)
+        address: Facts = self._end.address()
+        return address
 
     def connect(self, other: Facts) -> Facts:
         self._end.connect(other)
         return {}
 
     def stage(self, number: int) -> Facts:
-        self._used = -meters.cpu_seconds()
-        payloads.stamp(self._end.source, number)
+        self._used = -time.process_time()
+        payloads.stamp(self._end.tensor, number)
         staged: Facts = self._end.stage(number)
         return staged
 
     def arm(self, number: int, staged: Facts) -> Facts:
         """Sends a first answer when the end is ready to receive; the second follows when it has received."""
-        self._used = -meters.cpu_seconds()
+        self._used = -time.process_time()
         self._end.arm(number, staged)
         self._control.send(("done", {}))
         self._end.receive()
@@ -97,23 +90,25 @@ class _Worker:
         self._end.send()
         return {"at": began}
 
-    def digests(self) -> Facts:
-        """Returns the digest of every embedding that was sent or that arrived."""
-        self._used += meters.cpu_seconds()
-        digests = [payloads.digest(arrays) for arrays in self._end.each()]
-        self._used -= meters.cpu_seconds()
-        return {"digests": sorted(digests)}
-
     def finish(self) -> Facts:
-        """Ends the round, and returns what this end used in it, without the digests."""
-        details = self._end.finish()
-        beyond = meters.memory("VmHWM") - self._before - self._job.size - getattr(self._end, "counted_twice", 0)
-        return {"cpu": self._used + meters.cpu_seconds(), "memory": beyond, "details": details}
+        """Ends the round; returns the digest of every embedding, and what this end used, without the digests."""
+        self._used += time.process_time()
+        digests = sorted(payloads.digest(arrays) for arrays in self._end.each())
+        self._used -= time.process_time()
+        facts: Facts = self._end.finish()
+        beyond = size("/proc/self/status", "VmHWM") - self._before - self._end.counted_twice
+        return facts | {"digests": digests, "cpu": self._used + time.process_time(), "memory": beyond}
 
     def close(self) -> Facts:
-        self._end.close()
+        self._end.closing.close()
         return {}
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    faulthandler.enable()
+    control: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    with control, socket.socket(fileno=int(sys.argv[2])) as link:
+        Worker(control, link).serve()
+    # Engines leave threads that cannot be ended.
+    sys.stderr.flush()
+    os._exit(0)

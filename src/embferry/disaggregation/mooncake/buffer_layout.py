@@ -48,7 +48,7 @@ def block_writes(
 
     Args:
         geometry: The peer's pool.
-        command: The tokens, and the blocks that they fill, from the start of the first one on.
+        command: The tokens, and the blocks that they fill from their start on.
         fields: The whole embedding.
         aux: ``aux_datas`` of the first block, int32 [16].
         planes: Whether ``mrope_positions`` are transposed.

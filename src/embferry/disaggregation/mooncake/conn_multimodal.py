@@ -9,9 +9,8 @@ from embferry.discovery.bootstrap_server import BootstrapServer as MooncakeEmbed
 
 from ..wire.messages import EmbeddingArgsRegisterInfo, TransferEmbeddingChunk, TransferEmbeddingInfo
 from .encode_manager import EncodeManager, MooncakeEmbeddingSender
-from .language_manager import LanguageManager
+from .language_manager import LanguageManager, MooncakeEmbeddingReceiver
 from .manager import MooncakeEmbeddingManager
-from .receiver_handle import MooncakeEmbeddingReceiver
 from .settings import OriginSettings, origin_layout
 
 __all__ = [

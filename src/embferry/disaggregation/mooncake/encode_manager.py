@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import ClassVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -12,26 +13,15 @@ import numpy.typing as npt
 from embferry.discovery.bootstrap_client import BootstrapClient, RankKeeper
 from embferry.discovery.leases import Rank
 from embferry.memory.buffers import AUX_WIDTH
-from embferry.protocol.errors import (
-    Aborted,
-    EmbeddingTransferError,
-    LeaseExpired,
-    LocalProtocolError,
-    TransportError,
-)
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.settings import TransferSettings
-from embferry.protocol.states import KVPoll
 from embferry.transfer.fields import Fields, check_fields
-from embferry.transfer.handle import Handle
-from embferry.transfer.waiting import wait
 
 from ..wire.messages import EmbeddingStatus, write_status
-from ..wire.sender_rooms import Command, Ended, Refused, Registered, Report, SenderRooms, WriteBlocks
+from ..wire.sender_rooms import Command, Ended, Registered, Report, SenderRoom, SenderRooms, WriteBlocks
 from .buffer_layout import block_writes
-from .manager import MooncakeEmbeddingManager
-from .session_engines import OpenEngine, SessionEngines
-from .settings import OriginSettings
+from .manager import MooncakeEmbeddingManager, Options, OriginHandle
+from .session_engines import SessionEngines
 
 log = logging.getLogger(__name__)
 
@@ -43,67 +33,47 @@ class EncodeManager(MooncakeEmbeddingManager):
         geometry: The language side's pool, which is not on the wire.
         bootstrap_url: Where this rank registers itself (``PUT /route``), such as ``http://10.0.0.5:8998``. None if
             receivers are given its address in another way.
-        settings, transfer, open_engine: As in :class:`MooncakeEmbeddingManager`.
+        options: ``settings``, ``transfer`` and ``open_engine``, as in :class:`MooncakeEmbeddingManager`.
     """
 
-    def __init__(
-        self,
-        geometry: Geometry,
-        *,
-        bootstrap_url: str | None = None,
-        settings: OriginSettings | None = None,
-        transfer: TransferSettings | None = None,
-        open_engine: OpenEngine | None = None,
-    ) -> None:
-        super().__init__("embferry-origin-send", geometry, settings, transfer, open_engine)
+    side: ClassVar[str] = "encode"
+
+    def __init__(self, geometry: Geometry, *, bootstrap_url: str | None = None, **options: Unpack[Options]) -> None:
+        super().__init__("embferry-origin-send", geometry, **options)
         s = self.settings
         self.rooms = SenderRooms(self.wire, self.transfer)
-        self.senders: dict[int, MooncakeEmbeddingSender] = {}
+        self.handles: dict[int, MooncakeEmbeddingSender] = {}
         register_sources = s.protocol != "tcp" if s.register_sources is None else s.register_sources
         self._engines = SessionEngines(self.open_engine, register_sources)
         self._registration: RankKeeper | None = None
         if bootstrap_url is not None:
-            rank = Rank(
-                tp_size=s.tp_size,
-                dp_size=s.dp_size,
-                rank_ip=s.reached_at,
-                rank_port=self.port,
-                engine_rank=s.engine_rank,
-            )
+            sizes = {"tp_size": s.tp_size, "dp_size": s.dp_size, "engine_rank": s.engine_rank}
+            rank = Rank(rank_ip=s.reached_at, rank_port=self.port, **sizes)
             self._registration = RankKeeper(BootstrapClient(bootstrap_url), rank, s.heartbeat_interval)
             self._registration.start()
         self.start()
 
     def open(self, room: int) -> MooncakeEmbeddingSender:
         """Returns the sending end of ``room``. Call its ``init()`` next."""
-        return MooncakeEmbeddingSender(self, room)
+        return MooncakeEmbeddingSender(self, SenderRoom(room))
 
     # The driver
-
-    def collapsed(self) -> None:
-        for sender in self.senders.values():
-            sender.notify(force=True)
 
     def _receive(self, frames: Sequence[bytes], now: float) -> None:
         self.execute(self.rooms.receive(frames, now))
 
     def _expire(self, now: float) -> float | None:
-        self.execute(self.rooms.tick(now), LeaseExpired)
+        self.execute(self.rooms.tick(now))
         return self.rooms.next_timeout()
 
     def _end_transfers(self) -> None:
         if self._registration is not None:
             self._registration.stop()
-        with self.lock:
-            for sender in list(self.senders.values()):
-                sender.abort(Aborted("the encode side is shutting down", room=sender.room, retryable=True))
+        super()._end_transfers()
         self._engines.close()  # without the lock: it joins threads whose last calls are queued for the driver
 
-    def execute(self, commands: Iterable[Command], failure: type[EmbeddingTransferError] = TransportError) -> None:
-        """Executes commands in order; a room that fails without an error of its own fails with ``failure``.
-
-        The lock is held.
-        """
+    def execute(self, commands: Iterable[Command]) -> None:
+        """Executes commands in order. The lock is held."""
         for command in commands:
             match command:
                 case Registered(session, _):
@@ -113,13 +83,14 @@ class EncodeManager(MooncakeEmbeddingManager):
                     self._write(command)
                 case Report(room, endpoint, port, status):
                     self.push(endpoint, port, write_status(EmbeddingStatus(room, status)))
-                case Ended(room, status, reason):
-                    self._end(room, status, reason, failure)
-                case Refused(reason, room, session):
-                    log.warning("refused a message (room %s, session %s): %s", room, session, reason)
+                case Ended(room, error):
+                    if error is not None:
+                        log.warning("room %d: failed: %s", room, error.detail)
+                    if room in self.handles:
+                        self.handles.pop(room).release()
 
     def _write(self, command: WriteBlocks) -> None:
-        sender = self.senders[command.room]
+        sender = self.handles[command.room]
         if not command.aux:
             log.debug("room %d: resumed transfer from token %d on", command.room, command.sent_tokens)
         planes = self.settings.mrope_planes
@@ -130,15 +101,8 @@ class EncodeManager(MooncakeEmbeddingManager):
         """Queues the end of a write for the driver. Any thread, without a lock."""
         self.call(lambda: self.execute(self.rooms.written(room, session, self.now(), failure)))
 
-    def _end(self, room: int, status: KVPoll, reason: str, failure: type[EmbeddingTransferError]) -> None:
-        sender = self.senders.pop(room, None)
-        if reason:
-            log.warning("room %d: failed: %s", room, reason)
-        if sender is not None:
-            sender.end(status, None if status is KVPoll.Success else failure(reason, room=room))
 
-
-class MooncakeEmbeddingSender(Handle):
+class MooncakeEmbeddingSender(OriginHandle):
     """The sending end of one room, for receivers of the origin. Made by :meth:`EncodeManager.open`.
 
     Attributes:
@@ -146,16 +110,14 @@ class MooncakeEmbeddingSender(Handle):
         aux: ``aux_datas`` of the embedding, int32 [16].
     """
 
-    def __init__(self, manager: EncodeManager, bootstrap_room: int) -> None:
-        super().__init__(bootstrap_room, manager)
-        self.manager = manager
+    manager: EncodeManager
+    machine: SenderRoom
+
+    def __init__(self, manager: EncodeManager, machine: SenderRoom) -> None:
+        super().__init__(manager, machine)
         self.fields: Fields = {}
         self.aux: npt.NDArray[np.int32] = np.zeros(AUX_WIDTH, np.int32)
-        self._begun = False
         self._announced: int | None = None
-        self._status: KVPoll | None = None  # once the room is over
-        self._error: EmbeddingTransferError | None = None
-        self._reported = (None,)
 
     def init(self, total_tokens: int | None = None, content_digest: bytes = b"", aux: tuple[int, ...] = ()) -> None:
         """Tells the manager that it has to serve this room. The receiver may have asked for it before.
@@ -175,12 +137,11 @@ class MooncakeEmbeddingSender(Handle):
         except (ValueError, OverflowError) as error:
             raise LocalProtocolError(f"aux has up to {AUX_WIDTH} int32: {error}", room=self.room) from None
         with self.manager.lock:
-            if self._begun or self._status is not None:
+            if self.machine.opened or self.machine.over:
                 raise LocalProtocolError("init() is called once; open the room again instead", room=self.room)
             self.manager.check()
-            self.manager.rooms.open(self.room, self.manager.now())
-            self.manager.senders[self.room] = self
-            self._begun = True
+            self.machine = self.manager.rooms.open(self.room, self.manager.now())
+            self.manager.handles[self.room] = self
             self._announced = total_tokens
         self.manager.wake()
 
@@ -207,7 +168,7 @@ class MooncakeEmbeddingSender(Handle):
         if ready_tokens is not None and ready_tokens < total:
             return
         with self.manager.lock:
-            if self._status is not None:
+            if self.machine.over:
                 return  # aborted meanwhile
             self.manager.check()
             commands = self.manager.rooms.ready(self.room, total, self.manager.now())
@@ -218,49 +179,21 @@ class MooncakeEmbeddingSender(Handle):
 
     send = send_embedding
 
-    def poll(self) -> KVPoll:
-        with self.manager.lock:
-            if self._status is not None:
-                return self._status
-            self.manager.check()
-            return self.manager.rooms.poll(self.room) or KVPoll.Bootstrapping
-
-    def wait(self, timeout: float) -> None:
-        """Blocks until the embedding is sent; see :func:`embferry.transfer.waiting.wait`."""
-        wait(self, timeout)
-
-    def abort(self, error: EmbeddingTransferError | None = None) -> None:
+    def _fail(self, error: EmbeddingTransferError) -> None:
         """Ends the transfer as soon as no write of it is in flight. The receiver hears ``Failed`` without a reason."""
-        with self.manager.lock:
-            if self._status is None:
-                self._error = error or Aborted("aborted by the encode side", room=self.room)
-                if self._begun:
-                    self.manager.execute(self.manager.rooms.abort(self.room, self._error.detail))
-                    self.manager.wake()
-                else:
-                    self.end(KVPoll.Failed, self._error)
-
-    def clear(self) -> None:
-        """Releases the room; the same as :meth:`abort` while the transfer goes on."""
-        self.abort()
+        if self.machine.opened:
+            self.manager.execute(self.manager.rooms.abort(self.room, error))
+            self.manager.wake()
+        else:
+            self.machine.fail(error)
+            self.notify()
 
     @property
     def source_released(self) -> bool:
         """Whether the arrays given to :meth:`send_embedding` are not read any more."""
-        return self._status is not None
+        return self.machine.over
 
-    @property
-    def error(self) -> EmbeddingTransferError | None:
-        return self._error if self._status is KVPoll.Failed else None
-
-    def _state(self) -> tuple[object, ...]:
-        return (self._status,)
-
-    # For the manager; the lock is held
-
-    def end(self, status: KVPoll, error: EmbeddingTransferError | None) -> None:
-        """Records that the room is over."""
-        self._status = status
-        self._error = self._error or error
+    def release(self) -> None:
+        """Drops the embedding and reports the end of the room. Called by the manager, with its lock held."""
         self.fields = {}
         self.notify()

@@ -7,17 +7,12 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 from embferry.discovery.bootstrap_client import BootstrapClient, Shape
-from embferry.protocol.errors import (
-    CapacityError,
-    EmbeddingTransferError,
-    LocalProtocolError,
-    PeerGone,
-    RemoteProtocolError,
-    TransportError,
-)
+from embferry.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError
 
 from .settings import OriginSettings
 
@@ -39,12 +34,8 @@ class EncodeRank:
 OnFound = Callable[[EncodeRank | EmbeddingTransferError], None]
 """Called with the result of a look-up, on the thread of :class:`EncodeSide`. No lock is held."""
 
-
-@dataclass(frozen=True, slots=True)
-class _LookUp:
-    room: int
-    deadline: float  # on the monotonic clock
-    on_found: OnFound
+LookUp = tuple[int, float, OnFound]
+"""A room, and the deadline of its look-up on the monotonic clock."""
 
 
 def rank_for(shape: Shape, settings: OriginSettings, room: int) -> tuple[int, int, int]:
@@ -84,65 +75,58 @@ class EncodeSide:
         self._client = BootstrapClient(url)
         self._settings, self._on_miss, self._on_lost = settings, on_miss, on_lost
         self._misses = 0  # unanswered requests of its health in a row
-        self._changed = threading.Condition()  # guards the next two
-        self._new: list[_LookUp] = []
-        self._stopping = False
+        self._new: SimpleQueue[LookUp | None] = SimpleQueue()  # None ends the thread
         self._thread = threading.Thread(target=self._run, name=f"embferry-origin {url}", daemon=True)
         self._thread.start()
 
     def find(self, room: int, deadline: float, on_found: OnFound) -> None:
         """Looks up the encode rank of a room until ``deadline``, then fails with :class:`PeerGone`."""
-        with self._changed:
-            self._new.append(_LookUp(room, deadline, on_found))
-            self._changed.notify()
+        self._new.put((room, deadline, on_found))
 
     def stop(self) -> None:
         """Ends the thread."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
+        self._new.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         next_check = math.inf  # of its health; a server that never answered cannot be lost
-        pending: list[_LookUp] = []
+        pending: list[LookUp | None] = []
         while True:
-            with self._changed:
-                if not (self._stopping or self._new):
-                    pause = RETRY_S if pending else IDLE_S
-                    self._changed.wait(min(pause, max(0.0, next_check - time.monotonic())))
-                if self._stopping:
-                    return
-                new, self._new = self._new, []
-            asked = pending + new
-            pending = self._look_up(asked)
+            pause = min(RETRY_S if pending else IDLE_S, max(0.0, next_check - time.monotonic()))
+            with suppress(Empty):
+                pending.append(self._new.get(timeout=pause))
+                while True:
+                    pending.append(self._new.get_nowait())
+            asked = [look_up for look_up in pending if look_up is not None]
+            if len(asked) < len(pending):
+                return
+            pending = [*self._look_up(asked)]
             if len(pending) < len(asked) and next_check == math.inf:
                 next_check = time.monotonic() + self._settings.heartbeat_interval
             if time.monotonic() >= next_check:
                 lost = self._check_health()
                 next_check = math.inf if lost else time.monotonic() + self._settings.heartbeat_interval
 
-    def _look_up(self, asked: list[_LookUp]) -> list[_LookUp]:
+    def _look_up(self, asked: list[LookUp]) -> list[LookUp]:
         """Returns the look-ups that have to be tried again."""
         found: dict[tuple[int, int], EncodeRank] = {}
         shape: Shape | None = None
-        pending: list[_LookUp] = []
-        for look_up in asked:
+        pending: list[LookUp] = []
+        for room, deadline, on_found in asked:
             try:
                 shape = shape or self._client.shape()
-                rank, group, ranks = rank_for(shape, self._settings, look_up.room)
+                rank, group, ranks = rank_for(shape, self._settings, room)
                 if (rank, group) not in found:
                     at = self._client.route(rank, group)
                     found[rank, group] = EncodeRank(at.rank_ip, at.rank_port, ranks)
-            except (TransportError, PeerGone, CapacityError) as error:
-                if time.monotonic() < look_up.deadline:
-                    pending.append(look_up)
+                on_found(found[rank, group])
+            except EmbeddingTransferError as error:
+                if not error.retryable:
+                    on_found(error)
+                elif time.monotonic() < deadline:
+                    pending.append((room, deadline, on_found))
                 else:
-                    look_up.on_found(PeerGone(f"no encode side was found in time: {error.detail}", room=look_up.room))
-            except (LocalProtocolError, RemoteProtocolError) as error:
-                look_up.on_found(error)
-            else:
-                look_up.on_found(found[rank, group])
+                    on_found(PeerGone(f"no encode side was found in time: {error.detail}"))
         return pending
 
     def _check_health(self) -> bool:

@@ -6,12 +6,14 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar, Unpack
 
 import numpy as np
+import numpy.typing as npt
 
-from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
+from embferry.memory.blocks import MetadataAllocation, blocks_needed
+from embferry.memory.buffers import AUX_WIDTH
 from embferry.protocol.errors import (
-    Aborted,
     EmbeddingTransferError,
     LocalProtocolError,
     PeerGone,
@@ -19,22 +21,18 @@ from embferry.protocol.errors import (
     TransportError,
 )
 from embferry.protocol.layout import Geometry
-from embferry.protocol.settings import TransferSettings
+from embferry.transfer.fields import Array
 
 from ..wire.messages import EmbeddingArgsRegisterInfo, TransferEmbeddingInfo, read_status, write
-from ..wire.receiver_room import Arrived, Dropped, ReceiverRoom
+from ..wire.receiver_room import ReceiverRoom, Round
 from .buffer_layout import gather
 from .encode_ranks import EncodeRank, EncodeSide
-from .manager import MooncakeEmbeddingManager
-from .pool_mapping import PoolMapping, PoolMemory
-from .receiver_handle import MooncakeEmbeddingReceiver
-from .session_engines import OpenEngine
-from .settings import OriginSettings
+from .manager import MooncakeEmbeddingManager, Options, OriginHandle
+from .pool_mapping import Pool, PoolMapping
 from .write_marks import WriteMarks
 
 log = logging.getLogger(__name__)
 
-MAX_CLOSED_MAPPINGS = 64  # whose addresses are not used again yet
 MAX_REGISTERED = 4096  # (rank, session) pairs that are remembered
 
 
@@ -45,24 +43,16 @@ class LanguageManager(MooncakeEmbeddingManager):
 
     Args:
         geometry: Layout (:func:`~.settings.origin_layout`), number of blocks and block size of the pool.
-        settings, transfer, open_engine: As in :class:`MooncakeEmbeddingManager`.
+        options: ``settings``, ``transfer`` and ``open_engine``, as in :class:`MooncakeEmbeddingManager`.
     """
 
-    def __init__(
-        self,
-        geometry: Geometry,
-        *,
-        settings: OriginSettings | None = None,
-        transfer: TransferSettings | None = None,
-        open_engine: OpenEngine | None = None,
-    ) -> None:
-        super().__init__("embferry-origin-receive", geometry, settings, transfer, open_engine)
-        self.memory = PoolMemory(geometry)
-        self.allocator = ReqToMetadataBlockAllocator(geometry.num_blocks, geometry.block_size)
-        self._mapping: PoolMapping | None = None  # for new rooms
-        self._tainted: list[PoolMapping] = []
-        self._closed_mappings: deque[PoolMapping] = deque()
-        self._receivers: dict[int, MooncakeEmbeddingReceiver] = {}
+    side: ClassVar[str] = "language"
+
+    def __init__(self, geometry: Geometry, **options: Unpack[Options]) -> None:
+        super().__init__("embferry-origin-receive", geometry, **options)
+        self.pool = Pool(geometry, lambda: self.open_engine())
+        self.buffers, self.allocator = self.pool.data, self.pool.allocator
+        self.handles: dict[int, MooncakeEmbeddingReceiver] = {}
         self._waiting: deque[MooncakeEmbeddingReceiver] = deque()  # for blocks
         self._sides: dict[str, EncodeSide] = {}
         self._registered: dict[tuple[str, int, str], str] = {}  # (host, port, session id): bootstrap address
@@ -91,21 +81,16 @@ class LanguageManager(MooncakeEmbeddingManager):
         room, address, now = receiver.room, receiver.bootstrap_addr, self.now()
         if allocation is not None:
             self._check_allocation(allocation, room)
-        if room in self._receivers:
+        if room in self.handles:
             raise LocalProtocolError("the room is in use; draw another", room=room)
         if address not in self._sides:
-            missed, lost = partial(self._side_missed, address), partial(self._side_lost, address)
-            self._sides[address] = EncodeSide(
-                address, self.settings, partial(self.call, missed), partial(self.call, lost)
-            )
-        self._usable_mapping()  # it is needed later, but here the caller can be told that no engine starts
+            missed, lost = (partial(self.call, partial(f, address)) for f in (self._side_missed, self._side_lost))
+            self._sides[address] = EncodeSide(address, self.settings, missed, lost)
+        self.pool.mapping()  # it is needed later, but here the caller can be told that no engine starts
         receiver.granted, receiver.automatic = allocation, allocation is None
-        self._receivers[room] = receiver
-        self._sides[address].find(
-            room,
-            now + self.transfer.bootstrap_timeout,
-            lambda found: self.call(partial(self._on_found, receiver, found)),
-        )
+        self.handles[room] = receiver
+        deadline = now + self.transfer.bootstrap_timeout
+        self._sides[address].find(room, deadline, lambda found: self.call(partial(self._on_found, receiver, found)))
         receiver.machine.begin(now)
 
     def resume(self, receiver: MooncakeEmbeddingReceiver, allocation: MetadataAllocation | None) -> int:
@@ -113,7 +98,8 @@ class LanguageManager(MooncakeEmbeddingManager):
         if allocation is None:
             if not receiver.automatic:
                 receiver.automatic = True
-                self._wait_for_blocks(receiver)
+                self._waiting.append(receiver)
+                self.wake()
             return 0
         self._check_allocation(allocation, receiver.room)
         remaining = receiver.machine.total_tokens - receiver.transferred_tokens
@@ -130,52 +116,34 @@ class LanguageManager(MooncakeEmbeddingManager):
 
     # The driver
 
-    def collapsed(self) -> None:
-        for receiver in self._receivers.values():
-            receiver.notify(force=True)
-
     def _receive(self, frames: Sequence[bytes], now: float) -> None:
-        try:
-            message = read_status(frames)
-        except RemoteProtocolError as error:
-            log.warning("refused a status (room %s): %s", error.room, error.detail)
-            return
-        receiver = self._receivers.get(message.room)
+        message = read_status(frames)
+        receiver = self.handles.get(message.room)
         if receiver is None:
-            log.warning("refused a status (room %d): the room is unknown, or over", message.room)
-            return
-        outcome = receiver.machine.receive(message.status, receiver.marks, now)
-        if isinstance(outcome, Dropped):
-            log.warning("refused a status (room %d): %s", message.room, outcome.reason)
-        elif outcome is not None:
-            self._gather(receiver, outcome)
+            raise RemoteProtocolError("the room is unknown, or over", room=message.room)
+        arrived = receiver.machine.receive(message.status, receiver.marks, now)
+        if arrived is not None:
+            self._gather(receiver, *arrived)
         self._changed(receiver)
 
     def _expire(self, now: float) -> float | None:
-        for receiver in list(self._receivers.values()):
+        for receiver in list(self.handles.values()):
             receiver.machine.tick(now)
             if receiver.machine.over:
                 self._changed(receiver)
         self._allocate_in_turn()
-        deadlines = (receiver.machine.deadline for receiver in self._receivers.values())
+        deadlines = (receiver.machine.deadline for receiver in self.handles.values())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _end_transfers(self) -> None:
         for side in list(self._sides.values()):
             side.stop()
+        super()._end_transfers()
         with self.lock:
-            for receiver in list(self._receivers.values()):
-                receiver.abort(Aborted("the language side is shutting down", room=receiver.room, retryable=True))
-            mappings = [*self._tainted, *([self._mapping] if self._mapping else [])]
-            self._tainted, self._mapping = [], None
-            for mapping in mappings:
-                mapping.close()
-            self._closed_mappings.extend(mappings)
+            self.pool.close()
 
     def _free_memory(self) -> None:
-        for mapping in self._closed_mappings:
-            mapping.release()
-        self.memory.close()
+        self.pool.free()
 
     # The encode side
 
@@ -188,7 +156,7 @@ class LanguageManager(MooncakeEmbeddingManager):
         receiver.encode_rank = found
         receiver.machine.found()
         if receiver.granted is None:
-            self._wait_for_blocks(receiver)
+            self._waiting.append(receiver)
         else:
             allocation, receiver.granted = receiver.granted, None
             self._request(receiver, allocation)
@@ -199,14 +167,10 @@ class LanguageManager(MooncakeEmbeddingManager):
 
     def _side_lost(self, address: str) -> None:
         self._side_missed(address)
-        for receiver in [r for r in self._receivers.values() if r.bootstrap_addr == address]:
-            self.fail(receiver, PeerGone(f"the encode side at {address} does not answer any more", room=receiver.room))
+        for receiver in [r for r in self.handles.values() if r.bootstrap_addr == address]:
+            self.fail(receiver, PeerGone(f"the encode side at {address} does not answer any more"))
 
     # Rounds
-
-    def _wait_for_blocks(self, receiver: MooncakeEmbeddingReceiver) -> None:
-        self._waiting.append(receiver)
-        self.wake()
 
     def _allocate_in_turn(self) -> None:
         """Allocates blocks to the rooms that wait for some, in their order."""
@@ -226,7 +190,7 @@ class LanguageManager(MooncakeEmbeddingManager):
         """Sends the request for a round, and before the first one to that rank the addresses of our buffers."""
         if receiver.mapping is None:
             try:
-                receiver.mapping = self._usable_mapping()
+                receiver.mapping = self.pool.mapping()
             except TransportError as error:
                 self.fail(receiver, error)
                 return
@@ -235,7 +199,7 @@ class LanguageManager(MooncakeEmbeddingManager):
         assert rank is not None
         receiver.current_allocation = allocation
         asked = receiver.machine.ask(allocation.blocks, self.now())
-        receiver.marks = WriteMarks(self.memory, asked)
+        receiver.marks = WriteMarks(self.buffers, asked)
         here = (self.settings.reached_at, self.port, mapping.session_id)
         known = (rank.host, rank.port, mapping.session_id)
         if known not in self._registered:
@@ -244,89 +208,167 @@ class LanguageManager(MooncakeEmbeddingManager):
             self._registered[known] = receiver.bootstrap_addr
             registration = EmbeddingArgsRegisterInfo("None", *here, mapping.pointers)
             self.push(rank.host, rank.port, write(registration, self.wire))
-        request = TransferEmbeddingInfo(
-            room, *here, asked.blocks, rank.required_dst_info_num, asked.sent_tokens, asked.allocated_tokens
-        )
+        tokens = asked.sent_tokens, asked.allocated_tokens
+        request = TransferEmbeddingInfo(room, *here, asked.blocks, rank.required_dst_info_num, *tokens)
         self.push(rank.host, rank.port, write(request, self.wire))
         if asked.sent_tokens:
-            log.info(
-                "Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d",
-                *(room, asked.sent_tokens, asked.allocated_tokens),
-            )
+            log.info("Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d", room, *tokens)
         self.wake()
         self._changed(receiver)
 
-    def _gather(self, receiver: MooncakeEmbeddingReceiver, arrived: Arrived) -> None:
+    def _gather(self, receiver: MooncakeEmbeddingReceiver, asked: Round, tokens: int) -> None:
         """Copies tokens out of their blocks and frees these: no write to them is in flight."""
-        machine, blocks = receiver.machine, arrived.round.blocks
+        machine, room, blocks = receiver.machine, receiver.room, asked.blocks
         if not receiver.gathered:
-            fields = self.geometry.layout.fields
-            receiver.gathered = {
-                field.name: np.empty((machine.total_tokens, field.token_bytes), np.uint8) for field in fields
-            }
-            receiver.aux = self.memory.aux[blocks[0]].copy()
-        at, planes = arrived.round.sent_tokens, self.settings.mrope_planes
-        gather(self.memory.data, blocks, arrived.tokens, receiver.gathered, at, planes=planes)
+            shapes = {field.name: (machine.total_tokens, field.token_bytes) for field in self.geometry.layout.fields}
+            receiver.gathered = {name: np.empty(shape, np.uint8) for name, shape in shapes.items()}
+            receiver.aux = self.buffers.aux_datas[blocks[0]].copy()
+        planes = self.settings.mrope_planes
+        gather(self.buffers, blocks, tokens, receiver.gathered, asked.sent_tokens, planes=planes)
         receiver.marks = None
-        self.allocator.free(blocks, receiver.room)
+        self.allocator.free(blocks, room)
         if machine.needs_resume:
-            log.info(
-                "room %d: needs resume for remaining data: %d of %d tokens transferred",
-                *(receiver.room, machine.transferred_tokens, machine.total_tokens),
-            )
+            counts = machine.transferred_tokens, machine.total_tokens
+            log.info("room %d: needs resume for remaining data: %d of %d tokens transferred", room, *counts)
             if receiver.automatic:
-                self._wait_for_blocks(receiver)
+                self._waiting.append(receiver)
         elif machine.rounds > 1:
-            log.info("room %d: completed with resumed transfer: %d transfers", receiver.room, machine.rounds)
+            log.info("room %d: completed with resumed transfer: %d transfers", room, machine.rounds)
 
     def _changed(self, receiver: MooncakeEmbeddingReceiver) -> None:
         """Ends the room if it is over, and reports the change."""
-        if receiver.machine.over and self._receivers.pop(receiver.room, None) is not None:
-            self._end(receiver)
+        machine = receiver.machine
+        if machine.over and self.handles.pop(receiver.room, None) is not None:
+            if machine.error is not None:
+                receiver.gathered = {}
+            self.pool.leave(receiver.room, receiver.mapping, machine.round.blocks if machine.round else ())
+            self.wake()  # rooms may wait for these blocks
         receiver.notify()
-
-    def _end(self, receiver: MooncakeEmbeddingReceiver) -> None:
-        mapping, room, asked = receiver.mapping, receiver.room, receiver.machine.round
-        if receiver.error is not None:
-            receiver.gathered = {}
-        if mapping is not None:
-            mapping.rooms.discard(room)
-            if asked is not None:
-                mapping.quarantined.append((room, asked.blocks))
-                self.allocator.quarantine(asked.blocks, room)
-            if mapping.quarantined and mapping is self._mapping:
-                self._mapping = None
-                self._tainted.append(mapping)
-        self.allocator.free(self._held(room), room)
-        self._close_tainted()
-        self.wake()  # rooms may wait for these blocks
-
-    # Blocks and mappings
 
     def _check_allocation(self, allocation: MetadataAllocation, room: int) -> None:
         if allocation.block_size != self.geometry.block_size or not allocation.blocks:
             raise LocalProtocolError("an allocation must come from manager.allocate", room=room)
-        if not set(allocation.blocks) <= set(self._held(room)):
+        if not set(allocation.blocks) <= set(self.pool.held(room)):
             raise LocalProtocolError("these blocks are not held by this room; see manager.allocate", room=room)
 
-    def _held(self, room: int) -> list[int]:
-        """Returns the blocks of a room without the quarantined ones."""
-        blocks = self.allocator.holders().get(room, ())
-        return [block for block in blocks if not self.allocator.is_quarantined(block)]
 
-    def _usable_mapping(self) -> PoolMapping:
-        """Returns the mapping for new rooms, made anew if the last one is tainted."""
-        if self._mapping is None:
-            self._mapping = PoolMapping(self.memory, self.open_engine)
-        return self._mapping
+class MooncakeEmbeddingReceiver(OriginHandle):
+    """The receiving end of one room, for senders of the origin. Made by :meth:`LanguageManager.open`.
 
-    def _close_tainted(self) -> None:
-        """Closes the tainted mappings that no room uses, and frees their quarantined blocks."""
-        for mapping in [mapping for mapping in self._tainted if not mapping.rooms]:
-            self._tainted.remove(mapping)
-            mapping.close()
-            for room, blocks in mapping.quarantined:
-                self.allocator.release_quarantined(blocks, room)
-            self._closed_mappings.append(mapping)
-            if len(self._closed_mappings) > MAX_CLOSED_MAPPINGS:
-                self._closed_mappings.popleft().release()
+    Attributes:
+        bootstrap_addr: URL of the bootstrap server of the encode side.
+        current_allocation: Blocks of the latest request.
+        aux: ``aux_datas`` of the embedding once tokens have arrived, int32 [16]: [0] is its length, [1] its mrope
+            position delta.
+    """
+
+    manager: LanguageManager
+    machine: ReceiverRoom
+
+    def __init__(self, manager: LanguageManager, machine: ReceiverRoom, bootstrap_addr: str) -> None:
+        super().__init__(manager, machine)
+        self.bootstrap_addr = bootstrap_addr if "://" in bootstrap_addr else f"http://{bootstrap_addr}"
+        self.current_allocation: MetadataAllocation | None = None
+        self.aux: npt.NDArray[np.int32] = np.zeros(AUX_WIDTH, np.int32)
+        self._begun = False
+        # For the manager
+        self.gathered: dict[str, Array] = {}  # what tokens are gathered into, once the first have arrived
+        self.encode_rank: EncodeRank | None = None  # once it is found
+        self.mapping: PoolMapping | None = None  # through which the encode rank writes, once it was asked
+        self.marks: WriteMarks | None = None  # of the round that is being transferred
+        self.granted: MetadataAllocation | None = None  # given to init() and not used yet
+        self.automatic = False  # the manager allocates blocks for the rest of the transfer
+
+    def init(self, allocation: MetadataAllocation | None = None) -> None:
+        """Asks for the embedding.
+
+        Args:
+            allocation: Blocks for the initial transfer, from ``manager.allocate(tokens, room)``; every further part is
+                then requested with :meth:`resume_transfer`. If None, the manager allocates blocks for this transfer
+                and its resumed ones. Ranks that share a room must request the same number of blocks, so give them.
+
+        Raises:
+            LocalProtocolError: ``init()`` was called before, or the room is in use.
+            TransportError: The engine cannot start.
+        """
+        with self.manager.lock:
+            if self._begun:
+                raise LocalProtocolError("init() is called once; open the room again instead", room=self.room)
+            self.manager.begin(self, allocation)
+            self._begun = True
+        self.manager.wake()
+
+    def resume_transfer(self, allocation: MetadataAllocation | None = None, sent_tokens: int = 0) -> int:
+        """Resumes the transfer for remaining data, from token ``sent_tokens`` on.
+
+        Args:
+            allocation: Blocks from ``manager.allocate``; those that are not needed go back at once. If None, the
+                manager allocates blocks from now on.
+            sent_tokens: Must be ``transferred_tokens``.
+
+        Returns:
+            Number of tokens requested; 0 if the manager requests them later.
+
+        Raises:
+            LocalProtocolError: The transfer does not need it (see :attr:`needs_resume`), or stands at another token.
+        """
+        with self.manager.lock:
+            if not self.needs_resume:
+                raise LocalProtocolError("nothing remains to be requested now; see needs_resume", room=self.room)
+            if sent_tokens != self.transferred_tokens:
+                why = f"resume at token {self.transferred_tokens}, not at {sent_tokens}"
+                raise LocalProtocolError(why, room=self.room)
+            return self.manager.resume(self, allocation)
+
+    def _fail(self, error: EmbeddingTransferError) -> None:
+        """Ends the transfer. The encode side runs into its time-out, because this wire has no message to tell it."""
+        if self._begun:
+            self.manager.fail(self, error)
+
+    def clear(self) -> None:
+        """Ends the transfer if it goes on, and drops the arrays."""
+        self.abort()
+        with self.manager.lock:
+            self.gathered = {}
+
+    # What has arrived
+
+    @property
+    def total_embedding_length(self) -> int:
+        """Tokens of the whole embedding; -1 while it is not known."""
+        return self.machine.total_tokens
+
+    @property
+    def transferred_tokens(self) -> int:
+        """Number of leading tokens that have arrived."""
+        return self.machine.transferred_tokens
+
+    @property
+    def needs_resume(self) -> bool:
+        """Whether tokens remain that have not been requested."""
+        return self.machine.needs_resume
+
+    @property
+    def transfers(self) -> int:
+        """Number of transfers so far: one initial, the others resumed."""
+        return self.machine.rounds
+
+    def buffered_chunks(self) -> dict[str, Array] | None:
+        """Returns what has arrived, field name to uint8 [transferred_tokens, bytes a token], or None."""
+        with self.manager.lock:
+            tokens = self.transferred_tokens
+            return {name: array[:tokens] for name, array in self.gathered.items()} or None
+
+    def arrays(self) -> dict[str, Array]:
+        """Returns the fields, uint8 [total tokens, bytes a token]; rows below ``transferred_tokens`` are final.
+
+        Raises:
+            LocalProtocolError: Nothing has arrived yet.
+        """
+        with self.manager.lock:
+            if not self.gathered:
+                raise LocalProtocolError("nothing has arrived yet", room=self.room)
+            return self.gathered
+
+    def _state(self) -> tuple[object, ...]:
+        return self.machine.status, self.machine.transferred_tokens

@@ -1,21 +1,25 @@
-"""The driver of one end of the origin's wire, with its sockets: one PULL, and a PUSH for each peer."""
+"""The driver of one end of the origin's wire, with its sockets (one PULL, a PUSH for each peer); a base of handles."""
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Self, TypedDict
 
 import zmq
 
-from embferry.protocol.errors import LocalProtocolError, TransportError
+from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError, RemoteProtocolError
 from embferry.protocol.layout import Geometry
 from embferry.protocol.settings import TransferSettings
+from embferry.protocol.states import KVPoll
 from embferry.transfer.driver import DriverThread, bind, tcp_endpoint
+from embferry.transfer.handle import Handle
+from embferry.transfer.waiting import wait
 
 from ..wire.messages import MAX_FRAME_BYTES, OriginWire
+from ..wire.room import OriginRoom
 from .session_engines import OpenEngine
 from .settings import OriginSettings, check_geometry
 
@@ -24,6 +28,14 @@ log = logging.getLogger(__name__)
 HIGH_WATER = 16384  # messages queued for one peer, or from all of them
 MAX_PEERS = 256  # PUSH sockets; the least recently used one is closed first
 LONGEST_FRAME = 2 * MAX_FRAME_BYTES  # ZeroMQ drops longer frames unread; up to here they are refused with a reason
+
+
+class Options(TypedDict, total=False):
+    """Arguments that the managers of both sides take."""
+
+    settings: OriginSettings | None
+    transfer: TransferSettings | None
+    open_engine: OpenEngine | None
 
 
 class MooncakeEmbeddingManager(DriverThread[list[bytes]]):
@@ -36,33 +48,40 @@ class MooncakeEmbeddingManager(DriverThread[list[bytes]]):
         transfer: Time-outs and the default allocation; the defaults if None.
         open_engine: Makes an engine; None makes Mooncake Transfer Engines.
 
+    Attributes:
+        handles: The handles of the rooms that have begun and are not over.
+
     Raises:
         LocalProtocolError: The geometry does not have the origin's fields.
         TransportError: The address cannot be bound.
     """
 
+    side: ClassVar[str]
+    handles: Mapping[int, OriginHandle]
+
     def __init__(
         self,
         name: str,
         geometry: Geometry,
-        settings: OriginSettings | None,
-        transfer: TransferSettings | None,
-        open_engine: OpenEngine | None,
+        *,
+        settings: OriginSettings | None = None,
+        transfer: TransferSettings | None = None,
+        open_engine: OpenEngine | None = None,
     ) -> None:
         check_geometry(geometry)
         super().__init__(name)
         self.geometry = geometry
         self.settings = settings or OriginSettings()
         self.transfer = transfer or TransferSettings()
-        self.wire = OriginWire(geometry.num_blocks, geometry.block_size, num_buffers=len(geometry.layout.fields) + 1)
         self.open_engine = open_engine or self.settings.make_engine
-        self._pushes: OrderedDict[tuple[str, int], zmq.Socket[bytes]] = OrderedDict()  # by the peer's host and port
+        self.wire = OriginWire(geometry.num_blocks, geometry.block_size, num_buffers=len(geometry.layout.fields) + 1)
+        self._pushes: dict[str, zmq.Socket[bytes]] = {}  # by endpoint, the most recently used last
         self._calls: deque[Callable[[], None]] = deque()
         self._ending = False
         self._pull = self.socket(zmq.PULL)
         try:
             self.port = int(bind(self._pull, self.settings.host, self.settings.port).rpartition(":")[2])
-        except TransportError:
+        except EmbeddingTransferError:
             self.stop()
             raise
 
@@ -85,19 +104,21 @@ class MooncakeEmbeddingManager(DriverThread[list[bytes]]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # For subclasses
+    # For subclasses. The lock is held in the first two
 
     @abstractmethod
     def _receive(self, frames: Sequence[bytes], now: float) -> None:
-        """Processes a message. The lock is held. A malformed message raises nothing."""
+        """Processes a message; raises RemoteProtocolError if it is refused."""
 
     @abstractmethod
     def _expire(self, now: float) -> float | None:
-        """Executes what is due at ``now``. Returns when it is due again. The lock is held."""
+        """Executes what is due at ``now``. Returns when it is due again."""
 
-    @abstractmethod
     def _end_transfers(self) -> None:
         """Ends every transfer, and every other thread that may call. The driver thread still runs."""
+        with self.lock:
+            for handle in list(self.handles.values()):
+                handle.abort(Aborted(f"the {self.side} side is shutting down", retryable=True))
 
     def _free_memory(self) -> None:
         """Frees what peers could write to. The driver thread has ended."""
@@ -109,7 +130,7 @@ class MooncakeEmbeddingManager(DriverThread[list[bytes]]):
 
     def push(self, host: str, port: int, frames: list[bytes]) -> None:
         """Queues a message to the PULL socket at ``host`` and ``port``."""
-        self._outbox.append(((host, port), frames))
+        self._outbox.append((tcp_endpoint(host, port), frames))
 
     def check(self) -> None:
         super().check()
@@ -127,6 +148,10 @@ class MooncakeEmbeddingManager(DriverThread[list[bytes]]):
             self._calls.popleft()()
         return self._expire(now)
 
+    def collapsed(self) -> None:
+        for handle in self.handles.values():
+            handle.notify(force=True)
+
     def socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = super().socket(kind)
         socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_FRAME)
@@ -141,29 +166,75 @@ class MooncakeEmbeddingManager(DriverThread[list[bytes]]):
     def _take_one(self, socket: zmq.Socket[bytes]) -> None:
         frames = socket.recv_multipart(zmq.NOBLOCK)
         with self.lock:
-            self._receive(frames, self.now())
+            try:
+                self._receive(frames, self.now())
+            except RemoteProtocolError as error:
+                # This wire has no message to tell the peer.
+                log.warning("refused a message (room %s): %s", error.room, error.detail)
 
     def _send_to(self, peer: object, message: list[bytes]) -> None:
-        assert isinstance(peer, tuple)
-        host, port = peer
+        endpoint = str(peer)
         try:
-            self._push_socket(host, port).send_multipart(message, zmq.NOBLOCK)
+            socket = self._pushes.pop(endpoint, None) or self._connected(endpoint)
+            self._pushes[endpoint] = socket
+            if len(self._pushes) > MAX_PEERS:
+                self.drop_socket(self._pushes.pop(next(iter(self._pushes))))
+            socket.send_multipart(message, zmq.NOBLOCK)
         except zmq.ZMQError as error:
             # This wire repeats no message; the time-out of the peer ends the room.
-            log.warning("a message to %s port %d could not be sent: %s", host, port, error)
+            log.warning("a message to %s could not be sent: %s", endpoint, error)
             raise
 
-    def _push_socket(self, host: str, port: int) -> zmq.Socket[bytes]:
-        socket = self._pushes.get((host, port))
-        if socket is None:
-            socket = self.socket(zmq.PUSH)
-            try:
-                socket.connect(tcp_endpoint(host, port))
-            except zmq.ZMQError:
-                self.drop_socket(socket)
-                raise
-            self._pushes[host, port] = socket
-            if len(self._pushes) > MAX_PEERS:
-                self.drop_socket(self._pushes.popitem(last=False)[1])
-        self._pushes.move_to_end((host, port))
+    def _connected(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket = self.socket(zmq.PUSH)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError:
+            self.drop_socket(socket)
+            raise
         return socket
+
+
+class OriginHandle(Handle):
+    """One end of one room, as the caller holds it.
+
+    Args:
+        manager: The manager that drives the transfer.
+        machine: State of the room. The manager's lock guards it.
+    """
+
+    def __init__(self, manager: MooncakeEmbeddingManager, machine: OriginRoom) -> None:
+        super().__init__(machine.room, manager)
+        self.manager, self.machine = manager, machine
+        self._reported = self._state()
+
+    @abstractmethod
+    def _fail(self, error: EmbeddingTransferError) -> None:
+        """Ends the transfer, which is not over. The lock is held."""
+
+    def poll(self) -> KVPoll:
+        """Returns where the transfer stands; raises LocalProtocolError if it goes on without a manager."""
+        with self.manager.lock:
+            if not self.machine.over:
+                self.manager.check()
+            return self.machine.status
+
+    def wait(self, timeout: float) -> None:
+        """Blocks the calling thread until the transfer has succeeded; see :func:`embferry.transfer.waiting.wait`."""
+        wait(self, timeout)
+
+    def abort(self, error: EmbeddingTransferError | None = None) -> None:
+        with self.manager.lock:
+            if not self.machine.over:
+                self._fail(error or Aborted(f"aborted by the {self.manager.side} side"))
+
+    def clear(self) -> None:
+        """Releases what the transfer holds; the same as :meth:`abort` while it goes on."""
+        self.abort()
+
+    @property
+    def error(self) -> EmbeddingTransferError | None:
+        return self.machine.error
+
+    def _state(self) -> tuple[object, ...]:
+        return (self.machine.status,)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from embferry.protocol.errors import TransportError
-from embferry.transports.leased.engine_thread import EngineThread, WriteEngine
+from embferry.transports.leased.engine_thread import EngineThread
 from embferry.transports.leased.jobs import Run, WriteJob
 from embferry.transports.leased.mooncake.engine import Engine
 from embferry.transports.leased.mooncake.write_engine import MooncakeWriteEngine
@@ -29,18 +29,27 @@ No lock of this module is held. The callback may not block.
 
 
 class _SessionEngine(EngineThread):
-    """The engine of one session. The lock of :class:`SessionEngines` guards its fields."""
+    """The engine of one session. Its callbacks run on its thread; ``lock`` guards its fields."""
 
-    def __init__(self, engines: SessionEngines, open_engine: Callable[[], WriteEngine]) -> None:
-        super().__init__(
-            "embferry-origin-engine",
-            open_engine,
-            on_over=partial(engines.on_job_over, self),
-            on_end=partial(engines.on_engine_end, self),
-        )
+    def __init__(self, lock: threading.Lock, open_engine: Callable[[], MooncakeWriteEngine]) -> None:
+        super().__init__("embferry-origin-engine", open_engine, on_over=self._job_over, on_end=self._engine_over)
+        self._lock = lock
         self.jobs: dict[WriteJob, OnOver] = {}
-        self.error = SHUTTING_DOWN
         self.ended = False
+
+    def _job_over(self, job: WriteJob) -> None:
+        with self._lock:
+            on_over = self.jobs.pop(job)
+        on_over("" if job.error is None else job.error.detail)
+
+    def _engine_over(self, error: TransportError | None, _: bool) -> None:
+        if error is not None:
+            log.warning("an engine failed and will be replaced: %s", error.detail)
+        with self._lock:
+            self.ended = True
+            left, self.jobs = list(self.jobs.values()), {}
+        for on_over in left:
+            on_over(SHUTTING_DOWN if error is None else error.detail)
 
 
 class SessionEngines:
@@ -53,8 +62,8 @@ class SessionEngines:
     def __init__(self, open_engine: OpenEngine, register_sources: bool) -> None:
         self._open_engine, self._register_sources = open_engine, register_sources
         self._lock = threading.Lock()
-        self._engines: OrderedDict[str, _SessionEngine] = OrderedDict()
-        self._retired: set[_SessionEngine] = set()
+        self._engines: OrderedDict[str, _SessionEngine] = OrderedDict()  # the most recently used last
+        self._retired: list[_SessionEngine] = []
         self._closed = False
 
     def write(self, session: str, runs: list[Run], source: object, on_over: OnOver) -> None:
@@ -76,51 +85,31 @@ class SessionEngines:
     def forget(self, session: str) -> None:
         """Retires the engine of a session: another engine may have the peer's address now."""
         with self._lock:
-            engine = self._engines.pop(session, None)
-            if engine is not None:
-                self._retire(engine)
+            if session in self._engines:
+                self._retire(session)
 
     def close(self) -> None:
         """Ends every engine, then reports each write that was in flight as over. Idempotent."""
         with self._lock:
             self._closed = True
-            engines = [*self._engines.values(), *self._retired]
-            self._engines.clear()
-            for engine in engines:
-                self._retire(engine)
-        for engine in engines:
+            for session in list(self._engines):
+                self._retire(session)
+        for engine in self._retired:
             engine.join()
 
     def _engine(self, session: str) -> _SessionEngine:
         engine = self._engines.get(session)
         if engine is None or engine.ended:
             opens = partial(MooncakeWriteEngine, self._open_engine, session, self._register_sources)
-            engine = self._engines[session] = _SessionEngine(self, opens)
+            engine = self._engines[session] = _SessionEngine(self._lock, opens)
             engine.start()
         self._engines.move_to_end(session)
         idle = [name for name, other in self._engines.items() if not other.jobs and other is not engine]
         for name in idle[: max(0, len(idle) - MAX_IDLE)]:
-            self._retire(self._engines.pop(name))
+            self._retire(name)
         return engine
 
-    def _retire(self, engine: _SessionEngine) -> None:
-        self._retired.add(engine)
+    def _retire(self, session: str) -> None:
+        engine = self._engines.pop(session)
         engine.stop()
-
-    # On the thread of an engine
-
-    def on_job_over(self, engine: _SessionEngine, job: WriteJob) -> None:
-        with self._lock:
-            on_over = engine.jobs.pop(job)
-        on_over("" if job.error is None else job.error.detail)
-
-    def on_engine_end(self, engine: _SessionEngine, error: TransportError | None, _: bool) -> None:
-        if error is not None:
-            log.warning("an engine failed and will be replaced: %s", error.detail)
-            engine.error = error.detail
-        with self._lock:
-            engine.ended = True
-            self._retired.discard(engine)
-            left, engine.jobs = list(engine.jobs.values()), {}
-        for on_over in left:
-            on_over(engine.error)
+        self._retired = [*(other for other in self._retired if not other.ended), engine]

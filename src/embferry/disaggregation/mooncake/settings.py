@@ -9,12 +9,6 @@ from embferry.protocol.layout import Field, Geometry, Layout
 from embferry.transports.leased.mooncake.engine import P2P, Engine, EngineSettings
 
 MROPE = "mrope_positions"
-_KNOWN = (
-    ("input_embeddings", "bfloat16", None),
-    ("fill_ids", "int32", 1),
-    (MROPE, "int32", 3),
-    ("deepstack_embeddings", "bfloat16", None),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +68,17 @@ class OriginSettings:
 
 
 def origin_layout(hidden: int, deepstack: int = 0) -> Layout:
-    """Returns the fields of the origin's tokens, in its order.
-
-    Args:
-        hidden: Elements of an embedding.
-        deepstack: Elements of a token's ``deepstack_embeddings``, all layers together; 0 if the model has none.
-    """
-    widths = (hidden, 1, 3, *([deepstack] if deepstack else []))
-    return Layout(tuple(Field(name, dtype, width) for (name, dtype, _), width in zip(_KNOWN, widths, strict=False)))
+    """Returns the fields of the origin's tokens: ``hidden`` elements an embedding, and ``deepstack`` in all layers."""
+    fields = (Field("input_embeddings", "bfloat16", hidden), Field("fill_ids", "int32", 1), Field(MROPE, "int32", 3))
+    return Layout((*fields, Field("deepstack_embeddings", "bfloat16", deepstack)) if deepstack else fields)
 
 
 def check_geometry(geometry: Geometry) -> None:
     """Checks that the pool is valid and has the origin's fields in the origin's order."""
     geometry.validate()
     fields = geometry.layout.fields
-    fits = len(fields) in (3, 4) and all(
-        field.name == name and field.dtype == dtype and width in (None, field.width)
-        for field, (name, dtype, width) in zip(fields, _KNOWN, strict=False)
-    )
-    if not fits:
+    if geometry.layout != origin_layout(fields[0].width, fields[3].width if len(fields) > 3 else 0):
         raise LocalProtocolError(
-            f"the origin's wire carries {', '.join(name for name, _, _ in _KNOWN)} in this order, the last one only "
-            f"if the model has it, not {', '.join(map(str, fields))}; make the layout with origin_layout"
+            f"the origin's wire carries input_embeddings, fill_ids, mrope_positions and, if the model has it, "
+            f"deepstack_embeddings, not {', '.join(map(str, fields))}; make the layout with origin_layout"
         )

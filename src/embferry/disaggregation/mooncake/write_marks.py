@@ -11,10 +11,11 @@ from __future__ import annotations
 import secrets
 
 import numpy as np
-import numpy.typing as npt
+
+from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.transfer.fields import Array
 
 from ..wire.receiver_room import Round
-from .pool_mapping import PoolMemory
 
 MARK_BYTES = 16
 FEWEST_BYTES = 8  # the bytes that a peer writes could equal a shorter mark by chance
@@ -24,17 +25,18 @@ NOT_WRITTEN = -1  # in aux_datas[0], where no length is negative
 class WriteMarks:
     """The :class:`~embferry.disaggregation.wire.receiver_room.Evidence` of a round, whose blocks are marked at once."""
 
-    def __init__(self, memory: PoolMemory, asked: Round) -> None:
-        buffers, self._aux, self._blocks = memory.data, memory.aux, list(asked.blocks)
+    def __init__(self, buffers: MultimodalDataBuffers, asked: Round) -> None:
+        self._aux, self._blocks = buffers.aux_datas, list(asked.blocks)
         self._block_size = buffers.geometry.block_size
         self._mark = np.frombuffer(secrets.token_bytes(MARK_BYTES), np.uint8)
-        layout = buffers.geometry.layout
-        self._fields = [(buffers.field(field.name), field.token_bytes) for field in layout.fields]
-        self._fields = [(rows, size) for rows, size in self._fields if rows.shape[1] >= 2 * FEWEST_BYTES]
-        for rows, _ in self._fields:
-            length = self._length(rows)
-            rows[self._blocks, :length] = self._mark[:length]
-            rows[self._blocks, -length:] = self._mark[:length]
+        self._ends: list[tuple[Array, Array, int]] = []  # head and tail of each row of a field, and its bytes a token
+        for field in buffers.geometry.layout.fields:
+            rows = buffers.field(field.name)
+            length = min(MARK_BYTES, rows.shape[1] // 2)
+            if length >= FEWEST_BYTES:
+                heads, tails = rows[:, :length], rows[:, -length:]
+                heads[self._blocks] = tails[self._blocks] = self._mark[:length]
+                self._ends.append((heads, tails, field.token_bytes))
         if asked.sent_tokens == 0:
             self._aux[asked.blocks[0]] = NOT_WRITTEN
 
@@ -45,21 +47,12 @@ class WriteMarks:
     def written(self, tokens: int) -> bool:
         full, rest = divmod(tokens, self._block_size)
         whole, last = self._blocks[:full], self._blocks[full : full + bool(rest)]
-        for rows, size in self._fields:
-            length = self._length(rows)
-            if self._marked(rows, whole, length) or self._marked(rows, whole, length, tail=True):
-                return False
-            if self._marked(rows, last, min(length, rest * size)):
-                return False
-        return True
+        return not any(
+            self._marked(heads[whole]) or self._marked(tails[whole]) or self._marked(heads[last, : rest * size])
+            for heads, tails, size in self._ends
+        )
 
-    def _marked(self, rows: npt.NDArray[np.uint8], blocks: list[int], length: int, *, tail: bool = False) -> bool:
-        """Returns whether a mark is left at the head, or at the tail, of any of ``blocks``."""
-        if length < FEWEST_BYTES:
-            return False
-        seen = rows[blocks, -length:] if tail else rows[blocks, :length]
-        return bool((seen == self._mark[:length]).all(axis=1).any())
-
-    @staticmethod
-    def _length(rows: npt.NDArray[np.uint8]) -> int:
-        return min(MARK_BYTES, int(rows.shape[1]) // 2)
+    def _marked(self, seen: Array) -> bool:
+        """Returns whether any of the rows of ``seen`` is the start of the mark."""
+        count = seen.shape[1]
+        return count >= FEWEST_BYTES and bool((seen == self._mark[:count]).all(axis=1).any())

@@ -1,16 +1,18 @@
 """Messages as ZeroMQ frames: a receiver's registration, initial and resume requests, and a sender's statuses.
 
-The names are the origin's. Frame 0 and the number of frames tell the messages apart. The bytes do not tell their
-generation, so it is a setting of :class:`OriginWire`.
+The names are the origin's. :data:`FORMS` says which field each frame of a request holds, :data:`READERS` how a field is
+read and checked. Frame 0 and the number of frames tell the messages apart. The bytes do not tell their generation, so
+it is a setting of :class:`OriginWire`.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from embferry.protocol.errors import LocalProtocolError, RemoteProtocolError
 from embferry.protocol.states import KVPoll
@@ -18,23 +20,14 @@ from embferry.protocol.states import KVPoll
 MAX_ROOM = (1 << 63) - 1
 MAX_TOKENS = (1 << 40) - 1
 MAX_PORT = 65535
-MAX_DESTINATIONS = 4096
-"""Largest number of destination ranks of one room."""
-MAX_POINTER = (1 << 62) - 1
-"""Larger than any address of a process; a pointer plus an offset stays below 63 bits."""
-MIN_BUFFERS, MAX_BUFFERS = 4, 5
-"""Base pointers of a registration. The fifth one, deepstack_embeddings, exists only where the model has any."""
-
-POINTER = struct.Struct("=Q")
-
-_DECIMAL = re.compile(rb"0|[1-9][0-9]*")
-_HOST_NAME = re.compile(rb"[0-9A-Za-z._:%\[\]-]+")
-
-REGISTER = b"None"
-"""Frame 0 of a registration, which belongs to no room."""
-REGISTER_FRAMES, INIT_FRAMES, RESUME_FRAMES = 5, 7, 8
-MAX_FRAMES = 32
-"""Largest number of frames. A resume may have more frames than are read here."""
+MAX_DESTINATIONS = 4096  # ranks of one room
+MAX_POINTER = (1 << 62) - 1  # above any address of a process; a pointer plus an offset stays below 63 bits
+BUFFERS = (
+    4,
+    5,
+)  # base pointers of a registration; the fifth, deepstack_embeddings, exists only where the model has any
+REGISTER = b"None"  # frame 0 of a registration, which belongs to no room
+MAX_FRAMES = 32  # a resume may have more frames than are read here
 MAX_FRAME_BYTES = 1 << 20
 
 
@@ -84,17 +77,13 @@ class EmbeddingArgsRegisterInfo:
     dst_embedding_ptrs: tuple[int, ...]
 
     @classmethod
-    def from_zmq(cls, frames: Sequence[bytes]) -> EmbeddingArgsRegisterInfo:
+    def from_zmq(cls, frames: Sequence[bytes], wire: OriginWire) -> EmbeddingArgsRegisterInfo:
         """Reads a registration; see :func:`read`."""
-        if len(frames) != REGISTER_FRAMES:
-            raise RemoteProtocolError(f"a registration of {len(frames)} frames; it must have {REGISTER_FRAMES}")
+        if len(frames) != len(REGISTER_FORM):
+            raise RemoteProtocolError(f"a registration of {len(frames)} frames; it must have {len(REGISTER_FORM)}")
         if frames[0] != REGISTER:
             raise RemoteProtocolError(f"a registration whose first frame is {_shown(frames[0])}, not None")
-        return cls("None", *_address(frames), _pointers(frames[4]))
-
-    def to_zmq(self) -> list[bytes]:
-        """Returns the five frames, unchecked; :func:`write` checks."""
-        return [*_head(self), b"".join(POINTER.pack(pointer) for pointer in self.dst_embedding_ptrs)]
+        return cls("None", **_values(frames[1:], REGISTER_FORM[1:], wire))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,31 +109,21 @@ class TransferEmbeddingInfo:
 
     @classmethod
     def from_zmq(cls, frames: Sequence[bytes], wire: OriginWire) -> TransferEmbeddingInfo:
-        """Reads a request; see :func:`read`."""
-        if len(frames) < INIT_FRAMES or (wire.generation is Generation.V3_0 and len(frames) > INIT_FRAMES):
-            counts = "7" if wire.generation is Generation.V3_0 else "7, or 8 and more"
-            raise RemoteProtocolError(
-                f"a request of {len(frames)} frames; in generation {wire.generation.value} it has {counts}"
-            )
-        room = _number(frames[0], "the room", 0, MAX_ROOM)
-        try:
-            head = (room, *_address(frames))
-            if wire.generation is Generation.V3_0:
-                return cls(*head, *_one_buffer(frames, wire))
-            return cls(*head, *_blocks(frames, wire))
-        except RemoteProtocolError as error:
-            error.room = room
-            raise
-
-    def to_zmq(self, generation: Generation = Generation.BLOCKS) -> list[bytes]:
-        """Returns the frames, unchecked; :func:`write` checks."""
-        numbers = [self.required_dst_info_num, self.sent_tokens, self.allocated_tokens]
-        if generation is Generation.V3_0:
-            del numbers[2]
-        elif not self.is_resume:
-            del numbers[1]
-        blocks = ",".join(map(str, self.dst_embedding_indices)).encode("ascii")
-        return [*_head(self), blocks, *(str(value).encode("ascii") for value in numbers)]
+        """Reads a request; see :func:`read`. Frames after the eighth are ignored."""
+        generation, count, size = wire.generation, len(frames), wire.block_size
+        form = FORMS[generation, count > 7]
+        if count < 7 or count > len(form) == 7:
+            counts = "7" if generation is Generation.V3_0 else "7, or 8 and more"
+            raise RemoteProtocolError(f"a request of {count} frames; in generation {generation.value} it has {counts}")
+        info = cls(**_values(frames, form, wire))
+        blocks = len(info.dst_embedding_indices)
+        if generation is Generation.BLOCKS and info.sent_tokens % size:
+            why = f"sent_tokens is {info.sent_tokens}; a resume starts at a multiple of {size}"
+            raise RemoteProtocolError(why, room=info.room)
+        if generation is Generation.BLOCKS and info.allocated_tokens != blocks * size:
+            why = f"allocated_tokens is {info.allocated_tokens}; {blocks} blocks of {size} tokens are {blocks * size}"
+            raise RemoteProtocolError(f"{why}. Configure the same block size on both sides", room=info.room)
+        return info
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +145,15 @@ class TransferEmbeddingChunk:
         return self.sent_tokens, self.total_tokens - self.sent_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingStatus:
+    """The status of a room. Only a later development branch of the origin sends ``sender_rank``, which may be -1."""
+
+    room: int
+    status: KVPoll
+    sender_rank: int | None = None
+
+
 Request = EmbeddingArgsRegisterInfo | TransferEmbeddingInfo
 
 
@@ -181,16 +169,7 @@ def read(frames: Sequence[bytes], wire: OriginWire) -> Request:
     longest = max(map(len, frames))
     if longest > MAX_FRAME_BYTES:
         raise RemoteProtocolError(f"a frame of {longest} bytes; the limit is {MAX_FRAME_BYTES}")
-    if frames[0] == REGISTER:
-        message = EmbeddingArgsRegisterInfo.from_zmq(frames)
-        count = len(message.dst_embedding_ptrs)
-        if wire.num_buffers not in (None, count):
-            raise RemoteProtocolError(
-                f"{count} base pointers, but embeddings here lie in {wire.num_buffers} buffers. "
-                "Serve the same model on both sides"
-            )
-        return message
-    return TransferEmbeddingInfo.from_zmq(frames, wire)
+    return (EmbeddingArgsRegisterInfo if frames[0] == REGISTER else TransferEmbeddingInfo).from_zmq(frames, wire)
 
 
 def write(message: Request, wire: OriginWire) -> list[bytes]:
@@ -199,24 +178,15 @@ def write(message: Request, wire: OriginWire) -> list[bytes]:
     Raises:
         LocalProtocolError: The peer would refuse the message.
     """
+    resumes = isinstance(message, TransferEmbeddingInfo) and message.is_resume
+    form = FORMS[wire.generation, resumes] if isinstance(message, TransferEmbeddingInfo) else REGISTER_FORM
     try:
-        frames = message.to_zmq(wire.generation) if isinstance(message, TransferEmbeddingInfo) else message.to_zmq()
+        frames = _frames(message, form)
         if read(frames, wire) == message:
             return frames
     except (RemoteProtocolError, ValueError, struct.error) as error:
         raise LocalProtocolError(f"every peer would refuse this message: {error}") from None
     raise LocalProtocolError(f"generation {wire.generation.value} cannot carry all of {message}")
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingStatus:
-    """The status of a room."""
-
-    room: int
-    status: KVPoll
-    sender_rank: int | None = None
-    """Rank of the sender, or -1, if the message had a third frame. Only a later development branch of the origin sends
-    one. It is read and never written."""
 
 
 def read_status(frames: Sequence[bytes]) -> EmbeddingStatus:
@@ -227,16 +197,7 @@ def read_status(frames: Sequence[bytes]) -> EmbeddingStatus:
     """
     if len(frames) not in (2, 3):
         raise RemoteProtocolError(f"a status of {len(frames)} frames; it must have 2, or 3 with the sender's rank")
-    room = _number(frames[0], "the room", 0, MAX_ROOM)
-    try:
-        status = KVPoll(_number(frames[1], "the status", min(KVPoll), max(KVPoll)))
-        rank = None
-        if len(frames) == 3:
-            rank = -1 if frames[2] == b"-1" else _number(frames[2], "the sender's rank", 0, 65535)
-        return EmbeddingStatus(room, status, rank)
-    except RemoteProtocolError as error:
-        error.room = room
-        raise
+    return EmbeddingStatus(**_values(frames, STATUS_FORM, None))
 
 
 def write_status(message: EmbeddingStatus) -> list[bytes]:
@@ -247,7 +208,7 @@ def write_status(message: EmbeddingStatus) -> list[bytes]:
     Raises:
         LocalProtocolError: A peer would refuse the message.
     """
-    frames = [str(value).encode("ascii") for value in (message.room, int(message.status))]
+    frames = _frames(message, STATUS_FORM[:2])
     try:
         read_status(frames)
     except RemoteProtocolError as error:
@@ -255,43 +216,43 @@ def write_status(message: EmbeddingStatus) -> list[bytes]:
     return frames
 
 
-def _head(message: Request) -> list[bytes]:
-    parts = (message.room, message.endpoint, message.dst_port, message.mooncake_session_id)
-    return [str(part).encode("ascii") for part in parts]
+# Fields in the order of their frames
+
+_HEAD = ("room", "endpoint", "dst_port", "mooncake_session_id")
+REGISTER_FORM = (*_HEAD, "dst_embedding_ptrs")
+_BLOCKS = (*_HEAD, "dst_embedding_indices", "required_dst_info_num")
+FORMS = {
+    (Generation.V3_0, False): (*_BLOCKS, "sent_tokens"),
+    (Generation.V3_0, True): (*_BLOCKS, "sent_tokens"),
+    (Generation.BLOCKS, False): (*_BLOCKS, "allocated_tokens"),
+    (Generation.BLOCKS, True): (*_BLOCKS, "sent_tokens", "allocated_tokens"),
+}
+"""The fields of a request, by its generation and by whether it is a resume."""
+STATUS_FORM = ("room", "status", "sender_rank")
 
 
-def _address(frames: Sequence[bytes]) -> tuple[str, int, str]:
-    port = _number(frames[2], "the receiver's port", 1, MAX_PORT)
-    return _host(frames[1]), port, _session_id(frames[3])
+def _frames(message: Request | EmbeddingStatus, form: Sequence[str]) -> list[bytes]:
+    return [_frame(name, getattr(message, name)) for name in form]
 
 
-def _destinations(frames: Sequence[bytes]) -> int:
-    return _number(frames[5], "required_dst_info_num", 1, MAX_DESTINATIONS)
+def _frame(name: str, value: Any) -> bytes:
+    if name == "dst_embedding_ptrs":
+        return struct.pack(f"={len(value)}Q", *value)
+    return (",".join(map(str, value)) if isinstance(value, tuple) else str(value)).encode("ascii")
 
 
-def _one_buffer(frames: Sequence[bytes], wire: OriginWire) -> tuple[tuple[int, ...], int, int]:
-    index = _number(frames[4], "the buffer index", 0, wire.num_blocks - 1)
-    return (index,), _destinations(frames), _number(frames[6], "sent_tokens", 0, MAX_TOKENS)
+def _values(frames: Sequence[bytes], form: Sequence[str], wire: OriginWire | None) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    try:
+        for name, frame in zip(form, frames, strict=False):
+            values[name] = READERS[name](frame, wire)
+    except RemoteProtocolError as error:
+        error.room = values.get("room")
+        raise
+    return values
 
 
-def _blocks(frames: Sequence[bytes], wire: OriginWire) -> tuple[tuple[int, ...], int, int, int]:
-    blocks = _block_indices(frames[4], wire.num_blocks)
-    sent = 0
-    if len(frames) >= RESUME_FRAMES:
-        sent = _number(frames[6], "sent_tokens", 1, MAX_TOKENS)
-        if sent % wire.block_size:
-            raise RemoteProtocolError(f"sent_tokens is {sent}; a resume starts at a multiple of {wire.block_size}")
-    allocation = frames[7] if sent else frames[6]
-    allocated = _number(allocation, "allocated_tokens", 1, MAX_TOKENS)
-    if allocated != len(blocks) * wire.block_size:
-        raise RemoteProtocolError(
-            f"allocated_tokens is {allocated}; {len(blocks)} blocks of {wire.block_size} tokens are "
-            f"{len(blocks) * wire.block_size}. Configure the same block size on both sides"
-        )
-    return blocks, _destinations(frames), sent, allocated
-
-
-# Values of single frames. Each function checks the length of a frame before it converts it.
+# Readers of single frames. Each one checks the length of a frame before it converts it.
 
 
 def _shown(frame: bytes) -> str:
@@ -301,7 +262,7 @@ def _shown(frame: bytes) -> str:
 
 def _number(frame: bytes, name: str, lowest: int, highest: int) -> int:
     """Reads ASCII decimal digits without sign, space or leading zero, in ``[lowest, highest]``."""
-    if len(frame) > len(str(highest)) or not _DECIMAL.fullmatch(frame):
+    if len(frame) > len(str(highest)) or not re.fullmatch(rb"0|[1-9][0-9]*", frame):
         raise RemoteProtocolError(f"{name} is {_shown(frame)}; it must be decimal digits, {lowest} to {highest}")
     value = int(frame)
     if not lowest <= value <= highest:
@@ -309,31 +270,32 @@ def _number(frame: bytes, name: str, lowest: int, highest: int) -> int:
     return value
 
 
-def _host(frame: bytes, name: str = "the receiver's host") -> str:
+def _host(frame: bytes, name: str) -> str:
     """Reads a host name or an address, IPv6 included."""
-    if len(frame) > 255 or not _HOST_NAME.fullmatch(frame):
+    if len(frame) > 255 or not re.fullmatch(rb"[0-9A-Za-z._:%\[\]-]+", frame):
         raise RemoteProtocolError(f"{name} is {_shown(frame)}; it must be a host name or address")
     return frame.decode("ascii")
 
 
 def _session_id(frame: bytes) -> str:
     """Reads the ``host:port`` of a transfer engine."""
-    name, colon, port = frame.rpartition(b":")
+    host, colon, port = frame.rpartition(b":")
     if not colon:
         raise RemoteProtocolError(f"the session id is {_shown(frame)}; it must be host:port")
-    _host(name, "the session's host")
+    _host(host, "the session's host")
     _number(port, "the session's port", 1, MAX_PORT)
     return frame.decode("ascii")
 
 
-def _pointers(frame: bytes) -> tuple[int, ...]:
+def _pointers(frame: bytes, wire: OriginWire) -> tuple[int, ...]:
     """Reads base addresses, 8 bytes each in the byte order of this machine."""
-    count, rest = divmod(len(frame), POINTER.size)
-    if rest or not MIN_BUFFERS <= count <= MAX_BUFFERS:
-        raise RemoteProtocolError(
-            f"base pointers of {len(frame)} bytes; they must be {MIN_BUFFERS} or {MAX_BUFFERS} of {POINTER.size} bytes"
-        )
-    values = tuple(value for (value,) in POINTER.iter_unpack(frame))
+    count, rest = divmod(len(frame), 8)
+    if rest or count not in BUFFERS:
+        raise RemoteProtocolError(f"base pointers of {len(frame)} bytes; they must be 4 or 5 of 8 bytes")
+    if wire.num_buffers not in (None, count):
+        why = f"{count} base pointers, but embeddings here lie in {wire.num_buffers} buffers"
+        raise RemoteProtocolError(f"{why}. Serve the same model on both sides")
+    values = struct.unpack(f"={count}Q", frame)
     if not all(values):
         raise RemoteProtocolError("a base pointer is 0; every buffer must be registered before it is announced")
     if max(values) > MAX_POINTER:
@@ -341,16 +303,36 @@ def _pointers(frame: bytes) -> tuple[int, ...]:
     return values
 
 
-def _block_indices(frame: bytes, num_blocks: int) -> tuple[int, ...]:
-    """Reads comma separated block indices below ``num_blocks``, at least one and each only once.
-
-    Tokens fill the blocks in the order of the list.
-    """
+def _block_indices(frame: bytes, wire: OriginWire) -> tuple[int, ...]:
+    """Reads comma separated indices, at least one and each only once. Tokens fill the blocks in this order."""
+    count = wire.num_blocks
+    if wire.generation is Generation.V3_0:
+        return (_number(frame, "the buffer index", 0, count - 1),)
     if not frame:
         raise RemoteProtocolError("the list of blocks is empty; a request must bring at least one block")
-    if len(frame) > num_blocks * (len(str(num_blocks)) + 1) or frame.count(b",") >= num_blocks:
-        raise RemoteProtocolError(f"a list of blocks of {len(frame)} bytes; there are {num_blocks} blocks in all")
-    blocks = tuple(_number(part, "a block index", 0, num_blocks - 1) for part in frame.split(b","))
+    if len(frame) > count * (len(str(count)) + 1) or frame.count(b",") >= count:
+        raise RemoteProtocolError(f"a list of blocks of {len(frame)} bytes; there are {count} blocks in all")
+    blocks = tuple(_number(part, "a block index", 0, count - 1) for part in frame.split(b","))
     if len(set(blocks)) != len(blocks):
         raise RemoteProtocolError("a block stands twice in the list; its tokens would overwrite each other")
     return blocks
+
+
+def _sent_tokens(frame: bytes, wire: OriginWire) -> int:
+    return _number(frame, "sent_tokens", 0 if wire.generation is Generation.V3_0 else 1, MAX_TOKENS)
+
+
+READERS: dict[str, Callable[[bytes, Any], Any]] = {
+    "room": lambda frame, _: _number(frame, "the room", 0, MAX_ROOM),
+    "endpoint": lambda frame, _: _host(frame, "the receiver's host"),
+    "dst_port": lambda frame, _: _number(frame, "the receiver's port", 1, MAX_PORT),
+    "mooncake_session_id": lambda frame, _: _session_id(frame),
+    "dst_embedding_ptrs": _pointers,
+    "dst_embedding_indices": _block_indices,
+    "required_dst_info_num": lambda frame, _: _number(frame, "required_dst_info_num", 1, MAX_DESTINATIONS),
+    "sent_tokens": _sent_tokens,
+    "allocated_tokens": lambda frame, _: _number(frame, "allocated_tokens", 1, MAX_TOKENS),
+    "status": lambda frame, _: KVPoll(_number(frame, "the status", min(KVPoll), max(KVPoll))),
+    "sender_rank": lambda frame, _: -1 if frame == b"-1" else _number(frame, "the sender's rank", 0, 65535),
+}
+"""Functions that read a field from its frame by the rules of an :class:`OriginWire`."""

@@ -21,8 +21,7 @@ from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 
 from .messages import OriginWire
-
-UNKNOWN_LENGTH = -1
+from .room import UNKNOWN_LENGTH, OriginRoom
 
 
 class Evidence(Protocol):
@@ -46,44 +45,24 @@ class Round:
     allocated_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """``tokens`` tokens of the round are in its blocks, and no write to them is in flight."""
-
-    round: Round
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """A status was refused and had no effect."""
-
-    reason: str
-
-
-class ReceiverRoom:
+class ReceiverRoom(OriginRoom):
     """State of a room at the receiver. ``now`` is in seconds on a clock that never goes back.
 
     The time-outs: ``bootstrap_timeout`` until the encode side is found, ``waiting_timeout`` until the initial request
     is answered, ``transfer_timeout`` until the rest is requested and until each answer to that. The wait for the first
     blocks of the own pool has no time-out, because the pool is fair.
+
+    Attributes:
+        transferred_tokens: Number of leading tokens that have arrived.
+        round: The request that is not answered.
+        rounds: Number of requests so far.
     """
 
     def __init__(self, room: int, wire: OriginWire, settings: TransferSettings, max_total_tokens: int) -> None:
-        self.room, self.wire, self.settings = room, wire, settings
-        self.max_total_tokens = max_total_tokens
-        self.total_tokens = UNKNOWN_LENGTH
-        self.transferred_tokens = 0
-        self.round: Round | None = None  # the request that is not answered
-        self.rounds = 0  # requests so far
-        self.status = KVPoll.Bootstrapping
-        self.error: EmbeddingTransferError | None = None
-        self.deadline: float | None = None  # the room may wait
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing changes any more."""
-        return self.status in (KVPoll.Success, KVPoll.Failed)
+        super().__init__(room)
+        self.wire, self.settings, self.max_total_tokens = wire, settings, max_total_tokens
+        self.transferred_tokens = self.rounds = 0
+        self.round: Round | None = None
 
     @property
     def needs_resume(self) -> bool:
@@ -110,70 +89,64 @@ class ReceiverRoom:
         self.deadline = now + (self.settings.waiting_timeout if initial else self.settings.transfer_timeout)
         return self.round
 
-    def receive(self, status: KVPoll, evidence: Evidence | None, now: float) -> Arrived | Dropped | None:
+    def receive(self, status: KVPoll, evidence: Evidence | None, now: float) -> tuple[Round, int] | None:
         """Processes a status of the sender. ``evidence`` is that in the blocks of :attr:`round`, if there is one.
 
-        Returns the tokens that have arrived, the reason to refuse the status, or None if the room has failed or the
-        status is of no importance.
+        Returns:
+            The round that has ended and the number of its tokens, which are in its blocks, and no write to them is in
+            flight. None if the room has failed or the status is of no importance.
+
+        Raises:
+            RemoteProtocolError: The status was refused and had no effect.
         """
         if self.over:
-            return Dropped("the room is over")
+            raise RemoteProtocolError("the room is over", room=self.room)
         if status is KVPoll.Failed:
-            self.fail(PeerGone("the encode side reported a failure; its log says why", room=self.room))
+            self.fail(PeerGone("the encode side reported a failure; its log says why"))
             return None
         if status not in (KVPoll.Transferring, KVPoll.Success):
             return None
-        if self.round is None or evidence is None:
-            return Dropped(f"{status.name}, but nothing was requested: it is repeated or late")
+        asked = self.round
+        if asked is None or evidence is None:
+            raise self._refusal(status, "nothing was requested: it is repeated or late")
         total = self.total_tokens if self.total_tokens != UNKNOWN_LENGTH else evidence.total_tokens()
         if total is None:
-            return Dropped(f"{status.name}, but aux_datas, which holds the length, was not written")
+            raise self._refusal(status, "aux_datas, which holds the length, was not written")
         if not 0 <= total <= self.max_total_tokens:
-            self.fail(
-                RemoteProtocolError(f"aux_datas states {total} tokens; max_total_tokens is {self.max_total_tokens}")
-            )
+            why = f"aux_datas states {total} tokens; max_total_tokens is {self.max_total_tokens}"
+            self.fail(RemoteProtocolError(why))
             return None
-        tokens = min(total - self.transferred_tokens, self.round.allocated_tokens)
+        tokens = min(total - self.transferred_tokens, asked.allocated_tokens)
         if not evidence.written(tokens):
-            return Dropped(f"{status.name}, but its blocks do not hold {tokens} new tokens: it is repeated or early")
+            raise self._refusal(status, f"its blocks do not hold {tokens} new tokens: it is repeated or early")
         rest = total - self.transferred_tokens - tokens
         if status is KVPoll.Success and rest:
-            self.fail(
-                RemoteProtocolError(f"the encode side reported success, but {rest} of {total} tokens are missing")
-            )
+            why = f"the encode side reported success, but {rest} of {total} tokens are missing"
+            self.fail(RemoteProtocolError(why))
             return None
         if status is KVPoll.Transferring and not rest:
-            return Dropped("Transferring, but every token has arrived: an earlier one is repeated; Success must follow")
-        arrived = Arrived(self.round, tokens)
-        self.total_tokens = total
+            raise self._refusal(status, "every token has arrived: an earlier one is repeated; Success must follow")
+        self.total_tokens, self.status, self.round = total, status, None
         self.transferred_tokens += tokens
-        self.round = None
         self.deadline = now + self.settings.transfer_timeout if rest else None
-        self.status = status
-        return arrived
-
-    def fail(self, error: EmbeddingTransferError) -> None:
-        """Ends the room with an error, unless it is over."""
-        if not self.over:
-            error.room = self.room
-            self.status, self.error, self.deadline = KVPoll.Failed, error, None
+        return asked, tokens
 
     def tick(self, now: float) -> None:
         """Fails the room if its deadline has passed."""
         if self.deadline is not None and self.deadline <= now:
             self.fail(self._overdue())
 
+    def _refusal(self, status: KVPoll, why: str) -> RemoteProtocolError:
+        return RemoteProtocolError(f"{status.name}, but {why}", room=self.room)
+
     def _overdue(self) -> EmbeddingTransferError:
+        s, rest = self.settings, f"from token {self.transferred_tokens} on"
         if not self.rounds:
-            return PeerGone(f"no encode side was found within {self.settings.bootstrap_timeout:g} s")
+            return PeerGone(f"no encode side was found within {s.bootstrap_timeout:g} s")
         if self.round is None:
-            return LeaseExpired(
-                f"the rest, from token {self.transferred_tokens} on, was not requested within "
-                f"{self.settings.transfer_timeout:g} s: no blocks were free"
-            )
-        if self.rounds == 1:
-            return LeaseExpired(f"the encode side has sent nothing for {self.settings.waiting_timeout:g} s")
-        return LeaseExpired(
-            f"the encode side has reported nothing for {self.settings.transfer_timeout:g} s about the rest, "
-            f"from token {self.transferred_tokens} on"
-        )
+            why = f"the rest, {rest}, was not requested within {s.transfer_timeout:g} s: no blocks were free"
+        elif self.rounds == 1:
+            why = f"the encode side has sent nothing for {s.waiting_timeout:g} s"
+        else:
+            why = f"the encode side has reported nothing for {s.transfer_timeout:g} s about the rest, {rest}"
+        return LeaseExpired(why)

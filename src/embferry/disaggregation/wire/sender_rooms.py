@@ -9,23 +9,26 @@ hears one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from embferry.protocol.errors import CapacityError, LocalProtocolError, RemoteProtocolError
+from embferry.protocol.errors import (
+    CapacityError,
+    EmbeddingTransferError,
+    LeaseExpired,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TransportError,
+)
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 
 from .messages import EmbeddingArgsRegisterInfo, Generation, OriginWire, TransferEmbeddingInfo, read
+from .room import UNKNOWN_LENGTH, OriginRoom
 
-MAX_ROOMS = 16384
-"""Largest number of live rooms, including those that only a receiver has asked for."""
-MAX_ENDED = 16384
-"""Number of ended rooms that are remembered, so that late messages do not open them again."""
-MAX_SESSIONS = 4096
-"""Largest number of registrations."""
-
-UNKNOWN_LENGTH = -1
+MAX_ROOMS = 16384  # live rooms, including those that only a receiver has asked for
+MAX_ENDED = 16384  # ended rooms that are remembered, so that late messages do not open them again
+MAX_SESSIONS = 4096  # registrations
 
 # Commands: the effects of the rules, to be executed in the order given
 
@@ -66,115 +69,37 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The room is over, and its embedding is not read any more. ``reason`` is empty after a success."""
+    """The room is over, and its embedding is not read any more. ``error`` is None after a success."""
 
     room: int
-    status: KVPoll
-    reason: str
+    error: EmbeddingTransferError | None
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A message was refused and had no other effect. Log it, because the origin has no message to tell the peer."""
-
-    reason: str
-    room: int | None = None
-    session: str | None = None
+Command = Registered | WriteBlocks | Report | Ended
 
 
-Command = Registered | WriteBlocks | Report | Ended | Refused
+class SenderRoom(OriginRoom):
+    """One transfer to all its destination ranks. Its deadline does not count while a write is in flight."""
 
+    def __init__(self, room: int) -> None:
+        super().__init__(room)
+        self.opened = False  # by this side; if not, only a receiver has asked for it
+        self.sent_tokens = 0  # in the rounds that have ended
+        self.members: dict[str, TransferEmbeddingInfo] = {}  # the initial request of each session
+        self.asked: dict[str, TransferEmbeddingInfo] = {}  # for the next round, by session
+        self.in_flight: set[str] = set()  # sessions that are being written to
+        self.round_tokens = 0
+        self.failure: EmbeddingTransferError | None = None  # while writes are still in flight
 
-@dataclass(slots=True)
-class Room:
-    """One transfer to all its destination ranks."""
-
-    room: int
-    deadline: float  # when the room fails, unless a write is in flight
-    opened: bool = False  # by this side; if not, only a receiver has asked for it
-    total_tokens: int = UNKNOWN_LENGTH  # until the embedding is made
-    sent_tokens: int = 0  # in the rounds that have ended
-    members: dict[str, TransferEmbeddingInfo] = field(default_factory=dict)  # the initial request of each session
-    asked: dict[str, TransferEmbeddingInfo] = field(default_factory=dict)  # for the next round, by session
-    in_flight: set[str] = field(default_factory=set)  # sessions that are being written to
-    round_tokens: int = 0
-    rounds: int = 0  # that have begun
-    failure: str = ""  # while writes are still in flight
+    @property
+    def first(self) -> TransferEmbeddingInfo | None:
+        """The first request for the next round. Those of the other ranks must agree with it."""
+        return next(iter(self.asked.values()), None)
 
     @property
     def complete(self) -> bool:
         """Whether every destination rank has asked in this round."""
-        first = next(iter(self.asked.values()), None)
-        return first is not None and len(self.asked) == first.required_dst_info_num
-
-    @property
-    def status(self) -> KVPoll:
-        """Status while the room is live."""
-        if self.rounds:
-            return KVPoll.Transferring
-        return KVPoll.WaitingForInput if self.complete else KVPoll.Bootstrapping
-
-
-class Registrations:
-    """Where the buffers of each session are, for a bounded number of sessions.
-
-    A registration is never replaced while a room uses it, because tokens would go to addresses that mean something
-    else. A different registration waits until those rooms are over, and until then the session may request nothing new.
-
-    Args:
-        in_use: Returns the sessions that the live rooms have among their destinations.
-    """
-
-    def __init__(self, in_use: Callable[[], set[str]]) -> None:
-        self._in_use = in_use
-        self._known: dict[str, EmbeddingArgsRegisterInfo] = {}
-        self._waiting: dict[str, EmbeddingArgsRegisterInfo] = {}
-
-    def register(self, info: EmbeddingArgsRegisterInfo) -> list[Command]:
-        """Accepts a registration, keeps it until its session is idle, or refuses it."""
-        session = info.mooncake_session_id
-        known = self._known.get(session)
-        if known == info:
-            self._waiting.pop(session, None)
-            return [Refused("registered already, with the same buffers", session=session)]
-        if known is not None and session in self._in_use():
-            self._waiting[session] = info
-            return [Refused("registered already, with other buffers that a transfer uses", session=session)]
-        if known is None and len(self._known) >= MAX_SESSIONS and not self._forget_one():
-            return [Refused(f"{MAX_SESSIONS} sessions are registered and in use", session=session)]
-        return self._accept(info)
-
-    def pointers(self, session: str) -> tuple[int, ...]:
-        """Returns the base pointers of a registered session."""
-        return self._known[session].dst_embedding_ptrs
-
-    def obstacle(self, session: str) -> str:
-        """Returns why this session may not request a transfer now; an empty string if it may."""
-        if session not in self._known:
-            return "the session is not registered"
-        if session in self._waiting:
-            return "the session has registered other buffers while a transfer uses the earlier ones"
-        return ""
-
-    def released(self, session: str) -> list[Command]:
-        """Accepts the waiting registration of a session, one of whose rooms has ended, if no other room uses it."""
-        if session not in self._waiting or session in self._in_use():
-            return []
-        return self._accept(self._waiting.pop(session))
-
-    def _accept(self, info: EmbeddingArgsRegisterInfo) -> list[Command]:
-        session = info.mooncake_session_id
-        self._known.pop(session, None)  # the newest stands last
-        self._known[session] = info
-        return [Registered(session, info.dst_embedding_ptrs)]
-
-    def _forget_one(self) -> bool:
-        """Forgets the oldest registration that no room uses. Returns whether there was one."""
-        in_use = self._in_use()
-        oldest = next((session for session in self._known if session not in in_use), None)
-        if oldest is not None:
-            del self._known[oldest]
-        return oldest is not None
+        return self.first is not None and len(self.asked) == self.first.required_dst_info_num
 
 
 class SenderRooms:
@@ -183,42 +108,111 @@ class SenderRooms:
     The time-outs: ``bootstrap_timeout`` until every rank has asked, ``waiting_timeout`` until the embedding is made,
     ``transfer_timeout`` until every rank has asked for the rest. A write has no time-out here, because the engine
     reports the end of every write. A call that is wrong in the state of its room raises :class:`LocalProtocolError`.
+
+    A registration is never replaced while a room uses it, because tokens would go to addresses that mean something
+    else. A different registration waits until those rooms are over, and until then the session may request nothing new.
     """
 
     def __init__(self, wire: OriginWire, settings: TransferSettings) -> None:
         if wire.generation is not Generation.BLOCKS:
             raise LocalProtocolError(f"transfers use generation blocks, not {wire.generation.value}")
         self.wire, self.settings = wire, settings
-        self._rooms: dict[int, Room] = {}
-        self._ended: dict[int, KVPoll] = {}
-        self._registrations = Registrations(
-            lambda: {session for room in self._rooms.values() for session in room.members}
-        )
+        self._rooms: dict[int, SenderRoom] = {}
+        self._ended: dict[int, None] = {}  # the oldest first
+        self._registered: dict[str, EmbeddingArgsRegisterInfo] = {}  # by session, the newest last
+        self._waiting: dict[str, EmbeddingArgsRegisterInfo] = {}  # until the registered one is not in use
 
     # Messages of receivers
 
     def receive(self, frames: Sequence[bytes], now: float) -> list[Command]:
-        """Processes one message. A malformed message is refused and raises nothing."""
-        try:
-            message = read(frames, self.wire)
-        except RemoteProtocolError as error:
-            return [Refused(error.detail, error.room)]
+        """Processes one message.
+
+        Raises:
+            RemoteProtocolError: The message was refused, and only a registration that has to wait has an effect.
+        """
+        message = read(frames, self.wire)
+        session = message.mooncake_session_id
         if isinstance(message, EmbeddingArgsRegisterInfo):
-            return self._registrations.register(message)
+            return self._register(message)
         room = self._rooms.get(message.room)
-        reason = self._no_resume(message, room) if message.is_resume else self._no_init(message, room)
+        reason = self._obstacle(message, room)
         if reason:
-            return [Refused(reason, message.room, message.mooncake_session_id)]
+            raise RemoteProtocolError(f"{reason} (session {session})", room=message.room)
         if room is None:
-            room = self._rooms[message.room] = Room(message.room, now + self.settings.bootstrap_timeout)
-        if not message.is_resume:
-            room.members[message.mooncake_session_id] = message
-        room.asked[message.mooncake_session_id] = message
+            room = self._rooms[message.room] = SenderRoom(message.room)
+            room.deadline = now + self.settings.bootstrap_timeout
+        room.members.setdefault(session, message)
+        room.asked[session] = message
         return self._begin_round(room, now)
+
+    def _obstacle(self, message: TransferEmbeddingInfo, room: SenderRoom | None) -> str:
+        """Returns the first reason to refuse a request; an empty string if there is none."""
+        session, ranks, over = message.mooncake_session_id, message.required_dst_info_num, message.room in self._ended
+        reasons = [
+            (session not in self._registered, "the session is not registered"),
+            (
+                session in self._waiting,
+                "the session has registered other buffers while a transfer uses the earlier ones",
+            ),
+        ]
+        if room is None and message.is_resume:
+            return "the room is over" if over else "the room is unknown"
+        if room is None:
+            reasons += [(over, "the room is over"), (len(self._rooms) >= MAX_ROOMS, f"{MAX_ROOMS} rooms are open")]
+            return _first(reasons)
+        begun = room.status is KVPoll.Transferring
+        if message.is_resume:
+            reasons = [
+                (session not in room.members, "the session is no destination of this room"),
+                (not begun, "nothing of the room has been transferred; there is nothing to resume"),
+                (bool(room.in_flight), "an earlier transfer of the room is still being written"),
+                (session in room.asked, "the session has asked for this resume already"),
+                (message.sent_tokens != room.sent_tokens,
+                 f"sent_tokens is {message.sent_tokens}, but {room.sent_tokens} have been sent"),
+                (ranks != len(room.members),
+                 f"required_dst_info_num is {ranks}, but the room has {len(room.members)} ranks"),
+            ]  # fmt: skip
+        else:
+            reasons += [
+                (session in room.members, "the session has asked for this room already"),
+                (room.complete or begun, "every destination rank of the room has asked already"),
+            ]
+        for name in ("required_dst_info_num", "allocated_tokens") if room.first else ():
+            ours, theirs = getattr(message, name), getattr(room.first, name)
+            reasons.append((ours != theirs, f"{name} is {ours}, but another rank of the room sent {theirs}"))
+        return _first(reasons)
+
+    def _register(self, info: EmbeddingArgsRegisterInfo) -> list[Command]:
+        """Accepts a registration, keeps it until its session is idle, or refuses it."""
+        session, in_use = info.mooncake_session_id, self._in_use()
+        known = self._registered.get(session)
+        if known == info:
+            self._waiting.pop(session, None)
+            raise RemoteProtocolError(f"registered already, with the same buffers (session {session})")
+        if known is not None and session in in_use:
+            self._waiting[session] = info
+            why = "registered already, with other buffers that a transfer uses"
+            raise RemoteProtocolError(f"{why} (session {session})")
+        if known is None and len(self._registered) >= MAX_SESSIONS:
+            idle = next((other for other in self._registered if other not in in_use), None)
+            if idle is None:
+                raise RemoteProtocolError(f"{MAX_SESSIONS} sessions are registered and in use (session {session})")
+            del self._registered[idle]
+        return self._accept(info)
+
+    def _accept(self, info: EmbeddingArgsRegisterInfo) -> list[Command]:
+        session = info.mooncake_session_id
+        self._registered.pop(session, None)
+        self._registered[session] = info
+        return [Registered(session, info.dst_embedding_ptrs)]
+
+    def _in_use(self) -> set[str]:
+        """Returns the sessions that live rooms have among their destinations."""
+        return {session for room in self._rooms.values() for session in room.members}
 
     # Calls of the encode side
 
-    def open(self, room: int, now: float) -> None:
+    def open(self, room: int, now: float) -> SenderRoom:
         """Opens a room that the encode side will serve. Its receiver may have asked for it before."""
         known = self._rooms.get(room)
         if known is not None and known.opened:
@@ -226,18 +220,17 @@ class SenderRooms:
         if known is None:
             if len(self._rooms) >= MAX_ROOMS:
                 raise CapacityError(f"{MAX_ROOMS} rooms are open; end some first", room=room)
-            known = self._rooms[room] = Room(room, now)
+            known = self._rooms[room] = SenderRoom(room)
         self._ended.pop(room, None)
         known.opened = True
         known.deadline = now + (self.settings.waiting_timeout if known.complete else self.settings.bootstrap_timeout)
+        return known
 
     def ready(self, room: int, total_tokens: int, now: float) -> list[Command]:
         """Records that the embedding of ``total_tokens`` tokens is made."""
         known = self._rooms.get(room)
         if known is None or not known.opened or known.total_tokens != UNKNOWN_LENGTH:
             raise LocalProtocolError("the room is not waiting for its embedding", room=room)
-        if total_tokens < 0:
-            raise LocalProtocolError(f"an embedding of {total_tokens} tokens", room=room)
         known.total_tokens = total_tokens
         return self._begin_round(known, now)
 
@@ -247,131 +240,90 @@ class SenderRooms:
         if known is None or session not in known.in_flight:
             raise LocalProtocolError(f"no write to {session} is in flight", room=room)
         known.in_flight.remove(session)
-        known.failure = known.failure or failure
-        return self._end_round(known, now)
+        known.failure = known.failure or (TransportError(failure) if failure else None)
+        if known.in_flight:
+            return []
+        known.sent_tokens += known.round_tokens
+        if known.failure is not None or known.sent_tokens == known.total_tokens:
+            return self._end(known, known.failure)
+        known.asked.clear()
+        known.deadline = now + self.settings.transfer_timeout
+        return [*_reports(known)]
 
-    def abort(self, room: int, reason: str) -> list[Command]:
+    def abort(self, room: int, error: EmbeddingTransferError) -> list[Command]:
         """Ends the room as soon as no write of it is in flight. Does nothing for a room that is over."""
         known = self._rooms.get(room)
-        return [] if known is None else self._fail(known, reason)
+        if known is None:
+            return []
+        known.failure = known.failure or error
+        return [] if known.in_flight else self._end(known, known.failure)
 
     def tick(self, now: float) -> list[Command]:
         """Ends the rooms whose time-out has passed."""
-        due = [room for room in self._rooms.values() if not room.in_flight and room.deadline <= now]
-        return [command for room in due for command in self._fail(room, _overdue(room))]
+        due = [room for room, deadline in self._deadlines() if deadline <= now]
+        return [command for room in due for command in self._end(room, LeaseExpired(_overdue(room)))]
 
     def next_timeout(self) -> float | None:
         """Returns when :meth:`tick` has to be called next; None if it need not be called."""
-        return min((room.deadline for room in self._rooms.values() if not room.in_flight), default=None)
+        return min((deadline for _, deadline in self._deadlines()), default=None)
 
-    def poll(self, room: int) -> KVPoll | None:
-        """Returns the status of a room; None if it is unknown or its end is forgotten."""
-        known = self._rooms.get(room)
-        return self._ended.get(room) if known is None else known.status
-
-    # The reason to refuse a request: the first one whose condition holds
-
-    def _no_init(self, message: TransferEmbeddingInfo, room: Room | None) -> str:
-        session = message.mooncake_session_id
-        obstacle = self._registrations.obstacle(session)
-        if room is None:
-            return _first((
-                (bool(obstacle), obstacle),
-                (message.room in self._ended, "the room is over"),
-                (len(self._rooms) >= MAX_ROOMS, f"{MAX_ROOMS} rooms are open"),
-            ))  # fmt: skip
-        return _first((
-            (bool(obstacle), obstacle),
-            (session in room.members, "the session has asked for this room already"),
-            (room.complete or room.rounds > 0, "every destination rank of the room has asked already"),
-            *_out_of_step(message, room),
-        ))  # fmt: skip
-
-    def _no_resume(self, message: TransferEmbeddingInfo, room: Room | None) -> str:
-        if room is None:
-            return "the room is over" if message.room in self._ended else "the room is unknown"
-        session = message.mooncake_session_id
-        return _first((
-            (session not in room.members, "the session is no destination of this room"),
-            (not room.rounds, "nothing of the room has been transferred; there is nothing to resume"),
-            (bool(room.in_flight), "an earlier transfer of the room is still being written"),
-            (session in room.asked, "the session has asked for this resume already"),
-            (message.sent_tokens != room.sent_tokens,
-             f"sent_tokens is {message.sent_tokens}, but {room.sent_tokens} have been sent"),
-            (message.required_dst_info_num != len(room.members),
-             f"required_dst_info_num is {message.required_dst_info_num}, but the room has {len(room.members)} ranks"),
-            *_out_of_step(message, room),
-        ))  # fmt: skip
+    def _deadlines(self) -> Iterator[tuple[SenderRoom, float]]:
+        for room in self._rooms.values():
+            if room.deadline is not None and not room.in_flight:
+                yield room, room.deadline
 
     # Rounds
 
-    def _begin_round(self, room: Room, now: float) -> list[Command]:
-        if not room.complete:
+    def _begin_round(self, room: SenderRoom, now: float) -> list[Command]:
+        if room.first is None or not room.complete:
             return []
         if room.total_tokens == UNKNOWN_LENGTH:
+            room.status = KVPoll.WaitingForInput
             if room.opened:
                 room.deadline = now + self.settings.waiting_timeout
             return []
-        room.rounds += 1
-        room.round_tokens = min(room.total_tokens - room.sent_tokens, next(iter(room.asked.values())).allocated_tokens)
+        room.status = KVPoll.Transferring
+        room.round_tokens = min(room.total_tokens - room.sent_tokens, room.first.allocated_tokens)
         room.in_flight = set(room.asked)
         return [self._write(room, info) for info in room.asked.values()]
 
-    def _write(self, room: Room, info: TransferEmbeddingInfo) -> WriteBlocks:
+    def _write(self, room: SenderRoom, info: TransferEmbeddingInfo) -> WriteBlocks:
         initial = room.sent_tokens == 0
         blocks = -(-room.round_tokens // self.wire.block_size)
         blocks = max(blocks, int(initial))  # aux_datas needs a block even if there are no tokens
         session = info.mooncake_session_id
-        return WriteBlocks(
-            room.room, session, self._registrations.pointers(session), info.dst_embedding_indices[:blocks],
-            room.sent_tokens, room.round_tokens, initial,
-        )  # fmt: skip
+        pointers, targets = self._registered[session].dst_embedding_ptrs, info.dst_embedding_indices[:blocks]
+        return WriteBlocks(room.room, session, pointers, targets, room.sent_tokens, room.round_tokens, initial)
 
-    def _end_round(self, room: Room, now: float) -> list[Command]:
-        if room.in_flight:
-            return []
-        if room.failure:
-            return self._end(room, KVPoll.Failed, room.failure)
-        room.sent_tokens += room.round_tokens
-        if room.sent_tokens == room.total_tokens:
-            return self._end(room, KVPoll.Success, "")
-        room.asked.clear()
-        room.deadline = now + self.settings.transfer_timeout
-        return [*_reports(room, KVPoll.Transferring)]
-
-    def _fail(self, room: Room, reason: str) -> list[Command]:
-        room.failure = room.failure or reason
-        return [] if room.in_flight else self._end(room, KVPoll.Failed, room.failure)
-
-    def _end(self, room: Room, status: KVPoll, reason: str) -> list[Command]:
+    def _end(self, room: SenderRoom, error: EmbeddingTransferError | None) -> list[Command]:
+        if error is None:
+            room.status = KVPoll.Success
+        else:
+            room.fail(error)
         del self._rooms[room.room]
-        self._ended[room.room] = status
+        self._ended[room.room] = None
         if len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
-        accepted = [command for session in room.members for command in self._registrations.released(session)]
-        return [*_reports(room, status), Ended(room.room, status, reason), *accepted]
+        commands: list[Command] = [*_reports(room), Ended(room.room, error)]
+        in_use = self._in_use() if self._waiting else set()
+        for session in room.members:
+            if session in self._waiting and session not in in_use:
+                commands += self._accept(self._waiting.pop(session))
+        return commands
 
 
 def _first(reasons: Iterable[tuple[bool, str]]) -> str:
     return next((reason for holds, reason in reasons if holds), "")
 
 
-def _out_of_step(message: TransferEmbeddingInfo, room: Room) -> Iterable[tuple[bool, str]]:
-    """Yields the values that must equal those of a rank that has asked in this round, as (differs, reason)."""
-    for other in list(room.asked.values())[:1]:
-        for name in ("required_dst_info_num", "allocated_tokens"):
-            ours, theirs = getattr(message, name), getattr(other, name)
-            yield ours != theirs, f"{name} is {ours}, but another rank of the room sent {theirs}"
+def _reports(room: SenderRoom) -> list[Report]:
+    return [Report(room.room, info.endpoint, info.dst_port, room.status) for info in room.members.values()]
 
 
-def _reports(room: Room, status: KVPoll) -> list[Report]:
-    return [Report(room.room, info.endpoint, info.dst_port, status) for info in room.members.values()]
-
-
-def _overdue(room: Room) -> str:
+def _overdue(room: SenderRoom) -> str:
     """Returns the reason of a time-out: the event that did not come."""
     if not room.opened:
         return "the receiver asked, but there was no such request on the encode side in time"
-    if room.rounds:
+    if room.status is KVPoll.Transferring:
         return "not every destination rank has asked for the rest in time"
     return "the embedding was not made in time" if room.complete else "not every destination rank has asked in time"

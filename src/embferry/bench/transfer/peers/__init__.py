@@ -1,1 +1,0 @@
-"""Other ways to move an embedding, one a file, each run as its own users would, in the way that suits it best."""

@@ -1,0 +1,45 @@
+"""The base of the queues of both sides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.states import KVPoll
+
+Request = TypeVar("Request")
+
+
+class RequestQueue(ABC, Generic[Request]):
+    """Requests in the order of their arrival.
+
+    Args:
+        failed: Called with a request that has failed and its error, by the ``pop_`` method that removes it from its
+            queue. The others go on.
+    """
+
+    def __init__(self, failed: Callable[[Request, EmbeddingTransferError], None]) -> None:
+        self.failed = failed
+        self.queue: list[Request] = []
+
+    def __len__(self) -> int:
+        return len(self.queue)
+
+    @abstractmethod
+    def _fail(self, request: Request) -> None:
+        """Reports a request that has failed."""
+
+    def _pop(self, result: Callable[[Request], KVPoll | None]) -> list[Request]:
+        """Removes the requests that have a result and returns those that have not failed."""
+        popped = []
+        for request in list(self.queue):
+            status = result(request)
+            if status is not None:
+                self.queue.remove(request)
+                if status is KVPoll.Failed:
+                    self._fail(request)
+                else:
+                    popped.append(request)
+        return popped
