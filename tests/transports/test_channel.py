@@ -12,7 +12,7 @@ import pytest
 from embferry.testing.pair import DEADLINE_S
 from embferry.transports.leased import messages as m
 from embferry.transports.leased.channel import Channel
-from embferry.transports.net.loop import Loop
+from embferry.transports.net.loop import LoopThread
 
 MESSAGE = m.Welcome(bytes(1 << 20), 0)  # more than a socket's buffers hold
 
@@ -21,7 +21,7 @@ class End:
     """A channel on a loop of its own, and what its callbacks were given."""
 
     def __init__(self, *, max_unsent: int) -> None:
-        self.loop = Loop("embferry-test", lambda error: None)
+        self.loop = LoopThread("embferry-test", lambda error: None)
         self.ended: queue.Queue[str] = queue.Queue()
         sock, self.peer = socket.socketpair()
         self.peer.settimeout(DEADLINE_S)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from embferry.transfer.control.connection import Connection
 from embferry.transfer.control.contract import Received, Unreachable
 from embferry.transfer.control.endpoint import host_and_port
 from embferry.transfer.control.framing import HEADER, frame
@@ -24,15 +25,18 @@ SECONDS = 60.0
 HELLO = frame(Handshake().first())
 
 
+STEP_S = 0.01
+
+
 class ClockedLoop(Loop):
-    """A loop whose clock can be moved forward."""
+    """A loop whose clock moves only when it is told to, so that a busy machine lets no time limit expire."""
 
     def __init__(self) -> None:
-        self.ahead_s = 0.0
+        self.time = 1000.0
         super().__init__()
 
     def now(self) -> float:
-        return time.monotonic() + self.ahead_s
+        return self.time
 
 
 class Net:
@@ -56,7 +60,8 @@ class Net:
         return self.plane("127.0.0.1", **limits)
 
     def step(self, timeout_s: float = 0.02) -> None:
-        """Runs the loop once and polls every plane."""
+        """Runs the loop once, a little later, and polls every plane."""
+        self.loop.time += STEP_S
         self.loop.run_once(timeout_s)
         for plane, events in self.events.items():
             events += plane.poll()
@@ -70,7 +75,7 @@ class Net:
 
     def advance(self, seconds: float) -> None:
         """Moves the clock forward and lets everything that is then due happen."""
-        self.loop.ahead_s += seconds
+        self.loop.time += seconds
         for _ in range(5):
             self.step(0)
 
@@ -101,6 +106,12 @@ class Net:
         except ConnectionError:
             pass
         return True
+
+    def small_buffer(self, connection: Connection | None) -> Connection:
+        """Lets the kernel buffer little of what ``connection`` sends, so that a peer that does not read shows soon."""
+        assert connection is not None
+        connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+        return connection
 
     def listener(self) -> tuple[socket.socket, str]:
         """Returns a plain listening socket and its endpoint."""

@@ -1,7 +1,9 @@
-"""What a peer can make a control plane hold, and for how long."""
+"""Bounds on what a peer can make a control plane hold, and for how long."""
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import socket
 
 import pytest
@@ -76,19 +78,21 @@ def test_a_frame_that_does_not_end_is_given_up_and_an_idle_connection_is_not(net
 def test_a_slow_frame_does_not_gain_time_from_each_byte(net: Net) -> None:
     server = net.server()
     slow = net.raw(server)
-    for byte in frame(bytes(20))[:-1]:
-        slow.sendall(bytes([byte]))
-        net.advance(0.5)
+    with contextlib.suppress(ConnectionError):
+        for byte in frame(bytes(20))[:-1]:
+            slow.sendall(bytes([byte]))
+            net.advance(0.5)
     net.until(lambda: net.closed(slow))
 
 
 def test_incomplete_bytes_are_bounded_over_all_connections(net: Net) -> None:
     server = net.server(incomplete_bytes=10_000)
     begun = HELLO + frame(bytes(5000))[:4000]
-    socks = []
-    for number in range(3):
-        socks.append(net.raw(server, begun))
-        net.until(lambda number=number: server._shared.incomplete.used == min(number + 1, 2) * 4000)  # type: ignore[misc]
+    socks = [net.raw(server, begun)]
+    net.until(lambda: server._shared.incomplete.used == 4000)
+    socks += [net.raw(server, begun) for _ in range(2)]
+    net.until(lambda: net.closed(socks[0]))
+    net.until(lambda: server._shared.incomplete.used == 8000)
     assert [net.closed(sock) for sock in socks] == [True, False, False], "the frame that began first goes"
 
 
@@ -100,7 +104,7 @@ def test_a_peer_that_does_not_read_is_bounded_in_bytes_and_time(net: Net) -> Non
     for _ in range(40):
         server.send(peer, bytes(1 << 20))
         net.step(0)
-    assert server.dropped_frames > 30
+    assert server.dropped_frames > 20
     assert server._shared.unsent.used <= 4 << 20
     net.advance(10)
     net.until(lambda: net.gone(server))
@@ -122,20 +126,19 @@ def test_a_slow_reader_that_goes_on_reading_is_kept(net: Net) -> None:
     sock = net.raw(server, HELLO + frame(b"a"))
     net.until(lambda: net.data(server))
     peer = net.events[server][0].peer
+    connection = net.small_buffer(server._acceptor.get(peer))  # type: ignore[union-attr]
     for _ in range(3):
         server.send(peer, bytes(1 << 20))
-    connection = server._acceptor.get(peer)  # type: ignore[union-attr]
-    assert connection is not None
     net.until(lambda: connection._blocked)
     left = len(HELLO) + 3 * (HEADER.size + (1 << 20))
+    sock.setblocking(False)
     while left:
-        before, wanted = connection.outgoing.bytes, min(left, 1 << 18)
-        while wanted:
-            got = len(sock.recv(wanted))
-            wanted, left = wanted - got, left - got
-            net.step(0)
-        if connection.outgoing.bytes < before:
-            net.advance(9)
+        before = connection.outgoing.bytes
+        while left and connection.outgoing.bytes == before:
+            with contextlib.suppress(BlockingIOError):
+                left -= len(sock.recv(1 << 20))
+            net.step()
+        net.advance(9)
     assert not net.gone(server)
 
 
@@ -198,15 +201,17 @@ def _peers(connections: dict[Connection, None]) -> set[object]:
 def test_nothing_is_read_while_received_frames_wait_to_be_polled(net: Net) -> None:
     server = net.server(received_bytes=1000)
     sock = net.raw(server, HELLO)
-    sock.sendall(b"".join(frame(bytes(100)) for _ in range(10_000)))
+    sock.sendall(b"".join(frame(bytes(100)) for _ in range(2000)))
     for _ in range(50):
         net.loop.run_once(0)
     held = sum(len(event.data) for event in server._shared.events if isinstance(event, Received))
     assert held <= 1000 + (64 << 10)
-    net.until(lambda: len(net.data(server)) == 10_000)
+    net.until(lambda: len(net.data(server)) == 2000)
 
 
 def test_a_thousand_connections(net: Net) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
     server = net.server(connections_per_address=1000)
     socks = [net.raw(server, HELLO + frame(b"%d" % number)) for number in range(1000)]
     net.until(lambda: len(net.data(server)) == 1000)
@@ -221,6 +226,7 @@ def test_a_thousand_connections(net: Net) -> None:
     net.until(lambda: len(net.gone(server)) == 1000)
     assert server.connections == 0
     assert not server._acceptor._networks  # type: ignore[union-attr]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_bug_in_one_connections_handler_ends_that_connection_only(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,12 +290,12 @@ def test_deadlines_expire_in_order_of_their_start_and_survive_a_bug() -> None:
     deadlines = Deadlines[str](loop, 10, expire)
     for item in ("a", "b", "c", "d"):
         deadlines.start(item)
-        loop.ahead_s += 1
+        loop.time += 1
     deadlines.start("b")
     deadlines.stop("c")
     assert deadlines.earliest() == "a"
     for _ in range(20):
-        loop.ahead_s += 1
+        loop.time += 1
         loop.run_once(0)
     assert expired == ["a", "d", "b"]
     assert "d" not in deadlines

@@ -11,11 +11,12 @@ pytestmark = pytest.mark.integration
 
 PROGRAM = """
 import os
+from embferry.transfer.control.limits import ControlLimits
 from embferry.transfer.control.sockets import SocketControl
 from embferry.transports.net.loop import Loop
 
 loop = Loop()
-server, client = SocketControl(loop, "127.0.0.1"), SocketControl(loop)
+server, client = SocketControl(loop, "127.0.0.1"), SocketControl(loop, limits=ControlLimits(connect_timeout=0.5))
 
 def exchange(data):
     client.send(server.endpoint, data)

@@ -1,6 +1,6 @@
 """One connection of the control plane: handshake, frames in both directions, time limits.
 
-A connection is isolated: whatever goes wrong in its callbacks ends this connection only.
+A connection is isolated: an exception in its callbacks ends this connection only.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Hashable
 from typing import Protocol
 
@@ -41,7 +42,7 @@ class Owner(Protocol):
 
 
 class Shared:
-    """What the connections of one control plane share.
+    """The state that the connections of one control plane share.
 
     Attributes:
         events: Not yet polled.
@@ -174,9 +175,9 @@ class Connection:
 
     def push_within(self, timeout_s: float) -> None:
         """Sends the queue for up to ``timeout_s`` seconds, as the last thing before the end."""
-        until = self._shared.loop.now() + timeout_s
+        until = time.monotonic() + timeout_s
         self.push()
-        while self.open and self.outgoing and (left := until - self._shared.loop.now()) > 0:
+        while self.open and self.outgoing and (left := until - time.monotonic()) > 0:
             self._sock.settimeout(left)
             try:
                 self.outgoing.advance(self._sock.send(self.outgoing.buffers()[0]))

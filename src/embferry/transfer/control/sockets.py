@@ -5,6 +5,7 @@ A message is one system call on each side and wakes one thread on each side.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Hashable
 
@@ -114,7 +115,7 @@ class SocketControl(ControlPlane):
         self._closed = True
         self._stop_flushing()
         loop = self._shared.loop
-        until = loop.now() + linger_s
+        until = time.monotonic() + linger_s
         if self._acceptor is not None:
             self._acceptor.stop()
         if not loop.forked:
@@ -123,7 +124,7 @@ class SocketControl(ControlPlane):
         accepted = self._acceptor.connections() if self._acceptor is not None else []
         for connection in (*open_now, *accepted):
             if not loop.forked:
-                loop.run(connection.push_within, until - loop.now())
+                loop.run(connection.push_within, until - time.monotonic())
         for peer in list(self._dialled.values()):
             loop.run(peer.end)
         for connection in accepted:
