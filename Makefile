@@ -26,7 +26,7 @@ setup-tests:
 setup-engines:
 	@$(PYTHON) scripts/setup_env.py --tests --engines
 
-setup-vllm:
+setup-vllm: ## make .venv-vllm, vLLM for CPUs: 2 GB
 	@$(PYTHON) scripts/setup_vllm.py
 
 demo: setup ## ask real questions about real pictures, across two workers

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from embferry.models import model_path
 from tests.engine.cases import CASES, Split, assert_same
 from tests.engine.test_scheduler import Arriving, drive, endless, tokens_of
 
+ROOT = Path(__file__).parents[2]
 TOKENS = SamplingParams(max_tokens=8)
 
 
@@ -40,6 +44,13 @@ def test_the_halves_equal_the_undivided_model_while_embeddings_arrive(models, ch
     outputs = drive(scheduler, [source for source in sources if source is not None])
     for name, request in asked.items():
         assert tokens_of(outputs, name) == models.undivided.run(request.prompt, request.prepared, TOKENS).tokens
+
+
+def test_the_example_of_the_documentation_prints_the_answer(monkeypatch, capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "engine.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(example, {})
+    assert capsys.readouterr().out == "4"
 
 
 def test_the_halves_have_all_parameters_of_the_whole(models):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
 import pytest
 
-from tests.serve.fakes import Deployment
+if TYPE_CHECKING:
+    from tests.serve.fakes import Deployment
 
 CLIENT_TIMEOUT = 100
 """Seconds a request may take; a guard against hangs."""
@@ -20,6 +21,8 @@ CLIENT_TIMEOUT = 100
 @pytest.fixture
 def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
     """A running router. Other settings: ``@pytest.mark.parametrize("deployment", [{…}], indirect=True)``."""
+    from tests.serve.fakes import Deployment  # needs av, which the environment of vLLM does not have
+
     with Deployment(**dict(getattr(request, "param", {}))) as running:
         yield running
 

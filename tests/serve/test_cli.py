@@ -38,6 +38,13 @@ def called(*words: str, **environ: str) -> tuple[int, str, str]:
     return outcome.exit_code, outcome.stdout, outcome.stderr
 
 
+@pytest.mark.parametrize("verb", ["serve", "encode", "language"])
+def test_a_command_that_needs_the_engine_says_how_to_install_it(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embferry.cli.workers.find_spec", lambda name: None)
+    status, _, err = called(verb)
+    assert (status, "pip install 'embferry[serve]'" in err) == (2, True)
+
+
 def test_version_prints_the_version() -> None:
     status, out, _ = called("version")
     assert status == 0

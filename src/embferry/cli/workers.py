@@ -5,6 +5,8 @@ The commands import heavy modules only once they know that the settings and the 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from embferry.cli.options import fail, settings_command
 from embferry.models import model_path
 from embferry.observe.logs import configure
@@ -12,7 +14,9 @@ from embferry.serve.config import Settings
 
 
 def checked_model(settings: Settings) -> None:
-    """Configures the log. Ends the process with status 2 if the model does not exist."""
+    """Configures the log. Ends the process with status 2 if the model does not exist or torch is not installed."""
+    if find_spec("torch") is None:
+        fail("torch is not installed; install it with: pip install 'embferry[serve]'")
     try:
         model_path(settings.model)
     except ValueError as error:

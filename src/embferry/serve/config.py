@@ -285,7 +285,7 @@ class Settings(Section):
     host: str = "127.0.0.1"
     """Address on which servers listen."""
     advertise_host: str | None = None
-    """Address by which other machines reach this one; `host` if unset. Required if `host` is `0.0.0.0`."""
+    """Address by which other machines reach this one; `host` if unset. A worker needs it if `host` is `0.0.0.0`."""
     bootstrap_url: str = "http://127.0.0.1:8998"
     """URL of the bootstrap server."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

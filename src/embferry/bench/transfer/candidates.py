@@ -14,7 +14,10 @@ from .library import MODES
 from .results import Kind
 
 NEEDS = {
-    "mooncake": (("mooncake",), "pip install 'embferry[mooncake]'; on Debian apt-get install libibverbs1"),
+    "mooncake": (
+        ("mooncake",),
+        "pip install 'embferry[mooncake]'; on Debian apt-get install libibverbs1 libnuma1 libcurl4",
+    ),
     "nixl": (("nixl_cu12", "nixl_cu13", "nixl"), "pip install 'embferry[nixl]'"),
     "safetensors": (("safetensors",), "pip install 'embferry[bench]'"),
 }

@@ -20,7 +20,7 @@ class _Engine:
             from mooncake.engine import TransferEngine
         except ImportError as error:
             raise UnavailableError(
-                f"the engine does not load: {error}; on Debian apt-get install libibverbs1"
+                f"the engine does not load: {error}; on Debian apt-get install libibverbs1 libnuma1 libcurl4"
             ) from error
         self.engine = TransferEngine()
         if self.engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", ""):

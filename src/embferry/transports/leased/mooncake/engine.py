@@ -139,7 +139,7 @@ def _load(protocol: str) -> Any:
         except ImportError as error:
             raise TransportError(
                 f"the Mooncake Transfer Engine cannot be loaded ({error}); pip install 'embferry[mooncake]', "
-                "and on Debian apt-get install libibverbs1",
+                "and on Debian apt-get install libibverbs1 libnuma1 libcurl4",
                 retryable=False,
             ) from error
 

@@ -1,0 +1,152 @@
+"""The commands in README, CONTRIBUTING and ``docs/`` use subcommands, options, targets, extras and files that exist."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from embferry.cli.engines import check_router, check_serve
+from embferry.cli.main import app
+from embferry.connectors.vllm.config import parse
+from embferry.serve.config import SECTIONS
+from embferry.serve.config_load import FIELDS, dotted, load
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PROGRAM = r"(?:\S+/)?(?:embferry|make|pip|python|vllm)\b"
+ASSIGNMENTS = r"(?:[A-Z_]+=\S+ +)*"
+NOT_OURS = {"--", "--encoder-transfer-backend"}
+"""The separator before the arguments of vLLM, and an option of SGLang."""
+CHECKS = {"serve": check_serve, "router": check_router}
+
+
+def commands_of(page: str) -> Iterator[str]:
+    """Yields the commands of fenced blocks, with continued lines and quotes kept together, and of inline code."""
+    for language, block in BLOCK.findall(page):
+        lines = iter(block.splitlines())
+        for line in lines:
+            if language in ("", "sh", "console") and re.match(f"{ASSIGNMENTS}{PROGRAM} ", line):
+                while line.endswith("\\") or line.partition(" #")[0].count("'") % 2:
+                    line = f"{line.removesuffix(chr(92))}\n{next(lines)}"
+                yield line
+    yield from re.findall(rf"`({ASSIGNMENTS}{PROGRAM} [^`]+)`", BLOCK.sub("", page))
+
+
+def words_of(command: str) -> list[str]:
+    """Returns the words without variables that are set and without the folder of the program."""
+    words = shlex.split(command, comments=True)
+    while re.match(r"[A-Z_]+=", words[0]):
+        words.pop(0)
+    return [words[0].rpartition("/")[2], *words[1:]]
+
+
+COMMANDS = sorted({(page.name, command) for page in PAGES for command in commands_of(page.read_text())})
+
+
+def named(program: str) -> pytest.MarkDecorator:
+    """Parametrizes a test with all commands that call ``program``."""
+    found = [(page, words) for page, command in COMMANDS if (words := words_of(command))[0] == program]
+    assert found, program
+    ids = [f"{page} {' '.join(words)[:60]}" for page, words in found]
+    return pytest.mark.parametrize("words", [words for _, words in found], ids=ids)
+
+
+def parsed(words: list[str]) -> None:
+    """Parses a command as ``embferry`` does and checks its settings. Runs nothing.
+
+    Raises:
+        KeyError: the subcommand does not exist.
+        ClickException, ConfigError, Exit: an option or an argument is wrong.
+    """
+    command: Any = typer.main.get_command(app)
+    name = "embferry"
+    while words and hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+    if not words:  # the page names the subcommand only
+        return
+    options = command.make_context(name, list(words)).params
+    keys = {"__".join(key): key for key in FIELDS}
+    flags = {keys[option]: value for option, value in options.items() if option in keys and value is not None}
+    settings = load(flags, {}, None).settings
+    if name in CHECKS:
+        CHECKS[name](settings, frozenset(flags))
+
+
+@named("embferry")
+def test_a_command_of_embferry_is_accepted(words: list[str]) -> None:
+    for subcommand in words[1].split("|"):  # `embferry router|encode` names two
+        parsed([subcommand, *("http://host:1" if word == "…" else word for word in words[2:])])
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("serv", "serv"),
+        ("serve --no-such-option", "No such option"),
+        ("bench serve --rounds 0", "greater than or equal to 1"),
+        ("encode --port x", "valid integer"),
+        ("router --engine vllm --encode-urls http://10.0.0.2:8001", "2"),  # exit status: --language-urls is missing
+    ],
+)
+def test_a_wrong_command_is_not_accepted(command: str, reason: str) -> None:
+    with pytest.raises(Exception, match=reason):
+        parsed(command.split())
+
+
+@named("make")
+def test_a_target_of_make_exists(words: list[str]) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(words[1:]) <= set(targets)
+
+
+@named("pip")
+def test_pip_installs_a_checkout_with_extras_that_exist(words: list[str]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    install, what = words[1:]
+    assert install == "install"
+    if what != "openai":
+        chosen = re.fullmatch(r"\.(?:\[([a-z,]+)\])?", what)
+        assert chosen is not None, "the project is not on PyPI"
+        assert set((chosen[1] or "").split(",")) <= {"", *extras}
+
+
+@named("python")
+def test_a_program_in_python_exists(words: list[str]) -> None:
+    if words[1] == "-c":
+        compile(words[2], "page", "exec")
+    else:
+        path = f"{words[2].replace('.', '/')}.py" if words[1] == "-m" else words[1]
+        assert (ROOT / path).is_file()
+
+
+@named("vllm")
+def test_the_settings_of_the_connector_are_accepted(words: list[str]) -> None:
+    for option, value in itertools.pairwise(words):
+        if option == "--ec-transfer-config":
+            parse(json.loads(value)["ec_connector_extra_config"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_options_and_settings_that_a_page_names_exist(page: Path) -> None:
+    code = re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text()))
+    options = {name for text in code if (name := text.partition(" ")[0]).startswith("--")}
+    settings = {text for text in code if re.fullmatch(rf"(?:{'|'.join(SECTIONS)})\.\w+", text)}
+    assert options <= options_of(typer.main.get_command(app)) | NOT_OURS
+    assert settings <= {dotted(key) for key in FIELDS} | {"serve.json", "serve.html"}
+
+
+def options_of(command: Any) -> set[str]:
+    """Returns the options of a command and its subcommands."""
+    own = {option for parameter in command.params for option in parameter.opts}
+    return own.union(*(options_of(each) for each in getattr(command, "commands", {}).values()))
