@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, fields
+from typing import Any
 
 from .errors import LocalProtocolError
-
-KINDS: dict[str, type[bool | int | float]] = {"bool": bool, "int": int, "float": float}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,8 @@ class TransferSettings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, kind = getattr(self, field.name), KINDS[str(field.type)]
+            value: Any = getattr(self, field.name)
+            kind: Any = type(field.default)
             if kind is bool and isinstance(value, bool):
                 continue
             numeric = hasattr(value, "__index__" if kind is int else "__float__")
