@@ -144,7 +144,7 @@ def test_a_room_that_is_due_for_blocks_may_still_be_given_some_by_its_caller(man
         if receiver.needs_resume:
             receiver.resume_transfer(manager.allocate(BLOCK, receiver.room), receiver.transferred_tokens)
 
-    receiver.on_change(give_blocks)
+    receiver.wake_on_change(give_blocks)
     requested = []
     while sum(requested) < 50:
         frames = sender.hear()
