@@ -40,7 +40,7 @@ def called(*words: str, **environ: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("verb", ["serve", "encode", "language"])
 def test_a_command_that_needs_the_engine_says_how_to_install_it(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embferry.cli.workers.find_spec", lambda name: None)
+    monkeypatch.setattr("embferry.cli.options.importlib.util.find_spec", lambda name: None)
     status, _, err = called(verb)
     assert (status, "pip install 'embferry[serve]'" in err) == (2, True)
 

@@ -126,8 +126,11 @@ def test_a_program_in_python_exists(words: list[str]) -> None:
     if words[1] == "-c":
         compile(words[2], "page", "exec")
     else:
-        path = f"{words[2].replace('.', '/')}.py" if words[1] == "-m" else words[1]
-        assert (ROOT / path).is_file()
+        paths = [words[1]]
+        if words[1] == "-m":
+            module = words[2].replace(".", "/")
+            paths = [f"{module}.py", f"src/{module}.py", f"src/{module}/__main__.py"]
+        assert any((ROOT / path).is_file() for path in paths)
 
 
 @named("vllm")
