@@ -1,4 +1,4 @@
-"""What the driver keeps of one transfer into this worker."""
+"""The record of one transfer into this worker, as the driver keeps it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a manager runs on: a clock, a control plane, its thread and the thread of its callbacks.
+"""Surroundings of a manager: a clock, a control plane, its thread and the thread of its callbacks.
 
 A manager is given one, so that a test can run whole managers in virtual time, without threads and sockets.
 """

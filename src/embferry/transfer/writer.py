@@ -81,7 +81,7 @@ class Writer:
         return None
 
     def write(self, record: SendRecord, command: Write) -> None:
-        """Starts a write, or the copy from device memory that must precede it. ``ended`` follows, whatever happens."""
+        """Starts a write, or the copy from device memory that must precede it. ``ended`` follows."""
         record.writes += 1
         writing = _Writing(record, command)
         if (error := attempt(self._begin, writing)) is not None:
