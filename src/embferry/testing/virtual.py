@@ -20,7 +20,7 @@ from embferry.transfer.runtime import Runtime, Turn
 
 @dataclass
 class Weather:
-    """What the wires do to a frame.
+    """Faults of the wires, which a frame may meet.
 
     Attributes:
         loss: Probability that a frame is lost.

@@ -17,7 +17,7 @@ def attempt(call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs)
     """Makes a call that may raise anything. Returns the exception, or None."""
     try:
         call(*arguments, **keywords)
-    except Exception as error:  # noqa: BLE001  (the one place that catches whatever foreign code raises)
+    except Exception as error:  # noqa: BLE001  (the one place that catches all that foreign code raises)
         return error
     return None
 

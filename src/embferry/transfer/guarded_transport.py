@@ -54,7 +54,7 @@ class GuardedTransport:
         self._per_peer("connect_to_sender", self._transport.connect_to_sender, address)
 
     def admit(self, window: Window) -> None:
-        """Opens a window. Whatever it raises, :meth:`revoke` closes the epoch again."""
+        """Opens a window. :meth:`revoke` closes the epoch again, also after an exception."""
         self._check()
         self._transport.admit(window)
 
@@ -76,7 +76,7 @@ class GuardedTransport:
         self._per_peer("connect", self._transport.connect, handle)
 
     def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
-        """Starts a write. :class:`Written` follows exactly once, whatever the transport raises."""
+        """Starts a write. :class:`Written` follows exactly once, also if the transport raises."""
         if self.lost is not None:
             self._end(ticket, self.lost)
             return
@@ -108,7 +108,7 @@ class GuardedTransport:
         """Closes the transport; then :meth:`poll` returns the ends of all its writes.
 
         Raises:
-            Exception: Whatever the transport raises. It may be called again.
+            Exception: The transport has raised it. The call may be repeated.
         """
         if self.lost is None:
             self.lost = TransportError("this worker is shutting down", retryable=True)

@@ -1,4 +1,4 @@
-"""What both managers have in common: the lock, the turns of the driver, and what a fault costs.
+"""The base of both managers: the lock, the turns of the driver, and the cost of a fault.
 
 A manager drives records, one for each transfer. Its turns run on the driver thread, which nothing ends but
 :meth:`Manager.close`. One lock guards the state machines. No callback, no sink and no other foreign code runs while it

@@ -250,7 +250,7 @@ class EmbeddingReceiver(Handle):
 
 
 class _SinkOwner:
-    """What a sink may ask of its transfer."""
+    """The transfer, as far as its sink needs it."""
 
     def __init__(self, manager: ReceiveHost, record: ReceiveRecord) -> None:
         self._manager, self._record = manager, record
