@@ -49,6 +49,7 @@ class ReceiveRecord:
         verification: The running verification, if the first call is one. For the driver thread.
         examined_tokens: Tokens that were verified, damaged and repeated ones included.
         is_preparing: Whether the callback thread prepares the sink; no call is made meanwhile.
+        has_landed: Whether the sink has everything.
         delivered: Delivered chunks that the sink still reads, as (epoch, offset).
         revoking: If the machine is broken: epochs whose writer may still have access. None: not asked for yet.
         sink_lock: Held during every call of the sink. Taken before the manager's lock, never after it.
@@ -69,6 +70,7 @@ class ReceiveRecord:
     verification: Generator[None, None, bool] | None = None
     examined_tokens: int = 0
     is_preparing: bool = False
+    has_landed: bool = False
     delivered: set[tuple[int, int]] = field(default_factory=set)
     revoking: set[int] | None = None
     sink_lock: threading.RLock = field(default_factory=threading.RLock)
@@ -89,9 +91,13 @@ class ReceiveRecord:
         if self.machine is None:
             return KVPoll.Bootstrapping
         state = self.machine.poll()
-        if state is KVPoll.Success and (self.calls or not self.sink.is_complete):
-            return KVPoll.Transferring
-        return state
+        return KVPoll.Transferring if state is KVPoll.Success and not self.has_landed else state
+
+    @property
+    def awaits_landing(self) -> bool:
+        """Whether every call of the sink has been made, and only the sink itself may still be busy."""
+        done = self.machine is not None and self.machine.phase is Phase.SUCCESS and not self.calls
+        return done and self.failure is None and not (self.has_landed or self.is_broken)
 
     def history(self) -> list[str]:
         """Returns the last events of the machine, a line each."""

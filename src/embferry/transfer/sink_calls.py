@@ -63,13 +63,21 @@ class SinkCalls:
                 self._discard(record, call, now)
             elif (error := attempt(self._make, record, call, now)) is not None:
                 self._manager.fail(record, f"the sink's {type(call).__name__.lower()}()", error)
+        if record.awaits_landing and (error := attempt(self._look, record)) is not None:
+            self._manager.fail(record, "the sink's is_complete", error)
+
+    @staticmethod
+    def _look(record: ReceiveRecord) -> None:
+        """Everything is verified and delivered: looks whether the sink has put it where it belongs."""
+        with record.sink_lock:
+            record.has_landed = record.sink.is_complete
 
     def _make(self, record: ReceiveRecord, call: SinkCall, now: float) -> None:
         """Makes a call, or a part of it."""
         total = self._total(record)
         match call:
             case Verify():
-                if record.verification is None and record.sink.needs_preparation(call):
+                if record.verification is None and self._needs_preparation(record, call):
                     self._prepare(record, call, total)
                 else:
                     self._verify(record, call, total, now)
@@ -86,6 +94,11 @@ class SinkCalls:
                 with record.sink_lock:
                     record.sink.granted(epoch, start, blocks)
         self._done(record)
+
+    @staticmethod
+    def _needs_preparation(record: ReceiveRecord, check: Verify) -> bool:
+        with record.sink_lock:
+            return record.sink.needs_preparation(check)
 
     def _verify(self, record: ReceiveRecord, check: Verify, total: int, now: float) -> None:
         with record.sink_lock:

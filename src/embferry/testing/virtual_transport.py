@@ -1,0 +1,69 @@
+"""A transport for a :class:`~.virtual.VirtualWorld`: writes and revocations take virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from embferry.protocol.errors import TransportError
+from embferry.transports.contract import Piece, Region, Written
+from embferry.transports.in_memory.transport import InMemoryTransport
+
+from .virtual import VirtualRuntime
+
+STALLED_SECONDS = 3.0
+"""A write to a process that cannot be reached fails after this time."""
+
+
+class VirtualTransport(InMemoryTransport):
+    """The ``memory`` transport with delays. A window stays open until its revocation has taken effect.
+
+    A write of a process that is stopped lands when it continues. One whose source changes before it has ended is a
+    fault of the world: the embedding was released too early.
+
+    Args:
+        runtime: The process that it belongs to.
+    """
+
+    def __init__(self, runtime: VirtualRuntime) -> None:
+        super().__init__()
+        self.runtime = runtime
+        self.is_closed = False
+
+    def register(self, region: Region) -> bytes:
+        handle = super().register(region)
+        self.runtime.world.processes[handle] = self.runtime.name
+        return handle
+
+    def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
+        before = [bytes(piece.source) for piece in pieces]
+        until = self.runtime.world.now + STALLED_SECONDS
+
+        def land() -> None:
+            world = self.runtime.world
+            if self.is_closed or self.runtime.killed:
+                return
+            if self.runtime.stopped or (self._is_cut(handle) and world.now < until):
+                world.later(0.1, land)
+            elif self._is_cut(handle):
+                self._outbox.post(Written(ticket, TransportError("the link carries nothing")))
+            else:
+                if before != [bytes(piece.source) for piece in pieces]:
+                    world.faults.append(AssertionError("an embedding changed while it was written: released too early"))
+                super(VirtualTransport, self).write(handle, epoch, blocks, pieces, ticket)
+
+        self._later(land)
+
+    def revoke(self, epoch: int) -> None:
+        self._later(lambda: super(VirtualTransport, self).revoke(epoch))
+
+    def close(self) -> None:
+        self.is_closed = True
+        super().close()
+
+    def _later(self, call: Callable[[], None]) -> None:
+        world = self.runtime.world
+        world.later(world.random.uniform(0, world.weather.delay), call)
+
+    def _is_cut(self, handle: bytes) -> bool:
+        world = self.runtime.world
+        return world.are_cut(self.runtime.name, world.processes.get(handle, ""))

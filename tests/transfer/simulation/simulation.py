@@ -1,0 +1,378 @@
+"""A simulation of two language workers and two encode workers: whole managers on one thread, in virtual time."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from embferry import EmbeddingTransferError, ReceiveManager, SendManager
+from embferry.protocol.layout import Geometry
+from embferry.protocol.settings import TransferSettings
+from embferry.protocol.validation import MAX_RECEIVERS
+from embferry.testing.virtual import VirtualRuntime, VirtualWorld
+from embferry.transfer import device_sink, staging
+from embferry.transfer.fields import Array
+from embferry.transfer.handle import ENDED
+from embferry.transfer.manager import Manager
+
+from . import moves
+from .doubles import (
+    Breakable,
+    BrokenChecksums,
+    Fault,
+    FaultyTransport,
+    FirstTransport,
+    HostRows,
+    PatientExecutor,
+    SecondTransport,
+)
+from .rooms import LAYOUT, InvariantError, Room, Sending, must
+from .story import Story
+
+BLOCK_SIZE = 4
+TOKEN_BYTES = LAYOUT.token_bytes
+LONGEST = 600.0  # seconds of virtual time within which every transfer must have ended
+STEP = 0.25
+
+PATIENT: dict[str, Any] = {
+    "answer_timeout": 40,
+    "peer_timeout": 40,
+    "bootstrap_timeout": 60,
+    "transfer_timeout": 90,
+    "lease_timeout": 90,
+    "waiting_timeout": 120,
+}
+"""Time-outs that no weather of a story exceeds. An impatient worker has the default ones, or shorter."""
+IMPATIENT: dict[str, Any] = {"answer_timeout": 2, "peer_timeout": 1.5, "bootstrap_timeout": 6, "lease_timeout": 8}
+
+
+@dataclass(eq=False)
+class Worker:
+    """One process with a manager.
+
+    Attributes:
+        is_closed: Whether its manager has been closed.
+    """
+
+    name: str
+    runtime: VirtualRuntime
+    manager: Any
+    transports: list[FaultyTransport]
+    is_closed: bool = False
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def is_there(self) -> bool:
+        return not self.runtime.killed and not self.is_closed
+
+
+class Simulation:
+    """Plays one story.
+
+    Attributes:
+        floating: Markers of faults that end one transfer, whichever it is, with an error that contains them.
+    """
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+        self.world = VirtualWorld(story.seed)
+        setup = story.setup
+        self.is_patient = setup % 4 != 0
+        self.settings = TransferSettings(
+            chunk_bytes=(1 + setup // 4 % 2) * BLOCK_SIZE * TOKEN_BYTES,
+            writes_in_flight=1 + setup // 8 % 3,
+            default_allocate_tokens=8,
+            max_embedding_bytes=100 * TOKEN_BYTES,
+            parked_openings=6,
+            parked_bytes=1500,
+            **(PATIENT if self.is_patient else IMPATIENT),
+        )
+        self.max_tokens = 100
+        self.geometry = Geometry(LAYOUT, (3, 8, 17, 40)[setup // 16 % 4], BLOCK_SIZE)
+        self.rooms: list[Room] = []
+        self.gone: list[Room] = []  # rooms whose number was opened again
+        self.floating: dict[str, Room | None] = {}
+        self.faulty_transport = ""
+        self.unclosed: set[Worker] = set()  # a transport of theirs could not be closed
+        self.bad_weather = False
+        self._markers = iter(range(1, 1 << 30))
+        self._names = iter(range(1, 1 << 30))
+        self._violations: list[str] = []
+        self.everyone: list[Worker] = []
+        self.language = [self.start_language(), self.start_language()]
+        self.encode = [self.start_encode(), self.start_encode()]
+
+    # Workers
+
+    def start_language(self) -> Worker:
+        runtime = self.world.runtime(name=f"language {next(self._names)}")
+        transports = self._transports(runtime)
+        manager = ReceiveManager(self.geometry, transports, settings=self.settings, runtime=runtime)
+        return self._started(runtime, manager, transports)
+
+    def start_encode(self, endpoint: str = "") -> Worker:
+        name = f"encode {next(self._names)}"
+        runtime = self.world.runtime(listens=True, name=name, endpoint=endpoint)
+        transports = self._transports(runtime)
+        manager = SendManager(LAYOUT, transports, settings=self.settings, runtime=runtime)
+        return self._started(runtime, manager, transports)
+
+    def _transports(self, runtime: VirtualRuntime) -> list[FaultyTransport]:
+        transports: list[FaultyTransport] = [FirstTransport(runtime), SecondTransport(runtime)]
+        for transport in transports:
+            transport.breakable = Breakable(self.world, partial(self._transport_raised, runtime, transport))
+        return transports
+
+    def _started(self, runtime: VirtualRuntime, manager: Manager[Any], transports: list[FaultyTransport]) -> Worker:
+        worker = Worker(runtime.name, runtime, manager, transports)
+        self.everyone.append(worker)
+        return worker
+
+    def _transport_raised(self, runtime: VirtualRuntime, transport: FaultyTransport, fault: Fault) -> None:
+        self.floating[fault.marker] = None
+
+    def kill(self, worker: Worker) -> None:
+        """Ends a process at once. The kernel closes what it had open."""
+        worker.runtime.kill()
+        for transport in worker.transports:
+            transport.really_close()
+        for room in self.every_room():
+            for sending in room.senders:
+                if sending.worker is worker:
+                    sending.excuses.add("")
+            if room.language is worker or room.endpoint == worker.runtime.endpoint:
+                room.excuses.add("")
+
+    def close(self, worker: Worker) -> None:
+        """Closes a manager, in whatever state it is."""
+        worker.is_closed = True
+        refused = [t for t in worker.transports if "close" in t.breakable.armed]
+        try:
+            worker.manager.close()
+        except ExceptionGroup as error:
+            must(bool(refused), f"close() of {worker.name} raised {error.exceptions}")
+        for transport in worker.transports:
+            must(transport.is_closed or transport in refused, f"{worker.name} did not close {transport.name}")
+            transport.really_close()
+        must(worker.runtime.control.is_closed, f"{worker.name} did not close its control plane")
+        ends = [room.receiver for room in self.every_room() if room.language is worker and room.receiver is not None]
+        ends_of_senders = [s.end for room in self.every_room() for s in room.senders if s.worker is worker]
+        for end in [*ends, *ends_of_senders]:
+            must(end._record.poll() in ENDED, f"room {end.room} has not ended, although its manager was closed")
+        for room in self.every_room():
+            if room.language is worker or room.endpoint == worker.runtime.endpoint:
+                room.excuses.add("")
+            for sending in room.senders:
+                if sending.worker is worker:
+                    sending.excuses.add("")
+                    must(sending.end.source_released, f"{room}: the embedding is read after close()")
+
+    # Rooms
+
+    def every_room(self) -> list[Room]:
+        return [*self.rooms, *self.gone]
+
+    def excuse_all(self, *words: str) -> None:
+        """Something happens that may end every transfer under way, with one of these errors."""
+        for room in self.every_room():
+            room.excuses.update(words)
+            for sending in room.senders:
+                sending.excuses.update(words)
+
+    def device_rows(self, breakable: Breakable, rows: dict[str, Array]) -> dict[str, object]:
+        return {name: HostRows(self, breakable, array) for name, array in rows.items()}
+
+    def break_source(self, sending: Sending, breakable: Breakable, *, device: bool) -> None:
+        """The embedding cannot be read, once."""
+        fault = self.fault(next(self._markers) % 5)
+        breakable.armed["copy_out" if device else "checksum"] = fault
+        if not device:
+            sending.checksums = BrokenChecksums(breakable)
+
+    def fault(self, kind: int) -> Fault:
+        """Returns a fault with a marker of its own."""
+        return Fault(kind, f"fault-{next(self._markers)}-", late=kind >= 32)
+
+    def takes_floating(self, room: Room, detail: str) -> bool:
+        """Returns whether the room is the one that a fault may end."""
+        for marker, taken in self.floating.items():
+            if marker in detail and taken in (None, room):
+                self.floating[marker] = room
+                room.excuses.add(marker)
+                for sending in room.senders:
+                    sending.excuses.add(marker)
+                return True
+        return False
+
+    # Invariants
+
+    def violated(self, text: str) -> None:
+        """Notes a broken invariant in code that may not raise."""
+        self._violations.append(text)
+
+    def check_no_lock(self, what: str) -> None:
+        """Notes if foreign code is called while the lock of a manager is held."""
+        if any(worker.manager.lock._is_owned() for worker in self.everyone):
+            self.violated(f"{what} was called with the lock of a manager held")
+
+    def check(self) -> None:
+        """Checks what holds at any time."""
+        must(not self._violations, "; ".join(self._violations[:3]))
+        if self.world.faults:
+            error = self.world.faults[0]
+            trace = "".join(traceback.format_exception(error)[-4:])
+            raise InvariantError(f"a turn or a callback raised, or the world saw a fault: {trace}") from error
+        for worker in self.everyone:
+            manager = worker.manager
+            if isinstance(manager, ReceiveManager):
+                manager.allocator.check_integrity()
+            else:
+                parked = manager.parked
+                must(len(parked) <= self.settings.parked_openings, f"{len(parked)} openings are parked")
+                must(parked.nbytes <= self.settings.parked_bytes, f"{parked.nbytes} bytes of openings are parked")
+                for record in manager._rooms.values():
+                    peers = len(record.peers)
+                    must(peers <= MAX_RECEIVERS + 1, f"room {record.room} keeps {peers} peers")
+        for room in self.every_room():
+            room.check_ended()
+
+    # The story
+
+    def play(self) -> None:
+        """Plays the story to its end.
+
+        Raises:
+            InvariantError: An invariant is broken.
+        """
+        with virtual_threads(self.world):
+            for delay, kind, a, b, c in self.story.moves:
+                self.world.run(delay)
+                with suppress(EmbeddingTransferError):
+                    moves.MOVES[kind](self, a, b, c)
+                self.check()
+            self.calm()
+            self.quiesce()
+            self.check_nothing_left()
+            for worker in self.everyone:
+                if worker.is_there:
+                    self.close(worker)
+            self.check()
+
+    def calm(self) -> None:
+        """The weather becomes fine, and everybody does what they should."""
+        self.world.weather.loss = self.world.weather.repeat = 0.0
+        self.world.weather.delay, self.world.weather.latency = 0.01, 0.001
+        self.world.cut.clear()
+        for worker in self.everyone:
+            if worker.runtime.stopped and worker.is_there:
+                worker.runtime.resume()
+        for room in self.rooms:
+            with suppress(EmbeddingTransferError):
+                moves.complete(self, room)
+
+    def quiesce(self) -> None:
+        """Lets time pass until every transfer has ended; users take what arrives and clear what has ended."""
+        until = self.world.now + LONGEST
+        while self.world.now < until:
+            self.world.run(STEP)
+            for room in self.every_room():
+                if not room.is_there:
+                    continue
+                for _ in range(20):
+                    room.take()
+                    room.release()
+                if room.has_ended and not room.is_cleared and not room.breakable.busy:
+                    room.check_consumed()
+                    room.clear()
+            self.check()
+            if not self.waiting():
+                return
+        raise InvariantError(f"after {LONGEST:g} s these have not ended: {self.waiting()}")
+
+    def waiting(self) -> list[str]:
+        """Returns the ends that have not ended."""
+        found = []
+        for room in self.every_room():
+            if room.is_there and not room.has_ended and not room.language.is_closed and room.receiver is not None:
+                machine = room.receiver._record.machine
+                found.append(f"receiver of {room}, {machine.phase.name if machine else 'no machine'}")
+            for sending in room.senders:
+                if sending.is_there and not sending.has_ended and not sending.worker.is_closed:
+                    found.append(f"sender of {room}, {sending.end.machine.phase.name}")
+        return found
+
+    def check_nothing_left(self) -> None:
+        """Clears everything, lets the ends linger, and checks that nothing is kept."""
+        for room in self.every_room():
+            for stop in room.stops:
+                stop()
+            for sending in room.senders:
+                if sending.is_there and not sending.worker.is_closed:
+                    sending.end.clear()
+        self.world.run(self.settings.linger + self.settings.bootstrap_timeout + 5)
+        self.check()
+        for worker in self.everyone:
+            if not worker.is_there:
+                continue
+            manager, name = worker.manager, worker.name
+            kept = [r for r in manager._records() if worker not in self.unclosed]
+            must(not kept, f"{name} keeps the records of rooms {[record.room for record in kept]}")
+            if isinstance(manager, ReceiveManager):
+                free = manager.allocator.available + (manager.allocator.quarantined if worker in self.unclosed else 0)
+                must(free == manager.allocator.num_blocks, f"{name}: {manager.allocator.holders()} still hold blocks")
+                if worker not in self.unclosed:
+                    must(not manager._by_epoch, f"{name} keeps epochs")
+                    must(not manager.admission._waiting, f"{name}: a room still waits for blocks")
+            else:
+                must(len(manager.parked) == 0, f"{name} keeps parked openings")
+                must(not manager.writer._writing, f"{name} keeps writes")
+            must(worker in self.unclosed or not manager.ready_queue._times, f"{name} keeps timers")
+        for room in self.every_room():
+            ends = [room.receiver, *(sending.end for sending in room.senders)]
+            for end in ends:
+                left = end is not None and (end._notifier._waiters or end._notifier._callbacks)
+                must(not left, f"{room} keeps callbacks")
+            for sending in room.senders:
+                if sending.is_there:
+                    alive = [ref for ref in sending.references if ref() is not None]
+                    must(not alive or not sending.has_ended, f"{room}: the embedding is still referenced")
+
+
+@contextmanager
+def virtual_threads(world: VirtualWorld) -> Iterator[None]:
+    """Threads of sinks and of staging run in the world, and logs are off."""
+    real = device_sink.ThreadPoolExecutor, staging.ThreadPoolExecutor
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    for module in (device_sink, staging):
+        module.ThreadPoolExecutor = lambda *_, **__: PatientExecutor(world)  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        device_sink.ThreadPoolExecutor, staging.ThreadPoolExecutor = real  # type: ignore[misc]
+        logging.disable(disabled)
+
+
+def play(story: Story) -> Simulation:
+    """Plays a story to its end.
+
+    Raises:
+        InvariantError: An invariant is broken.
+    """
+    simulation = Simulation(story)
+    simulation.play()
+    return simulation
+
+
+def failure(story: Story) -> Exception | None:
+    """Returns what breaks when a story is played, or None."""
+    try:
+        play(story)
+    except Exception as error:  # noqa: BLE001  (whatever breaks)
+        return error
+    return None
