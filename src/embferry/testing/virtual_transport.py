@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from embferry.protocol.errors import TransportError
 from embferry.transports.contract import Piece, Region, Written
@@ -37,21 +38,29 @@ class VirtualTransport(InMemoryTransport):
     def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
         before = [bytes(piece.source) for piece in pieces]
         until = self.runtime.world.now + STALLED_SECONDS
+        write = partial(super().write, handle, epoch, blocks, pieces, ticket)
+        self._later(partial(self._land, handle, ticket, write, before, pieces, until))
 
-        def land() -> None:
-            world = self.runtime.world
-            if self.is_closed or self.runtime.killed:
-                return
-            if self.runtime.stopped or (self._is_cut(handle) and world.now < until):
-                world.later(0.1, land)
-            elif self._is_cut(handle):
-                self._outbox.post(Written(ticket, TransportError("the link carries nothing")))
-            else:
-                if before != [bytes(piece.source) for piece in pieces]:
-                    world.faults.append(AssertionError("an embedding changed while it was written: released too early"))
-                super(VirtualTransport, self).write(handle, epoch, blocks, pieces, ticket)
-
-        self._later(land)
+    def _land(
+        self,
+        handle: bytes,
+        ticket: int,
+        write: Callable[[], None],
+        before: list[bytes],
+        pieces: Sequence[Piece],
+        until: float,
+    ) -> None:
+        world = self.runtime.world
+        if self.is_closed or self.runtime.killed:
+            return
+        if self.runtime.stopped or (self._is_cut(handle) and world.now < until):
+            world.later(0.1, partial(self._land, handle, ticket, write, before, pieces, until))
+        elif self._is_cut(handle):
+            self._outbox.post(Written(ticket, TransportError("the link carries nothing")))
+        else:
+            if before != [bytes(piece.source) for piece in pieces]:
+                world.faults.append(AssertionError("an embedding changed while it was written: released too early"))
+            write()
 
     def revoke(self, epoch: int) -> None:
         self._later(lambda: super(VirtualTransport, self).revoke(epoch))

@@ -36,7 +36,7 @@ def as_transfer_error(what: str, error: BaseException, room: int | None = None) 
         room: The ``bootstrap_room``.
     """
     if isinstance(error, EmbeddingTransferError):
-        return error
+        return error.with_traceback(None)  # which would keep what its frames refer to as long as the error is kept
     if is_exhausted(error):
         return CapacityError(
             f"{what} found no memory or descriptors: {error!r}; raise the limit or ask later", room=room

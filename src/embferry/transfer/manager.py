@@ -18,7 +18,7 @@ from embferry.protocol.messages import VERSION, Body, Frame, decode, encode
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, LinkLost, Transport
 
-from .control.contract import Unreachable
+from .control.contract import Received, Unreachable
 from .failures import as_transfer_error, attempt
 from .guarded_transport import GuardedTransport
 from .handle import Handle
@@ -133,7 +133,7 @@ class Manager(ABC, Generic[R]):
                 return
             self._is_closed = True
             for record in self._records():
-                self._abort(record, self._shutting_down())
+                self.guard(record, self._abort, record, self._shutting_down())
                 self.ready_queue.touch(record)
         errors = self._collect(self._runtime.stop)
         for transport in self.transports.values():
@@ -210,7 +210,9 @@ class Manager(ABC, Generic[R]):
     def turn(self) -> float | None:
         """Handles everything that has happened and is due. Returns when it is due again; None: only after an event."""
         now = self.now()
-        for event in self._runtime.control.poll():
+        events: list[Received | Unreachable] = []
+        self._call_control(lambda: events.extend(self._runtime.control.poll()))
+        for event in events:
             with self.lock:
                 if isinstance(event, Unreachable):
                     self._unreachable(event, now)
@@ -224,9 +226,13 @@ class Manager(ABC, Generic[R]):
         while more := self._after(now):
             for record in more:
                 self.step(record, now)
-        self._runtime.control.flush()
+        self._call_control(self._runtime.control.flush)
         with self.lock:
-            return self.ready_queue.next() if self.ready_queue.is_clear else now
+            return self._next_due() if self.ready_queue.is_clear else now
+
+    def _next_due(self) -> float | None:
+        """Returns when something is due without an event, or None. The lock is held."""
+        return self.ready_queue.next()
 
     def _after(self, now: float) -> list[R]:
         with self.lock:
@@ -283,8 +289,12 @@ class Manager(ABC, Generic[R]):
     def send(self, peer: Hashable, source: int, target: int, body: Body) -> None:
         """Queues a control message. A message that is lost is repeated by the machine that needs an answer."""
         data = encode(Frame(VERSION, source, target, body))
-        if (error := attempt(self._runtime.control.send, peer, data)) is not None:
-            self._report("a control message could not be sent to %r: %r", peer, error)
+        self._call_control(self._runtime.control.send, peer, data)
+
+    def _call_control(self, call: Callable[..., object], *arguments: object) -> None:
+        """Calls the control plane. If it raises, messages are lost at worst."""
+        if (error := attempt(call, *arguments)) is not None:
+            self._report("the control plane failed: %r", error)
 
     def _take_in(self, peer: Hashable, data: bytes, now: float) -> None:
         try:

@@ -62,6 +62,11 @@ class ParkedOpenings:
         for room in [room for room, parked in self._by_room.items() if parked.peer == peer]:
             self.take(room)
 
+    @property
+    def next_expiry(self) -> float | None:
+        """When the oldest has been kept long enough; None: there is none."""
+        return next((parked.until for parked in self._by_room.values()), None)
+
     def expire(self, now: float) -> None:
         """Removes the openings that have been kept long enough. They lie in the order of their times."""
         while self._by_room and next(iter(self._by_room.values())).until <= now:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -34,6 +35,8 @@ class ReceiveHost(Host, Protocol):
     def grant(self, record: ReceiveRecord, allocation: MetadataAllocation) -> int: ...
 
     def consumed(self, record: ReceiveRecord, epoch: int, offset: int) -> None: ...
+
+    def guard(self, record: ReceiveRecord, call: Callable[..., object], *arguments: object) -> None: ...
 
     def touch(self, record: ReceiveRecord) -> None: ...
 
@@ -160,16 +163,16 @@ class EmbeddingReceiver(Handle):
             if record.poll() in ENDED:
                 return
             record.failure = record.failure or reason
-            if record.machine is not None and not record.is_broken:
-                record.machine.abort(reason, self.manager.now())
+            if record.machine is not None:
+                self.manager.guard(record, record.machine.abort, reason, self.manager.now())
         self.manager.touch(self._record)
 
     def clear(self) -> None:
         """The caller needs the embedding no longer: drops its arrays and returns its blocks to the pool."""
         with self.manager.lock:
             machine = self._record.machine
-            if machine is not None and not self._record.is_broken:
-                machine.clear(self.manager.now())
+            if machine is not None:
+                self.manager.guard(self._record, machine.clear, self.manager.now())
         if isinstance(self.sink, GatherSink):
             with self._record.sink_lock:
                 self.sink.drop()

@@ -314,7 +314,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self._by_epoch.pop(epoch, None)
         self.ready_queue.forget(record)
         if not any(other.endpoint == record.endpoint for other in self._records()):
-            self._runtime.control.forget(record.endpoint)
+            self._call_control(self._runtime.control.forget, record.endpoint)
 
     # Ends
 

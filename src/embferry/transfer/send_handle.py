@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from embferry.protocol.arguments import as_integer
@@ -24,6 +24,8 @@ class SendHost(Host, Protocol):
     layout: Layout
 
     def begin(self, record: SendRecord) -> None: ...
+
+    def guard(self, record: SendRecord, call: Callable[..., object], *arguments: object) -> None: ...
 
     def touch(self, record: SendRecord) -> None: ...
 
@@ -113,7 +115,7 @@ class EmbeddingSender(Handle):
             if self._record.poll() in ENDED:
                 return
             self._record.failure = self._record.failure or reason
-            self.machine.abort(reason, self.manager.now())
+            self.manager.guard(self._record, self.machine.abort, reason, self.manager.now())
         self.manager.touch(self._record)
 
     def clear(self) -> None:

@@ -139,6 +139,10 @@ class SendManager(Manager[SendRecord]):
         self.parked.expire(now)
         return []
 
+    def _next_due(self) -> float | None:
+        times = super()._next_due(), self.parked.next_expiry
+        return min((time for time in times if time is not None), default=None)
+
     def _run_commands(self, record: SendRecord) -> None:
         machine = record.machine
         while commands := machine.take_commands():

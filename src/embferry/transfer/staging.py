@@ -114,7 +114,7 @@ class Staging(Generic[Key]):
     def _copy(self, slot: int, key: Key, source: Source, start: int, stop: int) -> None:
         try:
             self._copier.submit(self._run, slot, key, source, start, stop)
-        except RuntimeError as error:  # no thread can be started, or the manager is closing
+        except Exception as error:  # noqa: BLE001  (no thread can be started, or the manager is closing)
             self._finish(Staged(key, slot, {}, as_transfer_error("the staging thread", error)))
 
     def _run(self, slot: int, key: Key, source: Source, start: int, stop: int) -> None:
@@ -127,6 +127,7 @@ class Staging(Generic[Key]):
         log.error("tokens [%d, %d) cannot be copied out of device memory", start, stop, exc_info=error)
         what = f"the copy of tokens [{start}, {stop}) out of device memory"
         self._finish(Staged(key, slot, {}, as_transfer_error(what, error)))
+        del error  # its traceback refers to this frame, and so to the embedding
 
     def _fill(self, slot: int, source: Source, start: int, stop: int) -> None:
         if slot not in self._buffers:

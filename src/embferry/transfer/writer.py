@@ -17,7 +17,7 @@ from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Written
 
 from .checksums import chunk_checksum
-from .failures import as_transfer_error, attempt
+from .failures import P, as_transfer_error, attempt
 from .fields import Fields
 from .guarded_transport import GuardedTransport
 from .send_record import SendRecord
@@ -84,8 +84,7 @@ class Writer:
         """Starts a write, or the copy from device memory that must precede it. ``ended`` follows."""
         record.writes += 1
         writing = _Writing(record, command)
-        if (error := attempt(self._begin, writing)) is not None:
-            self._source_failed(writing, error)
+        if not self._attempt(writing, self._begin, writing):
             self._finish(writing, None)
 
     def advance(self) -> None:
@@ -116,9 +115,10 @@ class Writer:
     def _staged(self, staged: Staged[tuple[SendRecord, Write]]) -> None:
         record, command = staged.key
         writing = _Writing(record, command, slot=staged.slot)
-        error = staged.error or attempt(self._start, writing, staged.rows, 0)
-        if error is not None:
-            self._source_failed(writing, error)
+        if staged.error is not None:
+            self._source_failed(writing, staged.error)
+            self._finish(writing, None)
+        elif not self._attempt(writing, self._start, writing, staged.rows, 0):
             self._finish(writing, None)
 
     def _begin(self, writing: _Writing) -> None:
@@ -143,8 +143,8 @@ class Writer:
         transport.write(c.transport.handle, c.epoch, c.blocks, pieces, ticket)
         record.sent_bytes += c.length * self.layout.token_bytes
         # the transport writes meanwhile
-        if c.checksum and (caught := attempt(self._take_checksum, writing, rows, at)) is not None:
-            self._source_failed(writing, caught)
+        if c.checksum:
+            self._attempt(writing, self._take_checksum, writing, rows, at)
 
     def _take_checksum(self, writing: _Writing, rows: Fields, at: int) -> None:
         checksums, c = writing.record.checksums, writing.command
@@ -160,6 +160,15 @@ class Writer:
             stop = c.offset + c.length
             log.warning("room %d: tokens [%d, %d) not written: %s", record.room, c.offset, stop, error)
         self._ended(record, c, writing.checksum, writing.error or error)
+
+    def _attempt(self, writing: _Writing, call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> bool:
+        """Makes a call that reads the embedding. Returns False if that failed."""
+        error = attempt(call, *arguments, **keywords)
+        if error is None:
+            return True
+        self._source_failed(writing, error)
+        del error  # its traceback refers to this frame, and to others that refer to the embedding
+        return False
 
     @staticmethod
     def _source_failed(writing: _Writing, error: Exception) -> None:

@@ -206,16 +206,16 @@ def reopen(s: Simulation, a: int, b: int, c: int) -> None:
 def wait(s: Simulation, a: int, b: int, c: int) -> None:
     """Time passes: seconds for a patient worker, longer than its time-outs for an impatient one."""
     s.world.run(a / 32 if s.is_patient else a / 8)
-    if not s.is_patient:
-        s.excuse_all(*UNLUCKY)
+    unlucky(s)
 
 
 # Processes and wires
 
 
 def unlucky(s: Simulation) -> None:
+    """What happens is more than an impatient worker endures."""
     if not s.is_patient:
-        s.excuse_all(*UNLUCKY)
+        s.unlucky = UNLUCKY
 
 
 @move
@@ -335,11 +335,11 @@ def break_callback(s: Simulation, a: int, b: int, c: int) -> None:
         room.release()
         room.read(commit=b % 8 == 0)
 
-    room.stops.append(
-        (end.wake_on_change(closed_loop), end.on_change(raise_it), end.on_change(consumes))[b // 4 % 3]
-        if not fault.is_slow
-        else end.on_change(raise_it)
-    )
+    choice = 1 if fault.is_slow else b // 4 % 3
+    if choice == 0:
+        room.stops.append(end.wake_on_change(closed_loop))
+    else:
+        room.stops.append(end.on_change(raise_it if choice == 1 else consumes))
 
 
 @move

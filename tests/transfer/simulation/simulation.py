@@ -76,6 +76,7 @@ class Simulation:
 
     Attributes:
         floating: Markers of faults that end one transfer, whichever it is, with an error that contains them.
+        unlucky: Parts of the texts with which every transfer may fail: the weather was worse than its time-outs.
     """
 
     def __init__(self, story: Story) -> None:
@@ -99,7 +100,7 @@ class Simulation:
         self.floating: dict[str, Room | None] = {}
         self.faulty_transport = ""
         self.unclosed: set[Worker] = set()  # a transport of theirs could not be closed
-        self.bad_weather = False
+        self.unlucky: tuple[str, ...] = ()
         self._markers = iter(range(1, 1 << 30))
         self._names = iter(range(1, 1 << 30))
         self._violations: list[str] = []
@@ -176,13 +177,6 @@ class Simulation:
 
     def every_room(self) -> list[Room]:
         return [*self.rooms, *self.gone]
-
-    def excuse_all(self, *words: str) -> None:
-        """Something happens that may end every transfer under way, with one of these errors."""
-        for room in self.every_room():
-            room.excuses.update(words)
-            for sending in room.senders:
-                sending.excuses.update(words)
 
     def device_rows(self, breakable: Breakable, rows: dict[str, Array]) -> dict[str, object]:
         return {name: HostRows(self, breakable, array) for name, array in rows.items()}
@@ -280,16 +274,10 @@ class Simulation:
         until = self.world.now + LONGEST
         while self.world.now < until:
             self.world.run(STEP)
-            for room in self.every_room():
-                if not room.is_there:
-                    continue
-                for _ in range(20):
-                    room.take()
-                    room.release()
-                if room.has_ended and not room.is_cleared and not room.breakable.busy:
-                    room.check_consumed()
-                    room.clear()
             self.check()
+            for room in self.every_room():
+                if room.is_there and not room.language.is_closed:
+                    room.use_up()
             if not self.waiting():
                 return
         raise InvariantError(f"after {LONGEST:g} s these have not ended: {self.waiting()}")
