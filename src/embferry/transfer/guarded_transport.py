@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from copy import copy
 
 from embferry.protocol.errors import TransportError
 from embferry.transports.contract import Event, Piece, Region, Revoked, Transport, Window, Written
@@ -85,6 +86,7 @@ class GuardedTransport:
         if error is not None:
             log.warning("the %s transport could not write: %r", self.name, error)
             self._end(ticket, self._as_error("write", error))
+            del error  # its traceback refers to this frame, and so to the embedding
 
     def disconnect(self, handle: bytes) -> None:
         if self.lost is None and (error := attempt(self._transport.disconnect, handle)) is not None:
@@ -135,7 +137,7 @@ class GuardedTransport:
 
     def _check(self) -> None:
         if self.lost is not None:
-            raise self.lost
+            raise copy(self.lost)  # one object would gather the frames of every time that it is raised
 
     def _per_peer(self, name: str, call: Callable[[bytes], None], argument: bytes) -> None:
         error = attempt(call, argument)

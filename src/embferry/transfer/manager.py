@@ -11,6 +11,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 from typing import Generic, Protocol, TypeVar
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
@@ -110,7 +111,7 @@ class Manager(ABC, Generic[R]):
             raise LocalProtocolError("this manager is closed")
         lost = [transport.lost for transport in self.transports.values()]
         if lost and all(lost) and lost[0] is not None:
-            raise lost[0]
+            raise copy(lost[0])
 
     @property
     def fault(self) -> EmbeddingTransferError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from copy import copy
 from typing import Protocol
 
 from embferry.memory.admission import PoolAdmission
@@ -197,7 +198,7 @@ class EmbeddingReceiver(Handle):
         with self.manager.lock:
             machine = self.machine
             if self.error is not None:
-                raise self.error
+                raise copy(self.error)
             return machine.transferred_tokens
 
     @property

@@ -112,10 +112,10 @@ class Staging(Generic[Key]):
             self._copy(self._free.pop(), *self._waiting.popleft())
 
     def _copy(self, slot: int, key: Key, source: Source, start: int, stop: int) -> None:
-        try:
-            self._copier.submit(self._run, slot, key, source, start, stop)
-        except Exception as error:  # noqa: BLE001  (no thread can be started, or the manager is closing)
+        error = attempt(self._copier.submit, self._run, slot, key, source, start, stop)
+        if error is not None:  # no thread can be started, or the manager is closing
             self._finish(Staged(key, slot, {}, as_transfer_error("the staging thread", error)))
+            del error  # its traceback refers to this frame, and so to the embedding
 
     def _run(self, slot: int, key: Key, source: Source, start: int, stop: int) -> None:
         """Copies a chunk, on the staging thread. Any error of the device ends this transfer, with its reason."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from copy import copy
 
 from embferry.protocol.errors import LeaseExpired
 from embferry.protocol.states import KVPoll
@@ -13,7 +14,7 @@ from .handle import Handle
 
 def _raise_failure(end: Handle) -> None:
     if end.poll() is KVPoll.Failed:
-        raise end.failure_exception()
+        raise copy(end.failure_exception())
 
 
 def wait(end: Handle, timeout: float) -> None:

@@ -77,7 +77,7 @@ class Writer:
         try:
             self.transports[transport.name].connect(transport.handle)
         except TransportError as error:
-            return error
+            return error.with_traceback(None)  # its frames refer to embeddings
         return None
 
     def write(self, record: SendRecord, command: Write) -> None:

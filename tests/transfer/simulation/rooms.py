@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -68,6 +69,12 @@ class Sending:
     @property
     def is_there(self) -> bool:
         return not self.worker.runtime.killed
+
+    def is_collected(self) -> bool:
+        """Returns whether nothing refers to the embedding any more but, at most, frames of errors in circles."""
+        if any(reference() is not None for reference in self.references):
+            gc.collect()
+        return all(reference() is None for reference in self.references)
 
 
 class Room:

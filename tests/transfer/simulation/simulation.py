@@ -326,9 +326,8 @@ class Simulation:
                 left = end is not None and (end._notifier._waiters or end._notifier._callbacks)
                 must(not left, f"{room} keeps callbacks")
             for sending in room.senders:
-                if sending.is_there:
-                    alive = [ref for ref in sending.references if ref() is not None]
-                    must(not alive or not sending.has_ended, f"{room}: the embedding is still referenced")
+                if sending.is_there and sending.has_ended:
+                    must(sending.is_collected(), f"{room}: the embedding is still referenced")
 
 
 @contextmanager
