@@ -105,6 +105,12 @@ class Ledger:
         """Whether any grant still counts."""
         return any(not grant.draining for grant in self.grants.values())
 
+    def blocks(self) -> set[int]:
+        """Returns every block that the transfer holds."""
+        found = [grant.open_blocks() for grant in self]
+        found += [check.blocks for check in self.checking.values()] + list(self.held.values())
+        return {block for blocks in found for block in blocks}
+
     def open(self, grant: OutstandingGrant) -> None:
         self.grants[grant.epoch] = grant
         self.next_epoch = grant.epoch + 1

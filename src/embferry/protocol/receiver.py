@@ -311,7 +311,7 @@ class Receiver:
             self._dispatch(source, body, now)
         except (RemoteProtocolError, IntegrityError, CapacityError) as error:
             error.room, self.peer = self.room, source
-            self._fail(error, now, tell=True)
+            self._fail(error.with_traceback(None), now, tell=True)  # which would keep the frames of the driver
 
     def _dispatch(self, source: int, body: Body, now: float) -> None:
         if isinstance(body, Offer):

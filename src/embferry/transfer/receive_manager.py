@@ -332,6 +332,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         machine = self.machine_of(record)
         if record.revoking is None:  # the first time
             record.revoking = {epoch for epoch in record.epochs if epoch in self._by_epoch}
+            record.delivered -= {(call.epoch, call.offset) for call in record.calls if isinstance(call, Deliver)}
             record.calls.clear()
             record.verification, record.restarts = None, 0
             self.admission.unregister(machine)
@@ -340,13 +341,23 @@ class ReceiveManager(Manager[ReceiveRecord]):
             if machine.peer and record.failure is not None:
                 body = Abort.because_of(record.failure, record.room)
                 self.send(record.endpoint, machine.session, machine.peer, body)
-        shared = any(other.room == record.room and other is not record for other in self._records())
-        if record.revoking or record.delivered or record.is_preparing or shared:
+        if record.revoking or record.delivered or record.is_preparing:
             return
-        for block in self.allocator.holders().get(record.room, ()):
+        others = self._blocks_of_others(record, now)
+        for block in set(self.allocator.holders().get(record.room, ())) - others:
             free = self.allocator.release_quarantined if self.allocator.is_quarantined(block) else self.allocator.free
             free((block,), record.room)
         self._forget(record)
+
+    def _blocks_of_others(self, record: ReceiveRecord, now: float) -> set[int]:
+        """Returns the blocks of other transfers of the same room, which has been opened again."""
+        found: set[int] = set()
+        for other in self._records():
+            if other.room == record.room and other is not record:
+                self.guard(other, self.run_commands, other, now)  # what it releases is free, not its own
+                found |= self.machine_of(other).ledger.blocks()
+                found |= set(other.allocation.blocks if other.allocation else ())
+        return found
 
     def _finish(self, record: ReceiveRecord) -> bool:
         if record.error is None and not record.end.has_ended:

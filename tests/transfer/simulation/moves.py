@@ -176,6 +176,8 @@ def redirect(s: Simulation, a: int, b: int, c: int) -> None:
     there = next((x for x in room.senders if x.worker is worker and not x.has_ended), None)
     for sending in room.senders:
         sending.is_current = False
+    if len(room.embeddings) > 1:
+        room.excuses.add("now offers another content")
     if there is not None:
         there.is_current = True
     elif c % 3:
@@ -198,6 +200,7 @@ def reopen(s: Simulation, a: int, b: int, c: int) -> None:
     again = Room(s, room.number, b % 60, c, room.language, c)
     s.rooms[s.rooms.index(room)] = again
     s.gone.append(room)
+    again.embeddings = room.embeddings  # an end of the last transfer may still be there
     again.produce(again.open_sender(worker, 0), again.tokens)
     again.open_receiver(room.endpoint, None)
 
@@ -206,16 +209,9 @@ def reopen(s: Simulation, a: int, b: int, c: int) -> None:
 def wait(s: Simulation, a: int, b: int, c: int) -> None:
     """Time passes: seconds for a patient worker, longer than its time-outs for an impatient one."""
     s.world.run(a / 32 if s.is_patient else a / 8)
-    unlucky(s)
 
 
 # Processes and wires
-
-
-def unlucky(s: Simulation) -> None:
-    """What happens is more than an impatient worker endures."""
-    if not s.is_patient:
-        s.unlucky = UNLUCKY
 
 
 @move
@@ -224,14 +220,12 @@ def weather(s: Simulation, a: int, b: int, c: int) -> None:
     s.world.weather.repeat = (0.0, 0.2, 0.5)[a // 4 % 3]
     s.world.weather.delay = (0.01, 0.01, 0.2, 2.0)[b % 4]
     s.world.weather.latency = (0.001, 0.02, 0.3)[c % 3]
-    unlucky(s)
 
 
 @move
 def cut(s: Simulation, a: int, b: int, c: int) -> None:
     pair = frozenset((s.language[a % 2].name, s.encode[b % 2].name))
     s.world.cut ^= {pair}
-    unlucky(s)
 
 
 @move
@@ -245,8 +239,7 @@ def pause(s: Simulation, a: int, b: int, c: int) -> None:
     worker = pick(running([*s.language, *s.encode]), a)
     if worker is not None:
         worker.runtime.pause()
-        unlucky(s)
-
+    
 
 @move
 def resume(s: Simulation, a: int, b: int, c: int) -> None:

@@ -100,7 +100,7 @@ class Simulation:
         self.floating: dict[str, Room | None] = {}
         self.faulty_transport = ""
         self.unclosed: set[Worker] = set()  # a transport of theirs could not be closed
-        self.unlucky: tuple[str, ...] = ()
+        self.unlucky = () if self.is_patient else moves.UNLUCKY
         self._markers = iter(range(1, 1 << 30))
         self._names = iter(range(1, 1 << 30))
         self._violations: list[str] = []
@@ -190,7 +190,7 @@ class Simulation:
 
     def fault(self, kind: int) -> Fault:
         """Returns a fault with a marker of its own."""
-        return Fault(kind, f"fault-{next(self._markers)}-", late=kind >= 32)
+        return Fault(kind, f"fault-{next(self._markers)}-")
 
     def takes_floating(self, room: Room, detail: str) -> bool:
         """Returns whether the room is the one that a fault may end."""
