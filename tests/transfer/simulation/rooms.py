@@ -211,7 +211,7 @@ class Room:
 
     def use_up(self) -> None:
         """Takes every chunk that has arrived, and clears the room if it has ended."""
-        for _ in range(20):
+        for _ in range(20 if self.kind == "chunks" else 0):
             self.take()
             self.release()
         if self.has_ended and not self.is_cleared and not self.breakable.busy:

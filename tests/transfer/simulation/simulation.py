@@ -271,9 +271,10 @@ class Simulation:
 
     def quiesce(self) -> None:
         """Lets time pass until every transfer has ended; users take what arrives and clear what has ended."""
-        until = self.world.now + LONGEST
+        until, step = self.world.now + LONGEST, STEP
         while self.world.now < until:
-            self.world.run(STEP)
+            self.world.run(step)
+            step *= 1.1
             self.check()
             for room in self.every_room():
                 if room.is_there and not room.language.is_closed:
