@@ -38,8 +38,12 @@ class VirtualTransport(InMemoryTransport):
     def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
         before = [bytes(piece.source) for piece in pieces]
         until = self.runtime.world.now + STALLED_SECONDS
-        write = partial(super().write, handle, epoch, blocks, pieces, ticket)
+        write = partial(self._arrive, handle, epoch, blocks, pieces, ticket)
         self._later(partial(self._land, handle, ticket, write, before, pieces, until))
+
+    def _arrive(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
+        """The bytes reach the receiver's region, or are refused there."""
+        super().write(handle, epoch, blocks, pieces, ticket)
 
     def _land(
         self,

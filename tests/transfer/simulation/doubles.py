@@ -14,7 +14,7 @@ from embferry.protocol.commands import Deliver, Verify
 from embferry.testing.virtual import VirtualExecutor, VirtualWorld
 from embferry.testing.virtual_transport import VirtualTransport
 from embferry.transfer.fields import Array
-from embferry.transports.contract import Event, Piece, Window
+from embferry.transports.contract import Event, Piece, Window, Written
 
 if TYPE_CHECKING:
     from .rooms import Room
@@ -104,7 +104,8 @@ class ProbedSink(Sink):
 
     def verify(self, chunk: Verify, total_tokens: int) -> Generator[None, None, bool]:
         self.check_locks("verify")
-        yield
+        for _ in range(self.room.passes):
+            yield
         self._probe("verify", lambda: None)
         return (yield from super().verify(chunk, total_tokens))
 
@@ -120,7 +121,13 @@ class ProbedSink(Sink):
 
     def _probe(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
         self.check_locks(name)
-        return self.room.breakable.call(name, call, *arguments)
+        if self.room.sink_has_raised and not self.room.is_cleared:
+            self.room.simulation.violated(f"the sink's {name}() was called although the sink had raised")
+        try:
+            return self.room.breakable.call(name, call, *arguments)
+        except Exception:
+            self.room.sink_has_raised = True
+            raise
 
     def check_locks(self, name: str) -> None:
         """Notes if the lock of the sink is not held, or that of a manager is."""
@@ -195,6 +202,13 @@ class FaultyTransport(VirtualTransport):
     """A transport of which any method raises once when told to."""
 
     breakable: Breakable
+    arrived: Callable[[bytes, int, tuple[int, ...]], None]
+
+    def _arrive(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
+        super()._arrive(handle, epoch, blocks, pieces, ticket)
+        last = self._outbox._events[-1]
+        if isinstance(last, Written) and last.error is None:
+            self.arrived(handle, epoch, blocks)
 
     def connect_to_sender(self, address: bytes) -> None:
         self.breakable.call("connect_to_sender", super().connect_to_sender, address)

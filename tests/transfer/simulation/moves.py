@@ -363,7 +363,9 @@ def break_transport(s: Simulation, a: int, b: int, c: int) -> None:
     method = TRANSPORT_METHODS[b % len(TRANSPORT_METHODS)]
     fault = s.fault(c % 5)
     transport.breakable.armed[method] = replace(fault, late=c >= 32)
-    if method == "close":
+    if b >= 48:  # and it cannot be closed either
+        transport.breakable.armed["close"] = s.fault(c % 5)
+    if "close" in transport.breakable.armed:
         s.unclosed.add(worker)
 
 
@@ -393,6 +395,7 @@ def break_threads(s: Simulation, a: int, b: int, c: int) -> None:
     if worker is not None:
         fault = s.fault(c % 5)
         s.floating[fault.marker] = None
+        worker.has_no_threads = True
         _raise_once(worker.runtime, "run_callback", fault.error())
 
 
@@ -423,16 +426,21 @@ def break_machine(s: Simulation, a: int, b: int, c: int) -> None:
         return
     fault = s.fault(c % 5)
     sending = room.current
+
+    def fired(excuses: set[str]) -> None:
+        excuses.add(fault.marker)
+        room.has_bug = True
+
     if c % 2 and sending is not None:
         target: Any = sending.end.machine
-        fired = lambda: sending.excuses.add(fault.marker)  # noqa: E731
+        excuses = sending.excuses
         name = SENDER_METHODS[b % len(SENDER_METHODS)]
     else:
         target = room.receiver._record.machine
-        fired = lambda: room.excuses.add(fault.marker)  # noqa: E731
+        excuses = room.excuses
         name = RECEIVER_METHODS[b % len(RECEIVER_METHODS)]
     if target is not None:
-        _raise_once(target, name, fault.error(), fired)
+        _raise_once(target, name, fault.error(), lambda: fired(excuses))
 
 
 # Peers

@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,7 @@ class Worker:
 
     Attributes:
         is_closed: Whether its manager has been closed.
+        has_no_threads: Whether a callback of it could not be run.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Worker:
     manager: Any
     transports: list[FaultyTransport]
     is_closed: bool = False
-    faults: list[Fault] = field(default_factory=list)
+    has_no_threads: bool = False
 
     @property
     def is_there(self) -> bool:
@@ -126,7 +127,8 @@ class Simulation:
     def _transports(self, runtime: VirtualRuntime) -> list[FaultyTransport]:
         transports: list[FaultyTransport] = [FirstTransport(runtime), SecondTransport(runtime)]
         for transport in transports:
-            transport.breakable = Breakable(self.world, partial(self._transport_raised, runtime, transport))
+            transport.breakable = Breakable(self.world, self._transport_raised)
+            transport.arrived = self._arrived
         return transports
 
     def _started(self, runtime: VirtualRuntime, manager: Manager[Any], transports: list[FaultyTransport]) -> Worker:
@@ -134,8 +136,22 @@ class Simulation:
         self.everyone.append(worker)
         return worker
 
-    def _transport_raised(self, runtime: VirtualRuntime, transport: FaultyTransport, fault: Fault) -> None:
+    def _transport_raised(self, fault: Fault) -> None:
         self.floating[fault.marker] = None
+
+    def _arrived(self, handle: bytes, epoch: int, blocks: tuple[int, ...]) -> None:
+        """Checks that a write has landed in blocks that are still granted to its writer."""
+        worker = next(w for w in self.everyone if w.name == self.world.processes[handle])
+        if not worker.is_there:
+            return
+        found = worker.manager._by_epoch.get(epoch)
+        holders = worker.manager.allocator.holders()
+        if found is None or not set(blocks) <= set(holders.get(found[0].room, ())):
+            self.violated(f"a write under epoch {epoch} has landed in blocks {blocks}, which are not its own")
+        for record in worker.manager._records():
+            for grant in record.machine.ledger:
+                if grant.epoch != epoch and set(blocks) & set(grant.open_blocks()):
+                    self.violated(f"a write under epoch {epoch} has landed in blocks of epoch {grant.epoch}")
 
     def kill(self, worker: Worker) -> None:
         """Ends a process at once. The kernel closes what it had open."""
@@ -322,6 +338,7 @@ class Simulation:
                 must(not manager.writer._writing, f"{name} keeps writes")
             must(worker in self.unclosed or not manager.ready_queue._times, f"{name} keeps timers")
         for room in self.every_room():
+            room.check_seen()
             ends = [room.receiver, *(sending.end for sending in room.senders)]
             for end in ends:
                 left = end is not None and (end._notifier._waiters or end._notifier._callbacks)

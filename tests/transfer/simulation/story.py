@@ -46,6 +46,15 @@ WEIGHTS: dict[str, int] = {
     "flood": 2,
 }
 BEGINNING = ("begin", "begin", "begin", "other_end", "produce")
+THEMES: tuple[tuple[str, ...], ...] = (
+    ("redirect", "read", "consume", "produce", "break_sink", "weather"),
+    ("break_transport", "cut", "produce", "weather"),
+    ("break_machine", "reopen", "consume", "clear", "break_sink"),
+    ("lie", "noise", "flood", "reset"),
+    ("break_sink", "break_make", "break_callback", "break_threads"),
+    ("pause", "resume", "kill_encode", "redirect", "replace", "produce"),
+)
+"""Moves that belong together. Half of the stories have one theme."""
 MOST_SECONDS = 12.0
 """Most time that the moves of a story take: shorter than every time-out of a patient worker."""
 
@@ -81,9 +90,9 @@ def draw(seed: int) -> Story:
     names, weights = list(WEIGHTS), list(WEIGHTS.values())
     count = rng.choice((12, 25, 40))
     kinds = [*rng.choices(BEGINNING, k=4), *rng.choices(names, weights, k=count)]
-    if rng.random() < 0.3:  # few kinds of fault, often
-        few = rng.sample(names[10:], 2)
-        kinds += rng.choices([*few, *BEGINNING], k=12)
+    if rng.random() < 0.5:
+        theme = rng.choice(THEMES)
+        kinds = [kind for kind in kinds if kind in (*theme, *BEGINNING)] + rng.choices((*theme, *theme, "begin"), k=14)
     moves: list[Move] = []
     left = MOST_SECONDS
     for kind in kinds:
