@@ -129,7 +129,7 @@ def produce(s: Simulation, a: int, b: int, c: int) -> None:
 
 @move
 def consume(s: Simulation, a: int, b: int, c: int) -> None:
-    room = pick([r for r in s.rooms if r.kind == "chunks" and r.is_there and r.language in running(s.language)], a)
+    room = pick([r for r in s.every_room() if r.kind == "chunks" and r.language in running(s.language)], a)
     for _ in range(b % 4 if room is not None else 0):
         assert room is not None
         room.release() if c % 2 else room.take()
@@ -201,7 +201,7 @@ def reopen(s: Simulation, a: int, b: int, c: int) -> None:
     s.rooms[s.rooms.index(room)] = again
     s.gone.append(room)
     again.embeddings = room.embeddings  # an end of the last transfer may still be there
-    again.produce(again.open_sender(worker, 0), again.tokens)
+    again.produce(again.open_sender(worker, 0), again.tokens // (1 + c % 3))
     again.open_receiver(room.endpoint, None)
 
 
@@ -348,7 +348,7 @@ def break_source(s: Simulation, a: int, b: int, c: int) -> None:
     room.open_receiver(encode.runtime.endpoint, None)
 
 
-TRANSPORT_METHODS = ("connect", "write", "admit", "revoke", "close_blocks", "poll", "connect_to_sender", "close")
+TRANSPORT_METHODS = ("connect", "write", "admit", "revoke", "close_blocks", "poll", "connect_to_sender", "close", "poll")
 
 
 @move
@@ -363,7 +363,7 @@ def break_transport(s: Simulation, a: int, b: int, c: int) -> None:
     method = TRANSPORT_METHODS[b % len(TRANSPORT_METHODS)]
     fault = s.fault(c % 5)
     transport.breakable.armed[method] = replace(fault, late=c >= 32)
-    if b >= 48:  # and it cannot be closed either
+    if b >= 36:  # and it cannot be closed either
         transport.breakable.armed["close"] = s.fault(c % 5)
     if "close" in transport.breakable.armed:
         s.unclosed.add(worker)

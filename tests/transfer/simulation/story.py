@@ -48,8 +48,8 @@ WEIGHTS: dict[str, int] = {
 BEGINNING = ("begin", "begin", "begin", "other_end", "produce")
 THEMES: tuple[tuple[str, ...], ...] = (
     ("redirect", "read", "consume", "produce", "break_sink", "weather"),
-    ("break_transport", "cut", "produce", "weather"),
-    ("break_machine", "reopen", "consume", "clear", "break_sink"),
+    ("break_transport", "break_transport", "begin", "produce", "weather"),
+    ("break_machine", "break_machine", "reopen", "reopen", "consume", "consume", "produce"),
     ("lie", "noise", "flood", "reset"),
     ("break_sink", "break_make", "break_callback", "break_threads"),
     ("pause", "resume", "kill_encode", "redirect", "replace", "produce"),
