@@ -66,7 +66,7 @@ class GuardedTransport:
     def revoke(self, epoch: int) -> None:
         self._revoking.add(epoch)
         if self.lost is not None:
-            self._all_ended()
+            self._close_lost()
         elif (error := attempt(self._transport.revoke, epoch)) is not None:
             self._lose("revoke", error)
 
@@ -162,10 +162,15 @@ class GuardedTransport:
         log.critical("the %s transport is given up: %s raised %r", self.name, name, error, exc_info=error)
         why = f"the {self.name} transport of this worker has failed ({name}: {error!r}); restart it to use it again"
         self.lost = TransportError(why, retryable=False)
-        again = attempt(self._transport.close)
-        self._is_closed = again is None
-        if again is not None:
-            log.critical("the %s transport cannot be closed either: %r", self.name, again, exc_info=again)
+        self._close_lost()
+
+    def _close_lost(self) -> None:
+        """Closes the transport. If it cannot be closed now, the next revocation tries it again."""
+        if not self._is_closed:
+            error = attempt(self._transport.close)
+            self._is_closed = error is None
+            if error is not None:
+                log.critical("the %s transport cannot be closed either: %r", self.name, error, exc_info=error)
         self._all_ended()
 
     def _all_ended(self) -> None:

@@ -141,10 +141,13 @@ class Manager(ABC, Generic[R]):
             errors += self._collect(transport.close)
         with self.lock:
             self._take_transport_events()
-            changed = [record for record in self._records() if self._finish(record)]
+            for record in self._records():
+                self._finish(record)
+        errors += self._collect(self._release)
+        with self.lock:
+            changed = [record for record in self._records() if record.end.has_changed()]
         for record in changed:
             record.end.notify()
-        errors += self._collect(self._release)
         if errors:
             raise ExceptionGroup("a manager could not close everything", errors)
 
@@ -175,8 +178,8 @@ class Manager(ABC, Generic[R]):
         """Releases what a broken record holds, as far as that is safe by now. Called until it is gone. Lock held."""
 
     @abstractmethod
-    def _finish(self, record: R) -> bool:
-        """The manager has been closed: releases what the record holds. Returns whether to notify. The lock is held."""
+    def _finish(self, record: R) -> None:
+        """The manager has been closed: releases what the record holds. The lock is held."""
 
     @abstractmethod
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:

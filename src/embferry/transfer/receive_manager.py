@@ -208,6 +208,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
                         record.calls.append(command)
                     case Restart():
                         record.restarts += 1
+                        record.delivered.clear()  # the machine has released their blocks
                         record.calls.append(command)
 
     def _advance(self, record: ReceiveRecord, now: float) -> None:
@@ -359,10 +360,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
                 found |= set(other.allocation.blocks if other.allocation else ())
         return found
 
-    def _finish(self, record: ReceiveRecord) -> bool:
+    def _finish(self, record: ReceiveRecord) -> None:
         if record.error is None and not record.end.has_ended:
             record.failure = self._shutting_down()
-        return record.end.has_changed()
 
     def _release(self) -> None:
         if self._buffers is not None:

@@ -229,12 +229,11 @@ class SendManager(Manager[SendRecord]):
             if self._rooms.get(record.room) is record:
                 self._forget(record)
 
-    def _finish(self, record: SendRecord) -> bool:
+    def _finish(self, record: SendRecord) -> None:
         if record.error is None and not record.end.has_ended:
             record.failure = self._shutting_down()
         if record.writes == 0:
             record.release()
-        return record.end.has_changed()
 
     def _release(self) -> None:
         self.writer.close()

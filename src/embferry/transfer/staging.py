@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from embferry.protocol.chunks import chunk_tokens
-from embferry.protocol.errors import EmbeddingTransferError
+from embferry.protocol.errors import Aborted, EmbeddingTransferError
 from embferry.protocol.layout import Layout
 
 from .failures import as_transfer_error, attempt
@@ -60,7 +60,7 @@ class Staged(Generic[Key]):
     """A chunk in host memory, or the error of its copy. Give its slot to :meth:`Staging.release` after the write."""
 
     key: Key
-    slot: int
+    slot: int | None
     rows: Fields
     error: EmbeddingTransferError | None = None
 
@@ -103,9 +103,11 @@ class Staging(Generic[Key]):
         self._start()
 
     def close(self) -> None:
-        """Ends the thread. Waiting chunks are not copied."""
-        self._waiting.clear()
+        """Ends the thread. Waiting chunks are not copied, and end with an error."""
+        waiting, self._waiting = self._waiting, deque()
         self._copier.shutdown()
+        for key, *_ in waiting:
+            self._finish(Staged(key, None, {}, Aborted("the encode worker is shutting down", retryable=True)))
 
     def _start(self) -> None:
         while self._waiting and self._free:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from embferry import EmbeddingTransferError
 from embferry.protocol.messages import (
     VERSION,
     Abort,
@@ -114,9 +116,10 @@ def open_missing(s: Simulation, room: Room) -> None:
 def complete(s: Simulation, room: Room) -> None:
     """Opens the ends that a room lacks, and produces everything."""
     if not room.has_ended:
-        open_missing(s, room)
+        with suppress(EmbeddingTransferError):
+            open_missing(s, room)
     for sending in room.senders:
-        if not sending.worker.is_closed:
+        with suppress(EmbeddingTransferError):
             room.produce(sending, room.tokens)
 
 

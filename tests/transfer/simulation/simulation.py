@@ -282,8 +282,7 @@ class Simulation:
             if worker.runtime.stopped and worker.is_there:
                 worker.runtime.resume()
         for room in self.rooms:
-            with suppress(EmbeddingTransferError):
-                moves.complete(self, room)
+            moves.complete(self, room)
 
     def quiesce(self) -> None:
         """Lets time pass until every transfer has ended; users take what arrives and clear what has ended."""

@@ -77,7 +77,7 @@ class InMemoryTransport(Transport):
     def disconnect(self, handle: bytes) -> None:
         receiver = self._links.pop(handle, None)
         if receiver is not None:
-            receiver.senders.discard(self)
+            receiver.senders.pop(self, None)
 
     def poll(self) -> list[Event]:
         return self._outbox.drain()
@@ -105,14 +105,14 @@ class _Receiver(ReceiveRegion):
 
     def __init__(self, region: Region, outbox: Outbox) -> None:
         super().__init__(region, outbox)
-        self.senders: weakref.WeakSet[InMemoryTransport] = weakref.WeakSet()
+        self.senders: weakref.WeakKeyDictionary[InMemoryTransport, None] = weakref.WeakKeyDictionary()  # in order
         self._closed = False
 
     def add_sender(self, sender: InMemoryTransport) -> bool:
         """Adds a sender, unless the receiver is closed; returns whether it did."""
         with self.lock:
             if not self._closed:
-                self.senders.add(sender)
+                self.senders[sender] = None
             return not self._closed
 
     def write(self, epoch: int, pieces: Sequence[Piece]) -> TransportError | None:
