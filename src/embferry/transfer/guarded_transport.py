@@ -114,11 +114,13 @@ class GuardedTransport:
         """
         if self.lost is None:
             self.lost = TransportError("this worker is shutting down", retryable=True)
-        self._transport.close()
-        if (error := attempt(self._take_events)) is not None:
-            log.warning("the %s transport has lost its last events: %r", self.name, error)
-        self._is_closed = True
+        error = attempt(self._transport.close)
+        if (lost := attempt(self._take_events)) is not None:
+            log.warning("the %s transport has lost its last events: %r", self.name, lost)
+        self._is_closed = error is None
         self._all_ended()
+        if error is not None:
+            raise error
 
     def _take_events(self) -> None:
         for event in self._transport.poll():

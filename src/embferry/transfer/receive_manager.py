@@ -285,10 +285,12 @@ class ReceiveManager(Manager[ReceiveRecord]):
         transport = self.transports[command.transport]
         self._by_epoch[command.epoch] = (record, transport)
         record.epochs.append(command.epoch)
+        if transport.lost is not None:
+            return  # the machine is about to be told, and asks for another transport
         try:
             transport.connect_to_sender(command.address)
         except TransportError as error:
-            machine.abort(error, now)
+            machine.abort(error.with_traceback(None), now)
         caught = attempt(transport.admit, Window(command.epoch, command.blocks))
         if isinstance(caught, LocalProtocolError):
             raise caught  # the window was impossible: a bug here
@@ -335,7 +337,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             record.revoking = {epoch for epoch in record.epochs if epoch in self._by_epoch}
             record.delivered -= {(call.epoch, call.offset) for call in record.calls if isinstance(call, Deliver)}
             record.calls.clear()
-            record.verification, record.restarts = None, 0
+            record.verification = None
             self.admission.unregister(machine)
             for epoch in list(record.revoking):
                 self._by_epoch[epoch][1].revoke(epoch)

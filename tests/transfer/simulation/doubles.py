@@ -226,12 +226,14 @@ class FaultyTransport(VirtualTransport):
         self.breakable.call("connect", super().connect, handle)
 
     def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
+        self.trusts_sources |= "write" in self.breakable.armed  # it may raise although it has begun to write
         self.breakable.call("write", super().write, handle, epoch, blocks, pieces, ticket)
 
     def poll(self) -> list[Event]:
         return self.breakable.call("poll", super().poll)  # type: ignore[no-any-return]
 
     def close(self) -> None:
+        self.trusts_sources |= "close" in self.breakable.armed  # its writes may go on, although they have been given up
         self.breakable.call("close", super().close)
 
     def really_close(self) -> None:
