@@ -10,7 +10,7 @@ ENGINES := engines or $(VLLM)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration test-engines test-vllm test-vllm-more test-vllm-http test-all \
+.PHONY: help setup demo test test-fast test-integration test-engines test-vllm test-vllm-more test-vllm-http test-all simulate \
 	setup-tests setup-engines setup-vllm lint format docs bench bench-vllm clean
 .DEFAULT_GOAL := help
 
@@ -39,6 +39,11 @@ test-fast: setup ## no processes, no sockets, no waiting
 
 test-integration: setup-tests ## real processes and sockets
 	@$(PY) -m pytest -m "integration and not ($(ENGINES))"
+
+SEEDS ?= 10000
+FIRST ?= 0
+simulate: setup ## tell SEEDS stories of whole managers, from seed FIRST on; prints the smallest that breaks
+	@$(PY) -m tests.transfer.simulation --seeds $(SEEDS) --first $(FIRST)
 
 test-engines: setup-engines ## the mooncake and nixl transports on their real engines
 	@$(PY) -m pytest -m "engines and not ($(VLLM))"

@@ -237,7 +237,7 @@ class FaultyTransport(VirtualTransport):
         self.breakable.call("close", super().close)
 
     def really_close(self) -> None:
-        """Closes it, whatever is armed."""
+        """Closes it, also if a fault is armed."""
         super().close()
 
 

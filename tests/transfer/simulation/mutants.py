@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from embferry.protocol.errors import TransportError
 from embferry.protocol.states import TERMINAL, KVPoll
 from embferry.transfer import (
     callbacks,
@@ -29,6 +30,7 @@ from embferry.transfer.send_handle import EmbeddingSender
 from embferry.transfer.send_manager import SendManager
 from embferry.transfer.send_record import SendRecord
 from embferry.transfer.sink_calls import SinkCalls
+from embferry.transfer.staging import Staging
 from embferry.transfer.writer import Writer
 from embferry.transports.contract import Revoked
 
@@ -59,15 +61,45 @@ def _without(owner: type, name: str, result: Any = None) -> Mutate:
 
 
 MUTANTS |= {
-    "records_are_not_told_of_a_lost_transport": _without(SendManager, "_transport_lost"),
     "receivers_are_not_told_of_a_lost_transport": _without(ReceiveManager, "_transport_lost"),
-    "close_aborts_nothing": _without(Manager, "_abort"),
     "parked_openings_do_not_expire": _without(ParkedOpenings, "expire"),
     "nothing_is_due_for_parked_openings": lambda patch: patch.setattr(SendManager, "_next_due", Manager._next_due),
     "blocks_of_another_transfer_of_the_room_are_freed": _without(ReceiveManager, "_blocks_of_others", set()),
     "a_source_that_cannot_be_read_fails_nothing": _without(Writer, "_source_failed"),
     "waiters_are_not_woken": _without(Notifier, "fire"),
 }
+
+
+@mutant
+def a_lost_transport_fails_what_is_admitted_to_it(patch: pytest.MonkeyPatch) -> None:
+    def admit(self: ReceiveManager, record: ReceiveRecord, machine: Any, command: Any, now: float) -> None:
+        if self.transports[command.transport].lost is not None:
+            machine.abort(self.transports[command.transport].lost, now)
+        real(self, record, machine, command, now)
+
+    real = ReceiveManager._admit
+    patch.setattr(ReceiveManager, "_admit", admit)
+
+
+@mutant
+def chunks_that_staging_has_not_copied_never_end(patch: pytest.MonkeyPatch) -> None:
+    def close(self: Staging[Any]) -> None:
+        self._waiting.clear()
+        self._copier.shutdown()
+
+    patch.setattr(Staging, "close", close)
+
+
+@mutant
+def writes_do_not_end_if_close_raises(patch: pytest.MonkeyPatch) -> None:
+    def close(self: GuardedTransport) -> None:
+        self.lost = self.lost or TransportError("this worker is shutting down")
+        self._transport.close()
+        self._take_events()
+        self._is_closed = True
+        self._all_ended()
+
+    patch.setattr(GuardedTransport, "close", close)
 
 
 @mutant
@@ -105,17 +137,6 @@ def success_before_the_sink_is_complete(patch: pytest.MonkeyPatch) -> None:
         return KVPoll.Bootstrapping if self.machine is None else self.machine.poll()
 
     patch.setattr(ReceiveRecord, "poll", poll)
-
-
-@mutant
-def commit_ignores_a_pending_restart(patch: pytest.MonkeyPatch) -> None:
-    def commit(self: _SinkOwner) -> bool:
-        if self._record.machine is None:
-            return False
-        self._record.machine.committed = self.committed = True
-        return True
-
-    patch.setattr(_SinkOwner, "commit", commit)
 
 
 @mutant
@@ -228,11 +249,6 @@ def the_sink_is_prepared_on_the_driver_thread_and_locked(patch: pytest.MonkeyPat
             record.sink.prepare(check, total)
 
     patch.setattr(SinkCalls, "_prepare", prepare)
-
-
-@mutant
-def calls_are_made_while_the_sink_is_prepared(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ReceiveRecord, "is_preparing", property(lambda self: False, lambda self, value: None))
 
 
 @mutant

@@ -95,7 +95,9 @@ class Room:
         passes: Passes of a verification, beyond those of the sink.
     """
 
-    def __init__(self, simulation: Simulation, number: int, tokens: int, sink: int, language: Worker, seed: int) -> None:
+    def __init__(
+        self, simulation: Simulation, number: int, tokens: int, sink: int, language: Worker, seed: int
+    ) -> None:
         self.simulation, self.number, self.tokens, self.language = simulation, number, tokens, language
         self.kind = SINKS[sink % len(SINKS)]
         self.breakable = Breakable(simulation.world, self._fired)
@@ -227,15 +229,15 @@ class Room:
 
     def check_ended(self) -> None:
         """Looks whether the ends have ended, and checks how."""
-        if self.is_there and not self.has_ended and self.receiver is not None:
-            if self.receiver._record.poll() in ENDED:
-                self.has_ended = True
-                self._check_receiver(self.receiver)
+        receiver = self.receiver
+        if receiver is not None and self.is_there and not self.has_ended and receiver._record.poll() in ENDED:
+            self.has_ended = True
+            self._check_receiver(receiver)
         for sending in self.senders:
-            if sending.is_there and not sending.has_ended and sending.end._record.poll() in ENDED:
-                if sending.end.source_released:
-                    sending.has_ended = True
-                    self._check_sender(sending)
+            over = sending.end._record.poll() in ENDED and sending.end.source_released
+            if sending.is_there and not sending.has_ended and over:
+                sending.has_ended = True
+                self._check_sender(sending)
 
     def check_seen(self) -> None:
         """Checks that waiters and callbacks were told that each end has ended."""
@@ -255,7 +257,7 @@ class Room:
         digest = receiver.machine.content_digest or b""
         if self.lied:
             return
-        must(digest in self.embeddings, f"{self} succeeded with a content that nobody has")
+        must(digest in self.embeddings, f"{self} succeeded with a content that no sender has")
         if self.used_digest is not None:
             must(self.used_digest == digest, f"{self}: tokens of two contents were used")
         tokens = length(digest)
@@ -269,10 +271,12 @@ class Room:
 
     def check_consumed(self) -> None:
         """Checks that a transfer in chunks has delivered every token, after all were taken."""
-        if self.kind == "chunks" and self.receiver is not None and not self.lied and not self.is_cleared:
-            if self.receiver._record.poll() is KVPoll.Success:
-                tokens = length(self.receiver.machine.content_digest or b"")
-                must(self.taken.prefix == tokens, f"{self} succeeded, but delivered up to {self.taken.prefix}")
+        receiver = self.receiver
+        if self.kind != "chunks" or receiver is None or self.lied or self.is_cleared:
+            return
+        if receiver._record.poll() is KVPoll.Success:
+            tokens = length(receiver.machine.content_digest or b"")
+            must(self.taken.prefix == tokens, f"{self} succeeded, but delivered up to {self.taken.prefix}")
 
     def _check_sender(self, sending: Sending) -> None:
         error = sending.end._record.error

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from embferry import EmbeddingTransferError, ReceiveManager, SendManager
@@ -20,7 +19,7 @@ from embferry.transfer.fields import Array
 from embferry.transfer.handle import ENDED
 from embferry.transfer.manager import Manager
 
-from . import moves
+from . import faults, moves, peers
 from .doubles import (
     Breakable,
     BrokenChecksums,
@@ -34,6 +33,7 @@ from .doubles import (
 from .rooms import LAYOUT, InvariantError, Room, Sending, must
 from .story import Story
 
+MOVES = {**moves.MOVES, **faults.MOVES, **peers.MOVES}
 BLOCK_SIZE = 4
 TOKEN_BYTES = LAYOUT.token_bytes
 LONGEST = 600.0  # seconds of virtual time within which every transfer must have ended
@@ -166,7 +166,7 @@ class Simulation:
                 room.excuses.add("")
 
     def close(self, worker: Worker) -> None:
-        """Closes a manager, in whatever state it is."""
+        """Closes a manager; it may be in any state."""
         worker.is_closed = True
         refused = [t for t in worker.transports if "close" in t.breakable.armed]
         try:
@@ -263,7 +263,7 @@ class Simulation:
             for delay, kind, a, b, c in self.story.moves:
                 self.world.run(delay)
                 with suppress(EmbeddingTransferError):
-                    moves.MOVES[kind](self, a, b, c)
+                    MOVES[kind](self, a, b, c)
                 self.check()
             self.calm()
             self.quiesce()
@@ -376,6 +376,6 @@ def failure(story: Story) -> Exception | None:
     """Returns what breaks when a story is played, or None."""
     try:
         play(story)
-    except Exception as error:  # noqa: BLE001  (whatever breaks)
+    except Exception as error:  # noqa: BLE001  (any exception is a finding)
         return error
     return None

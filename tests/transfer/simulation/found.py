@@ -1,0 +1,78 @@
+"""Stories that showed faults of the driver, as small as they were found, by what was wrong."""
+
+from __future__ import annotations
+
+from .story import Story
+
+FOUND: dict[str, Story] = {
+    "a_lost_transport_fails_what_is_admitted_to_it": Story(
+        1833,
+        15,
+        (
+            (0.0, "begin", 31, 62, 13),
+            (0.0019, "other_end", 3, 11, 17),
+            (0.291, "begin", 56, 47, 14),
+            (0.071, "begin", 1, 50, 9),
+            (0.0, "begin", 3, 44, 5),
+            (0.2496, "break_threads", 24, 0, 17),
+            (0.0, "break_transport", 60, 49, 16),
+            (0.0127, "weather", 62, 15, 53),
+            (0.0177, "flood", 11, 13, 29),
+            (0.0255, "redirect", 18, 46, 38),
+            (0.0029, "produce", 12, 24, 34),
+            (0.0168, "other_end", 14, 45, 29),
+            (0.0, "reopen", 27, 61, 24),
+            (0.007, "break_transport", 19, 3, 61),
+            (0.0138, "break_sink", 16, 42, 0),
+            (0.0152, "cut", 30, 25, 2),
+            (0.4192, "flood", 56, 32, 31),
+            (0.1885, "read", 55, 60, 41),
+            (0.005, "reset", 44, 30, 53),
+            (0.0082, "weather", 3, 37, 52),
+            (0.0026, "break_transport", 59, 4, 10),
+            (0.0, "clear", 4, 52, 21),
+            (0.0103, "begin", 61, 28, 3),
+            (0.0189, "begin", 47, 27, 12),
+            (0.0046, "break_make", 30, 0, 9),
+            (0.149, "produce", 1, 39, 5),
+            (0.3253, "abort", 12, 38, 0),
+            (0.006, "break_make", 17, 10, 23),
+            (0.0079, "break_transport", 15, 52, 44),
+            (0.017, "break_callback", 50, 35, 18),
+        ),
+    ),
+    "chunks_that_staging_has_not_copied_never_end": Story(
+        3203,
+        5,
+        (
+            (0.403, "begin", 29, 43, 17),
+            (0.0, "begin", 47, 55, 53),
+            (0.0079, "begin", 60, 14, 42),
+            (0.0001, "other_end", 28, 25, 44),
+            (0.0044, "break_sink", 39, 58, 35),
+            (0.0, "replace", 42, 0, 6),
+            (0.1128, "weather", 12, 35, 18),
+            (0.0016, "break_source", 41, 44, 48),
+            (0.0179, "break_source", 24, 20, 12),
+            (0.1591, "break_machine", 46, 27, 60),
+            (0.3849, "break_sink", 12, 46, 30),
+            (0.0, "break_make", 51, 20, 62),
+            (0.3877, "read", 29, 1, 53),
+            (0.353, "break_sink", 43, 54, 55),
+            (0.2675, "produce", 36, 61, 51),
+            (0.0, "wait", 59, 60, 1),
+            (0.2991, "break_machine", 8, 44, 44),
+            (0.3733, "lie", 46, 7, 44),
+            (0.0088, "replace", 14, 14, 32),
+        ),
+    ),
+    "a_broken_record_waits_for_chunks_that_no_sink_has": Story(
+        551,
+        50,
+        (
+            (0.0, "begin", 54, 24, 24),
+            (0.0065, "begin", 54, 56, 1),
+            (0.0132, "break_machine", 35, 21, 18),
+        ),
+    ),
+}
