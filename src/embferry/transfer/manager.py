@@ -227,8 +227,8 @@ class Manager(ABC, Generic[R]):
                     self._take_in(event.peer, event.data, now)
         with self.lock:
             self._take_transport_events()
-            due = self.ready_queue.due(now)
-        for record in due:
+            ready = self.ready_queue.due(now)
+        for record in ready:
             self.step(record, now)
         while more := self._after(now):
             for record in more:
@@ -296,7 +296,7 @@ class Manager(ABC, Generic[R]):
         self._outgoing.append((peer, encode(Frame(VERSION, source, target, body))))
 
     def schedule(self, record: R, time: float) -> None:
-        """Sets the timer of a record. Wakes the driver only if it would sleep beyond it. The lock is held; any thread."""
+        """Sets the timer of a record. Wakes the driver only if it would sleep beyond it. Any thread; the lock is held."""
         self.ready_queue.schedule(record, time)
         if time < self._due:
             self.wake()
