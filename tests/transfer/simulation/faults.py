@@ -1,4 +1,4 @@
-"""Moves that let foreign code raise or be slow: sinks, callbacks, sources, transports, threads, and our own machines."""
+"""Moves by which foreign code raises or is slow: sinks, callbacks, sources, transports, threads; and our machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The moves of a story: what users do, and what happens to processes and wires. Each has three small numbers, which mean something modulo what exists."""
+"""The moves of users, processes and wires. Each has three small numbers, which mean something modulo what exists."""
 
 from __future__ import annotations
 

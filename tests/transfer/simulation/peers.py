@@ -99,8 +99,6 @@ def lie_to_receiver(room: Room, rng: random.Random, b: int, c: int) -> Body:
 
 def lie_to_sender(s: Simulation, room: Room, sending: Sending, rng: random.Random, b: int, c: int) -> Body:
     number, epoch = room.number, some_epoch(room, rng)
-    destination = sending.end.machine.current
-    assert destination is not None or True
     blocks = s.geometry.num_blocks
     runs = rng.choice((((0, 1),), ((0, blocks),), ((blocks - 1, 2),), ((0, 1), (0, 1)), ((1, 1), (0, 1))))
     tokens = rng.choice((1, 4, 4 * blocks, 1 << 31))

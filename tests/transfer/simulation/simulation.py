@@ -19,7 +19,7 @@ from embferry.transfer.fields import Array
 from embferry.transfer.handle import ENDED
 from embferry.transfer.manager import Manager
 
-from . import faults, moves, peers
+from . import faults, moves, peers  # noqa: F401  (they register their moves)
 from .doubles import (
     Breakable,
     BrokenChecksums,
@@ -33,7 +33,6 @@ from .doubles import (
 from .rooms import LAYOUT, InvariantError, Room, Sending, must
 from .story import Story
 
-MOVES = {**moves.MOVES, **faults.MOVES, **peers.MOVES}
 BLOCK_SIZE = 4
 TOKEN_BYTES = LAYOUT.token_bytes
 LONGEST = 600.0  # seconds of virtual time within which every transfer must have ended
@@ -263,7 +262,7 @@ class Simulation:
             for delay, kind, a, b, c in self.story.moves:
                 self.world.run(delay)
                 with suppress(EmbeddingTransferError):
-                    MOVES[kind](self, a, b, c)
+                    moves.MOVES[kind](self, a, b, c)
                 self.check()
             self.calm()
             self.quiesce()
