@@ -62,7 +62,7 @@ FOUND: dict[str, Story] = {
             (0.0132, "break_machine", 35, 21, 18),
         ),
     ),
-    "receivers_are_not_told_of_a_lost_transport": Story(
+    "a_transport_is_lost_at_both_ends": Story(
         1917,
         14,
         (

@@ -61,7 +61,6 @@ def _without(owner: type, name: str, result: Any = None) -> Mutate:
 
 
 MUTANTS |= {
-    "receivers_are_not_told_of_a_lost_transport": _without(ReceiveManager, "_transport_lost"),
     "parked_openings_do_not_expire": _without(ParkedOpenings, "expire"),
     "nothing_is_due_for_parked_openings": lambda patch: patch.setattr(SendManager, "_next_due", Manager._next_due),
     "blocks_of_another_transfer_of_the_room_are_freed": _without(ReceiveManager, "_blocks_of_others", set()),
