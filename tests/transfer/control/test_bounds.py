@@ -12,7 +12,7 @@ from embferry.protocol.errors import LocalProtocolError
 from embferry.transfer.control.accepted import _network
 from embferry.transfer.control.connection import Connection
 from embferry.transfer.control.contract import Received
-from embferry.transfer.control.deadlines import Deadlines
+from embferry.transports.net.deadlines import Deadlines
 from embferry.transfer.control.framing import HEADER, frame
 from embferry.transfer.control.limits import ControlLimits
 from embferry.transports.net.loop import Loop

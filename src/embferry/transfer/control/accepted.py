@@ -9,7 +9,6 @@ likely a worker with a transfer; refusing it would let 1,024 silent connections 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import socket
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from embferry.protocol.errors import CapacityError, EmbeddingTransferError
+from embferry.transports.net.address import network_of
 from embferry.transports.net.connector import set_keepalive
 from embferry.transports.net.listener import Listener, listen
 
@@ -105,7 +105,7 @@ class Acceptor:
         try:
             set_keepalive(sock)
             address, port = sock.getpeername()[:2]
-            peer = AcceptedPeer(f"{address} port {port}", _network(address))
+            peer = AcceptedPeer(f"{address} port {port}", network_of(address))
             connection = Connection(sock, peer, self._shared.outgoing(), self._shared, self, repr(peer))
         except Exception as error:  # this connection only
             sock.close()
@@ -163,12 +163,3 @@ class Acceptor:
     def _network_of(connection: Connection) -> str:
         assert isinstance(connection.peer, AcceptedPeer)
         return connection.peer.network
-
-
-def _network(address: str) -> str:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
-    return address

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from embferry.transports.net.loop import Loop
+from .loop import Loop
 
 T = TypeVar("T")
 
