@@ -205,7 +205,7 @@ class RouterSettings(Section):
     request_timeout: Seconds = 300
     """Seconds a request may take in total; then it ends with 504."""
     connect_timeout: Seconds = 3
-    """Seconds within which a worker must accept a connection."""
+    """Seconds within which a worker must accept a connection, and the bootstrap server return the list of workers."""
     poll_interval: Seconds = 1
     """Seconds between two reads of the list of workers."""
 
@@ -217,6 +217,14 @@ class BootstrapSettings(Section):
     """TCP port of the HTTP server."""
     lease: Seconds = 5
     """Seconds after which a worker that has not renewed its lease is removed."""
+    request_timeout: Seconds = 5
+    """Seconds for a whole request and its response; then the connection is closed."""
+    max_connections: Positive = 512
+    """Connections at once, at most half of the files that the process may open. Another one takes the place of the
+    oldest."""
+    connections_per_address: Positive = 128
+    """Connections at once of one IPv4 address, or of one IPv6 network of 64 bits. Another one takes the place of the
+    oldest of them."""
 
 
 class ServeSettings(Section):

@@ -9,12 +9,12 @@ import socket
 import pytest
 
 from embferry.protocol.errors import LocalProtocolError
-from embferry.transfer.control.accepted import _network
 from embferry.transfer.control.connection import Connection
 from embferry.transfer.control.contract import Received
-from embferry.transports.net.deadlines import Deadlines
 from embferry.transfer.control.framing import HEADER, frame
 from embferry.transfer.control.limits import ControlLimits
+from embferry.transports.net.address import network_of
+from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import Loop
 
 from .conftest import HELLO, ClockedLoop, Net
@@ -268,9 +268,9 @@ def test_a_bug_of_the_listener_is_survived(net: Net, monkeypatch: pytest.MonkeyP
 
 
 def test_an_ipv6_host_counts_as_its_network() -> None:
-    assert _network("2001:db8::1") == _network("2001:db8::ffff:2") != _network("2001:db8:0:1::1")
-    assert _network("::ffff:10.0.0.1") == _network("10.0.0.1") == "10.0.0.1"
-    assert _network("fe80::1%eth0") == "fe80::/64"
+    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:2") != network_of("2001:db8:0:1::1")
+    assert network_of("::ffff:10.0.0.1") == network_of("10.0.0.1") == "10.0.0.1"
+    assert network_of("fe80::1%eth0") == "fe80::/64"
 
 
 def test_limits_are_checked() -> None:

@@ -43,6 +43,7 @@ class Fleet(Backends[RouterMetrics]):
         self._last_list: float | None = None  # monotonic seconds
         self._trouble = "the bootstrap server has not been asked yet"
         self._refreshing = asyncio.Lock()
+        self._refreshes = 0  # that have ended
 
     async def watch(self) -> None:
         while True:
@@ -50,18 +51,28 @@ class Fleet(Backends[RouterMetrics]):
             await asyncio.sleep(self.settings.router.poll_interval)
 
     async def refresh(self) -> None:
-        """Asks for the list once. On failure the last list stays in use: its workers may well be alive."""
+        """Asks for the list once, for ``router.connect_timeout`` at most. A call during another one shares its answer.
+
+        On failure the last list stays in use: its workers may well be alive.
+        """
+        ended = self._refreshes
         async with self._refreshing:
-            address = f"{self.settings.bootstrap_url.rstrip('/')}/workers"
-            try:
-                response = await self.client.get(address, timeout=self.settings.router.connect_timeout)
-                response.raise_for_status()
-                self._replace(_workers(response.content, self.settings.model_name))
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                reason = reason_of(error)
-                if not self._trouble:
-                    log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
-                self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
+            if self._refreshes == ended:
+                await self._refresh()
+                self._refreshes += 1
+
+    async def _refresh(self) -> None:
+        address = f"{self.settings.bootstrap_url.rstrip('/')}/workers"
+        try:
+            async with asyncio.timeout(self.settings.router.connect_timeout):  # httpx limits each read, not the whole
+                response = await self.client.get(address)
+            response.raise_for_status()
+            self._replace(_workers(response.content, self.settings.model_name))
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
+            reason = reason_of(error)
+            if not self._trouble:
+                log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
+            self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
 
     def _replace(self, workers: tuple[Worker, ...]) -> None:
         now, before = ({w.id: w for w in some} for some in (workers, self._workers))
