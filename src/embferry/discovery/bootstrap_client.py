@@ -215,7 +215,7 @@ def _connect(host: str, port: int, deadline: float) -> socket.socket:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for index, (_, _, _, _, address) in enumerate(found):
         try:
-            return socket.create_connection(address[:2], timeout=_left(deadline) / (len(found) - index))
+            return socket.create_connection((str(address[0]), port), timeout=_left(deadline) / (len(found) - index))
         except OSError:
             if index == len(found) - 1:
                 raise

@@ -10,8 +10,8 @@
 ``GET /metrics``                           gauges and counters, in Prometheus's text format
 =========================================  =====================================================================
 
-One thread serves all of it (:mod:`~embferry.discovery.http_server`), with bounds that keep slow and hostile clients from
-delaying renewals. Errors are ``{"error": {"code", "message"}}`` with a matching status.
+One thread serves all of it (:mod:`~embferry.discovery.http_server`), with bounds that keep slow and hostile clients
+from delaying renewals. Errors are ``{"error": {"code", "message"}}`` with a matching status.
 """
 
 from __future__ import annotations
