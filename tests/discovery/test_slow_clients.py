@@ -1,4 +1,4 @@
-"""What slow and hostile clients cost the bootstrap server's other clients: nothing."""
+"""Slow and hostile clients cost the other clients of the bootstrap server nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS = 60.0
 SLOW_CONNECTIONS = 1000
 DRIP_SECONDS = 3.0
 RENEWALS = 12
-"""Of each worker, at a third of a lease of a second: four seconds, in which every slow connection sends a byte."""
+"""Renewals of each worker, at a third of a lease of a second: four seconds, in which every slow connection sends a byte."""
 
 
 class SlowClients:

@@ -1,4 +1,4 @@
-"""What a bootstrap server that drips or hangs costs its clients; and addresses of IPv6."""
+"""A bootstrap server that drips or hangs costs its clients a bounded time; addresses of IPv6 work."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A small HTTP server on one thread: one request a connection, and bounds on everything that clients can hold.
 
-A connection exists until a fixed time after it was accepted, whatever it does: a client that sends a byte now and then
+A connection exists until a fixed time after it was accepted: a client that sends a byte now and then
 gains nothing. A full server makes room instead of refusing: the connection that was accepted first is closed. A client
 with an honest request needs its connection for milliseconds, so the oldest ones belong to clients that are slow or mean
 harm.
