@@ -25,7 +25,7 @@ SECONDS = 60.0
 SLOW_CONNECTIONS = 1000
 DRIP_SECONDS = 3.0
 RENEWALS = 12
-"""Renewals of each worker, at a third of a lease of a second: four seconds, in which every slow connection sends a byte."""
+"""Renewals of each worker, three a second: within four seconds, every slow connection sends a byte."""
 
 
 class SlowClients:

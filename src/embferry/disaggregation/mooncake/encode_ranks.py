@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from embferry.discovery.bootstrap_client import BootstrapClient, Shape
-from embferry.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError
+from embferry.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError, TransportError
 
 from .settings import OriginSettings
 
@@ -93,7 +93,7 @@ class EncodeSide:
     def _run(self) -> None:
         next_check = math.inf  # of its health; a server that never answered cannot be lost
         pending: list[LookUp | None] = []
-        while True:
+        while not self._stopping:
             pause = min(RETRY_S if pending else IDLE_S, max(0.0, next_check - time.monotonic()))
             with suppress(Empty):
                 pending.append(self._new.get(timeout=pause))
@@ -105,7 +105,7 @@ class EncodeSide:
             pending = [*self._look_up(asked)]
             if len(pending) < len(asked) and next_check == math.inf:
                 next_check = time.monotonic() + self._settings.heartbeat_interval
-            if time.monotonic() >= next_check:
+            if time.monotonic() >= next_check and not self._stopping:
                 lost = self._check_health()
                 next_check = math.inf if lost else time.monotonic() + self._settings.heartbeat_interval
 
@@ -116,6 +116,8 @@ class EncodeSide:
         silent: TransportError | None = None  # of the server, which is asked once a pass then
         pending: list[LookUp] = []
         for room, deadline, on_found in asked:
+            if self._stopping:
+                break
             try:
                 if silent is not None:
                     raise silent
