@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -116,19 +117,41 @@ def test_an_error_of_the_load_function_does_not_end_the_keeper():
     ids=["too short", "too long", "endless head", "nothing"],
 )
 def test_a_bad_answer_is_an_error(data, error):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with _answering(data) as url, pytest.raises(error):
+        BootstrapClient(url, timeout_s=SECONDS).workers()
 
-        def answer() -> None:
+
+def test_a_call_whose_connection_was_closed_for_another_is_repeated():
+    body = b'{"error": {"code": "too_many_connections", "message": "."}}'
+    evicted = b"HTTP/1.1 503 \r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with _answering(evicted, b"", b'HTTP/1.1 200 \r\nContent-Length: 14\r\n\r\n{"workers":[]}') as url:
+        assert BootstrapClient(url, timeout_s=SECONDS).workers() == ()
+
+
+@contextlib.contextmanager
+def _answering(*answers: bytes) -> Iterator[str]:
+    """Serves requests with the given bytes, one after another, the last for ever."""
+    stopping = threading.Event()
+
+    def answer() -> None:
+        for data in itertools.chain(answers, itertools.repeat(answers[-1])):
             connection, _ = listener.accept()
             with connection, contextlib.suppress(OSError):
+                if stopping.is_set():
+                    return
                 connection.recv(65536)
                 connection.sendall(data)
 
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(error):
-            BootstrapClient(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=SECONDS).workers()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{address[1]}"
+        finally:
+            stopping.set()
+            socket.create_connection(address).close()
+            thread.join()
 
 
 def test_a_server_on_ipv6_is_served_and_asked():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -32,6 +33,7 @@ MAX_ANSWER_HEAD_BYTES = 64 << 10
 RETRY_SECONDS = 0.5  # at most, after a failure; a shorter lease is renewed sooner
 RANK_RETRY_SECONDS = 0.2
 STOP_SECONDS = 2.0
+ATTEMPTS = 3  # of a call whose connection the server closes; every request may be repeated
 
 T = TypeVar("T")
 
@@ -141,10 +143,9 @@ class BootstrapClient:
         headers = {"Host": self._authority, "Content-Length": str(len(payload)), "Connection": "close"}
         if payload:
             headers["Content-Type"] = "application/json"
-        answer = _Answer()
+        request = h11.Request(method=method, target=path, headers=list(headers.items()))
         try:
-            request = answer.http.send(h11.Request(method=method, target=path, headers=list(headers.items()))) or b""
-            self._exchange(request + payload, answer)
+            answer = self._exchange(request, payload)
         except (OSError, UnicodeError) as error:  # the latter: of the codec for international names
             raise TransportError(f"the bootstrap server at {self.url} cannot be reached ({error})") from error
         except h11.RemoteProtocolError as error:
@@ -153,14 +154,25 @@ class BootstrapClient:
             raise RemoteProtocolError(f"the bootstrap server's answer is longer than {MAX_ANSWER_BYTES} bytes")
         return answer.status, bytes(answer.body)
 
-    def _exchange(self, request: bytes, answer: _Answer) -> None:
+    def _exchange(self, request: h11.Request, payload: bytes) -> _Answer:
+        """Asks again if the server closes the connection, for example to make room for another."""
         deadline = time.monotonic() + self.timeout_s
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                answer = self._ask(request, payload, deadline)
+                if answer.status != 503 or b"too_many_connections" not in answer.body:
+                    return answer
+        return self._ask(request, payload, deadline)
+
+    def _ask(self, request: h11.Request, payload: bytes, deadline: float) -> _Answer:
+        answer = _Answer()
         with _connect(self._host, self._port, deadline) as sock:
             sock.settimeout(_left(deadline))
-            sock.sendall(request)
+            sock.sendall((answer.http.send(request) or b"") + payload)
             while not answer.complete:
                 sock.settimeout(_left(deadline))
                 answer.receive(sock.recv(65536))
+        return answer
 
     def _refused(self, status: int, body: bytes) -> NoReturn:
         detail = f"the bootstrap server at {self.url} answered {status}: {_message(body)}"

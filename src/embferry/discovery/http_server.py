@@ -1,9 +1,8 @@
 """A small HTTP server on one thread: one request a connection, and bounds on everything that clients can hold.
 
-A connection exists until a fixed time after it was accepted: a client that sends a byte now and then
-gains nothing. A full server makes room instead of refusing: the connection that was accepted first is closed. A client
-with an honest request needs its connection for milliseconds, so the oldest ones belong to clients that are slow or mean
-harm.
+A connection exists until a fixed time after it was accepted: a client that sends a byte now and then gains nothing. A
+full server makes room instead of refusing: the connection that was accepted first is closed. A client with an honest
+request needs its connection for milliseconds, so the oldest ones belong to clients that are slow or mean harm.
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ class ServerLimits:
 
     request_timeout: float = 5.0
     """Seconds for a whole request and its response."""
-    connections: int = 512
+    connections: int = 1024
     """Connections at once; never more than half of the files that the process may open."""
-    connections_per_address: int = 128
+    connections_per_address: int = 256
     """Connections at once of one IPv4 address, or of one IPv6 network of 64 bits."""
 
     def __post_init__(self) -> None:
@@ -173,6 +172,9 @@ class HttpServer:
             self._evict(next(exchange for exchange in self._open if exchange.unsent))
 
     def _evict(self, exchange: _Exchange) -> None:
+        exchange.receive_now()
+        if exchange not in self._open:
+            return  # its request was there, and has its response
         self.evicted += 1
         message = "this connection made room for another; send the request again, at once and whole"
         exchange.close_with(Answer(_error("too_many_connections", message), 503, {"Retry-After": "1"}))
@@ -205,7 +207,12 @@ class _Exchange:
     def start(self) -> None:
         """Begins to receive. The request may be there already, because the kernel accepts before the server does."""
         self._scope.watch(self._sock.fileno(), READ, self._on_ready)
-        self._scope.run(self._on_ready, READ)
+        self.receive_now()
+
+    def receive_now(self) -> None:
+        """Takes what has arrived, if the request is not complete: a busy server may not have come to it yet."""
+        if not self._answered:
+            self._scope.run(self._on_ready, READ)
 
     def end(self) -> None:
         """Closes the connection. Idempotent."""
@@ -300,7 +307,8 @@ class _Exchange:
             "Connection": "close",
             **answer.headers,
         }
-        response = h11.Response(status_code=answer.status, headers=list(headers.items()))
+        reason = HTTPStatus(answer.status).phrase
+        response = h11.Response(status_code=answer.status, headers=list(headers.items()), reason=reason)
         head = self._http.send(response) or b""
         return head if self._request is not None and self._request.method == b"HEAD" else head + body
 

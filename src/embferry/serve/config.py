@@ -219,10 +219,10 @@ class BootstrapSettings(Section):
     """Seconds after which a worker that has not renewed its lease is removed."""
     request_timeout: Seconds = 5
     """Seconds for a whole request and its response; then the connection is closed."""
-    max_connections: Positive = 512
+    max_connections: Positive = 1024
     """Connections at once, at most half of the files that the process may open. Another one takes the place of the
     oldest."""
-    connections_per_address: Positive = 128
+    connections_per_address: Positive = 256
     """Connections at once of one IPv4 address, or of one IPv6 network of 64 bits. Another one takes the place of the
     oldest of them."""
 
