@@ -178,7 +178,7 @@ def test_an_aborted_request_ends_its_transfer(make: Make) -> None:
     request.status = vllm().status.FINISHED_ABORTED
     consumer.scheduler.request_finished(request)
     assert counted(consumer, "transfers", "aborted") + counted(consumer, "transfers", "success") == 1
-    (manager,) = consumer.scheduler._scheduler._consumer._managers.values()
+    (manager,) = consumer.scheduler._scheduler._consumer._managers._managers.values()
     until(lambda: manager.allocator.available == 4)
     assert consumer.scheduler.take_unavailable_requests() == set()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from embferry import (
+    CapacityError,
     EmbeddingReceiver,
     EmbeddingTransferError,
     GatherSink,
@@ -25,12 +26,15 @@ from embferry import (
     ReceiveManager,
     RemoteProtocolError,
 )
+from embferry.transfer.failures import as_transfer_error, attempt
 
 from .config import MAX_KEPT, ConnectorConfig
 from .coordinates import Coordinates, digest_of
 from .counters import Counters
+from .managers import Managers
 from .router_client import RouterClient
 from .shared_rows import ByteRows, SharedRows
+from .workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +56,9 @@ class IncomingEmbedding:
     def __init__(
         self,
         coordinates: Coordinates,
-        manager: ReceiveManager,
+        managers: Managers[ReceiveManager],
         router: RouterClient | None,
-        ranks: int,
+        workers: Workers,
         counters: Counters,
         failed_rooms: frozenset[int],
         on_end: Callable[[], object],
@@ -62,27 +66,32 @@ class IncomingEmbedding:
         """Starts the transfer, or asks the router for a producer if the coordinates have no endpoint.
 
         From ``failed_rooms`` the same embedding could not be obtained. ``on_end`` is called when it has arrived or
-        failed, on a thread of the library or of the router's client. It may not block.
+        failed, on the callback thread of a manager or on a thread of the router's client. It may not block.
 
         Raises:
             PeerGone: The coordinates have no endpoint, and there is no router to ask.
+            TransportError: No manager works.
         """
         self.coordinates = coordinates
         self.rooms = failed_rooms | {coordinates.room}
         self.users: set[str] = set()
         self.ready = False
         self.shared: SharedRows | None = None
-        self._manager, self._ranks, self._counters, self._on_end = manager, ranks, counters, on_end
+        self._managers, self._workers, self._counters, self._on_end = managers, workers, counters, on_end
         self._router = router if coordinates.failover_token else None
         self._began = time.monotonic()
         self._digests = {coordinates.digest}
+        # Guards everything below, "shared" and "coordinates" against the callback thread and the router's threads.
+        self._lock = threading.RLock()
         self._reported_loss: EmbeddingTransferError | None = None  # the latest that the router was asked about
+        self._manager: ReceiveManager | None = None
         self._receiver: EmbeddingReceiver | None = None
-        self._lock = threading.Lock()  # guards the two below against the router client's thread
-        self._awaits_endpoint = False
+        self._asked_because: EmbeddingTransferError | None = None  # while the router is to name a producer
+        self._has_restarted = self._is_closed = False
         self._failure: EmbeddingTransferError | None = None
         if coordinates.endpoint is None:
-            self._ask_for_endpoint()
+            self._counters.add("asked_again")
+            self._ask_for_endpoint(PeerGone("it was evicted at the consumer", room=coordinates.room))
         else:
             self._open(coordinates.endpoint)
 
@@ -91,16 +100,24 @@ class IncomingEmbedding:
         with self._lock:
             if self._failure is not None:
                 raise self._failure
-        if self._receiver is None:
+            receiver = self._receiver
+        if receiver is None:
             return self.ready
-        status, tokens = self._receiver.poll(), self._receiver.total_embedding_length
-        if tokens not in (-1, self.coordinates.tokens):
-            why = f"the producer has {tokens} tokens where {self.coordinates.tokens} were announced; encode it again"
-            raise RemoteProtocolError(why, room=self.coordinates.room)
-        if status is KVPoll.Failed:
-            raise self._receiver.failure_exception()
+        try:
+            status, tokens = receiver.poll(), receiver.total_embedding_length
+            if tokens not in (-1, self.coordinates.tokens):
+                why = (
+                    f"the producer has {tokens} tokens where {self.coordinates.tokens} were announced; encode it again"
+                )
+                raise RemoteProtocolError(why, room=self.coordinates.room)
+            if status is KVPoll.Failed:
+                raise receiver.failure_exception()
+        except EmbeddingTransferError as error:
+            if self._restart(receiver, error):
+                return False
+            raise
         if status is KVPoll.Success:
-            self._finish(self._receiver)
+            self._finish(receiver)
         return self.ready
 
     @property
@@ -111,31 +128,48 @@ class IncomingEmbedding:
     def close(self, outcome: str = "aborted") -> None:
         """Ends the transfer if it is under way, and lets no worker map the memory from now on."""
         with self._lock:
-            self._awaits_endpoint = False
-        if self._receiver is not None:
-            self._receiver.abort()
-            self._count(self._receiver, outcome)
-            self._receiver.clear()
-            self._receiver = None
-        if self.shared is not None:
-            self.shared.close()
-            self.shared = None
+            self._is_closed = True
+            receiver, self._receiver, self._asked_because = self._receiver, None, None
+            shared, self.shared = self.shared, None
+        if receiver is not None:
+            receiver.abort()
+            self._count(receiver, outcome)
+            receiver.clear()
+        if shared is not None:
+            shared.close()
 
     def _open(self, endpoint: str) -> None:
-        timeout = None if self._router is None else self._router.max_wait_s
-        sink = GatherSink(make=self._make_rows)
-        receiver = self._manager.open(self.coordinates.room, endpoint, sink, failover_timeout=timeout)
+        """Starts the transfer. The lock is held, or no other thread knows this object yet."""
+        coordinates = self.coordinates
+        manager = self._managers.get(coordinates.shape.layout)
+        receiver = manager.open(
+            coordinates.room,
+            endpoint,
+            GatherSink(make=self._make_rows),
+            failover_timeout=None if self._router is None else self._router.max_wait_s,
+            max_tokens=coordinates.tokens,
+        )
         receiver.on_change(lambda: self._changed(receiver))
-        self._receiver = receiver
+        self._manager, self._receiver = manager, receiver
         receiver.init()
 
     def _make_rows(self, tokens: int) -> dict[str, ByteRows]:
-        """Allocates the memory. Runs on the manager's driver thread with the manager's lock held."""
-        if tokens != self.coordinates.tokens:
-            return {}  # the sink refuses it, and poll() says why
-        if self.shared is None:
-            self.shared = SharedRows.make(self.coordinates.shape, self._ranks)
-        return {"input_embeddings": self.shared.rows}
+        """Allocates the memory, which the ranks map while the embedding arrives.
+
+        Runs on the manager's callback thread with the sink's lock held.
+        """
+        with self._lock:
+            if tokens != self.coordinates.tokens or self._is_closed:
+                return {}  # the sink refuses it, and poll() says why
+            if self.shared is None:
+                shared = SharedRows.make(self.coordinates.shape, self._workers.ranks)
+                try:
+                    self._workers.share(shared)
+                except BaseException:
+                    shared.close()
+                    raise
+                self.shared = shared
+            return {"input_embeddings": self.shared.rows}
 
     def _finish(self, receiver: EmbeddingReceiver) -> None:
         rows = receiver.arrays()["input_embeddings"]
@@ -145,7 +179,8 @@ class IncomingEmbedding:
             raise IntegrityError(why, room=self.coordinates.room)
         self._count(receiver, "success")
         receiver.clear()
-        self._receiver = None
+        with self._lock:
+            self._receiver = None
         self.ready = True
 
     def _count(self, receiver: EmbeddingReceiver, outcome: str) -> None:
@@ -159,44 +194,75 @@ class IncomingEmbedding:
             self._counters.add("bytes_sent_twice", max(0, received - shape.tokens) * shape.token_bytes)
             self._counters.observe_seconds(time.monotonic() - self._began)
 
-    # Coordinates without an endpoint: the router names the producer.
+    # Coordinates without an endpoint, or a manager that has failed: the router names the producer.
 
-    def _ask_for_endpoint(self) -> None:
+    def _ask_for_endpoint(self, because: EmbeddingTransferError) -> None:
         room = self.coordinates.room
         if self._router is None:
             why = "it was evicted here, no producer offers it, and no router is configured (ec_connector_extra_config)"
             raise PeerGone(why, room=room)
-        self._awaits_endpoint = True
-        self._counters.add("asked_again")
-        answer = self._router.failover(self.coordinates, PeerGone("it was evicted at the consumer", room=room))
+        self._asked_because = because
+        answer = self._router.failover(self.coordinates, because)
         answer.add_done_callback(self._endpoint_named)
 
     def _endpoint_named(self, answer: Future[Coordinates]) -> None:
-        """Starts the transfer. Runs on a thread of the router's client, or on the scheduler's, without locks."""
+        """Starts the transfer. Runs on a thread of the router's client, or on the caller's of its method."""
         with self._lock:
-            if answer.cancelled() or not self._awaits_endpoint:
+            because, self._asked_because = self._asked_because, None
+            if answer.cancelled() or because is None:
                 return
-            self._awaits_endpoint = False
-            try:
-                self._open(self._accept(answer.result()))
-            except EmbeddingTransferError as error:
-                why = f"it was evicted here and cannot be obtained again: {error.detail}"
-                self._failure = PeerGone(why, room=self.coordinates.room)
-                self._on_end()
+            problem = attempt(self._open_at, answer)
+            if problem is None:
+                return
+            error = as_transfer_error("the transfer", problem, self.coordinates.room)
+            why = f"{because.detail}, and cannot be obtained again: {error.detail}"
+            self._failure = type(because)(why, room=self.coordinates.room, retryable=because.retryable)
+        self._on_end()
+
+    def _open_at(self, answer: Future[Coordinates]) -> None:
+        self._open(self._accept(answer.result()))
+
+    def _restart(self, receiver: EmbeddingReceiver, error: EmbeddingTransferError) -> bool:
+        """Asks the router for a producer once more if this engine's own manager has failed. Any thread.
+
+        Returns:
+            Whether it does so, so that the transfer has not failed yet.
+        """
+        with self._lock:
+            if self._receiver is not receiver:
+                return not self._is_closed  # another thread has done so
+            if self._router is None or self._has_restarted or self._manager is None or self._manager.fault is None:
+                return False
+            self._has_restarted, self._receiver = True, None
+            shared, self.shared = self.shared, None  # the old transfer may still write into it
+            log.warning("room %d: %s; asks the router for a producer again", receiver.room, error)
+            self._ask_for_endpoint(error)
+        self._count(receiver, "failed")
+        if shared is not None:
+            shared.close()
+        return True
 
     # Failover: the producer was lost, the router names another one.
 
     def _changed(self, receiver: EmbeddingReceiver) -> None:
         """Reports the end, and asks the router if the producer is lost.
 
-        Runs on the manager's driver thread with the manager's lock held. It may not block.
+        Runs on the manager's callback thread without locks, possibly after later events. It may not block.
         """
-        if receiver.poll() in (KVPoll.Success, KVPoll.Failed):
+        try:
+            status = receiver.poll()
+            error = receiver.failure_exception() if status is KVPoll.Failed else None
+        except EmbeddingTransferError as stopped:  # the manager is closed, or has failed
+            status, error = KVPoll.Failed, stopped
+        if error is not None and self._restart(receiver, error):
+            return
+        if status in (KVPoll.Success, KVPoll.Failed):
             self._on_end()
         lost = receiver.lost
-        if self._router is None or lost is None or lost is self._reported_loss:
-            return
-        self._reported_loss = lost
+        with self._lock:
+            if self._receiver is not receiver or self._router is None or lost is None or lost is self._reported_loss:
+                return
+            self._reported_loss = lost
         endpoint = self.coordinates.endpoint
         log.warning("the producer at %s is lost, needs resume for remaining data: %s", endpoint, lost)
         self._counters.add("losses", label=lost.code)
@@ -209,15 +275,18 @@ class IncomingEmbedding:
         """Continues with the producer that the router named. Runs on a thread of the router's client, without locks."""
         if answer.cancelled() or self._receiver is not receiver:
             return
-        try:
-            receiver.redirect(self._accept(answer.result()))
-        except EmbeddingTransferError as error:
+        problem = attempt(self._redirect, receiver, answer)
+        if problem is not None:
+            error = as_transfer_error("the failover", problem, lost.room)
             self._counters.add("failovers", label="none")
             why = f"{lost.detail}; no other producer took over: {error.detail}"
             receiver.abort(type(lost)(why, room=lost.room, retryable=lost.retryable))
         else:
             self._counters.add("failovers", label="found")
             log.info("room %d continues at %s", self.coordinates.room, self.coordinates.endpoint)
+
+    def _redirect(self, receiver: EmbeddingReceiver, answer: Future[Coordinates]) -> None:
+        receiver.redirect(self._accept(answer.result()))
 
     def _accept(self, other: Coordinates) -> str:
         """Takes over the coordinates that the router named, and returns their endpoint.
@@ -230,8 +299,9 @@ class IncomingEmbedding:
             raise RemoteProtocolError(why, room=self.coordinates.room)
         if other.endpoint is None:
             raise RemoteProtocolError("the router named no producer", room=self.coordinates.room)
-        self._digests.add(other.digest)
-        self.coordinates = other
+        with self._lock:
+            self._digests.add(other.digest)
+            self.coordinates = other
         return other.endpoint
 
 
@@ -241,15 +311,18 @@ class Consumer:
     Complete embeddings are kept for later requests within ``cache_bytes``. The scheduler's thread calls the methods.
     """
 
-    def __init__(self, config: ConnectorConfig, counters: Counters, router: RouterClient | None, ranks: int) -> None:
-        self._config, self._counters, self._router, self._ranks = config, counters, router, ranks
-        self._managers: dict[Layout, ReceiveManager] = {}
+    def __init__(
+        self, config: ConnectorConfig, counters: Counters, router: RouterClient | None, workers: Workers
+    ) -> None:
+        self._config, self._counters, self._router, self._workers = config, counters, router, workers
+        self._managers: Managers[ReceiveManager] = Managers(self._new_manager, counters)
         self._embeddings: OrderedDict[str, IncomingEmbedding] = OrderedDict()
         self._changed = threading.Event()
+        workers.on_mapped = self._changed.set
         self._counters.add_gauge("kept_bytes", self._kept_bytes)
 
     def require(self, request: str, mm_hash: str, coordinates: Coordinates) -> bool:
-        """Returns whether the embedding is here; starts its transfer if necessary.
+        """Returns whether the embedding is here, mapped by every rank; starts its transfer if necessary.
 
         An embedding with this hash that is here or under way for another request is used, although its bytes may
         differ in the last bit: vLLM's own cache goes by the hash too.
@@ -266,7 +339,7 @@ class Consumer:
             self._counters.add("cache_hits")
         embedding.users.add(request)
         try:
-            return embedding.poll()
+            return embedding.poll() and embedding.shared is not None and self._workers.is_mapped(embedding.shared)
         except EmbeddingTransferError:
             self._drop(mm_hash, "failed")
             if coordinates.room in embedding.rooms:
@@ -281,7 +354,7 @@ class Consumer:
         return changed
 
     def find(self, mm_hash: str) -> SharedRows | None:
-        """Returns the memory of an embedding that is here, complete and verified."""
+        """Returns the memory of an embedding that is here, complete and verified. The ranks may still be mapping it."""
         embedding = self._embeddings.get(mm_hash)
         return embedding.shared if embedding is not None and embedding.ready else None
 
@@ -301,26 +374,27 @@ class Consumer:
     def close(self) -> None:
         for mm_hash in list(self._embeddings):
             self._drop(mm_hash, "aborted")
-        for manager in self._managers.values():
-            manager.close()
+        self._managers.close()
 
     def _begin(self, mm_hash: str, coordinates: Coordinates, failed_rooms: frozenset[int]) -> IncomingEmbedding:
-        layout = coordinates.shape.layout
-        if layout not in self._managers:
-            geometry = Geometry(layout, self._config.num_blocks, self._config.block_size)
-            self._managers[layout] = ReceiveManager(
-                geometry, self._config.make_transports(), name="vllm", settings=self._config.receiving
-            )
+        if coordinates.shape.nbytes > self._config.max_embedding_bytes:
+            why = f"an embedding of {coordinates.shape.nbytes} bytes; the limit is {self._config.max_embedding_bytes}"
+            raise CapacityError(f"{why}; raise max_embedding_bytes", room=coordinates.room, retryable=False)
         embedding = self._embeddings[mm_hash] = IncomingEmbedding(
             coordinates,
-            self._managers[layout],
+            self._managers,
             self._router,
-            self._ranks,
+            self._workers,
             self._counters,
             failed_rooms,
             self._changed.set,
         )
         return embedding
+
+    def _new_manager(self, layout: Layout) -> ReceiveManager:
+        geometry = Geometry(layout, self._config.num_blocks, self._config.block_size)
+        transports = self._config.make_transports()
+        return ReceiveManager(geometry, transports, name="vllm", settings=self._config.receiving)
 
     def _evict(self) -> None:
         """Drops the oldest embeddings that no request uses and no rank may still map."""
