@@ -58,6 +58,8 @@ class RankMemory:
                 self._closing.wait(CONNECT_S)
                 continue
             with self._sock as sock:
+                if self._closing.is_set():  # close() may have come too early to see the socket
+                    break
                 sock.settimeout(None)
                 if (lost := attempt(self._serve, sock)) is not None and not self._closing.is_set():
                     log.error("rank %d has lost its scheduler: %s", self._rank, lost)
