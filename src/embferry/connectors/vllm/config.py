@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from embferry import TRANSPORTS, LocalProtocolError, TransferSettings, Transport
+from embferry.memory.limits import default_max_embedding_bytes
 
 MAX_KEPT = 512
 """Embeddings kept by a producer or a consumer, at most: each holds a file descriptor."""
@@ -49,7 +50,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_blocks: Count = 1024
     block_size: Count = 16
     cache_bytes: Count = 256 << 20
-    max_embedding_bytes: Count = 16 << 30
+    max_embedding_bytes: Count = msgspec.field(default_factory=default_max_embedding_bytes)
     offered_bytes: Count = 1 << 30
     peer_timeout: Seconds = 1.0
     lease_timeout: Seconds = 60.0
