@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import socket
 from array import array
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 from embferry import TransportError
-from embferry.connectors.vllm import channel, workers
+from embferry.connectors.vllm import channel, shared_rows, workers
 from embferry.connectors.vllm.channel import Done, Enlist, Publish
 from embferry.connectors.vllm.coordinates import Shape, digest_of
 from embferry.connectors.vllm.rank_memory import RankMemory
@@ -190,7 +189,7 @@ def test_memory_that_cannot_be_mapped_fails_one_embedding(encode: Encode, monkey
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     with closing(SharedRows.make(SHAPE, ranks=1)) as shared:
-        monkeypatch.setattr(mmap, "mmap", exhausted)
+        monkeypatch.setattr(shared_rows, "_mapped", exhausted)
         with pytest.raises(TransportError, match="no memory or descriptors"):
             channel.publish(encode.name, GOOD, shared.fd, GUARD_S)
     monkeypatch.undo()

@@ -82,9 +82,11 @@ class ProducerCache:
             old = self._embeddings.pop(embedding.mm_hash, None)
             if old is not None:
                 self.nbytes -= old.nbytes
-                if old is not embedding and (embedding.mm_hash in self._holds or old.shared.is_loading):
+                is_needed = embedding.mm_hash in self._holds and old.shared.is_open
+                if old is not embedding and (is_needed or old.shared.is_loading):
                     old, embedding = embedding, old
                 if old is not embedding:
+                    embedding.is_new = embedding.is_new or old.is_new
                     old.shared.close()
             self.nbytes += embedding.nbytes
             self._embeddings[embedding.mm_hash] = embedding

@@ -12,11 +12,13 @@ times; its number tells the rank that it is the same load.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import mmap
 import os
 import stat
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -32,6 +34,11 @@ ByteRows = npt.NDArray[np.uint8]
 """uint8 [tokens, bytes per token]"""
 
 NUMBER_BYTES = 8
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_FAILED = ctypes.c_void_p(-1).value
 _load_numbers = itertools.count(1)
 _keys = itertools.count(1)
 
@@ -56,12 +63,12 @@ class SharedRows:
         self.on_close: Callable[[], object] = lambda: None
         completed_at, size = _sizes(shape, ranks)
         try:
-            memory = mmap.mmap(fd, size)
+            memory = _mapped(fd, size)
         except BaseException:
             os.close(fd)
             raise
-        self.rows: ByteRows = np.frombuffer(memory, np.uint8, shape.nbytes).reshape(shape.tokens, shape.token_bytes)
-        self.completed = np.frombuffer(memory, np.uint64, ranks, completed_at)
+        self.rows: ByteRows = memory[: shape.nbytes].reshape(shape.tokens, shape.token_bytes)
+        self.completed = memory[completed_at:].view(np.uint64)
         self._latest_load = 0
 
     @classmethod
@@ -133,6 +140,17 @@ def _sizes(shape: Shape, ranks: int) -> tuple[int, int]:
     """Returns the offset of the ranks' numbers, and the size of the memory, in bytes."""
     completed_at = -(-shape.nbytes // NUMBER_BYTES) * NUMBER_BYTES
     return completed_at, completed_at + ranks * NUMBER_BYTES
+
+
+def _mapped(fd: int, size: int) -> npt.NDArray[np.uint8]:
+    """Maps a file; Python's own mmap would keep a second descriptor as long. Raises OSError."""
+    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    if address == _FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(memory, _libc.munmap, address, size).atexit = False  # with the last array
+    return np.frombuffer(memoryview(memory), np.uint8)
 
 
 def _check_memory(fd: int, size: int) -> None:

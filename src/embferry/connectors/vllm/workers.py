@@ -254,6 +254,7 @@ class Workers:
                 return
             if problem:
                 why = f"rank {connection.rank} cannot map an embedding: {problem}"
+                log.error(why)
                 sharing.error = sharing.error or TransportError(why)
             else:
                 sharing.missing.discard(connection.rank)
