@@ -65,8 +65,8 @@ class IncomingEmbedding:
     ) -> None:
         """Starts the transfer, or asks the router for a producer if the coordinates have no endpoint.
 
-        From ``failed_rooms`` the same embedding could not be obtained. ``on_end`` is called when it has arrived or
-        failed, on the callback thread of a manager or on a thread of the router's client. It may not block.
+        From ``failed_rooms`` the same embedding could not be obtained. ``on_end`` is called when it is here and mapped,
+        or has failed, on a thread of a manager, of the channel or of the router's client. It may not block.
 
         Raises:
             PeerGone: The coordinates have no endpoint, and there is no router to ask.
@@ -87,7 +87,7 @@ class IncomingEmbedding:
         self._manager: ReceiveManager | None = None
         self._receiver: EmbeddingReceiver | None = None
         self._asked_because: EmbeddingTransferError | None = None  # while the router is to name a producer
-        self._has_restarted = self._is_closed = False
+        self._has_restarted = self._has_ended = self._is_closed = False
         self._failure: EmbeddingTransferError | None = None
         if coordinates.endpoint is None:
             self._counters.add("asked_again")
@@ -164,12 +164,24 @@ class IncomingEmbedding:
             if self.shared is None:
                 shared = SharedRows.make(self.coordinates.shape, self._workers.ranks)
                 try:
-                    self._workers.share(shared)
+                    self._workers.share(shared, self._mapped)
                 except BaseException:
                     shared.close()
                     raise
                 self.shared = shared
             return {"input_embeddings": self.shared.rows}
+
+    def _mapped(self) -> None:
+        """Every rank has mapped the memory, or one could not. Runs on the channel's thread without locks."""
+        if self._has_ended:
+            self._on_end()
+
+    def _is_being_mapped(self) -> bool:
+        shared = self.shared
+        try:
+            return shared is not None and not self._workers.is_mapped(shared)
+        except EmbeddingTransferError:
+            return False
 
     def _finish(self, receiver: EmbeddingReceiver) -> None:
         rows = receiver.arrays()["input_embeddings"]
@@ -257,7 +269,9 @@ class IncomingEmbedding:
         if error is not None and self._restart(receiver, error):
             return
         if status in (KVPoll.Success, KVPoll.Failed):
-            self._on_end()
+            self._has_ended = True  # before the check: the channel's thread does the same in the other order
+            if status is KVPoll.Failed or not self._is_being_mapped():
+                self._on_end()
         lost = receiver.lost
         with self._lock:
             if self._receiver is not receiver or self._router is None or lost is None or lost is self._reported_loss:
@@ -318,7 +332,6 @@ class Consumer:
         self._managers: Managers[ReceiveManager] = Managers(self._new_manager, counters)
         self._embeddings: OrderedDict[str, IncomingEmbedding] = OrderedDict()
         self._changed = threading.Event()
-        workers.on_mapped = self._changed.set
         self._counters.add_gauge("kept_bytes", self._kept_bytes)
 
     def require(self, request: str, mm_hash: str, coordinates: Coordinates) -> bool:

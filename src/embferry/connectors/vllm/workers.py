@@ -47,6 +47,8 @@ class _Sharing:
     Attributes:
         fd: A descriptor of it, until every rank has mapped it.
         missing: The ranks that have not.
+        until: When they have to.
+        on_end: Called on the channel's thread when every rank has mapped it, or one could not.
         error: Why a rank could not.
     """
 
@@ -54,6 +56,7 @@ class _Sharing:
     fd: int
     missing: set[int]
     until: float
+    on_end: Callable[[], object]
     error: EmbeddingTransferError | None = None
 
 
@@ -72,7 +75,6 @@ class Workers:
     Attributes:
         on_publish: Takes what a worker publishes, and owns the descriptor. Runs on the channel's thread. What it raises
             is the worker's answer.
-        on_mapped: Called on the channel's thread when memory was mapped by every rank, or could not be.
     """
 
     def __init__(self, name: str, ranks: int) -> None:
@@ -83,7 +85,6 @@ class Workers:
         """
         self.ranks = ranks
         self.on_publish: Callable[[Publish, int], object] = _refuse
-        self.on_mapped: Callable[[], object] = lambda: None
         self._lock = threading.Lock()  # guards the table of memory
         self._sharings: dict[int, _Sharing] = {}
         self._connections: set[_Connection] = set()
@@ -100,8 +101,11 @@ class Workers:
         self._thread.call(self._watch)
         self._thread.call(self._end_idle)
 
-    def share(self, rows: SharedRows) -> None:
+    def share(self, rows: SharedRows, on_end: Callable[[], object] = lambda: None) -> None:
         """Asks every rank to map the memory, once. It may be closed meanwhile.
+
+        ``on_end`` is called on the channel's thread, without locks, when :meth:`is_mapped` becomes true or raises. It
+        may not block.
 
         Raises:
             OSError: No descriptor is left.
@@ -109,8 +113,8 @@ class Workers:
         with self._lock:
             if rows.key in self._sharings:
                 return
-            ranks = set(range(self.ranks))
-            self._sharings[rows.key] = _Sharing(rows, rows.duplicate(), ranks, time.monotonic() + MAP_S)
+            missing, until = set(range(self.ranks)), time.monotonic() + MAP_S
+            self._sharings[rows.key] = _Sharing(rows, rows.duplicate(), missing, until, on_end)
         rows.on_close = partial(self._withdraw, rows.key)
         self._thread.call(partial(self._send_all, Map(rows.key, rows.shape, self.ranks), rows.key))
 
@@ -195,10 +199,12 @@ class Workers:
         if connection.rank is None:
             return
         with self._lock:
-            for sharing in self._sharings.values():
-                if connection.rank in sharing.missing and sharing.error is None:
-                    sharing.error = TransportError(f"rank {connection.rank} of this engine is gone")
-        attempt(self.on_mapped)
+            ended = [sharing for sharing in self._sharings.values() if connection.rank in sharing.missing]
+            for sharing in ended:
+                sharing.error = sharing.error or TransportError(f"rank {connection.rank} of this engine is gone")
+                _close(sharing)
+        for sharing in ended:
+            attempt(sharing.on_end)
 
     def _ready(self, connection: _Connection, events: int) -> None:
         if events & WRITE:
@@ -261,7 +267,7 @@ class Workers:
             if sharing.error is None and sharing.missing:
                 return
             _close(sharing)
-        attempt(self.on_mapped)
+        attempt(sharing.on_end)
 
     def _send_all(self, packet: msgspec.Struct, key: int) -> None:
         for connection in list(self._connections):
