@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from embferry import CapacityError, EmbeddingTransferError, LocalProtocolError, TransportError
-from embferry.connectors.vllm.consumer import IncomingEmbedding
 from embferry.connectors.vllm.coordinates import Coordinates
+from embferry.connectors.vllm.incoming_embedding import IncomingEmbedding
 from embferry.connectors.vllm.shared_rows import SharedRows
 from embferry.transfer.manager import Manager
 

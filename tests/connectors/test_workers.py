@@ -70,7 +70,7 @@ PACKETS = {
     "a short digest": packed(digest=b"d"),
     "no name": packed(mm_hash=""),
     "a long name": packed(mm_hash="n" * (channel.MAX_HASH + 1)),
-    "an answer nobody waits for": msgspec.msgpack.encode(Done(1 << 62)),
+    "an answer to nothing": msgspec.msgpack.encode(Done(1 << 62)),
     "a rank that does not exist": msgspec.msgpack.encode(Enlist(1)),
 }
 
@@ -194,6 +194,13 @@ def test_memory_that_cannot_be_mapped_fails_one_embedding(encode: Encode, monkey
             channel.publish(encode.name, GOOD, shared.fd, GUARD_S)
     monkeypatch.undo()
     still_takes(encode)
+
+
+def test_an_embedding_beyond_the_limit_is_refused() -> None:
+    with closing(Encode(msgspec.structs.replace(CONFIG, max_embedding_bytes=SHAPE.nbytes - 1))) as encode:
+        with pytest.raises(TransportError, match="max_embedding_bytes"):
+            encode.publish("a")
+        assert encode.producer.cache.nbytes == 0
 
 
 def test_connections_are_bounded_and_idle_ones_end(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 Nothing that a producer's worker reports reaches the scheduler on vLLM's V1 runner, and vLLM cannot fail a request in
 the step in which its embedding is loaded. So the two have a socket of their own, in the abstract name space: it
 disappears with its owner. Both ends refuse a process of another user. Memory is passed as a descriptor, so it can be
-mapped whatever process, PID name space or container its maker is in.
+mapped even if its maker has ended, or is in another PID name space.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         block_size: Consumer: tokens per block.
         cache_bytes: Embeddings kept beyond their use: by a producer to be sent again, by a consumer for later requests
             with the same content.
-        max_embedding_bytes: The largest embedding that a consumer accepts. A larger one is refused before memory is
-            asked for.
+        max_embedding_bytes: The largest embedding that is accepted. A consumer refuses a larger one before it asks for
+            memory.
         offered_bytes: Producer: embeddings that are offered and not fetched; beyond that, new offers are refused.
         peer_timeout: Consumer: time without a message from the producer after which it counts as lost.
         lease_timeout: Producer: how long it keeps an embedding for a consumer that sends no message.

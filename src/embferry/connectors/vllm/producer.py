@@ -106,7 +106,7 @@ class Producer:
         self._lock = threading.Lock()  # guards the rooms
         self._rooms: dict[int, Offer] = {}
         self._numbers = itertools.count(1)
-        self.cache = ProducerCache(config.cache_bytes, counters, workers)
+        self.cache = ProducerCache(config.cache_bytes, config.max_embedding_bytes, counters, workers)
         self.offers = Offers(config.offered_bytes, self.cache.put)
         counters.add_gauge("offered_bytes", lambda: self.offers.nbytes)
         counters.add_gauge("kept_bytes", lambda: self.cache.nbytes)

@@ -10,7 +10,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
-from embferry import EmbeddingTransferError
+from embferry import CapacityError, EmbeddingTransferError
 from embferry.transfer.failures import attempt
 
 from .channel import Publish
@@ -39,8 +39,9 @@ class ProducerCache:
     Every method may be called from any thread.
     """
 
-    def __init__(self, budget: int, counters: Counters, workers: Workers) -> None:
-        self._budget, self._counters, self._workers = budget, counters, workers
+    def __init__(self, budget: int, max_embedding_bytes: int, counters: Counters, workers: Workers) -> None:
+        self._budget, self._max_embedding_bytes = budget, max_embedding_bytes
+        self._counters, self._workers = counters, workers
         self._embeddings: OrderedDict[str, CachedEmbedding] = OrderedDict()
         self._holds: Counter[str] = Counter()
         self.nbytes = 0
@@ -96,10 +97,14 @@ class ProducerCache:
         """Inserts a worker's embedding, and owns the descriptor of its memory. Runs on the thread of the channel.
 
         Raises:
-            EmbeddingTransferError: The memory is not what the worker says.
+            EmbeddingTransferError: The memory is not what the worker says, or too much.
             OSError: It cannot be mapped.
         """
         embedding = CachedEmbedding(published, SharedRows.adopt(fd, published.shape, self._workers.ranks))
+        if embedding.nbytes > self._max_embedding_bytes:
+            embedding.shared.close()
+            why = f"it has {embedding.nbytes} bytes; the limit is {self._max_embedding_bytes}"
+            raise CapacityError(f"{why}; raise max_embedding_bytes", retryable=False)
         if embedding.is_new:
             self._counters.add("items_encoded")
         self.put(embedding)

@@ -167,7 +167,7 @@ class SchedulerSide:
         try:
             entry = entry_in(request.ec_transfer_params, feature.identifier)
             return self._is_available(request, index, feature, entry)
-        except Exception as raised:  # whatever it is, it fails this request alone
+        except Exception as raised:  # a bug, or no memory: fails this request alone
             error = as_transfer_error("obtaining the embedding", raised)
             if error is not raised:
                 log.error("obtaining an embedding raised", exc_info=raised)

@@ -29,7 +29,7 @@ from .shared_rows import SharedRows
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 256
-"""Of workers, at a time: more than the ranks on one host."""
+"""Connections of workers at a time: more than the ranks on one host."""
 IDLE_S = 30.0
 """Longest time without a packet on a connection that is not a rank's."""
 MAP_S = 10.0
