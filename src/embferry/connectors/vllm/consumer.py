@@ -5,7 +5,6 @@ Threads of the library move the bytes. Nothing here waits for a step of a worker
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 
@@ -26,8 +25,6 @@ from .managers import Managers
 from .router_client import RouterClient
 from .shared_rows import SharedRows
 from .workers import Workers
-
-log = logging.getLogger(__name__)
 
 
 class Consumer:
