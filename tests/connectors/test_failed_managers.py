@@ -169,7 +169,8 @@ def test_an_aborted_embedding_allocates_nothing_later(pair: Pair) -> None:
     embedding: IncomingEmbedding = pair.consumer._embeddings["b"]
     pair.consumer.release("r")
     before = len(os.listdir("/proc/self/fd"))
-    assert embedding._make_rows(SHAPE.tokens) == {}
+    assert embedding._manager is not None
+    assert embedding._make_rows(embedding._manager, SHAPE.tokens) == {}
     assert embedding.shared is None
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
 from embferry import (
     EmbeddingReceiver,
@@ -99,11 +100,10 @@ class IncomingEmbedding:
             return self.ready
         try:
             status, tokens = receiver.poll(), receiver.total_embedding_length
-            if tokens not in (-1, self.coordinates.tokens):
-                why = (
-                    f"the producer has {tokens} tokens where {self.coordinates.tokens} were announced; encode it again"
-                )
-                raise RemoteProtocolError(why, room=self.coordinates.room)
+            announced = self.coordinates.tokens
+            if tokens not in (-1, announced):
+                why = f"the producer has {tokens} tokens where {announced} were announced; encode it again"
+                raise RemoteProtocolError(why, room=receiver.room)
             if status is KVPoll.Failed:
                 raise receiver.failure_exception()
         except EmbeddingTransferError as error:
@@ -139,7 +139,7 @@ class IncomingEmbedding:
         receiver = manager.open(
             coordinates.room,
             endpoint,
-            GatherSink(make=self._make_rows),
+            GatherSink(make=partial(self._make_rows, manager)),
             failover_timeout=None if self._router is None else self._router.max_wait_s,
             max_tokens=coordinates.tokens,
         )
@@ -147,13 +147,14 @@ class IncomingEmbedding:
         self._manager, self._receiver = manager, receiver
         receiver.init()
 
-    def _make_rows(self, tokens: int) -> dict[str, ByteRows]:
+    def _make_rows(self, manager: ReceiveManager, tokens: int) -> dict[str, ByteRows]:
         """Allocates the memory, which the ranks map while the embedding arrives.
 
-        Runs on the manager's callback thread with the sink's lock held.
+        Runs on the manager's callback thread with the sink's lock held, possibly after the transfer has ended here.
         """
         with self._lock:
-            if tokens != self.coordinates.tokens or self._is_closed:
+            is_current = manager is self._manager and self._receiver is not None
+            if tokens != self.coordinates.tokens or not is_current:
                 return {}  # the sink refuses it, and poll() says why
             if self.shared is None:
                 shared = SharedRows.make(self.coordinates.shape, self._workers.ranks)
