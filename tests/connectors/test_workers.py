@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import uuid
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -245,12 +246,28 @@ def test_a_rank_that_cannot_map_an_embedding_fails_its_request_alone(
     assert np.array_equal(pair.fetch("s", "a", pair.offer("a")), rows_like(0))
 
 
-def test_a_rank_that_is_absent_fails_requests_after_a_while(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "MAP_S", 0.2)
+def test_a_rank_that_has_ended_fails_requests_at_once(pair: Pair) -> None:
     pair.publish("a")
+    until(lambda: any(one.rank == 0 for one in pair.consumer_workers._connections))
     pair.rank.close()
-    with pytest.raises(TransportError, match="rank 0"):
+    with pytest.raises(TransportError, match="rank 0 of this engine is gone"):
         pair.fetch("r", "a", pair.offer("a"))
+
+
+def test_a_rank_that_never_connects_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs on another host, for example."""
+    monkeypatch.setattr(workers, "MAP_S", 0.01)
+    made = workers.Workers(uuid.uuid4().hex, ranks=2)
+    with closing(made), closing(SharedRows.make(SHAPE, ranks=2)) as shared:
+        made.share(shared)
+
+        def has_failed() -> bool:
+            try:
+                return made.is_mapped(shared)
+            except TransportError as error:
+                return "rank 0, 1 has not mapped" in error.detail
+
+        until(has_failed)
 
 
 def test_a_request_does_not_run_before_its_embedding_is_mapped(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,12 +289,13 @@ def test_a_request_does_not_run_before_its_embedding_is_mapped(pair: Pair, monke
 
 def test_a_rank_that_connects_late_is_given_what_it_has_missed() -> None:
     shape = Shape(3, 5, "uint8")
-    made = workers.Workers("late", ranks=1)
+    name = uuid.uuid4().hex
+    made = workers.Workers(name, ranks=1)
     with closing(made), closing(SharedRows.make(shape, ranks=1)) as shared:
         shared.rows[:] = 7
         made.share(shared)
         assert not made.is_mapped(shared)
-        with closing(RankMemory("late", 0)) as rank:
+        with closing(RankMemory(name, 0)) as rank:
             until(lambda: made.is_mapped(shared))
             assert digest_of(rank.find(shared.key).rows, shape) == digest_of(shared.rows, shape)
 

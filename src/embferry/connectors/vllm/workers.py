@@ -85,8 +85,9 @@ class Workers:
         """
         self.ranks = ranks
         self.on_publish: Callable[[Publish, int], object] = _refuse
-        self._lock = threading.Lock()  # guards the table of memory
+        self._lock = threading.Lock()  # guards the two below
         self._sharings: dict[int, _Sharing] = {}
+        self._gone: set[int] = set()  # ranks whose process has ended
         self._connections: set[_Connection] = set()
         self._sock = channel.new_socket()
         try:
@@ -114,7 +115,8 @@ class Workers:
             if rows.key in self._sharings:
                 return
             missing, until = set(range(self.ranks)), time.monotonic() + MAP_S
-            self._sharings[rows.key] = _Sharing(rows, rows.duplicate(), missing, until, on_end)
+            error = _is_gone(min(self._gone)) if self._gone else None
+            self._sharings[rows.key] = _Sharing(rows, rows.duplicate(), missing, until, on_end, error)
         rows.on_close = partial(self._withdraw, rows.key)
         self._thread.call(partial(self._send_all, Map(rows.key, rows.shape, self.ranks), rows.key))
 
@@ -201,8 +203,9 @@ class Workers:
         with self._lock:
             ended = [sharing for sharing in self._sharings.values() if connection.rank in sharing.missing]
             for sharing in ended:
-                sharing.error = sharing.error or TransportError(f"rank {connection.rank} of this engine is gone")
+                sharing.error = sharing.error or _is_gone(connection.rank)
                 _close(sharing)
+            self._gone.add(connection.rank)
         for sharing in ended:
             attempt(sharing.on_end)
 
@@ -249,6 +252,7 @@ class Workers:
     def _enlist(self, connection: _Connection, rank: int) -> None:
         connection.rank = rank
         with self._lock:
+            self._gone.discard(rank)
             waiting = [sharing.rows for sharing in self._sharings.values() if rank in sharing.missing]
         for rows in waiting:
             self._send(connection, Map(rows.key, rows.shape, self.ranks), rows.key)
@@ -313,6 +317,10 @@ def _close(sharing: _Sharing) -> None:
     if sharing.fd >= 0:
         os.close(sharing.fd)
         sharing.fd = -1
+
+
+def _is_gone(rank: int) -> TransportError:
+    return TransportError(f"rank {rank} of this engine is gone")
 
 
 def _answer(key: int, error: Exception | None) -> Done:
