@@ -265,7 +265,7 @@ def test_a_rank_that_never_connects_is_named(monkeypatch: pytest.MonkeyPatch) ->
             try:
                 return made.is_mapped(shared)
             except TransportError as error:
-                return "rank 0, 1 has not mapped" in error.detail
+                return "rank 0, 1 did not map" in error.detail
 
         until(has_failed)
 

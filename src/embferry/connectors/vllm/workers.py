@@ -132,7 +132,7 @@ class Workers:
                 return False
             if sharing.error is None and sharing.missing and time.monotonic() > sharing.until:
                 ranks = ", ".join(map(str, sorted(sharing.missing)))
-                why = f"rank {ranks} has not mapped an embedding within {MAP_S:g} s; every rank runs on this host"
+                why = f"rank {ranks} did not map an embedding within {MAP_S:g} s; run every rank on one host"
                 sharing.error = TransportError(why)
             if sharing.error is not None:
                 raise sharing.error
