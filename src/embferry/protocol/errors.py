@@ -100,6 +100,10 @@ class TransportError(EmbeddingTransferError):
     default_retryable = True
 
 
+class TransportStalled(TransportError):
+    """A peer or a link took bytes and did nothing with them. A transfer leaves this transport for the next one."""
+
+
 class CapacityError(EmbeddingTransferError):
     """A limit of this process is reached. Ask again later, or raise the limit."""
 

@@ -13,7 +13,7 @@ from embferry.protocol.errors import LocalProtocolError, TransportError
 
 from ..contract import Event, LinkLost, Piece, Transport, Window, Written
 from ..outbox import Outbox
-from .loop import LoopThread
+from .loop import LoopThread, Scope
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,13 @@ class Receiving(Protocol):
 
 
 class Link(Protocol):
-    """The connection to the receiver behind one handle."""
+    """The connection to the receiver behind one handle.
+
+    Attributes:
+        scope: The link's part of the loop, in which its callbacks run.
+    """
+
+    scope: Scope
 
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         """Starts a write, which ends in one ``Written``, also after :meth:`end`. Any thread."""
@@ -51,7 +57,10 @@ class LinkedTransport(Transport, Generic[R, L]):
     def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
         super().__init__(wake)
         self._outbox = Outbox(lambda: self.wake())
-        self._loop = LoopThread(f"embferry-{self.name}", self._outbox.fail)
+        try:
+            self._loop = LoopThread(f"embferry-{self.name}", self._outbox.fail)
+        except OSError as error:
+            raise TransportError(f"the {self.name} transport cannot start: {error}") from error
         self._receiving: R | None = None
         self._lock = threading.Lock()  # guards the attributes below
         self._links: dict[bytes, L] = {}
@@ -79,7 +88,7 @@ class LinkedTransport(Transport, Generic[R, L]):
         with self._lock:
             link = self._links.pop(handle, None)
         if link is not None:
-            self._loop.call(partial(link.end, TransportError("this end disconnected"), lost=False))
+            link.scope.call(partial(link.end, TransportError("this end disconnected"), lost=False))
 
     def poll(self) -> list[Event]:
         return self._outbox.drain()
@@ -91,7 +100,7 @@ class LinkedTransport(Transport, Generic[R, L]):
             self._closed = True
             links = list(self._unfinished)
         for link in links:
-            self._loop.call(partial(link.end, TransportError("this end was closed"), lost=False))
+            link.scope.call(partial(link.end, TransportError("this end was closed"), lost=False))
         try:
             self._shut(links)
         finally:

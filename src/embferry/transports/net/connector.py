@@ -46,6 +46,9 @@ def connecting(address: tuple[str, int]) -> socket.socket:
     except OSError as error:
         sock.close()
         raise TransportError(f"cannot connect to {host} port {port}: {error}") from error
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

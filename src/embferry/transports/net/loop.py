@@ -20,6 +20,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
+from embferry.protocol.errors import TransportError
+
 log = logging.getLogger(__name__)
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
@@ -48,6 +50,10 @@ class Scope:
     def loop(self) -> Loop:
         """The loop of the scope."""
         return self._loop
+
+    def scope(self, on_failure: Callable[[BaseException], None]) -> Scope:
+        """Returns a new part of the same loop that fails alone. It does not end with this scope."""
+        return Scope(self._loop, on_failure)
 
     def call(self, what: Callable[[], None]) -> None:
         """Runs ``what`` on the loop's thread soon, in the order of the calls. Any thread.
@@ -144,10 +150,6 @@ class Loop(Scope):
     def now(self) -> float:
         return time.monotonic()
 
-    def scope(self, on_failure: Callable[[BaseException], None]) -> Scope:
-        """Returns a new part of this loop that fails alone."""
-        return Scope(self, on_failure)
-
     def wake(self) -> None:
         """Makes a :meth:`run_once` under way, or else the next one, return without a wait. Any thread; never blocks."""
         self._wanted = True
@@ -208,7 +210,7 @@ class Loop(Scope):
                     self._awake = True
                     os.eventfd_write(self._wakeup, 1)
                 return
-        what()
+        scope.run(what)
 
     def _schedule(self, scope: Scope, delay_s: float, what: Callable[[], None]) -> None:
         if not self._closed:
@@ -310,7 +312,9 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class LoopThread(Scope):
-    """A loop on a thread of its own, which starts with the first call, and the one scope of that loop.
+    """A loop on a thread of its own, which starts with the first call or scope, and a scope of that loop.
+
+    If the loop itself fails, its thread ends, and calls run on the calling threads from then on.
 
     Args:
         name: Of the thread.
@@ -324,9 +328,14 @@ class LoopThread(Scope):
         self._thread = threading.Thread(target=self._main, name=name, daemon=False)
 
     def call(self, what: Callable[[], None]) -> None:
-        super().call(what)
         if not self._started:
             self._start()
+        super().call(what)
+
+    def scope(self, on_failure: Callable[[BaseException], None]) -> Scope:
+        if not self._started:
+            self._start()
+        return super().scope(on_failure)
 
     def close(self) -> None:
         """Runs the remaining calls, ends the thread and closes its descriptors. Idempotent. Any other thread."""
@@ -342,13 +351,17 @@ class LoopThread(Scope):
     def _start(self) -> None:
         with self._loop._lock:
             if not self._started and not self._stopping and not self._loop.forked:
+                try:
+                    self._thread.start()
+                except RuntimeError as error:
+                    raise TransportError(f"no thread can be started: {error}") from error
                 self._started = True
-                self._thread.start()
 
     def _main(self) -> None:
         # A program that ends without closing its transport must end nevertheless: check the main thread.
         while not self._stopping and threading.main_thread().is_alive():
             if not self.run(self._loop.run_once, LIVENESS_CHECK_S):
+                self._loop.close()
                 return
 
 
@@ -357,14 +370,27 @@ class Timeout:
 
     It calls ``on_expiry`` once, at the time that was set last. Setting it again moves a number; the loop gets a new
     timer only for an earlier time. For the loop's thread only.
+
+    A time-out that is noticed very late is granted once more: this process was stopped or starved, so what the peer has
+    sent meanwhile has not been read.
     """
 
     def __init__(self, loop: Scope, on_expiry: Callable[[], None]) -> None:
         self._loop, self._on_expiry = loop, on_expiry
         self._at = math.inf
+        self._seconds = 0.0
+        self._is_repeated = False
         self._timer_at = math.inf  # the loop's earliest outstanding timer
 
+    @property
+    def is_set(self) -> bool:
+        return self._at < math.inf
+
     def set(self, seconds: float) -> None:
+        self._seconds, self._is_repeated = seconds, False
+        self._arm(seconds)
+
+    def _arm(self, seconds: float) -> None:
         self._at = self._loop.now() + seconds
         if self._at < self._timer_at:
             self._timer_at = self._at
@@ -378,8 +404,11 @@ class Timeout:
         if now < self._timer_at:
             return  # a timer that an earlier one has replaced
         self._timer_at = math.inf
-        if now >= self._at:
+        if self._at <= now <= self._at + self._seconds / 2 or (now >= self._at and self._is_repeated):
             self._at = math.inf
             self._on_expiry()
+        elif now >= self._at:
+            self._is_repeated = True
+            self._arm(self._seconds)
         elif self._at < math.inf:
-            self.set(self._at - now)
+            self._arm(self._at - now)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from embferry.transports.net.loop import Loop
+from .loop import Scope
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ class Deadlines(Generic[T]):
         on_expiry: Called for each item whose time is over; the item is no longer in here.
     """
 
-    def __init__(self, loop: Loop, seconds: float, on_expiry: Callable[[T], None]) -> None:
+    def __init__(self, loop: Scope, seconds: float, on_expiry: Callable[[T], None]) -> None:
         self._loop, self._seconds, self._on_expiry = loop, seconds, on_expiry
         self._began: OrderedDict[T, float] = OrderedDict()
         self._armed = False
