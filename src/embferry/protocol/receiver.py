@@ -210,6 +210,13 @@ class Receiver:
         if blocks:
             self._commands.append(Release(blocks))
 
+    def receiving(self, epoch: int, now: float) -> None:
+        """Bytes are coming in under ``epoch``: the peer is slow, and not stuck."""
+        self.history.called("receiving", epoch, now)
+        grant = self.ledger.grants.get(epoch)
+        if grant is not None and not grant.draining and self.phase not in TERMINAL:
+            self.progress_at = now
+
     def revoked(self, epoch: int) -> None:
         """The transport has revoked the peer's access under ``epoch`` for good."""
         self.history.called("revoked", epoch)

@@ -23,6 +23,7 @@ __all__ = [
     "Event",
     "LinkLost",
     "Piece",
+    "Receiving",
     "Region",
     "Revoked",
     "Transport",
@@ -93,6 +94,13 @@ class Revoked:
 
 
 @dataclass(frozen=True, slots=True)
+class Receiving:
+    """Bytes are coming in under ``epoch``, too slowly for a write to end soon. Optional, once a second at most."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class LinkLost:
     """The connection behind ``handle`` broke. Writes in flight have been reported as :class:`Written` with an error."""
 
@@ -100,7 +108,7 @@ class LinkLost:
     error: TransportError
 
 
-Event = Written | Revoked | LinkLost
+Event = Written | Revoked | Receiving | LinkLost
 
 
 class Transport(ABC):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from ..net.cursor import Cursor
 from ..net.loop import Scope
-from ..net.stalls import progress_interval
+from ..net.stalls import RECEIVING_BYTES, progress_interval
 from ..receive_region import Permit, ReceiveRegion
 from .connection import ClientConnection, ResponseHandler
 from .heads import HttpError, Response
@@ -96,12 +96,14 @@ class RemoteSender(ResponseHandler):
 
     def _report(self) -> None:
         self._is_reporting = False
-        before = self._reported
-        if self._ended or not self._unfinished or self._landed() == before or self._reports.is_busy:
-            self._report_soon()
+        if self._ended or not self._unfinished:
             return
-        path = f"/{self._token}?after={BEYOND_ALL}&landed={self._reported}"
-        self._reports.request("GET", path, {"Prefer": "wait=0"}, ResponseHandler())
+        for fetch in self._unfinished:
+            fetch.report()
+        before = self._reported
+        if self._landed() != before and not self._reports.is_busy:
+            path = f"/{self._token}?after={BEYOND_ALL}&landed={self._reported}"
+            self._reports.request("GET", path, {"Prefer": "wait=0"}, ResponseHandler())
         self._report_soon()
 
     def stop(self, on_told: Callable[[], None]) -> None:
@@ -234,6 +236,7 @@ class Fetch(ResponseHandler):
         self.publication = publication
         self.finished = False
         self.received = 0
+        self._told = 0  # bytes of bodies when the own side was told
         self._path = f"{path}/{publication.number}"
         self._landing, self._stall_timeout_s, self._on_request_end = landing, stall_timeout_s, on_request_end
         self._progress_at = 0.0  # 0: not begun
@@ -265,6 +268,12 @@ class Fetch(ResponseHandler):
         else:
             resumes = {"Range": f"bytes={self._at}-", "If-Range": self.publication.etag} if self._at else {}
             connection.request("GET", self._path, {"Accept-Encoding": "identity", **resumes}, self)
+
+    def report(self) -> None:
+        """Tells the own side that bytes have come in, if enough have."""
+        if self.received - self._told >= RECEIVING_BYTES:
+            self._told = self.received
+            self._landing.receiving(self.publication.epoch)
 
     def on_head(self, response: Response, length: int) -> None:
         self._status = response.status

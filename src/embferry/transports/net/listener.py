@@ -18,7 +18,7 @@ import resource
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Generic, Protocol, TypeVar
 
 from embferry.protocol.errors import LocalProtocolError, TransportError
@@ -58,6 +58,8 @@ class ListenLimits:
     """Longest time until a connection has introduced itself."""
     idle_time: float = 10.0
     """Silence after which a connection may have to make room."""
+    descriptors_each: int = 1
+    """Descriptors that an open connection takes in this process."""
 
     def __post_init__(self) -> None:
         check_positive(self)
@@ -65,13 +67,15 @@ class ListenLimits:
     def within_descriptors(self) -> ListenLimits:
         """Returns the same limits, lowered to the part that one listener may take of the process's descriptors."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = self.connections if soft == resource.RLIM_INFINITY else max(4, soft // OF_DESCRIPTORS)
-        return ListenLimits(
-            min(self.connections, most),
-            min(self.connections_per_address, most),
-            min(self.handshakes, max(2, most // 2)),
-            self.hello_timeout,
-            self.idle_time,
+        if soft == resource.RLIM_INFINITY:
+            return self
+        most = max(4, soft // OF_DESCRIPTORS)
+        open_most = max(4, most // self.descriptors_each)
+        return replace(
+            self,
+            connections=min(self.connections, open_most),
+            connections_per_address=min(self.connections_per_address, open_most),
+            handshakes=min(self.handshakes, most // 2),
         )
 
 

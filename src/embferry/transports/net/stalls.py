@@ -10,6 +10,9 @@ from __future__ import annotations
 from embferry.protocol.errors import LocalProtocolError
 
 STALL_TIMEOUT_S = 5.0
+RECEIVING_BYTES = 64 << 10
+"""Bytes for which a receiver's own side is told that a write goes on. Fewer would let a peer that sends a byte a second
+hold blocks for good."""
 REPORTS = 5  # within a time-out, so that a lost or late one does no harm
 
 

@@ -17,6 +17,7 @@ from ..contract import Region
 from ..net.cursor import Cursor
 from ..net.listener import Listener, ListenLimits
 from ..net.loop import READ, WRITE, Scope
+from ..net.stalls import RECEIVING_BYTES
 from ..outbox import Outbox
 from ..receive_region import Permit, ReceiveRegion
 from ..windows import RANGE_BYTES, parse_ranges
@@ -82,6 +83,7 @@ class SenderConnection:
         self._ended = False
         self._received = 0  # bytes of payloads
         self._reported_at = 0.0
+        self._told = 0  # bytes of payloads when the own side was told
         self._write: _IncomingWrite | None = None
         self._on_full: Callable[[bytearray], None]
         self._expect(framing.HELLO.size, self._on_hello)
@@ -139,6 +141,9 @@ class SenderConnection:
             self._finish(write)
         elif received and self.scope.now() - self._reported_at >= self._server.progress_s:
             self._report(framing.progress_frame(self._received))
+            if self._received - self._told >= RECEIVING_BYTES and not write.permit.refused:
+                self._told = self._received
+                self._server.receiving(write.head.epoch)
         return received
 
     def _receive_payload(self, write: _IncomingWrite) -> int:
