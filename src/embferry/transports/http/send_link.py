@@ -111,7 +111,7 @@ class SendLink(SocketLink):
             return
         published.end_readers("the receiver has ended this write")
         self._progress_at = time.monotonic()
-        error = refused() if outcome == REFUSED else TransportError(UNDELIVERED) if outcome == FAILED else None
+        error = refused() if outcome == REFUSED else TransportStalled(UNDELIVERED) if outcome == FAILED else None
         self._outbox.post(Written(published.ticket, error))
 
     def on_request(self, landed: int = 0) -> None:
