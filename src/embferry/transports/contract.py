@@ -20,6 +20,7 @@ from embferry.protocol.errors import TransportError
 
 __all__ = [
     "Capabilities",
+    "ConnectionCounts",
     "Event",
     "LinkLost",
     "Piece",
@@ -108,6 +109,18 @@ class LinkLost:
     error: TransportError
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionCounts:
+    """Connections that a transport has accepted."""
+
+    open: int = 0
+    """Open now."""
+    evicted: int = 0
+    """Closed so far to make room for others."""
+    refused: int = 0
+    """Closed so far because there was no room to make."""
+
+
 Event = Written | Revoked | Receiving | LinkLost
 
 
@@ -132,6 +145,11 @@ class Transport(ABC):
         It travels in a control message.
         """
         return b""
+
+    @property
+    def connections(self) -> ConnectionCounts:
+        """Counts of accepted connections, for metrics. Any thread."""
+        return ConnectionCounts()
 
     # Receiving side
     @abstractmethod

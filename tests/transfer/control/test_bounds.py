@@ -11,9 +11,9 @@ import pytest
 from embferry.protocol.errors import LocalProtocolError
 from embferry.transfer.control.connection import Connection
 from embferry.transfer.control.contract import Received
-from embferry.transports.net.deadlines import Deadlines
 from embferry.transfer.control.framing import HEADER, frame
 from embferry.transfer.control.limits import ControlLimits
+from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.listener import network_of
 from embferry.transports.net.loop import Loop
 

@@ -24,6 +24,7 @@ from embferry.serve.http.serving import Report, unreported
 from embferry.serve.worker.address import address_of
 from embferry.serve.worker.errors import decoded
 from embferry.serve.worker.http import worker_app
+from embferry.serve.worker.metrics import count_connections
 from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts
 from embferry.serve.worker.transports import make_transports
@@ -61,7 +62,9 @@ def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]
         advertise=address_of(settings.reachable_host),
         settings=encode_timeouts(settings),
     )
-    return EncodeService(encoder, manager, settings)
+    service = EncodeService(encoder, manager, settings)
+    count_connections(service.metrics, transports)
+    return service
 
 
 def build(service: EncodeService) -> Starlette:

@@ -14,10 +14,10 @@ from collections.abc import Hashable
 from typing import Protocol
 
 from embferry.protocol.errors import CapacityError, EmbeddingTransferError, PeerGone, RemoteProtocolError
+from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import READ, WRITE, Loop
 
 from .contract import Received, Unreachable
-from embferry.transports.net.deadlines import Deadlines
 from .framing import FrameReader, frame
 from .handshake import MAX_HELLO, Handshake
 from .limits import ControlLimits

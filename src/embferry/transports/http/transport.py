@@ -30,13 +30,13 @@ from ..contract import Capabilities, Region
 from ..handles import TOKEN_BYTES, decode_handle
 from ..net import address as addresses
 from ..net.connections import LinkedTransport
-from ..net.listener import DEFAULT_LIMITS, ListenLimits, listen
+from ..net.listener import DEFAULT_LIMITS, Listener, ListenLimits, listen
 from ..net.stalls import STALL_TIMEOUT_S, check_stall_timeout
 from ..receive_region import ReceiveRegion
 from .messages import HttpAddress, HttpHandle, parse_address, split_base
 from .remote_sender import RemoteSender
 from .send_link import SendLink
-from .serving import SenderServer
+from .serving import SenderServer, ServerConnection
 
 __all__ = ["HttpTransport"]
 
@@ -138,6 +138,9 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
         )
         link.scope.call(lambda: server.links.__setitem__(token, link))
         return link
+
+    def _listener(self) -> Listener[ServerConnection] | None:
+        return None if self._server is None else self._server.listener
 
     def _shut(self, links: Sequence[SendLink]) -> None:
         if self._server is not None:

@@ -16,11 +16,11 @@ from ..contract import Region
 from ..handles import Host, Port, Token, boot_id
 from ..net import address
 from ..net.connections import LinkedTransport
-from ..net.listener import listen
+from ..net.listener import Listener, listen
 from ..net.stalls import check_stall_timeout
 from .engine_thread import WriteEngine
 from .messages import Hello
-from .receiving_end import ReceivingEnd
+from .receiving_end import ReceivingEnd, SenderConnection
 from .sending_end import SendingEnd
 
 R = TypeVar("R", bound=ReceivingEnd)
@@ -101,6 +101,9 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
             stall_timeout_s=self._stall_timeout_s,
         )
         self._join(handle, make)
+
+    def _listener(self) -> Listener[SenderConnection] | None:
+        return None if self._receiving is None else self._receiving.listener
 
     def _shut(self, links: Sequence[SendingEnd]) -> None:
         limit = self._engine_end_timeout_s

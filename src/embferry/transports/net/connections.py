@@ -7,12 +7,13 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from embferry.protocol.errors import LocalProtocolError, TransportError
 
-from ..contract import Event, LinkLost, Piece, Transport, Window, Written
+from ..contract import ConnectionCounts, Event, LinkLost, Piece, Transport, Window, Written
 from ..outbox import Outbox
+from .listener import Listener
 from .loop import LoopThread, Scope
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,16 @@ class LinkedTransport(Transport, Generic[R, L]):
         finally:
             self._loop.close()
 
+    @property
+    def connections(self) -> ConnectionCounts:
+        listener = self._listener()
+        return ConnectionCounts() if listener is None else listener.counts
+
     # For subclasses
+
+    def _listener(self) -> Listener[Any] | None:
+        """Returns the listener, if the transport has one by now."""
+        return None
 
     @abstractmethod
     def _shut(self, links: Sequence[L]) -> None:

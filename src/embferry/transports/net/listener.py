@@ -23,6 +23,7 @@ from typing import Generic, Protocol, TypeVar
 
 from embferry.protocol.errors import LocalProtocolError, TransportError
 
+from ..contract import ConnectionCounts
 from . import address
 from .connector import set_keepalive
 from .deadlines import Deadlines
@@ -166,6 +167,10 @@ class Listener(Generic[C]):
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def counts(self) -> ConnectionCounts:
+        return ConnectionCounts(len(self._open), self.evicted, self.refused)
 
     @property
     def connections(self) -> list[C]:

@@ -21,9 +21,9 @@ from ..contract import Capabilities, Region
 from ..handles import TOKEN_BYTES, Host, Port, Token, decode_handle
 from ..net import address
 from ..net.connections import LinkedTransport
-from ..net.listener import DEFAULT_LIMITS, ListenLimits, listen
+from ..net.listener import DEFAULT_LIMITS, Listener, ListenLimits, listen
 from ..net.stalls import STALL_TIMEOUT_S, check_stall_timeout, progress_interval
-from .receive_server import ReceiveServer
+from .receive_server import ReceiveServer, SenderConnection
 from .send_link import SendLink
 
 __all__ = ["TcpTransport"]
@@ -85,6 +85,9 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
         to, times = (address.reachable(peer.host), peer.port), (self._connect_timeout_s, self._stall_timeout_s)
         on_end = partial(self._over, handle)
         self._join(handle, lambda: SendLink(to, peer.token, *times, self._loop, self._outbox, on_end))
+
+    def _listener(self) -> Listener[SenderConnection] | None:
+        return None if self._receiving is None else self._receiving.listener
 
     def _shut(self, links: Sequence[SendLink]) -> None:
         if self._receiving is not None:
