@@ -101,7 +101,7 @@ class TransportError(EmbeddingTransferError):
 
 
 class TransportStalled(TransportError):
-    """A peer or a link took bytes, and nothing came of them. The transfer leaves this transport for the next at once."""
+    """A peer or a link took bytes, and nothing came of them. The transfer goes on over the next transport at once."""
 
 
 class CapacityError(EmbeddingTransferError):

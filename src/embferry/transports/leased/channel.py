@@ -26,7 +26,8 @@ class Channel:
         sock: Connected; closed by the channel.
         loop: The scope of the connection.
         on_message: Called for each message; a ``FrameError`` that it raises goes to ``on_fault``.
-        on_fault: The peer broke the format, or a bug has kept this end from handling a message. Nothing more is read as messages; the caller decides what happens next.
+        on_fault: The peer broke the format, or a bug has kept this end from handling a message. Nothing more is read as
+            messages; the caller decides what happens next.
         on_end: Called once, with the reason, when no more will come: the peer hung up, or the connection broke.
         limit: Largest frame that is accepted, bytes; to be raised when the peer has shown its token.
         max_unsent: Bytes the peer may leave unread before it is given up, because it has stopped or means harm.

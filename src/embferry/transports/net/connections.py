@@ -38,6 +38,10 @@ class Link(Protocol):
 
     scope: Scope
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether no write enters any more. Any thread."""
+
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         """Starts a write, which ends in one ``Written``, also after :meth:`end`. Any thread."""
 
@@ -136,14 +140,15 @@ class LinkedTransport(Transport, Generic[R, L]):
         return self._receiving
 
     def _join(self, handle: bytes, link: Callable[[], L]) -> None:
-        """Makes the link behind ``handle``, unless there is one.
+        """Makes the link behind ``handle``, unless there is one that has not ended.
 
         Raises:
             TransportError: ``link`` has raised it.
         """
         with self._lock:
             self._check_open()
-            if handle not in self._links:
+            present = self._links.get(handle)
+            if present is None or present.has_ended:
                 self._links[handle] = made = link()
                 self._unfinished.add(made)
 

@@ -36,6 +36,10 @@ class SocketLink(ABC):
         self._lock = threading.Lock()
         self._error: TransportError | None = None  # set once, with the lock; no write enters afterwards
 
+    @property
+    def has_ended(self) -> bool:
+        return self._error is not None
+
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         ranges = checked_ranges(epoch, pieces)
         with self._lock:

@@ -238,6 +238,10 @@ class _Link:
         self.scope = loop.scope(self._failed)
         self.scope.call(self._watch)
 
+    @property
+    def has_ended(self) -> bool:
+        return self._error is not None
+
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         with self._lock:
             error = self._error
