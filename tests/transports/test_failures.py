@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import logging
+import mmap
 import os
 import socket
 import threading
@@ -22,7 +24,7 @@ from embferry.transports.contract import Revoked, Transport, Window, Written
 from embferry.transports.http import remote_sender, serving
 from embferry.transports.http import send_link as http_link
 from embferry.transports.leased import receiving_end, sending_end
-from embferry.transports.net import connector, loop
+from embferry.transports.net import loop
 from embferry.transports.registry import TRANSPORTS
 from embferry.transports.shm import peer as shm_peer
 from embferry.transports.shm import revocation_table
@@ -183,11 +185,12 @@ def transports() -> Iterator[Any]:
 @pytest.mark.parametrize("name", list(transports()))
 @pytest.mark.parametrize("fail", ["the loop", "a callback"])
 def test_a_transport_whose_loop_fails_is_reported_once_and_leaves_nothing(name: str, fail: str) -> None:
-    make(name, lambda: None).close()  # what an engine makes once for good
-    before = remains()
+    how = fail_loop if fail == "the loop" else fail_callback
     logging.disable()  # pytest keeps records, whose tracebacks hold the transports
     try:
-        lose_both_ends(name, fail_loop if fail == "the loop" else fail_callback)
+        lose_both_ends(name, how)  # an engine makes some things once and for good
+        before = remains()
+        lose_both_ends(name, how)
     finally:
         logging.disable(logging.NOTSET)
     assert remains() == before
@@ -247,14 +250,14 @@ def out_of(code: int) -> Callable[..., Any]:
 
 
 CONNECTING: list[Any] = [
-    pytest.param("tcp", connector.socket, "socket", id="tcp: socket"),
+    pytest.param("tcp", socket, "socket", id="tcp: socket"),
     pytest.param("tcp", loop.Scope, "watch", id="tcp: watch"),
-    pytest.param("shm", shm_peer.os, "pidfd_open", id="shm: process"),
-    pytest.param("shm", shm_peer.os, "open", id="shm: open"),
-    pytest.param("shm", shm_peer.mmap, "mmap", id="shm: map"),
+    pytest.param("shm", os, "pidfd_open", id="shm: process"),
+    pytest.param("shm", os, "open", id="shm: open"),
+    pytest.param("shm", mmap, "mmap", id="shm: map"),
     pytest.param("shm", shm_peer, "boot_id", id="shm: boot id"),
-    pytest.param("nixl", connector.socket, "socket", id="nixl: socket", marks=pytest.mark.engines),
-    pytest.param("mooncake", connector.socket, "socket", id="mooncake: socket", marks=pytest.mark.engines),
+    pytest.param("nixl", socket, "socket", id="nixl: socket", marks=pytest.mark.engines),
+    pytest.param("mooncake", socket, "socket", id="mooncake: socket", marks=pytest.mark.engines),
 ]
 
 
@@ -293,7 +296,7 @@ def test_a_write_over_shm_for_which_resources_are_lacking_can_be_tried_again(
     pair.admit(1, (0,))
     pieces = pair.fill((0,))
     with monkeypatch.context() as patch:
-        patch.setattr(revocation_table.os, "open", out_of(code))
+        patch.setattr(os, "open", out_of(code))
         pair.expect_retryable(pair.write(1, (0,), pieces))
     assert pair.write(1, (0,), pieces) is None
     pair.close()
@@ -321,7 +324,7 @@ def test_a_copy_for_which_no_thread_can_be_started_can_be_tried_again(monkeypatc
 def test_a_transport_that_lacks_descriptors_is_a_transport_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     before = remains()[0]
     with monkeypatch.context() as patch:
-        patch.setattr(loop.os, "eventfd", out_of(errno.EMFILE))
+        patch.setattr(os, "eventfd", out_of(errno.EMFILE))
         with pytest.raises(TransportError):
             make(name, lambda: None)
     assert remains()[0] <= before
@@ -347,7 +350,7 @@ def test_a_revocation_waits_while_the_kernel_has_no_memory_for_locks(monkeypatch
     pair = TransportPair(lambda wake: make("shm", wake))
     pair.admit(1, (0,))
     with monkeypatch.context() as patch:
-        patch.setattr(revocation_table.fcntl, "fcntl", out_of(errno.ENOLCK))
+        patch.setattr(fcntl, "fcntl", out_of(errno.ENOLCK))
         pair.receiver.transport.revoke(1)
         pair.receiver.poll()
         assert pair.receiver.events == []
@@ -359,10 +362,10 @@ def test_a_receiver_that_is_stopped_with_the_lock_does_not_hold_a_copy_up_for_go
     pair = TransportPair(lambda wake: shm.ShmTransport(wake, stall_timeout_s=0.1))
     pair.admit(1, (3,))
     receiver = pair.receiver.transport._receiving  # type: ignore[attr-defined]
-    assert revocation_table._lock(receiver.table_fd, revocation_table.fcntl.F_WRLCK, 3, 1)
+    assert revocation_table._lock(receiver.table_fd, fcntl.F_WRLCK, 3, 1)
     pair.expect_retryable(pair.write(1, (3,), pair.fill((3,))))
     pair.expect()
-    revocation_table._lock(receiver.table_fd, revocation_table.fcntl.F_UNLCK, 3, 1)
+    revocation_table._lock(receiver.table_fd, fcntl.F_UNLCK, 3, 1)
     pair.lands(1, (3,))
     pair.close()
 

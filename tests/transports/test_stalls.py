@@ -54,7 +54,7 @@ def http_pair(proxy: ChaosProxy, stall_timeout_s: float) -> tuple[Transport, Tra
 
 
 PAIRS = {"tcp": tcp_pair, "http": http_pair}
-OTHER = {"tcp": HttpTransport, "http": TcpTransport}
+OTHER: dict[str, Any] = {"tcp": HttpTransport, "http": TcpTransport}
 
 
 @dataclass

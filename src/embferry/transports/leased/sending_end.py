@@ -255,7 +255,8 @@ class SendingEnd(SocketLink):
             return
         self._awaits_hang_up = True
         self._channel.send(m.Broken())
-        self.scope.later(self._connect_timeout_s, self._finish)
+        if not self.scope.later(self._connect_timeout_s, self._finish):
+            self._finish()
 
     def _finish(self) -> None:
         if self._finished.is_set():

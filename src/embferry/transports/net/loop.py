@@ -55,7 +55,7 @@ class Scope:
         """Returns a new part of the same loop that fails alone. It does not end with this scope."""
         return Scope(self._loop, on_failure)
 
-    def call(self, what: Callable[[], None]) -> None:
+    def call(self, what: Callable[[], object]) -> None:
         """Runs ``what`` on the loop's thread soon, in the order of the calls. Any thread.
 
         ``what`` is never lost: once the loop is closed, it runs at once, on the calling thread.
@@ -68,10 +68,12 @@ class Scope:
 
     # Loop thread only
 
-    def later(self, delay_s: float, what: Callable[[], None]) -> None:
-        """Runs ``what`` after ``delay_s`` seconds, unless the scope has ended by then."""
-        if not self._ended:
-            self._loop._schedule(self, delay_s, what)
+    def later(self, delay_s: float, what: Callable[[], object]) -> bool:
+        """Runs ``what`` after ``delay_s`` seconds, unless the scope has ended by then. Returns False if it has now."""
+        if self._ended or self._loop._closed:
+            return False
+        self._loop._schedule(self, delay_s, what)
+        return True
 
     def watch(self, fd: int, events: int, ready: Ready) -> None:
         """Calls ``ready(events)`` whenever ``fd`` is ready. A second call replaces events and callback."""
@@ -88,7 +90,7 @@ class Scope:
             self._ended = True
             self._loop._drop(self)
 
-    def run(self, what: Callable[..., None], *arguments: object) -> bool:
+    def run(self, what: Callable[..., object], *arguments: object) -> bool:
         """Runs ``what`` now, as a callback of this scope. Returns False if an exception left it."""
         try:
             what(*arguments)
@@ -137,10 +139,10 @@ class Loop(Scope):
             raise
         self._epoll.register(self._wakeup, READ)
         self._watched: dict[int, _Watched] = {}
-        self._timers: list[tuple[float, int, Scope, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Scope, Callable[[], object]]] = []
         self._order = itertools.count()
         self._before_wait: list[Callable[[], None]] = []
-        self._calls: deque[tuple[Scope, Callable[[], None]]] = deque()
+        self._calls: deque[tuple[Scope, Callable[[], object]]] = deque()
         self._wanted = False  # by wake(), since the last wait began
         self._awake = True  # or woken: neither needs the descriptor
         self._lock = threading.Lock()  # guards the descriptors against close(), and the attribute below
@@ -202,7 +204,7 @@ class Loop(Scope):
         self._epoll.close()
         os.close(self._wakeup)
 
-    def _submit(self, scope: Scope, what: Callable[[], None]) -> None:
+    def _submit(self, scope: Scope, what: Callable[[], object]) -> None:
         with self._lock:
             if not self._closed:
                 self._calls.append((scope, what))
@@ -212,9 +214,8 @@ class Loop(Scope):
                 return
         scope.run(what)
 
-    def _schedule(self, scope: Scope, delay_s: float, what: Callable[[], None]) -> None:
-        if not self._closed:
-            heapq.heappush(self._timers, (self.now() + delay_s, next(self._order), scope, what))
+    def _schedule(self, scope: Scope, delay_s: float, what: Callable[[], object]) -> None:
+        heapq.heappush(self._timers, (self.now() + delay_s, next(self._order), scope, what))
 
     def _register(self, scope: Scope, fd: int, events: int, ready: Ready) -> None:
         if self._closed:
@@ -327,7 +328,7 @@ class LoopThread(Scope):
         self._started = False
         self._thread = threading.Thread(target=self._main, name=name, daemon=False)
 
-    def call(self, what: Callable[[], None]) -> None:
+    def call(self, what: Callable[[], object]) -> None:
         if not self._started:
             self._start()
         super().call(what)
