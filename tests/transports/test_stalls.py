@@ -19,6 +19,10 @@ from embferry.testing.pair import embedding
 from embferry.testing.proxy import ChaosProxy
 from embferry.transports.contract import Region, Transport
 from embferry.transports.http import HttpTransport
+from embferry.transports.leased.mooncake import MooncakeTransport
+from embferry.transports.leased.mooncake.transport import MooncakeHandle
+from embferry.transports.leased.nixl import NixlTransport
+from embferry.transports.leased.nixl.transport import NixlHandle
 from embferry.transports.tcp import TcpTransport
 from embferry.transports.tcp.transport import TcpHandle
 
@@ -29,20 +33,35 @@ LAYOUT = Layout((Field("input_embeddings", "bfloat16", 2048), Field("fill_ids", 
 BLOCK_SIZE = 16
 
 
-class TcpThroughProxy(TcpTransport):
-    proxy: ChaosProxy
+def behind(proxy: ChaosProxy, transport: Any, kind: type[Any]) -> Transport:
+    """Makes the handle of a transport lead to ``proxy``, as with a load balancer in front of the receiver."""
+    register = transport.register
 
-    def register(self, region: Region) -> bytes:
-        handle = msgspec.msgpack.decode(super().register(region), type=TcpHandle)
-        self.proxy.upstream = handle.port
-        return msgspec.msgpack.encode(msgspec.structs.replace(handle, port=self.proxy.port))
+    def registered(region: Region) -> bytes:
+        handle = msgspec.msgpack.decode(register(region), type=kind)
+        proxy.upstream = handle.port
+        return msgspec.msgpack.encode(msgspec.structs.replace(handle, port=proxy.port))
+
+    transport.register = registered
+    found: Transport = transport
+    return found
 
 
 def tcp_pair(proxy: ChaosProxy, stall_timeout_s: float) -> tuple[Transport, Transport]:
     """Returns the transports of a sender and of a receiver whose connections go through ``proxy``."""
-    receiving = TcpThroughProxy(stall_timeout_s=stall_timeout_s)
-    receiving.proxy = proxy
-    return TcpTransport(stall_timeout_s=stall_timeout_s), receiving
+    sending, receiving = (TcpTransport(stall_timeout_s=stall_timeout_s) for _ in range(2))
+    return sending, behind(proxy, receiving, TcpHandle)
+
+
+def nixl_pair(proxy: ChaosProxy, stall_timeout_s: float) -> tuple[Transport, Transport]:
+    """Only the side channel goes through the proxy; the engine's own connections do not."""
+    sending, receiving = (NixlTransport(stall_timeout_s=stall_timeout_s, connect_timeout_s=3.0) for _ in range(2))
+    return sending, behind(proxy, receiving, NixlHandle)
+
+
+def mooncake_pair(proxy: ChaosProxy, stall_timeout_s: float) -> tuple[Transport, Transport]:
+    sending, receiving = (MooncakeTransport(stall_timeout_s=stall_timeout_s, connect_timeout_s=3.0) for _ in range(2))
+    return sending, behind(proxy, receiving, MooncakeHandle)
 
 
 def http_pair(proxy: ChaosProxy, stall_timeout_s: float) -> tuple[Transport, Transport]:
@@ -53,8 +72,8 @@ def http_pair(proxy: ChaosProxy, stall_timeout_s: float) -> tuple[Transport, Tra
     return sending, HttpTransport(stall_timeout_s=stall_timeout_s, connections=1)
 
 
-PAIRS = {"tcp": tcp_pair, "http": http_pair}
-OTHER: dict[str, Any] = {"tcp": HttpTransport, "http": TcpTransport}
+PAIRS = {"tcp": tcp_pair, "http": http_pair, "nixl": nixl_pair, "mooncake": mooncake_pair}
+OTHER: dict[str, Any] = {"tcp": HttpTransport, "http": TcpTransport, "nixl": TcpTransport, "mooncake": TcpTransport}
 
 
 @dataclass
@@ -126,6 +145,22 @@ def test_a_transfer_resumes_over_the_next_transport_when_a_link_swallows_everyth
     assert outcome.transport == second.name
     in_flight = TransferSettings().writes_in_flight * chunk_tokens
     assert tokens <= outcome.sent_tokens <= tokens + in_flight, "one stall gives the transport up"
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize(("toward", "swallow_after"), [("clients", 5_000), ("upstream", 1_000), ("clients", 0)])
+@pytest.mark.parametrize("first", ["nixl", "mooncake"])
+def test_a_transfer_resumes_over_tcp_when_the_side_channel_of_an_engine_swallows_everything(
+    first: str, toward: Literal["clients", "upstream"], swallow_after: int
+) -> None:
+    tokens = 20_000
+    if first == "mooncake":
+        swallow_after //= 4  # it tells the sender less
+    with ChaosProxy(swallow_after=swallow_after, toward=toward) as proxy:
+        sending, receiving = PAIRS[first](proxy, 0.5)
+        outcome = transfer([sending, TcpTransport()], [receiving, TcpTransport()], tokens, 100)
+        assert proxy.swallowed > 0
+    assert outcome.transport == "tcp"
 
 
 @pytest.mark.parametrize("first", ["tcp", "http"])

@@ -194,7 +194,7 @@ class SendingEnd(SocketLink):
 
     def _check_welcome(self) -> None:
         if not self._welcomed:
-            self.end(TransportError(f"the receiver did not answer within {self._connect_timeout_s} s"), lost=True)
+            self.end(TransportStalled(f"the receiver did not answer within {self._connect_timeout_s} s"), lost=True)
 
     def _on_refused(self, error: TransportError) -> None:
         self._hung_up = True

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError, TransportStalled
 
 from .loop import WRITE, Scope
 
@@ -98,4 +98,4 @@ class Connector:
 
     def _check(self) -> None:
         if not self.connected and self.sock.fileno() >= 0:
-            self._on_failed(TransportError(f"the receiver did not answer within {self._timeout_s} s"))
+            self._on_failed(TransportStalled(f"the receiver did not answer within {self._timeout_s} s"))
