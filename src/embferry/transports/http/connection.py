@@ -11,7 +11,8 @@ from embferry.protocol.errors import TransportError
 
 from ..net.connector import connecting
 from ..net.cursor import Cursor
-from ..net.loop import READ, WRITE, Scope, Timeout
+from ..net.deadlines import Timeout
+from ..net.loop import READ, WRITE, Scope
 from . import heads
 from .heads import HttpError, Response
 from .messages import Destination

@@ -14,8 +14,9 @@ import msgspec
 from embferry.protocol.errors import TransportError, TransportStalled
 
 from ..contract import Piece, Written
+from ..net.deadlines import Timeout
 from ..net.link import OnEnd, SocketLink, refused
-from ..net.loop import Scope, Timeout
+from ..net.loop import Scope
 from ..outbox import Outbox
 from ..windows import Ranges
 from .messages import FAILED, MAX_LISTED, POLL_FULL_BYTES, REFUSED, Publication

@@ -11,7 +11,6 @@ import contextlib
 import heapq
 import itertools
 import logging
-import math
 import os
 import select
 import threading
@@ -364,52 +363,3 @@ class LoopThread(Scope):
             if not self.run(self._loop.run_once, LIVENESS_CHECK_S):
                 self._loop.close()
                 return
-
-
-class Timeout:
-    """A time-out that is set again far more often than it expires.
-
-    It calls ``on_expiry`` once, at the time that was set last. Setting it again moves a number; the loop gets a new
-    timer only for an earlier time. For the loop's thread only.
-
-    A time-out that is noticed very late is granted once more: this process was stopped or starved, so what the peer has
-    sent meanwhile has not been read.
-    """
-
-    def __init__(self, loop: Scope, on_expiry: Callable[[], None]) -> None:
-        self._loop, self._on_expiry = loop, on_expiry
-        self._at = math.inf
-        self._seconds = 0.0
-        self._is_repeated = False
-        self._timer_at = math.inf  # the loop's earliest outstanding timer
-
-    @property
-    def is_set(self) -> bool:
-        return self._at < math.inf
-
-    def set(self, seconds: float) -> None:
-        self._seconds, self._is_repeated = seconds, False
-        self._arm(seconds)
-
-    def _arm(self, seconds: float) -> None:
-        self._at = self._loop.now() + seconds
-        if self._at < self._timer_at:
-            self._timer_at = self._at
-            self._loop.later(max(0.0, seconds), self._check)
-
-    def clear(self) -> None:
-        self._at = math.inf
-
-    def _check(self) -> None:
-        now = self._loop.now()
-        if now < self._timer_at:
-            return  # a timer that an earlier one has replaced
-        self._timer_at = math.inf
-        if self._at <= now <= self._at + self._seconds / 2 or (now >= self._at and self._is_repeated):
-            self._at = math.inf
-            self._on_expiry()
-        elif now >= self._at:
-            self._is_repeated = True
-            self._arm(self._seconds)
-        elif self._at < math.inf:
-            self._arm(self._at - now)

@@ -1,6 +1,6 @@
 """Stalls: how a transport tells a peer or a link that does nothing any more from one that is slow.
 
-A sender cannot tell by itself: its kernel, or a relay, takes megabytes that nobody receives. So the receiver reports
+A sender cannot tell by itself: its kernel, or a relay, takes megabytes that never arrive. So the receiver reports
 its progress while bytes come in, several times within the time-out, and the sender gives the link up when it has heard
 nothing for the time-out although something is under way.
 """

@@ -13,7 +13,7 @@ receiver ``EMBF`` version(1) kind=4(1) 0(2) bytes(8)    a payload is coming in, 
 ======== ============================================== ====================================================
 
 Progress (kind 4) is reported once a second at most, and only within a payload. Without it, a sender could not tell a
-slow link from one that swallows everything: the kernel, or a relay, takes megabytes that nobody receives.
+slow link from one that swallows everything: the kernel, or a relay, takes megabytes that never arrive.
 
 Ranges are filled in order; ``payload`` is the sum of their lengths. A frame that violates the format ends the
 connection.

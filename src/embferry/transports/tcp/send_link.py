@@ -11,8 +11,9 @@ from embferry.protocol.errors import TransportError, TransportStalled
 from ..contract import Piece, Written
 from ..net.connector import Connector
 from ..net.cursor import Cursor
+from ..net.deadlines import Timeout
 from ..net.link import OnEnd, SocketLink, refused
-from ..net.loop import READ, WRITE, Scope, Timeout
+from ..net.loop import READ, WRITE, Scope
 from ..outbox import Outbox
 from ..windows import Ranges
 from . import framing

@@ -78,7 +78,7 @@ class MooncakeReceivingEnd(ReceivingEnd):
             self.severed.append(self._alias)
             self._alias = self._map(populate=False)
         except Exception as error:
-            self.outbox.fail(error)  # nobody can write any more, and no revocation can end
+            self.outbox.fail(error)  # no engine can write any more, and no revocation can end
             raise
         return self._alias.address
 
