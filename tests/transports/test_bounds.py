@@ -171,7 +171,7 @@ def test_bounds_stay_below_the_limit_of_descriptors(make: Any, kind: Any) -> Non
             strangers.connect(introduced=introduced)
     eventually(lambda: sum(map(is_closed, strangers.socks)) >= 200 - 512 // 8 - 512 // 16)
     table = listener_of(pair)
-    assert len(table._greeting) <= 512 // 16
+    assert len(table._greeting) <= 512 // 16 + 1, "one more, until another has been closed for it"
     assert counts(pair).open <= 512 // 8
     writes(pair)
 
