@@ -252,6 +252,7 @@ def out_of(code: int) -> Callable[..., Any]:
 CONNECTING: list[Any] = [
     pytest.param("tcp", socket, "socket", id="tcp: socket"),
     pytest.param("tcp", loop.Scope, "watch", id="tcp: watch"),
+    pytest.param("http", socket, "socket", id="http: socket"),
     pytest.param("shm", os, "pidfd_open", id="shm: process"),
     pytest.param("shm", os, "open", id="shm: open"),
     pytest.param("shm", mmap, "mmap", id="shm: map"),
