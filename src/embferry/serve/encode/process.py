@@ -25,7 +25,7 @@ from embferry.serve.worker.address import address_of
 from embferry.serve.worker.errors import decoded
 from embferry.serve.worker.http import worker_app
 from embferry.serve.worker.metrics import count_connections
-from embferry.serve.worker.process import open_port, serve_worker
+from embferry.serve.worker.process import open_port, raise_descriptor_limit, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.send_manager import SendManager
@@ -46,6 +46,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         settings: settings of the deployment.
         report: called once, when the worker accepts requests.
     """
+    raise_descriptor_limit()
     listener = open_port(settings, settings.encode.port)
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     encoder = Encoder.load(model_path(settings.model), DTYPES[settings.dtype], threads=settings.threads)

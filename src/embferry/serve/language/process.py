@@ -27,7 +27,7 @@ from embferry.serve.language.service import LanguageService
 from embferry.serve.worker.errors import decoded, error_response
 from embferry.serve.worker.http import worker_app
 from embferry.serve.worker.metrics import count_connections
-from embferry.serve.worker.process import open_port, serve_worker
+from embferry.serve.worker.process import open_port, raise_descriptor_limit, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, language_timeouts
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.receive_manager import ReceiveManager
@@ -49,6 +49,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         settings: settings of the deployment.
         report: called once, when the worker accepts requests.
     """
+    raise_descriptor_limit()
     listener = open_port(settings, settings.language.port)
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     model = LanguageModel.load(
