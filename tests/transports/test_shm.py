@@ -193,6 +193,7 @@ def unsealed() -> SharedFile:
 
 FORGERIES: list[tuple[Callable[[ShmHandle], dict[str, Any]], str]] = [
     (lambda h: {"boot_id": "another"}, "another host"),
+    (lambda h: {"pid_namespace": h.pid_namespace + 1}, "pid namespace"),
     (lambda h: {"started": h.started + 1}, "ended"),
     (lambda h: {"pid": 1 << 30}, "No such process|Invalid argument"),
     (lambda h: {"region": msgspec.structs.replace(h.region, inode=h.region.inode + 1)}, "another file"),

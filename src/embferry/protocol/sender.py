@@ -19,6 +19,7 @@ from .errors import (
     LocalProtocolError,
     RemoteProtocolError,
     TransportError,
+    TransportStalled,
 )
 from .history import History
 from .layout import Layout
@@ -162,7 +163,7 @@ class Sender:
         transport, started, limit = taken.transport, taken.in_flight[offset], self.settings.transport_failures
         if not taken.cancelled:  # a write under a cancelled grant may be rejected: that is no fault of the transport
             failed = destination.transports.failed(transport, started=started, latest=self.writes_started, limit=limit)
-            if failed or not error.retryable:
+            if failed or not error.retryable or isinstance(error, TransportStalled):
                 self.transport_failed(target, transport)
         again = error.retryable or taken.cancelled or destination.transports.is_given_up(transport)
         self._write_ended(target, epoch, WriteFailed(self.room, epoch, offset, length, *words(error), again))

@@ -17,7 +17,7 @@ from embferry.protocol.messages import MAX_ID, MAX_TOKENS, Abort, Frame, Transpo
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import TERMINAL
-from embferry.transports.contract import Event, Revoked, Transport, Window
+from embferry.transports.contract import Event, Receiving, Revoked, Transport, Window
 
 from .control.contract import Unreachable
 from .control.endpoint import check_endpoint
@@ -268,6 +268,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
                 self.ready_queue.touch(record)
 
     def _transport_event(self, event: Event) -> None:
+        if isinstance(event, Receiving) and (entry := self._by_epoch.get(event.epoch)) is not None:
+            self.guard(entry[0], self.machine_of(entry[0]).receiving, event.epoch, self.now())
+            self.ready_queue.touch(entry[0])
         if isinstance(event, Revoked) and (entry := self._by_epoch.get(event.epoch)) is not None:
             record = entry[0]
             if record.is_broken:

@@ -24,7 +24,8 @@ from embferry.serve.http.serving import Report, unreported
 from embferry.serve.worker.address import address_of
 from embferry.serve.worker.errors import decoded
 from embferry.serve.worker.http import worker_app
-from embferry.serve.worker.process import open_port, serve_worker
+from embferry.serve.worker.metrics import count_connections
+from embferry.serve.worker.process import open_port, raise_descriptor_limit, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.send_manager import SendManager
@@ -45,6 +46,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         settings: settings of the deployment.
         report: called once, when the worker accepts requests.
     """
+    raise_descriptor_limit()
     listener = open_port(settings, settings.encode.port)
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     encoder = Encoder.load(model_path(settings.model), DTYPES[settings.dtype], threads=settings.threads)
@@ -61,7 +63,9 @@ def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]
         advertise=address_of(settings.reachable_host),
         settings=encode_timeouts(settings),
     )
-    return EncodeService(encoder, manager, settings)
+    service = EncodeService(encoder, manager, settings)
+    count_connections(service.metrics, transports)
+    return service
 
 
 def build(service: EncodeService) -> Starlette:

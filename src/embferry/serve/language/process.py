@@ -26,7 +26,8 @@ from embferry.serve.language.job import Event
 from embferry.serve.language.service import LanguageService
 from embferry.serve.worker.errors import decoded, error_response
 from embferry.serve.worker.http import worker_app
-from embferry.serve.worker.process import open_port, serve_worker
+from embferry.serve.worker.metrics import count_connections
+from embferry.serve.worker.process import open_port, raise_descriptor_limit, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, language_timeouts
 from embferry.serve.worker.transports import make_transports
 from embferry.transfer.receive_manager import ReceiveManager
@@ -48,6 +49,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         settings: settings of the deployment.
         report: called once, when the worker accepts requests.
     """
+    raise_descriptor_limit()
     listener = open_port(settings, settings.language.port)
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     model = LanguageModel.load(
@@ -64,7 +66,9 @@ def service_of(model: LanguageModel, settings: Settings, transports: list[Transp
     """Returns a running service. The caller closes it."""
     geometry = Geometry(Layout(model.fields), settings.transfer.num_blocks, settings.transfer.block_size)
     manager = ReceiveManager(geometry, transports, settings=language_timeouts(settings))
-    return LanguageService(model, manager, settings)
+    service = LanguageService(model, manager, settings)
+    count_connections(service.metrics, transports)
+    return service
 
 
 def build(service: LanguageService) -> Starlette:

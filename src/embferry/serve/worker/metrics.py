@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from embferry.observe.metrics import Metrics
+from embferry.transports.contract import Transport
 
 
 class WorkerMetrics(Metrics):
@@ -36,3 +37,18 @@ class Reading(Collector):
         for value, number in self.read().items():
             family.add_metric([value], number)
         yield family
+
+
+def count_connections(metrics: Metrics, transports: Sequence[Transport]) -> None:
+    """Adds metrics of the data connections that transports have accepted."""
+    register = metrics.registry.register
+    now = "Data connections accepted and open, by transport"
+    register(
+        Reading("embferry_data_connections", now, "transport", lambda: {t.name: t.connections.open for t in transports})
+    )
+
+    def closed() -> dict[str, float]:
+        return {t.name: t.connections.evicted + t.connections.refused for t in transports}
+
+    why = "Data connections closed because there were too many, by transport"
+    register(Reading("embferry_data_connections_closed", why, "transport", closed, CounterMetricFamily))

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import os
+import resource
 import secrets
 import socket
 import sys
@@ -22,8 +23,18 @@ from embferry.serve.worker.service import Service
 
 log = logging.getLogger(__name__)
 
+MAX_DESCRIPTORS = 65536
+
 DRAIN_SECONDS = 3.0
 """Seconds that running requests get to finish when the worker is told to stop; the rest end with an error."""
+
+
+def raise_descriptor_limit() -> None:
+    """Raises this process's limit of descriptors, on which the bounds of its connections depend, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def open_port(settings: Settings, port: int) -> socket.socket:

@@ -1,12 +1,13 @@
-"""Time limits of many things, all equally long: one timer serves them."""
+"""Time-outs that cost the loop few timers: one that is set again and again, and equal ones of many things."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from .loop import Loop
+from .loop import Scope
 
 T = TypeVar("T")
 
@@ -20,7 +21,7 @@ class Deadlines(Generic[T]):
         on_expiry: Called for each item whose time is over; the item is no longer in here.
     """
 
-    def __init__(self, loop: Loop, seconds: float, on_expiry: Callable[[T], None]) -> None:
+    def __init__(self, loop: Scope, seconds: float, on_expiry: Callable[[T], None]) -> None:
         self._loop, self._seconds, self._on_expiry = loop, seconds, on_expiry
         self._began: OrderedDict[T, float] = OrderedDict()
         self._armed = False
@@ -56,3 +57,52 @@ class Deadlines(Generic[T]):
                 self._on_expiry(self._began.popitem(last=False)[0])
         finally:
             self._arm()
+
+
+class Timeout:
+    """A time-out that is set again far more often than it expires.
+
+    It calls ``on_expiry`` once, at the time that was set last. Setting it again moves a number; the loop gets a new
+    timer only for an earlier time. For the loop's thread only.
+
+    A time-out that is noticed very late is granted once more: this process was stopped or starved, so what the peer has
+    sent meanwhile has not been read.
+    """
+
+    def __init__(self, loop: Scope, on_expiry: Callable[[], None]) -> None:
+        self._loop, self._on_expiry = loop, on_expiry
+        self._at = math.inf
+        self._seconds = 0.0
+        self._is_repeated = False
+        self._timer_at = math.inf  # the loop's earliest outstanding timer
+
+    @property
+    def is_set(self) -> bool:
+        return self._at < math.inf
+
+    def set(self, seconds: float) -> None:
+        self._seconds, self._is_repeated = seconds, False
+        self._arm(seconds)
+
+    def _arm(self, seconds: float) -> None:
+        self._at = self._loop.now() + seconds
+        if self._at < self._timer_at:
+            self._timer_at = self._at
+            self._loop.later(max(0.0, seconds), self._check)
+
+    def clear(self) -> None:
+        self._at = math.inf
+
+    def _check(self) -> None:
+        now = self._loop.now()
+        if now < self._timer_at:
+            return  # a timer that an earlier one has replaced
+        self._timer_at = math.inf
+        if self._at <= now <= self._at + self._seconds / 2 or (now >= self._at and self._is_repeated):
+            self._at = math.inf
+            self._on_expiry()
+        elif now >= self._at:
+            self._is_repeated = True
+            self._arm(self._seconds)
+        elif self._at < math.inf:
+            self._arm(self._at - now)
