@@ -20,9 +20,8 @@ import msgspec
 
 from embferry.protocol.errors import LocalProtocolError
 from embferry.transports.net.address import network_of
-from embferry.transports.net.connector import set_keepalive
 from embferry.transports.net.deadlines import Deadlines
-from embferry.transports.net.listener import Listener
+from embferry.transports.net.listener import Listener, ListenLimits
 from embferry.transports.net.loop import READ, WRITE, LoopThread
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ MAX_HEADERS = 64
 MAX_BODY_BYTES = 64 << 10
 MAX_UNSENT_BYTES = 32 << 20  # of responses that their clients do not read, together
 RECEIVE_BYTES = 16 << 10
-RESTART_S = 1.0
 BACKLOG = 1024
 
 
@@ -107,7 +105,7 @@ class HttpServer:
         self._open: dict[_Exchange, None] = {}  # the oldest first
         self._networks: dict[str, dict[_Exchange, None]] = {}
         self._deadlines = Deadlines[_Exchange](self.loop, limits.request_timeout, self._on_timeout)
-        self._listener: Listener[object] | None = None
+        self._listener: Listener[_Exchange] | None = None
         self._stopped = False
         self._thread.call(self._listen)
 
@@ -123,8 +121,9 @@ class HttpServer:
 
     def _listen(self) -> None:
         if not self._stopped:
-            scope = self.loop.scope(lambda error: self.loop.later(RESTART_S, self._listen))
-            self._listener = Listener(self._sock, scope, "a client", 1 << 30, self._on_accept)
+            # a connection never introduces itself, so the server bounds all of them; its time limit is the request's
+            limits = ListenLimits(handshakes=self._most, hello_timeout=2 * self._limits.request_timeout)
+            self._listener = Listener(self._sock, self.loop, "a client", limits, self._on_accept)
             self._listener.start()
 
     def _stop(self) -> None:
@@ -135,29 +134,24 @@ class HttpServer:
         for exchange in list(self._open):
             exchange.end()
 
-    def _on_accept(self, sock: socket.socket, _: str) -> object:
-        try:
-            set_keepalive(sock)
-            exchange = _Exchange(sock, network_of(sock.getpeername()[0]), self)
-        except Exception as error:  # this connection only
-            sock.close()
-            is_bug = not isinstance(error, OSError)
-            log.log(logging.ERROR if is_bug else logging.DEBUG, "could not take a connection", exc_info=error)
-            return None
+    def _on_accept(self, sock: socket.socket, peer: tuple[str, int]) -> _Exchange:
+        exchange = _Exchange(sock, network_of(peer[0]), self)
         siblings = self._networks.setdefault(exchange.network, {})
         if len(siblings) >= self._limits.connections_per_address:
-            self._evict(next(iter(siblings)))
+            self.evict(next(iter(siblings)))
         elif len(self._open) >= self._most:
-            self._evict(next(iter(self._open)))
+            self.evict(next(iter(self._open)))
         self._open[exchange] = None
         self._networks.setdefault(exchange.network, {})[exchange] = None
         self._deadlines.start(exchange)
-        exchange.start()
-        return None
+        self.loop.call(exchange.start)  # once the listener knows the connection
+        return exchange
 
     def forget(self, exchange: _Exchange) -> None:
         """Removes a connection that has been closed."""
         self._deadlines.stop(exchange)
+        if self._listener is not None:
+            self._listener.ended(exchange)
         if exchange in self._open:
             del self._open[exchange]
             siblings = self._networks[exchange.network]
@@ -169,9 +163,10 @@ class HttpServer:
         """Accounts for response bytes, and closes the oldest connections that hold some while there are too many."""
         self.unsent_bytes += count
         while self.unsent_bytes > MAX_UNSENT_BYTES:
-            self._evict(next(exchange for exchange in self._open if exchange.unsent))
+            self.evict(next(exchange for exchange in self._open if exchange.unsent))
 
-    def _evict(self, exchange: _Exchange) -> None:
+    def evict(self, exchange: _Exchange) -> None:
+        """Closes a connection for the sake of others."""
         exchange.receive_now()
         if exchange not in self._open:
             return  # its request was there, and has its response
@@ -208,6 +203,11 @@ class _Exchange:
         """Begins to receive. The request may be there already, because the kernel accepts before the server does."""
         self._scope.watch(self._sock.fileno(), READ, self._on_ready)
         self.receive_now()
+
+    def make_room(self, reason: str) -> bool:
+        """Closes the connection for the sake of others."""
+        self._server.evict(self)
+        return True
 
     def receive_now(self) -> None:
         """Takes what has arrived, if the request is not complete: a busy server may not have come to it yet."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import logging
 import resource
 import socket
@@ -261,7 +260,7 @@ class Listener(Generic[C]):
             level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
             log.log(level, "could not take a connection of %s at %s", self._peer_role, peer, exc_info=error)
             return
-        self._greeting[connection] = network_of(peer[0])
+        self._greeting[connection] = address.network_of(peer[0])
         self._hellos.start(connection)
         if len(self._greeting) > self.limits.handshakes:
             self._evict_greeting("too many connections have not introduced themselves")
@@ -306,13 +305,3 @@ class Listener(Generic[C]):
         if now - self._reported_at >= REPORT_S:
             self._reported_at = now
             log.warning("connections of %s at port %d: " + text, self._peer_role, self.port, *values)
-
-
-def network_of(host: str) -> str:
-    """Returns the IPv4 address, or the IPv6 network, whose connections are counted together."""
-    parsed = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
-    return host
