@@ -270,11 +270,12 @@ class Listener(Generic[C]):
 
     def _make_room(self, connection: C, reason: str) -> bool:
         try:
-            return connection.make_room(reason)
+            if not connection.make_room(reason):
+                return False
         except Exception:
             log.exception("a connection of %s could not be ended", self._peer_role)
-            self.ended(connection)
-            return True
+        self.ended(connection)  # now, because some take a while to end
+        return True
 
     def _evict_any(self) -> bool:
         return self._evict_greeting("this process has no descriptors left") or self._evict_idlest(None)
