@@ -8,6 +8,7 @@ is held, except for transports, which are behind :class:`~.guarded_transport.Gua
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
@@ -18,7 +19,7 @@ from embferry.protocol.messages import VERSION, Body, Frame, decode, encode
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, LinkLost, Transport
 
-from .control.contract import Unreachable
+from .control.contract import Received, Unreachable
 from .failures import as_transfer_error, attempt
 from .guarded_transport import GuardedTransport
 from .handle import Handle
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 1.0
 """Bad messages are logged once in this time at most."""
+
+AGAIN_SECONDS = 0.1
+"""When a part of a turn that has failed is tried again."""
 
 
 class Machine(Protocol):
@@ -66,7 +70,7 @@ class Manager(ABC, Generic[R]):
     """Drives the transfers of one end.
 
     Args:
-        runtime: Clock, control plane and threads. The manager stops it.
+        make_runtime: Makes clock, control plane and threads. The manager stops them.
         transports: In order of preference. The manager closes them, also if it cannot be made.
         settings: Time-outs, retries and sizes.
 
@@ -74,16 +78,24 @@ class Manager(ABC, Generic[R]):
         rejected_messages: Control messages that could not be read.
     """
 
-    def __init__(self, runtime: Runtime, transports: Sequence[Transport], settings: TransferSettings | None) -> None:
+    def __init__(
+        self, make_runtime: Callable[[], Runtime], transports: Sequence[Transport], settings: TransferSettings | None
+    ) -> None:
         self.settings = settings or TransferSettings()
         self.lock = threading.RLock()
         self.ready_queue: ReadyQueue[R] = ReadyQueue()
-        self.transports = {transport.name: GuardedTransport(transport, runtime.wake) for transport in transports}
         self.rejected_messages = 0
-        self._runtime = runtime
         self._is_closed = False
-        self._reported_at = -REPORT_SECONDS
+        self._reported_at = self._failed_at = -REPORT_SECONDS
+        self._again_at = math.inf  # when a part of a turn that failed is tried again
         self._lost_transports: set[str] = set()
+        try:
+            self._runtime = make_runtime()
+        except BaseException:
+            for transport in transports:
+                self._collect(transport.close)
+            raise
+        self.transports = {transport.name: GuardedTransport(transport, self.wake) for transport in transports}
 
     # For users
 
@@ -209,41 +221,47 @@ class Manager(ABC, Generic[R]):
 
     def turn(self) -> float | None:
         """Handles everything that has happened and is due. Returns when it is due again; None: only after an event."""
-        now = self.now()
-        for event in self._runtime.control.poll():
-            with self.lock:
-                if isinstance(event, Unreachable):
-                    self._unreachable(event, now)
-                else:
-                    self._take_in(event.peer, event.data, now)
+        now, self._again_at = self.now(), math.inf
+        events: list[Received | Unreachable] = []
+        self._survive("reading control messages", lambda: events.extend(self._runtime.control.poll()))
         with self.lock:
-            self._take_transport_events()
+            for event in events:
+                self._survive("a control message", self._take_control_event, event, now)
+            self._survive("the events of the transports", self._take_transport_events)
             due = self.ready_queue.due(now)
-        for record in due:
-            self.step(record, now)
-        while more := self._after(now):
-            for record in more:
-                self.step(record, now)
-        self._runtime.control.flush()
+        while due:
+            for record in due:
+                self._survive(f"room {record.room}", self.step, record, now)
+            due = []
+            with self.lock:
+                self._survive("granting blocks", lambda: due.extend(self._after_records(now)))
+        self._survive("sending control messages", self._runtime.control.flush)
         with self.lock:
-            return self.ready_queue.next() if self.ready_queue.is_clear else now
+            next_timer = self.ready_queue.next()
+            due_at = min(math.inf if next_timer is None else next_timer, self._again_at)
+            return now if not self.ready_queue.is_clear else None if due_at == math.inf else due_at
 
-    def _after(self, now: float) -> list[R]:
-        with self.lock:
-            return self._after_records(now)
+    def _survive(self, what: str, call: Callable[..., object], *arguments: object) -> None:
+        """Makes a call that concerns no single transfer. If it raises, the other parts of the turn go on."""
+        if (error := attempt(call, *arguments)) is None:
+            return
+        self._again_at = self.now() + AGAIN_SECONDS
+        if self.now() - self._failed_at >= REPORT_SECONDS:
+            self._failed_at = self.now()
+            log.critical("%s failed; transfers go on: %r", what, error, exc_info=error)
 
     def step(self, record: R, now: float) -> None:
         """Advances one record. What it raises is its own failure."""
         with self.lock:
             self.guard(record, self._advance, record, now)
-        self._work(record, now)
+        error = attempt(self._work, record, now)
         with self.lock:
-            if not record.is_broken:
-                self.guard(record, self._advance, record, now)
+            if error is not None:
+                self._broke(record, error)
+            self.guard(record, self._advance, record, now)
+            self.guard(record, self._settle, record, now)
             if record.is_broken:
                 self._tear_down(record, now)
-            else:
-                self.guard(record, self._settle, record, now)
             changed = record.end.has_changed()
         if changed:
             record.end.notify()
@@ -253,17 +271,19 @@ class Manager(ABC, Generic[R]):
         if record.is_broken:
             return
         if (error := attempt(call, *arguments)) is not None:
-            record.is_broken = True
-            history = record.history()
-            log.critical(
-                "room %d: a bug in embferry has ended this transfer; please report it, with this: %r, history %s",
-                *(record.room, error, "; ".join(history)),
-                exc_info=error,
-            )
-            why = f"a bug in embferry has ended this transfer: {error!r}; the log has its traceback"
-            record.failure = record.failure or LocalProtocolError(why, room=record.room)
-            self.ready_queue.touch(record)
-            self.wake()
+            self._broke(record, error)
+
+    def _broke(self, record: R, error: Exception) -> None:
+        record.is_broken = True
+        log.critical(
+            "room %d: a bug in embferry has ended this transfer; please report it, with this: %r, history %s",
+            *(record.room, error, "; ".join(record.history())),
+            exc_info=error,
+        )
+        why = f"a bug in embferry has ended this transfer: {error!r}; the log has its traceback"
+        record.failure = record.failure or LocalProtocolError(why, room=record.room)
+        self.ready_queue.touch(record)
+        self.wake()
 
     def fail(self, record: R, what: str, error: Exception) -> None:
         """Foreign code has raised: ends its transfer with an error that names the cause. Any thread."""
@@ -286,13 +306,16 @@ class Manager(ABC, Generic[R]):
         if (error := attempt(self._runtime.control.send, peer, data)) is not None:
             self._report("a control message could not be sent to %r: %r", peer, error)
 
-    def _take_in(self, peer: Hashable, data: bytes, now: float) -> None:
-        try:
-            frame = decode(data)
-        except EmbeddingTransferError as error:
-            self._report("dropped a control message from %r: %s", peer, error)
+    def _take_control_event(self, event: Received | Unreachable, now: float) -> None:
+        if isinstance(event, Unreachable):
+            self._unreachable(event, now)
             return
-        self._take(peer, frame, now)
+        try:
+            frame = decode(event.data)
+        except EmbeddingTransferError as error:
+            self._report("dropped a control message from %r: %s", event.peer, error)
+            return
+        self._take(event.peer, frame, now)
 
     def _take_transport_events(self) -> None:
         for transport in self.transports.values():

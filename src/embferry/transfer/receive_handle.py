@@ -170,11 +170,17 @@ class EmbeddingReceiver(Handle):
             machine = self._record.machine
             if machine is not None and not self._record.is_broken:
                 machine.clear(self.manager.now())
-        if isinstance(self.sink, GatherSink):
-            with self._record.sink_lock:
-                self.sink.drop()
-        if machine is not None:
-            self.manager.touch(self._record)
+        try:
+            if isinstance(self.sink, GatherSink):
+                with self._record.sink_lock:
+                    self.sink.drop()
+        except BaseException:
+            for chunk in list(self._record.delivered):  # the caller reads none of them any more
+                self.manager.consumed(self._record, *chunk)
+            raise
+        finally:
+            if machine is not None:
+                self.manager.touch(self._record)
 
     # What has arrived
 

@@ -16,7 +16,7 @@ from embferry.protocol.layout import Geometry
 from embferry.protocol.messages import MAX_ID, MAX_TOKENS, Abort, Frame, TransportAddress
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
-from embferry.protocol.states import TERMINAL
+from embferry.protocol.states import TERMINAL, KVPoll
 from embferry.transports.contract import Event, Revoked, Transport, Window
 
 from .control.contract import Unreachable
@@ -63,8 +63,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         settings: TransferSettings | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        runtime = runtime or ThreadRuntime("embferry-receive", SocketControl)
-        super().__init__(runtime, transports, settings)
+        super().__init__(lambda: runtime or ThreadRuntime("embferry-receive", SocketControl), transports, settings)
         self.geometry = geometry
         self.name = name
         self._records_by_session: dict[int, ReceiveRecord] = {}
@@ -77,7 +76,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self.allocator = ReqToMetadataBlockAllocator(geometry.num_blocks, geometry.block_size)
             self.admission = PoolAdmission(self.allocator)
             self.addresses = tuple(TransportAddress(t.name, t.register(self.buffers)) for t in self.transports.values())
-            runtime.start(self.turn)
+            self._runtime.start(self.turn)
         except BaseException:
             self.close()
             raise
@@ -222,6 +221,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _settle(self, record: ReceiveRecord, now: float) -> None:
         machine = self.machine_of(record)
+        if machine.transferred_tokens > 0 and machine.wanted(now) is not None:
+            record.log.needs(machine)
+        elif record.poll() is KVPoll.Success:
+            record.log.completed(machine)
         self.admission.update(machine, now)
         self.admission.update_quarantine(machine)
         if machine.phase in TERMINAL:
@@ -299,13 +302,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         grant = machine.ledger.grants[epoch]
         record.latest = MetadataAllocation(grant.blocks, grant.block_size)
         record.calls.append(Granted(grant.epoch, grant.start, grant.blocks))
-        if machine.transfers > 1:
-            level = logging.INFO if machine.transfers == 2 else logging.DEBUG
-            log.log(
-                level,
-                "Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d, blocks %d",
-                *(record.room, grant.start, grant.tokens, len(grant.blocks)),
-            )
+        record.log.granted(machine, grant.start, grant.tokens, len(grant.blocks))
 
     def _forget(self, record: ReceiveRecord) -> None:
         if record.machine is not None:
@@ -314,7 +311,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self._by_epoch.pop(epoch, None)
         self.ready_queue.forget(record)
         if not any(other.endpoint == record.endpoint for other in self._records()):
-            self._runtime.control.forget(record.endpoint)
+            if (error := attempt(self._runtime.control.forget, record.endpoint)) is not None:
+                log.warning("the connection to %s stays open: %r", record.endpoint, error)
 
     # Ends
 

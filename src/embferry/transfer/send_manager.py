@@ -64,16 +64,19 @@ class SendManager(Manager[SendRecord]):
         allocate: Allocate = pageable,
         runtime: Runtime | None = None,
     ) -> None:
-        layout.validate()
         listen = partial(SocketControl, host=host, port=port, advertise=advertise)
-        runtime = runtime or ThreadRuntime("embferry-send", listen)
-        super().__init__(runtime, transports, settings)
+        super().__init__(lambda: runtime or ThreadRuntime("embferry-send", listen), transports, settings)
         self.layout = layout
-        self.endpoint = runtime.control.endpoint
+        self.endpoint = self._runtime.control.endpoint
         self.writer = Writer(layout, self.transports, self.settings, self.wake, allocate, self._write_ended)
         self._rooms: dict[int, SendRecord] = {}
         self.parked = ParkedOpenings(self.settings)
-        runtime.start(self.turn)
+        try:
+            layout.validate()
+            self._runtime.start(self.turn)
+        except BaseException:
+            self.close()
+            raise
 
     def open(self, room: int) -> EmbeddingSender:
         """Opens the sending end of ``room``. A receiver may have asked for it already.
@@ -93,7 +96,9 @@ class SendManager(Manager[SendRecord]):
                 if not last.is_released:
                     raise LocalProtocolError("the room is in use; draw another", room=room)
                 self.ready_queue.forget(last)
-            addresses = tuple(TransportAddress(t.name, t.address) for t in self.transports.values() if t.lost is None)
+            working = [(t, t.address) for t in self.transports.values() if t.lost is None]
+            self.check()
+            addresses = tuple(TransportAddress(t.name, address) for t, address in working if t.lost is None)
             machine = Sender(room, secrets.randbits(62) + 1, self.layout, addresses, self.settings, self.now())
             record = self._rooms[room] = SendRecord(room, machine)
             sender = EmbeddingSender(self, record)
