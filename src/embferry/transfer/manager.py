@@ -15,12 +15,12 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
-from embferry.protocol.messages import VERSION, Body, Frame, decode, encode
+from embferry.protocol.messages import VERSION, Abort, Body, Frame, Open, decode, encode
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, LinkLost, Transport
 
 from .control.contract import Received, Unreachable
-from .failures import as_transfer_error, attempt
+from .failures import as_transfer_error, attempt, is_exhausted
 from .guarded_transport import GuardedTransport
 from .handle import Handle
 from .ready_queue import ReadyQueue
@@ -51,12 +51,14 @@ class Record(Hashable, Protocol):
         end: What the user holds.
         failure: The error of something around the machine that ended the transfer, or None.
         is_broken: Whether the machine has raised: a bug of ours. It is not called again.
+        kept_until: When a broken record is forgotten; 0: not known yet.
     """
 
     room: int
     end: Handle
     failure: EmbeddingTransferError | None
     is_broken: bool
+    kept_until: float
 
     def history(self) -> list[str]:
         """Returns the last events of the machine, a line each."""
@@ -280,10 +282,28 @@ class Manager(ABC, Generic[R]):
             *(record.room, error, "; ".join(record.history())),
             exc_info=error,
         )
-        why = f"a bug in embferry has ended this transfer: {error!r}; the log has its traceback"
-        record.failure = record.failure or LocalProtocolError(why, room=record.room)
+        if is_exhausted(error):
+            cause = as_transfer_error("the driver of the transfer", error, record.room)
+        else:
+            why = f"a bug in embferry has ended this transfer: {error!r}; the log has its traceback"
+            cause = LocalProtocolError(why, room=record.room)
+        record.failure = record.failure or cause
         self.ready_queue.touch(record)
         self.wake()
+
+    def refuse(self, record: R, peer: Hashable, session: int, frame: Frame) -> None:
+        """Answers a message for a broken record with the error that ended it. The lock is held."""
+        if record.failure is not None and frame.source:
+            generation = frame.body.generation if isinstance(frame.body, Open) else 0
+            self.send(peer, session, frame.source, Abort.because_of(record.failure, record.room, generation))
+
+    def lingers(self, record: R, now: float) -> bool:
+        """Returns whether a broken record is still kept, to tell its peer, and sets its timer. The lock is held."""
+        record.kept_until = record.kept_until or now + self.settings.linger
+        if now < record.kept_until and not self._is_closed:
+            self.ready_queue.schedule(record, record.kept_until)
+            return True
+        return False
 
     def fail(self, record: R, what: str, error: Exception) -> None:
         """Foreign code has raised: ends its transfer with an error that names the cause. Any thread."""

@@ -257,6 +257,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
         record = self._records_by_session.get(frame.target)
         if record is not None and record.room == frame.body.room:
+            if record.is_broken:
+                self.refuse(record, record.endpoint, frame.target, frame)
+                return
+            record.source = frame.source
             receive = self.machine_of(record).receive
             self.guard(record, receive, frame.source, frame.target, frame.body, now)
             self.ready_queue.touch(record)
@@ -334,16 +338,18 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self.admission.unregister(machine)
             for epoch in list(record.revoking):
                 self._by_epoch[epoch][1].revoke(epoch)
-            if machine.peer and record.failure is not None:
+            peer = machine.peer or record.source
+            if peer and record.failure is not None:
                 body = Abort.because_of(record.failure, record.room)
-                self.send(record.endpoint, machine.session, machine.peer, body)
+                self.send(record.endpoint, machine.session, peer, body)
         shared = any(other.room == record.room and other is not record for other in self._records())
         if record.revoking or record.delivered or record.is_preparing or shared:
             return
         for block in self.allocator.holders().get(record.room, ()):
             free = self.allocator.release_quarantined if self.allocator.is_quarantined(block) else self.allocator.free
             free((block,), record.room)
-        self._forget(record)
+        if not self.lingers(record, now):
+            self._forget(record)
 
     def _finish(self, record: ReceiveRecord) -> bool:
         if record.error is None and not record.end.has_ended:

@@ -42,6 +42,7 @@ class ReceiveRecord:
         max_tokens: Tokens that the caller has room for, or None.
         machine: The state machine; None until the embedding is asked for.
         end: What the user holds.
+        source: The session of the encode worker that was last heard; 0: none yet.
         allocation: Blocks for the initial transfer that could not be granted yet.
         latest: The blocks of the latest grant.
         epochs: The epochs of all its grants.
@@ -64,6 +65,7 @@ class ReceiveRecord:
     max_tokens: int | None
     machine: Receiver | None = None
     end: Handle = field(init=False)
+    source: int = 0
     allocation: MetadataAllocation | None = None
     latest: MetadataAllocation | None = None
     epochs: list[int] = field(default_factory=list)
@@ -79,6 +81,7 @@ class ReceiveRecord:
     sink_lock: threading.RLock = field(default_factory=threading.RLock)
     failure: EmbeddingTransferError | None = None
     is_broken: bool = False
+    kept_until: float = 0.0
 
     @property
     def error(self) -> EmbeddingTransferError | None:

@@ -179,10 +179,12 @@ class SendManager(Manager[SendRecord]):
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
         record = self._rooms.get(frame.body.room)
         if record is not None:
-            if not record.is_broken:
-                record.peers[frame.source] = peer
-                self.guard(record, record.machine.receive, frame.source, frame.target, frame.body, now)
-                self.ready_queue.touch(record)
+            if record.is_broken:
+                self.refuse(record, peer, record.machine.session, frame)
+                return
+            record.peers[frame.source] = peer
+            self.guard(record, record.machine.receive, frame.source, frame.target, frame.body, now)
+            self.ready_queue.touch(record)
         elif isinstance(frame.body, Open):
             self.parked.add(peer, frame, now)
             self.send(peer, 0, frame.source, Pending(frame.body.room, 0))
@@ -223,11 +225,14 @@ class SendManager(Manager[SendRecord]):
     def _tear_down(self, record: SendRecord, now: float) -> None:
         for session, peer in record.peers.items():
             if record.failure is not None:
-                self.send(peer, record.machine.session, session, Abort.because_of(record.failure, record.room))
+                destination = record.machine.destinations.get(session)
+                generation = 0 if destination is None else destination.opened.generation
+                body = Abort.because_of(record.failure, record.room, generation)
+                self.send(peer, record.machine.session, session, body)
         record.peers.clear()
         if record.writes == 0:
             record.release()
-            if self._rooms.get(record.room) is record:
+            if self._rooms.get(record.room) is record and not self.lingers(record, now):
                 self._forget(record)
 
     def _finish(self, record: SendRecord) -> bool:
