@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -28,6 +29,7 @@ from .runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+IDLE = math.inf
 REPORT_SECONDS = 1.0
 """Bad messages are logged once in this time at most."""
 
@@ -87,9 +89,11 @@ class Manager(ABC, Generic[R]):
         self.lock = threading.RLock()
         self.ready_queue: ReadyQueue[R] = ReadyQueue()
         self.rejected_messages = 0
+        self._outgoing: deque[tuple[Hashable, bytes]] = deque()  # any thread appends, the driver thread sends
+        self._due = IDLE  # when the driver is due again, as far as it knows
         self._is_closed = False
         self._reported_at = self._failed_at = -REPORT_SECONDS
-        self._again_at = math.inf  # when a part of a turn that failed is tried again
+        self._again_at = IDLE  # when a part of a turn that failed is tried again
         self._lost_transports: set[str] = set()
         try:
             self._runtime = make_runtime()
@@ -175,9 +179,13 @@ class Manager(ABC, Generic[R]):
     def _advance(self, record: R, now: float) -> None:
         """Lets the machine act on what has happened and on the time, and executes its commands. The lock is held."""
 
-    @abstractmethod
-    def _work(self, record: R, now: float) -> None:
-        """Does what foreign code is needed for. The lock is not held."""
+    def _work(self, record: R, now: float) -> bool:
+        """Does what foreign code is needed for. The lock is not held.
+
+        Returns:
+            Whether the machine may have something to do now.
+        """
+        return False
 
     @abstractmethod
     def _settle(self, record: R, now: float) -> None:
@@ -223,25 +231,26 @@ class Manager(ABC, Generic[R]):
 
     def turn(self) -> float | None:
         """Handles everything that has happened and is due. Returns when it is due again; None: only after an event."""
-        now, self._again_at = self.now(), math.inf
+        now, self._again_at = self.now(), IDLE
         events: list[Received | Unreachable] = []
         self._survive("reading control messages", lambda: events.extend(self._runtime.control.poll()))
         with self.lock:
             for event in events:
                 self._survive("a control message", self._take_control_event, event, now)
             self._survive("the events of the transports", self._take_transport_events)
-            due = self.ready_queue.due(now)
-        while due:
-            for record in due:
+            ready = self.ready_queue.due(now)
+        while ready:
+            for record in ready:
                 self._survive(f"room {record.room}", self.step, record, now)
-            due = []
+            ready = []
             with self.lock:
-                self._survive("granting blocks", lambda: due.extend(self._after_records(now)))
-        self._survive("sending control messages", self._runtime.control.flush)
+                self._survive("granting blocks", lambda: ready.extend(self._after_records(now)))
+        self._send_queued()
         with self.lock:
-            next_timer = self.ready_queue.next()
-            due_at = min(math.inf if next_timer is None else next_timer, self._again_at)
-            return now if not self.ready_queue.is_clear else None if due_at == math.inf else due_at
+            timer = self.ready_queue.next()
+            due = min(IDLE if timer is None else timer, self._again_at)
+            self._due = due if self.ready_queue.is_clear and not self._outgoing else now
+            return None if self._due == IDLE else self._due
 
     def _survive(self, what: str, call: Callable[..., object], *arguments: object) -> None:
         """Makes a call that concerns no single transfer. If it raises, the other parts of the turn go on."""
@@ -256,11 +265,13 @@ class Manager(ABC, Generic[R]):
         """Advances one record. What it raises is its own failure."""
         with self.lock:
             self.guard(record, self._advance, record, now)
-        error = attempt(self._work, record, now)
+        found: list[bool] = []
+        error = attempt(lambda: found.append(self._work(record, now)))
         with self.lock:
             if error is not None:
                 self._broke(record, error)
-            self.guard(record, self._advance, record, now)
+            if found != [False]:
+                self.guard(record, self._advance, record, now)
             self.guard(record, self._settle, record, now)
             if record.is_broken:
                 self._tear_down(record, now)
@@ -322,9 +333,22 @@ class Manager(ABC, Generic[R]):
 
     def send(self, peer: Hashable, source: int, target: int, body: Body) -> None:
         """Queues a control message. A message that is lost is repeated by the machine that needs an answer."""
-        data = encode(Frame(VERSION, source, target, body))
-        if (error := attempt(self._runtime.control.send, peer, data)) is not None:
-            self._report("a control message could not be sent to %r: %r", peer, error)
+        self._outgoing.append((peer, encode(Frame(VERSION, source, target, body))))
+
+    def schedule(self, record: R, time: float) -> None:
+        """Sets the timer of a record. Wakes the driver only if it would sleep beyond it. Any thread; the lock is held."""
+        self.ready_queue.schedule(record, time)
+        if time < self._due:
+            self.wake()
+
+    def _send_queued(self) -> None:
+        control = self._runtime.control
+        while self._outgoing:
+            peer, data = self._outgoing.popleft()
+            if (error := attempt(control.send, peer, data)) is not None:
+                self._report("a control message could not be sent to %r: %r", peer, error)
+        if (error := attempt(control.flush)) is not None:
+            self._report("control messages could not be sent: %r", error)
 
     def _take_control_event(self, event: Received | Unreachable, now: float) -> None:
         if isinstance(event, Unreachable):

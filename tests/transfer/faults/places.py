@@ -46,6 +46,7 @@ class Place:
         end: What becomes of that.
         late: Whether the fault strikes only after the transfer has arrived.
         is_told: Whether the peer hears of it at once: it does not if an end breaks before it has said a word.
+        is_machine: Whether it is a state machine, which no task and no exit can interrupt.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Place:
     end: End = End.FAILS
     late: bool = False
     is_told: bool = True
+    is_machine: bool = False
 
 
 def _callback(end: str, register: str) -> Plant:
@@ -386,11 +388,11 @@ PLACES = (
     Place("checksum while gathering", _gathering),
     Place("checksum of a chunk", _checksum_of_chunks),
     *(
-        Place(f"receiver machine.{name}", _machine("receiver", name), is_told=name not in FIRST_CALLS)
+        Place(f"receiver machine.{name}", _machine("receiver", name), is_machine=True, is_told=name not in FIRST_CALLS)
         for name in ("expire", "receive", "take_commands", "grant", "verified_chunk", "consumed", "next_timeout")
     ),
     *(
-        Place(f"sender machine.{name}", _machine("sender", name))
+        Place(f"sender machine.{name}", _machine("sender", name), is_machine=True)
         for name in ("expire", "receive", "take_commands", "write_done", "next_timeout")
     ),
     Place("encode", _encode, is_told=False),

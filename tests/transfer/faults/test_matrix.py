@@ -41,8 +41,15 @@ def close(scene: Scene, place: Place, fault: Fault) -> None:
         assert not errors
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name)
+CASES = [
+    pytest.param(place, fault, id=f"{place.name}-{fault.name}")
+    for place in PLACES
+    for fault in FAULTS
+    if not (place.is_machine and fault.name == "CancelledError")
+]
+
+
+@pytest.mark.parametrize(("place", "fault"), CASES)
 def test_a_fault_costs_one_transfer(place: Place, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     with nothing_left_open():
         run(place, fault, monkeypatch)
