@@ -96,6 +96,9 @@ class Manager(ABC, Generic[R]):
         self._again_at = IDLE  # when a part of a turn that failed is tried again
         self._lost_transports: set[str] = set()
         try:
+            names = [transport.name for transport in transports]
+            if len(set(names)) != len(names):
+                raise LocalProtocolError(f"one transport of each kind, not {names}")
             self._runtime = make_runtime()
         except BaseException:
             for transport in transports:

@@ -8,8 +8,10 @@ from typing import Protocol
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation
 from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.arguments import as_error, as_integer
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Geometry
+from embferry.protocol.messages import MAX_TOKENS
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import TERMINAL, KVPoll
 
@@ -102,6 +104,7 @@ class EmbeddingReceiver(Handle):
         Raises:
             LocalProtocolError: ``sent_tokens`` is not the token to go on at, or nothing remains.
         """
+        sent_tokens = as_integer("sent_tokens", sent_tokens, 0, MAX_TOKENS, room=self.room)
         with self.manager.lock:
             wanted = self.machine.wanted(self.manager.now())
             if wanted is not None and sent_tokens != wanted[0]:
@@ -154,7 +157,8 @@ class EmbeddingReceiver(Handle):
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
         """Ends the transfer and tells the sender why. Does nothing if it has ended already."""
-        reason = error or Aborted("aborted by the language side", room=self.room)
+        aborted = Aborted("aborted by the language side", room=self.room)
+        reason = aborted if error is None else as_error(error, room=self.room)
         with self.manager.lock:
             record = self._record
             if record.poll() in ENDED:

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers
-from embferry.protocol.arguments import as_integer
+from embferry.protocol.arguments import as_integer, as_seconds
 from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Restart, Revoke, Send, Verify
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
@@ -107,6 +107,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
         room, endpoint = as_integer("room", room, 0, MAX_ID), check_endpoint(endpoint)
         if max_tokens is not None:
             max_tokens = as_integer("max_tokens", max_tokens, 0, MAX_TOKENS, room=room)
+        if failover_timeout is not None:
+            failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
         with self.lock:
             self.check()
         record = ReceiveRecord(room, endpoint, sink or GatherSink(), failover_timeout, max_tokens)

@@ -28,7 +28,9 @@ class ResumeLog:
             level = logging.DEBUG if self._needed else logging.INFO
             self._needed = self.grants
             counts = machine.transferred_tokens, machine.total_tokens
-            log.log(level, "room %d: needs resume for remaining data: %d of %d tokens transferred", machine.room, *counts)
+            log.log(
+                level, "room %d: needs resume for remaining data: %d of %d tokens transferred", machine.room, *counts
+            )
 
     def granted(self, machine: Receiver, start: int, tokens: int, blocks: int) -> None:
         """Blocks have been granted for ``tokens`` tokens from ``start`` on."""

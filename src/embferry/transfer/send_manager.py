@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Hashable, Sequence
-from functools import partial
 
-from embferry.protocol.arguments import as_integer
+from embferry.protocol.arguments import as_integer, as_text
 from embferry.protocol.commands import Connect, ReleaseSource, Send, Write
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Layout
-from embferry.protocol.messages import MAX_ID, Abort, Frame, Open, Pending, TransportAddress, Unknown
+from embferry.protocol.messages import MAX_ENDPOINT, MAX_ID, Abort, Frame, Open, Pending, TransportAddress, Unknown
 from embferry.protocol.sender import Sender
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, Transport, Written
+from embferry.transports.net.loop import Loop
 
 from .control.contract import Unreachable
 from .control.sockets import SocketControl
@@ -50,6 +50,7 @@ class SendManager(Manager[SendRecord]):
     Raises:
         TransportError: The port cannot be bound.
         LayoutMismatch: The layout is out of bounds.
+        LocalProtocolError: Another argument is.
     """
 
     def __init__(
@@ -64,7 +65,12 @@ class SendManager(Manager[SendRecord]):
         allocate: Allocate = pageable,
         runtime: Runtime | None = None,
     ) -> None:
-        listen = partial(SocketControl, host=host, port=port, advertise=advertise)
+
+        def listen(loop: Loop) -> SocketControl:
+            address = as_text("host", host, MAX_ENDPOINT), as_integer("port", port, 0, 65535)
+            known = None if advertise is None else as_text("advertise", advertise, MAX_ENDPOINT)
+            return SocketControl(loop, *address, known)
+
         super().__init__(lambda: runtime or ThreadRuntime("embferry-send", listen), transports, settings)
         self.layout = layout
         self.endpoint = self._runtime.control.endpoint

@@ -157,9 +157,7 @@ def _copy_in(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
 
 
 def _landed(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
-    return scene.begin(
-        DeviceSink(lambda total: {name: Device(rows) for name, rows in zeros(total).items()}, trip)
-    )
+    return scene.begin(DeviceSink(lambda total: {name: Device(rows) for name, rows in zeros(total).items()}, trip))
 
 
 def _landing_thread(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
@@ -420,7 +418,12 @@ PLACES = (
     *(Place(f"{end} control connection", _connection(end), End.ARRIVES) for end in ENDS),
     Place("receiving control plane.forget", _forget, End.ARRIVES, late=True),
     *(
-        Place(f"{end} control plane.close", _closing(lambda s, e=end: control_of(_manager(s, e))), End.CLOSE_RAISES, late=True)
+        Place(
+            f"{end} control plane.close",
+            _closing(lambda s, e=end: control_of(_manager(s, e))),
+            End.CLOSE_RAISES,
+            late=True,
+        )
         for end in ENDS
     ),
     *(

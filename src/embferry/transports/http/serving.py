@@ -16,6 +16,7 @@ from functools import partial
 
 from embferry.protocol.errors import TransportError
 
+from ..net.connector import set_keepalive
 from ..net.cursor import Cursor
 from ..net.listener import Listener
 from ..net.loop import READ, WRITE, Scope
@@ -59,6 +60,7 @@ class ServerConnection(Connection):
         self._sock, self._peer, self._on_request, self._on_end = sock, peer, on_request, on_end
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_keepalive(sock)
         self._source: PublishedWrite | None = None  # whose memory is being sent
         self._closes = self._lingers = False
         self._on_unpark: Callable[[], None] | None = None

@@ -92,4 +92,10 @@ class Listener(Generic[C]):
                 log.warning("refused %s at %s: %d are connected", self._peer_role, peer, self._most)
                 sock.close()
                 continue
-            self.connections.add(self._on_accept(sock, str(peer)))
+            try:
+                connection = self._on_accept(sock, str(peer))
+            except OSError as error:  # the peer has left already, or the kernel has no room to watch it
+                log.warning("could not take %s at %s: %s", self._peer_role, peer, error)
+                sock.close()
+                continue
+            self.connections.add(connection)

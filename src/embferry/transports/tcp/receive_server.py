@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..contract import Region
+from ..net.connector import set_keepalive
 from ..net.cursor import Cursor
 from ..net.listener import Listener
 from ..net.loop import READ, WRITE, Scope
@@ -68,6 +69,7 @@ class SenderConnection:
         self._server, self._sock, self._peer = server, sock, peer
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_keepalive(sock)
         self._unsent = bytearray()
         self._authenticated = False
         self._ended = False
