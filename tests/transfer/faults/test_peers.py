@@ -167,8 +167,8 @@ def test_a_name_without_an_address_fails_at_once(pair: Pair, monkeypatch: pytest
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     receiver = pair.receiving.open(7, "tcp://no-such-host.invalid:5555")
     receiver.init()
-    with pytest.raises(PeerGone, match="no-such-host.invalid"):
-        wait(receiver, pair.receiving.settings.answer_timeout)
+    with pytest.raises(PeerGone, match="has no address"):
+        wait(receiver, SECONDS)
     assert still_serves(pair)
 
 

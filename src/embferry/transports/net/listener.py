@@ -59,7 +59,7 @@ class Listener(Generic[C]):
         self.port: int = sock.getsockname()[1]
         self.connections: set[C] = set()
         self._loop, self._peer_role, self._most, self._on_accept = loop, peer_role, most, on_accept
-        self._stopped = False
+        self._stopped = self._is_failing = False
         sock.setblocking(False)
 
     def start(self) -> None:
@@ -84,10 +84,12 @@ class Listener(Generic[C]):
                 return
             except OSError as error:
                 # The peer has left already, or no descriptors are left; without a pause the latter would spin.
-                log.warning("could not accept %s, trying again in %s s: %s", self._peer_role, ACCEPT_PAUSE_S, error)
+                level, self._is_failing = logging.DEBUG if self._is_failing else logging.WARNING, True
+                log.log(level, "could not accept %s, trying every %s s: %s", self._peer_role, ACCEPT_PAUSE_S, error)
                 self._loop.unwatch(self.sock.fileno())
                 self._loop.later(ACCEPT_PAUSE_S, self._watch)
                 return
+            self._is_failing = False
             if len(self.connections) >= self._most:
                 log.warning("refused %s at %s: %d are connected", self._peer_role, peer, self._most)
                 sock.close()
