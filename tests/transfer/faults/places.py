@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import enum
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -207,8 +205,7 @@ def _staging_close(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
 def _pinned_checksums(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
     ahead = Checksums(LAYOUT, SETTINGS.chunk_bytes)
     trip.plant(ahead, "of")
-    transfer = scene.begin(meet=lambda receiver, sender: setattr(sender._record, "checksums", ahead))
-    return transfer
+    return scene.begin(meet=lambda receiver, sender: setattr(sender._record, "checksums", ahead))
 
 
 def _function(module: Any, name: str) -> Plant:

@@ -120,7 +120,7 @@ def test_many_threads_and_loops_wait_for_one_transfer(pair: Pair, receiver: Embe
     for thread in threads:
         thread.start()
     begun.wait(SECONDS)
-    finish(pair, receiver)
+    pair.sender(7, ROWS)
     for thread in threads:
         thread.join(SECONDS)
     assert ended == [KVPoll.Success] * 8
