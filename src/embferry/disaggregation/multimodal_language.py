@@ -70,13 +70,7 @@ class MultimodalLanguageRequest:
         self.current_allocation = receiver.current_allocation
         self.waiting_for_input = self.current_allocation is not None and self.transferred_tokens == 0
         self.buffered_chunks = receiver.buffered_chunks()
-        needs_resume = status is not KVPoll.Success and self.transferred_tokens > 0
-        if needs_resume and not self.needs_resume:
-            log.info(
-                "room %d: needs resume for remaining data: %d of %d tokens transferred",
-                *(receiver.room, self.transferred_tokens, self.total_embedding_length),
-            )
-        self.needs_resume = needs_resume
+        self.needs_resume = status is not KVPoll.Success and self.transferred_tokens > 0
         return status
 
 
@@ -146,12 +140,4 @@ class MultimodalLanguageTransferQueue(_Queue):
             status = request.update()
             return status if status in ENDED else None
 
-        complete = self._pop(result)
-        for request in complete:
-            transfers = request.embedding_receiver.transfers
-            if transfers > 1:
-                log.info(
-                    "room %d: completed with resumed transfer: %d tokens, 1 initial and %d resumed",
-                    *(request.embedding_receiver.room, request.transferred_tokens, transfers - 1),
-                )
-        return complete
+        return self._pop(result)

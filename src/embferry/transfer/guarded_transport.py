@@ -42,7 +42,10 @@ class GuardedTransport:
 
     @property
     def address(self) -> bytes:
-        return self._transport.address
+        found: list[bytes] = []
+        if (error := attempt(lambda: found.append(self._transport.address))) is not None:
+            self._lose("address", error)
+        return found[0] if found else b""
 
     # Receiving side
 
@@ -127,6 +130,8 @@ class GuardedTransport:
             if event.ticket not in self._tickets:
                 return  # it has been reported as failed
             self._tickets.discard(event.ticket)
+            if event.error is not None and not isinstance(event.error, TransportError):
+                event = Written(event.ticket, self._as_error("a write", event.error))
         elif isinstance(event, Revoked):
             if event.epoch not in self._revoking:
                 return

@@ -112,9 +112,8 @@ class Staging(Generic[Key]):
             self._copy(self._free.pop(), *self._waiting.popleft())
 
     def _copy(self, slot: int, key: Key, source: Source, start: int, stop: int) -> None:
-        try:
-            self._copier.submit(self._run, slot, key, source, start, stop)
-        except RuntimeError as error:  # no thread can be started, or the manager is closing
+        error = attempt(self._copier.submit, self._run, slot, key, source, start, stop)
+        if error is not None:  # no thread can be started, or the manager is closing
             self._finish(Staged(key, slot, {}, as_transfer_error("the staging thread", error)))
 
     def _run(self, slot: int, key: Key, source: Source, start: int, stop: int) -> None:
