@@ -245,15 +245,20 @@ class Manager(ABC, Generic[R]):
         while ready:
             for record in ready:
                 self._survive(f"room {record.room}", self.step, record, now)
-            ready = []
-            with self.lock:
-                self._survive("granting blocks", lambda: ready.extend(self._after_records(now)))
+            ready = self._granted(now)
         self._send_queued()
         with self.lock:
             timer = self.ready_queue.next()
             due = min(IDLE if timer is None else timer, self._again_at)
             self._due = due if self.ready_queue.is_clear and not self._outgoing else now
             return None if self._due == IDLE else self._due
+
+    def _granted(self, now: float) -> list[R]:
+        """Returns the records that have been given something to do at the end of a pass."""
+        more: list[R] = []
+        with self.lock:
+            self._survive("granting blocks", lambda: more.extend(self._after_records(now)))
+        return more
 
     def _survive(self, what: str, call: Callable[..., object], *arguments: object) -> None:
         """Makes a call that concerns no single transfer. If it raises, the other parts of the turn go on."""
