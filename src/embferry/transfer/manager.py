@@ -245,7 +245,7 @@ class Manager(ABC, Generic[R]):
         while ready:
             for record in ready:
                 self._survive(f"room {record.room}", self.step, record, now)
-            ready = self._granted(now)
+            ready = self._more(now)
         self._send_queued()
         with self.lock:
             timer = self.ready_queue.next()
@@ -253,7 +253,7 @@ class Manager(ABC, Generic[R]):
             self._due = due if self.ready_queue.is_clear and not self._outgoing else now
             return None if self._due == IDLE else self._due
 
-    def _granted(self, now: float) -> list[R]:
+    def _more(self, now: float) -> list[R]:
         """Returns the records that have been given something to do at the end of a pass."""
         more: list[R] = []
         with self.lock:
