@@ -108,7 +108,7 @@ def test_a_stall_changes_the_transport_at_once_and_is_retryable_where_there_is_n
     first, *_ = writes(sender)
     fail(sender, first, TransportStalled("nothing moves"))
     assert sender.destinations[LANGUAGE].transports.current == TCP
-    assert [body for body in bodies(sender) if isinstance(body, m.WriteFailed)][0].retryable
+    assert next(body for body in bodies(sender) if isinstance(body, m.WriteFailed)).retryable
 
 
 def test_a_write_refused_after_a_new_generation_does_not_count_against_the_transport() -> None:

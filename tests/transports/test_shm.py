@@ -155,7 +155,7 @@ def test_a_killed_receiver_is_a_lost_link_and_leaves_nothing() -> None:
         return set(os.listdir("/dev/shm"))
 
     before = shared_memory()
-    with running("shm_receiver.py") as process:
+    with running("receiver.py", "shm") as process:
         handle = bytes.fromhex(read_line(process))
         sender = Endpoint(make)
         sender.transport.connect(handle)

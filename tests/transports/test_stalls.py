@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -13,9 +18,11 @@ import numpy as np
 import pytest
 
 from embferry import Fields, ReceiveManager, SendManager, wait
+from embferry.memory.buffers import source_pieces
+from embferry.protocol.errors import TransportError, TransportStalled
 from embferry.protocol.layout import Field, Geometry, Layout
 from embferry.protocol.settings import TransferSettings
-from embferry.testing.pair import embedding
+from embferry.testing.pair import SMALL, Endpoint, embedding, eventually
 from embferry.testing.proxy import ChaosProxy
 from embferry.transports.contract import Region, Transport
 from embferry.transports.http import HttpTransport
@@ -23,6 +30,7 @@ from embferry.transports.leased.mooncake import MooncakeTransport
 from embferry.transports.leased.mooncake.transport import MooncakeHandle
 from embferry.transports.leased.nixl import NixlTransport
 from embferry.transports.leased.nixl.transport import NixlHandle
+from embferry.transports.shm import ShmTransport
 from embferry.transports.tcp import TcpTransport
 from embferry.transports.tcp.transport import TcpHandle
 
@@ -179,3 +187,43 @@ def test_a_round_trip_of_300_ms_is_no_stall(first: str) -> None:
         sending, receiving = PAIRS[first](proxy, 1.5)
         outcome = transfer([sending], [receiving], tokens, 50)
     assert (outcome.transport, outcome.sent_tokens) == (first, tokens)
+
+
+@pytest.mark.parametrize("kind", [TcpTransport, HttpTransport, ShmTransport])
+def test_a_stopped_receiver_ends_writes_or_does_not_matter_and_serves_again_when_it_continues(kind: Any) -> None:
+    sender = Endpoint(lambda wake: kind(wake, stall_timeout_s=0.3))
+    pieces = source_pieces(SMALL, embedding(SMALL.layout, 10), 0, 10, (0, 1), 0)
+    tickets = iter(range(1, 1000))
+    with receiver_process(kind.name, sender.transport.address) as (process, handle):
+
+        def write() -> TransportError | None:
+            ticket = next(tickets)
+            sender.transport.connect(handle)
+            sender.transport.write(handle, 1, (0, 1), pieces, ticket)
+            return sender.written(ticket)
+
+        eventually(lambda: write() is None)
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        error = write()
+        if kind is ShmTransport:
+            assert error is None, "the sender copies by itself"
+        else:
+            assert isinstance(error, TransportStalled)
+        process.send_signal(signal.SIGCONT)
+        eventually(lambda: write() is None)
+    sender.transport.close()
+
+
+@contextmanager
+def receiver_process(name: str, address: bytes) -> Iterator[tuple[subprocess.Popen[str], bytes]]:
+    script = str(Path(__file__).with_name("receiver.py"))
+    command = [sys.executable, script, name, *([address.hex()] if address else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield process, bytes.fromhex(process.stdout.readline().strip())
+    finally:
+        process.kill()
+        process.wait(SECONDS)
+        process.stdout.close()
