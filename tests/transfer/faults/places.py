@@ -316,7 +316,7 @@ def _connection(end: str) -> Plant:
         if end == "receiving":
             (connection,) = (peer.connection for peer in control._dialled.values())
         else:
-            (connection,) = control._acceptor.connections()
+            (connection,) = control._acceptor.listener.connections
         trip.plant(connection, "_receive")
         connection._shared.loop.call(lambda: None)
         return scene.begin()

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 ACCEPT_PAUSE_S = 0.1
 ACCEPTED_AT_ONCE = 64  # before other descriptors get their turn
+LOCAL = "this host"  # the address of a peer behind a Unix socket
 RESTART_S = 1.0
 REPORT_S = 10.0  # between two log lines about the same bound
 OF_DESCRIPTORS = 8
@@ -245,7 +246,7 @@ class Listener(Generic[C]):
                 self._scope.unwatch(self.sock.fileno())
                 self._scope.later(ACCEPT_PAUSE_S, self._watch)
                 return
-            self._take(sock, (str(peer[0]), int(peer[1])))
+            self._take(sock, (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else (LOCAL, 0))
 
     def _take(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         try:
@@ -260,7 +261,7 @@ class Listener(Generic[C]):
             level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
             log.log(level, "could not take a connection of %s at %s", self._peer_role, peer, exc_info=error)
             return
-        self._greeting[connection] = address.network_of(peer[0])
+        self._greeting[connection] = LOCAL if peer[0] == LOCAL else address.network_of(peer[0])
         self._hellos.start(connection)
         if len(self._greeting) > self.limits.handshakes:
             self._evict_greeting("too many connections have not introduced themselves")
