@@ -27,6 +27,7 @@ class GuardedTransport:
 
     Attributes:
         lost: Why the transport is of no use any more, or None.
+        is_closed: Whether it is closed, and so writes no byte any more.
     """
 
     def __init__(self, transport: Transport, wake: Callable[[], None]) -> None:
@@ -38,7 +39,7 @@ class GuardedTransport:
         self._tickets: set[int] = set()  # writes that have not ended
         self._revoking: set[int] = set()  # epochs whose Revoked is outstanding
         self._events: list[Event] = []  # events made here
-        self._is_closed = False
+        self.is_closed = False
 
     @property
     def address(self) -> bytes:
@@ -118,7 +119,7 @@ class GuardedTransport:
         self._transport.close()
         if (error := attempt(self._take_events)) is not None:
             log.warning("the %s transport has lost its last events: %r", self.name, error)
-        self._is_closed = True
+        self.is_closed = True
         self._all_ended()
 
     def _take_events(self) -> None:
@@ -166,7 +167,7 @@ class GuardedTransport:
         why = f"the {self.name} transport of this worker has failed ({name}: {error!r}); restart it to use it again"
         self.lost = TransportError(why, retryable=False)
         again = attempt(self._transport.close)
-        self._is_closed = again is None
+        self.is_closed = again is None
         if again is not None:
             log.critical("the %s transport cannot be closed either: %r", self.name, again, exc_info=again)
         self._all_ended()
@@ -179,7 +180,7 @@ class GuardedTransport:
         """
         self._events += [Written(ticket, self.lost) for ticket in sorted(self._tickets)]
         self._tickets.clear()
-        if self._is_closed:
+        if self.is_closed:
             self._events += [Revoked(epoch) for epoch in sorted(self._revoking)]
             self._revoking.clear()
         self._wake()

@@ -366,8 +366,12 @@ class ReceiveManager(Manager[ReceiveRecord]):
         return record.end.has_changed()
 
     def _release(self) -> None:
-        if self._buffers is not None:
+        if self._buffers is None:
+            return
+        if all(transport.is_closed for transport in self.transports.values()):
             self._buffers.close()
+        else:
+            log.critical("the region stays mapped: a transport that could not be closed may still write into it")
 
 
 def _raise(error: Exception) -> None:
