@@ -319,9 +319,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
         for epoch in record.epochs:
             self._by_epoch.pop(epoch, None)
         self.ready_queue.forget(record)
-        if not any(other.endpoint == record.endpoint for other in self._records()):
-            if (error := attempt(self._runtime.control.forget, record.endpoint)) is not None:
-                log.warning("the connection to %s stays open: %r", record.endpoint, error)
+        if any(other.endpoint == record.endpoint for other in self._records()):
+            return
+        if (error := attempt(self._runtime.control.forget, record.endpoint)) is not None:
+            log.warning("the connection to %s stays open: %r", record.endpoint, error)
 
     # Ends
 
