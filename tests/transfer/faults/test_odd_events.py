@@ -1,4 +1,4 @@
-"""Transports that report what nobody asked for, twice, or with errors of another kind."""
+"""Transports that report events of other transfers, events twice, or errors of another kind."""
 
 from __future__ import annotations
 
