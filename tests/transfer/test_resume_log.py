@@ -41,9 +41,9 @@ def test_a_resumed_transfer_is_logged_once_at_the_default_level(
 def test_an_initial_transfer_is_not_logged_as_resumed(make_pair: MakePair, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "embferry")
     pair = make_pair(num_blocks=8, block_size=8)
-    receiver = pair.receiver()
+    pair.sender(7, embedding(60))  # first: a grant for an unknown length is a part of the pool
+    receiver = pair.receiver(7)
     receiver.init()
-    pair.sender(receiver.room, embedding(60))
     wait(receiver, SECONDS)
     assert receiver.transfers == 1
     assert lines(caplog, logging.DEBUG) == []

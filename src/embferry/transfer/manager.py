@@ -242,10 +242,9 @@ class Manager(ABC, Generic[R]):
                 self._survive("a control message", self._take_control_event, event, now)
             self._survive("the events of the transports", self._take_transport_events)
             ready = self.ready_queue.due(now)
-        while ready:
-            for record in ready:
-                self._survive(f"room {record.room}", self.step, record, now)
-            ready = self._more(now)
+        self._step_all(ready, now)
+        while more := self._after(now):
+            self._step_all(more, now)
         self._send_queued()
         with self.lock:
             timer = self.ready_queue.next()
@@ -253,12 +252,15 @@ class Manager(ABC, Generic[R]):
             self._due = due if self.ready_queue.is_clear and not self._outgoing else now
             return None if self._due == IDLE else self._due
 
-    def _more(self, now: float) -> list[R]:
-        """Returns the records that have been given something to do at the end of a pass."""
-        more: list[R] = []
+    def _step_all(self, records: list[R], now: float) -> None:
+        for record in records:
+            self._survive(f"room {record.room}", self.step, record, now)
+
+    def _after(self, now: float) -> list[R]:
+        records: list[R] = []
         with self.lock:
-            self._survive("granting blocks", lambda: more.extend(self._after_records(now)))
-        return more
+            self._survive("the end of a turn", lambda: records.extend(self._after_records(now)))
+        return records
 
     def _survive(self, what: str, call: Callable[..., object], *arguments: object) -> None:
         """Makes a call that concerns no single transfer. If it raises, the other parts of the turn go on."""
@@ -311,7 +313,7 @@ class Manager(ABC, Generic[R]):
         self.wake()
 
     def refuse(self, record: R, peer: Hashable, session: int, frame: Frame) -> None:
-        """Answers a message for a broken record with the error that ended it. The lock is held."""
+        """Sends the error of a broken record to the peer that has a message for it. The lock is held."""
         if record.failure is not None and frame.source:
             generation = frame.body.generation if isinstance(frame.body, Open) else 0
             self.send(peer, session, frame.source, Abort.because_of(record.failure, record.room, generation))
@@ -344,7 +346,7 @@ class Manager(ABC, Generic[R]):
         self._outgoing.append((peer, encode(Frame(VERSION, source, target, body))))
 
     def schedule(self, record: R, time: float) -> None:
-        """Sets the timer of a record. Wakes the driver only if it would sleep beyond it. Any thread; lock held."""
+        """Sets the timer of a record, and wakes the driver if it would sleep beyond it. Any thread; lock held."""
         self.ready_queue.schedule(record, time)
         if time < self._due:
             self.wake()

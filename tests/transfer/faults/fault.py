@@ -16,7 +16,7 @@ SLOW_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong.
+    """A thing that goes wrong.
 
     Attributes:
         error: Makes the exception that is raised, or None: the call takes long.

@@ -13,10 +13,10 @@ from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProto
 from embferry.protocol.layout import Field, Geometry, Layout
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
+from embferry.testing.pair import eventually
 from embferry.transports.in_memory.transport import InMemoryTransport
 
 from ..conftest import LAYOUT, SECONDS, Pair, embedding, same
-from .scene import until
 
 SURROGATE = "\ud800"
 NO_INTEGERS = (1.0, np.float64(1), "1", None, True, [1])
@@ -146,7 +146,7 @@ def test_any_reason_of_an_abort_reaches_the_peer(pair: Pair, end: str, text: str
     receiver = pair.receiver(7)
     receiver.init()
     sender = pair.sender(7, embedding(40), ready=0)
-    until(receiver, lambda: receiver.total_embedding_length == 40)
+    eventually(lambda: receiver.total_embedding_length == 40)
     aborted, peer = (sender, receiver) if end == "sender" else (receiver, sender)
     aborted.abort(Aborted(text))
     with pytest.raises(Aborted):
@@ -185,7 +185,7 @@ def test_a_length_beyond_31_bits_that_is_allowed_starts() -> None:
     receiver.init()
     sender = sending.open(7)
     sender.init(2**31 + 5, b"digest")
-    until(receiver, lambda: receiver.total_embedding_length == 2**31 + 5)
+    eventually(lambda: receiver.total_embedding_length == 2**31 + 5)
     assert receiver.poll() is not KVPoll.Failed
     sending.close()
     receiving.close()

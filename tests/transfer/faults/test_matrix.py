@@ -9,7 +9,8 @@ from embferry.protocol.errors import EmbeddingTransferError
 
 from ..conftest import SECONDS
 from .fault import FAULTS, Fault, Trip
-from .places import PLACES, End, Place
+from .place import End, Place
+from .places import PLACES
 from .scene import Scene, Transfer, make_scene, nothing_left_open
 
 
