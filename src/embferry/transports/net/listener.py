@@ -246,7 +246,7 @@ class Listener(Generic[C]):
                 self._scope.unwatch(self.sock.fileno())
                 self._scope.later(ACCEPT_PAUSE_S, self._watch)
                 return
-            self._take(sock, (str(peer[0]), int(peer[1])))
+            self._take(sock, (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else ("", 0))
 
     def _take(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         try:
@@ -310,7 +310,9 @@ class Listener(Generic[C]):
 
 
 def network_of(host: str) -> str:
-    """Returns the IPv4 address, or the IPv6 network, whose connections are counted together."""
+    """Returns the IPv4 address, or the IPv6 network, whose connections are counted together; empty for a local peer."""
+    if not host:
+        return ""
     parsed = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None:
