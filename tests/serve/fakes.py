@@ -86,7 +86,8 @@ class Deployment:
         )
         self.workers = [self.entry("encode0"), self.entry("language0")]
         self.bootstrap_fails = False
-        settings = {"poll_interval": 0.02, "connect_timeout": 1, "request_timeout": DEADLINE, **router}
+        settings = {"poll_interval": 0.02, "connect_timeout": 1, "request_timeout": DEADLINE, "stall_timeout": DEADLINE}
+        settings |= router
         self.settings = Settings(
             bootstrap_url=self.fake_url,
             media=MediaSettings(**(media or {})),

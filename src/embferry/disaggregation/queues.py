@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import KVPoll
+from embferry.transfer.failures import as_transfer_error
 
 Request = TypeVar("Request")
 
@@ -32,10 +33,18 @@ class RequestQueue(ABC, Generic[Request]):
         """Reports a request that has failed."""
 
     def _pop(self, result: Callable[[Request], KVPoll | None]) -> list[Request]:
-        """Removes the requests that have a result and returns those that have not failed."""
+        """Removes the requests that have a result and returns those that have not failed.
+
+        A request whose result raises has failed with that error; the others go on.
+        """
         popped = []
         for request in list(self.queue):
-            status = result(request)
+            try:
+                status = result(request)
+            except Exception as error:  # noqa: BLE001 - what one request raises ends that one only
+                self.queue.remove(request)
+                self.failed(request, as_transfer_error("a request of the queue", error))
+                continue
             if status is not None:
                 self.queue.remove(request)
                 if status is KVPoll.Failed:

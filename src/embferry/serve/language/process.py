@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,26 +19,27 @@ from embferry.observe.logs import about
 from embferry.protocol.layout import Geometry, Layout
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.body import read_body
+from embferry.serve.http.body import announced_bytes, read_body
 from embferry.serve.http.disconnect import run_until_disconnect
+from embferry.serve.http.off_loop import off_loop
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language import messages
-from embferry.serve.language.job import Event
+from embferry.serve.language.job import ACCEPTED, Event
 from embferry.serve.language.service import LanguageService
 from embferry.serve.worker.errors import decoded, error_response
-from embferry.serve.worker.http import worker_app
+from embferry.serve.worker.http import PING_SECONDS, worker_app
 from embferry.serve.worker.process import open_port, serve_worker
-from embferry.serve.worker.transfer_settings import DTYPES, language_timeouts
+from embferry.serve.worker.transfer_settings import DTYPES, control_limits, language_timeouts
 from embferry.serve.worker.transports import make_transports
+from embferry.transfer.control.sockets import SocketControl
 from embferry.transfer.receive_manager import ReceiveManager
+from embferry.transfer.runtime import ThreadRuntime
 from embferry.transports.contract import Transport
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 << 20
 """Bytes of a request body: text and shapes, no media."""
-PING_SECONDS = 2.0
-"""Seconds between two lines at most, so that the router can tell a slow answer from a dead worker."""
 _STREAM_HEADERS = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
 
 
@@ -63,7 +65,8 @@ def run(settings: Settings, report: Report = unreported) -> None:
 def service_of(model: LanguageModel, settings: Settings, transports: list[Transport]) -> LanguageService:
     """Returns a running service. The caller closes it."""
     geometry = Geometry(Layout(model.fields), settings.transfer.num_blocks, settings.transfer.block_size)
-    manager = ReceiveManager(geometry, transports, settings=language_timeouts(settings))
+    runtime = ThreadRuntime("embferry-receive", partial(SocketControl, limits=control_limits(settings)))
+    manager = ReceiveManager(geometry, transports, settings=language_timeouts(settings), runtime=runtime)
     return LanguageService(model, manager, settings)
 
 
@@ -84,38 +87,49 @@ class Generate:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(receive, MAX_BODY_BYTES)
-        if body is None:
-            return
-        request = decoded(messages.DECODER, body)
-        with about(request_id=request.request_id, room=request.room):
-            loop = asyncio.get_running_loop()
-            events: asyncio.Queue[Event] = asyncio.Queue()
+        hold, job = self._service.budget.hold(), None
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
 
-            def deliver(event: Event) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
-                    loop.call_soon_threadsafe(events.put_nowait, event)
+        def deliver(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
-            job = self._service.submit(request, deliver)
-            work = _answer(events, scope, receive, send)
-            try:
+        try:
+            body = await read_body(receive, MAX_BODY_BYTES, hold, announced=announced_bytes(scope))
+            if body is None:
+                return
+            request = await off_loop(len(body), decoded, messages.DECODER, body)
+            del body
+            with about(request_id=request.request_id, room=request.room):
+                job = self._service.submit(request, deliver, hold)
+                work = _answer(events, scope, receive, send)
                 await run_until_disconnect(work, receive, lambda: log.info("the caller left"))
-            finally:
+        finally:
+            if job is not None:
                 self._service.abort(job)
+            else:
+                hold.release()  # otherwise the job does at its end
 
 
 async def _answer(events: asyncio.Queue[Event], scope: Scope, receive: Receive, send: Send) -> None:
-    """Sends the events. An error in first place becomes the response's status; a later one is the last event."""
-    first = await events.get()
-    if isinstance(first, ServeError):
-        await error_response(first)(scope, receive, send)
-        return
+    """Sends the events.
+
+    An error in first place becomes the response's status, if it comes soon; a later one is the last event.
+    """
+    with contextlib.suppress(TimeoutError):
+        first = await asyncio.wait_for(events.get(), PING_SECONDS)
+        if isinstance(first, ServeError):
+            await error_response(first)(scope, receive, send)
+            return
     await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
     while True:
         try:
             event = await asyncio.wait_for(events.get(), PING_SECONDS)
         except TimeoutError:
             await send({"type": "http.response.body", "body": messages.PING, "more_body": True})
+            continue
+        if event is ACCEPTED:
             continue
         last = isinstance(event, ServeError) or event["type"] == "end"
         await send({"type": "http.response.body", "body": messages.line(event), "more_body": not last})

@@ -75,7 +75,6 @@ class Instance:
 class Fleet(Backends[VllmRouterMetrics]):
     """Probes all instances for as long as :meth:`watch` runs."""
 
-    retry_after = True
     keepalive_seconds = 2.0  # vLLM closes an idle connection after 5 s; no request may go to one that is being closed
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:

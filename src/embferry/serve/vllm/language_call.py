@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from embferry.serve.errors import ServeError
+from embferry.serve.http.off_loop import off_loop
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
 from embferry.serve.vllm.item_encoder import CHAT, ClientRequest
@@ -112,7 +113,7 @@ async def _ask(
     body = await response.aread()
     if response.status_code != 200:
         raise _refusal(instance, response, body, has_media)
-    _check_complete(instance, body)
+    await off_loop(len(body), _check_complete, instance, body)
     return Answer(200, content_type, body, None, instance)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from embferry.engine.errors import EngineError
@@ -16,6 +17,39 @@ from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.http.errors import exception_handlers
 from embferry.serve.worker.errors import as_serve_error, error_response
 from embferry.serve.worker.service import Service
+
+PING_SECONDS = 1.0
+"""Seconds between two signs of life at most, so that the router can tell a slow worker from a stalled one."""
+
+
+async def response_with_signs_of_life(work: Coroutine[Any, Any, Response]) -> Response:
+    """Returns the response of ``work``, or, if that takes long, one that begins at once with line breaks.
+
+    The status of such a response is 200 even if ``work`` fails; its JSON then holds the error with its status. White
+    space may stand before JSON (RFC 8259, section 2). ``work`` is cancelled when the client leaves.
+    """
+    working = asyncio.create_task(work)
+    try:
+        done, _ = await asyncio.wait({working}, timeout=PING_SECONDS)
+    except asyncio.CancelledError:
+        working.cancel()
+        raise
+    if done:
+        return working.result()
+    return StreamingResponse(_lines_until(working), media_type="application/json")
+
+
+async def _lines_until(working: asyncio.Task[Response]) -> AsyncIterator[bytes]:
+    try:
+        while not working.done():
+            yield b"\n"
+            await asyncio.wait({working}, timeout=PING_SECONDS)
+        try:
+            yield bytes(working.result().body)
+        except Exception as error:  # noqa: BLE001 - the status has been sent, so the body tells
+            yield bytes(error_response(as_serve_error(error)).body)
+    finally:
+        working.cancel()
 
 
 def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route]) -> Starlette:
