@@ -117,7 +117,8 @@ class ItemEncoder:
         timeout = httpx.Timeout(settings.vllm.encode_timeout, connect=settings.router.connect_timeout)
         headers = {**request.headers, "X-Request-Id": f"{request.headers['X-Request-Id']}-{item.uuid[:8]}"}
         content = await off_loop(len(item.url), msgspec.json.encode, body)
-        response = await self.fleet.client.post(encoder.url + CHAT, content=content, headers=headers, timeout=timeout)
+        post = self.fleet.client.post(encoder.url + CHAT, content=content, headers=headers, timeout=timeout)
+        response = await self.fleet.unless_stalled(encoder, post)
         if response.status_code != 200:
             if response.status_code < 500 and not is_busy(response.status_code):
                 raise VerbatimError.of(response, response.content)

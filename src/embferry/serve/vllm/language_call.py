@@ -78,12 +78,13 @@ async def ask(
         async with AsyncExitStack() as call:
             call.enter_context(fleet.count_in_flight(instance))
             try:
-                answer = await _ask(fleet, instance, request, content, has_media, call)
+                asked = _ask(fleet, instance, request, content, has_media, call)
+                answer = await fleet.unless_stalled(instance, asked)
                 held.push_async_exit(call.pop_all())
                 return answer
             except httpx.TransportError as error:
                 what = fleet.failed(instance, error)
-                if not is_unreachable(error):
+                if not (is_unreachable(error) or (instance.stalled.is_set() and not has_media)):
                     raise EncodeAgainError("worker_failed", what) from error
                 failed.append(what)
             except VerbatimError as refusal:
