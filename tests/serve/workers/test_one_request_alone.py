@@ -1,0 +1,400 @@
+"""What goes wrong in one request ends that request; a worker's thread, its other requests and its process go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from embferry.engine.cache import EmbeddingCache
+from embferry.protocol.messages import MAX_TOKENS, Frame, Open
+from embferry.serve.encode import process as encode_process
+from embferry.serve.encode.room import Room
+from embferry.serve.encode.service import EncodeService
+from embferry.serve.http import off_loop
+from embferry.serve.language import process as language_process
+from embferry.serve.language.job import ACCEPTED, Job
+from embferry.serve.language.metrics import LanguageMetrics
+from embferry.serve.language.pipeline import JobPipeline
+from embferry.serve.language.transfer_source import TransferSource
+from embferry.serve.worker import http as worker_http
+from embferry.transfer.receive_handle import EmbeddingReceiver
+from embferry.transfer.receive_manager import ReceiveManager
+from embferry.transfer.send_handle import EmbeddingSender
+from embferry.transfer.send_manager import SendManager
+from tests.serve.blocking import LARGE, Blocking
+from tests.serve.pictures import encoded, noise, png
+from tests.serve.workers.conftest import MakeJoined
+from tests.serve.workers.joined import DEADLINE, Joined, client, events, generate_body, run
+from tests.serve.workers.lying_peer import LyingPeer, offer
+
+PICTURE = {"kind": "image", "data": encoded(noise(96, 64))}
+OTHER = {"kind": "image", "data": png(80, 80, "blue")}
+
+LIES: dict[str, Callable[[Frame, Open], bytes]] = {
+    "one token more than the prompt has": lambda frame, opening: offer(frame, opening, 17),
+    "2**31 tokens": lambda frame, opening: offer(frame, opening, 1 << 31),
+    "the most tokens a message can name": lambda frame, opening: offer(frame, opening, MAX_TOKENS),
+    "no digest": lambda frame, opening: offer(frame, opening, 16, content_digest=b""),
+    "a transport of its own": lambda frame, opening: offer(frame, opening, 16, transport="own"),
+    "no message": lambda frame, opening: secrets.token_bytes(64),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_peer_costs_its_request_alone(join: MakeJoined, lie: str) -> None:
+    joined = join(bootstrap_timeout=3, answer_timeout=3)
+    item = {"kind": "image", "grid_thw": [1, 8, 8], "num_tokens": 16, "timestamps": [], "digest": "00" * 16}
+    with LyingPeer(LIES[lie]) as peer:
+
+        async def both() -> tuple[Any, Any]:
+            body = generate_body({"room": 5, "endpoint": peer.endpoint, "items": [item]}, "what?")
+            return await asyncio.gather(joined.post_generate(body), joined.ask("what?", PICTURE))
+
+        response, answer = run(both())
+        assert peer.answered
+    error = events(response)[-1]["error"]
+    wanted = {"no message": ("peer_gone", "lease_expired")}.get(lie, ("capacity_exhausted", "remote_protocol_error"))
+    assert error["code"] in wanted, error
+    assert answer.tokens == joined.reference("what?", PICTURE)
+    assert run(joined.ask("what?", PICTURE)).tokens == answer.tokens
+    assert joined.language.budget.held == 0
+
+
+@pytest.mark.parametrize("grid", [[1, 1 << 31, 1 << 31], [1 << 31, 1 << 31, 1 << 31]])
+def test_a_shape_beyond_all_bounds_is_refused(join: MakeJoined, grid: list[int]) -> None:
+    joined = join()
+    item = {"kind": "image", "grid_thw": grid, "num_tokens": 1 << 31, "timestamps": [], "digest": "00" * 16}
+    body = generate_body({"room": 5, "endpoint": "tcp://127.0.0.1:1", "items": [item]}, "what?")
+    response = run(joined.post_generate(body))
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+ERRORS = (RuntimeError("a fault"), MemoryError(), OSError(24, "Too many open files"))
+
+LANGUAGE_PLACES: dict[str, tuple[type, str]] = {
+    "prompt": (JobPipeline, "_prompt"),
+    "open": (ReceiveManager, "open"),
+    "init": (EmbeddingReceiver, "init"),
+    "wake_on_change": (EmbeddingReceiver, "wake_on_change"),
+    "buffered_chunks": (EmbeddingReceiver, "buffered_chunks"),
+    "poll": (EmbeddingReceiver, "poll"),
+    "schedule": (JobPipeline, "_schedule"),
+    "read": (TransferSource, "read"),
+    "available_tokens": (TransferSource, "available_tokens"),
+    "release": (TransferSource, "release"),
+    "count of a transfer": (LanguageMetrics, "transferred"),
+    "end event": (Job, "end_event"),
+    "clear": (EmbeddingReceiver, "clear"),
+}
+
+
+def fails_for_one(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Exception, is_victim: Callable[..., bool]
+) -> None:
+    """Makes a method raise where its arguments belong to the victim, and work elsewhere."""
+    real = getattr(owner, name)
+
+    def method(*arguments: Any, **keywords: Any) -> Any:
+        if is_victim(*arguments):
+            raise error
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, method)
+
+
+def room_of(*arguments: Any) -> Any:
+    """Returns the room to which the arguments of any of these methods belong, as far as one can tell."""
+    for value in arguments:
+        for found in (value, getattr(value, "request", None), getattr(value, "_receiver", None)):
+            for key in ("room", "number"):
+                if isinstance(number := getattr(found, key, None), int):
+                    return number
+    return next((value for value in arguments if isinstance(value, int)), None)
+
+
+VICTIM = 77
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("place", LANGUAGE_PLACES)
+def test_a_fault_in_the_language_worker_costs_its_request_alone(
+    join: MakeJoined, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    joined = join()
+    fails_for_one(monkeypatch, *LANGUAGE_PLACES[place], error, lambda *arguments: room_of(*arguments) == VICTIM)
+
+    async def both() -> tuple[list[dict[str, Any]], Any]:
+        first = (await joined.post_encode(PICTURE, room=VICTIM)).json()
+        response, answer = await asyncio.gather(
+            joined.post_generate(generate_body(first, "what?")), joined.ask("what?", PICTURE, OTHER)
+        )
+        received = events(response) if response.status_code == 200 else [{"type": "error", **response.json()}]
+        return received, answer
+
+    received, answer = run(both())
+    assert received[-1]["type"] == ("end" if place == "clear" else "error")
+    assert answer.tokens == joined.reference("what?", PICTURE, OTHER)
+    assert joined.language.fault is None
+    monkeypatch.undo()
+    joined.encode.abort_room(VICTIM)
+    joined.wait(lambda: joined.language.load == 0 and joined.language.budget.held == 0)
+    assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
+
+
+def test_a_caller_that_cannot_be_told_costs_its_request_alone(join: MakeJoined) -> None:
+    joined = join()
+    told: list[Any] = []
+
+    def deliver(event: Any) -> None:
+        told.append(event)
+        if event is not ACCEPTED:
+            raise RuntimeError("the caller is gone")
+
+    body = json.dumps(generate_body({"items": []}, "hello"))
+    joined.language.submit(language_process.messages.DECODER.decode(body), deliver)
+    answer = run(joined.ask("what?", PICTURE))
+    assert answer.tokens == joined.reference("what?", PICTURE)
+    joined.wait(lambda: joined.language.load == 0)
+    assert told
+
+
+ENCODE_PLACES: dict[str, tuple[type, str]] = {
+    "prepare": (EncodeService, "prepare"),
+    "open": (SendManager, "open"),
+    "init": (EmbeddingSender, "init"),
+    "poll": (EmbeddingSender, "poll"),
+    "send_embedding": (EmbeddingSender, "send_embedding"),
+    "add": (Room, "add"),
+    "count_bytes": (Room, "count_bytes"),
+    "release": (Room, "release"),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("place", ENCODE_PLACES)
+def test_a_fault_in_the_encode_worker_costs_its_request_alone(
+    join: MakeJoined, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    joined = join()
+    fails_for_one(monkeypatch, *ENCODE_PLACES[place], error, lambda *arguments: room_of(*arguments[::-1]) == VICTIM)
+
+    async def victim() -> str:
+        response = await joined.post_encode(PICTURE, room=VICTIM)
+        if response.status_code != 200:
+            return "error"
+        received = events(await joined.post_generate(generate_body(response.json(), "what?")))
+        return str(received[-1]["type"])
+
+    async def both() -> tuple[str, Any]:
+        return await asyncio.gather(victim(), joined.ask("what?", PICTURE, OTHER))
+
+    ended, answer = run(both())
+    assert ended == ("end" if place == "release" else "error")
+    assert answer.tokens == joined.reference("what?", PICTURE, OTHER)
+    assert joined.encode.fault is None
+    joined.wait(lambda: joined.encode.load == 0)
+    monkeypatch.undo()
+    assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
+
+
+def test_a_transfer_that_cannot_even_be_aborted_costs_its_request_alone(
+    join: MakeJoined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = join()
+
+    def is_victim(sender: Any, *_: Any) -> bool:
+        return bool(sender.room == VICTIM)
+
+    fails_for_one(monkeypatch, EmbeddingSender, "send_embedding", RuntimeError("a fault"), is_victim)
+    fails_for_one(monkeypatch, EmbeddingSender, "abort", RuntimeError("another fault"), is_victim)
+
+    async def both() -> Any:
+        first = (await joined.post_encode(PICTURE, room=VICTIM)).json()
+        asking = asyncio.create_task(joined.post_generate(generate_body(first, "what?")))
+        answer = await joined.ask("what?", PICTURE, OTHER)
+        joined.language.abort_room(VICTIM)
+        await asking
+        return answer
+
+    assert run(both()).tokens == joined.reference("what?", PICTURE, OTHER)
+    joined.wait(lambda: joined.encode.load == 0)
+
+
+# Bounds by bytes
+
+
+def test_an_encode_worker_refuses_what_it_could_not_hold(join: MakeJoined) -> None:
+    joined = join(encode={"max_held_bytes": 1})
+
+    async def ask() -> None:
+        assert (await joined.post_encode(PICTURE, room=1)).status_code == 200  # however large, it is alone
+        held = joined.encode.budget.held
+        assert held > 16 * joined.encode.manager.layout.token_bytes
+        refused = await joined.post_encode(PICTURE, room=2)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["code"] == "capacity_exhausted"
+        assert "encode.max_held_bytes" in refused.json()["error"]["message"]
+        assert joined.encode.budget.held == held
+        assert joined.encode.abort_room(1)
+        while joined.encode.load:
+            await asyncio.sleep(0.001)
+        assert joined.encode.budget.held == 0
+        assert (await joined.post_encode(PICTURE, room=3)).status_code == 200
+        joined.encode.abort_room(3)
+
+    run(ask())
+
+
+def test_pixels_and_embeddings_of_all_items_count(join: MakeJoined) -> None:
+    """The bytes of the files fit beside those of the first request, their pixels do not."""
+    joined = join(encode={"max_held_bytes": 2_000_000})
+    large = {"kind": "image", "data": png(1024, 1024, "green")}
+    assert len(large["data"]) < 50_000
+
+    async def ask() -> None:
+        assert (await joined.post_encode(PICTURE, room=1)).status_code == 200
+        refused = await joined.post_encode(large, large, room=2)
+        assert refused.json()["error"]["code"] == "capacity_exhausted"
+        joined.encode.abort_room(1)
+
+    run(ask())
+    joined.wait(lambda: joined.encode.load == 0)
+    assert joined.encode.budget.held == 0
+
+
+def test_a_language_worker_refuses_what_it_could_not_hold(join: MakeJoined) -> None:
+    joined = join(language={"max_held_bytes": 1})
+    item = {"kind": "image", "grid_thw": [1, 8, 8], "num_tokens": 16, "timestamps": [], "digest": "00" * 16}
+    unknown = {"room": 1, "endpoint": joined.encode.manager.endpoint, "items": [item]}
+
+    async def ask() -> None:
+        waiting = asyncio.create_task(joined.post_generate(generate_body(unknown, "what?")))
+        while joined.language.load < 1:
+            await asyncio.sleep(0.001)
+        assert joined.language.budget.held > 16 * joined.encode.manager.layout.token_bytes
+        refused = await joined.post_generate(generate_body({"items": []}, "hello"))
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert "language.max_held_bytes" in refused.json()["error"]["message"]
+        joined.language.abort_room(1)
+        await waiting
+
+    run(ask())
+    joined.wait(lambda: joined.language.budget.held == 0)
+    assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
+
+
+def test_the_bounds_are_in_the_metrics(join: MakeJoined) -> None:
+    joined = join()
+
+    async def read(app: Any) -> list[str]:
+        async with client(app) as http:
+            return (await http.get("/metrics")).text.splitlines()
+
+    for app in (joined.encode_app, joined.language_app):
+        lines = run(read(app))
+        assert "embferry_held_bytes 0.0" in lines
+        assert 'embferry_control_messages_total{outcome="rejected"} 0.0' in lines
+        assert 'embferry_control_messages_total{outcome="dropped"} 0.0' in lines
+        assert 'embferry_transport_lost{transport="memory"} 0.0' in lines
+    lines = run(read(joined.encode_app))
+    assert "embferry_parked_openings 0.0" in lines
+    assert "embferry_parked_bytes 0.0" in lines
+    assert any(line.startswith("embferry_control_connections ") for line in lines)
+
+
+# Beside the event loop, and signs of life
+
+
+@pytest.mark.parametrize("role", ["encode", "language"])
+def test_a_worker_answers_while_it_parses(join: MakeJoined, monkeypatch: pytest.MonkeyPatch, role: str) -> None:
+    joined: Joined = join()
+    module: Any = encode_process if role == "encode" else language_process
+    app, path = (joined.encode_app, "/encode") if role == "encode" else (joined.language_app, "/generate")
+    blocking = Blocking(module.decoded)
+    monkeypatch.setattr(module, "decoded", blocking)
+
+    async def both() -> Any:
+        async with client(app) as http:
+            asking = asyncio.create_task(http.post(path, content=b"\xc1" + bytes(LARGE)))
+            try:
+                assert await asyncio.to_thread(blocking.called.wait, DEADLINE)
+                assert (await http.get("/health")).status_code == 200
+                assert not asking.done()
+            finally:
+                blocking.release.set()
+            return await asking
+
+    assert run(both()).json()["error"]["code"] == "invalid_request"
+    assert off_loop.LARGE_BYTES < LARGE
+
+
+@pytest.mark.parametrize("outcome", ["success", "error"])
+def test_a_slow_encode_worker_gives_signs_of_life(
+    join: MakeJoined, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    joined = join()
+    monkeypatch.setattr(worker_http, "PING_SECONDS", 0.001)
+    blocking = Blocking(EncodeService.prepare)
+    monkeypatch.setattr(EncodeService, "prepare", lambda *arguments: blocking(*arguments))
+    item = PICTURE if outcome == "success" else {"kind": "image", "data": b"junk"}
+
+    async def ask() -> tuple[int, bytes]:
+        body = msgspec.msgpack.encode({"room": 9, "request_id": "test", "items": [item]})
+        sent, received = asyncio.Event(), bytearray()
+        status = 0
+
+        async def receive() -> dict[str, Any]:
+            if not sent.is_set():
+                sent.set()
+                return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: dict[str, Any]) -> None:
+            nonlocal status, received
+            status = message.get("status", status)
+            received += message.get("body", b"")
+            if received.count(b"\n") == 3:  # signs of life, before there is a result
+                blocking.release.set()
+
+        scope = {"type": "http", "method": "POST", "path": "/encode", "headers": [], "query_string": b""}
+        scope |= {"asgi": {"spec_version": "2.3"}, "http_version": "1.1", "app": joined.encode_app}
+        await joined.encode_app(scope, receive, send)
+        return status, bytes(received)
+
+    status, received = run(ask())
+    assert status == 200
+    content = json.loads(received)
+    if outcome == "success":
+        assert content["room"] == 9
+        joined.encode.abort_room(9)
+    else:
+        assert (content["error"]["status"], content["error"]["code"]) == (415, "unsupported_media_type")
+
+
+def test_a_slow_language_worker_gives_signs_of_life(join: MakeJoined, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = join()
+    monkeypatch.setattr(language_process, "PING_SECONDS", 0.001)
+    blocking = Blocking(JobPipeline._prompt)
+    monkeypatch.setattr(JobPipeline, "_prompt", lambda *arguments: blocking(*arguments))
+
+    async def ask() -> list[dict[str, Any]]:
+        call = asyncio.create_task(joined.post_generate(generate_body({"items": []}, "hello")))
+        assert await asyncio.to_thread(blocking.called.wait, DEADLINE)
+        await asyncio.sleep(0.05)  # not needed for the outcome: the answer waits for the release in any case
+        blocking.release.set()
+        return [json.loads(line) for line in (await call).text.splitlines()]
+
+    received = run(ask())
+    assert received[-1]["type"] == "end"
+
+
+def test_the_cache_is_not_changed_by_a_room_that_fails(join: MakeJoined) -> None:
+    joined = join()
+    assert isinstance(joined.encode.cache, EmbeddingCache)
