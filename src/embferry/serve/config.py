@@ -133,7 +133,8 @@ class TransferSettings(Section):
     parked_bytes: Positive = 16 * MIB
     """Bytes of such requests."""
     control_connections: Positive = 1024
-    """Connections of language workers that an encode worker accepts for control messages."""
+    """Connections of language workers that an encode worker accepts for control messages, at most a quarter of the
+    process's limit on open files."""
     control_connections_per_address: Positive = 256
     """Connections for control messages from one IPv4 address, or from one IPv6 network of 64 bits."""
     control_unsent_bytes: Positive = 64 * MIB

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from embferry.engine.cache import EmbeddingCache
 from embferry.protocol.messages import MAX_TOKENS, Frame, Open
 from embferry.serve.encode import process as encode_process
 from embferry.serve.encode.room import Room
@@ -138,7 +137,7 @@ def test_a_fault_in_the_language_worker_costs_its_request_alone(
         return received, answer
 
     received, answer = run(both())
-    assert received[-1]["type"] == ("end" if place == "clear" else "error")
+    assert received[-1]["type"] == "error"
     assert answer.tokens == joined.reference("what?", PICTURE, OTHER)
     assert joined.language.fault is None
     monkeypatch.undo()
@@ -334,6 +333,29 @@ def test_a_worker_answers_while_it_parses(join: MakeJoined, monkeypatch: pytest.
     assert off_loop.LARGE_BYTES < LARGE
 
 
+async def until_signs(app: Any, path: str, body: bytes, blocking: Blocking) -> tuple[int, bytes]:
+    """Sends a request and lets its work go on after three signs of life. Returns status and body of the response."""
+    sent, received, status = False, bytearray(), 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        if sent:
+            await asyncio.Event().wait()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        received.extend(message.get("body", b""))
+        if received.count(b"\n") == 3:
+            blocking.release.set()
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "http_version": "1.1"}
+    await app(scope | {"asgi": {"spec_version": "2.3"}}, receive, send)
+    return status, bytes(received)
+
+
 @pytest.mark.parametrize("outcome", ["success", "error"])
 def test_a_slow_encode_worker_gives_signs_of_life(
     join: MakeJoined, monkeypatch: pytest.MonkeyPatch, outcome: str
@@ -344,31 +366,8 @@ def test_a_slow_encode_worker_gives_signs_of_life(
     monkeypatch.setattr(EncodeService, "prepare", lambda *arguments: blocking(*arguments))
     item = PICTURE if outcome == "success" else {"kind": "image", "data": b"junk"}
 
-    async def ask() -> tuple[int, bytes]:
-        body = msgspec.msgpack.encode({"room": 9, "request_id": "test", "items": [item]})
-        sent, received = asyncio.Event(), bytearray()
-        status = 0
-
-        async def receive() -> dict[str, Any]:
-            if not sent.is_set():
-                sent.set()
-                return {"type": "http.request", "body": body, "more_body": False}
-            await asyncio.Event().wait()
-            raise AssertionError
-
-        async def send(message: dict[str, Any]) -> None:
-            nonlocal status, received
-            status = message.get("status", status)
-            received += message.get("body", b"")
-            if received.count(b"\n") == 3:  # signs of life, before there is a result
-                blocking.release.set()
-
-        scope = {"type": "http", "method": "POST", "path": "/encode", "headers": [], "query_string": b""}
-        scope |= {"asgi": {"spec_version": "2.3"}, "http_version": "1.1", "app": joined.encode_app}
-        await joined.encode_app(scope, receive, send)
-        return status, bytes(received)
-
-    status, received = run(ask())
+    body = msgspec.msgpack.encode({"room": 9, "request_id": "test", "items": [item]})
+    status, received = run(until_signs(joined.encode_app, "/encode", body, blocking))
     assert status == 200
     content = json.loads(received)
     if outcome == "success":
@@ -384,17 +383,8 @@ def test_a_slow_language_worker_gives_signs_of_life(join: MakeJoined, monkeypatc
     blocking = Blocking(JobPipeline._prompt)
     monkeypatch.setattr(JobPipeline, "_prompt", lambda *arguments: blocking(*arguments))
 
-    async def ask() -> list[dict[str, Any]]:
-        call = asyncio.create_task(joined.post_generate(generate_body({"items": []}, "hello")))
-        assert await asyncio.to_thread(blocking.called.wait, DEADLINE)
-        await asyncio.sleep(0.05)  # not needed for the outcome: the answer waits for the release in any case
-        blocking.release.set()
-        return [json.loads(line) for line in (await call).text.splitlines()]
-
-    received = run(ask())
-    assert received[-1]["type"] == "end"
-
-
-def test_the_cache_is_not_changed_by_a_room_that_fails(join: MakeJoined) -> None:
-    joined = join()
-    assert isinstance(joined.encode.cache, EmbeddingCache)
+    body = json.dumps(generate_body({"items": []}, "hello")).encode()
+    status, received = run(until_signs(joined.language_app, "/generate", body, blocking))
+    lines = [json.loads(line) for line in received.splitlines()]
+    assert (status, lines[-1]["type"]) == (200, "end")
+    assert lines[0] == {"type": "ping"}

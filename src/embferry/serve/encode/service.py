@@ -108,9 +108,14 @@ class EncodeService(Service[SendManager, int, Room]):
         with self._lock:
             if room.aborted:
                 raise Aborted("the request was aborted while its media were decoded", room=room.number)
-            room.sender = sender = self.manager.open(room.number)
-            sender.wake_on_change(self._wake.set)
-            self._bootstrapping.add(room, sender, room.total_tokens, room.digest)
+            sender = self.manager.open(room.number)
+            try:
+                sender.wake_on_change(self._wake.set)
+                self._bootstrapping.add(room, sender, room.total_tokens, room.digest)
+            except BaseException:
+                sender.clear()
+                raise
+            room.sender = sender
         self._wake.set()
 
     def drop(self, room: Room) -> None:
@@ -190,9 +195,7 @@ class EncodeService(Service[SendManager, int, Room]):
             why = "the vision encoder failed on the request's media; see the encode worker's log"
             room.waiting.clear()
             is_unfinished = False
-            failed = attempt(sender.abort, EmbeddingTransferError(why, room=room.number))
-            if failed is not None:
-                log.error("room %d: the transfer could not be aborted", room.number, exc_info=failed)
+            if not self._abort(sender, EmbeddingTransferError(why, room=room.number)):
                 with self._lock:
                     self._end(room, "failed")
                 return
@@ -219,6 +222,13 @@ class EncodeService(Service[SendManager, int, Room]):
         self.metrics.items.labels(item.kind).inc()
         return embedding
 
+    def _abort(self, sender: EmbeddingSender, error: EmbeddingTransferError) -> bool:
+        """Ends a transfer, unless it has ended. Returns whether that was possible."""
+        failed = attempt(sender.abort, error)
+        if failed is not None:
+            log.error("room %d: the transfer could not be aborted", sender.room, exc_info=failed)
+        return failed is None
+
     # Called with the lock held
 
     def _take_claimed(self) -> list[MultimodalEmbeddingRequest]:
@@ -228,6 +238,7 @@ class EncodeService(Service[SendManager, int, Room]):
         return claimed
 
     def _on_failure(self, request: MultimodalEmbeddingRequest, error: EmbeddingTransferError) -> None:
+        self._abort(request.embedding_sender, error)
         self._end(request.req, "aborted" if isinstance(error, Aborted) else "failed")
 
     def _end(self, room: Room, outcome: str) -> None:

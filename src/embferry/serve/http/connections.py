@@ -21,11 +21,10 @@ REPORT_SECONDS = 10.0
 WANTED_OPEN_FILES = 65_536
 
 
-def within_open_files(connections: int) -> int:
-    """Returns ``connections``, or half of the open files that this process may have if that is less.
+def within_open_files(connections: int, share: float = 0.5) -> int:
+    """Returns ``connections``, or this share of the open files that the process may have if that is less.
 
-    Raises the process's limit on open files first, as far as the system permits. The other half is for transfers,
-    leases and files.
+    Raises the process's limit on open files first, as far as the system permits.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
@@ -33,7 +32,7 @@ def within_open_files(connections: int) -> int:
     if soft != unlimited and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
-    return connections if soft == unlimited else max(1, min(connections, soft // 2))
+    return connections if soft == unlimited else max(1, min(connections, int(soft * share)))
 
 
 class _Reports:

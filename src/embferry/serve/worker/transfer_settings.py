@@ -7,7 +7,8 @@ import torch
 from embferry.memory.limits import default_max_embedding_bytes
 from embferry.protocol.settings import TransferSettings
 from embferry.serve.config import Settings
-from embferry.transfer.control.limits import ControlLimits
+from embferry.serve.http.connections import within_open_files
+from embferry.transfer.control.limits import DEFAULTS, ControlLimits
 
 FIRST_RETRY_SECONDS = 0.1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -50,11 +51,13 @@ def encode_timeouts(settings: Settings) -> TransferSettings:
 
 
 def control_limits(settings: Settings) -> ControlLimits:
-    """Returns the bounds of a worker's control connections."""
+    """Returns the bounds of a worker's control connections, which may use a quarter of its open files."""
     transfer = settings.transfer
+    connections = within_open_files(transfer.control_connections, 0.25)
     return ControlLimits(
-        connections=transfer.control_connections,
-        connections_per_address=transfer.control_connections_per_address,
+        connections=connections,
+        connections_per_address=min(transfer.control_connections_per_address, connections),
+        handshakes=min(DEFAULTS.handshakes, connections),
         unsent_bytes=transfer.control_unsent_bytes,
         unsent_bytes_per_peer=transfer.control_unsent_bytes_per_peer,
         connect_timeout=transfer.control_connect_timeout,
