@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from embferry.protocol.errors import TransportError
 from embferry.protocol.messages import MAX_TOKENS, Frame, Open
 from embferry.serve.encode import process as encode_process
 from embferry.serve.encode.room import Room
@@ -213,16 +215,32 @@ def test_a_transfer_that_cannot_even_be_aborted_costs_its_request_alone(
     fails_for_one(monkeypatch, EmbeddingSender, "send_embedding", RuntimeError("a fault"), is_victim)
     fails_for_one(monkeypatch, EmbeddingSender, "abort", RuntimeError("another fault"), is_victim)
 
-    async def both() -> Any:
+    async def failed() -> None:
         first = (await joined.post_encode(PICTURE, room=VICTIM)).json()
         asking = asyncio.create_task(joined.post_generate(generate_body(first, "what?")))
-        answer = await joined.ask("what?", PICTURE, OTHER)
+        while joined.encode.load:
+            await asyncio.sleep(0.001)
         joined.language.abort_room(VICTIM)
-        await asking
-        return answer
+        assert events(await asking)[-1]["type"] == "error"
 
-    assert run(both()).tokens == joined.reference("what?", PICTURE, OTHER)
-    joined.wait(lambda: joined.encode.load == 0)
+    run(failed())
+    assert run(joined.ask("what?", PICTURE, OTHER)).tokens == joined.reference("what?", PICTURE, OTHER)
+
+
+@pytest.mark.parametrize("side", ["encode", "language"])
+def test_a_worker_without_a_working_transport_is_replaced(
+    join: MakeJoined, caplog: pytest.LogCaptureFixture, side: str
+) -> None:
+    """That is no fault of one request: its service reports itself broken, so that the supervisor starts another."""
+    joined = join()
+    service = joined.encode if side == "encode" else joined.language
+    with caplog.at_level(logging.CRITICAL + 1):
+        service.manager.transports["memory"].lost = TransportError("it has failed")
+        service.abort_room(1)
+        service._wake.set()
+        joined.wait(lambda: service.fault is not None)
+    assert isinstance(service.fault, TransportError)
+    service.fault = None  # the fixture checks for faults that the test did not cause
 
 
 # Bounds by bytes
@@ -251,15 +269,17 @@ def test_an_encode_worker_refuses_what_it_could_not_hold(join: MakeJoined) -> No
 
 
 def test_pixels_and_embeddings_of_all_items_count(join: MakeJoined) -> None:
-    """The bytes of the files fit beside those of the first request, their pixels do not."""
-    joined = join(encode={"max_held_bytes": 2_000_000})
-    large = {"kind": "image", "data": png(1024, 1024, "green")}
-    assert len(large["data"]) < 50_000
+    """The bytes of the files fit beside what the first request holds, their pixels do not."""
+    joined = join()
 
     async def ask() -> None:
         assert (await joined.post_encode(PICTURE, room=1)).status_code == 200
-        refused = await joined.post_encode(large, large, room=2)
+        held = joined.encode.budget.held
+        joined.encode.budget.limit = held + 4096
+        assert 2 * len(OTHER["data"]) < 2048
+        refused = await joined.post_encode(OTHER, OTHER, room=2)
         assert refused.json()["error"]["code"] == "capacity_exhausted"
+        assert joined.encode.budget.held == held
         joined.encode.abort_room(1)
 
     run(ask())

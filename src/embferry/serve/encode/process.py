@@ -76,7 +76,8 @@ def build(service: EncodeService) -> Starlette:
         """Responds when length and digest of the embedding are known, before the vision encoder runs."""
         hold = service.budget.hold()
         try:
-            body = await read_body(request.receive, max_bytes, hold, announced=announced_bytes(request.scope))
+            announced, stall = announced_bytes(request.scope), service.settings.router.body_timeout
+            body = await read_body(request.receive, max_bytes, hold, announced=announced, stall_seconds=stall)
             if body is None:
                 hold.release()
                 return Response(status_code=499)

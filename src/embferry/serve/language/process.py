@@ -96,7 +96,8 @@ class Generate:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         try:
-            body = await read_body(receive, MAX_BODY_BYTES, hold, announced=announced_bytes(scope))
+            announced, stall = announced_bytes(scope), self._service.settings.router.body_timeout
+            body = await read_body(receive, MAX_BODY_BYTES, hold, announced=announced, stall_seconds=stall)
             if body is None:
                 return
             request = await off_loop(len(body), decoded, messages.DECODER, body)
