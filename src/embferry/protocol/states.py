@@ -31,6 +31,8 @@ class Phase(Enum):
     SUCCESS = "every token is verified"
     FAILED = "ended with an error"
 
+    __hash__ = object.__hash__  # members are compared by identity; Enum's own hash is slow
+
 
 class Trigger(Enum):
     """Events that move an end from one phase to another."""

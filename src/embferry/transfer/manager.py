@@ -8,8 +8,10 @@ is held, except for transports, which are behind :class:`~.guarded_transport.Gua
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -27,6 +29,7 @@ from .runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+IDLE = math.inf
 REPORT_SECONDS = 1.0
 """Bad messages are logged once in this time at most."""
 
@@ -81,6 +84,8 @@ class Manager(ABC, Generic[R]):
         self.transports = {transport.name: GuardedTransport(transport, runtime.wake) for transport in transports}
         self.rejected_messages = 0
         self._runtime = runtime
+        self._outgoing: deque[tuple[Hashable, bytes]] = deque()  # any thread appends, the driver thread sends
+        self._due = IDLE  # when the driver is due again, as far as it knows
         self._is_closed = False
         self._reported_at = -REPORT_SECONDS
         self._lost_transports: set[str] = set()
@@ -166,9 +171,13 @@ class Manager(ABC, Generic[R]):
     def _advance(self, record: R, now: float) -> None:
         """Lets the machine act on what has happened and on the time, and executes its commands. The lock is held."""
 
-    @abstractmethod
-    def _work(self, record: R, now: float) -> None:
-        """Does what foreign code is needed for. The lock is not held."""
+    def _work(self, record: R, now: float) -> bool:
+        """Does what foreign code is needed for. The lock is not held.
+
+        Returns:
+            Whether the machine may have something to do now.
+        """
+        return False
 
     @abstractmethod
     def _settle(self, record: R, now: float) -> None:
@@ -223,15 +232,17 @@ class Manager(ABC, Generic[R]):
                     self._take_in(event.peer, event.data, now)
         with self.lock:
             self._take_transport_events()
-            due = self.ready_queue.due(now)
-        for record in due:
+            ready = self.ready_queue.due(now)
+        for record in ready:
             self.step(record, now)
         while more := self._after(now):
             for record in more:
                 self.step(record, now)
-        self._runtime.control.flush()
+        self._send_queued()
         with self.lock:
-            return self.ready_queue.next() if self.ready_queue.is_clear else now
+            due = self.ready_queue.next() if self.ready_queue.is_clear and not self._outgoing else now
+            self._due = IDLE if due is None else due
+            return due
 
     def _after(self, now: float) -> list[R]:
         with self.lock:
@@ -241,9 +252,9 @@ class Manager(ABC, Generic[R]):
         """Advances one record. What it raises is its own failure."""
         with self.lock:
             self.guard(record, self._advance, record, now)
-        self._work(record, now)
+        worked = self._work(record, now)
         with self.lock:
-            if not record.is_broken:
+            if worked:
                 self.guard(record, self._advance, record, now)
             if record.is_broken:
                 self._tear_down(record, now)
@@ -287,9 +298,22 @@ class Manager(ABC, Generic[R]):
 
     def send(self, peer: Hashable, source: int, target: int, body: Body) -> None:
         """Queues a control message. A message that is lost is repeated by the machine that needs an answer."""
-        data = encode(Frame(VERSION, source, target, body))
-        if (error := attempt(self._runtime.control.send, peer, data)) is not None:
-            self._report("a control message could not be sent to %r: %r", peer, error)
+        self._outgoing.append((peer, encode(Frame(VERSION, source, target, body))))
+
+    def schedule(self, record: R, time: float) -> None:
+        """Sets the timer of a record. Wakes the driver only if it would sleep beyond it. Any thread; the lock is held."""
+        self.ready_queue.schedule(record, time)
+        if time < self._due:
+            self.wake()
+
+    def _send_queued(self) -> None:
+        control = self._runtime.control
+        while self._outgoing:
+            peer, data = self._outgoing.popleft()
+            if (error := attempt(control.send, peer, data)) is not None:
+                self._report("a control message could not be sent to %r: %r", peer, error)
+        if (error := attempt(control.flush)) is not None:
+            self._report("control messages could not be sent: %r", error)
 
     def _take_in(self, peer: Hashable, data: bytes, now: float) -> None:
         try:

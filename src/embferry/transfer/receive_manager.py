@@ -217,8 +217,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self.grant(record, allocation)
         self.run_commands(record, now)
 
-    def _work(self, record: ReceiveRecord, now: float) -> None:
+    def _work(self, record: ReceiveRecord, now: float) -> bool:
+        if not record.calls:
+            return False
         self._sink_calls.make(record, now, alone=len(self._records_by_session) == 1)
+        return True
 
     def _settle(self, record: ReceiveRecord, now: float) -> None:
         machine = self.machine_of(record)

@@ -67,7 +67,8 @@ class EmbeddingSender(Handle):
         """
         with self.manager.lock:
             self.machine.announce(total_tokens, content_digest, tuple(aux))
-        self.manager.touch(self._record)
+            if self.machine.current is not None:  # the receiver is told at once
+                self.manager.touch(self._record)
 
     def send_embedding(
         self, fields: Source, ready_tokens: int | None = None, *, checksums: Checksums | None = None
@@ -92,7 +93,6 @@ class EmbeddingSender(Handle):
             self.machine.produce(total if ready_tokens is None else ready_tokens)
             self._record.source, self._record.checksums = dict(fields), checksums or self._record.checksums
             self.manager.begin(self._record)
-        self.manager.touch(self._record)
 
     def poll(self) -> KVPoll:
         """Returns where the transfer stands.

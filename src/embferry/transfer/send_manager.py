@@ -100,9 +100,11 @@ class SendManager(Manager[SendRecord]):
             parked = self.parked.take(room)
             if parked is not None:
                 self._take(*parked, self.now())
+                self.touch(record)
+            else:
+                self.schedule(record, self.now() + self.settings.bootstrap_timeout)
         if last is not None:
             last.end.notify()
-        self.touch(record)
         return sender
 
     # Called by handles
@@ -112,6 +114,8 @@ class SendManager(Manager[SendRecord]):
         self.check()
         self.guard(record, self._run_commands, record)
         self._take_transport_events()
+        if self._outgoing or not self.ready_queue.is_clear:
+            self.wake()
 
     # The driver thread
 
@@ -119,9 +123,6 @@ class SendManager(Manager[SendRecord]):
         if self._rooms.get(record.room) is record:  # otherwise it has ended, and was touched once more
             record.machine.expire(now)
             self._run_commands(record)
-
-    def _work(self, record: SendRecord, now: float) -> None:
-        pass
 
     def _settle(self, record: SendRecord, now: float) -> None:
         if self._rooms.get(record.room) is not record:

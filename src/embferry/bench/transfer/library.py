@@ -160,12 +160,12 @@ class EmbferryReceiving(_Embferry, Receiving):
         self._receivers = [self._manager.open(room, self._endpoint, sink) for room, sink in rooms]
         for receiver in self._receivers:
             if self._several:
-                receiver.on_change(partial(self._note, receiver))
+                receiver.wake_on_change(partial(self._note, receiver))
             receiver.init()
 
     def _wait_until_announced(self, receiver: EmbeddingReceiver) -> None:
         changed, deadline = threading.Event(), time.monotonic() + self.job.timeout_s
-        receiver.on_change(changed.set)
+        receiver.wake_on_change(changed.set)
         while receiver.poll() is KVPoll.Bootstrapping:
             if not changed.wait(max(0.0, deadline - time.monotonic())):
                 raise TimeoutError(f"room {receiver.room}: no announcement after {self.job.timeout_s:g} s")
