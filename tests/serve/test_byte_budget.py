@@ -12,7 +12,7 @@ import pytest
 from embferry.serve.byte_budget import ByteBudget
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import read_body
-from embferry.serve.http.off_loop import PIECE_BYTES, decode_base64
+from embferry.serve.off_loop import PIECE_BYTES, decode_base64
 
 
 def test_what_goes_beyond_the_limit_is_refused_until_something_is_released() -> None:

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from embferry.testing.proxy import ChaosProxy
 from tests.serve import pictures
 from tests.serve.conftest import user
 from tests.serve.fakes import BREAK, DEADLINE, END, HOLD, Deployment, tokens
@@ -40,6 +41,25 @@ def test_an_encode_worker_that_never_answers_is_passed_over(
     assert len(deployment.fakes["encode1"].requests) == 1
     client.chat.completions.create(model="shapes", messages=QUESTION)
     assert len(deployment.fakes["encode0"].requests) == 1  # it is asked last for a while
+
+
+@stalls
+@pytest.mark.parametrize("side", [16, 1500], ids=["small", "large"])
+def test_a_link_that_swallows_everything_is_passed_over(
+    deployment: Deployment, client: openai.OpenAI, http: httpx.Client, side: int
+) -> None:
+    """The worker and its connections are alive; the picture is sent into the void, whole or in part."""
+    noise = pictures.encoded(pictures.noise(side, side))
+    question = user({"type": "image_url", "image_url": {"url": pictures.data_url(noise)}}, "?")
+    with ChaosProxy(int(deployment.fake_url.rpartition(":")[2])) as link:
+        link.stall()
+        behind = deployment.entry("encode0", url=f"http://127.0.0.1:{link.port}/encode0")
+        deployment.workers = [behind, deployment.entry("encode1", load=5), deployment.entry("language0")]
+        deployment.wait(lambda: http.get("/ready").json()["workers"]["encode"] == 2)
+        answer = client.chat.completions.create(model="shapes", messages=question)
+    assert answer.choices[0].message.content == "a red circle"
+    (asked,) = deployment.fakes["encode1"].requests
+    assert asked["items"][0]["data"] == noise
 
 
 @stalls

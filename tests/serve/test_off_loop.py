@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from embferry.serve.http import off_loop as off_loop_module
+from embferry.serve import off_loop as off_loop_module
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.router.chat import Chat
 from tests.serve.blocking import LARGE, Blocking

@@ -57,7 +57,7 @@ def stopped(view: ProcessView) -> Iterator[None]:
 @pytest.mark.parametrize("role", ["encode", "language"])
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_stopped_worker_is_passed_over(cluster: LocalCluster, role: str, number: int) -> None:
-    """Of two workers, one is stopped: every request is answered, although the router asks the stopped one too."""
+    """One of two workers is stopped: every request is answered, although the router asks the stopped one too."""
     wait(lambda: known(cluster) == {"encode": 2, "language": 2}, "all workers registered")
     with stopped(of_role(cluster, role)[number]):
         for _ in range(3):

@@ -23,8 +23,8 @@ from embferry.serve.encode.messages import EncodeRequest
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.http.body import announced_bytes, read_body
-from embferry.serve.http.off_loop import off_loop
 from embferry.serve.http.serving import Report, unreported
+from embferry.serve.off_loop import off_loop
 from embferry.serve.worker.address import address_of
 from embferry.serve.worker.errors import decoded
 from embferry.serve.worker.http import response_with_signs_of_life, worker_app
@@ -74,6 +74,9 @@ def build(service: EncodeService) -> Starlette:
 
     async def encode(request: Request) -> Response:
         """Responds when length and digest of the embedding are known, before the vision encoder runs."""
+        return await response_with_signs_of_life(admit(request))
+
+    async def admit(request: Request) -> Response:
         hold = service.budget.hold()
         try:
             announced, stall = announced_bytes(request.scope), service.settings.router.body_timeout
@@ -87,7 +90,7 @@ def build(service: EncodeService) -> Starlette:
         except BaseException:
             hold.release()
             raise
-        return await response_with_signs_of_life(announce(encode_request, room))
+        return await announce(encode_request, room)
 
     async def announce(request: EncodeRequest, room: Room) -> Response:
         with about(request_id=request.request_id, room=room.number):

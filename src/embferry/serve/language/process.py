@@ -21,12 +21,12 @@ from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import announced_bytes, read_body
 from embferry.serve.http.disconnect import run_until_disconnect
-from embferry.serve.http.off_loop import off_loop
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language import messages
 from embferry.serve.language.job import ACCEPTED, Event
 from embferry.serve.language.service import LanguageService
-from embferry.serve.worker.errors import decoded, error_response
+from embferry.serve.off_loop import off_loop
+from embferry.serve.worker.errors import as_serve_error, decoded
 from embferry.serve.worker.http import PING_SECONDS, worker_app
 from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, control_limits, language_timeouts
@@ -87,6 +87,16 @@ class Generate:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stream = _EventStream(send)
+        with contextlib.closing(stream):
+            try:
+                await self._answer(scope, receive, stream)
+            except Exception as error:
+                if not stream.started:
+                    raise
+                await stream.end(as_serve_error(error))
+
+    async def _answer(self, scope: Scope, receive: Receive, stream: _EventStream) -> None:
         hold, job = self._service.budget.hold(), None
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
@@ -104,8 +114,7 @@ class Generate:
             del body
             with about(request_id=request.request_id, room=request.room):
                 job = self._service.submit(request, deliver, hold)
-                work = _answer(events, scope, receive, send)
-                await run_until_disconnect(work, receive, lambda: log.info("the caller left"))
+                await run_until_disconnect(_forward(events, stream), receive, lambda: log.info("the caller left"))
         finally:
             if job is not None:
                 self._service.abort(job)
@@ -113,26 +122,51 @@ class Generate:
                 hold.release()  # otherwise the job does at its end
 
 
-async def _answer(events: asyncio.Queue[Event], scope: Scope, receive: Receive, send: Send) -> None:
-    """Sends the events.
-
-    An error in first place becomes the response's status, if it comes soon; a later one is the last event.
-    """
-    with contextlib.suppress(TimeoutError):
-        first = await asyncio.wait_for(events.get(), PING_SECONDS)
-        if isinstance(first, ServeError):
-            await error_response(first)(scope, receive, send)
-            return
-    await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+async def _forward(events: asyncio.Queue[Event], stream: _EventStream) -> None:
+    """Sends the events. An error in first place is raised; a later one is the last event."""
     while True:
-        try:
-            event = await asyncio.wait_for(events.get(), PING_SECONDS)
-        except TimeoutError:
-            await send({"type": "http.response.body", "body": messages.PING, "more_body": True})
-            continue
-        if event is ACCEPTED:
-            continue
-        last = isinstance(event, ServeError) or event["type"] == "end"
-        await send({"type": "http.response.body", "body": messages.line(event), "more_body": not last})
-        if last:
+        event = await events.get()
+        if isinstance(event, ServeError):
+            if not stream.started:
+                raise event
+            await stream.end(event)
             return
+        if event["type"] == "end":
+            await stream.end(event)
+            return
+        await stream.write(b"" if event is ACCEPTED else messages.line(event))
+
+
+class _EventStream:
+    """The response: one line an event, and a ping every ``PING_SECONDS``, also while the request is being read.
+
+    Attributes:
+        started: the status has been sent, so an error can only be an event.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        self._pinging = asyncio.create_task(self._ping())
+
+    def close(self) -> None:
+        """Ends the pings."""
+        self._pinging.cancel()
+
+    async def write(self, line: bytes, *, more: bool = True) -> None:
+        """Sends a line, and the status before the first one."""
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await self._send({"type": "http.response.body", "body": line, "more_body": more})
+
+    async def end(self, event: Event) -> None:
+        """Sends the last event."""
+        self.close()
+        await asyncio.wait({self._pinging})
+        await self.write(messages.line(event), more=False)
+
+    async def _ping(self) -> None:
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            await self.write(messages.PING)

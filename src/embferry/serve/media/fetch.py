@@ -19,7 +19,7 @@ import httpx
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.off_loop import decode_base64, off_loop
+from embferry.serve.off_loop import decode_base64, off_loop
 
 Grow = Callable[[int], object]
 """Called with the bytes that a file takes in memory, before or as it is read. What it raises ends the fetch."""

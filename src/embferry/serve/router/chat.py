@@ -16,7 +16,7 @@ from embferry.observe.logs import about
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
-from embferry.serve.http.off_loop import off_loop
+from embferry.serve.off_loop import off_loop
 from embferry.serve.openai.messages import Media, parse_messages
 from embferry.serve.openai.reply import DONE, Reply, event
 from embferry.serve.openai.request import ChatRequest, parse

@@ -8,11 +8,11 @@ from typing import Any
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.off_loop import off_loop
 from embferry.serve.media.fetch import Fetcher, Grow
 from embferry.serve.media.image import check_image
 from embferry.serve.media.limits import check_counts, fetch_all
 from embferry.serve.media.video import LISTED_FPS, check_frames, check_video
+from embferry.serve.off_loop import off_loop
 from embferry.serve.openai.messages import Media
 
 

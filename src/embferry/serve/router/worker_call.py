@@ -15,7 +15,7 @@ import msgspec
 from embferry.discovery.leases import Role, Worker
 from embferry.serve.errors import ServeError, from_body
 from embferry.serve.http.backends import reason_of
-from embferry.serve.http.off_loop import off_loop
+from embferry.serve.off_loop import off_loop
 from embferry.serve.router.fleet import Fleet
 
 log = logging.getLogger(__name__)

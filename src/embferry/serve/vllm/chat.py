@@ -17,7 +17,7 @@ from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
-from embferry.serve.http.off_loop import off_loop
+from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.failover import Failover, Transfer
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from embferry.serve.errors import ServeError
-from embferry.serve.http.off_loop import off_loop
+from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
 from embferry.serve.vllm.failures import VerbatimError, is_busy
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance

@@ -12,9 +12,9 @@ from typing import Any
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.off_loop import off_loop
 from embferry.serve.media.fetch import Fetcher, Grow
 from embferry.serve.media.limits import check_counts, fetch_all
+from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.media_parts import Kind, MediaPart
 
 _ENCODE_OPTIONS = ("model", "mm_processor_kwargs", "media_io_kwargs")

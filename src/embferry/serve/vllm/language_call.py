@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from embferry.serve.errors import ServeError
-from embferry.serve.http.off_loop import off_loop
+from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
 from embferry.serve.vllm.item_encoder import CHAT, ClientRequest
