@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -131,23 +132,29 @@ def test_a_worker_answers_while_it_parses(join: MakeJoined, monkeypatch: pytest.
     assert off_loop.LARGE_BYTES < LARGE
 
 
-async def until_signs(app: Any, path: str, body: bytes, blocking: Blocking) -> tuple[int, bytes]:
-    """Sends a request and lets its work go on after three signs of life. Returns status and body of the response."""
-    sent, received, status = False, bytearray(), 0
+async def exchange(
+    app: Any, path: str, pieces: list[bytes], on_signs: Callable[[], None] = lambda: None
+) -> tuple[int, bytes]:
+    """Sends a request and returns status and body of the response.
+
+    After three signs of life, ``on_signs`` is called and all pieces of the request but the first are sent.
+    """
+    signs, received, status, left = asyncio.Event(), bytearray(), 0, list(pieces)
 
     async def receive() -> dict[str, Any]:
-        nonlocal sent
-        if sent:
+        if not left:
             await asyncio.Event().wait()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        if len(left) < len(pieces):
+            await signs.wait()
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
 
     async def send(message: dict[str, Any]) -> None:
         nonlocal status
         status = message.get("status", status)
         received.extend(message.get("body", b""))
         if received.count(b"\n") == 3:
-            blocking.release.set()
+            signs.set()
+            on_signs()
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "http_version": "1.1"}
     await app(scope | {"asgi": {"spec_version": "2.3"}}, receive, send)
@@ -165,7 +172,7 @@ def test_a_slow_encode_worker_gives_signs_of_life(
     item = PICTURE if outcome == "success" else {"kind": "image", "data": b"junk"}
 
     body = msgspec.msgpack.encode({"room": 9, "request_id": "test", "items": [item]})
-    status, received = run(until_signs(joined.encode_app, "/encode", body, blocking))
+    status, received = run(exchange(joined.encode_app, "/encode", [body], blocking.release.set))
     assert status == 200
     content = json.loads(received)
     if outcome == "success":
@@ -182,7 +189,28 @@ def test_a_slow_language_worker_gives_signs_of_life(join: MakeJoined, monkeypatc
     monkeypatch.setattr(JobPipeline, "_prompt", lambda *arguments: blocking(*arguments))
 
     body = json.dumps(generate_body({"items": []}, "hello")).encode()
-    status, received = run(until_signs(joined.language_app, "/generate", body, blocking))
+    status, received = run(exchange(joined.language_app, "/generate", [body], blocking.release.set))
     lines = [json.loads(line) for line in received.splitlines()]
     assert (status, lines[-1]["type"]) == (200, "end")
     assert lines[0] == {"type": "ping"}
+
+
+@pytest.mark.parametrize("role", ["encode", "language"])
+def test_signs_of_life_come_while_the_request_arrives(
+    join: MakeJoined, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    """A slow link is no stalled worker: the second half of the body comes after three signs of life."""
+    joined = join()
+    monkeypatch.setattr(worker_http, "PING_SECONDS", 0.001)
+    monkeypatch.setattr(language_process, "PING_SECONDS", 0.001)
+    if role == "encode":
+        app, path = joined.encode_app, "/encode"
+        body = msgspec.msgpack.encode({"room": 9, "request_id": "test", "items": [PICTURE]})
+    else:
+        app, path = joined.language_app, "/generate"
+        body = json.dumps(generate_body({"items": []}, "hello")).encode()
+    status, received = run(exchange(app, path, [body[:20], body[20:]]))
+    assert status == 200
+    last = json.loads(received.splitlines()[-1])
+    assert last["room"] == 9 if role == "encode" else last["type"] == "end"
+    joined.encode.abort_room(9)

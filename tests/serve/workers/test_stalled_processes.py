@@ -1,9 +1,10 @@
-"""Workers that are stopped (SIGSTOP) while others of their role go on: requests are answered by the others."""
+"""Workers that are stopped (SIGSTOP) while others of their role go on, and peers that lie to a worker."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ import pytest
 
 from embferry.serve.config import RouterSettings, ServeSettings
 from embferry.serve.supervisor import LocalCluster, ProcessView
-from tests.serve.workers.joined import DEADLINE
+from tests.serve.workers.joined import DEADLINE, events, generate_body
+from tests.serve.workers.lying_peer import LyingPeer
+from tests.serve.workers.test_one_request_alone import LIES
 from tests.serve.workers.test_processes import SETTINGS, START, ask, image, long_video, wait
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
@@ -86,6 +89,21 @@ def test_a_worker_that_is_stopped_midway_costs_no_request(cluster: LocalCluster,
 def in_use(view: ProcessView) -> int:
     pool = httpx.get(f"{view.url}/debug/pool", timeout=DEADLINE, trust_env=False).json()
     return int(pool["used"])
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_peer_does_not_end_a_language_worker(cluster: LocalCluster, lie: str) -> None:
+    worker = of_role(cluster, "language")[0]
+    item = {"kind": "image", "grid_thw": [1, 8, 8], "num_tokens": 16, "timestamps": [], "digest": "00" * 16}
+    with LyingPeer(LIES[lie]) as peer:
+        body = generate_body({"room": secrets.randbits(60), "endpoint": peer.endpoint, "items": [item]}, "what?")
+        response = httpx.post(f"{worker.url}/generate", json=body, timeout=START, trust_env=False)
+        assert peer.answered
+    assert events(response)[-1]["type"] == "error"
+    body = generate_body({"items": []}, "hello")
+    response = httpx.post(f"{worker.url}/generate", json=body, timeout=START, trust_env=False)
+    assert events(response)[-1]["type"] == "end"
+    assert of_role(cluster, "language")[0].starts == worker.starts
 
 
 def test_all_blocks_are_free_at_the_end(cluster: LocalCluster) -> None:
