@@ -93,13 +93,19 @@ class Chat(ChatEndpoint[Fleet]):
         response.on_start = begun
         try:
             await self._attempt(asked, request_id, avoid, response)
+            return
         except WorkerLostError as error:
             avoid.add(error.worker.id)
             if response.started or not self.fleet.has_another(error.worker.role, avoid):
                 raise
-            log.warning("asking other workers: %s", error.detail)
-            self.fleet.metrics.second_attempts.inc()
+            first = error
+        log.warning("asking other workers: %s", first.detail)
+        self.fleet.metrics.second_attempts.inc()
+        try:
             await self._attempt(asked, request_id, avoid, response)
+        except ServeError as error:
+            error.detail = f"{error.detail} (before that: {first.detail})"
+            raise
 
     async def _attempt(self, asked: _Asked, request_id: str, avoid: set[str], response: ClientResponse) -> None:
         """Makes one attempt, in a room of its own: workers of an earlier one may still be at work in theirs."""

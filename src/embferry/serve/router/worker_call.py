@@ -42,7 +42,9 @@ class WorkerLostError(ServeError):
     """
 
     def __init__(self, worker: Worker, cause: ServeError) -> None:
-        super().__init__(cause.code, cause.detail, status=cause.http_status, retryable=cause.retryable)
+        super().__init__(
+            cause.code, cause.detail, param=cause.param, status=cause.http_status, retryable=cause.retryable
+        )
         self.worker = worker
 
 
