@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -9,6 +10,8 @@ from typing import Generic, TypeVar
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import KVPoll
 from embferry.transfer.failures import as_transfer_error
+
+log = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
 
@@ -41,9 +44,10 @@ class RequestQueue(ABC, Generic[Request]):
         for request in list(self.queue):
             try:
                 status = result(request)
-            except Exception as error:  # noqa: BLE001 - what one request raises ends that one only
+            except Exception as error:
+                log.error("a request of a queue has failed", exc_info=error)
                 self.queue.remove(request)
-                self.failed(request, as_transfer_error("a request of the queue", error))
+                self.failed(request, as_transfer_error("a request of a queue", error))
                 continue
             if status is not None:
                 self.queue.remove(request)
