@@ -66,6 +66,22 @@ async def test_a_failed_encode_is_tried_at_another_encoder(what: str) -> None:
         assert await router.counted("encode_retries_total") == 4
 
 
+async def test_requests_beyond_the_bytes_are_refused_and_a_large_one_alone_is_not() -> None:
+    (encoder,), (language,) = encoder_stubs(1), language_stubs(1)
+    async with routed(encoder, language, router={"max_held_bytes": 1000}) as router:
+        encoder.behaviours = [held]
+        large = router.call(request(picture(b"x" * 2000)))
+        await until(lambda: encoder.holding)
+        assert await router.counted("held_bytes") > 2000
+        refused_now = await router.ask(request(text()))
+        assert (refused_now.status, refused_now.headers["retry-after"]) == (503, "1")
+        assert refused_now.error["code"] == "capacity_exhausted"
+        encoder.release.set()
+        assert (await large.answer()).status == 200
+        assert await router.counted("held_bytes") == 0
+        assert (await router.ask(request(text()))).status == 200
+
+
 async def test_an_encoder_that_stalls_is_passed_over() -> None:
     """It has taken the request and answers probes no more; a slow one that does is waited for."""
     encoders, (language,) = encoder_stubs(2), language_stubs(1)
