@@ -301,7 +301,7 @@ class Manager(ABC, Generic[R]):
         self._outgoing.append((peer, encode(Frame(VERSION, source, target, body))))
 
     def schedule(self, record: R, time: float) -> None:
-        """Sets the timer of a record. Wakes the driver only if it would sleep beyond it. Any thread; the lock is held."""
+        """Sets the timer of a record. Wakes the driver only if it would sleep beyond it. Any thread; lock held."""
         self.ready_queue.schedule(record, time)
         if time < self._due:
             self.wake()
