@@ -129,9 +129,21 @@ class MultimodalLanguageTransferQueue(_Queue):
 
     def pop_arriving(self) -> list[MultimodalLanguageRequest]:
         """Returns each request once, as soon as tokens of it have arrived: the engine may start on them."""
-        started = [r for r in self._arriving if r in self.queue and (r.update() in ENDED or r.transferred_tokens)]
-        self._arriving = [r for r in self._arriving if r in self.queue and r not in started]
-        return [r for r in started if r.embedding_receiver.poll() is not KVPoll.Failed]
+        waiting, self._arriving = self._arriving, []
+        started = []
+        for request in waiting:
+            if request not in self.queue:
+                continue
+            try:
+                status = request.update()
+            except Exception:  # noqa: BLE001 - pop_transferred reports what recurs
+                self._arriving.append(request)
+                continue
+            if status not in ENDED and not request.transferred_tokens:
+                self._arriving.append(request)
+            elif status is not KVPoll.Failed:
+                started.append(request)
+        return started
 
     def pop_transferred(self) -> list[MultimodalLanguageRequest]:
         """Removes and returns the requests whose embedding is complete."""

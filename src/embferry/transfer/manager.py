@@ -20,7 +20,7 @@ from embferry.protocol.messages import VERSION, Abort, Body, Frame, Open, decode
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, LinkLost, Transport
 
-from .control.contract import Received, Unreachable
+from .control.contract import ControlPlane, Received, Unreachable
 from .failures import as_transfer_error, attempt, is_exhausted
 from .guarded_transport import GuardedTransport
 from .handle import Handle
@@ -132,6 +132,11 @@ class Manager(ABC, Generic[R]):
         lost = [transport.lost for transport in self.transports.values()]
         if lost and all(lost) and lost[0] is not None:
             raise lost[0]
+
+    @property
+    def control(self) -> ControlPlane:
+        """The control plane, to read its counters; everything else of it belongs to the driver thread."""
+        return self._runtime.control
 
     @property
     def fault(self) -> EmbeddingTransferError | None:

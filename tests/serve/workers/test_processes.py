@@ -104,7 +104,11 @@ def test_a_question_about_a_picture_is_answered(cluster: LocalCluster) -> None:
 
 @pytest.mark.parametrize("role", ["encode", "language"])
 def test_a_worker_killed_during_a_transfer_is_restarted(cluster: LocalCluster, role: str) -> None:
-    """The request ends with the error of a lost peer, the worker is restarted, and the next request succeeds."""
+    """The worker is restarted, and the next request succeeds.
+
+    The request is answered if the new worker is there by the time the old one is known to be lost; otherwise it ends
+    with the error of a lost peer.
+    """
     killed = worker(cluster, role)
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(ask(cluster, long_video())), daemon=True)
@@ -113,8 +117,9 @@ def test_a_worker_killed_during_a_transfer_is_restarted(cluster: LocalCluster, r
     os.kill(killed.pid, signal.SIGKILL)
     asking.join(DEADLINE)
     assert answers, "the request hangs"
-    assert answers[0].status_code in (502, 503), answers[0].text
-    assert answers[0].json()["error"]["code"] in ("peer_gone", "worker_failed", "transport_error")
+    if answers[0].status_code != 200:
+        assert answers[0].status_code in (502, 503), answers[0].text
+        assert answers[0].json()["error"]["code"] in ("peer_gone", "worker_failed", "transport_error")
     wait(lambda: worker(cluster, role).starts == killed.starts + 1 and worker(cluster, role).ready, "a restart", START)
     # Until its lease expires, the router may know the killed worker alone.
     wait(lambda: ask(cluster, image()).status_code == 200, "an answer", START)

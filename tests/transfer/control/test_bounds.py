@@ -13,8 +13,8 @@ from embferry.transfer.control.connection import Connection
 from embferry.transfer.control.contract import Received
 from embferry.transfer.control.framing import HEADER, frame
 from embferry.transfer.control.limits import ControlLimits
-from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.address import network_of
+from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import Loop
 
 from .conftest import HELLO, ClockedLoop, Net

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,8 @@ from embferry.serve.openai.reply import model_object
 log = logging.getLogger(__name__)
 
 ROLES: tuple[Role, ...] = get_args(Role)
+SUSPECT_SECONDS = 10.0
+"""How long a worker that has failed is asked last."""
 
 
 class _List(msgspec.Struct):
@@ -44,6 +47,7 @@ class Fleet(Backends[RouterMetrics]):
         self._trouble = "the bootstrap server has not been asked yet"
         self._refreshing = asyncio.Lock()
         self._refreshes = 0  # that have ended
+        self._suspected: dict[str, float] = {}  # monotonic seconds, by worker
 
     async def watch(self) -> None:
         while True:
@@ -98,19 +102,36 @@ class Fleet(Backends[RouterMetrics]):
     def models(self) -> dict[str, dict[str, Any]]:
         return self._models
 
-    async def candidates(self, role: Role) -> list[Worker]:
+    def suspect(self, worker: Worker) -> None:
+        """Has the worker asked last for a while, after a failure that may be its own."""
+        self._suspected = {id: until for id, until in self._suspected.items() if until > time.monotonic()}
+        self._suspected[worker.id] = time.monotonic() + SUSPECT_SECONDS
+
+    async def candidates(self, role: Role, avoid: Collection[str] = ()) -> list[Worker]:
         """Returns the workers of a role, least loaded first; among equals, the least recently used first.
+
+        Those that have failed lately come last. Those whose ids are in ``avoid`` are left out.
 
         Raises:
             ServeError: no_worker.
         """
         if not self._with_role(role):
             await self.refresh()  # a worker may have started since
-        found = self._with_role(role)
+        found = [worker for worker in self._with_role(role) if worker.id not in avoid]
         if not found:
             why = f" ({self._trouble})" if self._trouble else ""
             raise ServeError("no_worker", f"there is no {role} worker{why}; try again when one has started")
-        return sorted(found, key=lambda w: (w.load + self.in_flight[w.id], self.last_turn.get(w.id, -1)))
+        now = time.monotonic()
+
+        def order(worker: Worker) -> tuple[bool, float, int]:
+            is_suspect = self._suspected.get(worker.id, now) > now
+            return is_suspect, worker.load + self.in_flight[worker.id], self.last_turn.get(worker.id, -1)
+
+        return sorted(found, key=order)
+
+    def has_another(self, role: Role, avoid: Collection[str]) -> bool:
+        """Returns whether there is a worker of this role that is not in ``avoid``."""
+        return any(worker.id not in avoid for worker in self._with_role(role))
 
 
 def _workers(body: bytes, model: str) -> tuple[Worker, ...]:

@@ -9,6 +9,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from embferry.observe.metrics import Metrics
+from embferry.serve.byte_budget import ByteBudget
+from embferry.transfer.control.sockets import SocketControl
+from embferry.transfer.receive_manager import ReceiveManager
+from embferry.transfer.send_manager import SendManager
 from embferry.transports.contract import Transport
 
 
@@ -16,6 +20,31 @@ class WorkerMetrics(Metrics):
     """Base of the metrics of both workers."""
 
     buckets = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+    def watch(self, manager: SendManager | ReceiveManager, budget: ByteBudget) -> None:
+        """Adds the values of the worker's manager and of its budget, which are read at each scrape."""
+        gauge = self.gauge("embferry_held_bytes", "Bytes of media, prompts and embeddings held for requests")
+        gauge.set_function(lambda: budget.held)
+
+        def dropped() -> dict[str, float]:
+            return {"rejected": manager.rejected_messages, "dropped": manager.control.dropped_frames}
+
+        def lost() -> dict[str, float]:
+            return {name: float(transport.lost is not None) for name, transport in manager.transports.items()}
+
+        about = "Control messages that could not be read (rejected) or sent (dropped)"
+        self.registry.register(Reading("embferry_control_messages", about, "outcome", dropped, CounterMetricFamily))
+        about = "1 for a transport that has failed for good, 0 for one that works"
+        self.registry.register(Reading("embferry_transport_lost", about, "transport", lost))
+        control = manager.control
+        if isinstance(control, SocketControl):
+            gauge = self.gauge("embferry_control_connections", "Connections accepted for control messages")
+            gauge.set_function(lambda: control.connections)
+        if isinstance(manager, SendManager):
+            gauge = self.gauge("embferry_parked_openings", "Requests for embeddings that are not announced yet")
+            gauge.set_function(lambda: len(manager.parked))
+            gauge = self.gauge("embferry_parked_bytes", "Bytes of such requests")
+            gauge.set_function(lambda: manager.parked.nbytes)
 
 
 @dataclass(eq=False)

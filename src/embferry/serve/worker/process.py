@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import logging
 import os
-import resource
 import secrets
 import socket
 import sys
@@ -23,18 +22,8 @@ from embferry.serve.worker.service import Service
 
 log = logging.getLogger(__name__)
 
-MAX_DESCRIPTORS = 65536
-
 DRAIN_SECONDS = 3.0
 """Seconds that running requests get to finish when the worker is told to stop; the rest end with an error."""
-
-
-def raise_descriptor_limit() -> None:
-    """Raises this process's limit of descriptors, on which the bounds of its connections depend, as far as it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def open_port(settings: Settings, port: int) -> socket.socket:
@@ -93,7 +82,16 @@ def serve_worker(
         await asyncio.to_thread(service.close)
 
     try:
-        asyncio.run(serve_app(app, listener, start, stop, is_broken=lambda: service.fault is not None))
+        asyncio.run(
+            serve_app(
+                app,
+                listener,
+                start,
+                stop,
+                is_broken=lambda: service.fault is not None,
+                max_connections=settings.max_connections,
+            )
+        )
     finally:
         service.close()
         listener.close()
