@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name):
-        """Imports the library when one of its names is first used: the command line starts without numpy and zmq."""
+        """Imports the library when one of its names is first used: the command line starts without numpy."""
         from importlib import import_module
 
         library = import_module(".library", __name__)

@@ -23,9 +23,9 @@ class Observation:
             make(manager, geometry, transports, **more)
             self._managers.append(manager)
 
-        def opened(manager: ReceiveManager, receiver: Any) -> Any:
-            self._rooms[receiver.room] += 1
-            return begin(manager, receiver)
+        def opened(manager: ReceiveManager, record: Any, allocation: Any) -> None:
+            self._rooms[record.room] += 1
+            begin(manager, record, allocation)
 
         ReceiveManager.__init__ = init  # type: ignore[method-assign]
         ReceiveManager.begin = opened  # type: ignore[method-assign]

@@ -10,14 +10,16 @@ from contextlib import closing
 import msgspec
 import numpy as np
 
+from embferry.connectors.vllm.channel import Publish, publish
 from embferry.connectors.vllm.config import ConnectorConfig
 from embferry.connectors.vllm.consumer import Consumer
 from embferry.connectors.vllm.coordinates import KEY, Coordinates, Shape, coordinates_in, digest_of
 from embferry.connectors.vllm.counters import Counters
 from embferry.connectors.vllm.producer import Producer
-from embferry.connectors.vllm.producer_cache import PublishedEmbedding, publish
+from embferry.connectors.vllm.rank_memory import RankMemory
 from embferry.connectors.vllm.router_client import RouterClient
 from embferry.connectors.vllm.shared_rows import ByteRows, SharedRows
+from embferry.connectors.vllm.workers import Workers
 
 SHAPE = Shape(tokens=300, width=64, dtype="float32")
 TOKENS, NBYTES = SHAPE.tokens, SHAPE.nbytes
@@ -44,15 +46,16 @@ class Encode:
     def __init__(self, config: ConnectorConfig = CONFIG) -> None:
         self.name = uuid.uuid4().hex
         self.producer_counters = Counters()
-        self.producer = Producer(config, self.name, self.producer_counters)
+        self.workers = Workers(self.name, ranks=1)
+        self.producer = Producer(config, self.workers, self.producer_counters)
 
     def publish(self, mm_hash: str, seed: int = 0, *, encoded: bool = True) -> ByteRows:
         """Publishes an embedding as a worker does, and returns its bytes."""
         rows = rows_like(seed)
         with closing(SharedRows.make(SHAPE, ranks=1)) as shared:
             np.copyto(shared.rows, rows)
-            published = PublishedEmbedding(mm_hash, shared.handle, digest_of(rows, SHAPE), encoded)
-            publish(self.name, published, GUARD_S)
+            published = Publish(mm_hash, SHAPE, digest_of(rows, SHAPE), encoded)
+            publish(self.name, published, shared.fd, GUARD_S)
         return rows
 
     def offer(self, mm_hash: str, room: int | None = None, token: str | None = None) -> Coordinates:
@@ -66,14 +69,18 @@ class Encode:
 
     def close(self) -> None:
         self.producer.close()
+        self.workers.close()
 
 
 class Language:
-    """A consumer."""
+    """A consumer and its worker."""
 
     def __init__(self, config: ConnectorConfig = CONFIG, router: RouterClient | None = None) -> None:
         self.counters = Counters()
-        self.consumer = Consumer(config, self.counters, router, ranks=1)
+        name = uuid.uuid4().hex
+        self.consumer_workers = Workers(name, ranks=1)
+        self.consumer = Consumer(config, self.counters, router, self.consumer_workers)
+        self.rank = RankMemory(name, 0)
 
     def fetch(self, request: str, mm_hash: str, coordinates: Coordinates) -> ByteRows:
         until(lambda: self.consumer.require(request, mm_hash, coordinates))
@@ -82,8 +89,7 @@ class Language:
     def rows(self, mm_hash: str) -> ByteRows:
         shared = self.consumer.find(mm_hash)
         assert shared is not None
-        with closing(SharedRows.open(shared.handle)) as mapped:
-            return mapped.rows
+        return self.rank.find(shared.key).rows
 
     def count(self, name: str, label: str = "") -> int:
         """A counter of the consumer."""
@@ -91,6 +97,8 @@ class Language:
 
     def close(self) -> None:
         self.consumer.close()
+        self.consumer_workers.close()
+        self.rank.close()
 
 
 class Pair(Encode, Language):
@@ -99,8 +107,8 @@ class Pair(Encode, Language):
         Language.__init__(self, config)
 
     def close(self) -> None:
-        self.consumer.close()
-        self.producer.close()
+        Language.close(self)
+        Encode.close(self)
 
 
 def until(condition: Callable[[], object]) -> None:

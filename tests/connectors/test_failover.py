@@ -157,7 +157,7 @@ def test_a_producer_that_aborts_is_replaced_without_waiting_for_a_time_out(make_
     routed = make_routed(peer_timeout=10 * GUARD_S)
     routed.first.publish("a")
     coordinates = routed.first.offer("a", token=TOKEN)
-    routed.first.producer._rooms[coordinates.room][0].abort()
+    routed.first.producer._rooms[coordinates.room].sender.abort()
     routed.stub.failover = lambda token, body: routed.at_second(coordinates.room)
     assert np.array_equal(routed.language.fetch("r", "a", coordinates), rows_like(0))
 
@@ -167,7 +167,7 @@ def test_the_router_may_name_the_same_producer_again(make_routed: MakeRouted) ->
     routed = make_routed()
     routed.first.publish("a")
     coordinates = routed.first.offer("a", token=TOKEN)
-    routed.first.producer._rooms[coordinates.room][0].abort()
+    routed.first.producer._rooms[coordinates.room].sender.abort()
     routed.stub.failover = lambda token, body: answer(routed.first.offer("a", coordinates.room, TOKEN))
     assert np.array_equal(routed.language.fetch("r", "a", coordinates), rows_like(0))
     until(lambda: routed.first.producer.offers.nbytes == 0)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
 
 import msgspec
 import numpy as np
 import pytest
 
-from embferry import IntegrityError, LayoutMismatch, LocalProtocolError, PeerGone, RemoteProtocolError
+from embferry import CapacityError, IntegrityError, LayoutMismatch, LocalProtocolError, PeerGone, RemoteProtocolError
 from embferry.connectors.vllm.config import parse
 from embferry.connectors.vllm.coordinates import KEY, coordinates_in, room_request_in
-from embferry.connectors.vllm.shared_rows import SharedRows
 
 from .pair import (
     CONFIG,
@@ -164,6 +162,46 @@ def test_invalid_coordinates_are_refused() -> None:
         coordinates_in({KEY: {"endpoint": 7}})
 
 
+GOOD = {"endpoint": "tcp://10.0.0.1:5", "room": 7, "tokens": 3, "width": 4, "dtype": "float32", "digest": "0" * 32}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"endpoint": "tcp://10.0.0.1:²"},
+        {"endpoint": "tcp://\ud800:5"},
+        {"endpoint": "tcp://10.0.0.1"},
+        {"room": -1},
+        {"room": 1 << 64},
+        {"room": 7.0},
+        {"tokens": -1},
+        {"tokens": 0},
+        {"tokens": 1 << 40},
+        {"width": 0},
+        {"width": 1 << 21},
+        {"dtype": "d" * 33},
+        {"dtype": 4},
+        {"digest": "0" * 31},
+        {"digest": "0" * 31 + "\n"},
+        {"digest": "g" * 32},
+        {"failover_token": "\ud800"},
+    ],
+    ids=repr,
+)
+def test_each_coordinate_is_checked_at_the_call(changes: dict[str, object]) -> None:
+    assert coordinates_in({KEY: GOOD}) is not None
+    with pytest.raises(RemoteProtocolError):
+        coordinates_in({KEY: GOOD | changes})
+
+
+def test_an_embedding_beyond_the_limit_is_refused_before_memory_is_asked_for(pair: Pair) -> None:
+    pair.publish("a")
+    huge = msgspec.structs.replace(pair.offer("a"), tokens=1 << 39)
+    with pytest.raises(CapacityError, match="max_embedding_bytes"):
+        pair.consumer.require("r", "a", huge)
+    assert pair.consumer.find("a") is None
+
+
 @pytest.mark.parametrize("request_", [{"room": -1}, {"room": 1 << 63}, {"room": "7"}, {}, {"room": 7, "more": 1}, 7])
 def test_invalid_room_requests_are_refused(request_: object) -> None:
     with pytest.raises(RemoteProtocolError):
@@ -197,14 +235,14 @@ def test_an_embedding_that_a_rank_may_still_map_is_not_evicted(pair: Pair) -> No
         pair.publish(name)
         pair.fetch(name, name, pair.offer(name))
         pair.consumer.release(name)
-    with closing(SharedRows.open(shared.handle)) as mapped:
-        assert np.array_equal(mapped.rows, rows)
-        mapped.completed[0] = number
+    mapped = pair.rank.find(shared.key)
+    assert np.array_equal(mapped.rows, rows)
+    mapped.completed[0] = number
     pair.fetch("s", "b", pair.offer("b"))
     pair.consumer.release("s")
     assert pair.consumer.find("a") is None
-    with pytest.raises(FileNotFoundError):
-        SharedRows.open(shared.handle)
+    assert not shared.is_open
+    until(lambda: shared.key not in pair.rank._mapped)
 
 
 def test_a_request_is_not_failed_by_the_room_of_another_one(pair_that_notices_loss: Pair) -> None:

@@ -32,7 +32,7 @@ def test_a_load_is_repeated_until_each_rank_has_completed_it(shared: SharedRows)
     for rank in range(2):
         assert step(loads) == [("a", number, True)]
         assert shared.is_loading
-        with closing(SharedRows.open(shared.handle)) as mapped:
+        with closing(SharedRows.adopt(shared.duplicate(), SHAPE, ranks=2)) as mapped:
             mapped.completed[rank] = number
     assert not shared.is_loading
     assert step(loads) == []
@@ -61,12 +61,12 @@ def test_an_evicted_embedding_is_not_copied_but_its_load_is_completed(shared: Sh
 def test_memory_lives_as_long_as_a_process_holds_or_maps_it() -> None:
     made = SharedRows.make(SHAPE, ranks=2)
     made.rows[:] = np.arange(15, dtype=np.uint8).reshape(3, 5)
-    opened = SharedRows.open(made.handle)
+    opened = SharedRows.adopt(made.duplicate(), SHAPE, ranks=2)
     made.close()
     assert not made.is_open
     assert opened.rows.tolist() == np.arange(15).reshape(3, 5).tolist()
     assert opened.completed.tolist() == [0, 0]
     opened.close()
-    with pytest.raises(FileNotFoundError):
-        SharedRows.open(opened.handle)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        opened.duplicate()
     assert opened.rows[2, 4] == 14, "an existing mapping stays valid"

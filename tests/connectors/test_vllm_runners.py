@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,7 +47,7 @@ def encode(side: Side, *names: str, request: str = "encode", room: int | None = 
     params = None if room is None else {"embferry": {"room": room}}
     asked = Request(request, *(feature(name, at * TOKENS) for at, name in enumerate(names)), params=params)
     scheduler = side.scheduler
-    assert scheduler.ensure_cache_available(asked, 0)
+    until(lambda: scheduler.ensure_cache_available(asked, 0))  # the ranks map what the scheduler has
     new = {}
     for index, name in enumerate(dict.fromkeys(names)):
         if name in side.caches[0]:
@@ -178,7 +180,7 @@ def test_an_aborted_request_ends_its_transfer(make: Make) -> None:
     request.status = vllm().status.FINISHED_ABORTED
     consumer.scheduler.request_finished(request)
     assert counted(consumer, "transfers", "aborted") + counted(consumer, "transfers", "success") == 1
-    (manager,) = consumer.scheduler._scheduler._consumer._managers.values()
+    (manager,) = consumer.scheduler._scheduler._consumer._managers._managers.values()
     until(lambda: manager.allocator.available == 4)
     assert consumer.scheduler.take_unavailable_requests() == set()
 
@@ -275,6 +277,49 @@ def test_an_embedding_that_cannot_be_obtained_fails_or_is_encoded_here(make: Mak
     assert not consumer.scheduler.has_cache_item("a")
     assert counted(consumer, "failures", "peer_gone") == 1
     assert counted(consumer, "encoded_here") == int(here)
+
+
+def test_memory_that_a_rank_cannot_map_fails_the_request_and_not_the_worker(make: Make) -> None:
+    params = encode(make("ec_producer"), "a")
+    consumer = make("ec_consumer", ranks=2)
+    memory = consumer.workers[1]._worker._memory
+    mapped = memory._map
+
+    def exhausted(packet: Any, fd: int) -> None:
+        os.close(fd)
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    memory._map = exhausted
+    request = Request("r", feature("a"), params=params)
+    taken: set[str] = set()
+
+    def has_failed() -> bool:
+        assert not consumer.scheduler.ensure_cache_available(request, 0)
+        taken.update(consumer.scheduler.take_unavailable_requests())
+        return bool(taken)
+
+    until(has_failed)
+    consumer.run(consumer.plan())
+    assert consumer.caches[0] == {}
+    assert counted(consumer, "failures", "transport_error") == 1
+    consumer.scheduler.request_finished(request)
+    memory._map = mapped
+    again = Request("s", feature("b"), params=encode(make("ec_producer"), "b"))
+    fetched(consumer, again)
+    loaded(consumer, again)
+    consumer.run(consumer.plan())
+    assert torch.equal(consumer.caches[1]["b"], output(ord("b")))
+
+
+def test_an_error_that_no_one_expects_fails_the_request_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = encode(make("ec_producer"), "a")
+    consumer = make("ec_consumer")
+    half = consumer.scheduler._scheduler
+    monkeypatch.setattr(half._consumer, "require", lambda *_: [][0])
+    assert not consumer.scheduler.ensure_cache_available(Request("r", feature("a"), params=params), 0)
+    assert consumer.scheduler.take_unavailable_requests() == {"r"}
+    monkeypatch.undo()
+    fetched(consumer, Request("s", feature("a"), params=params))
 
 
 def test_an_idle_engine_waits_once_per_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from embferry.disaggregation.multimodal_language import (
     MultimodalLanguageRequest,
     MultimodalLanguageTransferQueue,
 )
-from embferry.protocol.errors import Aborted
+from embferry.protocol.errors import Aborted, CapacityError, LocalProtocolError
 from embferry.protocol.layout import Field, Geometry, Layout
 from embferry.transports.in_memory import InMemoryTransport
 
@@ -92,6 +92,34 @@ def test_the_request_is_the_dataclass_its_users_know() -> None:
     assert fields["total_embedding_length"] == -1
     assert fields["buffered_chunks"] is None
     assert fields["needs_resume"] is False
+
+
+@pytest.mark.parametrize(
+    ("fault", "wanted"), [(MemoryError(), CapacityError), (KeyError("x"), LocalProtocolError), (Aborted("x"), Aborted)]
+)
+def test_a_request_that_raises_fails_alone(
+    sides: Sides, monkeypatch: pytest.MonkeyPatch, fault: Exception, wanted: type[EmbeddingTransferError]
+) -> None:
+    for name, room in (("first", 1), ("second", 2)):
+        sides.offer(name, room, 8)
+    first, second = sides.ask("first", 1), sides.ask("second", 2)
+
+    def raise_fault() -> None:
+        raise fault
+
+    monkeypatch.setattr(first.embedding_receiver, "buffered_chunks", raise_fault)
+    assert turn(sides.prealloc.pop_preallocated) == [second]
+    ((failed, error),) = sides.failures
+    assert failed == "first"
+    assert type(error) is wanted
+    sides.transfer.add(second)
+    for encode in turn(sides.bootstrap.pop_bootstrapped):
+        encode.embedding_sender.send_embedding(embedding(8))
+    monkeypatch.setattr(second.embedding_receiver, "buffered_chunks", raise_fault)
+    assert sides.transfer.pop_arriving() == []  # the fault is reported below, and harms no other request
+    assert sides.transfer.pop_transferred() == []
+    assert [name for name, _ in sides.failures] == ["first", "second"]
+    assert len(sides.transfer) == 0
 
 
 def test_a_request_goes_through_all_queues(sides: Sides, caplog: pytest.LogCaptureFixture) -> None:

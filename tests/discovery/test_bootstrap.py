@@ -170,11 +170,15 @@ def test_bad_requests_are_rejected_and_the_server_continues(server, client, meth
     [
         (b"nonsense\r\n\r\n", 400),
         (b"GET http://[ HTTP/1.0\r\n\r\n", 400),
-        (b"PUT /route HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
-        (b"PUT /route HTTP/1.0\r\nContent-Length: -1\r\n\r\n", 411),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),  # TLS
+        (b"PUT /route HTTP/1.0\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"PUT /route HTTP/1.0\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"PUT /route HTTP/1.0\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
         (b"PUT /route HTTP/1.0\r\nContent-Length: 999999999999\r\n\r\n", 413),
-        (b"GET /" + b"x" * 70000 + b" HTTP/1.0\r\n\r\n", 414),
-        (b"PURGE /health HTTP/1.0\r\n\r\n", 501),
+        (b"PUT /route HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n11000\r\n" + b"x" * 0x11000, 413),
+        (b"GET /" + b"x" * 70000 + b" HTTP/1.0\r\n\r\n", 431),
+        (b"GET /health HTTP/1.0\r\n" + b"a: b\r\n" * 65 + b"\r\n", 431),
+        (b"PURGE /health HTTP/1.0\r\n\r\n", 405),
     ],
 )
 def test_malformed_http_is_answered_with_an_error(server, data, status):
@@ -197,19 +201,6 @@ def test_a_worker_beyond_the_limit_is_rejected(client):
         client.register(WORKER)
 
 
-def test_connections_beyond_the_limit_are_closed_and_stop_closes_the_others(server, monkeypatch):
-    monkeypatch.setattr("embferry.discovery.bootstrap_server.MAX_CONNECTIONS", 2)
-    address = (server.host, server.port)
-    with (
-        socket.create_connection(address, timeout=SECONDS) as one,
-        socket.create_connection(address, timeout=SECONDS) as two,
-    ):
-        with socket.create_connection(address, timeout=SECONDS) as three:
-            assert three.recv(1) == b""
-        server.stop()  # does not wait for the two silent clients
-        assert one.recv(1) == two.recv(1) == b""
-
-
 def test_a_port_that_is_taken_or_invalid_is_an_error(server):
     with pytest.raises(TransportError, match=str(server.port)) as caught:
         BootstrapServer(port=server.port).start()
@@ -218,6 +209,24 @@ def test_a_port_that_is_taken_or_invalid_is_an_error(server):
         BootstrapServer(port=70000).start()
     with pytest.raises(LocalProtocolError, match="started"):
         server.start()
+
+
+def test_a_chunked_body_and_a_client_that_waits_for_permission_are_served(server, client):
+    body = json.dumps({"id": "enc-1", "role": "encode"}).encode()
+    chunk = f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
+    head = b"PUT /workers/enc-1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+    with socket.create_connection((server.host, server.port), timeout=SECONDS) as connection:
+        connection.sendall(head)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 100")
+        connection.sendall(chunk)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 201")
+    assert [worker.id for worker in client.workers()] == ["enc-1"]
+
+
+def test_a_head_request_gets_no_body(server):
+    head, _, body = raw(server, b"HEAD /health HTTP/1.0\r\n\r\n").partition(b"\r\n\r\n")
+    assert b" 405 " in head
+    assert body == b""
 
 
 def test_a_missing_server_and_another_kind_of_server_are_told_apart():
@@ -270,7 +279,7 @@ def test_a_keeper_registers_again_with_a_restarted_server():
 def test_the_server_process_ends_cleanly_on_a_signal(number, status):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    program = f"from embferry.discovery.bootstrap_server import run; run('127.0.0.1', {port}, 5.0)"
+    program = f"from embferry.discovery.bootstrap_server import BootstrapServer, run; run(BootstrapServer(port={port}))"
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
         try:
             client = BootstrapClient(f"http://127.0.0.1:{port}")

@@ -54,7 +54,7 @@ NEW, KNOWN = Lease(lease_seconds=0.03, new=True), Lease(lease_seconds=0.03, new=
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    monkeypatch.setattr("embferry.discovery.bootstrap_client.FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("embferry.discovery.bootstrap_client.RETRY_SECONDS", 0.01)
     keepers: list[LeaseKeeper] = []
 
     def begin(client: ScriptedClient, load: Callable[[], float] = lambda: 0.0) -> LeaseKeeper:

@@ -49,6 +49,18 @@ def run_out(receiver: Receiver, *, silent: bool) -> tuple[float, EmbeddingTransf
     return now, receiver.error
 
 
+def test_bytes_that_come_in_slowly_are_progress() -> None:
+    """But not under a grant that is being drained or that is unknown."""
+    receiver = new_receiver()
+    to_receiver(receiver, an_offer(8))
+    receiver.grant((0, 1), 1, 0.0)
+    receiver.receiving(1, 100.0)
+    receiver.receiving(99, 200.0)
+    assert run_out(receiver, silent=False)[0] == 220.0
+    receiver.receiving(1, 300.0)
+    assert receiver.progress_at == 100.0
+
+
 @pytest.mark.parametrize(
     ("phase", "silent", "after", "kind", "why"),
     [

@@ -6,7 +6,7 @@ import pytest
 
 from embferry.protocol import messages as m
 from embferry.protocol.commands import Admit, Connect, Revoke, Send, Write
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError, TransportStalled
 from embferry.protocol.sender import Sender
 from embferry.protocol.states import Phase
 
@@ -96,6 +96,19 @@ def test_a_failure_that_is_not_retryable_changes_the_transport_at_once() -> None
     fail(sender, *writes(sender), TransportError("no such host", retryable=False))
     failed = m.WriteFailed(ROOM, 1, 0, 4, "transport_error", "no such host", True)
     assert bodies(sender) == [*changed(4, 12), failed]
+
+
+def test_a_stall_changes_the_transport_at_once_and_is_retryable_where_there_is_no_other() -> None:
+    sender = opened(16, writes_in_flight=1)
+    to_sender(sender, a_grant(1, 0, 16, (0, 4)))
+    fail(sender, *writes(sender), TransportStalled("nothing moves"))
+    failed = m.WriteFailed(ROOM, 1, 0, 4, "transport_error", "nothing moves", True)
+    assert bodies(sender) == [*changed(4, 12), failed]
+    to_sender(sender, a_grant(2, 0, 16, (0, 4), transport="tcp"))
+    first, *_ = writes(sender)
+    fail(sender, first, TransportStalled("nothing moves"))
+    assert sender.destinations[LANGUAGE].transports.current == TCP
+    assert next(body for body in bodies(sender) if isinstance(body, m.WriteFailed)).retryable
 
 
 def test_a_write_refused_after_a_new_generation_does_not_count_against_the_transport() -> None:

@@ -37,6 +37,8 @@ def tokens(*texts: str) -> list[dict[str, Any]]:
     return [{"type": "token", "text": text, "token_id": 100 + n} for n, text in enumerate(texts)]
 
 
+NAMES = ("encode0", "encode1", "language0", "language1")
+
 ANSWER: list[Any] = [*tokens("a ", "red ", "circle"), END]
 BREAK = "break"
 """In a script: drops the connection."""
@@ -50,6 +52,7 @@ class FakeWorker:
 
     Attributes:
         script: the events of ``/generate``.
+        scripts: scripts for the next requests, one each; then ``script``.
         refusal: (status, body) in place of any answer, or BREAK or HOLD.
         aborted: rooms that the router has aborted.
         holding: requests that are paused.
@@ -59,6 +62,7 @@ class FakeWorker:
     id: str
     role: str
     script: list[Any] = field(default_factory=lambda: list(ANSWER))
+    scripts: list[list[Any]] = field(default_factory=list)
     refusal: Any = None
     requests: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -77,7 +81,7 @@ class Deployment:
     """
 
     def __init__(self, lease: float = DEADLINE, media: dict[str, Any] | None = None, **router: Any) -> None:
-        self.fakes = {name: FakeWorker(name, name.rstrip("0123456789")) for name in ("encode0", "encode1", "language0")}
+        self.fakes = {name: FakeWorker(name, name.rstrip("0123456789")) for name in NAMES}
         self.changed = threading.Condition()
         self.release = threading.Event()
         self._fake_socket, self._router_socket = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
@@ -86,7 +90,8 @@ class Deployment:
         )
         self.workers = [self.entry("encode0"), self.entry("language0")]
         self.bootstrap_fails = False
-        settings = {"poll_interval": 0.02, "connect_timeout": 1, "request_timeout": DEADLINE, **router}
+        settings = {"poll_interval": 0.02, "connect_timeout": 1, "request_timeout": DEADLINE, "stall_timeout": DEADLINE}
+        settings |= router
         self.settings = Settings(
             bootstrap_url=self.fake_url,
             media=MediaSettings(**(media or {})),
@@ -199,7 +204,7 @@ class Deployment:
         return StreamingResponse(self._play(fake, request), media_type="application/x-ndjson")
 
     async def _play(self, fake: FakeWorker, request: Request) -> AsyncIterator[bytes]:
-        for line in fake.script:
+        for line in fake.scripts.pop(0) if fake.scripts else fake.script:
             if line == BREAK:
                 raise ConnectionAbortedError("scripted")
             if line == HOLD:

@@ -187,7 +187,9 @@ def _valid_value(key: tuple[str, ...]) -> object:
     default = FIELDS[key].default
     if key[-1].endswith("_urls"):
         return "http://x,https://y:1/z"
-    return ",".join(map(str, default)) or "x" if isinstance(default, tuple) else "x" if default is None else default
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "x"
+    return "1" if default is None else default
 
 
 def test_the_models_name_is_the_last_part_of_its_path() -> None:

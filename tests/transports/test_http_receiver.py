@@ -30,7 +30,7 @@ DATA = bytes(range(128))
 @pytest.fixture
 def pair() -> Iterator[TransportPair]:
     """A pair with block 0 open to epoch 1; at its end, a write between the two must still succeed."""
-    pair = TransportPair(lambda wake: HttpTransport(wake, timeout_s=1.0))
+    pair = TransportPair(lambda wake: HttpTransport(wake, stall_timeout_s=1.0))
     pair.admit(1, (0,))
     yield pair
     pair.bytes[:] = CANARY
@@ -108,7 +108,7 @@ def test_a_sender_that_is_reached_twice_is_polled_once(pair: TransportPair) -> N
 
 
 def test_invalid_settings_are_refused() -> None:
-    for settings in ({"poll_s": 31.0}, {"timeout_s": 0.0}, {"connections": 0}, {"poll_s": 0.5}):
+    for settings in ({"poll_s": 31.0}, {"stall_timeout_s": 0.0}, {"connections": 0}, {"poll_s": 0.5}):
         with pytest.raises(LocalProtocolError):
             HttpTransport(**settings)  # type: ignore[arg-type]  # only numbers are passed here
     with pytest.raises(TransportError):
@@ -166,7 +166,7 @@ def test_a_sender_that_refuses_or_closes_is_forgotten(pair: TransportPair, statu
 
 
 def test_a_sender_whose_responses_are_always_malformed_is_forgotten() -> None:
-    receiver = HttpTransport(timeout_s=0.1)
+    receiver = HttpTransport(stall_timeout_s=0.1)
     buffers = MultimodalDataBuffers(SMALL, shared=False)
     receiver.register(buffers)
     with ScriptedSender([b"no\r\n\r\n"] * 100) as sender:
@@ -335,7 +335,7 @@ def test_a_sender_that_vanishes_is_forgotten_and_nothing_leaks() -> None:
         return len(os.listdir("/proc/self/fd")), set(threading.enumerate())
 
     before = remains()
-    receiver = HttpTransport(timeout_s=0.2)
+    receiver = HttpTransport(stall_timeout_s=0.2)
     buffers = MultimodalDataBuffers(SMALL, shared=False)
     receiver.register(buffers)
     receiver.admit(Window(1, (0,)))
@@ -350,7 +350,7 @@ def test_a_sender_that_vanishes_is_forgotten_and_nothing_leaks() -> None:
 
 def test_a_poll_that_breaks_after_a_long_wait_is_repeated() -> None:
     """The time that a pending poll waited does not count towards giving up: a proxy's idle time-out may be short."""
-    receiver = HttpTransport(timeout_s=0.2)
+    receiver = HttpTransport(stall_timeout_s=0.2)
     buffers = MultimodalDataBuffers(SMALL, shared=False)
     receiver.register(buffers)
     receiver.admit(Window(1, (0,)))

@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -138,3 +139,27 @@ def test_no_thread_and_no_descriptor_is_left() -> None:
     for sock in clients:
         sock.close()
     assert remains() == before
+
+
+@pytest.mark.parametrize("toward", ["clients", "upstream"])
+def test_everything_is_swallowed_from_a_byte_on_also_on_new_connections(toward: Literal["clients", "upstream"]) -> None:
+    with upstream() as port, ChaosProxy(port, swallow_after=5, toward=toward) as proxy:
+        with client(proxy) as first:
+            first.sendall(b"1234567")
+            assert first.recv(5, socket.MSG_WAITALL) == b"12345"
+            eventually(lambda: proxy.swallowed == 2)
+        with client(proxy) as second:
+            second.sendall(b"89")
+            eventually(lambda: proxy.swallowed == 4)
+            second.shutdown(socket.SHUT_WR)
+            assert read_to_end(second) == b""
+
+
+def test_a_slow_and_delayed_connection_loses_nothing() -> None:
+    data = os.urandom(50_000)
+    with upstream() as port, ChaosProxy(port, bytes_per_s=200_000, delay_s=0.1) as proxy, client(proxy) as sock:
+        began = time.monotonic()
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_to_end(sock) == data
+        assert time.monotonic() - began >= 0.2, "delayed on the way there and on the way back"

@@ -155,7 +155,7 @@ def test_a_killed_receiver_is_a_lost_link_and_leaves_nothing() -> None:
         return set(os.listdir("/dev/shm"))
 
     before = shared_memory()
-    with running("shm_receiver.py") as process:
+    with running("receiver.py", "shm") as process:
         handle = bytes.fromhex(read_line(process))
         sender = Endpoint(make)
         sender.transport.connect(handle)
@@ -193,6 +193,7 @@ def unsealed() -> SharedFile:
 
 FORGERIES: list[tuple[Callable[[ShmHandle], dict[str, Any]], str]] = [
     (lambda h: {"boot_id": "another"}, "another host"),
+    (lambda h: {"pid_namespace": h.pid_namespace + 1}, "pid namespace"),
     (lambda h: {"started": h.started + 1}, "ended"),
     (lambda h: {"pid": 1 << 30}, "No such process|Invalid argument"),
     (lambda h: {"region": msgspec.structs.replace(h.region, inode=h.region.inode + 1)}, "another file"),

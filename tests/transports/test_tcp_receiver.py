@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embferry.testing.pair import CANARY, SMALL, TransportPair, block_ranges, eventually
+from embferry.transports.net.listener import ListenLimits
 from embferry.transports.tcp import TcpTransport, framing, receive_server
 from embferry.transports.tcp.transport import TcpHandle
 from embferry.transports.windows import MAX_RANGES, as_ranges, ranges_of
@@ -77,8 +78,8 @@ def receive_verdict(sock: socket.socket) -> tuple[int, int]:
     [
         (framing.hello(b"0" * 16), "wrong token"),
         (b"GET / HTTP/1.1\r\nHost: here", "magic"),
-        (framing.HELLO.pack(b"EMBF", 2, 1, 0, bytes(16)), "version 2"),
-        (framing.HELLO.pack(b"EMBF", 1, 2, 0, bytes(16)), "kind 2"),
+        (framing.HELLO.pack(b"EMBF", 1, 1, 0, bytes(16)), "version 1"),
+        (framing.HELLO.pack(b"EMBF", 2, 2, 0, bytes(16)), "kind 2"),
     ],
 )
 def test_a_bad_first_frame_closes_the_connection(
@@ -90,22 +91,23 @@ def test_a_bad_first_frame_closes_the_connection(
     assert reason in caplog.text
 
 
-def test_a_connection_without_the_token_is_closed(pair: TransportPair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receive_server, "HANDSHAKE_S", 0.05)
-    with connect(pair, with_token=False) as sock:
+def test_a_connection_without_the_token_is_closed() -> None:
+    hurried = TransportPair(lambda wake: TcpTransport(wake, limits=ListenLimits(hello_timeout=0.05)))
+    with connect(hurried, with_token=False) as sock:
         assert closed(sock)
+    hurried.close()
 
 
 BAD_HEADS = [
     framing.HEAD.pack(b"EMBG", 1, 2, 0, 1, 1, 1, 0, 8),
     framing.HEAD.pack(b"EMBF", 9, 2, 0, 1, 1, 1, 0, 8),
-    framing.HEAD.pack(b"EMBF", 1, 3, 0, 1, 1, 1, 0, 8),
-    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 0, 0, 8),
-    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, MAX_RANGES + 1, 0, 8),
-    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, (1 << 32) - 1, 0, 8),
-    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 1, 0, (1 << 64) - 1),
-    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 1, 0, 8) + struct.pack("!QQ", 0, 7),
-    framing.HEAD.pack(b"EMBF", 1, 2, 0, 1, 1, 2, 0, 8) + struct.pack("!QQQQ", 0, 9, 0, (1 << 64) - 1),
+    framing.HEAD.pack(b"EMBF", 2, 3, 0, 1, 1, 1, 0, 8),
+    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, 0, 0, 8),
+    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, MAX_RANGES + 1, 0, 8),
+    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, (1 << 32) - 1, 0, 8),
+    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, 1, 0, (1 << 64) - 1),
+    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, 1, 0, 8) + struct.pack("!QQ", 0, 7),
+    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, 2, 0, 8) + struct.pack("!QQQQ", 0, 9, 0, (1 << 64) - 1),
 ]
 
 
@@ -146,7 +148,7 @@ def test_fuzzed_frames_change_no_other_bytes(
     pair.admit(1, (0,))
     total = sum(length for _, length in ranges) if payload is None else payload
     frame = framing.HEAD.pack(
-        b"EMBF", 1, 2, 0, epoch, 1, len(ranges) if count is None else count, 0, min(total, (1 << 64) - 1)
+        b"EMBF", 2, 2, 0, epoch, 1, len(ranges) if count is None else count, 0, min(total, (1 << 64) - 1)
     )
     frame += b"".join(struct.pack("!QQ", *pair) for pair in ranges) + junk
     if flip is not None:

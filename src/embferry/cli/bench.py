@@ -51,7 +51,7 @@ def transfer(
     ] = None,
 ) -> None:
     """Compare every transport with memory copies, sockets, Mooncake, NIXL, ZeroMQ, files and HTTP."""
-    need("jinja2", extra="bench")
+    need("jinja2", "zmq", extra="bench")
     from embferry.bench import machine
     from embferry.bench.results import load
     from embferry.bench.show import progress

@@ -66,9 +66,10 @@ def bootstrap(settings: Settings) -> None:
     """Start the bootstrap server, where workers register and routers find them."""
     from embferry.discovery.bootstrap_server import run
     from embferry.protocol.errors import TransportError
+    from embferry.serve.bootstrap import bootstrap_server
 
     try:
-        run(settings.host, settings.bootstrap.port, settings.bootstrap.lease)
+        run(bootstrap_server(settings))
     except TransportError as error:
         fail(error.detail, status=1)
 

@@ -70,13 +70,7 @@ class MultimodalLanguageRequest:
         self.current_allocation = receiver.current_allocation
         self.waiting_for_input = self.current_allocation is not None and self.transferred_tokens == 0
         self.buffered_chunks = receiver.buffered_chunks()
-        needs_resume = status is not KVPoll.Success and self.transferred_tokens > 0
-        if needs_resume and not self.needs_resume:
-            log.info(
-                "room %d: needs resume for remaining data: %d of %d tokens transferred",
-                *(receiver.room, self.transferred_tokens, self.total_embedding_length),
-            )
-        self.needs_resume = needs_resume
+        self.needs_resume = status is not KVPoll.Success and self.transferred_tokens > 0
         return status
 
 
@@ -135,9 +129,21 @@ class MultimodalLanguageTransferQueue(_Queue):
 
     def pop_arriving(self) -> list[MultimodalLanguageRequest]:
         """Returns each request once, as soon as tokens of it have arrived: the engine may start on them."""
-        started = [r for r in self._arriving if r in self.queue and (r.update() in ENDED or r.transferred_tokens)]
-        self._arriving = [r for r in self._arriving if r in self.queue and r not in started]
-        return [r for r in started if r.embedding_receiver.poll() is not KVPoll.Failed]
+        waiting, self._arriving = self._arriving, []
+        started = []
+        for request in waiting:
+            if request not in self.queue:
+                continue
+            try:
+                status = request.update()
+            except Exception:  # noqa: BLE001 - pop_transferred reports what recurs
+                self._arriving.append(request)
+                continue
+            if status not in ENDED and not request.transferred_tokens:
+                self._arriving.append(request)
+            elif status is not KVPoll.Failed:
+                started.append(request)
+        return started
 
     def pop_transferred(self) -> list[MultimodalLanguageRequest]:
         """Removes and returns the requests whose embedding is complete."""
@@ -146,12 +152,4 @@ class MultimodalLanguageTransferQueue(_Queue):
             status = request.update()
             return status if status in ENDED else None
 
-        complete = self._pop(result)
-        for request in complete:
-            transfers = request.embedding_receiver.transfers
-            if transfers > 1:
-                log.info(
-                    "room %d: completed with resumed transfer: %d tokens, 1 initial and %d resumed",
-                    *(request.embedding_receiver.room, request.transferred_tokens, transfers - 1),
-                )
-        return complete
+        return self._pop(result)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import KVPoll
+from embferry.transfer.failures import as_transfer_error
+
+log = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
 
@@ -32,10 +36,19 @@ class RequestQueue(ABC, Generic[Request]):
         """Reports a request that has failed."""
 
     def _pop(self, result: Callable[[Request], KVPoll | None]) -> list[Request]:
-        """Removes the requests that have a result and returns those that have not failed."""
+        """Removes the requests that have a result and returns those that have not failed.
+
+        A request whose result raises has failed with that error; the others go on.
+        """
         popped = []
         for request in list(self.queue):
-            status = result(request)
+            try:
+                status = result(request)
+            except Exception as error:
+                log.error("a request of a queue has failed", exc_info=error)
+                self.queue.remove(request)
+                self.failed(request, as_transfer_error("a request of a queue", error))
+                continue
             if status is not None:
                 self.queue.remove(request)
                 if status is KVPoll.Failed:

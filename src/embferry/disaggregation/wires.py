@@ -8,7 +8,7 @@ arguments and in how a room is opened (``docs/origin-wire.md``); the handles tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from embferry.protocol.errors import LocalProtocolError
 from embferry.protocol.layout import Geometry
@@ -17,7 +17,8 @@ from embferry.transfer.receive_manager import ReceiveManager
 from embferry.transfer.send_manager import SendManager
 from embferry.transports.contract import Transport
 
-from .mooncake.conn_multimodal import EncodeManager, LanguageManager, OriginSettings
+if TYPE_CHECKING:  # the origin's wire needs pyzmq, our own does not
+    from .mooncake.conn_multimodal import EncodeManager, LanguageManager, OriginSettings
 
 __all__ = ["Wire", "receive_manager", "send_manager"]
 
@@ -57,9 +58,12 @@ def send_manager(
 
     Raises:
         LocalProtocolError: An argument belongs to the other wire.
+        ImportError: The origin's wire needs a package that is not installed; the message says which.
     """
     options = _own(wire, transports, options)
     if wire == "origin":
+        from .mooncake.encode_manager import EncodeManager
+
         return EncodeManager(geometry, **options)
     return SendManager(geometry.layout, transports, settings=options.pop("transfer", None), **options)
 
@@ -86,6 +90,8 @@ def receive_manager(
     """Makes the language side's manager, which owns the pool ``geometry``. The arguments are as above."""
     options = _own(wire, transports, options)
     if wire == "origin":
+        from .mooncake.language_manager import LanguageManager
+
         return LanguageManager(geometry, **options)
     return ReceiveManager(geometry, transports, settings=options.pop("transfer", None), **options)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import logging
+import socket
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Annotated, NoReturn, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
+import h11
 import msgspec
 from msgspec import Meta, Struct
 
@@ -26,8 +29,11 @@ from .leases import Rank, Role, Worker
 log = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 16 << 20
-FIRST_RETRY_SECONDS = 0.5  # until a lease says how long it lasts
+MAX_ANSWER_HEAD_BYTES = 64 << 10
+RETRY_SECONDS = 0.5  # at most, after a failure; a shorter lease is renewed sooner
 RANK_RETRY_SECONDS = 0.2
+STOP_SECONDS = 2.0
+ATTEMPTS = 3  # of a call whose connection the server closes; every request may be repeated
 
 T = TypeVar("T")
 
@@ -65,7 +71,8 @@ class BootstrapClient:
 
     Args:
         url: Such as ``http://10.0.0.5:8998``.
-        timeout_s: Seconds for connecting, and for each wait for bytes.
+        timeout_s: Seconds for a whole call, from connecting to the last byte of the answer. Only the system's lookup
+            of a host name may take longer.
 
     Raises:
         LocalProtocolError: ``url`` is malformed.
@@ -77,11 +84,12 @@ class BootstrapClient:
             port = parts.port or 80
         except ValueError as error:
             raise LocalProtocolError(f"the bootstrap server's URL {url!r} cannot be read: {error}") from error
-        if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):
+        if parts.scheme != "http" or not parts.hostname or not url.isascii() or parts.path not in ("", "/"):
             raise LocalProtocolError(f"the bootstrap server's URL must look like http://host:port, not {url!r}")
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self._host, self._port = parts.hostname, port
+        self._authority = parts.netloc.rpartition("@")[2]
 
     def register(self, worker: Worker) -> Lease:
         """Registers the worker, or renews its lease; raises :class:`CapacityError` if the table is full."""
@@ -131,21 +139,40 @@ class BootstrapClient:
         return body if status in (200, 201) else self._refused(status, body)
 
     def _call(self, method: str, path: str, content: object = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=self.timeout_s)
+        payload = b"" if content is None else msgspec.json.encode(content)
+        headers = {"Host": self._authority, "Content-Length": str(len(payload)), "Connection": "close"}
+        if payload:
+            headers["Content-Type"] = "application/json"
+        request = h11.Request(method=method, target=path, headers=list(headers.items()))
         try:
-            payload = None if content is None else msgspec.json.encode(content)
-            connection.request(method, path, payload, {"Content-Type": "application/json"} if payload else {})
-            response = connection.getresponse()
-            body = response.read(MAX_ANSWER_BYTES + 1)
-        except OSError as error:
+            answer = self._exchange(request, payload)
+        except (OSError, UnicodeError) as error:  # the latter: of the codec for international names
             raise TransportError(f"the bootstrap server at {self.url} cannot be reached ({error})") from error
-        except http.client.HTTPException as error:
-            raise RemoteProtocolError(f"the server at {self.url} is not a bootstrap server: {error!r}") from error
-        finally:
-            connection.close()
-        if len(body) > MAX_ANSWER_BYTES:
+        except h11.RemoteProtocolError as error:
+            raise RemoteProtocolError(f"the server at {self.url} is not a bootstrap server: {error}") from error
+        if len(answer.body) > MAX_ANSWER_BYTES:
             raise RemoteProtocolError(f"the bootstrap server's answer is longer than {MAX_ANSWER_BYTES} bytes")
-        return response.status, body
+        return answer.status, bytes(answer.body)
+
+    def _exchange(self, request: h11.Request, payload: bytes) -> _Answer:
+        """Asks again if the server closes the connection, for example to make room for another."""
+        deadline = time.monotonic() + self.timeout_s
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                answer = self._ask(request, payload, deadline)
+                if answer.status != 503 or b"too_many_connections" not in answer.body:
+                    return answer
+        return self._ask(request, payload, deadline)
+
+    def _ask(self, request: h11.Request, payload: bytes, deadline: float) -> _Answer:
+        answer = _Answer()
+        with _connect(self._host, self._port, deadline) as sock:
+            sock.settimeout(_left(deadline))
+            sock.sendall((answer.http.send(request) or b"") + payload)
+            while not answer.complete:
+                sock.settimeout(_left(deadline))
+                answer.receive(sock.recv(65536))
+        return answer
 
     def _refused(self, status: int, body: bytes) -> NoReturn:
         detail = f"the bootstrap server at {self.url} answered {status}: {_message(body)}"
@@ -162,6 +189,49 @@ class BootstrapClient:
             raise RemoteProtocolError(
                 f"the answer of the bootstrap server at {self.url} is malformed: {error}"
             ) from error
+
+
+class _Answer:
+    """The answer to one request, as it arrives."""
+
+    def __init__(self) -> None:
+        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER_HEAD_BYTES)
+        self.status = 0
+        self.body = bytearray()
+        self.complete = False
+        self._begun = False
+
+    def receive(self, data: bytes) -> None:
+        """Raises OSError if the server has closed the connection without an answer."""
+        if not data and not self._begun:
+            raise ConnectionResetError("it closed the connection without an answer")
+        self._begun = True
+        self.http.receive_data(data)
+        while not self.complete and (event := self.http.next_event()) is not h11.NEED_DATA:
+            if isinstance(event, h11.Response):
+                self.status = event.status_code
+            elif isinstance(event, h11.Data):
+                self.body += event.data
+            self.complete = isinstance(event, h11.EndOfMessage) or len(self.body) > MAX_ANSWER_BYTES
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("it did not answer in time")
+    return left
+
+
+def _connect(host: str, port: int, deadline: float) -> socket.socket:
+    """Returns a connection to the first address of ``host`` that accepts one."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for index, (_, _, _, _, address) in enumerate(found):
+        try:
+            return socket.create_connection((str(address[0]), port), timeout=_left(deadline) / (len(found) - index))
+        except OSError:
+            if index == len(found) - 1:
+                raise
+    raise OSError(f"{host} has no address")
 
 
 def _message(body: bytes) -> str:
@@ -187,10 +257,15 @@ class _Keeper(ABC):
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread. Idempotent."""
+        """Ends the thread. Idempotent.
+
+        Waits for :data:`STOP_SECONDS` at most. A call that takes longer ends by its own time-out, on the thread.
+        """
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
+            if self._thread.is_alive():
+                log.warning("the bootstrap server does not answer; %s leaves without it", self._subject)
 
     @abstractmethod
     def _register(self) -> float:
@@ -204,6 +279,9 @@ class _Keeper(ABC):
             except (TransportError, CapacityError, RemoteProtocolError, LocalProtocolError) as error:
                 if not failing:
                     log.warning("%s is not registered and keeps trying: %s", self._subject, error)
+                failing, pause = True, self._retry_s
+            except Exception:  # of the function that returns the load, say: a worker must not be lost by it
+                log.exception("%s could not be registered; this is tried again", self._subject)
                 failing, pause = True, self._retry_s
             else:
                 failing = False
@@ -220,7 +298,7 @@ class LeaseKeeper(_Keeper):
     """
 
     def __init__(self, client: BootstrapClient, worker: Worker, load: Callable[[], float] = lambda: 0.0) -> None:
-        super().__init__(f"lease {worker.id}", f"worker {worker.id}", FIRST_RETRY_SECONDS)
+        super().__init__(f"lease {worker.id}", f"worker {worker.id}", RETRY_SECONDS)
         self._client = client
         self._worker = worker
         self._load = load
@@ -236,8 +314,9 @@ class LeaseKeeper(_Keeper):
             again = " again" if self._registered.is_set() else ""
             log.info("registered%s with the bootstrap server at %s", again, self._client.url)
         self._registered.set()
-        self._retry_s = lease.lease_seconds / 3
-        return self._retry_s
+        pause = lease.lease_seconds / 3
+        self._retry_s = min(RETRY_SECONDS, pause)
+        return pause
 
     def _run(self) -> None:
         super()._run()

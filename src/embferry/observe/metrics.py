@@ -39,6 +39,7 @@ class ChatMetrics(Metrics):
     first_token_seconds: Histogram
     errors: Counter
     aborted: Counter
+    held_bytes: Gauge
 
 
 class RouterMetrics(ChatMetrics):
@@ -53,6 +54,8 @@ class RouterMetrics(ChatMetrics):
         self.first_token_seconds = histogram("embferry_chat_first_token_seconds", "From request to first token (TTFT)")
         self.errors = counter("embferry_chat_errors", "Chat requests that failed", ["code"])
         self.aborted = counter("embferry_chat_aborted", "Chat requests whose client disconnected")
+        self.held_bytes = gauge("embferry_held_bytes", "Bytes of bodies and media held for chat requests")
+        self.second_attempts = counter("embferry_chat_second_attempts", "Chat requests sent to other workers once more")
         self.prompt_tokens = counter("embferry_prompt_tokens", "Tokens of prompts answered")
         self.completion_tokens = counter("embferry_completion_tokens", "Tokens of answers")
         self.media = counter("embferry_media_items", "Pictures and videos accepted", ["kind"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, SupportsFloat
 
 from .errors import EmbeddingTransferError, LocalProtocolError
 from .layout import MAX_NAME
@@ -42,6 +42,17 @@ def as_integers(name: str, values: Iterable[object], low: int, high: int, *, roo
     if not found or (set(map(type, found)) == {int} and low <= min(found) and max(found) <= high):
         return found  # the common case, of up to thousands of blocks
     return tuple(as_integer(f"{name}[{at}]", value, low, high, room=room) for at, value in enumerate(found))
+
+
+def as_seconds(name: str, value: object, *, room: int | None = None) -> float:
+    """Returns ``value`` as a float.
+
+    Raises:
+        LocalProtocolError: It is no number, or not greater than 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not float(value) > 0:
+        raise LocalProtocolError(f"{name} must be a number of seconds greater than 0, not {_shown(value)}", room=room)
+    return float(value)
 
 
 def as_bytes(name: str, value: object, shortest: int, longest: int, *, room: int | None = None) -> bytes:

@@ -100,6 +100,10 @@ class TransportError(EmbeddingTransferError):
     default_retryable = True
 
 
+class TransportStalled(TransportError):
+    """A peer or a link took bytes, and nothing came of them. The transfer goes on over the next transport at once."""
+
+
 class CapacityError(EmbeddingTransferError):
     """A limit of this process is reached. Ask again later, or raise the limit."""
 

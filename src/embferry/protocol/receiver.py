@@ -206,15 +206,18 @@ class Receiver:
     def consumed(self, epoch: int, offset: int) -> None:
         """The consumer no longer reads the blocks of the delivered chunk."""
         self.history.called("consumed", epoch, offset)
-        blocks = self.ledger.held.pop((epoch, offset), None)
-        if blocks:
+        if blocks := self.ledger.held.pop((epoch, offset), None):
             self._commands.append(Release(blocks))
+
+    def receiving(self, epoch: int, now: float) -> None:
+        """Bytes are coming in under ``epoch``: the peer is slow, and not stuck."""
+        if (grant := self.ledger.grants.get(epoch)) and not grant.draining and self.phase not in TERMINAL:
+            self.progress_at = now
 
     def revoked(self, epoch: int) -> None:
         """The transport has revoked the peer's access under ``epoch`` for good."""
         self.history.called("revoked", epoch)
-        grant = self.ledger.grants.get(epoch)
-        if grant is not None:
+        if (grant := self.ledger.grants.get(epoch)) is not None:
             grant.revoked = True
             self._close(grant)
 
@@ -392,8 +395,7 @@ class Receiver:
     def _written(self, body: Written) -> None:
         for chunk in body.chunks:
             check_chunk(chunk, verify=self.settings.verify)
-            blocks = self._take_chunk(body.epoch, chunk.offset, chunk.length)
-            if blocks:
+            if blocks := self._take_chunk(body.epoch, chunk.offset, chunk.length):
                 self.ledger.checking[body.epoch, chunk.offset] = Check(chunk.length, blocks)
                 self._commands.append(Verify(body.epoch, chunk.offset, chunk.length, blocks, chunk.checksum))
 
@@ -452,8 +454,7 @@ class Receiver:
             self._close(grant)
 
     def _close(self, grant: OutstandingGrant) -> None:
-        blocks = self.ledger.close(grant)
-        if blocks:
+        if blocks := self.ledger.close(grant):
             self._commands += [CloseBlocks(grant.epoch, blocks), Release(blocks)]
 
     # Time
@@ -581,9 +582,7 @@ class Receiver:
             return
         self.history.called("fail", error.code, now)
         self.phase = step(RECEIVER, self.phase, Trigger.FAILED)
-        self.error = error
-        self.ended_at = now
-        self.peer_knows = not tell
+        self.error, self.ended_at, self.peer_knows = error, now, not tell
         for grant in self.ledger:
             self._drain(grant, now)
         if tell:

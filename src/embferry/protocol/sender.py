@@ -7,6 +7,8 @@ touches again what it has reported as written or drained.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from . import guards
 from .arguments import as_addresses, as_bytes, as_error, as_integer, as_integers
 from .chunks import next_chunk
@@ -19,6 +21,7 @@ from .errors import (
     LocalProtocolError,
     RemoteProtocolError,
     TransportError,
+    TransportStalled,
 )
 from .history import History
 from .layout import Layout
@@ -108,7 +111,7 @@ class Sender:
 
     # Calls from the encode worker and the driver
 
-    def announce(self, total_tokens: int, content_digest: bytes, aux: tuple[int, ...] = ()) -> None:
+    def announce(self, total_tokens: int, content_digest: bytes, aux: Iterable[int] = ()) -> None:
         """Announces the length. The receiver is told at once, before the tokens are ready.
 
         Args:
@@ -121,14 +124,14 @@ class Sender:
         """
         total_tokens = as_integer("total_tokens", total_tokens, 0, MAX_TOKENS, room=self.room)
         as_bytes("content_digest", content_digest, 1, MAX_DIGEST, room=self.room)
-        aux = as_integers("aux", aux, -(1 << 31), (1 << 31) - 1, room=self.room)
-        if len(aux) > MAX_AUX:
-            raise LocalProtocolError(f"aux has {len(aux)} values; it may have {MAX_AUX}", room=self.room)
+        values = as_integers("aux", aux, -(1 << 31), (1 << 31) - 1, room=self.room)
+        if len(values) > MAX_AUX:
+            raise LocalProtocolError(f"aux has {len(values)} values; it may have {MAX_AUX}", room=self.room)
         if self.total_tokens >= 0 and (total_tokens, content_digest) != (self.total_tokens, self.content_digest):
             raise LocalProtocolError("an embedding is announced once; open another room for another", room=self.room)
         if self.total_tokens < 0:
             self.history.called("announce", total_tokens)
-            self.total_tokens, self.content_digest, self.aux = total_tokens, content_digest, aux
+            self.total_tokens, self.content_digest, self.aux = total_tokens, content_digest, values
             self._offer()
 
     def produce(self, ready_tokens: int) -> None:
@@ -162,7 +165,7 @@ class Sender:
         transport, started, limit = taken.transport, taken.in_flight[offset], self.settings.transport_failures
         if not taken.cancelled:  # a write under a cancelled grant may be rejected: that is no fault of the transport
             failed = destination.transports.failed(transport, started=started, latest=self.writes_started, limit=limit)
-            if failed or not error.retryable:
+            if failed or not error.retryable or isinstance(error, TransportStalled):
                 self.transport_failed(target, transport)
         again = error.retryable or taken.cancelled or destination.transports.is_given_up(transport)
         self._write_ended(target, epoch, WriteFailed(self.room, epoch, offset, length, *words(error), again))

@@ -24,7 +24,7 @@ class TransferSettings:
     waiting_timeout: float = 120.0
     """Longest time between the offer and the first token: the encoder runs meanwhile."""
     transfer_timeout: float = 30.0
-    """Longest time without a newly verified token while blocks are granted."""
+    """Longest time without a newly verified token, or without bytes that come in, while blocks are granted."""
     peer_timeout: float = 5.0
     """Longest silence of the peer while an answer is outstanding."""
     lease_timeout: float = 60.0

@@ -113,7 +113,13 @@ class TransferSettings(Section):
     waiting_timeout: Seconds = 120
     """Seconds from the announcement of an embedding to its first token, for the vision encoder."""
     transfer_timeout: Seconds = 30
-    """Seconds without progress after which a running transfer fails."""
+    """Seconds without progress after which a running transfer fails. Bytes that come in slowly are progress."""
+    stall_timeout: Seconds = 5
+    """Seconds without progress on a data connection after which the transfer goes on over the next transport. A slow
+    connection makes progress. Must be the same on both sides."""
+    max_connections: Positive = 1024
+    """Data connections that a worker accepts for each of `tcp` and `http`; from one address, a quarter of them. Idle
+    ones make room for others. It is lowered to an eighth of the process's limit of descriptors (`ulimit -n`)."""
     drain_timeout: Seconds = 2
     """Seconds within which a sender must confirm that it no longer writes to blocks that are being reclaimed; then its
     access is revoked."""
@@ -121,6 +127,28 @@ class TransferSettings(Section):
     """Seconds between two heartbeats of a peer."""
     heartbeat_max_failures: Positive = 5
     """Heartbeats a peer may miss in a row before it counts as gone."""
+    answer_timeout: Seconds = 5
+    """Seconds of silence after which an encode worker that has offered nothing yet counts as gone. One that answers has
+    `bootstrap_timeout`."""
+    max_embedding_bytes: Positive | None = None
+    """Bytes of the largest embedding that a language worker accepts; it refuses a longer one before it asks for any
+    memory. If unset, 16 GiB or the machine's memory, whichever is less."""
+    parked_openings: Positive = 1024
+    """Requests of language workers that an encode worker keeps for embeddings not announced yet. The oldest makes room
+    for the newest, and its language worker asks again."""
+    parked_bytes: Positive = 16 * MIB
+    """Bytes of such requests."""
+    control_connections: Positive = 1024
+    """Connections of language workers that an encode worker accepts for control messages, at most a quarter of the
+    process's limit on open files."""
+    control_connections_per_address: Positive = 256
+    """Connections for control messages from one IPv4 address, or from one IPv6 network of 64 bits."""
+    control_unsent_bytes: Positive = 64 * MIB
+    """Bytes of control messages that wait to be sent. Those beyond are dropped, and repeated later."""
+    control_unsent_bytes_per_peer: Positive = 4 * MIB
+    """Bytes of control messages that wait to be sent to one peer."""
+    control_connect_timeout: Seconds = 5
+    """Seconds for which a peer that cannot be reached is tried again before it counts as gone."""
 
 
 class MediaSettings(Section):
@@ -166,6 +194,9 @@ class EncodeSettings(Section):
     """Bytes of embeddings cached for media that are sent again; 0 caches none."""
     max_rooms: Positive = 1024
     """Requests whose embeddings are not yet delivered; more are refused with 503."""
+    max_held_bytes: Positive | None = None
+    """Bytes of media and embeddings held for such requests; more are refused with 503. A larger request is accepted
+    when there is no other. A quarter of the machine's memory if unset."""
     unclaimed_timeout: Seconds = 60
     """Seconds an embedding waits for a language worker to open the transfer."""
 
@@ -179,6 +210,9 @@ class LanguageSettings(Section):
     """Requests that generate at the same time."""
     max_queued: Positive = 1024
     """Requests that wait for their turn; more are refused with 503."""
+    max_held_bytes: Positive | None = None
+    """Bytes of prompts and embeddings held for requests; more are refused with 503. A larger request is accepted when
+    there is no other. A quarter of the machine's memory if unset."""
     max_prompt_tokens: Positive = 131_072
     """Tokens of a prompt, embeddings included. The model's own limit applies too."""
     prefill_chunk_tokens: Positive = 512
@@ -202,10 +236,19 @@ class RouterSettings(Section):
     """Tokens of an answer if the request sets no limit."""
     max_body_bytes: Positive = 192 * MIB
     """Bytes of a request body."""
+    max_held_bytes: Positive = 1024 * MIB
+    """Bytes of request bodies and media held at the same time; more are refused with 503. A larger request is accepted
+    when there is no other. Handling a body takes a few times its bytes of memory."""
+    body_timeout: Seconds = 30
+    """Seconds without a byte of a request body after which the request is refused with 408."""
     request_timeout: Seconds = 300
     """Seconds a request may take in total; then it ends with 504."""
     connect_timeout: Seconds = 3
-    """Seconds within which a worker must accept a connection."""
+    """Seconds within which a worker must accept a connection, and the bootstrap server return the list of workers."""
+    stall_timeout: Seconds = 5
+    """Seconds of silence after which a worker counts as stalled. While it works, it gives a sign of life every second.
+    The request goes to another worker if its client has received nothing yet. Does not apply to instances of vLLM,
+    which give no such sign."""
     poll_interval: Seconds = 1
     """Seconds between two reads of the list of workers."""
 
@@ -217,6 +260,14 @@ class BootstrapSettings(Section):
     """TCP port of the HTTP server."""
     lease: Seconds = 5
     """Seconds after which a worker that has not renewed its lease is removed."""
+    request_timeout: Seconds = 5
+    """Seconds for a whole request and its response; then the connection is closed."""
+    max_connections: Positive = 1024
+    """Connections at once, at most half of the files that the process may open. Another one takes the place of the
+    oldest."""
+    connections_per_address: Positive = 256
+    """Connections at once of one IPv4 address, or of one IPv6 network of 64 bits. Another one takes the place of the
+    oldest of them."""
 
 
 class ServeSettings(Section):
@@ -288,6 +339,9 @@ class Settings(Section):
     """Address by which other machines reach this one; `host` if unset. A worker needs it if `host` is `0.0.0.0`."""
     bootstrap_url: str = "http://127.0.0.1:8998"
     """URL of the bootstrap server."""
+    max_connections: Positive = 4096
+    """Connections that the HTTP server of a router or worker keeps, at most half of the process's limit on open files.
+    A further one takes the place of the one that has been idle longest, or is refused if all are in use."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines to write."""
     log_format: Literal["plain", "json"] = "plain"

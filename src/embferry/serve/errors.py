@@ -12,6 +12,7 @@ CODES: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "A field is missing, or its type or value is wrong."),
     "unsupported_value": (400, "The field is known, but this value of it is not supported."),
     "body_too_large": (413, "The body is longer than `router.max_body_bytes`."),
+    "body_timeout": (408, "The body stopped arriving for longer than `router.body_timeout`."),
     "invalid_api_key": (401, "The `Authorization` header is missing or wrong."),
     "model_not_found": (404, "The model is not served here; `/v1/models` lists those that are."),
     "not_found": (404, "Nothing is served at this path."),

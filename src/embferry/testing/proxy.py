@@ -1,10 +1,12 @@
-"""A TCP proxy on the loopback interface that cuts, stalls or refuses connections on request, and counts bytes."""
+"""A TCP proxy on the loopback interface that cuts, stalls, slows, delays or swallows on request, and counts bytes."""
 
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import threading
+import time
 from typing import Literal
 
 __all__ = ["ChaosProxy"]
@@ -12,6 +14,7 @@ __all__ = ["ChaosProxy"]
 HOST = "127.0.0.1"
 RECEIVE_BYTES = 1 << 18
 CONNECT_S = 5.0
+SLICES_PER_S = 20  # in which a slowed connection is forwarded
 
 
 class ChaosProxy:
@@ -23,12 +26,18 @@ class ChaosProxy:
         toward: The direction whose bytes count towards ``cut_after``.
         times: Number of connections that are cut; later ones are not.
         dies: Whether connections are refused after the last cut, as by :meth:`refuse`.
+        swallow_after: Bytes over all connections, in the direction of ``toward``, after which everything in that
+            direction is taken and dropped, also on new connections: a link that is dead and does not say so. None:
+            nothing is dropped.
+        bytes_per_s: Bytes of each connection that are forwarded in a second, in either direction; 0: no limit.
+        delay_s: Seconds for which bytes are held back, in either direction.
 
     Attributes:
         port: The port that clients connect to.
         to_clients: Bytes forwarded to the client, for each connection.
         to_upstream: Bytes forwarded to the upstream server, for each connection.
         cuts: Number of connections cut by ``cut_after``.
+        swallowed: Bytes dropped so far.
     """
 
     def __init__(
@@ -39,11 +48,16 @@ class ChaosProxy:
         toward: Literal["clients", "upstream"] = "clients",
         times: int = 1,
         dies: bool = False,
+        swallow_after: int | None = None,
+        bytes_per_s: int = 0,
+        delay_s: float = 0.0,
     ) -> None:
         self.upstream = upstream
         self.to_clients: list[int] = []
         self.to_upstream: list[int] = []
-        self.cuts = 0
+        self.cuts = self.swallowed = 0
+        self._swallow_after, self._bytes_per_s, self._delay_s = swallow_after, bytes_per_s, delay_s
+        self._ending = threading.Event()
         self._cut_after, self._times, self._dies = cut_after, times, dies
         self._bounded = self.to_clients if toward == "clients" else self.to_upstream
         self._going = threading.Event()
@@ -61,6 +75,7 @@ class ChaosProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ending.set()
         self.refuse()
         self.resume()
         self._accepting.join()
@@ -132,18 +147,27 @@ class ChaosProxy:
     def _forward(
         self, connection: _Connection, number: int, here: socket.socket, there: socket.socket, counts: list[int]
     ) -> None:
+        slice_bytes = max(1, self._bytes_per_s // SLICES_PER_S) if self._bytes_per_s else RECEIVE_BYTES
+        line = _DelayLine(there, self._delay_s, self._ending) if self._delay_s else None
         try:
-            while (data := here.recv(RECEIVE_BYTES)) and not connection.is_cut:
+            while (data := here.recv(slice_bytes)) and not connection.is_cut:
                 self._going.wait()
+                if self._bytes_per_s:
+                    self._ending.wait(len(data) / self._bytes_per_s)
                 data, cuts = self._count(number, counts, data)
-                there.sendall(data)
+                (line.send if line else there.sendall)(data)
                 if cuts:
                     if self._dies and cuts == self._times:
                         self.refuse()
                     connection.cut()
+            if line:
+                line.end()
             there.shutdown(socket.SHUT_WR)
         except OSError:
             connection.cut()
+        finally:
+            if line:
+                line.end()
 
     def _count(self, number: int, counts: list[int], data: bytes) -> tuple[bytes, int]:
         """Counts ``data``; returns what of it to forward, and the number of the cut that follows (0: none).
@@ -157,8 +181,39 @@ class ChaosProxy:
                 if len(data) >= left:
                     data = data[:left]
                     self.cuts = cuts = self.cuts + 1
+            if counts is self._bounded and self._swallow_after is not None:
+                left = max(0, self._swallow_after - sum(counts))
+                self.swallowed += max(0, len(data) - left)
+                data = data[:left]
             counts[number] += len(data)
             return data, cuts
+
+
+class _DelayLine:
+    """Holds bytes back before it forwards them, on a thread of its own."""
+
+    def __init__(self, there: socket.socket, delay_s: float, ending: threading.Event) -> None:
+        self._there, self._delay_s, self._ending = there, delay_s, ending
+        self._held: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="chaos-proxy-delay")
+        self._thread.start()
+
+    def send(self, data: bytes) -> None:
+        self._held.put((time.monotonic() + self._delay_s, data))
+
+    def end(self) -> None:
+        """Forwards the rest, and ends the thread. Idempotent."""
+        self._held.put((0.0, b""))
+        self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):  # the connection has been cut; the other side notices
+            while True:
+                due, data = self._held.get()
+                if not data:
+                    return
+                self._ending.wait(max(0.0, due - time.monotonic()))
+                self._there.sendall(data)
 
 
 class _Connection:

@@ -14,11 +14,17 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENO
 
 
 def attempt(call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> Exception | None:
-    """Makes a call that may raise anything. Returns the exception, or None."""
+    """Makes a call that may raise anything but KeyboardInterrupt. Returns the exception, or None."""
     try:
         call(*arguments, **keywords)
+    except KeyboardInterrupt:
+        raise
     except Exception as error:  # noqa: BLE001  (the one place that catches all that foreign code raises)
         return error
+    except BaseException as error:  # noqa: BLE001  (asyncio.CancelledError, SystemExit: they end no thread of ours)
+        stray = RuntimeError(repr(error))
+        stray.__cause__ = error
+        return stray
     return None
 
 

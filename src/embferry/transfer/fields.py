@@ -48,11 +48,15 @@ def check_fields(layout: Layout, fields: Mapping[str, _Shaped], total_tokens: in
     Raises:
         LocalProtocolError: A field is missing, not contiguous, or does not fit what was announced.
     """
+    if not isinstance(fields, Mapping):
+        raise LocalProtocolError(
+            f"an embedding is a mapping of names to arrays, not {type(fields).__name__}", room=room
+        )
     for field in layout.fields:
         array = fields.get(field.name)
         dtype = array.dtype if isinstance(array, np.ndarray) else np.dtype(np.uint8)
-        if array is None or array.shape != (total_tokens, field.token_bytes) or dtype != np.uint8:
-            have = "missing" if array is None else f"{dtype} {array.shape}"
+        if array is None or getattr(array, "shape", None) != (total_tokens, field.token_bytes) or dtype != np.uint8:
+            have = "missing" if array is None else f"{dtype} {getattr(array, 'shape', type(array).__name__)}"
             need = f"uint8 ({total_tokens}, {field.token_bytes})"
             raise LocalProtocolError(f"field {field.name} is {have}; announced was {need}", room=room)
         if isinstance(array, np.ndarray) and not array.flags.c_contiguous:

@@ -28,6 +28,7 @@ class GuardedTransport:
 
     Attributes:
         lost: Why the transport is of no use any more, or None.
+        is_closed: Whether it is closed, and so writes no byte any more.
     """
 
     def __init__(self, transport: Transport, wake: Callable[[], None]) -> None:
@@ -39,11 +40,14 @@ class GuardedTransport:
         self._tickets: set[int] = set()  # writes that have not ended
         self._revoking: set[int] = set()  # epochs whose Revoked is outstanding
         self._events: list[Event] = []  # events made here
-        self._is_closed = False
+        self.is_closed = False
 
     @property
     def address(self) -> bytes:
-        return self._transport.address
+        found: list[bytes] = []
+        if (error := attempt(lambda: found.append(self._transport.address))) is not None:
+            self._lose("address", error)
+        return found[0] if found else b""
 
     # Receiving side
 
@@ -117,7 +121,7 @@ class GuardedTransport:
         error = attempt(self._transport.close)
         if (lost := attempt(self._take_events)) is not None:
             log.warning("the %s transport has lost its last events: %r", self.name, lost)
-        self._is_closed = error is None
+        self.is_closed = error is None
         self._all_ended()
         if error is not None:
             raise error
@@ -131,6 +135,8 @@ class GuardedTransport:
             if event.ticket not in self._tickets:
                 return  # it has been reported as failed
             self._tickets.discard(event.ticket)
+            if event.error is not None and not isinstance(event.error, TransportError):
+                event = Written(event.ticket, self._as_error("a write", event.error))
         elif isinstance(event, Revoked):
             if event.epoch not in self._revoking:
                 return
@@ -168,9 +174,9 @@ class GuardedTransport:
 
     def _close_lost(self) -> None:
         """Closes the transport. If it cannot be closed now, the next revocation tries it again."""
-        if not self._is_closed:
+        if not self.is_closed:
             error = attempt(self._transport.close)
-            self._is_closed = error is None
+            self.is_closed = error is None
             if error is not None:
                 log.critical("the %s transport cannot be closed either: %r", self.name, error, exc_info=error)
         self._all_ended()
@@ -183,7 +189,7 @@ class GuardedTransport:
         """
         self._events += [Written(ticket, self.lost) for ticket in sorted(self._tickets)]
         self._tickets.clear()
-        if self._is_closed:
+        if self.is_closed:
             self._events += [Revoked(epoch) for epoch in sorted(self._revoking)]
             self._revoking.clear()
         self._wake()

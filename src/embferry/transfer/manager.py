@@ -17,12 +17,12 @@ from copy import copy
 from typing import Generic, Protocol, TypeVar
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
-from embferry.protocol.messages import VERSION, Body, Frame, decode, encode
+from embferry.protocol.messages import VERSION, Abort, Body, Frame, Open, decode, encode
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, LinkLost, Transport
 
-from .control.contract import Received, Unreachable
-from .failures import as_transfer_error, attempt
+from .control.contract import ControlPlane, Received, Unreachable
+from .failures import as_transfer_error, attempt, is_exhausted
 from .guarded_transport import GuardedTransport
 from .handle import Handle
 from .ready_queue import ReadyQueue
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 IDLE = math.inf
 REPORT_SECONDS = 1.0
 """Bad messages are logged once in this time at most."""
+
+AGAIN_SECONDS = 0.1
+"""When a part of a turn that has failed is tried again."""
 
 
 class Machine(Protocol):
@@ -51,12 +54,14 @@ class Record(Hashable, Protocol):
         end: What the user holds.
         failure: The error of something around the machine that ended the transfer, or None.
         is_broken: Whether the machine has raised: a bug of ours. It is not called again.
+        kept_until: When a broken record is forgotten; 0: not known yet.
     """
 
     room: int
     end: Handle
     failure: EmbeddingTransferError | None
     is_broken: bool
+    kept_until: float
 
     def history(self) -> list[str]:
         """Returns the last events of the machine, a line each."""
@@ -70,7 +75,7 @@ class Manager(ABC, Generic[R]):
     """Drives the transfers of one end.
 
     Args:
-        runtime: Clock, control plane and threads. The manager stops it.
+        make_runtime: Makes clock, control plane and threads. The manager stops them.
         transports: In order of preference. The manager closes them, also if it cannot be made.
         settings: Time-outs, retries and sizes.
 
@@ -78,18 +83,29 @@ class Manager(ABC, Generic[R]):
         rejected_messages: Control messages that could not be read.
     """
 
-    def __init__(self, runtime: Runtime, transports: Sequence[Transport], settings: TransferSettings | None) -> None:
+    def __init__(
+        self, make_runtime: Callable[[], Runtime], transports: Sequence[Transport], settings: TransferSettings | None
+    ) -> None:
         self.settings = settings or TransferSettings()
         self.lock = threading.RLock()
         self.ready_queue: ReadyQueue[R] = ReadyQueue()
-        self.transports = {transport.name: GuardedTransport(transport, runtime.wake) for transport in transports}
         self.rejected_messages = 0
-        self._runtime = runtime
         self._outgoing: deque[tuple[Hashable, bytes]] = deque()  # any thread appends, the driver thread sends
         self._due = IDLE  # when the driver is due again, as far as it knows
         self._is_closed = False
-        self._reported_at = -REPORT_SECONDS
+        self._reported_at = self._failed_at = -REPORT_SECONDS
+        self._again_at = IDLE  # when a part of a turn that failed is tried again
         self._lost_transports: set[str] = set()
+        try:
+            names = [transport.name for transport in transports]
+            if len(set(names)) != len(names):
+                raise LocalProtocolError(f"one transport of each kind, not {names}")
+            self._runtime = make_runtime()
+        except BaseException:
+            for transport in transports:
+                self._collect(transport.close)
+            raise
+        self.transports = {transport.name: GuardedTransport(transport, self.wake) for transport in transports}
 
     # For users
 
@@ -117,6 +133,11 @@ class Manager(ABC, Generic[R]):
         lost = [transport.lost for transport in self.transports.values()]
         if lost and all(lost) and lost[0] is not None:
             raise copy(lost[0])
+
+    @property
+    def control(self) -> ControlPlane:
+        """The control plane, to read its counters; everything else of it belongs to the driver thread."""
+        return self._runtime.control
 
     @property
     def fault(self) -> EmbeddingTransferError | None:
@@ -222,49 +243,61 @@ class Manager(ABC, Generic[R]):
 
     def turn(self) -> float | None:
         """Handles everything that has happened and is due. Returns when it is due again; None: only after an event."""
-        now = self.now()
+        now, self._again_at = self.now(), IDLE
         events: list[Received | Unreachable] = []
-        self._call_control(lambda: events.extend(self._runtime.control.poll()))
-        for event in events:
-            with self.lock:
-                if isinstance(event, Unreachable):
-                    self._unreachable(event, now)
-                else:
-                    self._take_in(event.peer, event.data, now)
+        self._survive("reading control messages", lambda: events.extend(self._runtime.control.poll()))
         with self.lock:
-            self._take_transport_events()
+            for event in events:
+                self._survive("a control message", self._take_control_event, event, now)
+            self._survive("the events of the transports", self._take_transport_events)
             ready = self.ready_queue.due(now)
-        for record in ready:
-            self.step(record, now)
+        self._step_all(ready, now)
         while more := self._after(now):
-            for record in more:
-                self.step(record, now)
+            self._step_all(more, now)
         self._send_queued()
         with self.lock:
-            due = self._next_due() if self.ready_queue.is_clear and not self._outgoing else now
-            self._due = IDLE if due is None else due
-            return due
+            timer = self._next_due()
+            due = min(IDLE if timer is None else timer, self._again_at)
+            self._due = due if self.ready_queue.is_clear and not self._outgoing else now
+            return None if self._due == IDLE else self._due
+
+    def _step_all(self, records: list[R], now: float) -> None:
+        for record in records:
+            self._survive(f"room {record.room}", self.step, record, now)
 
     def _next_due(self) -> float | None:
         """Returns when something is due without an event, or None. The lock is held."""
         return self.ready_queue.next()
 
     def _after(self, now: float) -> list[R]:
+        records: list[R] = []
         with self.lock:
-            return self._after_records(now)
+            self._survive("the end of a turn", lambda: records.extend(self._after_records(now)))
+        return records
+
+    def _survive(self, what: str, call: Callable[..., object], *arguments: object) -> None:
+        """Makes a call that concerns no single transfer. If it raises, the other parts of the turn go on."""
+        if (error := attempt(call, *arguments)) is None:
+            return
+        self._again_at = self.now() + AGAIN_SECONDS
+        if self.now() - self._failed_at >= REPORT_SECONDS:
+            self._failed_at = self.now()
+            log.critical("%s failed; transfers go on: %r", what, error, exc_info=error)
 
     def step(self, record: R, now: float) -> None:
         """Advances one record. What it raises is its own failure."""
         with self.lock:
             self.guard(record, self._advance, record, now)
-        worked = self._work(record, now)
+        found: list[bool] = []
+        error = attempt(lambda: found.append(self._work(record, now)))
         with self.lock:
-            if worked:
+            if error is not None:
+                self._broke(record, error)
+            if found != [False]:
                 self.guard(record, self._advance, record, now)
+            self.guard(record, self._settle, record, now)
             if record.is_broken:
                 self._tear_down(record, now)
-            else:
-                self.guard(record, self._settle, record, now)
             changed = record.end.has_changed()
         if changed:
             record.end.notify()
@@ -274,17 +307,37 @@ class Manager(ABC, Generic[R]):
         if record.is_broken:
             return
         if (error := attempt(call, *arguments)) is not None:
-            record.is_broken = True
-            history = record.history()
-            log.critical(
-                "room %d: a bug in embferry has ended this transfer; please report it, with this: %r, history %s",
-                *(record.room, error, "; ".join(history)),
-                exc_info=error,
-            )
+            self._broke(record, error)
+
+    def _broke(self, record: R, error: Exception) -> None:
+        record.is_broken = True
+        log.critical(
+            "room %d: a bug in embferry has ended this transfer; please report it, with this: %r, history %s",
+            *(record.room, error, "; ".join(record.history())),
+            exc_info=error,
+        )
+        if is_exhausted(error):
+            cause = as_transfer_error("the driver of the transfer", error, record.room)
+        else:
             why = f"a bug in embferry has ended this transfer: {error!r}; the log has its traceback"
-            record.failure = record.failure or LocalProtocolError(why, room=record.room)
-            self.ready_queue.touch(record)
-            self.wake()
+            cause = LocalProtocolError(why, room=record.room)
+        record.failure = record.failure or cause
+        self.ready_queue.touch(record)
+        self.wake()
+
+    def refuse(self, record: R, peer: Hashable, session: int, frame: Frame) -> None:
+        """Sends the error of a broken record to the peer that has a message for it. The lock is held."""
+        if record.failure is not None and frame.source:
+            generation = frame.body.generation if isinstance(frame.body, Open) else 0
+            self.send(peer, session, frame.source, Abort.because_of(record.failure, record.room, generation))
+
+    def lingers(self, record: R, now: float) -> bool:
+        """Returns whether a broken record is still kept, to tell its peer, and sets its timer. The lock is held."""
+        record.kept_until = record.kept_until or now + self.settings.linger
+        if now < record.kept_until and not self._is_closed:
+            self.ready_queue.schedule(record, record.kept_until)
+            return True
+        return False
 
     def fail(self, record: R, what: str, error: Exception) -> None:
         """Foreign code has raised: ends its transfer with an error that names the cause. Any thread."""
@@ -306,7 +359,7 @@ class Manager(ABC, Generic[R]):
         self._outgoing.append((peer, encode(Frame(VERSION, source, target, body))))
 
     def schedule(self, record: R, time: float) -> None:
-        """Sets the timer of a record. Wakes the driver if it would sleep beyond it. Any thread; the lock is held."""
+        """Sets the timer of a record, and wakes the driver if it would sleep beyond it. Any thread; lock held."""
         self.ready_queue.schedule(record, time)
         if time < self._due:
             self.wake()
@@ -323,13 +376,16 @@ class Manager(ABC, Generic[R]):
         if (error := attempt(call, *arguments)) is not None:
             self._report("the control plane failed: %r", error)
 
-    def _take_in(self, peer: Hashable, data: bytes, now: float) -> None:
-        try:
-            frame = decode(data)
-        except EmbeddingTransferError as error:
-            self._report("dropped a control message from %r: %s", peer, error)
+    def _take_control_event(self, event: Received | Unreachable, now: float) -> None:
+        if isinstance(event, Unreachable):
+            self._unreachable(event, now)
             return
-        self._take(peer, frame, now)
+        try:
+            frame = decode(event.data)
+        except EmbeddingTransferError as error:
+            self._report("dropped a control message from %r: %s", event.peer, error)
+            return
+        self._take(event.peer, frame, now)
 
     def _take_transport_events(self) -> None:
         for transport in self.transports.values():

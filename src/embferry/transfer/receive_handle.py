@@ -10,8 +10,10 @@ from typing import Protocol
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation
 from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.protocol.arguments import as_error, as_integer
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Geometry
+from embferry.protocol.messages import MAX_TOKENS
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import TERMINAL, KVPoll
 
@@ -106,6 +108,7 @@ class EmbeddingReceiver(Handle):
         Raises:
             LocalProtocolError: ``sent_tokens`` is not the token to go on at, or nothing remains.
         """
+        sent_tokens = as_integer("sent_tokens", sent_tokens, 0, MAX_TOKENS, room=self.room)
         with self.manager.lock:
             wanted = self.machine.wanted(self.manager.now())
             if wanted is not None and sent_tokens != wanted[0]:
@@ -158,7 +161,8 @@ class EmbeddingReceiver(Handle):
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
         """Ends the transfer and tells the sender why. Does nothing if it has ended already."""
-        reason = error or Aborted("aborted by the language side", room=self.room)
+        aborted = Aborted("aborted by the language side", room=self.room)
+        reason = aborted if error is None else as_error(error, room=self.room)
         with self.manager.lock:
             record = self._record
             if record.poll() in ENDED:
@@ -174,11 +178,17 @@ class EmbeddingReceiver(Handle):
             machine = self._record.machine
             if machine is not None:
                 self.manager.guard(self._record, machine.clear, self.manager.now())
-        if isinstance(self.sink, GatherSink):
-            with self._record.sink_lock:
-                self.sink.drop()
-        if machine is not None:
-            self.manager.touch(self._record)
+        try:
+            if isinstance(self.sink, GatherSink):
+                with self._record.sink_lock:
+                    self.sink.drop()
+        except BaseException:
+            for chunk in list(self._record.delivered):  # the caller reads none of them any more
+                self.manager.consumed(self._record, *chunk)
+            raise
+        finally:
+            if machine is not None:
+                self.manager.touch(self._record)
 
     # What has arrived
 

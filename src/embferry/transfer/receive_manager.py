@@ -10,15 +10,15 @@ from copy import copy
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers
-from embferry.protocol.arguments import as_integer
+from embferry.protocol.arguments import as_integer, as_seconds
 from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Restart, Revoke, Send, Verify
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
 from embferry.protocol.messages import MAX_ID, MAX_TOKENS, Abort, Frame, TransportAddress
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
-from embferry.protocol.states import TERMINAL
-from embferry.transports.contract import Event, Revoked, Transport, Window
+from embferry.protocol.states import TERMINAL, KVPoll
+from embferry.transports.contract import Event, Receiving, Revoked, Transport, Window
 
 from .control.contract import Unreachable
 from .control.endpoint import check_endpoint
@@ -64,8 +64,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         settings: TransferSettings | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        runtime = runtime or ThreadRuntime("embferry-receive", SocketControl)
-        super().__init__(runtime, transports, settings)
+        super().__init__(lambda: runtime or ThreadRuntime("embferry-receive", SocketControl), transports, settings)
         self.geometry = geometry
         self.name = name
         self._records_by_session: dict[int, ReceiveRecord] = {}
@@ -78,7 +77,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self.allocator = ReqToMetadataBlockAllocator(geometry.num_blocks, geometry.block_size)
             self.admission = PoolAdmission(self.allocator)
             self.addresses = tuple(TransportAddress(t.name, t.register(self.buffers)) for t in self.transports.values())
-            runtime.start(self.turn)
+            self._runtime.start(self.turn)
         except BaseException:
             self.close()
             raise
@@ -109,6 +108,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
         room, endpoint = as_integer("room", room, 0, MAX_ID), check_endpoint(endpoint)
         if max_tokens is not None:
             max_tokens = as_integer("max_tokens", max_tokens, 0, MAX_TOKENS, room=room)
+        if failover_timeout is not None:
+            failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
         with self.lock:
             self.check()
         record = ReceiveRecord(room, endpoint, sink or GatherSink(), failover_timeout, max_tokens)
@@ -220,13 +221,17 @@ class ReceiveManager(Manager[ReceiveRecord]):
         self.run_commands(record, now)
 
     def _work(self, record: ReceiveRecord, now: float) -> bool:
-        if not (record.calls or record.awaits_landing):
+        if not record.calls and record.is_sink_complete:
             return False
         self._sink_calls.make(record, now, alone=len(self._records_by_session) == 1)
         return True
 
     def _settle(self, record: ReceiveRecord, now: float) -> None:
         machine = self.machine_of(record)
+        if machine.transferred_tokens > 0 and machine.wanted(now) is not None:
+            record.log.needs(machine)
+        elif record.poll() is KVPoll.Success:
+            record.log.completed(machine)
         self.admission.update(machine, now)
         self.admission.update_quarantine(machine)
         if machine.phase in TERMINAL:
@@ -259,6 +264,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
         record = self._records_by_session.get(frame.target)
         if record is not None and record.room == frame.body.room:
+            if record.is_broken:
+                self.refuse(record, record.endpoint, frame.target, frame)
+                return
+            record.source = frame.source
             receive = self.machine_of(record).receive
             self.guard(record, receive, frame.source, frame.target, frame.body, now)
             self.ready_queue.touch(record)
@@ -270,6 +279,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
                 self.ready_queue.touch(record)
 
     def _transport_event(self, event: Event) -> None:
+        if isinstance(event, Receiving) and (entry := self._by_epoch.get(event.epoch)) is not None:
+            self.guard(entry[0], self.machine_of(entry[0]).receiving, event.epoch, self.now())
+            self.ready_queue.touch(entry[0])
         if isinstance(event, Revoked) and (entry := self._by_epoch.get(event.epoch)) is not None:
             record = entry[0]
             if record.is_broken:
@@ -306,13 +318,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         grant = machine.ledger.grants[epoch]
         record.latest = MetadataAllocation(grant.blocks, grant.block_size)
         record.calls.append(Granted(grant.epoch, grant.start, grant.blocks))
-        if machine.transfers > 1:
-            level = logging.INFO if machine.transfers == 2 else logging.DEBUG
-            log.log(
-                level,
-                "Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d, blocks %d",
-                *(record.room, grant.start, grant.tokens, len(grant.blocks)),
-            )
+        record.log.granted(machine, grant.start, grant.tokens, len(grant.blocks))
 
     def _forget(self, record: ReceiveRecord) -> None:
         if record.machine is not None:
@@ -320,8 +326,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
         for epoch in record.epochs:
             self._by_epoch.pop(epoch, None)
         self.ready_queue.forget(record)
-        if not any(other.endpoint == record.endpoint for other in self._records()):
-            self._call_control(self._runtime.control.forget, record.endpoint)
+        if any(other.endpoint == record.endpoint for other in self._records()):
+            return
+        if (error := attempt(self._runtime.control.forget, record.endpoint)) is not None:
+            log.warning("the connection to %s stays open: %r", record.endpoint, error)
 
     # Ends
 
@@ -344,22 +352,26 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self.admission.unregister(machine)
             for epoch in list(record.revoking):
                 self._by_epoch[epoch][1].revoke(epoch)
-            if machine.peer and record.failure is not None:
+            peer = machine.peer or record.source
+            if peer and record.failure is not None:
                 body = Abort.because_of(record.failure, record.room)
-                self.send(record.endpoint, machine.session, machine.peer, body)
+                self.send(record.endpoint, machine.session, peer, body)
         if record.revoking or record.delivered or record.is_preparing:
             return
-        others = self._blocks_of_others(record, now)
-        for block in set(self.allocator.holders().get(record.room, ())) - others:
-            free = self.allocator.release_quarantined if self.allocator.is_quarantined(block) else self.allocator.free
-            free((block,), record.room)
-        self._forget(record)
+        if not record.kept_until:  # once: later the room may have been opened again
+            others = self._blocks_of_others(record, now)
+            for block in set(self.allocator.holders().get(record.room, ())) - others:
+                quarantined = self.allocator.is_quarantined(block)
+                free = self.allocator.release_quarantined if quarantined else self.allocator.free
+                free((block,), record.room)
+        if not self.lingers(record, now):
+            self._forget(record)
 
     def _blocks_of_others(self, record: ReceiveRecord, now: float) -> set[int]:
         """Returns the blocks of other transfers of the same room, which has been opened again."""
         found: set[int] = set()
         for other in self._records():
-            if other.room == record.room and other is not record:
+            if other.room == record.room and other is not record and not other.kept_until:
                 self.guard(other, self.run_commands, other, now)  # what it releases is free, not its own
                 found |= self.machine_of(other).ledger.blocks()
                 found |= set(other.allocation.blocks if other.allocation else ())
@@ -370,8 +382,12 @@ class ReceiveManager(Manager[ReceiveRecord]):
             record.failure = self._shutting_down()
 
     def _release(self) -> None:
-        if self._buffers is not None:
+        if self._buffers is None:
+            return
+        if all(transport.is_closed for transport in self.transports.values()):
             self._buffers.close()
+        else:
+            log.critical("the region stays mapped: a transport that could not be closed may still write into it")
 
 
 def _raise(error: Exception) -> None:

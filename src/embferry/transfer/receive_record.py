@@ -14,6 +14,7 @@ from embferry.protocol.receiver import Receiver
 from embferry.protocol.states import KVPoll, Phase
 
 from .handle import Handle
+from .resume_log import ResumeLog
 from .sinks import Sink
 
 
@@ -41,6 +42,7 @@ class ReceiveRecord:
         max_tokens: Tokens that the caller has room for, or None.
         machine: The state machine; None until the embedding is asked for.
         end: What the user holds.
+        source: The session of the encode worker that was last heard; 0: none yet.
         allocation: Blocks for the initial transfer that could not be granted yet.
         latest: The blocks of the latest grant.
         epochs: The epochs of all its grants.
@@ -49,7 +51,8 @@ class ReceiveRecord:
         verification: The running verification, if the first call is one. For the driver thread.
         examined_tokens: Tokens that were verified, damaged and repeated ones included.
         is_preparing: Whether the callback thread prepares the sink; no call is made meanwhile.
-        has_landed: Whether the sink has everything.
+        is_sink_complete: What the sink's ``is_complete`` was when it was last asked.
+        log: Lines about its grants.
         delivered: Delivered chunks that the sink still reads, as (epoch, offset).
         revoking: If the machine is broken: epochs whose writer may still have access. None: not asked for yet.
         sink_lock: Held during every call of the sink. Taken before the manager's lock, never after it.
@@ -62,6 +65,7 @@ class ReceiveRecord:
     max_tokens: int | None
     machine: Receiver | None = None
     end: Handle = field(init=False)
+    source: int = 0
     allocation: MetadataAllocation | None = None
     latest: MetadataAllocation | None = None
     epochs: list[int] = field(default_factory=list)
@@ -70,12 +74,14 @@ class ReceiveRecord:
     verification: Generator[None, None, bool] | None = None
     examined_tokens: int = 0
     is_preparing: bool = False
-    has_landed: bool = False
+    is_sink_complete: bool = True
+    log: ResumeLog = field(default_factory=ResumeLog)
     delivered: set[tuple[int, int]] = field(default_factory=set)
     revoking: set[int] | None = None
     sink_lock: threading.RLock = field(default_factory=threading.RLock)
     failure: EmbeddingTransferError | None = None
     is_broken: bool = False
+    kept_until: float = 0.0
 
     @property
     def error(self) -> EmbeddingTransferError | None:
@@ -91,13 +97,9 @@ class ReceiveRecord:
         if self.machine is None:
             return KVPoll.Bootstrapping
         state = self.machine.poll()
-        return KVPoll.Transferring if state is KVPoll.Success and not self.has_landed else state
-
-    @property
-    def awaits_landing(self) -> bool:
-        """Whether every call of the sink has been made, and only the sink itself may still be busy."""
-        done = self.machine is not None and self.machine.phase is Phase.SUCCESS and not self.calls
-        return done and self.failure is None and not (self.has_landed or self.is_broken)
+        if state is KVPoll.Success and (self.calls or not self.is_sink_complete):
+            return KVPoll.Transferring
+        return state
 
     def history(self) -> list[str]:
         """Returns the last events of the machine, a line each."""

@@ -16,6 +16,7 @@ from embferry.transports.net.loop import Loop
 
 from .callbacks import CallbackThread
 from .control.contract import ControlPlane
+from .failures import attempt
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Runtime(ABC):
 
         Raises:
             LocalProtocolError: Called on the driver thread, for example by a sink.
+            Exception: The control plane has raised it while it was closed; everything else is closed.
         """
 
 
@@ -77,7 +79,9 @@ class ThreadRuntime(Runtime):
             raise
         self._callbacks = CallbackThread(f"{name}-callbacks")
         self._turn: Turn = lambda: None
-        self._stopping = False
+        self._stopping = self._is_over = False
+        self._close_error: Exception | None = None
+        self._wait = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def now(self) -> float:
@@ -100,29 +104,30 @@ class ThreadRuntime(Runtime):
         self._loop.wake()
         if self._thread.is_alive():
             self._thread.join()
-        else:  # it was never started
+        elif not self._is_over:  # it was never started
             self._end()
         self._callbacks.close()
+        if (error := self._close_error) is not None:
+            self._close_error = None
+            raise error
 
     def _run(self) -> None:
-        wait = 0.0
+        self._wait = 0.0
         while not self._stopping:
-            self._loop.run_once(wait)
-            wait = self._one_turn()
-        self._one_turn()
+            for step in (lambda: self._loop.run_once(self._wait), self._one_turn):
+                if (error := attempt(step)) is not None:
+                    log.critical("a turn of the driver has failed; this is a bug: %r", error, exc_info=error)
+                    time.sleep(AFTER_BUG_SECONDS)
+        if (error := attempt(self._one_turn)) is not None:
+            log.critical("the last turn of the driver has failed; this is a bug: %r", error, exc_info=error)
         self._end()
 
-    def _one_turn(self) -> float:
-        """Runs a turn. Returns the seconds to wait before the next."""
-        try:
-            due = self._turn()
-        except Exception:
-            log.critical("a turn of the driver has failed; this is a bug", exc_info=True)
-            return AFTER_BUG_SECONDS
-        return IDLE_SECONDS if due is None else min(max(0.0, due - self.now()), IDLE_SECONDS)
+    def _one_turn(self) -> None:
+        """Runs a turn, and takes note of the seconds to wait before the next."""
+        due = self._turn()
+        self._wait = IDLE_SECONDS if due is None else min(max(0.0, due - self.now()), IDLE_SECONDS)
 
     def _end(self) -> None:
-        try:
-            self.control.close()
-        finally:
-            self._loop.close()
+        self._is_over = True
+        self._close_error = attempt(self.control.close)
+        self._loop.close()

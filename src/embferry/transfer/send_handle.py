@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from embferry.protocol.arguments import as_integer
+from embferry.protocol.arguments import as_error, as_integer
 from embferry.protocol.errors import Aborted, EmbeddingTransferError
 from embferry.protocol.layout import Layout
 from embferry.protocol.sender import Sender
@@ -68,7 +68,7 @@ class EmbeddingSender(Handle):
             LocalProtocolError: Announced differently before, or out of bounds.
         """
         with self.manager.lock:
-            self.machine.announce(total_tokens, content_digest, tuple(aux))
+            self.machine.announce(total_tokens, content_digest, aux)
             if self.machine.current is not None:  # the receiver is told at once
                 self.manager.touch(self._record)
 
@@ -110,7 +110,8 @@ class EmbeddingSender(Handle):
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:
         """Ends the transfer and tells the receiver why. Does nothing if it has ended already."""
-        reason = error or Aborted("aborted by the encode side", room=self.room)
+        aborted = Aborted("aborted by the encode side", room=self.room)
+        reason = aborted if error is None else as_error(error, room=self.room)
         with self.manager.lock:
             if self._record.poll() in ENDED:
                 return

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Hashable, Sequence
-from functools import partial
 
-from embferry.protocol.arguments import as_integer
+from embferry.protocol.arguments import as_integer, as_text
 from embferry.protocol.commands import Connect, ReleaseSource, Send, Write
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Layout
-from embferry.protocol.messages import MAX_ID, Abort, Frame, Open, Pending, TransportAddress, Unknown
+from embferry.protocol.messages import MAX_ENDPOINT, MAX_ID, Abort, Frame, Open, Pending, TransportAddress, Unknown
 from embferry.protocol.sender import Sender
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, Transport, Written
+from embferry.transports.net.loop import Loop
 
 from .control.contract import Unreachable
 from .control.sockets import SocketControl
@@ -50,6 +50,7 @@ class SendManager(Manager[SendRecord]):
     Raises:
         TransportError: The port cannot be bound.
         LayoutMismatch: The layout is out of bounds.
+        LocalProtocolError: Another argument is.
     """
 
     def __init__(
@@ -64,16 +65,24 @@ class SendManager(Manager[SendRecord]):
         allocate: Allocate = pageable,
         runtime: Runtime | None = None,
     ) -> None:
-        layout.validate()
-        listen = partial(SocketControl, host=host, port=port, advertise=advertise)
-        runtime = runtime or ThreadRuntime("embferry-send", listen)
-        super().__init__(runtime, transports, settings)
+
+        def listen(loop: Loop) -> SocketControl:
+            address = as_text("host", host, MAX_ENDPOINT), as_integer("port", port, 0, 65535)
+            known = None if advertise is None else as_text("advertise", advertise, MAX_ENDPOINT)
+            return SocketControl(loop, *address, known)
+
+        super().__init__(lambda: runtime or ThreadRuntime("embferry-send", listen), transports, settings)
         self.layout = layout
-        self.endpoint = runtime.control.endpoint
+        self.endpoint = self._runtime.control.endpoint
         self.writer = Writer(layout, self.transports, self.settings, self.wake, allocate, self._write_ended)
         self._rooms: dict[int, SendRecord] = {}
         self.parked = ParkedOpenings(self.settings)
-        runtime.start(self.turn)
+        try:
+            layout.validate()
+            self._runtime.start(self.turn)
+        except BaseException:
+            self.close()
+            raise
 
     def open(self, room: int) -> EmbeddingSender:
         """Opens the sending end of ``room``. A receiver may have asked for it already.
@@ -93,7 +102,9 @@ class SendManager(Manager[SendRecord]):
                 if not last.is_released:
                     raise LocalProtocolError("the room is in use; draw another", room=room)
                 self.ready_queue.forget(last)
-            addresses = tuple(TransportAddress(t.name, t.address) for t in self.transports.values() if t.lost is None)
+            working = [(t, t.address) for t in self.transports.values() if t.lost is None]
+            self.check()
+            addresses = tuple(TransportAddress(t.name, address) for t, address in working if t.lost is None)
             machine = Sender(room, secrets.randbits(62) + 1, self.layout, addresses, self.settings, self.now())
             record = self._rooms[room] = SendRecord(room, machine)
             sender = EmbeddingSender(self, record)
@@ -179,10 +190,12 @@ class SendManager(Manager[SendRecord]):
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
         record = self._rooms.get(frame.body.room)
         if record is not None:
-            if not record.is_broken:
-                record.peers[frame.source] = peer
-                self.guard(record, record.machine.receive, frame.source, frame.target, frame.body, now)
-                self.ready_queue.touch(record)
+            if record.is_broken:
+                self.refuse(record, peer, record.machine.session, frame)
+                return
+            record.peers[frame.source] = peer
+            self.guard(record, record.machine.receive, frame.source, frame.target, frame.body, now)
+            self.ready_queue.touch(record)
         elif isinstance(frame.body, Open):
             self.parked.add(peer, frame, now)
             self.send(peer, 0, frame.source, Pending(frame.body.room, 0))
@@ -223,11 +236,14 @@ class SendManager(Manager[SendRecord]):
     def _tear_down(self, record: SendRecord, now: float) -> None:
         for session, peer in record.peers.items():
             if record.failure is not None:
-                self.send(peer, record.machine.session, session, Abort.because_of(record.failure, record.room))
+                destination = record.machine.destinations.get(session)
+                generation = 0 if destination is None else destination.opened.generation
+                body = Abort.because_of(record.failure, record.room, generation)
+                self.send(peer, record.machine.session, session, body)
         record.peers.clear()
         if record.writes == 0:
             record.release()
-            if self._rooms.get(record.room) is record:
+            if self._rooms.get(record.room) is record and not self.lingers(record, now):
                 self._forget(record)
 
     def _finish(self, record: SendRecord) -> None:

@@ -39,6 +39,7 @@ class SendRecord:
     sent_bytes: int = 0
     failure: EmbeddingTransferError | None = None
     is_broken: bool = False
+    kept_until: float = 0.0
 
     @property
     def error(self) -> EmbeddingTransferError | None:

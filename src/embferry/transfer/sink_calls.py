@@ -20,6 +20,9 @@ PASSES_A_TURN, MAX_PASSES = 4, 1 << 20
 """Steps of a verification before the next transfer's turn: 4 MiB, or the whole chunk if there is no other transfer."""
 
 
+_METHODS = {Granted: "granted", Verify: "verify", Deliver: "deliver", Restart: "restart"}
+
+
 class Host(Protocol):
     """The manager, as far as the calls of its sinks need it."""
 
@@ -62,15 +65,20 @@ class SinkCalls:
             if record.discards:
                 self._discard(record, call, now)
             elif (error := attempt(self._make, record, call, now)) is not None:
-                self._manager.fail(record, f"the sink's {type(call).__name__.lower()}()", error)
-        if record.awaits_landing and (error := attempt(self._look, record)) is not None:
+                self._manager.fail(record, f"the sink's {_METHODS[type(call)]}()", error)
+        if not (record.is_preparing or record.discards or record.is_broken):
+            self._ask(record)
+
+    def _ask(self, record: ReceiveRecord) -> None:
+        """Asks the sink whether everything is where it belongs."""
+        error = attempt(self._ask_sink, record)
+        if error is not None:
             self._manager.fail(record, "the sink's is_complete", error)
 
     @staticmethod
-    def _look(record: ReceiveRecord) -> None:
-        """Everything is verified and delivered: looks whether the sink has put it where it belongs."""
+    def _ask_sink(record: ReceiveRecord) -> None:
         with record.sink_lock:
-            record.has_landed = record.sink.is_complete
+            record.is_sink_complete = record.sink.is_complete
 
     def _make(self, record: ReceiveRecord, call: SinkCall, now: float) -> None:
         """Makes a call, or a part of it."""
@@ -87,6 +95,7 @@ class SinkCalls:
                     self._write_aux(record, call)
                 with record.sink_lock:
                     record.sink.deliver(call, total)
+                    record.is_sink_complete = record.sink.is_complete
             case Restart():
                 with record.sink_lock:
                     record.sink.restart()

@@ -20,9 +20,11 @@ from embferry.protocol.errors import TransportError
 
 __all__ = [
     "Capabilities",
+    "ConnectionCounts",
     "Event",
     "LinkLost",
     "Piece",
+    "Receiving",
     "Region",
     "Revoked",
     "Transport",
@@ -93,6 +95,13 @@ class Revoked:
 
 
 @dataclass(frozen=True, slots=True)
+class Receiving:
+    """Bytes are coming in under ``epoch``, too slowly for a write to end soon. Optional, once a second at most."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class LinkLost:
     """The connection behind ``handle`` broke. Writes in flight have been reported as :class:`Written` with an error."""
 
@@ -100,7 +109,19 @@ class LinkLost:
     error: TransportError
 
 
-Event = Written | Revoked | LinkLost
+@dataclass(frozen=True, slots=True)
+class ConnectionCounts:
+    """Connections that a transport has accepted."""
+
+    open: int = 0
+    """Open now."""
+    evicted: int = 0
+    """Closed so far to make room for others."""
+    refused: int = 0
+    """Closed so far because there was no room to make."""
+
+
+Event = Written | Revoked | Receiving | LinkLost
 
 
 class Transport(ABC):
@@ -124,6 +145,11 @@ class Transport(ABC):
         It travels in a control message.
         """
         return b""
+
+    @property
+    def connections(self) -> ConnectionCounts:
+        """Counts of accepted connections, for metrics. Any thread."""
+        return ConnectionCounts()
 
     # Receiving side
     @abstractmethod

@@ -27,7 +27,7 @@ class Outbox:
         self._wake()
 
     def fail(self, error: BaseException) -> None:
-        """Reports that a thread of the transport has ended by a bug: the next :meth:`drain` raises."""
+        """Reports that the transport has failed by a bug: the next :meth:`drain` raises, once."""
         self._failure = error
         self._wake()
 
@@ -35,11 +35,10 @@ class Outbox:
         """Removes and returns all events.
 
         Raises:
-            LocalProtocolError: A thread of the transport has ended by a bug.
+            LocalProtocolError: The transport has failed by a bug. It must be closed. The events are not lost.
         """
-        if self._failure is not None:
-            raise LocalProtocolError(
-                f"a thread of the transport ended with {self._failure!r}; report this as a bug"
-            ) from self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise LocalProtocolError(f"the transport has failed with {failure!r}; report this as a bug") from failure
         # list(self._events) and clear() would lose an event posted in between.
         return [self._events.popleft() for _ in range(len(self._events))]

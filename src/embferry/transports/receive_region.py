@@ -12,7 +12,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from .contract import Region, Revoked, Window
+from .contract import Receiving, Region, Revoked, Window
 from .outbox import Outbox
 from .windows import BlockRows, Windows
 
@@ -42,6 +42,10 @@ class ReceiveRegion:
         self.windows.revoke(epoch)
         self._settle()
         self._outbox.post(Revoked(epoch))
+
+    def receiving(self, epoch: int) -> None:
+        """Reports that bytes are coming in under an epoch."""
+        self._outbox.post(Receiving(epoch))
 
     def close(self) -> None:
         """Closes every window. No byte is written once it returns."""

@@ -42,6 +42,7 @@ class Stub:
         holding: set when a request or a stream pauses.
         release: ends every pause.
         left: calls and streams that the router has abandoned.
+        silent: probes get no answer in time.
     """
 
     host: str
@@ -55,6 +56,7 @@ class Stub:
     holding: bool = False
     release: asyncio.Event = field(default_factory=asyncio.Event)
     left: int = 0
+    silent: bool = False
 
     @property
     def url(self) -> str:
@@ -80,6 +82,8 @@ class Network(httpx.AsyncBaseTransport):
         stub = self.stubs[request.url.host]
         if not stub.up:
             raise httpx.ConnectError("connection refused", request=request)
+        if stub.silent and request.method == "GET":
+            raise httpx.ReadTimeout("no answer", request=request)
         if request.url.path == "/health":
             return httpx.Response(stub.health)
         if request.url.path == "/v1/models":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 
@@ -62,6 +64,57 @@ async def test_a_failed_encode_is_tried_at_another_encoder(what: str) -> None:
             assert len(other.requests) == 1
             await router.until_up(encode=2)
         assert await router.counted("encode_retries_total") == 4
+
+
+async def test_requests_beyond_the_bytes_are_refused_and_a_large_one_alone_is_not() -> None:
+    (encoder,), (language,) = encoder_stubs(1), language_stubs(1)
+    async with routed(encoder, language, router={"max_held_bytes": 1000}) as router:
+        encoder.behaviours = [held]
+        large = router.call(request(picture(b"x" * 2000)))
+        await until(lambda: encoder.holding)
+        assert await router.counted("held_bytes") > 2000
+        refused_now = await router.ask(request(text()))
+        assert (refused_now.status, refused_now.headers["retry-after"]) == (503, "1")
+        assert refused_now.error["code"] == "capacity_exhausted"
+        encoder.release.set()
+        assert (await large.answer()).status == 200
+        assert await router.counted("held_bytes") == 0
+        assert (await router.ask(request(text()))).status == 200
+
+
+async def test_an_encoder_that_stalls_is_passed_over() -> None:
+    """It has taken the request and answers probes no more; a slow one that does is waited for."""
+    encoders, (language,) = encoder_stubs(2), language_stubs(1)
+    async with routed(*encoders, language) as router:
+        for encoder in encoders:
+            encoder.behaviours = [held]
+        call = router.call(request(picture()))
+        await until(lambda: any(encoder.holding for encoder in encoders))
+        (stalled,) = (encoder for encoder in encoders if encoder.holding)
+        (other,) = (encoder for encoder in encoders if not encoder.holding)
+        other.behaviours = []
+        stalled.silent = True
+        assert (await call.answer()).status == 200
+        assert len(other.requests) == 1
+        assert stalled.left == 1
+
+
+@pytest.mark.parametrize("content", [(picture(),), (text(),)], ids=["picture", "text"])
+async def test_a_language_instance_that_stalls_before_its_first_token_is_passed_over(content: Any) -> None:
+    (encoder,), languages = encoder_stubs(1), language_stubs(2)
+    async with routed(encoder, *languages) as router:
+        for language in languages:
+            language.behaviours = [streamed(ROLE, HOLD)]
+        call = router.call(request(*content, stream=True))
+        await until(lambda: any(language.holding for language in languages))
+        (stalled,) = (language for language in languages if language.holding)
+        (other,) = (language for language in languages if not language.holding)
+        other.behaviours = []
+        stalled.silent = True
+        answer = await call.answer()
+        assert (answer.status, answer.body.endswith(DONE)) == (200, True)
+        assert len(other.requests) == 1
+        assert stalled.left == 1
 
 
 @pytest.mark.parametrize("what", UNUSABLE)

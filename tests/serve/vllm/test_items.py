@@ -23,7 +23,7 @@ def loaded(asked: dict[str, Any], **limits: Any) -> list[Item]:
     async def run() -> list[Item]:
         fetcher = Fetcher(media)
         try:
-            return await load_items(media_parts(asked), asked, fetcher, media)
+            return await load_items(media_parts(asked), asked, fetcher, media, lambda nbytes: None)
         finally:
             await fetcher.close()
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
+from embferry.memory import limits
+from embferry.memory.limits import machine_memory_bytes
 from embferry.serve.config import EncodeSettings, RouterSettings, Settings, TransferSettings
 from embferry.serve.supervisor import LocalCluster
 from embferry.serve.supervisor.handover import pack, read_line, unpack
 from embferry.serve.worker.address import url_of
 from embferry.serve.worker.process import open_port
-from embferry.serve.worker.transfer_settings import encode_timeouts, language_timeouts
+from embferry.serve.worker.transfer_settings import control_limits, encode_timeouts, language_timeouts
 
 
 def test_a_child_receives_all_settings_and_the_api_key() -> None:
@@ -103,3 +107,36 @@ def test_time_outs_follow_the_settings() -> None:
     assert receiving.retry_interval == receiving.retry_limit == 0.05
     assert (receiving.drain_timeout, receiving.waiting_timeout) == (1, 7)
     assert (sending.bootstrap_timeout, sending.lease_timeout) == (9, 9)
+
+
+def test_the_bounds_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (4096, 4096))
+    transfer = TransferSettings(
+        answer_timeout=3,
+        max_embedding_bytes=1 << 20,
+        parked_openings=7,
+        parked_bytes=8,
+        control_connections=9,
+        control_connections_per_address=5,
+        control_unsent_bytes=11,
+        control_unsent_bytes_per_peer=10,
+        control_connect_timeout=2,
+    )
+    settings = Settings(transfer=transfer)
+    receiving, sending, control = language_timeouts(settings), encode_timeouts(settings), control_limits(settings)
+    assert (receiving.answer_timeout, receiving.max_embedding_bytes) == (3, 1 << 20)
+    assert (sending.parked_openings, sending.parked_bytes) == (7, 8)
+    assert (control.connections, control.connections_per_address, control.connect_timeout) == (9, 5, 2)
+    assert (control.unsent_bytes, control.unsent_bytes_per_peer) == (11, 10)
+    assert control_limits(Settings()).connections == 1024  # a quarter of the open files
+
+
+def test_the_largest_embedding_is_bounded_by_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = machine_memory_bytes()
+    assert language_timeouts(Settings()).max_embedding_bytes == min(16 << 30, machine)
+    container = tmp_path / "memory.max"
+    monkeypatch.setattr(limits, "CGROUP_LIMIT", container)
+    container.write_text("max\n")
+    assert machine_memory_bytes() >= machine
+    container.write_text(f"{1 << 30}\n")
+    assert language_timeouts(Settings()).max_embedding_bytes == 1 << 30

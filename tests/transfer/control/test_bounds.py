@@ -9,12 +9,12 @@ import socket
 import pytest
 
 from embferry.protocol.errors import LocalProtocolError
-from embferry.transfer.control.accepted import _network
 from embferry.transfer.control.connection import Connection
 from embferry.transfer.control.contract import Received
-from embferry.transfer.control.deadlines import Deadlines
 from embferry.transfer.control.framing import HEADER, frame
 from embferry.transfer.control.limits import ControlLimits
+from embferry.transports.net.address import network_of
+from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import Loop
 
 from .conftest import HELLO, ClockedLoop, Net
@@ -52,7 +52,7 @@ def test_a_damaged_frame_ends_its_connection_only(net: Net) -> None:
 def test_a_connection_without_a_hello_is_closed_in_time(net: Net) -> None:
     server = net.server()
     silent, slow = net.raw(server, b""), net.raw(server, HELLO[:5])
-    net.until(lambda: len(server._acceptor._greeting) == 2)  # type: ignore[union-attr]
+    net.until(lambda: len(server._acceptor.listener._greeting) == 2)  # type: ignore[union-attr]
     net.advance(4)
     assert not net.closed(silent)
     net.advance(1)
@@ -189,7 +189,7 @@ def test_unfinished_handshakes_are_bounded_on_their_own(net: Net) -> None:
     waiting = []
     for _ in range(5):
         waiting.append(net.raw(server, b""))
-        net.until(lambda: waiting[-1].getsockname() in _peers(server._acceptor._greeting))  # type: ignore[union-attr]
+        net.until(lambda: waiting[-1].getsockname() in _peers(server._acceptor.listener._greeting))  # type: ignore[union-attr]
     assert [net.closed(sock) for sock in waiting] == [True, True, False, False, False]
     assert not net.closed(known)
 
@@ -211,7 +211,7 @@ def test_nothing_is_read_while_received_frames_wait_to_be_polled(net: Net) -> No
 
 def test_a_thousand_connections(net: Net) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
     server = net.server(connections_per_address=1000)
     socks = [net.raw(server, HELLO + frame(b"%d" % number)) for number in range(1000)]
     net.until(lambda: len(net.data(server)) == 1000)
@@ -225,7 +225,7 @@ def test_a_thousand_connections(net: Net) -> None:
         sock.close()
     net.until(lambda: len(net.gone(server)) == 1000)
     assert server.connections == 0
-    assert not server._acceptor._networks  # type: ignore[union-attr]
+    assert not server._acceptor.listener._networks  # type: ignore[union-attr]
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
@@ -250,7 +250,7 @@ def test_a_bug_in_one_connections_handler_ends_that_connection_only(net: Net, mo
 def test_a_bug_while_accepting_ends_that_connection_only(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     server, client = net.server(), net.plane()
     with monkeypatch.context() as patch:
-        patch.setattr("embferry.transfer.control.accepted.set_keepalive", lambda sock: [][1])
+        patch.setattr("embferry.transports.net.listener.set_keepalive", lambda sock: [][1])
         sock = net.raw(server)
         net.until(lambda: net.closed(sock))
     client.send(server.endpoint, b"x")
@@ -262,15 +262,15 @@ def test_a_bug_of_the_listener_is_survived(net: Net, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patch:
         patch.setattr(socket.socket, "accept", lambda self: [][1])
         net.raw(server, HELLO + frame(b"x"))
-        net.until(lambda: server._acceptor._listener._loop._ended)  # type: ignore[union-attr]
+        net.until(lambda: not server._acceptor.listener._scope._fds)  # type: ignore[union-attr]
     net.advance(1)
     net.until(lambda: net.data(server))
 
 
-def test_an_ipv6_host_counts_as_its_network() -> None:
-    assert _network("2001:db8::1") == _network("2001:db8::ffff:2") != _network("2001:db8:0:1::1")
-    assert _network("::ffff:10.0.0.1") == _network("10.0.0.1") == "10.0.0.1"
-    assert _network("fe80::1%eth0") == "fe80::/64"
+def test_an_ipv6_host_counts_as_itsnetwork_of() -> None:
+    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:2") != network_of("2001:db8:0:1::1")
+    assert network_of("::ffff:10.0.0.1") == network_of("10.0.0.1") == "10.0.0.1"
+    assert network_of("fe80::1%eth0") == "fe80::/64"
 
 
 def test_limits_are_checked() -> None:

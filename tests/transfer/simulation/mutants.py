@@ -95,7 +95,7 @@ def writes_do_not_end_if_close_raises(patch: pytest.MonkeyPatch) -> None:
         self.lost = self.lost or TransportError("this worker is shutting down")
         self._transport.close()
         self._take_events()
-        self._is_closed = True
+        self.is_closed = True
         self._all_ended()
 
     patch.setattr(GuardedTransport, "close", close)
@@ -112,7 +112,7 @@ def revoked_is_reported_although_close_failed(patch: pytest.MonkeyPatch) -> None
     real = GuardedTransport._all_ended
 
     def all_ended(self: GuardedTransport) -> None:
-        self._is_closed = True
+        self.is_closed = True
         real(self)
 
     patch.setattr(GuardedTransport, "_all_ended", all_ended)
@@ -235,10 +235,10 @@ def calls_of_a_failed_sink_are_dropped_with_their_blocks(patch: pytest.MonkeyPat
 
 @mutant
 def the_sink_is_asked_without_its_lock(patch: pytest.MonkeyPatch) -> None:
-    def look(record: ReceiveRecord) -> None:
-        record.has_landed = record.sink.is_complete
+    def ask(record: ReceiveRecord) -> None:
+        record.is_sink_complete = record.sink.is_complete
 
-    patch.setattr(SinkCalls, "_look", staticmethod(look))
+    patch.setattr(SinkCalls, "_ask_sink", staticmethod(ask))
 
 
 @mutant

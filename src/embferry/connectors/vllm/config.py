@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from embferry import TRANSPORTS, LocalProtocolError, TransferSettings, Transport
+from embferry.memory.limits import default_max_embedding_bytes
 
 MAX_KEPT = 512
 """Embeddings kept by a producer or a consumer, at most: each holds a file descriptor."""
@@ -31,6 +32,8 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         block_size: Consumer: tokens per block.
         cache_bytes: Embeddings kept beyond their use: by a producer to be sent again, by a consumer for later requests
             with the same content.
+        max_embedding_bytes: The largest embedding that is accepted. A consumer refuses a larger one before it asks for
+            memory.
         offered_bytes: Producer: embeddings that are offered and not fetched; beyond that, new offers are refused.
         peer_timeout: Consumer: time without a message from the producer after which it counts as lost.
         lease_timeout: Producer: how long it keeps an embedding for a consumer that sends no message.
@@ -47,6 +50,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_blocks: Count = 1024
     block_size: Count = 16
     cache_bytes: Count = 256 << 20
+    max_embedding_bytes: Count = msgspec.field(default_factory=default_max_embedding_bytes)
     offered_bytes: Count = 1 << 30
     peer_timeout: Seconds = 1.0
     lease_timeout: Seconds = 60.0
@@ -75,6 +79,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             drain_timeout=self.peer_timeout / 2,
             max_peer_losses=1,
             max_bad_chunks=MAX_BAD_CHUNKS,
+            max_embedding_bytes=self.max_embedding_bytes,
         )
 
     def make_transports(self) -> list[Transport]:
@@ -85,7 +90,15 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         address: dict[str, Any] = {"host": self.host, "advertise": self.advertise or self.host}
         specs = [TRANSPORTS[name] for name in self.transports]
-        return [spec.load()(**(address if spec.listens else {})) for spec in specs]
+        made: list[Transport] = []
+        try:
+            for spec in specs:
+                made.append(spec.load()(**(address if spec.listens else {})))
+        except BaseException:
+            for transport in made:
+                transport.close()
+            raise
+        return made
 
 
 def parse(extra: Mapping[str, Any]) -> ConnectorConfig:

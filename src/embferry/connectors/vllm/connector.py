@@ -97,6 +97,8 @@ class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not i
     def shutdown(self) -> None:
         if self.role is ECConnectorRole.SCHEDULER:
             self._scheduler.close()
+        else:
+            self._worker.close()
 
     # Scheduler
 

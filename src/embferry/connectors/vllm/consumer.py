@@ -5,234 +5,26 @@ Threads of the library move the bytes. Nothing here waits for a step of a worker
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future
 
 from embferry import (
-    EmbeddingReceiver,
+    CapacityError,
     EmbeddingTransferError,
-    GatherSink,
     Geometry,
-    IntegrityError,
-    KVPoll,
     Layout,
     LayoutMismatch,
-    PeerGone,
     ReceiveManager,
-    RemoteProtocolError,
 )
 
 from .config import MAX_KEPT, ConnectorConfig
-from .coordinates import Coordinates, digest_of
+from .coordinates import Coordinates
 from .counters import Counters
+from .incoming_embedding import IncomingEmbedding
+from .managers import Managers
 from .router_client import RouterClient
-from .shared_rows import ByteRows, SharedRows
-
-log = logging.getLogger(__name__)
-
-
-class IncomingEmbedding:
-    """One embedding under way to a consumer, or complete. If its producer is lost, it continues with another one.
-
-    The transfer proceeds on threads of the library, whether or not :meth:`poll` is called. The scheduler's thread calls
-    the methods.
-
-    Attributes:
-        coordinates: Where the embedding comes from; another producer's after a failover.
-        rooms: The rooms that were tried, this one included.
-        users: Requests that need the embedding.
-        ready: Whether it is here, complete and verified.
-        shared: Its memory, once its length is known.
-    """
-
-    def __init__(
-        self,
-        coordinates: Coordinates,
-        manager: ReceiveManager,
-        router: RouterClient | None,
-        ranks: int,
-        counters: Counters,
-        failed_rooms: frozenset[int],
-        on_end: Callable[[], object],
-    ) -> None:
-        """Starts the transfer, or asks the router for a producer if the coordinates have no endpoint.
-
-        From ``failed_rooms`` the same embedding could not be obtained. ``on_end`` is called when it has arrived or
-        failed, on a thread of the library or of the router's client. It may not block.
-
-        Raises:
-            PeerGone: The coordinates have no endpoint, and there is no router to ask.
-        """
-        self.coordinates = coordinates
-        self.rooms = failed_rooms | {coordinates.room}
-        self.users: set[str] = set()
-        self.ready = False
-        self.shared: SharedRows | None = None
-        self._manager, self._ranks, self._counters, self._on_end = manager, ranks, counters, on_end
-        self._router = router if coordinates.failover_token else None
-        self._began = time.monotonic()
-        self._digests = {coordinates.digest}
-        self._reported_loss: EmbeddingTransferError | None = None  # the latest that the router was asked about
-        self._receiver: EmbeddingReceiver | None = None
-        self._lock = threading.Lock()  # guards the two below against the router client's thread
-        self._awaits_endpoint = False
-        self._failure: EmbeddingTransferError | None = None
-        if coordinates.endpoint is None:
-            self._ask_for_endpoint()
-        else:
-            self._open(coordinates.endpoint)
-
-    def poll(self) -> bool:
-        """Returns whether the embedding is here, complete and verified. Raises the reason why it will not arrive."""
-        with self._lock:
-            if self._failure is not None:
-                raise self._failure
-        if self._receiver is None:
-            return self.ready
-        status, tokens = self._receiver.poll(), self._receiver.total_embedding_length
-        if tokens not in (-1, self.coordinates.tokens):
-            why = f"the producer has {tokens} tokens where {self.coordinates.tokens} were announced; encode it again"
-            raise RemoteProtocolError(why, room=self.coordinates.room)
-        if status is KVPoll.Failed:
-            raise self._receiver.failure_exception()
-        if status is KVPoll.Success:
-            self._finish(self._receiver)
-        return self.ready
-
-    @property
-    def can_be_evicted(self) -> bool:
-        """Whether no request needs it and no rank may still be about to map it."""
-        return self.ready and not self.users and self.shared is not None and not self.shared.is_loading
-
-    def close(self, outcome: str = "aborted") -> None:
-        """Ends the transfer if it is under way, and lets no worker map the memory from now on."""
-        with self._lock:
-            self._awaits_endpoint = False
-        if self._receiver is not None:
-            self._receiver.abort()
-            self._count(self._receiver, outcome)
-            self._receiver.clear()
-            self._receiver = None
-        if self.shared is not None:
-            self.shared.close()
-            self.shared = None
-
-    def _open(self, endpoint: str) -> None:
-        timeout = None if self._router is None else self._router.max_wait_s
-        sink = GatherSink(make=self._make_rows)
-        receiver = self._manager.open(self.coordinates.room, endpoint, sink, failover_timeout=timeout)
-        receiver.on_change(lambda: self._changed(receiver))
-        self._receiver = receiver
-        receiver.init()
-
-    def _make_rows(self, tokens: int) -> dict[str, ByteRows]:
-        """Allocates the memory. Runs on the manager's driver thread with the manager's lock held."""
-        if tokens != self.coordinates.tokens:
-            return {}  # the sink refuses it, and poll() says why
-        if self.shared is None:
-            self.shared = SharedRows.make(self.coordinates.shape, self._ranks)
-        return {"input_embeddings": self.shared.rows}
-
-    def _finish(self, receiver: EmbeddingReceiver) -> None:
-        rows = receiver.arrays()["input_embeddings"]
-        same = digest_of(rows, self.coordinates.shape).hex() in self._digests
-        if not same or self.shared is None:
-            why = "the received embedding is not the announced one; encode it again"
-            raise IntegrityError(why, room=self.coordinates.room)
-        self._count(receiver, "success")
-        receiver.clear()
-        self._receiver = None
-        self.ready = True
-
-    def _count(self, receiver: EmbeddingReceiver, outcome: str) -> None:
-        shape, received = self.coordinates.shape, receiver.examined_tokens
-        self._counters.add("transfers", label=outcome)
-        self._counters.add("resumed_transfers", max(0, receiver.transfers - 1))
-        self._counters.add("wire_bytes", received * shape.token_bytes)
-        if outcome == "success":
-            self._counters.add("tokens", shape.tokens)
-            self._counters.add("embedding_bytes", shape.nbytes)
-            self._counters.add("bytes_sent_twice", max(0, received - shape.tokens) * shape.token_bytes)
-            self._counters.observe_seconds(time.monotonic() - self._began)
-
-    # Coordinates without an endpoint: the router names the producer.
-
-    def _ask_for_endpoint(self) -> None:
-        room = self.coordinates.room
-        if self._router is None:
-            why = "it was evicted here, no producer offers it, and no router is configured (ec_connector_extra_config)"
-            raise PeerGone(why, room=room)
-        self._awaits_endpoint = True
-        self._counters.add("asked_again")
-        answer = self._router.failover(self.coordinates, PeerGone("it was evicted at the consumer", room=room))
-        answer.add_done_callback(self._endpoint_named)
-
-    def _endpoint_named(self, answer: Future[Coordinates]) -> None:
-        """Starts the transfer. Runs on a thread of the router's client, or on the scheduler's, without locks."""
-        with self._lock:
-            if answer.cancelled() or not self._awaits_endpoint:
-                return
-            self._awaits_endpoint = False
-            try:
-                self._open(self._accept(answer.result()))
-            except EmbeddingTransferError as error:
-                why = f"it was evicted here and cannot be obtained again: {error.detail}"
-                self._failure = PeerGone(why, room=self.coordinates.room)
-                self._on_end()
-
-    # Failover: the producer was lost, the router names another one.
-
-    def _changed(self, receiver: EmbeddingReceiver) -> None:
-        """Reports the end, and asks the router if the producer is lost.
-
-        Runs on the manager's driver thread with the manager's lock held. It may not block.
-        """
-        if receiver.poll() in (KVPoll.Success, KVPoll.Failed):
-            self._on_end()
-        lost = receiver.lost
-        if self._router is None or lost is None or lost is self._reported_loss:
-            return
-        self._reported_loss = lost
-        endpoint = self.coordinates.endpoint
-        log.warning("the producer at %s is lost, needs resume for remaining data: %s", endpoint, lost)
-        self._counters.add("losses", label=lost.code)
-        answer = self._router.failover(self.coordinates, lost)
-        answer.add_done_callback(lambda answer: self._fail_over(receiver, lost, answer))
-
-    def _fail_over(
-        self, receiver: EmbeddingReceiver, lost: EmbeddingTransferError, answer: Future[Coordinates]
-    ) -> None:
-        """Continues with the producer that the router named. Runs on a thread of the router's client, without locks."""
-        if answer.cancelled() or self._receiver is not receiver:
-            return
-        try:
-            receiver.redirect(self._accept(answer.result()))
-        except EmbeddingTransferError as error:
-            self._counters.add("failovers", label="none")
-            why = f"{lost.detail}; no other producer took over: {error.detail}"
-            receiver.abort(type(lost)(why, room=lost.room, retryable=lost.retryable))
-        else:
-            self._counters.add("failovers", label="found")
-            log.info("room %d continues at %s", self.coordinates.room, self.coordinates.endpoint)
-
-    def _accept(self, other: Coordinates) -> str:
-        """Takes over the coordinates that the router named, and returns their endpoint.
-
-        Raises RemoteProtocolError if they name another room or another shape, or no endpoint.
-        """
-        mine, theirs = ((each.room, each.shape, each.version) for each in (self.coordinates, other))
-        if mine != theirs:
-            why = f"the router named an embedding {theirs} in place of {mine}"
-            raise RemoteProtocolError(why, room=self.coordinates.room)
-        if other.endpoint is None:
-            raise RemoteProtocolError("the router named no producer", room=self.coordinates.room)
-        self._digests.add(other.digest)
-        self.coordinates = other
-        return other.endpoint
+from .shared_rows import SharedRows
+from .workers import Workers
 
 
 class Consumer:
@@ -241,15 +33,17 @@ class Consumer:
     Complete embeddings are kept for later requests within ``cache_bytes``. The scheduler's thread calls the methods.
     """
 
-    def __init__(self, config: ConnectorConfig, counters: Counters, router: RouterClient | None, ranks: int) -> None:
-        self._config, self._counters, self._router, self._ranks = config, counters, router, ranks
-        self._managers: dict[Layout, ReceiveManager] = {}
+    def __init__(
+        self, config: ConnectorConfig, counters: Counters, router: RouterClient | None, workers: Workers
+    ) -> None:
+        self._config, self._counters, self._router, self._workers = config, counters, router, workers
+        self._managers: Managers[ReceiveManager] = Managers(self._new_manager, counters)
         self._embeddings: OrderedDict[str, IncomingEmbedding] = OrderedDict()
         self._changed = threading.Event()
         self._counters.add_gauge("kept_bytes", self._kept_bytes)
 
     def require(self, request: str, mm_hash: str, coordinates: Coordinates) -> bool:
-        """Returns whether the embedding is here; starts its transfer if necessary.
+        """Returns whether the embedding is here, mapped by every rank; starts its transfer if necessary.
 
         An embedding with this hash that is here or under way for another request is used, although its bytes may
         differ in the last bit: vLLM's own cache goes by the hash too.
@@ -266,7 +60,7 @@ class Consumer:
             self._counters.add("cache_hits")
         embedding.users.add(request)
         try:
-            return embedding.poll()
+            return embedding.poll() and embedding.shared is not None and self._workers.is_mapped(embedding.shared)
         except EmbeddingTransferError:
             self._drop(mm_hash, "failed")
             if coordinates.room in embedding.rooms:
@@ -281,7 +75,7 @@ class Consumer:
         return changed
 
     def find(self, mm_hash: str) -> SharedRows | None:
-        """Returns the memory of an embedding that is here, complete and verified."""
+        """Returns the memory of an embedding that is here, complete and verified. The ranks may still be mapping it."""
         embedding = self._embeddings.get(mm_hash)
         return embedding.shared if embedding is not None and embedding.ready else None
 
@@ -301,26 +95,27 @@ class Consumer:
     def close(self) -> None:
         for mm_hash in list(self._embeddings):
             self._drop(mm_hash, "aborted")
-        for manager in self._managers.values():
-            manager.close()
+        self._managers.close()
 
     def _begin(self, mm_hash: str, coordinates: Coordinates, failed_rooms: frozenset[int]) -> IncomingEmbedding:
-        layout = coordinates.shape.layout
-        if layout not in self._managers:
-            geometry = Geometry(layout, self._config.num_blocks, self._config.block_size)
-            self._managers[layout] = ReceiveManager(
-                geometry, self._config.make_transports(), name="vllm", settings=self._config.receiving
-            )
+        if coordinates.shape.nbytes > self._config.max_embedding_bytes:
+            why = f"an embedding of {coordinates.shape.nbytes} bytes; the limit is {self._config.max_embedding_bytes}"
+            raise CapacityError(f"{why}; raise max_embedding_bytes", room=coordinates.room, retryable=False)
         embedding = self._embeddings[mm_hash] = IncomingEmbedding(
             coordinates,
-            self._managers[layout],
+            self._managers,
             self._router,
-            self._ranks,
+            self._workers,
             self._counters,
             failed_rooms,
             self._changed.set,
         )
         return embedding
+
+    def _new_manager(self, layout: Layout) -> ReceiveManager:
+        geometry = Geometry(layout, self._config.num_blocks, self._config.block_size)
+        transports = self._config.make_transports()
+        return ReceiveManager(geometry, transports, name="vllm", settings=self._config.receiving)
 
     def _evict(self) -> None:
         """Drops the oldest embeddings that no request uses and no rank may still map."""

@@ -13,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from embferry import Field, Layout, LayoutMismatch, RemoteProtocolError
+from embferry import Field, Layout, LayoutMismatch, LocalProtocolError, RemoteProtocolError
+from embferry.protocol.layout import MAX_DTYPE, MAX_WIDTH
+from embferry.protocol.messages import MAX_ID, MAX_TOKENS
+from embferry.transfer.control.endpoint import check_endpoint
 
 KEY = "embferry"
 """Key of the coordinates in an item's entry of ``ec_transfer_params``, beside the keys of vLLM."""
@@ -24,16 +27,21 @@ MAX_TOKEN_CHARACTERS = 128
 MAX_MULTIPLE = 32
 """The width of a token is that of the language model, or with deepstack a multiple: one more for each level."""
 
-Room = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Room = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
+Width = Annotated[int, msgspec.Meta(ge=1, le=MAX_WIDTH)]
+Dtype = Annotated[str, msgspec.Meta(max_length=MAX_DTYPE)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS, pattern=r"^[!-~]*\Z")]
 Parsed = TypeVar("Parsed")
 
 
 class Shape(NamedTuple):
     """Tokens of an embedding, elements per token, and the name of the elements' type, such as "bfloat16"."""
 
-    tokens: int
-    width: int
-    dtype: str
+    tokens: Tokens
+    width: Width
+    dtype: Dtype
 
     @property
     def layout(self) -> Layout:
@@ -69,12 +77,12 @@ class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     endpoint: str | None
     room: Room
-    tokens: int
-    width: int
-    dtype: str
-    digest: str
+    tokens: Tokens
+    width: Width
+    dtype: Dtype
+    digest: Digest
     version: int = VERSION
-    failover_token: Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)] | None = None
+    failover_token: Token | None = None
 
     @property
     def shape(self) -> Shape:
@@ -111,7 +119,13 @@ def digest_of(rows: npt.NDArray[np.uint8], shape: Shape) -> bytes:
 
 def coordinates_in(entry: Any) -> Coordinates | None:
     """Returns the coordinates in an item's entry, or None. Raises RemoteProtocolError if they are malformed."""
-    return _parsed(entry.get(KEY) if isinstance(entry, dict) else None, Coordinates)
+    found = _parsed(entry.get(KEY) if isinstance(entry, dict) else None, Coordinates)
+    if found is not None and found.endpoint is not None:
+        try:
+            check_endpoint(found.endpoint)
+        except LocalProtocolError as error:
+            raise RemoteProtocolError(f"malformed transfer parameters: {error.detail}") from None
+    return found
 
 
 def room_request_in(params: Any) -> RoomRequest | None:
@@ -135,8 +149,10 @@ def entry_in(params: Any, name: str) -> Any:
 def failover_token_in(entry: Any) -> str | None:
     """Returns the router's token in an item's entry, also if its coordinates are malformed otherwise."""
     ours = entry.get(KEY) if isinstance(entry, dict) else None
-    token = ours.get("failover_token") if isinstance(ours, dict) else None
-    return token if isinstance(token, str) else None
+    try:
+        return msgspec.convert(ours.get("failover_token") if isinstance(ours, dict) else None, Token | None)
+    except msgspec.ValidationError:
+        return None
 
 
 def _parsed(value: Any, kind: type[Parsed]) -> Parsed | None:

@@ -44,6 +44,7 @@ COUNTERS = {
     "asked_again": Definition(
         "Embeddings that the router expected at the consumer, which had to ask the router for them"
     ),
+    "managers_replaced": Definition("Managers of transfers that had lost every transport and were replaced"),
     "items_encoded": Definition("Embeddings that a worker of the producer has encoded"),
     "items_offered": Definition("Embeddings that were offered for a request"),
     "encodes_saved": Definition("Offered embeddings that did not have to be encoded for their request"),

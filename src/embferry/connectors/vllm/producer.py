@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,23 +24,35 @@ from embferry import (
 from .config import ConnectorConfig
 from .coordinates import Coordinates
 from .counters import Counters
+from .managers import Managers
 from .producer_cache import CachedEmbedding, ProducerCache
-
-OUTCOMES = {KVPoll.Success: "fetched", KVPoll.Failed: "unfetched"}
-"""Label of ``offers_ended`` by the final status of a room."""
+from .workers import Workers
 
 Name = tuple[str, bytes]
 """Hash and digest. An embedding that is encoded again may differ in its last bits; then it is another one."""
 
 
+class Offer(NamedTuple):
+    """An open offer: the end that sends it, where it is, and what it is.
+
+    Attributes:
+        number: Identifies the offer; a room may be used again.
+    """
+
+    sender: EmbeddingSender
+    coordinates: Coordinates
+    embedding: CachedEmbedding
+    number: int
+
+
 class Offers:
     """The offered embeddings that have not been fetched, within a budget. Any thread may call the methods.
 
-    An offered embedding is never evicted. It ends with the last room in which it is offered.
+    An offered embedding is never evicted. It ends with the last of its offers, each of which has a number.
     """
 
     def __init__(self, budget: int, on_end: Callable[[CachedEmbedding], None]) -> None:
-        """``budget`` is in bytes. ``on_end`` runs on the thread that ended the last room, without the lock."""
+        """``budget`` is in bytes. ``on_end`` runs on the thread that ended the last offer, without the lock."""
         self._budget, self._on_end = budget, on_end
         self._offered: dict[Name, tuple[CachedEmbedding, set[int]]] = {}
         self.nbytes = 0
@@ -49,48 +62,51 @@ class Offers:
         with self._lock:
             return next((found for (known, _), (found, _) in self._offered.items() if known == mm_hash), None)
 
-    def begin(self, embedding: CachedEmbedding, room: int) -> CachedEmbedding:
-        """Returns the embedding to send in the room: of equal content, the one that was offered first.
+    def begin(self, embedding: CachedEmbedding, number: int) -> CachedEmbedding:
+        """Returns the embedding to send in the offer: of equal content, the one that was offered first.
 
         Raises:
             CapacityError: The embedding is not offered yet, and exceeds the budget together with those that are.
         """
         name = (embedding.mm_hash, embedding.digest)
         with self._lock:
-            offered, rooms = self._offered.get(name, (embedding, set()))
-            if not rooms:
+            offered, numbers = self._offered.get(name, (embedding, set()))
+            if not numbers:
                 if self.nbytes + offered.nbytes > self._budget:
                     why = f"{self.nbytes} of {self._budget} bytes are offered and not fetched"
                     raise CapacityError(f"{why}; ask another producer, ask later, or raise offered_bytes")
-                self._offered[name] = (offered, rooms)
+                self._offered[name] = (offered, numbers)
                 self.nbytes += offered.nbytes
-            rooms.add(room)
+            numbers.add(number)
             return offered
 
-    def end(self, embedding: CachedEmbedding, room: int) -> None:
-        """Ends the offer in a room: it was fetched, aborted, or has expired. Does nothing if it has ended already."""
+    def end(self, embedding: CachedEmbedding, number: int) -> bool:
+        """Ends an offer: it was fetched, aborted, or has expired. Returns False if it had ended already."""
         name = (embedding.mm_hash, embedding.digest)
         with self._lock:
-            offered, rooms = self._offered.get(name, (embedding, set()))
-            if room not in rooms:
-                return
-            rooms.remove(room)
-            if rooms:
-                return
+            offered, numbers = self._offered.get(name, (embedding, set()))
+            if number not in numbers:
+                return False
+            numbers.remove(number)
+            if numbers:
+                return True
             del self._offered[name]
             self.nbytes -= offered.nbytes
         self._on_end(offered)
+        return True
 
 
 class Producer:
-    """Sends the embeddings of one engine. There is one manager for each layout of its encoders, nearly always one."""
+    """Sends the embeddings of one engine. The scheduler's thread calls the methods."""
 
-    def __init__(self, config: ConnectorConfig, name: str, counters: Counters) -> None:
+    def __init__(self, config: ConnectorConfig, workers: Workers, counters: Counters) -> None:
         self._config, self._counters = config, counters
-        self._managers: dict[Layout, SendManager] = {}
+        self._managers: Managers[SendManager] = Managers(self._new_manager, counters, self._end_all)
         self._held: dict[str, frozenset[str]] = {}  # hashes, by request
-        self._rooms: dict[int, tuple[EmbeddingSender, Coordinates]] = {}
-        self.cache = ProducerCache(name, config.cache_bytes, counters)
+        self._lock = threading.Lock()  # guards the rooms
+        self._rooms: dict[int, Offer] = {}
+        self._numbers = itertools.count(1)
+        self.cache = ProducerCache(config.cache_bytes, config.max_embedding_bytes, counters, workers)
         self.offers = Offers(config.offered_bytes, self.cache.put)
         counters.add_gauge("offered_bytes", lambda: self.offers.nbytes)
         counters.add_gauge("kept_bytes", lambda: self.cache.nbytes)
@@ -101,6 +117,10 @@ class Producer:
             self._held[request] = frozenset(hashes)
             self.cache.hold(self._held[request])
         return {mm_hash for mm_hash in self._held[request] if self.find(mm_hash) is None}
+
+    def is_mapping(self, request: str) -> bool:
+        """Returns whether a rank is still mapping an embedding that was held for the request and is in the cache."""
+        return self.cache.is_mapping(self._held.get(request, frozenset()))
 
     def release(self, request: str) -> None:
         self.cache.release(self._held.pop(request, frozenset()))
@@ -120,6 +140,7 @@ class Producer:
             PeerGone: The embedding is not here.
             CapacityError: Too many bytes are offered and have not been fetched.
             LocalProtocolError: The room is used for another embedding.
+            TransportError: No manager works.
         """
         embedding = self.find(mm_hash)
         if embedding is None:
@@ -134,53 +155,79 @@ class Producer:
         return plain
 
     def close(self) -> None:
-        for manager in self._managers.values():
-            manager.close()
+        self._managers.close()
         self.cache.close()
 
     def _offered(self, embedding: CachedEmbedding, room: int | None) -> Coordinates | None:
         """Returns the coordinates of an open offer of this embedding in the room."""
-        if room is None or room not in self._rooms:
-            return None
-        sender, coordinates = self._rooms[room]
-        if sender.poll() in OUTCOMES or coordinates.digest != embedding.digest.hex():
+        with self._lock:
+            offer = None if room is None else self._rooms.get(room)
+        if offer is None or offer.embedding.digest != embedding.digest or _has_ended(offer.sender):
             return None  # SendManager.open() decides whether the room can be opened again
-        return coordinates
+        return offer.coordinates
 
     def _open(self, embedding: CachedEmbedding, room: int) -> Coordinates:
-        digest, shape = embedding.digest, embedding.shared.handle.shape
-        manager = self._manager(shape.layout)
-        embedding = self.offers.begin(embedding, room)
+        digest, shape = embedding.digest, embedding.shared.shape
+        manager = self._managers.get(shape.layout)
+        number = next(self._numbers)
+        embedding = self.offers.begin(embedding, number)
         try:
             sender = manager.open(room)
-        except EmbeddingTransferError:
-            self.offers.end(embedding, room)
+        except BaseException:
+            self.offers.end(embedding, number)
             raise
-        coordinates = Coordinates(manager.endpoint, room, *shape, digest.hex())
-        self._rooms[room] = (sender, coordinates)
-        sender.on_change(lambda: self._changed(sender, embedding))
-        sender.init(shape.tokens, digest)
-        sender.send_embedding(as_fields({"input_embeddings": embedding.shared.rows}))
-        return coordinates
+        offer = Offer(sender, Coordinates(manager.endpoint, room, *shape, digest.hex()), embedding, number)
+        with self._lock:
+            self._rooms[room] = offer
+        sender.on_change(lambda: self._changed(offer))
+        try:
+            sender.init(shape.tokens, digest)
+            sender.send_embedding(as_fields({"input_embeddings": embedding.shared.rows}))
+        except BaseException:
+            sender.abort()
+            raise
+        return offer.coordinates
 
-    def _changed(self, sender: EmbeddingSender, embedding: CachedEmbedding) -> None:
+    def _changed(self, offer: Offer) -> None:
         """Ends the offer once its memory is not read any more.
 
-        Runs on the manager's driver thread with the manager's lock held, so that an offer ends without any step of the
-        engine. It may not block.
+        Runs on the manager's callback thread without locks, possibly after later events, so that an offer ends without
+        any step of the engine. It may not block.
         """
-        if not sender.source_released:
-            return
-        known = self._rooms.get(sender.room)
-        if known is not None and known[0] is sender:
-            self._rooms.pop(sender.room, None)
-            self._counters.add("offers_ended", label=OUTCOMES[sender.machine.poll()])
-        self.offers.end(embedding, sender.room)
+        if offer.sender.source_released:
+            self._end(offer)
 
-    def _manager(self, layout: Layout) -> SendManager:
-        if layout not in self._managers:
-            config = self._config
-            self._managers[layout] = SendManager(
-                layout, config.make_transports(), host=config.host, advertise=config.advertise, settings=config.sending
-            )
-        return self._managers[layout]
+    def _end(self, offer: Offer) -> None:
+        with self._lock:
+            if self._rooms.get(offer.sender.room) is offer:
+                del self._rooms[offer.sender.room]
+        if self.offers.end(offer.embedding, offer.number):
+            self._counters.add("offers_ended", label="fetched" if _is_fetched(offer.sender) else "unfetched")
+
+    def _end_all(self, manager: SendManager) -> None:
+        """Ends the offers of a manager that had failed and is closed now. Runs on a thread of its own."""
+        with self._lock:
+            offers = [offer for offer in self._rooms.values() if offer.sender.manager is manager]
+        for offer in offers:
+            self._end(offer)
+
+    def _new_manager(self, layout: Layout) -> SendManager:
+        config = self._config
+        return SendManager(
+            layout, config.make_transports(), host=config.host, advertise=config.advertise, settings=config.sending
+        )
+
+
+def _is_fetched(sender: EmbeddingSender) -> bool:
+    try:
+        return sender.poll() is KVPoll.Success
+    except EmbeddingTransferError:
+        return False
+
+
+def _has_ended(sender: EmbeddingSender) -> bool:
+    """Returns whether a room is of no use any more, also because its manager has failed."""
+    try:
+        return sender.poll() in (KVPoll.Success, KVPoll.Failed)
+    except EmbeddingTransferError:
+        return True

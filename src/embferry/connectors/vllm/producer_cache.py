@@ -1,43 +1,23 @@
-"""Cache of a producer's embeddings in its scheduler, and the channel through which workers publish into it.
+"""Cache of a producer's embeddings in its scheduler. Workers publish into it.
 
-On the V1 runner nothing that a producer's worker reports reaches the scheduler, so the two have a socket of their own,
-in the abstract name space: it disappears with its owner. A worker waits until the scheduler has mapped the embedding,
-so everything that a request needs is in the cache when the request finishes.
+A worker waits until the scheduler has mapped the embedding, so everything that a request needs is in the cache when the
+request finishes.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
-import msgspec
-import zmq
+from embferry import CapacityError, EmbeddingTransferError
+from embferry.transfer.failures import attempt
 
-from embferry import LayoutMismatch, TransportError
-
+from .channel import Publish
 from .config import MAX_KEPT
 from .counters import Counters
-from .shared_rows import RowsHandle, SharedRows
-
-log = logging.getLogger(__name__)
-
-CLOSE_POLL_MS = 200
-
-
-class PublishedEmbedding(msgspec.Struct, frozen=True):
-    """An embedding as a worker publishes it.
-
-    Attributes:
-        digest: ``digest_of`` its rows.
-        encoded: Whether the worker has just encoded it; otherwise it comes from vLLM's encoder cache.
-    """
-
-    mm_hash: str
-    handle: RowsHandle
-    digest: bytes
-    encoded: bool = True
+from .shared_rows import SharedRows
+from .workers import Workers
 
 
 class CachedEmbedding:
@@ -47,32 +27,26 @@ class CachedEmbedding:
         is_new: Whether it was encoded and has not been offered yet.
     """
 
-    def __init__(self, published: PublishedEmbedding) -> None:
-        """Raises OSError if the worker that made the memory has ended."""
-        self.mm_hash, self.digest = published.mm_hash, published.digest
-        self.shared = SharedRows.open(published.handle)
-        self.nbytes = self.shared.rows.nbytes
-        self.is_new = published.encoded
+    def __init__(self, published: Publish, shared: SharedRows) -> None:
+        self.mm_hash, self.digest, self.is_new = published.mm_hash, published.digest, published.encoded
+        self.shared = shared
+        self.nbytes = shared.rows.nbytes
 
 
 class ProducerCache:
     """Keeps the latest ``budget`` bytes and everything that running requests need.
 
-    A thread of its own receives what workers publish. Every method may be called from any thread.
+    Every method may be called from any thread.
     """
 
-    def __init__(self, name: str, budget: int, counters: Counters) -> None:
-        self._budget, self._counters = budget, counters
+    def __init__(self, budget: int, max_embedding_bytes: int, counters: Counters, workers: Workers) -> None:
+        self._budget, self._max_embedding_bytes = budget, max_embedding_bytes
+        self._counters, self._workers = counters, workers
         self._embeddings: OrderedDict[str, CachedEmbedding] = OrderedDict()
         self._holds: Counter[str] = Counter()
         self.nbytes = 0
         self._lock = threading.Lock()
-        self._closing = False
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.REP)
-        self._socket.bind(_address(name))
-        self._thread = threading.Thread(target=self._run, name="embferry-producer-cache", daemon=True)
-        self._thread.start()
+        workers.on_publish = self.take
 
     def find(self, mm_hash: str) -> CachedEmbedding | None:
         with self._lock:
@@ -93,48 +67,62 @@ class ProducerCache:
             self._holds = +self._holds
             self._evict()
 
+    def is_mapping(self, hashes: Iterable[str]) -> bool:
+        """Returns whether a rank is still mapping one of these embeddings; the first call for one begins that."""
+        with self._lock:
+            found = [self._embeddings[mm_hash].shared for mm_hash in hashes if mm_hash in self._embeddings]
+        mapping = [self._is_being_mapped(shared) for shared in found]  # begins with all at once
+        return any(mapping)
+
     def put(self, embedding: CachedEmbedding) -> None:
         """Inserts an embedding as the latest one, in place of one with the same hash.
 
-        An old one that a rank may be about to map stays, and the new one is closed.
+        An old one that a running request needs or a rank may be about to load stays, and the new one is closed.
         """
         with self._lock:
             old = self._embeddings.pop(embedding.mm_hash, None)
             if old is not None:
                 self.nbytes -= old.nbytes
-                if old is not embedding and old.shared.is_loading:
+                is_needed = embedding.mm_hash in self._holds and old.shared.is_open
+                if old is not embedding and (is_needed or old.shared.is_loading):
                     old, embedding = embedding, old
                 if old is not embedding:
+                    embedding.is_new = embedding.is_new or old.is_new
                     old.shared.close()
             self.nbytes += embedding.nbytes
             self._embeddings[embedding.mm_hash] = embedding
             self._evict()
 
-    def close(self) -> None:
-        self._closing = True
-        self._thread.join()
-        self._socket.close(linger=0)
-        self._context.term()
-        for embedding in self._embeddings.values():
+    def take(self, published: Publish, fd: int) -> None:
+        """Inserts a worker's embedding, and owns the descriptor of its memory. Runs on the thread of the channel.
+
+        Raises:
+            EmbeddingTransferError: The memory is not what the worker says, or too much.
+            OSError: It cannot be mapped.
+        """
+        embedding = CachedEmbedding(published, SharedRows.adopt(fd, published.shape, self._workers.ranks))
+        if embedding.nbytes > self._max_embedding_bytes:
             embedding.shared.close()
-        self._embeddings.clear()
-
-    def _run(self) -> None:
-        while not self._closing:
-            if self._socket.poll(CLOSE_POLL_MS):
-                self._socket.send(self._receive(self._socket.recv()))
-
-    def _receive(self, message: bytes) -> bytes:
-        """Inserts a worker's embedding. Returns an error message for the worker, empty on success."""
-        try:
-            embedding = CachedEmbedding(msgspec.msgpack.decode(message, type=PublishedEmbedding))
-        except (msgspec.MsgspecError, OSError, ValueError, LayoutMismatch) as error:
-            log.error("cannot take an embedding from a worker: %s", error)
-            return str(error).encode()
+            why = f"it has {embedding.nbytes} bytes; the limit is {self._max_embedding_bytes}"
+            raise CapacityError(f"{why}; raise max_embedding_bytes", retryable=False)
         if embedding.is_new:
             self._counters.add("items_encoded")
         self.put(embedding)
-        return b""
+
+    def close(self) -> None:
+        with self._lock:
+            for embedding in self._embeddings.values():
+                embedding.shared.close()
+            self._embeddings.clear()
+            self.nbytes = 0
+
+    def _is_being_mapped(self, shared: SharedRows) -> bool:
+        if attempt(self._workers.share, shared) is not None:
+            return False  # it was closed, or no descriptor is left: it is encoded again
+        try:
+            return not self._workers.is_mapped(shared)
+        except EmbeddingTransferError:
+            return False
 
     def _evict(self) -> None:
         for mm_hash, embedding in list(self._embeddings.items()):
@@ -144,25 +132,3 @@ class ProducerCache:
                 del self._embeddings[mm_hash]
                 self.nbytes -= embedding.nbytes
                 embedding.shared.close()
-
-
-def publish(name: str, published: PublishedEmbedding, timeout_s: float) -> None:
-    """Returns when the scheduler of the engine ``name`` has mapped the embedding.
-
-    Raises:
-        TransportError: The scheduler does not reply in time, or could not map the embedding.
-    """
-    socket: zmq.Socket[bytes]
-    with zmq.Context.instance().socket(zmq.REQ) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.connect(_address(name))
-        socket.send(msgspec.msgpack.encode(published))
-        if not socket.poll(int(timeout_s * 1000)):
-            raise TransportError(f"the scheduler has not taken an embedding within {timeout_s:g} s")
-        problem = socket.recv()
-    if problem:
-        raise TransportError(f"the scheduler could not take an embedding: {problem.decode()}")
-
-
-def _address(name: str) -> str:
-    return f"ipc://@embferry-vllm-{name}"

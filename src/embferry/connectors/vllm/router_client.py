@@ -16,6 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from embferry import EmbeddingTransferError, PeerGone, RemoteProtocolError, TransportError
+from embferry.protocol.messages import words
 
 from .config import router_address
 from .coordinates import KEY, Coordinates, coordinates_in
@@ -50,14 +51,25 @@ class RouterClient:
         The future raises PeerGone (there is no other producer), TransportError (no response in time) or
         RemoteProtocolError (an invalid response).
         """
-        return self._failovers.submit(self._failover, coordinates, lost)
+        try:
+            return self._failovers.submit(self._failover, coordinates, lost)
+        except RuntimeError as error:  # no thread can be started, or this client is closed
+            refused: Future[Coordinates] = Future()
+            refused.set_exception(TransportError(f"the router at {self.url} cannot be asked: {error}"))
+            return refused
 
     def report_failure(self, token: str, error: EmbeddingTransferError) -> Future[None]:
         """Reports why the embedding with this failover token cannot be obtained.
 
         The future raises nothing; problems are logged.
         """
-        return self._reports.submit(self._report_failure, token, error)
+        try:
+            return self._reports.submit(self._report_failure, token, error)
+        except RuntimeError as problem:
+            log.warning("cannot report to the router why an embedding failed: %s", problem)
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
 
     def close(self) -> None:
         """Drops the calls that have not begun. Those under way end by their time-outs."""
@@ -65,7 +77,8 @@ class RouterClient:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _failover(self, coordinates: Coordinates, lost: EmbeddingTransferError) -> Coordinates:
-        content = {"code": lost.code, "message": lost.detail, "endpoint": coordinates.endpoint}
+        code, message = words(lost)
+        content = {"code": code, "message": message, "endpoint": coordinates.endpoint}
         path = f"/ec/failovers/{quote(coordinates.failover_token or '', safe='')}"
         status, body = self._post(path, content, self._timeout_s)
         if status != 200:
@@ -79,7 +92,8 @@ class RouterClient:
         return other
 
     def _report_failure(self, token: str, error: EmbeddingTransferError) -> None:
-        content = {"code": error.code, "message": error.detail, "retryable": error.retryable}
+        code, message = words(error)
+        content = {"code": code, "message": message, "retryable": error.retryable}
         try:
             status, body = self._post(f"/ec/failures/{quote(token, safe='')}", content, CONNECT_S)
         except EmbeddingTransferError as problem:
@@ -99,7 +113,7 @@ class RouterClient:
                 status, body = response.status, response.read(MAX_ANSWER_BYTES + 1)
         except OSError as error:
             raise TransportError(f"the router at {self.url} does not answer ({error or 'time-out'})") from error
-        except http.client.HTTPException as error:
+        except (http.client.HTTPException, ValueError) as error:  # http.client raises ValueError for some responses
             raise RemoteProtocolError(f"the server at {self.url} is not a router: {error!r}") from error
         finally:
             connection.close()

@@ -12,6 +12,7 @@ from vllm.distributed.ec_transfer.ec_connector.utils import PlaceholderMetadataR
 from vllm.v1.request import RequestStatus
 
 from embferry import EmbeddingTransferError, PeerGone, RemoteProtocolError
+from embferry.transfer.failures import as_transfer_error, attempt
 
 from .config import ConnectorConfig
 from .consumer import Consumer
@@ -20,6 +21,7 @@ from .counters import Counters, MetricsServer
 from .producer import Producer
 from .router_client import FailedRequests, RouterClient
 from .shared_rows import PendingLoad, PendingLoads, SharedRows
+from .workers import Workers
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -65,8 +67,10 @@ class SchedulerSide:
         port, rank = config.metrics_port, vllm_config.parallel_config.data_parallel_rank
         self._metrics = None if port is None else MetricsServer(self.counters, config.host, port and port + rank)
         self._router = None if config.router is None else RouterClient(config.router, config.failover_timeout)
-        self._producer = Producer(config, name, self.counters) if transfer.is_ec_producer else None
-        self._consumer = Consumer(config, self.counters, self._router, ranks) if transfer.is_ec_consumer else None
+        self._workers = Workers(name, ranks)
+        producing, consuming = transfer.is_ec_producer, transfer.is_ec_consumer
+        self._producer = Producer(config, self._workers, self.counters) if producing else None
+        self._consumer = Consumer(config, self.counters, self._router, self._workers) if consuming else None
         self._encode_on_failure = config.encode_on_failure
         self._encoded_here: dict[str, set[str]] = {}  # hashes that could not be obtained, by request
         self.failed = FailedRequests(self._router, self.counters)
@@ -83,6 +87,8 @@ class SchedulerSide:
         ]
         if self._producer is not None:
             self._publish |= self._producer.hold(request.request_id, (feature.identifier for _, feature in needed))
+            if self._producer.is_mapping(request.request_id):
+                return False
         if self._consumer is None:
             return True
         if request.request_id in self.failed:
@@ -99,7 +105,7 @@ class SchedulerSide:
         rows = None if self._consumer is None else self._consumer.find(mm_hash)
         if rows is None and self._producer is not None and (cached := self._producer.cache.find(mm_hash)) is not None:
             rows = cached.shared
-        return rows if rows is not None and rows.is_open else None
+        return rows if rows is not None and rows.is_open and self._can_load(rows) else None
 
     def update_state_after_alloc(self, request: Request, index: int) -> None:
         """Asks the workers to load an embedding for which vLLM has reserved room."""
@@ -129,9 +135,9 @@ class SchedulerSide:
             self._producer.release(request.request_id)
 
     def close(self) -> None:
-        for part in (self._producer, self._consumer, self._router, self._metrics):
-            if part is not None:
-                part.close()
+        for part in (self._producer, self._consumer, self._workers, self._router, self._metrics):
+            if part is not None and (error := attempt(part.close)) is not None:
+                log.error("a part of the connector could not be closed", exc_info=error)
         self._producer = self._consumer = self._router = self._metrics = None
 
     def _offers(self, producer: Producer, request: Request) -> dict[str, Any]:
@@ -142,7 +148,8 @@ class SchedulerSide:
                 if requested is not None and len(items) > 1:
                     raise RemoteProtocolError("a room is for one item; ask for one item per request")
                 entry[KEY] = producer.offer(mm_hash, None if requested is None else requested.room)
-            except EmbeddingTransferError as error:  # the router tries another producer; this engine continues
+            except Exception as raised:  # noqa: BLE001  (the router tries another producer; this engine continues)
+                error = as_transfer_error("offering the embedding", raised)
                 log.error("the embedding %s cannot be offered: %s", mm_hash, error)
                 self.counters.add("items_refused", label=error.code)
                 entry[REFUSED] = {"code": error.code, "message": error.detail}
@@ -160,7 +167,10 @@ class SchedulerSide:
         try:
             entry = entry_in(request.ec_transfer_params, feature.identifier)
             return self._is_available(request, index, feature, entry)
-        except EmbeddingTransferError as error:
+        except Exception as raised:  # a bug, or no memory: fails this request alone
+            error = as_transfer_error("obtaining the embedding", raised)
+            if error is not raised:
+                log.error("obtaining an embedding raised", exc_info=raised)
             self.counters.add("failures", label=error.code)
             if self._encode_on_failure and self._has_pixels(feature):
                 log.warning("request %s: encodes its item here, cannot obtain it: %s", request.request_id, error)
@@ -181,6 +191,12 @@ class SchedulerSide:
         if self._consumer.find(feature.identifier) is not None or self._has_pixels(feature):
             return True
         raise PeerGone(f"the request has neither coordinates nor the image of {feature.identifier}; encode it first")
+
+    def _can_load(self, rows: SharedRows) -> bool:
+        try:
+            return self._workers.is_mapped(rows)
+        except EmbeddingTransferError:
+            return False
 
     def _has_pixels(self, feature: MultiModalFeatureSpec) -> bool:
         if feature.data is None:

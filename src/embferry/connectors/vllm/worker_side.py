@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from vllm.platforms import current_platform
 
-from embferry import EmbeddingTransferError
+from embferry.transfer.failures import attempt
 
+from .channel import Publish, publish
 from .coordinates import Shape, digest_of
-from .producer_cache import PublishedEmbedding, publish
+from .rank_memory import RankMemory
 from .scheduler_side import StepMetadata
 from .shared_rows import PendingLoad, SharedRows
 
@@ -33,6 +34,7 @@ class WorkerSide:
         parallel = vllm_config.parallel_config
         self._name, self._rank, self._ranks = name, parallel.rank % parallel.world_size, ranks
         self._publishes = vllm_config.ec_transfer_config.is_ec_producer and self._rank == 0
+        self._memory = RankMemory(name, self._rank) if self._rank < ranks else None
         self._completed: set[int] = set()  # numbers of the completed loads that the scheduler still repeats
 
     def start_save_caches(self, metadata: StepMetadata, encoder_cache: dict[str, torch.Tensor]) -> None:
@@ -48,19 +50,24 @@ class WorkerSide:
 
     def load(self, loads: tuple[PendingLoad, ...], encoder_cache: dict[str, torch.Tensor]) -> None:
         """Does each load once, although the scheduler repeats it until it sees the number."""
-        if self._rank >= self._ranks:
+        if self._memory is None:
             return
         self._completed &= {load.number for load in loads}
         for load in loads:
             if load.number in self._completed:
                 continue
-            with closing(SharedRows.open(load.handle)) as shared:
-                if load.wanted and load.mm_hash not in encoder_cache:
-                    shape, rows = load.handle.shape, torch.from_numpy(shared.rows.copy())
-                    tensor = rows.view(getattr(torch, shape.dtype)).reshape(shape.tokens, shape.width)
-                    encoder_cache[load.mm_hash] = tensor.to(current_platform.device_type)  # this worker's current one
-                shared.completed[self._rank] = load.number
+            shared = self._memory.find(load.key)
+            if load.wanted and load.mm_hash not in encoder_cache:
+                shape = shared.shape
+                tensor = torch.from_numpy(shared.rows).view(getattr(torch, shape.dtype))
+                device = current_platform.device_type  # this worker's current one
+                encoder_cache[load.mm_hash] = tensor.reshape(shape.tokens, shape.width).to(device, copy=True)
+            shared.completed[self._rank] = load.number
             self._completed.add(load.number)
+
+    def close(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
 
     def publish(self, output: torch.Tensor, mm_hash: str, *, encoded: bool) -> None:
         """Gives an embedding to the scheduler. ``encoded``: the model has just encoded it.
@@ -69,15 +76,15 @@ class WorkerSide:
         """
         if not self._publishes:
             return
+        if (error := attempt(self._publish, output, mm_hash, encoded)) is not None:
+            log.error("the embedding %s cannot be published: %s", mm_hash, error, exc_info=error)
+
+    def _publish(self, output: torch.Tensor, mm_hash: str, encoded: bool) -> None:
         tensor = output.detach()
         tensor = tensor.reshape(len(tensor), -1).contiguous().cpu()
         tokens, width = tensor.shape
         shape = Shape(tokens, width, str(tensor.dtype).removeprefix("torch."))
-        try:
-            with closing(SharedRows.make(shape, self._ranks)) as shared:
-                np.copyto(shared.rows, tensor.view(torch.uint8).numpy())
-                digest = digest_of(shared.rows, shape)
-                published = PublishedEmbedding(mm_hash, shared.handle, digest, encoded)
-                publish(self._name, published, PUBLISH_TIMEOUT_S)
-        except EmbeddingTransferError as error:
-            log.error("the embedding %s cannot be published: %s", mm_hash, error)
+        with closing(SharedRows.make(shape, self._ranks)) as shared:
+            np.copyto(shared.rows, tensor.view(torch.uint8).numpy())
+            published = Publish(mm_hash, shape, digest_of(shared.rows, shape), encoded)
+            publish(self._name, published, shared.fd, PUBLISH_TIMEOUT_S)

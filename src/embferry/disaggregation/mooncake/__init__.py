@@ -11,3 +11,8 @@ memory. Read in this order:
 
 ``docs/origin-wire.md`` has the tables of the format.
 """
+
+try:
+    import zmq as _zmq  # noqa: F401
+except ImportError as error:
+    raise ImportError("the origin's wire needs pyzmq; pip install 'embferry[mooncake]'") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from embferry.discovery.bootstrap_client import BootstrapClient, Shape
-from embferry.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError
+from embferry.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError, TransportError
 
 from .settings import OriginSettings
 
@@ -74,6 +74,7 @@ class EncodeSide:
     ) -> None:
         self._client = BootstrapClient(url)
         self._settings, self._on_miss, self._on_lost = settings, on_miss, on_lost
+        self._stopping = False
         self._misses = 0  # unanswered requests of its health in a row
         self._new: SimpleQueue[LookUp | None] = SimpleQueue()  # None ends the thread
         self._thread = threading.Thread(target=self._run, name=f"embferry-origin {url}", daemon=True)
@@ -84,14 +85,15 @@ class EncodeSide:
         self._new.put((room, deadline, on_found))
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """Ends the thread. Waits for one call of the client at most."""
+        self._stopping = True
         self._new.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         next_check = math.inf  # of its health; a server that never answered cannot be lost
         pending: list[LookUp | None] = []
-        while True:
+        while not self._stopping:
             pause = min(RETRY_S if pending else IDLE_S, max(0.0, next_check - time.monotonic()))
             with suppress(Empty):
                 pending.append(self._new.get(timeout=pause))
@@ -103,7 +105,7 @@ class EncodeSide:
             pending = [*self._look_up(asked)]
             if len(pending) < len(asked) and next_check == math.inf:
                 next_check = time.monotonic() + self._settings.heartbeat_interval
-            if time.monotonic() >= next_check:
+            if time.monotonic() >= next_check and not self._stopping:
                 lost = self._check_health()
                 next_check = math.inf if lost else time.monotonic() + self._settings.heartbeat_interval
 
@@ -111,9 +113,14 @@ class EncodeSide:
         """Returns the look-ups that have to be tried again."""
         found: dict[tuple[int, int], EncodeRank] = {}
         shape: Shape | None = None
+        silent: TransportError | None = None  # of the server, which is asked once a pass then
         pending: list[LookUp] = []
         for room, deadline, on_found in asked:
+            if self._stopping:
+                break
             try:
+                if silent is not None:
+                    raise silent
                 shape = shape or self._client.shape()
                 rank, group, ranks = rank_for(shape, self._settings, room)
                 if (rank, group) not in found:
@@ -121,6 +128,8 @@ class EncodeSide:
                     found[rank, group] = EncodeRank(at.rank_ip, at.rank_port, ranks)
                 on_found(found[rank, group])
             except EmbeddingTransferError as error:
+                if isinstance(error, TransportError):
+                    silent = error
                 if not error.retryable:
                     on_found(error)
                 elif time.monotonic() < deadline:

@@ -212,7 +212,9 @@ class LanguageManager(MooncakeEmbeddingManager):
         request = TransferEmbeddingInfo(room, *here, asked.blocks, rank.required_dst_info_num, *tokens)
         self.push(rank.host, rank.port, write(request, self.wire))
         if asked.sent_tokens:
-            log.info("Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d", room, *tokens)
+            level = logging.INFO if receiver.machine.rounds == 2 else logging.DEBUG
+            text = "Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d"
+            log.log(level, text, room, *tokens)
         self.wake()
         self._changed(receiver)
 
@@ -229,7 +231,8 @@ class LanguageManager(MooncakeEmbeddingManager):
         self.allocator.free(blocks, room)
         if machine.needs_resume:
             counts = machine.transferred_tokens, machine.total_tokens
-            log.info("room %d: needs resume for remaining data: %d of %d tokens transferred", room, *counts)
+            level = logging.INFO if machine.rounds == 1 else logging.DEBUG
+            log.log(level, "room %d: needs resume for remaining data: %d of %d tokens transferred", room, *counts)
             if receiver.automatic:
                 self._waiting.append(receiver)
         elif machine.rounds > 1:

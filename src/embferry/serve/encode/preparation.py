@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from embferry.engine.media import MediaItem, MediaProcessor, PreparedItem, Video
 from embferry.serve.config import MediaSettings
@@ -11,14 +11,29 @@ from embferry.serve.media.image import decode_image
 from embferry.serve.media.video import LISTED_FPS, decode_frames, decode_video
 
 
-def prepare(items: Sequence[EncodeItem], media: MediaProcessor, limits: MediaSettings) -> list[PreparedItem]:
+def prepare(
+    items: Sequence[EncodeItem],
+    media: MediaProcessor,
+    limits: MediaSettings,
+    prepared: Callable[[PreparedItem], object] = lambda item: None,
+) -> list[PreparedItem]:
     """Decodes every item and cuts it into patches.
+
+    Args:
+        items: the media files.
+        media: cuts them.
+        limits: the settings.
+        prepared: called with each item that is ready. What it raises ends the work.
 
     Raises:
         ServeError: a decoder of :mod:`embferry.serve.media` refuses the file.
         MediaError: the model does not support the size.
     """
-    return [media.prepare(_decoded(item, limits)) for item in items]
+    done = []
+    for item in items:
+        done.append(media.prepare(_decoded(item, limits)))
+        prepared(done[-1])
+    return done
 
 
 def _decoded(item: EncodeItem, limits: MediaSettings) -> MediaItem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,15 +19,22 @@ from embferry.protocol.layout import Layout
 from embferry.serve.config import Settings
 from embferry.serve.encode import messages
 from embferry.serve.encode.embedding_resource import EmbeddingResource
+from embferry.serve.encode.messages import EncodeRequest
+from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
-from embferry.serve.http.body import read_body
+from embferry.serve.http.body import announced_bytes, read_body
+from embferry.serve.http.connections import raise_open_file_limit
 from embferry.serve.http.serving import Report, unreported
+from embferry.serve.off_loop import off_loop
 from embferry.serve.worker.address import address_of
 from embferry.serve.worker.errors import decoded
-from embferry.serve.worker.http import worker_app
+from embferry.serve.worker.http import response_with_signs_of_life, worker_app
+from embferry.serve.worker.metrics import count_connections
 from embferry.serve.worker.process import open_port, serve_worker
-from embferry.serve.worker.transfer_settings import DTYPES, encode_timeouts
+from embferry.serve.worker.transfer_settings import DTYPES, control_limits, encode_timeouts
 from embferry.serve.worker.transports import make_transports
+from embferry.transfer.control.sockets import SocketControl
+from embferry.transfer.runtime import ThreadRuntime
 from embferry.transfer.send_manager import SendManager
 from embferry.transports.contract import Transport
 
@@ -45,6 +53,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         settings: settings of the deployment.
         report: called once, when the worker accepts requests.
     """
+    raise_open_file_limit()
     listener = open_port(settings, settings.encode.port)
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     encoder = Encoder.load(model_path(settings.model), DTYPES[settings.dtype], threads=settings.threads)
@@ -54,14 +63,13 @@ def run(settings: Settings, report: Report = unreported) -> None:
 
 def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]) -> EncodeService:
     """Returns a running service. The caller closes it."""
-    manager = SendManager(
-        Layout(encoder.fields),
-        transports,
-        host=address_of(settings.host),
-        advertise=address_of(settings.reachable_host),
-        settings=encode_timeouts(settings),
-    )
-    return EncodeService(encoder, manager, settings)
+    host, advertise = address_of(settings.host), address_of(settings.reachable_host)
+    control = partial(SocketControl, host=host, advertise=advertise, limits=control_limits(settings))
+    runtime = ThreadRuntime("embferry-send", control)
+    manager = SendManager(Layout(encoder.fields), transports, settings=encode_timeouts(settings), runtime=runtime)
+    service = EncodeService(encoder, manager, settings)
+    count_connections(service.metrics, transports)
+    return service
 
 
 def build(service: EncodeService) -> Starlette:
@@ -71,15 +79,29 @@ def build(service: EncodeService) -> Starlette:
 
     async def encode(request: Request) -> Response:
         """Responds when length and digest of the embedding are known, before the vision encoder runs."""
-        body = await read_body(request.receive, max_bytes)
-        if body is None:
-            return Response(status_code=499)
-        encode_request = decoded(messages.DECODER, body)
-        with about(request_id=encode_request.request_id, room=encode_request.room):
-            room = service.admit(encode_request)
+        return await response_with_signs_of_life(admit(request))
+
+    async def admit(request: Request) -> Response:
+        hold = service.budget.hold()
+        try:
+            announced, stall = announced_bytes(request.scope), service.settings.router.body_timeout
+            body = await read_body(request.receive, max_bytes, hold, announced=announced, stall_seconds=stall)
+            if body is None:
+                hold.release()
+                return Response(status_code=499)
+            encode_request = await off_loop(len(body), decoded, messages.DECODER, body)
+            with about(request_id=encode_request.request_id, room=encode_request.room):
+                room = service.admit(encode_request, hold)
+        except BaseException:
+            hold.release()
+            raise
+        return await announce(encode_request, room)
+
+    async def announce(request: EncodeRequest, room: Room) -> Response:
+        with about(request_id=request.request_id, room=room.number):
             try:
                 loop = asyncio.get_running_loop()
-                items = await loop.run_in_executor(decoders, service.prepare, encode_request)
+                items = await loop.run_in_executor(decoders, service.prepare, request, room)
                 service.announce(room, items)
             except BaseException:
                 service.drop(room)

@@ -11,8 +11,14 @@ from embferry.engine.cache import Pin
 from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import stream_digest
 from embferry.protocol.layout import Field
+from embferry.serve.byte_budget import Hold
 from embferry.transfer.fields import Fields
 from embferry.transfer.send_handle import EmbeddingSender
+
+
+def pixel_bytes(item: PreparedItem) -> int:
+    """Returns the bytes of an item's pixels."""
+    return int(item.pixel_values.nbytes)
 
 
 class Room:
@@ -20,6 +26,7 @@ class Room:
 
     Attributes:
         number: the ``bootstrap_room``.
+        hold: the bytes that the room holds, counted against ``encode.max_held_bytes``.
         claimed: an HTTP client has asked for the embedding, so it is encoded even if no language worker asks.
         sender: the sending end of the transfer; None until :meth:`set_items` and the announcement.
         encoded: the rows of all fields, and the number of tokens of them that are encoded. Replaced as one tuple, so
@@ -28,8 +35,9 @@ class Room:
         sha256: the digest of all bytes of the embedding, once a client has asked for it.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, hold: Hold) -> None:
         self.number = number
+        self.hold = hold
         self.aborted = False
         self.claimed = False
         self.sender: EmbeddingSender | None = None
@@ -82,6 +90,15 @@ class Room:
     def release(self) -> None:
         """Drops the items and the pin once the transfer has ended. Idempotent."""
         self.waiting.clear()
+        self.hold.release()
         pin, self._pin = self._pin, None
         if pin is not None:
             pin.release()
+
+    def count_bytes(self, token_bytes: int) -> None:
+        """Counts the pixels of the items that are left, and the whole embedding.
+
+        Raises:
+            ServeError: capacity_exhausted. Not if less is left than before.
+        """
+        self.hold.set(self.total_tokens * token_bytes + sum(map(pixel_bytes, self.waiting)))

@@ -25,13 +25,16 @@ from embferry.engine.encoder import Encoder
 from embferry.engine.media import PreparedItem
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, PeerGone
 from embferry.protocol.states import KVPoll
+from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.encode.messages import EncodeRequest
 from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.encode.preparation import prepare
-from embferry.serve.encode.room import Room
+from embferry.serve.encode.room import Room, pixel_bytes
 from embferry.serve.errors import ServeError
 from embferry.serve.worker.service import Service
+from embferry.transfer.failures import attempt
+from embferry.transfer.send_handle import EmbeddingSender
 from embferry.transfer.send_manager import SendManager
 
 log = logging.getLogger(__name__)
@@ -40,8 +43,8 @@ log = logging.getLogger(__name__)
 class EncodeService(Service[SendManager, int, Room]):
     """The rooms of an encode worker.
 
-    One lock guards rooms and queues. Lock order: this lock, then the manager's. The manager calls back with its own
-    lock held, so the callback only sets an event.
+    One lock guards rooms and queues. Lock order: this lock, then the manager's. The manager wakes the encoder thread
+    without locks.
     """
 
     role, thread_name = "encode", "encoder"
@@ -52,6 +55,7 @@ class EncodeService(Service[SendManager, int, Room]):
         self.encoder = encoder
         self.cache = EmbeddingCache(settings.encode.cache_bytes)
         self.metrics = EncodeMetrics(self.cache, self._states)
+        self.metrics.watch(manager, self.budget)
         self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._on_failure)
         self._to_encode: deque[MultimodalEmbeddingRequest] = deque()
         self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)
@@ -59,8 +63,12 @@ class EncodeService(Service[SendManager, int, Room]):
 
     # Called by the HTTP endpoints, on any thread
 
-    def admit(self, request: EncodeRequest) -> Room:
+    def admit(self, request: EncodeRequest, hold: Hold | None = None) -> Room:
         """Opens a room for a request that is about to be decoded. :meth:`announce` or :meth:`drop` must follow.
+
+        Args:
+            request: the decoded request.
+            hold: the request's share of ``budget``, which the room releases at its end; None: a new one.
 
         Raises:
             CapacityError: ``encode.max_rooms`` are open, or the worker is shutting down.
@@ -70,13 +78,22 @@ class EncodeService(Service[SendManager, int, Room]):
             self._check_capacity(self.settings.encode.max_rooms, "encode.max_rooms", request.room)
             if request.room in self._open:
                 raise ServeError("invalid_request", f"room {request.room} is in use; choose another number", status=409)
-            room = self._open[request.room] = Room(request.room)
+            room = self._open[request.room] = Room(request.room, hold or self.budget.hold())
             return room
 
-    def prepare(self, request: EncodeRequest) -> list[PreparedItem]:
-        """Decodes the request's items; see :func:`.preparation.prepare`. Blocks while it decodes."""
+    def prepare(self, request: EncodeRequest, room: Room) -> list[PreparedItem]:
+        """Decodes the request's items; see :func:`.preparation.prepare`. Blocks while it decodes.
+
+        Raises:
+            ServeError: capacity_exhausted, among others: only now it is known what the room is going to hold.
+        """
         began = time.monotonic()
-        items = prepare(request.items, self.encoder.media, self.settings.media)
+        token_bytes = self.manager.layout.token_bytes
+
+        def prepared(item: PreparedItem) -> None:
+            room.hold.add(pixel_bytes(item) + item.num_tokens * token_bytes)
+
+        items = prepare(request.items, self.encoder.media, self.settings.media, prepared)
         self.metrics.prepare_seconds.observe(time.monotonic() - began)
         return items
 
@@ -87,12 +104,18 @@ class EncodeService(Service[SendManager, int, Room]):
             Aborted: the room was aborted during decoding.
         """
         room.set_items(items)
+        room.count_bytes(self.manager.layout.token_bytes)  # the files are not needed any more
         with self._lock:
             if room.aborted:
                 raise Aborted("the request was aborted while its media were decoded", room=room.number)
-            room.sender = sender = self.manager.open(room.number)
-            sender.on_change(self._wake.set)
-            self._bootstrapping.add(room, sender, room.total_tokens, room.digest)
+            sender = self.manager.open(room.number)
+            try:
+                sender.wake_on_change(self._wake.set)
+                self._bootstrapping.add(room, sender, room.total_tokens, room.digest)
+            except BaseException:
+                sender.clear()
+                raise
+            room.sender = sender
         self._wake.set()
 
     def drop(self, room: Room) -> None:
@@ -159,24 +182,38 @@ class EncodeService(Service[SendManager, int, Room]):
             return self._to_encode.popleft() if self._to_encode else None
 
     def _encode(self, request: MultimodalEmbeddingRequest) -> None:
-        """Encodes the next item of a request, one item per call (see :class:`Encoder`), and sends its rows."""
+        """Encodes the next item of a request, one item per call (see :class:`Encoder`), and sends its rows.
+
+        An error in it ends this request only.
+        """
         room: Room = request.req
         sender = request.embedding_sender
-        if sender.poll() is not KVPoll.Failed:
-            try:
-                pin = self.cache.pin(room.waiting[0].digest, lambda: self._encode_item(room.waiting[0]))
-                sender.send_embedding(*room.add(pin, self.encoder.fields))
-            except Exception as error:  # an error of the encoder ends this request only
-                log.error("room %d: the media could not be encoded", room.number, exc_info=error)
-                why = "the vision encoder failed on the request's media; see the encode worker's log"
-                sender.abort(EmbeddingTransferError(why, room=room.number))
-                room.waiting.clear()
+        try:
+            is_unfinished = self._encode_next(room, sender)
+        except Exception as error:
+            log.error("room %d: the media could not be encoded", room.number, exc_info=error)
+            why = "the vision encoder failed on the request's media; see the encode worker's log"
+            room.waiting.clear()
+            is_unfinished = False
+            if not self._abort(sender, EmbeddingTransferError(why, room=room.number)):
+                with self._lock:
+                    self._end(room, "failed")
+                return
         with self._lock:
-            unfinished = room.waiting and sender.poll() is not KVPoll.Failed
-            if unfinished:
+            if is_unfinished:
                 self._to_encode.append(request)
             else:
                 self._inflight.add(request)
+
+    def _encode_next(self, room: Room, sender: EmbeddingSender) -> bool:
+        """Encodes and sends the next item, unless the transfer has failed. Returns whether more are to follow."""
+        if sender.poll() is KVPoll.Failed:
+            return False
+        item = room.waiting[0]
+        pin = self.cache.pin(item.digest, lambda: self._encode_item(item))
+        sender.send_embedding(*room.add(pin, self.encoder.fields))
+        room.count_bytes(self.manager.layout.token_bytes)
+        return bool(room.waiting) and sender.poll() is not KVPoll.Failed
 
     def _encode_item(self, item: PreparedItem) -> Embedding:
         began = time.monotonic()
@@ -184,6 +221,13 @@ class EncodeService(Service[SendManager, int, Room]):
         self.metrics.encode_seconds.observe(time.monotonic() - began)
         self.metrics.items.labels(item.kind).inc()
         return embedding
+
+    def _abort(self, sender: EmbeddingSender, error: EmbeddingTransferError) -> bool:
+        """Ends a transfer, unless it has ended. Returns whether that was possible."""
+        failed = attempt(sender.abort, error)
+        if failed is not None:
+            log.error("room %d: the transfer could not be aborted", sender.room, exc_info=failed)
+        return failed is None
 
     # Called with the lock held
 
@@ -194,12 +238,14 @@ class EncodeService(Service[SendManager, int, Room]):
         return claimed
 
     def _on_failure(self, request: MultimodalEmbeddingRequest, error: EmbeddingTransferError) -> None:
+        self._abort(request.embedding_sender, error)
         self._end(request.req, "aborted" if isinstance(error, Aborted) else "failed")
 
     def _end(self, room: Room, outcome: str) -> None:
         if self._open.pop(room.number, None) is not None:
             self.metrics.finished.labels(outcome).inc()
-        room.release()
+        if (error := attempt(room.release)) is not None:
+            log.error("room %d: its memory could not be released", room.number, exc_info=error)
         self._idle.notify_all()
 
     def _states(self) -> dict[str, float]:

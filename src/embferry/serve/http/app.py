@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -40,7 +39,7 @@ def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> ASGIApp
             await chat.drain()
             await backends.close()
 
-    handlers = exception_handlers(partial(error_response, retry_after=backends.retry_after))
+    handlers = exception_handlers(error_response)
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     api_key = backends.settings.router.api_key
     key = api_key.get_secret_value() if api_key else None

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import httpx
 
 from embferry.observe.metrics import ChatMetrics
+from embferry.serve.byte_budget import ByteBudget
 from embferry.serve.config import Settings
 from embferry.serve.media.fetch import Fetcher
 
@@ -28,14 +29,13 @@ class Backends(ABC, Generic[M]):
         transport: replaces the network in tests.
 
     Attributes:
-        retry_after: error responses with status 503 have Retry-After.
         keepalive_seconds: time until an idle connection is closed.
         client: for all calls of the router to its backends. It has no read time-out: ``router.request_timeout`` ends a
             long answer, a pause between two tokens does not.
         fetcher: fetches the media of requests.
+        budget: bounds the bytes of the requests being handled.
     """
 
-    retry_after: ClassVar[bool] = False
     keepalive_seconds: ClassVar[float] = 5.0
 
     def __init__(self, settings: Settings, metrics: M, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -47,6 +47,8 @@ class Backends(ABC, Generic[M]):
             trust_env=False, timeout=timeout, limits=limits, verify=certificates, transport=transport
         )
         self.fetcher = Fetcher(settings.media, certificates)
+        self.budget = ByteBudget(settings.router.max_held_bytes, "router.max_held_bytes")
+        metrics.held_bytes.set_function(lambda: self.budget.held)
         self.in_flight: Counter[Hashable] = Counter()  # requests of this router, by backend
         self.last_turn: dict[Hashable, int] = {}
         self._turn = itertools.count()

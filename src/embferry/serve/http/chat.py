@@ -6,17 +6,18 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from embferry.observe.logs import about
+from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends
-from embferry.serve.http.body import read_body
+from embferry.serve.http.body import announced_bytes, read_body
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import error_response
 from embferry.serve.openai.reply import error_event
@@ -27,11 +28,30 @@ log = logging.getLogger(__name__)
 B = TypeVar("B", bound=Backends[Any])
 
 
+class Incoming:
+    """The body of a request, until it is taken, and what the request holds of the budget.
+
+    Attributes:
+        nbytes: the length of the body, also after it was taken.
+    """
+
+    def __init__(self, body: bytes, hold: Hold) -> None:
+        self._body = body
+        self.nbytes = len(body)
+        self.hold = hold
+
+    def take(self) -> bytes:
+        """Returns the body, and keeps no reference to it, so that its memory can be freed."""
+        body, self._body = self._body, b""
+        return body
+
+
 class ClientResponse:
     """The response to one client. Its status is open until the first byte of the body is there.
 
     Attributes:
         room: the request's room, for log lines about a failure; None if it has none.
+        on_start: called when the status is about to be sent.
     """
 
     def __init__(self, send: Send) -> None:
@@ -39,6 +59,7 @@ class ClientResponse:
         self._began = time.monotonic()
         self.started = False
         self.room: int | None = None
+        self.on_start: Callable[[], None] = lambda: None
 
     @property
     def seconds(self) -> float:
@@ -48,6 +69,7 @@ class ClientResponse:
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Sends status and headers; :meth:`write` follows."""
         self.started = True
+        self.on_start()
         await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
@@ -75,7 +97,7 @@ class ChatEndpoint(ABC, Generic[B]):
         """Called when all requests have ended."""
 
     @abstractmethod
-    async def answer(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
+    async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         """Handles one request. Cancelled when the client leaves or ``router.request_timeout`` is over.
 
         Raises:
@@ -83,22 +105,31 @@ class ChatEndpoint(ABC, Generic[B]):
         """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self.fleet.metrics.in_flight.track_inprogress(), self.fleet.metrics.seconds.time():
+        metrics = self.fleet.metrics
+        with metrics.in_flight.track_inprogress(), metrics.seconds.time(), self.fleet.budget.hold() as hold:
             response = ClientResponse(send)
-            try:
-                body = await read_body(receive, self._settings.router.max_body_bytes)
-            except ServeError as error:
-                await self._fail(error, response)
-                return
-            if body is not None:
-                await run_until_disconnect(self.respond(body, scope, response), receive, self._client_left)
+            incoming: Incoming | None = None
 
-    async def respond(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
-        """Runs :meth:`answer` within the time limit and reports its failure."""
+            async def read() -> None:
+                nonlocal incoming
+                router, announced = self._settings.router, announced_bytes(scope)
+                body = await read_body(
+                    receive, router.max_body_bytes, hold, announced=announced, stall_seconds=router.body_timeout
+                )
+                incoming = None if body is None else Incoming(body, hold)
+
+            await self.respond(read(), response)
+            if incoming is not None:
+                await run_until_disconnect(
+                    self.respond(self.answer(incoming, scope, response), response), receive, self._client_left
+                )
+
+    async def respond(self, work: Coroutine[Any, Any, None], response: ClientResponse) -> None:
+        """Awaits a part of the work within the time that is left, and reports its failure."""
         seconds = self._settings.router.request_timeout
         try:
-            async with asyncio.timeout(seconds):
-                await self.answer(body, scope, response)
+            async with asyncio.timeout(max(0.0, seconds - response.seconds)):
+                await work
         except TimeoutError:
             why = f"the request took longer than {seconds:g} seconds (router.request_timeout) and was given up"
             await self._fail(ServeError("request_timeout", why), response)
@@ -117,4 +148,4 @@ class ChatEndpoint(ABC, Generic[B]):
         if response.started:
             await response.write(error_event(error), more=False)
         else:
-            await response.send_whole(error_response(error, retry_after=self.fleet.retry_after))
+            await response.send_whole(error_response(error))

@@ -14,17 +14,13 @@ from embferry.serve.errors import ServeError
 RETRY_AFTER_SECONDS = "1"
 
 
-def error_response(error: ServeError, *, retry_after: bool = False) -> JSONResponse:
+def error_response(error: ServeError) -> JSONResponse:
     """Returns the response that a router's client gets.
 
     OpenAI's clients obey ``x-should-retry`` where it is present.
-
-    Args:
-        error: the error to report.
-        retry_after: adds Retry-After to responses with status 503.
     """
     headers = {"x-should-retry": "true" if error.retryable else "false"} if error.http_status >= 500 else {}
-    headers |= {"retry-after": RETRY_AFTER_SECONDS} if retry_after and error.http_status == 503 else {}
+    headers |= {"retry-after": RETRY_AFTER_SECONDS} if error.http_status == 503 else {}
     return JSONResponse(error.body(), error.http_status, headers)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from embferry.serve.http.connections import MAX_CONNECTIONS, ExceptionHandler, bounded_protocol, within_open_files
+
 BACKLOG = 2048
 CLOSE_SECONDS = 1
 """Seconds that open connections get to receive the rest of their responses."""
@@ -43,6 +45,7 @@ async def serve_app(
     on_stop: Callable[[], Awaitable[None]] | None = None,
     is_broken: Callable[[], bool] = lambda: False,
     close_seconds: int = CLOSE_SECONDS,
+    max_connections: int = MAX_CONNECTIONS,
 ) -> None:
     """Serves ``app`` until SIGINT or SIGTERM. All callbacks run in the event loop.
 
@@ -53,8 +56,17 @@ async def serve_app(
         on_stop: awaited before connections are closed.
         is_broken: asked several times a second; serving ends when it returns true.
         close_seconds: seconds that responses get to finish after ``on_stop``.
+        max_connections: connections to keep, if the limit on open files allows as many.
     """
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=close_seconds)
+    config = uvicorn.Config(
+        app,
+        ws="none",
+        http=bounded_protocol(within_open_files(max_connections)),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=close_seconds,
+    )
+    asyncio.get_running_loop().set_exception_handler(ExceptionHandler())
     server = _Server(config)
     server.on_start, server.on_stop, server.is_broken = on_start, on_stop, is_broken
     await server.serve([listener])

@@ -9,6 +9,7 @@ from typing import Any
 
 from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output
+from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
 from embferry.serve.language.messages import GenerateRequest
 from embferry.transfer.receive_handle import EmbeddingReceiver
@@ -26,12 +27,14 @@ class Job:
         id: unique within the worker; the router's request ids may repeat.
         deliver: called on the engine thread with ``ACCEPTED``, then the token events, then one end event. An error
             may come at any point and is the last event. It must not block.
+        hold: the bytes that the job holds, counted against ``language.max_held_bytes``.
         marks: the time at which the job reached each stage, in monotonic seconds.
     """
 
     id: str
     request: GenerateRequest
     deliver: Callable[[Event], None]
+    hold: Hold
     prompt: Prompt | None = None
     receiver: EmbeddingReceiver | None = None
     marks: dict[str, float] = field(default_factory=lambda: {"submitted": time.monotonic()})

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from typing import ParamSpec
 
 from embferry.disaggregation.multimodal_language import (
     MultimodalLanguagePreallocQueue,
@@ -25,9 +27,12 @@ from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.transfer_source import TransferSource
 from embferry.serve.worker.errors import as_serve_error
+from embferry.transfer.failures import attempt
 from embferry.transfer.receive_manager import ReceiveManager
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 
 class JobPipeline:
@@ -47,29 +52,32 @@ class JobPipeline:
         self.transfer_queue = MultimodalLanguageTransferQueue(self._on_failure)
         self.jobs: dict[str, Job] = {}
 
-    def begin(self, job: Job, on_change: Callable[[], None]) -> None:
-        """Builds the prompt and opens the transfer. Delivers ``ACCEPTED``, or the error of a bad request.
+    def guard(self, job: Job, call: Callable[P, None], *arguments: P.args, **keywords: P.kwargs) -> None:
+        """Makes a call for a job. An exception ends that job only."""
+        if (error := attempt(call, *arguments, **keywords)) is not None:
+            self._fail(job, error)
+
+    def begin(self, job: Job, wake: Callable[[], None]) -> None:
+        """Builds the prompt and opens the transfer, then delivers ``ACCEPTED``.
 
         Args:
             job: the new job.
-            on_change: called on any thread, with the manager's lock held, when the job's transfer has changed. It must
-                not block.
+            wake: called on any thread, without locks, when the job's transfer has changed. It must not block.
+
+        Raises:
+            Exception: the request is bad, or the transfer cannot begin.
         """
         self.jobs[job.id] = job
-        try:
-            job.prompt = self._prompt(job.request)
-            if job.prompt.num_visual:
-                room, endpoint = job.request.room, job.request.endpoint
-                assert room is not None, "GenerateRequest checks it"
-                assert endpoint is not None, "GenerateRequest checks it"
-                job.receiver = self.manager.open(room, endpoint)
-                job.receiver.on_change(on_change)
-                self.prealloc_queue.add(job, job.receiver)
-            else:
-                self._schedule(job)
-        except Exception as error:  # noqa: BLE001 - an error in one request ends that request only
-            self._fail(job, error)
-            return
+        job.prompt = self._prompt(job.request)
+        if job.prompt.num_visual:
+            room, endpoint = job.request.room, job.request.endpoint
+            assert room is not None, "GenerateRequest checks it"
+            assert endpoint is not None, "GenerateRequest checks it"
+            job.receiver = self.manager.open(room, endpoint, max_tokens=job.prompt.num_visual)
+            job.receiver.wake_on_change(wake)
+            self.prealloc_queue.add(job, job.receiver)
+        else:
+            self._schedule(job)
         job.deliver(ACCEPTED)
 
     def abort(self, job: Job) -> None:
@@ -88,12 +96,17 @@ class JobPipeline:
         for request in self.prealloc_queue.pop_preallocated():
             self.transfer_queue.add(request)
         for request in self.transfer_queue.pop_arriving():
-            job: Job = request.req
-            job.mark("arrived")
-            self._schedule(job)
+            self.guard(request.req, self._arrived, request.req)
         for request in self.transfer_queue.pop_transferred():
-            request.req.mark("transferred")
-            self.metrics.transferred(request.req)
+            self.guard(request.req, self._transferred, request.req)
+
+    def _arrived(self, job: Job) -> None:
+        job.mark("arrived")
+        self._schedule(job)
+
+    def _transferred(self, job: Job) -> None:
+        job.mark("transferred")
+        self.metrics.transferred(job)
 
     def step(self) -> bool:
         """Runs one scheduler step for every sequence that can continue; returns false if none can."""
@@ -102,7 +115,7 @@ class JobPipeline:
         for output in self.scheduler.step():
             job = self.jobs.get(output.request_id)
             if job is not None:  # None: the job has ended with an error of its transfer
-                self._deliver(job, output)
+                self.guard(job, self._deliver, job, output)
         return True
 
     def _prompt(self, request: GenerateRequest) -> Prompt:
@@ -118,7 +131,9 @@ class JobPipeline:
 
     def _schedule(self, job: Job) -> None:
         assert job.prompt is not None
-        source = None if job.receiver is None else TransferSource(job.receiver, self.model.fields)
+        source = None
+        if job.receiver is not None:
+            source = TransferSource(job.receiver, self.model.fields, lambda: job.hold.set(0))
         self.scheduler.add(Request(job.id, job.prompt, job.request.sampling.params, source))
 
     def _deliver(self, job: Job, output: Output) -> None:
@@ -134,25 +149,30 @@ class JobPipeline:
             job.mark("ended")
             self.advance_transfers()  # counts a transfer that has just ended, before the job is gone
             if job.id in self.jobs:
+                end = job.end_event(output)
                 self._remove(job)
                 self.metrics.finished(output)
-                job.deliver(job.end_event(output))
+                job.deliver(end)
 
     def _on_failure(self, request: MultimodalLanguageRequest, error: EmbeddingTransferError) -> None:
-        if request.req.id in self.jobs:
-            self._fail(request.req, error)
+        self._fail(request.req, error)
 
     def _fail(self, job: Job, error: Exception) -> None:
+        """Ends a job with an error, unless it has ended. Never raises."""
+        if job.id not in self.jobs:
+            return
         serve_error = as_serve_error(error)
         self._remove(job)
         self.metrics.failed.labels(serve_error.code).inc()
-        job.deliver(serve_error)
+        if (failed := attempt(job.deliver, serve_error)) is not None:
+            log.error("an error could not be delivered", exc_info=failed)
 
     def _remove(self, job: Job) -> None:
-        """Removes a job from every stage. Its blocks go back to the pool as soon as they are drained."""
+        """Removes a job from every stage. Its blocks go back to the pool as soon as they are drained. Never raises."""
         del self.jobs[job.id]
-        self.scheduler.abort(job.id)
-        for queue in (self.prealloc_queue, self.transfer_queue):
-            queue.abort(job)
-        if job.receiver is not None:
-            job.receiver.clear()
+        steps: list[Callable[[], object]] = [partial(self.scheduler.abort, job.id)]
+        steps += [partial(queue.abort, job) for queue in (self.prealloc_queue, self.transfer_queue)]
+        steps += [] if job.receiver is None else [job.receiver.clear]
+        for step in steps:
+            if (failed := attempt(step)) is not None:
+                log.error("a job could not be removed everywhere", exc_info=failed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,26 +19,29 @@ from embferry.observe.logs import about
 from embferry.protocol.layout import Geometry, Layout
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.body import read_body
+from embferry.serve.http.body import announced_bytes, read_body
+from embferry.serve.http.connections import raise_open_file_limit
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language import messages
-from embferry.serve.language.job import Event
+from embferry.serve.language.job import ACCEPTED, Event
 from embferry.serve.language.service import LanguageService
-from embferry.serve.worker.errors import decoded, error_response
-from embferry.serve.worker.http import worker_app
+from embferry.serve.off_loop import off_loop
+from embferry.serve.worker.errors import as_serve_error, decoded
+from embferry.serve.worker.http import PING_SECONDS, worker_app
+from embferry.serve.worker.metrics import count_connections
 from embferry.serve.worker.process import open_port, serve_worker
-from embferry.serve.worker.transfer_settings import DTYPES, language_timeouts
+from embferry.serve.worker.transfer_settings import DTYPES, control_limits, language_timeouts
 from embferry.serve.worker.transports import make_transports
+from embferry.transfer.control.sockets import SocketControl
 from embferry.transfer.receive_manager import ReceiveManager
+from embferry.transfer.runtime import ThreadRuntime
 from embferry.transports.contract import Transport
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 << 20
 """Bytes of a request body: text and shapes, no media."""
-PING_SECONDS = 2.0
-"""Seconds between two lines at most, so that the router can tell a slow answer from a dead worker."""
 _STREAM_HEADERS = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
 
 
@@ -48,6 +52,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         settings: settings of the deployment.
         report: called once, when the worker accepts requests.
     """
+    raise_open_file_limit()
     listener = open_port(settings, settings.language.port)
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     model = LanguageModel.load(
@@ -63,8 +68,11 @@ def run(settings: Settings, report: Report = unreported) -> None:
 def service_of(model: LanguageModel, settings: Settings, transports: list[Transport]) -> LanguageService:
     """Returns a running service. The caller closes it."""
     geometry = Geometry(Layout(model.fields), settings.transfer.num_blocks, settings.transfer.block_size)
-    manager = ReceiveManager(geometry, transports, settings=language_timeouts(settings))
-    return LanguageService(model, manager, settings)
+    runtime = ThreadRuntime("embferry-receive", partial(SocketControl, limits=control_limits(settings)))
+    manager = ReceiveManager(geometry, transports, settings=language_timeouts(settings), runtime=runtime)
+    service = LanguageService(model, manager, settings)
+    count_connections(service.metrics, transports)
+    return service
 
 
 def build(service: LanguageService) -> Starlette:
@@ -84,40 +92,86 @@ class Generate:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(receive, MAX_BODY_BYTES)
-        if body is None:
-            return
-        request = decoded(messages.DECODER, body)
-        with about(request_id=request.request_id, room=request.room):
-            loop = asyncio.get_running_loop()
-            events: asyncio.Queue[Event] = asyncio.Queue()
-
-            def deliver(event: Event) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
-                    loop.call_soon_threadsafe(events.put_nowait, event)
-
-            job = self._service.submit(request, deliver)
-            work = _answer(events, scope, receive, send)
+        stream = _EventStream(send)
+        with contextlib.closing(stream):
             try:
-                await run_until_disconnect(work, receive, lambda: log.info("the caller left"))
-            finally:
-                self._service.abort(job)
+                await self._answer(scope, receive, stream)
+            except Exception as error:
+                if not stream.started:
+                    raise
+                await stream.end(as_serve_error(error))
 
+    async def _answer(self, scope: Scope, receive: Receive, stream: _EventStream) -> None:
+        hold, job = self._service.budget.hold(), None
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
 
-async def _answer(events: asyncio.Queue[Event], scope: Scope, receive: Receive, send: Send) -> None:
-    """Sends the events. An error in first place becomes the response's status; a later one is the last event."""
-    first = await events.get()
-    if isinstance(first, ServeError):
-        await error_response(first)(scope, receive, send)
-        return
-    await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-    while True:
+        def deliver(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
         try:
-            event = await asyncio.wait_for(events.get(), PING_SECONDS)
-        except TimeoutError:
-            await send({"type": "http.response.body", "body": messages.PING, "more_body": True})
-            continue
-        last = isinstance(event, ServeError) or event["type"] == "end"
-        await send({"type": "http.response.body", "body": messages.line(event), "more_body": not last})
-        if last:
+            announced, stall = announced_bytes(scope), self._service.settings.router.body_timeout
+            body = await read_body(receive, MAX_BODY_BYTES, hold, announced=announced, stall_seconds=stall)
+            if body is None:
+                return
+            request = await off_loop(len(body), decoded, messages.DECODER, body)
+            del body
+            with about(request_id=request.request_id, room=request.room):
+                job = self._service.submit(request, deliver, hold)
+                await run_until_disconnect(_forward(events, stream), receive, lambda: log.info("the caller left"))
+        finally:
+            if job is not None:
+                self._service.abort(job)
+            else:
+                hold.release()  # otherwise the job does at its end
+
+
+async def _forward(events: asyncio.Queue[Event], stream: _EventStream) -> None:
+    """Sends the events. An error in first place is raised; a later one is the last event."""
+    while True:
+        event = await events.get()
+        if isinstance(event, ServeError):
+            if not stream.started:
+                raise event
+            await stream.end(event)
             return
+        if event["type"] == "end":
+            await stream.end(event)
+            return
+        await stream.write(b"" if event is ACCEPTED else messages.line(event))
+
+
+class _EventStream:
+    """The response: one line an event, and a ping every ``PING_SECONDS``, also while the request is being read.
+
+    Attributes:
+        started: the status has been sent, so an error can only be an event.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        self._pinging = asyncio.create_task(self._ping())
+
+    def close(self) -> None:
+        """Ends the pings."""
+        self._pinging.cancel()
+
+    async def write(self, line: bytes, *, more: bool = True) -> None:
+        """Sends a line, and the status before the first one."""
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await self._send({"type": "http.response.body", "body": line, "more_body": more})
+
+    async def end(self, event: Event) -> None:
+        """Sends the last event."""
+        self.close()
+        await asyncio.wait({self._pinging})
+        await self.write(messages.line(event), more=False)
+
+    async def _ping(self) -> None:
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            await self.write(messages.PING)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from embferry.engine.language import LanguageModel
 from embferry.protocol.errors import LocalProtocolError, PeerGone
+from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.language.job import Event, Job
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 class LanguageService(Service[ReceiveManager, str, Job]):
     """The jobs of a language worker. The lock guards them and the commands.
 
-    Model, scheduler and queues belong to the engine thread; other threads give it commands. The manager calls back with
-    its lock held, so the callback only sets events.
+    Model, scheduler and queues belong to the engine thread; other threads give it commands. The manager wakes the
+    engine thread without locks.
     """
 
     role, thread_name = "language", "engine"
@@ -35,6 +36,7 @@ class LanguageService(Service[ReceiveManager, str, Job]):
     def __init__(self, model: LanguageModel, manager: ReceiveManager, settings: Settings) -> None:
         super().__init__(manager, settings)
         self.metrics = LanguageMetrics(self._states, self._pool_states)
+        self.metrics.watch(manager, self.budget)
         self._pipeline = JobPipeline(model, manager, settings, self.metrics)
         self._commands: deque[tuple[Callable[[Job], None], Job]] = deque()
         self._numbers = itertools.count()
@@ -43,23 +45,30 @@ class LanguageService(Service[ReceiveManager, str, Job]):
 
     # Called by the HTTP endpoints, on any thread
 
-    def submit(self, request: GenerateRequest, deliver: Callable[[Event], None]) -> Job:
+    def submit(self, request: GenerateRequest, deliver: Callable[[Event], None], hold: Hold | None = None) -> Job:
         """Queues a request.
 
         Args:
             request: the decoded request.
             deliver: receives the job's events on the engine thread, and must not block; see :class:`.job.Job`.
+            hold: the request's share of ``budget``, which the job releases at its end; None: a new one.
 
         Raises:
             CapacityError: the queue is full, or the worker is shutting down.
+            ServeError: capacity_exhausted: other jobs hold too many bytes.
             LocalProtocolError: a bug has stopped the engine thread.
         """
         limits = self.settings.language
+        hold = hold or self.budget.hold()
+        # A prompt with more tokens than the limit is refused later, with an error that says so.
+        merge = self._pipeline.model.prompts.merge
+        tokens = min(sum(shape.num_tokens(merge) for shape in request.shapes), limits.max_prompt_tokens)
         with self._lock:
             if self.fault is not None:
                 raise LocalProtocolError(f"a bug has stopped this language worker: {self.fault!r}", retryable=True)
             self._check_capacity(limits.max_concurrent + limits.max_queued, "language.max_queued", request.room)
-            job = Job(f"job-{next(self._numbers)}", request, lambda event: None)
+            hold.add(tokens * self.manager.geometry.layout.token_bytes)
+            job = Job(f"job-{next(self._numbers)}", request, lambda event: None, hold)
             job.deliver = lambda event: self._deliver(job, event, deliver)
             self._open[job.id] = job
             self._commands.append((lambda job: self._pipeline.begin(job, self._on_transfer_change), job))
@@ -96,7 +105,7 @@ class LanguageService(Service[ReceiveManager, str, Job]):
     def _step(self) -> bool:
         while self._commands:
             command, job = self._commands.popleft()
-            command(job)
+            self._pipeline.guard(job, command, job)
         if self._transfers_changed.is_set():
             self._transfers_changed.clear()
             self._pipeline.advance_transfers()
@@ -113,7 +122,7 @@ class LanguageService(Service[ReceiveManager, str, Job]):
             job.deliver(as_serve_error(PeerGone(f"{why}; ask again", room=job.request.room)))
 
     def _on_transfer_change(self) -> None:
-        """Wakes the engine thread. Called on any thread, with the manager's lock held."""
+        """Wakes the engine thread. Called on any thread, without locks."""
         self._transfers_changed.set()
         self._wake.set()
 
@@ -121,6 +130,7 @@ class LanguageService(Service[ReceiveManager, str, Job]):
         if isinstance(event, ServeError) or event["type"] == "end":
             with self._idle:
                 self._open.pop(job.id, None)
+                job.hold.release()
                 self._idle.notify_all()
         deliver(event)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,10 +13,17 @@ from embferry.transfer.receive_handle import EmbeddingReceiver
 
 
 class TransferSource:
-    """A :class:`~embferry.engine.scheduler.DigestedSource` over the receiving end of a room."""
+    """A :class:`~embferry.engine.scheduler.DigestedSource` over the receiving end of a room.
 
-    def __init__(self, receiver: EmbeddingReceiver, fields: Sequence[Field]) -> None:
+    Args:
+        receiver: the receiving end.
+        fields: the model's.
+        released: called when the embedding's memory is not needed any more.
+    """
+
+    def __init__(self, receiver: EmbeddingReceiver, fields: Sequence[Field], released: Callable[[], None]) -> None:
         self._receiver = receiver
+        self._released = released
         self._fields = {field.name: field for field in fields}
 
     @property
@@ -48,3 +55,4 @@ class TransferSource:
         """Frees the embedding's memory once the last row has been read, long before the answer ends."""
         if upto >= self.total_tokens >= 0:
             self._receiver.clear()
+            self._released()

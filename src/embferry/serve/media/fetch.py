@@ -6,13 +6,12 @@ The list of allowed hosts guards against requests to addresses that only this ma
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import ipaddress
 import os
 import socket
 import ssl
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit
 
@@ -20,6 +19,10 @@ import httpx
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.off_loop import decode_base64, off_loop
+
+Grow = Callable[[int], object]
+"""Called with the bytes that a file takes in memory, before or as it is read. What it raises ends the fetch."""
 
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -41,7 +44,7 @@ class Fetcher:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, grow: Grow = lambda nbytes: None) -> bytes:
         """Returns the bytes of a URL.
 
         Raises:
@@ -49,17 +52,18 @@ class Fetcher:
                 fetch_failed, fetch_timeout, media_too_large.
         """
         if url[:5].lower() == "data:":
-            return self._inline(url)
+            grow(len(url) // 4 * 3)
+            return await off_loop(len(url), self._inline, url)
         parts = _split(url)
         if parts.scheme in ("http", "https"):
             try:
                 async with asyncio.timeout(self._limits.fetch_timeout):
-                    return await self._remote(url, parts)
+                    return await self._remote(url, parts, grow)
             except (TimeoutError, httpx.TimeoutException) as error:
                 seconds = f"{self._limits.fetch_timeout:g} seconds (media.fetch_timeout)"
                 raise ServeError("fetch_timeout", f"{_short(url)} took longer than {seconds}") from error
         if parts.scheme == "file":
-            return await asyncio.to_thread(self._local, parts)
+            return await asyncio.to_thread(self._local, parts, grow)
         scheme = f"{parts.scheme}: URLs are" if parts.scheme else "a URL without a scheme is"
         raise ServeError("unsupported_url_scheme", f"{scheme} not supported; use data:, http:, https: or file:")
 
@@ -74,20 +78,21 @@ class Fetcher:
 
     def _inline(self, url: str) -> bytes:
         """Decodes a ``data:`` URL (RFC 2397). The media type is ignored; the format is detected in the bytes."""
-        head, comma, text = url.partition(",")
-        if not comma:
+        start = url.find(",") + 1
+        if not start:
             raise ServeError("invalid_url", "a data: URL needs a comma before its data")
-        if not head.lower().rstrip().endswith(";base64"):
-            return self._fits(unquote_to_bytes(text))
-        if len(text) // 4 * 3 > self._limits.max_bytes + 3:
+        if not url[:start].lower().removesuffix(",").rstrip().endswith(";base64"):
+            return self._fits(unquote_to_bytes(url[start:]))
+        if (len(url) - start) // 4 * 3 > self._limits.max_bytes + 3:
             raise self._too_large()
         try:
-            text = unquote(text) if "%" in text else text
-            return self._fits(base64.b64decode("".join(text.split()), validate=True))
-        except (binascii.Error, ValueError) as error:
+            if "%" in url:
+                url, start = unquote(url[start:]), 0
+            return self._fits(decode_base64(url, start))
+        except ValueError as error:
             raise ServeError("invalid_url", f"the data: URL is not base64: {error}") from error
 
-    async def _remote(self, url: str, parts: SplitResult) -> bytes:
+    async def _remote(self, url: str, parts: SplitResult, grow: Grow) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
             address = await permitted_address(parts, self._limits.allowed_hosts)
             target = httpx.URL(url).copy_with(host=address, username=None, password=None, fragment=None)
@@ -104,7 +109,7 @@ class Fetcher:
                         continue
                     if response.status_code != 200:
                         raise ServeError("fetch_failed", f"{_short(url)} answered with status {response.status_code}")
-                    return await self._body(response)
+                    return await self._body(response, grow)
                 finally:
                     await response.aclose()
             except httpx.TimeoutException:
@@ -114,19 +119,20 @@ class Fetcher:
                 raise ServeError("fetch_failed", f"{_short(url)} could not be fetched: {reason}") from error
         raise ServeError("fetch_failed", f"{_short(url)}: more than {MAX_REDIRECTS} redirects")
 
-    async def _body(self, response: httpx.Response) -> bytes:
+    async def _body(self, response: httpx.Response, grow: Grow) -> bytes:
         """Reads a body within the limit, which applies to the decompressed bytes."""
         announced = response.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > self._limits.max_bytes:
             raise self._too_large()
         body = bytearray()
         async for piece in response.aiter_bytes(1 << 16):
+            grow(len(piece))
             body += piece
             if len(body) > self._limits.max_bytes:
                 raise self._too_large()
         return bytes(body)
 
-    def _local(self, parts: SplitResult) -> bytes:
+    def _local(self, parts: SplitResult, grow: Grow) -> bytes:
         """Reads a regular file whose real path, with links resolved, is in an allowed folder."""
         if parts.netloc not in ("", "localhost") or "\0" in unquote(parts.path):
             raise ServeError("invalid_url", "a file: URL has no host: file:///folder/picture.png")
@@ -143,6 +149,7 @@ class Fetcher:
                 raise ServeError("file_not_allowed", "the file has moved out of the allowed folders")
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise ServeError("file_not_found", f"{path.name} is not a file")
+            grow(min(os.fstat(handle).st_size, self._limits.max_bytes))
             with os.fdopen(handle, "rb", closefd=False) as file:
                 return self._fits(file.read(self._limits.max_bytes + 1))
         finally:

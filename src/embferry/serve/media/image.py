@@ -10,6 +10,7 @@ from PIL import Image
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.checks import check_bytes, check_size, sniff
+from embferry.transfer.failures import is_exhausted
 
 # PIL's own limit holds for the whole process: it warns at one size and raises at twice that. Ours is stricter, is a
 # setting, and is checked in the header of every picture.
@@ -111,6 +112,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _broken(error: Exception) -> ServeError:
     if isinstance(error, ServeError):
         return error
+    if is_exhausted(error):
+        why = f"there was no memory or open file left to decode the picture: {error!r}; try again later"
+        return ServeError("capacity_exhausted", why, status=503, retryable=True)
     text = " ".join(str(error).split())
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return ServeError("image_truncated", "the picture ends before its last pixel; send the complete file")

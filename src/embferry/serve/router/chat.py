@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -16,17 +15,37 @@ from starlette.types import Scope
 from embferry.observe.logs import about
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
-from embferry.serve.http.chat import ChatEndpoint, ClientResponse
-from embferry.serve.openai.messages import parse_messages
+from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
+from embferry.serve.off_loop import off_loop
+from embferry.serve.openai.messages import Media, parse_messages
 from embferry.serve.openai.reply import DONE, Reply, event
 from embferry.serve.openai.request import ChatRequest, parse
 from embferry.serve.router.fleet import Fleet
 from embferry.serve.router.media import load_media
-from embferry.serve.router.worker_call import WorkerCall, draw_room
+from embferry.serve.router.worker_call import WorkerCall, WorkerLostError, draw_room, nbytes_of
 
 log = logging.getLogger(__name__)
 
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request.
+
+    Attributes:
+        messages: for the language worker.
+        items: its media, for the encode worker.
+    """
+
+    request: ChatRequest
+    messages: list[dict[str, Any]]
+    items: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the texts, about."""
+        return sum(len(part.get("text", "")) for message in self.messages for part in message["parts"])
 
 
 @dataclass(slots=True)
@@ -58,37 +77,58 @@ class Chat(ChatEndpoint[Fleet]):
         if self._closing:  # workers are still being told of an abort
             await asyncio.wait(self._closing)
 
-    async def answer(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
-        request = self._parsed(body)
-        messages, media = parse_messages(request.messages)
-        items = await load_media(media, self.fleet.fetcher, self._settings.media)
-        for item in items:
+    async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
+        asked, media = await off_loop(incoming.nbytes, self._parsed, incoming.take())
+        asked.items = await load_media(media, self.fleet.fetcher, self._settings.media, incoming.hold.add)
+        media.clear()
+        incoming.hold.set(asked.nbytes + nbytes_of(asked.items))
+        for item in asked.items:
             self.fleet.metrics.media.labels(item["kind"]).inc()
-        response.room = draw_room() if items else None
-        with about(room=response.room):
-            async with self._worker_call(scope["state"]["request_id"], response.room) as call:
-                if items:
-                    await call.encode(items)
-                await self._generate(request, messages, call, response)
+        request_id, avoid = scope["state"]["request_id"], set[str]()
 
-    def _parsed(self, body: bytes) -> ChatRequest:
-        content = parse_object(body)
-        if b"\\u" in body:
-            try:
-                json.dumps(content, ensure_ascii=False).encode()
-            except ValueError as error:
-                raise ServeError("invalid_json", f"the body has half a surrogate pair: {error}") from error
-        request = parse(content)
+        def begun() -> None:
+            asked.items.clear()  # there is no second attempt once the client has a part of the answer
+            incoming.hold.set(asked.nbytes)
+
+        response.on_start = begun
+        try:
+            await self._attempt(asked, request_id, avoid, response)
+            return
+        except WorkerLostError as error:
+            avoid.add(error.worker.id)
+            if response.started or not self.fleet.has_another(error.worker.role, avoid):
+                raise
+            first = error
+        log.warning("asking other workers: %s", first.detail)
+        self.fleet.metrics.second_attempts.inc()
+        try:
+            await self._attempt(asked, request_id, avoid, response)
+        except ServeError as error:
+            error.detail = f"{error.detail} (before that: {first.detail})"
+            raise
+
+    async def _attempt(self, asked: _Asked, request_id: str, avoid: set[str], response: ClientResponse) -> None:
+        """Makes one attempt, in a room of its own: workers of an earlier one may still be at work in theirs."""
+        response.room = draw_room() if asked.items else None
+        with about(room=response.room):
+            async with self._worker_call(request_id, response.room, avoid) as call:
+                if asked.items:
+                    await call.encode(asked.items)
+                await self._generate(asked, call, response)
+
+    def _parsed(self, body: bytes) -> tuple[_Asked, list[Media]]:
+        request = parse(parse_object(body))
         served = self._settings.public_model_name
         if request.model != served:
             why = f"the model {request.model!r} is not served here; {served!r} is"
             raise ServeError("model_not_found", why, param="model")
-        return request
+        messages, media = parse_messages(request.messages)
+        return _Asked(request.model_copy(update={"messages": []}), messages), media
 
     @contextlib.asynccontextmanager
-    async def _worker_call(self, request_id: str, room: int | None) -> AsyncIterator[WorkerCall]:
+    async def _worker_call(self, request_id: str, room: int | None, avoid: set[str]) -> AsyncIterator[WorkerCall]:
         """Closes the call in a task of its own: workers must hear of an abort even if this task is being cancelled."""
-        call = WorkerCall(self.fleet, request_id, room)
+        call = WorkerCall(self.fleet, request_id, room, avoid)
         try:
             yield call
         finally:
@@ -96,12 +136,11 @@ class Chat(ChatEndpoint[Fleet]):
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-    async def _generate(
-        self, request: ChatRequest, messages: list[dict[str, Any]], call: WorkerCall, response: ClientResponse
-    ) -> None:
+    async def _generate(self, asked: _Asked, call: WorkerCall, response: ClientResponse) -> None:
+        request = asked.request
         reply, answer = Reply(self._settings.public_model_name), Answer()
         sampling = request.sampling(self._settings.router.default_max_tokens)
-        async with contextlib.aclosing(call.events(messages, sampling)) as events:
+        async with contextlib.aclosing(call.events(asked.messages, asked.nbytes, sampling)) as events:
             async for told in events:
                 if told["type"] == "end":
                     answer.end = told

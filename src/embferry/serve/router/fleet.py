@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,8 @@ from embferry.serve.openai.reply import model_object
 log = logging.getLogger(__name__)
 
 ROLES: tuple[Role, ...] = get_args(Role)
+SUSPECT_SECONDS = 10.0
+"""How long a worker that has failed is asked last."""
 
 
 class _List(msgspec.Struct):
@@ -43,6 +46,8 @@ class Fleet(Backends[RouterMetrics]):
         self._last_list: float | None = None  # monotonic seconds
         self._trouble = "the bootstrap server has not been asked yet"
         self._refreshing = asyncio.Lock()
+        self._refreshes = 0  # that have ended
+        self._suspected: dict[str, float] = {}  # monotonic seconds, by worker
 
     async def watch(self) -> None:
         while True:
@@ -50,18 +55,28 @@ class Fleet(Backends[RouterMetrics]):
             await asyncio.sleep(self.settings.router.poll_interval)
 
     async def refresh(self) -> None:
-        """Asks for the list once. On failure the last list stays in use: its workers may well be alive."""
+        """Asks for the list once, for ``router.connect_timeout`` at most. A call during another one shares its answer.
+
+        On failure the last list stays in use: its workers may well be alive.
+        """
+        ended = self._refreshes
         async with self._refreshing:
-            address = f"{self.settings.bootstrap_url.rstrip('/')}/workers"
-            try:
-                response = await self.client.get(address, timeout=self.settings.router.connect_timeout)
-                response.raise_for_status()
-                self._replace(_workers(response.content, self.settings.model_name))
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                reason = reason_of(error)
-                if not self._trouble:
-                    log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
-                self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
+            if self._refreshes == ended:
+                await self._refresh()
+                self._refreshes += 1
+
+    async def _refresh(self) -> None:
+        address = f"{self.settings.bootstrap_url.rstrip('/')}/workers"
+        try:
+            async with asyncio.timeout(self.settings.router.connect_timeout):  # httpx limits each read, not the whole
+                response = await self.client.get(address)
+            response.raise_for_status()
+            self._replace(_workers(response.content, self.settings.model_name))
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
+            reason = reason_of(error)
+            if not self._trouble:
+                log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
+            self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
 
     def _replace(self, workers: tuple[Worker, ...]) -> None:
         now, before = ({w.id: w for w in some} for some in (workers, self._workers))
@@ -87,19 +102,36 @@ class Fleet(Backends[RouterMetrics]):
     def models(self) -> dict[str, dict[str, Any]]:
         return self._models
 
-    async def candidates(self, role: Role) -> list[Worker]:
+    def suspect(self, worker: Worker) -> None:
+        """Has the worker asked last for a while, after a failure that may be its own."""
+        self._suspected = {id: until for id, until in self._suspected.items() if until > time.monotonic()}
+        self._suspected[worker.id] = time.monotonic() + SUSPECT_SECONDS
+
+    async def candidates(self, role: Role, avoid: Collection[str] = ()) -> list[Worker]:
         """Returns the workers of a role, least loaded first; among equals, the least recently used first.
+
+        Those that have failed lately come last. Those whose ids are in ``avoid`` are left out.
 
         Raises:
             ServeError: no_worker.
         """
         if not self._with_role(role):
             await self.refresh()  # a worker may have started since
-        found = self._with_role(role)
+        found = [worker for worker in self._with_role(role) if worker.id not in avoid]
         if not found:
             why = f" ({self._trouble})" if self._trouble else ""
             raise ServeError("no_worker", f"there is no {role} worker{why}; try again when one has started")
-        return sorted(found, key=lambda w: (w.load + self.in_flight[w.id], self.last_turn.get(w.id, -1)))
+        now = time.monotonic()
+
+        def order(worker: Worker) -> tuple[bool, float, int]:
+            is_suspect = self._suspected.get(worker.id, now) > now
+            return is_suspect, worker.load + self.in_flight[worker.id], self.last_turn.get(worker.id, -1)
+
+        return sorted(found, key=order)
+
+    def has_another(self, role: Role, avoid: Collection[str]) -> bool:
+        """Returns whether there is a worker of this role that is not in ``avoid``."""
+        return any(worker.id not in avoid for worker in self._with_role(role))
 
 
 def _workers(body: bytes, model: str) -> tuple[Worker, ...]:

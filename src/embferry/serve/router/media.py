@@ -8,15 +8,20 @@ from typing import Any
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.fetch import Fetcher
+from embferry.serve.media.fetch import Fetcher, Grow
 from embferry.serve.media.image import check_image
 from embferry.serve.media.limits import check_counts, fetch_all
 from embferry.serve.media.video import LISTED_FPS, check_frames, check_video
+from embferry.serve.off_loop import off_loop
 from embferry.serve.openai.messages import Media
 
 
-async def load_media(media: Sequence[Media], fetcher: Fetcher, limits: MediaSettings) -> list[dict[str, Any]]:
+async def load_media(
+    media: Sequence[Media], fetcher: Fetcher, limits: MediaSettings, grow: Grow
+) -> list[dict[str, Any]]:
     """Fetches and checks the media of a request, and returns the items for the encode worker, in the same order.
+
+    ``grow`` is called as :meth:`Fetcher.fetch` does.
 
     Raises:
         ServeError: too many items, or an error of ``Fetcher.fetch``, ``check_image``, ``check_video`` or
@@ -24,7 +29,7 @@ async def load_media(media: Sequence[Media], fetcher: Fetcher, limits: MediaSett
     """
     check_counts([part.kind for part in media], limits)
     budget = _Budget(limits)
-    return await fetch_all(media, lambda part: _item(part, fetcher, limits, budget))
+    return await fetch_all(media, lambda part: _item(part, fetcher, limits, budget, grow))
 
 
 class _Budget:
@@ -41,17 +46,19 @@ class _Budget:
         return data
 
 
-async def _item(part: Media, fetcher: Fetcher, limits: MediaSettings, budget: _Budget) -> dict[str, Any]:
+async def _item(part: Media, fetcher: Fetcher, limits: MediaSettings, budget: _Budget, grow: Grow) -> dict[str, Any]:
     if part.listed or (part.kind == "video" and _is_frame_list(part.urls[0])):
         if len(part.urls) > limits.max_video_frames:
             check_frames([b""] * len(part.urls), limits)  # raises before any frame is fetched
         if part.listed:
-            frames = [budget.take(await fetcher.fetch(url)) for url in part.urls]
+            frames = [budget.take(await fetcher.fetch(url, grow)) for url in part.urls]
         else:
-            frames = [budget.take(frame) for frame in fetcher.inline_frames(part.urls[0])]
+            url = part.urls[0]
+            grow(len(url) // 4 * 3)
+            frames = [budget.take(frame) for frame in await off_loop(len(url), fetcher.inline_frames, url)]
         await _checked(check_frames, frames, limits)
         return {"kind": "video", "frames": frames, "fps": float(part.fps or LISTED_FPS)}
-    data = budget.take(await fetcher.fetch(part.urls[0]))
+    data = budget.take(await fetcher.fetch(part.urls[0], grow))
     await _checked(check_image if part.kind == "image" else check_video, data, limits)
     return {"kind": part.kind, "data": data} | ({"fps": part.fps} if part.fps else {})
 

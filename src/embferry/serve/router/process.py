@@ -26,7 +26,8 @@ def run(settings: Settings, report: Report = unreported) -> None:
             log.info("router listens on %s", url)
             report(url)
 
-        asyncio.run(serve_app(_application(settings), listener, start, close_seconds=DRAIN_SECONDS))
+        app, most = _application(settings), settings.max_connections
+        asyncio.run(serve_app(app, listener, start, close_seconds=DRAIN_SECONDS, max_connections=most))
 
 
 def _application(settings: Settings) -> ASGIApp:

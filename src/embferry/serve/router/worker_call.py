@@ -1,11 +1,11 @@
-"""One request's calls to two workers: encode, then generate; and their abort if anything fails."""
+"""One attempt at a request: its calls to two workers, encode, then generate; and their abort if anything fails."""
 
 from __future__ import annotations
 
 import json
 import logging
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,13 +15,18 @@ import msgspec
 from embferry.discovery.leases import Role, Worker
 from embferry.serve.errors import ServeError, from_body
 from embferry.serve.http.backends import reason_of
+from embferry.serve.off_loop import off_loop
 from embferry.serve.router.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
 ABORT_TIMEOUT = 2.0
 """Seconds that a worker may take to accept an abort. What it still holds after that is freed by its own time-outs."""
+PIECE_BYTES = 64 << 10
+"""Bytes of a body that a worker must take within ``router.stall_timeout``: a slow link is not a stalled worker."""
 _NOT_REACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_LOST_EMBEDDING = frozenset({"peer_gone", "transport_error", "lease_expired"})
+"""Codes with which a language worker reports that the embedding does not arrive."""
 
 
 def draw_room() -> int:
@@ -29,21 +34,42 @@ def draw_room() -> int:
     return secrets.randbits(63)
 
 
+class WorkerLostError(ServeError):
+    """A worker has failed before the end. Another one may succeed.
+
+    Attributes:
+        worker: the worker that has failed, as far as it is known.
+    """
+
+    def __init__(self, worker: Worker, cause: ServeError) -> None:
+        super().__init__(
+            cause.code, cause.detail, param=cause.param, status=cause.http_status, retryable=cause.retryable
+        )
+        self.worker = worker
+
+
 class WorkerCall:
     """Used once: :meth:`encode` if there is media, then :meth:`events`; :meth:`close` in any case.
 
-    Attributes:
+    Args:
+        fleet: the workers.
+        request_id: the request's.
         room: None for a request of text alone, which needs no transfer.
+        avoid: ids of workers that are not asked.
+
+    Attributes:
         workers: the workers that may hold something for this request.
     """
 
-    def __init__(self, fleet: Fleet, request_id: str, room: int | None) -> None:
+    def __init__(self, fleet: Fleet, request_id: str, room: int | None, avoid: Collection[str] = ()) -> None:
         self._fleet = fleet
         self._request_id = request_id
+        self._avoid = avoid
         self.room = room
         self.workers: list[Worker] = []
         self._in_flight = ExitStack()
         self._encoded: dict[str, Any] = {"endpoint": None, "items": []}
+        self._encoder: Worker | None = None
         self._ended = False
 
     async def encode(self, items: list[dict[str, Any]]) -> None:
@@ -52,11 +78,11 @@ class WorkerCall:
         Raises:
             ServeError: no_worker; any error of the encode worker.
         """
-        body = msgspec.msgpack.encode({"room": self.room, "request_id": self._request_id, "items": items})
-        headers = {"Content-Type": "application/msgpack"}
-        response = await self._first("encode", "/encode", whole=True, content=body, headers=headers)
+        request = {"room": self.room, "request_id": self._request_id, "items": items}
+        body = await off_loop(nbytes_of(items), msgspec.msgpack.encode, request)
+        self._encoder, response = await self._first("encode", "/encode", body, "application/msgpack", whole=True)
         try:
-            answer = response.json()
+            answer = json.loads(response.content)
             described = answer["items"]
             if len(described) != len(items) or not isinstance(answer["endpoint"], str):
                 raise ValueError
@@ -64,20 +90,23 @@ class WorkerCall:
         except (ValueError, KeyError, TypeError) as error:
             raise ServeError("worker_failed", "the encode worker's answer is malformed") from error
 
-    async def events(self, messages: list[dict[str, Any]], sampling: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+    async def events(
+        self, messages: list[dict[str, Any]], nbytes: int, sampling: dict[str, Any]
+    ) -> AsyncGenerator[dict[str, Any]]:
         """Yields the language worker's events: ``token`` for each token, then one ``end``.
 
         Raises:
-            ServeError: no_worker; worker_failed if the worker breaks off before the end; any error of the worker.
+            WorkerLostError: a worker has failed, so that this attempt cannot succeed.
+            ServeError: no_worker; any error of the worker.
         """
-        body = {"room": self.room, "request_id": self._request_id, "messages": messages, "sampling": sampling}
-        body |= self._encoded
-        response = await self._first("language", "/generate", json=body)
+        request = {"room": self.room, "request_id": self._request_id, "messages": messages, "sampling": sampling}
+        body = await off_loop(nbytes, msgspec.json.encode, request | self._encoded)
+        worker, response = await self._first("language", "/generate", body, "application/json")
         try:
             async for line in response.aiter_lines():
                 event = _event(line)
                 if event["type"] == "error":
-                    raise from_body(event, 502)
+                    raise self._reported(from_body(event, 502))
                 if event["type"] == "ping":
                     continue
                 self._ended = event["type"] == "end"
@@ -85,44 +114,73 @@ class WorkerCall:
                 if self._ended:
                     return
         except httpx.TransportError as error:
-            raise _broke_off("language", error) from error
+            self._failed("language", worker, error)
+            raise self._lost("language", worker, error) from error
         finally:
             await response.aclose()
-        raise ServeError("worker_failed", "the language worker broke off before the end of the answer")
+        self._fleet.suspect(worker)
+        why = "the language worker broke off before the end of the answer"
+        raise WorkerLostError(worker, ServeError("worker_failed", why))
 
-    async def _first(self, role: Role, path: str, *, whole: bool = False, **body: Any) -> httpx.Response:
-        """Returns the response, with status 200, of the first worker that accepts the request.
+    async def _first(
+        self, role: Role, path: str, body: bytes, content_type: str, *, whole: bool = False
+    ) -> tuple[Worker, httpx.Response]:
+        """Returns the first worker that accepts the request, and its response with status 200.
 
         A worker that cannot be reached or has no capacity is passed over: nothing has begun there. With ``whole`` the
-        response's body is read too, and a worker that breaks off before its end is passed over as well. Without, the
-        caller reads the response and closes it.
+        response's body is read too, and a worker that breaks off or stalls before its end is passed over as well.
+        Without, the caller reads the response and closes it.
         """
         failed: list[str] = []
         full: ServeError | None = None
-        client = self._fleet.client
-        for worker in await self._fleet.candidates(role):
-            request = client.build_request("POST", worker.url + path, **body)
-            request.headers["X-Request-Id"] = self._request_id
+        router = self._fleet.settings.router
+        timeout = httpx.Timeout(router.stall_timeout, connect=router.connect_timeout, pool=None)
+        headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "X-Request-Id": self._request_id}
+        for worker in await self._fleet.candidates(role, self._avoid):
+            request = self._fleet.client.build_request(
+                "POST", worker.url + path, content=_pieces(body), headers=headers, timeout=timeout
+            )
             if worker not in self.workers:
                 self.workers.append(worker)
                 self._in_flight.enter_context(self._fleet.count_in_flight(worker.id))
             try:
-                response = await client.send(request, stream=not whole)
+                response = await self._fleet.client.send(request, stream=not whole)
             except httpx.TransportError as error:
-                reason = reason_of(error)
-                self._fleet.metrics.worker_failures.labels(role).inc()
-                log.warning("a worker failed", extra={"worker": worker.id, "url": worker.url, "reason": reason})
+                self._failed(role, worker, error)
                 if not (whole or isinstance(error, _NOT_REACHED)):
-                    raise _broke_off(role, error) from error
-                failed.append(f"{worker.id} at {worker.url}: {reason}")
+                    raise self._lost(role, worker, error) from error
+                failed.append(f"{worker.id} at {worker.url}: {self._reason(error)}")
                 continue
-            if response.status_code == 200:
-                return response
-            refusal = await _refusal(response)
+            refusal = await _refusal(response, whole=whole)
+            if refusal is None:
+                return worker, response
             if refusal.http_status != 503:
                 raise refusal
             full = refusal
         raise full or ServeError("no_worker", f"no {role} worker can be reached: {'; '.join(failed)}")
+
+    def _failed(self, role: Role, worker: Worker, error: httpx.TransportError) -> None:
+        self._fleet.suspect(worker)
+        self._fleet.metrics.worker_failures.labels(role).inc()
+        facts = {"worker": worker.id, "url": worker.url, "reason": self._reason(error)}
+        log.warning("a worker failed", extra=facts)
+
+    def _lost(self, role: Role, worker: Worker, error: httpx.TransportError) -> WorkerLostError:
+        why = f"the {role} worker broke off: {self._reason(error)}"
+        return WorkerLostError(worker, ServeError("worker_failed", why))
+
+    def _reported(self, error: ServeError) -> ServeError:
+        """Returns a language worker's error; it is the encode worker that is lost if its embedding does not arrive."""
+        if self._encoder is None or error.code not in _LOST_EMBEDDING:
+            return error
+        self._fleet.suspect(self._encoder)
+        return WorkerLostError(self._encoder, error)
+
+    def _reason(self, error: httpx.TransportError) -> str:
+        if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
+            seconds = self._fleet.settings.router.stall_timeout
+            return f"it gave no sign of life for {seconds:g} seconds (router.stall_timeout)"
+        return reason_of(error)
 
     async def close(self) -> None:
         """Releases the workers. Aborts the room there unless the answer came to its end. Never raises."""
@@ -137,8 +195,29 @@ class WorkerCall:
                 log.warning("a worker could not be told of an abort", extra=facts)
 
 
-async def _refusal(response: httpx.Response) -> ServeError:
-    """Returns the error in a worker's response whose status is not 200."""
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(body), PIECE_BYTES):
+        yield body[at : at + PIECE_BYTES]
+
+
+def nbytes_of(items: list[dict[str, Any]]) -> int:
+    """Returns the bytes of the media in ``items``."""
+    return sum(len(item["data"]) if "data" in item else sum(map(len, item["frames"])) for item in items)
+
+
+async def _refusal(response: httpx.Response, *, whole: bool) -> ServeError | None:
+    """Returns the error in a worker's response, or None if there is none.
+
+    The status of an encode worker that has taken long is always 200, because it has been sent as a sign of life.
+    """
+    if response.status_code == 200:
+        if not whole or b'"error"' not in response.content[:1000]:
+            return None
+        try:
+            content = json.loads(response.content)
+        except ValueError:
+            return None
+        return from_body(content, 502) if isinstance(content, dict) and "error" in content else None
     try:
         return from_body(json.loads(await response.aread()), response.status_code)
     except (ValueError, httpx.TransportError):
@@ -161,7 +240,3 @@ def _event(line: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ServeError("worker_failed", f"the language worker sent a malformed event: {line[:200]!r}") from error
     return dict(event)
-
-
-def _broke_off(role: Role, error: Exception) -> ServeError:
-    return ServeError("worker_failed", f"the {role} worker broke off: {reason_of(error)}")

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 
-from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.observe.logs import configure
+from embferry.serve.bootstrap import bootstrap_server
 from embferry.serve.config import Settings
 from embferry.serve.http.serving import Report
 from embferry.serve.supervisor.handover import SupervisorPipes, unpack
@@ -54,7 +54,7 @@ def _bootstrap(settings: Settings, report: Report) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with BootstrapServer(settings.host, settings.bootstrap.port, lease_seconds=settings.bootstrap.lease) as server:
+    with bootstrap_server(settings) as server:
         report(f"http://{bracketed(settings.reachable_host)}:{server.port}")
         stop.wait()
 

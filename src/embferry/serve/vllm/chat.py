@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
+import msgspec
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
@@ -16,7 +16,8 @@ from starlette.types import Scope
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import reason_of
-from embferry.serve.http.chat import ChatEndpoint, ClientResponse
+from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
+from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.failover import Failover, Transfer
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError
@@ -43,30 +44,31 @@ class Chat(ChatEndpoint[Fleet]):
         self._received = ReceivedCache(self._encoder)
         self.failover = Failover(self._encoder)
 
-    async def respond(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
+    async def respond(self, work: Coroutine[Any, Any, None], response: ClientResponse) -> None:
         try:
-            await super().respond(body, scope, response)
+            await super().respond(work, response)
         except VerbatimError as refusal:
             self.fleet.metrics.errors.labels("instance").inc()
             log.info("refused by an instance: %s", refusal)
             await response.send_whole(Response(refusal.body, refusal.status, {"content-type": refusal.content_type}))
 
-    async def answer(self, body: bytes, scope: Scope, response: ClientResponse) -> None:
+    async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         async with AsyncExitStack() as held:
-            answer = await self._answer(body, _headers(scope, self._settings), held)
+            answer = await self._answer(incoming, _headers(scope, self._settings), held)
             if answer.rest is not None:
                 self.fleet.metrics.first_token_seconds.observe(response.seconds)
             await _forward(answer, response)
 
-    async def _answer(self, body: bytes, headers: dict[str, str], held: AsyncExitStack) -> Answer:
+    async def _answer(self, incoming: Incoming, headers: dict[str, str], held: AsyncExitStack) -> Answer:
         """Returns the answer as soon as the client may have it. Contexts that must last to its end go into ``held``."""
-        request = ClientRequest(parse_request(body), headers)
-        parts = media_parts(request.content)
-        if not parts:
-            stripped = without_uuids(request.content)
-            content = body if stripped == request.content else _json(stripped)
-            return await ask(self.fleet, request, content, held)
-        items = await load_items(parts, request.content, self.fleet.fetcher, self._settings.media)
+        body = incoming.take()
+        content, parts, text_alone = await off_loop(len(body), _parsed, body)
+        request = ClientRequest(content, headers, len(body))
+        del body
+        if text_alone is not None:
+            return await ask(self.fleet, request, text_alone, held)
+        fetcher, limits = self.fleet.fetcher, self._settings.media
+        items = await load_items(parts, request.content, fetcher, limits, incoming.hold.add)
         media = list(zip(parts, items, strict=True))
         for item in items:
             self.fleet.metrics.items.labels(item.kind).inc()
@@ -78,7 +80,7 @@ class Chat(ChatEndpoint[Fleet]):
             log.warning("sent undivided: %s", error.detail)
         self.fleet.metrics.fallbacks.inc()
         undivided = with_parts(request.content, [(part, item.part()) for part, item in media])
-        return await ask(self.fleet, request, _json(undivided), held)
+        return await ask(self.fleet, request, await request.as_json(undivided, items), held)
 
     async def _split_with_retry(
         self, request: ClientRequest, media: list[tuple[MediaPart, Item]], held: AsyncExitStack
@@ -119,10 +121,11 @@ class Chat(ChatEndpoint[Fleet]):
             encoded_parts = {one.item.uuid: one.part() for one in encoded}
             body = with_parts(request.content, [(part, encoded_parts[item.uuid]) for part, item in media])
             body |= {"ec_transfer_params": self._connector.answer_params(encoded)}
+            content = await request.as_json(body, [one.item for one in encoded])
             try:
                 only_first = self._connector.pushes and language is not None
                 answer = await ask(
-                    self.fleet, request, _json(body), mine, has_media=True, first=language, only_first=only_first
+                    self.fleet, request, content, mine, has_media=True, first=language, only_first=only_first
                 )
             except EncodeAgainError as error:
                 avoid |= self._suspects(transfers, encoded)
@@ -202,5 +205,11 @@ def _headers(scope: Scope, settings: Settings) -> dict[str, str]:
     } | ({"Authorization": authorization} if authorization else {})
 
 
-def _json(request: dict[str, Any]) -> bytes:
-    return json.dumps(request).encode()
+def _parsed(body: bytes) -> tuple[dict[str, Any], list[MediaPart], bytes | None]:
+    """Returns a request, its media, and what an instance gets if there are none."""
+    request = parse_request(body)
+    parts = media_parts(request)
+    if parts:
+        return request, parts, None
+    stripped = without_uuids(request)
+    return request, parts, body if stripped == request else msgspec.json.encode(stripped)

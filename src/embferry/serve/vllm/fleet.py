@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any, Literal, TypeVar
 
 import httpx
 import xxhash
@@ -19,6 +19,7 @@ from embferry.serve.vllm.metrics import VllmRouterMetrics
 log = logging.getLogger(__name__)
 
 Role = Literal["encode", "language"]
+T = TypeVar("T")
 PROBE_SECONDS = 5.0
 MAX_MISSES = 3
 """Probes in a row that may time out before an instance counts as down: a busy one is slow to answer."""
@@ -41,6 +42,7 @@ class Instance:
         encoded: the items that it has encoded, the latest last.
         probing: held while a probe runs.
         suspected: set to have it probed at once.
+        stalled: set while it accepts connections, or seems to, and has not answered several probes in a row.
     """
 
     def __init__(self, role: Role, url: str, zmq: str | None = None) -> None:
@@ -55,6 +57,7 @@ class Instance:
         self.encoded: OrderedDict[str, None] = OrderedDict()
         self.probing = asyncio.Lock()
         self.suspected = asyncio.Event()
+        self.stalled = asyncio.Event()
 
     @property
     def incarnation(self) -> Incarnation:
@@ -75,7 +78,6 @@ class Instance:
 class Fleet(Backends[VllmRouterMetrics]):
     """Probes all instances for as long as :meth:`watch` runs."""
 
-    retry_after = True
     keepalive_seconds = 2.0  # vLLM closes an idle connection after 5 s; no request may go to one that is being closed
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -167,6 +169,23 @@ class Fleet(Backends[VllmRouterMetrics]):
             self._set_down(instance, reason)
         return f"{instance!r}: {reason}"
 
+    async def unless_stalled(self, instance: Instance, work: Coroutine[Any, Any, T]) -> T:
+        """Returns the result of a call to the instance, which may take long as long as the instance answers probes.
+
+        Raises:
+            httpx.ReadTimeout: the instance has stalled. The call is cancelled.
+        """
+        working, stalled = asyncio.create_task(work), asyncio.create_task(instance.stalled.wait())
+        try:
+            await asyncio.wait({working, stalled}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise httpx.ReadTimeout(f"it has not answered {MAX_MISSES} probes in a row")
+        finally:
+            for task in (working, stalled):
+                task.cancel()
+            await asyncio.wait({working, stalled})
+
     def suspect(self, instance: Instance) -> None:
         """Has the instance probed at once, after a failure that may be its own."""
         instance.suspected.set()
@@ -211,9 +230,12 @@ class Fleet(Backends[VllmRouterMetrics]):
                     instance.models = _models(models.raise_for_status().json())
                     self._set_up(instance)
                 instance.misses = 0
-            except (httpx.ReadTimeout, httpx.PoolTimeout) as error:
+                instance.stalled.clear()
+            except httpx.TimeoutException as error:
                 instance.misses += 1
                 if instance.misses >= MAX_MISSES:
+                    instance.stalled.set()
+                if instance.stalled.is_set() or isinstance(error, httpx.ConnectTimeout):
                     self._set_down(instance, f"is silent: {type(error).__name__}")
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                 self._set_down(instance, reason_of(error))

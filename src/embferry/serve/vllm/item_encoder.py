@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
+import msgspec
 
 from embferry.serve.errors import ServeError
+from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
 from embferry.serve.vllm.failures import VerbatimError, is_busy
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
@@ -28,16 +29,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ClientRequest:
-    """A client's request. ``headers``: to be sent to instances."""
+    """A client's request. ``headers``: to be sent to instances. ``nbytes``: its length as JSON."""
 
     content: dict[str, Any]
     headers: dict[str, str]
+    nbytes: int = 0
 
     @property
     def model(self) -> str | None:
         """The model's name, if it is a text."""
         model = self.content.get("model")
         return model if isinstance(model, str) else None
+
+    async def as_json(self, body: dict[str, Any], items: Iterable[Item]) -> bytes:
+        """Returns a body that was made from this request, with ``items`` in it."""
+        nbytes = self.nbytes + sum(len(item.url) for item in items)
+        return await off_loop(nbytes, msgspec.json.encode, body)
 
 
 class ItemEncoder:
@@ -109,8 +116,9 @@ class ItemEncoder:
         settings = self.fleet.settings
         timeout = httpx.Timeout(settings.vllm.encode_timeout, connect=settings.router.connect_timeout)
         headers = {**request.headers, "X-Request-Id": f"{request.headers['X-Request-Id']}-{item.uuid[:8]}"}
-        content = json.dumps(body).encode()
-        response = await self.fleet.client.post(encoder.url + CHAT, content=content, headers=headers, timeout=timeout)
+        content = await off_loop(len(item.url), msgspec.json.encode, body)
+        post = self.fleet.client.post(encoder.url + CHAT, content=content, headers=headers, timeout=timeout)
+        response = await self.fleet.unless_stalled(encoder, post)
         if response.status_code != 200:
             if response.status_code < 500 and not is_busy(response.status_code):
                 raise VerbatimError.of(response, response.content)

@@ -12,8 +12,9 @@ from typing import Any
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.fetch import Fetcher
+from embferry.serve.media.fetch import Fetcher, Grow
 from embferry.serve.media.limits import check_counts, fetch_all
+from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.media_parts import Kind, MediaPart
 
 _ENCODE_OPTIONS = ("model", "mm_processor_kwargs", "media_io_kwargs")
@@ -43,15 +44,15 @@ class Item:
 
 
 async def load_items(
-    parts: Sequence[MediaPart], request: dict[str, Any], fetcher: Fetcher, limits: MediaSettings
+    parts: Sequence[MediaPart], request: dict[str, Any], fetcher: Fetcher, limits: MediaSettings, grow: Grow
 ) -> list[Item]:
-    """Returns the item of each media part.
+    """Returns the item of each media part. ``grow`` is called as :meth:`Fetcher.fetch` does.
 
     Raises:
         ServeError: too many items or bytes, or an error of ``Fetcher.fetch``, with the part in ``param``.
     """
     check_counts([part.kind for part in parts], limits)
-    urls = await fetch_all(parts, lambda part: _data_url(part, fetcher, limits))
+    urls = await fetch_all(parts, lambda part: _data_url(part, fetcher, limits, grow))
     if sum(map(_size, urls)) > limits.max_total_bytes:
         most = f"{limits.max_total_bytes:,} bytes (media.max_total_bytes)"
         raise ServeError("media_too_large", f"the files of the request have more than {most}", param="messages")
@@ -64,16 +65,20 @@ async def load_items(
     return await asyncio.to_thread(named)  # megabytes take milliseconds
 
 
-async def _data_url(part: MediaPart, fetcher: Fetcher, limits: MediaSettings) -> str:
+async def _data_url(part: MediaPart, fetcher: Fetcher, limits: MediaSettings, grow: Grow) -> str:
     if part.url[:5].lower() != "data:":
-        data = await fetcher.fetch(part.url)
-        return f"data:{_MEDIA_TYPES[part.kind]};base64,{base64.b64encode(data).decode('ascii')}"
-    head, comma, _ = part.url.partition(",")
-    if not comma or not head.lower().rstrip().endswith(";base64"):
+        data = await fetcher.fetch(part.url, grow)
+        return await off_loop(len(data), _inlined, part.kind, data)
+    comma = part.url.find(",")
+    if comma < 0 or not part.url[:comma].lower().rstrip().endswith(";base64"):
         raise ServeError("invalid_url", "a data: URL of a picture or video is base64: data:image/png;base64,…")
     if _size(part.url) > limits.max_bytes:
         raise ServeError("media_too_large", f"the file is larger than {limits.max_bytes:,} bytes (media.max_bytes)")
     return part.url
+
+
+def _inlined(kind: Kind, data: bytes) -> str:
+    return f"data:{_MEDIA_TYPES[kind]};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _size(url: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from embferry.serve.errors import ServeError
+from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
 from embferry.serve.vllm.item_encoder import CHAT, ClientRequest
@@ -77,12 +78,13 @@ async def ask(
         async with AsyncExitStack() as call:
             call.enter_context(fleet.count_in_flight(instance))
             try:
-                answer = await _ask(fleet, instance, request, content, has_media, call)
+                asked = _ask(fleet, instance, request, content, has_media, call)
+                answer = await fleet.unless_stalled(instance, asked)
                 held.push_async_exit(call.pop_all())
                 return answer
             except httpx.TransportError as error:
                 what = fleet.failed(instance, error)
-                if not is_unreachable(error):
+                if not (is_unreachable(error) or (instance.stalled.is_set() and not has_media)):
                     raise EncodeAgainError("worker_failed", what) from error
                 failed.append(what)
             except VerbatimError as refusal:
@@ -112,7 +114,7 @@ async def _ask(
     body = await response.aread()
     if response.status_code != 200:
         raise _refusal(instance, response, body, has_media)
-    _check_complete(instance, body)
+    await off_loop(len(body), _check_complete, instance, body)
     return Answer(200, content_type, body, None, instance)
 
 

@@ -36,6 +36,7 @@ class VllmRouterMetrics(ChatMetrics):
         self.instance_failures = counter("instance_failures", "Calls of instances that failed", "role")
         self.instances = self.gauge("embferry_router_instances", "Instances that answer", ["role"])
         self.in_flight = self.gauge("embferry_router_in_flight", "Chat requests being answered")
+        self.held_bytes = self.gauge("embferry_router_held_bytes", "Bytes of bodies and media held for chat requests")
         self.seconds = histogram("seconds", "From request to end of answer")
         self.first_token_seconds = histogram("first_token_seconds", "From request to first token (TTFT)")
         self.encode_seconds = histogram("encode_seconds", "One item at an encode instance")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from embferry.engine.errors import EngineError
 from embferry.observe.metrics import CONTENT_TYPE
@@ -16,6 +18,47 @@ from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.http.errors import exception_handlers
 from embferry.serve.worker.errors import as_serve_error, error_response
 from embferry.serve.worker.service import Service
+
+PING_SECONDS = 1.0
+"""Seconds between two signs of life at most, so that the router can tell a slow worker from a stalled one."""
+
+
+async def response_with_signs_of_life(work: Coroutine[Any, Any, Response]) -> Response:
+    """Returns the response of ``work``, or, if that takes long, one that begins at once with line breaks.
+
+    The status of such a response is 200 even if ``work`` fails; its JSON then holds the error with its status. White
+    space may stand before JSON (RFC 8259, section 2). ``work`` may still be reading the request.
+    """
+    working = asyncio.create_task(work)
+    try:
+        done, _ = await asyncio.wait({working}, timeout=PING_SECONDS)
+    except asyncio.CancelledError:
+        working.cancel()
+        raise
+    return working.result() if done else _SignsOfLife(working)
+
+
+class _SignsOfLife(Response):
+    media_type = "application/json"
+
+    def __init__(self, working: asyncio.Task[Response]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._working = working
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            while not self._working.done():
+                await send({"type": "http.response.body", "body": b"\n", "more_body": True})
+                await asyncio.wait({self._working}, timeout=PING_SECONDS)
+            try:
+                response = self._working.result()
+            except Exception as error:  # noqa: BLE001 - the status has been sent, so the body tells
+                response = error_response(as_serve_error(error))
+            await send({"type": "http.response.body", "body": bytes(response.body), "more_body": False})
+        finally:
+            self._working.cancel()
 
 
 def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route]) -> Starlette:

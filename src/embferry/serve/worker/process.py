@@ -82,7 +82,16 @@ def serve_worker(
         await asyncio.to_thread(service.close)
 
     try:
-        asyncio.run(serve_app(app, listener, start, stop, is_broken=lambda: service.fault is not None))
+        asyncio.run(
+            serve_app(
+                app,
+                listener,
+                start,
+                stop,
+                is_broken=lambda: service.fault is not None,
+                max_connections=settings.max_connections,
+            )
+        )
     finally:
         service.close()
         listener.close()

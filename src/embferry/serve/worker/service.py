@@ -9,9 +9,11 @@ from typing import ClassVar, Generic, TypeVar
 
 import torch
 
+from embferry.memory.limits import machine_memory_bytes
 from embferry.observe.metrics import Metrics
 from embferry.protocol.errors import CapacityError
-from embferry.serve.config import Settings
+from embferry.serve.byte_budget import ByteBudget
+from embferry.serve.config import EncodeSettings, LanguageSettings, Settings
 from embferry.transfer.receive_manager import ReceiveManager
 from embferry.transfer.send_manager import SendManager
 
@@ -34,6 +36,7 @@ class Service(ABC, Generic[M, Key, Open]):
 
     Attributes:
         metrics: the worker's.
+        budget: bounds the bytes that open requests hold.
         fault: the bug that has stopped the service for good; None while it works.
     """
 
@@ -43,6 +46,7 @@ class Service(ABC, Generic[M, Key, Open]):
 
     def __init__(self, manager: M, settings: Settings) -> None:
         self.manager: M = manager
+        self.budget = ByteBudget(self._max_held_bytes(settings), f"{self.role}.max_held_bytes")
         self.settings = settings
         self.fault: BaseException | None = None
         self._lock = threading.RLock()
@@ -60,6 +64,11 @@ class Service(ABC, Generic[M, Key, Open]):
     @abstractmethod
     def abort_room(self, room: int) -> bool:
         """Ends the work for a room; returns false if there is none. Idempotent."""
+
+    @classmethod
+    def _max_held_bytes(cls, settings: Settings) -> int:
+        section: EncodeSettings | LanguageSettings = getattr(settings, cls.role)
+        return section.max_held_bytes or machine_memory_bytes() // 4
 
     def refuse(self) -> None:
         """Makes the service refuse every new request with status 503."""
@@ -94,6 +103,8 @@ class Service(ABC, Generic[M, Key, Open]):
         torch.set_num_threads(self.settings.threads)  # OpenMP keeps this setting per thread
         try:
             while not self._stopping:
+                if (fault := self.manager.fault) is not None:
+                    raise fault  # no transport works any more: only a new process can help
                 self._wake.clear()
                 if not self._step() and not self._stopping:
                     self._wake.wait()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from embferry.memory.limits import default_max_embedding_bytes
 from embferry.protocol.settings import TransferSettings
 from embferry.serve.config import Settings
+from embferry.serve.http.connections import within_open_files
+from embferry.transfer.control.limits import DEFAULTS, ControlLimits
 
 FIRST_RETRY_SECONDS = 0.1
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -21,7 +24,7 @@ def language_timeouts(settings: Settings) -> TransferSettings:
     silence = transfer.heartbeat_interval * transfer.heartbeat_max_failures
     return TransferSettings(
         bootstrap_timeout=transfer.bootstrap_timeout,
-        answer_timeout=silence,
+        answer_timeout=transfer.answer_timeout,
         waiting_timeout=transfer.waiting_timeout,
         transfer_timeout=transfer.transfer_timeout,
         peer_timeout=silence,
@@ -29,6 +32,7 @@ def language_timeouts(settings: Settings) -> TransferSettings:
         retry_interval=min(FIRST_RETRY_SECONDS, transfer.heartbeat_interval),
         retry_limit=transfer.heartbeat_interval,
         default_allocate_tokens=transfer.default_allocate_tokens,
+        max_embedding_bytes=transfer.max_embedding_bytes or default_max_embedding_bytes(),
     )
 
 
@@ -41,4 +45,20 @@ def encode_timeouts(settings: Settings) -> TransferSettings:
         bootstrap_timeout=settings.encode.unclaimed_timeout,
         lease_timeout=settings.encode.unclaimed_timeout,
         drain_timeout=settings.transfer.drain_timeout,
+        parked_openings=settings.transfer.parked_openings,
+        parked_bytes=settings.transfer.parked_bytes,
+    )
+
+
+def control_limits(settings: Settings) -> ControlLimits:
+    """Returns the bounds of a worker's control connections, which may use a quarter of its open files."""
+    transfer = settings.transfer
+    connections = within_open_files(transfer.control_connections, 0.25)
+    return ControlLimits(
+        connections=connections,
+        connections_per_address=min(transfer.control_connections_per_address, connections),
+        handshakes=min(DEFAULTS.handshakes, connections),
+        unsent_bytes=transfer.control_unsent_bytes,
+        unsent_bytes_per_peer=transfer.control_unsent_bytes_per_peer,
+        connect_timeout=transfer.control_connect_timeout,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import logging
 import sys
@@ -11,6 +12,7 @@ from embferry.protocol.errors import TransportError
 from embferry.serve.config import AUTO, SAME_HOST, Settings
 from embferry.serve.worker.address import address_of
 from embferry.transports.contract import Transport
+from embferry.transports.net.listener import ListenLimits
 from embferry.transports.registry import TRANSPORTS
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,13 @@ def make(name: str, settings: Settings) -> Transport:
             arguments[key.removeprefix(f"{name}_")] = value  # mooncake_protocol is mooncake's argument "protocol"
     if name == "mooncake":
         _try_mooncake(settings)
-    return spec.load()(**arguments)
+    kind, most = spec.load(), settings.transfer.max_connections
+    common: dict[str, Any] = {
+        "stall_timeout_s": settings.transfer.stall_timeout,
+        "limits": ListenLimits(connections=most, connections_per_address=max(1, most // 4)),
+    }
+    taken = inspect.signature(kind).parameters  # a transport of one's own may know nothing of these
+    return kind(**arguments, **{key: value for key, value in common.items() if key in taken})
 
 
 def _try_mooncake(settings: Settings) -> None:

@@ -13,11 +13,11 @@ import time
 from collections.abc import Hashable
 from typing import Protocol
 
-from embferry.protocol.errors import EmbeddingTransferError, PeerGone, RemoteProtocolError
+from embferry.protocol.errors import CapacityError, EmbeddingTransferError, PeerGone, RemoteProtocolError
+from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import READ, WRITE, Loop
 
 from .contract import Received, Unreachable
-from .deadlines import Deadlines
 from .framing import FrameReader, frame
 from .handshake import MAX_HELLO, Handshake
 from .limits import ControlLimits
@@ -134,7 +134,6 @@ class Connection:
         except BaseException:
             sock.close()
             raise
-        shared.hellos.start(self)
 
     def send(self, encoded: bytes) -> bool:
         """Queues an encoded frame, which is sent with the next flush. Returns False if the queue is full."""
@@ -188,6 +187,11 @@ class Connection:
             with contextlib.suppress(OSError):  # closing with unread bytes would take back what was just sent
                 while self._sock.recv(RECEIVE_BYTES):
                     pass
+
+    def make_room(self, reason: str) -> bool:
+        """Ends the connection for the sake of others."""
+        self.end(CapacityError(reason))
+        return True
 
     def end(self, error: EmbeddingTransferError) -> None:
         """Closes the connection and tells the owner. Idempotent."""

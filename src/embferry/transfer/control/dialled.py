@@ -157,6 +157,7 @@ class DialledPeer:
             sock.close()
             self._attempt_failed(PeerGone(f"the connection broke at once: {error}"))
         else:
+            self._shared.hellos.start(self._connection)
             self._stop_attempt()
 
     def _attempt_failed(self, error: EmbeddingTransferError) -> None:

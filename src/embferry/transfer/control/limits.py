@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from embferry.protocol.errors import LocalProtocolError
 from embferry.protocol.messages import MAX_FRAME_BYTES
+from embferry.transports.net.listener import check_positive
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class ControlLimits:
     received_bytes: int = 16 << 20
     """Bytes received and not yet polled; beyond it nothing is read, so that TCP slows the peers down."""
     connections: int = 1024
-    """Accepted connections."""
+    """Accepted connections. The listener lowers this bound, and the next two, if the process may have few descriptors.
+    """
     connections_per_address: int = 256
     """Accepted connections of one IPv4 address, or of one IPv6 network of 64 bits, which one host can have.
 
@@ -50,10 +51,7 @@ class ControlLimits:
     """Longest time for which a peer that cannot be reached is dialled again."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not value > 0:
-                raise LocalProtocolError(f"{field.name} must be greater than 0, not {value}")
+        check_positive(self)
 
 
 DEFAULTS = ControlLimits()

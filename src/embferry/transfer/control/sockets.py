@@ -57,7 +57,7 @@ class SocketControl(ControlPlane):
             check_endpoint(tcp_endpoint(advertise, 1))
         self._acceptor = None if host is None else Acceptor(host.strip("[]"), port, self._shared)
         if self._acceptor is not None:
-            self.endpoint = tcp_endpoint(advertise or host or "", self._acceptor.port)
+            self.endpoint = tcp_endpoint(advertise or host or "", self._acceptor.listener.port)
         self._stop_flushing = loop.before_wait(self._shared.flush)
 
     @property
@@ -67,17 +67,17 @@ class SocketControl(ControlPlane):
     @property
     def connections(self) -> int:
         """Accepted connections now."""
-        return len(self._acceptor) if self._acceptor is not None else 0
+        return len(self._acceptor.listener) if self._acceptor is not None else 0
 
     @property
     def evicted_connections(self) -> int:
         """Accepted connections closed so far to make room for others."""
-        return self._acceptor.evicted if self._acceptor is not None else 0
+        return self._acceptor.listener.evicted if self._acceptor is not None else 0
 
     @property
     def refused_connections(self) -> int:
         """Accepted connections closed so far because there was no room to make."""
-        return self._acceptor.refused if self._acceptor is not None else 0
+        return self._acceptor.listener.refused if self._acceptor is not None else 0
 
     @property
     def bad_frames(self) -> int:
@@ -121,7 +121,7 @@ class SocketControl(ControlPlane):
         if not loop.forked:
             self._shared.flush()
         open_now = [peer.connection for peer in self._dialled.values() if peer.connection is not None]
-        accepted = self._acceptor.connections() if self._acceptor is not None else []
+        accepted = self._acceptor.listener.connections if self._acceptor is not None else []
         for connection in (*open_now, *accepted):
             if not loop.forked:
                 loop.run(connection.push_within, until - time.monotonic())

@@ -11,7 +11,8 @@ from embferry.protocol.errors import TransportError
 
 from ..net.connector import connecting
 from ..net.cursor import Cursor
-from ..net.loop import READ, WRITE, Scope, Timeout
+from ..net.deadlines import Timeout
+from ..net.loop import READ, WRITE, Scope
 from . import heads
 from .heads import HttpError, Response
 from .messages import Destination
@@ -25,6 +26,8 @@ BODILESS = (204, 304)
 
 class Connection(ABC):
     """Sends one message at a time and receives heads. For the loop's thread.
+
+    Its callbacks run in the scope that it is given.
 
     What follows a head stays in the kernel, so that a body can be received where it belongs.
     """
@@ -157,6 +160,11 @@ class ClientConnection(Connection):
         except (TransportError, OSError) as error:
             # Later, because the caller of this method has not returned.
             self._loop.call(partial(self._fail, str(error), handler))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._handler is not None
 
     def close(self) -> None:
         """Closes the connection; the handler of a request under way is not called any more."""

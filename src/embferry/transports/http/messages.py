@@ -6,7 +6,9 @@ request of the receiver                  response of the sender
 ``GET {base}/embferry/1/{token}``        200 as soon as writes numbered above ``after`` are published for this
 ``?after=N&landed=B``                    receiver: a MessagePack list of them. 204 when there were none for S seconds,
 ``Prefer: wait=S``                       410 when the sender closes. B is the number of bytes received from this
-                                         sender, because a slow proxy may take them from the sender all at once
+                                         sender: what the kernel or a proxy takes from the sender says nothing. While
+                                         a write is being fetched, it is reported every second (``after`` above every
+                                         number, S = 0)
 ``GET .../{token}/{number}``             the bytes of one write (:mod:`resource`); ``Range`` and ``If-Range`` resume
 ``DELETE .../{token}/{number}``          ends that write with ``?outcome=`` ``written``, ``refused`` (no window covers
                                          it) or ``failed`` (its bytes did not arrive); 404 when it has ended before
@@ -49,7 +51,7 @@ _BASE_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){0,8}/?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
 
-class HttpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-http-1"):
+class HttpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-http-2"):
     """Handle of a receiver, which does not listen: the token only names it."""
 
     token: Token

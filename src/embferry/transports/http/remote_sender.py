@@ -4,7 +4,8 @@ A write is fetched into the blocks, resumed at the byte where a connection broke
 the loop's thread checks the permit (:mod:`..receive_region`).
 
 A sender that does not respond is polled again, ever more slowly, and forgotten after a while. Its writes are reported
-on its side, by its time-outs.
+on its side, by its time-outs. While a fetch takes long, the bytes that have landed are reported on a connection of
+their own, because the poll waits: without that, the sender could not tell a slow link from one that swallows all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable
 
 from ..net.cursor import Cursor
 from ..net.loop import Scope
+from ..net.stalls import RECEIVING_BYTES, progress_interval
 from ..receive_region import Permit, ReceiveRegion
 from .connection import ClientConnection, ResponseHandler
 from .heads import HttpError, Response
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_QUEUED = 256  # writes known and not fetched; polling pauses at this number
 RETRY_S, RETRY_LIMIT_S = 0.05, 1.0
 MAX_TRIES = 6  # to fetch, in a row without a new byte
+BEYOND_ALL = 10**18 - 1  # more than the number of any write
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.A)
 
@@ -37,8 +40,8 @@ class RemoteSender(ResponseHandler):
 
     Args:
         token: Of this receiver, in hexadecimal.
-        poll_s, timeout_s, connections: As for :class:`HttpTransport`.
-        on_end: Called once, when the sender is no longer polled.
+        poll_s, stall_timeout_s, connections: As for :class:`HttpTransport`.
+        on_end: Called once, when the sender is no longer polled. An exception in a handler ends it too.
     """
 
     def __init__(
@@ -48,12 +51,13 @@ class RemoteSender(ResponseHandler):
         landing: ReceiveRegion,
         loop: Scope,
         poll_s: float,
-        timeout_s: float,
+        stall_timeout_s: float,
         connections: int,
         on_end: Callable[[RemoteSender], None],
     ) -> None:
-        self._to, self._token, self._landing, self._loop, self._on_end = to, token, landing, loop, on_end
-        self._poll_s, self._give_up_s = poll_s, 2 * timeout_s
+        self.scope = loop.scope(self._failed)
+        self._to, self._token, self._landing, self._on_end = to, token, landing, on_end
+        self._poll_s, self._stall_timeout_s = poll_s, stall_timeout_s
         self._after = self._received = 0  # number of the last write known; bytes by finished fetches
         self._failures = 0  # polls in a row
         self._failing_since = 0.0
@@ -63,9 +67,14 @@ class RemoteSender(ResponseHandler):
         self._body = bytearray()
         self._queue: deque[Fetch] = deque()
         self._unfinished: set[Fetch] = set()
-        self._poll_connection, *self._idle = (ClientConnection(to, loop, timeout_s) for _ in range(1 + connections))
+        self._poll_connection = ClientConnection(to, self.scope, stall_timeout_s)
+        # Half of the time, so that a fetch whose connection stands still is tried once more before it is given up.
+        self._idle = [ClientConnection(to, self.scope, stall_timeout_s / 2) for _ in range(connections)]
         self._connections = tuple(self._idle)
-        loop.call(self.poll)
+        self._reports = ClientConnection(to, self.scope, stall_timeout_s / 2)
+        self._reported = 0  # bytes that the sender has been told of
+        self._is_reporting = False
+        self.scope.call(self.poll)
 
     def poll(self) -> None:
         """Starts a poll, unless one is under way or enough writes are waiting to be fetched."""
@@ -73,9 +82,29 @@ class RemoteSender(ResponseHandler):
             return
         self._polling = True
         headers = {"Prefer": f"wait={self._poll_s:.0f}", "Accept-Encoding": "identity"}
-        landed = self._received + sum(fetch.received for fetch in self._unfinished)
-        path = f"/{self._token}?after={self._after}&landed={landed}"
+        path = f"/{self._token}?after={self._after}&landed={self._landed()}"
         self._poll_connection.request("GET", path, headers, self, self._poll_s)
+
+    def _landed(self) -> int:
+        self._reported = self._received + sum(fetch.received for fetch in self._unfinished)
+        return self._reported
+
+    def _report_soon(self) -> None:
+        if not self._is_reporting and self._unfinished:
+            self._is_reporting = True
+            self.scope.later(progress_interval(self._stall_timeout_s), self._report)
+
+    def _report(self) -> None:
+        self._is_reporting = False
+        if self._ended or not self._unfinished:
+            return
+        for fetch in self._unfinished:
+            fetch.report()
+        before = self._reported
+        if self._landed() != before and not self._reports.is_busy:
+            path = f"/{self._token}?after={BEYOND_ALL}&landed={self._reported}"
+            self._reports.request("GET", path, {"Prefer": "wait=0"}, ResponseHandler())
+        self._report_soon()
 
     def stop(self, on_told: Callable[[], None]) -> None:
         """Closes every connection, then tells the sender on a new one, which :meth:`hang_up` must close.
@@ -91,6 +120,13 @@ class RemoteSender(ResponseHandler):
 
     def hang_up(self) -> None:
         self._poll_connection.close()
+
+    def _failed(self, error: BaseException) -> None:
+        log.error("no longer polls the sender at %s: this end failed to handle it: %r", self._to.authority, error)
+        if not self._ended:
+            self._end()
+        self.hang_up()
+        self._on_told()
 
     # The response to a poll, or to the last request
 
@@ -122,13 +158,15 @@ class RemoteSender(ResponseHandler):
 
     def _take(self, publications: list[Publication]) -> None:
         """Fetches the writes; raises HttpError, and fetches none of them, if one is malformed."""
-        fetches = [Fetch(one, f"/{self._token}", self._landing, self._on_request_end) for one in publications]
+        stall_s, path = self._stall_timeout_s, f"/{self._token}"
+        fetches = [Fetch(one, path, self._landing, stall_s, self._on_request_end) for one in publications]
         self._polling, self._failures = False, 0
         if fetches:
             self._after = publications[-1].number
             self._unfinished.update(fetches)
             self._queue.extend(fetches)
             self._fetch_next()
+            self._report_soon()
         self.poll()
 
     def _on_poll_failure(self, reason: str, *, final: bool = False) -> None:
@@ -136,13 +174,13 @@ class RemoteSender(ResponseHandler):
         if not self._failures:  # the time from here on counts: the poll itself may have waited for long
             self._failing_since = time.monotonic()
         self._failures += 1
-        if final or time.monotonic() - self._failing_since >= self._give_up_s:
+        if final or time.monotonic() - self._failing_since >= 2 * self._stall_timeout_s:
             level = logging.INFO if final else logging.WARNING
             log.log(level, "no longer polls the sender at %s, which reports its writes: %s", self._to.authority, reason)
             self._end()
             return
         self._poll_connection.close()
-        self._loop.later(min(RETRY_S * 2 ** min(self._failures - 1, 10), RETRY_LIMIT_S), self.poll)
+        self.scope.later(min(RETRY_S * 2 ** min(self._failures - 1, 10), RETRY_LIMIT_S), self.poll)
 
     def _fetch_next(self) -> None:
         while self._queue and self._idle:
@@ -154,7 +192,7 @@ class RemoteSender(ResponseHandler):
             self._unfinished.discard(fetch)
             self._received += fetch.received
         elif fetch.retry_delay_s:
-            self._loop.later(fetch.retry_delay_s, lambda: self._fetch_again(fetch))
+            self.scope.later(fetch.retry_delay_s, lambda: self._fetch_again(fetch))
         else:
             self._queue.appendleft(fetch)
         self._fetch_next()
@@ -167,7 +205,7 @@ class RemoteSender(ResponseHandler):
 
     def _end(self) -> None:
         self._ended = True
-        for connection in (self._poll_connection, *self._connections):
+        for connection in (self._poll_connection, self._reports, *self._connections):
             connection.close()
         self._queue.clear()
         self._unfinished.clear()
@@ -179,6 +217,7 @@ class Fetch(ResponseHandler):
 
     Args:
         path: Of this receiver's writes at the sender.
+        stall_timeout_s: The write has failed when no new byte has landed for this time.
         on_request_end: Called when a request has ended, with its connection. The fetch is then ``finished``, or needs
             another request after ``retry_delay_s``.
 
@@ -191,13 +230,16 @@ class Fetch(ResponseHandler):
         publication: Publication,
         path: str,
         landing: ReceiveRegion,
+        stall_timeout_s: float,
         on_request_end: Callable[[Fetch, ClientConnection], None],
     ) -> None:
         self.publication = publication
         self.finished = False
         self.received = 0
+        self._told = 0  # bytes of bodies when the own side was told
         self._path = f"{path}/{publication.number}"
-        self._landing, self._on_request_end = landing, on_request_end
+        self._landing, self._stall_timeout_s, self._on_request_end = landing, stall_timeout_s, on_request_end
+        self._progress_at = 0.0  # 0: not begun
         ranges = publication.parsed_ranges()
         self._permit = Permit(landing.windows, publication.epoch, landing.windows.rows.touched(ranges))
         inside = [] if self._permit.refused else ranges.tolist()
@@ -220,11 +262,18 @@ class Fetch(ResponseHandler):
 
     def start_request(self, connection: ClientConnection) -> None:
         self._connection = connection
+        self._progress_at = self._progress_at or time.monotonic()
         if self._outcome:
             connection.request("DELETE", f"{self._path}?outcome={self._outcome}", {}, self)
         else:
             resumes = {"Range": f"bytes={self._at}-", "If-Range": self.publication.etag} if self._at else {}
             connection.request("GET", self._path, {"Accept-Encoding": "identity", **resumes}, self)
+
+    def report(self) -> None:
+        """Tells the own side that bytes have come in, if enough have."""
+        if self.received - self._told >= RECEIVING_BYTES:
+            self._told = self.received
+            self._landing.receiving(self.publication.epoch)
 
     def on_head(self, response: Response, length: int) -> None:
         self._status = response.status
@@ -257,7 +306,7 @@ class Fetch(ResponseHandler):
         self.received += received
         self._at += received
         if self._at > self._furthest:
-            self._furthest, self._tries = self._at, 0
+            self._furthest, self._tries, self._progress_at = self._at, 0, time.monotonic()
         return received
 
     def on_end(self) -> None:
@@ -286,6 +335,7 @@ class Fetch(ResponseHandler):
         self._status = 0
         self._cursor.release()
         self._tries += 1
-        if self._tries > MAX_TRIES:
+        stalled = not self._outcome and time.monotonic() - self._progress_at >= self._stall_timeout_s
+        if self._tries > MAX_TRIES or stalled:
             self.finished = bool(self._outcome)  # the report failed too; the sender's time-outs end the write
             self._outcome, self._tries = self._outcome or FAILED, 0

@@ -11,11 +11,12 @@ from functools import partial
 
 import msgspec
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError, TransportStalled
 
 from ..contract import Piece, Written
+from ..net.deadlines import Timeout
 from ..net.link import OnEnd, SocketLink, refused
-from ..net.loop import Scope, Timeout
+from ..net.loop import Scope
 from ..outbox import Outbox
 from ..windows import Ranges
 from .messages import FAILED, MAX_LISTED, POLL_FULL_BYTES, REFUSED, Publication
@@ -47,9 +48,9 @@ class SendLink(SocketLink):
     """The link to one receiver. All methods but the constructor and ``write`` are for the loop's thread.
 
     Args:
-        silence_timeout_s: The link is lost after this time without a request of the receiver, unless one is pending.
-        stall_timeout_s: The link is lost when, for this time, writes are published and no byte of them is sent or
-            has landed, and none has ended.
+        stall_timeout_s: The link is lost after this time without a request of the receiver, unless one is pending; also
+            when, for this time, writes are published, none has ended, and the receiver has reported no new byte of
+            them. That this end's kernel takes bytes means nothing.
         on_publish: Called when there is a new write to fetch.
         is_polled: Returns whether a poll of the receiver is pending.
     """
@@ -62,28 +63,32 @@ class SendLink(SocketLink):
         outbox: Outbox,
         on_end: OnEnd,
         *,
-        silence_timeout_s: float,
         stall_timeout_s: float,
         on_publish: Callable[[], None],
         is_polled: Callable[[], bool],
     ) -> None:
         super().__init__(loop, outbox, on_end)
-        self._silence_timeout_s, self._stall_timeout_s = silence_timeout_s, stall_timeout_s
+        self._stall_timeout_s = stall_timeout_s
         self._on_publish, self._is_polled = on_publish, is_polled
         self._published: dict[int, PublishedWrite] = {}
-        self._progress_at = time.monotonic()
+        self._progress_at = self._heard_at = time.monotonic()
         self._landed = 0
-        self._timeout = Timeout(loop, self._on_silence)
-        loop.call(self.on_request)
+        self._timeout = Timeout(self.scope, self._on_timeout)
+        self.scope.call(self._await)
 
     def _enter(self, epoch: int, ranges: Ranges, pieces: Sequence[Piece], ticket: int) -> Callable[[], None]:
         number, length = next(self._numbers), int(ranges[:, 1].sum())
         etag = f'"{number}-{secrets.token_hex(8)}"'
         entry = Publication(number, epoch, etag, length, ranges.astype(">u8").tobytes())
+        write = PublishedWrite(self, ticket, entry, [piece.source.cast("B") for piece in pieces])
         if not self._published:
             self._progress_at = time.monotonic()
-        self._published[number] = PublishedWrite(self, ticket, entry, [piece.source.cast("B") for piece in pieces])
-        return partial(self._loop.call, self._on_publish)
+        self._published[number] = write
+        return partial(self.scope.call, self._announce)
+
+    def _announce(self) -> None:
+        self._on_publish()
+        self._await()
 
     def encode_published(self, after: int) -> bytes:
         """Encodes the writes numbered above ``after``, as many as fit one response; empty if there are none."""
@@ -107,19 +112,14 @@ class SendLink(SocketLink):
             return
         published.end_readers("the receiver has ended this write")
         self._progress_at = time.monotonic()
-        error = refused() if outcome == REFUSED else TransportError(UNDELIVERED) if outcome == FAILED else None
+        error = refused() if outcome == REFUSED else TransportStalled(UNDELIVERED) if outcome == FAILED else None
         self._outbox.post(Written(published.ticket, error))
 
     def on_request(self, landed: int = 0) -> None:
         """Notes a request of the receiver, and the bytes it has received of all writes if the request says so."""
+        self._heard_at = time.monotonic()
         if landed > self._landed:
-            self._landed = landed
-            self._progress_at = time.monotonic()
-        if self._error is None and not self._end_if_stalled():
-            self._timeout.set(self._silence_timeout_s)
-
-    def on_bytes_sent(self) -> None:
-        self._progress_at = time.monotonic()
+            self._landed, self._progress_at = landed, self._heard_at
 
     def end(self, error: TransportError, *, lost: bool) -> None:
         """Ends every write in flight. ``lost`` is False if this side ends the link."""
@@ -128,24 +128,29 @@ class SendLink(SocketLink):
                 return
             self._error = error
             published, self._published = self._published, {}
-        self._timeout.clear()
-        for write in published.values():
-            write.end_readers("the link of this write has ended")
-        self._on_end(self, [write.ticket for write in published.values()], error, lost)
+        self.scope.end()
+        try:
+            for write in published.values():
+                write.end_readers("the link of this write has ended")
+        finally:
+            self._on_end(self, [write.ticket for write in published.values()], error, lost)
 
-    def _end_if_stalled(self) -> bool:
-        """Ends the link of a receiver that sends requests but fetches nothing; returns whether it did."""
-        quiet = time.monotonic() - self._progress_at
-        if self._published and quiet >= self._stall_timeout_s:
-            self.end(TransportError(f"the receiver has not fetched a byte for {quiet:.1f} s"), lost=True)
-            return True
-        return False
+    def _await(self) -> None:
+        """Sets the time-out to the next moment at which the link may have to be given up."""
+        if self._error is None:
+            since = self._heard_at
+            if self._published:
+                since = min(since, self._progress_at) if not self._is_polled() else self._progress_at
+            elif self._is_polled():
+                since = time.monotonic()
+            self._timeout.set(max(0.0, since + self._stall_timeout_s - time.monotonic()))
 
-    def _on_silence(self) -> None:
-        """Ends the link, unless a request is still pending or being served."""
-        with self._lock:
-            is_read = any(published.readers for published in self._published.values())
-        if self._is_polled() or (is_read and time.monotonic() - self._progress_at < self._silence_timeout_s):
-            self.on_request()
+    def _on_timeout(self) -> None:
+        now, limit = time.monotonic(), self._stall_timeout_s
+        if not self._is_polled() and now - self._heard_at >= limit:
+            error = TransportError if not self._published else TransportStalled
+            self.end(error(f"the receiver has sent no request for {limit:g} s"), lost=True)
+        elif self._published and now - self._progress_at >= limit:
+            self.end(TransportStalled(f"the receiver has not fetched a byte for {limit:g} s"), lost=True)
         else:
-            self.end(TransportError(f"the receiver has sent no request for {self._silence_timeout_s} s"), lost=True)
+            self._await()

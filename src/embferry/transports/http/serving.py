@@ -17,7 +17,7 @@ from functools import partial
 from embferry.protocol.errors import TransportError
 
 from ..net.cursor import Cursor
-from ..net.listener import Listener
+from ..net.listener import Listener, ListenLimits
 from ..net.loop import READ, WRITE, Scope
 from . import heads, resource
 from .connection import DROP_BYTES, Connection
@@ -27,7 +27,6 @@ from .send_link import PublishedWrite, SendLink
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 1024
 REQUEST_S = 10.0  # from the first byte of a request, or from the connection, to the end of its head
 IDLE_S = 75.0  # between two requests
 UNSENT_S = 30.0  # without progress in sending a response
@@ -50,15 +49,14 @@ class ServerConnection(Connection):
     def __init__(
         self,
         sock: socket.socket,
-        peer: str,
+        peer: tuple[str, int],
         loop: Scope,
         on_request: Callable[[ServerConnection, Request], None],
-        on_end: Callable[[ServerConnection], None],
+        on_end: Callable[[ServerConnection], object],
     ) -> None:
-        super().__init__(loop)
+        self.scope = loop.scope(self._failed)
+        super().__init__(self.scope)
         self._sock, self._peer, self._on_request, self._on_end = sock, peer, on_request, on_end
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._source: PublishedWrite | None = None  # whose memory is being sent
         self._closes = self._lingers = False
         self._on_unpark: Callable[[], None] | None = None
@@ -96,8 +94,24 @@ class ServerConnection(Connection):
         log.debug("closed the connection of %s: %s", self._peer, reason)
         self._close()
         self._release_source()
-        self._unpark()
-        self._on_end(self)
+        try:
+            self._unpark()
+        finally:
+            self._on_end(self)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._sock is None
+
+    def make_room(self, reason: str) -> bool:
+        """Ends an idle connection. One that is sending a write's bytes, or on which a poll waits, is not idle."""
+        if self._source is not None or self._on_unpark is not None:
+            return False
+        self.end(reason)
+        return True
+
+    def _failed(self, error: BaseException) -> None:
+        self.end(f"this end failed to handle it: {error!r}")
 
     def _unpark(self) -> None:
         on_unpark, self._on_unpark = self._on_unpark, None
@@ -142,8 +156,6 @@ class ServerConnection(Connection):
         self._on_request(self, request)
 
     def _on_bytes_sent(self, sock: socket.socket, left: int) -> None:
-        if self._source is not None:
-            self._source.link.on_bytes_sent()
         self._lingers = self._closes and not left
         self._timeout.set(UNSENT_S if left else LINGER_S if self._lingers else IDLE_S)
         if not left:
@@ -164,18 +176,18 @@ class SenderServer:
         links: By the receiver's token in hexadecimal; the transport adds and removes them.
     """
 
-    def __init__(self, sock: socket.socket, loop: Scope, longest_wait_s: float) -> None:
+    def __init__(self, sock: socket.socket, loop: Scope, longest_wait_s: float, limits: ListenLimits) -> None:
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self.links: dict[str, SendLink] = {}
         self._longest_wait_s = longest_wait_s
         self._polls: dict[str, tuple[ServerConnection, int]] = {}  # pending, by token: connection and `after`
         self._stopped = False
-        self.listener = Listener(
+        self.listener: Listener[ServerConnection] = Listener(
             sock,
             loop,
             "a receiver",
-            MAX_CONNECTIONS,
-            lambda sock, peer: ServerConnection(sock, peer, loop, self._on_request, self.listener.connections.discard),
+            limits,
+            lambda sock, peer: ServerConnection(sock, peer, loop, self._on_request, self.listener.ended),
         )
         self.listener.start()
 
@@ -183,7 +195,7 @@ class SenderServer:
         """Responds to the receiver's pending poll, if there is one and a write to list in it."""
         poll = self._polls.get(token)
         if poll is not None:
-            self._respond_to_poll(poll[0], token, poll[1], 0.0)
+            poll[0].scope.run(self._answer_pending, *poll, token)
 
     def is_polled(self, token: str) -> bool:
         return token in self._polls
@@ -193,9 +205,9 @@ class SenderServer:
         self._stopped = True
         self.listener.stop()
         for connection, _ in list(self._polls.values()):
-            connection.refuse(410)
-        for connection in list(self.listener.connections):
-            connection.end("the sender is closed")
+            connection.scope.run(connection.refuse, 410)
+        for connection in self.listener.connections:
+            connection.scope.run(connection.end, "the sender is closed")
 
     def _on_request(self, connection: ServerConnection, request: Request) -> None:
         target = parse_target(request.target)
@@ -203,6 +215,10 @@ class SenderServer:
         if not hmac.compare_digest(authorization, b"Bearer " + self.secret.hex().encode()):
             log.warning("refused a request without the secret of this sender's address")
             connection.refuse(403)
+            return
+        self.listener.opened(connection)  # with the first of its requests
+        self.listener.heard(connection)
+        if connection.has_ended:
             return
         if target is None:
             connection.refuse(404)
@@ -240,16 +256,27 @@ class SenderServer:
         body = Cursor(write.views, answer.start, answer.stop)
         connection.send(answer.status, answer.headers, body, source=write)
 
-    def _respond_to_poll(self, connection: ServerConnection, token: str, after: int, wait_s: float) -> None:
-        """Responds now if there is a write to list; otherwise waits for one, unless ``wait_s`` is 0."""
+    def _list_published(self, connection: ServerConnection, token: str, after: int) -> bool:
+        """Responds with the writes above ``after``. Returns False, having done nothing, if there is none."""
         link = self.links.get(token)
         body = b"" if link is None else link.encode_published(after)
         if body:
             headers = {"Content-Type": "application/msgpack", "Content-Length": str(len(body)), **UNCHANGED}
             connection.send(200, headers, Cursor([memoryview(body)]))
-        elif self._stopped:
+        return bool(body)
+
+    def _answer_pending(self, connection: ServerConnection, after: int, token: str) -> None:
+        self._list_published(connection, token, after)
+
+    def _respond_to_poll(self, connection: ServerConnection, token: str, after: int, wait_s: float) -> None:
+        """Responds now if there is a write to list or ``wait_s`` is 0; otherwise waits for one."""
+        if self._list_published(connection, token, after):
+            return
+        if self._stopped:
             connection.refuse(410)
-        elif wait_s:
+        elif not wait_s:
+            connection.send(204, UNCHANGED)
+        else:
             if token in self._polls:  # the receiver has lost that connection, and a proxy keeps it open
                 self._polls[token][0].send(204, UNCHANGED)
             self._polls[token] = (connection, after)
@@ -262,6 +289,6 @@ class SenderServer:
 
 
 def _preferred_wait_s(request: Request) -> float:
-    """Returns the seconds of ``Prefer: wait=``, at least 1; infinity without it."""
+    """Returns the seconds of ``Prefer: wait=``; infinity without it."""
     match = _WAIT.search(request.headers.get("prefer", ""))
-    return math.inf if match is None else max(float(match[1]), 1.0)
+    return math.inf if match is None else float(match[1])

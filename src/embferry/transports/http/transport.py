@@ -30,12 +30,13 @@ from ..contract import Capabilities, Region
 from ..handles import TOKEN_BYTES, decode_handle
 from ..net import address as addresses
 from ..net.connections import LinkedTransport
-from ..net.listener import listen
+from ..net.listener import DEFAULT_LIMITS, Listener, ListenLimits, listen
+from ..net.stalls import STALL_TIMEOUT_S, check_stall_timeout
 from ..receive_region import ReceiveRegion
 from .messages import HttpAddress, HttpHandle, parse_address, split_base
 from .remote_sender import RemoteSender
 from .send_link import SendLink
-from .serving import SenderServer
+from .serving import SenderServer, ServerConnection
 
 __all__ = ["HttpTransport"]
 
@@ -56,9 +57,11 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
             names.
         poll_s: Seconds a poll of the receiver waits for something to fetch, at most 30; it must be less than the idle
             time-outs of proxies in between.
-        timeout_s: Seconds without a byte of a response until the receiver repeats its request, and seconds without a
-            request until the sender's link is lost.
+        stall_timeout_s: Seconds without a new byte until the receiver reports a write as failed; half of it, until it
+            repeats the request. Seconds without a request, or without a report of new bytes, until the sender's link
+            is lost.
         connections: Number of connections that fetch from one sender at the same time.
+        limits: Bounds on the connections of receivers.
     """
 
     name = "http"
@@ -73,15 +76,17 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
         advertise: str | None = None,
         proxy: str | None = None,
         poll_s: float = 15.0,
-        timeout_s: float = 5.0,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
         connections: int = 4,
+        limits: ListenLimits = DEFAULT_LIMITS,
     ) -> None:
+        if not 1 <= poll_s <= 30 or connections < 1:
+            raise LocalProtocolError("poll_s must be 1 to 30, connections at least 1")
+        self._stall_timeout_s, self._limits = check_stall_timeout(stall_timeout_s), limits
         super().__init__(wake)
-        if not 1 <= poll_s <= 30 or timeout_s <= 0 or connections < 1:
-            raise LocalProtocolError("poll_s must be 1 to 30, timeout_s greater than 0, connections at least 1")
         self._host, self._port, self._advertise = host, port, advertise or host
         self._proxy = None if proxy is None else split_base(proxy, allow_names=False)[:2]
-        self._poll_s, self._timeout_s, self._connections = poll_s, timeout_s, connections
+        self._poll_s, self._connections = poll_s, connections
         self._server: SenderServer | None = None
         self._address = b""
         self._token = b""
@@ -114,7 +119,7 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
             if len(self._senders) >= MAX_SENDERS:
                 raise TransportError(f"{MAX_SENDERS} senders are being polled already", retryable=False)
             on_end = partial(self._forget_sender, address)
-            limits = self._poll_s, self._timeout_s, self._connections
+            limits = self._poll_s, self._stall_timeout_s, self._connections
             self._senders[address] = RemoteSender(to, self._token.hex(), landing, self._loop, *limits, on_end)
 
     def connect(self, handle: bytes) -> None:
@@ -127,13 +132,15 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
             self._loop,
             self._outbox,
             partial(self._over, handle),
-            silence_timeout_s=self._timeout_s,
-            stall_timeout_s=max(6 * self._timeout_s, 2 * self._poll_s),
+            stall_timeout_s=self._stall_timeout_s,
             on_publish=lambda: server.on_publish(token),
             is_polled=lambda: server.is_polled(token),
         )
-        self._loop.call(lambda: server.links.__setitem__(token, link))
+        link.scope.call(lambda: server.links.__setitem__(token, link))
         return link
+
+    def _listener(self) -> Listener[ServerConnection] | None:
+        return None if self._server is None else self._server.listener
 
     def _shut(self, links: Sequence[SendLink]) -> None:
         if self._server is not None:
@@ -144,12 +151,12 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
             senders = list(self._senders.values())
         responded = [threading.Event() for _ in senders]
         for sender, event in zip(senders, responded, strict=True):
-            self._loop.call(partial(sender.stop, event.set))
+            sender.scope.call(partial(sender.stop, event.set))
         deadline = time.monotonic() + GOODBYE_S
         for event in responded:
             event.wait(max(0.0, deadline - time.monotonic()))
         for sender in senders:
-            self._loop.call(sender.hang_up)
+            sender.scope.call(sender.hang_up)
 
     def _serve(self) -> SenderServer:
         """Returns the server, which is made at the first call. The caller holds the lock."""
@@ -160,7 +167,13 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
         is_url = base.startswith("http://")
         if not is_url:
             addresses.advertised(base)
-        server = self._server = SenderServer(listen(self._host, self._port), self._loop, self._poll_s)
+        sock = listen(self._host, self._port)
+        try:
+            server = SenderServer(sock, self._loop, self._poll_s, self._limits)
+        except BaseException:
+            sock.close()
+            raise
+        self._server = server
         if not is_url:
             port = server.listener.port
             base = f"http://[{base}]:{port}" if ":" in base else f"http://{base}:{port}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -10,6 +11,8 @@ from collections.abc import Callable
 
 from ..net.loop import READ, WRITE, Scope
 from .messages import LENGTH, FrameError, Message, decode, encode
+
+log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 16
 
@@ -21,8 +24,10 @@ class Channel:
 
     Args:
         sock: Connected; closed by the channel.
+        loop: The scope of the connection.
         on_message: Called for each message; a ``FrameError`` that it raises goes to ``on_fault``.
-        on_fault: The peer broke the format. Nothing more is read as messages; the caller decides what happens next.
+        on_fault: The peer broke the format, or a bug has kept this end from handling a message. Nothing more is read as
+            messages; the caller decides what happens next.
         on_end: Called once, with the reason, when no more will come: the peer hung up, or the connection broke.
         limit: Largest frame that is accepted, bytes; to be raised when the peer has shown its token.
         max_unsent: Bytes the peer may leave unread before it is given up, because it has stopped or means harm.
@@ -46,8 +51,6 @@ class Channel:
         self._failure = ""  # why it cannot send
         self._lock = threading.Lock()  # of _outgoing, and of the socket against being closed under a send
         sock.setblocking(False)
-        with contextlib.suppress(OSError):  # the peer may have left already; reading will tell
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         loop.watch(sock.fileno(), READ, self._ready)
 
     def send(self, message: Message) -> None:
@@ -71,6 +74,13 @@ class Channel:
         self._deaf = True
         with self._lock:
             self._shut(socket.SHUT_WR)
+
+    def go_on(self, loop: Scope) -> None:
+        """After a failure of the scope: hangs up, and waits in a new scope for the peer to hang up too."""
+        self._loop = loop
+        self.hang_up()
+        if not self._ended:
+            loop.watch(self.sock.fileno(), READ, self._ready)
 
     def close(self) -> None:
         """Ends at once; ``on_end`` is not called. Idempotent."""
@@ -116,6 +126,10 @@ class Channel:
         except FrameError as error:
             self._deaf = True
             self._on_fault(error)
+        except Exception as bug:
+            log.exception("a message of the side channel could not be handled")
+            self._deaf = True
+            self._on_fault(FrameError(f"this end failed to handle a message: {bug!r}"))
 
     def _next_frame(self) -> bytes | None:
         if len(self._incoming) < LENGTH.size:

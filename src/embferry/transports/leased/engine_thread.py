@@ -129,7 +129,6 @@ class EngineThread:
         on_over: A job has ended; unless it is unclean no byte of it is in flight.
         on_end: Called once, last: the engine is closed and no source is read any more. Gets the error, None if the
             thread was told to stop; and whether it is certain that no byte is in flight.
-        on_bug: The thread has died of an exception.
     """
 
     def __init__(
@@ -140,10 +139,9 @@ class EngineThread:
         on_ready: Callable[[], None] = lambda: None,
         on_over: Callable[[WriteJob], None],
         on_end: Callable[[TransportError | None, bool], None],
-        on_bug: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
         self._open_engine = open_engine
-        self._on_ready, self._on_over, self._on_end, self._on_bug = on_ready, on_over, on_end, on_bug
+        self._on_ready, self._on_over, self._on_end = on_ready, on_over, on_end
         self._news = threading.Event()
         self._stopping = False
         self._metadata: bytes | None = None
@@ -190,7 +188,6 @@ class EngineThread:
             error = without_traceback(failed)
         except Exception as bug:
             log.exception("the thread %s has ended", threading.current_thread().name)
-            self._on_bug(bug)
             error, self._in_doubt = TransportError(f"a thread of the transport ended with {bug!r}"), True
         self._on_end(error, not self._in_doubt)
 

@@ -153,6 +153,11 @@ class LeaseTable:
             self._lock.wait_for(lambda: not self._out, timeout_s)
             return tuple(self._out)
 
+    def holds_any(self, holder: object) -> bool:
+        """Returns whether a holder has an ask or a lease."""
+        with self._lock:
+            return bool(self._asked.get(holder)) or any(lease.holder is holder for lease in self._out)
+
     # The senders
 
     def ask(self, holder: object, serial: int, epoch: int, ranges: Ranges) -> Outcome | None:

@@ -16,6 +16,8 @@ receiver  ``stop``         start no more of this write and send ``done`` soon: i
 sender    ``done``         the write is over and no byte of it is in flight
 sender    ``failed``       the write is over; its engine failed and bytes of it may still be in flight
 receiver  ``acknowledged`` ``done`` or ``failed`` has been taken in; whether the window is still open (Mooncake only)
+sender    ``ping``         sent every second while a write is open; ``pong`` is the answer. Without it, a sender could
+receiver  ``pong``         not tell a receiver that lets an ask wait from one that is gone
 sender    ``broken``       the engine is of no more use and bytes may still be in flight: cut this sender off, then
                            close the connection
 ========= ================ =============================================================================================
@@ -89,11 +91,19 @@ class Acknowledged(_Message, frozen=True):
     window_open: bool
 
 
+class Ping(_Message, frozen=True):
+    pass
+
+
+class Pong(_Message, frozen=True):
+    pass
+
+
 class Broken(_Message, frozen=True):
     pass
 
 
-Message = Hello | Welcome | Ask | Verdict | Stop | Done | Failed | Acknowledged | Broken
+Message = Hello | Welcome | Ask | Verdict | Stop | Done | Failed | Acknowledged | Ping | Pong | Broken
 
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 encode = msgspec.msgpack.encode

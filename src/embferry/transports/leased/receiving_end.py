@@ -14,7 +14,7 @@ from typing import ClassVar
 from ..contract import Region, Revoked, Window
 from ..handles import TOKEN_BYTES, boot_id
 from ..net.connector import set_keepalive
-from ..net.listener import Listener
+from ..net.listener import Listener, ListenLimits
 from ..net.loop import Scope
 from ..outbox import Outbox
 from . import messages as m
@@ -24,8 +24,7 @@ from .messages import FrameError
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_S = 5.0
-MAX_UNSENT = 4 << 20  # bytes of answers that a sender may leave unread
+MAX_UNSENT = m.MAX_FRAME + (256 << 10)  # bytes of answers that a sender may leave unread
 
 
 class ReceivingEnd(ABC):
@@ -40,6 +39,7 @@ class ReceivingEnd(ABC):
     """
 
     max_senders: ClassVar[int]
+    descriptors_of_a_sender: ClassVar[int] = 1
     listener: Listener[SenderConnection]
 
     def __init__(
@@ -58,7 +58,9 @@ class ReceivingEnd(ABC):
 
     def listen(self, sock: socket.socket) -> None:
         """Begins to accept senders on ``sock``, which is closed with the rest."""
-        self.listener = Listener(sock, self.loop, "a sender", self.max_senders, partial(SenderConnection, self))
+        limits = ListenLimits(self.max_senders, self.max_senders, descriptors_each=self.descriptors_of_a_sender)
+        # On one host the connection must end by the sender's own hand or its death: see nixl/receiving_end.py.
+        self.listener = Listener(sock, self.loop, "a sender", limits, partial(SenderConnection, self), keepalive=False)
         self.listener.start()
 
     @abstractmethod
@@ -97,12 +99,12 @@ class ReceivingEnd(ABC):
         Runs on the loop's thread, before anything else does: "go" must precede "stop".
         """
         for lease, go in outcome.verdicts:
-            _connection(lease).send_verdict(lease, go)
+            _tell(lease, SenderConnection.send_verdict, lease, go)
         for lease in outcome.stops:
-            _connection(lease).channel.send(m.Stop(lease.serial))
+            _tell(lease, SenderConnection.send, m.Stop(lease.serial))
         if self._acknowledges:
             for lease, window_open in outcome.acknowledged:
-                _connection(lease).channel.send(m.Acknowledged(lease.serial, window_open))
+                _tell(lease, SenderConnection.send, m.Acknowledged(lease.serial, window_open))
         for epoch in outcome.revoked:
             self.outbox.post(Revoked(epoch))
 
@@ -120,39 +122,43 @@ class ReceivingEnd(ABC):
 
     def _stop(self) -> None:
         self.listener.stop()
-        for sender in list(self.listener.connections):
-            sender.tear_down("the receiver is closed", logging.DEBUG)
+        for sender in self.listener.connections:
+            sender.scope.run(sender.tear_down, "the receiver is closed", logging.DEBUG)
 
 
-def _connection(lease: Lease) -> SenderConnection:
+def _tell(lease: Lease, call: Callable[..., None], *arguments: object) -> None:
+    """Calls a method of the holder's connection. What it raises is the failure of that connection."""
     assert isinstance(lease.holder, SenderConnection)
-    return lease.holder
+    lease.holder.scope.run(call, lease.holder, *arguments)
 
 
 class SenderConnection:
     """The connection of one sender: the holder of its leases. Everything here is for the loop's thread."""
 
-    def __init__(self, receiving: ReceivingEnd, sock: socket.socket, address: str) -> None:
+    def __init__(self, receiving: ReceivingEnd, sock: socket.socket, address: tuple[str, int]) -> None:
         self._receiving, self._address = receiving, address
+        self.scope = receiving.loop.scope(self._failed)
         self.same_host = False
-        self.ending = False
+        self.ending = self._has_failed = False
         self._greeted = False
         self._base: int | None = None  # address of the region that the sender has been told
         self.channel = Channel(
             sock,
-            receiving.loop,
+            self.scope,
             on_message=self._on_message,
             on_fault=self._on_fault,
             on_end=partial(self.tear_down, level=logging.DEBUG),
             limit=m.MAX_HELLO_FRAME,
             max_unsent=MAX_UNSENT,
         )
-        receiving.loop.later(HANDSHAKE_S, self._check_greeting)
 
     def welcome(self, metadata: bytes) -> None:
         """Tells the sender that it may ask, and what its engine needs to reach ours."""
         self._base = self._receiving.table.base
         self.channel.send(m.Welcome(metadata, self._base))
+
+    def send(self, message: m.Message) -> None:
+        self.channel.send(message)
 
     def send_verdict(self, lease: Lease, go: bool) -> None:
         if go and lease.base != self._base:
@@ -166,16 +172,30 @@ class SenderConnection:
             return
         self.ending = True
         log.log(level, "closing the connection of the sender at %s: %s", self._address, reason)
-        self._receiving.carry_out(self._receiving.table.lost(self))
-        self._receiving.detach(self)
+        try:
+            self._receiving.carry_out(self._receiving.table.lost(self))
+        finally:
+            self._receiving.detach(self)
 
     def close(self) -> None:
         self.channel.close()
-        self._receiving.listener.connections.discard(self)
+        self._receiving.listener.ended(self)
 
-    def _check_greeting(self) -> None:
-        if not self._greeted:
-            self.tear_down(f"it did not introduce itself within {HANDSHAKE_S} s", logging.WARNING)
+    def make_room(self, reason: str) -> bool:
+        """Ends the connection of a sender that does not write. One that writes must end it itself."""
+        if self._receiving.table.holds_any(self):
+            return False
+        self.tear_down(reason)
+        return True
+
+    def _failed(self, error: BaseException) -> None:
+        """A callback has raised. Writes of the sender may go on, so that it must be the one to end the connection."""
+        if self.ending or self._has_failed:
+            self._receiving.outbox.fail(error)  # its leases cannot be ended any more
+            return
+        self._has_failed = True
+        self.scope = self._receiving.loop.scope(self._failed)
+        self.channel.go_on(self.scope)
 
     def _on_fault(self, error: FrameError) -> None:
         log.warning("the sender at %s broke the format: %s", self._address, error)
@@ -186,8 +206,12 @@ class SenderConnection:
 
     def _on_message(self, message: m.Message) -> None:
         table = self._receiving.table
+        self._receiving.listener.heard(self)
         match message:
             case _ if self.ending:
+                return
+            case m.Ping() if self._base is not None:
+                self.channel.send(m.Pong())
                 return
             case m.Hello(token, boot_id) if not self._greeted:
                 self._on_hello(token, boot_id)
@@ -212,7 +236,8 @@ class SenderConnection:
         self._greeted = True
         self.same_host = boot_id == self._receiving.boot_id
         if not self.same_host:
-            # On one host the connection must end by the sender's own hand or its death: see nixl/receiving_end.py.
             set_keepalive(self.channel.sock)
         self.channel.limit = m.MAX_FRAME
-        self._receiving.attach(self)
+        self._receiving.listener.opened(self)
+        if not self.ending:
+            self._receiving.attach(self)

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError, TransportStalled
 
 from ..contract import Piece, Written
 from ..net.connector import Connector
 from ..net.link import OnEnd, SocketLink, refused
 from ..net.loop import Scope
+from ..net.stalls import progress_interval
 from ..outbox import Outbox
 from ..windows import Ranges
 from . import messages as m
@@ -49,6 +50,8 @@ class SendingEnd(SocketLink):
         acknowledged: The receiver answers "done", and a write is reported only then. So a receiver that is told of the
             report, on any transport, finds that the lease has ended.
         connect_timeout_s: How long the receiver may take to answer a connection.
+        stall_timeout_s: The link is lost when a write is open, and for this time nothing has come from the receiver,
+            which is asked for a sign of life every second.
 
     Raises:
         TransportError: The connection is refused at once.
@@ -66,8 +69,12 @@ class SendingEnd(SocketLink):
         transport: str,
         acknowledged: bool,
         connect_timeout_s: float,
+        stall_timeout_s: float,
     ) -> None:
         super().__init__(loop, outbox, on_end)
+        self._stall_timeout_s = stall_timeout_s
+        self._heard_at = self._next_check = 0.0
+        self._is_checking = False  # guarded by the lock
         self._hello, self._acknowledged, self._connect_timeout_s = hello, acknowledged, connect_timeout_s
         # Guarded by the lock, up to _lost.
         self._jobs: dict[int, _LeasedWrite] = {}
@@ -79,17 +86,16 @@ class SendingEnd(SocketLink):
         self._channel: Channel | None = None
         self._base = 0
         self._welcomed = self._hung_up = self._awaits_hang_up = False
-        self._connector = Connector(address, loop, connect_timeout_s, self._on_connected, self._on_refused)
+        self._connector = Connector(address, self.scope, connect_timeout_s, self._on_connected, self._on_refused)
         self._thread = EngineThread(
             f"embferry-{transport}-engine",
             open_engine,
             on_ready=self._on_ready,
             on_over=self._on_over,
-            on_end=lambda error, clean: loop.call(partial(self._on_engine_end, error, clean)),
-            on_bug=outbox.fail,
+            on_end=lambda error, clean: self.scope.call(partial(self._on_engine_end, error, clean)),
         )
         self._connector.start()
-        loop.call(lambda: loop.later(connect_timeout_s, self._check_welcome))
+        self.scope.call(lambda: self.scope.later(connect_timeout_s, self._check_welcome))
         self._thread.start()  # after that, so that its end comes after it too
 
     # From any thread
@@ -99,9 +105,12 @@ class SendingEnd(SocketLink):
         self._serial += 1
         self._jobs[job.serial] = job
         self._unasked.append(job)
-        return partial(self._begin, job)
+        starts_check, self._is_checking = not self._is_checking, True
+        return partial(self._begin, job, starts_check)
 
-    def _begin(self, job: _LeasedWrite) -> None:
+    def _begin(self, job: _LeasedWrite, starts_check: bool) -> None:
+        if starts_check:
+            self.scope.call(self._start_check)
         self._thread.put(job)  # registers the source while the receiver decides
         self._ask()
 
@@ -156,9 +165,36 @@ class SendingEnd(SocketLink):
 
     # The connection
 
+    def _start_check(self) -> None:
+        self._heard_at = self._next_check = self.scope.now()
+        self._check()
+
+    def _check(self) -> None:
+        """Asks for a sign of life, once a second while writes are open; ends the link if there has been none."""
+        with self._lock:
+            self._is_checking = bool(self._jobs) and self._error is None
+        if not self._is_checking:
+            return
+        now, limit = self.scope.now(), self._stall_timeout_s
+        if now - self._next_check > limit / 2 or not self._welcomed:
+            self._heard_at = now  # this process was stopped, or the time to connect is still running
+        if now - self._heard_at >= limit:
+            self._hung_up = True  # it would not hear that it is to cut this sender off
+            self.end(TransportStalled(f"nothing has come from the receiver for {limit:g} s"), lost=True)
+            return
+        if self._channel is not None and self._welcomed:
+            self._channel.send(m.Ping())
+        pause = progress_interval(limit)
+        self._next_check = now + pause
+        self.scope.later(pause, self._check)
+
+    def _failed(self, error: BaseException) -> None:
+        self._hung_up = True  # the scope has ended: nothing more is read
+        super()._failed(error)
+
     def _check_welcome(self) -> None:
         if not self._welcomed:
-            self.end(TransportError(f"the receiver did not answer within {self._connect_timeout_s} s"), lost=True)
+            self.end(TransportStalled(f"the receiver did not answer within {self._connect_timeout_s} s"), lost=True)
 
     def _on_refused(self, error: TransportError) -> None:
         self._hung_up = True
@@ -167,7 +203,7 @@ class SendingEnd(SocketLink):
     def _on_connected(self) -> None:
         self._channel = Channel(
             self._connector.sock,
-            self._loop,
+            self.scope,
             on_message=self._on_message,
             on_fault=lambda error: self._on_hang_up(str(error)),
             on_end=self._on_hang_up,
@@ -183,7 +219,10 @@ class SendingEnd(SocketLink):
             self._finish()
 
     def _on_message(self, message: m.Message) -> None:
+        self._heard_at = self.scope.now()
         match message:
+            case m.Pong():
+                pass
             case m.Welcome(metadata, base):
                 self._base = base
                 if not self._welcomed:
@@ -216,7 +255,8 @@ class SendingEnd(SocketLink):
             return
         self._awaits_hang_up = True
         self._channel.send(m.Broken())
-        self._loop.later(self._connect_timeout_s, self._finish)
+        if not self.scope.later(self._connect_timeout_s, self._finish):
+            self._finish()
 
     def _finish(self) -> None:
         if self._finished.is_set():
@@ -224,9 +264,11 @@ class SendingEnd(SocketLink):
         if self._channel is not None:
             self._channel.close()
         else:
-            self._loop.unwatch(self._connector.sock.fileno())
+            self.scope.unwatch(self._connector.sock.fileno())
             self._connector.sock.close()
         tickets = [job.ticket for job in self._jobs.values()]
         self._jobs.clear()
-        self._on_end(self, tickets, self._error or TransportError("this link has ended"), self._lost)
-        self._finished.set()
+        try:
+            self._on_end(self, tickets, self._error or TransportError("this link has ended"), self._lost)
+        finally:
+            self._finished.set()

@@ -16,10 +16,11 @@ from ..contract import Region
 from ..handles import Host, Port, Token, boot_id
 from ..net import address
 from ..net.connections import LinkedTransport
-from ..net.listener import listen
+from ..net.listener import Listener, listen
+from ..net.stalls import check_stall_timeout
 from .engine_thread import WriteEngine
 from .messages import Hello
-from .receiving_end import ReceivingEnd
+from .receiving_end import ReceivingEnd, SenderConnection
 from .sending_end import SendingEnd
 
 R = TypeVar("R", bound=ReceivingEnd)
@@ -31,6 +32,7 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
     Args:
         host: The address the side channel listens on, at ``port``; ``advertise``: the one peers connect to, if another.
         connect_timeout_s: How long a receiver may take to answer a connection.
+        stall_timeout_s: See :class:`SendingEnd`.
         engine_end_timeout_s: How long :meth:`close` waits for the engines of links; None: without limit.
     """
 
@@ -44,8 +46,10 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         port: int,
         advertise: str | None,
         connect_timeout_s: float,
+        stall_timeout_s: float,
         engine_end_timeout_s: float | None = None,
     ) -> None:
+        self._stall_timeout_s = check_stall_timeout(stall_timeout_s)
         super().__init__(wake)
         self._host, self._port, self._advertise = host, port, advertise or host
         self._connect_timeout_s, self._engine_end_timeout_s = connect_timeout_s, engine_end_timeout_s
@@ -94,8 +98,12 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
             transport=self.name,
             acknowledged=self.acknowledged,
             connect_timeout_s=self._connect_timeout_s,
+            stall_timeout_s=self._stall_timeout_s,
         )
         self._join(handle, make)
+
+    def _listener(self) -> Listener[SenderConnection] | None:
+        return None if self._receiving is None else self._receiving.listener
 
     def _shut(self, links: Sequence[SendingEnd]) -> None:
         limit = self._engine_end_timeout_s

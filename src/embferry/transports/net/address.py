@@ -43,3 +43,16 @@ def reachable(host: str) -> str:
     if "%" in host or address.is_unspecified or address.is_multicast:
         raise TransportError(f"{host!r} cannot be connected to; advertise another address", retryable=False)
     return str(address)
+
+
+def network_of(address: str) -> str:
+    """Returns the IPv4 address, or the IPv6 network of 64 bits, whose connections are counted together.
+
+    One host can have every address of such a network.
+    """
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return address

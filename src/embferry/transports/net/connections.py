@@ -7,13 +7,14 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from embferry.protocol.errors import LocalProtocolError, TransportError
 
-from ..contract import Event, LinkLost, Piece, Transport, Window, Written
+from ..contract import ConnectionCounts, Event, LinkLost, Piece, Transport, Window, Written
 from ..outbox import Outbox
-from .loop import LoopThread
+from .listener import Listener
+from .loop import LoopThread, Scope
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,17 @@ class Receiving(Protocol):
 
 
 class Link(Protocol):
-    """The connection to the receiver behind one handle."""
+    """The connection to the receiver behind one handle.
+
+    Attributes:
+        scope: The link's part of the loop, in which its callbacks run.
+    """
+
+    scope: Scope
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no write enters any more. Any thread."""
 
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         """Starts a write, which ends in one ``Written``, also after :meth:`end`. Any thread."""
@@ -51,7 +62,10 @@ class LinkedTransport(Transport, Generic[R, L]):
     def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
         super().__init__(wake)
         self._outbox = Outbox(lambda: self.wake())
-        self._loop = LoopThread(f"embferry-{self.name}", self._outbox.fail)
+        try:
+            self._loop = LoopThread(f"embferry-{self.name}", self._outbox.fail)
+        except OSError as error:
+            raise TransportError(f"the {self.name} transport cannot start: {error}") from error
         self._receiving: R | None = None
         self._lock = threading.Lock()  # guards the attributes below
         self._links: dict[bytes, L] = {}
@@ -79,7 +93,7 @@ class LinkedTransport(Transport, Generic[R, L]):
         with self._lock:
             link = self._links.pop(handle, None)
         if link is not None:
-            self._loop.call(partial(link.end, TransportError("this end disconnected"), lost=False))
+            link.scope.call(partial(link.end, TransportError("this end disconnected"), lost=False))
 
     def poll(self) -> list[Event]:
         return self._outbox.drain()
@@ -91,13 +105,22 @@ class LinkedTransport(Transport, Generic[R, L]):
             self._closed = True
             links = list(self._unfinished)
         for link in links:
-            self._loop.call(partial(link.end, TransportError("this end was closed"), lost=False))
+            link.scope.call(partial(link.end, TransportError("this end was closed"), lost=False))
         try:
             self._shut(links)
         finally:
             self._loop.close()
 
+    @property
+    def connections(self) -> ConnectionCounts:
+        listener = self._listener()
+        return ConnectionCounts() if listener is None else listener.counts
+
     # For subclasses
+
+    def _listener(self) -> Listener[Any] | None:
+        """Returns the listener, if the transport has one by now."""
+        return None
 
     @abstractmethod
     def _shut(self, links: Sequence[L]) -> None:
@@ -117,14 +140,15 @@ class LinkedTransport(Transport, Generic[R, L]):
         return self._receiving
 
     def _join(self, handle: bytes, link: Callable[[], L]) -> None:
-        """Makes the link behind ``handle``, unless there is one.
+        """Makes the link behind ``handle``, unless there is one that has not ended.
 
         Raises:
             TransportError: ``link`` has raised it.
         """
         with self._lock:
             self._check_open()
-            if handle not in self._links:
+            present = self._links.get(handle)
+            if present is None or present.has_ended:
                 self._links[handle] = made = link()
                 self._unfinished.add(made)
 

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError, TransportStalled
 
 from .loop import WRITE, Scope
 
@@ -46,6 +46,9 @@ def connecting(address: tuple[str, int]) -> socket.socket:
     except OSError as error:
         sock.close()
         raise TransportError(f"cannot connect to {host} port {port}: {error}") from error
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
@@ -95,4 +98,4 @@ class Connector:
 
     def _check(self) -> None:
         if not self.connected and self.sock.fileno() >= 0:
-            self._on_failed(TransportError(f"the receiver did not answer within {self._timeout_s} s"))
+            self._on_failed(TransportStalled(f"the receiver did not answer within {self._timeout_s} s"))

@@ -22,12 +22,23 @@ It reports all of them. See ``LinkedTransport``.
 
 
 class SocketLink(ABC):
-    """The link to one receiver. The constructor and ``write`` are for any thread."""
+    """The link to one receiver. The constructor and ``write`` are for any thread.
+
+    Its callbacks run in a scope of its own: a bug in one of them ends this link only.
+
+    Attributes:
+        scope: The link's part of the loop.
+    """
 
     def __init__(self, loop: Scope, outbox: Outbox, on_end: OnEnd) -> None:
-        self._loop, self._outbox, self._on_end = loop, outbox, on_end
+        self.scope = loop.scope(self._failed)
+        self._outbox, self._on_end = outbox, on_end
         self._lock = threading.Lock()
         self._error: TransportError | None = None  # set once, with the lock; no write enters afterwards
+
+    @property
+    def has_ended(self) -> bool:
+        return self._error is not None
 
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         ranges = checked_ranges(epoch, pieces)
@@ -43,6 +54,14 @@ class SocketLink(ABC):
     @abstractmethod
     def _enter(self, epoch: int, ranges: Ranges, pieces: Sequence[Piece], ticket: int) -> Callable[[], None]:
         """Takes in a write, with the lock held. Returns a function that starts it, to be called without the lock."""
+
+    @abstractmethod
+    def end(self, error: TransportError, *, lost: bool) -> None:
+        """Ends every write in flight, and the connection. ``lost`` is False if this side ends the link."""
+
+    def _failed(self, error: BaseException) -> None:
+        """A callback of the link has raised. Runs on the loop's thread; the scope has ended."""
+        self.end(TransportError(f"this end failed to handle the connection: {error!r}"), lost=True)
 
 
 def refused() -> TransportError:

@@ -1,26 +1,97 @@
-"""A listening socket on the loop, and its accepted connections, bounded in number."""
+"""A listening socket on the loop, and a bounded table of its connections.
+
+A full table makes room instead of refusing: the connection that has been silent longest, for ``idle_time`` at least,
+is closed. An end of a transfer is not silent for that long, so a silent connection is one that no transfer uses, or of
+a host that is gone, or is held by a peer that means harm; its owner loses nothing by connecting again. A newcomer is
+most likely a worker with a transfer; refusing it would let a thousand silent connections stop the service.
+
+The same is done when this process has no descriptor left for a newcomer.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import resource
 import socket
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Generic, Protocol, TypeVar
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import LocalProtocolError, TransportError
 
+from ..contract import ConnectionCounts
 from . import address
+from .connector import set_keepalive
+from .deadlines import Deadlines
 from .loop import READ, Scope
 
 log = logging.getLogger(__name__)
 
 ACCEPT_PAUSE_S = 0.1
 ACCEPTED_AT_ONCE = 64  # before other descriptors get their turn
+LOCAL = "this host"  # the address of a peer behind a Unix socket
+RESTART_S = 1.0
+REPORT_S = 10.0  # between two log lines about the same bound
+OF_DESCRIPTORS = 8
+"""The open connections of one listener take at most this part of the process's descriptors, those that have not
+introduced themselves half as much. So several listeners leave enough for everything else."""
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
-C = TypeVar("C")
+
+@dataclass(frozen=True, slots=True)
+class ListenLimits:
+    """Bounds of one listener. Times are seconds.
+
+    Raises:
+        LocalProtocolError: A number is not greater than 0.
+    """
+
+    connections: int = 1024
+    """Connections that have introduced themselves."""
+    connections_per_address: int = 256
+    """Those of one IPv4 address, or of one IPv6 network of 64 bits, which one host can have."""
+    handshakes: int = 256
+    """Connections that have not introduced themselves."""
+    hello_timeout: float = 5.0
+    """Longest time until a connection has introduced itself."""
+    idle_time: float = 10.0
+    """Silence after which a connection may have to make room."""
+    descriptors_each: int = 1
+    """Descriptors that an open connection takes in this process."""
+
+    def __post_init__(self) -> None:
+        check_positive(self)
+
+    def within_descriptors(self) -> ListenLimits:
+        """Returns the same limits, lowered to the part that one listener may take of the process's descriptors."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY:
+            return self
+        most = max(4, soft // OF_DESCRIPTORS)
+        open_most = max(4, most // self.descriptors_each)
+        return replace(
+            self,
+            connections=min(self.connections, open_most),
+            connections_per_address=min(self.connections_per_address, open_most),
+            handshakes=min(self.handshakes, most // 2),
+        )
 
 
-def listen(host: str, port: int, backlog: int = 128) -> socket.socket:
+def check_positive(limits: object) -> None:
+    """Raises LocalProtocolError unless every field of a dataclass is greater than 0."""
+    for field in fields(limits):  # type: ignore[arg-type]  # a dataclass; typeshed has no public name for that
+        value = getattr(limits, field.name)
+        if not value > 0:
+            raise LocalProtocolError(f"{field.name} must be greater than 0, not {value}")
+
+
+DEFAULT_LIMITS = ListenLimits()
+
+
+def listen(host: str, port: int, backlog: int = 1024) -> socket.socket:
     """Returns a socket that listens on ``port`` of ``host``; port 0 means any free one.
 
     Args:
@@ -39,28 +110,72 @@ def listen(host: str, port: int, backlog: int = 128) -> socket.socket:
         raise TransportError(f"cannot listen on {host} port {port}: {error}") from error
 
 
-class Listener(Generic[C]):
-    """Accepts connections. Every method but ``start`` runs on the loop's thread.
+class Accepted(Protocol):
+    """A connection that was accepted."""
 
-    A connection that ends must be removed from :attr:`connections`.
+    def make_room(self, reason: str) -> bool:
+        """Ends the connection, for the sake of others. Returns False if it must go on. Runs on the loop's thread."""
+
+
+C = TypeVar("C", bound=Accepted)
+
+
+class Listener(Generic[C]):
+    """Accepts connections and bounds them. Every method but ``start`` runs on the loop's thread.
+
+    A connection says when its peer has introduced itself (:meth:`opened`), spoken (:meth:`heard`) and gone
+    (:meth:`ended`). An exception of ``on_accept`` harms its connection only.
 
     Args:
         sock: The listening socket; the listener closes it.
-        loop: Watches the socket.
+        loop: Watches the socket, in a scope of its own.
         peer_role: What connects, for the log: "a sender".
-        most: Connections at a time; further ones are closed at once.
-        on_accept: Makes a connection object of a socket and the peer's address. Called on the loop's thread.
+        limits: Lowered to what the process's limit of descriptors allows.
+        on_accept: Makes a connection object of a socket and the peer's IP address and port. Called on the loop's
+            thread.
+        keepalive: Whether the kernel ends connections of hosts that are gone.
+
+    Attributes:
+        evicted: Connections closed so far to make room.
+        refused: Connections closed so far because there was no room to make.
     """
 
     def __init__(
-        self, sock: socket.socket, loop: Scope, peer_role: str, most: int, on_accept: Callable[[socket.socket, str], C]
+        self,
+        sock: socket.socket,
+        loop: Scope,
+        peer_role: str,
+        limits: ListenLimits,
+        on_accept: Callable[[socket.socket, tuple[str, int]], C],
+        *,
+        keepalive: bool = True,
     ) -> None:
         self.sock = sock
         self.port: int = sock.getsockname()[1]
-        self.connections: set[C] = set()
-        self._loop, self._peer_role, self._most, self._on_accept = loop, peer_role, most, on_accept
+        self.limits = limits.within_descriptors()
+        self.evicted = self.refused = 0
+        self._loop, self._peer_role, self._on_accept, self._keepalive = loop, peer_role, on_accept, keepalive
+        self._greeting: OrderedDict[C, str] = OrderedDict()  # with the network; the oldest first
+        self._hellos: Deadlines[C] = Deadlines(loop, self.limits.hello_timeout, self._no_hello)
+        self._open: OrderedDict[C, float] = OrderedDict()  # when it spoke last; the idlest first
+        self._network_of: dict[C, str] = {}
+        self._networks: dict[str, int] = {}
+        self._reported_at = -REPORT_S
         self._stopped = False
+        self._scope = loop.scope(self._failed)
         sock.setblocking(False)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def counts(self) -> ConnectionCounts:
+        return ConnectionCounts(len(self._open), self.evicted, self.refused)
+
+    @property
+    def connections(self) -> list[C]:
+        """Every connection, also those that have not introduced themselves."""
+        return [*self._greeting, *self._open]
 
     def start(self) -> None:
         """Begins to accept connections. Any thread."""
@@ -72,9 +187,50 @@ class Listener(Generic[C]):
         self._loop.unwatch(self.sock.fileno())
         self.sock.close()
 
+    def opened(self, connection: C) -> None:
+        """The peer has introduced itself. The connection is ended if there is no room for it."""
+        network = self._greeting.pop(connection, None)
+        self._hellos.stop(connection)
+        if network is None:
+            return
+        if self._networks.get(network, 0) >= self.limits.connections_per_address:
+            has_room = self._evict_idlest(network)
+        else:
+            has_room = len(self._open) < self.limits.connections or self._evict_idlest(None)
+        if not has_room:
+            self.refused += 1
+            self._report("refused one: %d connections are open, and none of them is idle", len(self._open))
+            self._make_room(connection, "too many connections, and none of them is idle")
+            return
+        self._open[connection] = self._loop.now()
+        self._network_of[connection] = network
+        self._networks[network] = self._networks.get(network, 0) + 1
+
+    def heard(self, connection: C) -> None:
+        """The peer has spoken."""
+        if connection in self._open:
+            self._open[connection] = self._loop.now()
+            self._open.move_to_end(connection)
+
+    def ended(self, connection: C) -> bool:
+        """The connection is closed. Returns whether it had introduced itself, and had a place."""
+        self._greeting.pop(connection, None)
+        self._hellos.stop(connection)
+        if self._open.pop(connection, None) is None:
+            return False
+        network = self._network_of.pop(connection)
+        self._networks[network] -= 1
+        if not self._networks[network]:
+            del self._networks[network]
+        return True
+
+    def _failed(self, error: BaseException) -> None:
+        self._scope = self._loop.scope(self._failed)
+        self._scope.later(RESTART_S, self._watch)
+
     def _watch(self) -> None:
         if not self._stopped:
-            self._loop.watch(self.sock.fileno(), READ, self._accept)
+            self._scope.watch(self.sock.fileno(), READ, self._accept)
 
     def _accept(self, events: int) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
@@ -83,13 +239,71 @@ class Listener(Generic[C]):
             except BlockingIOError:
                 return
             except OSError as error:
-                # The peer has left already, or no descriptors are left; without a pause the latter would spin.
-                log.warning("could not accept %s, trying again in %s s: %s", self._peer_role, ACCEPT_PAUSE_S, error)
-                self._loop.unwatch(self.sock.fileno())
-                self._loop.later(ACCEPT_PAUSE_S, self._watch)
+                # The peer has left already, or there is no descriptor; without a pause the latter would spin.
+                if error.errno in OUT_OF_RESOURCES and self._evict_any():
+                    continue
+                self._report("could not accept one, trying again in %s s: %s", ACCEPT_PAUSE_S, error)
+                self._scope.unwatch(self.sock.fileno())
+                self._scope.later(ACCEPT_PAUSE_S, self._watch)
                 return
-            if len(self.connections) >= self._most:
-                log.warning("refused %s at %s: %d are connected", self._peer_role, peer, self._most)
-                sock.close()
-                continue
-            self.connections.add(self._on_accept(sock, str(peer)))
+            self._take(sock, (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else (LOCAL, 0))
+
+    def _take(self, sock: socket.socket, peer: tuple[str, int]) -> None:
+        try:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):  # the peer may have left already; reading will tell
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._keepalive:
+                    set_keepalive(sock)
+            connection = self._on_accept(sock, peer)
+        except Exception as error:  # this connection only
+            sock.close()
+            level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
+            log.log(level, "could not take a connection of %s at %s", self._peer_role, peer, exc_info=error)
+            return
+        self._greeting[connection] = LOCAL if peer[0] == LOCAL else address.network_of(peer[0])
+        self._hellos.start(connection)
+        if len(self._greeting) > self.limits.handshakes:
+            self._evict_greeting("too many connections have not introduced themselves")
+
+    def _no_hello(self, connection: C) -> None:
+        self._make_room(connection, f"it did not introduce itself within {self.limits.hello_timeout:g} s")
+
+    def _make_room(self, connection: C, reason: str) -> bool:
+        try:
+            if not connection.make_room(reason):
+                return False
+        except Exception:
+            log.exception("a connection of %s could not be ended", self._peer_role)
+        self.ended(connection)  # now, because some take a while to end
+        return True
+
+    def _evict_any(self) -> bool:
+        return self._evict_greeting("this process has no descriptors left") or self._evict_idlest(None)
+
+    def _evict_greeting(self, reason: str) -> bool:
+        oldest = next(iter(self._greeting), None)
+        if oldest is None or not self._make_room(oldest, reason):
+            return False
+        self.evicted += 1
+        self._report("closed the one that has waited longest to introduce itself: %s", reason)
+        return True
+
+    def _evict_idlest(self, network: str | None) -> bool:
+        """Ends the connection that has been silent longest, of ``network`` if given. Returns whether there was one."""
+        now = self._loop.now()
+        for connection, heard_at in list(self._open.items()):
+            if now - heard_at < self.limits.idle_time:
+                break
+            mine = network is None or self._network_of[connection] == network
+            if mine and self._make_room(connection, "this idle connection made room for another; connect again"):
+                self.evicted += 1
+                return True
+        return False
+
+    def _report(self, text: str, *values: object) -> None:
+        """Logs something that a peer can cause as often as it likes."""
+        now = self._loop.now()
+        if now - self._reported_at >= REPORT_S:
+            self._reported_at = now
+            log.warning("connections of %s at port %d: " + text, self._peer_role, self.port, *values)

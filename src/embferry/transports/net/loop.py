@@ -11,7 +11,6 @@ import contextlib
 import heapq
 import itertools
 import logging
-import math
 import os
 import select
 import threading
@@ -19,6 +18,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+
+from embferry.protocol.errors import TransportError
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,11 @@ class Scope:
         """The loop of the scope."""
         return self._loop
 
-    def call(self, what: Callable[[], None]) -> None:
+    def scope(self, on_failure: Callable[[BaseException], None]) -> Scope:
+        """Returns a new part of the same loop that fails alone. It does not end with this scope."""
+        return Scope(self._loop, on_failure)
+
+    def call(self, what: Callable[[], object]) -> None:
         """Runs ``what`` on the loop's thread soon, in the order of the calls. Any thread.
 
         ``what`` is never lost: once the loop is closed, it runs at once, on the calling thread.
@@ -62,10 +67,12 @@ class Scope:
 
     # Loop thread only
 
-    def later(self, delay_s: float, what: Callable[[], None]) -> None:
-        """Runs ``what`` after ``delay_s`` seconds, unless the scope has ended by then."""
-        if not self._ended:
-            self._loop._schedule(self, delay_s, what)
+    def later(self, delay_s: float, what: Callable[[], object]) -> bool:
+        """Runs ``what`` after ``delay_s`` seconds, unless the scope has ended by then. Returns False if it has now."""
+        if self._ended or self._loop._closed:
+            return False
+        self._loop._schedule(self, delay_s, what)
+        return True
 
     def watch(self, fd: int, events: int, ready: Ready) -> None:
         """Calls ``ready(events)`` whenever ``fd`` is ready. A second call replaces events and callback."""
@@ -82,7 +89,7 @@ class Scope:
             self._ended = True
             self._loop._drop(self)
 
-    def run(self, what: Callable[..., None], *arguments: object) -> bool:
+    def run(self, what: Callable[..., object], *arguments: object) -> bool:
         """Runs ``what`` now, as a callback of this scope. Returns False if an exception left it."""
         try:
             what(*arguments)
@@ -131,10 +138,10 @@ class Loop(Scope):
             raise
         self._epoll.register(self._wakeup, READ)
         self._watched: dict[int, _Watched] = {}
-        self._timers: list[tuple[float, int, Scope, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Scope, Callable[[], object]]] = []
         self._order = itertools.count()
         self._before_wait: list[Callable[[], None]] = []
-        self._calls: deque[tuple[Scope, Callable[[], None]]] = deque()
+        self._calls: deque[tuple[Scope, Callable[[], object]]] = deque()
         self._wanted = False  # by wake(), since the last wait began
         self._awake = True  # or woken: neither needs the descriptor
         self._lock = threading.Lock()  # guards the descriptors against close(), and the attribute below
@@ -143,10 +150,6 @@ class Loop(Scope):
 
     def now(self) -> float:
         return time.monotonic()
-
-    def scope(self, on_failure: Callable[[BaseException], None]) -> Scope:
-        """Returns a new part of this loop that fails alone."""
-        return Scope(self, on_failure)
 
     def wake(self) -> None:
         """Makes a :meth:`run_once` under way, or else the next one, return without a wait. Any thread; never blocks."""
@@ -200,7 +203,7 @@ class Loop(Scope):
         self._epoll.close()
         os.close(self._wakeup)
 
-    def _submit(self, scope: Scope, what: Callable[[], None]) -> None:
+    def _submit(self, scope: Scope, what: Callable[[], object]) -> None:
         with self._lock:
             if not self._closed:
                 self._calls.append((scope, what))
@@ -208,11 +211,10 @@ class Loop(Scope):
                     self._awake = True
                     os.eventfd_write(self._wakeup, 1)
                 return
-        what()
+        scope.run(what)
 
-    def _schedule(self, scope: Scope, delay_s: float, what: Callable[[], None]) -> None:
-        if not self._closed:
-            heapq.heappush(self._timers, (self.now() + delay_s, next(self._order), scope, what))
+    def _schedule(self, scope: Scope, delay_s: float, what: Callable[[], object]) -> None:
+        heapq.heappush(self._timers, (self.now() + delay_s, next(self._order), scope, what))
 
     def _register(self, scope: Scope, fd: int, events: int, ready: Ready) -> None:
         if self._closed:
@@ -310,7 +312,9 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class LoopThread(Scope):
-    """A loop on a thread of its own, which starts with the first call, and the one scope of that loop.
+    """A loop on a thread of its own, which starts with the first call or scope, and a scope of that loop.
+
+    If the loop itself fails, its thread ends, and calls run on the calling threads from then on.
 
     Args:
         name: Of the thread.
@@ -323,10 +327,15 @@ class LoopThread(Scope):
         self._started = False
         self._thread = threading.Thread(target=self._main, name=name, daemon=False)
 
-    def call(self, what: Callable[[], None]) -> None:
-        super().call(what)
+    def call(self, what: Callable[[], object]) -> None:
         if not self._started:
             self._start()
+        super().call(what)
+
+    def scope(self, on_failure: Callable[[BaseException], None]) -> Scope:
+        if not self._started:
+            self._start()
+        return super().scope(on_failure)
 
     def close(self) -> None:
         """Runs the remaining calls, ends the thread and closes its descriptors. Idempotent. Any other thread."""
@@ -342,44 +351,15 @@ class LoopThread(Scope):
     def _start(self) -> None:
         with self._loop._lock:
             if not self._started and not self._stopping and not self._loop.forked:
+                try:
+                    self._thread.start()
+                except RuntimeError as error:
+                    raise TransportError(f"no thread can be started: {error}") from error
                 self._started = True
-                self._thread.start()
 
     def _main(self) -> None:
         # A program that ends without closing its transport must end nevertheless: check the main thread.
         while not self._stopping and threading.main_thread().is_alive():
             if not self.run(self._loop.run_once, LIVENESS_CHECK_S):
+                self._loop.close()
                 return
-
-
-class Timeout:
-    """A time-out that is set again far more often than it expires.
-
-    It calls ``on_expiry`` once, at the time that was set last. Setting it again moves a number; the loop gets a new
-    timer only for an earlier time. For the loop's thread only.
-    """
-
-    def __init__(self, loop: Scope, on_expiry: Callable[[], None]) -> None:
-        self._loop, self._on_expiry = loop, on_expiry
-        self._at = math.inf
-        self._timer_at = math.inf  # the loop's earliest outstanding timer
-
-    def set(self, seconds: float) -> None:
-        self._at = self._loop.now() + seconds
-        if self._at < self._timer_at:
-            self._timer_at = self._at
-            self._loop.later(max(0.0, seconds), self._check)
-
-    def clear(self) -> None:
-        self._at = math.inf
-
-    def _check(self) -> None:
-        now = self._loop.now()
-        if now < self._timer_at:
-            return  # a timer that an earlier one has replaced
-        self._timer_at = math.inf
-        if now >= self._at:
-            self._at = math.inf
-            self._on_expiry()
-        elif self._at < math.inf:
-            self.set(self._at - now)

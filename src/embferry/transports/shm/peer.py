@@ -23,6 +23,7 @@ from embferry.protocol.errors import TransportError
 from embferry.protocol.layout import MAX_FIELDS
 
 from ..handles import boot_id
+from ..net.listener import OUT_OF_RESOURCES
 from ..windows import BlockRows
 from . import revocation_table
 
@@ -39,10 +40,11 @@ class SharedFile(msgspec.Struct, frozen=True, array_like=True):
     size: Size
 
 
-class ShmHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-shm-1"):
+class ShmHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-shm-2"):
     """Handle of a receiver.
 
     Attributes:
+        pid_namespace: The inode of the process's pid namespace: in another one, ``pid`` is another process or none.
         started: When the process started, clock ticks since boot.
         table: The revocation table.
         life: A pipe that becomes readable or hangs up when the receiver closes.
@@ -50,6 +52,7 @@ class ShmHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-shm-
     """
 
     boot_id: Annotated[str, msgspec.Meta(max_length=64)]
+    pid_namespace: int
     pid: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
     started: int
     region: SharedFile
@@ -57,6 +60,11 @@ class ShmHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-shm-
     life: SharedFile
     num_blocks: Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
     rows: Annotated[tuple[tuple[Size, Size], ...], msgspec.Meta(min_length=1, max_length=MAX_FIELDS)]
+
+
+def pid_namespace() -> int:
+    """Returns the inode of this process's pid namespace."""
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def start_time(pid: int) -> int:
@@ -97,17 +105,22 @@ def open_peer(handle: ShmHandle) -> Peer:
     """Maps the receiver's region and revocation table.
 
     Raises:
-        TransportError: The handle is damaged, or from another host or a process that has ended (not retryable).
+        TransportError: The handle is damaged, or of another host, of another pid namespace or of a process that has
+            ended (not retryable); or this process or the machine lacks descriptors or memory (retryable).
     """
     _check_shape(handle)
     with contextlib.ExitStack() as opened:
         try:
             if handle.boot_id != boot_id():
                 raise _unreachable("it is on another host; use a transport that crosses hosts")
+            if handle.pid_namespace != pid_namespace():
+                raise _unreachable(
+                    "its process is in another pid namespace; let both containers share one (--pid), or use tcp"
+                )
             pid_fd = os.pidfd_open(handle.pid)
             opened.callback(os.close, pid_fd)
             if start_time(handle.pid) != handle.started:
-                raise _unreachable("its process has ended, or is in another pid namespace")
+                raise _unreachable("its process has ended")
             region_fd = _open(handle.pid, handle.region, os.O_RDWR, opened)
             table_fd = _open(handle.pid, handle.table, os.O_RDONLY, opened)
             life_fd = _open(handle.pid, handle.life, os.O_RDONLY, opened)
@@ -118,8 +131,11 @@ def open_peer(handle: ShmHandle) -> Peer:
                     raise _unreachable("its memory could be truncated under a writer; seal the memfd's size")
             region = np.frombuffer(mmap.mmap(region_fd, handle.region.size), np.uint8)
             epochs = revocation_table.map_readonly(table_fd, handle.num_blocks)
+        except MemoryError as error:
+            raise _unreachable("no memory is left for it", retryable=True) from error
         except (OSError, ValueError) as error:
-            raise _unreachable(str(error)) from error
+            lacking = isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES
+            raise _unreachable(str(error), retryable=lacking) from error
         peer = Peer(BlockRows(handle.rows, handle.num_blocks), region, epochs, table_fd, life_fd, pid_fd)
         opened.pop_all()
     os.close(region_fd)  # the mapping keeps the memory
@@ -151,5 +167,5 @@ def _check_same(status: os.stat_result, expected: SharedFile) -> None:
         raise _unreachable("its descriptor is now another file; the receiver has closed its region")
 
 
-def _unreachable(reason: str) -> TransportError:
-    return TransportError(f"the receiver's shared memory cannot be opened: {reason}", retryable=False)
+def _unreachable(reason: str, *, retryable: bool = False) -> TransportError:
+    return TransportError(f"the receiver's shared memory cannot be opened: {reason}", retryable=retryable)

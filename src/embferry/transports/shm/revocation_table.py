@@ -30,10 +30,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
+import math
 import mmap
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,9 +44,12 @@ import numpy as np
 import numpy.typing as npt
 
 from embferry.memory.memfd import sealed_memfd
+from embferry.protocol.errors import TransportStalled
 from embferry.protocol.layout import merged
 
 from ..windows import allows
+
+log = logging.getLogger(__name__)
 
 ENTRY_BYTES = 8
 RETRY_S = 0.0005
@@ -52,9 +58,17 @@ _FLOCK = struct.Struct("hh4xqqi4x")  # struct flock of 64-bit Linux: type, whenc
 
 
 def create(num_blocks: int) -> tuple[int, npt.NDArray[np.uint64]]:
-    """Returns a new table that lets no epoch write: a memfd, which the caller closes, and uint64 ``[num_blocks]``."""
+    """Returns a new table that lets no epoch write: a memfd, which the caller closes, and uint64 ``[num_blocks]``.
+
+    Raises:
+        OSError: No descriptor or no memory is left.
+    """
     fd = sealed_memfd("embferry-revocation-table", num_blocks * ENTRY_BYTES)
-    return fd, np.frombuffer(mmap.mmap(fd, num_blocks * ENTRY_BYTES), np.uint64)
+    try:
+        return fd, np.frombuffer(mmap.mmap(fd, num_blocks * ENTRY_BYTES), np.uint64)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def map_readonly(fd: int, num_blocks: int) -> npt.NDArray[np.uint64]:
@@ -68,11 +82,18 @@ class Busy(Exception):  # noqa: N818  (a state, and no error)
 def has_no_writers(fd: int, first: int, count: int) -> bool:
     """Whether ``count`` revoked blocks from ``first`` on have no writer; then they will have none. For the receiver.
 
-    ``fd`` is the descriptor that :func:`create` returned; each write has its own.
+    ``fd`` is the descriptor that :func:`create` returned; each write has its own. False too if the kernel has no memory
+    for a lock: the caller tries again.
     """
-    if not _lock(fd, fcntl.F_WRLCK, first, count):
+    try:
+        if not _lock(fd, fcntl.F_WRLCK, first, count):
+            return False
+        _lock(fd, fcntl.F_UNLCK, 0, 0)  # to the end of the file: unlike a part of a lock, this needs no memory
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOMEM, errno.EINTR):
+            raise
+        log.warning("the revocation table cannot be locked, trying again: %s", error)
         return False
-    _lock(fd, fcntl.F_UNLCK, first, count)
     return True
 
 
@@ -83,6 +104,7 @@ def locked_for_write(
     epoch: int,
     touched: npt.NDArray[np.intp],
     stop: threading.Event | None,
+    timeout_s: float = math.inf,
 ) -> Iterator[bool]:
     """Locks blocks for a write and yields whether it is allowed. For the writer.
 
@@ -94,21 +116,29 @@ def locked_for_write(
         epoch: The epoch of the write.
         touched: The blocks to be written, ascending.
         stop: Ends the wait for a lock; None: does not wait.
+        timeout_s: Longest wait for a lock: a receiver that is stopped may hold it.
 
     Raises:
         Busy: The receiver is probing, and ``stop`` is None.
+        TransportStalled: The receiver has held the lock for ``timeout_s``.
         OSError: The table cannot be opened or locked.
     """
     own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield allows(epochs, epoch, touched) and _lock_blocks(own, epochs, epoch, touched, stop)
+        yield allows(epochs, epoch, touched) and _lock_blocks(own, epochs, epoch, touched, stop, timeout_s)
     finally:
         os.close(own)
 
 
 def _lock_blocks(
-    own: int, epochs: npt.NDArray[np.uint64], epoch: int, touched: npt.NDArray[np.intp], stop: threading.Event | None
+    own: int,
+    epochs: npt.NDArray[np.uint64],
+    epoch: int,
+    touched: npt.NDArray[np.intp],
+    stop: threading.Event | None,
+    timeout_s: float,
 ) -> bool:
+    deadline = time.monotonic() + timeout_s
     for first, count in merged(tuple(touched.tolist())):
         while not _lock(own, fcntl.F_RDLCK, first, count):
             # The receiver is probing revoked blocks; waiting makes sense if they are not those of this write.
@@ -116,6 +146,8 @@ def _lock_blocks(
                 raise Busy
             if stop.wait(RETRY_S) or not allows(epochs, epoch, touched):
                 return False
+            if time.monotonic() >= deadline:
+                raise TransportStalled(f"the receiver has held the lock of the blocks for {timeout_s:g} s")
     return allows(epochs, epoch, touched)
 
 

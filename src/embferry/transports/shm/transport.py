@@ -10,6 +10,7 @@ writer; a sender has ``copy_threads`` that copy.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -20,17 +21,20 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from embferry.protocol.errors import LocalProtocolError, TransportError
+from embferry.protocol.errors import LocalProtocolError, TransportError, TransportStalled
 from embferry.protocol.layout import merged
 
 from ..contract import Capabilities, LinkLost, Piece, Region, Revoked, Window, Written
 from ..handles import boot_id, decode_handle
 from ..net.connections import LinkedTransport
 from ..net.loop import READ, Scope
+from ..net.stalls import STALL_TIMEOUT_S, check_stall_timeout
 from ..outbox import Outbox
 from ..windows import BlockRows, Windows, ranges_of
 from . import revocation_table
-from .peer import Peer, ShmHandle, open_peer, shared_file, start_time
+from .peer import Peer, ShmHandle, open_peer, pid_namespace, shared_file, start_time
+
+log = logging.getLogger(__name__)
 
 PROBE_S = 0.002
 INLINE_BYTES = 1 << 20  # up to this size, a copy takes less time than handing it to another thread
@@ -43,14 +47,22 @@ class ShmTransport(LinkedTransport["_Receiver", "_Link"]):
         wake: Called on any thread when :meth:`poll` has events.
         copy_threads: Number of writes that are copied at the same time; one thread fills a memory channel.
         close_timeout_s: Seconds that :meth:`close` waits for writers of other processes to leave the region.
+        stall_timeout_s: Seconds that a copy waits for a receiver that holds the lock of its blocks. Nothing else in a
+            copy waits for the receiver.
     """
 
     name = "shm"
     capabilities = Capabilities(same_host_only=True, maps_region=True)
 
     def __init__(
-        self, wake: Callable[[], None] = lambda: None, *, copy_threads: int = 2, close_timeout_s: float = 5.0
+        self,
+        wake: Callable[[], None] = lambda: None,
+        *,
+        copy_threads: int = 2,
+        close_timeout_s: float = 5.0,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
     ) -> None:
+        self._stall_timeout_s = check_stall_timeout(stall_timeout_s)
         super().__init__(wake)
         self._close_timeout_s = close_timeout_s
         self._workers = ThreadPoolExecutor(copy_threads, thread_name_prefix="embferry-shm-copy")
@@ -60,20 +72,14 @@ class ShmTransport(LinkedTransport["_Receiver", "_Link"]):
         if region.fd is None:
             raise LocalProtocolError("the shm transport needs shared memory: MultimodalDataBuffers(..., shared=True)")
         try:
-            self._receiving = receiver = _Receiver(region, self._loop, self._outbox)
-            handle = ShmHandle(
-                boot_id(),
-                os.getpid(),
-                start_time(os.getpid()),
-                shared_file(region.fd),
-                shared_file(receiver.table_fd),
-                shared_file(receiver.life[0]),
-                region.num_blocks,
-                region.rows,
-            )
-        except OSError as error:
-            raise TransportError(f"shared memory cannot be set up: {error}", retryable=False) from error
-        return msgspec.msgpack.encode(handle)
+            process = boot_id(), pid_namespace(), os.getpid(), start_time(os.getpid())
+            shared = shared_file(region.fd)
+            receiver = _Receiver(region, self._loop, self._outbox)
+            own = shared_file(receiver.table_fd), shared_file(receiver.life[0])
+        except (OSError, MemoryError) as error:
+            raise TransportError(f"shared memory cannot be set up: {error!r}", retryable=False) from error
+        self._receiving = receiver
+        return msgspec.msgpack.encode(ShmHandle(*process, shared, *own, region.num_blocks, region.rows))
 
     def connect(self, handle: bytes) -> None:
         decoded = decode_handle(handle, ShmHandle, self.name)
@@ -89,7 +95,11 @@ class ShmTransport(LinkedTransport["_Receiver", "_Link"]):
         super().close()
 
     def _make_link(self, handle: bytes, peer: Peer) -> _Link:
-        return _Link(handle, peer, self._workers, self._loop, self._outbox, self._forget)
+        try:
+            return _Link(handle, peer, self._workers, self._loop, self._outbox, self._stall_timeout_s, self._forget)
+        except BaseException:
+            peer.close()
+            raise
 
     def _shut(self, links: Sequence[_Link]) -> None:
         for link in links:
@@ -119,7 +129,12 @@ class _Receiver:
         self._loop, self._outbox = loop, outbox
         self.num_blocks = region.num_blocks
         self.life = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.table_fd, epochs = revocation_table.create(region.num_blocks)
+        try:
+            self.table_fd, epochs = revocation_table.create(region.num_blocks)
+        except BaseException:
+            for fd in self.life:
+                os.close(fd)
+            raise
         self.windows = Windows(BlockRows(region.rows, region.num_blocks), epochs)
         self._lock = threading.Lock()  # guards _revocations
         self._revocations: list[_Revocation] = []
@@ -193,10 +208,12 @@ class _Link:
 
     Args:
         workers: Copy what is not copied within ``write``; they must not end before the link.
+        stall_timeout_s: Longest wait for a lock of the receiver.
         on_end: Called once when the link has ended, on any thread, before :class:`LinkLost` is posted.
 
     Attributes:
         over: Set when the link has ended.
+        scope: The link's part of the loop.
     """
 
     def __init__(
@@ -206,17 +223,24 @@ class _Link:
         workers: ThreadPoolExecutor,
         loop: Scope,
         outbox: Outbox,
+        stall_timeout_s: float,
         on_end: Callable[[bytes, _Link], None],
     ) -> None:
         self._handle, self._peer, self._workers = handle, peer, workers
-        self._loop, self._outbox, self._on_end = loop, outbox, on_end
+        self._outbox, self._stall_timeout_s, self._on_end = outbox, stall_timeout_s, on_end
         self.over = threading.Event()
-        self._lock = threading.Lock()  # guards _in_flight and _error
+        self._lock = threading.Lock()  # guards the attributes below
         self._in_flight = 0
+        self._waiting: set[int] = set()  # tickets handed to the workers, and not begun
         self._error: TransportError | None = None
         self._lost = False
         self._stop = threading.Event()
-        loop.call(self._watch)
+        self.scope = loop.scope(self._failed)
+        self.scope.call(self._watch)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._error is not None
 
     def write(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
         with self._lock:
@@ -227,7 +251,7 @@ class _Link:
             self._outbox.post(Written(ticket, error))
             return
         if sum(piece.source.nbytes for piece in pieces) > INLINE_BYTES or not self._write_inline(epoch, pieces, ticket):
-            self._workers.submit(self._work, epoch, pieces, ticket)
+            self._hand_over(epoch, pieces, ticket)
 
     def end(self, error: TransportError, *, lost: bool) -> None:
         """Lets copies that have begun finish, ends all other writes with ``error``, then releases the memory."""
@@ -249,13 +273,25 @@ class _Link:
         self._copied(ticket, error)
         return True
 
-    def _work(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
+    def _hand_over(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
+        with self._lock:
+            self._waiting.add(ticket)
         try:
-            error = self._error or self._copy(epoch, pieces, self._stop)
-        except Exception as bug:  # noqa: BLE001  (the write must end, and the bug be reported)
-            self._outbox.fail(bug)
-            error = TransportError(f"the copy failed: {bug!r}")
-        self._copied(ticket, error)
+            self._workers.submit(self._work, epoch, pieces, ticket)
+        except RuntimeError as error:  # no thread can be started; a later one may still take the task
+            if self._claim(ticket):
+                self._copied(ticket, TransportError(f"the copy could not begin: {error}"))
+
+    def _claim(self, ticket: int) -> bool:
+        """Takes a ticket out of the waiting ones. Returns False if another caller has."""
+        with self._lock:
+            is_mine = ticket in self._waiting
+            self._waiting.discard(ticket)
+        return is_mine
+
+    def _work(self, epoch: int, pieces: Sequence[Piece], ticket: int) -> None:
+        if self._claim(ticket):
+            self._copied(ticket, self._error or self._copy(epoch, pieces, self._stop))
 
     def _copied(self, ticket: int, error: TransportError | None) -> None:
         # A write to a receiver that died meanwhile has failed.
@@ -267,6 +303,20 @@ class _Link:
             self._finish(final)
 
     def _copy(self, epoch: int, pieces: Sequence[Piece], stop: threading.Event | None) -> TransportError | None:
+        """Copies the pieces. Returns why it did not; raises nothing but ``Busy``."""
+        try:
+            return self._copy_locked(epoch, pieces, stop)
+        except revocation_table.Busy:
+            raise
+        except TransportStalled as error:
+            return TransportStalled(error.detail)  # without its traceback, whose frames keep the source alive
+        except OSError as error:
+            return TransportError(f"the receiver's revocation table cannot be locked: {error}")
+        except Exception as error:
+            log.exception("a copy to shared memory has failed")
+            return TransportError(f"the copy failed: {error!r}")
+
+    def _copy_locked(self, epoch: int, pieces: Sequence[Piece], stop: threading.Event | None) -> TransportError | None:
         peer = self._peer
         try:
             touched = peer.rows.touched(ranges_of(pieces))
@@ -274,35 +324,38 @@ class _Link:
             touched = None
         if touched is None:
             return TransportError("the write leaves the receiver's region", retryable=False)
-        try:
-            with revocation_table.locked_for_write(peer.table_fd, peer.epochs, epoch, touched, stop) as allowed:
-                if not allowed:
-                    return TransportError(f"no open window of epoch {epoch} covers the write", retryable=False)
-                for piece in pieces:
-                    if piece.source.nbytes:
-                        # numpy's copy, unlike memoryview's, releases the GIL.
-                        source = np.frombuffer(piece.source, np.uint8)
-                        np.copyto(peer.region[piece.offset : piece.offset + source.size], source)
-        except OSError as error:
-            return TransportError(f"the receiver's revocation table cannot be locked: {error}")
+        own = peer.table_fd, peer.epochs, epoch, touched, stop, self._stall_timeout_s
+        with revocation_table.locked_for_write(*own) as allowed:
+            if not allowed:
+                return TransportError(f"no open window of epoch {epoch} covers the write", retryable=False)
+            for piece in pieces:
+                if piece.source.nbytes:
+                    # numpy's copy, unlike memoryview's, releases the GIL.
+                    source = np.frombuffer(piece.source, np.uint8)
+                    np.copyto(peer.region[piece.offset : piece.offset + source.size], source)
         return None
 
     def _finish(self, error: TransportError) -> None:
-        self._loop.call(self._release)
-        self._on_end(self._handle, self)
-        if self._lost:
-            self._outbox.post(LinkLost(self._handle, error))
-        self.over.set()
+        self.scope.call(self._release)
+        try:
+            self._on_end(self._handle, self)
+            if self._lost:
+                self._outbox.post(LinkLost(self._handle, error))
+        finally:
+            self.over.set()
+
+    def _failed(self, error: BaseException) -> None:
+        self.end(TransportError(f"this end failed to watch the receiver: {error!r}"), lost=True)
 
     # On the loop's thread
 
     def _watch(self) -> None:
-        self._loop.watch(self._peer.life_fd, READ, self._on_death)
-        self._loop.watch(self._peer.pid_fd, READ, self._on_death)
+        self.scope.watch(self._peer.life_fd, READ, self._on_death)
+        self.scope.watch(self._peer.pid_fd, READ, self._on_death)
 
     def _unwatch(self) -> None:
-        self._loop.unwatch(self._peer.life_fd)
-        self._loop.unwatch(self._peer.pid_fd)
+        self.scope.unwatch(self._peer.life_fd)
+        self.scope.unwatch(self._peer.pid_fd)
 
     def _on_death(self, _: int) -> None:
         self._unwatch()

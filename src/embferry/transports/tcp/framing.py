@@ -8,7 +8,12 @@ sender   ``EMBF`` version(1) kind=2(1) 0(2) epoch(8)    a write: the head, then 
          ticket(8) ranges(4) 0(4) payload(8)            offset(8) length(8), then ``payload`` bytes
 receiver ``EMBF`` version(1) kind=3(1) verdict(2)       the write has ended; verdict 0: the bytes are in the
          ticket(8)                                      region, 1: refused
+receiver ``EMBF`` version(1) kind=4(1) 0(2) bytes(8)    a payload is coming in, and that many bytes of payloads have
+                                                        come in on this connection so far
 ======== ============================================== ====================================================
+
+Progress (kind 4) is reported once a second at most, and only within a payload. Without it, a sender could not tell a
+slow link from one that swallows everything: the kernel, or a relay, takes megabytes that never arrive.
 
 Ranges are filled in order; ``payload`` is the sum of their lengths. A frame that violates the format ends the
 connection.
@@ -22,14 +27,14 @@ from dataclasses import dataclass
 from ..handles import TOKEN_BYTES
 from ..windows import MAX_PAYLOAD, MAX_RANGES, Ranges
 
-MAGIC, VERSION = b"EMBF", 1
+MAGIC, VERSION = b"EMBF", 2
 
-_HELLO, _WRITE, _VERDICT = 1, 2, 3
+_HELLO, _WRITE, _VERDICT, _PROGRESS = 1, 2, 3, 4
 HELLO = struct.Struct(f"!4sBBH{TOKEN_BYTES}s")
 HEAD = struct.Struct("!4sBBHQQIIQ")
 VERDICT = struct.Struct("!4sBBHQ")
 
-WRITTEN, REFUSED = 0, 1
+WRITTEN, REFUSED, RECEIVING = 0, 1, 2
 
 
 class FrameError(ValueError):
@@ -78,9 +83,15 @@ def verdict_frame(ticket: int, verdict: int) -> bytes:
     return VERDICT.pack(MAGIC, VERSION, _VERDICT, verdict, ticket)
 
 
+def progress_frame(received: int) -> bytes:
+    return VERDICT.pack(MAGIC, VERSION, _PROGRESS, 0, received)
+
+
 def parse_verdict(data: bytes | bytearray | memoryview) -> tuple[int, int]:
-    """Returns ticket and verdict."""
+    """Returns ticket and verdict; for a report on progress, the bytes received and :data:`RECEIVING`."""
     magic, version, kind, verdict, ticket = VERDICT.unpack(data)
+    if magic == MAGIC and version == VERSION and kind == _PROGRESS:
+        return ticket, RECEIVING
     _check(magic, version, kind, _VERDICT)
     if verdict not in (WRITTEN, REFUSED):
         raise FrameError(f"unknown verdict {verdict}")

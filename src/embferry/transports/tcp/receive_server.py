@@ -15,8 +15,9 @@ from functools import partial
 
 from ..contract import Region
 from ..net.cursor import Cursor
-from ..net.listener import Listener
+from ..net.listener import Listener, ListenLimits
 from ..net.loop import READ, WRITE, Scope
+from ..net.stalls import RECEIVING_BYTES
 from ..outbox import Outbox
 from ..receive_region import Permit, ReceiveRegion
 from ..windows import RANGE_BYTES, parse_ranges
@@ -25,28 +26,39 @@ from .framing import FrameError, Head
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_S = 5.0
 MAX_UNSENT_BYTES = 1 << 20  # of verdicts that a sender does not read
-MAX_CONNECTIONS = 1024
 TURN_BYTES = 32 << 20  # received from one connection before the others get their turn
 
 
 class ReceiveServer(ReceiveRegion):
-    """Receives the writes of all senders into one region."""
+    """Receives the writes of all senders into one region.
 
-    def __init__(self, region: Region, token: bytes, sock: socket.socket, loop: Scope, outbox: Outbox) -> None:
+    Args:
+        progress_s: Seconds between two reports on the progress of a payload.
+    """
+
+    def __init__(
+        self,
+        region: Region,
+        token: bytes,
+        sock: socket.socket,
+        loop: Scope,
+        outbox: Outbox,
+        limits: ListenLimits,
+        progress_s: float,
+    ) -> None:
         super().__init__(region, outbox)
         self.token = token
-        self.loop = loop
+        self.loop, self.progress_s = loop, progress_s
         self.scratch = memoryview(bytearray(256 << 10))  # for refused payloads
-        self.listener = Listener(sock, loop, "a sender", MAX_CONNECTIONS, partial(SenderConnection, self))
+        self.listener = Listener(sock, loop, "a sender", limits, partial(SenderConnection, self))
         self.listener.start()
 
     def stop(self) -> None:
         """Ends the listener and every connection. Runs on the loop's thread."""
         self.listener.stop()
-        for connection in list(self.listener.connections):
-            connection.end("the receiver is closed", logging.DEBUG)
+        for connection in self.listener.connections:
+            connection.scope.run(connection.end, "the receiver is closed", logging.DEBUG)
 
 
 class _IncomingWrite:
@@ -64,33 +76,42 @@ class SenderConnection:
     ``_on_full`` is called with ``_buffer`` when that is full. Payloads go into the region and have no buffer.
     """
 
-    def __init__(self, server: ReceiveServer, sock: socket.socket, peer: str) -> None:
+    def __init__(self, server: ReceiveServer, sock: socket.socket, peer: tuple[str, int]) -> None:
         self._server, self._sock, self._peer = server, sock, peer
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.scope = server.loop.scope(self._failed)
         self._unsent = bytearray()
-        self._authenticated = False
         self._ended = False
+        self._received = 0  # bytes of payloads
+        self._reported_at = 0.0
+        self._told = 0  # bytes of payloads when the own side was told
         self._write: _IncomingWrite | None = None
         self._on_full: Callable[[bytearray], None]
         self._expect(framing.HELLO.size, self._on_hello)
-        server.loop.watch(sock.fileno(), READ, self._ready)
-        server.loop.later(HANDSHAKE_S, self._check_authenticated)
+        self.scope.watch(sock.fileno(), READ, self._ready)
 
     def end(self, reason: str, level: int = logging.WARNING) -> None:
         if self._ended:
             return
         self._ended = True
         log.log(level, "closed the connection of the sender at %s: %s", self._peer, reason)
-        self._server.loop.unwatch(self._sock.fileno())
+        self._server.listener.ended(self)
+        self.scope.end()
         self._sock.close()
-        self._server.listener.connections.discard(self)
         self._write = None
+
+    def make_room(self, reason: str) -> bool:
+        self.end(reason, logging.INFO)
+        return True
+
+    def _failed(self, error: BaseException) -> None:
+        self.end(f"this end failed to handle it: {error!r}")
 
     def _ready(self, events: int) -> None:
         try:
             if events & WRITE:
                 self._send_verdicts()
+            if events & READ:
+                self._server.listener.heard(self)
             budget = TURN_BYTES
             while events & READ and budget > 0 and not self._ended:
                 received = self._receive()
@@ -115,8 +136,14 @@ class SenderConnection:
             return received
         received = self._receive_payload(write)
         write.left -= received
+        self._received += received
         if received and write.left == 0:
             self._finish(write)
+        elif received and self.scope.now() - self._reported_at >= self._server.progress_s:
+            self._report(framing.progress_frame(self._received))
+            if self._received - self._told >= RECEIVING_BYTES and not write.permit.refused:
+                self._told = self._received
+                self._server.receiving(write.head.epoch)
         return received
 
     def _receive_payload(self, write: _IncomingWrite) -> int:
@@ -134,12 +161,8 @@ class SenderConnection:
     def _on_hello(self, data: bytearray) -> None:
         if not hmac.compare_digest(framing.parse_hello(data), self._server.token):
             raise FrameError("wrong token: it is not the one of this receiver's handle")
-        self._authenticated = True
         self._expect(framing.HEAD.size, self._on_head)
-
-    def _check_authenticated(self) -> None:
-        if not self._authenticated:
-            self.end(f"it did not send the token within {HANDSHAKE_S} s")
+        self._server.listener.opened(self)
 
     def _on_head(self, data: bytearray) -> None:
         head = framing.parse_head(data)
@@ -154,7 +177,7 @@ class SenderConnection:
         # A range that leaves its field may leave the region too.
         views = [] if permit.refused else [view[offset : offset + length] for offset, length in ranges.tolist()]
         write = _IncomingWrite(head, permit, views)
-        self._write = write
+        self._write, self._reported_at = write, self.scope.now()
         if head.payload == 0:
             self._finish(write)
 
@@ -163,7 +186,11 @@ class SenderConnection:
             verdict = framing.WRITTEN if write.permit.holds() else framing.REFUSED
         self._write = None
         self._expect(framing.HEAD.size, self._on_head)
-        self._unsent += framing.verdict_frame(write.head.ticket, verdict)
+        self._report(framing.verdict_frame(write.head.ticket, verdict))
+
+    def _report(self, frame: bytes) -> None:
+        self._reported_at = self.scope.now()
+        self._unsent += frame
         self._send_verdicts()
 
     def _send_verdicts(self) -> None:
@@ -171,4 +198,4 @@ class SenderConnection:
             del self._unsent[: self._sock.send(self._unsent)]
         if len(self._unsent) > MAX_UNSENT_BYTES:
             raise FrameError("it does not read the verdicts on its writes")
-        self._server.loop.watch(self._sock.fileno(), READ | WRITE if self._unsent else READ, self._ready)
+        self.scope.watch(self._sock.fileno(), READ | WRITE if self._unsent else READ, self._ready)

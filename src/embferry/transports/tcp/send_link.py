@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError, TransportStalled
 
 from ..contract import Piece, Written
 from ..net.connector import Connector
 from ..net.cursor import Cursor
+from ..net.deadlines import Timeout
 from ..net.link import OnEnd, SocketLink, refused
 from ..net.loop import READ, WRITE, Scope
 from ..outbox import Outbox
@@ -26,42 +27,64 @@ MAX_OVERTAKES = 16  # small frames in a row that may overtake large ones
 class SendLink(SocketLink):
     """A connection to a receiver. All methods but the constructor and ``write`` are for the loop's thread.
 
+    Args:
+        stall_timeout_s: The link is lost when writes are in flight, and for this time the receiver has neither ended
+            one nor reported progress. That this end's kernel takes bytes means nothing.
+
     Raises:
         TransportError: The connection is refused at once.
     """
 
     def __init__(
-        self, address: tuple[str, int], token: bytes, timeout_s: float, loop: Scope, outbox: Outbox, on_end: OnEnd
+        self,
+        address: tuple[str, int],
+        token: bytes,
+        connect_timeout_s: float,
+        stall_timeout_s: float,
+        loop: Scope,
+        outbox: Outbox,
+        on_end: OnEnd,
     ) -> None:
         super().__init__(loop, outbox, on_end)
+        self._stall_timeout_s = stall_timeout_s
+        self._stall = Timeout(self.scope, self._on_stall)
         self._in_flight: dict[int, None] = {}
+        self._acknowledged = 0  # bytes of payloads
         self._outgoing: deque[Cursor] = deque([Cursor([memoryview(framing.hello(token))])])
         self._overtakes = 0
         self._received = bytearray()
-        self._connector = Connector(address, loop, timeout_s, lambda: self._turn(WRITE), partial(self.end, lost=True))
+        self._connector = Connector(
+            address, self.scope, connect_timeout_s, self._on_connected, partial(self.end, lost=True)
+        )
         self._sock = self._connector.sock
         self._connector.start()
 
     def _enter(self, epoch: int, ranges: Ranges, pieces: Sequence[Piece], ticket: int) -> Callable[[], None]:
-        self._in_flight[ticket] = None
         views = [memoryview(framing.head(epoch, ticket, ranges)), *(piece.source.cast("B") for piece in pieces)]
-        return partial(self._loop.call, partial(self._send, Cursor(views)))
+        self._in_flight[ticket] = None
+        return partial(self.scope.call, partial(self._send, Cursor(views)))
 
     def end(self, error: TransportError, *, lost: bool) -> None:
-        """Ends every write in flight, and the connection. ``lost`` is False if this side ends the link."""
         with self._lock:
             if self._error is not None:
                 return
             self._error = error
-        self._loop.unwatch(self._sock.fileno())
+        self.scope.end()
         self._sock.close()
         self._outgoing.clear()
         self._on_end(self, self._in_flight, error, lost)
+
+    def _on_connected(self) -> None:
+        if self._in_flight:
+            self._stall.set(self._stall_timeout_s)
+        self._turn(WRITE)
 
     def _send(self, frame: Cursor) -> None:
         if self._error is None:
             self._enqueue(frame)
             if self._connector.connected:
+                if not self._stall.is_set:
+                    self._stall.set(self._stall_timeout_s)
                 self._turn(WRITE)
 
     def _enqueue(self, frame: Cursor) -> None:
@@ -83,7 +106,7 @@ class SendLink(SocketLink):
             self.end(TransportError(f"the connection to the receiver broke: {error}"), lost=True)
             return
         if self._error is None:
-            self._loop.watch(self._sock.fileno(), READ | WRITE if self._outgoing else READ, self._turn)
+            self.scope.watch(self._sock.fileno(), READ | WRITE if self._outgoing else READ, self._turn)
 
     def _flush(self) -> None:
         budget = TURN_BYTES
@@ -111,8 +134,22 @@ class SendLink(SocketLink):
         for at in range(0, whole, size):
             self._on_verdict(*framing.parse_verdict(self._received[at : at + size]))
         del self._received[:whole]
+        if whole and self._in_flight:
+            self._stall.set(self._stall_timeout_s)
+        elif whole:
+            self._stall.clear()
+
+    def _on_stall(self) -> None:
+        after = f"took {self._acknowledged} bytes of payload, then " if self._acknowledged else ""
+        why = f"the receiver {after}acknowledged nothing for {self._stall_timeout_s:g} s"
+        self.end(TransportStalled(why), lost=True)
 
     def _on_verdict(self, ticket: int, verdict: int) -> None:
+        if verdict == framing.RECEIVING:
+            if ticket <= self._acknowledged:
+                raise FrameError("a report on progress without progress")
+            self._acknowledged = ticket
+            return
         if ticket not in self._in_flight:
             raise FrameError(f"a verdict on write {ticket}, which is not in flight")
         del self._in_flight[ticket]

@@ -21,14 +21,15 @@ from ..contract import Capabilities, Region
 from ..handles import TOKEN_BYTES, Host, Port, Token, decode_handle
 from ..net import address
 from ..net.connections import LinkedTransport
-from ..net.listener import listen
-from .receive_server import ReceiveServer
+from ..net.listener import DEFAULT_LIMITS, Listener, ListenLimits, listen
+from ..net.stalls import STALL_TIMEOUT_S, check_stall_timeout, progress_interval
+from .receive_server import ReceiveServer, SenderConnection
 from .send_link import SendLink
 
 __all__ = ["TcpTransport"]
 
 
-class TcpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-tcp-1"):
+class TcpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-tcp-2"):
     host: Host
     port: Port
     token: Token
@@ -43,6 +44,9 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
         port: 0 for any that is free.
         advertise: The IP address that peers connect to, if it is not ``host``.
         connect_timeout_s: Seconds the receiver may take to accept a connection.
+        stall_timeout_s: Seconds without an acknowledgement of bytes under way until the link is lost. The receiver
+            acknowledges five times in this time, or once a second, as long as anything arrives.
+        limits: Bounds on the connections of senders.
     """
 
     name = "tcp"
@@ -56,24 +60,34 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
         port: int = 0,
         advertise: str | None = None,
         connect_timeout_s: float = 5.0,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+        limits: ListenLimits = DEFAULT_LIMITS,
     ) -> None:
+        self._stall_timeout_s = check_stall_timeout(stall_timeout_s)
         super().__init__(wake)
         self._host, self._port, self._advertise = host, port, advertise or host
-        self._connect_timeout_s = connect_timeout_s
+        self._connect_timeout_s, self._limits = connect_timeout_s, limits
 
     def register(self, region: Region) -> bytes:
         self._check_unregistered()
         advertise, sock = address.advertised(self._advertise), listen(self._host, self._port)
-        server = self._receiving = ReceiveServer(
-            region, secrets.token_bytes(TOKEN_BYTES), sock, self._loop, self._outbox
-        )
+        token, progress_s = secrets.token_bytes(TOKEN_BYTES), progress_interval(self._stall_timeout_s)
+        try:
+            server = ReceiveServer(region, token, sock, self._loop, self._outbox, self._limits, progress_s)
+        except BaseException:
+            sock.close()
+            raise
+        self._receiving = server
         return msgspec.msgpack.encode(TcpHandle(advertise, server.listener.port, server.token))
 
     def connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, TcpHandle, self.name)
-        to, timeout_s = (address.reachable(peer.host), peer.port), self._connect_timeout_s
+        to, times = (address.reachable(peer.host), peer.port), (self._connect_timeout_s, self._stall_timeout_s)
         on_end = partial(self._over, handle)
-        self._join(handle, lambda: SendLink(to, peer.token, timeout_s, self._loop, self._outbox, on_end))
+        self._join(handle, lambda: SendLink(to, peer.token, *times, self._loop, self._outbox, on_end))
+
+    def _listener(self) -> Listener[SenderConnection] | None:
+        return None if self._receiving is None else self._receiving.listener
 
     def _shut(self, links: Sequence[SendLink]) -> None:
         if self._receiving is not None:

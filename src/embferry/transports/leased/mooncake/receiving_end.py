@@ -72,10 +72,14 @@ class MooncakeReceivingEnd(ReceivingEnd):
 
         In this order: no new write through the old alias, then no byte, then the new one.
         """
-        self.engine.unregister(self._alias.address)
-        self._alias.sever()
-        self.severed.append(self._alias)
-        self._alias = self._map(populate=False)
+        try:
+            self.engine.unregister(self._alias.address)
+            self._alias.sever()
+            self.severed.append(self._alias)
+            self._alias = self._map(populate=False)
+        except Exception as error:
+            self.outbox.fail(error)  # no engine can write any more, and no revocation can end
+            raise
         return self._alias.address
 
     def _map(self, *, populate: bool) -> Alias:

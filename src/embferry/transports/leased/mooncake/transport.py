@@ -16,6 +16,7 @@ from embferry.protocol.errors import TransportError
 
 from ...contract import Capabilities, Region
 from ...handles import Host, Port, Token, decode_handle
+from ...net.stalls import STALL_TIMEOUT_S
 from ..transport import LeasedTransport
 from .engine import P2P, Engine, EngineSettings
 from .receiving_end import MooncakeReceivingEnd
@@ -26,7 +27,7 @@ __all__ = ["MooncakeTransport"]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
-class MooncakeHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-mooncake-2"):
+class MooncakeHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-mooncake-3"):
     """How a sender reaches the receiver.
 
     Attributes:
@@ -56,6 +57,8 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
             ``tcp``, which can do without.
         revoke_grace_s: How long a revocation waits for writers before it cuts them off.
         connect_timeout_s: How long the receiver may take to answer a connection.
+        stall_timeout_s: Seconds without a sign of life from the receiver, while a write is open, until the link is
+            lost. The progress of a request inside the engine cannot be seen: the engine's own time limit ends it.
     """
 
     name = "mooncake"
@@ -75,8 +78,9 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
         register_sources: bool | None = None,
         revoke_grace_s: float = 0.5,
         connect_timeout_s: float = 5.0,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
     ) -> None:
-        super().__init__(wake, host, port, advertise, connect_timeout_s)
+        super().__init__(wake, host, port, advertise, connect_timeout_s, stall_timeout_s)
         self._settings = EngineSettings(self._advertise, protocol, device, metadata_server)
         self._register_sources = protocol != "tcp" if register_sources is None else register_sources
         self._revoke_grace_s = revoke_grace_s

@@ -42,7 +42,8 @@ class NixlReceivingEnd(ReceivingEnd):
         close_timeout_s: How long :meth:`close` waits for the holders of leases.
     """
 
-    max_senders = 256  # each has an agent: a thread and about twenty descriptors
+    max_senders = 256  # each has an agent: a thread, and descriptors
+    descriptors_of_a_sender = 20
 
     def __init__(self, region: Region, backends: Backends, close_timeout_s: float, loop: Scope, outbox: Outbox) -> None:
         self._address, self._size = address_of(region.view), region.view.nbytes
@@ -55,7 +56,7 @@ class NixlReceivingEnd(ReceivingEnd):
     def attach(self, sender: SenderConnection) -> None:
         first, self._first = self._first, None
         self.agents[sender] = made = self._executor.submit(self._with_metadata, first)
-        made.add_done_callback(lambda _: self.loop.call(partial(self._welcome, sender)))
+        made.add_done_callback(lambda _: sender.scope.call(partial(self._welcome, sender)))
 
     def detach(self, sender: SenderConnection) -> None:
         made = self.agents.pop(sender, None)

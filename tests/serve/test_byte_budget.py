@@ -1,0 +1,129 @@
+"""The bound on the bytes that requests hold together, and what counts against it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from embferry.serve.byte_budget import ByteBudget
+from embferry.serve.errors import ServeError
+from embferry.serve.http.body import read_body
+from embferry.serve.off_loop import PIECE_BYTES, decode_base64
+
+
+def test_what_goes_beyond_the_limit_is_refused_until_something_is_released() -> None:
+    budget = ByteBudget(100, "section.setting")
+    first, second = budget.hold(60), budget.hold(40)
+    with pytest.raises(ServeError) as caught:
+        budget.hold(1)
+    error = caught.value
+    assert (error.code, error.http_status, error.retryable) == ("capacity_exhausted", 503, True)
+    assert "section.setting" in error.detail
+    second.release()
+    second.release()
+    assert budget.held == 60
+    first.add(40)
+    assert budget.held == 100
+
+
+def test_a_request_larger_than_the_limit_is_admitted_alone() -> None:
+    budget = ByteBudget(100, "s")
+    with budget.hold(1000), pytest.raises(ServeError):
+        budget.hold(1)
+    assert budget.held == 0
+    with budget.hold(10) as other:
+        with pytest.raises(ServeError):
+            budget.hold(1000)
+        other.set(0)
+        budget.hold(1000).release()
+
+
+def test_a_share_that_cannot_grow_stays_as_it_is() -> None:
+    budget = ByteBudget(100, "s")
+    growing, _ = budget.hold(30), budget.hold(50)
+    with pytest.raises(ServeError):
+        growing.add(21)
+    assert budget.held == 80
+    growing.set(10)
+    assert budget.held == 60
+
+
+def test_a_released_share_does_not_grow_again() -> None:
+    budget = ByteBudget(100, "s")
+    late = budget.hold(10)
+    late.release()
+    late.add(50)
+    late.set(70)
+    assert budget.held == 0
+
+
+class Sending:
+    """The ASGI ``receive`` of a request whose client sends these pieces; then it is silent, or it has ended."""
+
+    def __init__(self, *pieces: bytes, silent: bool = False) -> None:
+        self._pieces: Iterator[bytes] = iter(pieces)
+        self._left, self._silent = len(pieces), silent
+        self.taken = 0
+
+    async def __call__(self) -> dict[str, Any]:
+        piece = next(self._pieces, None)
+        if piece is None:
+            await asyncio.Event().wait()
+        assert piece is not None
+        self.taken += 1
+        return {"type": "http.request", "body": piece, "more_body": self._silent or self.taken < self._left}
+
+
+@pytest.mark.asyncio
+async def test_a_body_is_refused_before_it_is_read_if_its_length_does_not_fit() -> None:
+    budget = ByteBudget(100, "s")
+    held, hold = budget.hold(50), budget.hold()
+    with pytest.raises(ServeError) as caught:
+        await read_body(Sending(b"x" * 60), 1000, hold, announced=60)
+    assert caught.value.code == "capacity_exhausted"
+    assert budget.held == 50
+    held.release()
+    assert await read_body(Sending(b"x" * 60), 1000, hold, announced=60) == b"x" * 60
+    assert budget.held == 60
+
+
+@pytest.mark.asyncio
+async def test_a_body_of_unknown_length_is_counted_as_it_arrives() -> None:
+    budget = ByteBudget(100, "s")
+    _, hold = budget.hold(50), budget.hold()
+    sending = Sending(*[b"x" * 10] * 8)
+    with pytest.raises(ServeError) as caught:
+        await read_body(sending, 1000, hold)
+    assert caught.value.code == "capacity_exhausted"
+    assert sending.taken == 8  # the rest was read and dropped, so that the client sees the response
+    assert hold.nbytes == 50
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_stops_arriving_is_refused() -> None:
+    with pytest.raises(ServeError) as caught:
+        await read_body(Sending(b"{", silent=True), 1000, stall_seconds=0.01)
+    assert (caught.value.code, caught.value.http_status) == ("body_timeout", 408)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, PIECE_BYTES - 1, PIECE_BYTES, 3 * PIECE_BYTES + 7])
+def test_base64_is_decoded_in_pieces(length: int) -> None:
+    data = bytes(range(256)) * (length // 256 + 1)
+    data = data[:length]
+    text = base64.b64encode(data).decode()
+    assert decode_base64(text) == data
+    assert decode_base64("data:," + text, 6) == data
+    broken_up = "\n ".join(text[at : at + 77] for at in range(0, len(text), 77))
+    assert decode_base64(broken_up + "\n") == data
+
+
+@pytest.mark.parametrize(
+    "text", ["A", "AAA", "A===", "AA==AAAA", "AA=A", "A!AA", "ÄAAA", "=AAA", "A" * (PIECE_BYTES - 2) + "==" + "AAAA"]
+)
+def test_text_that_is_not_base64_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        decode_base64(text)

@@ -1,0 +1,216 @@
+"""Bounds of the workers by bytes, their work beside the event loop, and their signs of life."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from embferry.serve import off_loop
+from embferry.serve.encode import process as encode_process
+from embferry.serve.encode.service import EncodeService
+from embferry.serve.language import process as language_process
+from embferry.serve.language.pipeline import JobPipeline
+from embferry.serve.worker import http as worker_http
+from tests.serve.blocking import LARGE, Blocking
+from tests.serve.pictures import encoded, noise, png
+from tests.serve.workers.conftest import MakeJoined
+from tests.serve.workers.joined import DEADLINE, Joined, client, generate_body, run
+
+PICTURE = {"kind": "image", "data": encoded(noise(96, 64))}
+OTHER = {"kind": "image", "data": png(80, 80, "blue")}
+
+
+def test_an_encode_worker_refuses_what_it_could_not_hold(join: MakeJoined) -> None:
+    joined = join(encode={"max_held_bytes": 1})
+
+    async def ask() -> None:
+        assert (await joined.post_encode(PICTURE, room=1)).status_code == 200  # however large, it is alone
+        held = joined.encode.budget.held
+        assert held > 16 * joined.encode.manager.layout.token_bytes
+        refused = await joined.post_encode(PICTURE, room=2)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["code"] == "capacity_exhausted"
+        assert "encode.max_held_bytes" in refused.json()["error"]["message"]
+        assert joined.encode.budget.held == held
+        assert joined.encode.abort_room(1)
+        while joined.encode.load:
+            await asyncio.sleep(0.001)
+        assert joined.encode.budget.held == 0
+        assert (await joined.post_encode(PICTURE, room=3)).status_code == 200
+        joined.encode.abort_room(3)
+
+    run(ask())
+
+
+def test_pixels_and_embeddings_of_all_items_count(join: MakeJoined) -> None:
+    """The bytes of the files fit beside what the first request holds, their pixels do not."""
+    joined = join()
+
+    async def ask() -> None:
+        assert (await joined.post_encode(PICTURE, room=1)).status_code == 200
+        held = joined.encode.budget.held
+        joined.encode.budget.limit = held + 4096
+        assert 2 * len(OTHER["data"]) < 2048
+        refused = await joined.post_encode(OTHER, OTHER, room=2)
+        assert refused.json()["error"]["code"] == "capacity_exhausted"
+        assert joined.encode.budget.held == held
+        joined.encode.abort_room(1)
+
+    run(ask())
+    joined.wait(lambda: joined.encode.load == 0)
+    assert joined.encode.budget.held == 0
+
+
+def test_a_language_worker_refuses_what_it_could_not_hold(join: MakeJoined) -> None:
+    joined = join(language={"max_held_bytes": 1})
+    item = {"kind": "image", "grid_thw": [1, 8, 8], "num_tokens": 16, "timestamps": [], "digest": "00" * 16}
+    unknown = {"room": 1, "endpoint": joined.encode.manager.endpoint, "items": [item]}
+
+    async def ask() -> None:
+        waiting = asyncio.create_task(joined.post_generate(generate_body(unknown, "what?")))
+        while joined.language.load < 1:
+            await asyncio.sleep(0.001)
+        assert joined.language.budget.held > 16 * joined.encode.manager.layout.token_bytes
+        refused = await joined.post_generate(generate_body({"items": []}, "hello"))
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert "language.max_held_bytes" in refused.json()["error"]["message"]
+        joined.language.abort_room(1)
+        await waiting
+
+    run(ask())
+    joined.wait(lambda: joined.language.budget.held == 0)
+    assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
+
+
+def test_the_bounds_are_in_the_metrics(join: MakeJoined) -> None:
+    joined = join()
+
+    async def read(app: Any) -> list[str]:
+        async with client(app) as http:
+            return (await http.get("/metrics")).text.splitlines()
+
+    for app in (joined.encode_app, joined.language_app):
+        lines = run(read(app))
+        assert "embferry_held_bytes 0.0" in lines
+        assert 'embferry_control_messages_total{outcome="rejected"} 0.0' in lines
+        assert 'embferry_control_messages_total{outcome="dropped"} 0.0' in lines
+        assert 'embferry_transport_lost{transport="memory"} 0.0' in lines
+    lines = run(read(joined.encode_app))
+    assert "embferry_parked_openings 0.0" in lines
+    assert "embferry_parked_bytes 0.0" in lines
+    assert any(line.startswith("embferry_control_connections ") for line in lines)
+
+
+# Beside the event loop, and signs of life
+
+
+@pytest.mark.parametrize("role", ["encode", "language"])
+def test_a_worker_answers_while_it_parses(join: MakeJoined, monkeypatch: pytest.MonkeyPatch, role: str) -> None:
+    joined: Joined = join()
+    module: Any = encode_process if role == "encode" else language_process
+    app, path = (joined.encode_app, "/encode") if role == "encode" else (joined.language_app, "/generate")
+    blocking = Blocking(module.decoded)
+    monkeypatch.setattr(module, "decoded", blocking)
+
+    async def both() -> Any:
+        async with client(app) as http:
+            asking = asyncio.create_task(http.post(path, content=b"\xc1" + bytes(LARGE)))
+            try:
+                assert await asyncio.to_thread(blocking.called.wait, DEADLINE)
+                assert (await http.get("/health")).status_code == 200
+                assert not asking.done()
+            finally:
+                blocking.release.set()
+            return await asking
+
+    assert run(both()).json()["error"]["code"] == "invalid_request"
+    assert off_loop.LARGE_BYTES < LARGE
+
+
+async def exchange(
+    app: Any, path: str, pieces: list[bytes], on_signs: Callable[[], None] = lambda: None
+) -> tuple[int, bytes]:
+    """Sends a request and returns status and body of the response.
+
+    After three signs of life, ``on_signs`` is called and all pieces of the request but the first are sent.
+    """
+    signs, received, status, left = asyncio.Event(), bytearray(), 0, list(pieces)
+
+    async def receive() -> dict[str, Any]:
+        if not left:
+            await asyncio.Event().wait()
+        if len(left) < len(pieces):
+            await signs.wait()
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        received.extend(message.get("body", b""))
+        if received.count(b"\n") == 3:
+            signs.set()
+            on_signs()
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "http_version": "1.1"}
+    await app(scope | {"asgi": {"spec_version": "2.3"}}, receive, send)
+    return status, bytes(received)
+
+
+@pytest.mark.parametrize("outcome", ["success", "error"])
+def test_a_slow_encode_worker_gives_signs_of_life(
+    join: MakeJoined, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    joined = join()
+    monkeypatch.setattr(worker_http, "PING_SECONDS", 0.001)
+    blocking = Blocking(EncodeService.prepare)
+    monkeypatch.setattr(EncodeService, "prepare", lambda *arguments: blocking(*arguments))
+    item = PICTURE if outcome == "success" else {"kind": "image", "data": b"junk"}
+
+    body = msgspec.msgpack.encode({"room": 9, "request_id": "test", "items": [item]})
+    status, received = run(exchange(joined.encode_app, "/encode", [body], blocking.release.set))
+    assert status == 200
+    content = json.loads(received)
+    if outcome == "success":
+        assert content["room"] == 9
+        joined.encode.abort_room(9)
+    else:
+        assert (content["error"]["status"], content["error"]["code"]) == (415, "unsupported_media_type")
+
+
+def test_a_slow_language_worker_gives_signs_of_life(join: MakeJoined, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = join()
+    monkeypatch.setattr(language_process, "PING_SECONDS", 0.001)
+    blocking = Blocking(JobPipeline._prompt)
+    monkeypatch.setattr(JobPipeline, "_prompt", lambda *arguments: blocking(*arguments))
+
+    body = json.dumps(generate_body({"items": []}, "hello")).encode()
+    status, received = run(exchange(joined.language_app, "/generate", [body], blocking.release.set))
+    lines = [json.loads(line) for line in received.splitlines()]
+    assert (status, lines[-1]["type"]) == (200, "end")
+    assert lines[0] == {"type": "ping"}
+
+
+@pytest.mark.parametrize("role", ["encode", "language"])
+def test_signs_of_life_come_while_the_request_arrives(
+    join: MakeJoined, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    """A slow link is no stalled worker: the second half of the body comes after three signs of life."""
+    joined = join()
+    monkeypatch.setattr(worker_http, "PING_SECONDS", 0.001)
+    monkeypatch.setattr(language_process, "PING_SECONDS", 0.001)
+    if role == "encode":
+        app, path = joined.encode_app, "/encode"
+        body = msgspec.msgpack.encode({"room": 9, "request_id": "test", "items": [PICTURE]})
+    else:
+        app, path = joined.language_app, "/generate"
+        body = json.dumps(generate_body({"items": []}, "hello")).encode()
+    status, received = run(exchange(app, path, [body[:20], body[20:]]))
+    assert status == 200
+    last = json.loads(received.splitlines()[-1])
+    assert last["room"] == 9 if role == "encode" else last["type"] == "end"
+    joined.encode.abort_room(9)

@@ -1,0 +1,46 @@
+"""A place where a fault can strike, and the end of the transfer that it hits."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from .fault import Trip
+from .scene import Scene, Transfer
+
+
+class End(enum.Enum):
+    """The end of the transfer that is hit. One that is only slow always arrives."""
+
+    FAILS = enum.auto()
+    ARRIVES = enum.auto()
+    CLEAR_RAISES = enum.auto()
+    """It arrives; the caller's ``clear()`` raises."""
+    CLOSE_RAISES = enum.auto()
+    """It arrives; the manager's ``close()`` raises."""
+
+
+Plant = Callable[[Scene, Trip, pytest.MonkeyPatch], Transfer]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place.
+
+    Attributes:
+        plant: Puts the fault there and begins the transfer that is hit.
+        end: What becomes of that.
+        late: Whether the fault strikes only after the transfer has arrived.
+        is_told: Whether the peer hears of it at once: it does not if an end breaks before it has said a word.
+        is_machine: Whether it is a state machine, which no task and no exit can interrupt.
+    """
+
+    name: str
+    plant: Plant
+    end: End = End.FAILS
+    late: bool = False
+    is_told: bool = True
+    is_machine: bool = False
