@@ -102,7 +102,7 @@ def test_a_stall_changes_the_transport_at_once_and_is_retryable_where_there_is_n
     sender = opened(16, writes_in_flight=1)
     to_sender(sender, a_grant(1, 0, 16, (0, 4)))
     fail(sender, *writes(sender), TransportStalled("nothing moves"))
-    failed = m.WriteFailed(ROOM, 1, 0, 4, "transport_error", "nothing moves", True)
+    failed = m.WriteFailed(ROOM, 1, 0, 4, "transport_stalled", "nothing moves", True)
     assert bodies(sender) == [*changed(4, 12), failed]
     to_sender(sender, a_grant(2, 0, 16, (0, 4), transport="tcp"))
     first, *_ = writes(sender)
