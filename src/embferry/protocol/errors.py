@@ -11,6 +11,7 @@
         ├── VersionMismatch         no protocol version in common
         ├── LayoutMismatch          the peers' fields differ
         ├── TransportError          bytes could not be moved; ``retryable`` says whether to try again
+        │   └── TransportStalled    a peer or a link took bytes, and nothing came of them
         ├── CapacityError           a limit of this process is reached
         ├── IntegrityError          bytes or content differ from what was announced
         ├── LeaseExpired            nothing happened within a time-out
@@ -103,6 +104,8 @@ class TransportError(EmbeddingTransferError):
 class TransportStalled(TransportError):
     """A peer or a link took bytes, and nothing came of them. The transfer goes on over the next transport at once."""
 
+    code = "transport_stalled"
+
 
 class CapacityError(EmbeddingTransferError):
     """A limit of this process is reached. Ask again later, or raise the limit."""
@@ -150,6 +153,7 @@ BY_CODE: dict[str, type[EmbeddingTransferError]] = {
         VersionMismatch,
         LayoutMismatch,
         TransportError,
+        TransportStalled,
         CapacityError,
         IntegrityError,
         LeaseExpired,

@@ -11,17 +11,17 @@ import logging
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from typing import Generic, Protocol, TypeVar
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
-from embferry.protocol.messages import VERSION, Abort, Body, Closed, Frame, Open, Unknown, decode, encode
+from embferry.protocol.messages import Abort, Body, Closed, Frame, Open, Unknown, decode
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, LinkLost, Transport
 
 from .control.contract import ControlPlane, Received, Unreachable
+from .control_messages import ControlMessages
 from .failures import as_transfer_error, attempt, is_exhausted
 from .guarded_transport import GuardedTransport
 from .handle import Handle
@@ -78,9 +78,6 @@ class Manager(ABC, Generic[R]):
         make_runtime: Makes clock, control plane and threads. The manager stops them.
         transports: In order of preference. The manager closes them, also if it cannot be made.
         settings: Time-outs, retries and sizes.
-
-    Attributes:
-        rejected_messages: Control messages that could not be read.
     """
 
     def __init__(
@@ -89,11 +86,9 @@ class Manager(ABC, Generic[R]):
         self.settings = settings or TransferSettings()
         self.lock = threading.RLock()
         self.ready_queue: ReadyQueue[R] = ReadyQueue()
-        self.rejected_messages = 0
-        self._outgoing: deque[tuple[Hashable, bytes]] = deque()  # any thread appends, the driver thread sends
         self._due = IDLE  # when the driver is due again, as far as it knows
         self._is_closed = False
-        self._reported_at = self._failed_at = -REPORT_SECONDS
+        self._failed_at = -REPORT_SECONDS
         self._again_at = IDLE  # when a part of a turn that failed is tried again
         self._lost_transports: set[str] = set()
         try:
@@ -101,6 +96,7 @@ class Manager(ABC, Generic[R]):
             if len(set(names)) != len(names):
                 raise LocalProtocolError(f"one transport of each kind, not {names}")
             self._runtime = make_runtime()
+            self._messages = ControlMessages(self._runtime.control, self.now)
         except BaseException:
             for transport in transports:
                 self._collect(transport.close)
@@ -133,6 +129,11 @@ class Manager(ABC, Generic[R]):
         lost = [transport.lost for transport in self.transports.values()]
         if lost and all(lost) and lost[0] is not None:
             raise copy(lost[0])
+
+    @property
+    def rejected_messages(self) -> int:
+        """Control messages that could not be read or sent."""
+        return self._messages.rejected
 
     @property
     def control(self) -> ControlPlane:
@@ -254,11 +255,11 @@ class Manager(ABC, Generic[R]):
         self._step_all(ready, now)
         while more := self._after(now):
             self._step_all(more, now)
-        self._send_queued()
+        self._messages.send()
         with self.lock:
             timer = self._next_due()
             due = min(IDLE if timer is None else timer, self._again_at)
-            self._due = due if self.ready_queue.is_clear and not self._outgoing else now
+            self._due = due if self.ready_queue.is_clear and not self._messages.is_queued else now
             return None if self._due == IDLE else self._due
 
     def _step_all(self, records: list[R], now: float) -> None:
@@ -359,25 +360,13 @@ class Manager(ABC, Generic[R]):
 
     def send(self, peer: Hashable, source: int, target: int, body: Body) -> None:
         """Queues a control message. A message that is lost is repeated by the machine that needs an answer."""
-        self._outgoing.append((peer, encode(Frame(VERSION, source, target, body))))
+        self._messages.queue(peer, source, target, body)
 
     def schedule(self, record: R, time: float) -> None:
         """Sets the timer of a record, and wakes the driver if it would sleep beyond it. Any thread; lock held."""
         self.ready_queue.schedule(record, time)
         if time < self._due:
             self.wake()
-
-    def _send_queued(self) -> None:
-        control = self._runtime.control
-        while self._outgoing:
-            peer, data = self._outgoing.popleft()
-            self._call_control(control.send, peer, data)
-        self._call_control(control.flush)
-
-    def _call_control(self, call: Callable[..., object], *arguments: object) -> None:
-        """Calls the control plane. If it raises, messages are lost at worst."""
-        if (error := attempt(call, *arguments)) is not None:
-            self._report("the control plane failed: %r", error)
 
     def _take_control_event(self, event: Received | Unreachable, now: float) -> None:
         if isinstance(event, Unreachable):
@@ -386,7 +375,7 @@ class Manager(ABC, Generic[R]):
         try:
             frame = decode(event.data)
         except EmbeddingTransferError as error:
-            self._report("dropped a control message from %r: %s", event.peer, error)
+            self._messages.report("dropped a control message from %r: %s", event.peer, error)
             return
         self._take(event.peer, frame, now)
 
@@ -400,13 +389,6 @@ class Manager(ABC, Generic[R]):
             if transport.lost is not None and transport.name not in self._lost_transports and not self._is_closed:
                 self._lost_transports.add(transport.name)
                 self._transport_lost(transport, self.now())
-
-    def _report(self, text: str, *values: object) -> None:
-        """Logs something that a peer can cause as often as it likes."""
-        self.rejected_messages += 1
-        if self.now() - self._reported_at >= REPORT_SECONDS:
-            self._reported_at = self.now()
-            log.warning(text + " (%d such messages so far)", *values, self.rejected_messages)
 
     @staticmethod
     def _collect(close: Callable[[], None]) -> list[Exception]:

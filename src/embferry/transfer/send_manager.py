@@ -125,7 +125,7 @@ class SendManager(Manager[SendRecord]):
         self.check()
         self.guard(record, self._run_commands, record)
         self._take_transport_events()
-        if self._outgoing or not self.ready_queue.is_clear:
+        if self._messages.is_queued or not self.ready_queue.is_clear:
             self.wake()
 
     # The driver thread

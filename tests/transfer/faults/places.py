@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from embferry.transfer import manager
+from embferry.transfer import control_messages, manager
 from embferry.transports.tcp.transport import TcpTransport
 
 from .fault import Trip
@@ -38,7 +38,8 @@ def _machine(end: str, name: str) -> Plant:
 
 
 def _encode(scene: Scene, trip: Trip, patch: pytest.MonkeyPatch) -> Transfer:
-    patch.setattr(manager, "encode", trip.before(manager.encode, lambda frame: frame.body.room == scene.room))
+    encoded = trip.before(control_messages.encode, lambda frame: frame.body.room == scene.room)
+    patch.setattr(control_messages, "encode", encoded)
     return scene.begin()
 
 

@@ -21,6 +21,7 @@ from embferry.transfer import (
     writer,
 )
 from embferry.transfer.callbacks import Notifier
+from embferry.transfer.control_messages import ControlMessages
 from embferry.transfer.guarded_transport import GuardedTransport
 from embferry.transfer.manager import Manager
 from embferry.transfer.parked import ParkedOpenings
@@ -293,7 +294,7 @@ def a_revocation_frees_the_blocks_at_once(patch: pytest.MonkeyPatch) -> None:
 
 @mutant
 def the_control_plane_may_not_raise(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Manager, "_call_control", lambda self, call, *arguments: call(*arguments))
+    patch.setattr(ControlMessages, "call", lambda self, call, *arguments: call(*arguments))
 
 
 @mutant
