@@ -42,6 +42,7 @@ class VirtualWorld:
 
     Args:
         seed: Of everything that is drawn.
+        most_events: After so many, :meth:`run` raises: something repeats without end.
 
     Attributes:
         now: The time, in seconds.
@@ -51,7 +52,7 @@ class VirtualWorld:
         faults: Exceptions that left a turn or a callback, which is a bug, and violations that a part of the world saw.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, most_events: int = 1_000_000) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
         self.weather = Weather()
@@ -60,6 +61,7 @@ class VirtualWorld:
         self.faults: list[Exception] = []
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
+        self._left = most_events
         self._listeners: dict[str, VirtualControl] = {}
         self._ports = itertools.count(1)
 
@@ -81,6 +83,9 @@ class VirtualWorld:
             if not self._events or self._events[0][0] > end:
                 self.now = max(self.now, end)
                 return until()
+            self._left -= 1
+            if self._left < 0:
+                raise AssertionError("too many events: something repeats without end")
             time, _, call = heapq.heappop(self._events)
             self.now = max(self.now, time)
             call()

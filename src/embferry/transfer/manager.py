@@ -16,7 +16,7 @@ from copy import copy
 from typing import Generic, Protocol, TypeVar
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
-from embferry.protocol.messages import Abort, Body, Frame, Open, decode
+from embferry.protocol.messages import Abort, Body, Closed, Frame, Open, Unknown, decode
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, LinkLost, Transport
 
@@ -327,8 +327,11 @@ class Manager(ABC, Generic[R]):
         self.wake()
 
     def refuse(self, record: R, peer: Hashable, session: int, frame: Frame) -> None:
-        """Sends the error of a broken record to the peer that has a message for it. The lock is held."""
-        if record.failure is not None and frame.source:
+        """Sends the error of a broken record to the peer that has a message for it. The lock is held.
+
+        An end is never answered with an end: two broken records would not stop.
+        """
+        if record.failure is not None and frame.source and not isinstance(frame.body, Abort | Closed | Unknown):
             generation = frame.body.generation if isinstance(frame.body, Open) else 0
             self.send(peer, session, frame.source, Abort.because_of(record.failure, record.room, generation))
 

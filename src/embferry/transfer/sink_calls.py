@@ -94,8 +94,8 @@ class SinkCalls:
                 if call.offset == 0:
                     self._write_aux(record, call)
                 with record.sink_lock:
+                    record.is_sink_complete = False  # until it is asked, when the calls have been made
                     record.sink.deliver(call, total)
-                    record.is_sink_complete = record.sink.is_complete
             case Restart():
                 with record.sink_lock:
                     record.sink.restart()

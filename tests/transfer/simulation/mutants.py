@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from embferry.protocol.errors import TransportError
+from embferry.protocol.messages import Abort
 from embferry.protocol.states import TERMINAL, KVPoll
 from embferry.transfer import (
     callbacks,
@@ -294,6 +295,15 @@ def a_revocation_frees_the_blocks_at_once(patch: pytest.MonkeyPatch) -> None:
 @mutant
 def the_control_plane_may_not_raise(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ControlMessages, "call", lambda self, call, *arguments: call(*arguments))
+
+
+@mutant
+def broken_records_answer_each_other(patch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Manager[Any], record: Any, peer: Any, session: int, frame: Any) -> None:
+        if record.failure is not None and frame.source:
+            self.send(peer, session, frame.source, Abort.because_of(record.failure, record.room))
+
+    patch.setattr(Manager, "refuse", refuse)
 
 
 @mutant

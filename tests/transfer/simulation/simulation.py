@@ -82,7 +82,7 @@ class Simulation:
 
     def __init__(self, story: Story) -> None:
         self.story = story
-        self.world = VirtualWorld(story.seed)
+        self.world = VirtualWorld(story.seed, most_events=100_000)
         setup = story.setup
         self.is_patient = setup % 4 != 0
         self.settings = TransferSettings(
