@@ -12,16 +12,15 @@ import logging
 import resource
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import h11
 import msgspec
 
-from embferry.protocol.errors import LocalProtocolError
 from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
-from embferry.transports.net.listener import Listener, ListenLimits
+from embferry.transports.net.listener import Listener, ListenLimits, check_positive
 from embferry.transports.net.loop import READ, WRITE, LoopThread
 
 log = logging.getLogger(__name__)
@@ -50,9 +49,7 @@ class ServerLimits:
     """Connections at once of one IPv4 address, or of one IPv6 network of 64 bits."""
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if not getattr(self, each.name) > 0:
-                raise LocalProtocolError(f"{each.name} must be greater than 0, not {getattr(self, each.name)}")
+        check_positive(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,11 +105,6 @@ class GuardedTransport:
         events, self._events = self._events, []
         return events
 
-    def lose(self, error: Exception) -> None:
-        """Gives the transport up, because an event of it could not be handled."""
-        if self.lost is None:
-            self._lose("poll", error)
-
     def close(self) -> None:
         """Closes the transport; then :meth:`poll` returns the ends of all its writes.
 
