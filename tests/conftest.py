@@ -1,5 +1,6 @@
 """For all tests: the same examples in every run, and asserts of the public suite as talkative as those of the tests."""
 
+import gc
 import os
 
 import pytest
@@ -10,3 +11,9 @@ pytest.register_assert_rewrite("embferry.testing.conformance", "embferry.testing
 settings.register_profile("default", derandomize=True, deadline=None)
 settings.register_profile("thorough", max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("EMBFERRY_HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_finish() -> None:
+    """Excludes what is there before the first test from every later search for garbage; some tests search often."""
+    gc.collect()
+    gc.freeze()

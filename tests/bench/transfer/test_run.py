@@ -38,9 +38,14 @@ def until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def workers() -> list[psutil.Process]:
-    """Returns the child processes of this process."""
-    return psutil.Process().children(recursive=True)
+Workers = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def workers() -> Workers:
+    """Returns the child processes of this process that a test has started and not ended."""
+    before = psutil.Process().children(recursive=True)
+    return lambda: [process for process in psutil.Process().children(recursive=True) if process not in before]
 
 
 def measure(
@@ -61,7 +66,7 @@ def swept(**options: object) -> Candidate:
 
 @pytest.mark.timeout(180)
 def test_every_installed_candidate_carries_every_byte_and_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: Workers
 ) -> None:
     shared = set(os.listdir("/dev/shm"))
     monkeypatch.setenv("COLUMNS", "200")
@@ -91,7 +96,9 @@ def test_every_installed_candidate_carries_every_byte_and_leaves_nothing_behind(
     assert list(storage.iterdir()) == []
 
 
-def test_a_candidate_that_fails_is_reported_with_its_last_lines_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_candidate_that_fails_is_reported_with_its_last_lines_and_the_others_go_on(
+    tmp_path: Path, workers: Workers
+) -> None:
     candidates = (broken("Killed"), broken("Raising"), broken("Wrong"), broken("Absent"), BY_KEY["socket"])
     killed, raising, wrong, absent, socket = measure(tmp_path, *candidates)
     assert killed.status == "error"
@@ -104,7 +111,7 @@ def test_a_candidate_that_fails_is_reported_with_its_last_lines_and_the_others_g
     assert workers() == []
 
 
-def test_a_candidate_that_never_answers_runs_out_of_time(tmp_path: Path) -> None:
+def test_a_candidate_that_never_answers_runs_out_of_time(tmp_path: Path, workers: Workers) -> None:
     silent, socket = measure(tmp_path, broken("Silent"), BY_KEY["socket"], timeout_s=10.0)
     assert silent.status == "error"
     assert "no answer" in silent.reason

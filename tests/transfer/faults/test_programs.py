@@ -63,13 +63,6 @@ def no_descriptors():
         except OSError:
             return holes
 
-def is_full():
-    try:
-        os.close(os.open("/dev/null", os.O_RDONLY))
-    except OSError:
-        return True
-    return False
-
 def unlimited():
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -108,7 +101,6 @@ receiving = receive_manager()
 arrives(*begin(receiving, sending, 1))
 under_way = begin(receiving, sending, 2, 16)
 until(lambda: under_way[0].transferred_tokens == 16)
-ports = [int(sending.endpoint.rpartition(":")[2]), receiving.transports["tcp"]._transport._receiving.listener.port]
 program = '''
 import resource, socket, sys
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -117,12 +109,17 @@ held = [socket.create_connection(("127.0.0.1", int(port))) for port in sys.argv[
 print(flush=True)
 sys.stdin.read()
 '''
+listeners = sending._runtime.control._acceptor.listener, receiving.transports["tcp"]._transport._receiving.listener
+
+def has_made_room():
+    return any(listener.evicted for listener in listeners)
+
 used = len(os.listdir("/proc/self/fd"))
 resource.setrlimit(resource.RLIMIT_NOFILE, (used + 60, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-with subprocess.Popen([sys.executable, "-c", program, *map(str, ports)], **pipes) as idle:
+with subprocess.Popen([sys.executable, "-c", program, *(str(one.port) for one in listeners)], **pipes) as idle:
     idle.stdout.readline()
-    until(is_full)
+    until(has_made_room)
     arrives(*under_way)
     arrives(*begin(receiving, sending, 3))
     idle.stdin.close()

@@ -12,10 +12,32 @@ from .simulation import failure
 from .story import draw
 from .test_simulation import STORIES
 
+CAUGHT_BY = {
+    "exceptions_pass_the_gate_of_callbacks": 0,
+    "exceptions_pass_the_gate_of_device_sink": 73,
+    "exceptions_pass_the_gate_of_receive_manager": 139,
+    "exceptions_pass_the_gate_of_writer": 9,
+    "parked_openings_do_not_expire": 34,
+    "nothing_is_due_for_parked_openings": 43,
+    "blocks_of_another_transfer_of_the_room_are_freed": 58,
+    "a_source_that_cannot_be_read_fails_nothing": 1,
+    "abort_of_a_record_does_nothing_at_close": 12,
+    "revoked_is_not_reported_for_a_lost_transport": 118,
+    "nothing_is_committed": 246,
+    "a_broken_record_is_driven_on": 5,
+    "parked_openings_have_no_bound": 38,
+    "every_session_that_writes_to_a_room_is_kept": 4,
+    "the_control_plane_may_not_raise": 15,
+    "broken_records_answer_each_other": 283,
+    "transports_are_lost_by_the_failure_of_one_peer": 44,
+}
+"""Story that caught a mutant when it was last looked for. It is told first, which saves minutes; others follow."""
+
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_story_breaks_without_the_guard(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTANTS[name](monkeypatch)
+    known = [draw(CAUGHT_BY[name])] if name in CAUGHT_BY else []
     found = chain.from_iterable(map(told_again, FOUND.values()))
-    stories = chain(found, map(draw, range(STORIES)))
+    stories = chain(known, found, map(draw, range(STORIES)))
     assert any(failure(story) is not None for story in stories)
