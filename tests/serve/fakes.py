@@ -119,11 +119,14 @@ class Deployment:
         assert not self._thread.is_alive(), "the servers did not end"
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Waits until ``condition`` holds; evaluates it at every change and every few milliseconds."""
-        with self.changed:
-            for _ in range(int(DEADLINE / 0.01)):
-                if condition():
-                    return
+        """Waits until ``condition`` holds; evaluates it at every change and every few milliseconds.
+
+        Nothing is locked meanwhile: the condition may ask the servers, whose thread takes the lock at every change.
+        """
+        for _ in range(int(DEADLINE / 0.01)):
+            if condition():
+                return
+            with self.changed:
                 self.changed.wait(0.01)
         raise AssertionError("the condition did not come true")
 
