@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 
-from .failures import attempt
+from .failures import attempt, shown
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ class CallbackThread:
 
     def _run(self) -> None:
         while (call := self._queue.get()) is not None:
-            call()
+            if (error := attempt(call)) is not None:
+                log.critical("the call of a callback has failed; this is a bug: %s", shown(error), exc_info=error)
 
 
 class Notifier:
@@ -91,7 +92,7 @@ class Notifier:
         for key, wake in list(self._waiters.items()):
             error = attempt(wake)
             if error is not None:
-                log.debug("a waiter is gone: %r", error)
+                log.debug("a waiter is gone: %s", shown(error))
                 self._waiters.pop(key, None)
         for callback in list(self._callbacks.values()):
             if not callback.queued:  # one that has not run yet will see this change too

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from embferry.protocol.messages import VERSION, Body, Frame, encode
 
 from .control.contract import ControlPlane
-from .failures import attempt
+from .failures import attempt, shown
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,16 @@ class ControlMessages:
         self.rejected = 0
         self._control, self._now = control, now
         self._outgoing: deque[tuple[Hashable, bytes]] = deque()
+        self._unneeded: set[Hashable] = set()
         self._reported_at = -REPORT_SECONDS
 
     def queue(self, peer: Hashable, source: int, target: int, body: Body) -> None:
         """Queues a message. Any thread. One that is lost is repeated by the machine that needs an answer."""
         self._outgoing.append((peer, encode(Frame(VERSION, source, target, body))))
+
+    def forget(self, peer: Hashable) -> None:
+        """No transfer needs a peer any more, once it has been sent what is queued for it. Any thread."""
+        self._unneeded.add(peer)
 
     @property
     def is_queued(self) -> bool:
@@ -49,12 +54,14 @@ class ControlMessages:
         """Sends what is queued."""
         while self._outgoing:
             self.call(self._control.send, *self._outgoing.popleft())
+        while self._unneeded:
+            self.call(self._control.forget, self._unneeded.pop())
         self.call(self._control.flush)
 
     def call(self, call: Callable[..., object], *arguments: object) -> None:
         """Calls the control plane. If it raises, messages are lost at worst."""
         if (error := attempt(call, *arguments)) is not None:
-            self.report("the control plane failed: %r", error)
+            self.report("the control plane failed: %s", shown(error))
 
     def report(self, text: str, *values: object) -> None:
         """Counts and logs a message that cannot be used, which a peer can cause as often as it likes."""

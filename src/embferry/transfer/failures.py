@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -10,22 +11,37 @@ from embferry.protocol.errors import CapacityError, EmbeddingTransferError, Loca
 
 P = ParamSpec("P")
 
+MAX_SHOWN = 500
+"""Characters of an exception in the text of an error: its values may be large."""
+
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC}
 
 
 def attempt(call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> Exception | None:
-    """Makes a call that may raise anything but KeyboardInterrupt. Returns the exception, or None."""
+    """Makes a call that may raise anything. Returns the exception, or None.
+
+    Raises:
+        KeyboardInterrupt: The call has raised it on the main thread, where it is the user's Ctrl-C.
+    """
     try:
         call(*arguments, **keywords)
-    except KeyboardInterrupt:
-        raise
     except Exception as error:  # noqa: BLE001  (the one place that catches all that foreign code raises)
         return error
-    except BaseException as error:  # noqa: BLE001  (asyncio.CancelledError, SystemExit: they end no thread of ours)
-        stray = RuntimeError(repr(error))
+    except BaseException as error:  # asyncio.CancelledError, SystemExit: they end no thread of ours
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
+        stray = RuntimeError(shown(error))
         stray.__cause__ = error
         return stray
     return None
+
+
+def shown(error: BaseException) -> str:
+    """Returns ``repr(error)``, shortened. Never raises: that method is foreign code as well."""
+    texts: list[str] = []
+    if attempt(lambda: texts.append(repr(error))) is not None:
+        return f"{type(error).__name__}(…), which has no repr()"
+    return texts[0] if len(texts[0]) <= MAX_SHOWN else texts[0][:MAX_SHOWN] + "…"
 
 
 def is_exhausted(error: BaseException) -> bool:
@@ -45,8 +61,8 @@ def as_transfer_error(what: str, error: BaseException, room: int | None = None) 
         return error.with_traceback(None)  # which would keep what its frames refer to as long as the error is kept
     if is_exhausted(error):
         return CapacityError(
-            f"{what} found no memory or descriptors: {error!r}; raise the limit or ask later", room=room
+            f"{what} found no memory or descriptors: {shown(error)}; raise the limit or ask later", room=room
         )
     if isinstance(error, OSError):
-        return TransportError(f"{what} failed: {error!r}", room=room, retryable=False)
-    return LocalProtocolError(f"{what} raised {error!r}; the log has its traceback", room=room)
+        return TransportError(f"{what} failed: {shown(error)}", room=room, retryable=False)
+    return LocalProtocolError(f"{what} raised {shown(error)}; the log has its traceback", room=room)

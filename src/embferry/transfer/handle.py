@@ -12,6 +12,7 @@ from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.states import KVPoll
 
 from .callbacks import Notifier
+from .failures import shown
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +121,8 @@ class Handle(ABC):
 
     def _callback_failed(self, error: Exception) -> None:
         """A callback has raised. Runs on the callback thread."""
-        log.error("room %d: a callback raised %r", self.room, error, exc_info=error)
-        self.abort(LocalProtocolError(f"an on_change callback raised {error!r}; the log has its traceback"))
+        log.error("room %d: a callback raised %s", self.room, shown(error), exc_info=error)
+        self.abort(LocalProtocolError(f"an on_change callback raised {shown(error)}; the log has its traceback"))
 
     def failure_exception(self) -> EmbeddingTransferError:
         """Returns the error with which the transfer failed.

@@ -22,7 +22,7 @@ from embferry.transports.contract import Event, LinkLost, Transport
 
 from .control.contract import ControlPlane, Received, Unreachable
 from .control_messages import ControlMessages
-from .failures import as_transfer_error, attempt, is_exhausted
+from .failures import as_transfer_error, attempt, is_exhausted, shown
 from .guarded_transport import GuardedTransport
 from .handle import Handle
 from .ready_queue import ReadyQueue
@@ -153,9 +153,11 @@ class Manager(ABC, Generic[R]):
         """Aborts open transfers and frees everything. No byte is read or written for them afterwards.
 
         Raises:
-            LocalProtocolError: Called on the driver thread.
+            LocalProtocolError: Called on the driver thread; nothing is closed.
             ExceptionGroup: Something could not be closed; everything else is.
         """
+        if self._runtime.is_own_thread:
+            raise LocalProtocolError("a manager cannot be closed on its own thread, by a sink; close it elsewhere")
         with self.lock:
             if self._is_closed:
                 return
@@ -283,14 +285,14 @@ class Manager(ABC, Generic[R]):
         self._again_at = self.now() + AGAIN_SECONDS
         if self.now() - self._failed_at >= REPORT_SECONDS:
             self._failed_at = self.now()
-            log.critical("%s failed; transfers go on: %r", what, error, exc_info=error)
+            log.critical("%s failed; transfers go on: %s", what, shown(error), exc_info=error)
 
     def step(self, record: R, now: float) -> None:
         """Advances one record. What it raises is its own failure."""
         with self.lock:
             self.guard(record, self._advance, record, now)
         found: list[bool] = []
-        error = attempt(lambda: found.append(self._work(record, now)))
+        error = None if record.is_broken else attempt(lambda: found.append(self._work(record, now)))
         with self.lock:
             if error is not None:
                 self._broke(record, error)
@@ -313,14 +315,14 @@ class Manager(ABC, Generic[R]):
     def _broke(self, record: R, error: Exception) -> None:
         record.is_broken = True
         log.critical(
-            "room %d: a bug in embferry has ended this transfer; please report it, with this: %r, history %s",
-            *(record.room, error, "; ".join(record.history())),
+            "room %d: a bug in embferry has ended this transfer; please report it, with this: %s, history %s",
+            *(record.room, shown(error), "; ".join(record.history())),
             exc_info=error,
         )
         if is_exhausted(error):
             cause = as_transfer_error("the driver of the transfer", error, record.room)
         else:
-            why = f"a bug in embferry has ended this transfer: {error!r}; the log has its traceback"
+            why = f"a bug in embferry has ended this transfer: {shown(error)}; the log has its traceback"
             cause = LocalProtocolError(why, room=record.room)
         record.failure = record.failure or cause
         self.ready_queue.touch(record)

@@ -39,6 +39,8 @@ class ReceiveHost(Host, Protocol):
 
     def consumed(self, record: ReceiveRecord, epoch: int, offset: int) -> None: ...
 
+    def left(self, endpoint: str) -> None: ...
+
     def guard(self, record: ReceiveRecord, call: Callable[..., object], *arguments: object) -> None: ...
 
     def touch(self, record: ReceiveRecord) -> None: ...
@@ -89,7 +91,7 @@ class EmbeddingReceiver(Handle):
                 grants blocks to this transfer in fair turn, without further calls.
 
         Raises:
-            LocalProtocolError: Called twice, or the manager is closed.
+            LocalProtocolError: Called twice, the manager is closed, or this room does not hold such blocks.
         """
         with self.manager.lock:
             self.manager.begin(self._record, allocation)
@@ -106,7 +108,8 @@ class EmbeddingReceiver(Handle):
             The number of tokens granted; 0 if granting is left to the pool.
 
         Raises:
-            LocalProtocolError: ``sent_tokens`` is not the token to go on at, or nothing remains.
+            LocalProtocolError: ``sent_tokens`` is not the token to go on at, nothing remains, or this room does not
+                hold such blocks.
         """
         sent_tokens = as_integer("sent_tokens", sent_tokens, 0, MAX_TOKENS, room=self.room)
         with self.manager.lock:
@@ -132,8 +135,10 @@ class EmbeddingReceiver(Handle):
         """
         endpoint = check_endpoint(endpoint)
         with self.manager.lock:
-            self._record.endpoint = endpoint
-            self.machine.redirected(self.manager.now())
+            machine = self.machine
+            last, self._record.endpoint = self._record.endpoint, endpoint
+            self.manager.left(last)
+            machine.redirected(self.manager.now())
         self.manager.touch(self._record)
 
     @property

@@ -25,12 +25,13 @@ from .control.endpoint import check_endpoint
 from .control.sockets import SocketControl
 from .failures import attempt
 from .guarded_transport import GuardedTransport
+from .handle import ENDED
 from .manager import Manager
 from .receive_handle import EmbeddingReceiver
 from .receive_record import Granted, ReceiveRecord
 from .runtime import Runtime, ThreadRuntime
 from .sink_calls import SinkCalls
-from .sinks import GatherSink, Sink
+from .sinks import Sink, check_sink
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
         with self.lock:
             self.check()
-        record = ReceiveRecord(room, endpoint, sink or GatherSink(), failover_timeout, max_tokens)
+        record = ReceiveRecord(room, endpoint, check_sink(sink, room), failover_timeout, max_tokens)
         return EmbeddingReceiver(self, record)
 
     # Called by handles
@@ -128,6 +129,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
             raise copy(record.failure)
         if record.machine is not None:
             raise LocalProtocolError("init() is called once; open the room again instead", room=record.room)
+        if allocation is not None:
+            self.allocator.check_held(allocation, record.room)
         session = secrets.randbits(62) + 1
         record.machine = Receiver(
             record.room,
@@ -168,6 +171,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         wanted = machine.wanted(now)
         if wanted is None:
             raise LocalProtocolError("nothing remains to be granted now", room=record.room)
+        self.allocator.check_held(allocation, record.room)
         needed = blocks_needed(wanted[1], allocation.block_size)
         if spare := allocation.blocks[needed:]:
             self.allocator.free(spare, record.room)
@@ -183,6 +187,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
             if record.machine is not None:
                 self.guard(record, record.machine.consumed, epoch, offset)
         self.touch(record)
+
+    def left(self, endpoint: str) -> None:
+        """A transfer does not need ``endpoint`` any more. The lock is held."""
+        if all(record.endpoint != endpoint for record in self._records()):
+            self._messages.forget(endpoint)
 
     # The driver thread
 
@@ -326,10 +335,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         for epoch in record.epochs:
             self._by_epoch.pop(epoch, None)
         self.ready_queue.forget(record)
-        if any(other.endpoint == record.endpoint for other in self._records()):
-            return
-        if (error := attempt(self._runtime.control.forget, record.endpoint)) is not None:
-            log.warning("the connection to %s stays open: %r", record.endpoint, error)
+        self.left(record.endpoint)
 
     # Ends
 
@@ -378,7 +384,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         return found
 
     def _finish(self, record: ReceiveRecord) -> None:
-        if record.error is None and not record.end.has_ended:
+        if record.poll() not in ENDED:
             record.failure = self._shutting_down()
 
     def _release(self) -> None:

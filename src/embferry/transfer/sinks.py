@@ -286,6 +286,21 @@ class ChunkSink(Sink):
         return out
 
 
+def check_sink(sink: Sink | None, room: int) -> Sink:
+    """Returns ``sink`` if it can serve a transfer; a new one that gathers if it is None.
+
+    Raises:
+        LocalProtocolError: It is no sink, or it serves another transfer.
+    """
+    if sink is None:
+        return GatherSink()
+    if not isinstance(sink, Sink):
+        raise LocalProtocolError(f"sink must be an object of a subclass of Sink, not {repr(sink)[:80]}", room=room)
+    if getattr(sink, "owner", None) is not None:
+        raise LocalProtocolError("this sink serves another transfer; make a new one for each", room=room)
+    return sink
+
+
 def gathered(sink: Sink) -> GatherSink:
     """Returns ``sink`` if it gathers.
 
