@@ -22,6 +22,7 @@ from .errors import (
     LocalProtocolError,
     PeerGone,
     RemoteProtocolError,
+    TransportError,
     reason_of,
 )
 from .failover import Failover
@@ -124,6 +125,7 @@ class Receiver:
         self.max_tokens = None if max_tokens is None else as_integer("max_tokens", max_tokens, 0, MAX_ID, room=room)
         self.asked_at = self.heard_at = self.progress_at = self.ended_at = now
         self.peer_knows = False
+        self._transport_error: EmbeddingTransferError | None = None  # why a transport was lost
         self.history = History()
         self._commands: list[ReceiverCommand] = []
         self._open(now)
@@ -249,15 +251,17 @@ class Receiver:
         self.peer_lost(now)
 
     def transport_lost(self, name: str, error: EmbeddingTransferError, now: float) -> None:
-        """This end has no transport ``name`` any more: revokes every grant, and opens the room again with the rest.
+        """This end has no transport ``name`` any more, or cannot use it for this transfer.
 
-        Fails with ``error`` if none is left. A grant over the lost transport still needs :meth:`revoked`.
+        Revokes every grant, and opens the room again with the rest. Fails with ``error`` if none is left, or none that
+        the sender has. A grant over the lost transport still needs :meth:`revoked`.
         """
         self.history.called("transport_lost", name, now)
         as_error(error, room=self.room)
         left = tuple(address for address in self.transports if address.name != name)
         if len(left) == len(self.transports):
             return
+        self._transport_error = error
         if left:
             self.transports = left
         else:
@@ -331,7 +335,10 @@ class Receiver:
             return
         if isinstance(body, Abort) and not self.peer:
             if guards.answers_current_generation(body.generation, self.generation):
-                self._peer_failed(body.error, now, tell=False)
+                self._refused(body.error, now)
+            return
+        if isinstance(body, Closed) and not self.peer:
+            self.peer_knows = self.phase in TERMINAL
             return
         if not self.peer or not guards.from_current_peer(source, self.peer):
             return
@@ -349,6 +356,13 @@ class Receiver:
                 self._peer_failed(body.error, now, tell=False)
             case _:
                 pass  # Pending is only a sign of life; messages from receivers to senders do not concern this end
+
+    def _refused(self, error: EmbeddingTransferError, now: float) -> None:
+        """The worker refuses what was opened. If it has none of the transports that are left, their loss is the cause."""
+        if self._transport_error is not None and isinstance(error, TransportError):
+            self._peer_failed(self._transport_error, now, tell=True)
+        else:
+            self._peer_failed(error, now, tell=False)
 
     def _offered(self, source: int, offer: Offer, now: float) -> None:
         if not source or not guards.answers_current_generation(offer.generation, self.generation):
@@ -530,7 +544,8 @@ class Receiver:
         return Open(self.room, self.generation, VERSIONS, *region, self.transferred_tokens, self.settings.verify)
 
     def _progress(self) -> Progress:
-        return Progress(self.room, self.transferred_tokens, self.ledger.floor)
+        tokens = self.transferred_tokens if guards.content_is_known(self.offered) else 0  # the peer may have another
+        return Progress(self.room, tokens, self.ledger.floor)
 
     def _outcome(self) -> Confirm | Abort:
         """Returns the message that tells the sender how the transfer ended."""
@@ -594,6 +609,6 @@ class Receiver:
             self.consumed(epoch, offset)
 
     def _send(self, body: Body) -> None:
-        if self.peer or isinstance(body, Open):
+        if self.peer or isinstance(body, Open | Abort):  # without a peer, they go to whatever serves the room
             self.history.sent(body, self.peer)
             self._commands.append(Send(body, self.peer))

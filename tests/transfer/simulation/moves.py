@@ -148,8 +148,6 @@ def redirect(s: Simulation, a: int, b: int, c: int) -> None:
     worker = pick(others, b)
     if worker is None or room.receiver._record.poll() in ENDED:
         return
-    if len(room.embeddings) > 1 and any(x.worker is worker for x in room.senders):
-        return  # a late acknowledgement of its content would be taken for one of now
     there = next((x for x in room.senders if x.worker is worker and not x.has_ended), None)
     for sending in room.senders:
         sending.is_current = False
