@@ -294,6 +294,8 @@ class Simulation:
                 worker.runtime.resume()
         for room in self.rooms:
             moves.complete(self, room)
+        for room in self.gone:  # a receiver of a room of that number may have been sent there
+            moves.produce_all(room)
 
     def quiesce(self) -> None:
         """Lets time pass until every transfer has ended; users take what arrives and clear what has ended."""
