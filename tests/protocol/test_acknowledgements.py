@@ -1,4 +1,4 @@
-"""What one sender's content has to do with the acknowledgement of another's: nothing."""
+"""Acknowledgements of one sender's content have no effect on the grants of another's."""
 
 from __future__ import annotations
 

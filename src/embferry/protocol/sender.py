@@ -357,7 +357,9 @@ class Sender:
             if destination.transports.is_given_up(taken.transport):
                 self._abandon(destination, taken)
             end = min(taken.stop, self.total_tokens)
-            while self.writes_in_flight < self.settings.writes_in_flight and destination.can_report(self.writes_in_flight):
+            while self.writes_in_flight < self.settings.writes_in_flight and destination.can_report(
+                self.writes_in_flight
+            ):
                 chunk = next_chunk(taken, end, self.ready_tokens, geometry, chunk_bytes)
                 if chunk is None:
                     break

@@ -31,6 +31,7 @@ from .receive_record import Granted, ReceiveRecord
 from .runtime import Runtime, ThreadRuntime
 from .sink_calls import SinkCalls
 from .sinks import GatherSink, Sink
+from .unclosed_blocks import UnclosedBlocks
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             shared = any(transport.capabilities.maps_region for transport in transports)
             self.buffers = self._buffers = MultimodalDataBuffers(geometry, shared=shared)
             self.allocator = ReqToMetadataBlockAllocator(geometry.num_blocks, geometry.block_size)
+            self._unclosed = UnclosedBlocks(self.allocator)
             self.admission = PoolAdmission(self.allocator)
             self.addresses = tuple(TransportAddress(t.name, t.register(self.buffers)) for t in self.transports.values())
             self._runtime.start(self.turn)
@@ -197,11 +199,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
                     case Admit():
                         self._admit(record, machine, command, now)
                     case CloseBlocks(epoch, blocks):
-                        self._by_epoch[epoch][1].close_blocks(epoch, blocks)
+                        self._unclosed.close(self._by_epoch[epoch][1], epoch, blocks)
                     case Revoke(epoch):
                         self._by_epoch[epoch][1].revoke(epoch)
                     case Release(blocks):
-                        self.admission.release(machine, blocks)
+                        self.admission.release(machine, self._unclosed.keep(blocks, record.room))
                     case Verify():
                         record.calls.append(command)
                     case Deliver(epoch, offset):
@@ -249,6 +251,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         self.ready_queue.schedule(record, now + self.settings.linger if time is None else time)
 
     def _after_records(self, now: float) -> list[ReceiveRecord]:
+        self._unclosed.free()
         served = self.admission.allocate(now, self._could_not_grant)
         records = []
         for machine, epoch in served:
@@ -259,7 +262,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _could_not_grant(self, machine: Receiver, error: Exception) -> None:
         record = self._records_by_session[machine.session]
-        self.guard(record, _raise, error)
+        if not record.is_broken:
+            self._broke(record, error)
 
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
         record = self._records_by_session.get(frame.target)
@@ -309,7 +313,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         if caught is not None:
             error = as_transfer_error(f"admit of the {transport.name} transport", caught, record.room)
             log.warning("room %d: %s is of no use to this transfer: %s", record.room, transport.name, error)
-            machine.transport_lost(transport.name, error, now)  # the epoch is revoked, also if it was not admitted
+            machine.transport_lost(transport.name, error, now)  # which revokes the epoch
 
     def _granted(self, record: ReceiveRecord, epoch: int) -> None:
         """Takes note of the grant that the machine has just made."""
@@ -343,8 +347,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _tear_down(self, record: ReceiveRecord, now: float) -> None:
         machine = self.machine_of(record)
-        is_unheard = not (machine.peer or record.source)
-        if record.revoking is None or is_unheard:
+        if (is_unheard := not (machine.peer or record.source)) or record.revoking is None:
             self._tell_peer(record)
         if record.revoking is None:  # the first time
             record.revoking = {epoch for epoch in record.epochs if epoch in self._by_epoch}
@@ -368,7 +371,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self.ready_queue.schedule(record, min(record.kept_until, now + self.settings.retry_limit))
 
     def _tell_peer(self, record: ReceiveRecord) -> None:
-        """Tells the peer of a broken record why it has ended; if it was never heard, whatever serves the room."""
+        """Tells the peer of a broken record why it has ended, also if it was never heard."""
         machine = self.machine_of(record)
         if record.failure is not None:
             body = Abort.because_of(record.failure, record.room)
@@ -382,7 +385,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
                 self.guard(other, self.run_commands, other, now)  # what it releases is free, not its own
                 found |= self.machine_of(other).ledger.blocks()
                 found |= set(other.allocation.blocks if other.allocation else ())
-        return found
+        return found | {block for block in self.allocator.holders().get(record.room, ()) if block in self._unclosed}
 
     def _finish(self, record: ReceiveRecord) -> None:
         if record.error is None and not record.end.has_ended:
@@ -395,7 +398,3 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self._buffers.close()
         else:
             log.critical("the region stays mapped: a transport that could not be closed may still write into it")
-
-
-def _raise(error: Exception) -> None:
-    raise error

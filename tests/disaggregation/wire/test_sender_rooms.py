@@ -7,7 +7,7 @@ import pytest
 from embferry.disaggregation.wire import sender_rooms as sender_rooms_module
 from embferry.disaggregation.wire.sender_rooms import (
     Ended,
-    RefusedInit,
+    RefusedInitError,
     Registered,
     Report,
     SenderRooms,
@@ -82,7 +82,7 @@ def test_the_receiver_of_a_refused_init_is_told(case: str, monkeypatch: pytest.M
     else:
         rooms.receive(init(session=session_of(1), ranks=2), 0)
         asked = init(ranks=3)
-    with pytest.raises(RefusedInit) as refused:
+    with pytest.raises(RefusedInitError) as refused:
         rooms.receive(asked, 1)
     assert refused.value.report == Report(int(asked[0]), "10.0.0.2", 41007, KVPoll.Failed)
 
@@ -92,7 +92,7 @@ def test_a_repeated_request_of_a_live_room_fails_nothing(message: list[bytes]) -
     rooms = begun()
     with pytest.raises(RemoteProtocolError) as refused:
         rooms.receive(message, 1)
-    assert not isinstance(refused.value, RefusedInit)
+    assert not isinstance(refused.value, RefusedInitError)
 
 
 def test_a_single_transfer() -> None:

@@ -13,7 +13,7 @@ from embferry.disaggregation.wire.messages import OriginWire
 from embferry.disaggregation.wire.sender_rooms import (
     Command,
     Ended,
-    RefusedInit,
+    RefusedInitError,
     Registered,
     Report,
     SenderRooms,
@@ -115,7 +115,7 @@ def take(rooms: SenderRooms, watch: Watch, step: tuple[Any, ...], now: float) ->
             with suppress(RemoteProtocolError):
                 try:
                     watch.see(rooms.receive(message, now))
-                except RefusedInit as refused:
+                except RefusedInitError as refused:
                     watch.refused(refused.report, message[3].decode())
         case ("open", room):
             rooms.open(room, now)

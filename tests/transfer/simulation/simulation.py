@@ -155,6 +155,8 @@ class Simulation:
         worker = next(w for w in self.everyone if w.name == self.world.processes[handle])
         if not worker.is_there:
             return
+        if all(block in worker.manager._unclosed for block in blocks):
+            return  # they are in quarantine
         found = worker.manager._by_epoch.get(epoch)
         holders = worker.manager.allocator.holders()
         if found is None or not set(blocks) <= set(holders.get(found[0].room, ())):

@@ -78,7 +78,7 @@ class Ended:
 Command = Registered | WriteBlocks | Report | Ended
 
 
-class RefusedInit(RemoteProtocolError):
+class RefusedInitError(RemoteProtocolError):
     """An init was refused. Its receiver must be told, because it has no time-out of its own.
 
     Attributes:
@@ -140,7 +140,7 @@ class SenderRooms:
         """Processes one message.
 
         Raises:
-            RefusedInit: An init was refused.
+            RefusedInitError: An init was refused.
             RemoteProtocolError: The message was refused, and only a registration that has to wait has an effect.
         """
         message = read(frames, self.wire)
@@ -153,7 +153,7 @@ class SenderRooms:
             reason = f"{reason} (session {session})"
             if message.is_resume or (room is not None and session in room.members):  # its room may go on
                 raise RemoteProtocolError(reason, room=message.room)
-            raise RefusedInit(reason, message)
+            raise RefusedInitError(reason, message)
         if room is None:
             room = self._rooms[message.room] = SenderRoom(message.room)
             room.deadline = now + self.settings.bootstrap_timeout
