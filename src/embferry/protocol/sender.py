@@ -306,9 +306,7 @@ class Sender:
             destination.cancel(overtaken)
         if destination.transports.is_given_up(grant.transport):
             self._offer_to(destination)  # the receiver does not know yet which transport replaces it
-        self._write_on()
-        if not taken.in_flight:
-            self._send(Pending(self.room, grant.epoch), destination.session)
+        self._write_on()  # its reports answer the grant; a grant without one is repeated, and answered then
 
     def _repeat(self, destination: Destination, taken: TakenGrant) -> None:
         """Repeats every report on a grant."""

@@ -177,11 +177,11 @@ class Loop(Scope):
         for what in tuple(self._before_wait):
             self.run(what)
         self._awake = False  # from here on wake() writes to the descriptor; what came before is seen below
-        wanted, self._wanted = self._wanted, False
         try:
-            ready = self._epoll.poll(0 if wanted or self._calls else self._wait_s(timeout_s))
+            ready = self._epoll.poll(0 if self._wanted or self._calls else self._wait_s(timeout_s))
         finally:
             self._awake = True
+            self._wanted = False  # a wake() that came before is answered by the return
         for fd, events in ready:
             self._on_ready(fd, events)
         self._run_calls()
