@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class LanguageService(Service[ReceiveManager, str, Job]):
     """The jobs of a language worker. The lock guards them and the commands.
 
-    Model, scheduler and queues belong to the engine thread; other threads give it commands. A change of a transfer wakes
-    the engine thread from the thread that made it, without a lock of the manager.
+    Model, scheduler and queues belong to the engine thread; other threads give it commands. A change of a transfer
+    wakes the engine thread from the thread that made it, without a lock of the manager.
     """
 
     role, thread_name = "language", "engine"
