@@ -43,6 +43,11 @@ class GuardedTransport:
         self.is_closed = False
 
     @property
+    def may_still_write(self) -> bool:
+        """Whether the transport has failed, and could not be closed either."""
+        return self.lost is not None and not self.is_closed
+
+    @property
     def address(self) -> bytes:
         found: list[bytes] = []
         if (error := attempt(lambda: found.append(self._transport.address))) is not None:
@@ -64,7 +69,10 @@ class GuardedTransport:
         self._transport.admit(window)
 
     def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
-        if self.lost is None and (error := attempt(self._transport.close_blocks, epoch, blocks)) is not None:
+        """Closes blocks of a window. If that fails, the transport is lost, and :attr:`may_still_write` says more."""
+        if self.may_still_write:
+            self._close_lost()
+        elif self.lost is None and (error := attempt(self._transport.close_blocks, epoch, blocks)) is not None:
             self._lose("close_blocks", error)
 
     def revoke(self, epoch: int) -> None:
@@ -168,7 +176,7 @@ class GuardedTransport:
         self._close_lost()
 
     def _close_lost(self) -> None:
-        """Closes the transport. If it cannot be closed now, the next revocation tries it again."""
+        """Closes the transport. If it cannot be closed now, the next call that closes blocks tries it again."""
         if not self.is_closed:
             error = attempt(self._transport.close)
             self.is_closed = error is None

@@ -94,9 +94,10 @@ class Handle(ABC):
         return self._notifier.add(callback)
 
     def wake_on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
-        """Calls ``wake`` after every change of the state, straight on the thread that made it, without locks.
+        """Calls ``wake`` after every change of the state, straight on the thread that made it.
 
-        It is for waking a thread or an event loop, and must return at once. If it raises, it is removed.
+        No lock of the manager is held, except on the origin's wire. It is for waking a thread or an event loop, and
+        must return at once. If it raises, it is removed.
 
         Returns:
             A function that removes it.
