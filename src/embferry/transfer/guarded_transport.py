@@ -1,4 +1,4 @@
-"""A transport behind a barrier: what it raises harms one write or, at worst, this transport.
+"""A transport whose exceptions are caught: one costs a write or, at worst, this transport.
 
 An exception in a call that concerns one peer (``connect``, ``write``, ``disconnect``) is the failure of that call. An
 exception in a call on which the safety of the region depends (``poll``, ``revoke``, ``close_blocks``) loses the
@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class GuardedTransport:
-    """Wraps a :class:`Transport`, and has the same methods. The manager's lock is held during every call but close.
+    """Wraps a :class:`Transport`, and has the same methods.
+
+    The manager's lock is held during every call but ``register``, which is made before the manager runs, and ``close``.
 
     Args:
         transport: The transport. It is closed with this object.
