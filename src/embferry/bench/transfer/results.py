@@ -69,7 +69,8 @@ class Measurement(msgspec.Struct):
     def size(self) -> int:
         """Bytes of all embeddings of a round."""
         one: int = self.options.get("tokens", self.payload.tokens)
-        return TOKEN_BYTES * sum(self.options.get("rooms", [one] * self.count))
+        tokens: list[int] = self.options.get("rooms", [one] * self.count)
+        return TOKEN_BYTES * sum(tokens)
 
     def seconds(self, share: float) -> float:
         """Returns a quantile of the times."""

@@ -31,7 +31,7 @@ from .payloads import LAYOUT
 WARM_UP = 5
 """Transfers at the beginning of a round whose times do not count, because the processes were stopped before it."""
 OPENED_AT_ONCE = 256
-"""Of the idle rooms: few enough that no message waits long."""
+"""Idle rooms that are opened together: few enough that no message waits long."""
 
 H = TypeVar("H", EmbeddingSender, EmbeddingReceiver)
 

@@ -26,6 +26,9 @@ GOODPUTS = (
 )
 """A candidate, the one whose goodput its own is divided by (67 MB), and the least ratio."""
 CPU_MS = 0.4
+BEFORE, TIMES_BEFORE = {"shm": 2700.0, "tcp": 2000.0}, 4
+"""64 KiB transfers a second, 64 at once, on the machine of ``docs/benchmarks.md`` with ZeroMQ as the control plane, and
+how many times as many there should be."""
 RESUMED = ((20, 1.05), (100, 1.15))
 """A number of transfers, and how many times as long as one transfer they may take."""
 SMALL_POOL, SMALL_POOL_BOUND = "0.02", 0.80
@@ -42,7 +45,7 @@ class Reached(NamedTuple):
 
     @property
     def bound(self) -> str:
-        return f"≤ {self.most:g}" if self.most is not None else f"≥ {self.least:g}"
+        return f"≤ {self.most:,g}" if self.most is not None else f"≥ {self.least:,g}"
 
     @property
     def met(self) -> bool:
@@ -50,7 +53,7 @@ class Reached(NamedTuple):
 
 
 class _Run:
-    """What one run has measured, by the key of the candidate or of the point of a sweep."""
+    """Measurements of one run by the key of the candidate or of the point of a sweep."""
 
     def __init__(self, results: TransferResults) -> None:
         measured = [m for m in results.measurements if m.measured]
@@ -82,6 +85,9 @@ def reached(results: TransferResults) -> Iterator[Reached]:
         if (m := run.points.get(f"small/{transport}/1")) is not None:
             yield Reached(f"{transport}, 1 token: CPU ms of the sender", _sender_ms(m), most=CPU_MS)
             yield Reached(f"{transport}, 1 token: CPU ms of the receiver", _receiver_ms(m), most=CPU_MS)
+        if (m := run.points.get(f"small/{transport}/64")) is not None:
+            what = f"{transport}, 64 KiB, 64 at once: transfers a second"
+            yield Reached(what, m.count / m.seconds(0.5), TIMES_BEFORE * BEFORE[transport])
     for transport in TRANSPORTS:
         yield from _pools(run, transport)
     for transport in TRANSPORTS:
@@ -128,13 +134,17 @@ def table(runs: Sequence[TransferResults]) -> Table | None:
         median = each[0]._replace(value=statistics.median(values))
         spread = (min(values), max(values)) if several else ()
         word, kind = MET[median.met]
-        rows.append(Row((what, median.bound, *(f"{value:.3g}" for value in (median.value, *spread)), word), kind))
+        rows.append(Row((what, median.bound, *(_number(value) for value in (median.value, *spread)), word), kind))
     if not rows:
         return None
     if several:
         columns, note = ("what", "bound", "median", "least", "greatest", "met"), f"Of {len(runs)} runs."
         return Table(TITLE, columns, tuple(rows), note)
     return Table(TITLE, ("what", "bound", "reached", "met"), tuple(rows), folded=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _transfers(m: Measurement) -> int:
