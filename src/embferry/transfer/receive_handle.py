@@ -8,7 +8,7 @@ from copy import copy
 from typing import Protocol
 
 from embferry.memory.admission import PoolAdmission
-from embferry.memory.blocks import MetadataAllocation
+from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator
 from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.protocol.arguments import as_error, as_integer
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
@@ -30,6 +30,7 @@ class ReceiveHost(Host, Protocol):
     geometry: Geometry
     buffers: MultimodalDataBuffers
     admission: PoolAdmission
+    allocator: ReqToMetadataBlockAllocator
 
     def begin(self, record: ReceiveRecord, allocation: MetadataAllocation | None) -> None: ...
 
@@ -94,6 +95,8 @@ class EmbeddingReceiver(Handle):
             LocalProtocolError: Called twice, the manager is closed, or this room does not hold such blocks.
         """
         with self.manager.lock:
+            if allocation is not None:
+                self.manager.allocator.check_held(allocation, self.room)
             self.manager.begin(self._record, allocation)
         self.manager.touch(self._record)
 
@@ -121,6 +124,7 @@ class EmbeddingReceiver(Handle):
                 self.manager.admission.register(self.machine)
                 tokens = 0
             else:
+                self.manager.allocator.check_held(allocation, self.room)
                 tokens = self.manager.grant(self._record, allocation)
         self.manager.touch(self._record)
         return tokens
@@ -178,7 +182,7 @@ class EmbeddingReceiver(Handle):
         self.manager.touch(self._record)
 
     def clear(self) -> None:
-        """The caller needs the embedding no longer: drops its arrays and returns its blocks to the pool."""
+        """Drops the arrays of the embedding and returns its blocks to the pool."""
         with self.manager.lock:
             machine = self._record.machine
             if machine is not None:
