@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
-from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import LocalProtocolError, shown
 from embferry.protocol.layout import merged
 
 __all__ = ["MetadataAllocation", "ReqToMetadataBlockAllocator", "blocks_needed"]
@@ -127,7 +127,7 @@ class ReqToMetadataBlockAllocator:
             LocalProtocolError: It is no allocation, has other blocks, or blocks of another size.
         """
         if not isinstance(allocation, MetadataAllocation):
-            raise LocalProtocolError(f"{repr(allocation)[:80]} is no MetadataAllocation; take one from the allocator")
+            raise LocalProtocolError(f"{shown(allocation, 80)} is no MetadataAllocation; take one from the allocator")
         if allocation.block_size != self.block_size or not allocation.blocks:
             raise LocalProtocolError(
                 f"an allocation of {len(allocation.blocks)} blocks of {allocation.block_size} tokens; the blocks of "

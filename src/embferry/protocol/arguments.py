@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, SupportsFloat
 
-from .errors import EmbeddingTransferError, LocalProtocolError
+from .errors import EmbeddingTransferError, LocalProtocolError, shown
 from .layout import MAX_NAME
 from .messages import MAX_HANDLE, TransportAddress, sendable
 
@@ -112,4 +112,4 @@ def as_addresses(addresses: Iterable[TransportAddress], most: int) -> tuple[Tran
 
 
 def _shown(value: object) -> str:
-    return f"{repr(value)[:80]} ({type(value).__name__})"
+    return f"{shown(value, 80)} ({type(value).__name__})"

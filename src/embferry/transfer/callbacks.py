@@ -8,7 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 
-from .failures import attempt, shown
+from embferry.protocol.errors import shown
+
+from .failures import attempt
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ Run = Callable[[Callable[[], None]], None]
 
 
 class CallbackThread:
-    """Runs calls in their order on one thread, which starts with the first. The calls must not raise."""
+    """Runs calls in their order on one thread, which starts with the first. One that raises is a bug."""
 
     def __init__(self, name: str) -> None:
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()

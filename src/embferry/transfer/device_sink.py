@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from embferry.protocol.commands import Deliver, Verify
-from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import LocalProtocolError, shown
 from embferry.protocol.ranges import RangeSet
 
-from .failures import attempt, shown
+from .failures import attempt
 from .fields import Array
 from .sinks import Sink
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable
 from typing import ParamSpec
 
-from embferry.protocol.errors import CapacityError, EmbeddingTransferError, LocalProtocolError, TransportError
+from embferry.protocol.errors import CapacityError, EmbeddingTransferError, LocalProtocolError, TransportError, shown
+from embferry.transports.net.loop import is_ctrl_c
 
 P = ParamSpec("P")
-
-MAX_SHOWN = 500
-"""Characters of an exception in the text of an error: its values may be large."""
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC}
 
@@ -28,20 +25,12 @@ def attempt(call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs)
     except Exception as error:  # noqa: BLE001  (the one place that catches all that foreign code raises)
         return error
     except BaseException as error:  # asyncio.CancelledError, SystemExit: they end no thread of ours
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        if is_ctrl_c(error):
             raise
         stray = RuntimeError(shown(error))
         stray.__cause__ = error
         return stray
     return None
-
-
-def shown(error: BaseException) -> str:
-    """Returns ``repr(error)``, shortened. Never raises: that method is foreign code as well."""
-    texts: list[str] = []
-    if attempt(lambda: texts.append(repr(error))) is not None:
-        return f"{type(error).__name__}(…), which has no repr()"
-    return texts[0] if len(texts[0]) <= MAX_SHOWN else texts[0][:MAX_SHOWN] + "…"
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable, Sequence
 from copy import copy
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError, shown
 from embferry.transports.contract import Event, Piece, Region, Revoked, Transport, Window, Written
 
-from .failures import as_transfer_error, attempt, shown
+from .failures import as_transfer_error, attempt
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class GuardedTransport:
             self.lost = TransportError("this worker is shutting down", retryable=True)
         error = attempt(self._transport.close)
         if (lost := attempt(self._take_events)) is not None:
-            log.warning("the %s transport has lost its last events: %r", self.name, lost)
+            log.warning("the %s transport has lost its last events: %s", self.name, shown(lost))
         self.is_closed = error is None
         self._all_ended()
         if error is not None:

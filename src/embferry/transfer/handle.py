@@ -8,11 +8,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, shown
 from embferry.protocol.states import KVPoll
 
 from .callbacks import Notifier
-from .failures import shown
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from typing import Generic, Protocol, TypeVar
 
-from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, shown
 from embferry.protocol.messages import Abort, Body, Closed, Frame, Open, Unknown, decode
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, LinkLost, Transport
 
 from .control.contract import ControlPlane, Received, Unreachable
 from .control_messages import ControlMessages
-from .failures import as_transfer_error, attempt, is_exhausted, shown
+from .failures import as_transfer_error, attempt, is_exhausted
 from .guarded_transport import GuardedTransport
 from .handle import Handle
 from .ready_queue import ReadyQueue
@@ -292,7 +292,7 @@ class Manager(ABC, Generic[R]):
         with self.lock:
             self.guard(record, self._advance, record, now)
         found: list[bool] = []
-        error = None if record.is_broken else attempt(lambda: found.append(self._work(record, now)))
+        error = attempt(lambda: found.append(self._work(record, now)))
         with self.lock:
             if error is not None:
                 self._broke(record, error)

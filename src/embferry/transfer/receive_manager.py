@@ -258,9 +258,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _after_records(self, now: float) -> list[ReceiveRecord]:
         self._unclosed.free()
-        served = self.admission.allocate(now, self._could_not_grant)
         records = []
-        for machine, epoch in served:
+        for machine, epoch in self.admission.allocate(now, self._could_not_grant):
             record = self._records_by_session[machine.session]
             self.guard(record, self._granted, record, epoch)
             records.append(record)

@@ -11,11 +11,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from embferry.protocol.errors import shown
 from embferry.transports.net.loop import Loop
 
 from .callbacks import CallbackThread
 from .control.contract import ControlPlane
-from .failures import attempt, shown
+from .failures import attempt
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 from embferry.memory.blocks import blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers, checksum
 from embferry.protocol.commands import Deliver, Verify
-from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, shown
 
 from .fields import Array
 
@@ -295,7 +295,7 @@ def check_sink(sink: Sink | None, room: int) -> Sink:
     if sink is None:
         return GatherSink()
     if not isinstance(sink, Sink):
-        raise LocalProtocolError(f"sink must be an object of a subclass of Sink, not {repr(sink)[:80]}", room=room)
+        raise LocalProtocolError(f"sink must be an object of a subclass of Sink, not {shown(sink, 80)}", room=room)
     if getattr(sink, "owner", None) is not None:
         raise LocalProtocolError("this sink serves another transfer; make a new one for each", room=room)
     return sink
