@@ -73,7 +73,7 @@ def test_without_a_replacement_the_loss_becomes_the_error(make_pair: MakePair) -
 @pytest.mark.parametrize("shared", [False, True], ids=["of this transfer alone", "of two transfers"])
 def test_a_redirected_transfer_keeps_no_connection_to_the_last_encode_worker(make_pair: MakePair, shared: bool) -> None:
     """Otherwise a dead worker would be dialled for ever."""
-    pair = make_pair()
+    pair = make_pair(num_blocks=16)
     first, rows = pair.sending, embedding(100)
     receiver, other = pair.receiver(), pair.receiver()
     ends = [receiver, other] if shared else [receiver]
@@ -102,9 +102,9 @@ def test_a_peer_is_forgotten_before_what_is_sent_to_it_later() -> None:
     calls: list[str] = []
     control = Mock(send=lambda peer, data: calls.append("send"), forget=lambda peer: calls.append("forget"))
     messages = ControlMessages(control, lambda: 0.0)
-    messages.queue("peer", 1, 2, Confirm(7))
+    messages.queue("peer", 1, 2, Confirm(7, 8))
     messages.forget("peer")
-    messages.queue("peer", 3, 4, Confirm(8))
+    messages.queue("peer", 3, 4, Confirm(7, 9))
     messages.send()
     assert calls == ["send", "forget", "send"]
 

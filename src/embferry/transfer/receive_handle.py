@@ -8,7 +8,7 @@ from copy import copy
 from typing import Protocol
 
 from embferry.memory.admission import PoolAdmission
-from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator
+from embferry.memory.blocks import MetadataAllocation
 from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.protocol.arguments import as_error, as_integer
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
@@ -30,7 +30,8 @@ class ReceiveHost(Host, Protocol):
     geometry: Geometry
     buffers: MultimodalDataBuffers
     admission: PoolAdmission
-    allocator: ReqToMetadataBlockAllocator
+
+    def check_allocation(self, record: ReceiveRecord, allocation: MetadataAllocation) -> None: ...
 
     def begin(self, record: ReceiveRecord, allocation: MetadataAllocation | None) -> None: ...
 
@@ -92,11 +93,12 @@ class EmbeddingReceiver(Handle):
                 grants blocks to this transfer in fair turn, without further calls.
 
         Raises:
-            LocalProtocolError: Called twice, the manager is closed, or this room does not hold such blocks.
+            LocalProtocolError: Called twice, the manager is closed, this room does not hold the blocks, or
+                they are in use.
         """
         with self.manager.lock:
             if allocation is not None:
-                self.manager.allocator.check_held(allocation, self.room)
+                self.manager.check_allocation(self._record, allocation)
             self.manager.begin(self._record, allocation)
         self.manager.touch(self._record)
 
@@ -111,8 +113,8 @@ class EmbeddingReceiver(Handle):
             The number of tokens granted; 0 if granting is left to the pool.
 
         Raises:
-            LocalProtocolError: ``sent_tokens`` is not the token to go on at, nothing remains, or this room does not
-                hold such blocks.
+            LocalProtocolError: ``sent_tokens`` is not the token to go on at, nothing remains, this room does not
+                hold the blocks, or they are in use.
         """
         sent_tokens = as_integer("sent_tokens", sent_tokens, 0, MAX_TOKENS, room=self.room)
         with self.manager.lock:
@@ -124,7 +126,7 @@ class EmbeddingReceiver(Handle):
                 self.manager.admission.register(self.machine)
                 tokens = 0
             else:
-                self.manager.allocator.check_held(allocation, self.room)
+                self.manager.check_allocation(self._record, allocation)
                 tokens = self.manager.grant(self._record, allocation)
         self.manager.touch(self._record)
         return tokens

@@ -120,6 +120,17 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     # Called by handles
 
+    def check_allocation(self, record: ReceiveRecord, allocation: MetadataAllocation) -> None:
+        """Checks that a caller's blocks can be granted. The lock is held.
+
+        Raises:
+            LocalProtocolError: The room does not hold them, or a transfer uses them already.
+        """
+        self.allocator.check_held(allocation, record.room)
+        for other in self._records():
+            if other.room == record.room and not other.blocks().isdisjoint(allocation.blocks):
+                raise LocalProtocolError("a transfer uses some of these blocks already", room=record.room)
+
     def begin(self, record: ReceiveRecord, allocation: MetadataAllocation | None) -> None:
         """Makes the state machine of a record, which asks for the embedding. The lock is held.
 
@@ -383,8 +394,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         for other in self._records():
             if other.room == record.room and other is not record and not other.kept_until:
                 self.guard(other, self.run_commands, other, now)  # what it releases is free, not its own
-                found |= self.machine_of(other).ledger.blocks()
-                found |= set(other.allocation.blocks if other.allocation else ())
+                found |= other.blocks()
         return found | {block for block in self.allocator.holders().get(record.room, ()) if block in self._unclosed}
 
     def _finish(self, record: ReceiveRecord) -> None:

@@ -117,8 +117,10 @@ def test_a_wait_without_a_limit_ends_with_the_transfer(pair: Pair, receiver: Emb
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(wait, receiver, timeout)
         assert waiting.wait(SECONDS)
-        finish(pair, receiver)
+        pair.sender(7, ROWS)
         ended.result(SECONDS)
+    assert same(receiver.arrays(), ROWS)
+    assert nothing_waits(receiver)
 
 
 @pytest.mark.parametrize("timeout", [math.nan, -math.inf, "1", None, True, [], 10**400, np.array([1.0, 2.0])], ids=str)
