@@ -115,8 +115,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
             failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
         with self.lock:
             self.check()
-        record = ReceiveRecord(room, endpoint, check_sink(sink, room), failover_timeout, max_tokens)
-        return EmbeddingReceiver(self, record)
+        return EmbeddingReceiver(
+            self, ReceiveRecord(room, endpoint, check_sink(sink, room), failover_timeout, max_tokens)
+        )
 
     # Called by handles
 
@@ -127,9 +128,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
             LocalProtocolError: The room does not hold them, or a transfer uses them already.
         """
         self.allocator.check_held(allocation, record.room)
-        for other in self._records():
-            if other.room == record.room and not other.blocks().isdisjoint(allocation.blocks):
-                raise LocalProtocolError("a transfer uses some of these blocks already", room=record.room)
+        if any(not other.blocks().isdisjoint(allocation.blocks) for other in self._records()):
+            raise LocalProtocolError("a transfer uses some of these blocks already", room=record.room)
 
     def begin(self, record: ReceiveRecord, allocation: MetadataAllocation | None) -> None:
         """Makes the state machine of a record, which asks for the embedding. The lock is held.
@@ -143,16 +143,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
         if record.machine is not None:
             raise LocalProtocolError("init() is called once; open the room again instead", room=record.room)
         session = secrets.randbits(62) + 1
+        settings = self.settings, self.now(), record.failover_timeout
         record.machine = Receiver(
-            record.room,
-            session,
-            self.geometry,
-            self.name,
-            self.addresses,
-            self.settings,
-            self.now(),
-            record.failover_timeout,
-            max_tokens=record.max_tokens,
+            record.room, session, self.geometry, self.name, self.addresses, *settings, max_tokens=record.max_tokens
         )
         record.allocation = allocation
         self._records_by_session[session] = record
@@ -183,8 +176,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         if wanted is None:
             raise LocalProtocolError("nothing remains to be granted now", room=record.room)
         needed = blocks_needed(wanted[1], allocation.block_size)
-        if spare := allocation.blocks[needed:]:
-            self.allocator.free(spare, record.room)
+        self.allocator.free(allocation.blocks[needed:], record.room)
         fitting = MetadataAllocation(allocation.blocks[:needed], allocation.block_size)
         tokens = self.admission.grant(machine, fitting, now)
         self._granted(record, machine.ledger.next_epoch - 1)
@@ -199,7 +191,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         self.touch(record)
 
     def left(self, endpoint: str) -> None:
-        """Takes note that a transfer does not need an endpoint any more. The lock is held."""
+        """A transfer does not need an endpoint any more. The lock is held."""
         if all(record.endpoint != endpoint for record in self._records()):
             self._messages.forget(endpoint)
 
@@ -385,8 +377,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
         """Tells the peer of a broken record why it has ended, also if it was never heard."""
         machine = self.machine_of(record)
         if record.failure is not None:
-            peer, body = machine.peer or record.source, Abort.because_of(record.failure, record.room)
-            self.send(record.endpoint, machine.session, peer, body)
+            body = Abort.because_of(record.failure, record.room)
+            self.send(record.endpoint, machine.session, machine.peer or record.source, body)
 
     def _blocks_of_others(self, record: ReceiveRecord, now: float) -> set[int]:
         """Returns the blocks of other transfers of the same room, which has been opened again."""
