@@ -13,15 +13,51 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from embferry.observe.logs import configure
-from embferry.serve.config import Settings
+from embferry.protocol.errors import EmbferryError
+from embferry.serve.config import SECTIONS, Settings
 from embferry.serve.config_load import FIELDS, ConfigError, Key, flag_name, load
 
 BAD_USAGE = 2
 """Exit status of a command with wrong arguments or settings."""
 
 CONFIG_HELP = "YAML file with settings. Flags override the environment, the environment overrides the file."
+
+
+COMMON: frozenset[Key] = frozenset({
+    ("model",), ("host",), ("log_level",), ("router", "port"), ("router", "engine"), ("router", "api_key"),
+    ("transfer", "transports"), ("transfer", "num_blocks"), ("serve", "encode_workers"), ("serve", "language_workers"),
+})  # fmt: skip
+"""Settings that come first in the help of a command that has them, with the port of its own process."""
+_COMMON, _OTHERS = "Common options", "Further settings of every process"
+
+
+class SettingsCommand(TyperCommand):
+    """A command whose help has a heading for each section of the settings."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the options, the common ones first."""
+        groups: dict[str, list[tuple[str, str]]] = {_COMMON: [], _OTHERS: []}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                title = getattr(parameter, "rich_help_panel", None) or _COMMON
+                groups.setdefault(title, []).append(record)
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def _heading(key: Key, own: tuple[str, ...]) -> str:
+    """Returns the heading of an option in the help of a command."""
+    if key in COMMON or key == (own[0], "port"):
+        return _COMMON
+    if len(key) == 1:
+        return _OTHERS
+    about, _, _ = (SECTIONS[key[0]].__doc__ or "").partition("\n")
+    return f"Section {key[0]}: {about.removesuffix('.')}"
 
 
 def default_text(key: Key) -> str:
@@ -44,11 +80,10 @@ def _option(key: Key, own: tuple[str, ...]) -> Any:
         metavar = None
     elif get_origin(annotation) is Literal:
         metavar = "|".join(map(str, get_args(annotation)))
-    panel = f"{key[0]} settings" if len(key) > 1 else "Settings of every process"
     text = " ".join((FIELDS[key].description or "").split())
     if default := default_text(key):
         text += f" [default: {default}]"
-    option = typer.Option(*names, help=text, show_default=False, metavar=metavar, rich_help_panel=panel)
+    option = typer.Option(*names, help=text, show_default=False, metavar=metavar, rich_help_panel=_heading(key, own))
     return Annotated[bool | None if annotation is bool else str | None, option]
 
 
@@ -60,7 +95,8 @@ def settings_command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a function of the settings a command with ``--config`` and one option for every setting that it uses.
 
-    The command configures the log. It ends the process with status 2 and the reasons if the settings are invalid.
+    The command configures the log. It ends the process with status 2 and the reasons if the settings are invalid, with
+    status 1 and the reason if the function raises an EmbferryError.
 
     Args:
         own: The sections whose options also exist without the section's name.
@@ -86,7 +122,10 @@ def settings_command(
             settings = loaded.settings
             check(settings, frozenset(flags))
             configure(settings.log_level, settings.log_format)
-            body(settings, *([options.get("rest") or []] if rest else []))
+            try:
+                body(settings, *([options.get("rest") or []] if rest else []))
+            except EmbferryError as error:
+                fail(error.detail, status=1)
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         command.__annotations__ = {**parameters, "return": None}
