@@ -84,9 +84,17 @@ class WriteEngine(ABC):
         """
         return True
 
+    def prepare(self, part: list[Run]) -> Any:
+        """Returns what :meth:`start` takes, so that nothing is left to be done there but the write.
+
+        Raises:
+            WriteFailedError: The engine does not take it.
+        """
+        return part
+
     @abstractmethod
-    def start(self, part: list[Run]) -> int:
-        """Starts to write ``part``. Returns the number of the request.
+    def start(self, prepared: Any) -> int:
+        """Starts to write what was prepared just now. Returns the number of the request.
 
         Raises:
             WriteFailedError: Nothing of it was sent.
@@ -207,9 +215,8 @@ class EngineThread:
                 engine.meet(self._metadata)
                 self._metadata = None
                 self._on_ready()
-            moved = self._collect(engine) | self._activate_next()
-            self._report()  # last: the thread that it wakes gets the interpreter when the engine copies
-            moved |= self._start_next(engine)
+            moved = self._collect(engine) | self._activate_next() | self._start_next(engine)
+            self._report()
             pause = 0.0 if moved else self._pause()
         deadline = time.monotonic() + engine.drain_timeout_s
         while self._in_flight and time.monotonic() < deadline:
@@ -257,7 +264,8 @@ class EngineThread:
     def _start_next(self, engine: WriteEngine) -> bool:
         """Starts a request of the active jobs, which take turns, if there is room. Returns whether anything moved.
 
-        Only one: an engine may copy all of it within the call, and its end is reported before the next begins.
+        Only one: an engine may copy all of it within the call, and its end is reported before the next begins. That is
+        the last thing before the call: the thread that it wakes gets the interpreter when the engine copies.
         """
         if not engine.ready(idle=not self._in_flight) or not self._has_room(engine) or not self._active:
             return False
@@ -282,9 +290,11 @@ class EngineThread:
 
     def _start(self, engine: WriteEngine, job: WriteJob, part: list[Run]) -> bool:
         """Starts a request of the job. Returns False if the engine has not taken it."""
-        began = time.monotonic()
         try:
-            request = engine.start(part)
+            prepared = engine.prepare(part)
+            self._report()
+            began = time.monotonic()
+            request = engine.start(prepared)
         except WriteFailedError as failed:
             job.error = without_traceback(failed)
             return False
