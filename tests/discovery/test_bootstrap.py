@@ -111,6 +111,15 @@ def test_a_worker_that_does_not_renew_is_removed(client, clock, caplog):
     assert client.register(WORKER).new
 
 
+def test_the_list_is_complete_when_every_worker_has_had_a_lease_to_register(server, client, clock):
+    client.register(WORKER)
+    assert ask(server, "GET", "/workers")[1]["complete"] is False
+    for _ in range(5):
+        clock.now += 1
+        client.register(WORKER)
+    assert ask(server, "GET", "/workers")[1]["complete"] is True
+
+
 def test_the_origin_s_routes_have_its_fields(server):
     assert ask(server, "GET", "/health")[0] == 200
     assert ask(server, "GET", "/route?engine_rank=-1&target_dp_group=-1")[0] == 404

@@ -32,6 +32,19 @@ def test_a_lease_ends_when_it_is_not_renewed_in_time():
     assert names(table.expire(9)) == ["a"]
 
 
+def test_a_table_is_complete_a_lease_after_its_server_was_started_or_stood_still():
+    table = LeaseTable(lease_seconds=5)
+    for now in (10, 11, 12, 13, 14):
+        table.tick(now)
+        assert not table.is_complete(now)
+    for now in (15, 17):
+        table.tick(now)
+        assert table.is_complete(now)
+    table.tick(19.5)
+    assert not table.is_complete(24)
+    assert table.is_complete(24.5)
+
+
 def test_workers_are_listed_by_role_with_their_latest_description():
     table = LeaseTable()
     table.put(worker("a", load=1), 0)

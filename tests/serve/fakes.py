@@ -89,7 +89,7 @@ class Deployment:
             f"http://127.0.0.1:{s.getsockname()[1]}" for s in (self._fake_socket, self._router_socket)
         )
         self.workers = [self.entry("encode0"), self.entry("language0")]
-        self.bootstrap_fails = False
+        self.bootstrap_fails, self.list_is_complete = False, True
         settings = {"poll_interval": 0.02, "connect_timeout": 1, "request_timeout": DEADLINE, "stall_timeout": DEADLINE}
         settings |= router
         self.settings = Settings(
@@ -156,7 +156,7 @@ class Deployment:
     async def _list(self, request: Request) -> Response:
         if self.bootstrap_fails:
             return JSONResponse({}, 500)
-        return JSONResponse({"workers": self.workers})
+        return JSONResponse({"workers": self.workers, "complete": self.list_is_complete})
 
     async def _abort(self, request: Request) -> Response:
         with self.changed:

@@ -81,6 +81,16 @@ def test_the_last_list_of_workers_stays_in_use_and_ready_reports_it(
     assert http.post("/v1/chat/completions", json=BODY).status_code == 200
 
 
+def test_workers_that_are_missing_in_an_incomplete_list_stay_in_use(deployment: Deployment, http: httpx.Client) -> None:
+    """Such is the list of a bootstrap server that was just started, until all workers have registered again."""
+    deployment.wait(lambda: http.get("/ready").status_code == 200)
+    deployment.list_is_complete = False
+    deployment.workers = [deployment.entry("encode1")]
+    deployment.wait(lambda: http.get("/ready").json()["workers"] == {"encode": 2, "language": 1})
+    deployment.list_is_complete = True
+    deployment.wait(lambda: http.get("/ready").json()["workers"] == {"encode": 1, "language": 0})
+
+
 def test_the_request_id_reaches_both_workers(deployment: Deployment, http: httpx.Client) -> None:
     answer = http.post("/v1/chat/completions", json=BODY, headers={"X-Request-Id": "my-id.1"})
     assert answer.headers["x-request-id"] == "my-id.1"

@@ -22,6 +22,7 @@ from embferry.transports.http.transport import HttpTransport
 from embferry.transports.in_memory.transport import InMemoryTransport
 from embferry.transports.shm.transport import ShmTransport
 from embferry.transports.tcp.transport import TcpTransport
+from tests import lock_order
 
 SECONDS = 60.0
 """Longest wait for an event. Far longer than any takes, so that a busy machine does not fail a test."""
@@ -116,6 +117,12 @@ def kill(manager: Manager[Any]) -> None:
     assert isinstance(runtime, ThreadRuntime)
     runtime._turn = lambda: None
     runtime.stop()
+
+
+@pytest.fixture(autouse=True)
+def _lock_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with lock_order.checked(monkeypatch):
+        yield
 
 
 @pytest.fixture(params=TRANSPORTS, ids=lambda transport: transport.name)

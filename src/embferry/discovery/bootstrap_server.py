@@ -3,7 +3,8 @@
 =========================================  =====================================================================
 ``PUT /workers/{id}``                      register a worker, or renew its lease: ``{"lease_seconds": …}``
 ``DELETE /workers/{id}``                   unregister a worker
-``GET /workers[?role=encode|language]``    ``{"workers": […]}``
+``GET /workers[?role=encode|language]``    ``{"workers": […], "complete": true}``; not complete: soon after a start or
+                                           a standstill, when living workers may be missing
 ``PUT /route``                             SGLang's registration of a rank
 ``GET /route?engine_rank=&target_dp_group=``  ``{"rank_ip", "rank_port"}``; both -1: the engine's sizes
 ``GET /health``                            200
@@ -25,6 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Literal, Self, TypeVar, cast, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -32,6 +34,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 
 from embferry.protocol.errors import CapacityError, LocalProtocolError, TransportError
+from embferry.transports.net.loop import Scope
 
 from .bootstrap_client import Lease
 from .http_server import BACKLOG, Answer, HttpServer, RequestError, ServerLimits
@@ -105,6 +108,7 @@ class BootstrapServer:
         except OSError as error:
             sock.close()
             raise TransportError(f"the bootstrap server cannot start: {error}", retryable=False) from error
+        self._http.loop.call(partial(self._tick, self._http.loop))
         log.info("bootstrap server listens on %s", self.url)
 
     def stop(self) -> None:
@@ -125,6 +129,11 @@ class BootstrapServer:
         with self._lock:
             return self._table.workers(self._clock(), role)
 
+    def _tick(self, loop: Scope) -> None:
+        with self._lock:
+            self._table.tick(self._clock())
+        loop.later(self._table.lease_seconds / 4, partial(self._tick, loop))
+
     def _answer(self, method: str, target: str, body: bytes) -> Answer:
         try:
             url = urlsplit(target)
@@ -139,7 +148,9 @@ class BootstrapServer:
             allowed = f"{url.path} supports {' and '.join(verbs)} only"
             raise RequestError("unknown_method", allowed, HTTPStatus.METHOD_NOT_ALLOWED)
         with self._lock:
-            for worker in self._table.expire(self._clock()):
+            now = self._clock()
+            self._table.tick(now)
+            for worker in self._table.expire(now):
                 log.warning("%s worker %s has not renewed its lease and is removed", worker.role, worker.id)
             return verbs[method](self, unquote(tail), query, body)
 
@@ -182,7 +193,9 @@ class BootstrapServer:
         role = query.get("role")
         if role not in (None, *get_args(Role)):
             raise RequestError("invalid_query", f"role must be encode or language, not {role!r}")
-        return Answer({"workers": self._table.workers(self._clock(), cast("Role | None", role))})
+        now = self._clock()
+        workers = self._table.workers(now, cast("Role | None", role))
+        return Answer({"workers": workers, "complete": self._table.is_complete(now)})
 
     def _put_route(self, _tail: str, _query: dict[str, str], body: bytes) -> Answer:
         route = _decoded(body, _Route)

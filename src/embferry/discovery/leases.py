@@ -6,6 +6,7 @@ lease: they stay until they register again.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -71,7 +72,22 @@ class LeaseTable:
         self.lease_seconds = lease_seconds
         self.max_workers = max_workers
         self._leases: dict[str, tuple[Worker, float]] = {}
+        self._ticked_at = -inf
+        self._complete_from = inf
         self._ranks: dict[tuple[int, int], Rank] = {}
+
+    def tick(self, now: float) -> None:
+        """Notes that the server runs. Called before each request is handled, and a few times a lease.
+
+        A server that has been started, or has stood still for half a lease, has missed renewals.
+        """
+        if now - self._ticked_at >= self.lease_seconds / 2:
+            self._complete_from = now + self.lease_seconds
+        self._ticked_at = now
+
+    def is_complete(self, now: float) -> bool:
+        """Returns whether every living worker has had a whole lease for its renewal, so that a missing one has gone."""
+        return now >= self._complete_from
 
     def put(self, worker: Worker, now: float) -> bool:
         """Registers ``worker`` or renews its lease. Returns whether it is new.

@@ -11,6 +11,7 @@ from embferry.transports.http.transport import HttpTransport
 from embferry.transports.in_memory.transport import InMemoryTransport
 from embferry.transports.shm.transport import ShmTransport
 from embferry.transports.tcp.transport import TcpTransport
+from tests import lock_order
 from tests.serve.workers.joined import Joined, Models, settings_for
 
 TRANSPORTS: tuple[type[Transport], ...] = (InMemoryTransport, ShmTransport, TcpTransport, HttpTransport)
@@ -33,6 +34,12 @@ def join(models: Models) -> Iterator[Callable[..., Joined]]:
         yield lambda transport=InMemoryTransport, **settings: stack.enter_context(
             Joined(models, transport, settings_for(**settings))
         )
+
+
+@pytest.fixture(autouse=True)
+def _lock_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with lock_order.checked(monkeypatch):
+        yield
 
 
 MakeJoined = Callable[..., Any]

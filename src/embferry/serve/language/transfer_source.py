@@ -44,11 +44,10 @@ class TransferSource:
             IntegrityError: another content replaced the embedding after the rows arrived and before the first read.
         """
         receiver = self._receiver
-        with receiver.manager.lock:
-            rows = receiver.arrays()[field]  # commits: from here on the content cannot be replaced
-            if receiver.transferred_tokens < stop:
-                why = "the embedding was replaced just before its first use; ask again"
-                raise IntegrityError(why, room=receiver.room, retryable=True)
+        rows = receiver.arrays()[field]  # commits: from here on the content cannot be replaced
+        if receiver.transferred_tokens < stop:
+            why = "the embedding was replaced just before its first use; ask again"
+            raise IntegrityError(why, room=receiver.room, retryable=True)
         return from_bytes(self._fields[field], rows[start:stop])
 
     def release(self, upto: int) -> None:

@@ -30,6 +30,8 @@ class _List(msgspec.Struct):
     """The bootstrap server's response to ``GET /workers``."""
 
     workers: tuple[Worker, ...]
+    complete: bool = True
+    """Whether a worker that is not listed has gone."""
 
 
 _DECODER = msgspec.json.Decoder(_List)
@@ -71,14 +73,19 @@ class Fleet(Backends[RouterMetrics]):
             async with asyncio.timeout(self.settings.router.connect_timeout):  # httpx limits each read, not the whole
                 response = await self.client.get(address)
             response.raise_for_status()
-            self._replace(_workers(response.content, self.settings.model_name))
+            listed = _DECODER.decode(response.content)
+            self._replace(_workers(listed, self.settings.model_name), keep=not listed.complete)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
             reason = reason_of(error)
             if not self._trouble:
                 log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
             self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
 
-    def _replace(self, workers: tuple[Worker, ...]) -> None:
+    def _replace(self, workers: tuple[Worker, ...], *, keep: bool) -> None:
+        """Replaces the list. ``keep``: those that are missing in it stay."""
+        if keep:
+            listed = {worker.id for worker in workers}
+            workers = (*workers, *(worker for worker in self._workers if worker.id not in listed))
         now, before = ({w.id: w for w in some} for some in (workers, self._workers))
         for word, ids in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
             for worker in map((now | before).__getitem__, sorted(ids)):
@@ -134,14 +141,14 @@ class Fleet(Backends[RouterMetrics]):
         return any(worker.id not in avoid for worker in self._with_role(role))
 
 
-def _workers(body: bytes, model: str) -> tuple[Worker, ...]:
+def _workers(listed: _List, model: str) -> tuple[Worker, ...]:
     """Returns the workers of our model.
 
     Raises:
         ValueError: it is malformed. The previous complete list is better than a part of the new one.
     """
     found = []
-    for worker in _DECODER.decode(body).workers:
+    for worker in listed.workers:
         # Senders and receivers of the library register too, without an HTTP server; the router cannot use them.
         if worker.url and Path(worker.model or model).name == model:
             if not worker.url.startswith(("http://", "https://")):
