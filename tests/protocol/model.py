@@ -72,7 +72,16 @@ class TransferStories(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(
-            ("encoder", "receiver", "restarted encoder", "restarted receiver", "spare encoder", "broken link", "no way")
+            (
+                "encoder",
+                "receiver",
+                "restarted encoder",
+                "restarted receiver",
+                "spare encoder",
+                "back",
+                "broken link",
+                "no way",
+            )
         ),
         pick=PICK,
         embedding=st.sampled_from(("same", "same length", "other")),
@@ -100,6 +109,9 @@ class TransferStories(RuleBasedStateMachine):
             simulation.redirect(
                 receiver, simulation.start_encoder(receiver.room, content, f"spare {simulation.steps}").address
             )
+        elif what == "back":  # to a worker that it may have left, with the same content or another
+            living = [end.address for end in simulation.living_encoders() if end.room == receiver.room]
+            simulation.redirect(receiver, living[pick // 3 % len(living)] if living else receiver.endpoint)
         elif what == "broken link":
             simulation.redirect(receiver, receiver.endpoint)
         elif what == "no way":

@@ -295,11 +295,12 @@ class Simulation:
                     transport.name == self.transport_of.get(epoch, transport.name),
                     f"epoch {epoch} is written over a transport that it was not granted on",
                 )
-                acknowledged = end.machine.destinations[target].acknowledged
+                grants = end.machine.destinations[target].grants.values()
+                again = [other.epoch for other in grants if other.start <= offset < other.stop and other.epoch > epoch]
                 must(transport.name not in self.lost_there, f"{transport.name} is used although it was lost")
                 must(
-                    offset >= acknowledged,
-                    f"token {offset} is sent again, although {acknowledged} tokens were acknowledged",
+                    not again,
+                    f"token {offset} is sent under epoch {epoch}, although it was granted again under {again}",
                 )
                 tokens = range(offset, offset + length)
                 digest = xxhash.xxh3_64_digest(b"".join(end.read(token) for token in tokens))

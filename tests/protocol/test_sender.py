@@ -171,14 +171,22 @@ def test_grants_below_the_floor_are_forgotten_and_never_written() -> None:
     assert sender.take_commands() == []
 
 
-def test_acknowledged_tokens_are_not_sent_again() -> None:
-    sender = opened(8)
-    to_sender(sender, m.Progress(ROOM, 4, 1))
-    to_sender(sender, m.Progress(ROOM, 2, 1))  # overtaken
+def test_tokens_that_were_granted_again_are_not_written_under_the_earlier_grant() -> None:
+    sender = opened(12, ready=4)
     to_sender(sender, a_grant(1, 0, 8, (0, 2)))
-    assert other_commands(sender) == []
-    to_sender(sender, a_grant(2, 4, 4, (2, 1)))
-    assert other_commands(sender) == [Write(LANGUAGE, 2, 4, 4, (2,), SHM, True)]
+    assert other_commands(sender) == [Write(LANGUAGE, 1, 0, 4, (0,), SHM, True)]
+    to_sender(sender, a_grant(3, 4, 4, (2, 1)))
+    to_sender(sender, a_grant(2, 4, 8, (3, 2)))  # overtaken by the third
+    sender.produce(12)
+    assert other_commands(sender) == [Write(LANGUAGE, 3, 4, 4, (2,), SHM, True)]
+
+
+def test_an_acknowledgement_of_anything_stops_no_grant() -> None:
+    """It may be late, and concern the content of another sender."""
+    sender = opened(8)
+    to_sender(sender, m.Progress(ROOM, 8, 1))
+    to_sender(sender, a_grant(1, 0, 4, (0, 1)))
+    assert other_commands(sender) == [Write(LANGUAGE, 1, 0, 4, (0,), SHM, True)]
 
 
 def test_every_confirm_is_answered_and_the_first_releases_the_embedding() -> None:

@@ -6,9 +6,12 @@ import pytest
 
 from embferry.protocol import messages as m
 from embferry.protocol import validation
+from embferry.protocol.commands import Write
+from embferry.protocol.errors import CapacityError, TransportError
 from embferry.protocol.layout import Geometry
 
 from .builders import (
+    CHECKSUM,
     GEOMETRY,
     LANGUAGE,
     ROOM,
@@ -80,3 +83,74 @@ def test_a_grant_that_is_written_keeps_its_reports_but_not_its_blocks() -> None:
     sender.take_commands()
     to_sender(sender, a_grant(1, 0, 8, (0, 1), (2, 1)))
     assert sent_messages(sender) == [written(1, (0, 4), (4, 2))]
+
+
+def test_the_reports_that_a_receiver_can_make_a_sender_keep_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that requests the same tokens again and again, and closes no grant."""
+    monkeypatch.setattr("embferry.protocol.destination.MAX_REPORTS", 10)
+    sender = opened(16)
+    destination = sender.destinations[LANGUAGE]
+    for epoch in range(1, 20):
+        to_sender(sender, a_grant(epoch, 0, 16, (0, 4)))
+        while writes := [command for command in other_commands(sender) if isinstance(command, Write)]:
+            for number, write in enumerate(writes):
+                if number % 2:
+                    finish(sender, write)
+                else:
+                    sender.write_failed(LANGUAGE, write.epoch, write.offset, write.length, TransportError("broken"))
+        kept = sum(len(taken.written) + len(taken.failed) for taken in destination.grants.values())
+        assert kept == destination.reports <= 10
+    assert isinstance(sender.error, CapacityError)
+    assert "closes none of its grants" in sender.error.detail
+    assert not sender.error.retryable
+
+
+def test_a_receiver_that_closes_its_grants_is_served_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embferry.protocol.destination.MAX_REPORTS", 10)
+    sender = opened(16)
+    for epoch in range(1, 50):
+        to_sender(sender, a_grant(epoch, 0, 16, (0, 4), floor=epoch))
+        while writes := other_commands(sender):
+            for write in writes:
+                finish(sender, write)
+    assert sender.error is None
+    assert sender.destinations[LANGUAGE].reports == 4
+
+
+@pytest.mark.parametrize("how", ["another generation", "replaced", "drained", "closed"])
+def test_what_is_kept_of_grants_that_are_over_is_forgotten(how: str) -> None:
+    sender = opened(16)
+    to_sender(sender, a_grant(1, 0, 8, (0, 2)))
+    finish(sender, other_commands(sender)[0])  # the other write stays in flight
+    to_sender(sender, m.Drain(ROOM, (5,)))
+    destination = sender.destinations[LANGUAGE]
+    assert (destination.reports, destination.refused) == (1, {5})
+    if how == "another generation":
+        to_sender(sender, an_open(2), target=0)
+    elif how == "replaced":
+        to_sender(sender, an_open(), source=LANGUAGE + 1, target=0)
+    elif how == "drained":
+        to_sender(sender, m.Drain(ROOM, (1,)))
+    else:
+        to_sender(sender, m.Progress(ROOM, 8, 2))
+    assert (destination.reports, set(destination.grants)) == (0, {1})
+    if how in ("another generation", "replaced"):
+        assert destination.refused == set()
+        sender.take_commands()
+        to_sender(sender, a_grant(5, 0, 4, (3, 1)))  # late: it was drained
+        assert other_commands(sender) == []
+    sender.write_done(LANGUAGE, 1, 4, 4, CHECKSUM)
+    if how != "drained":
+        assert destination.grants == {}
+    assert destination.reports == 0
+
+
+def test_a_grant_that_is_late_for_a_new_generation_is_not_written() -> None:
+    sender = opened(16)
+    to_sender(sender, a_grant(3, 0, 4, (0, 1)))
+    to_sender(sender, an_open(2), target=0)
+    sender.take_commands()
+    to_sender(sender, a_grant(2, 4, 4, (1, 1)))  # made before the third, so it is revoked as well
+    assert other_commands(sender) == []
+    to_sender(sender, a_grant(4, 4, 4, (2, 1)))
+    assert [write.epoch for write in other_commands(sender)] == [4]

@@ -7,6 +7,7 @@ import pytest
 from embferry.protocol import messages as m
 from embferry.protocol.commands import Admit, Connect, Revoke, Send, Write
 from embferry.protocol.errors import TransportError, TransportStalled
+from embferry.protocol.receiver import Receiver
 from embferry.protocol.sender import Sender
 from embferry.protocol.states import Phase
 
@@ -14,10 +15,12 @@ from .builders import (
     ENCODE,
     LANGUAGE,
     ROOM,
+    SETTINGS,
     TRANSPORTS,
     a_grant,
     an_offer,
     an_open,
+    new_receiver,
     new_sender,
     offered,
     opened,
@@ -26,6 +29,7 @@ from .builders import (
     to_receiver,
     to_sender,
 )
+from .ends import LAYOUT
 from .faults import break_transport
 from .quiescence import quiesce
 from .script import Script
@@ -33,6 +37,19 @@ from .simulation import TRANSPORTS as SIMULATED_TRANSPORTS
 
 TCP, SHM = TRANSPORTS
 BROKEN = TransportError("broken")
+
+
+def talk(receiver: Receiver, sender: Sender) -> None:
+    """Delivers every message of both ends until they are silent."""
+    silent = False
+    while not silent:
+        to_peer = [command for command in receiver.take_commands() if isinstance(command, Send)]
+        for command in to_peer:
+            sender.receive(LANGUAGE, command.target, command.body, 0.0)
+        back = [command for command in sender.take_commands() if isinstance(command, Send)]
+        for command in back:
+            to_receiver(receiver, command.body)
+        silent = not (to_peer or back)
 
 
 def writes(sender: Sender) -> list[Write]:
@@ -169,6 +186,29 @@ def test_a_receiver_that_loses_a_transport_revokes_its_grants_and_opens_the_room
     receiver.transport_lost("shm", LOST, 2.0)
     assert receiver.error is LOST
     assert Revoke(2) in receiver.take_commands()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["another is shared", "no other is shared"])
+def test_a_transport_that_is_of_no_use_to_one_transfer_is_left(shared: bool) -> None:
+    """If there is no other, both ends fail with the cause."""
+    cause = TransportError("no descriptors", retryable=False)
+    own = (*TRANSPORTS, m.TransportAddress("http", b"")) if shared else TRANSPORTS[:1]
+    receiver, sender = new_receiver(), Sender(ROOM, ENCODE, LAYOUT, own, SETTINGS, 0.0)
+    sender.announce(8, b"content")
+    sender.produce(8)
+    talk(receiver, sender)
+    assert receiver.transport == "tcp"
+    receiver.grant((0, 1), 1, 0.0)
+    receiver.transport_lost("tcp", cause, 0.0)
+    talk(receiver, sender)
+    if shared:
+        assert (receiver.transport, receiver.error, sender.error) == ("shm", None, None)
+        assert receiver.retry_policy.lost_in_a_row == 0
+    else:
+        assert receiver.error is cause
+        assert sender.error is not None
+        assert (sender.error.code, sender.error.detail) == ("transport_error", "no descriptors")
+        assert receiver.peer_knows
 
 
 def test_losing_a_transport_is_no_loss_of_the_peer() -> None:

@@ -120,7 +120,10 @@ def kill(manager: Manager[Any]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _lock_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _lock_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if "simulation" in request.path.parts:  # its mutants take locks in the wrong order, which the stories notice
+        yield
+        return
     with lock_order.checked(monkeypatch):
         yield
 

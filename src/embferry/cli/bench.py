@@ -29,17 +29,17 @@ def transfer(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Candidates, such as shm, tcp/verified, direct, copy*; may be repeated."),
+        typer.Option(metavar="NAME", help="Candidates or sweeps, such as shm, direct, copy*, pool; may be repeated."),
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds of each; by default more for small payloads.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer variants and rounds, two payloads, no sweeps.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer variants, rounds, payloads and sweeps.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for results.json and index.html.")] = Path(
         "bench-results"
     ),
     sweeps: Annotated[
-        bool, typer.Option(help="Also vary the pool, how many run at once, and when they are announced.")
+        bool, typer.Option(help="Also many small ones, and vary the pool, how many run at once, and the announcement.")
     ] = True,
     storage: Annotated[
         Path | None,
@@ -49,6 +49,10 @@ def transfer(
     show: Annotated[
         Path | None, typer.Option(metavar="RESULTS", help="Measure nothing: show an earlier results.json.")
     ] = None,
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RESULTS]...", help="With --show: other runs, for the table of our own targets."),
+    ] = None,
 ) -> None:
     """Compare every transport with memory copies, sockets, Mooncake, NIXL, ZeroMQ, files and HTTP."""
     need("jinja2", "zmq", extra="bench")
@@ -56,18 +60,22 @@ def transfer(
     from embferry.bench.results import load
     from embferry.bench.show import progress
     from embferry.bench.transfer import plan as plans
-    from embferry.bench.transfer.candidates import matching
     from embferry.bench.transfer.payloads import parse
     from embferry.bench.transfer.report import report
     from embferry.bench.transfer.results import TransferResults
 
     saved = show or out / "results.json"
+    others = more or []
+    if others and show is None:
+        raise typer.BadParameter("results are named without --show")
     with failures():
+        other_runs = [load(path, TransferResults) for path in others]
         if show is not None:
             results = load(show, TransferResults)
         else:
-            batches = plans.plan([*map(parse, payload or ())], matching(only or []), rounds, quick, sweeps)
+            batches = plans.plan([*map(parse, payload or ())], only or [], rounds, quick, sweeps)
             results = TransferResults.begin(machine.describe(machine.PACKAGES), quick=quick)
             with progress(plans.total_rounds(batches), "rounds") as told, results.recording(saved):
                 plans.run(batches, storage, results, told)
-        conclude(results, report(results), saved, saved.with_name("index.html"), markdown, shown=show is not None)
+        page = saved.with_name("index.html")
+        conclude(results, report(results, *other_runs), saved, page, markdown, shown=show is not None)

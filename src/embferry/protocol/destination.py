@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from . import guards
 from .errors import RemoteProtocolError, TransportError
 from .messages import Chunk, Grant, Open, WriteFailed
 from .runs import Runs
 from .transport_selector import TransportSelector
-from .validation import MAX_GRANTS, MAX_OPEN_RUNS
+from .validation import MAX_GRANTS, MAX_OPEN_RUNS, MAX_REPORTS
 
 
 @dataclass(slots=True)
@@ -40,8 +41,9 @@ class TakenGrant:
     cancelled: bool = False
 
     @property
-    def reported(self) -> bool:
-        return bool(self.written or self.failed)
+    def reports(self) -> int:
+        """Number of reports that are kept."""
+        return len(self.written) + len(self.failed)
 
     def blocks_of(self, start: int, stop: int, block_size: int) -> tuple[int, ...]:
         """Returns the blocks that tokens ``[start, stop)`` go to."""
@@ -61,10 +63,10 @@ class Destination:
         grants: Accepted grants by epoch, kept until the floor has passed them.
         unfinished: Those of them of which a write can still be started.
         open_runs: Runs of blocks in the unfinished grants.
+        reports: Reports kept in all grants.
         refused: Epochs that were drained: never written, or not any further.
         draining: Epochs to report as drained when their writes in flight have ended.
         floor: Every epoch below it is closed.
-        acknowledged: Tokens that the receiver has verified.
     """
 
     session: int
@@ -74,10 +76,10 @@ class Destination:
     grants: dict[int, TakenGrant] = field(default_factory=dict)
     unfinished: dict[int, TakenGrant] = field(default_factory=dict)
     open_runs: int = 0
+    reports: int = 0
     refused: set[int] = field(default_factory=set)
     draining: set[int] = field(default_factory=set)
     floor: int = 0
-    acknowledged: int = 0
 
     @property
     def block_size(self) -> int:
@@ -101,13 +103,24 @@ class Destination:
             raise TransportError("no transport that both ends have is left", retryable=False)
         self.transports.lose(lost)
         if newer:
-            self.acknowledged = 0  # it may concern what another sender has offered since
-            self.cancel_all()
+            self.forget_all()
         self.opened = body
 
     def can_take(self, grant: Grant) -> bool:
         """Returns whether so many more blocks and grants may be remembered. A correct receiver asks for no more."""
         return len(self.grants) < MAX_GRANTS and self.open_runs + len(grant.runs) <= MAX_OPEN_RUNS
+
+    def can_report(self, writes_in_flight: int) -> bool:
+        """Returns whether the report of another write may be kept. A correct receiver closes grants before that."""
+        return self.reports + writes_in_flight < MAX_REPORTS
+
+    def report(self, taken: TakenGrant, report: Chunk | WriteFailed) -> None:
+        """Keeps a report, to be repeated on request."""
+        if isinstance(report, Chunk):
+            taken.written.append(report)
+        else:
+            taken.failed.append(report)
+        self.reports += 1
 
     def take(self, grant: Grant, runs: Runs) -> TakenGrant:
         """Remembers a grant of ``runs`` that is about to be written."""
@@ -116,6 +129,12 @@ class Destination:
         self.grants[grant.epoch] = self.unfinished[grant.epoch] = taken
         self.open_runs += len(runs)
         return taken
+
+    def overtaken_by(self, taken: TakenGrant) -> list[TakenGrant]:
+        """Returns each grant of which unwritten tokens were granted again, by ``taken`` or before ``taken`` arrived."""
+        pairs = [(other, taken) for other in self.unfinished.values() if other.epoch < taken.epoch]
+        pairs += [(taken, other) for other in self.grants.values() if other.epoch > taken.epoch]
+        return [a for a, later in pairs if not guards.still_needed(a.cursor, a.stop, later.start, later.stop)]
 
     def finish(self, taken: TakenGrant) -> None:
         """Forgets the blocks of a grant: no further write of it will be started."""
@@ -129,10 +148,9 @@ class Destination:
         taken.cancelled = True
         self.finish(taken)
 
-    def cancel_all(self) -> None:
-        """Starts no further write under any grant taken so far."""
-        for taken in list(self.grants.values()):
-            self.cancel(taken)
+    def forget_all(self) -> None:
+        """The receiver has revoked every grant that it has made so far, or will have done so when it opens again."""
+        self.forget_below(1 + max((*self.grants, *self.refused), default=-1))
 
     def refuse(self, epoch: int) -> bool:
         """Marks an epoch as never to be written any further. Returns False if too many are remembered already."""
@@ -140,6 +158,8 @@ class Destination:
             if len(self.refused) >= MAX_GRANTS:
                 return False
             self.refused.add(epoch)
+            if (taken := self.grants.get(epoch)) is not None:
+                self._forget_reports(taken)  # the receiver takes no report of an epoch that it drains
         return True
 
     def forget_below(self, floor: int) -> None:
@@ -150,6 +170,16 @@ class Destination:
         for epoch in [epoch for epoch in self.grants if epoch < floor]:
             taken = self.grants[epoch]
             self.cancel(taken)
-            if not taken.in_flight:
-                del self.grants[epoch]
+            self._forget_reports(taken)
+            self.forget_if_over(taken)
         self.refused = {epoch for epoch in self.refused if epoch >= floor}
+
+    def forget_if_over(self, taken: TakenGrant) -> None:
+        """Forgets a grant that is closed, once no write under it is in flight."""
+        if taken.epoch < self.floor and not taken.in_flight:
+            del self.grants[taken.epoch]
+
+    def _forget_reports(self, taken: TakenGrant) -> None:
+        self.reports -= taken.reports
+        taken.written.clear()
+        taken.failed.clear()

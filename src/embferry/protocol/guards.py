@@ -28,9 +28,13 @@ def is_new(epoch: int, known: Container[int]) -> bool:
     return epoch not in known
 
 
-def still_needed(next_token: int, acknowledged: int) -> bool:
-    """An acknowledged token is never sent again. A grant whose next token has arrived otherwise is being revoked."""
-    return next_token >= acknowledged
+def still_needed(start: int, stop: int, granted_again: int, until: int) -> bool:
+    """Tokens that were granted again under a later epoch are not written under the earlier one: it is being revoked.
+
+    A receiver grants no token of an open grant that has not been reported. It follows from the grants alone, not from
+    acknowledgements, which may be late and concern the content of another sender.
+    """
+    return stop <= granted_again or until <= start
 
 
 def is_ready(stop: int, ready_tokens: int) -> bool:

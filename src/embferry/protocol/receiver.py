@@ -22,6 +22,7 @@ from .errors import (
     LocalProtocolError,
     PeerGone,
     RemoteProtocolError,
+    TransportError,
     reason_of,
 )
 from .failover import Failover
@@ -124,6 +125,7 @@ class Receiver:
         self.max_tokens = None if max_tokens is None else as_integer("max_tokens", max_tokens, 0, MAX_ID, room=room)
         self.asked_at = self.heard_at = self.progress_at = self.ended_at = now
         self.peer_knows = False
+        self._transport_error: EmbeddingTransferError | None = None  # why a transport was lost
         self.history = History()
         self._commands: list[ReceiverCommand] = []
         self._open(now)
@@ -137,12 +139,10 @@ class Receiver:
 
     def wanted(self, now: float) -> tuple[int, int] | None:
         """Returns the next tokens that need blocks, as (offset, length). None: nothing can be granted now."""
-        if self.phase in TERMINAL or not self.peer:
+        if self.phase in TERMINAL or not self.peer or self.retry_policy.is_paused(now):
             return None
         if len(self.ledger.grants) >= MAX_OUTSTANDING or self.ledger.open_runs > MAX_OPEN_RUNS - MAX_RUNS:
             return None  # the sender would not take up another grant
-        if self.retry_policy.is_paused(now):
-            return None
         if self.total_tokens >= 0:
             return self.ledger.missing(self.total_tokens) if guards.content_is_known(self.offered) else None
         # While the length is unknown there is one grant, of the default size.
@@ -249,18 +249,19 @@ class Receiver:
         self.peer_lost(now)
 
     def transport_lost(self, name: str, error: EmbeddingTransferError, now: float) -> None:
-        """This end has no transport ``name`` any more: revokes every grant, and opens the room again with the rest.
+        """This end has no transport ``name`` any more, or cannot use it here: opens the room again with the rest.
 
-        Fails with ``error`` if none is left. A grant over the lost transport still needs :meth:`revoked`.
+        Revokes every grant, and fails with ``error`` if the ends share no other. A grant over the lost transport still
+        needs :meth:`revoked`.
         """
         self.history.called("transport_lost", name, now)
         as_error(error, room=self.room)
         left = tuple(address for address in self.transports if address.name != name)
         if len(left) == len(self.transports):
             return
-        if left:
-            self.transports = left
-        else:
+        self._transport_error = error
+        self.transports = left or self.transports
+        if not left:
             self._fail(error, now, tell=True)
         if self.phase in TERMINAL:
             for grant in self.ledger:
@@ -276,9 +277,8 @@ class Receiver:
     def peer_unreachable(self, error: Exception, now: float) -> None:
         """The control plane has given up on the endpoint: its name does not resolve, or it refuses connections.
 
-        Before an offer was accepted, and after a loss, this ends the transfer, or begins the wait for another endpoint,
-        with :class:`~.errors.PeerGone`, which names ``error``. A peer whose offer was accepted is lost, as by
-        :meth:`peer_lost`.
+        A peer whose offer was accepted is lost, as by :meth:`peer_lost`. Otherwise this ends the transfer, or begins
+        the wait for another endpoint, with :class:`~.errors.PeerGone`, which names ``error``.
         """
         self.history.called("peer_unreachable", now)
         if self.phase in TERMINAL:
@@ -325,15 +325,16 @@ class Receiver:
                 self.peer_knows = self.phase in TERMINAL
                 self.peer_lost(now)
             return
-        if isinstance(body, Pending) and not self.peer:
-            if body.epoch == 0:  # the worker waits for its own sender; otherwise, it is late, from a lost peer
+        if not self.peer:
+            if isinstance(body, Pending) and body.epoch == 0:  # the worker waits for its own sender; others are late
                 self.heard_at = now
+            elif isinstance(body, Closed):
+                self.peer_knows = self.phase in TERMINAL
+            elif isinstance(body, Abort) and guards.answers_current_generation(body.generation, self.generation):
+                own = self._transport_error if isinstance(body.error, TransportError) else None  # none left is shared
+                self._peer_failed(own or body.error, now, tell=own is not None)
             return
-        if isinstance(body, Abort) and not self.peer:
-            if guards.answers_current_generation(body.generation, self.generation):
-                self._peer_failed(body.error, now, tell=False)
-            return
-        if not self.peer or not guards.from_current_peer(source, self.peer):
+        if not guards.from_current_peer(source, self.peer):
             return
         self.heard_at = now
         match body:
@@ -518,9 +519,8 @@ class Receiver:
 
     def _awaits_answer(self) -> bool:
         """Whether an answer is outstanding, or the peer expects a sign of life."""
-        if self.phase in TERMINAL:
-            return bool(self.ledger.grants) or not (self.peer_knows or self._has_lingered(self.retry_policy.retry_at))
-        return True
+        over = self.peer_knows or self._has_lingered(self.retry_policy.retry_at)
+        return self.phase not in TERMINAL or bool(self.ledger.grants) or not over
 
     def _has_lingered(self, now: float) -> bool:
         return now >= self.ended_at + self.settings.linger
@@ -530,7 +530,8 @@ class Receiver:
         return Open(self.room, self.generation, VERSIONS, *region, self.transferred_tokens, self.settings.verify)
 
     def _progress(self) -> Progress:
-        return Progress(self.room, self.transferred_tokens, self.ledger.floor)
+        tokens = self.transferred_tokens if guards.content_is_known(self.offered) else 0  # the peer may have another
+        return Progress(self.room, tokens, self.ledger.floor)
 
     def _outcome(self) -> Confirm | Abort:
         """Returns the message that tells the sender how the transfer ended."""
@@ -594,6 +595,6 @@ class Receiver:
             self.consumed(epoch, offset)
 
     def _send(self, body: Body) -> None:
-        if self.peer or isinstance(body, Open):
+        if self.peer or isinstance(body, Open | Abort):  # to the sender of the room, whichever it is
             self.history.sent(body, self.peer)
             self._commands.append(Send(body, self.peer))

@@ -16,6 +16,7 @@ from .commands import Connect, ReleaseSource, Send, SenderCommand, Write
 from .destination import Destination, TakenGrant
 from .errors import (
     Aborted,
+    CapacityError,
     EmbeddingTransferError,
     LeaseExpired,
     LocalProtocolError,
@@ -215,6 +216,9 @@ class Sender:
         if isinstance(body, Open):
             self._opened(source, body, now)
             return
+        if isinstance(body, Abort) and not target:
+            self._abandoned(source, body, now)
+            return
         destination = self.destinations.get(source)
         if destination is None or not guards.meant_for_this_session(target, self.session):
             self._send(Unknown(self.room, missing=target), source)
@@ -227,9 +231,8 @@ class Sender:
             case Drain():
                 self._drain(destination, body)
             case Grant():
-                self._granted(destination, body)
+                self._granted(destination, body, now)
             case Progress():
-                destination.acknowledged = max(destination.acknowledged, body.transferred_tokens)
                 destination.forget_below(body.floor)
             case Confirm():
                 self._confirmed(destination, body, now)
@@ -265,16 +268,26 @@ class Sender:
         if destination is not self.current:
             if self.current is not None:
                 self.phase = step(SENDER, self.phase, Trigger.PEER_LOST)
-                self.current.cancel_all()  # if it comes back, it will have revoked them
+                self.current.forget_all()
             self.current = destination
         self.phase = step(SENDER, self.phase, Trigger.OPENED)
         self._offer_to(destination)
 
-    def _granted(self, destination: Destination, grant: Grant) -> None:
+    def _abandoned(self, source: int, body: Abort, now: float) -> None:
+        """A receiver that has no sender has ended. It concerns this end if no other receiver is served."""
+        if self.current is None or source == self.current.session:
+            self._fail(body.error, now, tell=False)
+        self._send(Closed(self.room), source)
+
+    def _granted(self, destination: Destination, grant: Grant, now: float) -> None:
         if self.phase in TERMINAL:
             self._send_abort(destination.session, destination.opened.generation)
             return
         destination.forget_below(grant.floor)
+        if not destination.can_report(self.writes_in_flight):
+            why = f"the language worker closes none of its grants, after {destination.reports} reports of writes"
+            self._fail(CapacityError(why, room=self.room, retryable=False), now, tell=True)
+            return
         if not guards.may_take_up(grant.epoch, destination.floor, destination.refused):
             return
         if not guards.is_new(grant.epoch, destination.grants):
@@ -288,7 +301,9 @@ class Sender:
             self._send(Abort.because_of(error, self.room, destination.opened.generation), destination.session)
             return
         self.phase = step(SENDER, self.phase, Trigger.GRANTED)
-        destination.take(grant, runs)
+        taken = destination.take(grant, runs)
+        for overtaken in destination.overtaken_by(taken):
+            destination.cancel(overtaken)
         if destination.transports.is_given_up(grant.transport):
             self._offer_to(destination)  # the receiver does not know yet which transport replaces it
         self._write_on()  # its reports answer the grant; a grant without one is repeated, and answered then
@@ -301,7 +316,7 @@ class Sender:
             self._send(Written(self.room, epoch, chunks), destination.session)
         for failed in taken.failed:
             self._send(failed, destination.session)
-        if not taken.reported:
+        if not taken.reports:
             self._send(Pending(self.room, epoch), destination.session)
 
     def _drain(self, destination: Destination, body: Drain) -> None:
@@ -337,12 +352,12 @@ class Sender:
             return
         geometry, chunk_bytes = destination.opened.geometry, self.settings.chunk_bytes
         for taken in list(destination.unfinished.values()):
-            if not guards.still_needed(taken.cursor, destination.acknowledged):
-                destination.cancel(taken)
             if destination.transports.is_given_up(taken.transport):
                 self._abandon(destination, taken)
             end = min(taken.stop, self.total_tokens)
-            while self.writes_in_flight < self.settings.writes_in_flight:
+            while self.writes_in_flight < self.settings.writes_in_flight and destination.can_report(
+                self.writes_in_flight
+            ):
                 chunk = next_chunk(taken, end, self.ready_tokens, geometry, chunk_bytes)
                 if chunk is None:
                     break
@@ -365,7 +380,7 @@ class Sender:
         if start < stop:
             error = TransportError(f"{taken.transport} was given up in favour of {destination.transports.current.name}")
             failed = WriteFailed(self.room, taken.epoch, start, stop - start, *words(error), True)
-            taken.failed.append(failed)
+            destination.report(taken, failed)
             self._send(failed, destination.session)
 
     def _write_ended(self, target: int, epoch: int, report: Chunk | WriteFailed) -> None:
@@ -378,12 +393,10 @@ class Sender:
             if guards.may_report_drained(len(taken.in_flight)):
                 destination.draining.discard(epoch)
                 self._send(Drained(self.room, (epoch,)), target)
-        elif isinstance(report, Chunk):
-            taken.written.append(report)
-            self._send(Written(self.room, epoch, (report,)), target)
-        else:
-            taken.failed.append(report)
-            self._send(report, target)
+        elif epoch >= destination.floor:
+            destination.report(taken, report)
+            self._send(Written(self.room, epoch, (report,)) if isinstance(report, Chunk) else report, target)
+        destination.forget_if_over(taken)
         self._release_source()
         self._write_on()
 

@@ -54,9 +54,9 @@ class TransferSettings:
     transport_failures: int = 2
     """How often in a row a transport may fail before the sender takes the next shared one."""
     parked_openings: int = 1024
-    """Most openings kept at an encode worker for rooms that are not open there yet."""
+    """Most ``open`` messages kept at an encode worker for rooms that are not open there yet."""
     parked_bytes: int = 16 << 20
-    """Most bytes of such openings."""
+    """Most bytes of such messages."""
     verify: bool = True
     """Whether every chunk has a checksum that is compared on arrival. The receiver's setting decides for both."""
 

@@ -18,6 +18,9 @@ MAX_OPEN_RUNS = 1 << 18
 MAX_GRANTS = 4 * MAX_OUTSTANDING
 """Grants, and refused epochs, that a sender remembers of one receiver. Further ones stay unanswered meanwhile."""
 
+MAX_REPORTS = 1 << 18
+"""Reports of writes that a sender keeps for one receiver. A correct one closes grants long before."""
+
 
 def check_open(
     layout: Layout, transports: tuple[TransportAddress, ...], body: Open, known: int

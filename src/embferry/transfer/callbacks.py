@@ -69,7 +69,7 @@ class Notifier:
         self._callbacks: dict[object, _Callback] = {}
 
     def wait_with(self, wake: Callable[[], object]) -> Callable[[], object]:
-        """Calls ``wake`` after every change, on the driver thread, without locks; it must be quick.
+        """Calls ``wake`` after every change, on the thread that calls :meth:`fire`; it must be quick and take no lock.
 
         If it raises, for example because its event loop has been closed, it is not called again.
 

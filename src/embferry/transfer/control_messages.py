@@ -18,7 +18,7 @@ REPORT_SECONDS = 1.0
 
 
 class ControlMessages:
-    """The messages of one manager, and its control plane behind the gate of exceptions.
+    """The messages of one manager, and its control plane, whose exceptions are caught.
 
     Args:
         control: The control plane.

@@ -52,7 +52,7 @@ class DeviceSink(Sink):
         self._make, self._landed = make, landed
         self._ranges = RangeSet()
         self._copying = 0  # delivered chunks that are not copied yet
-        self._copier = ThreadPoolExecutor(1, thread_name_prefix="embferry-landing")
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="embferry-device-sink")
 
     @property
     def landed_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""The gate of exceptions: every call of foreign code goes through it. What an exception means for a transfer."""
+"""Calls of foreign code, whose exceptions are returned, and the transfer errors that these become."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transport behind a barrier: what it raises harms one write or, at worst, this transport.
+"""A transport whose exceptions are caught: one costs a write or, at worst, this transport.
 
 An exception in a call that concerns one peer (``connect``, ``write``, ``disconnect``) is the failure of that call. An
 exception in a call on which the safety of the region depends (``poll``, ``revoke``, ``close_blocks``) loses the
@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class GuardedTransport:
-    """Wraps a :class:`Transport`, and has the same methods. The manager's lock is held during every call but close.
+    """Wraps a :class:`Transport`, and has the same methods.
+
+    The manager's lock is held during every call but ``register``, which is made before the manager runs, and ``close``.
 
     Args:
         transport: The transport. It is closed with this object.
@@ -41,6 +43,11 @@ class GuardedTransport:
         self._revoking: set[int] = set()  # epochs whose Revoked is outstanding
         self._events: list[Event] = []  # events made here
         self.is_closed = False
+
+    @property
+    def may_still_write(self) -> bool:
+        """Whether the transport has failed, and could not be closed either."""
+        return self.lost is not None and not self.is_closed
 
     @property
     def address(self) -> bytes:
@@ -64,7 +71,10 @@ class GuardedTransport:
         self._transport.admit(window)
 
     def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
-        if self.lost is None and (error := attempt(self._transport.close_blocks, epoch, blocks)) is not None:
+        """Closes blocks of a window. If that fails, the transport is lost, and :attr:`may_still_write` says more."""
+        if self.may_still_write:
+            self._close_lost()
+        elif self.lost is None and (error := attempt(self._transport.close_blocks, epoch, blocks)) is not None:
             self._lose("close_blocks", error)
 
     def revoke(self, epoch: int) -> None:
@@ -168,7 +178,7 @@ class GuardedTransport:
         self._close_lost()
 
     def _close_lost(self) -> None:
-        """Closes the transport. If it cannot be closed now, the next revocation tries it again."""
+        """Closes the transport. If it cannot be closed now, the next call that closes blocks tries it again."""
         if not self.is_closed:
             error = attempt(self._transport.close)
             self.is_closed = error is None

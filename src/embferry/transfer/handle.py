@@ -94,9 +94,11 @@ class Handle(ABC):
         return self._notifier.add(callback)
 
     def wake_on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
-        """Calls ``wake`` after every change of the state, straight on the thread that made it, without locks.
+        """Calls ``wake`` after every change of the state.
 
-        It is for waking a thread or an event loop, and must return at once. If it raises, it is removed.
+        It runs on the driver thread, or on the thread that closes the manager or opens the room again. No lock of the
+        manager is held, except on the origin's wire. It is for waking a thread or an event loop, and must return at
+        once. If it raises, it is removed.
 
         Returns:
             A function that removes it.

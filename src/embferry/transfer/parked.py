@@ -1,4 +1,4 @@
-"""Openings of receivers whose room is not open here yet: kept for a while, within bounds."""
+"""``open`` messages of receivers whose room is not open here yet: kept for a while, within bounds."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class EmbeddingReceiver(Handle):
         self.manager.touch(self._record)
 
     def clear(self) -> None:
-        """The caller needs the embedding no longer: drops its arrays and returns its blocks to the pool."""
+        """Drops the arrays of the embedding and returns its blocks to the pool."""
         with self.manager.lock:
             machine = self._record.machine
             if machine is not None:

@@ -12,7 +12,7 @@ from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocat
 from embferry.memory.buffers import MultimodalDataBuffers
 from embferry.protocol.arguments import as_integer, as_seconds
 from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Restart, Revoke, Send, Verify
-from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError, TransportError
+from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Geometry
 from embferry.protocol.messages import MAX_ID, MAX_TOKENS, Abort, Frame, TransportAddress
 from embferry.protocol.receiver import Receiver
@@ -23,7 +23,7 @@ from embferry.transports.contract import Event, Receiving, Revoked, Transport, W
 from .control.contract import Unreachable
 from .control.endpoint import check_endpoint
 from .control.sockets import SocketControl
-from .failures import attempt
+from .failures import as_transfer_error, attempt
 from .guarded_transport import GuardedTransport
 from .manager import Manager
 from .receive_handle import EmbeddingReceiver
@@ -31,6 +31,7 @@ from .receive_record import Granted, ReceiveRecord
 from .runtime import Runtime, ThreadRuntime
 from .sink_calls import SinkCalls
 from .sinks import GatherSink, Sink
+from .unclosed_blocks import UnclosedBlocks
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             shared = any(transport.capabilities.maps_region for transport in transports)
             self.buffers = self._buffers = MultimodalDataBuffers(geometry, shared=shared)
             self.allocator = ReqToMetadataBlockAllocator(geometry.num_blocks, geometry.block_size)
+            self._unclosed = UnclosedBlocks(self.allocator)
             self.admission = PoolAdmission(self.allocator)
             self.addresses = tuple(TransportAddress(t.name, t.register(self.buffers)) for t in self.transports.values())
             self._runtime.start(self.turn)
@@ -197,11 +199,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
                     case Admit():
                         self._admit(record, machine, command, now)
                     case CloseBlocks(epoch, blocks):
-                        self._by_epoch[epoch][1].close_blocks(epoch, blocks)
+                        self._unclosed.close(self._by_epoch[epoch][1], epoch, blocks)
                     case Revoke(epoch):
                         self._by_epoch[epoch][1].revoke(epoch)
                     case Release(blocks):
-                        self.admission.release(machine, blocks)
+                        self.admission.release(machine, self._unclosed.keep(blocks, record.room))
                     case Verify():
                         record.calls.append(command)
                     case Deliver(epoch, offset):
@@ -249,6 +251,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         self.ready_queue.schedule(record, now + self.settings.linger if time is None else time)
 
     def _after_records(self, now: float) -> list[ReceiveRecord]:
+        self._unclosed.free()
         served = self.admission.allocate(now, self._could_not_grant)
         records = []
         for machine, epoch in served:
@@ -259,15 +262,16 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _could_not_grant(self, machine: Receiver, error: Exception) -> None:
         record = self._records_by_session[machine.session]
-        self.guard(record, _raise, error)
+        if not record.is_broken:
+            self._broke(record, error)
 
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
         record = self._records_by_session.get(frame.target)
         if record is not None and record.room == frame.body.room:
+            record.source = frame.source or record.source
             if record.is_broken:
                 self.refuse(record, record.endpoint, frame.target, frame)
                 return
-            record.source = frame.source
             receive = self.machine_of(record).receive
             self.guard(record, receive, frame.source, frame.target, frame.body, now)
             self.ready_queue.touch(record)
@@ -302,15 +306,14 @@ class ReceiveManager(Manager[ReceiveRecord]):
         record.epochs.append(command.epoch)
         if transport.lost is not None:
             return  # the machine is about to be told, and asks for another transport
-        try:
-            transport.connect_to_sender(command.address)
-        except TransportError as error:
-            machine.abort(error.with_traceback(None), now)
-        caught = attempt(transport.admit, Window(command.epoch, command.blocks))
+        caught = attempt(transport.connect_to_sender, command.address)
+        caught = caught or attempt(transport.admit, Window(command.epoch, command.blocks))
         if isinstance(caught, LocalProtocolError):
             raise caught  # the window was impossible: a bug here
         if caught is not None:
-            self.fail(record, f"admit of the {transport.name} transport", caught)
+            error = as_transfer_error(f"admit of the {transport.name} transport", caught, record.room)
+            log.warning("room %d: %s is of no use to this transfer: %s", record.room, transport.name, error)
+            machine.transport_lost(transport.name, error, now)  # which revokes the epoch
 
     def _granted(self, record: ReceiveRecord, epoch: int) -> None:
         """Takes note of the grant that the machine has just made."""
@@ -344,6 +347,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _tear_down(self, record: ReceiveRecord, now: float) -> None:
         machine = self.machine_of(record)
+        if (is_unheard := not (machine.peer or record.source)) or record.revoking is None:
+            self._tell_peer(record)
         if record.revoking is None:  # the first time
             record.revoking = {epoch for epoch in record.epochs if epoch in self._by_epoch}
             record.delivered -= {(call.epoch, call.offset) for call in record.calls if isinstance(call, Deliver)}
@@ -352,10 +357,6 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self.admission.unregister(machine)
             for epoch in list(record.revoking):
                 self._by_epoch[epoch][1].revoke(epoch)
-            peer = machine.peer or record.source
-            if peer and record.failure is not None:
-                body = Abort.because_of(record.failure, record.room)
-                self.send(record.endpoint, machine.session, peer, body)
         if record.revoking or record.delivered or record.is_preparing:
             return
         if not record.kept_until:  # once: later the room may have been opened again
@@ -366,6 +367,15 @@ class ReceiveManager(Manager[ReceiveRecord]):
                 free((block,), record.room)
         if not self.lingers(record, now):
             self._forget(record)
+        elif is_unheard:
+            self.ready_queue.schedule(record, min(record.kept_until, now + self.settings.retry_limit))
+
+    def _tell_peer(self, record: ReceiveRecord) -> None:
+        """Tells the peer of a broken record why it has ended, also if it was never heard."""
+        machine = self.machine_of(record)
+        if record.failure is not None:
+            body = Abort.because_of(record.failure, record.room)
+            self.send(record.endpoint, machine.session, machine.peer or record.source, body)
 
     def _blocks_of_others(self, record: ReceiveRecord, now: float) -> set[int]:
         """Returns the blocks of other transfers of the same room, which has been opened again."""
@@ -375,7 +385,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
                 self.guard(other, self.run_commands, other, now)  # what it releases is free, not its own
                 found |= self.machine_of(other).ledger.blocks()
                 found |= set(other.allocation.blocks if other.allocation else ())
-        return found
+        return found | {block for block in self.allocator.holders().get(record.room, ()) if block in self._unclosed}
 
     def _finish(self, record: ReceiveRecord) -> None:
         if record.error is None and not record.end.has_ended:
@@ -388,7 +398,3 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self._buffers.close()
         else:
             log.critical("the region stays mapped: a transport that could not be closed may still write into it")
-
-
-def _raise(error: Exception) -> None:
-    raise error

@@ -20,7 +20,7 @@ from .sinks import Sink
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Tell the sink which blocks were granted for tokens from ``start`` on."""
+    """Tells the sink which blocks were granted for tokens from ``start`` on."""
 
     epoch: int
     start: int

@@ -120,7 +120,7 @@ class EmbeddingSender(Handle):
         self.manager.touch(self._record)
 
     def clear(self) -> None:
-        """The caller needs the room no longer. It is forgotten once no receiver can ask for it any more."""
+        """Ends the transfer if it still runs. The room is forgotten once no receiver can ask for it any more."""
         self.abort()
 
     @property

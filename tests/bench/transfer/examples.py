@@ -62,6 +62,10 @@ def everything() -> TransferResults:
         *(point("pool", "shm", share, sample(2.0 - share, transfers=round(2 / share))) for share in (0.02, 1.0)),
         point("concurrency", "shm", 1, sample(1.0, waits=[1.0]), rooms=[256]),
         point("concurrency", "shm", 4, sample(1.1, waits=[1.0, 1.0, 1.1, 1.1]), rooms=[256] * 4),
-        point("blocking", "shm", 1, sample(3.0, waits=[2.0, 0.5, 1.0]), rooms=[2040, 32, 32]),
+        point("behind", "shm", 0, sample(3.0, waits=[0.1, 0.2, 0.3]), tokens=32, count=3),
+        point("behind", "shm", 1, sample(3.0, waits=[2.0, 0.5, 1.0]), tokens=32, count=3, large=True),
+        point("small", "shm", 1, sample(0.1, waits=[0.001] * 10), tokens=1, count=10),
+        point("small", "tcp", 64, sample(0.1), tokens=2, count=100),
+        *(point("rooms", "shm", n, sample(0.1, waits=[0.002]), tokens=1, count=10, open=n) for n in (10, 10_000)),
         point("early", "tcp", 1, sample(1.0)),
     )

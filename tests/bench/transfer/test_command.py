@@ -30,6 +30,17 @@ def test_earlier_results_are_shown_and_a_failed_candidate_ends_with_status_1(tmp
     assert "### Which transport" in (tmp_path / "tables.md").read_text()
 
 
+def test_several_results_are_shown_with_one_table_of_targets(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.json" for number in range(3)]
+    for number, file in enumerate(files):
+        content = examples.measured("socket", 1.0), examples.measured("tcp/verified/in-place", 1 + number / 10)
+        results.save(examples.results(*content), file)
+    status, out, _ = call("--show", *files, "--markdown", tmp_path / "tables.md")
+    assert status == 0
+    assert "Of 3 runs." in out
+    assert "| ≥ 0.85 | 0.909 | 0.833 | 1 | yes |" in (tmp_path / "tables.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -37,6 +48,7 @@ def test_earlier_results_are_shown_and_a_failed_candidate_ends_with_status_1(tmp
         (["--only", "carrier-pigeon"], "copy/private"),
         (["--show", "no-such-file.json"], "no-such-file.json"),
         (["--rounds", "0"], "--rounds"),
+        (["results.json"], "--show"),
     ],
 )
 def test_bad_usage_ends_with_status_2_and_the_reason(

@@ -6,7 +6,8 @@ import pytest
 
 from embferry.bench.transfer import candidates, payloads
 from embferry.bench.transfer.payloads import IMAGE, KNOWN, SMALL, TOKEN_BYTES, VIDEO, parse
-from embferry.bench.transfer.plan import plan, swept
+from embferry.bench.transfer.plan import plan
+from embferry.bench.transfer.sweeps import sweeps
 
 
 def test_the_known_payloads_have_the_size_in_their_name() -> None:
@@ -31,12 +32,13 @@ def test_text_that_is_not_a_size_is_refused(text: str) -> None:
 
 def test_candidates_are_chosen_by_name_beginning_or_pattern() -> None:
     def keys(*patterns: str) -> list[str]:
-        return [c.key for c in candidates.matching([*patterns])]
+        return [entry.candidate.key for batch in plan([SMALL], patterns) for entry in batch.entries]
 
     assert keys("socket") == ["socket"]
     assert keys("tcp/verified") == ["tcp/verified/in-place", "tcp/verified/gathered"]
     assert keys("copy*", "copy") == ["copy/private", "copy/shared", "copy/fresh"]
-    with pytest.raises(ValueError, match="'tc'"):
+    assert keys("behind/tcp", "rooms") == ["rooms/shm/10", "rooms/shm/10000", "behind/tcp/0", "behind/tcp/1"]
+    with pytest.raises(ValueError, match=r"'tc'.*copy/private.*pool"):
         keys("tc")
 
 
@@ -48,7 +50,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
 
 
 def test_names_are_unique() -> None:
-    names = [entry.candidate.key + entry.result.payload.name for points in swept() for entry in points]
+    names = [entry.candidate.key + entry.result.payload.name for points in sweeps() for entry in points]
     assert len(set(names)) == len(names)
     assert len(candidates.BY_KEY) == len(candidates.ALL)
 
@@ -64,9 +66,18 @@ def test_every_payload_meets_every_transport_and_every_other_way(quick: bool) ->
 
 
 def test_chosen_candidates_and_rounds_replace_the_plan_and_its_sweeps() -> None:
-    (batch,) = plan([IMAGE], candidates.matching(["socket"]), rounds=4)
+    (batch,) = plan([IMAGE], ["socket"], rounds=4)
     assert [entry.candidate.key for entry in batch.entries] == ["socket"]
     assert batch.rounds == 4
+
+
+def test_of_the_sweeps_a_quick_run_has_the_small_transfers_only_and_none_is_left_if_none_is_wanted() -> None:
+    def swept(**options: bool) -> set[str]:
+        return {entry.result.sweep for batch in plan([SMALL], **options) for entry in batch.entries} - {""}
+
+    assert swept() == {"small", "rooms", "pool", "concurrency", "behind", "early"}
+    assert swept(quick=True) == {"small"}
+    assert swept(sweeps=False) == swept(quick=True, sweeps=False) == set()
 
 
 def test_content_is_repeatable_and_differs_by_its_stamp() -> None:

@@ -21,6 +21,8 @@ from embferry.bench.transfer.candidates import BY_KEY, Candidate
 from embferry.bench.transfer.payloads import Payload, parse
 from embferry.bench.transfer.results import Measurement, TransferResults
 from embferry.bench.transfer.rounds import Entry
+from embferry.bench.transfer.small import WARM_UP
+from embferry.bench.transfer.sweeps import QUIET
 from embferry.bench.transfer.worker import reset_peak
 from embferry.cli.main import app
 
@@ -83,7 +85,7 @@ def test_every_installed_candidate_carries_every_byte_and_leaves_nothing_behind(
             assert measurement.reason
             continue
         assert measurement.status == "ok", f"{measurement.label}: {measurement.reason}"
-        assert len(measurement.samples) == 2
+        assert len(measurement.samples) == 2, measurement.label
         assert all(sample.seconds > 0 for sample in measurement.samples)
     taking_part = {m.candidate for m in results.measurements if m.status == "ok"}
     assert {"copy/private", "socket", "zeromq/copied", "http-get", "shm/verified/in-place"} <= taking_part
@@ -132,6 +134,26 @@ def test_every_setting_of_the_sweeps_carries_every_byte(tmp_path: Path) -> None:
     assert all(0 < wait <= several.samples[-1].seconds for wait in several.samples[-1].waits)
     assert [len(m.samples[-1].waits) for m in found] == [0, 3, 0]
     assert late.samples[-1].transfers == 1
+
+
+@pytest.mark.timeout(180)
+def test_every_way_to_send_many_small_embeddings_carries_their_bytes(tmp_path: Path, workers: Workers) -> None:
+    one, together = (f"embferry.bench.transfer.small:{name}" for name in ("OneByOne", "AtOnce"))
+    few = {"transport": "shm", "mode": "verified", "tokens": 2, "count": 8, "pool_tokens": 64, "block_tokens": 1}
+    candidates = (
+        Candidate("alone", "alone", "ours", one, few | {"in_place": True}),
+        Candidate("rooms", "rooms", "ours", one, few | {"open": 9, "settings": QUIET}),
+        Candidate("behind", "behind", "ours", one, few | {"large": True}),
+        Candidate("together", "together", "ours", together, few | {"transport": "tcp", "at_once": 3}),
+    )
+    found = measure(tmp_path, *candidates, payload=parse("16MiB"))
+    assert [(m.status, m.reason, len(m.samples)) for m in found] == [("ok", "", 2)] * 4
+    alone, rooms, behind, together_ones = (m.samples[-1].waits for m in found)
+    assert len(alone) == len(rooms) == 8 - WARM_UP
+    assert len(behind) <= 8 - WARM_UP
+    assert together_ones == []
+    assert all(0 < wait < found[0].samples[-1].seconds for wait in alone)
+    assert workers() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

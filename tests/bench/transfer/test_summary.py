@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,14 @@ def test_there_are_no_figures_without_samples() -> None:
 
 def test_the_goodput_of_concurrent_transfers_counts_all_of_them() -> None:
     assert point("concurrency", "shm", 2, sample(2.0), rooms=[256, 32]).goodput[0] == (256 + 32) * TOKEN_BYTES / 2.0
+
+
+def test_a_round_of_many_transfers_counts_all_of_them() -> None:
+    many = point("small", "shm", 1, sample(2.0, waits=[1.0, 3.0]), tokens=2, count=10)
+    assert many.goodput[0] == 10 * 2 * TOKEN_BYTES / 2.0
+    assert many.cpu_of_one(lambda sample: sample.receiver_cpu) == pytest.approx(0.002)
+    assert (many.wait(0.0), many.wait(1.0)) == (1.0, 3.0)
+    assert math.isnan(measured("socket", 0.1).wait(0.5))
 
 
 def test_the_fairness_of_concurrent_transfers_is_that_of_their_goodputs() -> None:

@@ -60,7 +60,11 @@ def test_a_sender_survives_malformed_messages(caplog):
         sender.send_embedding(rows)
         receiver.register()
         receiver.init(ROOM, [0, 1, 2])
-        assert receiver.status() == [str(ROOM).encode(), b"4"]
+        told = receiver.status()
+        while told[0] in (b"5", b"6"):  # inits of a session that had not registered
+            assert told[1] == b"0"
+            told = receiver.status()
+        assert told == [str(ROOM).encode(), b"4"]
         assert equal(receiver.take([0, 1, 2], 20), rows)
         receiver.close()
 

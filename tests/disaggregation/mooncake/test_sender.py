@@ -122,6 +122,15 @@ def test_a_room_begins_and_resumes_when_all_ranks_have_asked(network, manager, r
     other.close()
 
 
+def test_a_receiver_that_asks_for_a_room_that_is_over_is_told(manager, receiver, caplog):
+    sender, _ = sending(manager, 8)
+    sender.abort()
+    receiver.register()
+    receiver.init(ROOM, [0])
+    assert receiver.status() == report(ROOM, KVPoll.Failed)
+    assert "the room is over" in last_refusal(caplog)
+
+
 MALFORMED = {
     "one frame": [b"7"],
     "six frames": [b"7", b"h", b"1", b"h:1", b"0", b"1"],

@@ -7,6 +7,7 @@ import pytest
 from embferry.disaggregation.wire import sender_rooms as sender_rooms_module
 from embferry.disaggregation.wire.sender_rooms import (
     Ended,
+    RefusedInitError,
     Registered,
     Report,
     SenderRooms,
@@ -58,6 +59,40 @@ def refusal(rooms: SenderRooms, message: list[bytes], now: float = 0) -> str:
     with pytest.raises(RemoteProtocolError) as refused:
         rooms.receive(message, now)
     return refused.value.detail.partition(" (session ")[0]
+
+
+OVER, FULL, UNKNOWN, MOVED, UNEVEN = "over", "full", "unknown", "moved", "uneven"
+
+
+@pytest.mark.parametrize("case", [OVER, FULL, UNKNOWN, MOVED, UNEVEN])
+def test_the_receiver_of_a_refused_init_is_told(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms, asked = registered(SESSION, session_of(1)), init()
+    rooms.open(ROOM, 0)
+    if case == OVER:
+        rooms.abort(ROOM, Aborted("asked for"))
+    elif case == FULL:
+        monkeypatch.setattr(sender_rooms_module, "MAX_ROOMS", 1)
+        asked = init(room=ROOM + 1)
+    elif case == UNKNOWN:
+        asked = init(session=session_of(2))
+    elif case == MOVED:
+        rooms.receive(init(), 0)
+        assert refusal(rooms, register(pointers=OTHER_POINTERS))
+        asked = init(room=ROOM + 1)
+    else:
+        rooms.receive(init(session=session_of(1), ranks=2), 0)
+        asked = init(ranks=3)
+    with pytest.raises(RefusedInitError) as refused:
+        rooms.receive(asked, 1)
+    assert refused.value.report == Report(int(asked[0]), "10.0.0.2", 41007, KVPoll.Failed)
+
+
+@pytest.mark.parametrize("message", [init(), resume(16)], ids=["init", "resume"])
+def test_a_repeated_request_of_a_live_room_fails_nothing(message: list[bytes]) -> None:
+    rooms = begun()
+    with pytest.raises(RemoteProtocolError) as refused:
+        rooms.receive(message, 1)
+    assert not isinstance(refused.value, RefusedInitError)
 
 
 def test_a_single_transfer() -> None:

@@ -13,6 +13,7 @@ from embferry.disaggregation.wire.messages import OriginWire
 from embferry.disaggregation.wire.sender_rooms import (
     Command,
     Ended,
+    RefusedInitError,
     Registered,
     Report,
     SenderRooms,
@@ -90,6 +91,11 @@ class Watch:
                     for key in [key for key in self.sent if key[0] == room]:
                         del self.sent[key]
 
+    def refused(self, report: Report, session: str) -> None:
+        """An init was refused: no write to that session in that room may be in flight."""
+        assert report.status is KVPoll.Failed
+        assert not any((write.room, write.session) == (report.room, session) for write in self.in_flight)
+
     def _write(self, write: WriteBlocks) -> None:
         key = write.room, write.session
         assert write.pointers == self.registered[write.session]
@@ -107,7 +113,10 @@ def take(rooms: SenderRooms, watch: Watch, step: tuple[Any, ...], now: float) ->
     match step:
         case ("receive", message):
             with suppress(RemoteProtocolError):
-                watch.see(rooms.receive(message, now))
+                try:
+                    watch.see(rooms.receive(message, now))
+                except RefusedInitError as refused:
+                    watch.refused(refused.report, message[3].decode())
         case ("open", room):
             rooms.open(room, now)
         case ("ready", room, total):

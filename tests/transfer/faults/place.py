@@ -34,7 +34,6 @@ class Place:
         plant: Puts the fault there and begins the transfer that is hit.
         end: What becomes of that.
         late: Whether the fault strikes only after the transfer has arrived.
-        is_told: Whether the peer hears of it at once: it does not if an end breaks before it has said a word.
         is_machine: Whether it is a state machine, which no task and no exit can interrupt.
     """
 
@@ -42,5 +41,4 @@ class Place:
     plant: Plant
     end: End = End.FAILS
     late: bool = False
-    is_told: bool = True
     is_machine: bool = False

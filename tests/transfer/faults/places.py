@@ -148,9 +148,6 @@ def _waiter_blocks(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
 
 ENDS = ("receiving", "sending")
 
-FIRST_CALLS = ("expire", "take_commands", "next_timeout")
-"""Calls of a receiver's machine before its first message has gone."""
-
 PLACES = (
     Place("receiver.on_change", _callback("receiver", "on_change")),
     Place("sender.on_change", _callback("sender", "on_change")),
@@ -159,21 +156,21 @@ PLACES = (
     Place("the callback thread", _callback_thread),
     *SINK_PLACES,
     *(
-        Place(f"receiver machine.{name}", _machine("receiver", name), is_machine=True, is_told=name not in FIRST_CALLS)
+        Place(f"receiver machine.{name}", _machine("receiver", name), is_machine=True)
         for name in ("expire", "receive", "take_commands", "grant", "verified_chunk", "consumed", "next_timeout")
     ),
     *(
         Place(f"sender machine.{name}", _machine("sender", name), is_machine=True)
         for name in ("expire", "receive", "take_commands", "write_done", "next_timeout")
     ),
-    Place("encode", _encode, is_told=False),
+    Place("encode", _encode),
     Place("decode", _decode, End.ARRIVES),
     Place("admission.allocate", _part(lambda scene: scene.receiving.admission, "allocate"), End.ARRIVES),
     *(
         Place(f"receiving transport.{name}", _transport("receiving", name), end)
         for name, end in (
-            ("connect_to_sender", End.FAILS),
-            ("admit", End.FAILS),
+            ("connect_to_sender", End.ARRIVES),
+            ("admit", End.ARRIVES),
             ("close_blocks", End.ARRIVES),
             ("poll", End.ARRIVES),
         )

@@ -110,7 +110,7 @@ def _landed(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
     return scene.begin(DeviceSink(lambda total: {name: Device(rows) for name, rows in zeros(total).items()}, trip))
 
 
-def _landing_thread(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
+def _device_sink_thread(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
     sink = device_sink()
     assert isinstance(sink, DeviceSink)
     trip.plant(sink._copier, "submit")
@@ -194,7 +194,7 @@ SINK_PLACES = (
     Place("make= of targets", _make_targets),
     Place("copy_in", _copy_in),
     Place("landed=", _landed),
-    Place("the landing thread", _landing_thread),
+    Place("the copying thread of a device sink", _device_sink_thread),
     Place("new arrays", _new_arrays),
     Place("copy_out", _copy_out),
     Place("allocate=", _staging_buffer),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from embferry import ReceiveManager, SendManager, wait
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, TransportError
 from embferry.protocol.layout import Geometry
 from embferry.transports.contract import Event, Revoked, Written
 from embferry.transports.in_memory.transport import InMemoryTransport
 from embferry.transports.tcp.transport import TcpTransport
 
 from ..conftest import LAYOUT, SECONDS, Pair, embedding, same
+from .fault import Fault, Trip
 
 Change = Callable[[list[Event]], Any]
 
@@ -71,5 +73,48 @@ def test_without_another_transport_the_error_is_told() -> None:
     pair.sender(receiver.room, embedding(100))
     with pytest.raises(TransportError, match="not an error of transports"):
         wait(receiver, SECONDS)
+    pair.sending.close()
+    pair.receiving.close()
+
+
+@pytest.mark.parametrize("name", ["connect_to_sender", "admit"])
+def test_a_transport_that_cannot_admit_ends_a_transfer_only_if_there_is_no_other(name: str) -> None:
+    """The cause is told to both ends. The receiving end has another transport, but the sending end does not."""
+    odd = Odd()
+    receiving = ReceiveManager(Geometry(LAYOUT, 2, 16), [odd, TcpTransport()])
+    pair = Pair(receiving, SendManager(LAYOUT, [Odd()]), Odd)
+
+    def refuse(_: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptors are left")
+
+    setattr(odd, name, refuse)
+    receiver = pair.receiver()
+    receiver.init()
+    sender = pair.sender(receiver.room, embedding(100))
+    for end in (receiver, sender):
+        with pytest.raises(EmbeddingTransferError, match="no descriptors are left"):
+            wait(end, SECONDS)
+    receiver.clear()
+    for manager in (pair.sending, pair.receiving):
+        assert manager.fault is None
+        manager.close()
+
+
+@pytest.mark.parametrize("order", ["the sender first", "the receiver first"])
+def test_a_receiver_that_breaks_before_its_first_message_tells_its_peer(order: str) -> None:
+    """Also a peer that is there only later, for as long as the receiver lingers."""
+    pair = Pair(ReceiveManager(Geometry(LAYOUT, 2, 16), [Odd()]), SendManager(LAYOUT, [Odd()]), Odd)
+    receiver = pair.receiver()
+    sender = pair.sending.open(receiver.room) if order == "the sender first" else None
+    with pair.receiving.lock:
+        receiver.init()
+        trip = Trip(Fault("RuntimeError", lambda: RuntimeError("a bug")))
+        trip.plant(receiver.machine, "take_commands")
+    with pytest.raises(LocalProtocolError, match="a bug"):
+        wait(receiver, SECONDS)
+    sender = sender or pair.sending.open(receiver.room)
+    with pytest.raises(LocalProtocolError, match="a bug"):
+        wait(sender, pair.sending.settings.bootstrap_timeout / 2)
+    receiver.clear()
     pair.sending.close()
     pair.receiving.close()

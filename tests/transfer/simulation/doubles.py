@@ -207,7 +207,7 @@ class FaultyTransport(VirtualTransport):
     def _arrive(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
         super()._arrive(handle, epoch, blocks, pieces, ticket)
         last = self._outbox._events[-1]
-        if isinstance(last, Written) and last.error is None and not self.trusts_sources:
+        if isinstance(last, Written) and last.error is None:
             self.arrived(handle, epoch, blocks)
 
     def connect_to_sender(self, address: bytes) -> None:

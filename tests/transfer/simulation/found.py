@@ -96,6 +96,18 @@ FOUND: dict[str, Story] = {
             (0.0129, "break_transport", 30, 23, 40),
         ),
     ),
+    "a_transport_cannot_be_closed_at_both_ends": Story(
+        2609,
+        38,
+        (
+            (0.0, "weather", 0, 2, 0),
+            (0.2382, "begin", 39, 8, 28),
+            (0.1863, "begin", 35, 4, 16),
+            (0.0455, "begin", 24, 12, 52),
+            (0.3965, "break_transport", 2, 62, 0),
+            (0.0317, "break_transport", 0, 40, 0),
+        ),
+    ),
 }
 """By what was wrong, or is without the guard."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from embferry import EmbeddingTransferError
 from embferry.transfer.handle import ENDED
 
-from .rooms import Room
+from .rooms import ANYTHING, Room
 
 if TYPE_CHECKING:
     from .simulation import Simulation, Worker
@@ -90,6 +90,11 @@ def complete(s: Simulation, room: Room) -> None:
     if not room.has_ended:
         with suppress(EmbeddingTransferError):
             open_missing(s, room)
+    produce_all(room)
+
+
+def produce_all(room: Room) -> None:
+    """Produces everything at every sending end of a room."""
     for sending in room.senders:
         with suppress(EmbeddingTransferError):
             room.produce(sending, room.tokens)
@@ -148,8 +153,6 @@ def redirect(s: Simulation, a: int, b: int, c: int) -> None:
     worker = pick(others, b)
     if worker is None or room.receiver._record.poll() in ENDED:
         return
-    if len(room.embeddings) > 1 and any(x.worker is worker for x in room.senders):
-        return  # a late acknowledgement of its content would be taken for one of now
     there = next((x for x in room.senders if x.worker is worker and not x.has_ended), None)
     for sending in room.senders:
         sending.is_current = False
@@ -178,7 +181,13 @@ def reopen(s: Simulation, a: int, b: int, c: int) -> None:
     s.rooms[s.rooms.index(room)] = again
     s.gone.append(room)
     again.embeddings = room.embeddings  # an end of the last transfer may still be there
-    again.produce(again.open_sender(worker, 0), again.tokens // (1 + c % 3))
+    sending = again.open_sender(worker, 0)
+    assert room.receiver is not None
+    last = room.receiver._record
+    if last.error is not None and (last.is_broken or not last.machine or not last.machine.peer_knows):
+        for excuses in (again.excuses, sending.excuses):
+            excuses.add(ANYTHING)  # the last receiver may still tell the sender of its room that it has failed
+    again.produce(sending, again.tokens // (1 + c % 3))
     again.open_receiver(room.endpoint, None)
 
 

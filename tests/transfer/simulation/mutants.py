@@ -33,6 +33,7 @@ from embferry.transfer.send_manager import SendManager
 from embferry.transfer.send_record import SendRecord
 from embferry.transfer.sink_calls import SinkCalls
 from embferry.transfer.staging import Staging
+from embferry.transfer.unclosed_blocks import UnclosedBlocks
 from embferry.transfer.writer import Writer
 from embferry.transports.contract import Revoked
 
@@ -295,6 +296,11 @@ def a_revocation_frees_the_blocks_at_once(patch: pytest.MonkeyPatch) -> None:
 @mutant
 def the_control_plane_may_not_raise(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ControlMessages, "call", lambda self, call, *arguments: call(*arguments))
+
+
+@mutant
+def blocks_that_a_broken_transport_may_write_are_released(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(UnclosedBlocks, "keep", lambda self, blocks, room: blocks)
 
 
 @mutant

@@ -127,7 +127,7 @@ class Simulation:
     def _transports(self, runtime: VirtualRuntime) -> list[FaultyTransport]:
         transports: list[FaultyTransport] = [FirstTransport(runtime), SecondTransport(runtime)]
         for transport in transports:
-            transport.breakable = Breakable(self.world, self._transport_raised)
+            transport.breakable = Breakable(self.world, lambda fault: None)  # it costs no transfer: there is another
             transport.arrived = self._arrived
         return transports
 
@@ -150,14 +150,13 @@ class Simulation:
 
         survive(what, noted)
 
-    def _transport_raised(self, fault: Fault) -> None:
-        self.floating[fault.marker] = None
-
     def _arrived(self, handle: bytes, epoch: int, blocks: tuple[int, ...]) -> None:
         """Checks that a write has landed in blocks that are still granted to its writer."""
         worker = next(w for w in self.everyone if w.name == self.world.processes[handle])
         if not worker.is_there:
             return
+        if all(block in worker.manager._unclosed for block in blocks):
+            return  # they are in quarantine
         found = worker.manager._by_epoch.get(epoch)
         holders = worker.manager.allocator.holders()
         if found is None or not set(blocks) <= set(holders.get(found[0].room, ())):
@@ -297,6 +296,8 @@ class Simulation:
                 worker.runtime.resume()
         for room in self.rooms:
             moves.complete(self, room)
+        for room in self.gone:  # a receiver of a room of that number may have been sent there
+            moves.produce_all(room)
 
     def quiesce(self) -> None:
         """Lets time pass until every transfer has ended; users take what arrives and clear what has ended."""

@@ -3,8 +3,9 @@
 In the order in which to read it:
 
 - ``candidates`` lists what is compared; ``contract`` is what both ends of a candidate implement.
-- ``library`` implements it with embferry, ``peers`` with everything else.
+- ``library`` implements it with embferry, ``small`` with many transfers in one round, ``peers`` with everything else.
 - ``worker`` is a process with one end of a candidate; ``pair`` controls a candidate's two processes.
-- ``plan`` says which candidates meet with which payloads and how often; ``rounds`` lets them take turns.
-- ``results`` is what is measured; ``report`` is computed from it.
+- ``plan`` says which candidates meet with which payloads and how often, ``sweeps`` which settings of embferry vary;
+  ``rounds`` lets them take turns.
+- ``results`` is what is measured; ``report`` and, for one or several runs, ``targets`` are computed from it.
 """

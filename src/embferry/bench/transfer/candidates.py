@@ -44,19 +44,9 @@ def missing(candidate: Candidate) -> str | None:
     return f"{' or '.join(modules)} is not installed: {install}"
 
 
-def matching(patterns: list[str]) -> list[Candidate]:
-    """Returns the candidates whose key matches a pattern or begins with it (``shm``, ``tcp/verified``, ``zeromq*``).
-
-    Raises:
-        ValueError: a pattern matches no candidate.
-    """
-    chosen = []
-    for pattern in patterns:
-        found = [c for c in ALL if fnmatchcase(c.key, pattern) or f"{c.key}/".startswith(f"{pattern.rstrip('/')}/")]
-        if not found:
-            raise ValueError(f"no candidate is called {pattern!r}; choose from {', '.join(c.key for c in ALL)}")
-        chosen += found
-    return [c for c in ALL if c in chosen]
+def matches(key: str, pattern: str) -> bool:
+    """Returns whether a key matches a pattern or begins with it (``shm``, ``tcp/verified``, ``zeromq*``)."""
+    return fnmatchcase(key, pattern) or f"{key}/".startswith(f"{pattern.rstrip('/')}/")
 
 
 def _own(transport: str, mode: str, place: str) -> Candidate:

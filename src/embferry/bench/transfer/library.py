@@ -34,8 +34,51 @@ MAPPED_TWICE = ("mooncake",)
 BLOCK_TOKENS = 16
 
 
-def _into(arrays: dict[str, Bytes]) -> GatherSink:
+def common(options: Facts) -> dict[str, Any]:
+    """Returns the arguments that the managers of both ends have in common."""
+    settings = TransferSettings(**MODES[options["mode"]] | options.get("settings", {}))
+    return {"transports": [TRANSPORTS[options["transport"]].load()()], "settings": settings}
+
+
+def leading(tensor: Bytes, total: int, tokens: int) -> dict[str, Bytes]:
+    """Returns the fields of the first ``tokens`` tokens of an embedding of ``total`` tokens.
+
+    In ``tensor``, the bytes of all tokens of a field follow each other.
+    """
+    found, at = {}, 0
+    for field in LAYOUT.fields:
+        whole = tensor[at : (at := at + total * field.token_bytes)]
+        found[field.name] = whole.reshape(total, field.token_bytes)[:tokens]
+    return found
+
+
+def destination(tokens: int) -> dict[str, Bytes]:
+    """Returns arrays to gather an embedding into, whose memory has been touched before."""
+    return {field.name: np.full((tokens, field.token_bytes), 1, np.uint8) for field in LAYOUT.fields}
+
+
+def into(arrays: dict[str, Bytes]) -> GatherSink:
     return GatherSink(make=lambda tokens: arrays)
+
+
+def digest_of(room: int) -> bytes:
+    """Returns a content digest. Equal ones promise equal bytes; the bytes differ in each round, and so do the rooms."""
+    return room.to_bytes(8)
+
+
+def wait_until_announced(receiver: EmbeddingReceiver, timeout_s: float) -> None:
+    """Waits for the offer.
+
+    Raises:
+        TimeoutError: It has not come in time.
+    """
+    changed, deadline = threading.Event(), time.monotonic() + timeout_s
+    stop_waking = receiver.wake_on_change(changed.set)
+    while receiver.poll() is KVPoll.Bootstrapping:
+        if not changed.wait(max(0.0, deadline - time.monotonic())):
+            raise TimeoutError(f"room {receiver.room}: no announcement after {timeout_s:g} s")
+        changed.clear()
+    stop_waking()
 
 
 class _Embferry(End):
@@ -44,8 +87,7 @@ class _Embferry(End):
         options = self.job.options
         self._early, self._several = options.get("early", True), "rooms" in options
         self._tokens: list[int] = options.get("rooms", [self.job.tokens])
-        transports = [TRANSPORTS[options["transport"]].load()()]
-        return {"transports": transports, "settings": TransferSettings(**MODES[options["mode"]])}
+        return common(options)
 
 
 class EmbferrySending(_Embferry, Sending):
@@ -55,13 +97,7 @@ class EmbferrySending(_Embferry, Sending):
         self._checksums: Checksums | None = None
         self._manager = SendManager(LAYOUT, **self.common())
         self.closing.callback(self._manager.close)
-        self._fields: list[Fields] = []
-        for tokens in self._tokens:
-            found, at = {}, 0  # the bytes of all tokens of a field follow each other
-            for field in LAYOUT.fields:
-                whole = self.tensor[at : (at := at + self.job.tokens * field.token_bytes)]
-                found[field.name] = whole.reshape(self.job.tokens, field.token_bytes)[:tokens]
-            self._fields.append(found)
+        self._fields: list[Fields] = [leading(self.tensor, self.job.tokens, tokens) for tokens in self._tokens]
 
     def address(self) -> Facts:
         return {"endpoint": self._manager.endpoint}
@@ -95,8 +131,7 @@ class EmbferrySending(_Embferry, Sending):
     def _open(self) -> None:
         self._senders = [self._manager.open(room) for room in self._rooms]
         for sender, tokens in zip(self._senders, self._tokens, strict=True):
-            # Equal digests promise equal bytes. The bytes differ in each round, so the room stands for the digest.
-            sender.init(tokens, sender.room.to_bytes(8))
+            sender.init(tokens, digest_of(sender.room))
 
 
 class EmbferryReceiving(_Embferry, Receiving):
@@ -110,11 +145,8 @@ class EmbferryReceiving(_Embferry, Receiving):
         self.closing.callback(self._manager.close)
         self.counted_twice = geometry.region_bytes if options["transport"] in MAPPED_TWICE else 0
         self._arrays: list[dict[str, Bytes]] = []
-        if not options.get("in_place"):  # arrays to gather into, whose memory has been touched before
-            self._arrays = [
-                {field.name: np.full((tokens, field.token_bytes), 1, np.uint8) for field in LAYOUT.fields}
-                for tokens in self._tokens
-            ]
+        if not options.get("in_place"):
+            self._arrays = [destination(tokens) for tokens in self._tokens]
 
     def connect(self, other: Facts) -> None:
         self._endpoint = other["endpoint"]
@@ -129,7 +161,7 @@ class EmbferryReceiving(_Embferry, Receiving):
         if self._early:
             self._open()
             for receiver in self._receivers:
-                self._wait_until_announced(receiver)
+                wait_until_announced(receiver, self.job.timeout_s)
 
     def receive(self) -> None:
         if not self._early or self._several:
@@ -149,27 +181,19 @@ class EmbferryReceiving(_Embferry, Receiving):
     def finish(self) -> Facts:
         facts: Facts = {"transfers": self._receivers[0].transfers}
         if self._several:
-            facts["ready"] = [self._ready[receiver.room] for receiver in self._receivers]
+            facts["ends"] = [self._ready[receiver.room] for receiver in self._receivers]
         for receiver in self._receivers:
             receiver.clear()
         return facts
 
     def _open(self) -> None:
-        sinks = [_into(arrays) for arrays in self._arrays] or [GatherSink(in_place=True) for _ in self._rooms]
+        sinks = [into(arrays) for arrays in self._arrays] or [GatherSink(in_place=True) for _ in self._rooms]
         rooms = zip(self._rooms, sinks, strict=True)
         self._receivers = [self._manager.open(room, self._endpoint, sink) for room, sink in rooms]
         for receiver in self._receivers:
             if self._several:
                 receiver.wake_on_change(partial(self._note, receiver))
             receiver.init()
-
-    def _wait_until_announced(self, receiver: EmbeddingReceiver) -> None:
-        changed, deadline = threading.Event(), time.monotonic() + self.job.timeout_s
-        receiver.wake_on_change(changed.set)
-        while receiver.poll() is KVPoll.Bootstrapping:
-            if not changed.wait(max(0.0, deadline - time.monotonic())):
-                raise TimeoutError(f"room {receiver.room}: no announcement after {self.job.timeout_s:g} s")
-            changed.clear()
 
     def _note(self, receiver: EmbeddingReceiver) -> None:
         """Notes when the embedding may be used. Runs on the manager's thread."""

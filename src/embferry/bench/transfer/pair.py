@@ -141,13 +141,15 @@ class Pair:
         if received["digests"] != sent["digests"]:
             digests = f"{received['digests']}, not {sent['digests']}"
             raise CandidateError(f"the bytes that arrived are not those that were sent: {digests}")
+        ends: list[int] = received.get("ends", [])
+        starts: list[int] = sent.get("starts", [went] * len(ends))
         return Sample(
             seconds=received.get("seconds", (ready - went) / 1e9),
             sender_cpu=sent["cpu"],
             receiver_cpu=received["cpu"],
             memory_beyond=received["memory"],
             transfers=received.get("transfers"),
-            waits=[(at - went) / 1e9 for at in received.get("ready", ())],
+            waits=[(at - start) / 1e9 for start, at in zip(starts, ends, strict=False)],
         )
 
     def signal(self, number: signal.Signals) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 
 from ..report import NONE, Report, Row, Table, cells, facts
+from . import targets
 from .results import Measurement, TransferResults
 
 Columns = Mapping[str, Callable[[Measurement], str]]
@@ -37,12 +38,26 @@ SWEPT: Columns = {
     **CPU,
     "fairness": lambda m: NONE if m.fairness is None else f"{m.fairness:.3f}",
 }
+COST: Columns = {
+    "what": lambda m: m.label,
+    "transfers/s": lambda m: f"{m.count / m.seconds(0.5):.0f}",
+    "p50 ms": lambda m: NONE if math.isnan(m.wait(0.5)) else f"{m.wait(0.5) * 1e3:.2f}",
+    "CPU ms sender": lambda m: f"{m.cpu_of_one(lambda sample: sample.sender_cpu) * 1e3:.3f}",
+    "receiver": lambda m: f"{m.cpu_of_one(lambda sample: sample.receiver_cpu) * 1e3:.3f}",
+}
 WAITED: Columns = {
     "what": lambda m: m.label,
-    "p50 ms of the small ones": lambda m: f"{np.median(_small(m)) * 1e3:.2f}",
-    "longest": lambda m: f"{max(_small(m)) * 1e3:.2f}",
+    "p50 ms": lambda m: f"{m.wait(0.5) * 1e3:.2f}",
+    "p99 ms": lambda m: f"{m.wait(0.99) * 1e3:.2f}",
+    "longest": lambda m: f"{m.wait(1) * 1e3:.2f}",
 }
 SWEEPS = {
+    "small": ("Small transfers", COST, "CPU time of one transfer, from the opening of the room to its end."),
+    "rooms": (
+        "Small transfers beside open rooms",
+        COST,
+        "The other rooms are announced and idle. Their signs of life are switched off: they are not a transfer's cost.",
+    ),
     "pool": (
         "Size of the pool",
         SWEPT,
@@ -53,34 +68,17 @@ SWEEPS = {
         SWEPT,
         "Embeddings of 8.4 MB share a pool of 134 MB. Fairness is Jain's index of their goodputs.",
     ),
-    "blocking": (
+    "behind": (
         "Small embeddings behind a large one",
         WAITED,
-        "40 of 1 MiB at once, alone and behind one of 403 MB; all share a pool of 134 MB.",
+        "One after another, alone and while one of 403 MB is under way; all share a pool of 134 MB.",
     ),
     "early": ("Early announcement", SWEPT, "The sender announces before the encoder runs, or only with the embedding."),
 }
-RATIOS = (
-    ("shm/verified", "copy/private", 0.60),
-    ("shm/ahead", "copy/private", 0.75),
-    ("shm/unverified", "copy/private", 0.85),
-    ("shm/verified", "direct/nixl", 1.5),
-    ("shm/verified", "direct/mooncake", 3.0),
-    ("tcp/verified", "socket", 0.85),
-    ("tcp/unverified", "socket", 0.95),
-    ("tcp/verified", "direct/mooncake", 1.2),
-    ("tcp/verified", "zeromq/copied", 2.0),
-    ("mooncake/verified", "direct/mooncake", 0.95),
-    ("nixl/verified", "direct/nixl", 0.95),
-)
-"""Our targets: transport and mode, whose goodput its own is divided by (67 MB, in place), and the least ratio."""
-SWEPT_RATIOS = (
-    ("pool/{}/0.02", "pool/{}/1", 0.8, "goodput with 1/50 of the pool / with all of it"),
-    ("concurrency/{}/256", "concurrency/{}/1", 0.9, "goodput of 256 at once / of one"),
-)
 
 
-def report(results: TransferResults) -> Report:
+def report(results: TransferResults, *others: TransferResults) -> Report:
+    """Returns the report of one run, with the targets that it has reached together with ``others``."""
     compared: dict[str, list[Measurement]] = {}
     swept: dict[str, list[Measurement]] = {}
     for m in results.measurements:
@@ -90,10 +88,8 @@ def report(results: TransferResults) -> Report:
         *(_comparison(name, measured) for name, measured in compared.items()),
         *(_table(*SWEEPS[name], swept[name]) for name in SWEEPS if name in swept),
     ]
-    if targets := list(reached(results)):
-        met = {True: ("yes", "good"), False: ("no", "bad")}
-        rows = [Row((t.what, f"≥ {t.bound:g}", f"{t.value:.3g}", met[t.met][0]), met[t.met][1]) for t in targets]
-        tables.append(Table("Our own targets", ("what", "bound", "reached", "met"), tuple(rows), folded=True))
+    if (own := targets.table([results, *others])) is not None:
+        tables.append(own)
     return Report(
         verb="bench transfer",
         title="How fast embeddings travel",
@@ -101,7 +97,12 @@ def report(results: TransferResults) -> Report:
         "array of another. The candidates take turns. Bars and whiskers are medians and quartiles of GB/s.",
         facts=facts(results),
         tables=tables,
-        problems=[f"{m.label}, {m.payload.name}: {m.reason}" for m in results.measurements if m.status == "error"],
+        problems=[
+            f"{m.label}, {m.payload.name}: {m.reason}"
+            for run in (results, *others)
+            for m in run.measurements
+            if m.status == "error"
+        ],
     )
 
 
@@ -146,35 +147,3 @@ def _table(title: str, columns: Columns, note: str, measured: Iterable[Measureme
         else:
             rows.append(Row((m.label, f"{m.status.upper()}: {m.reason or 'no round has ended'}"), m.status))
     return Table(title, tuple(columns), tuple(rows), note)
-
-
-def _small(m: Measurement) -> list[float]:
-    """Returns the waits of the small embeddings of all rounds."""
-    rooms = m.options["rooms"]
-    return [wait for s in m.samples for wait, tokens in zip(s.waits, rooms, strict=True) if tokens == min(rooms)]
-
-
-class Reached(NamedTuple):
-    what: str
-    bound: float
-    value: float
-
-    @property
-    def met(self) -> bool:
-        return self.value >= self.bound
-
-
-def reached(results: TransferResults) -> Iterator[Reached]:
-    """Yields every target, a ratio within one run, for which the run has the figures."""
-    measured = [m for m in results.measurements if m.measured]
-    goodput = {(m.candidate, "" if m.sweep else m.payload.name): m.goodput[0] for m in measured}
-    ratios = [
-        ((f"{ours}/in-place", "67 MB"), (other, "67 MB"), bound, f"{ours}, 67 MB in place: goodput / {other}")
-        for ours, other, bound in RATIOS
-    ]
-    for transport in ("shm", "tcp"):
-        for one, other, bound, what in SWEPT_RATIOS:
-            ratios.append(((one.format(transport), ""), (other.format(transport), ""), bound, f"{transport}: {what}"))
-    for mine, theirs, bound, what in ratios:
-        if mine in goodput and theirs in goodput:
-            yield Reached(what, bound, goodput[mine] / goodput[theirs])

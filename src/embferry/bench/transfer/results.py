@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -58,9 +59,17 @@ class Measurement(msgspec.Struct):
         return self.kind != "limit" or self.candidate == "socket"
 
     @property
+    def count(self) -> int:
+        """Number of embeddings of a round."""
+        one: int = self.options.get("count", 1)
+        rooms: list[int] = self.options.get("rooms", [0])
+        return one * len(rooms)
+
+    @property
     def size(self) -> int:
         """Bytes of all embeddings of a round."""
-        tokens: list[int] = self.options.get("rooms") or [self.payload.tokens]
+        one: int = self.options.get("tokens", self.payload.tokens)
+        tokens: list[int] = self.options.get("rooms", [one] * self.count)
         return TOKEN_BYTES * sum(tokens)
 
     def seconds(self, share: float) -> float:
@@ -75,6 +84,15 @@ class Measurement(msgspec.Struct):
     def cpu(self, used: Callable[[Sample], float]) -> float:
         """Returns CPU seconds per 10⁹ bytes, the median."""
         return statistics.median(map(used, self.samples)) / self.size * 1e9
+
+    def cpu_of_one(self, used: Callable[[Sample], float]) -> float:
+        """Returns CPU seconds of one transfer, the median of the rounds."""
+        return statistics.median(map(used, self.samples)) / self.count
+
+    def wait(self, share: float) -> float:
+        """Returns a quantile of the times of single transfers, over all rounds; NaN if they were not measured."""
+        waits = [wait for sample in self.samples for wait in sample.waits]
+        return float(np.quantile(waits, share)) if waits else math.nan
 
     @property
     def fairness(self) -> float | None:

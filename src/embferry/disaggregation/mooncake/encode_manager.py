@@ -18,7 +18,16 @@ from embferry.protocol.layout import Geometry
 from embferry.transfer.fields import Fields, check_fields
 
 from ..wire.messages import EmbeddingStatus, write_status
-from ..wire.sender_rooms import Command, Ended, Registered, Report, SenderRoom, SenderRooms, WriteBlocks
+from ..wire.sender_rooms import (
+    Command,
+    Ended,
+    RefusedInitError,
+    Registered,
+    Report,
+    SenderRoom,
+    SenderRooms,
+    WriteBlocks,
+)
 from .buffer_layout import block_writes
 from .manager import MooncakeEmbeddingManager, Options, OriginHandle
 from .session_engines import SessionEngines
@@ -60,7 +69,11 @@ class EncodeManager(MooncakeEmbeddingManager):
     # The driver
 
     def _receive(self, frames: Sequence[bytes], now: float) -> None:
-        self.execute(self.rooms.receive(frames, now))
+        try:
+            self.execute(self.rooms.receive(frames, now))
+        except RefusedInitError as refused:
+            self.execute([refused.report])
+            raise
 
     def _expire(self, now: float) -> float | None:
         self.execute(self.rooms.tick(now))

@@ -174,7 +174,7 @@ class MooncakeEmbeddingManager(ZmqThread):
             try:
                 self._receive(frames, self.now())
             except RemoteProtocolError as error:
-                # This wire has no message to tell the peer.
+                # This wire has no message that would tell the peer why.
                 log.warning("refused a message (room %s): %s", error.room, error.detail)
 
     def _send_to(self, endpoint: str, message: list[bytes]) -> None:

@@ -78,6 +78,18 @@ class Ended:
 Command = Registered | WriteBlocks | Report | Ended
 
 
+class RefusedInitError(RemoteProtocolError):
+    """An init was refused. Its receiver must be told, because it has no time-out of its own.
+
+    Attributes:
+        report: The command that tells it.
+    """
+
+    def __init__(self, detail: str, request: TransferEmbeddingInfo) -> None:
+        super().__init__(detail, room=request.room)
+        self.report = Report(request.room, request.endpoint, request.dst_port, KVPoll.Failed)
+
+
 class SenderRoom(OriginRoom):
     """One transfer to all its destination ranks. Its deadline does not count while a write is in flight."""
 
@@ -128,6 +140,7 @@ class SenderRooms:
         """Processes one message.
 
         Raises:
+            RefusedInitError: An init was refused.
             RemoteProtocolError: The message was refused, and only a registration that has to wait has an effect.
         """
         message = read(frames, self.wire)
@@ -137,7 +150,10 @@ class SenderRooms:
         room = self._rooms.get(message.room)
         reason = self._obstacle(message, room)
         if reason:
-            raise RemoteProtocolError(f"{reason} (session {session})", room=message.room)
+            reason = f"{reason} (session {session})"
+            if message.is_resume or (room is not None and session in room.members):  # its room may go on
+                raise RemoteProtocolError(reason, room=message.room)
+            raise RefusedInitError(reason, message)
         if room is None:
             room = self._rooms[message.room] = SenderRoom(message.room)
             room.deadline = now + self.settings.bootstrap_timeout

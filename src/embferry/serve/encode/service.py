@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 class EncodeService(Service[SendManager, int, Room]):
     """The rooms of an encode worker.
 
-    One lock guards rooms and queues. Lock order: this lock, then the manager's. The manager wakes the encoder thread
-    without locks.
+    One lock guards rooms and queues. Lock order: this lock, then the manager's. A change of a transfer wakes the
+    encoder thread from the thread that made it, without a lock of the manager.
     """
 
     role, thread_name = "encode", "encoder"

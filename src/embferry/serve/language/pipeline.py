@@ -62,7 +62,8 @@ class JobPipeline:
 
         Args:
             job: the new job.
-            wake: called on any thread, without locks, when the job's transfer has changed. It must not block.
+            wake: called on any thread, without a lock of the manager, when the job's transfer has changed. It must not
+                block.
 
         Raises:
             Exception: the request is bad, or the transfer cannot begin.

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class LanguageService(Service[ReceiveManager, str, Job]):
     """The jobs of a language worker. The lock guards them and the commands.
 
-    Model, scheduler and queues belong to the engine thread; other threads give it commands. The manager wakes the
-    engine thread without locks.
+    Model, scheduler and queues belong to the engine thread; other threads give it commands. A change of a transfer
+    wakes the engine thread from the thread that made it, without a lock of the manager.
     """
 
     role, thread_name = "language", "engine"
@@ -122,7 +122,7 @@ class LanguageService(Service[ReceiveManager, str, Job]):
             job.deliver(as_serve_error(PeerGone(f"{why}; ask again", room=job.request.room)))
 
     def _on_transfer_change(self) -> None:
-        """Wakes the engine thread. Called on any thread, without locks."""
+        """Wakes the engine thread. Called on any thread, without a lock of the manager."""
         self._transfers_changed.set()
         self._wake.set()
 

@@ -48,7 +48,7 @@ class RemoteSender(ResponseHandler):
         self,
         to: Destination,
         token: str,
-        landing: ReceiveRegion,
+        region: ReceiveRegion,
         loop: Scope,
         poll_s: float,
         stall_timeout_s: float,
@@ -56,7 +56,7 @@ class RemoteSender(ResponseHandler):
         on_end: Callable[[RemoteSender], None],
     ) -> None:
         self.scope = loop.scope(self._failed)
-        self._to, self._token, self._landing, self._on_end = to, token, landing, on_end
+        self._to, self._token, self._region, self._on_end = to, token, region, on_end
         self._poll_s, self._stall_timeout_s = poll_s, stall_timeout_s
         self._after = self._received = 0  # number of the last write known; bytes by finished fetches
         self._failures = 0  # polls in a row
@@ -159,7 +159,7 @@ class RemoteSender(ResponseHandler):
     def _take(self, publications: list[Publication]) -> None:
         """Fetches the writes; raises HttpError, and fetches none of them, if one is malformed."""
         stall_s, path = self._stall_timeout_s, f"/{self._token}"
-        fetches = [Fetch(one, path, self._landing, stall_s, self._on_request_end) for one in publications]
+        fetches = [Fetch(one, path, self._region, stall_s, self._on_request_end) for one in publications]
         self._polling, self._failures = False, 0
         if fetches:
             self._after = publications[-1].number
@@ -229,7 +229,7 @@ class Fetch(ResponseHandler):
         self,
         publication: Publication,
         path: str,
-        landing: ReceiveRegion,
+        region: ReceiveRegion,
         stall_timeout_s: float,
         on_request_end: Callable[[Fetch, ClientConnection], None],
     ) -> None:
@@ -238,18 +238,18 @@ class Fetch(ResponseHandler):
         self.received = 0
         self._told = 0  # bytes of bodies when the own side was told
         self._path = f"{path}/{publication.number}"
-        self._landing, self._stall_timeout_s, self._on_request_end = landing, stall_timeout_s, on_request_end
+        self._region, self._stall_timeout_s, self._on_request_end = region, stall_timeout_s, on_request_end
         self._progress_at = 0.0  # 0: not begun
         ranges = publication.parsed_ranges()
-        self._permit = Permit(landing.windows, publication.epoch, landing.windows.rows.touched(ranges))
+        self._permit = Permit(region.windows, publication.epoch, region.windows.rows.touched(ranges))
         inside = [] if self._permit.refused else ranges.tolist()
-        self._views = [landing.view[offset : offset + length] for offset, length in inside]
+        self._views = [region.view[offset : offset + length] for offset, length in inside]
         self._at = self._furthest = 0  # bytes that have landed
         self._cursor = Cursor([])
         self._tries = 0
         self._status = 0
         self._outcome = ""  # to report; empty while the bytes are fetched
-        with landing.lock:
+        with region.lock:
             if not self._permit.holds():
                 self._outcome = REFUSED
             elif publication.length == 0:
@@ -273,7 +273,7 @@ class Fetch(ResponseHandler):
         """Tells the own side that bytes have come in, if enough have."""
         if self.received - self._told >= RECEIVING_BYTES:
             self._told = self.received
-            self._landing.receiving(self.publication.epoch)
+            self._region.receiving(self.publication.epoch)
 
     def on_head(self, response: Response, length: int) -> None:
         self._status = response.status
@@ -296,7 +296,7 @@ class Fetch(ResponseHandler):
     def receive(self, sock: socket.socket, left: int) -> int:
         if not self._is_payload:
             return super().receive(sock, left)
-        with self._landing.lock:
+        with self._region.lock:
             if not self._permit.holds():
                 self._outcome = REFUSED
                 self._tries = -1  # the failure that follows is not one of the connection
@@ -311,7 +311,7 @@ class Fetch(ResponseHandler):
 
     def on_end(self) -> None:
         if self._is_payload:
-            with self._landing.lock:  # the last check: the window was open until the last byte had landed
+            with self._region.lock:  # the last check: the window was open until the last byte had landed
                 self._outcome = WRITTEN if self._permit.holds() else REFUSED
             self._tries = 0
             self._cursor.release()

@@ -111,7 +111,7 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
 
     def connect_to_sender(self, address: bytes) -> None:
         to = parse_address(address, self._proxy)
-        landing = self._registered()
+        region = self._registered()
         with self._lock:
             self._check_open()
             if address in self._senders:
@@ -120,7 +120,7 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
                 raise TransportError(f"{MAX_SENDERS} senders are being polled already", retryable=False)
             on_end = partial(self._forget_sender, address)
             limits = self._poll_s, self._stall_timeout_s, self._connections
-            self._senders[address] = RemoteSender(to, self._token.hex(), landing, self._loop, *limits, on_end)
+            self._senders[address] = RemoteSender(to, self._token.hex(), region, self._loop, *limits, on_end)
 
     def _connect(self, handle: bytes) -> None:
         token = decode_handle(handle, HttpHandle, self.name).token.hex()
