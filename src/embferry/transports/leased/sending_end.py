@@ -109,7 +109,7 @@ class SendingEnd(SocketLink):
         return partial(self._begin, job, starts_check)
 
     def _begin(self, job: _LeasedWrite, starts_check: bool) -> None:
-        self._ask()  # first: whatever wakes a thread of this process can hold this one up
+        self._ask()  # first: a thread of this process that is woken can hold this one up
         self._thread.put(job)
         if starts_check:
             self.scope.call(self._start_check)
