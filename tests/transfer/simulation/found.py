@@ -13,6 +13,65 @@ from .story import Story
 SEEDS = 20
 
 FOUND: dict[str, Story] = {
+    "a_late_opening_of_the_last_receiver_takes_a_room_that_is_opened_again": Story(
+        349578,
+        3,
+        (
+            (0.0017, "begin", 20, 47, 38),
+            (0.1888, "begin", 36, 7, 58),
+            (1.496, "begin", 43, 43, 56),
+            (0.0, "clear", 47, 45, 58),
+            (0.0, "weather", 29, 15, 10),
+            (0.0, "begin", 24, 28, 8),
+            (0.0, "flood", 1, 42, 13),
+            (0.0023, "kill_encode", 17, 16, 7),
+            (0.1147, "break_transport", 15, 50, 56),
+            (0.2085, "produce", 56, 32, 10),
+            (0.0, "reopen", 17, 0, 6),
+            (2.408, "clear", 9, 15, 12),
+        ),
+    ),
+    "a_late_end_of_the_last_receiver_ends_a_room_that_is_opened_again": Story(
+        309017,
+        18,
+        (
+            (0.4614, "begin", 16, 25, 8),
+            (0.0474, "begin", 23, 56, 3),
+            (0.0, "cut", 35, 5, 48),
+            (0.0, "begin", 39, 55, 41),
+            (0.0, "other_end", 23, 63, 3),
+            (0.0055, "weather", 29, 2, 32),
+            (0.0039, "clear", 53, 18, 3),
+            (0.2939, "other_end", 50, 40, 5),
+            (0.0, "reopen", 10, 38, 49),
+            (0.3589, "break_threads", 36, 46, 15),
+        ),
+    ),
+    "a_transfer_has_not_ended_when_its_manager_is_closed": Story(
+        349203,
+        43,
+        (
+            (0.0, "begin", 53, 10, 36),
+            (0.4951, "begin", 34, 16, 24),
+            (0.0191, "other_end", 42, 16, 25),
+            (0.0444, "begin", 37, 41, 15),
+            (0.0008, "kill_encode", 43, 30, 52),
+            (0.0176, "produce", 57, 46, 18),
+            (0.0182, "kill_encode", 3, 30, 30),
+            (0.0074, "resume", 5, 43, 17),
+            (0.0, "replace", 32, 27, 2),
+        ),
+    ),
+    "a_transport_that_could_not_be_closed_is_closed_again": Story(
+        304808,
+        28,
+        (
+            (0.0, "begin", 6, 14, 38),
+            (0.0039, "begin", 35, 44, 62),
+            (0.0, "break_transport", 33, 40, 54),
+            (0.0156, "kill_encode", 46, 9, 49),
+        ),
+    ),
     "a_lost_transport_fails_what_is_admitted_to_it": Story(
         1951,
         24,
