@@ -111,7 +111,7 @@ def test_the_bounds_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None
     transfer = TransferSettings(
         answer_timeout=3,
         max_embedding_bytes=1 << 20,
-        parked_openings=7,
+        parked_requests=7,
         parked_bytes=8,
         control_connections=9,
         control_connections_per_address=5,
@@ -122,7 +122,7 @@ def test_the_bounds_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None
     settings = Settings(transfer=transfer)
     receiving, sending, control = language_timeouts(settings), encode_timeouts(settings), control_limits(settings)
     assert (receiving.answer_timeout, receiving.max_embedding_bytes) == (3, 1 << 20)
-    assert (sending.parked_openings, sending.parked_bytes) == (7, 8)
+    assert (sending.parked_requests, sending.parked_bytes) == (7, 8)
     assert (control.connections, control.connections_per_address, control.connect_timeout) == (9, 5, 2)
     assert (control.unsent_bytes, control.unsent_bytes_per_peer) == (11, 10)
     assert control_limits(Settings()).connections == 1024  # a quarter of the open files
