@@ -134,7 +134,7 @@ class TransferSettings(Section):
     max_embedding_bytes: Positive | None = None
     """Bytes of the largest embedding that a language worker accepts; it refuses a longer one before it asks for any
     memory. If unset, 16 GiB or the machine's memory, whichever is less."""
-    parked_openings: Positive = 1024
+    parked_requests: Positive = 1024
     """Requests of language workers that an encode worker keeps for embeddings not announced yet. The oldest makes room
     for the newest, and its language worker asks again."""
     parked_bytes: Positive = 16 * MIB

@@ -30,7 +30,7 @@ from .control.contract import Unreachable
 from .control.sockets import SocketControl
 from .guarded_transport import GuardedTransport
 from .manager import Manager
-from .parked import ParkedOpenings
+from .parked import ParkedRequests
 from .runtime import Runtime, ThreadRuntime
 from .send_handle import EmbeddingSender
 from .send_record import SendRecord
@@ -86,7 +86,7 @@ class SendManager(Manager[SendRecord]):
         self.endpoint = self._runtime.control.endpoint
         self.writer = Writer(layout, self.transports, self.settings, self.wake, allocate, self._write_ended)
         self._rooms: dict[int, SendRecord] = {}
-        self.parked = ParkedOpenings(self.settings)
+        self.parked = ParkedRequests(self.settings)
         try:
             layout.validate()
             self._runtime.start(self.turn)
@@ -221,7 +221,7 @@ class SendManager(Manager[SendRecord]):
             self.send(peer, 0, frame.source, Unknown(frame.body.room, frame.target))
 
     def _unreachable(self, event: Unreachable, now: float) -> None:
-        self.parked.drop(event.peer)  # receivers repeat their openings over the next connection
+        self.parked.drop(event.peer)  # receivers repeat their requests over the next connection
 
     def _transport_event(self, event: Event) -> None:
         if isinstance(event, Written):
