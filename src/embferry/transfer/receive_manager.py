@@ -25,6 +25,7 @@ from .control.endpoint import check_endpoint
 from .control.sockets import SocketControl
 from .failures import as_transfer_error, attempt
 from .guarded_transport import GuardedTransport
+from .handle import ENDED
 from .manager import Manager
 from .receive_handle import EmbeddingReceiver
 from .receive_record import Granted, ReceiveRecord
@@ -388,7 +389,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         return found | {block for block in self.allocator.holders().get(record.room, ()) if block in self._unclosed}
 
     def _finish(self, record: ReceiveRecord) -> None:
-        if record.error is None and not record.end.has_ended:
+        if record.poll() not in ENDED:
             record.failure = self._shutting_down()
 
     def _release(self) -> None:

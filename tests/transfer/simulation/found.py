@@ -13,6 +13,31 @@ from .story import Story
 SEEDS = 20
 
 FOUND: dict[str, Story] = {
+    "a_transfer_has_not_ended_when_its_manager_is_closed": Story(
+        349203,
+        43,
+        (
+            (0.0, "begin", 53, 10, 36),
+            (0.4951, "begin", 34, 16, 24),
+            (0.0191, "other_end", 42, 16, 25),
+            (0.0444, "begin", 37, 41, 15),
+            (0.0008, "kill_encode", 43, 30, 52),
+            (0.0176, "produce", 57, 46, 18),
+            (0.0182, "kill_encode", 3, 30, 30),
+            (0.0074, "resume", 5, 43, 17),
+            (0.0, "replace", 32, 27, 2),
+        ),
+    ),
+    "a_transport_that_could_not_be_closed_is_closed_again": Story(
+        304808,
+        28,
+        (
+            (0.0, "begin", 6, 14, 38),
+            (0.0039, "begin", 35, 44, 62),
+            (0.0, "break_transport", 33, 40, 54),
+            (0.0156, "kill_encode", 46, 9, 49),
+        ),
+    ),
     "a_lost_transport_fails_what_is_admitted_to_it": Story(
         1951,
         24,

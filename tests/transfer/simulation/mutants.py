@@ -304,6 +304,11 @@ def blocks_that_a_broken_transport_may_write_are_released(patch: pytest.MonkeyPa
 
 
 @mutant
+def a_transport_that_could_not_be_closed_is_never_closed_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(GuardedTransport, "close_again", lambda self: None)
+
+
+@mutant
 def broken_records_answer_each_other(patch: pytest.MonkeyPatch) -> None:
     def refuse(self: Manager[Any], record: Any, peer: Any, session: int, frame: Any) -> None:
         if record.failure is not None and frame.source:

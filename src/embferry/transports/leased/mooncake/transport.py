@@ -85,7 +85,7 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
         self._register_sources = protocol != "tcp" if register_sources is None else register_sources
         self._revoke_grace_s = revoke_grace_s
 
-    def connect(self, handle: bytes) -> None:
+    def _connect(self, handle: bytes) -> None:
         """Prepares to write there, as in the contract. An engine that cannot start is reported as ``LinkLost``."""
         peer, ours = decode_handle(handle, MooncakeHandle, self.name), self._settings
         for what in ("protocol", "metadata_server"):

@@ -83,7 +83,7 @@ class NixlTransport(LeasedTransport[NixlReceivingEnd]):
         self._open_agent = partial(WritingAgent, self._backends, slice_bytes, drain_timeout_s)
         self._close_timeout_s = close_timeout_s
 
-    def connect(self, handle: bytes) -> None:
+    def _connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, NixlHandle, self.name)
         self._link(handle, peer.host, peer.port, peer.token, self._open_agent)
 
