@@ -79,7 +79,7 @@ class Endurance:
         self.survivors = [] if "supervisor" in killed else [name for name in NAMES if name not in killed]
         self.strikes: list[Strike] = []
         self.signs: list[dict[str, Signs]] = []
-        """Of the idle stack, after the warm-up and after each round."""
+        """The signs of the idle stack, after the warm-up and after each round."""
 
     def run(self, first: int, times: int) -> None:
         for number in [0, *range(first, first + times)]:  # the warm-up, and the rounds
