@@ -10,7 +10,17 @@ from embferry.protocol.arguments import as_integer, as_text
 from embferry.protocol.commands import Connect, ReleaseSource, Send, Write
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Layout
-from embferry.protocol.messages import MAX_ENDPOINT, MAX_ID, Abort, Frame, Open, Pending, TransportAddress, Unknown
+from embferry.protocol.messages import (
+    MAX_ENDPOINT,
+    MAX_ID,
+    Abort,
+    Closed,
+    Frame,
+    Open,
+    Pending,
+    TransportAddress,
+    Unknown,
+)
 from embferry.protocol.sender import Sender
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, Transport, Written
@@ -107,6 +117,8 @@ class SendManager(Manager[SendRecord]):
             addresses = tuple(TransportAddress(t.name, address) for t, address in working if t.lost is None)
             machine = Sender(room, secrets.randbits(62) + 1, self.layout, addresses, self.settings, self.now())
             record = self._rooms[room] = SendRecord(room, machine)
+            if last is not None:
+                record.ended.extend(last.ended)
             sender = EmbeddingSender(self, record)
             parked = self.parked.take(room)
             if parked is not None:
@@ -190,6 +202,12 @@ class SendManager(Manager[SendRecord]):
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
         record = self._rooms.get(frame.body.room)
         if record is not None:
+            if not frame.target and frame.source in record.ended:  # late: the transfer of now is not meant
+                if isinstance(frame.body, Abort):
+                    self.send(peer, record.machine.session, frame.source, Closed(record.room))
+                return
+            if isinstance(frame.body, Abort):
+                record.ended.append(frame.source)
             if record.is_broken:
                 self.refuse(record, peer, record.machine.session, frame)
                 return

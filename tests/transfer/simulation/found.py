@@ -13,6 +13,40 @@ from .story import Story
 SEEDS = 20
 
 FOUND: dict[str, Story] = {
+    "a_late_opening_of_the_last_receiver_takes_a_room_that_is_opened_again": Story(
+        349578,
+        3,
+        (
+            (0.0017, "begin", 20, 47, 38),
+            (0.1888, "begin", 36, 7, 58),
+            (1.496, "begin", 43, 43, 56),
+            (0.0, "clear", 47, 45, 58),
+            (0.0, "weather", 29, 15, 10),
+            (0.0, "begin", 24, 28, 8),
+            (0.0, "flood", 1, 42, 13),
+            (0.0023, "kill_encode", 17, 16, 7),
+            (0.1147, "break_transport", 15, 50, 56),
+            (0.2085, "produce", 56, 32, 10),
+            (0.0, "reopen", 17, 0, 6),
+            (2.408, "clear", 9, 15, 12),
+        ),
+    ),
+    "a_late_end_of_the_last_receiver_ends_a_room_that_is_opened_again": Story(
+        309017,
+        18,
+        (
+            (0.4614, "begin", 16, 25, 8),
+            (0.0474, "begin", 23, 56, 3),
+            (0.0, "cut", 35, 5, 48),
+            (0.0, "begin", 39, 55, 41),
+            (0.0, "other_end", 23, 63, 3),
+            (0.0055, "weather", 29, 2, 32),
+            (0.0039, "clear", 53, 18, 3),
+            (0.2939, "other_end", 50, 40, 5),
+            (0.0, "reopen", 10, 38, 49),
+            (0.3589, "break_threads", 36, 46, 15),
+        ),
+    ),
     "a_transfer_has_not_ended_when_its_manager_is_closed": Story(
         349203,
         43,

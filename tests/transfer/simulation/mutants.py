@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from embferry.transfer import (
     guarded_transport,
     manager,
     receive_manager,
+    send_record,
     sink_calls,
     staging,
     writer,
@@ -306,6 +308,11 @@ def blocks_that_a_broken_transport_may_write_are_released(patch: pytest.MonkeyPa
 @mutant
 def a_transport_that_could_not_be_closed_is_never_closed_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GuardedTransport, "close_again", lambda self: None)
+
+
+@mutant
+def messages_of_the_last_receiver_of_a_room_count(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(send_record, "deque", lambda maxlen: deque(maxlen=0))
 
 
 @mutant
