@@ -385,14 +385,15 @@ class Manager(ABC, Generic[R]):
 
     def _take_transport_events(self) -> None:
         for transport in self.transports.values():
-            for event in transport.poll():
+            events = transport.poll()
+            if transport.lost is not None and transport.name not in self._lost_transports and not self._is_closed:
+                self._lost_transports.add(transport.name)
+                self._transport_lost(transport, self.now())  # first: then its failed writes are known to be its fault
+            for event in events:
                 if isinstance(event, LinkLost):
                     log.info("a data connection ended: %s", event.error)
                 else:
                     self._transport_event(event)
-            if transport.lost is not None and transport.name not in self._lost_transports and not self._is_closed:
-                self._lost_transports.add(transport.name)
-                self._transport_lost(transport, self.now())
         if not self._is_closed:
             self._close_lost(self.now())
 

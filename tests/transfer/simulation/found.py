@@ -13,6 +13,30 @@ from .story import Story
 SEEDS = 20
 
 FOUND: dict[str, Story] = {
+    "failed_writes_are_reported_before_the_loss_of_their_transport": Story(
+        354326,
+        29,
+        (
+            (0.0095, "begin", 36, 56, 56),
+            (0.0, "begin", 34, 3, 2),
+            (0.0101, "begin", 40, 19, 27),
+            (0.0175, "other_end", 52, 14, 4),
+            (0.0, "kill_language", 26, 58, 27),
+            (0.1067, "noise", 51, 45, 51),
+            (0.2515, "redirect", 58, 50, 60),
+            (0.0461, "produce", 12, 11, 50),
+            (0.1578, "reopen", 37, 61, 9),
+            (0.0, "weather", 41, 63, 23),
+            (0.0585, "begin", 28, 41, 12),
+            (0.0, "weather", 22, 29, 3),
+            (0.0083, "break_source", 22, 44, 33),
+            (0.0, "redirect", 57, 2, 20),
+            (0.0, "pause", 1, 19, 37),
+            (1.007, "kill_encode", 12, 30, 1),
+            (0.0, "resume", 16, 10, 32),
+            (0.012, "break_transport", 27, 5, 25),
+        ),
+    ),
     "a_late_opening_of_the_last_receiver_takes_a_room_that_is_opened_again": Story(
         349578,
         3,
