@@ -10,7 +10,7 @@ ENGINES := engines or $(VLLM)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration test-engines test-vllm test-vllm-more test-vllm-http test-all simulate \
+.PHONY: help setup demo test test-fast test-integration test-engines test-vllm test-vllm-more test-vllm-http test-all simulate endurance \
 	setup-tests setup-engines setup-vllm lint format docs bench bench-vllm clean
 .DEFAULT_GOAL := help
 
@@ -44,6 +44,11 @@ SEEDS ?= 10000
 FIRST ?= 0
 simulate: setup ## tell SEEDS stories of whole managers, from seed FIRST on; prints the smallest that breaks
 	@$(PY) -m tests.transfer.simulation --seeds $(SEEDS) --first $(FIRST)
+
+TIMES ?= 20
+TRANSPORT ?= shm
+endurance: setup-tests ## kill and stop each process of a stack in the middle of transfers, TIMES times: half an hour
+	@$(PY) -m tests.serve.workers.endurance --times $(TIMES) --transport $(TRANSPORT) $(if $(ONLY),--only $(ONLY))
 
 test-engines: setup-engines ## the mooncake and nixl transports on their real engines
 	@$(PY) -m pytest -m "engines and not ($(VLLM))"

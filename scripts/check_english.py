@@ -24,10 +24,17 @@ BEGINNINGS = ("Who", "What", "Whom", "Whose", "Of", "So", "Answers")
 FIELDS = re.compile(r"^\s*:(param|type|raises|returns?|rtype|ivar|yields?)\b", re.MULTILINE)
 """Sphinx fields: use Args, Returns, Raises, Attributes."""
 
-OWN_WORDS = re.compile(r"\b(roads?|pump|patience|agenda|shelf|tally|peace)\b", re.IGNORECASE)
-"""Words of an earlier vocabulary: the field has a word for each."""
+OWN_WORDS = re.compile(
+    r"\b(roads?|pump|patience|agenda|shelf|tally|peace)\b"
+    r"|(?<![a-z])(landings?|gates?|crowds?|cargos?|openings)(?![a-z])|\b(an|its|every) opening\b|examined",
+    re.IGNORECASE,
+)
+"""Words of an earlier vocabulary, the second line also as parts of identifiers: the field has a word for each.
 
-PRONOUNS = re.compile(r"\b(whoever|whomever|whatever|nobody|somebody)\b", re.IGNORECASE)
+A byte may land, and a room is opened: only the nouns are replaced.
+"""
+
+PRONOUNS = re.compile(r"\b(whoever|whomever|whatever|nobody|somebody|someone)\b", re.IGNORECASE)
 """Name the thing instead."""
 
 

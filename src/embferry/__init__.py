@@ -20,3 +20,9 @@ else:
         if name not in library.__all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(library, name)
+
+    def __dir__():
+        """Returns the names of the module, the library's among them."""
+        from importlib import import_module
+
+        return sorted({*globals(), *import_module(".library", __name__).__all__})

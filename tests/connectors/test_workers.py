@@ -271,10 +271,10 @@ def test_a_rank_that_never_connects_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_request_does_not_run_before_its_embedding_is_mapped(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, mapped = os.eventfd(0), pair.rank._map
+    released, mapped = os.eventfd(0), pair.rank._map
 
     def slow(packet: channel.Map, fd: int) -> None:
-        os.eventfd_read(gate)
+        os.eventfd_read(released)
         mapped(packet, fd)
 
     monkeypatch.setattr(pair.rank, "_map", slow)
@@ -282,9 +282,9 @@ def test_a_request_does_not_run_before_its_embedding_is_mapped(pair: Pair, monke
     coordinates = pair.offer("a")
     until(lambda: pair.consumer.require("r", "a", coordinates) or pair.consumer.find("a") is not None)
     assert not pair.consumer.require("r", "a", coordinates)
-    os.eventfd_write(gate, 1)
+    os.eventfd_write(released, 1)
     assert np.array_equal(pair.fetch("r", "a", coordinates), rows_like(0))
-    os.close(gate)
+    os.close(released)
 
 
 def test_a_rank_that_connects_late_is_given_what_it_has_missed() -> None:

@@ -81,7 +81,7 @@ def check_peer(simulation: Simulation, end: LanguageEnd) -> None:
     )
 
 
-def check_landing(simulation: Simulation, write: InFlightWrite, block: int) -> None:
+def check_write(simulation: Simulation, write: InFlightWrite, block: int) -> None:
     """Checks that a byte lands in a block of its own epoch that has not been reported as written."""
     owner = simulation.block_epoch.get(block)
     must(owner == write.epoch, f"a write under epoch {write.epoch} lands in block {block}, now of epoch {owner}")

@@ -37,7 +37,7 @@ from embferry.protocol.settings import TransferSettings
 from embferry.testing.network import InFlightWrite, SimulatedMemory, SimulatedNetwork
 
 from .ends import LAYOUT, TOKEN_BYTES, Content, EncodeEnd, InvariantError, LanguageEnd, must
-from .invariants import check, check_bytes, check_delivery, check_landing, check_peer
+from .invariants import check, check_bytes, check_delivery, check_peer, check_write
 
 LANGUAGE = "language"
 TRANSPORTS = ("first transport", "second transport")
@@ -69,9 +69,9 @@ class Simulation:
         )
         self.geometry = Geometry(LAYOUT, num_blocks, block_size)
         self.network = SimulatedNetwork()
-        landing = partial(check_landing, self)
+        check_written = partial(check_write, self)
         self.memory = SimulatedMemory(
-            num_blocks, block_size, TOKEN_BYTES, checks_windows=checks_windows, before_landing=landing
+            num_blocks, block_size, TOKEN_BYTES, checks_windows=checks_windows, before_write=check_written
         )
         self.allocator = ReqToMetadataBlockAllocator(num_blocks, block_size)
         self.admission = PoolAdmission(self.allocator)
@@ -212,7 +212,7 @@ class Simulation:
         self.run()
 
     def fail(self, write: InFlightWrite, *, retryable: bool = True) -> None:
-        """Ends a write without landing the rest and reports the error to its writer, if it lives."""
+        """Ends a write without writing the rest and reports the error to its writer, if it lives."""
         self.fail_write(write, retryable=retryable)
         self.run()
 

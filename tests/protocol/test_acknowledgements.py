@@ -17,7 +17,7 @@ FIRST, SECOND = "encode 0", "other"
 def away_and_back(*, late: type | None) -> Script:
     """The receiver goes on with a worker that has another content, then with the first one again.
 
-    A message of kind ``late``, which the first sender was sent before, reaches it after the second opening.
+    A message of kind ``late``, which the first sender was sent before, reaches it after the second `open`.
     """
     s = Script(total=8, num_blocks=8)
     s.handshake()

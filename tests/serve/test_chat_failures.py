@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +105,28 @@ def test_an_error_after_the_first_token_ends_the_stream_with_an_error(
     assert caught.value.code == code
     assert seen == ["", "a "]
     deployment.wait(lambda: all(deployment.fakes[n].aborted == [room_of(deployment)] for n in ("encode0", "language0")))
+
+
+def test_a_worker_that_is_gone_is_no_news_when_it_cannot_be_told_of_an_abort(
+    deployment: Deployment, client: openai.OpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployment.fakes["language0"].refusal = (400, envelope("context_length_exceeded"))
+    told = "could not be told of an abort"
+
+    def lines(url: str) -> list[str]:
+        """Returns the levels of the line for an encode worker at ``url``, which answers /encode and then is gone."""
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG), pytest.MonkeyPatch.context() as patch:
+            delete = httpx.AsyncClient.delete
+            patch.setattr(httpx.AsyncClient, "delete", lambda self, to, **more: delete(self, url or to, **more))
+            failure(client)
+            deployment.wait(lambda: told in caplog.text)
+        return sorted({record.levelname for record in caplog.records if told in record.message})
+
+    with closed_port() as closed:
+        assert lines(closed) == ["DEBUG"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert lines(f"http://127.0.0.1:{silent.getsockname()[1]}") == ["WARNING"]
 
 
 @pytest.mark.parametrize("last", [BREAK, "{not json", '{"type": "error", "error": "?"}', None])

@@ -15,9 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from embferry import __version__
-from embferry.cli.ask import part, transfers
+from embferry.cli.ask import is_media, part, transfers
 from embferry.cli.main import app
+from embferry.cli.options import COMMON
 from embferry.serve.config import SECTIONS
+from embferry.serve.config_load import FIELDS
 from tests.serve import pictures
 from tests.serve.fakes import ANSWER, BREAK, TRANSFER, Deployment, closed_port, tokens
 
@@ -51,6 +53,10 @@ def test_version_prints_the_version() -> None:
     assert out.startswith(f"embferry {__version__} ")
 
 
+def test_the_option_version_prints_the_version_alone() -> None:
+    assert called("--version")[:2] == (0, f"embferry {__version__}\n")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str) -> None:
     status, out, _ = called(verb, "--help")
@@ -63,6 +69,25 @@ def test_serve_has_an_option_for_every_setting() -> None:
     for section, model in SECTIONS.items():
         for name in model.model_fields:
             assert f"--{section}-{name}".replace("_", "-") in out
+
+
+@pytest.mark.parametrize("verb", ["serve", "router", "encode", "language", "bootstrap"])
+def test_help_has_a_heading_for_each_section_and_the_common_options_first(verb: str) -> None:
+    _, out, _ = called(verb, "--help")
+    _, *parts = re.split(r"^(\S.*):\n", out, flags=re.MULTILINE)
+    headings, texts = parts[::2], parts[1::2]
+    assert headings[:2] == ["Common options", "Further settings of every process"]
+    sections = [re.search(r"\[(\w+)\]$", heading)[1] for heading in headings[2:]]
+    assert len(set(sections)) == len(sections)
+    for section, text in zip(sections, texts[2:], strict=True):
+        flags = re.findall(r"^  (?:--\S+, )?(--[\w-]+)", text, re.MULTILINE)
+        assert flags
+        assert all(flag.startswith(f"--{section}-") for flag in flags)
+    common = re.findall(r"^  (--[\w-]+)", texts[0], re.MULTILINE)
+    assert common[:2] == ["--config", "--model"]
+    assert {"--port", "--host", "--log-level", "--help"} < set(common)
+    assert len(common) <= 12
+    assert not [key for key in COMMON if key not in FIELDS]
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -109,6 +134,21 @@ def media(tmp_path: Path) -> Path:
     (tmp_path / "a.png").write_bytes(pictures.png())
     (tmp_path / "b.MP4").write_bytes(pictures.video(3))
     return tmp_path
+
+
+@pytest.mark.parametrize("word", ["{}/a.png", "{}/note", "none.webp", "https://h/a", "data:image/png;base64,AA"])
+def test_ask_without_a_question_says_what_to_add(word: str, media: Path) -> None:
+    (media / "note").write_text("a file without a suffix")
+    word = word.format(media)
+    for words in ((word,), (str(media / "b.MP4"), word)):
+        status, out, err = called("ask", *words)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"embferry: no question: add one after {word}, in quotes")
+
+
+@pytest.mark.parametrize("word", ["what?", "what is in a.png", "is https://h/a.png a cat?", "ratio 3.5?"])
+def test_a_question_is_not_taken_for_a_picture(word: str) -> None:
+    assert not is_media(word)
 
 
 @pytest.mark.integration
@@ -222,7 +262,10 @@ def test_a_port_in_use_is_reported_in_one_line(verb: str, deployment: Deployment
     port = deployment.url.rpartition(":")[2]
     status, _, err = called(verb, "--port", port)
     assert status == 1
-    assert f"127.0.0.1:{port}" in err
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("embferry: ")]  # the deployment logs there, too
+    assert f"127.0.0.1:{port}" in line
+    assert {"router": "--port", "bootstrap": "--bootstrap-port"}[verb] in line
 
 
 @pytest.mark.parametrize("script", ["document_settings.py", "document_errors.py"])

@@ -56,14 +56,14 @@ def test_an_embedding_crosses_from_device_to_device_through_bounded_buffers(make
 
     pair = make_pair(num_blocks=8, chunk_bytes=CHUNK, writes_in_flight=2)
     pair.sending.writer._allocate = allocate
-    landed = threading.Event()
+    copied = threading.Event()
     targets: dict[str, Device] = {}
 
     def make(total: int) -> dict[str, Device]:
         targets.update({f.name: Device(np.zeros((total, f.token_bytes), np.uint8)) for f in LAYOUT.fields})
         return targets
 
-    sink = DeviceSink(make, landed.set)
+    sink = DeviceSink(make, copied.set)
     receiver = pair.receiver(sink=sink)
     receiver.init()
     sender = pair.sending.open(receiver.room)
@@ -71,9 +71,9 @@ def test_an_embedding_crosses_from_device_to_device_through_bounded_buffers(make
     source = on_device(rows)
     sender.send_embedding(source)
     wait(receiver, SECONDS)
-    while sink.landed_tokens < 400:
-        assert landed.wait(SECONDS)
-        landed.clear()
+    while sink.copied_tokens < 400:
+        assert copied.wait(SECONDS)
+        copied.clear()
     sink.close()
     assert same({name: target.memory for name, target in targets.items()}, rows)
     assert sum(made) == 2 * CHUNK  # as many buffers as writes in flight, for any length

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import embferry
+import embferry.library
+
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
@@ -19,3 +22,7 @@ def test_a_snippet_of_the_library_page_runs(snippet: str) -> None:
     assert set(re.findall(r"from (embferry\S*) import", snippet)) == {"embferry"}
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(embferry.library.__all__) | {"__version__"} <= set(dir(embferry))

@@ -53,7 +53,7 @@ def test_a_lost_encode_worker_can_be_replaced_during_the_failover_timeout(make_p
     wait(receiver, SECONDS)
     assert same(receiver.arrays(), rows)
     assert sender.sent_bytes == 680 * LAYOUT.token_bytes
-    assert receiver.examined_tokens == 1000
+    assert receiver.verified_tokens == 1000
 
 
 def test_without_a_replacement_the_loss_becomes_the_error(make_pair: MakePair) -> None:

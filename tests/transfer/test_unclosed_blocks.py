@@ -46,7 +46,7 @@ def test_its_blocks_are_kept_until_it_is_closed(allocator: ReqToMetadataBlockAll
     assert (allocator.quarantined, allocator.available) == (2, 6)
     assert [block for block in range(8) if block in unclosed] == sorted((first, second))
     broken.is_broken = False
-    unclosed.close(transport, 2, ())  # tries again to close the transport
+    transport.close_again()
     unclosed.free()
     assert allocator.available == 8
     assert first not in unclosed
@@ -59,7 +59,7 @@ def test_blocks_that_are_still_read_are_only_marked(allocator: ReqToMetadataBloc
     assert allocation is not None
     unclosed.close(transport, 1, allocation.blocks)
     broken.is_broken = False
-    unclosed.close(transport, 1, ())
+    transport.close_again()
     unclosed.free()
     assert unclosed.keep(allocation.blocks, ROOM) == allocation.blocks
 

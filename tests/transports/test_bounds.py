@@ -7,6 +7,7 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -187,9 +188,8 @@ def test_the_kernel_ends_accepted_connections_of_hosts_that_are_gone(make: Any) 
 @pytest.mark.engines
 def test_a_sender_with_a_lease_never_makes_room() -> None:
     """Its writes may be on the way: only idle senders of the leased transports are closed."""
-    pair = TransportPair(MooncakeTransport)
+    pair = TransportPair(partial(MooncakeTransport, limits=ListenLimits(connections=2, idle_time=0.01)))
     table = listener_of(pair)
-    table.limits = replace(table.limits, connections=2, idle_time=0.01)
     eventually(lambda: len(table) == 1)  # the pair's own sender, which might be accepted only later
     pair.sender.transport.disconnect(pair.handle)
     eventually(lambda: not table.connections)

@@ -24,7 +24,7 @@ from embferry.transports.contract import Revoked, Transport, Window, Written
 from embferry.transports.http import remote_sender, serving
 from embferry.transports.http import send_link as http_link
 from embferry.transports.leased import receiving_end, sending_end
-from embferry.transports.net import loop
+from embferry.transports.net import listener, loop
 from embferry.transports.registry import TRANSPORTS
 from embferry.transports.shm import peer as shm_peer
 from embferry.transports.shm import revocation_table
@@ -286,6 +286,37 @@ def test_a_connection_for_which_resources_are_lacking_can_be_tried_again(
     eventually(lambda: (connect(pair), pair.write(1, (0,), pieces) is None)[1])  # type: ignore[func-returns-value]
     pair.expect(pieces)
     pair.sender.poll()
+    pair.close()
+
+
+LISTENING: list[Any] = [
+    "tcp",
+    "http",
+    pytest.param("nixl", marks=pytest.mark.engines),
+    pytest.param("mooncake", marks=pytest.mark.engines),
+]
+
+
+@pytest.mark.parametrize("name", LISTENING)
+def test_a_listener_whose_socket_cannot_be_watched_at_first_accepts_later(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    has_failed, watch = threading.Event(), loop.Scope.watch
+
+    def failing(scope: loop.Scope, fd: int, events: int, ready: Any) -> None:
+        if getattr(ready, "__func__", None) is listener.Listener._accept and not has_failed.is_set():
+            has_failed.set()
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        watch(scope, fd, events, ready)
+
+    monkeypatch.setattr(listener, "RESTART_S", 0.01)
+    monkeypatch.setattr(loop.Scope, "watch", failing)
+    pair = TransportPair(lambda wake: make(name, wake))
+    pair.admit(1, (0,))
+    pieces = pair.fill((0,))
+    assert pair.write(1, (0,), pieces) is None
+    assert has_failed.is_set()
+    pair.expect(pieces)
     pair.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import mimetypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,8 @@ def command(
     import httpx
 
     *media, question = words
+    if is_media(question):
+        fail(f'no question: add one after {question}, in quotes, such as "what is there?"')
     content = [*map(part, media), {"type": "text", "text": question}]
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = httpx.Timeout(None, connect=5)
@@ -52,6 +55,14 @@ def command(
         fail(f"the connection to {url} broke: {error or type(error).__name__}", status=1)
     if verbose:
         typer.echo(transfers(extension), err=True)
+
+
+def is_media(word: str) -> bool:
+    """Returns whether a word is a file or URL and not a question: by its name, or because the file exists."""
+    if len(word.split()) != 1:
+        return Path(word).is_file()
+    kind, _ = mimetypes.guess_type(word.partition("?")[0])
+    return word.lower().startswith(_URLS) or (kind or "").startswith(("image/", "video/")) or Path(word).is_file()
 
 
 def part(word: str) -> dict[str, Any]:

@@ -5,25 +5,43 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from typing import Annotated
 
 import typer
 
 from embferry import __version__
 from embferry.cli import ask, bench, migrate, processes
+from embferry.cli.options import SettingsCommand
 
 app = typer.Typer(
     name="embferry",
-    help="Serves vision-language models in separate workers: one encodes the pictures, another writes the answers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("serve")(processes.serve)
-app.command("router")(processes.router)
-app.command("encode")(processes.encode)
-app.command("language")(processes.language)
-app.command("bootstrap")(processes.bootstrap)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"embferry {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Serves vision-language models in separate workers: one encodes the pictures, another writes the answers."""
+
+
+app.command("serve", cls=SettingsCommand)(processes.serve)
+app.command("router", cls=SettingsCommand)(processes.router)
+app.command("encode", cls=SettingsCommand)(processes.encode)
+app.command("language", cls=SettingsCommand)(processes.language)
+app.command("bootstrap", cls=SettingsCommand)(processes.bootstrap)
 app.command("ask")(ask.command)
 app.command("migrate")(migrate.command)
 app.add_typer(bench.app, name="bench")

@@ -13,15 +13,58 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from embferry.observe.logs import configure
-from embferry.serve.config import Settings
+from embferry.protocol.errors import EmbferryError
+from embferry.serve.config import SECTIONS, Settings
 from embferry.serve.config_load import FIELDS, ConfigError, Key, flag_name, load
 
 BAD_USAGE = 2
 """Exit status of a command with wrong arguments or settings."""
 
 CONFIG_HELP = "YAML file with settings. Flags override the environment, the environment overrides the file."
+
+
+COMMON: tuple[Key, ...] = (
+    ("model",), ("host",), ("router", "port"), ("router", "api_key"), ("router", "engine"),
+    ("serve", "encode_workers"), ("serve", "language_workers"),
+    ("transfer", "transports"), ("transfer", "num_blocks"), ("log_level",),
+)  # fmt: skip
+"""Settings that come first in the help of a command that has them, with the port of its own process."""
+_COMMON, _OTHERS = "Common options", "Further settings of every process"
+
+
+class SettingsCommand(TyperCommand):
+    """A command whose help has a heading for each section of the settings."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the options, the common ones first."""
+        groups: dict[str, list[tuple[str, str]]] = {_COMMON: [], _OTHERS: []}
+        for parameter in self.get_params(ctx):
+            # The usage line shows arguments.
+            if isinstance(parameter, TyperOption) or parameter.name == "help":
+                record = parameter.get_help_record(ctx)
+                title = getattr(parameter, "rich_help_panel", None) or _COMMON
+                groups.setdefault(title, []).extend([record] if record else [])
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def _heading(key: Key, own: tuple[str, ...]) -> str:
+    """Returns the heading of an option in the help of a command."""
+    if _is_common(key, own):
+        return _COMMON
+    if len(key) == 1:
+        return _OTHERS
+    about, _, _ = (SECTIONS[key[0]].__doc__ or "").partition("\n")
+    return f"{about.removesuffix('.')} [{key[0]}]"
+
+
+def _is_common(key: Key, own: tuple[str, ...]) -> bool:
+    return key in COMMON or key == (own[0], "port")
 
 
 def default_text(key: Key) -> str:
@@ -44,11 +87,10 @@ def _option(key: Key, own: tuple[str, ...]) -> Any:
         metavar = None
     elif get_origin(annotation) is Literal:
         metavar = "|".join(map(str, get_args(annotation)))
-    panel = f"{key[0]} settings" if len(key) > 1 else "Settings of every process"
     text = " ".join((FIELDS[key].description or "").split())
     if default := default_text(key):
         text += f" [default: {default}]"
-    option = typer.Option(*names, help=text, show_default=False, metavar=metavar, rich_help_panel=panel)
+    option = typer.Option(*names, help=text, show_default=False, metavar=metavar, rich_help_panel=_heading(key, own))
     return Annotated[bool | None if annotation is bool else str | None, option]
 
 
@@ -60,7 +102,8 @@ def settings_command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a function of the settings a command with ``--config`` and one option for every setting that it uses.
 
-    The command configures the log. It ends the process with status 2 and the reasons if the settings are invalid.
+    The command configures the log. It ends the process with status 2 and the reasons if the settings are invalid, also
+    if the function raises ConfigError; with status 1 and the reason if it raises an EmbferryError.
 
     Args:
         own: The sections whose options also exist without the section's name.
@@ -68,7 +111,9 @@ def settings_command(
         check: Called with the settings and the keys of the command line; ends the process if they do not fit together.
         rest: The name of the words after ``--`` in the help; if given, the function also takes the list of them.
     """
-    keys = {"__".join(key): key for key in FIELDS if len(key) == 1 or key[0] in own + also}
+    used = [key for key in FIELDS if len(key) == 1 or key[0] in own + also]
+    used.sort(key=lambda key: COMMON.index(key) if key in COMMON else 2 if _is_common(key, own) else len(COMMON))
+    keys = {"__".join(key): key for key in used}
     parameters = {"config": Annotated[str | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")]}
     parameters |= {name: _option(key, own) for name, key in keys.items()}
     if rest:
@@ -86,7 +131,12 @@ def settings_command(
             settings = loaded.settings
             check(settings, frozenset(flags))
             configure(settings.log_level, settings.log_format)
-            body(settings, *([options.get("rest") or []] if rest else []))
+            try:
+                body(settings, *([options.get("rest") or []] if rest else []))
+            except ConfigError as error:
+                fail(*error.problems)
+            except EmbferryError as error:
+                fail(error.detail, status=1)
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         command.__annotations__ = {**parameters, "return": None}

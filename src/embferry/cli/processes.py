@@ -65,13 +65,9 @@ def language(settings: Settings) -> None:
 def bootstrap(settings: Settings) -> None:
     """Start the bootstrap server, where workers register and routers find them."""
     from embferry.discovery.bootstrap_server import run
-    from embferry.protocol.errors import TransportError
     from embferry.serve.bootstrap import bootstrap_server
 
-    try:
-        run(bootstrap_server(settings))
-    except TransportError as error:
-        fail(error.detail, status=1)
+    run(bootstrap_server(settings))
 
 
 def _check_model(settings: Settings) -> None:

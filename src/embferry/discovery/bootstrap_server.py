@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import threading
@@ -97,9 +98,10 @@ class BootstrapServer:
         try:
             sock = _listen(self.host, self.port)
         except (OSError, OverflowError, UnicodeError) as error:
+            why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
             raise TransportError(
-                f"the bootstrap server cannot listen on {self.host}:{self.port} ({error}); "
-                "is another one running there? choose another address, or port 0 for a free one",
+                f"the bootstrap server cannot listen on {self.host}:{self.port} ({why}); "
+                "is another one running there? choose another port, or 0 for a free one",
                 retryable=False,
             ) from error
         self.port = int(sock.getsockname()[1])

@@ -53,7 +53,7 @@ class TransferSettings:
     """How often in a row the peer may be lost, without a verified token in between, before the transfer fails."""
     transport_failures: int = 2
     """How often in a row a transport may fail before the sender takes the next shared one."""
-    parked_openings: int = 1024
+    parked_requests: int = 1024
     """Most ``open`` messages kept at an encode worker for rooms that are not open there yet."""
     parked_bytes: int = 16 << 20
     """Most bytes of such messages."""

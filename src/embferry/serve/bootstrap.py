@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.http_server import ServerLimits
+from embferry.protocol.errors import TransportError
 from embferry.serve.config import Settings
+
+
+class _BootstrapServer(BootstrapServer):
+    """Names the option of the command line when the port is taken."""
+
+    def start(self) -> None:
+        try:
+            super().start()
+        except TransportError as error:
+            raise TransportError(f"{error.detail}: --bootstrap-port", retryable=False) from error
 
 
 def bootstrap_server(settings: Settings) -> BootstrapServer:
     """Returns the server, not started yet."""
     own = settings.bootstrap
     limits = ServerLimits(own.request_timeout, own.max_connections, own.connections_per_address)
-    return BootstrapServer(settings.host, own.port, lease_seconds=own.lease, limits=limits)
+    return _BootstrapServer(settings.host, own.port, lease_seconds=own.lease, limits=limits)

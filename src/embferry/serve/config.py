@@ -118,8 +118,9 @@ class TransferSettings(Section):
     """Seconds without progress on a data connection after which the transfer goes on over the next transport. A slow
     connection makes progress. Must be the same on both sides."""
     max_connections: Positive = 1024
-    """Data connections that a worker accepts for each of `tcp` and `http`; from one address, a quarter of them. Idle
-    ones make room for others. It is lowered to an eighth of the process's limit of descriptors (`ulimit -n`)."""
+    """Data connections that a worker accepts for each of `tcp`, `http`, `mooncake` and `nixl` (of this 256 at most);
+    from one address, a quarter of them. Idle ones make room for others. It is lowered to an eighth of the process's
+    limit of descriptors (`ulimit -n`)."""
     drain_timeout: Seconds = 2
     """Seconds within which a sender must confirm that it no longer writes to blocks that are being reclaimed; then its
     access is revoked."""
@@ -133,7 +134,7 @@ class TransferSettings(Section):
     max_embedding_bytes: Positive | None = None
     """Bytes of the largest embedding that a language worker accepts; it refuses a longer one before it asks for any
     memory. If unset, 16 GiB or the machine's memory, whichever is less."""
-    parked_openings: Positive = 1024
+    parked_requests: Positive = 1024
     """Requests of language workers that an encode worker keeps for embeddings not announced yet. The oldest makes room
     for the newest, and its language worker asks again."""
     parked_bytes: Positive = 16 * MIB

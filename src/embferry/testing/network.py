@@ -90,7 +90,7 @@ class SimulatedMemory:
         block_size: Tokens per block.
         checks_windows: Whether a write outside admitted blocks is refused, as by transports that check on the receiving
             side.
-        before_landing: Called with (write, block) before a byte lands; raises if it must not land.
+        before_write: Called with (write, block) before a byte lands; raises if it must not land.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class SimulatedMemory:
         token_bytes: int,
         *,
         checks_windows: bool = False,
-        before_landing: Callable[[InFlightWrite, int], None] = lambda write, block: None,
+        before_write: Callable[[InFlightWrite, int], None] = lambda write, block: None,
     ) -> None:
         self.block_size = block_size
         self.token_bytes = token_bytes
         self.checks_windows = checks_windows
-        self.before_landing = before_landing
+        self.before_write = before_write
         self.in_flight: list[InFlightWrite] = []
         self.revoking: list[int] = []  # requested, not in effect yet
         self.revoked: set[int] = set()
@@ -151,7 +151,7 @@ class SimulatedMemory:
             if not self._may_land(write, block):
                 write.refused = True
                 break
-            self.before_landing(write, block)
+            self.before_write(write, block)
             value = write.read(write.tokens[token])[byte] ^ (at in write.flips)
             slot = block * self.block_size + token % self.block_size
             self._bytes[slot * self.token_bytes + byte] = value
@@ -164,7 +164,7 @@ class SimulatedMemory:
         return not write.refused
 
     def drop(self, write: InFlightWrite) -> None:
-        """Ends a write without landing the rest: it failed, or its writer died."""
+        """Ends a write without writing the rest: it failed, or its writer died."""
         self.in_flight.remove(write)
 
     def _may_land(self, write: InFlightWrite, block: int) -> bool:

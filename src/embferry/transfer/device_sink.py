@@ -43,19 +43,19 @@ class DeviceSink(Sink):
     Args:
         make: Returns the fields in device memory, given the number of tokens. Called when the first chunk has arrived,
             on the manager's callback thread, with the lock of this sink held: it may block.
-        landed: Called on the copying thread, without locks, whenever :attr:`landed_tokens` has grown. If it raises, the
+        copied: Called on the copying thread, without locks, whenever :attr:`copied_tokens` has grown. If it raises, the
             transfer fails.
     """
 
-    def __init__(self, make: Callable[[int], Targets], landed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, make: Callable[[int], Targets], copied: Callable[[], None] = lambda: None) -> None:
         self.targets: Targets = {}
-        self._make, self._landed = make, landed
+        self._make, self._copied = make, copied
         self._ranges = RangeSet()
         self._copying = 0  # delivered chunks that are not copied yet
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="embferry-device-sink")
 
     @property
-    def landed_tokens(self) -> int:
+    def copied_tokens(self) -> int:
         """Tokens in device memory, from token 0 on without a gap."""
         return self._ranges.prefix
 
@@ -92,13 +92,13 @@ class DeviceSink(Sink):
         """Copies a chunk, on the copying thread. Any error of the device ends this transfer, with its reason."""
         stop = chunk.offset + chunk.length
         if (error := attempt(self._land, chunk, targets, ranges)) is not None:
-            why = f"tokens [{chunk.offset}, {stop}) did not land in device memory: {shown(error)}"
+            why = f"tokens [{chunk.offset}, {stop}) were not copied into device memory: {shown(error)}"
             log.error(why, exc_info=error)
             self.owner.abort(LocalProtocolError(why))
         with self.owner.lock:
             self._copying -= 1
         self.owner.consumed(chunk.epoch, chunk.offset)
-        self.owner.landed()
+        self.owner.copied()
 
     def _land(self, chunk: Deliver, targets: Targets, ranges: RangeSet) -> None:
         fields = self.buffers.geometry.layout.fields
@@ -107,4 +107,4 @@ class DeviceSink(Sink):
             targets[fields[index].name].copy_in(chunk.offset + token, rows)
         with self.owner.lock:
             ranges.add(chunk.offset, chunk.offset + chunk.length)
-        self._landed()
+        self._copied()

@@ -72,15 +72,13 @@ class GuardedTransport:
 
     def close_blocks(self, epoch: int, blocks: tuple[int, ...]) -> None:
         """Closes blocks of a window. If that fails, the transport is lost, and :attr:`may_still_write` says more."""
-        if self.may_still_write:
-            self._close_lost()
-        elif self.lost is None and (error := attempt(self._transport.close_blocks, epoch, blocks)) is not None:
+        if self.lost is None and (error := attempt(self._transport.close_blocks, epoch, blocks)) is not None:
             self._lose("close_blocks", error)
 
     def revoke(self, epoch: int) -> None:
         self._revoking.add(epoch)
         if self.lost is not None:
-            self._close_lost()
+            self._all_ended()
         elif (error := attempt(self._transport.revoke, epoch)) is not None:
             self._lose("revoke", error)
 
@@ -179,13 +177,20 @@ class GuardedTransport:
         self._close_lost()
 
     def _close_lost(self) -> None:
-        """Closes the transport. If it cannot be closed now, the next call that closes blocks tries it again."""
         if not self.is_closed:
             error = attempt(self._transport.close)
             self.is_closed = error is None
             if error is not None:
                 log.critical("the %s transport cannot be closed either: %s", self.name, shown(error), exc_info=error)
         self._all_ended()
+
+    def close_again(self) -> None:
+        """Tries again to close a transport that has failed and could not be closed. That frees the blocks it may write.
+
+        The manager calls it from time to time.
+        """
+        if self.may_still_write:
+            self._close_lost()
 
     def _all_ended(self) -> None:
         """Reports what has ended with the transport.

@@ -37,6 +37,9 @@ REPORT_SECONDS = 1.0
 AGAIN_SECONDS = 0.1
 """When a part of a turn that has failed is tried again."""
 
+CLOSE_AGAIN_SECONDS = 5.0
+"""How often a transport that could not be closed is closed again. Until then blocks that it may write are missing."""
+
 
 class Machine(Protocol):
     """A state machine, as far as every driver of one needs it."""
@@ -90,6 +93,7 @@ class Manager(ABC, Generic[R]):
         self._is_closed = False
         self._failed_at = -REPORT_SECONDS
         self._again_at = IDLE  # when a part of a turn that failed is tried again
+        self._close_again_at = IDLE  # when transports that may still write are closed again
         self._lost_transports: set[str] = set()
         try:
             names = [transport.name for transport in transports]
@@ -383,14 +387,28 @@ class Manager(ABC, Generic[R]):
 
     def _take_transport_events(self) -> None:
         for transport in self.transports.values():
-            for event in transport.poll():
+            events = transport.poll()
+            if transport.lost is not None and transport.name not in self._lost_transports and not self._is_closed:
+                self._lost_transports.add(transport.name)
+                self._transport_lost(transport, self.now())  # first: then its failed writes are known to be its fault
+            for event in events:
                 if isinstance(event, LinkLost):
                     log.info("a data connection ended: %s", event.error)
                 else:
                     self._transport_event(event)
-            if transport.lost is not None and transport.name not in self._lost_transports and not self._is_closed:
-                self._lost_transports.add(transport.name)
-                self._transport_lost(transport, self.now())
+        if not self._is_closed:
+            self._close_lost(self.now())
+
+    def _close_lost(self, now: float) -> None:
+        """Tries again, from time to time, to close transports that have failed and could not be closed."""
+        lost = [transport for transport in self.transports.values() if transport.may_still_write]
+        if now >= self._close_again_at:
+            self._close_again_at = IDLE
+            for transport in lost:
+                transport.close_again()
+        if lost:
+            self._close_again_at = min(self._close_again_at, now + CLOSE_AGAIN_SECONDS)
+            self._again_at = min(self._again_at, self._close_again_at)
 
     @staticmethod
     def _collect(close: Callable[[], None]) -> list[Exception]:

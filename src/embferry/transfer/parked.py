@@ -18,14 +18,14 @@ class _Parked:
     until: float
 
 
-class ParkedOpenings:
+class ParkedRequests:
     """The latest ``open`` message of each room that is not open yet.
 
-    A receiver repeats its opening until it has an offer, so one that is dropped here comes again. Therefore the oldest
+    A receiver repeats its request until it has an offer, so one that is dropped here comes again. Therefore the oldest
     makes room for the newest when a bound is reached.
 
     Args:
-        settings: ``parked_openings`` and ``parked_bytes`` bound them; each is kept for ``bootstrap_timeout`` seconds.
+        settings: ``parked_requests`` and ``parked_bytes`` bound them; each is kept for ``bootstrap_timeout`` seconds.
 
     Attributes:
         nbytes: Their encoded size.
@@ -40,17 +40,17 @@ class ParkedOpenings:
         return len(self._by_room)
 
     def add(self, peer: Hashable, frame: Frame, now: float) -> None:
-        """Keeps an opening, in place of an earlier one for its room."""
+        """Keeps a request, in place of an earlier one for its room."""
         assert isinstance(frame.body, Open)
         self.take(frame.body.room)
         size = len(encode(frame))
         self._by_room[frame.body.room] = _Parked(peer, frame, size, now + self._settings.bootstrap_timeout)
         self.nbytes += size
-        while len(self) > self._settings.parked_openings or self.nbytes > self._settings.parked_bytes:
+        while len(self) > self._settings.parked_requests or self.nbytes > self._settings.parked_bytes:
             self.take(next(iter(self._by_room)))
 
     def take(self, room: int) -> tuple[Hashable, Frame] | None:
-        """Removes and returns the opening of a room, with its peer, or None."""
+        """Removes and returns the request for a room, with its peer, or None."""
         parked = self._by_room.pop(room, None)
         if parked is None:
             return None
@@ -58,7 +58,7 @@ class ParkedOpenings:
         return parked.peer, parked.frame
 
     def drop(self, peer: Hashable) -> None:
-        """Removes the openings of a peer whose connection has ended."""
+        """Removes the requests of a peer whose connection has ended."""
         for room in [room for room, parked in self._by_room.items() if parked.peer == peer]:
             self.take(room)
 
@@ -68,6 +68,6 @@ class ParkedOpenings:
         return next((parked.until for parked in self._by_room.values()), None)
 
     def expire(self, now: float) -> None:
-        """Removes the openings that have been kept long enough. They lie in the order of their times."""
+        """Removes the requests that have been kept long enough. They lie in the order of their times."""
         while self._by_room and next(iter(self._by_room.values())).until <= now:
             self.take(next(iter(self._by_room)))

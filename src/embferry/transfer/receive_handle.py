@@ -223,9 +223,9 @@ class EmbeddingReceiver(Handle):
             return machine.transferred_tokens
 
     @property
-    def examined_tokens(self) -> int:
+    def verified_tokens(self) -> int:
         """Tokens that were verified, damaged and repeated ones included."""
-        return self._record.examined_tokens
+        return self._record.verified_tokens
 
     @property
     def current_allocation(self) -> MetadataAllocation | None:
@@ -299,7 +299,7 @@ class _SinkOwner:
     def consumed(self, epoch: int, offset: int) -> None:
         self._manager.consumed(self._record, epoch, offset)
 
-    def landed(self) -> None:
+    def copied(self) -> None:
         self._manager.touch(self._record)
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:

@@ -115,18 +115,13 @@ class ReceiveManager(Manager[ReceiveRecord]):
             failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
         with self.lock:
             self.check()
-        return EmbeddingReceiver(
-            self, ReceiveRecord(room, endpoint, check_sink(sink, room), failover_timeout, max_tokens)
-        )
+        sink = check_sink(sink, room)
+        return EmbeddingReceiver(self, ReceiveRecord(room, endpoint, sink, failover_timeout, max_tokens))
 
     # Called by handles
 
     def check_allocation(self, record: ReceiveRecord, allocation: MetadataAllocation) -> None:
-        """Checks that a caller's blocks can be granted. The lock is held.
-
-        Raises:
-            LocalProtocolError: The room does not hold them, or a transfer uses them already.
-        """
+        """Raises LocalProtocolError if the room does not hold a caller's blocks, or they are in use. The lock is held."""
         self.allocator.check_held(allocation, record.room)
         if any(not other.blocks().isdisjoint(allocation.blocks) for other in self._records()):
             raise LocalProtocolError("a transfer uses some of these blocks already", room=record.room)

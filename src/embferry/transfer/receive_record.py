@@ -49,7 +49,7 @@ class ReceiveRecord:
         calls: Calls of the sink that are to be made, in order. Only the driver thread removes any, after the call.
         restarts: How many of these are ``Restart``.
         verification: The running verification, if the first call is one. For the driver thread.
-        examined_tokens: Tokens that were verified, damaged and repeated ones included.
+        verified_tokens: Tokens that were verified, damaged and repeated ones included.
         is_preparing: Whether the callback thread prepares the sink; no call is made meanwhile.
         is_sink_complete: What the sink's ``is_complete`` was when it was last asked.
         log: Lines about its grants.
@@ -72,7 +72,7 @@ class ReceiveRecord:
     calls: deque[SinkCall] = field(default_factory=deque)
     restarts: int = 0
     verification: Generator[None, None, bool] | None = None
-    examined_tokens: int = 0
+    verified_tokens: int = 0
     is_preparing: bool = False
     is_sink_complete: bool = True
     log: ResumeLog = field(default_factory=ResumeLog)

@@ -10,7 +10,17 @@ from embferry.protocol.arguments import as_integer, as_text
 from embferry.protocol.commands import Connect, ReleaseSource, Send, Write
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Layout
-from embferry.protocol.messages import MAX_ENDPOINT, MAX_ID, Abort, Frame, Open, Pending, TransportAddress, Unknown
+from embferry.protocol.messages import (
+    MAX_ENDPOINT,
+    MAX_ID,
+    Abort,
+    Closed,
+    Frame,
+    Open,
+    Pending,
+    TransportAddress,
+    Unknown,
+)
 from embferry.protocol.sender import Sender
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, Transport, Written
@@ -21,7 +31,7 @@ from .control.sockets import SocketControl
 from .guarded_transport import GuardedTransport
 from .handle import ENDED
 from .manager import Manager
-from .parked import ParkedOpenings
+from .parked import ParkedRequests
 from .runtime import Runtime, ThreadRuntime
 from .send_handle import EmbeddingSender
 from .send_record import SendRecord
@@ -77,7 +87,7 @@ class SendManager(Manager[SendRecord]):
         self.endpoint = self._runtime.control.endpoint
         self.writer = Writer(layout, self.transports, self.settings, self.wake, allocate, self._write_ended)
         self._rooms: dict[int, SendRecord] = {}
-        self.parked = ParkedOpenings(self.settings)
+        self.parked = ParkedRequests(self.settings)
         try:
             layout.validate()
             self._runtime.start(self.turn)
@@ -108,6 +118,8 @@ class SendManager(Manager[SendRecord]):
             addresses = tuple(TransportAddress(t.name, address) for t, address in working if t.lost is None)
             machine = Sender(room, secrets.randbits(62) + 1, self.layout, addresses, self.settings, self.now())
             record = self._rooms[room] = SendRecord(room, machine)
+            if last is not None:
+                record.ended.extend(last.ended)
             sender = EmbeddingSender(self, record)
             parked = self.parked.take(room)
             if parked is not None:
@@ -191,6 +203,12 @@ class SendManager(Manager[SendRecord]):
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
         record = self._rooms.get(frame.body.room)
         if record is not None:
+            if not frame.target and frame.source in record.ended:  # late: the transfer of now is not meant
+                if isinstance(frame.body, Abort):
+                    self.send(peer, record.machine.session, frame.source, Closed(record.room))
+                return
+            if isinstance(frame.body, Abort):
+                record.ended.append(frame.source)
             if record.is_broken:
                 self.refuse(record, peer, record.machine.session, frame)
                 return
@@ -204,7 +222,7 @@ class SendManager(Manager[SendRecord]):
             self.send(peer, 0, frame.source, Unknown(frame.body.room, frame.target))
 
     def _unreachable(self, event: Unreachable, now: float) -> None:
-        self.parked.drop(event.peer)  # receivers repeat their openings over the next connection
+        self.parked.drop(event.peer)  # receivers repeat their requests over the next connection
 
     def _transport_event(self, event: Event) -> None:
         if isinstance(event, Written):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.sender import Sender
 from embferry.protocol.states import KVPoll
+from embferry.protocol.validation import MAX_RECEIVERS
 
 from .checksums import Checksums
 from .handle import Handle
@@ -23,6 +25,7 @@ class SendRecord:
         machine: The state machine.
         end: What the user holds.
         peers: Session of each receiver to its address on the control plane.
+        ended: Sessions of receivers that have ended with an error, also those of the room's last transfer.
         source: The fields that are sent; empty before they are given and after the release.
         checksums: Checksums taken in advance, if any.
         writes: Writes, and copies from device memory, that have been started and have not ended.
@@ -33,6 +36,7 @@ class SendRecord:
     machine: Sender
     end: Handle = field(init=False)
     peers: dict[int, Hashable] = field(default_factory=dict)
+    ended: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_RECEIVERS))
     source: Source = field(default_factory=dict)
     checksums: Checksums | None = None
     writes: int = 0

@@ -131,7 +131,7 @@ class SinkCalls:
         machine = record.machine
         assert machine is not None  # it has asked for the verification
         record.verification = None
-        record.examined_tokens += check.length
+        record.verified_tokens += check.length
         with self._manager.lock:
             verified = partial(machine.verified_chunk, matches=matches, now=now)
             self._manager.guard(record, verified, check.epoch, check.offset)

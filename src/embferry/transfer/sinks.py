@@ -38,7 +38,7 @@ class Owner(Protocol):
     def consumed(self, epoch: int, offset: int) -> None:
         """The blocks of a delivered chunk are no longer read."""
 
-    def landed(self) -> None:
+    def copied(self) -> None:
         """:attr:`Sink.is_complete` may have changed."""
 
     def abort(self, error: EmbeddingTransferError | None = None) -> None:

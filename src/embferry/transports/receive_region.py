@@ -48,9 +48,10 @@ class ReceiveRegion:
         self._outbox.post(Receiving(epoch))
 
     def close(self) -> None:
-        """Closes every window. No byte is written once it returns."""
+        """Closes every window for good. No byte is written once it returns."""
         self.windows.close_all()
         self._settle()
+        self.view = memoryview(b"")  # the memory is free when its owner closes it
 
     def _settle(self) -> None:
         """Returns when every receive that began before the call has ended: at most one system call later."""

@@ -176,9 +176,11 @@ class Windows:
         return tuple(sorted(blocks))
 
     def close_all(self) -> None:
+        """Closes every window for good, and lets go of the table, which may be a mapping."""
         with self._lock:
             self._open.clear()
             self._owner[:] = CLOSED
+            self._owner = np.zeros_like(self._owner)
             self.version += 1
 
     def allows(self, epoch: int, touched: npt.NDArray[np.intp]) -> bool:

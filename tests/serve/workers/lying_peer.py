@@ -1,4 +1,4 @@
-"""An encode side that answers every opening with an offer of its own making."""
+"""An encode side that answers every `open` with an offer of its own making."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ TURN_S = 0.05
 
 
 class LyingPeer:
-    """A context manager. ``reply`` returns the bytes of the answer to an opening.
+    """A context manager. ``reply`` returns the bytes of the answer to an `open`.
 
     Attributes:
         endpoint: what a language worker dials.
-        answered: openings that were answered.
+        answered: `open` messages that were answered.
     """
 
     def __init__(self, reply: Callable[[Frame, Open], bytes]) -> None:
@@ -52,13 +52,13 @@ class LyingPeer:
                         self._control.send(event.peer, self._reply(frame, frame.body))
 
 
-def offer(frame: Frame, opening: Open, total_tokens: int, **changes: Any) -> bytes:
-    """Returns an offer for an opening; ``changes`` replace its fields."""
+def offer(frame: Frame, asked: Open, total_tokens: int, **changes: Any) -> bytes:
+    """Returns an offer for an `open`; ``changes`` replace its fields."""
     body = {
-        "room": opening.room,
-        "generation": opening.generation,
+        "room": asked.room,
+        "generation": asked.generation,
         "version": 1,
-        "transport": opening.transports[0].name,
+        "transport": asked.transports[0].name,
         "total_tokens": total_tokens,
         "content_digest": b"x",
         **changes,

@@ -101,7 +101,7 @@ def test_the_bounds_are_in_the_metrics(join: MakeJoined) -> None:
         assert 'embferry_control_messages_total{outcome="dropped"} 0.0' in lines
         assert 'embferry_transport_lost{transport="memory"} 0.0' in lines
     lines = run(read(joined.encode_app))
-    assert "embferry_parked_openings 0.0" in lines
+    assert "embferry_parked_requests 0.0" in lines
     assert "embferry_parked_bytes 0.0" in lines
     assert any(line.startswith("embferry_control_connections ") for line in lines)
 

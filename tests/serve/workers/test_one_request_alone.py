@@ -33,12 +33,12 @@ PICTURE = {"kind": "image", "data": encoded(noise(96, 64))}
 OTHER = {"kind": "image", "data": png(80, 80, "blue")}
 
 LIES: dict[str, Callable[[Frame, Open], bytes]] = {
-    "one token more than the prompt has": lambda frame, opening: offer(frame, opening, 17),
-    "2**31 tokens": lambda frame, opening: offer(frame, opening, 1 << 31),
-    "the most tokens a message can name": lambda frame, opening: offer(frame, opening, MAX_TOKENS),
-    "no digest": lambda frame, opening: offer(frame, opening, 16, content_digest=b""),
-    "a transport of its own": lambda frame, opening: offer(frame, opening, 16, transport="own"),
-    "no message": lambda frame, opening: secrets.token_bytes(64),
+    "one token more than the prompt has": lambda frame, asked: offer(frame, asked, 17),
+    "2**31 tokens": lambda frame, asked: offer(frame, asked, 1 << 31),
+    "the most tokens a message can name": lambda frame, asked: offer(frame, asked, MAX_TOKENS),
+    "no digest": lambda frame, asked: offer(frame, asked, 16, content_digest=b""),
+    "a transport of its own": lambda frame, asked: offer(frame, asked, 16, transport="own"),
+    "no message": lambda frame, asked: secrets.token_bytes(64),
 }
 
 

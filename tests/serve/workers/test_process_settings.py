@@ -14,7 +14,9 @@ from pydantic import SecretStr
 
 from embferry.memory import limits
 from embferry.memory.limits import machine_memory_bytes
+from embferry.protocol.errors import TransportError
 from embferry.serve.config import EncodeSettings, RouterSettings, Settings, TransferSettings
+from embferry.serve.config_load import ConfigError
 from embferry.serve.supervisor import LocalCluster
 from embferry.serve.supervisor.handover import pack, read_line, unpack
 from embferry.serve.worker.address import url_of
@@ -67,22 +69,17 @@ def test_each_worker_of_a_cluster_has_its_own_ports() -> None:
     assert cluster.settings_of("language", 1).language.port == 0
 
 
-@pytest.mark.parametrize(("host", "status"), [("0.0.0.0", 2), ("::", 2), ("no-such-host.invalid", 2)])
-def test_a_worker_with_an_unreachable_host_ends_with_the_reason(
-    host: str, status: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "no-such-host.invalid"])
+def test_a_worker_refuses_an_unreachable_host(host: str) -> None:
+    with pytest.raises(ConfigError, match="advertise_host"):
         open_port(Settings(host=host), 0)
-    assert ended.value.code == status
-    assert "advertise_host" in capsys.readouterr().err
 
 
-def test_a_taken_port_ends_the_worker_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_a_taken_port_names_it_and_the_flag() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(SystemExit) as ended:
-            open_port(Settings(), taken.getsockname()[1])
-        assert ended.value.code == 1
-        assert "cannot listen" in capsys.readouterr().err
+        port = taken.getsockname()[1]
+        with pytest.raises(TransportError, match=rf"127\.0\.0\.1:{port}: .*--encode-port"):
+            open_port(Settings(), port, "--encode-port")
 
 
 @pytest.mark.integration
@@ -114,7 +111,7 @@ def test_the_bounds_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None
     transfer = TransferSettings(
         answer_timeout=3,
         max_embedding_bytes=1 << 20,
-        parked_openings=7,
+        parked_requests=7,
         parked_bytes=8,
         control_connections=9,
         control_connections_per_address=5,
@@ -125,7 +122,7 @@ def test_the_bounds_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None
     settings = Settings(transfer=transfer)
     receiving, sending, control = language_timeouts(settings), encode_timeouts(settings), control_limits(settings)
     assert (receiving.answer_timeout, receiving.max_embedding_bytes) == (3, 1 << 20)
-    assert (sending.parked_openings, sending.parked_bytes) == (7, 8)
+    assert (sending.parked_requests, sending.parked_bytes) == (7, 8)
     assert (control.connections, control.connections_per_address, control.connect_timeout) == (9, 5, 2)
     assert (control.unsent_bytes, control.unsent_bytes_per_peer) == (11, 10)
     assert control_limits(Settings()).connections == 1024  # a quarter of the open files

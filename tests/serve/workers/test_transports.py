@@ -11,6 +11,7 @@ import pytest
 
 from embferry.protocol.errors import TransportError
 from embferry.serve.config import Settings, TransferSettings
+from embferry.serve.config_load import ConfigError
 from embferry.serve.supervisor import run
 from embferry.serve.worker import transports as under_test
 from embferry.transports.contract import Transport
@@ -62,13 +63,10 @@ def test_named_transports_keep_their_order(chosen: Make) -> None:
     assert chosen(settings_for("tcp", "mooncake", "shm")) == ["tcp", "mooncake", "shm"]
 
 
-def test_a_missing_named_transport_ends_the_worker_with_the_install_command(
-    chosen: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
+def test_a_missing_named_transport_is_refused_with_the_install_command(chosen: Make) -> None:
+    with pytest.raises(ConfigError) as refused:
         chosen(settings_for("shm", "nixl"))
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == f"embferry: transfer.transports: nixl: {MISSING}\n"
+    assert refused.value.problems == [f"transfer.transports: nixl: {MISSING}"]
 
 
 def test_a_missing_transport_ends_serve_before_any_process_starts(

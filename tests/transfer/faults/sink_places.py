@@ -106,7 +106,7 @@ def _copy_in(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
     return scene.begin(DeviceSink(make))
 
 
-def _landed(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
+def _copied(scene: Scene, trip: Trip, _: pytest.MonkeyPatch) -> Transfer:
     return scene.begin(DeviceSink(lambda total: {name: Device(rows) for name, rows in zeros(total).items()}, trip))
 
 
@@ -193,7 +193,7 @@ SINK_PLACES = (
     Place("make= of arrays", _make_arrays),
     Place("make= of targets", _make_targets),
     Place("copy_in", _copy_in),
-    Place("landed=", _landed),
+    Place("copied=", _copied),
     Place("the copying thread of a device sink", _device_sink_thread),
     Place("new arrays", _new_arrays),
     Place("copy_out", _copy_out),

@@ -77,7 +77,7 @@ def rogue() -> Iterator[Rogue]:
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    settings = TransferSettings(parked_openings=8, parked_bytes=20_000)
+    settings = TransferSettings(parked_requests=8, parked_bytes=20_000)
     receiving = ReceiveManager(Geometry(LAYOUT, 8, 16), [InMemoryTransport()], settings=settings)
     pair = Pair(receiving, SendManager(LAYOUT, [InMemoryTransport()], settings=settings), InMemoryTransport)
     yield pair
@@ -115,7 +115,7 @@ def test_a_sender_that_lies_about_its_length_ends_one_transfer(rogue: Rogue, bou
     pair.receiving.close()
 
 
-def test_openings_for_unknown_rooms_are_kept_within_bounds(pair: Pair, rogue: Rogue) -> None:
+def test_requests_for_unknown_rooms_are_kept_within_bounds(pair: Pair, rogue: Rogue) -> None:
     geometry = Geometry(LAYOUT, 8, 16)
     for room in range(200):
         body = Open(room, 1, (1, 1), geometry, "x" * 200, pair.receiving.addresses, 0)
@@ -134,7 +134,7 @@ def test_openings_for_unknown_rooms_are_kept_within_bounds(pair: Pair, rogue: Ro
         pair.sending.wake()
 
 
-def test_an_opening_with_endless_fields_is_dropped(pair: Pair, rogue: Rogue) -> None:
+def test_a_request_with_endless_fields_is_dropped(pair: Pair, rogue: Rogue) -> None:
     geometry = [[[["a", "b", 1]] * 60_000], 1, 1]
     data = [VERSION, 5, 0, ["open", 7, 1, [1, 1], geometry, "e", [["tcp", b"h"]], 0, True]]
     rogue.say_raw(msgspec.msgpack.encode(data), pair.sending.endpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import re
 import sys
 import time
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--story", help="a story to tell again, as it was printed")
     options = parser.parse_args()
+    gc.freeze()  # a story's cycles are searched for, what was imported is not
     if options.story:
         return tell(Story.parse(options.story))
     try:

@@ -26,7 +26,7 @@ def break_sink(s: Simulation, a: int, b: int, c: int) -> None:
 def break_make(s: Simulation, a: int, b: int, c: int) -> None:
     room = pick([r for r in s.rooms if not r.has_ended and r.kind in ("make", "device")], a)
     if room is not None:
-        room.breakable.armed[("make", "make", "wrong", "copy_in", "landed")[b % 5]] = s.fault(c)
+        room.breakable.armed[("make", "make", "wrong", "copy_in", "copied")[b % 5]] = s.fault(c)
 
 
 @move

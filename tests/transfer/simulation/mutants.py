@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from embferry.transfer import (
     guarded_transport,
     manager,
     receive_manager,
+    send_record,
     sink_calls,
     staging,
     writer,
@@ -24,7 +26,7 @@ from embferry.transfer.callbacks import Notifier
 from embferry.transfer.control_messages import ControlMessages
 from embferry.transfer.guarded_transport import GuardedTransport
 from embferry.transfer.manager import Manager
-from embferry.transfer.parked import ParkedOpenings
+from embferry.transfer.parked import ParkedRequests
 from embferry.transfer.receive_handle import _SinkOwner
 from embferry.transfer.receive_manager import ReceiveManager
 from embferry.transfer.receive_record import ReceiveRecord
@@ -50,13 +52,13 @@ def _let_through(call: Callable[..., object], *arguments: object, **keywords: ob
     call(*arguments, **keywords)
 
 
-def _open_gate(module: Any) -> Mutate:
+def _without_guard(module: Any) -> Mutate:
     return lambda patch: patch.setattr(module, "attempt", _let_through)
 
 
-GATES = (callbacks, device_sink, guarded_transport, manager, receive_manager, sink_calls, staging, writer)
-for _module in GATES:
-    MUTANTS[f"exceptions_pass_the_gate_of_{_module.__name__.rpartition('.')[2]}"] = _open_gate(_module)
+GUARDED = (callbacks, device_sink, guarded_transport, manager, receive_manager, sink_calls, staging, writer)
+for _module in GUARDED:
+    MUTANTS[f"exceptions_pass_the_guard_of_{_module.__name__.rpartition('.')[2]}"] = _without_guard(_module)
 
 
 def _without(owner: type, name: str, result: Any = None) -> Mutate:
@@ -64,8 +66,8 @@ def _without(owner: type, name: str, result: Any = None) -> Mutate:
 
 
 MUTANTS |= {
-    "parked_openings_do_not_expire": _without(ParkedOpenings, "expire"),
-    "nothing_is_due_for_parked_openings": lambda patch: patch.setattr(SendManager, "_next_due", Manager._next_due),
+    "parked_requests_do_not_expire": _without(ParkedRequests, "expire"),
+    "nothing_is_due_for_parked_requests": lambda patch: patch.setattr(SendManager, "_next_due", Manager._next_due),
     "blocks_of_another_transfer_of_the_room_are_freed": _without(ReceiveManager, "_blocks_of_others", set()),
     "a_source_that_cannot_be_read_fails_nothing": _without(Writer, "_source_failed"),
     "waiters_are_not_woken": _without(Notifier, "fire"),
@@ -254,19 +256,19 @@ def the_sink_is_prepared_on_the_driver_thread_and_locked(patch: pytest.MonkeyPat
 
 
 @mutant
-def parked_openings_have_no_bound(patch: pytest.MonkeyPatch) -> None:
-    real = ParkedOpenings.add
+def parked_requests_have_no_bound(patch: pytest.MonkeyPatch) -> None:
+    real = ParkedRequests.add
 
-    def add(self: ParkedOpenings, peer: Any, frame: Any, now: float) -> None:
+    def add(self: ParkedRequests, peer: Any, frame: Any, now: float) -> None:
         class Endless:
-            parked_openings = parked_bytes = 1 << 40
+            parked_requests = parked_bytes = 1 << 40
             bootstrap_timeout = self._settings.bootstrap_timeout
 
         settings, self._settings = self._settings, Endless()  # type: ignore[assignment]
         real(self, peer, frame, now)
         self._settings = settings
 
-    patch.setattr(ParkedOpenings, "add", add)
+    patch.setattr(ParkedRequests, "add", add)
 
 
 @mutant
@@ -301,6 +303,16 @@ def the_control_plane_may_not_raise(patch: pytest.MonkeyPatch) -> None:
 @mutant
 def blocks_that_a_broken_transport_may_write_are_released(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(UnclosedBlocks, "keep", lambda self, blocks, room: blocks)
+
+
+@mutant
+def a_transport_that_could_not_be_closed_is_never_closed_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(GuardedTransport, "close_again", lambda self: None)
+
+
+@mutant
+def messages_of_the_last_receiver_of_a_room_count(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(send_record, "deque", lambda maxlen: deque(maxlen=0))
 
 
 @mutant

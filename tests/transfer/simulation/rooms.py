@@ -319,7 +319,7 @@ class Room:
         if self.kind == "chunks":
             sink = ProbedChunkSink()
         elif self.kind == "device":
-            sink = ProbedDeviceSink(self._make_targets, self._landed)
+            sink = ProbedDeviceSink(self._make_targets, self._copied)
             executor = sink._copier
             assert isinstance(executor, PatientExecutor)
             executor.is_busy = lambda: self.breakable.busy > 0
@@ -348,9 +348,9 @@ class Room:
         targets = {f.name: HostTarget(self, tokens, f.token_bytes) for f in LAYOUT.fields}
         return self.breakable.call("make", lambda: targets)  # type: ignore[no-any-return]
 
-    def _landed(self) -> None:
-        self.simulation.check_no_lock("landed()")
-        self.breakable.call("landed", lambda: None)
+    def _copied(self) -> None:
+        self.simulation.check_no_lock("copied()")
+        self.breakable.call("copied", lambda: None)
 
     def _uses(self, digest: bytes) -> None:
         if self.used_digest not in (None, digest) and not self.lied:

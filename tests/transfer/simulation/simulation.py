@@ -90,7 +90,7 @@ class Simulation:
             writes_in_flight=1 + setup // 8 % 3,
             default_allocate_tokens=8,
             max_embedding_bytes=100 * TOKEN_BYTES,
-            parked_openings=6,
+            parked_requests=6,
             parked_bytes=1500,
             **(PATIENT if self.is_patient else IMPATIENT),
         )
@@ -256,8 +256,8 @@ class Simulation:
                 manager.allocator.check_integrity()
             else:
                 parked = manager.parked
-                must(len(parked) <= self.settings.parked_openings, f"{len(parked)} openings are parked")
-                must(parked.nbytes <= self.settings.parked_bytes, f"{parked.nbytes} bytes of openings are parked")
+                must(len(parked) <= self.settings.parked_requests, f"{len(parked)} requests are parked")
+                must(parked.nbytes <= self.settings.parked_bytes, f"{parked.nbytes} bytes of requests are parked")
                 for record in manager._rooms.values():
                     peers = len(record.peers)
                     must(peers <= MAX_RECEIVERS + 1, f"room {record.room} keeps {peers} peers")
@@ -347,7 +347,7 @@ class Simulation:
                     must(not manager._by_epoch, f"{name} keeps epochs")
                     must(not manager.admission._waiting, f"{name}: a room still waits for blocks")
             else:
-                must(len(manager.parked) == 0, f"{name} keeps parked openings")
+                must(len(manager.parked) == 0, f"{name} keeps parked requests")
                 must(not manager.writer._writing, f"{name} keeps writes")
             must(worker in self.unclosed or not manager.ready_queue._times, f"{name} keeps timers")
         for room in self.every_room():

@@ -52,7 +52,7 @@ WAITED: Columns = {
     "longest": lambda m: f"{m.wait(1) * 1e3:.2f}",
 }
 SWEEPS = {
-    "small": ("Small transfers", COST, "CPU time of one transfer, from the opening of the room to its end."),
+    "small": ("Small transfers", COST, "CPU time of one transfer, from opening the room to its end."),
     "rooms": (
         "Small transfers beside open rooms",
         COST,

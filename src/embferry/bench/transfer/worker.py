@@ -17,8 +17,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..machine import size
 from . import payloads
 from .contract import Facts, Job, Link, UnavailableError
@@ -61,7 +59,7 @@ class Worker:
         end = getattr(importlib.import_module(module), f"{prefix}{role}")
         reset_peak()
         self._before = size("/proc/self/status", "VmRSS") + job.size
-        tensor = payloads.make(job.size) if role == "Sending" else np.empty(job.size, np.uint8)
+        tensor = (payloads.make if role == "Sending" else payloads.empty)(job.size)
         self._end = end(job, Link(self._link, job.timeout_s), tensor)
         address: Facts = self._end.address()
         return address

@@ -191,7 +191,7 @@ class IncomingEmbedding:
         self.ready = True
 
     def _count(self, receiver: EmbeddingReceiver, outcome: str) -> None:
-        shape, received = self.coordinates.shape, receiver.examined_tokens
+        shape, received = self.coordinates.shape, receiver.verified_tokens
         self._counters.add("transfers", label=outcome)
         self._counters.add("resumed_transfers", max(0, receiver.transfers - 1))
         self._counters.add("wire_bytes", received * shape.token_bytes)

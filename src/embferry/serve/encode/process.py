@@ -54,7 +54,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         report: called once, when the worker accepts requests.
     """
     raise_open_file_limit()
-    listener = open_port(settings, settings.encode.port)
+    listener = open_port(settings, settings.encode.port, "--encode-port")
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     encoder = Encoder.load(model_path(settings.model), DTYPES[settings.dtype], threads=settings.threads)
     service = service_of(encoder, settings, transports)
@@ -106,7 +106,7 @@ def build(service: EncodeService) -> Starlette:
             except BaseException:
                 service.drop(room)
                 raise
-            log.info("announced", extra={"tokens": room.total_tokens, "items": len(items)})
+            log.debug("announced", extra={"tokens": room.total_tokens, "items": len(items)})
             return JSONResponse(messages.response(room.number, service.manager.endpoint, items))
 
     routes = [Route("/encode", encode, methods=["POST"]), Route("/embeddings/{room}", EmbeddingResource(service))]

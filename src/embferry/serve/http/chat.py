@@ -52,6 +52,7 @@ class ClientResponse:
     Attributes:
         room: the request's room, for log lines about a failure; None if it has none.
         on_start: called when the status is about to be sent.
+        facts: what the log line at the end of the request says beside status and duration.
     """
 
     def __init__(self, send: Send) -> None:
@@ -60,6 +61,7 @@ class ClientResponse:
         self.started = False
         self.room: int | None = None
         self.on_start: Callable[[], None] = lambda: None
+        self.facts: dict[str, Any] = {}
 
     @property
     def seconds(self) -> float:
@@ -108,6 +110,12 @@ class ChatEndpoint(ABC, Generic[B]):
         metrics = self.fleet.metrics
         with metrics.in_flight.track_inprogress(), metrics.seconds.time(), self.fleet.budget.hold() as hold:
             response = ClientResponse(send)
+            scope.setdefault("state", {})["facts"] = response.facts
+
+            def client_left() -> None:
+                response.facts["outcome"] = "client left"
+                self.fleet.metrics.aborted.inc()
+
             incoming: Incoming | None = None
 
             async def read() -> None:
@@ -121,7 +129,7 @@ class ChatEndpoint(ABC, Generic[B]):
             await self.respond(read(), response)
             if incoming is not None:
                 await run_until_disconnect(
-                    self.respond(self.answer(incoming, scope, response), response), receive, self._client_left
+                    self.respond(self.answer(incoming, scope, response), response), receive, client_left
                 )
 
     async def respond(self, work: Coroutine[Any, Any, None], response: ClientResponse) -> None:
@@ -136,13 +144,10 @@ class ChatEndpoint(ABC, Generic[B]):
         except ServeError as error:
             await self._fail(error, response)
 
-    def _client_left(self) -> None:
-        log.info("the client left")
-        self.fleet.metrics.aborted.inc()
-
     async def _fail(self, error: ServeError, response: ClientResponse) -> None:
         self.fleet.metrics.errors.labels(error.code).inc()
-        level = logging.INFO if error.http_status < 500 else logging.WARNING
+        response.facts |= {"outcome": error.code, "error": error.detail}
+        level = logging.DEBUG if error.http_status < 500 else logging.WARNING
         with about(room=response.room):
             log.log(level, "refused: %s", error.detail, extra={"code": error.code, "status": error.http_status})
         if response.started:

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 
 from prometheus_client import Counter
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,7 +30,8 @@ class Edge:
     """ASGI middleware.
 
     Sets ``scope["state"]["request_id"]`` to the client's ``X-Request-Id``, or to a new id if the client sent none or an
-    unacceptable one.
+    unacceptable one. The line says at the end of the request how it went, with what the application has added to
+    ``scope["state"]["facts"]``.
 
     Args:
         app: the application behind.
@@ -72,8 +74,9 @@ class Edge:
             finally:
                 path = scope["path"] if scope["path"] in self._paths else "other"
                 self._requests.labels(path, status).inc()
-                facts = {"method": scope["method"], "path": scope["path"], "status": status}
+                facts: dict[str, Any] = {"method": scope["method"], "path": scope["path"], "status": status}
                 facts["seconds"] = round(time.monotonic() - started, 3)
+                facts |= scope["state"].get("facts", {})
                 log.log(logging.DEBUG if path in _POLLED else logging.INFO, "request", extra=facts)
 
     def _has_key(self, headers: Headers) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from embferry.protocol.errors import TransportError
 from embferry.serve.http.connections import MAX_CONNECTIONS, ExceptionHandler, bounded_protocol, within_open_files
 
 BACKLOG = 2048
@@ -28,14 +29,19 @@ def unreported(url: str) -> None:
     """The report of a process that has no supervisor."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Returns a bound, listening TCP socket; port 0 takes a free one. On failure, ends the process with status 1."""
+def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
+    """Returns a bound, listening TCP socket; port 0 takes a free one.
+
+    Raises:
+        TransportError: the address cannot be bound; it names ``flag``, the option for another port.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        print(f"embferry: cannot listen on {host}:{port}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        why = os.strerror(error.errno) if error.errno else str(error)
+        advice = f"choose another port with {flag} (0 takes a free one)"
+        raise TransportError(f"cannot listen on {host}:{port}: {why}; {advice}", retryable=False) from error
 
 
 async def serve_app(

@@ -110,6 +110,7 @@ class Chat(ChatEndpoint[Fleet]):
     async def _attempt(self, asked: _Asked, request_id: str, avoid: set[str], response: ClientResponse) -> None:
         """Makes one attempt, in a room of its own: workers of an earlier one may still be at work in theirs."""
         response.room = draw_room() if asked.items else None
+        response.facts |= {"room": response.room}
         with about(room=response.room):
             async with self._worker_call(request_id, response.room, avoid) as call:
                 if asked.items:
@@ -153,7 +154,7 @@ class Chat(ChatEndpoint[Fleet]):
                     await _begin_stream(response, reply)
                     if told["text"]:  # empty where a token ends within a character
                         await response.write(event(reply.delta(told["text"])))
-        self._count(answer, response.seconds)
+        response.facts |= self._count(answer)
         extension = answer.extension(call.room)
         finish_reason, usage = answer.end["finish_reason"], answer.end["usage"]
         if not request.stream:
@@ -166,7 +167,8 @@ class Chat(ChatEndpoint[Fleet]):
             await response.write(event(reply.usage(usage)))
         await response.write(DONE, more=False)
 
-    def _count(self, answer: Answer, seconds: float) -> None:
+    def _count(self, answer: Answer) -> dict[str, Any]:
+        """Counts an answer. Returns what the log says of it."""
         usage = answer.end["usage"]
         self.fleet.metrics.prompt_tokens.inc(usage.get("prompt_tokens", 0))
         self.fleet.metrics.completion_tokens.inc(usage.get("completion_tokens", 0))
@@ -176,7 +178,7 @@ class Chat(ChatEndpoint[Fleet]):
         self.fleet.metrics.transfer_tokens.inc(transfer.get("total_tokens", 0))
         self.fleet.metrics.transfer_bytes.inc(transfer.get("bytes", 0))
         facts = {f"transfer_{key}": value for key, value in transfer.items()}
-        log.info("answered", extra={"seconds": round(seconds, 3), "tokens": len(answer.tokens), **facts})
+        return {"outcome": "answered", "tokens": len(answer.tokens), **facts}
 
 
 async def _begin_stream(response: ClientResponse, reply: Reply) -> None:

@@ -18,7 +18,11 @@ DRAIN_SECONDS = 4
 
 
 def run(settings: Settings, report: Report = unreported) -> None:
-    """Serves until SIGINT or SIGTERM. Ends the process with status 1 if the port is not available."""
+    """Serves until SIGINT or SIGTERM.
+
+    Raises:
+        TransportError: the port is not available.
+    """
     with listen(settings.host, settings.router.port) as listener:
         url = url_of(settings.reachable_host, listener)
 

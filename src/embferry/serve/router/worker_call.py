@@ -71,6 +71,7 @@ class WorkerCall:
         self._encoded: dict[str, Any] = {"endpoint": None, "items": []}
         self._encoder: Worker | None = None
         self._ended = False
+        self._gone: set[str] = set()  # ids of workers whose connection broke or could not be made
 
     async def encode(self, items: list[dict[str, Any]]) -> None:
         """Has the items encoded.
@@ -161,6 +162,7 @@ class WorkerCall:
 
     def _failed(self, role: Role, worker: Worker, error: httpx.TransportError) -> None:
         self._fleet.suspect(worker)
+        self._gone.add(worker.id)
         self._fleet.metrics.worker_failures.labels(role).inc()
         facts = {"worker": worker.id, "url": worker.url, "reason": self._reason(error)}
         log.warning("a worker failed", extra=facts)
@@ -192,7 +194,9 @@ class WorkerCall:
                 await self._fleet.client.delete(f"{worker.url}/rooms/{self.room}", timeout=ABORT_TIMEOUT)
             except httpx.HTTPError as error:
                 facts = {"worker": worker.id, "reason": reason_of(error)}
-                log.warning("a worker could not be told of an abort", extra=facts)
+                is_gone = worker.id in self._gone or isinstance(error, _NOT_REACHED)
+                level = logging.DEBUG if is_gone else logging.WARNING
+                log.log(level, "a worker could not be told of an abort", extra=facts)
 
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:

@@ -11,14 +11,24 @@ import threading
 import time
 
 from embferry.observe.logs import configure
+from embferry.protocol.errors import EmbferryError
 from embferry.serve.bootstrap import bootstrap_server
 from embferry.serve.config import Settings
+from embferry.serve.config_load import ConfigError
 from embferry.serve.http.serving import Report
 from embferry.serve.supervisor.handover import SupervisorPipes, unpack
 from embferry.serve.worker.address import bracketed
 
 ORPHAN_SECONDS = 4.0
 """Seconds that a process gets for an orderly end when its supervisor has died."""
+SAID_BY_SUPERVISOR = (
+    "embferry.discovery.bootstrap_client",
+    "embferry.discovery.bootstrap_server",
+    "embferry.serve.router.fleet",
+    "embferry.serve.router.process",
+    "embferry.serve.worker.process",
+)
+"""Loggers whose info lines tell of the start and end of processes, which the supervisor's lines tell already."""
 
 
 def main() -> None:
@@ -26,6 +36,9 @@ def main() -> None:
     settings = unpack(pipes.first_line())
     pipes.on_supervisor_end(_end)
     configure(settings.log_level, settings.log_format)
+    if settings.log_level == "info":
+        for name in SAID_BY_SUPERVISOR:
+            logging.getLogger(name).setLevel(logging.WARNING)
     try:
         if sys.argv[1] == "bootstrap":
             _bootstrap(settings, pipes.report)
@@ -33,6 +46,11 @@ def main() -> None:
             importlib.import_module(f"embferry.serve.{sys.argv[1]}.process").run(settings, pipes.report)
     except KeyboardInterrupt:
         sys.exit(130)
+    except (ConfigError, EmbferryError) as error:
+        if pipes.reported:
+            raise
+        pipes.fail("; ".join(error.problems) if isinstance(error, ConfigError) else error.detail)
+        sys.exit(1)
     _exit()
 
 

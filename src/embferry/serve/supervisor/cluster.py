@@ -58,7 +58,6 @@ class Cluster(ABC):
         self._output: IO[bytes] | None = None
         self._changed = threading.Condition()  # guards what follows
         self._reported: set[tuple[str, int, bool]] = set()
-        self._began = time.monotonic()
         self._first: list[SupervisedProcess] = []
         self._others: list[SupervisedProcess] | None = None
         self._stopping = False
@@ -82,7 +81,6 @@ class Cluster(ABC):
 
     def start(self) -> None:
         """Begins to start all processes. :meth:`wait_ready` waits for them."""
-        self._began = time.monotonic()
         if self._logs is not None:
             self._output = self._logs.open("ab")
         with self._changed:
@@ -170,7 +168,6 @@ class Cluster(ABC):
 
     def _on_change(self) -> None:
         """Runs on a process's thread when it has been started, accepts requests or has ended."""
-        seconds = time.monotonic() - self._began
         with self._changed:
             for view in self.processes:
                 state = (view.name, view.pid, view.ready)
@@ -178,7 +175,7 @@ class Cluster(ABC):
                     continue
                 self._reported.add(state)
                 what = f"answers at {view.url}" if view.ready else f"is starting (pid {view.pid})"
-                self._progress(f"{seconds:5.1f} s  {view.name} {what}")
+                self._progress(f"{view.name} {what}")
             if self._others is None and not self._stopping and all(process.first_url for process in self._first):
                 self._others = self.others()
                 for process in self._others:

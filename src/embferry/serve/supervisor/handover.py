@@ -2,8 +2,8 @@
 
 The child's standard input brings one line, such as its settings, where no ``ps`` shows them. It then stays open until
 the supervisor ends: the kernel closes it even when the supervisor is killed. (``PR_SET_PDEATHSIG`` does not do that: it
-goes by the thread that started the child, not by the process.) The child's standard output carries one line with its
-URL, as soon as it accepts requests.
+goes by the thread that started the child, not by the process.) The child's standard output carries one line: its
+URL as soon as it accepts requests, or the reason why it cannot start.
 """
 
 from __future__ import annotations
@@ -50,10 +50,15 @@ def read_line(fd: int) -> bytes:
 
 
 class SupervisorPipes:
-    """The child's ends of the pipes. From here on, standard output goes to standard error."""
+    """The child's ends of the pipes. From here on, standard output goes to standard error.
+
+    Attributes:
+        reported: the child has told that it accepts requests.
+    """
 
     def __init__(self) -> None:
         self._input, self._output = os.dup(0), os.dup(1)
+        self.reported = False
         os.dup2(2, 1)
 
     def first_line(self) -> bytes:
@@ -65,7 +70,15 @@ class SupervisorPipes:
 
     def report(self, url: str) -> None:
         """Tells the supervisor that this process accepts requests at ``url``."""
-        os.write(self._output, json.dumps({"url": url}).encode() + b"\n")
+        self.reported = True
+        self._tell({"url": url})
+
+    def fail(self, reason: str) -> None:
+        """Tells the supervisor why this process cannot start, instead of :meth:`report`."""
+        self._tell({"failure": reason})
+
+    def _tell(self, line: dict[str, str]) -> None:
+        os.write(self._output, json.dumps(line).encode() + b"\n")
 
     def on_supervisor_end(self, action: Callable[[], None]) -> None:
         """Calls ``action`` in a thread of its own when the supervisor has ended."""

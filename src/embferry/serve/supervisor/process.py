@@ -137,19 +137,23 @@ class SupervisedProcess:
             with process:
                 self._show(replace(self.view, pid=process.pid, starts=self.view.starts + 1))
                 assert process.stdout is not None
-                if line := process.stdout.readline():
-                    self.first_url = self.first_url or json.loads(line)["url"]
-                    self._show(replace(self.view, url=json.loads(line)["url"]))
+                told = json.loads(process.stdout.readline() or "{}")
+                if url := told.get("url"):
+                    self.first_url = self.first_url or url
+                    self._show(replace(self.view, url=url))
                 status = process.wait()
+            reason = told.get("failure")
             self._show(replace(self.view, url="", pid=0))
             if self._stopping.is_set():
                 return
             if not self.first_url:
-                self.failure = f"{self.name} ended with {_meaning(status)} before it answered; its log says why"
+                why = f"{self.name} ended with {_meaning(status)} before it answered; its log says why"
+                self.failure = f"{self.name} cannot start: {reason}" if reason else why
                 self._on_change()
                 return
             delay = self._delay if time.monotonic() - began > STEADY_SECONDS else delay
-            log.warning("%s ended with %s; starting it again in %.1f s", self.name, _meaning(status), delay)
+            why = f"cannot start: {reason}" if reason else f"ended with {_meaning(status)}"
+            log.warning("%s %s; starting it again in %.1f s", self.name, why, delay)
             self._stopping.wait(delay)
             delay = min(2 * delay, MAX_DELAY_SECONDS)
 

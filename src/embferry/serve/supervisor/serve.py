@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -13,6 +14,8 @@ from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.local import LocalCluster
 from embferry.serve.supervisor.process import ClusterError
 from embferry.serve.worker.transports import unusable
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
@@ -34,18 +37,13 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     try:
-        with make(_say) as cluster:
+        with make(log.info) as cluster:
             cluster.wait_ready()
-            _say(f"{time.monotonic() - began:5.1f} s  ready: {cluster.title} at {cluster.url}/v1")
-            _say(f'         try: embferry ask --url {cluster.url} PICTURE "what is there?"    Ctrl-C ends everything')
+            log.info("ready: %s at %s/v1 after %.1f s", cluster.title, cluster.url, time.monotonic() - began)
+            log.info('try: embferry ask --url %s PICTURE "what is there?" (Ctrl-C ends everything)', cluster.url)
             threading.Event().wait()
     except ClusterError as error:
         print(f"embferry: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        _say("         all processes have ended")
-
-
-def _say(sentence: str) -> None:
-    # One write for each line, so that it cannot mix with a line of another process on the same stderr.
-    print(f"{sentence}\n", end="", file=sys.stderr, flush=True)
+        log.info("all processes have ended")

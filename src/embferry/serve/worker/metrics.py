@@ -41,7 +41,7 @@ class WorkerMetrics(Metrics):
             gauge = self.gauge("embferry_control_connections", "Connections accepted for control messages")
             gauge.set_function(lambda: control.connections)
         if isinstance(manager, SendManager):
-            gauge = self.gauge("embferry_parked_openings", "Requests for embeddings that are not announced yet")
+            gauge = self.gauge("embferry_parked_requests", "Requests for embeddings that are not announced yet")
             gauge.set_function(lambda: len(manager.parked))
             gauge = self.gauge("embferry_parked_bytes", "Bytes of such requests")
             gauge.set_function(lambda: manager.parked.nbytes)

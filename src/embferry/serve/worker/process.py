@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.leases import Role, Worker
 from embferry.serve.config import Settings
+from embferry.serve.config_load import ConfigError
 from embferry.serve.http.serving import Report, listen, serve_app
 from embferry.serve.worker.address import address_of, url_of
 from embferry.serve.worker.service import Service
@@ -26,24 +27,23 @@ DRAIN_SECONDS = 3.0
 """Seconds that running requests get to finish when the worker is told to stop; the rest end with an error."""
 
 
-def open_port(settings: Settings, port: int) -> socket.socket:
+def open_port(settings: Settings, port: int, flag: str = "--port") -> socket.socket:
     """Returns the worker's listening socket.
 
-    Ends the process with status 2 if other processes could not reach the address that the worker would advertise, with
-    status 1 if the port is not available.
+    Raises:
+        ConfigError: other processes could not reach the address that the worker would advertise.
+        TransportError: the port is not available; ``flag`` is the option for another one.
     """
     host = settings.reachable_host
     try:
         unspecified = ipaddress.ip_address(address_of(host)).is_unspecified
     except OSError as error:
         why = f"{host} has no address ({error.strerror or error}); set host or advertise_host"
-        print(f"embferry: {why}", file=sys.stderr)
-        sys.exit(2)
+        raise ConfigError([why]) from error
     if unspecified:
         why = "stands for every address of this machine; set advertise_host to the address that others reach it by"
-        print(f"embferry: host {host} {why}", file=sys.stderr)
-        sys.exit(2)
-    return listen(settings.host, port)
+        raise ConfigError([f"host {host} {why}"])
+    return listen(settings.host, port, flag)
 
 
 def serve_worker(

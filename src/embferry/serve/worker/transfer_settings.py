@@ -45,7 +45,7 @@ def encode_timeouts(settings: Settings) -> TransferSettings:
         bootstrap_timeout=settings.encode.unclaimed_timeout,
         lease_timeout=settings.encode.unclaimed_timeout,
         drain_timeout=settings.transfer.drain_timeout,
-        parked_openings=settings.transfer.parked_openings,
+        parked_requests=settings.transfer.parked_requests,
         parked_bytes=settings.transfer.parked_bytes,
     )
 

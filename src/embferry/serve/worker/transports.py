@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import ipaddress
 import logging
-import sys
 from typing import Any
 
 from embferry.protocol.errors import TransportError
 from embferry.serve.config import AUTO, SAME_HOST, Settings
+from embferry.serve.config_load import ConfigError
 from embferry.serve.worker.address import address_of
 from embferry.transports.contract import Transport
 from embferry.transports.net.listener import ListenLimits
@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 def make_transports(settings: Settings) -> list[Transport]:
     """Creates the transports of the setting ``transfer.transports``, the preferred one first.
 
-    Ends the process with status 2 if a transport that must work does not, and prints what to install.
-
     Raises:
+        ConfigError: a transport that must work does not; says what to install.
         OSError: a host name has no address.
     """
     names, optional = settings.transfer.transports, False
@@ -37,10 +36,10 @@ def make_transports(settings: Settings) -> list[Transport]:
             made.append(make(name, settings))
         except TransportError as error:
             if not optional:
-                print(f"embferry: {_problem(name, error)}", file=sys.stderr)
-                sys.exit(2)
+                raise ConfigError([_problem(name, error)]) from error
             log.info("transport %s is not available: %s", name, error)
-    log.info("transports: %s", ", ".join(transport.name for transport in made))
+    level = logging.INFO if optional else logging.DEBUG  # a fixed choice is no news
+    log.log(level, "transports: %s", ", ".join(transport.name for transport in made))
     return made
 
 

@@ -193,12 +193,13 @@ class Connection:
         self.end(CapacityError(reason))
         return True
 
-    def end(self, error: EmbeddingTransferError) -> None:
-        """Closes the connection and tells the owner. Idempotent."""
+    def end(self, error: EmbeddingTransferError, *, closed_here: bool = False) -> None:
+        """Closes the connection and tells the owner. Idempotent. ``closed_here``: this end wants it: no news."""
         if self._ended:
             return
         self._ended, self.open = True, False
-        log.info("the control connection with %s has ended: %s", self.label, error)
+        level = logging.DEBUG if closed_here else logging.INFO
+        log.log(level, "the control connection with %s has ended: %s", self.label, error)
         shared = self._shared
         for deadlines in (shared.hellos, shared.incoming, shared.sending):
             deadlines.stop(self)

@@ -90,7 +90,7 @@ class DialledPeer:
         self._shared.dropped += self._outgoing.clear()
         self._stop_attempt()
         if self._connection is not None:
-            self._connection.end(PeerGone("this end closed the connection"))
+            self._connection.end(PeerGone("this end closed the connection"), closed_here=True)
         else:
             self._on_idle(self)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Hashable
+from functools import partial
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, PeerGone
 from embferry.transports.net.loop import Loop
@@ -128,7 +129,7 @@ class SocketControl(ControlPlane):
         for peer in list(self._dialled.values()):
             loop.run(peer.end)
         for connection in accepted:
-            loop.run(connection.end, PeerGone("this end was closed"))
+            loop.run(partial(connection.end, closed_here=True), PeerGone("this end was closed"))
         self._shared.events.clear()
 
     def _queue(self, peer: Hashable, encoded: bytes) -> bool:

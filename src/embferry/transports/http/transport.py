@@ -122,7 +122,7 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
             limits = self._poll_s, self._stall_timeout_s, self._connections
             self._senders[address] = RemoteSender(to, self._token.hex(), region, self._loop, *limits, on_end)
 
-    def connect(self, handle: bytes) -> None:
+    def _connect(self, handle: bytes) -> None:
         token = decode_handle(handle, HttpHandle, self.name).token.hex()
         self._join(handle, lambda: self._make_link(handle, token))
 

@@ -84,9 +84,17 @@ class WriteEngine(ABC):
         """
         return True
 
+    def prepare(self, part: list[Run]) -> Any:
+        """Returns what :meth:`start` takes, so that nothing is left to be done there but the write.
+
+        Raises:
+            WriteFailedError: The engine does not take it.
+        """
+        return part
+
     @abstractmethod
-    def start(self, part: list[Run]) -> int:
-        """Starts to write ``part``. Returns the number of the request.
+    def start(self, prepared: Any) -> int:
+        """Starts to write what was prepared just now. Returns the number of the request.
 
         Raises:
             WriteFailedError: Nothing of it was sent.
@@ -150,6 +158,7 @@ class EngineThread:
         self._sources: Sources | None = None
         self._active: deque[WriteJob] = deque()
         self._in_flight: list[_InFlight] = []  # the oldest first
+        self._over: deque[WriteJob] = deque()  # to be reported
         self._in_doubt = False
         self._thread = threading.Thread(target=self._run, name=name)
         self.start, self.join = self._thread.start, self._thread.join
@@ -162,9 +171,10 @@ class EngineThread:
         self.look()
 
     def put(self, job: WriteJob) -> None:
-        """Takes in a write, to be begun when its verdict is "go". Its source is registered meanwhile."""
+        """Takes in a write, to be begun when its verdict is "go"; :meth:`look` is called when that has come."""
         self._waiting.append(job)
-        self.look()
+        if job.go is not None:  # it has come before the write
+            self.look()
 
     def stop(self) -> None:
         """Has the thread start nothing more, drain, and close its engine. Does not wait. Idempotent."""
@@ -182,6 +192,7 @@ class EngineThread:
             except TransportError as failed:
                 error = without_traceback(failed)
             finally:
+                self._report()
                 self._abandon(engine)
                 engine.close()
         except TransportError as failed:
@@ -204,11 +215,8 @@ class EngineThread:
                 engine.meet(self._metadata)
                 self._metadata = None
                 self._on_ready()
-            for _ in range(len(self._waiting)):
-                job = self._waiting.popleft()
-                is_ready = self._prepare(job) and job.go is not None
-                (self._active if is_ready else self._waiting).append(job)
-            moved = self._start_parts(engine) | self._collect(engine)
+            moved = self._collect(engine) | self._activate_next() | self._start_next(engine)
+            self._report()
             pause = 0.0 if moved else self._pause()
         deadline = time.monotonic() + engine.drain_timeout_s
         while self._in_flight and time.monotonic() < deadline:
@@ -231,6 +239,18 @@ class EngineThread:
         age = time.monotonic() - self._in_flight[0].began
         return min(MAX_PAUSE_S, max(MIN_PAUSE_S, age * PAUSE_FRACTION))
 
+    def _activate_next(self) -> bool:
+        """Lets the first of the waiting jobs that can be begun take its turns. Returns whether there was one.
+
+        Only one: the first request does not wait until the sources of later jobs are registered.
+        """
+        for at, job in enumerate(self._waiting.copy()):
+            if job.go is not None and self._prepare(job):
+                del self._waiting[at]
+                self._active.append(job)
+                return True
+        return False
+
     def _prepare(self, job: WriteJob) -> bool:
         """Registers the source of a job that needs it. Returns False while it overlaps the source of another."""
         if self._sources is None or job.registered or job.error is not None or job.stop is not None:
@@ -241,43 +261,49 @@ class EngineThread:
             job.error = without_traceback(error)
         return job.registered or job.error is not None
 
-    def _start_parts(self, engine: WriteEngine) -> bool:
-        """Starts requests of the active jobs in turn, while there is room. Returns whether anything moved."""
-        if not engine.ready(idle=not self._in_flight):
+    def _start_next(self, engine: WriteEngine) -> bool:
+        """Starts a request of the active jobs, which take turns, if there is room. Returns whether anything moved.
+
+        Only one: an engine may copy all of it within the call, and its end is reported before the next begins. That is
+        the last thing before the call: the thread that it wakes gets the interpreter when the engine copies.
+        """
+        if not engine.ready(idle=not self._in_flight) or not self._has_room(engine) or not self._active:
             return False
-        moved = False
-        room = engine.max_bytes - sum(flight.nbytes for flight in self._in_flight)
-        while self._active and room > 0 and len(self._in_flight) < engine.max_requests and not self._stopping:
-            moved = True
-            job = self._active.popleft()
-            if not job.go:
-                job.error = refused()
-            part = None if job.error else job.next_part(engine.slice_bytes, engine.max_runs)
-            if part is not None and job.stop is None:
-                self._active.append(job)
-                room -= self._start(engine, job, part)
-                continue
+        job = self._active.popleft()
+        if not job.go:
+            job.error = refused()
+        if job.error is None and not job.exhausted:
+            part = job.next_part(engine.slice_bytes, engine.max_runs)
             if part is not None:
                 job.error = job.stop
-            job.exhausted = True
-            self._finish(job)
-        return moved
+            if part is not None and job.error is None and self._start(engine, job, part):
+                if not job.exhausted:
+                    self._active.append(job)
+                return True
+        job.exhausted = True
+        self._finish(job)
+        return True
 
-    def _start(self, engine: WriteEngine, job: WriteJob, part: list[Run]) -> int:
-        """Starts a request of the job. Returns its size in bytes."""
-        began = time.monotonic()
+    def _has_room(self, engine: WriteEngine) -> bool:
+        nbytes = sum(flight.nbytes for flight in self._in_flight)
+        return nbytes < engine.max_bytes and len(self._in_flight) < engine.max_requests
+
+    def _start(self, engine: WriteEngine, job: WriteJob, part: list[Run]) -> bool:
+        """Starts a request of the job. Returns False if the engine has not taken it."""
         try:
-            request = engine.start(part)
+            prepared = engine.prepare(part)
+            self._report()
+            began = time.monotonic()
+            request = engine.start(prepared)
         except WriteFailedError as failed:
             job.error = without_traceback(failed)
-            return 0
+            return False
         except TransportError:
             self._in_doubt = True
             raise
-        nbytes = sum(length for _, _, length in part)
-        self._in_flight.append(_InFlight(job, request, nbytes, began))
+        self._in_flight.append(_InFlight(job, request, sum(length for _, _, length in part), began))
         job.in_flight += 1
-        return nbytes
+        return True
 
     def _collect(self, engine: WriteEngine) -> bool:
         """Takes out the requests that are over. Returns whether there were any."""
@@ -299,7 +325,11 @@ class EngineThread:
         if job.exhausted and job.in_flight == 0:
             if self._sources is not None and job.registered:
                 self._sources.release(job.source)
-            self._on_over(job)
+            self._over.append(job)
+
+    def _report(self) -> None:
+        while self._over:
+            self._on_over(self._over.popleft())
 
     def _abandon(self, engine: WriteEngine) -> None:
         """Lets go of requests that have failed or not ended; the engine is about to be closed."""

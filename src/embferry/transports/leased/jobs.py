@@ -42,6 +42,7 @@ class WriteJob:
     def __init__(self, find_runs: Callable[[], list[Run]], keeps: object = None) -> None:
         self._find_runs, self._keeps = find_runs, keeps
         self._parts: Iterator[list[Run]] | None = None
+        self._next: list[Run] | None = None
         self.base = self.in_flight = 0
         self.go: bool | None = None
         self.stop: TransportError | None = None
@@ -58,10 +59,16 @@ class WriteJob:
         return merged_source(self.runs)
 
     def next_part(self, slice_bytes: int, max_runs: int) -> list[Run] | None:
-        """Returns the next request, with absolute addresses on both sides; None after the last."""
+        """Returns the next request, with absolute addresses on both sides; None if the write has no bytes.
+
+        The job is exhausted with the last.
+        """
         if self._parts is None:
             self._parts = parts(self.runs, self.base, slice_bytes, max_runs)
-        return next(self._parts, None)
+            self._next = next(self._parts, None)
+        part, self._next = self._next, next(self._parts, None)
+        self.exhausted = self._next is None
+        return part
 
 
 def address_of(view: memoryview) -> int:

@@ -8,6 +8,7 @@ import secrets
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -56,9 +57,14 @@ class ReceivingEnd(ABC):
         self.token = secrets.token_bytes(TOKEN_BYTES)
         self.boot_id = boot_id()
 
-    def listen(self, sock: socket.socket) -> None:
+    def listen(self, sock: socket.socket, limits: ListenLimits) -> None:
         """Begins to accept senders on ``sock``, which is closed with the rest."""
-        limits = ListenLimits(self.max_senders, self.max_senders, descriptors_each=self.descriptors_of_a_sender)
+        limits = replace(
+            limits,
+            connections=min(limits.connections, self.max_senders),
+            connections_per_address=min(limits.connections_per_address, self.max_senders),
+            descriptors_each=self.descriptors_of_a_sender,
+        )
         # On one host the connection must end by the sender's own hand or its death: see nixl/receiving_end.py.
         self.listener = Listener(sock, self.loop, "a sender", limits, partial(SenderConnection, self), keepalive=False)
         self.listener.start()

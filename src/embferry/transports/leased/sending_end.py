@@ -109,10 +109,10 @@ class SendingEnd(SocketLink):
         return partial(self._begin, job, starts_check)
 
     def _begin(self, job: _LeasedWrite, starts_check: bool) -> None:
+        self._ask()  # first: a thread of this process that is woken can hold this one up
+        self._thread.put(job)
         if starts_check:
             self.scope.call(self._start_check)
-        self._thread.put(job)  # registers the source while the receiver decides
-        self._ask()
 
     def end(self, error: TransportError, *, lost: bool) -> None:
         """Ends every write in flight with ``error``, and the link. ``lost``: this side did not want it."""

@@ -16,7 +16,7 @@ from ..contract import Region
 from ..handles import Host, Port, Token, boot_id
 from ..net import address
 from ..net.connections import LinkedTransport
-from ..net.listener import Listener, listen
+from ..net.listener import Listener, ListenLimits, listen
 from ..net.stalls import check_stall_timeout
 from .engine_thread import WriteEngine
 from .messages import Hello
@@ -33,6 +33,7 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         host: The address the side channel listens on, at ``port``; ``advertise``: the one peers connect to, if another.
         connect_timeout_s: How long a receiver may take to answer a connection.
         stall_timeout_s: See :class:`SendingEnd`.
+        limits: Of the side channel's connections; lowered to the senders that the engine can serve.
         engine_end_timeout_s: How long :meth:`close` waits for the engines of links; None: without limit.
     """
 
@@ -47,11 +48,12 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         advertise: str | None,
         connect_timeout_s: float,
         stall_timeout_s: float,
+        limits: ListenLimits,
         engine_end_timeout_s: float | None = None,
     ) -> None:
         self._stall_timeout_s = check_stall_timeout(stall_timeout_s)
         super().__init__(wake)
-        self._host, self._port, self._advertise = host, port, advertise or host
+        self._host, self._port, self._advertise, self._limits = host, port, advertise or host, limits
         self._connect_timeout_s, self._engine_end_timeout_s = connect_timeout_s, engine_end_timeout_s
 
     def register(self, region: Region) -> bytes:
@@ -69,7 +71,7 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         except BaseException:
             sock.close()
             raise
-        receiving.listen(sock)
+        receiving.listen(sock, self._limits)
         self._receiving = receiving
         return msgspec.msgpack.encode(self._handle(receiving, advertise, receiving.listener.port, receiving.token))
 

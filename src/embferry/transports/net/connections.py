@@ -81,6 +81,12 @@ class LinkedTransport(Transport, Generic[R, L]):
     def revoke(self, epoch: int) -> None:
         self._registered().revoke(epoch)
 
+    def connect(self, handle: bytes) -> None:
+        with self._lock:
+            present = self._links.get(handle) if isinstance(handle, bytes) else None
+        if present is None or present.has_ended or self._closed:
+            self._connect(handle)  # reads the handle, which takes a while: not again before each write
+
     def write(self, handle: bytes, epoch: int, blocks: tuple[int, ...], pieces: Sequence[Piece], ticket: int) -> None:
         with self._lock:
             link = self._links.get(handle)
@@ -117,6 +123,14 @@ class LinkedTransport(Transport, Generic[R, L]):
         return ConnectionCounts() if listener is None else listener.counts
 
     # For subclasses
+
+    @abstractmethod
+    def _connect(self, handle: bytes) -> None:
+        """Makes the link behind ``handle`` with :meth:`_join`. It is absent, or about to end.
+
+        Raises:
+            TransportError: The handle is malformed, or the receiver cannot be reached.
+        """
 
     def _listener(self) -> Listener[Any] | None:
         """Returns the listener, if the transport has one by now."""

@@ -179,7 +179,7 @@ class Listener(Generic[C]):
 
     def start(self) -> None:
         """Begins to accept connections. Any thread."""
-        self._loop.call(self._watch)
+        self._scope.call(self._watch)  # in this scope, so that a watch that fails is tried again
 
     def stop(self) -> None:
         """Closes the listening socket. Accepted connections stay open."""

@@ -78,9 +78,9 @@ def shared_file(fd: int) -> SharedFile:
     return SharedFile(fd, status.st_dev, status.st_ino, status.st_size)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Peer:
-    """A receiver whose memory has been mapped. The mappings end with the arrays, the descriptors with :meth:`close`.
+    """A receiver whose memory has been mapped.
 
     Attributes:
         region: uint8 ``[region_bytes]``.
@@ -97,6 +97,8 @@ class Peer:
     pid_fd: int
 
     def close(self) -> None:
+        """Ends the mappings, each of which holds a descriptor too, and closes the other descriptors."""
+        del self.region, self.epochs
         for fd in (self.table_fd, self.life_fd, self.pid_fd):
             os.close(fd)
 

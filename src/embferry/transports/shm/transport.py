@@ -81,7 +81,7 @@ class ShmTransport(LinkedTransport["_Receiver", "_Link"]):
         self._receiving = receiver
         return msgspec.msgpack.encode(ShmHandle(*process, shared, *own, region.num_blocks, region.rows))
 
-    def connect(self, handle: bytes) -> None:
+    def _connect(self, handle: bytes) -> None:
         decoded = decode_handle(handle, ShmHandle, self.name)
         self._join(handle, lambda: self._make_link(handle, open_peer(decoded)))
 

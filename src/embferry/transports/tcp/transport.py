@@ -80,7 +80,7 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
         self._receiving = server
         return msgspec.msgpack.encode(TcpHandle(advertise, server.listener.port, server.token))
 
-    def connect(self, handle: bytes) -> None:
+    def _connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, TcpHandle, self.name)
         to, times = (address.reachable(peer.host), peer.port), (self._connect_timeout_s, self._stall_timeout_s)
         on_end = partial(self._over, handle)

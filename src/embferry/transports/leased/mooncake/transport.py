@@ -16,6 +16,7 @@ from embferry.protocol.errors import TransportError
 
 from ...contract import Capabilities, Region
 from ...handles import Host, Port, Token, decode_handle
+from ...net.listener import DEFAULT_LIMITS, ListenLimits
 from ...net.stalls import STALL_TIMEOUT_S
 from ..transport import LeasedTransport
 from .engine import P2P, Engine, EngineSettings
@@ -59,6 +60,7 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
         connect_timeout_s: How long the receiver may take to answer a connection.
         stall_timeout_s: Seconds without a sign of life from the receiver, while a write is open, until the link is
             lost. The progress of a request inside the engine cannot be seen: the engine's own time limit ends it.
+        limits: Of the connections of senders; of these 1024 at most.
     """
 
     name = "mooncake"
@@ -79,13 +81,14 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
         revoke_grace_s: float = 0.5,
         connect_timeout_s: float = 5.0,
         stall_timeout_s: float = STALL_TIMEOUT_S,
+        limits: ListenLimits = DEFAULT_LIMITS,
     ) -> None:
-        super().__init__(wake, host, port, advertise, connect_timeout_s, stall_timeout_s)
+        super().__init__(wake, host, port, advertise, connect_timeout_s, stall_timeout_s, limits)
         self._settings = EngineSettings(self._advertise, protocol, device, metadata_server)
         self._register_sources = protocol != "tcp" if register_sources is None else register_sources
         self._revoke_grace_s = revoke_grace_s
 
-    def connect(self, handle: bytes) -> None:
+    def _connect(self, handle: bytes) -> None:
         """Prepares to write there, as in the contract. An engine that cannot start is reported as ``LinkLost``."""
         peer, ours = decode_handle(handle, MooncakeHandle, self.name), self._settings
         for what in ("protocol", "metadata_server"):

@@ -137,8 +137,8 @@ class WritingAgent(Agent, WriteEngine):
         with engine_call("connect to the receiver; have both ends a network in common?"):
             self._agent.makeConnection(self._peer, [])
 
-    def start(self, part: list[Run]) -> int:
-        """Starts a request. Where it uses shared memory, the engine copies everything inside this call."""
+    def prepare(self, part: list[Run]) -> int:
+        """Returns the number of a new request."""
         nixl = self._nixl
         table = np.array(part, np.uint64)
         local, remote = np.zeros_like(table), np.zeros_like(table)  # address, length, device (0: host memory)
@@ -147,6 +147,10 @@ class WritingAgent(Agent, WriteEngine):
         with engine_call("prepare a write", error_class=WriteFailedError):
             source, destination = nixl.nixlXferDList(nixl.DRAM_SEG, local), nixl.nixlXferDList(nixl.DRAM_SEG, remote)
             request: int = self._agent.createXferReq(nixl.NIXL_WRITE, source, destination, self._peer, b"", [])
+        return request
+
+    def start(self, request: int) -> int:
+        """Starts a request. Where it uses shared memory, the engine copies everything inside this call."""
         try:
             self._completed(self._agent.postXferReq, request, b"")
         except TransportError:

@@ -19,6 +19,7 @@ from embferry.protocol.errors import LocalProtocolError
 
 from ...contract import Capabilities, Region
 from ...handles import Host, Port, Token, decode_handle
+from ...net.listener import DEFAULT_LIMITS, ListenLimits
 from ...net.stalls import STALL_TIMEOUT_S
 from ..sending_end import END_MARGIN_S
 from ..transport import LeasedTransport
@@ -46,6 +47,7 @@ class NixlTransport(LeasedTransport[NixlReceivingEnd]):
         connect_timeout_s: How long the receiver may take to answer a connection, its new agent included.
         stall_timeout_s: Seconds without a sign of life from the receiver, while a write is open, until the link is
             lost. The progress of a request inside the engine cannot be seen: UCX's own time-outs end it.
+        limits: Of the connections of senders; of these 256 at most.
         drain_timeout_s: How long writes in flight may take to end when a link ends; then the agent is destroyed.
         close_timeout_s: How long :meth:`close` waits for senders to end their writes into the own region. One on this
             host that has not ended them by then may go on, because its process is stopped: everything is closed and
@@ -70,20 +72,21 @@ class NixlTransport(LeasedTransport[NixlReceivingEnd]):
         advertise: str | None = None,
         connect_timeout_s: float = 10.0,
         stall_timeout_s: float = STALL_TIMEOUT_S,
+        limits: ListenLimits = DEFAULT_LIMITS,
         drain_timeout_s: float = 5.0,
         close_timeout_s: float = 5.0,
         slice_bytes: int = 16 << 20,
     ) -> None:
         binding()
         limit = drain_timeout_s + END_MARGIN_S
-        super().__init__(wake, host, port, advertise, connect_timeout_s, stall_timeout_s, limit)
+        super().__init__(wake, host, port, advertise, connect_timeout_s, stall_timeout_s, limits, limit)
         self._backends = {"UCX": {}} if backends is None else backends
         if not self._backends or slice_bytes < 1:
             raise LocalProtocolError("the nixl transport needs a backend, and slices of at least one byte")
         self._open_agent = partial(WritingAgent, self._backends, slice_bytes, drain_timeout_s)
         self._close_timeout_s = close_timeout_s
 
-    def connect(self, handle: bytes) -> None:
+    def _connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, NixlHandle, self.name)
         self._link(handle, peer.host, peer.port, peer.token, self._open_agent)
 
