@@ -121,7 +121,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
     # Called by handles
 
     def check_allocation(self, record: ReceiveRecord, allocation: MetadataAllocation) -> None:
-        """Raises LocalProtocolError if the room does not hold a caller's blocks, or they are in use. The lock is held."""
+        """Raises LocalProtocolError if the room does not hold a caller's blocks, or they are in use. Lock held."""
         self.allocator.check_held(allocation, record.room)
         if any(not other.blocks().isdisjoint(allocation.blocks) for other in self._records()):
             raise LocalProtocolError("a transfer uses some of these blocks already", room=record.room)

@@ -44,7 +44,7 @@ def close(scene: Scene, place: Place, fault: Fault) -> None:
 
 
 OF_OUTSIDE = ("CancelledError", "KeyboardInterrupt")
-"""What a machine, which calls no foreign code, cannot raise."""
+"""Exceptions that a machine, which calls no foreign code, cannot raise."""
 
 CASES = [
     pytest.param(place, fault, id=f"{place.name}-{fault.name}")
