@@ -13,12 +13,12 @@ from embferry.serve.supervisor import ProcessView
 from embferry.serve.worker.address import get
 from tests.serve.workers.test_processes import START, Serve, wait
 
-FLAGS = ("--encode-workers", "2", "--language-workers", "2", "--log-level", "warning", "--restart-delay", "1e-9")
+FLAGS = ("--encode-workers", "2", "--language-workers", "2", "--restart-delay", "1e-9")
 SMALL = ("--transfer-num-blocks", "4", "--transfer-block-size", "2", "--encode-cache-bytes", "0")
 """Every embedding is encoded anew, and needs many transfers: at any time some are under way."""
 UNCLAIMED = ("--encode-unclaimed-timeout", "10")
 """Seconds for which a stopped worker holds a request that it reads when its router has given it up; 60 by default."""
-SAID = re.compile(r" s  (\S+) (?:is starting \(pid (\d+)\)|answers at (\S+))")
+SAID = re.compile(r"(\S+) (?:is starting \(pid (\d+)\)|answers at (\S+))")
 ANSWER = 20.0
 """Seconds within which a process that is not stopped has to answer."""
 SENDING = r'embferry_rooms_by_state{state="(?:encoding|inflight)"}'
