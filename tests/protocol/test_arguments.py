@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embferry.protocol import messages as m
-from embferry.protocol.errors import EmbeddingTransferError, LayoutMismatch, LocalProtocolError
+from embferry.protocol.arguments import as_seconds
+from embferry.protocol.errors import EmbeddingTransferError, LayoutMismatch, LocalProtocolError, shown
 from embferry.protocol.layout import Geometry
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.sender import Sender
@@ -35,6 +39,13 @@ from .builders import (
     to_sender,
 )
 
+
+class Unreadable:
+    def __repr__(self) -> str:
+        raise AttributeError("no such attribute")
+
+
+UNREADABLE = Unreadable()
 TCP = m.TransportAddress("tcp", b"")
 NO_INTEGERS = (1.0, np.float32(1), True, np.bool_(True), "1", b"1", None, [1])
 
@@ -150,11 +161,39 @@ def test_a_geometry_that_the_peer_would_not_decode_is_rejected() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("chunk_bytes", 1.5), ("chunk_bytes", True), ("chunk_bytes", "1"), ("linger", "1"), ("linger", True)],
+    [("chunk_bytes", value) for value in (1.5, True, "1", np.array([1, 2]), np.array([1.5]), [], None)]
+    + [("linger", value) for value in ("1", True, b"1", np.array([1.0, 2.0]), 10**400, [], None, 1j)]
+    + [(name, value) for name in ("chunk_bytes", "linger") for value in (0, -1, UNREADABLE)]
+    + [("linger", math.nan), ("linger", -math.inf), ("verify", 1), ("verify", np.array([True, False]))],
 )
 def test_a_setting_has_the_type_of_its_default(name: str, value: Any) -> None:
     with pytest.raises(LocalProtocolError, match=name):
         TransferSettings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1", b"1", True, None, [], 1j, math.nan, 0, -1, -math.inf, 10**400, np.array([1.0, 2.0]), UNREADABLE],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_time_is_a_positive_number(value: Any) -> None:
+    with pytest.raises(LocalProtocolError, match="timeout"):
+        as_seconds("timeout", value)
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int8(2), Fraction(2), Decimal(2)])
+def test_every_kind_of_number_is_a_time(value: Any) -> None:
+    assert (as_seconds("timeout", value), type(as_seconds("timeout", value))) == (2.0, float)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_every_object_can_be_shown(error: type[BaseException]) -> None:
+    class Unreadable:
+        def __repr__(self) -> str:
+            raise error
+
+    assert "Unreadable" in shown(Unreadable())
+    assert shown("x" * 100, 4) == "'xxx…"
 
 
 def test_settings_of_numpy_are_numbers() -> None:

@@ -6,16 +6,19 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 
 from embferry import SendManager, wait
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, PeerGone
+from embferry.protocol.messages import Confirm
 from embferry.protocol.states import KVPoll
 from embferry.transfer.control.limits import DEFAULTS
 from embferry.transfer.control.sockets import SocketControl
+from embferry.transfer.control_messages import ControlMessages
 
-from .conftest import LAYOUT, SECONDS, MakePair, advance_clock, embedding, kill, same
+from .conftest import LAYOUT, SECONDS, MakePair, advance_clock, embedding, kill, let_turn, same
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -65,6 +68,53 @@ def test_without_a_replacement_the_loss_becomes_the_error(make_pair: MakePair) -
     with pytest.raises(PeerGone):
         raise receiver.failure_exception()
     assert receiver.lost is None
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["of this transfer alone", "of two transfers"])
+def test_a_redirected_transfer_keeps_no_connection_to_the_last_encode_worker(make_pair: MakePair, shared: bool) -> None:
+    """Otherwise a dead worker would be dialled for ever."""
+    pair = make_pair(num_blocks=16)
+    first, rows = pair.sending, embedding(100)
+    receiver, other = pair.receiver(), pair.receiver()
+    ends = [receiver, other] if shared else [receiver]
+    for end in ends:
+        end.init()
+        pair.sender(end.room, rows, ready=16)
+        until(lambda end=end: end.transferred_tokens == 16)  # type: ignore[misc]
+    control = pair.receiving._runtime.control
+    assert isinstance(control, SocketControl)
+    assert control._dialled[first.endpoint].needed
+    receiver.redirect(pair.sending.endpoint)  # to where it is: nothing changes
+    let_turn(pair.receiving)
+    assert control._dialled[first.endpoint].needed
+    second = SendManager(LAYOUT, [pair.transport()], settings=first.settings)
+    pair.extra.append(second)
+    receiver.redirect(second.endpoint)
+    pair.sending = second
+    pair.extra.append(first)
+    pair.sender(receiver.room, rows)
+    wait(receiver, SECONDS)
+    assert same(receiver.arrays(), rows)
+    assert control._dialled[first.endpoint].needed is shared
+
+
+def test_a_peer_is_forgotten_before_what_is_sent_to_it_later() -> None:
+    calls: list[str] = []
+    control = Mock(send=lambda peer, data: calls.append("send"), forget=lambda peer: calls.append("forget"))
+    messages = ControlMessages(control, lambda: 0.0)
+    messages.queue("peer", 1, 2, Confirm(7, 8))
+    messages.forget("peer")
+    messages.queue("peer", 3, 4, Confirm(7, 9))
+    messages.send()
+    assert calls == ["send", "forget", "send"]
+
+
+def test_an_endpoint_is_not_changed_before_the_embedding_was_asked_for(make_pair: MakePair) -> None:
+    pair = make_pair()
+    receiver = pair.receiver()
+    with pytest.raises(LocalProtocolError, match="init"):
+        receiver.redirect("tcp://127.0.0.1:1")
+    assert receiver.endpoint == pair.sending.endpoint
 
 
 def test_a_room_that_has_ended_can_be_opened_again(make_pair: MakePair) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
-from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import LocalProtocolError, shown
 from embferry.protocol.layout import merged
 
 __all__ = ["MetadataAllocation", "ReqToMetadataBlockAllocator", "blocks_needed"]
@@ -120,6 +120,21 @@ class ReqToMetadataBlockAllocator:
     def is_quarantined(self, block: int) -> bool:
         return block in self._quarantined
 
+    def check_held(self, allocation: MetadataAllocation, req_id: Hashable) -> None:
+        """Checks that a request holds an allocation of this pool.
+
+        Raises:
+            LocalProtocolError: It is no allocation, has other blocks, or blocks of another size.
+        """
+        if not isinstance(allocation, MetadataAllocation):
+            raise LocalProtocolError(f"{shown(allocation, 80)} is no MetadataAllocation; take one from the allocator")
+        if allocation.block_size != self.block_size or not allocation.blocks:
+            raise LocalProtocolError(
+                f"an allocation of {len(allocation.blocks)} blocks of {allocation.block_size} tokens; the blocks of "
+                f"this pool have {self.block_size}"
+            )
+        self._check(self._held, allocation.blocks, req_id, "held")
+
     def holders(self) -> dict[Hashable, tuple[int, ...]]:
         """Returns the blocks of each request, held and quarantined, ascending."""
         found: dict[Hashable, list[int]] = {}
@@ -143,15 +158,21 @@ class ReqToMetadataBlockAllocator:
                 "quarantined: a block is missing or counted twice; report this as a bug"
             )
 
-    @staticmethod
-    def _remove(place: dict[int, Hashable], blocks: Iterable[int], req_id: Hashable, name: str) -> list[int]:
+    @classmethod
+    def _remove(cls, place: dict[int, Hashable], blocks: Iterable[int], req_id: Hashable, name: str) -> list[int]:
         """Removes ``blocks`` from ``place``, all or none."""
+        ascending = cls._check(place, blocks, req_id, name)
+        for block in ascending:
+            del place[block]
+        return ascending
+
+    @staticmethod
+    def _check(place: dict[int, Hashable], blocks: Iterable[int], req_id: Hashable, name: str) -> list[int]:
+        """Returns ``blocks`` in ascending order if all of them are in ``place`` for a request."""
         ascending = sorted(blocks)
         for before, block in zip([None, *ascending], ascending, strict=False):
             if block == before or block not in place or place[block] != req_id:
                 raise LocalProtocolError(f"block {block} is not {name} by request {req_id!r}, or is named twice")
-        for block in ascending:
-            del place[block]
         return ascending
 
 

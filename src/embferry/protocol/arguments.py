@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, SupportsFloat
 
-from .errors import EmbeddingTransferError, LocalProtocolError
+from .errors import EmbeddingTransferError, LocalProtocolError, shown
 from .layout import MAX_NAME
 from .messages import MAX_HANDLE, TransportAddress, sendable
 
@@ -44,15 +45,19 @@ def as_integers(name: str, values: Iterable[object], low: int, high: int, *, roo
     return tuple(as_integer(f"{name}[{at}]", value, low, high, room=room) for at, value in enumerate(found))
 
 
-def as_seconds(name: str, value: object, *, room: int | None = None) -> float:
+def as_seconds(name: str, value: object, above: float = 0.0, *, room: int | None = None) -> float:
     """Returns ``value`` as a float.
 
     Raises:
-        LocalProtocolError: It is no number, or not greater than 0.
+        LocalProtocolError: It is no number, or not greater than ``above``.
     """
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not float(value) > 0:
-        raise LocalProtocolError(f"{name} must be a number of seconds greater than 0, not {_shown(value)}", room=room)
-    return float(value)
+    seconds = math.nan
+    if isinstance(value, SupportsFloat) and not isinstance(value, bool):
+        with suppress(TypeError, ValueError, OverflowError):  # an array, or more than a float can be
+            seconds = float(value)
+    if not seconds > above:
+        raise LocalProtocolError(f"{name} must be a number of seconds above {above:g}, not {_shown(value)}", room=room)
+    return seconds
 
 
 def as_bytes(name: str, value: object, shortest: int, longest: int, *, room: int | None = None) -> bytes:
@@ -107,4 +112,4 @@ def as_addresses(addresses: Iterable[TransportAddress], most: int) -> tuple[Tran
 
 
 def _shown(value: object) -> str:
-    return f"{repr(value)[:80]} ({type(value).__name__})"
+    return f"{shown(value, 80)} ({type(value).__name__})"

@@ -25,6 +25,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+MAX_SHOWN = 500
+"""Characters of a foreign object in the text of an error."""
+
+
+def shown(value: object, most: int = MAX_SHOWN) -> str:
+    """Returns ``repr(value)``, shortened. Never raises: the ``__repr__`` of an exception or a value is foreign code."""
+    try:
+        text = repr(value)
+    except BaseException:  # noqa: BLE001  (nothing that it raises may hide what the text is about)
+        return f"{type(value).__name__}(…), which has no repr()"
+    return text if len(text) <= most else text[:most] + "…"
+
 
 class EmbferryError(Exception):
     """Base of every error of the package.

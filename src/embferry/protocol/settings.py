@@ -6,7 +6,7 @@ import operator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .errors import LocalProtocolError
+from .errors import LocalProtocolError, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,16 @@ class TransferSettings:
                 continue
             numeric = hasattr(value, "__index__" if kind is int else "__float__")
             if kind is bool or isinstance(value, bool | str) or not numeric:
-                raise LocalProtocolError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
-            if not value > 0:
+                raise LocalProtocolError(f"{field.name} must be of type {kind.__name__}, not {shown(value, 80)}")
+            try:
+                number = operator.index(value) if kind is int else float(value)
+            except (TypeError, ValueError, OverflowError):  # an array, or more than a float can be
+                raise LocalProtocolError(
+                    f"{field.name} must be of type {kind.__name__}, not {shown(value, 80)}"
+                ) from None
+            if not number > 0:
                 raise LocalProtocolError(f"{field.name} must be greater than 0, not {value}")
-            object.__setattr__(self, field.name, operator.index(value) if kind is int else float(value))
+            object.__setattr__(self, field.name, number)
 
 
 DEFAULTS = TransferSettings()

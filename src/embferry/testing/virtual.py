@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from embferry.protocol.errors import LocalProtocolError, PeerGone
+from embferry.protocol.errors import PeerGone
 from embferry.transfer.control.contract import ControlPlane, Received, Unreachable
 from embferry.transfer.runtime import Runtime, Turn
 
@@ -230,9 +230,11 @@ class VirtualRuntime(Runtime):
         if len(self._callbacks) == 1 and not self._in_callback:
             self.world.later(self.world.soon(), self._call_back)
 
+    @property
+    def is_own_thread(self) -> bool:
+        return self._in_turn
+
     def stop(self) -> None:
-        if self._in_turn:
-            raise LocalProtocolError("a manager cannot be closed on its own thread, by a sink; close it elsewhere")
         if self._turn is not None and not self.killed:
             self._one_turn(self._turn)
         self._turn = None

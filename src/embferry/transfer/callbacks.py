@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 
+from embferry.protocol.errors import shown
+
 from .failures import attempt
 
 log = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ Run = Callable[[Callable[[], None]], None]
 
 
 class CallbackThread:
-    """Runs calls in their order on one thread, which starts with the first. The calls must not raise."""
+    """Runs calls in their order on one thread, which starts with the first. One that raises is a bug."""
 
     def __init__(self, name: str) -> None:
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -52,7 +54,8 @@ class CallbackThread:
 
     def _run(self) -> None:
         while (call := self._queue.get()) is not None:
-            call()
+            if (error := attempt(call)) is not None:
+                log.critical("the call of a callback has failed; this is a bug: %s", shown(error), exc_info=error)
 
 
 class Notifier:
@@ -91,7 +94,7 @@ class Notifier:
         for key, wake in list(self._waiters.items()):
             error = attempt(wake)
             if error is not None:
-                log.debug("a waiter is gone: %r", error)
+                log.debug("a waiter is gone: %s", shown(error))
                 self._waiters.pop(key, None)
         for callback in list(self._callbacks.values()):
             if not callback.queued:  # one that has not run yet will see this change too

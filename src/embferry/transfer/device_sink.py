@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from embferry.protocol.commands import Deliver, Verify
-from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import LocalProtocolError, shown
 from embferry.protocol.ranges import RangeSet
 
 from .failures import attempt
@@ -92,7 +92,7 @@ class DeviceSink(Sink):
         """Copies a chunk, on the copying thread. Any error of the device ends this transfer, with its reason."""
         stop = chunk.offset + chunk.length
         if (error := attempt(self._land, chunk, targets, ranges)) is not None:
-            why = f"tokens [{chunk.offset}, {stop}) were not copied into device memory: {error!r}"
+            why = f"tokens [{chunk.offset}, {stop}) were not copied into device memory: {shown(error)}"
             log.error(why, exc_info=error)
             self.owner.abort(LocalProtocolError(why))
         with self.owner.lock:

@@ -6,7 +6,8 @@ import errno
 from collections.abc import Callable
 from typing import ParamSpec
 
-from embferry.protocol.errors import CapacityError, EmbeddingTransferError, LocalProtocolError, TransportError
+from embferry.protocol.errors import CapacityError, EmbeddingTransferError, LocalProtocolError, TransportError, shown
+from embferry.transports.net.loop import is_ctrl_c
 
 P = ParamSpec("P")
 
@@ -14,15 +15,19 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENO
 
 
 def attempt(call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> Exception | None:
-    """Makes a call that may raise anything but KeyboardInterrupt. Returns the exception, or None."""
+    """Makes a call that may raise anything. Returns the exception, or None.
+
+    Raises:
+        KeyboardInterrupt: The call has raised it on the main thread, where it is the user's Ctrl-C.
+    """
     try:
         call(*arguments, **keywords)
-    except KeyboardInterrupt:
-        raise
     except Exception as error:  # noqa: BLE001  (the one place that catches all that foreign code raises)
         return error
-    except BaseException as error:  # noqa: BLE001  (asyncio.CancelledError, SystemExit: they end no thread of ours)
-        stray = RuntimeError(repr(error))
+    except BaseException as error:  # asyncio.CancelledError, SystemExit: they end no thread of ours
+        if is_ctrl_c(error):
+            raise
+        stray = RuntimeError(shown(error))
         stray.__cause__ = error
         return stray
     return None
@@ -45,8 +50,8 @@ def as_transfer_error(what: str, error: BaseException, room: int | None = None) 
         return error.with_traceback(None)  # which would keep what its frames refer to as long as the error is kept
     if is_exhausted(error):
         return CapacityError(
-            f"{what} found no memory or descriptors: {error!r}; raise the limit or ask later", room=room
+            f"{what} found no memory or descriptors: {shown(error)}; raise the limit or ask later", room=room
         )
     if isinstance(error, OSError):
-        return TransportError(f"{what} failed: {error!r}", room=room, retryable=False)
-    return LocalProtocolError(f"{what} raised {error!r}; the log has its traceback", room=room)
+        return TransportError(f"{what} failed: {shown(error)}", room=room, retryable=False)
+    return LocalProtocolError(f"{what} raised {shown(error)}; the log has its traceback", room=room)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from copy import copy
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError, shown
 from embferry.transports.contract import Event, Piece, Region, Revoked, Transport, Window, Written
 
 from .failures import as_transfer_error, attempt
@@ -96,13 +96,13 @@ class GuardedTransport:
         self._tickets.add(ticket)
         error = attempt(self._transport.write, handle, epoch, blocks, pieces, ticket)
         if error is not None:
-            log.warning("the %s transport could not write: %r", self.name, error)
+            log.warning("the %s transport could not write: %s", self.name, shown(error))
             self._end(ticket, self._as_error("write", error))
             del error  # its traceback refers to this frame, and so to the embedding
 
     def disconnect(self, handle: bytes) -> None:
         if self.lost is None and (error := attempt(self._transport.disconnect, handle)) is not None:
-            log.warning("the %s transport could not disconnect: %r", self.name, error)
+            log.warning("the %s transport could not disconnect: %s", self.name, shown(error))
 
     # Both
 
@@ -123,7 +123,7 @@ class GuardedTransport:
             self.lost = TransportError("this worker is shutting down", retryable=True)
         error = attempt(self._transport.close)
         if (lost := attempt(self._take_events)) is not None:
-            log.warning("the %s transport has lost its last events: %r", self.name, lost)
+            log.warning("the %s transport has lost its last events: %s", self.name, shown(lost))
         self.is_closed = error is None
         self._all_ended()
         if error is not None:
@@ -170,8 +170,9 @@ class GuardedTransport:
         self._wake()
 
     def _lose(self, name: str, error: Exception) -> None:
-        log.critical("the %s transport is given up: %s raised %r", self.name, name, error, exc_info=error)
-        why = f"the {self.name} transport of this worker has failed ({name}: {error!r}); restart it to use it again"
+        log.critical("the %s transport is given up: %s raised %s", self.name, name, shown(error), exc_info=error)
+        cause = f"{name}: {shown(error)}"
+        why = f"the {self.name} transport of this worker has failed ({cause}); restart it to use it again"
         self.lost = TransportError(why, retryable=False)
         self._close_lost()
 
@@ -180,7 +181,7 @@ class GuardedTransport:
             error = attempt(self._transport.close)
             self.is_closed = error is None
             if error is not None:
-                log.critical("the %s transport cannot be closed either: %r", self.name, error, exc_info=error)
+                log.critical("the %s transport cannot be closed either: %s", self.name, shown(error), exc_info=error)
         self._all_ended()
 
     def close_again(self) -> None:

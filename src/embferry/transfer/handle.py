@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, shown
 from embferry.protocol.states import KVPoll
 
 from .callbacks import Notifier
@@ -122,8 +122,8 @@ class Handle(ABC):
 
     def _callback_failed(self, error: Exception) -> None:
         """A callback has raised. Runs on the callback thread."""
-        log.error("room %d: a callback raised %r", self.room, error, exc_info=error)
-        self.abort(LocalProtocolError(f"an on_change callback raised {error!r}; the log has its traceback"))
+        log.error("room %d: a callback raised %s", self.room, shown(error), exc_info=error)
+        self.abort(LocalProtocolError(f"an on_change callback raised {shown(error)}; the log has its traceback"))
 
     def failure_exception(self) -> EmbeddingTransferError:
         """Returns the error with which the transfer failed.

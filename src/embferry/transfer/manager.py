@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from typing import Generic, Protocol, TypeVar
 
-from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, shown
 from embferry.protocol.messages import Abort, Body, Closed, Frame, Open, Unknown, decode
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, LinkLost, Transport
@@ -157,9 +157,11 @@ class Manager(ABC, Generic[R]):
         """Aborts open transfers and frees everything. No byte is read or written for them afterwards.
 
         Raises:
-            LocalProtocolError: Called on the driver thread.
+            LocalProtocolError: Called on the driver thread; nothing is closed.
             ExceptionGroup: Something could not be closed; everything else is.
         """
+        if self._runtime.is_own_thread:
+            raise LocalProtocolError("a manager cannot be closed on its own thread, by a sink; close it elsewhere")
         with self.lock:
             if self._is_closed:
                 return
@@ -287,7 +289,7 @@ class Manager(ABC, Generic[R]):
         self._again_at = self.now() + AGAIN_SECONDS
         if self.now() - self._failed_at >= REPORT_SECONDS:
             self._failed_at = self.now()
-            log.critical("%s failed; transfers go on: %r", what, error, exc_info=error)
+            log.critical("%s failed; transfers go on: %s", what, shown(error), exc_info=error)
 
     def step(self, record: R, now: float) -> None:
         """Advances one record. What it raises is its own failure."""
@@ -317,14 +319,14 @@ class Manager(ABC, Generic[R]):
     def _broke(self, record: R, error: Exception) -> None:
         record.is_broken = True
         log.critical(
-            "room %d: a bug in embferry has ended this transfer; please report it, with this: %r, history %s",
-            *(record.room, error, "; ".join(record.history())),
+            "room %d: a bug in embferry has ended this transfer; please report it, with this: %s, history %s",
+            *(record.room, shown(error), "; ".join(record.history())),
             exc_info=error,
         )
         if is_exhausted(error):
             cause = as_transfer_error("the driver of the transfer", error, record.room)
         else:
-            why = f"a bug in embferry has ended this transfer: {error!r}; the log has its traceback"
+            why = f"a bug in embferry has ended this transfer: {shown(error)}; the log has its traceback"
             cause = LocalProtocolError(why, room=record.room)
         record.failure = record.failure or cause
         self.ready_queue.touch(record)

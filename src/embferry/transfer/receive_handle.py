@@ -31,6 +31,8 @@ class ReceiveHost(Host, Protocol):
     buffers: MultimodalDataBuffers
     admission: PoolAdmission
 
+    def check_allocation(self, record: ReceiveRecord, allocation: MetadataAllocation) -> None: ...
+
     def begin(self, record: ReceiveRecord, allocation: MetadataAllocation | None) -> None: ...
 
     def machine_of(self, record: ReceiveRecord) -> Receiver: ...
@@ -38,6 +40,8 @@ class ReceiveHost(Host, Protocol):
     def grant(self, record: ReceiveRecord, allocation: MetadataAllocation) -> int: ...
 
     def consumed(self, record: ReceiveRecord, epoch: int, offset: int) -> None: ...
+
+    def left(self, endpoint: str) -> None: ...
 
     def guard(self, record: ReceiveRecord, call: Callable[..., object], *arguments: object) -> None: ...
 
@@ -89,9 +93,12 @@ class EmbeddingReceiver(Handle):
                 grants blocks to this transfer in fair turn, without further calls.
 
         Raises:
-            LocalProtocolError: Called twice, or the manager is closed.
+            LocalProtocolError: Called twice, the manager is closed, this room does not hold the blocks, or
+                they are in use.
         """
         with self.manager.lock:
+            if allocation is not None:
+                self.manager.check_allocation(self._record, allocation)
             self.manager.begin(self._record, allocation)
         self.manager.touch(self._record)
 
@@ -106,7 +113,8 @@ class EmbeddingReceiver(Handle):
             The number of tokens granted; 0 if granting is left to the pool.
 
         Raises:
-            LocalProtocolError: ``sent_tokens`` is not the token to go on at, or nothing remains.
+            LocalProtocolError: ``sent_tokens`` is not the token to go on at, nothing remains, this room does not
+                hold the blocks, or they are in use.
         """
         sent_tokens = as_integer("sent_tokens", sent_tokens, 0, MAX_TOKENS, room=self.room)
         with self.manager.lock:
@@ -118,6 +126,7 @@ class EmbeddingReceiver(Handle):
                 self.manager.admission.register(self.machine)
                 tokens = 0
             else:
+                self.manager.check_allocation(self._record, allocation)
                 tokens = self.manager.grant(self._record, allocation)
         self.manager.touch(self._record)
         return tokens
@@ -132,8 +141,10 @@ class EmbeddingReceiver(Handle):
         """
         endpoint = check_endpoint(endpoint)
         with self.manager.lock:
-            self._record.endpoint = endpoint
-            self.machine.redirected(self.manager.now())
+            machine = self.machine
+            last, self._record.endpoint = self._record.endpoint, endpoint
+            self.manager.left(last)
+            machine.redirected(self.manager.now())
         self.manager.touch(self._record)
 
     @property

@@ -31,7 +31,7 @@ from .receive_handle import EmbeddingReceiver
 from .receive_record import Granted, ReceiveRecord
 from .runtime import Runtime, ThreadRuntime
 from .sink_calls import SinkCalls
-from .sinks import GatherSink, Sink
+from .sinks import Sink, check_sink
 from .unclosed_blocks import UnclosedBlocks
 
 log = logging.getLogger(__name__)
@@ -115,10 +115,16 @@ class ReceiveManager(Manager[ReceiveRecord]):
             failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
         with self.lock:
             self.check()
-        record = ReceiveRecord(room, endpoint, sink or GatherSink(), failover_timeout, max_tokens)
-        return EmbeddingReceiver(self, record)
+        sink = check_sink(sink, room)
+        return EmbeddingReceiver(self, ReceiveRecord(room, endpoint, sink, failover_timeout, max_tokens))
 
     # Called by handles
+
+    def check_allocation(self, record: ReceiveRecord, allocation: MetadataAllocation) -> None:
+        """Raises LocalProtocolError if the room does not hold a caller's blocks, or they are in use. Lock held."""
+        self.allocator.check_held(allocation, record.room)
+        if any(not other.blocks().isdisjoint(allocation.blocks) for other in self._records()):
+            raise LocalProtocolError("a transfer uses some of these blocks already", room=record.room)
 
     def begin(self, record: ReceiveRecord, allocation: MetadataAllocation | None) -> None:
         """Makes the state machine of a record, which asks for the embedding. The lock is held.
@@ -132,16 +138,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
         if record.machine is not None:
             raise LocalProtocolError("init() is called once; open the room again instead", room=record.room)
         session = secrets.randbits(62) + 1
+        settings = self.settings, self.now(), record.failover_timeout
         record.machine = Receiver(
-            record.room,
-            session,
-            self.geometry,
-            self.name,
-            self.addresses,
-            self.settings,
-            self.now(),
-            record.failover_timeout,
-            max_tokens=record.max_tokens,
+            record.room, session, self.geometry, self.name, self.addresses, *settings, max_tokens=record.max_tokens
         )
         record.allocation = allocation
         self._records_by_session[session] = record
@@ -172,8 +171,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         if wanted is None:
             raise LocalProtocolError("nothing remains to be granted now", room=record.room)
         needed = blocks_needed(wanted[1], allocation.block_size)
-        if spare := allocation.blocks[needed:]:
-            self.allocator.free(spare, record.room)
+        self.allocator.free(allocation.blocks[needed:], record.room)
         fitting = MetadataAllocation(allocation.blocks[:needed], allocation.block_size)
         tokens = self.admission.grant(machine, fitting, now)
         self._granted(record, machine.ledger.next_epoch - 1)
@@ -186,6 +184,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
             if record.machine is not None:
                 self.guard(record, record.machine.consumed, epoch, offset)
         self.touch(record)
+
+    def left(self, endpoint: str) -> None:
+        """A transfer does not need an endpoint any more. The lock is held."""
+        if all(record.endpoint != endpoint for record in self._records()):
+            self._messages.forget(endpoint)
 
     # The driver thread
 
@@ -253,9 +256,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _after_records(self, now: float) -> list[ReceiveRecord]:
         self._unclosed.free()
-        served = self.admission.allocate(now, self._could_not_grant)
         records = []
-        for machine, epoch in served:
+        for machine, epoch in self.admission.allocate(now, self._could_not_grant):
             record = self._records_by_session[machine.session]
             self.guard(record, self._granted, record, epoch)
             records.append(record)
@@ -273,8 +275,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             if record.is_broken:
                 self.refuse(record, record.endpoint, frame.target, frame)
                 return
-            receive = self.machine_of(record).receive
-            self.guard(record, receive, frame.source, frame.target, frame.body, now)
+            self.guard(record, self.machine_of(record).receive, frame.source, frame.target, frame.body, now)
             self.ready_queue.touch(record)
 
     def _unreachable(self, event: Unreachable, now: float) -> None:
@@ -325,15 +326,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
         record.log.granted(machine, grant.start, grant.tokens, len(grant.blocks))
 
     def _forget(self, record: ReceiveRecord) -> None:
-        if record.machine is not None:
-            self._records_by_session.pop(record.machine.session, None)
+        self._records_by_session.pop(self.machine_of(record).session, None)
         for epoch in record.epochs:
             self._by_epoch.pop(epoch, None)
         self.ready_queue.forget(record)
-        if any(other.endpoint == record.endpoint for other in self._records()):
-            return
-        if (error := attempt(self._runtime.control.forget, record.endpoint)) is not None:
-            log.warning("the connection to %s stays open: %r", record.endpoint, error)
+        self.left(record.endpoint)
 
     # Ends
 
@@ -384,8 +381,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         for other in self._records():
             if other.room == record.room and other is not record and not other.kept_until:
                 self.guard(other, self.run_commands, other, now)  # what it releases is free, not its own
-                found |= self.machine_of(other).ledger.blocks()
-                found |= set(other.allocation.blocks if other.allocation else ())
+                found |= other.blocks()
         return found | {block for block in self.allocator.holders().get(record.room, ()) if block in self._unclosed}
 
     def _finish(self, record: ReceiveRecord) -> None:

@@ -101,6 +101,11 @@ class ReceiveRecord:
             return KVPoll.Transferring
         return state
 
+    def blocks(self) -> set[int]:
+        """Returns the blocks that the transfer uses or will use."""
+        used = set() if self.machine is None else self.machine.ledger.blocks()
+        return used | set(() if self.allocation is None else self.allocation.blocks)
+
     def history(self) -> list[str]:
         """Returns the last events of the machine, a line each."""
         return [] if self.machine is None else self.machine.history.lines()

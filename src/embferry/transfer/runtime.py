@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import shown
 from embferry.transports.net.loop import Loop
 
 from .callbacks import CallbackThread
@@ -52,12 +52,16 @@ class Runtime(ABC):
     def run_callback(self, call: Callable[[], None]) -> None:
         """Runs a user's callback soon, without locks, in the order of the calls. It must not raise."""
 
+    @property
+    @abstractmethod
+    def is_own_thread(self) -> bool:
+        """Whether the calling thread is the one that makes the turns, which must not call :meth:`stop`."""
+
     @abstractmethod
     def stop(self) -> None:
         """Makes a last turn, sends what is queued, and ends. Idempotent.
 
         Raises:
-            LocalProtocolError: Called on the driver thread, for example by a sink.
             Exception: The control plane has raised it while it was closed; everything else is closed.
         """
 
@@ -97,9 +101,11 @@ class ThreadRuntime(Runtime):
     def run_callback(self, call: Callable[[], None]) -> None:
         self._callbacks.post(call)
 
+    @property
+    def is_own_thread(self) -> bool:
+        return self._thread is threading.current_thread()
+
     def stop(self) -> None:
-        if self._thread is threading.current_thread():
-            raise LocalProtocolError("a manager cannot be closed on its own thread, by a sink; close it elsewhere")
         self._stopping = True
         self._loop.wake()
         if self._thread.is_alive():
@@ -116,10 +122,10 @@ class ThreadRuntime(Runtime):
         while not self._stopping:
             for step in (lambda: self._loop.run_once(self._wait), self._one_turn):
                 if (error := attempt(step)) is not None:
-                    log.critical("a turn of the driver has failed; this is a bug: %r", error, exc_info=error)
+                    log.critical("a turn of the driver has failed; this is a bug: %s", shown(error), exc_info=error)
                     time.sleep(AFTER_BUG_SECONDS)
         if (error := attempt(self._one_turn)) is not None:
-            log.critical("the last turn of the driver has failed; this is a bug: %r", error, exc_info=error)
+            log.critical("the last turn of the driver has failed; this is a bug: %s", shown(error), exc_info=error)
         self._end()
 
     def _one_turn(self) -> None:

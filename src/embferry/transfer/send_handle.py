@@ -93,7 +93,9 @@ class EmbeddingSender(Handle):
             if self._record.poll() in ENDED:
                 return
             self.machine.produce(total if ready_tokens is None else ready_tokens)
-            self._record.source, self._record.checksums = dict(fields), checksums or self._record.checksums
+            self._record.source = dict(fields)
+            if checksums is not None:
+                self._record.checksums = checksums
             self.manager.begin(self._record)
 
     def poll(self) -> KVPoll:

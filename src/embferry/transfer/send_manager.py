@@ -29,6 +29,7 @@ from embferry.transports.net.loop import Loop
 from .control.contract import Unreachable
 from .control.sockets import SocketControl
 from .guarded_transport import GuardedTransport
+from .handle import ENDED
 from .manager import Manager
 from .parked import ParkedRequests
 from .runtime import Runtime, ThreadRuntime
@@ -265,7 +266,7 @@ class SendManager(Manager[SendRecord]):
                 self._forget(record)
 
     def _finish(self, record: SendRecord) -> None:
-        if record.error is None and not record.end.has_ended:
+        if record.error is None and not (record.poll() in ENDED and record.is_released):
             record.failure = self._shutting_down()
         if record.writes == 0:
             record.release()

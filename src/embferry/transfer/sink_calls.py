@@ -78,7 +78,7 @@ class SinkCalls:
     @staticmethod
     def _ask_sink(record: ReceiveRecord) -> None:
         with record.sink_lock:
-            record.is_sink_complete = record.sink.is_complete
+            record.is_sink_complete = bool(record.sink.is_complete)
 
     def _make(self, record: ReceiveRecord, call: SinkCall, now: float) -> None:
         """Makes a call, or a part of it."""

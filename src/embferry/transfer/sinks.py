@@ -14,7 +14,7 @@ import numpy as np
 from embferry.memory.blocks import blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers, checksum
 from embferry.protocol.commands import Deliver, Verify
-from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, shown
 
 from .fields import Array
 
@@ -284,6 +284,21 @@ class ChunkSink(Sink):
         out: dict[str, Array] = {f.name: np.empty((chunk.length, f.token_bytes), np.uint8) for f in fields}
         self.buffers.gather_into(chunk.blocks, 0, chunk.length, out, 0)
         return out
+
+
+def check_sink(sink: Sink | None, room: int) -> Sink:
+    """Returns ``sink`` if it can serve a transfer; a new one that gathers if it is None.
+
+    Raises:
+        LocalProtocolError: It is no sink, or it serves another transfer.
+    """
+    if sink is None:
+        return GatherSink()
+    if not isinstance(sink, Sink):
+        raise LocalProtocolError(f"sink must be an object of a subclass of Sink, not {shown(sink, 80)}", room=room)
+    if getattr(sink, "owner", None) is not None:
+        raise LocalProtocolError("this sink serves another transfer; make a new one for each", room=room)
+    return sink
 
 
 def gathered(sink: Sink) -> GatherSink:

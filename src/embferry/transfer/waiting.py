@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from copy import copy
 
+from embferry.protocol.arguments import as_seconds
 from embferry.protocol.errors import LeaseExpired
 from embferry.protocol.states import KVPoll
 
@@ -24,18 +26,20 @@ def wait(end: Handle, timeout: float) -> None:
 
     Args:
         end: A receiver or a sender.
-        timeout: Seconds.
+        timeout: Seconds; not more than 0: does not block; infinity: no limit.
 
     Raises:
         EmbeddingTransferError: The transfer has failed; this is the reason.
+        LocalProtocolError: ``timeout`` is no number.
         LeaseExpired: ``timeout`` has passed. The transfer goes on.
     """
+    timeout = as_seconds("timeout", timeout, -math.inf, room=end.room)
     changed = threading.Event()
     stop_waking = end.wake_on_change(changed.set)
     try:
         deadline = end.now() + timeout
         while not end.has_ended:
-            if not changed.wait(max(0.0, deadline - end.now())):
+            if not changed.wait(min(max(0.0, deadline - end.now()), threading.TIMEOUT_MAX)):
                 raise LeaseExpired(f"not transferred within {timeout:g} s; it is still going on", room=end.room)
             changed.clear()
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import LocalProtocolError, shown
 
 from .contract import Event
 
@@ -39,6 +39,8 @@ class Outbox:
         """
         failure, self._failure = self._failure, None
         if failure is not None:
-            raise LocalProtocolError(f"the transport has failed with {failure!r}; report this as a bug") from failure
+            raise LocalProtocolError(
+                f"the transport has failed with {shown(failure)}; report this as a bug"
+            ) from failure
         # list(self._events) and clear() would lose an event posted in between.
         return [self._events.popleft() for _ in range(len(self._events))]

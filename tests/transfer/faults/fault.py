@@ -28,6 +28,21 @@ class Fault:
     text: str = ""
 
 
+class UnreadableError(Exception):
+    """An exception that cannot be shown, such as one whose __init__ was never called."""
+
+    def __repr__(self) -> str:
+        raise AttributeError("no such attribute")
+
+    __str__ = __repr__
+
+
+def _ctrl_c() -> BaseException:
+    """Returns a KeyboardInterrupt, but not for the main thread, where it would end the tests."""
+    kind = RuntimeError if threading.current_thread() is threading.main_thread() else KeyboardInterrupt
+    return kind("Ctrl-C was planted")
+
+
 def _of_the_system(number: int) -> Fault:
     return Fault(errno.errorcode[number], lambda: OSError(number, os.strerror(number)), os.strerror(number))
 
@@ -39,6 +54,8 @@ FAULTS = (
     _of_the_system(errno.ENOMEM),
     Fault("closed loop", lambda: RuntimeError("Event loop is closed"), "Event loop is closed"),
     Fault("CancelledError", lambda: asyncio.CancelledError("a task was cancelled"), "a task was cancelled"),
+    Fault("KeyboardInterrupt", _ctrl_c, "Ctrl-C was planted"),
+    Fault("no repr", UnreadableError, "UnreadableError"),
     Fault("slow"),
 )
 

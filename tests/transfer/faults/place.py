@@ -34,7 +34,7 @@ class Place:
         plant: Puts the fault there and begins the transfer that is hit.
         end: What becomes of that.
         late: Whether the fault strikes only after the transfer has arrived.
-        is_machine: Whether it is a state machine, which no task and no exit can interrupt.
+        is_machine: Whether it is a state machine, which calls no foreign code.
     """
 
     name: str

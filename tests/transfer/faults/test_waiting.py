@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
 
 from embferry import EmbeddingReceiver, ReceiveManager, SendManager, transferred, wait
-from embferry.protocol.errors import Aborted, LeaseExpired
+from embferry.protocol.errors import Aborted, LeaseExpired, LocalProtocolError
 from embferry.protocol.layout import Geometry
 from embferry.protocol.states import KVPoll
 from embferry.transports.in_memory.transport import InMemoryTransport
@@ -88,6 +92,42 @@ def abandoned(receiver: EmbeddingReceiver) -> None:
     assert nothing_waits(receiver)  # its waker raised, and was dropped
     assert coroutine is not None
     coroutine.close()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, -1e300, 1e-9, np.float32(0), np.array(0.0)], ids=str)
+def test_a_wait_without_time_says_how_it_stands_at_once(
+    pair: Pair, receiver: EmbeddingReceiver, timeout: float
+) -> None:
+    with pytest.raises(LeaseExpired, match="still going on"):
+        wait(receiver, timeout)
+    finish(pair, receiver)
+    wait(receiver, timeout)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 10**18, threading.TIMEOUT_MAX])
+def test_a_wait_without_a_limit_ends_with_the_transfer(pair: Pair, receiver: EmbeddingReceiver, timeout: float) -> None:
+    waiting = threading.Event()
+    begin = receiver.wake_on_change
+
+    def begun(wake: Callable[[], object]) -> Callable[[], object]:
+        waiting.set()
+        return begin(wake)
+
+    receiver.wake_on_change = begun  # type: ignore[method-assign]
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(wait, receiver, timeout)
+        assert waiting.wait(SECONDS)
+        pair.sender(7, ROWS)
+        ended.result(SECONDS)
+    assert same(receiver.arrays(), ROWS)
+    assert nothing_waits(receiver)
+
+
+@pytest.mark.parametrize("timeout", [math.nan, -math.inf, "1", None, True, [], 10**400, np.array([1.0, 2.0])], ids=str)
+def test_a_wait_for_no_number_is_refused(pair: Pair, receiver: EmbeddingReceiver, timeout: Any) -> None:
+    with pytest.raises(LocalProtocolError, match="timeout"):
+        wait(receiver, timeout)
+    finish(pair, receiver)
 
 
 @pytest.mark.parametrize("given_up", [timed_out, cancelled, out_of_time, abandoned])

@@ -13,7 +13,7 @@ import time
 from collections.abc import Hashable
 from typing import Protocol
 
-from embferry.protocol.errors import CapacityError, EmbeddingTransferError, PeerGone, RemoteProtocolError
+from embferry.protocol.errors import CapacityError, EmbeddingTransferError, PeerGone, RemoteProtocolError, shown
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import READ, WRITE, Loop
 
@@ -214,7 +214,7 @@ class Connection:
         self._owner.on_end(self, error)
 
     def _failed(self, error: BaseException) -> None:
-        self.end(PeerGone(f"this end failed to handle the connection: {error!r}"))
+        self.end(PeerGone(f"this end failed to handle the connection: {shown(error)}"))
 
     def _on_ready(self, events: int) -> None:
         if events & WRITE:

@@ -15,6 +15,7 @@ from embferry.protocol.errors import (
     PeerGone,
     TransportError,
     VersionMismatch,
+    shown,
 )
 from embferry.transports.net.connector import Connector
 from embferry.transports.net.loop import Scope
@@ -205,7 +206,7 @@ class DialledPeer:
             sock.close()
 
     def _bug(self, error: BaseException) -> None:
-        self._attempt_failed(PeerGone(f"this end failed to dial: {error!r}"))
+        self._attempt_failed(PeerGone(f"this end failed to dial: {shown(error)}"))
 
     # The connection
 

@@ -17,6 +17,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from embferry.protocol.errors import shown
+
 from ..net.cursor import Cursor
 from ..net.loop import Scope
 from ..net.stalls import RECEIVING_BYTES, progress_interval
@@ -122,7 +124,8 @@ class RemoteSender(ResponseHandler):
         self._poll_connection.close()
 
     def _failed(self, error: BaseException) -> None:
-        log.error("no longer polls the sender at %s: this end failed to handle it: %r", self._to.authority, error)
+        why = f"this end failed to handle it: {shown(error)}"
+        log.error("no longer polls the sender at %s: %s", self._to.authority, why)
         if not self._ended:
             self._end()
         self.hang_up()

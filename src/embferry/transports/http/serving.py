@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError, shown
 
 from ..net.cursor import Cursor
 from ..net.listener import Listener, ListenLimits
@@ -111,7 +111,7 @@ class ServerConnection(Connection):
         return True
 
     def _failed(self, error: BaseException) -> None:
-        self.end(f"this end failed to handle it: {error!r}")
+        self.end(f"this end failed to handle it: {shown(error)}")
 
     def _unpark(self) -> None:
         on_unpark, self._on_unpark = self._on_unpark, None

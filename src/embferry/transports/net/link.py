@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TransportError, shown
 
 from ..contract import Piece, Written
 from ..outbox import Outbox
@@ -61,7 +61,7 @@ class SocketLink(ABC):
 
     def _failed(self, error: BaseException) -> None:
         """A callback of the link has raised. Runs on the loop's thread; the scope has ended."""
-        self.end(TransportError(f"this end failed to handle the connection: {error!r}"), lost=True)
+        self.end(TransportError(f"this end failed to handle the connection: {shown(error)}"), lost=True)
 
 
 def refused() -> TransportError:

@@ -29,6 +29,11 @@ Ready = Callable[[int], None]
 LIVENESS_CHECK_S = 1.0
 
 
+def is_ctrl_c(error: BaseException) -> bool:
+    """Returns whether an exception is the user's Ctrl-C. On another thread than the main one, foreign code made it."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
 class Scope:
     """Descriptors, timers and calls of one loop that fail together. No callback may block.
 
@@ -93,9 +98,9 @@ class Scope:
         """Runs ``what`` now, as a callback of this scope. Returns False if an exception left it."""
         try:
             what(*arguments)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # also asyncio.CancelledError and SystemExit, which no Exception covers
+            if is_ctrl_c(error):
+                raise
             log.exception("a callback of an event loop failed")
             self._fail(error)
             return False

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from embferry.protocol.errors import LocalProtocolError, TransportError, TransportStalled
+from embferry.protocol.errors import LocalProtocolError, TransportError, TransportStalled, shown
 from embferry.protocol.layout import merged
 
 from ..contract import Capabilities, LinkLost, Piece, Region, Revoked, Window, Written
@@ -314,7 +314,7 @@ class _Link:
             return TransportError(f"the receiver's revocation table cannot be locked: {error}")
         except Exception as error:
             log.exception("a copy to shared memory has failed")
-            return TransportError(f"the copy failed: {error!r}")
+            return TransportError(f"the copy failed: {shown(error)}")
 
     def _copy_locked(self, epoch: int, pieces: Sequence[Piece], stop: threading.Event | None) -> TransportError | None:
         peer = self._peer
@@ -345,7 +345,7 @@ class _Link:
             self.over.set()
 
     def _failed(self, error: BaseException) -> None:
-        self.end(TransportError(f"this end failed to watch the receiver: {error!r}"), lost=True)
+        self.end(TransportError(f"this end failed to watch the receiver: {shown(error)}"), lost=True)
 
     # On the loop's thread
 

@@ -13,6 +13,8 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
+from embferry.protocol.errors import shown
+
 from ..contract import Region
 from ..net.cursor import Cursor
 from ..net.listener import Listener, ListenLimits
@@ -104,7 +106,7 @@ class SenderConnection:
         return True
 
     def _failed(self, error: BaseException) -> None:
-        self.end(f"this end failed to handle it: {error!r}")
+        self.end(f"this end failed to handle it: {shown(error)}")
 
     def _ready(self, events: int) -> None:
         try:
