@@ -7,12 +7,12 @@ import threading
 import numpy as np
 import pytest
 
-from embferry import DeviceSink, Fields, wait
+from embferry import DeviceSink, Fields, GatherSink, wait
 from embferry.protocol.errors import LocalProtocolError
 from embferry.protocol.states import KVPoll
 from embferry.transfer.staging import Staging
 
-from .conftest import LAYOUT, SECONDS, MakePair, embedding, same
+from .conftest import LAYOUT, SECONDS, MakePair, embedding, let_turn, same
 
 CHUNK = 16 * LAYOUT.token_bytes
 
@@ -80,6 +80,45 @@ def test_an_embedding_crosses_from_device_to_device_through_bounded_buffers(make
     assert sorted(source["fill_ids"].copied) == [(at, at + 16) for at in range(0, 400, 16)]
     receiver.clear()
     wait(sender, SECONDS)
+
+
+class LateSink(GatherSink):
+    """Completes long after every block has been returned, as if it copied from buffers of its own."""
+
+    has_copied = False
+
+    @property
+    def is_complete(self) -> bool:
+        return self.has_copied
+
+
+@pytest.mark.parametrize("ends", ["completes", "cleared", "closed"])
+def test_a_transfer_is_kept_until_its_sink_is_complete(make_pair: MakePair, ends: str) -> None:
+    rows, sink, woken = embedding(50), LateSink(), threading.Event()
+    pair = make_pair(linger=0.01)
+    receiver = pair.receiver(sink=sink)
+    receiver.init()
+    sender = pair.sender(receiver.room, rows)
+    wait(sender, SECONDS)
+    machine = receiver.machine
+    while not machine.settled(pair.receiving.now()):
+        let_turn(pair.receiving)
+    let_turn(pair.receiving)
+    assert pair.receiving._records() == [receiver._record]
+    receiver.wake_on_change(woken.set)
+    if ends == "completes":
+        sink.has_copied = True
+        pair.receiving.touch(receiver._record)
+        wait(receiver, SECONDS)
+        return
+    if ends == "cleared":
+        receiver.clear()
+        let_turn(pair.receiving)
+        assert pair.receiving._records() == []
+    else:
+        pair.receiving.close()
+    assert woken.is_set()
+    assert receiver.poll() is KVPoll.Failed
 
 
 def test_an_embedding_may_have_fields_on_the_host_and_on_the_device(make_pair: MakePair) -> None:

@@ -1,4 +1,4 @@
-"""What a transport does when its process has no descriptors, memory or threads left: it tries again, or says so."""
+"""A process without descriptors, memory or threads: a transport tries again, or says what is lacking."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from copy import copy
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, shown
 from embferry.protocol.messages import Abort, Body, Closed, Frame, Open, Unknown, decode
@@ -24,8 +24,8 @@ from .control.contract import ControlPlane, Received, Unreachable
 from .control_messages import ControlMessages
 from .failures import as_transfer_error, attempt, is_exhausted
 from .guarded_transport import GuardedTransport
-from .handle import Handle
 from .ready_queue import ReadyQueue
+from .record import Record
 from .runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -39,36 +39,6 @@ AGAIN_SECONDS = 0.1
 
 CLOSE_AGAIN_SECONDS = 5.0
 """How often a transport that could not be closed is closed again. Until then blocks that it may write are missing."""
-
-
-class Machine(Protocol):
-    """A state machine, as far as every driver of one needs it."""
-
-    def abort(self, error: EmbeddingTransferError, now: float) -> None: ...
-
-    def expire(self, now: float) -> None: ...
-
-
-class Record(Hashable, Protocol):
-    """One transfer, as the driver sees it.
-
-    Attributes:
-        room: The ``bootstrap_room``.
-        end: What the user holds.
-        failure: The error of something around the machine that ended the transfer, or None.
-        is_broken: Whether the machine has raised: a bug of ours. It is not called again.
-        kept_until: When a broken record is forgotten; 0: not known yet.
-    """
-
-    room: int
-    end: Handle
-    failure: EmbeddingTransferError | None
-    is_broken: bool
-    kept_until: float
-
-    def history(self) -> list[str]:
-        """Returns the last events of the machine, a line each."""
-        ...
 
 
 R = TypeVar("R", bound=Record)

@@ -189,6 +189,8 @@ class EmbeddingReceiver(Handle):
             machine = self._record.machine
             if machine is not None:
                 self.manager.guard(self._record, machine.clear, self.manager.now())
+                if self._record.poll() not in ENDED:  # the sink is not complete, and need not be any more
+                    self._record.failure = Aborted("cleared by the language side", room=self.room)
         try:
             if isinstance(self.sink, GatherSink):
                 with self._record.sink_lock:

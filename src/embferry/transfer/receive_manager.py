@@ -248,7 +248,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         if record.calls:
             if not record.is_preparing:
                 self.ready_queue.touch(record)
-        elif machine.settled(now):
+        elif machine.settled(now) and record.poll() in ENDED:
             self._forget(record)
             return
         time = machine.next_timeout()

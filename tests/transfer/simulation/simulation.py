@@ -327,6 +327,7 @@ class Simulation:
 
     def check_nothing_left(self) -> None:
         """Clears everything, lets the ends linger, and checks that nothing is kept."""
+        self.world.run(STEP)  # what has just ended is reported
         for room in self.every_room():
             for stop in room.stops:
                 stop()
