@@ -62,8 +62,8 @@ def test_pixels_and_embeddings_of_all_items_count(join: MakeJoined) -> None:
         joined.encode.abort_room(1)
 
     run(ask())
-    joined.wait(lambda: joined.encode.load == 0)
-    assert joined.encode.budget.held == 0
+    joined.wait(lambda: joined.encode.budget.held == 0)
+    assert joined.encode.load == 0
 
 
 def test_a_language_worker_refuses_what_it_could_not_hold(join: MakeJoined) -> None:
