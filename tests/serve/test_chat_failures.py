@@ -111,17 +111,20 @@ def test_a_worker_that_is_gone_is_no_news_when_it_cannot_be_told_of_an_abort(
     deployment: Deployment, client: openai.OpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:
     deployment.fakes["language0"].refusal = (400, envelope("context_length_exceeded"))
-    told = "could not be told of an abort"
+
+    def levels() -> list[str]:
+        told = [record for record in caplog.records if "could not be told of an abort" in record.getMessage()]
+        return [record.levelname for record in told if record.__dict__["worker"] == "encode0"]
 
     def lines(url: str) -> list[str]:
-        """Returns the levels of the line for an encode worker at ``url``, which answers /encode and then is gone."""
+        """Returns the levels of the lines for an encode worker at ``url``, which answers /encode and then is gone."""
         caplog.clear()
         with caplog.at_level(logging.DEBUG), pytest.MonkeyPatch.context() as patch:
             delete = httpx.AsyncClient.delete
             patch.setattr(httpx.AsyncClient, "delete", lambda self, to, **more: delete(self, url or to, **more))
             failure(client)
-            deployment.wait(lambda: told in caplog.text)
-        return sorted({record.levelname for record in caplog.records if told in record.message})
+            deployment.wait(lambda: bool(levels()))
+        return levels()
 
     with closed_port() as closed:
         assert lines(closed) == ["DEBUG"]

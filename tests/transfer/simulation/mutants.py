@@ -306,7 +306,7 @@ def blocks_that_a_broken_transport_may_write_are_released(patch: pytest.MonkeyPa
 
 
 @mutant
-def a_transport_that_could_not_be_closed_is_never_closed_again(patch: pytest.MonkeyPatch) -> None:
+def transports_are_never_closed_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GuardedTransport, "close_again", lambda self: None)
 
 

@@ -12,7 +12,9 @@ from .simulation import failure
 from .story import draw
 from .test_simulation import STORIES
 
-CAUGHT_BY = {
+CAUGHT_BY: dict[str, int | str] = {
+    "messages_of_the_last_receiver_of_a_room_count": "a_late_end_of_the_last_receiver_ends_a_room_that_is_opened_again",
+    "transports_are_never_closed_again": "a_transport_that_could_not_be_closed_is_closed_again",
     "exceptions_pass_the_guard_of_callbacks": 0,
     "exceptions_pass_the_guard_of_device_sink": 73,
     "exceptions_pass_the_guard_of_receive_manager": 139,
@@ -31,13 +33,14 @@ CAUGHT_BY = {
     "broken_records_answer_each_other": 283,
     "transports_are_lost_by_the_failure_of_one_peer": 44,
 }
-"""Story that caught a mutant when it was last looked for. It is told first, which saves minutes; others follow."""
+"""Seed or name of the story that caught a mutant when it was last looked for. It is told first, which saves minutes."""
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_story_breaks_without_the_guard(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTANTS[name](monkeypatch)
-    known = [draw(CAUGHT_BY[name])] if name in CAUGHT_BY else []
+    hint = CAUGHT_BY.get(name)
+    known = [] if hint is None else [FOUND[hint] if isinstance(hint, str) else draw(hint)]
     found = chain.from_iterable(map(told_again, FOUND.values()))
     stories = chain(known, found, map(draw, range(STORIES)))
     assert any(failure(story) is not None for story in stories)
