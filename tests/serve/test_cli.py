@@ -146,7 +146,9 @@ def test_ask_without_a_question_says_what_to_add(word: str, media: Path) -> None
         assert err.startswith(f"embferry: no question: add one after {word}, in quotes")
 
 
-@pytest.mark.parametrize("word", ["what?", "what is in a.png", "is https://h/a.png a cat?", "ratio 3.5?"])
+@pytest.mark.parametrize(
+    "word", ["what?", "what is in a.png", "is https://h/a.png a cat?", "ratio 3.5?", "what? " * 1000, "a\0b"]
+)
 def test_a_question_is_not_taken_for_a_picture(word: str) -> None:
     assert not is_media(word)
 

@@ -16,7 +16,7 @@ from embferry.memory.buffers import MultimodalDataBuffers, source_pieces
 from embferry.protocol.errors import TransportError
 from embferry.testing.pair import DEADLINE_S, LAYOUT, SMALL, TransportPair, embedding, eventually
 from embferry.transfer.guarded_transport import GuardedTransport
-from embferry.transports.contract import Revoked, Transport, Window
+from embferry.transports.contract import LinkLost, Revoked, Transport, Window
 from embferry.transports.http import remote_sender, serving
 from embferry.transports.http import send_link as http_link
 from embferry.transports.leased import receiving_end, sending_end
@@ -211,6 +211,28 @@ def lose_both_ends(name: str, fail: Callable[[loop.LoopThread], None]) -> None:
         end.close()
         assert end.poll() == []
     region.close()
+
+
+@pytest.mark.parametrize("name", list(transports()))
+def test_a_link_that_is_lost_while_it_is_disconnected_is_not_reported(name: str) -> None:
+    pair = TransportPair(lambda wake: make(name, wake))
+    pair.admit(1, (0,))
+    pair.lands(1, (0,))
+    transport: Any = pair.sender.transport
+    link, is_disconnected = transport._links[pair.handle], threading.Event()
+
+    def lose() -> None:
+        assert is_disconnected.wait(DEADLINE_S)
+        link.end(TransportError("the receiver is gone"), lost=True)
+
+    transport._loop.call(lose)
+    transport.disconnect(pair.handle)
+    is_disconnected.set()
+    eventually(lambda: not transport._unfinished)
+    pair.sender.poll()
+    assert LinkLost not in map(type, pair.sender.events)
+    assert not transport._disconnected
+    pair.close()
 
 
 def is_lost(end: GuardedTransport) -> bool:

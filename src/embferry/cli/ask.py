@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import mimetypes
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,10 +60,11 @@ def command(
 
 def is_media(word: str) -> bool:
     """Returns whether a word is a file or URL and not a question: by its name, or because the file exists."""
-    if len(word.split()) != 1:
-        return Path(word).is_file()
+    if os.path.isfile(word):
+        return True
     kind, _ = mimetypes.guess_type(word.partition("?")[0])
-    return word.lower().startswith(_URLS) or (kind or "").startswith(("image/", "video/")) or Path(word).is_file()
+    is_named_so = word.lower().startswith(_URLS) or (kind or "").startswith(("image/", "video/"))
+    return is_named_so and len(word.split()) == 1
 
 
 def part(word: str) -> dict[str, Any]:

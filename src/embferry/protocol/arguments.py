@@ -56,7 +56,8 @@ def as_seconds(name: str, value: object, above: float = 0.0, *, room: int | None
         with suppress(TypeError, ValueError, OverflowError):  # an array, or more than a float can be
             seconds = float(value)
     if not seconds > above:
-        raise LocalProtocolError(f"{name} must be a number of seconds above {above:g}, not {_shown(value)}", room=room)
+        bound = f" above {above:g}" if above > -math.inf else ""
+        raise LocalProtocolError(f"{name} must be a number of seconds{bound}, not {_shown(value)}", room=room)
     return seconds
 
 

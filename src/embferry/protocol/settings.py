@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -67,14 +68,12 @@ class TransferSettings:
             if kind is bool and isinstance(value, bool):
                 continue
             numeric = hasattr(value, "__index__" if kind is int else "__float__")
-            if kind is bool or isinstance(value, bool | str) or not numeric:
+            number: int | float | None = None
+            if numeric and kind is not bool and not isinstance(value, bool | str):
+                with suppress(TypeError, ValueError, OverflowError):  # an array, or more than a float can be
+                    number = operator.index(value) if kind is int else float(value)
+            if number is None:
                 raise LocalProtocolError(f"{field.name} must be of type {kind.__name__}, not {shown(value, 80)}")
-            try:
-                number = operator.index(value) if kind is int else float(value)
-            except (TypeError, ValueError, OverflowError):  # an array, or more than a float can be
-                raise LocalProtocolError(
-                    f"{field.name} must be of type {kind.__name__}, not {shown(value, 80)}"
-                ) from None
             if not number > 0:
                 raise LocalProtocolError(f"{field.name} must be greater than 0, not {value}")
             object.__setattr__(self, field.name, number)

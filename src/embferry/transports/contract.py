@@ -212,7 +212,10 @@ class Transport(ABC):
 
     @abstractmethod
     def disconnect(self, handle: bytes) -> None:
-        """Closes the connection. Writes in flight end in :class:`Written` first. Unknown handles are ignored."""
+        """Closes the connection. Writes in flight end in :class:`Written` first. Unknown handles are ignored.
+
+        :class:`LinkLost` does not follow, also if the receiver closes at the same time.
+        """
 
     # Both
     @abstractmethod

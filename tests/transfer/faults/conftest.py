@@ -1,4 +1,4 @@
-"""Log records as text alone: the ones that pytest keeps would keep tracebacks, and with them what must be closed."""
+"""A pair of managers, and log records as text alone: with their tracebacks they would keep what must be closed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from embferry import ReceiveManager, SendManager
+from embferry.protocol.layout import Geometry
+from embferry.transports.in_memory.transport import InMemoryTransport
+
+from ..conftest import LAYOUT, Pair
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +29,14 @@ def log_as_text() -> Iterator[None]:
     logging.setLogRecordFactory(as_text)
     yield
     logging.setLogRecordFactory(make)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Yields two managers, and checks that both still work after the test."""
+    receiving = ReceiveManager(Geometry(LAYOUT, 8, 16), [InMemoryTransport()])
+    pair = Pair(receiving, SendManager(LAYOUT, [InMemoryTransport()]), InMemoryTransport)
+    yield pair
+    for manager in (pair.sending, *pair.extra, pair.receiving):
+        assert manager.fault is None
+        manager.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,9 @@ from embferry.transfer.callbacks import CallbackThread
 from embferry.transports.in_memory.transport import InMemoryTransport
 
 from ..conftest import LAYOUT, SECONDS, Pair, embedding, kill, let_turn, same
-from .scene import zeros
+from .scene import until, zeros
 
 ROWS = embedding(40)
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    receiving = ReceiveManager(Geometry(LAYOUT, 8, 16), [InMemoryTransport()])
-    pair = Pair(receiving, SendManager(LAYOUT, [InMemoryTransport()]), InMemoryTransport)
-    yield pair
-    for manager in (pair.sending, *pair.extra, pair.receiving):
-        assert manager.fault is None
-        manager.close()
 
 
 def arrives(pair: Pair, receiver: EmbeddingReceiver) -> None:
@@ -276,11 +266,7 @@ def test_blocks_that_a_room_does_not_hold_are_refused(pair: Pair, call: str, nam
     if call == "resume_transfer":
         receiver.init(of(7, pair, 16))
         pair.sender(7, ROWS)
-        changed = threading.Event()
-        receiver.wake_on_change(changed.set)
-        while receiver.transferred_tokens < 16:
-            assert changed.wait(SECONDS)
-            changed.clear()
+        until(receiver, lambda: receiver.transferred_tokens >= 16)
         sent = 16
         with pytest.raises(LocalProtocolError):
             receiver.resume_transfer(ALLOCATIONS[name](pair), sent_tokens=sent)
@@ -313,11 +299,7 @@ def test_blocks_that_a_transfer_uses_are_not_granted_twice(pair: Pair) -> None:
     first = of(7, pair, 16)
     receiver.init(first)
     pair.sender(7, ROWS)
-    changed = threading.Event()
-    receiver.wake_on_change(changed.set)
-    while receiver.transferred_tokens < 16:
-        assert changed.wait(SECONDS)
-        changed.clear()
+    until(receiver, lambda: receiver.transferred_tokens >= 16)
     with pytest.raises(LocalProtocolError):
         receiver.resume_transfer(first, sent_tokens=16)
     receiver.abort()

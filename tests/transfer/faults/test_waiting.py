@@ -7,32 +7,20 @@ import gc
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
-from embferry import EmbeddingReceiver, ReceiveManager, SendManager, transferred, wait
+from embferry import EmbeddingReceiver, transferred, wait
 from embferry.protocol.errors import Aborted, LeaseExpired, LocalProtocolError
-from embferry.protocol.layout import Geometry
 from embferry.protocol.states import KVPoll
-from embferry.transports.in_memory.transport import InMemoryTransport
 
-from ..conftest import LAYOUT, SECONDS, Pair, embedding, same
+from ..conftest import SECONDS, Pair, embedding, same
 
 ROWS = embedding(40)
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    receiving = ReceiveManager(Geometry(LAYOUT, 8, 16), [InMemoryTransport()])
-    pair = Pair(receiving, SendManager(LAYOUT, [InMemoryTransport()]), InMemoryTransport)
-    yield pair
-    for manager in (pair.sending, pair.receiving):
-        assert manager.fault is None
-        manager.close()
 
 
 @pytest.fixture

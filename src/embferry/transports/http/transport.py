@@ -180,11 +180,11 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
         self._address = msgspec.msgpack.encode(HttpAddress(base, server.secret))
         return server
 
-    def _forget(self, handle: bytes, link: SendLink) -> None:
-        super()._forget(handle, link)
+    def _forget(self, handle: bytes, link: SendLink) -> bool:
         token = decode_handle(handle, HttpHandle, self.name).token.hex()
         if self._server is not None and self._server.links.get(token) is link:
             del self._server.links[token]
+        return super()._forget(handle, link)
 
     def _forget_sender(self, address: bytes, sender: RemoteSender) -> None:
         with self._lock:

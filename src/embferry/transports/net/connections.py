@@ -70,6 +70,7 @@ class LinkedTransport(Transport, Generic[R, L]):
         self._lock = threading.Lock()  # guards the attributes below
         self._links: dict[bytes, L] = {}
         self._unfinished: set[L] = set()
+        self._disconnected: set[L] = set()  # unfinished ones that this end has disconnected: their loss is no news
         self._closed = False
 
     def admit(self, window: Window) -> None:
@@ -98,6 +99,8 @@ class LinkedTransport(Transport, Generic[R, L]):
     def disconnect(self, handle: bytes) -> None:
         with self._lock:
             link = self._links.pop(handle, None)
+            if link is not None:
+                self._disconnected.add(link)
         if link is not None:
             link.scope.call(partial(link.end, TransportError("this end disconnected"), lost=False))
 
@@ -166,18 +169,22 @@ class LinkedTransport(Transport, Generic[R, L]):
                 self._links[handle] = made = link()
                 self._unfinished.add(made)
 
-    def _forget(self, handle: bytes, link: L) -> None:
-        """Removes a link that has ended."""
+    def _forget(self, handle: bytes, link: L) -> bool:
+        """Removes a link that has ended. Returns False if this end has disconnected it, so that its loss is no news."""
         with self._lock:
             self._unfinished.discard(link)
             if self._links.get(handle) is link:
                 del self._links[handle]
+            if link in self._disconnected:
+                self._disconnected.discard(link)
+                return False
+            return True
 
     def _over(self, handle: bytes, link: L, tickets: Iterable[int], error: TransportError, lost: bool) -> None:
         """Removes a link that has ended, reports its writes in flight and, if it is ``lost``, the link."""
-        self._forget(handle, link)
+        is_news = self._forget(handle, link)
         for ticket in tickets:
             self._outbox.post(Written(ticket, error))
-        if lost:
+        if lost and is_news:
             log.info("lost the connection to a receiver: %s", error)
             self._outbox.post(LinkLost(handle, error))

@@ -209,7 +209,7 @@ class _Link:
     Args:
         workers: Copy what is not copied within ``write``; they must not end before the link.
         stall_timeout_s: Longest wait for a lock of the receiver.
-        on_end: Called once when the link has ended, on any thread, before :class:`LinkLost` is posted.
+        on_end: Called once when the link has ended, on any thread; returns whether a loss of it is reported.
 
     Attributes:
         over: Set when the link has ended.
@@ -224,7 +224,7 @@ class _Link:
         loop: Scope,
         outbox: Outbox,
         stall_timeout_s: float,
-        on_end: Callable[[bytes, _Link], None],
+        on_end: Callable[[bytes, _Link], bool],
     ) -> None:
         self._handle, self._peer, self._workers = handle, peer, workers
         self._outbox, self._stall_timeout_s, self._on_end = outbox, stall_timeout_s, on_end
@@ -338,8 +338,7 @@ class _Link:
     def _finish(self, error: TransportError) -> None:
         self.scope.call(self._release)
         try:
-            self._on_end(self._handle, self)
-            if self._lost:
+            if self._on_end(self._handle, self) and self._lost:
                 self._outbox.post(LinkLost(self._handle, error))
         finally:
             self.over.set()
