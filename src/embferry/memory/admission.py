@@ -52,16 +52,16 @@ class PoolAdmission:
         self.allocator.release_quarantined(quarantined, receiver.room)
         self.allocator.free(set(blocks).difference(quarantined), receiver.room)
 
-    def update(self, receiver: Receiver, now: float) -> None:
-        """Queues the receiver if it waits for blocks now. Call it after every event of a receiver."""
-        if receiver.session not in self._registered or receiver.wanted(now) is None:
-            self._waiting.pop(receiver.session, None)
-        else:
+    def update(self, receiver: Receiver, *, is_waiting: bool) -> None:
+        """Queues the receiver if it waits for blocks now: if it wants any. Call it after every event of a receiver."""
+        if is_waiting and receiver.session in self._registered:
             self._waiting.setdefault(receiver.session, receiver)
+        else:
+            self._waiting.pop(receiver.session, None)
 
     def update_quarantine(self, receiver: Receiver) -> None:
         """Quarantines the blocks of draining grants, whose writer may still have access."""
-        for grant in receiver.ledger:
+        for grant in receiver.ledger.grants.values():
             blocks = grant.open_blocks() if grant.draining else ()
             if blocks and not self.allocator.is_quarantined(blocks[0]):
                 self.allocator.quarantine(blocks, receiver.room)
@@ -120,7 +120,7 @@ class PoolAdmission:
         tokens = receiver.grant(allocation.blocks, self._next_epoch, now)
         self._next_epoch += 1
         self._waiting.pop(receiver.session, None)
-        self.update(receiver, now)  # if it wants more, it goes to the end of the queue
+        self.update(receiver, is_waiting=receiver.wanted(now) is not None)  # if so, it goes to the end of the queue
         return tokens
 
     def _share(self, needed: int, waiting: int, free: int) -> int:

@@ -20,7 +20,9 @@ def as_integer(name: str, value: object, low: int, high: int, *, room: int | Non
         LocalProtocolError: It is no integer, or not in ``[low, high]``.
     """
     number: int | None = None
-    if not isinstance(value, bool):
+    if type(value) is int:
+        number = value
+    elif not isinstance(value, bool):
         with suppress(TypeError):
             number = operator.index(value)  # type: ignore[arg-type]  # otherwise a TypeError
     if number is None:
@@ -52,7 +54,9 @@ def as_seconds(name: str, value: object, above: float = 0.0, *, room: int | None
         LocalProtocolError: It is no number, or not greater than ``above``.
     """
     seconds = math.nan
-    if isinstance(value, SupportsFloat) and not isinstance(value, bool):
+    if type(value) is float:
+        seconds = value
+    elif isinstance(value, SupportsFloat) and not isinstance(value, bool):
         with suppress(TypeError, ValueError, OverflowError):  # an array, or more than a float can be
             seconds = float(value)
     if not seconds > above:

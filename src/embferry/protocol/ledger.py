@@ -170,6 +170,8 @@ class Ledger:
 
     def missing(self, total: int) -> tuple[int, int] | None:
         """Returns the first tokens below ``total`` that have neither arrived nor been granted, as (offset, length)."""
+        if self.verified.prefix >= total:
+            return None
         found = [piece for grant in self.active for piece in grant.open_tokens]
         found += [(at, at + check.length) for (_, at), check in self.checking.items() if not check.outdated]
         end = 0

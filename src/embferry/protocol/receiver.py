@@ -462,7 +462,7 @@ class Receiver:
 
     def next_timeout(self) -> float | None:
         """Returns when :meth:`expire` has something to do, or None."""
-        times = [grant.drain_deadline for grant in self.ledger if grant.draining and not grant.revoking]
+        times = [g.drain_deadline for g in self.ledger.grants.values() if g.draining and not g.revoking]
         if self._awaits_answer():
             times.append(self.retry_policy.retry_at)
         if self.phase not in TERMINAL:

@@ -40,6 +40,8 @@ AGAIN_SECONDS = 0.1
 CLOSE_AGAIN_SECONDS = 5.0
 """How often a transport that could not be closed is closed again. Until then blocks that it may write are missing."""
 
+SENT_TOGETHER = 16
+"""So many transfers are advanced before their messages are sent: the peer works on them while the next are advanced."""
 
 R = TypeVar("R", bound=Record)
 
@@ -168,13 +170,12 @@ class Manager(ABC, Generic[R]):
     def _advance(self, record: R, now: float) -> None:
         """Lets the machine act on what has happened and on the time, and executes its commands. The lock is held."""
 
-    def _work(self, record: R, now: float) -> bool:
-        """Does what foreign code is needed for. The lock is not held.
-
-        Returns:
-            Whether the machine may have something to do now.
-        """
+    def _has_work(self, record: R) -> bool:
+        """Returns whether :meth:`_work` has something to do. The lock is held."""
         return False
+
+    def _work(self, record: R, now: float) -> None:
+        """Does what foreign code is needed for; then the machine may have something to do. The lock is not held."""
 
     @abstractmethod
     def _settle(self, record: R, now: float) -> None:
@@ -239,8 +240,10 @@ class Manager(ABC, Generic[R]):
             return None if self._due == IDLE else self._due
 
     def _step_all(self, records: list[R], now: float) -> None:
-        for record in records:
-            self._survive(f"room {record.room}", self.step, record, now)
+        for number, record in enumerate(records, 1):
+            self._survive("a transfer", self.step, record, now)
+            if number % SENT_TOGETHER == 0:
+                self._messages.send()
 
     def _next_due(self) -> float | None:
         """Returns when something is due without an event, or None. The lock is held."""
@@ -265,19 +268,24 @@ class Manager(ABC, Generic[R]):
         """Advances one record. What it raises is its own failure."""
         with self.lock:
             self.guard(record, self._advance, record, now)
-        found: list[bool] = []
-        error = attempt(lambda: found.append(self._work(record, now)))
-        with self.lock:
-            if error is not None:
-                self._broke(record, error)
-            if found != [False]:
+            has_work = self._has_work(record)
+            changed = not has_work and self._end_step(record, now)
+        if has_work:
+            error = attempt(self._work, record, now)
+            with self.lock:
+                if error is not None:
+                    self._broke(record, error)
                 self.guard(record, self._advance, record, now)
-            self.guard(record, self._settle, record, now)
-            if record.is_broken:
-                self._tear_down(record, now)
-            changed = record.end.has_changed()
+                changed = self._end_step(record, now)
         if changed:
             record.end.notify()
+
+    def _end_step(self, record: R, now: float) -> bool:
+        """Returns whether the state of the record has changed, which is to be reported. The lock is held."""
+        self.guard(record, self._settle, record, now)
+        if record.is_broken:
+            self._tear_down(record, now)
+        return record.end.has_changed()
 
     def guard(self, record: R, call: Callable[..., object], *arguments: object) -> None:
         """Calls what drives a machine. An exception is a bug of ours, and ends this transfer alone. Lock held."""

@@ -32,6 +32,11 @@ class ReadyQueue(Generic[Item]):
             self._times[item] = time
             heapq.heappush(self._heap, (time, next(self._serial), item))
 
+    def is_due(self, item: Item, now: float) -> bool:
+        """Returns whether the timer of the item has expired, or there is none."""
+        time = self._times.get(item)
+        return time is None or time <= now
+
     def forget(self, item: Item) -> None:
         """Removes the item and its timer."""
         self._touched.pop(item, None)

@@ -220,25 +220,27 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _advance(self, record: ReceiveRecord, now: float) -> None:
         machine = self.machine_of(record)
-        machine.expire(now)
+        if self.ready_queue.is_due(record, now):
+            machine.expire(now)
         if record.allocation is not None and machine.wanted(now) is not None:
             allocation, record.allocation = record.allocation, None
             self.grant(record, allocation)
         self.run_commands(record, now)
 
-    def _work(self, record: ReceiveRecord, now: float) -> bool:
-        if not record.calls and record.is_sink_complete:
-            return False
+    def _has_work(self, record: ReceiveRecord) -> bool:
+        return bool(record.calls) or not record.is_sink_complete
+
+    def _work(self, record: ReceiveRecord, now: float) -> None:
         self._sink_calls.make(record, now, alone=len(self._records_by_session) == 1)
-        return True
 
     def _settle(self, record: ReceiveRecord, now: float) -> None:
         machine = self.machine_of(record)
-        if machine.transferred_tokens > 0 and machine.wanted(now) is not None:
+        is_waiting = machine.wanted(now) is not None
+        if is_waiting and machine.transferred_tokens > 0:
             record.log.needs(machine)
         elif record.poll() is KVPoll.Success:
             record.log.completed(machine)
-        self.admission.update(machine, now)
+        self.admission.update(machine, is_waiting=is_waiting)
         self.admission.update_quarantine(machine)
         if machine.phase in TERMINAL:
             self.admission.unregister(machine)

@@ -145,7 +145,8 @@ class SendManager(Manager[SendRecord]):
 
     def _advance(self, record: SendRecord, now: float) -> None:
         if self._rooms.get(record.room) is record:  # otherwise it has ended, and was touched once more
-            record.machine.expire(now)
+            if self.ready_queue.is_due(record, now):
+                record.machine.expire(now)
             self._run_commands(record)
 
     def _settle(self, record: SendRecord, now: float) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from embferry.transfer import control_messages, manager
+from embferry.transfer.ready_queue import ReadyQueue
 from embferry.transports.tcp.transport import TcpTransport
 
 from .fault import Trip
@@ -33,6 +34,16 @@ def _machine(end: str, name: str) -> Plant:
         return scene.begin(
             meet=lambda receiver, sender: trip.plant({"receiver": receiver, "sender": sender}[end].machine, name)
         )
+
+    return plant
+
+
+def _expire(end: str) -> Plant:
+    """No timer of the scene expires in time, so every one counts as expired."""
+
+    def plant(scene: Scene, trip: Trip, patch: pytest.MonkeyPatch) -> Transfer:
+        patch.setattr(ReadyQueue, "is_due", lambda self, item, now: True)
+        return _machine(end, "expire")(scene, trip, patch)
 
     return plant
 
@@ -157,12 +168,13 @@ PLACES = (
     *SINK_PLACES,
     *(
         Place(f"receiver machine.{name}", _machine("receiver", name), is_machine=True)
-        for name in ("expire", "receive", "take_commands", "grant", "verified_chunk", "consumed", "next_timeout")
+        for name in ("receive", "take_commands", "grant", "verified_chunk", "consumed", "next_timeout")
     ),
     *(
         Place(f"sender machine.{name}", _machine("sender", name), is_machine=True)
-        for name in ("expire", "receive", "take_commands", "write_done", "next_timeout")
+        for name in ("receive", "take_commands", "write_done", "next_timeout")
     ),
+    *(Place(f"{end} machine.expire", _expire(end), is_machine=True) for end in ("receiver", "sender")),
     Place("encode", _encode),
     Place("decode", _decode, End.ARRIVES),
     Place("admission.allocate", _part(lambda scene: scene.receiving.admission, "allocate"), End.ARRIVES),

@@ -27,6 +27,7 @@ from embferry.transfer.control_messages import ControlMessages
 from embferry.transfer.guarded_transport import GuardedTransport
 from embferry.transfer.manager import Manager
 from embferry.transfer.parked import ParkedRequests
+from embferry.transfer.ready_queue import ReadyQueue
 from embferry.transfer.receive_handle import _SinkOwner
 from embferry.transfer.receive_manager import ReceiveManager
 from embferry.transfer.receive_record import ReceiveRecord
@@ -71,6 +72,7 @@ MUTANTS |= {
     "blocks_of_another_transfer_of_the_room_are_freed": _without(ReceiveManager, "_blocks_of_others", set()),
     "a_source_that_cannot_be_read_fails_nothing": _without(Writer, "_source_failed"),
     "waiters_are_not_woken": _without(Notifier, "fire"),
+    "timers_do_not_expire": _without(ReadyQueue, "is_due", False),
 }
 
 
