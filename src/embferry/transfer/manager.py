@@ -41,7 +41,7 @@ CLOSE_AGAIN_SECONDS = 5.0
 """How often a transport that could not be closed is closed again. Until then blocks that it may write are missing."""
 
 SENT_TOGETHER = 16
-"""So many transfers are advanced before their messages are sent: the peer works on them while the next are advanced."""
+"""Transfers that are advanced before their messages are sent. The peer works on them while the next are advanced."""
 
 R = TypeVar("R", bound=Record)
 
