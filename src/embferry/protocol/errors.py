@@ -23,7 +23,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 MAX_SHOWN = 500
 """Characters of a foreign object in the text of an error."""
@@ -58,6 +58,15 @@ class EmbferryError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retryable = self.default_retryable if retryable is None else retryable
+
+    def copied(self) -> Self:
+        """Returns a copy to raise: one object would gather the frames of every time that it is raised.
+
+        No constructor is called: that of a subclass may take other arguments.
+        """
+        copy = BaseException.__new__(type(self), *self.args)
+        copy.__dict__.update(self.__dict__)
+        return copy
 
 
 class EmbeddingTransferError(EmbferryError):
