@@ -11,7 +11,8 @@
         ├── VersionMismatch         no protocol version in common
         ├── LayoutMismatch          the peers' fields differ
         ├── TransportError          bytes could not be moved; ``retryable`` says whether to try again
-        │   └── TransportStalled    a peer or a link took bytes, and nothing came of them
+        │   ├── TransportStalled    a peer or a link took bytes, and nothing came of them
+        │   └── WrongKey            the peers do not know the same cluster key
         ├── CapacityError           a limit of this process is reached
         ├── IntegrityError          bytes or content differ from what was announced
         ├── LeaseExpired            nothing happened within a time-out
@@ -128,6 +129,13 @@ class TransportStalled(TransportError):
     code = "transport_stalled"
 
 
+class WrongKey(TransportError):
+    """The peers do not know the same cluster key, or only one has a key. Give both the same key file."""
+
+    code = "wrong_key"
+    default_retryable = False
+
+
 class CapacityError(EmbeddingTransferError):
     """A limit of this process is reached. Ask again later, or raise the limit."""
 
@@ -175,6 +183,7 @@ BY_CODE: dict[str, type[EmbeddingTransferError]] = {
         LayoutMismatch,
         TransportError,
         TransportStalled,
+        WrongKey,
         CapacityError,
         IntegrityError,
         LeaseExpired,
