@@ -253,8 +253,8 @@ def _stamp(*paths: Path) -> _Stamp:
     return tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_mode) for s in map(os.stat, paths))
 
 
-_PLAIN = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG",
-    "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "BAD_PACKET_LENGTH", "NOT_SSL_RECORD")  # fmt: skip
+X509_V_ERR_CERT_SIGNATURE_FAILURE = 7
+_PLAIN = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 _ALERTS = {
     "CERTIFICATE_REQUIRED": "the other end demands a certificate, and this end has shown none",
     "UNKNOWN_CA": "the other end does not know the CA of this end's certificate",
@@ -273,6 +273,16 @@ def begins_tls(data: bytes | bytearray | memoryview) -> bool:
     return len(data) > 1 and data[0] in (0x15, 0x16) and data[1] == 3
 
 
+def fails_again(error: ssl.SSLError) -> bool:
+    """Returns whether a connection has failed by what an end has or does. If not, bytes were changed or lost."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_code != X509_V_ERR_CERT_SIGNATURE_FAILURE
+    reason = error.reason or ""
+    return reason in (*_PLAIN, "PEER_DID_NOT_RETURN_A_CERTIFICATE") or any(
+        reason.endswith(f"ALERT_{name}") for name in _ALERTS
+    )
+
+
 def reason_of(error: ssl.SSLError) -> str:
     """Returns in words why a handshake or a connection has failed."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -282,6 +292,8 @@ def reason_of(error: ssl.SSLError) -> str:
     reason = error.reason or ""
     if reason in _PLAIN:
         return "the other end does not speak TLS"
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "the other end has shown no certificate"
     for name, text in _ALERTS.items():
         if reason.endswith(f"ALERT_{name}"):
             return text

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 
 from embferry.protocol.errors import TlsFailed
-from embferry.trust.tls import reason_of
+from embferry.trust.tls import fails_again, reason_of
 
 from .loop import READ, WRITE, Ready, Scope
 
@@ -88,7 +88,7 @@ class TlsSocket:
         except (ValueError, ssl.SSLError) as error:
             raise TlsError(TlsFailed(f"{hostname!r} cannot be verified by a certificate: {error}")) from error
         self._undecided, self._plain = allow_plain, False
-        self._shaken = False
+        self._speaks_first, self._shaken = not server_side, False
         self._unsent = memoryview(b"")  # encrypted, and not yet taken by the kernel
         self._owed = 0  # bytes of the caller's in there
         self._error: OSError | None = None
@@ -139,6 +139,8 @@ class TlsSocket:
         self._shake()
         if self._plain:
             return self._sock.sendmsg(buffers)
+        if self._error is not None:
+            raise self._error
         self._push()
         sent, self._owed = self._owed, 0
         if sent:
@@ -218,6 +220,7 @@ class TlsSocket:
             raise self._error
         if self._undecided:
             self._decide()
+        self._speaks_first = False
         while not self._shaken:
             try:
                 self._tls.do_handshake()
@@ -243,8 +246,10 @@ class TlsSocket:
         if isinstance(error, ssl.SSLEOFError):
             during = "" if self._shaken else " during the TLS handshake; perhaps the other end does not speak TLS"
             self._error = ConnectionError(f"the connection was cut off{during}")
-        else:
+        elif fails_again(error):
             self._error = TlsError(TlsFailed(f"{what}: {reason_of(error)}"))
+        else:
+            self._error = ConnectionError(f"{what}: {reason_of(error)}")
         raise self._error from error
 
     def _encrypt(self, buffers: Sequence[bytes | bytearray | memoryview]) -> int:
@@ -317,12 +322,16 @@ class TlsSocket:
         self._watching = scope, events, ready
         self._arm()
 
+    def unwatch(self) -> None:
+        """Ends what :meth:`watch` began, but for the loop's part."""
+        self._watching = None
+
     def _arm(self) -> None:
         if self._closed or self._watching is None:
             return
         scope, events, _ = self._watching
         if not self._shaken and self._error is None:
-            wanted = READ | (WRITE if self._unsent or self._outgoing.pending else 0)
+            wanted = READ | (WRITE if self._speaks_first or self._unsent or self._outgoing.pending else 0)
         else:
             wanted = events | (WRITE if self._unsent else 0)
         scope.watch(self._sock.fileno(), wanted, self._on_ready)
@@ -369,3 +378,10 @@ def watch(scope: Scope, stream: Stream, events: int, ready: Ready) -> None:
         stream.watch(scope, events, ready)
     else:
         scope.watch(stream.fileno(), events, ready)
+
+
+def unwatch(scope: Scope, stream: Stream) -> None:
+    """Stops watching ``stream``, which stays open."""
+    if isinstance(stream, TlsSocket):
+        stream.unwatch()
+    scope.unwatch(stream.fileno())
