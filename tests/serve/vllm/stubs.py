@@ -282,7 +282,8 @@ class Router:
         return await self.call(body, **headers).answer()
 
     async def post(self, path: str, body: Any) -> Answer:
-        request = digested(httpx.Request("POST", f"http://router{path}", content=json.dumps(body).encode()))
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = digested(httpx.Request("POST", f"http://router{path}", content=content))
         return await self.call(request.content, path, **request.headers).answer()
 
     async def get(self, path: str) -> Answer:

@@ -68,14 +68,14 @@ def _digest_of(scope: Scope) -> str:
 
 
 class _Digested:
-    """A ``send`` that holds the head of an answer until its first part, and adds the digests if that is all of it."""
+    """A ``send`` that holds the head of an answer with a known length, and adds the digests once the body is there."""
 
     def __init__(self, send: Send, request: str | None) -> None:
         self._send, self._request = send, request
         self._head: Message | None = None
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] == "http.response.start" and "content-length" in Headers(raw=message["headers"]):
             self._head = message
             return
         head, self._head = self._head, None
@@ -86,7 +86,7 @@ class _Digested:
         await self._send(message)
 
     async def _add_digests(self, head: Message, body: bytes) -> None:
-        headers = MutableHeaders(raw=[*head.get("headers", ())])
+        headers = MutableHeaders(raw=[*head["headers"]])
         content = await off_loop(len(body), content_digest, body)
         headers[CONTENT_DIGEST] = content
         if self._request is not None:

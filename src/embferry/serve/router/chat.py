@@ -97,8 +97,7 @@ class Chat(ChatEndpoint[Fleet]):
                 await self._attempt(asked, request_id, attempts, response)
                 return
             except ServeError as error:
-                is_lost = isinstance(error, WorkerLostError) and not response.started
-                if not (is_lost and attempts.another(error)):
+                if response.started or not (isinstance(error, WorkerLostError) and attempts.another(error)):
                     attempts.explain(error)
                     raise
 
