@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -22,18 +20,22 @@ from embferry.protocol.errors import (
     PeerGone,
     RemoteProtocolError,
     TransportError,
+    WrongKey,
 )
+from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, content_digest
+from embferry.trust.requests import MAX_CHALLENGES, PROOF_HEADER, SCHEME, ProvedRequest, Prover, read_challenge
+from embferry.trust.trust import Trust
 
-from .leases import Rank, Role, Worker
+from .http_client import MAX_ANSWER_BYTES, Response, exchange
+from .leases import Rank, Role, Worker, WorkerList
 
 log = logging.getLogger(__name__)
 
-MAX_ANSWER_BYTES = 16 << 20
-MAX_ANSWER_HEAD_BYTES = 64 << 10
+CONTEXT = b"bootstrap"
+"""What the server is, in the proofs of its requests."""
 RETRY_SECONDS = 0.5  # at most, after a failure; a shorter lease is renewed sooner
 RANK_RETRY_SECONDS = 0.2
 STOP_SECONDS = 2.0
-ATTEMPTS = 3  # of a call whose connection the server closes; every request may be repeated
 
 T = TypeVar("T")
 
@@ -59,18 +61,17 @@ class RankAddress(Struct, frozen=True):
     rank_port: int
 
 
-class _Workers(Struct, frozen=True):
-    workers: tuple[Worker, ...]
-
-
 class BootstrapClient:
     """Client of one bootstrap server. Thread-safe: every call has its own connection.
 
     Every call may raise :class:`TransportError` (the server cannot be reached: retryable), :class:`RemoteProtocolError`
-    (the answer is malformed) and :class:`LocalProtocolError` (the server rejects the request).
+    (the answer is malformed) and :class:`LocalProtocolError` (the server rejects the request). Those with a proof may
+    raise :class:`WrongKey` (the server has another cluster key, or one of both has none).
 
     Args:
         url: Such as ``http://10.0.0.5:8998``.
+        trust: What this end knows of the cluster key. None: what the environment says.
+        must_prove: Whether a server without a cluster key is refused if this end has one. The origin's have none.
         timeout_s: Seconds for a whole call, from connecting to the last byte of the answer. Only the system's lookup
             of a host name may take longer.
 
@@ -78,7 +79,9 @@ class BootstrapClient:
         LocalProtocolError: ``url`` is malformed.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
+    def __init__(
+        self, url: str, *, trust: Trust | None = None, must_prove: bool = True, timeout_s: float = 2.0
+    ) -> None:
         try:
             parts = urlsplit(url)
             port = parts.port or 80
@@ -90,6 +93,11 @@ class BootstrapClient:
         self.timeout_s = timeout_s
         self._host, self._port = parts.hostname, port
         self._authority = parts.netloc.rpartition("@")[2]
+        keys = Trust.or_environment(trust).keys
+        self._prover = None if keys is None else Prover(keys.current, CONTEXT)
+        self._must_prove = must_prove
+        self._lock = threading.Lock()  # guards the prover
+        self._dropped: set[str] = set()  # leases that have been reported
 
     def register(self, worker: Worker) -> Lease:
         """Registers the worker, or renews its lease; raises :class:`CapacityError` if the table is full."""
@@ -103,9 +111,13 @@ class BootstrapClient:
         return status == 200
 
     def workers(self, role: Role | None = None) -> tuple[Worker, ...]:
-        """Returns the workers whose leases have not ended."""
+        """Returns the workers whose leases have not ended. Leaves out leases that are not valid."""
         query = "" if role is None else "?" + urlencode({"role": role})
-        return self._decoded(self._ok("GET", "/workers" + query), _Workers).workers
+        found, dropped = self._decoded(self._ok("GET", "/workers" + query), WorkerList).read()
+        for lease in dropped.keys() - self._dropped:
+            log.warning("the bootstrap server at %s lists a lease that is left out: %s", self.url, dropped[lease])
+        self._dropped = set(dropped)
+        return found
 
     def register_rank(self, rank: Rank) -> None:
         """Registers an encode rank in SGLang's way, without a lease."""
@@ -122,7 +134,7 @@ class BootstrapClient:
     def healthy(self) -> bool:
         """Returns whether the server answers. Raises nothing."""
         try:
-            return self._call("GET", "/health")[0] == 200
+            return self._send("GET", "/health", {}, b"", time.monotonic() + self.timeout_s).status == 200
         except (TransportError, RemoteProtocolError) as error:
             log.debug("%s", error)
             return False
@@ -139,40 +151,84 @@ class BootstrapClient:
         return body if status in (200, 201) else self._refused(status, body)
 
     def _call(self, method: str, path: str, content: object = None) -> tuple[int, bytes]:
+        """Sends a request, with a proof of the cluster key if there is one. Returns status and body of its answer."""
+        deadline = time.monotonic() + self.timeout_s
         payload = b"" if content is None else msgspec.json.encode(content)
-        headers = {"Host": self._authority, "Content-Length": str(len(payload)), "Connection": "close"}
-        if payload:
-            headers["Content-Type"] = "application/json"
-        request = h11.Request(method=method, target=path, headers=list(headers.items()))
+        digest = content_digest(payload) if payload else None
+        headers = {"Content-Type": "application/json", CONTENT_DIGEST: digest} if digest else {}
+        if self._prover is None or not (self._prover.has_nonce or self._greet(self._prover, deadline)):
+            response = self._send(method, path, headers, payload, deadline)
+            if read_challenge(response.headers.get("www-authenticate")) is not None:
+                raise WrongKey(f"the bootstrap server at {self.url} asks for a cluster key, and this end has none")
+            return response.status, self._body(response, needs_digest=False)
+        for _ in range(MAX_CHALLENGES):
+            with self._lock:
+                proved = self._prover.prove(method, path, digest)
+            response = self._send(method, path, headers, payload, deadline, proved)
+            if response.status != 401:
+                return response.status, self._proved_body(response, proved)
+            self._take_challenge(self._prover, response)
+        raise TransportError(f"the bootstrap server at {self.url} asks for a new proof again and again")
+
+    def _greet(self, prover: Prover, deadline: float) -> bool:
+        """Asks for the server's nonce, with a request that a server without a key may carry out.
+
+        Returns whether it has a nonce.
+        """
+        response = self._send("GET", "/health", {}, b"", deadline, ProvedRequest(SCHEME))
+        if response.status == 200 and not self._must_prove:
+            return False
+        if response.status == 200:
+            raise WrongKey(f"the bootstrap server at {self.url} has no cluster key, and this end has one")
+        self._take_challenge(prover, response)
+        return True
+
+    def _take_challenge(self, prover: Prover, response: Response) -> None:
+        """Takes the server's nonce; raises an error if the request must not be proved again."""
+        with self._lock:
+            reason = prover.on_challenge(response.headers.get("www-authenticate"))
+        if reason is None:
+            self._refused(response.status, bytes(response.body))
+        if reason == "wrong_key":
+            raise WrongKey(f"the bootstrap server at {self.url} has another cluster key; give both the same key file")
+
+    def _proved_body(self, response: Response, proved: ProvedRequest) -> bytes:
+        digest, proof = (response.headers.get(name.lower()) for name in (CONTENT_DIGEST, PROOF_HEADER))
+        if not proved.is_answered_by(response.status, digest, proof):  # sent before the request was read, perhaps
+            why = f"has no proof of the cluster key: {_message(response.body)}"
+            raise TransportError(f"the answer {response.status} of the bootstrap server at {self.url} {why}")
+        return self._body(response, needs_digest=True)
+
+    def _body(self, response: Response, *, needs_digest: bool) -> bytes:
+        digest = response.headers.get(CONTENT_DIGEST.lower())
         try:
-            answer = self._exchange(request, payload)
+            if digest is not None or needs_digest:
+                check_content(digest, response.body)
+        except DamagedError as error:
+            raise TransportError(f"the answer of the bootstrap server at {self.url} is damaged: {error}") from error
+        return bytes(response.body)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        payload: bytes,
+        deadline: float,
+        proved: ProvedRequest | None = None,
+    ) -> Response:
+        own = {"Host": self._authority, "Content-Length": str(len(payload)), "Connection": "close"}
+        proof = {} if proved is None else {"Authorization": proved.authorization}
+        request = h11.Request(method=method, target=path, headers=list((own | headers | proof).items()))
+        try:
+            response = exchange(self._host, self._port, request, payload, deadline)
         except (OSError, UnicodeError) as error:  # the latter: of the codec for international names
             raise TransportError(f"the bootstrap server at {self.url} cannot be reached ({error})") from error
         except h11.RemoteProtocolError as error:
             raise RemoteProtocolError(f"the server at {self.url} is not a bootstrap server: {error}") from error
-        if len(answer.body) > MAX_ANSWER_BYTES:
+        if len(response.body) > MAX_ANSWER_BYTES:
             raise RemoteProtocolError(f"the bootstrap server's answer is longer than {MAX_ANSWER_BYTES} bytes")
-        return answer.status, bytes(answer.body)
-
-    def _exchange(self, request: h11.Request, payload: bytes) -> _Answer:
-        """Asks again if the server closes the connection, for example to make room for another."""
-        deadline = time.monotonic() + self.timeout_s
-        for _ in range(ATTEMPTS - 1):
-            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-                answer = self._ask(request, payload, deadline)
-                if answer.status != 503 or b"too_many_connections" not in answer.body:
-                    return answer
-        return self._ask(request, payload, deadline)
-
-    def _ask(self, request: h11.Request, payload: bytes, deadline: float) -> _Answer:
-        answer = _Answer()
-        with _connect(self._host, self._port, deadline) as sock:
-            sock.settimeout(_left(deadline))
-            sock.sendall((answer.http.send(request) or b"") + payload)
-            while not answer.complete:
-                sock.settimeout(_left(deadline))
-                answer.receive(sock.recv(65536))
-        return answer
+        return response
 
     def _refused(self, status: int, body: bytes) -> NoReturn:
         detail = f"the bootstrap server at {self.url} answered {status}: {_message(body)}"
@@ -191,54 +247,11 @@ class BootstrapClient:
             ) from error
 
 
-class _Answer:
-    """The answer to one request, as it arrives."""
-
-    def __init__(self) -> None:
-        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER_HEAD_BYTES)
-        self.status = 0
-        self.body = bytearray()
-        self.complete = False
-        self._begun = False
-
-    def receive(self, data: bytes) -> None:
-        """Raises OSError if the server has closed the connection without an answer."""
-        if not data and not self._begun:
-            raise ConnectionResetError("it closed the connection without an answer")
-        self._begun = True
-        self.http.receive_data(data)
-        while not self.complete and (event := self.http.next_event()) is not h11.NEED_DATA:
-            if isinstance(event, h11.Response):
-                self.status = event.status_code
-            elif isinstance(event, h11.Data):
-                self.body += event.data
-            self.complete = isinstance(event, h11.EndOfMessage) or len(self.body) > MAX_ANSWER_BYTES
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("it did not answer in time")
-    return left
-
-
-def _connect(host: str, port: int, deadline: float) -> socket.socket:
-    """Returns a connection to the first address of ``host`` that accepts one."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for index, (_, _, _, _, address) in enumerate(found):
-        try:
-            return socket.create_connection((str(address[0]), port), timeout=_left(deadline) / (len(found) - index))
-        except OSError:
-            if index == len(found) - 1:
-                raise
-    raise OSError(f"{host} has no address")
-
-
-def _message(body: bytes) -> str:
+def _message(body: bytes | bytearray) -> str:
     try:
         return str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
-        return repr(body[:200])
+        return repr(bytes(body[:200]))
 
 
 class _Keeper(ABC):

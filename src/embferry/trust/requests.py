@@ -8,17 +8,17 @@ A client has a nonce too, and a counter. It sends the request again with a proof
 
     Authorization: Embferry nonce="…", client="…", count=1, proof="…"
 
-The proof is an HMAC-SHA-256 under the cluster key. It covers both nonces, the count, the method, the target and the value
-of ``Content-Digest``, so a body is covered if the server compares it with that. The answer has a proof of its own, over
-the same nonces and count, the status and the ``Content-Digest`` of the answer::
+The proof is an HMAC-SHA-256 under the cluster key. It covers both nonces, the count, the method, the target and the
+value of ``Content-Digest``, so a body is covered if the server compares it with that. The answer has a proof of its
+own, over the same nonces and count, the status and the ``Content-Digest`` of the answer::
 
     Embferry-Proof: …
 
 The server remembers which counts of a client it has accepted, so each proof is accepted once. Only clients with the key
 have a place in its table. When the table is full, the server draws a new nonce, which ends every earlier proof.
 
-Both proofs cover a context, which both ends know and none sends: what the server is, and a secret of it if it has one. So
-the proof for one server is worth nothing at another.
+Both proofs cover a context, which both ends know and none sends: what the server is, and a secret of it if it has one.
+So the proof for one server is worth nothing at another.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ before, or too many later ones were; the proof is not one of this request under 
 _REQUEST = b"embferry request 1"
 _ANSWER = b"embferry answer 1"
 _AUTHORIZATION = re.compile(
-    rf'{SCHEME} nonce="([0-9a-f]{{32}})", client="([0-9a-f]{{32}})", count=([1-9][0-9]{{0,17}}), proof="([0-9a-f]{{64}})"'
+    rf'{SCHEME} nonce="([0-9a-f]{{32}})", client="([0-9a-f]{{32}})", count=([1-9][0-9]{{0,17}}), '
+    r'proof="([0-9a-f]{64})"'
 )
 _CHALLENGE = re.compile(
     rf'{SCHEME} nonce="([0-9a-f]{{32}})", reason="(proof_required|nonce_unknown|count_used|wrong_key)"'
@@ -77,7 +78,9 @@ class _Exchange:
 
     def _proof(self, label: bytes, *texts: str | None) -> str:
         covered = (self.nonce, self.client, str(self.count), *texts)
-        return _proof(self.key, label, self.context, *((text or "").encode("utf-8", "surrogateescape") for text in covered))
+        return _proof(
+            self.key, label, self.context, *((text or "").encode("utf-8", "surrogateescape") for text in covered)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +253,7 @@ class Prover:
         self._count += 1
         exchange = _Exchange(self._current_key(), self._context, self._nonce, self._client, self._count)
         proof = exchange.request_proof(method, target, digest)
-        authorization = (
-            f'{SCHEME} nonce="{self._nonce}", client="{self._client}", count={self._count}, proof="{proof}"'
-        )
+        authorization = f'{SCHEME} nonce="{self._nonce}", client="{self._client}", count={self._count}, proof="{proof}"'
         return ProvedRequest(authorization, exchange)
 
     def on_challenge(self, challenge: str | None) -> Reason | None:
@@ -262,11 +263,17 @@ class Prover:
             Why the request was refused: unless it is ``wrong_key``, it may be proved and sent again, at most
             :data:`MAX_CHALLENGES` times. None if ``challenge``, the value of ``WWW-Authenticate``, is of another kind.
         """
-        match = _CHALLENGE.fullmatch(challenge or "")
-        if match is None:
+        read = read_challenge(challenge)
+        if read is None:
             return None
-        self._nonce = match[1]
-        return cast("Reason", match[2])
+        self._nonce, reason = read
+        return reason
+
+
+def read_challenge(challenge: str | None) -> tuple[str, Reason] | None:
+    """Returns nonce and reason of a value of ``WWW-Authenticate``, None if it is of another kind."""
+    match = _CHALLENGE.fullmatch(challenge or "")
+    return None if match is None else (match[1], cast("Reason", match[2]))
 
 
 def _equal(expected: str, given: str) -> bool:
