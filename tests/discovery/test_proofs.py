@@ -17,8 +17,7 @@ from embferry.protocol.errors import LocalProtocolError, TransportError, WrongKe
 from embferry.trust.digests import content_digest
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.trust import Trust
-
-from .strangers import SECONDS, Relay, request, send, status_of
+from tests.strangers import SECONDS, Relay, request, send, status_of
 
 pytestmark = pytest.mark.integration
 
@@ -218,7 +217,7 @@ def test_a_changed_answer_is_not_used(server: BootstrapServer, relay: Relay, wha
     client = client_of(relay.port)
     client.register(WORKER)
     relay.on_answer = ANSWERS[what]
-    with pytest.raises(TransportError, match="proof|damaged"):
+    with pytest.raises(TransportError, match=r"proof|damaged"):
         client.workers()
     relay.on_answer = lambda data: data
     assert client.workers() == (WORKER,)
@@ -264,7 +263,9 @@ def test_a_flood_of_bad_proofs_takes_no_place_and_the_honest_go_on(server: Boots
 
 
 def test_the_origin_s_ranks_are_let_in_by_a_setting_only(server: BootstrapServer) -> None:
-    put = request("PUT", "/route", b'{"role":"Encode","tp_size":1,"dp_size":1,"rank_ip":"h","rank_port":1,"engine_rank":0}')
+    put = request(
+        "PUT", "/route", b'{"role":"Encode","tp_size":1,"dp_size":1,"rank_ip":"h","rank_port":1,"engine_rank":0}'
+    )
     assert status_of(send(at(server), put)) == 401
     with BootstrapServer(trust=TRUST, unproved_ranks=True) as server:
         assert status_of(send(at(server), put)) == 200

@@ -14,12 +14,19 @@ SECONDS = 60.0
 Change = Callable[[bytes], bytes]
 
 
-def send(address: tuple[str, int], data: bytes) -> bytes:
-    """Sends bytes on a new connection. Returns everything that the server sends back."""
+def send(address: tuple[str, int], data: bytes, *, shuts: bool = True) -> bytes:
+    """Sends bytes on a new connection. Returns everything that the server sends back.
+
+    Args:
+        address: The server's.
+        data: The bytes.
+        shuts: Whether the server sees the end of them before it answers.
+    """
     with socket.create_connection(address, timeout=SECONDS) as connection:
         connection.sendall(data)
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_WR)
+        if shuts:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
         received = b""
         with contextlib.suppress(ConnectionResetError):
             while part := connection.recv(65536):
@@ -70,22 +77,38 @@ class Relay:
         self._listener.close()
 
     def _run(self) -> None:
+        threads = []
         while True:
             try:
                 client, _ = self._listener.accept()
             except OSError:
+                break
+            threads.append(threading.Thread(target=self._pass_on, args=(client,), name="relay"))
+            threads[-1].start()
+        for thread in threads:
+            thread.join(SECONDS)
+            assert not thread.is_alive()
+
+    def _pass_on(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            client.settimeout(SECONDS)
+            asked = _one_request(client)
+            if not asked:
                 return
-            with client, contextlib.suppress(OSError):
-                client.settimeout(SECONDS)
-                self.requests.append(_one_request(client))
-                self.answers.append(send(self._upstream, self.on_request(self.requests[-1])))
-                client.sendall(self.on_answer(self.answers[-1]))
+            self.requests.append(asked)
+            head, end, body = self.on_request(asked).partition(b"\r\n\r\n")
+            answer = send(self._upstream, head + b"\r\nConnection: close" + end + body, shuts=False)
+            self.answers.append(answer)
+            client.sendall(self.on_answer(answer))
 
 
 def _one_request(sock: socket.socket) -> bytes:
     data = b""
     while b"\r\n\r\n" not in data:
-        data += sock.recv(65536) or b"\r\n\r\n"
+        part = sock.recv(65536)
+        if not part:
+            return b""
+        data += part
     head, _, body = data.partition(b"\r\n\r\n")
     lengths = [int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
     while len(body) < sum(lengths):
