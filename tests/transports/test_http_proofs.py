@@ -238,8 +238,8 @@ class RelayedPair(TransportPair):
         self.relay = Relay(("127.0.0.1", port))
         self.relay.__enter__()
         front = f"http://127.0.0.1:{self.relay.port}/"
-        receiver = HttpTransport(stall_timeout_s=0.5, poll_s=1.0, trust=trust)
-        sender = HttpTransport(port=port, advertise=front, stall_timeout_s=0.5, poll_s=1.0, trust=trust)
+        receiver = HttpTransport(poll_s=1.0, trust=trust)
+        sender = HttpTransport(port=port, advertise=front, poll_s=1.0, trust=trust)
         transports = iter((receiver, sender))
 
         def make(wake: Callable[[], None]) -> Transport:
