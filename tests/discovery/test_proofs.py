@@ -257,8 +257,8 @@ def test_a_flood_of_bad_proofs_takes_no_place_and_the_honest_go_on(server: Boots
     for number in range(300):
         stranger = f'Embferry nonce="{nonce}", client="{number:032x}", count=1, proof="{0:064x}"'
         assert code_of(send(at(server), request("GET", "/workers", Authorization=stranger))) == "wrong_key"
-    assert server._gate is not None
-    assert len(server._gate._verifier) == 1
+    assert server._checker is not None
+    assert len(server._checker._verifier) == 1
     assert client.workers() == (WORKER,)
 
 

@@ -149,8 +149,8 @@ def test_a_flood_of_bad_proofs_takes_no_place_and_the_honest_go_on(sender: Sende
     transport = sender.transport
     assert isinstance(transport, HttpTransport)
     assert transport._server is not None
-    assert transport._server._gate is not None
-    assert len(transport._server._gate._verifier) == 1
+    assert transport._server._checker is not None
+    assert len(transport._server._checker._verifier) == 1
     assert status_of(sender.ask("GET", POLL, client.prove("GET", POLL).authorization)) == 204
 
 

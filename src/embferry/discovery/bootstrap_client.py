@@ -32,7 +32,7 @@ from .leases import Rank, Role, Worker, WorkerList
 log = logging.getLogger(__name__)
 
 CONTEXT = b"bootstrap"
-"""What the server is, in the proofs of its requests."""
+"""Names the server in the proofs of its requests."""
 RETRY_SECONDS = 0.5  # at most, after a failure; a shorter lease is renewed sooner
 RANK_RETRY_SECONDS = 0.2
 STOP_SECONDS = 2.0

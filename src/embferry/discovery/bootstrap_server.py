@@ -40,7 +40,7 @@ import msgspec
 from embferry.protocol.errors import CapacityError, LocalProtocolError, TransportError
 from embferry.transports.net.loop import Scope
 from embferry.trust.digests import CONTENT_DIGEST
-from embferry.trust.gate import WHY, Gate
+from embferry.trust.proof_checker import WHY, ProofChecker
 from embferry.trust.requests import SCHEME, Accepted, Refused
 from embferry.trust.trust import Trust
 
@@ -93,7 +93,7 @@ class BootstrapServer:
         self._clock = clock
         self._limits = limits
         self._trust = Trust.or_environment(trust)
-        self._gate: Gate | None = None
+        self._checker: ProofChecker | None = None
         self._open_paths = ("/health", "/metrics", *(("/route",) if unproved_ranks else ()))
         self._lock = threading.Lock()  # guards the table: `workers` may be called from any thread
         self._http: HttpServer | None = None
@@ -113,7 +113,7 @@ class BootstrapServer:
             raise LocalProtocolError("the bootstrap server was started already")
         self._trust.check_listening(self.host, "the bootstrap server")
         if self._trust.keys is not None:
-            self._gate = Gate(self._trust.keys, CONTEXT, "the bootstrap server")
+            self._checker = ProofChecker(self._trust.keys, CONTEXT, "the bootstrap server")
         try:
             sock = _listen(self.host, self.port)
         except (OSError, OverflowError, UnicodeError) as error:
@@ -158,10 +158,10 @@ class BootstrapServer:
     def _guard(self, head: Head) -> Accepted | None:
         authorization = head.headers.get("authorization", "")
         is_open = head.target.partition("?")[0] in self._open_paths and not authorization.startswith(SCHEME)
-        if self._gate is None or is_open:
+        if self._checker is None or is_open:
             return None
         digest = head.headers.get(CONTENT_DIGEST.lower())
-        verdict = self._gate.check(head.method, head.target, authorization, digest, head.address)
+        verdict = self._checker.check(head.method, head.target, authorization, digest, head.address)
         if isinstance(verdict, Refused):
             challenge = {"WWW-Authenticate": verdict.challenge}
             raise RequestError(verdict.reason, WHY[verdict.reason], HTTPStatus.UNAUTHORIZED, challenge)

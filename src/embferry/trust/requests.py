@@ -62,7 +62,7 @@ def _proof(key: Key, label: bytes, *parts: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Exchange:
-    """What the proofs of a request and of its answer have in common."""
+    """The common part of the proofs of a request and of its answer."""
 
     key: Key
     context: bytes = field(repr=False)

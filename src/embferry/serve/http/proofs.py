@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embferry.trust.digests import CONTENT_DIGEST
-from embferry.trust.gate import WHY, Gate
 from embferry.trust.keys import ClusterKeys
+from embferry.trust.proof_checker import WHY, ProofChecker
 from embferry.trust.requests import (
     MAX_CHALLENGES,
     PROOF_HEADER,
@@ -30,12 +30,12 @@ class Proofs:
 
     Args:
         app: Gets the requests that are proved, or need no proof.
-        gate: Checks proofs.
+        checker: Checks proofs.
         is_open: Returns whether requests for a path need no proof.
     """
 
-    def __init__(self, app: ASGIApp, gate: Gate, is_open: Callable[[str], bool]) -> None:
-        self._app, self._gate, self._is_open = app, gate, is_open
+    def __init__(self, app: ASGIApp, checker: ProofChecker, is_open: Callable[[str], bool]) -> None:
+        self._app, self._checker, self._is_open = app, checker, is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,7 +47,9 @@ class Proofs:
             await self._app(scope, receive, send)
             return
         address = (scope.get("client") or ("an unknown address",))[0]
-        verdict = self._gate.check(scope["method"], _target(scope), authorization, headers.get(CONTENT_DIGEST), address)
+        verdict = self._checker.check(
+            scope["method"], _target(scope), authorization, headers.get(CONTENT_DIGEST), address
+        )
         if isinstance(verdict, Refused):
             error = {"code": verdict.reason, "message": WHY[verdict.reason]}
             await JSONResponse({"error": error}, 401, {"WWW-Authenticate": verdict.challenge})(scope, receive, send)
@@ -64,7 +66,8 @@ class Proofs:
 
 
 def _target(scope: Scope) -> str:
-    path, query = scope["raw_path"], scope["query_string"]
+    path: bytes = scope["raw_path"]
+    query: bytes = scope["query_string"]
     return (path + b"?" + query if query else path).decode("latin-1")
 
 

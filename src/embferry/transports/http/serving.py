@@ -16,8 +16,8 @@ from functools import partial
 
 from embferry.protocol.errors import TransportError, shown
 from embferry.trust.digests import CONTENT_DIGEST, content_digest
-from embferry.trust.gate import Gate
 from embferry.trust.keys import ClusterKeys
+from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.requests import PROOF_HEADER, Accepted, Refused
 
 from ..net.cursor import Cursor
@@ -199,7 +199,9 @@ class SenderServer:
         keys: ClusterKeys | None,
     ) -> None:
         self.secret = secrets.token_bytes(SECRET_BYTES)
-        self._gate = None if keys is None else Gate(keys, proof_context(self.secret.hex()), "the http transport")
+        self._checker = (
+            None if keys is None else ProofChecker(keys, proof_context(self.secret.hex()), "the http transport")
+        )
         self.links: dict[str, SendLink] = {}
         self._longest_wait_s = longest_wait_s
         self._polls: dict[str, tuple[ServerConnection, int]] = {}  # pending, by token: connection and `after`
@@ -262,14 +264,14 @@ class SenderServer:
     def _admit(self, connection: ServerConnection, request: Request) -> bool:
         """Returns whether the client may make this request. If not, it has its response."""
         authorization, digest = (request.headers.get(name) for name in ("authorization", CONTENT_DIGEST.lower()))
-        if self._gate is None:
+        if self._checker is None:
             if hmac.compare_digest((authorization or "").encode("latin-1"), b"Bearer " + self.secret.hex().encode()):
                 return True
             log.warning("refused a request without the secret of this sender's address")
             connection.refuse(403)
             return False
         target, address = proved_target(request.target), connection.peer[0]
-        verdict = self._gate.check(request.method, target, authorization, digest, address)
+        verdict = self._checker.check(request.method, target, authorization, digest, address)
         if isinstance(verdict, Refused):
             connection.refuse(401, {"WWW-Authenticate": verdict.challenge})
             return False

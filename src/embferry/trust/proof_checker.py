@@ -1,4 +1,4 @@
-"""The gate of an HTTP server between parts: lets proved requests through, and logs wrong keys sparingly."""
+"""Checks the proofs of the requests to an HTTP server, and logs wrong keys, at most once a minute."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WHY: dict[Reason, str] = {
     "count_used": "a request with this proof has arrived before; prove the request again",
     "wrong_key": "the proof is not one of this request under this server's cluster key; give both the same key file",
 }
-"""What the server says to a client that it refuses."""
+"""Text of a refusal."""
 
 
-class Gate:
+class ProofChecker:
     """The proofs of the requests to one server. Not thread-safe.
 
     Args:
