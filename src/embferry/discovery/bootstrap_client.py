@@ -20,10 +20,10 @@ from embferry.protocol.errors import (
     PeerGone,
     RemoteProtocolError,
     TransportError,
-    WrongKey,
 )
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, content_digest
-from embferry.trust.requests import MAX_CHALLENGES, PROOF_HEADER, SCHEME, ProvedRequest, Prover, read_challenge
+from embferry.trust.proved_call import GREETING_PATH, proved_call
+from embferry.trust.requests import BOOTSTRAP, Prover
 from embferry.trust.trust import Trust
 
 from .http_client import MAX_ANSWER_BYTES, Response, exchange
@@ -31,8 +31,6 @@ from .leases import Rank, Role, Worker, WorkerList
 
 log = logging.getLogger(__name__)
 
-CONTEXT = b"bootstrap"
-"""Names the server in the proofs of its requests."""
 RETRY_SECONDS = 0.5  # at most, after a failure; a shorter lease is renewed sooner
 RANK_RETRY_SECONDS = 0.2
 STOP_SECONDS = 2.0
@@ -94,9 +92,8 @@ class BootstrapClient:
         self._host, self._port = parts.hostname, port
         self._authority = parts.netloc.rpartition("@")[2]
         keys = Trust.or_environment(trust).keys
-        self._prover = None if keys is None else Prover(keys.current, CONTEXT)
+        self._prover = None if keys is None else Prover(keys.current, BOOTSTRAP)
         self._must_prove = must_prove
-        self._lock = threading.Lock()  # guards the prover
         self._dropped: set[str] = set()  # leases that have been reported
 
     def register(self, worker: Worker) -> Lease:
@@ -156,53 +153,24 @@ class BootstrapClient:
         payload = b"" if content is None else msgspec.json.encode(content)
         digest = content_digest(payload) if payload else None
         headers = {"Content-Type": "application/json", CONTENT_DIGEST: digest} if digest else {}
-        if self._prover is None or not (self._prover.has_nonce or self._greet(self._prover, deadline)):
-            response = self._send(method, path, headers, payload, deadline)
-            if read_challenge(response.headers.get("www-authenticate")) is not None:
-                raise WrongKey(f"the bootstrap server at {self.url} asks for a cluster key, and this end has none")
-            return response.status, self._body(response, needs_digest=False)
-        for _ in range(MAX_CHALLENGES):
-            with self._lock:
-                proved = self._prover.prove(method, path, digest)
-            response = self._send(method, path, headers, payload, deadline, proved)
-            if response.status != 401:
-                return response.status, self._proved_body(response, proved)
-            self._take_challenge(self._prover, response)
-        raise TransportError(f"the bootstrap server at {self.url} asks for a new proof again and again")
+        call = proved_call(
+            self._prover, method, path, digest, f"the bootstrap server at {self.url}", must_prove=self._must_prove
+        )
+        attempt = next(call)
+        while True:
+            if attempt.is_greeting:
+                response = self._send("GET", GREETING_PATH, {}, b"", deadline, attempt.authorization)
+            else:
+                response = self._send(method, path, headers, payload, deadline, attempt.authorization)
+            try:
+                attempt = call.send((response.status, response.headers.get))
+            except StopIteration:
+                return response.status, self._body(response)
 
-    def _greet(self, prover: Prover, deadline: float) -> bool:
-        """Asks for the server's nonce, with a request that a server without a key may carry out.
-
-        Returns whether it has a nonce.
-        """
-        response = self._send("GET", "/health", {}, b"", deadline, ProvedRequest(SCHEME))
-        if response.status == 200 and not self._must_prove:
-            return False
-        if response.status == 200:
-            raise WrongKey(f"the bootstrap server at {self.url} has no cluster key, and this end has one")
-        self._take_challenge(prover, response)
-        return True
-
-    def _take_challenge(self, prover: Prover, response: Response) -> None:
-        """Takes the server's nonce; raises an error if the request must not be proved again."""
-        with self._lock:
-            reason = prover.on_challenge(response.headers.get("www-authenticate"))
-        if reason is None:
-            self._refused(response.status, bytes(response.body))
-        if reason == "wrong_key":
-            raise WrongKey(f"the bootstrap server at {self.url} has another cluster key; give both the same key file")
-
-    def _proved_body(self, response: Response, proved: ProvedRequest) -> bytes:
-        digest, proof = (response.headers.get(name.lower()) for name in (CONTENT_DIGEST, PROOF_HEADER))
-        if not proved.is_answered_by(response.status, digest, proof):  # sent before the request was read, perhaps
-            why = f"has no proof of the cluster key: {_message(response.body)}"
-            raise TransportError(f"the answer {response.status} of the bootstrap server at {self.url} {why}")
-        return self._body(response, needs_digest=True)
-
-    def _body(self, response: Response, *, needs_digest: bool) -> bytes:
+    def _body(self, response: Response) -> bytes:
         digest = response.headers.get(CONTENT_DIGEST.lower())
         try:
-            if digest is not None or needs_digest:
+            if digest is not None:  # a proof covers whether there is one
                 check_content(digest, response.body)
         except DamagedError as error:
             raise TransportError(f"the answer of the bootstrap server at {self.url} is damaged: {error}") from error
@@ -215,10 +183,10 @@ class BootstrapClient:
         headers: dict[str, str],
         payload: bytes,
         deadline: float,
-        proved: ProvedRequest | None = None,
+        authorization: str | None = None,
     ) -> Response:
         own = {"Host": self._authority, "Content-Length": str(len(payload)), "Connection": "close"}
-        proof = {} if proved is None else {"Authorization": proved.authorization}
+        proof = {} if authorization is None else {"Authorization": authorization}
         request = h11.Request(method=method, target=path, headers=list((own | headers | proof).items()))
         try:
             response = exchange(self._host, self._port, request, payload, deadline)
@@ -247,11 +215,11 @@ class BootstrapClient:
             ) from error
 
 
-def _message(body: bytes | bytearray) -> str:
+def _message(body: bytes) -> str:
     try:
         return str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
-        return repr(bytes(body[:200]))
+        return repr(body[:200])
 
 
 class _Keeper(ABC):

@@ -41,10 +41,10 @@ from embferry.protocol.errors import CapacityError, LocalProtocolError, Transpor
 from embferry.transports.net.loop import Scope
 from embferry.trust.digests import CONTENT_DIGEST
 from embferry.trust.proof_checker import WHY, ProofChecker
-from embferry.trust.requests import SCHEME, Accepted, Refused
+from embferry.trust.requests import BOOTSTRAP, SCHEME, Accepted, Refused
 from embferry.trust.trust import Trust
 
-from .bootstrap_client import CONTEXT, Lease
+from .bootstrap_client import Lease
 from .http_server import BACKLOG, Answer, Head, HttpServer, RequestError, ServerLimits
 from .leases import LeaseTable, Rank, Role, Worker
 
@@ -113,7 +113,7 @@ class BootstrapServer:
             raise LocalProtocolError("the bootstrap server was started already")
         self._trust.check_listening(self.host, "the bootstrap server")
         if self._trust.keys is not None:
-            self._checker = ProofChecker(self._trust.keys, CONTEXT, "the bootstrap server")
+            self._checker = ProofChecker(self._trust.keys, BOOTSTRAP, "the bootstrap server")
         try:
             sock = _listen(self.host, self.port)
         except (OSError, OverflowError, UnicodeError) as error:

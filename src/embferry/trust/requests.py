@@ -24,6 +24,7 @@ So the proof for one server is worth nothing at another.
 from __future__ import annotations
 
 import hmac
+import itertools
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ WINDOW = 64
 """Counts below a client's highest that may still arrive: requests overtake each other."""
 MAX_CHALLENGES = 3
 """Times that a client proves one request: after this many challenges it gives up."""
+BOOTSTRAP, ROUTER = b"bootstrap", b"router"
+"""Contexts of the servers that have no secret of their own."""
 
 Reason = Literal["proof_required", "nonce_unknown", "count_used", "wrong_key"]
 """Why a request is refused: it has no proof; its proof is for an earlier nonce; a request with its count was accepted
@@ -47,6 +50,7 @@ before, or too many later ones were; the proof is not one of this request under 
 
 _REQUEST = b"embferry request 1"
 _ANSWER = b"embferry answer 1"
+_STREAM = b"embferry stream 1"
 _AUTHORIZATION = re.compile(
     rf'{SCHEME} nonce="([0-9a-f]{{32}})", client="([0-9a-f]{{32}})", count=([1-9][0-9]{{0,17}}), '
     r'proof="([0-9a-f]{64})"'
@@ -76,6 +80,9 @@ class _Exchange:
     def answer_proof(self, status: int, digest: str | None) -> str:
         return self._proof(_ANSWER, str(status), digest)
 
+    def stream_secret(self) -> str:
+        return self._proof(_STREAM)
+
     def _proof(self, label: bytes, *texts: str | None) -> str:
         covered = (self.nonce, self.client, str(self.count), *texts)
         return _proof(
@@ -92,6 +99,10 @@ class Accepted:
     def answer_proof(self, status: int, digest: str | None = None) -> str:
         """Returns the value of :data:`PROOF_HEADER` for an answer, whose ``Content-Digest`` is ``digest``."""
         return self._exchange.answer_proof(status, digest)
+
+    def stream_secret(self) -> str:
+        """Returns a secret that only both ends of this request know, for the checks of an answer that is streamed."""
+        return self._exchange.stream_secret()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +227,13 @@ class ProvedRequest:
         exchange = self._exchange
         return exchange is not None and proof is not None and _equal(exchange.answer_proof(status, digest), proof)
 
+    def stream_secret(self) -> str:
+        """Returns the secret of :meth:`Accepted.stream_secret`; empty for a request without a proof."""
+        return "" if self._exchange is None else self._exchange.stream_secret()
+
 
 class Prover:
-    """The client's end, for one server. Not thread-safe.
+    """The client's end, for one server. Thread-safe.
 
     Args:
         current_key: Returns the key to prove. Asked at each request.
@@ -240,7 +255,7 @@ class Prover:
         self._current_key, self._context = current_key, context
         self._nonce = ""
         self._client = draw(NONCE_BYTES).hex()
-        self._count = 0
+        self._counts = itertools.count(1)
 
     @property
     def has_nonce(self) -> bool:
@@ -248,12 +263,13 @@ class Prover:
 
     def prove(self, method: str, target: str, digest: str | None = None) -> ProvedRequest:
         """Returns the proof of a request; each one has to be sent once only. Without a nonce it asks for one."""
-        if not self._nonce:
+        nonce = self._nonce
+        if not nonce:
             return ProvedRequest(SCHEME)
-        self._count += 1
-        exchange = _Exchange(self._current_key(), self._context, self._nonce, self._client, self._count)
+        count = next(self._counts)  # another one for each thread
+        exchange = _Exchange(self._current_key(), self._context, nonce, self._client, count)
         proof = exchange.request_proof(method, target, digest)
-        authorization = f'{SCHEME} nonce="{self._nonce}", client="{self._client}", count={self._count}, proof="{proof}"'
+        authorization = f'{SCHEME} nonce="{nonce}", client="{self._client}", count={count}, proof="{proof}"'
         return ProvedRequest(authorization, exchange)
 
     def on_challenge(self, challenge: str | None) -> Reason | None:

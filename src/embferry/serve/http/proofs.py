@@ -9,18 +9,22 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from embferry.trust.digests import CONTENT_DIGEST
+from embferry.protocol.errors import TransportError
+from embferry.trust.digests import CONTENT_DIGEST, MESSAGE_DIGEST, LineReader, LineWriter
 from embferry.trust.keys import ClusterKeys
 from embferry.trust.proof_checker import WHY, ProofChecker
-from embferry.trust.requests import (
-    MAX_CHALLENGES,
-    PROOF_HEADER,
-    SCHEME,
-    ProvedRequest,
-    Prover,
-    Refused,
-    read_challenge,
-)
+from embferry.trust.proved_call import GREETING_PATH, proved_call
+from embferry.trust.requests import PROOF_HEADER, SCHEME, Prover, Refused
+
+STREAM_SECRET = "embferry_stream_secret"
+"""Key of an ASGI scope, and of the extensions of an httpx request."""
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""Paths of workers for monitoring, which proves nothing."""
+
+
+def worker_context(worker_id: str) -> bytes:
+    """Returns what the proofs of requests to a worker cover beside them."""
+    return b"worker " + worker_id.encode()
 
 
 class Proofs:
@@ -52,9 +56,13 @@ class Proofs:
         )
         if isinstance(verdict, Refused):
             error = {"code": verdict.reason, "message": WHY[verdict.reason]}
-            await JSONResponse({"error": error}, 401, {"WWW-Authenticate": verdict.challenge})(scope, receive, send)
+            # The body is not read: it may be long, and nothing is spent on strangers.
+            ends = {"Connection": "close"} if _has_body(headers) else {}
+            refusal = JSONResponse({"error": error}, 401, {"WWW-Authenticate": verdict.challenge, **ends})
+            await refusal(scope, receive, send)
             return
         accepted = verdict
+        scope = {**scope, STREAM_SECRET: accepted.stream_secret()}
 
         async def send_proved(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -65,8 +73,22 @@ class Proofs:
         await self._app(scope, receive, send_proved)
 
 
+def line_writer(scope: Scope) -> LineWriter:
+    """Returns the writer of a streamed answer to a request."""
+    return LineWriter(scope.get(STREAM_SECRET, "") + Headers(scope=scope).get(MESSAGE_DIGEST, ""))
+
+
+def line_reader(request: httpx.Request) -> LineReader:
+    """Returns the reader of a streamed answer to a request."""
+    return LineReader(request.extensions.get(STREAM_SECRET, "") + request.headers[MESSAGE_DIGEST])
+
+
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
 def _target(scope: Scope) -> str:
-    path: bytes = scope["raw_path"]
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
     query: bytes = scope["query_string"]
     return (path + b"?" + query if query else path).decode("latin-1")
 
@@ -79,53 +101,28 @@ class ProvedRequests(httpx.Auth):
     Args:
         keys: The cluster's. None: requests go out without a proof, and a server that asks for one is an error.
         context: What the server is, as it knows it itself.
-        health: URL of the server that anyone may ask for.
+        server: Its URL, without a slash at the end.
     """
 
-    def __init__(self, keys: ClusterKeys | None, context: bytes, health: str) -> None:
+    def __init__(self, keys: ClusterKeys | None, context: bytes, server: str) -> None:
         self._prover = None if keys is None else Prover(keys.current, context)
-        self._health = health
+        self._server = server
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        prover = self._prover
-        if prover is None:
-            response = yield request
-            if response.status_code == 401 and read_challenge(response.headers.get("WWW-Authenticate")) is not None:
-                raise _error("wrong_key", "the server asks for a cluster key, and this end has none", request)
-            return
-        if not prover.has_nonce:
-            # Not with the request itself, which a server without a key would carry out.
-            headers, extensions = {"Authorization": SCHEME}, request.extensions
-            response = yield httpx.Request("GET", self._health, headers=headers, extensions=extensions)
-            if response.status_code == 200:
-                raise _error("wrong_key", "the server has no cluster key, and this end has one", request)
-            _take_challenge(prover, response, request)
-        target = request.url.raw_path.decode("ascii")
-        for _ in range(MAX_CHALLENGES):
-            proved = prover.prove(request.method, target, request.headers.get(CONTENT_DIGEST))
-            request.headers["Authorization"] = proved.authorization
-            response = yield request
-            if response.status_code != 401:
-                _check_proof(proved, response, request)
+        target, digest = request.url.raw_path.decode("ascii"), request.headers.get(CONTENT_DIGEST)
+        call = proved_call(self._prover, request.method, target, digest, self._server)
+        attempt = next(call)
+        while True:
+            sent = request
+            if attempt.is_greeting:
+                sent = httpx.Request("GET", self._server + GREETING_PATH, extensions=request.extensions)
+            if attempt.authorization is not None:
+                sent.headers["Authorization"] = attempt.authorization
+            sent.extensions = {**sent.extensions, STREAM_SECRET: attempt.stream_secret}
+            response = yield sent
+            try:
+                attempt = call.send((response.status_code, response.headers.get))
+            except StopIteration:
                 return
-            _take_challenge(prover, response, request)
-        raise _error("proof_required", "the server asks for a new proof again and again", request)
-
-
-def _take_challenge(prover: Prover, response: httpx.Response, request: httpx.Request) -> None:
-    reason = prover.on_challenge(response.headers.get("WWW-Authenticate"))
-    if reason is None:
-        raise _error("proof_required", f"the server answered {response.status_code} instead of a challenge", request)
-    if reason == "wrong_key":
-        raise _error("wrong_key", "the server has another cluster key; give both the same key file", request)
-
-
-def _check_proof(proved: ProvedRequest, response: httpx.Response, request: httpx.Request) -> None:
-    digest, proof = response.headers.get(CONTENT_DIGEST), response.headers.get(PROOF_HEADER)
-    if not proved.is_answered_by(response.status_code, digest, proof):
-        why = f"an answer with status {response.status_code} has no proof of the cluster key"
-        raise _error("proof_required", why, request)
-
-
-def _error(code: str, text: str, request: httpx.Request) -> httpx.RemoteProtocolError:
-    return httpx.RemoteProtocolError(f"[{code}] {text}", request=request)
+            except TransportError as error:
+                raise httpx.RemoteProtocolError(str(error), request=request) from error

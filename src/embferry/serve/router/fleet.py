@@ -12,15 +12,15 @@ from typing import Any, get_args
 import httpx
 import msgspec
 
-from embferry.discovery.bootstrap_client import CONTEXT
 from embferry.discovery.leases import Role, Worker, WorkerList
 from embferry.observe.metrics import RouterMetrics
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends, reason_of
-from embferry.serve.http.proofs import ProvedRequests
+from embferry.serve.http.proofs import ProvedRequests, worker_context
 from embferry.serve.openai.reply import model_object
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content
+from embferry.trust.requests import BOOTSTRAP
 from embferry.trust.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,9 @@ class Fleet(Backends[RouterMetrics]):
         name = settings.public_model_name
         self._models = {name: model_object(name, int(time.time()))}
         self._bootstrap = settings.bootstrap_url.rstrip("/")
-        keys = Trust.of_environment().keys
-        self._proves = keys is not None
-        self._proof = ProvedRequests(keys, CONTEXT, f"{self._bootstrap}/health")
+        self._keys = Trust.of_environment().keys
+        self._bootstrap_proof = ProvedRequests(self._keys, BOOTSTRAP, self._bootstrap)
+        self._proofs: dict[str, ProvedRequests] = {}  # by worker
         self._dropped: set[str] = set()  # leases that have been reported
         self._workers: tuple[Worker, ...] = ()
         self._last_list: float | None = None  # monotonic seconds
@@ -72,10 +72,10 @@ class Fleet(Backends[RouterMetrics]):
         address = f"{self._bootstrap}/workers"
         try:
             async with asyncio.timeout(self.settings.router.connect_timeout):  # httpx limits each read, not the whole
-                response = await self.client.get(address, auth=self._proof)
+                response = await self.client.get(address, auth=self._bootstrap_proof)
             response.raise_for_status()
             digest = response.headers.get(CONTENT_DIGEST)
-            if digest is not None or self._proves:
+            if digest is not None:  # a proof covers whether there is one
                 check_content(digest, response.content)
             listed = _DECODER.decode(response.content)
             self._replace(self._usable(listed), keep=not listed.complete)
@@ -106,6 +106,7 @@ class Fleet(Backends[RouterMetrics]):
             for worker in map((now | before).__getitem__, sorted(ids)):
                 log.info("worker %s", word, extra={"worker": worker.id, "role": worker.role, "url": worker.url})
         self._workers, self._last_list, self._trouble = workers, time.monotonic(), ""
+        self._proofs = {id: proof for id, proof in self._proofs.items() if id in now}
         for role in ROLES:
             self.metrics.workers.labels(role).set(len(self._with_role(role)))
 
@@ -123,6 +124,14 @@ class Fleet(Backends[RouterMetrics]):
 
     def models(self) -> dict[str, dict[str, Any]]:
         return self._models
+
+    def proof_of(self, worker: Worker) -> ProvedRequests:
+        """Returns what proves the requests to a worker."""
+        proof = self._proofs.get(worker.id)
+        if proof is None:
+            proof = ProvedRequests(self._keys, worker_context(worker.id), worker.url)
+            self._proofs[worker.id] = proof
+        return proof
 
     def suspect(self, worker: Worker) -> None:
         """Has the worker asked last for a while, after a failure that may be its own."""
