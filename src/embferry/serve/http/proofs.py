@@ -89,7 +89,7 @@ def _has_body(headers: Headers) -> bool:
 
 def _target(scope: Scope) -> str:
     path: bytes = scope.get("raw_path") or scope["path"].encode()
-    query: bytes = scope["query_string"]
+    query: bytes = scope.get("query_string", b"")
     return (path + b"?" + query if query else path).decode("latin-1")
 
 
