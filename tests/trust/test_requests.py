@@ -117,7 +117,7 @@ def requests_overtake_each_other_within_the_window_alone() -> None:
     link = Link()
     sent = [link.send() for _ in range(WINDOW + 1)]
     assert link.verdict(sent[WINDOW]) == "accepted"
-    assert link.verdict(sent[0]) == "count_used"  # 64 below the highest: too old to tell
+    assert link.verdict(sent[0]) == "count_used"  # too far below the highest to tell
     assert [link.verdict(one) for one in sent[1:WINDOW]] == ["accepted"] * (WINDOW - 1)
     assert [link.verdict(one) for one in sent] == ["count_used"] * (WINDOW + 1)
 

@@ -22,7 +22,7 @@ from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.listener import Listener, ListenLimits, check_positive
 from embferry.transports.net.loop import READ, WRITE, LoopThread
-from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, content_digest
+from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content, content_digest
 from embferry.trust.requests import PROOF_HEADER, Accepted
 
 log = logging.getLogger(__name__)
@@ -315,7 +315,9 @@ class _Exchange:
     def _check_digest(self, digest: str | None, body: bytes) -> None:
         """A proof covers the digest, and the digest the body; without a proof, the client may have sent none."""
         try:
-            if digest is not None or (body and self._proved is not None):
+            if self._proved is None and digest is not None:
+                check_foreign_content(digest, body)
+            elif self._proved is not None and (body or digest is not None):
                 check_content(digest, body)
         except DamagedError as error:
             raise RequestError("body_damaged", f"{error}; send the request again") from error

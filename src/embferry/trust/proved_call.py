@@ -80,4 +80,5 @@ def _take_challenge(prover: Prover, status: int, header: Callable[[str], str | N
     if reason is None:
         raise TransportError(f"{server} answered with status {status} instead of a challenge")
     if reason == "wrong_key":
-        raise WrongKey(f"{server} has another cluster key; give both the same key file")
+        why = "has another cluster key, or the request was changed on its way; give both the same key file"
+        raise WrongKey(f"{server} {why}")

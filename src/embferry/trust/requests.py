@@ -37,8 +37,8 @@ SCHEME = "Embferry"
 PROOF_HEADER = "Embferry-Proof"
 NONCE_BYTES = 16
 MAX_CLIENTS = 4096
-WINDOW = 64
-"""Counts below a client's highest that may still arrive: requests overtake each other."""
+WINDOW = 1024
+"""Counts below a client's highest that may still arrive: requests at once overtake each other on their connections."""
 MAX_CHALLENGES = 3
 """Times that a client proves one request: after this many challenges it gives up."""
 BOOTSTRAP, ROUTER = b"bootstrap", b"router"
