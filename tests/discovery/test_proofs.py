@@ -302,17 +302,3 @@ def test_a_server_and_its_clients_on_ipv6(trust: Trust) -> None:
         client = BootstrapClient(server.url, trust=trust, timeout_s=SECONDS)
         client.register(WORKER)
         assert client.workers() == (WORKER,)
-
-
-@pytest.mark.skipif(not HAS_IPV6, reason="this system has no IPv6")
-def test_a_name_that_has_only_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    lookup = socket.getaddrinfo
-
-    def only_ipv6(host: str, *arguments: object, **options: object) -> object:
-        return lookup("::1" if host == "six.example" else host, *arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(socket, "getaddrinfo", only_ipv6)
-    with BootstrapServer("six.example", trust=TRUST) as server:
-        client = BootstrapClient(server.url, trust=TRUST, timeout_s=SECONDS)
-        client.register(WORKER)
-        assert server.workers() == client.workers() == (WORKER,)

@@ -111,7 +111,6 @@ class BootstrapServer:
         """
         if self._http is not None:
             raise LocalProtocolError("the bootstrap server was started already")
-        self._trust.check_listening(self.host, "the bootstrap server")
         if self._trust.keys is not None:
             self._checker = ProofChecker(self._trust.keys, BOOTSTRAP, "the bootstrap server")
         try:
@@ -123,6 +122,11 @@ class BootstrapServer:
                 "is another one running there? choose another port, or 0 for a free one",
                 retryable=False,
             ) from error
+        try:
+            self._trust.check_listening(sock.getsockname()[0], "the bootstrap server")
+        except LocalProtocolError:
+            sock.close()
+            raise
         self.port = int(sock.getsockname()[1])
         try:
             self._http = HttpServer(sock, self._answer, self._limits, "bootstrap", self._guard)
