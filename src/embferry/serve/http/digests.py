@@ -14,7 +14,7 @@ from embferry.serve.off_loop import off_loop
 from embferry.trust.digests import CONTENT_DIGEST, MESSAGE_DIGEST, answer_digest, content_digest, request_digest
 
 DISCARDED_BYTES, STALL_SECONDS = 128 << 20, 1.0
-"""What is read of a damaged request before it is refused: its sender would not see the refusal otherwise."""
+"""Bounds on reading the rest of a damaged request: its sender would not see the refusal otherwise."""
 _HARMLESS = frozenset({"GET", "HEAD"})
 
 
