@@ -78,6 +78,16 @@ def ask(http: httpx.Client) -> httpx.Response:
     return http.post("/v1/chat/completions", json=BODY)
 
 
+def ask_through(deployment: Deployment, http: httpx.Client, relays: dict[str, Relay]) -> None:
+    """Asks until the router sends its requests through the relays."""
+
+    def passed() -> bool:
+        assert ask(http).status_code == 200
+        return all(any(one.startswith(b"POST") for one in relay.requests) for relay in relays.values())
+
+    deployment.wait(passed)
+
+
 def test_a_router_and_workers_with_the_key_answer(deployment: KeyedDeployment, http: httpx.Client) -> None:
     for _ in range(3):
         assert ask(http).json()["choices"][0]["message"]["content"] == "a red circle"
@@ -128,7 +138,7 @@ def test_a_stranger_at_a_worker_gets_401_before_its_body_is_read(
 def test_a_recorded_request_is_carried_out_once(
     deployment: KeyedDeployment, http: httpx.Client, relayed: dict[str, Relay]
 ) -> None:
-    deployment.wait(lambda: ask(http).status_code == 200 and bool(relayed["language"].requests))
+    ask_through(deployment, http, relayed)
     before = {name: len(fake.requests) for name, fake in deployment.fakes.items()}
     for relay in relayed.values():
         recorded = next(one for one in relay.requests if one.startswith(b"POST"))
@@ -158,7 +168,7 @@ def changed_body(data: bytes) -> bytes:
 def test_a_question_that_is_changed_on_its_way_is_not_answered(
     deployment: KeyedDeployment, http: httpx.Client, relayed: dict[str, Relay]
 ) -> None:
-    deployment.wait(lambda: ask(http).status_code == 200 and bool(relayed["language"].requests))
+    ask_through(deployment, http, relayed)
     before = len(deployment.fakes["language0"].requests)
     relayed["language"].on_request = changed_body
     assert ask(http).status_code >= 500
@@ -186,7 +196,7 @@ ANSWERS: dict[str, Callable[[bytes], bytes]] = {
 def test_an_answer_of_a_worker_that_is_not_proved_is_an_error(
     deployment: KeyedDeployment, http: httpx.Client, relayed: dict[str, Relay], role: str, what: str
 ) -> None:
-    deployment.wait(lambda: ask(http).status_code == 200 and bool(relayed[role].requests))
+    ask_through(deployment, http, relayed)
     relayed[role].on_answer = ANSWERS[what]
     answer = ask(http)
     assert answer.status_code in (502, 503)
