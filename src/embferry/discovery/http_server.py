@@ -22,8 +22,10 @@ from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.listener import Listener, ListenLimits, check_positive
 from embferry.transports.net.loop import READ, WRITE, LoopThread
+from embferry.transports.net.tls_socket import TlsError, accepted, watch
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content, content_digest
 from embferry.trust.requests import PROOF_HEADER, Accepted
+from embferry.trust.tls import Refusals, Tls
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,7 @@ class HttpServer:
         limits: Bounds on what clients can hold.
         thread_name: Name of the server's thread.
         guard: Says which requests may go on.
+        tls: The certificate, with which clients must have one of the same CA. None: connections are not encrypted.
 
     Attributes:
         evicted: Connections that had to make room for others.
@@ -124,10 +127,12 @@ class HttpServer:
         limits: ServerLimits,
         thread_name: str,
         guard: Guard = lambda head: None,
+        tls: Tls | None = None,
     ) -> None:
         self.evicted = self.timed_out = 0
         self.unsent_bytes = 0
-        self.handler, self.guard = handler, guard
+        self.handler, self.guard, self.tls = handler, guard, tls
+        self.refusals = Refusals(thread_name)
         self._sock, self._limits = sock, limits
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = limits.connections if files < 0 else min(limits.connections, max(1, files // 2))
@@ -222,7 +227,7 @@ class _Exchange:
     def __init__(self, sock: socket.socket, address: str, server: HttpServer) -> None:
         self.network = network_of(address)
         self.unsent = memoryview(b"")
-        self._sock, self._address, self._server = sock, address, server
+        self._sock, self._address, self._server = accepted(sock, server.tls), address, server
         self._scope = server.loop.scope(self._on_failure)
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._request: Head | None = None
@@ -233,7 +238,7 @@ class _Exchange:
 
     def start(self) -> None:
         """Begins to receive. The request may be there already, because the kernel accepts before the server does."""
-        self._scope.watch(self._sock.fileno(), READ, self._on_ready)
+        watch(self._scope, self._sock, READ, self._on_ready)
         self.receive_now()
 
     def make_room(self, reason: str) -> bool:
@@ -275,6 +280,9 @@ class _Exchange:
                 self._receive()
         except BlockingIOError:
             return
+        except TlsError as error:
+            self._server.refusals.report(self._address, str(error))
+            self.end()
         except OSError as error:  # the client has left
             log.debug("the connection of %s broke: %s", self.network, error)
             self.end()
@@ -335,12 +343,12 @@ class _Exchange:
         self.unsent = self.unsent[sent:]
         self._server.count_unsent(-sent)
         if self.unsent:
-            self._scope.watch(self._sock.fileno(), WRITE, self._on_ready)
+            watch(self._scope, self._sock, WRITE, self._on_ready)
         elif self._complete:
             self.end()
         else:  # closing with unread bytes would take the answer back, so the client has to close
             self._sock.shutdown(socket.SHUT_WR)
-            self._scope.watch(self._sock.fileno(), READ, self._on_ready)
+            watch(self._scope, self._sock, READ, self._on_ready)
 
     def _encode(self, answer: Answer) -> bytes:
         is_text = isinstance(answer.content, str)

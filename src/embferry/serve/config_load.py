@@ -12,11 +12,11 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from embferry.serve.config import SECTIONS, Settings
-from embferry.trust.trust import INSECURE_ENV, KEY_ENV, KEY_FILE_ENV
+from embferry.trust.trust import INSECURE_ENV, KEY_ENV, KEY_FILE_ENV, TLS_ENV, TLS_REQUIRED_ENV
 
 ENV_PREFIX = "EMBFERRY_"
 CONFIG_ENV = "EMBFERRY_CONFIG"
-NOT_SETTINGS = (CONFIG_ENV, KEY_ENV, KEY_FILE_ENV, INSECURE_ENV)
+NOT_SETTINGS = (CONFIG_ENV, KEY_ENV, KEY_FILE_ENV, INSECURE_ENV, *TLS_ENV, TLS_REQUIRED_ENV)
 """Variables of ours that are read elsewhere."""
 
 Key = tuple[str, ...]

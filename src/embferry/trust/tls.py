@@ -146,6 +146,29 @@ class _Renewed(ssl.SSLContext):
         return self._context().wrap_socket(*args, **options)
 
 
+class Refusals:
+    """Log lines about peers whose TLS fails: one a minute, because strangers can cause them. One thread.
+
+    Args:
+        name: What refuses them, for the text.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._reported_at, self._unreported = -REPORT_S, 0
+        self._now: Callable[[], float] = time.monotonic
+
+    def report(self, address: str, why: str) -> None:
+        """Logs that a peer was refused, or counts it for the next line."""
+        now = self._now()
+        if now - self._reported_at < REPORT_S:
+            self._unreported += 1
+            return
+        more = f" ({self._unreported} more since the last such line)" if self._unreported else ""
+        log.warning("%s refused a connection of %s: %s%s", self._name, address, why, more)
+        self._reported_at, self._unreported = now, 0
+
+
 def dialling_with(ca: str | os.PathLike[str]) -> ssl.SSLContext:
     """Returns the context of a client that has no certificate of its own and verifies servers by a CA file.
 
@@ -265,7 +288,7 @@ _ALERTS = {
     "PROTOCOL_VERSION": "the other end does not speak TLS 1.3, or not TLS at all",
 }
 TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x46"
-"""What an end without TLS says to one that begins a handshake: a fatal alert, protocol_version."""
+"""A fatal alert, protocol_version: tells either end at once that the other one does not do as it does."""
 
 
 def begins_tls(data: bytes | bytearray | memoryview) -> bool:
@@ -281,6 +304,11 @@ def fails_again(error: ssl.SSLError) -> bool:
     return reason in (*_PLAIN, "PEER_DID_NOT_RETURN_A_CERTIFICATE") or any(
         reason.endswith(f"ALERT_{name}") for name in _ALERTS
     )
+
+
+def is_plain_text(error: ssl.SSLError) -> bool:
+    """Returns whether a handshake has failed because the other end does not speak TLS."""
+    return error.reason in _PLAIN
 
 
 def reason_of(error: ssl.SSLError) -> str:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 
 from embferry.protocol.errors import TlsFailed
-from embferry.trust.tls import fails_again, reason_of
+from embferry.trust.tls import TLS_ALERT, Tls, fails_again, is_plain_text, reason_of
 
 from .loop import READ, WRITE, Ready, Scope
 
@@ -243,6 +243,8 @@ class TlsSocket:
         """Raises what the other calls will raise too, after an alert to the other end."""
         with contextlib.suppress(OSError):
             self._push()
+            if is_plain_text(error):  # OpenSSL says nothing then
+                self._sock.send(TLS_ALERT)
         if isinstance(error, ssl.SSLEOFError):
             during = "" if self._shaken else " during the TLS handshake; perhaps the other end does not speak TLS"
             self._error = ConnectionError(f"the connection was cut off{during}")
@@ -370,6 +372,27 @@ class TlsSocket:
 
 Stream = socket.socket | TlsSocket
 """What a connection of the loop uses."""
+
+
+def accepted(sock: socket.socket, tls: Tls | None) -> Stream:
+    """Returns the stream of a connection that this end has accepted."""
+    if tls is None:
+        return sock
+    return TlsSocket(sock, tls.accepting(), server_side=True, allow_plain=not tls.required)
+
+
+def dialled(sock: socket.socket, tls: Tls | None, host: str) -> Stream:
+    """Returns the stream of a connection that this end makes.
+
+    Args:
+        sock: Connected, or connecting.
+        tls: None: the connection is not encrypted.
+        host: The name or address that was dialled, which the other end's certificate must have.
+
+    Raises:
+        TlsError: No certificate can have that name.
+    """
+    return sock if tls is None else TlsSocket(sock, tls.dialling(), server_side=False, hostname=host)
 
 
 def watch(scope: Scope, stream: Stream, events: int, ready: Ready) -> None:
