@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from embferry.protocol.errors import LocalProtocolError
 
+from .greeting import NONCE_BYTES, Channel, Greeting, Role
 from .keys import ClusterKeys
 from .policy import check_listening
 
@@ -66,3 +68,8 @@ class Trust:
             LocalProtocolError: Strangers could reach it, and nothing keeps them out. The text says what to do.
         """
         check_listening(host, what, has_key=self.keys is not None, insecure=self.insecure)
+
+    def greeting(self, role: Role, channel: Channel) -> Greeting:
+        """Returns the greeting of a new connection, with the keys that are valid now. Any thread."""
+        keys = () if self.keys is None else self.keys.accepted()
+        return Greeting(role, channel, keys, secrets.token_bytes(NONCE_BYTES))
