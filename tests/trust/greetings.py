@@ -202,7 +202,9 @@ def changed_hellos() -> None:
         for bit in range(8 * HELLO.size):
             changed = bytearray(hello)
             changed[bit // 8] ^= 1 << bit % 8
-            seen.add(greeting.proof(KEY, Role.DIALER, *(bytes(changed) if n == which else h for n, h in enumerate(hellos))))
+            seen.add(
+                greeting.proof(KEY, Role.DIALER, *(bytes(changed) if n == which else h for n, h in enumerate(hellos)))
+            )
     if len(seen) != 2 + 2 * 8 * HELLO.size:
         raise LetInError
 
@@ -344,6 +346,19 @@ def every_answer_is_taken(patch: pytest.MonkeyPatch) -> None:
         return b""
 
     patch.setattr(Greeting, "_on_answer", on_answer)
+
+
+@mutant(the_keys_taken_out_of_the_hellos, an_end_without_a_key)
+def a_peer_without_a_key_needs_none(patch: pytest.MonkeyPatch) -> None:
+    real = Greeting._on_hello
+
+    def on_hello(self: Greeting, hello: bytes) -> bytes:
+        if hello[5]:
+            return real(self, hello)
+        self.done = True
+        return b""
+
+    patch.setattr(Greeting, "_on_hello", on_hello)
 
 
 @mutant(a_key_that_was_replaced)

@@ -45,7 +45,7 @@ def test_an_attack_succeeds_without_its_check(name: str, attack: Attack, monkeyp
 
 def test_every_attack_catches_a_mutant() -> None:
     needed = {attack for _, attacks in MUTANTS.values() for attack in attacks}
-    assert {attack.__name__ for attack in set(ATTACKS) - needed} == {"the_keys_taken_out_of_the_hellos"}
+    assert set(ATTACKS) == needed
 
 
 @given(st.data(), st.sampled_from(Channel), st.sampled_from([CLUSTER, KEYLESS]))
@@ -55,7 +55,9 @@ def test_honest_ends_meet_however_their_bytes_are_cut(data: st.DataObject, chann
     assert all(end.done and end.wanted == 0 for end in ends)
 
 
-@given(st.sampled_from(["hello of the acceptor", "hello of the dialer", "proofs", "answer"]), st.integers(0, 8 * 32 - 1))
+@given(
+    st.sampled_from(["hello of the acceptor", "hello of the dialer", "proofs", "answer"]), st.integers(0, 8 * 32 - 1)
+)
 def test_a_changed_bit_is_noticed(message: str, bit: int) -> None:
     """The proofs are the same twice under a single key, so both are changed."""
     first, second = dialer(), acceptor()
@@ -114,7 +116,7 @@ def test_the_bytes_of_the_greeting_do_not_change() -> None:
     hellos[1].receive(hellos[0].hello)
     answer = hellos[1].receive(proofs)
     assert answer == key.mac(b"embferry greeting", b"\2", hellos[0].hello, hellos[1].hello)
-    assert REFUSED == bytes(32)
+    assert bytes(32) == REFUSED
     assert {channel.name: channel.value for channel in Channel} == {"CONTROL": 1, "TCP": 2, "NIXL": 3, "MOONCAKE": 4}
 
 
