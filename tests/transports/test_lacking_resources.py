@@ -192,7 +192,7 @@ def test_an_accept_without_descriptors_makes_room(monkeypatch: pytest.MonkeyPatc
     port = pair.receiver.transport._receiving.listener.port  # type: ignore[attr-defined]
     table = pair.receiver.transport._receiving.listener  # type: ignore[attr-defined]
     strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
-    eventually(lambda: len(table._greeting) == 3)
+    eventually(lambda: len(table._newcomers) == 3)
     real, left = socket.socket.accept, [1]
 
     def accept(sock: socket.socket) -> Any:

@@ -22,7 +22,7 @@ from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.listener import Listener, ListenLimits, check_positive
 from embferry.transports.net.loop import READ, WRITE, LoopThread
-from embferry.transports.net.tls_socket import TlsError, accepted, watch
+from embferry.transports.net.tls_socket import Stream, TlsError, watch
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content, content_digest
 from embferry.trust.requests import PROOF_HEADER, Accepted
 from embferry.trust.tls import Refusals, Tls
@@ -159,7 +159,7 @@ class HttpServer:
         if not self._stopped:
             # a connection never introduces itself, so the server bounds all of them; its time limit is the request's
             limits = ListenLimits(handshakes=self._most, hello_timeout=2 * self._limits.request_timeout)
-            self._listener = Listener(self._sock, self.loop, "a client", limits, self._on_accept)
+            self._listener = Listener(self._sock, self.loop, "a client", limits, self._on_accept, tls=self.tls)
             self._listener.start()
 
     def _stop(self) -> None:
@@ -170,7 +170,7 @@ class HttpServer:
         for exchange in list(self._open):
             exchange.end()
 
-    def _on_accept(self, sock: socket.socket, peer: tuple[str, int]) -> _Exchange:
+    def _on_accept(self, sock: Stream, peer: tuple[str, int]) -> _Exchange:
         exchange = _Exchange(sock, peer[0], self)
         siblings = self._networks.setdefault(exchange.network, {})
         if len(siblings) >= self._limits.connections_per_address:
@@ -224,10 +224,10 @@ class _Exchange:
         unsent: The part of the response that the kernel has not taken.
     """
 
-    def __init__(self, sock: socket.socket, address: str, server: HttpServer) -> None:
+    def __init__(self, sock: Stream, address: str, server: HttpServer) -> None:
         self.network = network_of(address)
         self.unsent = memoryview(b"")
-        self._sock, self._address, self._server = accepted(sock, server.tls), address, server
+        self._sock, self._address, self._server = sock, address, server
         self._scope = server.loop.scope(self._on_failure)
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._request: Head | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import LocalProtocolError, TlsFailed
 
+from .greeting import NONCE_BYTES, Channel, Greeting, Role
 from .keys import ClusterKeys
 from .policy import check_listening
 from .tls import Tls
@@ -18,6 +20,8 @@ KEY_FILE_ENV = "EMBFERRY_CLUSTER_KEY_FILE"
 INSECURE_ENV = "EMBFERRY_INSECURE"
 TLS_ENV = ("EMBFERRY_TLS_CA", "EMBFERRY_TLS_CERT", "EMBFERRY_TLS_KEY")
 TLS_REQUIRED_ENV = "EMBFERRY_TLS_REQUIRED"
+EVERYWHERE = ("0.0.0.0", "::", "[::]", "")
+"""Hosts to listen on that no peer dials."""
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
@@ -63,7 +67,34 @@ class Trust:
     @property
     def scheme(self) -> str:
         """The scheme of the URLs at which this part answers."""
-        return "https" if self.tls is not None and self.tls.required else "http"
+        return "https" if self.demands_tls else "http"
+
+    @property
+    def demands_tls(self) -> bool:
+        """Whether this part makes and accepts no connection without TLS."""
+        return self.tls is not None and self.tls.required
+
+    def check_host(self, host: str, what: str) -> None:
+        """Checks that peers can verify this part under ``host``, if it has a certificate: :meth:`.tls.Tls.check_host`.
+
+        Raises:
+            TlsFailed: They cannot.
+        """
+        if self.tls is not None and host not in EVERYWHERE:
+            self.tls.check_host(host.strip("[]"), what)
+
+    def tls_for(self, demands_tls: bool) -> Tls | None:
+        """Returns the certificate for a connection that this part makes, or None for one without TLS.
+
+        Args:
+            demands_tls: Whether the peer accepts no connection without TLS.
+
+        Raises:
+            TlsFailed: The peer demands TLS, and this part has no certificate.
+        """
+        if demands_tls and self.tls is None:
+            raise TlsFailed(f"the peer demands TLS, and this end has no certificate: set {', '.join(TLS_ENV)}")
+        return self.tls if demands_tls or self.demands_tls else None
 
     def check_url(self, url: str, what: str) -> None:
         """Checks that this part can ask a server at ``url``, and may.
@@ -77,7 +108,7 @@ class Trust:
         """
         if url.startswith("https:") and self.tls is None:
             raise LocalProtocolError(f"{what}, {url}, needs a certificate: set {', '.join(TLS_ENV)}")
-        if url.startswith("http:") and self.tls is not None and self.tls.required:
+        if url.startswith("http:") and self.demands_tls:
             raise LocalProtocolError(f"{what}, {url}, must begin with https://, because TLS is required here")
 
     def check_listening(self, host: str, what: str) -> None:
@@ -91,6 +122,11 @@ class Trust:
             LocalProtocolError: Strangers could reach it, and nothing keeps them out. The text says what to do.
         """
         check_listening(host, what, has_key=self.keys is not None, insecure=self.insecure)
+
+    def greeting(self, role: Role, channel: Channel) -> Greeting:
+        """Returns the greeting of a new connection, with the keys that are valid now. Any thread."""
+        keys = () if self.keys is None else self.keys.accepted()
+        return Greeting(role, channel, keys, secrets.token_bytes(NONCE_BYTES))
 
 
 def _is_on(environ: Mapping[str, str], name: str, *, default: bool) -> bool:

@@ -52,7 +52,7 @@ def test_a_damaged_frame_ends_its_connection_only(net: Net) -> None:
 def test_a_connection_without_a_hello_is_closed_in_time(net: Net) -> None:
     server = net.server()
     silent, slow = net.raw(server, b""), net.raw(server, HELLO[:5])
-    net.until(lambda: len(server._acceptor.listener._greeting) == 2)  # type: ignore[union-attr]
+    net.until(lambda: len(server._acceptor.listener._newcomers) == 2)  # type: ignore[union-attr]
     net.advance(4)
     assert not net.closed(silent)
     net.advance(1)
@@ -189,7 +189,7 @@ def test_unfinished_handshakes_are_bounded_on_their_own(net: Net) -> None:
     waiting = []
     for _ in range(5):
         waiting.append(net.raw(server, b""))
-        net.until(lambda: waiting[-1].getsockname() in _peers(server._acceptor.listener._greeting))  # type: ignore[union-attr]
+        net.until(lambda: waiting[-1].getsockname() in _peers(server._acceptor.listener._newcomers))  # type: ignore[union-attr]
     assert [net.closed(sock) for sock in waiting] == [True, True, False, False, False]
     assert not net.closed(known)
 

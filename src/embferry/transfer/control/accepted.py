@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.transports.net.listener import Listener, ListenLimits, listen
+from embferry.transports.net.tls_socket import Stream
+from embferry.trust.greeting import Greeting
 
 from .connection import Connection, Shared
 
@@ -33,6 +35,7 @@ class Acceptor:
     Args:
         host: The IP address to listen on.
         port: The TCP port; 0 for any free one.
+        greet: Makes the greeting of a connection that is accepted.
 
     Attributes:
         listener: Bounds the connections.
@@ -42,7 +45,7 @@ class Acceptor:
         TransportError: The address cannot be bound.
     """
 
-    def __init__(self, host: str, port: int, shared: Shared) -> None:
+    def __init__(self, host: str, port: int, shared: Shared, greet: Callable[[], Greeting]) -> None:
         self._shared = shared
         self._peers: dict[Hashable, Connection] = {}
         limits = shared.limits
@@ -51,7 +54,7 @@ class Acceptor:
             limits.idle_time,
         )  # fmt: skip
         self.listener: Listener[Connection] = Listener(
-            listen(host, port), shared.loop, "a peer", bounds, self._on_accept
+            listen(host, port), shared.loop, "a peer", bounds, self._on_accept, greet=greet, tls=shared.trust.tls
         )
         self.listener.start()
 
@@ -66,7 +69,7 @@ class Acceptor:
                 self.listener.sock.shutdown(socket.SHUT_RDWR)
         self.listener.stop()
 
-    def _on_accept(self, sock: socket.socket, address: tuple[str, int]) -> Connection:
+    def _on_accept(self, sock: Stream, address: tuple[str, int]) -> Connection:
         peer = AcceptedPeer(f"{address[0]} port {address[1]}")
         return Connection(sock, peer, self._shared.outgoing(), self._shared, self, repr(peer))
 

@@ -1,4 +1,4 @@
-"""One connection of the control plane: handshake, frames in both directions, time limits.
+"""One connection of the control plane, whose peer has been greeted: handshake, frames both ways, time limits.
 
 A connection is isolated: an exception in its callbacks ends this connection only.
 """
@@ -10,12 +10,22 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
-from embferry.protocol.errors import CapacityError, EmbeddingTransferError, PeerGone, RemoteProtocolError, shown
+from embferry.protocol.errors import (
+    CapacityError,
+    EmbeddingTransferError,
+    PeerGone,
+    RemoteProtocolError,
+    TlsFailed,
+    shown,
+)
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import READ, WRITE, Loop
+from embferry.transports.net.tls_socket import Stream, TlsError, watch
+from embferry.trust import Trust
+from embferry.trust.greeting import Greeting
 
 from .contract import Received, Unreachable
 from .framing import FrameReader, frame
@@ -51,10 +61,12 @@ class Shared:
         dropped: Frames that were not sent.
         bad_frames: Connections that ended because of a damaged or impossible frame.
         dirty: Connections with frames that were queued since the last flush.
+        greet: Makes the greeting of a connection that is dialled.
+        trust: Has this end's certificate.
     """
 
-    def __init__(self, loop: Loop, limits: ControlLimits) -> None:
-        self.loop, self.limits = loop, limits
+    def __init__(self, loop: Loop, limits: ControlLimits, greet: Callable[[], Greeting], trust: Trust) -> None:
+        self.loop, self.limits, self.greet, self.trust = loop, limits, greet, trust
         self.events: list[Received | Unreachable] = []
         self.received_bytes = 0
         self.unsent = Budget(limits.unsent_bytes)
@@ -115,7 +127,7 @@ class Connection:
     """
 
     def __init__(
-        self, sock: socket.socket, peer: Hashable, outgoing: Outgoing, shared: Shared, owner: Owner, label: str
+        self, sock: Stream, peer: Hashable, outgoing: Outgoing, shared: Shared, owner: Owner, label: str
     ) -> None:
         self.peer, self.outgoing, self.label = peer, outgoing, label
         self.open = self._ended = self._blocked = False
@@ -130,7 +142,7 @@ class Connection:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.sendall(frame(self._handshake.first()))  # a new socket has room for it
-            self._scope.watch(sock.fileno(), READ, self._on_ready)
+            watch(self._scope, sock, READ, self._on_ready)
         except BaseException:
             sock.close()
             raise
@@ -158,7 +170,7 @@ class Connection:
                 self._shared.sending.start(self)
             if not self._blocked:
                 self._blocked = True
-                self._scope.watch(self._sock.fileno(), READ | WRITE, self._on_ready)
+                watch(self._scope, self._sock, READ | WRITE, self._on_ready)
             return
         except OSError as error:
             self.end(_gone(error))
@@ -166,7 +178,7 @@ class Connection:
         if self._blocked:
             self._blocked = False
             self._shared.sending.stop(self)
-            self._scope.watch(self._sock.fileno(), READ, self._on_ready)
+            watch(self._scope, self._sock, READ, self._on_ready)
 
     def push_guarded(self) -> None:
         """Does :meth:`push`, for a caller that must not be harmed by this connection."""
@@ -279,5 +291,7 @@ class Connection:
         shared.limit_incomplete()
 
 
-def _gone(error: OSError) -> PeerGone:
+def _gone(error: OSError) -> PeerGone | TlsFailed:
+    if isinstance(error, TlsError):
+        return error.failure
     return PeerGone(f"the control connection broke: {os.strerror(error.errno or 0) if error.errno else error}")

@@ -1,5 +1,7 @@
 """Messages of the side channel: length-prefixed MessagePack on one TCP connection beside the engine's own.
 
+They follow the greeting (:mod:`embferry.trust.greeting`).
+
 A frame is a big-endian length of 4 bytes and a message, an array whose first item is its tag.
 
 ========= ================ =============================================================================================

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
 
 from embferry.protocol.errors import TransportError, TransportStalled
+from embferry.trust.greeting import Greeting
+from embferry.trust.tls import Tls
 
+from .greeter import Greeter
 from .loop import WRITE, Scope
+from .tls_socket import Stream, TlsError, dialled
 
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -61,9 +66,12 @@ class Connector:
         timeout_s: Seconds until ``failed`` is called.
         connected: Called on the loop's thread, without locks, once connected. Must not block.
         failed: Called likewise if the connection fails. Neither is called if the socket is closed before.
+        greet: Makes the greeting, which is a part of connecting; None: the peer does not greet.
+        tls: The certificate of this end, whose handshake is a part of connecting; None: no encryption.
+        host: The name or address that the peer's certificate must have; None: that of ``address``.
 
     Raises:
-        TransportError: The connection was refused at once.
+        TransportError: The connection was refused at once, or no certificate can have that name.
     """
 
     def __init__(
@@ -73,10 +81,14 @@ class Connector:
         timeout_s: float,
         connected: Callable[[], None],
         failed: Callable[[TransportError], None],
+        greet: Callable[[], Greeting] | None = None,
+        tls: Tls | None = None,
+        host: str | None = None,
     ) -> None:
-        self.sock = connecting(address)
+        self.sock = _stream(connecting(address), tls, host or address[0])
         self.connected = False
-        self._loop, self._timeout_s, self._on_connected, self._on_failed = loop, timeout_s, connected, failed
+        self._loop, self._timeout_s, self._greet = loop, timeout_s, greet
+        self._on_connected, self._on_failed = connected, failed
 
     def start(self) -> None:
         """Begins to watch the connection. Any thread."""
@@ -90,12 +102,35 @@ class Connector:
     def _ready(self, _: int) -> None:
         self._loop.unwatch(self.sock.fileno())
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        try:
+            if not code and self.sock.getsockname() == self.sock.getpeername():
+                # Nothing listens; the kernel has connected the socket with itself (simultaneous open, RFC 9293, 3.5).
+                code = errno.ECONNREFUSED
+            if not code and self._greet is not None:
+                Greeter(self.sock, self._loop, self._greet(), self._done, self._on_failed).start()
+                return
+        except OSError as error:
+            code = error.errno or errno.ENOTCONN
         if code:
             self._on_failed(TransportError(f"cannot connect to the receiver: {os.strerror(code)}"))
-            return
+        else:
+            self._done()
+
+    def _done(self) -> None:
         self.connected = True
         self._on_connected()
 
     def _check(self) -> None:
         if not self.connected and self.sock.fileno() >= 0:
             self._on_failed(TransportStalled(f"the receiver did not answer within {self._timeout_s} s"))
+
+
+def _stream(sock: socket.socket, tls: Tls | None, host: str) -> Stream:
+    try:
+        return dialled(sock, tls, host)
+    except TlsError as error:
+        sock.close()
+        raise error.failure from error
+    except BaseException:
+        sock.close()
+        raise

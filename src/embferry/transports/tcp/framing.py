@@ -1,4 +1,4 @@
-"""The frames of a connection. Integers are big-endian and unsigned.
+"""The frames of a connection, after the greeting (:mod:`embferry.trust.greeting`). Integers are big-endian and unsigned.
 
 ======== ============================================== ====================================================
 from     bytes                                          meaning
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from ..handles import TOKEN_BYTES
 from ..windows import MAX_PAYLOAD, MAX_RANGES, Ranges
 
-MAGIC, VERSION = b"EMBF", 2
+MAGIC, VERSION = b"EMBF", 3
 
 _HELLO, _WRITE, _VERDICT, _PROGRESS = 1, 2, 3, 4
 HELLO = struct.Struct(f"!4sBBH{TOKEN_BYTES}s")
