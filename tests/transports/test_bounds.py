@@ -21,8 +21,10 @@ from embferry.transports.leased.mooncake import MooncakeTransport
 from embferry.transports.net.listener import ListenLimits
 from embferry.transports.tcp import TcpTransport, framing
 from embferry.transports.tcp.transport import TcpHandle
+from embferry.trust.greeting import Channel
 from tests.transports import leased_peer
 from tests.transports.leased_peer import frame, receive
+from tests.trust.raw import hello
 
 pytestmark = pytest.mark.integration
 
@@ -46,7 +48,7 @@ def counts(pair: TransportPair) -> ConnectionCounts:
 
 
 def tcp_hello(pair: TransportPair) -> bytes:
-    return framing.hello(msgspec.msgpack.decode(pair.handle, type=TcpHandle).token)
+    return hello(Channel.TCP) + framing.hello(msgspec.msgpack.decode(pair.handle, type=TcpHandle).token)
 
 
 def http_hello(pair: TransportPair) -> bytes:

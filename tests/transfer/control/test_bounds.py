@@ -16,6 +16,8 @@ from embferry.transfer.control.limits import ControlLimits
 from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import Loop
+from embferry.trust import greeting
+from tests.trust import raw
 
 from .conftest import HELLO, ClockedLoop, Net
 
@@ -130,7 +132,7 @@ def test_a_slow_reader_that_goes_on_reading_is_kept(net: Net) -> None:
     for _ in range(3):
         server.send(peer, bytes(1 << 20))
     net.until(lambda: connection._blocked)
-    left = len(HELLO) + 3 * (HEADER.size + (1 << 20))
+    left = greeting.HELLO.size + len(HELLO) + 3 * (HEADER.size + (1 << 20))
     sock.setblocking(False)
     while left:
         before = connection.outgoing.bytes
@@ -220,6 +222,7 @@ def test_a_thousand_connections(net: Net) -> None:
         server.send(event.peer, b"answer to " + event.data)  # type: ignore[union-attr]
     net.step(0)
     answer = HELLO + frame(b"answer to 999")
+    raw.read_hello(socks[999])
     assert socks[999].recv(len(answer), socket.MSG_WAITALL) == answer
     for sock in socks:
         sock.close()

@@ -18,6 +18,8 @@ from embferry.transfer.control.contract import Received
 from embferry.transfer.control.endpoint import host_and_port
 from embferry.transfer.control.framing import frame
 from embferry.transfer.control.sockets import SocketControl
+from embferry.trust.greeting import Channel
+from tests.trust import raw
 
 from .conftest import HELLO, SECONDS, Net
 
@@ -297,7 +299,7 @@ def test_without_descriptors_accepting_pauses_and_goes_on(net: Net) -> None:
     net.until(lambda: net.data(server) == [b"a"])
     with all_descriptors_used():
         unknown.connect(host_and_port(server.endpoint))
-        unknown.sendall(HELLO + frame(b"b"))
+        unknown.sendall(raw.hello(Channel.CONTROL) + HELLO + frame(b"b"))
         known.sendall(frame(b"c"))
         net.until(lambda: net.data(server) == [b"a", b"c"])
     net.until(lambda: net.data(server) == [b"a", b"c", b"b"])
