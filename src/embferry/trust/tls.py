@@ -70,9 +70,14 @@ class Tls:
         """Returns the context for a connection that this end makes. It checks the host's name or address."""
         return self._look().dialling
 
-    def renewed(self, context: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        """Returns a context for code that keeps one for long: each new connection asks ``context`` for the real one."""
-        return _Renewed(context)
+    def renewed(self, context: Callable[[], ssl.SSLContext], refusals: Refusals | None = None) -> ssl.SSLContext:
+        """Returns a context for code that keeps one for long: each new connection asks ``context`` for the real one.
+
+        Args:
+            context: Returns it.
+            refusals: Gets the handshakes that fail, for code that does not tell them.
+        """
+        return _Renewed(context, refusals)
 
     def check_host(self, host: str, what: str) -> None:
         """Checks that peers can verify this end under ``host``.
@@ -133,17 +138,37 @@ class _Renewed(ssl.SSLContext):
     """A context that makes every connection with another one. uvicorn and httpx use nothing else of it."""
 
     _context: Callable[[], ssl.SSLContext]
+    _refusals: Refusals | None
 
-    def __new__(cls, context: Callable[[], ssl.SSLContext]) -> Self:
+    def __new__(cls, context: Callable[[], ssl.SSLContext], refusals: Refusals | None) -> Self:
         made = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
-        made._context = context
+        made._context, made._refusals = context, refusals
         return made
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        return self._context().wrap_bio(*args, **options)
+        made = self._context().wrap_bio(*args, **options)
+        if isinstance(made, _Told):
+            made.refusals = self._refusals
+        return made
 
     def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
         return self._context().wrap_socket(*args, **options)
+
+
+class _Told(ssl.SSLObject):
+    """The accepting end of a connection, which tells of a handshake that fails."""
+
+    refusals: Refusals | None = None
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except ssl.SSLWantReadError:
+            raise
+        except ssl.SSLError as error:
+            if self.refusals is not None and fails_again(error):
+                self.refusals.report("a client", f"the TLS handshake failed: {reason_of(error)}")
+            raise
 
 
 class Refusals:
@@ -194,6 +219,7 @@ def _context(protocol: int, ca: Path, cert: Path, key: Path) -> ssl.SSLContext:
     context = _bare(protocol)
     if protocol == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0  # every connection shows its certificate
+        context.sslobject_class = _Told
     _load_ca(context, ca)
     encrypted = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from embferry.protocol.errors import LocalProtocolError, TlsFailed
 from .greeting import NONCE_BYTES, Channel, Greeting, Role
 from .keys import ClusterKeys
 from .policy import check_listening
-from .tls import Tls
+from .tls import Refusals, Tls
 
 KEY_ENV = "EMBFERRY_CLUSTER_KEY"
 KEY_FILE_ENV = "EMBFERRY_CLUSTER_KEY_FILE"
@@ -95,6 +96,18 @@ class Trust:
         if demands_tls and self.tls is None:
             raise TlsFailed(f"the peer demands TLS, and this end has no certificate: set {', '.join(TLS_ENV)}")
         return self.tls if demands_tls or self.demands_tls else None
+
+    def http_certificate(self, name: str, *, clients: bool = True) -> ssl.SSLContext | None:
+        """Returns the lasting context of an HTTP server that accepts no connection without TLS, or None.
+
+        Args:
+            name: Of the server, for log lines about clients that it refuses.
+            clients: Whether clients must have a certificate of the cluster.
+        """
+        tls = self.tls
+        if tls is None or not tls.required:
+            return None
+        return tls.renewed(lambda: tls.accepting(clients=clients), Refusals(name))
 
     def check_url(self, url: str, what: str) -> None:
         """Checks that this part can ask a server at ``url``, and may.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import ssl
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
@@ -44,7 +45,11 @@ class Backends(ABC, Generic[M]):
         limits = httpx.Limits(max_keepalive_connections=KEEPALIVE_CONNECTIONS, keepalive_expiry=self.keepalive_seconds)
         timeout = httpx.Timeout(None, connect=settings.router.connect_timeout)
         self.client = httpx.AsyncClient(
-            trust_env=False, timeout=timeout, limits=limits, verify=certificates, transport=transport
+            trust_env=False,
+            timeout=timeout,
+            limits=limits,
+            verify=self.certificates() or certificates,
+            transport=transport,
         )
         self.fetcher = Fetcher(settings.media, certificates)
         self.budget = ByteBudget(settings.router.max_held_bytes, "router.max_held_bytes")
@@ -52,6 +57,10 @@ class Backends(ABC, Generic[M]):
         self.in_flight: Counter[Hashable] = Counter()  # requests of this router, by backend
         self.last_turn: dict[Hashable, int] = {}
         self._turn = itertools.count()
+
+    def certificates(self) -> ssl.SSLContext | None:
+        """Returns the context for requests to backends, or None for those of public CAs."""
+        return None
 
     async def close(self) -> None:
         await self.fetcher.close()

@@ -7,8 +7,10 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,6 +21,8 @@ from embferry.serve.http.connections import MAX_CONNECTIONS, ExceptionHandler, b
 BACKLOG = 2048
 CLOSE_SECONDS = 1
 """Seconds that open connections get to receive the rest of their responses."""
+HANDSHAKE_SECONDS = 5
+"""Seconds that a client may take for the handshake of TLS."""
 
 
 Report = Callable[[str], None]
@@ -52,6 +56,7 @@ async def serve_app(
     is_broken: Callable[[], bool] = lambda: False,
     close_seconds: int = CLOSE_SECONDS,
     max_connections: int = MAX_CONNECTIONS,
+    certificate: ssl.SSLContext | None = None,
 ) -> None:
     """Serves ``app`` until SIGINT or SIGTERM. All callbacks run in the event loop.
 
@@ -63,6 +68,7 @@ async def serve_app(
         is_broken: asked several times a second; serving ends when it returns true.
         close_seconds: seconds that responses get to finish after ``on_stop``.
         max_connections: connections to keep, if the limit on open files allows as many.
+        certificate: the context for TLS; connections are not encrypted without it.
     """
     config = uvicorn.Config(
         app,
@@ -72,6 +78,8 @@ async def serve_app(
         access_log=False,
         timeout_graceful_shutdown=close_seconds,
     )
+    config.load()
+    config.ssl = certificate
     asyncio.get_running_loop().set_exception_handler(ExceptionHandler())
     server = _Server(config)
     server.on_start, server.on_stop, server.is_broken = on_start, on_stop, is_broken
@@ -84,6 +92,11 @@ class _Server(uvicorn.Server):
     is_broken: Callable[[], bool]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.config.ssl is not None:  # uvicorn has no setting for it, and a minute is the default
+            loop = asyncio.get_running_loop()
+            loop.create_server = partial(  # type: ignore[method-assign]
+                loop.create_server, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
         await super().startup(sockets)
         self.on_start()
 

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from embferry.serve.config import Settings
 from embferry.serve.http.serving import Report, listen, serve_app, unreported
 from embferry.serve.worker.address import url_of
+from embferry.trust.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +25,21 @@ def run(settings: Settings, report: Report = unreported) -> None:
         TransportError: the port is not available.
     """
     with listen(settings.host, settings.router.port) as listener:
-        url = url_of(settings.reachable_host, listener)
+        trust = Trust.of_environment()
+        trust.check_host(settings.reachable_host, "the router")
+        url = url_of(settings.reachable_host, listener, trust.scheme)
 
         def start() -> None:
             log.info("router listens on %s", url)
             report(url)
 
         app, most = _application(settings), settings.max_connections
-        asyncio.run(serve_app(app, listener, start, close_seconds=DRAIN_SECONDS, max_connections=most))
+        certificate = trust.http_certificate("the router", clients=False)
+        asyncio.run(
+            serve_app(
+                app, listener, start, close_seconds=DRAIN_SECONDS, max_connections=most, certificate=certificate
+            )
+        )
 
 
 def _application(settings: Settings) -> ASGIApp:
