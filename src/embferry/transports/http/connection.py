@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 from embferry.protocol.errors import TransportError
 from embferry.trust.digests import CONTENT_DIGEST
@@ -133,6 +134,16 @@ class ResponseHandler:
         """There is no complete response, and the connection has been closed."""
 
 
+class _Call(NamedTuple):
+    """The arguments of :meth:`ClientConnection.request`."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    handler: ResponseHandler
+    wait_s: float
+
+
 class ClientConnection(Connection):
     """A connection to a sender or its proxy, made for the first request and for each that finds it closed.
 
@@ -146,7 +157,7 @@ class ClientConnection(Connection):
         self._to, self._prover = to, prover
         self._timeout_s, self._head_timeout_s = timeout_s, timeout_s
         self._proved: ProvedRequest | None = None
-        self._again: Callable[[], None] | None = None  # sends the request with another proof
+        self._call: _Call | None = None  # under way, to be sent again with another proof
         self._challenges = 0
         self._is_challenged = False
         self._handler: ResponseHandler | None = None
@@ -158,12 +169,10 @@ class ClientConnection(Connection):
     ) -> None:
         """Sends a request. The head of its response may take ``wait_s`` longer than the time-out."""
         self._challenges = 0
-        self._again = partial(self._request, method, path, headers, handler, wait_s)
-        self._again()
+        self._request(_Call(method, path, headers, handler, wait_s))
 
-    def _request(
-        self, method: str, path: str, headers: Mapping[str, str], handler: ResponseHandler, wait_s: float
-    ) -> None:
+    def _request(self, call: _Call) -> None:
+        self._call, (method, path, headers, handler, wait_s) = call, call
         self._proved = None if self._prover is None else self._prover.prove(method, PATH + path)
         credentials = f"Bearer {self._to.secret}" if self._proved is None else self._proved.authorization
         fields = {"Host": self._to.authority, "Authorization": credentials, **headers}
@@ -185,7 +194,7 @@ class ClientConnection(Connection):
 
     def close(self) -> None:
         """Closes the connection; the handler of a request under way is not called any more."""
-        self._handler = None
+        self._handler = self._call = None
         self._close()
 
     def _fail(self, reason: str, handler: ResponseHandler | None) -> None:
@@ -216,12 +225,12 @@ class ClientConnection(Connection):
             self._left -= received
             self._timeout.set(self._timeout_s)
         if self._left == 0:
-            self._handler = None
+            call, self._handler, self._call = self._call, None, None
             self._timeout.clear()
             if self._closes or not _is_silent(sock):
                 self.close()
-            if self._is_challenged and self._again is not None:
-                self._again()
+            if self._is_challenged and call is not None:
+                self._request(call)
             else:
                 handler.on_end()
 
