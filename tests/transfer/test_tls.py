@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import pytest
 from embferry import Field, Geometry, Layout, ReceiveManager, SendManager, TcpTransport, as_fields, wait
 from embferry.protocol.errors import PeerGone, TlsFailed
 from embferry.transfer.control.sockets import SocketControl
+from embferry.transports.contract import Transport
+from embferry.transports.http import HttpTransport
 from embferry.trust.trust import TLS_ENV, TLS_REQUIRED_ENV
 from tests.trust.authority import Authority
 
@@ -48,13 +50,20 @@ def certified(files: Files | None, *, required: bool = True) -> Iterator[None]:
 class Pair:
     """A sender and a receiver, each with a certificate of its own, or none."""
 
-    def __init__(self, sender: Files | None, receiver: Files | None, *, required: tuple[bool, bool] = (True, True)):
+    def __init__(
+        self,
+        sender: Files | None,
+        receiver: Files | None,
+        *,
+        required: tuple[bool, bool] = (True, True),
+        transport: Callable[[], Transport] = TcpTransport,
+    ) -> None:
         with ExitStack() as stack:
             with certified(sender, required=required[0]):
-                self.sending = SendManager(LAYOUT, [TcpTransport()])
+                self.sending = SendManager(LAYOUT, [transport()])
             stack.callback(self.sending.close)
             with certified(receiver, required=required[1]):
-                self.receiving = ReceiveManager(GEOMETRY, [TcpTransport()])
+                self.receiving = ReceiveManager(GEOMETRY, [transport()])
             stack.callback(self.receiving.close)
             self._stack = stack.pop_all()
         self._room = 0
@@ -96,8 +105,12 @@ class Pair:
         return caught.value.detail
 
 
-def test_embeddings_cross_over_tls(files: Files, authority: Authority) -> None:
-    with Pair(files, authority.files("other")) as pair:
+@pytest.mark.parametrize("transport", [TcpTransport, HttpTransport])
+def test_embeddings_cross_over_tls(
+    files: Files, authority: Authority, transport: Callable[[], Transport]
+) -> None:
+    other = authority.files(f"other-{transport.__name__}")
+    with Pair(files, other, transport=transport) as pair:
         assert pair.sending.endpoint.startswith("tls://127.0.0.1:")
         for _ in range(3):
             pair.transfer()

@@ -91,6 +91,7 @@ class TlsSocket:
         self._speaks_first, self._shaken = not server_side, False
         self._unsent = memoryview(b"")  # encrypted, and not yet taken by the kernel
         self._owed = 0  # bytes of the caller's in there
+        self._peeked = bytearray()  # decrypted, and not yet received
         self._error: OSError | None = None
         self._process = os.getpid()
         self._closed = False
@@ -153,7 +154,10 @@ class TlsSocket:
             raise
         return sent
 
-    def recv(self, count: int) -> bytes:
+    def recv(self, count: int, flags: int = 0) -> bytes:
+        """Returns what there is. ``flags``: 0 or MSG_PEEK, which leaves it here."""
+        if flags & socket.MSG_PEEK:
+            return self._peek(count)
         buffer = bytearray(min(count, RECORD_BYTES))
         received = self.recv_into(buffer)
         del buffer[received:]
@@ -170,6 +174,12 @@ class TlsSocket:
         received = 0
         for buffer in buffers:
             view = memoryview(buffer)
+            if self._peeked:
+                count = min(view.nbytes, len(self._peeked))
+                view[:count] = self._peeked[:count]
+                del self._peeked[:count]
+                received += count
+                view = view[count:]
             while view.nbytes and received < TURN_BYTES:
                 try:
                     count = self._decrypt(view)
@@ -196,6 +206,21 @@ class TlsSocket:
             self._sock.close()
 
     # Inside
+
+    def _peek(self, count: int) -> bytes:
+        self._shake()
+        if self._plain:
+            return self._sock.recv(count, socket.MSG_PEEK)
+        if len(self._peeked) < count:
+            more = bytearray(RECORD_BYTES)
+            try:
+                received = self._decrypt(memoryview(more))
+            except OSError:
+                if not self._peeked:
+                    raise
+                received = 0
+            self._peeked += more[:received]
+        return bytes(self._peeked[:count])
 
     def _say_end(self) -> None:
         """Sends TLS's end, if the kernel takes it now."""
@@ -337,7 +362,7 @@ class TlsSocket:
         else:
             wanted = events | (WRITE if self._unsent else 0)
         scope.watch(self._sock.fileno(), wanted, self._on_ready)
-        held = self._shaken and (self._tls.pending() or self._incoming.pending)
+        held = self._shaken and (self._tls.pending() or self._incoming.pending or self._peeked)
         if held and events & READ and not self._is_called:
             self._is_called = True
             scope.call(self._again)
