@@ -18,13 +18,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from embferry.protocol.errors import LocalProtocolError
 
-CA_DAYS, DAYS = 3650, 365
 CA_CERT, CA_KEY = "ca.pem", "ca.key"
 EARLIER = datetime.timedelta(minutes=5)
 """Certificates are valid from this time before now on, because clocks differ."""
 
 
-def make_ca(directory: Path, *, days: int = CA_DAYS) -> tuple[Path, Path]:
+def make_ca(directory: Path, *, days: int = 3650) -> tuple[Path, Path]:
     """Makes a CA and writes ``ca.pem`` and ``ca.key`` into ``directory``, which is made if it is absent.
 
     Returns:
@@ -61,7 +60,7 @@ def make_certificate(
     hosts: Sequence[str],
     ca: Path,
     *,
-    days: int = DAYS,
+    days: int = 365,
     directory: Path | None = None,
     now: datetime.datetime | None = None,
 ) -> tuple[Path, Path]:
