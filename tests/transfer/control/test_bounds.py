@@ -197,7 +197,7 @@ def test_unfinished_handshakes_are_bounded_on_their_own(net: Net) -> None:
 
 
 def _peers(connections: dict[Connection, None]) -> set[object]:
-    return {connection._sock.getpeername() for connection in connections}
+    return {connection.sock.getpeername() for connection in connections}
 
 
 def test_nothing_is_read_while_received_frames_wait_to_be_polled(net: Net) -> None:
