@@ -12,9 +12,13 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from embferry.serve.config import SECTIONS, Settings
+from embferry.trust.trust import KEY_ENV
 
 ENV_PREFIX = "EMBFERRY_"
 CONFIG_ENV = "EMBFERRY_CONFIG"
+NOT_SETTINGS = (CONFIG_ENV, KEY_ENV)
+"""Variables that are read elsewhere. The cluster key is no setting: an option would show it to all users of the machine.
+"""
 
 Key = tuple[str, ...]
 """``("transfer", "num_blocks")``, or ``("model",)`` for a setting of every process."""
@@ -43,11 +47,16 @@ def dotted(key: Key) -> str:
 
 
 def env_name(key: Key) -> str:
-    return ENV_PREFIX + "_".join(key).upper()
+    return ENV_PREFIX + "_".join(_spoken(key)).upper()
 
 
 def flag_name(key: Key) -> str:
-    return "--" + "-".join(key).replace("_", "-")
+    return "--" + "-".join(_spoken(key)).replace("_", "-")
+
+
+def _spoken(key: Key) -> Key:
+    """Returns the parts of a setting's name outside the file, where section ``security`` goes unnamed."""
+    return key[1:] if key[0] == "security" else key
 
 
 ENV_KEYS: dict[str, Key] = {env_name(key): key for key in FIELDS}
@@ -103,7 +112,7 @@ def load(flags: Mapping[Key, str], environ: Mapping[str, str], config: str | Non
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[Key, Given]]:
     """Yields the values of our own variables. An empty variable counts as not set."""
     for name, value in environ.items():
-        if name.startswith(ENV_PREFIX) and name != CONFIG_ENV and value:
+        if name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS and value:
             if key := ENV_KEYS.get(name):
                 yield key, Given(value, name)
             else:

@@ -260,7 +260,7 @@ class Listener(Generic[C]):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._keepalive:
                     set_keepalive(sock)
-        except Exception as error:  # this connection only
+        except Exception as error:  # noqa: BLE001  (this connection only; it is logged)
             self._could_not_take(sock, peer, error)
             return
         newcomer: Newcomer[C] = Newcomer(sock, peer)
@@ -277,7 +277,7 @@ class Listener(Generic[C]):
     def _greeted(self, newcomer: Newcomer[C]) -> None:
         try:
             connection = self._on_accept(newcomer.sock, newcomer.peer)
-        except Exception as error:  # this connection only
+        except Exception as error:  # noqa: BLE001  (this connection only; it is logged)
             self._forget(newcomer)
             self._could_not_take(newcomer.sock, newcomer.peer, error)
             return
