@@ -17,6 +17,7 @@ from embferry.transports.tcp import TcpTransport, framing
 from embferry.transports.tcp.send_link import MAX_OVERTAKES
 from embferry.transports.tcp.transport import TcpHandle
 from embferry.transports.windows import RANGE_BYTES
+from embferry.trust import Trust
 from embferry.trust.greeting import Channel, Role
 from tests.trust.raw import greet
 
@@ -137,7 +138,9 @@ def test_an_address_that_peers_cannot_use_is_refused(settings: dict[str, str]) -
 
 
 def test_a_wildcard_listener_advertises_another_address() -> None:
-    other = TransportPair(lambda wake: TcpTransport(wake, host="0.0.0.0", advertise="127.0.0.1"))
+    other = TransportPair(
+        lambda wake: TcpTransport(wake, host="0.0.0.0", advertise="127.0.0.1", trust=Trust(insecure=True))
+    )
     other.admit(1, (0,))
     other.expect(other.lands(1, (0,)))
     other.close()

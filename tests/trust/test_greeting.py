@@ -151,7 +151,7 @@ class Sessions:
         self.proofs += [said[at : at + PROOF_BYTES] for at in range(0, len(said), PROOF_BYTES)]
 
     def _check(self) -> None:
-        """Each end that is done has spoken with one honest end of the other role, on its own channel, and no other has."""
+        """Each end that is done has spoken with one honest end, of the other role and its own channel."""
         partners = []
         for end in self.ends:
             if end.done:

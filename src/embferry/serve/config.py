@@ -328,6 +328,27 @@ class VllmSettings(Section):
     """`embferry serve`: seconds within which every instance must be ready."""
 
 
+class SecuritySettings(Section):
+    """What keeps strangers out. The names go without `security` on the command line and in the environment."""
+
+    cluster_key_file: Path | None = None
+    """File of the cluster key, which every part proves to every other (`embferry keys new FILE`). It is read again when
+    it changes. `EMBFERRY_CLUSTER_KEY` in the environment may hold the key itself instead."""
+    insecure: bool = False
+    """Listen where strangers can reach the process although it has no cluster key, or the router no API key: strangers
+    can then use it, and read, replace and end the transfers of others."""
+    tls_ca: Path | None = None
+    """File of the certificate of the cluster's own CA (`embferry keys ca DIR`). With the next two, connections are
+    encrypted. Of all three, a changed file is read again for new connections."""
+    tls_cert: Path | None = None
+    """File of the certificate of this part (`embferry keys cert`), for the host by which others reach it."""
+    tls_key: Path | None = None
+    """File of the private key of that certificate."""
+    tls_required: bool = True
+    """With a certificate, make and accept no connection without TLS. Off while a cluster changes over: both kinds are
+    accepted then, but for the HTTP ports of router and workers, which stay without TLS."""
+
+
 class Settings(Section):
     """All settings. Those at the top apply to every process; the sections are named after their processes."""
 
@@ -359,6 +380,7 @@ class Settings(Section):
     bootstrap: BootstrapSettings = BootstrapSettings()
     serve: ServeSettings = ServeSettings()
     vllm: VllmSettings = VllmSettings()
+    security: SecuritySettings = SecuritySettings()
 
     @property
     def model_name(self) -> str:

@@ -12,12 +12,13 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from embferry.serve.config import SECTIONS, Settings
-from embferry.trust.trust import INSECURE_ENV, KEY_ENV, KEY_FILE_ENV, TLS_ENV, TLS_REQUIRED_ENV
+from embferry.trust.trust import KEY_ENV
 
 ENV_PREFIX = "EMBFERRY_"
 CONFIG_ENV = "EMBFERRY_CONFIG"
-NOT_SETTINGS = (CONFIG_ENV, KEY_ENV, KEY_FILE_ENV, INSECURE_ENV, *TLS_ENV, TLS_REQUIRED_ENV)
-"""Variables of ours that are read elsewhere."""
+NOT_SETTINGS = (CONFIG_ENV, KEY_ENV)
+"""Variables that are read elsewhere. The cluster key is no setting: an option would show it to all users of the machine.
+"""
 
 Key = tuple[str, ...]
 """``("transfer", "num_blocks")``, or ``("model",)`` for a setting of every process."""
@@ -46,11 +47,16 @@ def dotted(key: Key) -> str:
 
 
 def env_name(key: Key) -> str:
-    return ENV_PREFIX + "_".join(key).upper()
+    return ENV_PREFIX + "_".join(_spoken(key)).upper()
 
 
 def flag_name(key: Key) -> str:
-    return "--" + "-".join(key).replace("_", "-")
+    return "--" + "-".join(_spoken(key)).replace("_", "-")
+
+
+def _spoken(key: Key) -> Key:
+    """Returns the parts of a setting's name outside the file, where section ``security`` goes unnamed."""
+    return key[1:] if key[0] == "security" else key
 
 
 ENV_KEYS: dict[str, Key] = {env_name(key): key for key in FIELDS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Hashable, Sequence
+from functools import partial
 
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
@@ -18,6 +19,7 @@ from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import TERMINAL, KVPoll
 from embferry.transports.contract import Event, Receiving, Revoked, Transport, Window
+from embferry.trust import Trust
 
 from .control.contract import Unreachable
 from .control.endpoint import check_endpoint
@@ -45,6 +47,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         name: The name of this worker in the logs of encode workers.
         settings: Time-outs, retries and sizes.
         runtime: What the manager runs on; None: a thread of its own, and sockets.
+        trust: The keys that encode workers must know; None: what the environment says. Transports have their own.
 
     Attributes:
         buffers: The memory of the pool.
@@ -64,8 +67,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
         name: str = "language",
         settings: TransferSettings | None = None,
         runtime: Runtime | None = None,
+        trust: Trust | None = None,
     ) -> None:
-        super().__init__(lambda: runtime or ThreadRuntime("embferry-receive", SocketControl), transports, settings)
+        control = partial(SocketControl, trust=trust)
+        super().__init__(lambda: runtime or ThreadRuntime("embferry-receive", control), transports, settings)
         self.geometry = geometry
         self.name = name
         self._records_by_session: dict[int, ReceiveRecord] = {}

@@ -41,10 +41,18 @@ class Trust:
     tls: Tls | None = None
 
     @classmethod
-    def of_environment(cls, environ: Mapping[str, str] | None = None) -> Trust:
+    def of_environment(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        key_file: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+    ) -> Trust:
         """Returns what the environment says; an empty variable counts as not set.
 
         Args:
+            key_file: A key file to use in place of the one that the environment names.
+            insecure: Whether strangers may be let in, even if the environment does not say so.
             environ: ``EMBFERRY_CLUSTER_KEY`` (one key, or two separated by a comma) or ``EMBFERRY_CLUSTER_KEY_FILE``,
                 and ``EMBFERRY_INSECURE``; ``EMBFERRY_TLS_CA``, ``EMBFERRY_TLS_CERT`` and ``EMBFERRY_TLS_KEY``, the
                 files of :class:`.tls.Tls`, and ``EMBFERRY_TLS_REQUIRED``. None: the environment of this process.
@@ -54,11 +62,12 @@ class Trust:
             TlsFailed: A TLS file cannot be used.
         """
         environ = os.environ if environ is None else environ
-        text, path = environ.get(KEY_ENV, ""), environ.get(KEY_FILE_ENV, "")
+        text, path = environ.get(KEY_ENV, ""), str(key_file or environ.get(KEY_FILE_ENV, ""))
         if text and path:
             raise LocalProtocolError(f"{KEY_ENV} and {KEY_FILE_ENV} are both set; keep one of them")
         keys = ClusterKeys.of_text(text, KEY_ENV) if text else ClusterKeys.of_file(path) if path else None
-        return cls(keys, _is_on(environ, INSECURE_ENV, default=False), _tls_of(environ))
+        is_insecure = insecure or _is_on(environ, INSECURE_ENV, default=False)
+        return cls(keys, is_insecure, _tls_of(environ))
 
     @classmethod
     def or_environment(cls, trust: Trust | None) -> Trust:

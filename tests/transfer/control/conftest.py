@@ -135,10 +135,23 @@ class Net:
         self.until(accepted)
         self.sockets.append(found[0])
         found[0].sendall(raw.hello(Channel.CONTROL, Role.ACCEPTOR))
-        self.until(lambda: len(found[0].recv(greeting.HELLO.size, socket.MSG_PEEK)) == greeting.HELLO.size)
-        raw.read_hello(found[0])
-        self.step(0)
+        self.read(found[0], greeting.HELLO.size)
         return found[0]
+
+    def read(self, sock: socket.socket, count: int) -> bytes:
+        """Returns the next ``count`` bytes on a plain connection, running the loop meanwhile."""
+        sock.setblocking(False)
+        got = b""
+
+        def whole() -> bool:
+            nonlocal got
+            with contextlib.suppress(BlockingIOError):
+                got += sock.recv(count - len(got))
+            return len(got) == count
+
+        self.until(whole)
+        sock.setblocking(True)
+        return got
 
     def read_frame(self, sock: socket.socket) -> bytes:
         """Returns the next payload on a plain connection, running the loop meanwhile."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+from collections.abc import Iterable
 
 import pytest
 
@@ -16,6 +17,7 @@ from embferry.transfer.control.limits import ControlLimits
 from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import Loop
+from embferry.transports.net.newcomer import Newcomer
 from embferry.trust import greeting
 from tests.trust import raw
 
@@ -196,8 +198,8 @@ def test_unfinished_handshakes_are_bounded_on_their_own(net: Net) -> None:
     assert not net.closed(known)
 
 
-def _peers(connections: dict[Connection, None]) -> set[object]:
-    return {connection._sock.getpeername() for connection in connections}
+def _peers(connections: Iterable[Newcomer[Connection]]) -> set[object]:
+    return {connection.sock.getpeername() for connection in connections}
 
 
 def test_nothing_is_read_while_received_frames_wait_to_be_polled(net: Net) -> None:

@@ -215,8 +215,7 @@ def test_a_broken_connection_is_dialled_again_while_the_peer_is_needed(net: Net)
 
 def test_the_end_of_an_accepted_peer_comes_after_its_last_frame(net: Net) -> None:
     server = net.server()
-    sock = net.raw(server, HELLO + frame(b"last"))
-    sock.close()
+    net.raw(server, HELLO + frame(b"last")).shutdown(socket.SHUT_WR)
     net.until(lambda: net.gone(server))
     received, gone = net.events[server]
     assert isinstance(received, Received)
@@ -229,6 +228,7 @@ def test_a_peer_that_accepts_and_stays_silent_is_given_up(net: Net) -> None:
     client = net.plane()
     client.send(endpoint, b"x")
     net.accept(listener)
+    net.until(lambda: client._dialled[endpoint].connection)
     net.advance(5)
     net.until(lambda: net.gone(client))
     assert "hello" in str(net.gone(client)[0].error)

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from embferry.serve.config import Settings
 from embferry.serve.http.serving import Report, listen, serve_app, unreported
+from embferry.serve.security import check_router
 from embferry.serve.worker.address import url_of
 from embferry.trust.trust import Trust
 
@@ -22,8 +23,10 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Raises:
+        ConfigError: strangers can reach the host, and there is no API key.
         TransportError: the port is not available.
     """
+    check_router(settings)
     with listen(settings.host, settings.router.port) as listener:
         trust = Trust.of_environment()
         trust.check_host(settings.reachable_host, "the router")

@@ -265,7 +265,7 @@ class Listener(Generic[C]):
                 if self._keepalive:
                     set_keepalive(sock)
             stream = accepted(sock, self._tls)
-        except Exception as error:  # this connection only
+        except Exception as error:  # noqa: BLE001  (this connection only; it is logged)
             self._could_not_take(sock, peer, error)
             return
         newcomer: Newcomer[C] = Newcomer(stream, peer)
@@ -282,7 +282,7 @@ class Listener(Generic[C]):
     def _greeted(self, newcomer: Newcomer[C]) -> None:
         try:
             connection = self._on_accept(newcomer.sock, newcomer.peer)
-        except Exception as error:  # this connection only
+        except Exception as error:  # noqa: BLE001  (this connection only; it is logged)
             self._forget(newcomer)
             self._could_not_take(newcomer.sock, newcomer.peer, error)
             return
