@@ -106,9 +106,7 @@ class Pair:
 
 
 @pytest.mark.parametrize("transport", [TcpTransport, HttpTransport])
-def test_embeddings_cross_over_tls(
-    files: Files, authority: Authority, transport: Callable[[], Transport]
-) -> None:
+def test_embeddings_cross_over_tls(files: Files, authority: Authority, transport: Callable[[], Transport]) -> None:
     other = authority.files(f"other-{transport.__name__}")
     with Pair(files, other, transport=transport) as pair:
         assert pair.sending.endpoint.startswith("tls://127.0.0.1:")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from embferry.transports.net.loop import READ, WRITE, Loop
-from embferry.transports.net.tls_socket import CALL_BYTES, TlsError, TlsSocket, unwatch, watch
+from embferry.transports.net.stream import unwatch, watch
+from embferry.transports.net.tls_socket import CALL_BYTES, TlsError, TlsSocket
 from tests.trust.authority import Authority
 
 MANY = 3 << 20
@@ -63,6 +64,20 @@ def attempt(call: Callable[[], object]) -> object:
         return None
 
 
+def send_some(end: TlsSocket, left: memoryview) -> memoryview:
+    """Returns what the end does not take of ``left``."""
+    sent = attempt(lambda: end.send(left)) if left else 0
+    assert isinstance(sent, int | None)
+    return left[sent or 0 :]
+
+
+def received_by(end: TlsSocket) -> bytes | None:
+    """Returns what an end receives, or None if it would block."""
+    got = attempt(lambda: end.recv(1 << 16))
+    assert isinstance(got, bytes | None)
+    return got
+
+
 def shake(pair: Pair) -> None:
     """Does the handshake from both ends, without a loop."""
     while not all(end._shaken for end in pair):
@@ -76,9 +91,8 @@ def transmit(source: TlsSocket, target: TlsSocket, data: bytes) -> bytes:
     while len(received) < len(data):
         before = len(left), len(received)
         if left:
-            left = left[attempt(lambda left=left: source.send(left)) or 0 :]  # type: ignore[operator]
-        while (part := attempt(lambda: target.recv(1 << 16))) is not None:
-            assert isinstance(part, bytes)
+            left = send_some(source, left)
+        while (part := received_by(target)) is not None:
             assert part
             received += part
         assert (len(left), len(received)) != before or source._unsent, "no progress"
@@ -99,8 +113,8 @@ def test_both_ways_at_once(pair: Pair) -> None:
     left, received = [memoryview(each) for each in data], [bytearray(), bytearray()]
     while any(len(got) < MANY for got in received):
         for end in (0, 1):
-            left[end] = left[end][attempt(lambda e=end: pair[e].send(left[e])) or 0 :] if left[end] else left[end]
-            received[end] += attempt(lambda e=end: pair[1 - e].recv(1 << 16)) or b""
+            left[end] = send_some(pair[end], left[end])
+            received[end] += received_by(pair[1 - end]) or b""
     assert received == data
 
 
@@ -116,11 +130,11 @@ def test_a_handshake_and_records_that_arrive_in_parts(
         TlsSocket(near[0], contexts[0], server_side=False, hostname="127.0.0.1"),
         TlsSocket(far[1], contexts[1], server_side=True),
     )
-    got, left = b"", b"x" * 300
+    got, left = b"", memoryview(b"x" * 300)
     try:
         while len(got) < 300:
-            left = left[attempt(lambda: pair[0].send(left)) or 0 :] if left else left
-            got += attempt(lambda: pair[1].recv(1 << 16)) or b""
+            left = send_some(pair[0], left)
+            got += received_by(pair[1]) or b""
             for source, target in ((near[1], far[0]), (far[0], near[1])):
                 with contextlib.suppress(BlockingIOError):
                     target.send(source.recv(step))
@@ -198,7 +212,7 @@ def test_bytes_that_tls_has_taken_already_are_handled_before_the_loop_waits(pair
     reader = Reader(loop, pair[1], 100)
     left = memoryview(b"y" * 16_000)
     for _ in range(10_000):
-        left = left[attempt(lambda: pair[0].send(left)) or 0 :] if left else left  # type: ignore[operator]
+        left = send_some(pair[0], left)
         loop.run_once(0)
         if len(reader.received) == 16_000:
             break
@@ -206,7 +220,7 @@ def test_bytes_that_tls_has_taken_already_are_handled_before_the_loop_waits(pair
 
 
 def test_an_end_that_only_reads_finishes_the_handshake(pair: Pair, loop: Loop) -> None:
-    """Both ends wait for the other to speak, so nobody but the loop drives the handshake; nor does it spin."""
+    """Both ends wait for the other to speak, so the loop alone drives the handshake, and does not spin."""
     readers = [Reader(loop, end, 100) for end in pair]
     for _ in range(1000):
         loop.run_once(0)
@@ -317,9 +331,7 @@ def test_a_record_that_was_changed_is_an_error(raw: tuple[socket.socket, socket.
 
 
 @pytest.mark.parametrize("plain_end", [0, 1])
-def test_plain_text_is_told_at_once(
-    raw: tuple[socket.socket, socket.socket], pair: Pair, plain_end: int
-) -> None:
+def test_plain_text_is_told_at_once(raw: tuple[socket.socket, socket.socket], pair: Pair, plain_end: int) -> None:
     raw[plain_end].send(b"EMBF\x01\x00\x00\x00" * 20)
     with pytest.raises(TlsError, match="the TLS handshake failed: the other end does not speak TLS") as caught:
         pair[1 - plain_end].recv(100)

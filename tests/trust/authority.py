@@ -11,7 +11,7 @@ import pytest
 from embferry.trust.tls import Tls
 
 pytest.importorskip("cryptography", reason="certificates are made by the extra embferry[tls]")
-from embferry.trust.certificates import make_ca, make_certificate  # noqa: E402
+from embferry.trust.certificates import make_ca, make_certificate
 
 LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 HOSTS = ("127.0.0.1", "::1", "localhost")

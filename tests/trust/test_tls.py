@@ -131,9 +131,7 @@ def test_a_key_that_others_may_read_or_that_is_encrypted_is_refused(authority: A
     key.chmod(0o600)
     private = serialization.load_pem_private_key(key.read_bytes(), None)
     encryption = serialization.BestAvailableEncryption(b"secret")
-    key.write_bytes(
-        private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-    )
+    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
     with pytest.raises(TlsFailed, match=f"{key} is encrypted"):
         Tls(ca, cert, key)
 

@@ -87,7 +87,8 @@ class BootstrapClient:
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError as error:
             raise LocalProtocolError(f"the bootstrap server's URL {url!r} cannot be read: {error}") from error
-        if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii() or parts.path not in ("", "/"):
+        is_plain = url.isascii() and parts.path in ("", "/")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
             raise LocalProtocolError(f"the bootstrap server's URL must look like http://host:port, not {url!r}")
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s

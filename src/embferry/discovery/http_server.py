@@ -22,7 +22,8 @@ from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.listener import Listener, ListenLimits, check_positive
 from embferry.transports.net.loop import READ, WRITE, LoopThread
-from embferry.transports.net.tls_socket import Stream, TlsError, watch
+from embferry.transports.net.stream import Stream, watch
+from embferry.transports.net.tls_socket import TlsError
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content, content_digest
 from embferry.trust.requests import PROOF_HEADER, Accepted
 from embferry.trust.tls import Refusals, Tls

@@ -1,4 +1,4 @@
-"""Real processes with a cluster key and certificates: they answer, every port demands TLS, and strangers get nothing."""
+"""Real processes with a cluster key and certificates: they answer, and strangers get nothing from any port."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 Options: ``transport`` and ``mode`` (:data:`MODES`). With ``in_place``, the embedding is used in the pool, otherwise
 copied out. The pool has ``pool_tokens`` tokens in blocks of ``block_tokens``; by default it holds the embedding.
 ``early=False`` announces only when the embedding is ready. ``trust`` is what both ends share (:data:`.trust.TRUSTS`).
-With ``fresh``, each round has a new receiver, so that a transfer begins with connecting. ``rooms`` is a list with a number of tokens for each room,
-which gets that many leading tokens of the embedding; the pool is held back until all receivers wait for it, so that
-they start together.
+With ``fresh``, each round has a new receiver, so that a transfer begins with connecting. ``rooms`` is a list with a
+number of tokens for each room, which gets that many leading tokens of the embedding; the pool is held back until all
+receivers wait for it, so that they start together.
 """
 
 from __future__ import annotations

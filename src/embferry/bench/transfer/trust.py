@@ -10,7 +10,7 @@ from pathlib import Path
 from embferry.trust.trust import KEY_ENV, TLS_ENV
 
 TRUSTS = {"": "without a key", "key": "with key", "tls": "with key and TLS"}
-"""What the ends of a candidate share, in words."""
+"""The secrets that the ends of a candidate share, in words."""
 
 
 def share(trust: str, folder: str) -> None:

@@ -39,9 +39,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         app, most = _application(settings), settings.max_connections
         certificate = trust.http_certificate("the router", clients=False)
         asyncio.run(
-            serve_app(
-                app, listener, start, close_seconds=DRAIN_SECONDS, max_connections=most, certificate=certificate
-            )
+            serve_app(app, listener, start, close_seconds=DRAIN_SECONDS, max_connections=most, certificate=certificate)
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.transports.net.listener import Listener, ListenLimits, listen
-from embferry.transports.net.tls_socket import Stream
+from embferry.transports.net.stream import Stream
 from embferry.trust.greeting import Greeting
 
 from .connection import Connection, Shared

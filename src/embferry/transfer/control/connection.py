@@ -23,7 +23,8 @@ from embferry.protocol.errors import (
 )
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import READ, WRITE, Loop
-from embferry.transports.net.tls_socket import Stream, TlsError, watch
+from embferry.transports.net.stream import Stream, watch
+from embferry.transports.net.tls_socket import TlsError
 from embferry.trust import Trust
 from embferry.trust.greeting import Greeting
 

@@ -22,7 +22,8 @@ def check_endpoint(endpoint: str) -> str:
     """Returns ``endpoint`` if a peer can be behind it.
 
     Raises:
-        LocalProtocolError: It is not ``tcp://host:port`` or ``tls://host:port`` with an IPv4 address, an IPv6 address in brackets or a name.
+        LocalProtocolError: It is not ``tcp://host:port`` or ``tls://host:port`` with an IPv4 address, an IPv6 address
+            in brackets or a name.
     """
     host_and_port(endpoint)
     return endpoint

@@ -16,7 +16,7 @@ from ..net.connector import connecting
 from ..net.cursor import Cursor
 from ..net.deadlines import Timeout
 from ..net.loop import READ, WRITE, Scope
-from ..net.tls_socket import Stream, dialled, unwatch, watch
+from ..net.stream import Stream, dialled, unwatch, watch
 from . import heads
 from .heads import HttpError, Response
 from .messages import PATH, Destination

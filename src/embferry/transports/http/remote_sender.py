@@ -24,7 +24,7 @@ from embferry.trust.requests import Prover
 from ..net.cursor import Cursor
 from ..net.loop import Scope
 from ..net.stalls import RECEIVING_BYTES, progress_interval
-from ..net.tls_socket import Stream
+from ..net.stream import Stream
 from ..receive_region import Permit, ReceiveRegion
 from .connection import ClientConnection, ResponseHandler
 from .heads import HttpError, Response

@@ -24,7 +24,7 @@ from embferry.trust.tls import Tls
 from ..net.cursor import Cursor
 from ..net.listener import Listener, ListenLimits
 from ..net.loop import READ, WRITE, Scope
-from ..net.tls_socket import Stream, unwatch
+from ..net.stream import Stream, unwatch
 from . import heads, resource
 from .connection import DROP_BYTES, Connection
 from .heads import HttpError, Request

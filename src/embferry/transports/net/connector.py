@@ -13,7 +13,8 @@ from embferry.trust.tls import Tls
 
 from .greeter import Greeter
 from .loop import WRITE, Scope
-from .tls_socket import Stream, TlsError, dialled
+from .stream import Stream, dialled
+from .tls_socket import TlsError
 
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),

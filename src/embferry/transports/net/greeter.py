@@ -13,7 +13,8 @@ from embferry.protocol.errors import TransportError
 from embferry.trust.greeting import Greeting
 
 from .loop import READ, WRITE, Scope
-from .tls_socket import Stream, TlsError, TlsSocket, unwatch, watch
+from .stream import Stream, unwatch, watch
+from .tls_socket import TlsError, TlsSocket
 
 
 class Greeter:

@@ -31,7 +31,7 @@ from .connector import set_keepalive
 from .deadlines import Deadlines
 from .loop import READ, Scope
 from .newcomer import C, Newcomer
-from .tls_socket import Stream, accepted
+from .stream import Stream, accepted
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from embferry.trust.greeting import Greeting
 
 from .greeter import Greeter
 from .loop import Scope
-from .tls_socket import Stream
+from .stream import Stream
 
 
 class Accepted(Protocol):

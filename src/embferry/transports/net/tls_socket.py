@@ -1,9 +1,9 @@
 """TLS on a socket of the event loop, with the methods of a socket that connections use.
 
 OpenSSL works on memory here, not on the descriptor: one system call moves many records, and it is known at any time
-which bytes wait inside. So the loop has to be asked for three things more than for a plain socket, and :func:`watch`
-does: to read, and to write if need be, during the handshake; and to call again while bytes that the kernel has
-delivered already wait here, because the kernel reports nothing then.
+which bytes wait inside. So :meth:`TlsSocket.watch` asks the loop for three things more than a plain socket does: to
+read, and to write if need be, during the handshake; and to call again while bytes that the kernel has delivered already
+wait here, because the kernel reports nothing then.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 
 from embferry.protocol.errors import TlsFailed
-from embferry.trust.tls import TLS_ALERT, Tls, fails_again, is_plain_text, reason_of
+from embferry.trust.tls import TLS_ALERT, fails_again, is_plain_text, reason_of
 
 from .loop import READ, WRITE, Ready, Scope
 
@@ -345,7 +345,7 @@ class TlsSocket:
     # The loop
 
     def watch(self, scope: Scope, events: int, ready: Ready) -> None:
-        """Has ``ready`` called as :func:`watch` says."""
+        """Has ``ready`` called as :func:`.stream.watch` says."""
         self._watching = scope, events, ready
         self._arm()
 
@@ -393,43 +393,3 @@ class TlsSocket:
             watching[2](events & wanted)
         if self._watching is watching:  # otherwise the connection has ended, or has said anew what it waits for
             self._arm()
-
-
-Stream = socket.socket | TlsSocket
-"""What a connection of the loop uses."""
-
-
-def accepted(sock: socket.socket, tls: Tls | None) -> Stream:
-    """Returns the stream of a connection that this end has accepted."""
-    if tls is None:
-        return sock
-    return TlsSocket(sock, tls.accepting(), server_side=True, allow_plain=not tls.required)
-
-
-def dialled(sock: socket.socket, tls: Tls | None, host: str) -> Stream:
-    """Returns the stream of a connection that this end makes.
-
-    Args:
-        sock: Connected, or connecting.
-        tls: None: the connection is not encrypted.
-        host: The name or address that was dialled, which the other end's certificate must have.
-
-    Raises:
-        TlsError: No certificate can have that name.
-    """
-    return sock if tls is None else TlsSocket(sock, tls.dialling(), server_side=False, hostname=host)
-
-
-def watch(scope: Scope, stream: Stream, events: int, ready: Ready) -> None:
-    """Calls ``ready(events)`` whenever ``stream`` is ready. A second call replaces events and callback."""
-    if isinstance(stream, TlsSocket):
-        stream.watch(scope, events, ready)
-    else:
-        scope.watch(stream.fileno(), events, ready)
-
-
-def unwatch(scope: Scope, stream: Stream) -> None:
-    """Stops watching ``stream``, which stays open."""
-    if isinstance(stream, TlsSocket):
-        stream.unwatch()
-    scope.unwatch(stream.fileno())

@@ -22,7 +22,7 @@ from ..net.cursor import Cursor
 from ..net.listener import Listener, ListenLimits
 from ..net.loop import READ, WRITE, Scope
 from ..net.stalls import RECEIVING_BYTES
-from ..net.tls_socket import Stream, watch
+from ..net.stream import Stream, watch
 from ..outbox import Outbox
 from ..receive_region import Permit, ReceiveRegion
 from ..windows import RANGE_BYTES, parse_ranges

@@ -16,7 +16,7 @@ from ..net.cursor import Cursor
 from ..net.deadlines import Timeout
 from ..net.link import OnEnd, SocketLink, refused
 from ..net.loop import READ, WRITE, Scope
-from ..net.tls_socket import watch
+from ..net.stream import watch
 from ..outbox import Outbox
 from ..windows import Ranges
 from . import framing
@@ -61,9 +61,7 @@ class SendLink(SocketLink):
         self._overtakes = 0
         self._received = bytearray()
         failed = partial(self.end, lost=True)
-        self._connector = Connector(
-            address, self.scope, connect_timeout_s, self._on_connected, failed, greet, tls
-        )
+        self._connector = Connector(address, self.scope, connect_timeout_s, self._on_connected, failed, greet, tls)
         self._sock = self._connector.sock
         self._connector.start()
 

@@ -93,9 +93,7 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
             sock.close()
             raise
         self._receiving = server
-        return msgspec.msgpack.encode(
-            TcpHandle(advertise, server.listener.port, server.token, self._trust.demands_tls)
-        )
+        return msgspec.msgpack.encode(TcpHandle(advertise, server.listener.port, server.token, self._trust.demands_tls))
 
     def _connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, TcpHandle, self.name)
