@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from embferry.protocol.errors import EmbferryError
+from embferry.protocol.text import printable
 
 CODES: dict[str, tuple[int, str]] = {
     # The request itself
@@ -79,7 +80,8 @@ class ServeError(EmbferryError):
     ) -> None:
         http_status = CODES[code][0] if status is None else status
         super().__init__(detail, retryable=is_retryable(code, http_status) if retryable is None else retryable)
-        self.code, self.http_status, self.param = code, http_status, param
+        self.code, self.http_status = printable(code, 100), http_status
+        self.param = None if param is None else printable(param, 200)
 
     def at(self, param: str) -> ServeError:
         """Sets ``param`` unless it is set, and returns the error."""

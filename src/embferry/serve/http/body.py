@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope
 
 from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
+from embferry.serve.json_bounds import check_values
 
 
 def announced_bytes(scope: Scope) -> int:
@@ -85,7 +86,8 @@ async def _discard(receive: Receive, max_bytes: int, stall_seconds: float | None
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Returns a JSON object. Raises ServeError invalid_json if the body is none."""
+    """Returns a JSON object. Raises ServeError invalid_json if the body is none, or has too many values."""
+    check_values(body)
     try:
         value = msgspec.json.decode(body)
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep

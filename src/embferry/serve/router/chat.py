@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from embferry.observe.logs import about
+from embferry.protocol.text import printable, shown
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
@@ -104,7 +105,7 @@ class Chat(ChatEndpoint[Fleet]):
         try:
             await self._attempt(asked, request_id, avoid, response)
         except ServeError as error:
-            error.detail = f"{error.detail} (before that: {first.detail})"
+            error.detail = printable(f"{error.detail} (before that: {first.detail})")
             raise
 
     async def _attempt(self, asked: _Asked, request_id: str, avoid: set[str], response: ClientResponse) -> None:
@@ -121,7 +122,7 @@ class Chat(ChatEndpoint[Fleet]):
         request = parse(parse_object(body))
         served = self._settings.public_model_name
         if request.model != served:
-            why = f"the model {request.model!r} is not served here; {served!r} is"
+            why = f"the model {shown(request.model, 80)} is not served here; {served!r} is"
             raise ServeError("model_not_found", why, param="model")
         messages, media = parse_messages(request.messages)
         return _Asked(request.model_copy(update={"messages": []}), messages), media
