@@ -15,7 +15,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e
 
 
 def printable(text: str, most: int = MAX_DETAIL) -> str:
-    """Returns at most ``most`` characters of a text, with control characters as escapes: one line, whatever it holds."""
+    """Returns at most ``most`` characters of a text, with control characters as escapes: one line always."""
     if len(text) > most:
         text = text[:most] + "…"
     return _CONTROL.sub(_escape, text)

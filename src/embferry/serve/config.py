@@ -184,6 +184,12 @@ class MediaSettings(Section):
     """Duration of a video file in seconds."""
     fetch_timeout: Seconds = 10
     """Seconds to fetch one picture or video."""
+    decode_memory: Positive = 2048 * MIB
+    """Bytes of memory for decoding one picture or video. Files are decoded in processes of their own."""
+    image_decode_timeout: Seconds = 10
+    """Seconds of processor time for decoding a picture; by the clock, four times as many."""
+    video_decode_timeout: Seconds = 60
+    """Seconds of processor time for decoding a video or a list of frames; by the clock, four times as many."""
 
 
 class EncodeSettings(Section):

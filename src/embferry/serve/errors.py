@@ -45,6 +45,11 @@ CODES: dict[str, tuple[int, str]] = {
     "video_corrupt": (400, "The video cannot be decoded."),
     "video_too_long": (400, "The video lasts longer than `media.max_video_seconds`."),
     "video_frame_sizes": (400, "The frames of a video differ in size."),
+    "media_decoder_failed": (
+        400,
+        "The decoder broke down, or needed more memory or time than `media.decode_memory`, "
+        "`media.image_decode_timeout` and `media.video_decode_timeout` allow.",
+    ),
     # The workers
     "no_worker": (503, "No worker of the needed kind is registered, or none can be reached."),
     "worker_failed": (502, "A worker broke off, or its answer is malformed."),

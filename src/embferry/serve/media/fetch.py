@@ -1,6 +1,6 @@
 """Fetches the files of a request: ``data:``, ``http(s):`` from allowed hosts, ``file:`` from allowed folders.
 
-Everything that a URL can cost is bounded before it is spent: the length of a ``data:`` URL, the bytes of an answer while
+What a URL can cost is bounded before it is spent: the length of a ``data:`` URL, the bytes of an answer while
 they are unpacked, the time. :mod:`.addresses` says which hosts may be asked.
 """
 
