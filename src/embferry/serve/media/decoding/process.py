@@ -10,7 +10,6 @@ import contextlib
 import errno
 import functools
 import math
-import os
 import resource
 import signal
 import socket
@@ -35,9 +34,6 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     for kind, limit in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, OPEN_FILES)):
         resource.setrlimit(kind, (limit, limit))
-    # The processor's time for real-time threads and others of the machine comes first.
-    with contextlib.suppress(OSError):
-        os.nice(1)
     reserved = _reserved_bytes()
     with socket.socket(fileno=descriptor) as sock, contextlib.suppress(EOFError, ConnectionError):
         sock.sendall(messages.READY)
