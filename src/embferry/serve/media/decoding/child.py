@@ -36,14 +36,16 @@ class BrokenChildError(Exception):
 class Child:
     """One process. Used by one thread at a time; :meth:`kill` may be called from any.
 
+    Args:
+        module: what the process runs.
+
     Raises:
         OSError: no process can be started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "embferry.serve.media.decoding.process") -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            module = "embferry.serve.media.decoding.process"
             # Nothing of our environment: it may hold keys, and a decoder needs none of it.
             environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             if "LD_LIBRARY_PATH" in os.environ:
@@ -61,7 +63,7 @@ class Child:
                 ours.close()
                 raise
         self._sock = ours
-        self._is_ready = False
+        self._is_ready = self._is_working = self._is_killed = False
         self.jobs = 0
 
     @property
@@ -69,11 +71,13 @@ class Child:
         return self._process.pid
 
     @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+    def is_usable(self) -> bool:
+        """Whether the process lives and has finished its jobs."""
+        return not (self._is_working or self._is_killed) and self._process.poll() is None
 
     def kill(self) -> None:
-        """Ends the process at once. Whoever waits for it gets a BrokenChildError."""
+        """Ends the process at once, for good. A thread that waits for its answer gets a BrokenChildError."""
+        self._is_killed = True
         self._process.kill()
 
     def close(self) -> None:
@@ -98,6 +102,7 @@ class Child:
         sizes = [len(file) for file in files]
         job = Job(task, limits.model_dump_json(), sizes, fps, limits.decode_memory, seconds)
         self.jobs += 1
+        self._is_working = True
         try:
             self._sock.settimeout(CLOCK_FACTOR * seconds)
             messages.send(self._sock, job)
@@ -106,6 +111,7 @@ class Child:
             while True:
                 self._sock.settimeout(max(0.001, deadline - time.monotonic()))
                 answer = messages.receive_answer(self._sock)
+                self._is_working = isinstance(answer, Picture)
                 if isinstance(answer, Refused):
                     raise _refusal(answer, limits)
                 if isinstance(answer, Done):

@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
@@ -30,13 +30,16 @@ class DecoderPool:
 
     Args:
         processes: the most that there are.
+        start: starts one.
     """
 
-    def __init__(self, processes: int = PROCESSES) -> None:
+    def __init__(self, processes: int = PROCESSES, start: Callable[[], Child] = Child) -> None:
         self._processes = processes
+        self._start = start
         self._changed = threading.Condition()
         self._idle: list[Child] = []
         self._count = 0
+        self._is_closed = False
 
     def run(
         self,
@@ -75,7 +78,7 @@ class DecoderPool:
     def close(self) -> None:
         """Ends the processes that do nothing. Those at work end with their jobs."""
         with self._changed:
-            idle, self._idle = self._idle, []
+            idle, self._idle, self._is_closed = self._idle, [], True
             self._count -= len(idle)
         for child in idle:
             child.close()
@@ -99,7 +102,7 @@ class DecoderPool:
                     raise CancelledWorkError
             while self._idle:
                 child = self._idle.pop()
-                if child.is_alive:
+                if child.is_usable:
                     return child
                 self._count -= 1
                 child.close()
@@ -108,7 +111,7 @@ class DecoderPool:
 
     def _started(self) -> Child:
         try:
-            return Child()
+            return self._start()
         except OSError as error:
             self._forget()
             why = f"no process for decoding could be started: {error}; try again later"
@@ -116,20 +119,22 @@ class DecoderPool:
 
     def _give_back(self, child: Child) -> None:
         """Takes a process back. One that has ended is replaced at once, so that the next file need not wait for it."""
-        if child.is_alive and child.jobs < JOBS:
-            with self._changed:
-                self._idle.append(child)
-                self._changed.notify()
-            return
-        child.close()
-        try:
-            fresh = Child()
-        except OSError:
-            self._forget()
-            return
+        if child.is_usable and child.jobs < JOBS:
+            fresh = child
+        else:
+            child.close()
+            try:
+                fresh = self._start()
+            except OSError:
+                self._forget()
+                return
         with self._changed:
-            self._idle.append(fresh)
-            self._changed.notify()
+            if not self._is_closed:
+                self._idle.append(fresh)
+                self._changed.notify()
+                return
+        fresh.close()
+        self._forget()
 
     def _forget(self) -> None:
         with self._changed:

@@ -35,7 +35,10 @@ _HIDDEN = re.compile(rb"trak|stsz|stz2|stco|co64|stsc|stts|ctts|elst|trun|cmov")
 
 @dataclass(slots=True)
 class _Totals:
-    """What all tables together claim. ``in_track`` and ``edits`` are those of the last track."""
+    """What all tables together claim. ``in_track`` and ``edits`` are those of the last track.
+
+    ``is_cut``: a box reaches beyond the end of the file.
+    """
 
     size: int
     boxes: int = 0
@@ -45,6 +48,7 @@ class _Totals:
     shown: int = 0
     in_track: int = 0
     edits: int = 0
+    is_cut: bool = False
 
     def close_track(self) -> None:
         self.shown += self.in_track * max(1, self.edits)
@@ -69,7 +73,11 @@ def check(data: bytes) -> None:
         ClaimError: they exceed the file, or the file has more boxes or tracks than is read.
     """
     totals = _Totals(len(data))
-    _boxes(memoryview(data), 0, len(data), 0, totals)
+    try:
+        _boxes(memoryview(data), 0, len(data), 0, totals)
+    except ClaimError as error:
+        error.truncated |= totals.is_cut
+        raise
     totals.close_track()
     if totals.shown > len(data) + SLACK:
         raise ClaimError(f"its edit lists show {totals.shown:,} samples, which is too many for {len(data):,} bytes")
@@ -91,6 +99,7 @@ def _boxes(data: memoryview, at: int, end: int, depth: int, totals: _Totals) -> 
             size = end - at
         if size < head:
             return  # the decoder stops here too
+        totals.is_cut |= at + size > len(data)
         _box(name, data, at + head, min(at + size, end), depth, totals)
         at += size
 
