@@ -1,4 +1,4 @@
-"""Foreign text: cut, escaped, on one line, whatever it is."""
+"""Foreign text: cut, escaped, on one line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Decoding in processes of its own: the same results, and whatever a decoder does is an error of one request."""
+"""Decoding in processes of its own: the same results, and any deed of a decoder is an error of one request."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding import media
 from embferry.serve.media.decoding.cancellation import Cancellation, CancelledWorkError
-from embferry.serve.media.decoding.child import Child
+from embferry.serve.media.decoding.child import BrokenChildError, Child
 from embferry.serve.media.decoding.pool import DecoderPool
 from embferry.serve.media.image import decode_image
 from embferry.serve.media.video import decode_frames, decode_video
@@ -106,6 +107,21 @@ def test_whatever_a_decoder_does_is_one_error_of_its_request(pool: Callable[...,
     assert DEEDS[deed] in error.detail
     assert len(error.detail) < 2100
     assert decoders.run("decode_image", [b"fine"], LIMITS).frames[0].size == (2, 3)
+
+
+def test_a_process_ends_with_its_parent_in_the_middle_of_a_job() -> None:
+    child = BROKEN()
+    threading.Thread(target=lambda: list(_suppressed(child))).start()
+    while not child.jobs:
+        os.sched_yield()
+    child._sock.shutdown(socket.SHUT_RDWR)  # as the end of the parent does
+    assert child._process.wait(DEADLINE) == 0
+    child.close()
+
+
+def _suppressed(child: Child) -> Iterator[object]:
+    with contextlib.suppress(BrokenChildError):
+        yield from child.run("decode_image", [b"hang"], LIMITS, None)
 
 
 @pytest.mark.parametrize("deed", ["hang", "unfinished"])

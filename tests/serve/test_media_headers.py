@@ -1,4 +1,4 @@
-"""What headers claim is checked against the file, by pure functions of its bytes whose work is bounded."""
+"""The claims of headers are checked against the file, by pure functions of its bytes whose work is bounded."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _STRING_OR_START = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,\[{]', re.DOTALL)
 def check_values(body: bytes) -> None:
     """Raises ServeError invalid_json if a JSON text has more than ``MAX_VALUES`` values. Other threads run meanwhile.
 
-    A comma or an opening bracket stands before each value but the outermost. Few of them need no second look; strings,
+    A comma or a bracket stands before each value but the outermost. Few of them need no second look; strings,
     which may hold any number of them, are left out of the exact count.
     """
     if not _is_below(body) and _exact(body) > MAX_VALUES:

@@ -119,7 +119,7 @@ def build(service: EncodeService) -> ASGIApp:
 
 @contextlib.contextmanager
 def _watched(receive: Receive, room: Room, service: EncodeService) -> Iterator[None]:
-    """Aborts the room if the caller leaves while the context lasts: nobody else knows of it yet."""
+    """Aborts the room if the caller leaves while the context lasts: no other part can abort it yet."""
 
     def left(watching: asyncio.Task[None]) -> None:
         if not watching.cancelled():

@@ -1,4 +1,4 @@
-"""What a process that decodes and its parent say to each other over a socket: MessagePack, with a length before it."""
+"""The messages between a process that decodes and its parent: MessagePack with a length before it, over a socket."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The process that decodes: one job after the other, within limits of memory and processor time.
 
 Its parent starts it with one end of a socket. It has no other connection, no secrets in its environment, and cannot
-write files. It ends when the parent closes the socket; in the middle of a job, when the job does.
+write files. It ends when the parent closes the socket.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import contextlib
 import errno
 import functools
 import math
+import os
 import resource
+import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 
 from PIL import Image
@@ -34,6 +37,7 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     for kind, limit in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, OPEN_FILES)):
         resource.setrlimit(kind, (limit, limit))
+    threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
     reserved = _reserved_bytes()
     with socket.socket(fileno=descriptor) as sock, contextlib.suppress(EOFError, ConnectionError):
         sock.sendall(messages.READY)
@@ -41,6 +45,14 @@ def main(descriptor: int) -> None:
             job = messages.receive_job(sock)
             with _limits(reserved, job):
                 _work(sock, job)
+
+
+def _end_with_parent(descriptor: int) -> None:
+    """Ends the process when the parent has closed its end of the socket, also in the middle of a job."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    poll.poll()
+    os._exit(0)
 
 
 def _work(sock: socket.socket, job: Job) -> None:

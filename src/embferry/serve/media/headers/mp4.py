@@ -35,7 +35,7 @@ _HIDDEN = re.compile(rb"trak|stsz|stz2|stco|co64|stsc|stts|ctts|elst|trun|cmov")
 
 @dataclass(slots=True)
 class _Totals:
-    """What all tables together claim. ``in_track`` and ``edits`` are those of the last track.
+    """The claims of all tables together. ``in_track`` and ``edits`` are those of the last track.
 
     ``is_cut``: a box reaches beyond the end of the file.
     """
