@@ -16,7 +16,7 @@ from embferry.serve.errors import ServeError
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Stops = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...],
+    tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     Field(max_length=4),
 ]

@@ -25,6 +25,7 @@ from embferry.serve.router.attempts import Attempts
 from embferry.serve.router.fleet import Fleet
 from embferry.serve.router.media import load_media
 from embferry.serve.router.worker_call import WorkerCall, WorkerLostError, draw_room, nbytes_of
+from embferry.serve.text_limit import check_characters
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,9 @@ class Chat(ChatEndpoint[Fleet]):
             why = f"the model {shown(request.model, 80)} is not served here; {served!r} is"
             raise ServeError("model_not_found", why, param="model")
         messages, media = parse_messages(request.messages)
-        return _Asked(request.model_copy(update={"messages": []}), messages), media
+        asked = _Asked(request.model_copy(update={"messages": []}), messages)
+        check_characters(asked.nbytes, self._settings.language)
+        return asked, media
 
     @contextlib.asynccontextmanager
     async def _worker_call(self, request_id: str, room: int | None, attempts: Attempts) -> AsyncIterator[WorkerCall]:
