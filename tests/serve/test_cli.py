@@ -19,7 +19,7 @@ from embferry.cli.ask import is_media, part, transfers
 from embferry.cli.main import app
 from embferry.cli.options import COMMON
 from embferry.serve.config import SECTIONS
-from embferry.serve.config_load import FIELDS
+from embferry.serve.config_load import FIELDS, flag_name
 from tests.serve import pictures
 from tests.serve.fakes import ANSWER, BREAK, TRANSFER, Deployment, closed_port, tokens
 
@@ -68,7 +68,7 @@ def test_serve_has_an_option_for_every_setting() -> None:
     _, out, _ = called("serve", "--help")
     for section, model in SECTIONS.items():
         for name in model.model_fields:
-            assert f"--{section}-{name}".replace("_", "-") in out
+            assert flag_name((section, name)) in out
 
 
 @pytest.mark.parametrize("verb", ["serve", "router", "encode", "language", "bootstrap"])

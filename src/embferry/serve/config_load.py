@@ -17,8 +17,7 @@ from embferry.trust.trust import KEY_ENV
 ENV_PREFIX = "EMBFERRY_"
 CONFIG_ENV = "EMBFERRY_CONFIG"
 NOT_SETTINGS = (CONFIG_ENV, KEY_ENV)
-"""Variables that are read elsewhere. The cluster key is no setting: an option would show it to every user of the
-machine."""
+"""Variables that are read elsewhere. The cluster key is no setting: all users of the machine see the options."""
 
 Key = tuple[str, ...]
 """``("transfer", "num_blocks")``, or ``("model",)`` for a setting of every process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -107,7 +108,9 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         made: list[Transport] = []
         try:
             for spec in specs:
-                made.append(spec.load()(**(address if spec.listens else {})))
+                kind = spec.load()
+                taken = inspect.signature(kind).parameters
+                made.append(kind(**{key: value for key, value in address.items() if spec.listens and key in taken}))
         except BaseException:
             for transport in made:
                 transport.close()
