@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from embferry.cli.main import app
+from embferry.serve.config import SecuritySettings
 from embferry.serve.supervisor import LocalCluster
 from embferry.trust.keys import Key
 from embferry.trust.tls import Tls, dialling_with
@@ -34,10 +35,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def cluster(authority: Authority) -> Iterator[LocalCluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMBFERRY_CLUSTER_KEY", Key.new().written())
-        for name, path in zip(TLS_ENV, authority.files("part"), strict=True):
+        ca, cert, key = authority.files("part")
+        for name, path in zip(TLS_ENV, (ca, cert, key), strict=True):
             patch.setenv(name, str(path))
+        security = SecuritySettings(tls_ca=ca, tls_cert=cert, tls_key=key)
         transfer = SETTINGS.transfer.model_copy(update={"transports": ("tcp",)})
-        with LocalCluster(SETTINGS.model_copy(update={"transfer": transfer})) as cluster:
+        with LocalCluster(SETTINGS.model_copy(update={"transfer": transfer, "security": security})) as cluster:
             cluster.wait_ready()
             yield cluster
 

@@ -92,10 +92,10 @@ class _Server(uvicorn.Server):
     is_broken: Callable[[], bool]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.config.ssl is not None:  # uvicorn has no setting for it, and a minute is the default
+        if self.config.ssl is not None:  # uvicorn has no settings for these; its times are a minute and half of one
             loop = asyncio.get_running_loop()
             loop.create_server = partial(  # type: ignore[method-assign]
-                loop.create_server, ssl_handshake_timeout=HANDSHAKE_SECONDS
+                loop.create_server, ssl_handshake_timeout=HANDSHAKE_SECONDS, ssl_shutdown_timeout=CLOSE_SECONDS
             )
         await super().startup(sockets)
         self.on_start()
