@@ -281,10 +281,8 @@ class Receiver:
         A peer that was accepted is lost. Otherwise the transfer fails, or waits: ``PeerGone`` or ``WrongKey``.
         """
         self.history.called("peer_unreachable", now)
-        if self.phase in TERMINAL:
-            self.peer_knows = True  # it cannot be told
-            self.peer_lost(now)
-        elif self.peer:
+        if self.phase in TERMINAL or self.peer:
+            self.peer_knows |= self.phase in TERMINAL  # it cannot be told
             self.peer_lost(now)
         elif self.failover.lost is None:  # otherwise no peer is named
             kind = WrongKey if isinstance(error, WrongKey) else PeerGone
