@@ -13,12 +13,12 @@ from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError,
 from embferry.trust import ClusterKeys, Key, Trust, greeting
 from embferry.trust.greeting import HELLO, PROOF_BYTES, REFUSED, Channel, Greeting, Role
 
+from .greeting_mutants import MUTANTS
 from .greetings import (
     ATTACKS,
     CLUSTER,
     FOREIGN,
     KEYLESS,
-    MUTANTS,
     LetInError,
     acceptor,
     converse,

@@ -96,7 +96,7 @@ def say(sock: socket.socket, data: bytes) -> None:
 
 
 FRAMES = b"\0\0\0\1\0\0\0\0x" * 100
-"""What a stranger sends after its greeting, in the hope that something parses it."""
+"""Sent by a stranger after its greeting, in the hope that something parses it."""
 
 
 def test_a_stranger_without_a_key_is_hung_up_on(port: Port) -> None:

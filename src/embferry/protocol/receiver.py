@@ -278,14 +278,11 @@ class Receiver:
     def peer_unreachable(self, error: Exception, now: float) -> None:
         """The control plane has given up on the endpoint: its name does not resolve, or it refuses connections.
 
-        A peer whose offer was accepted is lost, as by :meth:`peer_lost`. Otherwise this ends the transfer, or begins
-        the wait for another endpoint, with :class:`~.errors.PeerGone` or ``WrongKey``, which names ``error``.
+        A peer that was accepted is lost. Otherwise the transfer fails, or waits: ``PeerGone`` or ``WrongKey``.
         """
         self.history.called("peer_unreachable", now)
-        if self.phase in TERMINAL:
-            self.peer_knows = True  # it cannot be told
-            self.peer_lost(now)
-        elif self.peer:
+        if self.phase in TERMINAL or self.peer:
+            self.peer_knows |= self.phase in TERMINAL  # it cannot be told
             self.peer_lost(now)
         elif self.failover.lost is None:  # otherwise no peer is named
             kind = WrongKey if isinstance(error, WrongKey) else PeerGone

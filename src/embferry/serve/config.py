@@ -297,7 +297,7 @@ class VllmSettings(Section):
 
 
 class SecuritySettings(Section):
-    """What keeps strangers out. The names go without `security` on the command line and in the environment."""
+    """Protection from strangers. The names go without `security` on the command line and in the environment."""
 
     cluster_key_file: Path | None = None
     """File of the cluster key, which every part proves to every other (`embferry keys new FILE`). It is read again when

@@ -46,8 +46,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         transports: The transports by which the pool can be reached. The manager closes them.
         name: The name of this worker in the logs of encode workers.
         settings: Time-outs, retries and sizes.
-        runtime: What the manager runs on; None: a thread of its own, and sockets.
-        trust: The keys that encode workers must know; None: what the environment says. Transports have their own.
+        runtime, trust: As of :class:`~.send_manager.SendManager`, except that this manager only dials.
 
     Attributes:
         buffers: The memory of the pool.
@@ -71,8 +70,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
     ) -> None:
         control = partial(SocketControl, trust=trust)
         super().__init__(lambda: runtime or ThreadRuntime("embferry-receive", control), transports, settings)
-        self.geometry = geometry
-        self.name = name
+        self.geometry, self.name = geometry, name
         self._records_by_session: dict[int, ReceiveRecord] = {}
         self._by_epoch: dict[int, tuple[ReceiveRecord, GuardedTransport]] = {}
         self._sink_calls = SinkCalls(self)
@@ -270,8 +268,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         return records
 
     def _could_not_grant(self, machine: Receiver, error: Exception) -> None:
-        record = self._records_by_session[machine.session]
-        if not record.is_broken:
+        if not (record := self._records_by_session[machine.session]).is_broken:
             self._broke(record, error)
 
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:

@@ -15,7 +15,7 @@ acceptor proof(32)                                with keys, once a proof of the
 
 A proof is HMAC-SHA-256 under the cluster key over a label, the role of the prover, the dialer's hello and the
 acceptor's hello (:meth:`.keys.Key.mac`). The nonces in it are fresh, so a recording is of no use; the role is in it, so
-an end's own proof cannot be returned to it; version, flags and channel are in it, so nobody on the way can change them.
+an end's own proof cannot be returned to it; version, flags and channel are in it, so they cannot be changed on the way.
 
 The dialer proves under both of its keys, so that a new key may come to the parts one after the other: the two ends go
 on as long as they have one in common.
@@ -45,7 +45,7 @@ PROOFS_BYTES = 2 * PROOF_BYTES
 
 
 class Channel(IntEnum):
-    """What the stream is for. A proof for one is worth nothing on another."""
+    """The purpose of a stream. A proof for one is worth nothing on another."""
 
     CONTROL = 1
     TCP = 2

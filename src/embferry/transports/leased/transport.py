@@ -42,7 +42,7 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
     """
 
     channel: ClassVar[Channel]
-    """Of the side channel's greeting."""
+    """The channel in the side channel's greeting."""
     acknowledged: ClassVar[bool] = False
     """See :class:`SendingEnd`."""
 
