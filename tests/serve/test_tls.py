@@ -22,7 +22,7 @@ from embferry.serve.http.serving import listen, serve_app
 from embferry.serve.router.fleet import Fleet
 from embferry.serve.worker.address import get, url_of
 from embferry.trust import Trust
-from embferry.trust.tls import dialling_with
+from embferry.trust.tls import Tls, dialling_with
 from embferry.trust.trust import TLS_ENV
 from tests.trust.authority import Authority
 
@@ -130,22 +130,19 @@ def test_a_client_without_a_certificate_enters_the_router_only(
 def test_plain_text_is_refused_and_logged(
     environment: None, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Served(clients=True) as worker, caplog.at_level(logging.WARNING):
-        with pytest.raises(httpx.TransportError):
-            httpx.get(worker.url.replace("https", "http"), trust_env=False, timeout=SECONDS)
+    with Served(clients=True) as worker, caplog.at_level(logging.WARNING), pytest.raises(httpx.TransportError):
+        httpx.get(worker.url.replace("https", "http"), trust_env=False, timeout=SECONDS)
     assert any("the other end does not speak TLS" in line for line in caplog.messages)
 
 
 def test_a_certificate_is_renewed_for_client_and_server(
-    environment: None, authority: Authority, settings: Settings
+    environment: None, authority: Authority, files: tuple[Path, Path, Path], settings: Settings
 ) -> None:
     def serial(url: str) -> object:
         address = httpx.URL(url)
         with (
             socket.create_connection((address.host, address.port or 0), timeout=SECONDS) as sock,
-            (Trust.of_environment().tls or pytest.fail())
-            .dialling()
-            .wrap_socket(sock, server_hostname=address.host) as stream,
+            Tls(*files).dialling().wrap_socket(sock, server_hostname=address.host) as stream,
         ):
             return (stream.getpeercert() or {})["serialNumber"]
 
