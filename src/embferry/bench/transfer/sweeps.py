@@ -37,9 +37,9 @@ MANY = f"{__package__}.small"
 def sweeps(quick: bool = False, large: Payload = VIDEO) -> Iterator[list[Entry]]:
     """Yields the points of each sweep; those of one list take turns. ``quick``: small transfers alone."""
     yield [*_small(), *([] if quick else _rooms())]
-    yield list(_trust())
     if quick:
         return
+    yield list(_trust())
     for transport in TRANSPORTS:
         yield list(_pools(transport, large))
         yield list(_concurrency(transport))
