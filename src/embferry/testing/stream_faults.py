@@ -21,7 +21,7 @@ Split = Callable[[bytes], Iterable[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens at one place of a stream.
+    """A fault at one place of a stream.
 
     Attributes:
         kind: ``flip`` changes one bit. ``duplicate`` and ``drop`` repeat or lose ``length`` bytes; ``reorder`` swaps
@@ -126,11 +126,14 @@ class FaultyStream:
         injector.struck.set()
         at = 0 if fault.messages else fault.at - before
         self._effect = _Effect(fault)
-        return [*([data[:at]] if at else []), *self._effect.feed(data[at:])]
+        steps = self._effect.feed(data[at:])
+        if steps and isinstance(steps[0], bytes):
+            return [data[:at] + steps[0], *steps[1:]]  # in one piece, as it came
+        return [data[:at], *steps] if at else steps
 
 
 class _Effect:
-    """What a fault does to the bytes of its connection, from its place on."""
+    """The effect of a fault on the bytes of its connection, from its place on."""
 
     def __init__(self, fault: Fault) -> None:
         self._fault = fault
