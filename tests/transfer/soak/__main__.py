@@ -18,6 +18,9 @@ from tests.transfer.soak.pair import running_pair
 from tests.transfer.soak.plot import svg
 from tests.transfer.soak.soak import Soak
 
+BATCH, SAMPLES = 100, 200
+"""Transfers between two samples at least, and samples at most."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
@@ -34,7 +37,8 @@ def main() -> int:
     status = 0
     try:
         with running_pair(options.transport, options.seed) as pair:
-            soak, began = Soak(pair, options.seed), time.monotonic()
+            batch = max(BATCH, options.transfers // SAMPLES)
+            soak, began = Soak(pair, options.seed, batch), time.monotonic()
 
             def show() -> None:
                 pace = soak.done / (time.monotonic() - began)

@@ -28,7 +28,7 @@ from embferry.transports.tcp.transport import TcpHandle
 from tests.transfer.soak.rooms import GEOMETRY, LAYOUT, Room, all_content
 
 AT_ONCE = 12
-"""Rooms at the same time: more than the pool has blocks for."""
+"""Rooms at the same time: more than the pool can grant the blocks that they want."""
 STUCK_SECONDS = 120.0
 """Without the end of a room: the soak hangs."""
 LOOK_SECONDS = 0.05

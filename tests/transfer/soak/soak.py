@@ -12,8 +12,6 @@ from typing import Any
 from embferry.testing.stream_faults import Fault, Kind
 from tests.transfer.soak.pair import ROLES, Pair
 
-BATCH = 100
-"""Rooms after which both processes are looked at."""
 WARM_UP = 5
 """Batches until what a process holds is compared with later."""
 GROWTH_BYTES = 24 << 20
@@ -29,6 +27,7 @@ class Soak:
     """A run, and what was seen.
 
     Attributes:
+        batch: Rooms after which both processes are looked at, and their connections struck anew.
         samples: What both processes hold after each batch, with the number of transfers so far and the seconds.
         said: What each end says of all its rooms.
         strikes: How often a connection was struck, by what and kind of fault.
@@ -36,6 +35,7 @@ class Soak:
 
     pair: Pair
     seed: int
+    batch: int = 100
     samples: list[dict[str, Any]] = field(default_factory=list)
     said: dict[str, dict[str, Any]] = field(default_factory=dict)
     strikes: Counter[str] = field(default_factory=Counter)
@@ -50,7 +50,7 @@ class Soak:
         began, last = time.monotonic(), transfers + self.done
         before = self.samples[-1]["seconds"] if self.samples else 0.0
         while self.done < last:
-            count = min(BATCH, last - self.done)
+            count = min(self.batch, last - self.done)
             self._strike()
             self.said = self.pair.run(self.done + 1, count)
             self._count()
