@@ -75,12 +75,3 @@ def flips(transport: str, times: int, seed: int) -> Iterator[Combination]:
             for _ in range(times):
                 yield Combination(transport, hop, "flip", toward, draw.random())
 
-
-UNCHECKED = {("encode", "upstream"), ("encode", "clients"), ("language", "upstream"), ("language", "clients")}
-"""Hop and direction of bodies between router and workers that have no digest yet."""
-DAMAGE = {"flip", "repeat bytes", "lose bytes", "swap bytes", "repeat message", "lose message"}
-
-
-def may_lie(combination: Combination) -> bool:
-    """Returns whether the answer may be a wrong one: nothing checks these bytes yet."""
-    return combination.fault in DAMAGE and (combination.hop, combination.toward) in UNCHECKED
