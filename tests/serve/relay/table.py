@@ -74,4 +74,3 @@ def flips(transport: str, times: int, seed: int) -> Iterator[Combination]:
         for toward in DIRECTIONS:
             for _ in range(times):
                 yield Combination(transport, hop, "flip", toward, draw.random())
-
