@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from embferry.transfer.control.framing import HEADER
 
+LONGEST = 1 << 24
+"""Bytes of a control frame; what claims to be longer is none, such as a greeting, and passes as it comes."""
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -20,6 +22,8 @@ class ControlFrames:
         self._held += data
         while len(self._held) >= HEADER.size:
             size = HEADER.size + HEADER.unpack_from(self._held)[0]
+            if size > LONGEST:
+                size = len(self._held)
             if len(self._held) < size:
                 return
             message, self._held = self._held[:size], self._held[size:]
