@@ -19,7 +19,7 @@ FAULTS = {
     "lose bytes": Fault("drop", length=BYTES),
     "swap bytes": Fault("reorder", length=BYTES),
     "swallow": Fault("swallow"),
-    "delay": Fault("delay", seconds=0.3),
+    "delay": Fault("delay", seconds=0.5),
     "stall": Fault("stall"),
     "cut": Fault("cut"),
     "reset": Fault("reset"),
