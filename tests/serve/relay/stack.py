@@ -74,7 +74,12 @@ def settings_for(transport: str, ports: dict[Hop, int]) -> Settings:
     return Settings(
         advertise_host=ADVERTISED,
         router=RouterSettings(
-            port=ports["router"], poll_interval=0.1, stall_timeout=2.5, connect_timeout=1, request_timeout=30
+            port=ports["router"],
+            poll_interval=0.1,
+            body_timeout=1.5,
+            stall_timeout=2.5,
+            connect_timeout=1,
+            request_timeout=30,
         ),
         bootstrap=BootstrapSettings(port=ports["bootstrap"], request_timeout=1, lease=2),
         encode=EncodeSettings(port=ports["encode"], unclaimed_timeout=4),

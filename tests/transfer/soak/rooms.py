@@ -49,7 +49,7 @@ class Room:
     @classmethod
     def drawn(cls, seed: int, number: int) -> Room:
         draw = random.Random(f"{seed} {number}")
-        tokens = round(MAX_TOKENS ** draw.random() ** 2)
+        tokens = round(MAX_TOKENS ** draw.random() ** 4)
         steps = draw.choice((1, 1, 2, 5))
         return cls(
             number=number,
