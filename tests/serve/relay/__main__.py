@@ -16,7 +16,7 @@ from tests.serve.relay.trial import Asked, Trials
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make relay", description=__doc__)
-    parser.add_argument("--transport", nargs="+", default=list(HOPS), choices=list(HOPS))
+    parser.add_argument("--transport", nargs="+", default=["tcp", "http"], choices=list(HOPS))
     parser.add_argument("--hop", nargs="+", default=None)
     parser.add_argument("--flips", type=int, default=50, help="in each direction of each hop")
     parser.add_argument("--seed", type=int, default=0)

@@ -117,7 +117,7 @@ def relayed_stack(transport: str, logs: Path) -> Iterator[RelayedStack]:
             ports = {view.role: _listening(view.pid) for view in cluster.processes}
             (control,) = ports["encode"] - {relay.port for relay in relays.values()}
             relays["control"] = ending.enter_context(_at(control, _frames))
-            if transport == "tcp":
+            if transport != "http":  # the receiver listens: for data, or for the side channel of an engine
                 (data,) = ports["language"] - {relays["language"].port}
                 relays["data"] = ending.enter_context(_at(data))
             stack = RelayedStack(cluster, relays, transport)
@@ -147,6 +147,7 @@ def _at(port: int, split: Callable[[Toward], Split | None] = lambda toward: None
 
 
 def _listening(pid: int) -> set[int]:
-    """Returns the ports on which a process listens."""
+    """Returns the ports on which a process listens at HERE; an engine listens at every address."""
     found = psutil.Process(pid).net_connections("tcp")
-    return {connection.laddr.port for connection in found if connection.status == psutil.CONN_LISTEN}
+    listening = [connection.laddr for connection in found if connection.status == psutil.CONN_LISTEN]
+    return {address.port for address in listening if address.ip == HERE}

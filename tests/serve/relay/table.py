@@ -8,8 +8,14 @@ from dataclasses import dataclass, replace
 
 from embferry.testing.stream_faults import Fault, Toward
 
-HOPS = {"tcp": ("control", "data", "encode", "language", "bootstrap"), "http": ("data",)}
-"""The hops that are tried in a stack of each transport: the others are the same in both."""
+HOPS = {
+    "tcp": ("control", "data", "encode", "language", "bootstrap"),
+    "http": ("data",),
+    "mooncake": ("data",),
+    "nixl": ("data",),
+}
+"""The hops that are tried in a stack of each transport: the others are the same in all. Of an engine, the side channel."""
+ENGINES = ("mooncake", "nixl")
 DIRECTIONS: tuple[Toward, ...] = ("upstream", "clients")
 BYTES = 7
 """Bytes that are repeated, lost or swapped: no multiple of anything."""

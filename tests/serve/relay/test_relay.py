@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.serve.relay.messages import ControlFrames, HttpRequests
 from tests.serve.relay.stack import relayed_stack
-from tests.serve.relay.table import HOPS, Combination, combinations
+from tests.serve.relay.table import ENGINES, HOPS, Combination, combinations
 from tests.serve.relay.trial import Asked, Trials
 
 
@@ -25,14 +26,16 @@ def trials(request: pytest.FixtureRequest, asked: Asked, tmp_path_factory: pytes
         yield trials
 
 
+def _cases() -> Iterator[Any]:
+    for transport in HOPS:
+        marks = [pytest.mark.engines] if transport in ENGINES else []
+        for combination in combinations(transport, places=(0.3,)):
+            yield pytest.param(transport, combination, marks=marks, id=str(combination))
+
+
 @pytest.mark.integration
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("trials", "combination"),
-    [(transport, one) for transport in HOPS for one in combinations(transport, places=(0.3,))],
-    indirect=["trials"],
-    ids=str,
-)
+@pytest.mark.parametrize(("trials", "combination"), _cases(), indirect=["trials"])
 def test_the_answer_is_right_or_an_error_that_names_the_cause(trials: Trials, combination: Combination) -> None:
     _, problem = trials.run(combination)
     assert not problem
