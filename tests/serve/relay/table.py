@@ -14,7 +14,7 @@ HOPS = {
     "mooncake": ("data",),
     "nixl": ("data",),
 }
-"""The hops that are tried in a stack of each transport: the others are the same in all. Of an engine, the side channel."""
+"""The hops that are tried in a stack of each transport: the others are the same in all. Of engines, the side channel."""
 ENGINES = ("mooncake", "nixl")
 DIRECTIONS: tuple[Toward, ...] = ("upstream", "clients")
 BYTES = 7
@@ -34,8 +34,6 @@ FAULTS = {
 }
 SWAP = "swap messages"
 """Makes sense only where messages do not wait for each other: on the control plane."""
-HARMLESS = {"delay"}
-"""Faults that no request may notice."""
 PLACES = (0.0, 0.3, 0.9)
 """Where a fault strikes: a share of what a direction carries for one question."""
 

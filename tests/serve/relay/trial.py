@@ -13,7 +13,7 @@ from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.undivided import Undivided, UndividedAnswer
 from tests.serve.pictures import encoded, noise
 from tests.serve.relay.stack import RelayedStack
-from tests.serve.relay.table import HARMLESS, Combination
+from tests.serve.relay.table import Combination
 from tests.serve.workers.test_processes import START, wait
 
 HANG_SECONDS = 90.0
@@ -97,21 +97,18 @@ class Trials:
                 break
         struck = relay.struck.is_set()
         relay.disarm()
-        problem = self._judge(combination, outcome, struck)
+        problem = self._judge(outcome, struck)
         self._recover()
         if restarts := self._stack.restarts():
             problem = f"{problem} processes have ended: {restarts}"
         return outcome, problem
 
-    def _judge(self, combination: Combination, outcome: str, struck: bool) -> str:
+    @staticmethod
+    def _judge(outcome: str, struck: bool) -> str:
         code = outcome.partition(":")[0]
         if not struck:
             return f"the fault did not strike; {outcome or 'right answers'}"
-        if not code:
-            return ""
-        if combination.fault in HARMLESS:
-            return f"an error although nothing was lost: {outcome}"
-        return "" if code in NAMED else outcome
+        return outcome if code and code not in NAMED else ""
 
     def _recover(self) -> None:
         """Waits until the stack is whole and answers; connections that were struck are given up meanwhile."""
