@@ -14,7 +14,7 @@ HOPS = {
     "mooncake": ("data",),
     "nixl": ("data",),
 }
-"""The hops that are tried in a stack of each transport: the others are the same in all. Of engines, the side channel."""
+"""Hops that are tried in a stack of each transport: the others are the same in all. Of an engine: its side channel."""
 ENGINES = ("mooncake", "nixl")
 DIRECTIONS: tuple[Toward, ...] = ("upstream", "clients")
 BYTES = 7
