@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-WIDTH, HEIGHT, GAP, LEFT, TOP, BOTTOM = 250, 190, 60, 45, 34, 64
+WIDTH, HEIGHT, GAP, LEFT, TOP, BOTTOM = 250, 190, 60, 45, 34, 74
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito: distinct for every eye
 PANELS = (("rss", "resident memory, MiB", 2**20), ("fds", "descriptors", 1), ("threads", "threads", 1))
+DASHES = ("none", "6 4", "2 3", "9 3 2 3")  # so that lines that lie on each other can be told apart
 POINTS = 200
 """Most points of a line; each is the highest of its neighbourhood."""
 
@@ -28,7 +29,7 @@ def svg(results: list[dict[str, Any]]) -> str:
         parts += [f'<g transform="translate({LEFT + number * (WIDTH + GAP)} {TOP})">', *_panel(panel, lines), "</g>"]
     for number, (name, _, _) in enumerate(lines):
         x, y = LEFT + number * 150, TOP + HEIGHT + BOTTOM - 12
-        parts.append(f'<path d="M{x} {y - 4}h22" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="2"/>')
+        parts.append(f'<path d="M{x} {y - 4}h22" {_look(number)}/>')
         parts.append(f'<text x="{x + 28}" y="{y}">{name}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
@@ -50,9 +51,13 @@ def _panel(panel: tuple[str, str, int], lines: list[tuple[str, list[dict[str, An
     parts.append(f'<text x="{WIDTH / 2:g}" y="{HEIGHT + 34}" text-anchor="middle">transfers</text>')
     for number, line in enumerate(values):
         points = " ".join(f"{WIDTH * x / most:.1f},{HEIGHT - HEIGHT * y / top:.1f}" for x, y in _thinned(line))
-        colour = COLOURS[number % len(COLOURS)]
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        parts.append(f'<polyline points="{points}" {_look(number)}/>')
     return parts
+
+
+def _look(number: int) -> str:
+    colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+    return f'fill="none" stroke="{colour}" stroke-width="1.8" stroke-dasharray="{dashes}"'
 
 
 def _step(most: float) -> float:
