@@ -57,7 +57,9 @@ class Combination:
         if self.fault == SWAP:
             return Fault("reorder", self.toward, messages=True)
         fault = FAULTS[self.fault]
-        at = (1 if self.share else 0) if fault.messages else int(self.share * max(0, carried - 2 * BYTES))
+        at = int(self.share * max(0, carried - 2 * BYTES))
+        if fault.messages:  # a connection over HTTP may carry one only
+            at = 1 if self.share and self.hop in ("control", "data") else 0
         return replace(fault, toward=self.toward, at=at)
 
 
