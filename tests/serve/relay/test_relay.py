@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from embferry.transfer.control import framing
 from tests.serve.relay.messages import ControlFrames, HttpRequests
 from tests.serve.relay.stack import relayed_stack
 from tests.serve.relay.table import ENGINES, HOPS, Combination, combinations
@@ -42,7 +43,7 @@ def test_the_answer_is_right_or_an_error_that_names_the_cause(trials: Trials, co
 
 
 def test_messages_are_cut_where_they_end() -> None:
-    frame = b"\0\0\0\3abcdxyz"
+    frame = framing.frame(b"xyz")
     assert [m for byte in frame + frame for m in ControlFrames()(bytes([byte]))] == []
     frames, requests = ControlFrames(), HttpRequests()
     assert [m for byte in frame + frame for m in frames(bytes([byte]))] == [frame, frame]
