@@ -36,7 +36,7 @@ def _cases() -> Iterator[Any]:
 
 @pytest.mark.integration
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("trials", "combination"), _cases(), indirect=["trials"])
+@pytest.mark.parametrize(("trials", "combination"), [*_cases()], indirect=["trials"])
 def test_the_answer_is_right_or_an_error_that_names_the_cause(trials: Trials, combination: Combination) -> None:
     _, problem = trials.run(combination)
     assert not problem

@@ -40,7 +40,7 @@ def test_any_split_gives_the_same_frames(payloads: list[bytes], sizes: list[int]
 
 @pytest.mark.parametrize("bit", range(8))
 def test_a_flipped_bit_anywhere_is_never_delivered(bit: int) -> None:
-    """The damaged frame ends the connection, and the frame before it is delivered. A damaged length is not waited for."""
+    """The damaged frame ends the connection, and the frame before it is delivered. It is not waited for."""
     for position in range(len(STREAM) - len(frame(PAYLOADS[0]))):
         position += len(frame(PAYLOADS[0]))
         damaged = bytearray(STREAM)

@@ -1,8 +1,9 @@
 """Frames on a connection: ``length(4) inverted(4) check(4) payload``, integers big-endian.
 
-``inverted`` is the length with every bit inverted. With a damaged length, an end would wait for bytes that never come, and
-take all later frames for them. ``check`` is the low half of the xxh3-64 of the payload. TCP's own checksum of 16 bits misses errors that a router or a
-network card makes, and a message with a flipped bit can be a valid message that says something else.
+``inverted`` is the length with every bit inverted. With a damaged length, an end would wait for bytes that never come,
+and take all later frames for them. ``check`` is the low half of the xxh3-64 of the payload. TCP's own checksum of 16
+bits misses errors that a router or a network card makes, and a message with a flipped bit can be a valid message that
+says something else.
 """
 
 from __future__ import annotations
