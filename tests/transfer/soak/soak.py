@@ -18,8 +18,8 @@ GROWTH_BYTES = 24 << 20
 """Growth of a process that counts as noise of its allocators: 768 blocks."""
 SETTLE_SECONDS = 60.0
 KINDS: tuple[Kind, ...] = ("cut", "reset", "flip")
-CONTROL_BYTES, DATA_BYTES = 12_000, 12_000_000
-"""Bytes of a batch, about: a fault strikes at one of them. The other direction carries less."""
+CONTROL_BYTES, DATA_BYTES = 100, 40_000
+"""Bytes of a room, about: a fault strikes at one of those of a batch. The other direction carries less."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Soak:
         before = self.samples[-1]["seconds"] if self.samples else 0.0
         while self.done < last:
             count = min(self.batch, last - self.done)
-            self._strike()
+            self._strike(count)
             self.said = self.pair.run(self.done + 1, count)
             self._count()
             self.done += count
@@ -84,12 +84,12 @@ class Soak:
             "samples": self.samples,
         }
 
-    def _strike(self) -> None:
-        """Arms a fault for the control connections and one for the data connections."""
+    def _strike(self, rooms: int) -> None:
+        """Arms a fault for the control connections and one for the data connections of the next rooms."""
         draw = random.Random(f"{self.seed} batch {self.done}")
         for proxy, most in ((self.pair.control, CONTROL_BYTES), (self.pair.data, DATA_BYTES)):
             toward = draw.choice(("upstream", "clients"))
-            at = draw.randrange(most) if toward == "upstream" else draw.randrange(most // 100)
+            at = draw.randrange(most * rooms if toward == "upstream" else most * rooms // 100)
             proxy.arm(Fault(draw.choice(KINDS), toward, at, bit=draw.randrange(8)))  # type: ignore[arg-type]
 
     def _count(self) -> None:
