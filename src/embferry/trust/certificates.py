@@ -171,9 +171,9 @@ def _load(ca: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    pem: bytes = key.private_bytes(encoding, form, serialization.NoEncryption())
+    return pem
 
 
 def _refuse_present(*paths: Path) -> None:

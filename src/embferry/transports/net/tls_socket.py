@@ -14,6 +14,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from embferry.protocol.errors import TlsFailed
 from embferry.trust.tls import TLS_ALERT, fails_again, is_plain_text, reason_of
@@ -166,7 +167,7 @@ class TlsSocket:
     def recv_into(self, buffer: bytearray | memoryview) -> int:
         return self.recvmsg_into((buffer,))[0]
 
-    def recvmsg_into(self, buffers: Sequence[bytearray | memoryview]) -> tuple[int, list[object], int, object]:
+    def recvmsg_into(self, buffers: Sequence[bytearray | memoryview]) -> tuple[int, Any, int, Any]:
         """Fills buffers in order with what there is, up to 1 MiB. Only the first value of the result means anything."""
         self._shake()
         if self._plain:
