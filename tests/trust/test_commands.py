@@ -104,3 +104,5 @@ def test_the_settings_reach_the_environment_that_processes_inherit(tmp_path: Pat
     called("router", "--host", "192.0.2.1", "--cluster-key-file", str(file), "--insecure", "--port", "1")
     assert os.environ["EMBFERRY_CLUSTER_KEY_FILE"] == str(file)
     assert os.environ["EMBFERRY_INSECURE"] == "1"
+    called("router", "--host", "192.0.2.1", "--no-insecure", "--port", "1")
+    assert "EMBFERRY_INSECURE" not in os.environ

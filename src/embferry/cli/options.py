@@ -133,7 +133,7 @@ def settings_command(
             check(settings, frozenset(flags))
             configure(settings.log_level, settings.log_format)
             try:
-                security.apply(settings)
+                security.apply(settings, replaces=True)
                 body(settings, *([options.get("rest") or []] if rest else []))
             except ConfigError as error:
                 fail(*error.problems)

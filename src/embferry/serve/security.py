@@ -12,10 +12,14 @@ from embferry.trust.policy import is_loopback
 from embferry.trust.trust import INSECURE_ENV, KEY_FILE_ENV, TLS_ENV, TLS_REQUIRED_ENV
 
 
-def apply(settings: Settings) -> None:
+def apply(settings: Settings, *, replaces: bool = False) -> None:
     """Writes the section into the environment of this process, from which everything that listens or dials takes it.
 
     The processes that this one starts inherit it, instances of vLLM among them.
+
+    Args:
+        settings: The settings.
+        replaces: Whether the settings were made of the environment, so that it need not say more than they do.
 
     Raises:
         ConfigError: The key file, the key or a TLS file cannot be used.
@@ -27,7 +31,7 @@ def apply(settings: Settings) -> None:
     for name, value in values.items():
         if value:
             os.environ[name] = value
-        else:
+        elif replaces:
             os.environ.pop(name, None)
     try:
         Trust.of_environment()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -108,9 +107,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         made: list[Transport] = []
         try:
             for spec in specs:
-                kind = spec.load()
-                taken = inspect.signature(kind).parameters
-                made.append(kind(**{key: value for key, value in address.items() if spec.listens and key in taken}))
+                made.append(spec.load()(**(address if spec.listens else {})))
         except BaseException:
             for transport in made:
                 transport.close()
