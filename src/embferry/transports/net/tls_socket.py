@@ -323,7 +323,7 @@ class TlsSocket:
             raise self._error
         while True:
             try:
-                count = self._tls.read(view.nbytes, view)  # type: ignore[arg-type]  # any writable buffer will do
+                count = self._tls.read(view.nbytes, view)
             except ssl.SSLWantReadError:
                 self._fill(view.nbytes)
                 continue
