@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import h11
 import pytest
 
 from embferry.discovery.bootstrap_client import BootstrapClient
 from embferry.discovery.bootstrap_server import BootstrapServer
+from embferry.discovery.http_client import exchange
+from embferry.discovery.http_server import Answer, HttpServer, ServerLimits
 from embferry.discovery.leases import Worker
 from embferry.protocol.errors import LocalProtocolError, TlsFailed, TransportError
 from embferry.trust import ClusterKeys, Key, Trust
@@ -137,8 +141,6 @@ def test_a_certificate_is_renewed_while_the_server_runs(authority: Authority) ->
 
 
 def test_a_client_that_never_ends_its_handshake_is_closed_in_time(authority: Authority) -> None:
-    from embferry.discovery.http_server import ServerLimits
-
     trust = Trust(tls=authority.tls("patient"))
     with BootstrapServer(trust=trust, limits=ServerLimits(request_timeout=0.2)) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
@@ -150,6 +152,22 @@ def test_a_client_that_never_ends_its_handshake_is_closed_in_time(authority: Aut
         assert client.healthy()
 
 
+def test_a_long_answer_arrives_whole(authority: Authority) -> None:
+    """It does not fit into the kernel's buffers, so the server has to go on when the client has read some of it."""
+    content = "0123456789abcdef" * (1 << 17)
+    tls = authority.tls("long")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 12)
+        port = listener.getsockname()[1]
+        server = HttpServer(listener, lambda *_: Answer(content), ServerLimits(), "long answers", tls=tls)
+        try:
+            request = h11.Request(method="GET", target="/", headers=[("Host", "x")])
+            response = exchange("127.0.0.1", port, request, b"", time.monotonic() + 60, tls.dialling())
+        finally:
+            server.stop()
+    assert bytes(response.body) == content.encode()
+
+
 def test_a_connection_that_is_cut_off_is_retryable(authority: Authority) -> None:
     """A server that accepts and closes: no TLS, but no sign of another protocol either."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -157,7 +175,6 @@ def test_a_connection_that_is_cut_off_is_retryable(authority: Authority) -> None
             f"https://127.0.0.1:{listener.getsockname()[1]}", trust=Trust(tls=authority.tls("cut")), timeout_s=0.5
         )
         listener.listen(8)
-        import threading
 
         def accept() -> None:
             for _ in range(3):

@@ -340,7 +340,9 @@ class _Exchange:
             self._push()
 
     def _push(self) -> None:
-        sent = self._sock.send(self.unsent)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            sent = self._sock.send(self.unsent)
         self.unsent = self.unsent[sent:]
         self._server.count_unsent(-sent)
         if self.unsent:
