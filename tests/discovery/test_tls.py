@@ -102,7 +102,7 @@ def test_plain_text_to_a_tls_port_is_told_to_both(authority: Authority, caplog: 
     with serving(authority.tls("server-plain")) as server, caplog.at_level(logging.WARNING):
         with pytest.raises(TlsFailed, match="the server speaks TLS; write https://"):
             BootstrapClient(url_of(server, "http"), trust=PLAIN).workers()
-        assert any("does not speak TLS" in line for line in caplog.messages)
+    assert any("does not speak TLS" in line for line in caplog.messages)
 
 
 def test_tls_to_a_plain_port_is_told_to_both(authority: Authority) -> None:
