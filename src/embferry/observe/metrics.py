@@ -31,7 +31,7 @@ class Metrics:
 
 
 class ChatMetrics(Metrics):
-    """The metrics that both routers have, under names of their own."""
+    """The metrics that both routers have, most of them under names of their own."""
 
     requests: Counter
     in_flight: Gauge
@@ -40,6 +40,15 @@ class ChatMetrics(Metrics):
     errors: Counter
     aborted: Counter
     held_bytes: Gauge
+
+    def __init__(self) -> None:
+        super().__init__()
+        about = "Requests under /v1/ by the name of their API key, accepted or refused by its limits"
+        self.client_requests = self.counter("embferry_client_requests", about, ["key", "outcome"])
+        about = "Bytes of request bodies by the name of the API key"
+        self.client_bytes = self.counter("embferry_client_bytes", about, ["key"])
+        about = "Requests being answered by the name of their API key"
+        self.client_in_flight = self.gauge("embferry_client_in_flight", about, ["key"])
 
 
 class RouterMetrics(ChatMetrics):

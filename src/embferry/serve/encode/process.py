@@ -22,8 +22,8 @@ from embferry.serve.encode.embedding_resource import EmbeddingResource
 from embferry.serve.encode.messages import EncodeRequest
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
-from embferry.serve.http.body import announced_bytes, read_body
-from embferry.serve.http.connections import raise_open_file_limit
+from embferry.serve.http.body import Pace, announced_bytes, read_body
+from embferry.serve.http.descriptors import raise_open_file_limit
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.off_loop import off_loop
 from embferry.serve.worker.address import address_of
@@ -84,8 +84,8 @@ def build(service: EncodeService) -> Starlette:
     async def admit(request: Request) -> Response:
         hold = service.budget.hold()
         try:
-            announced, stall = announced_bytes(request.scope), service.settings.router.body_timeout
-            body = await read_body(request.receive, max_bytes, hold, announced=announced, stall_seconds=stall)
+            announced, pace = announced_bytes(request.scope), Pace.of(service.settings.router)
+            body = await read_body(request.receive, max_bytes, hold, announced=announced, pace=pace)
             if body is None:
                 hold.release()
                 return Response(status_code=499)

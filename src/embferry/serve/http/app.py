@@ -9,21 +9,25 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
+from embferry.serve.http.api_keys import ApiKeys
 from embferry.serve.http.backends import Backends
 from embferry.serve.http.chat import ChatEndpoint
+from embferry.serve.http.clients import Clients
 from embferry.serve.http.edge import Edge
 from embferry.serve.http.errors import error_response, exception_handlers
 from embferry.serve.http.status import status_routes
 
 
-def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> ASGIApp:
+def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> Edge:
     """Returns the application. It watches the backends while its lifespan runs.
 
     Args:
         chat: the endpoint for chat completions.
         routes: endpoints beside that one and the status pages.
+
+    Raises:
+        ApiKeysError: ``router.api_keys_file`` cannot be used.
     """
     backends: Backends[Any] = chat.fleet
     routes = [Route("/v1/chat/completions", chat, methods=["POST"]), *status_routes(backends), *routes]
@@ -41,7 +45,9 @@ def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> ASGIApp
 
     handlers = exception_handlers(error_response)
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    api_key = backends.settings.router.api_key
-    key = api_key.get_secret_value() if api_key else None
+    router = backends.settings.router
+    keys = ApiKeys(router.api_keys_file, router.api_key.get_secret_value() if router.api_key else None)
+    clients = Clients(keys, router, backends.metrics)
     # The edge is outside of Starlette, so that a 500 carries the request's id too.
-    return Edge(app, backends.metrics.requests, frozenset(route.path for route in routes), key)
+    paths = frozenset(route.path for route in routes)
+    return Edge(app, backends.metrics.requests, paths, clients, backends.own_addresses)

@@ -17,7 +17,7 @@ from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends
-from embferry.serve.http.body import announced_bytes, read_body
+from embferry.serve.http.body import Pace, announced_bytes, read_body
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import error_response
 from embferry.serve.openai.reply import error_event
@@ -107,10 +107,10 @@ class ChatEndpoint(ABC, Generic[B]):
         """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        metrics = self.fleet.metrics
-        with metrics.in_flight.track_inprogress(), metrics.seconds.time(), self.fleet.budget.hold() as hold:
+        metrics, client = self.fleet.metrics, scope.setdefault("state", {}).get("client", "")
+        with metrics.in_flight.track_inprogress(), metrics.seconds.time(), self.fleet.budget.hold(client=client) as hold:
             response = ClientResponse(send)
-            scope.setdefault("state", {})["facts"] = response.facts
+            scope["state"]["facts"] = response.facts
 
             def client_left() -> None:
                 response.facts["outcome"] = "client left"
@@ -122,7 +122,7 @@ class ChatEndpoint(ABC, Generic[B]):
                 nonlocal incoming
                 router, announced = self._settings.router, announced_bytes(scope)
                 body = await read_body(
-                    receive, router.max_body_bytes, hold, announced=announced, stall_seconds=router.body_timeout
+                    receive, router.max_body_bytes, hold, announced=announced, pace=Pace.of(router)
                 )
                 incoming = None if body is None else Incoming(body, hold)
 

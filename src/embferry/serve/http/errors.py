@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from embferry.serve.errors import ServeError
 
-RETRY_AFTER_SECONDS = "1"
+RETRIED_BY_CLIENTS = (408, 409, 429)
+"""The statuses below 500 with which OpenAI's clients repeat a request, unless ``x-should-retry`` says otherwise."""
 
 
 def error_response(error: ServeError) -> JSONResponse:
@@ -19,9 +20,14 @@ def error_response(error: ServeError) -> JSONResponse:
 
     OpenAI's clients obey ``x-should-retry`` where it is present.
     """
-    headers = {"x-should-retry": "true" if error.retryable else "false"} if error.http_status >= 500 else {}
-    headers |= {"retry-after": RETRY_AFTER_SECONDS} if error.http_status == 503 else {}
-    return JSONResponse(error.body(), error.http_status, headers)
+    is_known = error.http_status < 500 and error.http_status not in RETRIED_BY_CLIENTS
+    headers = {} if is_known else {"x-should-retry": "true" if error.retryable else "false"}
+    return JSONResponse(error.body(), error.http_status, headers | retry_after(error.http_status, error.retry_after))
+
+
+def retry_after(status: int, seconds: int = 1) -> dict[str, str]:
+    """Returns the header that goes with every response of this status: 503 and 429 have one."""
+    return {"retry-after": str(seconds)} if status in (429, 503) else {}
 
 
 def exception_handlers(

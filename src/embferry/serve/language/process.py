@@ -19,8 +19,8 @@ from embferry.observe.logs import about
 from embferry.protocol.layout import Geometry, Layout
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.body import announced_bytes, read_body
-from embferry.serve.http.connections import raise_open_file_limit
+from embferry.serve.http.body import Pace, announced_bytes, read_body
+from embferry.serve.http.descriptors import raise_open_file_limit
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language import messages
@@ -111,8 +111,8 @@ class Generate:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         try:
-            announced, stall = announced_bytes(scope), self._service.settings.router.body_timeout
-            body = await read_body(receive, MAX_BODY_BYTES, hold, announced=announced, stall_seconds=stall)
+            announced, pace = announced_bytes(scope), Pace.of(self._service.settings.router)
+            body = await read_body(receive, MAX_BODY_BYTES, hold, announced=announced, pace=pace)
             if body is None:
                 return
             request = await off_loop(len(body), decoded, messages.DECODER, body)

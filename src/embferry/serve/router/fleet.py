@@ -71,7 +71,7 @@ class Fleet(Backends[RouterMetrics]):
         address = f"{self.settings.bootstrap_url.rstrip('/')}/workers"
         try:
             async with asyncio.timeout(self.settings.router.connect_timeout):  # httpx limits each read, not the whole
-                response = await self.client.get(address)
+                response = await self.control.get(address)
             response.raise_for_status()
             listed = _DECODER.decode(response.content)
             self._replace(_workers(listed, self.settings.model_name), keep=not listed.complete)

@@ -17,6 +17,7 @@ from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.leases import Role, Worker
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
+from embferry.serve.http.connections import ConnectionLimits
 from embferry.serve.http.serving import Report, listen, serve_app
 from embferry.serve.worker.address import address_of, url_of
 from embferry.serve.worker.service import Service
@@ -89,7 +90,7 @@ def serve_worker(
                 start,
                 stop,
                 is_broken=lambda: service.fault is not None,
-                max_connections=settings.max_connections,
+                limits=ConnectionLimits(settings.max_connections, settings.max_connections_per_address),
             )
         )
     finally:
