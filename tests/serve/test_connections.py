@@ -14,7 +14,8 @@ import pytest
 import uvicorn
 
 from embferry.serve.http import connections
-from embferry.serve.http.connections import ExceptionHandler, bounded_protocol
+from embferry.serve.http.connections import ConnectionLimits, bounded_protocol
+from embferry.serve.http.descriptors import ExceptionHandler
 
 pytestmark = pytest.mark.asyncio
 
@@ -26,7 +27,8 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class Server:
     """A server that answers ``/`` at once, and anything else when ``release`` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, **limits: Any) -> None:
+        self.limits = ConnectionLimits(**{"connections": MOST, "per_address": MOST} | limits)
         self.release = asyncio.Event()
         self.working = 0
         self._made: list[Connection] = []
@@ -41,7 +43,7 @@ class Server:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Server]:
         config = uvicorn.Config(
-            self, http=bounded_protocol(MOST), ws="none", log_config=None, access_log=False, lifespan="off"
+            self, http=bounded_protocol(self.limits), ws="none", log_config=None, access_log=False, lifespan="off"
         )
         config.load()
         server = uvicorn.Server(config)
@@ -63,8 +65,8 @@ class Server:
             while server.server_state.connections:
                 await asyncio.sleep(0.001)
 
-    async def connect(self) -> Connection:
-        self._made.append(await asyncio.open_connection("127.0.0.1", self.port))
+    async def connect(self, source: str = "127.0.0.1") -> Connection:
+        self._made.append(await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0)))
         return self._made[-1]
 
 
@@ -130,7 +132,7 @@ async def test_a_connection_is_refused_while_all_are_in_use() -> None:
 
 
 async def test_a_first_request_that_does_not_arrive_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.01)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.01)
     async with Server().running() as server:
         silent, slow = await server.connect(), await server.connect()
         slow[1].write(b"GET / HTTP/1.1\r\nHost: ")

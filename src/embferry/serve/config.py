@@ -233,8 +233,8 @@ class RouterSettings(Section):
     served_model_name: str | None = None
     """Name of the model in the API; the last part of `model` if unset."""
     api_key: SecretStr | None = None
-    """If set, requests must carry it, or a key of `router.api_keys_file`, as `Authorization: Bearer …`. Not on the command
-    line, which every user of the machine can read."""
+    """If set, requests must carry it, or a key of `router.api_keys_file`, as `Authorization: Bearer …`. It is refused
+    on the command line, which every user of the machine can read."""
     api_keys_file: Path | None = None
     """File with the names and hashes of API keys, one a line, each with limits of its own; `embferry keys api new` adds
     one. If set, requests must carry one of the keys. The file is read again when it changes."""
@@ -258,8 +258,9 @@ class RouterSettings(Section):
     body_timeout: Seconds = 30
     """Seconds without a byte of a request body after which the request is refused with 408."""
     body_least_rate: Rate = 16 * 1024
-    """Bytes a second at which a request body must arrive, averaged over all of it but `router.body_timeout`; a slower one
-    is refused with 408. One with `Content-Length` must also be able to end within `router.request_timeout`."""
+    """Bytes a second at which a request body must arrive, on average after the first `router.body_timeout` seconds; a
+    slower one is refused with 408. One with `Content-Length` must also be able to end within `router.request_timeout`.
+    """
     request_timeout: Seconds = 300
     """Seconds a request may take in total; then it ends with 504."""
     connect_timeout: Seconds = 3

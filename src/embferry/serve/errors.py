@@ -14,7 +14,10 @@ CODES: dict[str, tuple[int, str]] = {
     "body_too_large": (413, "The body is longer than `router.max_body_bytes`."),
     "body_timeout": (408, "The body stopped arriving for longer than `router.body_timeout`, or arrived too slowly."),
     "invalid_api_key": (401, "The `Authorization` header is missing or wrong."),
-    "rate_limited": (429, "The client has more requests at once, or more requests or bytes a second, than it may have."),
+    "rate_limited": (
+        429,
+        "More requests at once, or more requests or bytes a second, than one client may have.",
+    ),
     "model_not_found": (404, "The model is not served here; `/v1/models` lists those that are."),
     "not_found": (404, "Nothing is served at this path."),
     "method_not_allowed": (405, "The path does not accept this method."),

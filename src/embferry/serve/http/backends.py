@@ -51,7 +51,9 @@ class Backends(ABC, Generic[M]):
 
         def client(most: int | None) -> httpx.AsyncClient:
             idle = min(KEEPALIVE_CONNECTIONS, most or KEEPALIVE_CONNECTIONS)
-            limits = httpx.Limits(most, idle, self.keepalive_seconds)
+            limits = httpx.Limits(
+                max_connections=most, max_keepalive_connections=idle, keepalive_expiry=self.keepalive_seconds
+            )
             return httpx.AsyncClient(
                 trust_env=False, timeout=timeout, limits=limits, verify=certificates, transport=transport
             )

@@ -108,7 +108,11 @@ class ChatEndpoint(ABC, Generic[B]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         metrics, client = self.fleet.metrics, scope.setdefault("state", {}).get("client", "")
-        with metrics.in_flight.track_inprogress(), metrics.seconds.time(), self.fleet.budget.hold(client=client) as hold:
+        with (
+            metrics.in_flight.track_inprogress(),
+            metrics.seconds.time(),
+            self.fleet.budget.hold(client=client) as hold,
+        ):
             response = ClientResponse(send)
             scope["state"]["facts"] = response.facts
 
@@ -121,9 +125,7 @@ class ChatEndpoint(ABC, Generic[B]):
             async def read() -> None:
                 nonlocal incoming
                 router, announced = self._settings.router, announced_bytes(scope)
-                body = await read_body(
-                    receive, router.max_body_bytes, hold, announced=announced, pace=Pace.of(router)
-                )
+                body = await read_body(receive, router.max_body_bytes, hold, announced=announced, pace=Pace.of(router))
                 incoming = None if body is None else Incoming(body, hold)
 
             await self.respond(read(), response)

@@ -1,4 +1,4 @@
-"""Bounds on the connections of an HTTP server: how many there are, in all and of one address, and how long one may wait.
+"""Bounds on the connections of an HTTP server: their number, in all and of one address, and how long one may wait.
 
 A full server makes room instead of refusing: a connection that has no complete request is closed, the one that has
 waited longest first. A client with an honest request delivers it soon after it has connected, so the others belong to

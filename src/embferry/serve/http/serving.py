@@ -20,7 +20,7 @@ from embferry.serve.http.descriptors import ExceptionHandler, within_open_files
 
 BACKLOG = 2048
 ACCEPTED_AT_ONCE = 16
-"""Connections accepted before their number is checked: a crowd must not take every descriptor in one turn of the loop."""
+"""Connections accepted before their number is checked, so that a crowd cannot take every descriptor in one turn."""
 CLOSE_SECONDS = 1
 """Seconds that open connections get to receive the rest of their responses."""
 DEFAULT_LIMITS = ConnectionLimits()

@@ -36,9 +36,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         limits = ConnectionLimits(
             settings.max_connections, settings.max_connections_per_address, app.own_addresses.__contains__
         )
-        asyncio.run(
-            serve_app(app, listener, start, close_seconds=DRAIN_SECONDS, limits=limits, share=DESCRIPTORS)
-        )
+        asyncio.run(serve_app(app, listener, start, close_seconds=DRAIN_SECONDS, limits=limits, share=DESCRIPTORS))
 
 
 def _application(settings: Settings) -> Edge:

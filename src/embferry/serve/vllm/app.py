@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 from starlette.routing import Route
+
 from embferry.serve.config import Settings
 from embferry.serve.http.app import router_app
 from embferry.serve.http.edge import Edge
