@@ -7,10 +7,10 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from embferry.engine.encoder import Encoder
 from embferry.models import model_path
@@ -22,7 +22,7 @@ from embferry.serve.encode.embedding_resource import EmbeddingResource
 from embferry.serve.encode.messages import EncodeRequest
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
-from embferry.serve.http.body import Pace, announced_bytes, read_body
+from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.descriptors import raise_open_file_limit
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.off_loop import off_loop
@@ -72,20 +72,20 @@ def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]
     return service
 
 
-def build(service: EncodeService) -> Starlette:
+def build(service: EncodeService) -> ASGIApp:
     """Returns the application."""
     decoders = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
     max_bytes = service.settings.media.max_total_bytes + ENVELOPE_BYTES
 
     async def encode(request: Request) -> Response:
         """Responds when length and digest of the embedding are known, before the vision encoder runs."""
-        return await response_with_signs_of_life(admit(request))
+        return await response_with_signs_of_life(request, admit(request))
 
     async def admit(request: Request) -> Response:
         hold = service.budget.hold()
         try:
-            announced, pace = announced_bytes(request.scope), Pace.of(service.settings.router)
-            body = await read_body(request.receive, max_bytes, hold, announced=announced, pace=pace)
+            pace, scope, receive = Pace.of(service.settings.router), request.scope, request.receive
+            body = await read_body(scope, receive, max_bytes, hold, pace=pace, between_parts=True)
             if body is None:
                 hold.release()
                 return Response(status_code=499)

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embferry.serve.http.api_keys import ApiKeys
 from embferry.serve.http.backends import Backends
 from embferry.serve.http.chat import ChatEndpoint
 from embferry.serve.http.clients import Clients
+from embferry.serve.http.digests import Digests
 from embferry.serve.http.edge import Edge
 from embferry.serve.http.errors import error_response, exception_handlers
 from embferry.serve.http.status import status_routes
 
+PARTS = "/ec/"
+"""Paths for parts of this project, not for clients."""
 
-def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> Edge:
+
+class RouterApp:
+    """The ASGI application of a router.
+
+    Attributes:
+        own_addresses: IP addresses of backends, for whose connections the server keeps room.
+    """
+
+    def __init__(self, app: ASGIApp, own_addresses: Collection[str]) -> None:
+        self._app, self.own_addresses = app, own_addresses
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> RouterApp:
     """Returns the application. It watches the backends while its lifespan runs.
 
     Args:
@@ -50,4 +69,6 @@ def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> Edge:
     clients = Clients(keys, router, backends.metrics)
     # The edge is outside of Starlette, so that a 500 carries the request's id too.
     paths = frozenset(route.path for route in routes)
-    return Edge(app, backends.metrics.requests, paths, clients, backends.own_addresses)
+    edge = Edge(app, backends.metrics.requests, paths, clients)
+    digested = Digests(edge, error_response, lambda path: path.startswith(PARTS))
+    return RouterApp(digested, backends.own_addresses)

@@ -1,8 +1,9 @@
-"""Reads request bodies of limited size, and JSON in them."""
+"""Reads request bodies of limited size, checks their digests, and reads JSON in them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from starlette.types import Receive, Scope
 from embferry.serve.byte_budget import Hold
 from embferry.serve.config import RouterSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.off_loop import off_loop
+from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content
 
 
 def announced_bytes(scope: Scope) -> int:
@@ -51,30 +54,52 @@ DEFAULT_PACE = Pace()
 
 
 async def read_body(
+    scope: Scope,
     receive: Receive,
     max_bytes: int,
     hold: Hold | None = None,
     *,
-    announced: int = 0,
     pace: Pace = DEFAULT_PACE,
+    between_parts: bool = False,
 ) -> bytes | None:
-    """Reads a request body. Counts the bytes as they arrive: Content-Length may be absent or wrong.
+    """Reads a request body and checks its digest. Counts the bytes as they arrive: Content-Length may be wrong.
 
     A body that is refused is not read further. The server drops what still comes of it (:mod:`.connections`).
 
     Args:
+        scope: the request's.
         receive: the request's.
         max_bytes: bytes of the body.
-        hold: grows with the body, to ``announced`` bytes at once.
-        announced: the length by the request's headers, 0 if unknown.
+        hold: grows with the body, to the length by its header at once.
         pace: how fast it must arrive.
+        between_parts: the caller is a part of this project, so the body must have a digest.
 
     Returns:
         The body; None if the client left before its end.
 
     Raises:
-        ServeError: body_too_large; capacity_exhausted; body_timeout.
+        ServeError: body_too_large; capacity_exhausted; body_timeout; body_damaged.
     """
+    body = await _received(receive, max_bytes, hold, announced_bytes(scope), pace)
+    if body is not None:
+        await _check_digest(Headers(scope=scope).getlist(CONTENT_DIGEST), body, between_parts)
+    return body
+
+
+async def _check_digest(values: list[str], body: bytes, between_parts: bool) -> None:
+    if not (values or between_parts):
+        return
+    value = ",".join(values) if values else None
+    try:
+        if between_parts or value is None:
+            await off_loop(len(body), check_content, value, body)
+        else:
+            await off_loop(len(body), check_foreign_content, value, body)
+    except DamagedError as error:
+        raise ServeError("body_damaged", f"{error}; send the request again") from error
+
+
+async def _received(receive: Receive, max_bytes: int, hold: Hold | None, announced: int, pace: Pace) -> bytes | None:
     _check_length(announced, max_bytes)
     if hold is not None:
         hold.set(announced)
@@ -107,6 +132,17 @@ def _too_slow(received: int, left: float, pace: Pace) -> ServeError:
     else:
         why = f"the body arrives too slowly: {received:,} bytes have come"
     return ServeError("body_timeout", why)
+
+
+async def discard_body(receive: Receive, max_bytes: int, seconds: float) -> None:
+    """Reads up to ``max_bytes`` more, for ``seconds`` at most: a client that is sending would not see the response."""
+    seen, more = 0, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while more and seen < max_bytes:
+                message = await receive()
+                seen += len(message.get("body", b""))
+                more = message["type"] != "http.disconnect" and message.get("more_body", False)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends
-from embferry.serve.http.body import Pace, announced_bytes, read_body
+from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import error_response
 from embferry.serve.openai.reply import error_event
@@ -124,8 +124,8 @@ class ChatEndpoint(ABC, Generic[B]):
 
             async def read() -> None:
                 nonlocal incoming
-                router, announced = self._settings.router, announced_bytes(scope)
-                body = await read_body(receive, router.max_body_bytes, hold, announced=announced, pace=Pace.of(router))
+                router = self._settings.router
+                body = await read_body(scope, receive, router.max_body_bytes, hold, pace=Pace.of(router))
                 incoming = None if body is None else Incoming(body, hold)
 
             await self.respond(read(), response)

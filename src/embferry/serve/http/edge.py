@@ -7,7 +7,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection
 from typing import Any
 
 from prometheus_client import Counter
@@ -40,17 +39,13 @@ class Edge:
         requests: counts requests by path and status.
         paths: the values that the path label may have; every other path counts as "other".
         clients: whose requests under ``/v1/`` are limited.
-        own_addresses: IP addresses of the fleet, for whose connections the server keeps room.
     """
 
-    def __init__(
-        self, app: ASGIApp, requests: Counter, paths: frozenset[str], clients: Clients, own_addresses: Collection[str]
-    ) -> None:
+    def __init__(self, app: ASGIApp, requests: Counter, paths: frozenset[str], clients: Clients) -> None:
         self._app = app
         self._requests = requests
         self._paths = paths
         self._clients = clients
-        self.own_addresses = own_addresses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -20,14 +20,21 @@ def error_response(error: ServeError) -> JSONResponse:
 
     OpenAI's clients obey ``x-should-retry`` where it is present.
     """
-    is_known = error.http_status < 500 and error.http_status not in RETRIED_BY_CLIENTS
-    headers = {} if is_known else {"x-should-retry": "true" if error.retryable else "false"}
-    return JSONResponse(error.body(), error.http_status, headers | retry_after(error.http_status, error.retry_after))
+    status = error.http_status
+    is_told = status >= 500 or status in RETRIED_BY_CLIENTS or error.retryable
+    headers = {"x-should-retry": "true" if error.retryable else "false"} if is_told else {}
+    headers |= retry_after(status, error.retry_after) | connection_of(error)
+    return JSONResponse(error.body(), status, headers)
 
 
 def retry_after(status: int, seconds: int = 1) -> dict[str, str]:
     """Returns the header that goes with every response of this status: 503 and 429 have one."""
     return {"retry-after": str(seconds)} if status in (429, 503) else {}
+
+
+def connection_of(error: ServeError) -> dict[str, str]:
+    """Returns the header that closes the connection after a damaged request: its length may be wrong too."""
+    return {"connection": "close"} if error.code == "body_damaged" else {}
 
 
 def exception_handlers(

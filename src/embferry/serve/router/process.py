@@ -6,9 +6,9 @@ import asyncio
 import logging
 
 from embferry.serve.config import Settings
+from embferry.serve.http.app import RouterApp
 from embferry.serve.http.backends import DESCRIPTORS
 from embferry.serve.http.connections import ConnectionLimits
-from embferry.serve.http.edge import Edge
 from embferry.serve.http.serving import Report, listen, serve_app, unreported
 from embferry.serve.worker.address import url_of
 
@@ -39,7 +39,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         asyncio.run(serve_app(app, listener, start, close_seconds=DRAIN_SECONDS, limits=limits, share=DESCRIPTORS))
 
 
-def _application(settings: Settings) -> Edge:
+def _application(settings: Settings) -> RouterApp:
     """Imports only the router that runs: this one decodes media, the one before vLLM does not."""
     if settings.router.engine == "vllm":
         from embferry.serve.vllm import app as before_vllm

@@ -6,13 +6,12 @@ import httpx
 from starlette.routing import Route
 
 from embferry.serve.config import Settings
-from embferry.serve.http.app import router_app
-from embferry.serve.http.edge import Edge
+from embferry.serve.http.app import RouterApp, router_app
 from embferry.serve.vllm.chat import Chat
 from embferry.serve.vllm.fleet import Fleet
 
 
-def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> Edge:
+def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> RouterApp:
     """Returns the application. It probes the instances while its lifespan runs.
 
     Args:

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from embferry.protocol.errors import EmbferryError
 from embferry.serve.errors import ServeError
-from embferry.serve.http.errors import retry_after
+from embferry.serve.http.errors import connection_of, retry_after
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -48,4 +48,5 @@ def error_body(error: ServeError) -> dict[str, Any]:
 
 def error_response(error: ServeError) -> JSONResponse:
     """Returns the response of a worker that fails."""
-    return JSONResponse(error_body(error), error.http_status, retry_after(error.http_status, error.retry_after))
+    status = error.http_status
+    return JSONResponse(error_body(error), status, retry_after(status, error.retry_after) | connection_of(error))
