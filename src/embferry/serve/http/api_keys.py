@@ -41,7 +41,7 @@ _HASH = re.compile(r"sha256:([0-9a-f]{64})")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may do; None: what the settings say for every client.
+    """Limits of one client; None: what the settings say for every client.
 
     Attributes:
         requests: at once.

@@ -20,7 +20,7 @@ from embferry.serve.http.descriptors import ExceptionHandler, within_open_files
 
 BACKLOG = 2048
 ACCEPTED_AT_ONCE = 16
-"""Connections accepted before their number is checked, so that a crowd cannot take every descriptor in one turn."""
+"""Connections accepted before their number is checked, so that many at once cannot take every descriptor."""
 CLOSE_SECONDS = 1
 """Seconds that open connections get to receive the rest of their responses."""
 DEFAULT_LIMITS = ConnectionLimits()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +22,8 @@ from embferry.serve.openai.reply import model_object
 log = logging.getLogger(__name__)
 
 ROLES: tuple[Role, ...] = get_args(Role)
+SHOWN_BYTES = 200
+"""Bytes of a malformed entry in the log."""
 SUSPECT_SECONDS = 10.0
 """How long a worker that has failed is asked last."""
 
@@ -29,7 +31,7 @@ SUSPECT_SECONDS = 10.0
 class _List(msgspec.Struct):
     """The bootstrap server's response to ``GET /workers``."""
 
-    workers: tuple[Worker, ...]
+    workers: tuple[msgspec.Raw, ...]
     complete: bool = True
     """Whether a worker that is not listed has gone."""
 
@@ -50,6 +52,7 @@ class Fleet(Backends[RouterMetrics]):
         self._refreshing = asyncio.Lock()
         self._refreshes = 0  # that have ended
         self._suspected: dict[str, float] = {}  # monotonic seconds, by worker
+        self._faults: dict[str, str] = {}  # reasons by malformed entry of the last list
 
     async def watch(self) -> None:
         while True:
@@ -74,12 +77,28 @@ class Fleet(Backends[RouterMetrics]):
                 response = await self.control.get(address)
             response.raise_for_status()
             listed = _DECODER.decode(response.content)
-            self._replace(_workers(listed, self.settings.model_name), keep=not listed.complete)
+            self._replace(self._usable(listed.workers), keep=not listed.complete)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
             reason = reason_of(error)
             if not self._trouble:
                 log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
             self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
+
+    def _usable(self, listed: Iterable[msgspec.Raw]) -> tuple[Worker, ...]:
+        """Returns the workers of our model. A malformed entry is passed over, and reported once."""
+        workers, faults = [], {}
+        for entry in listed:
+            try:
+                worker = msgspec.json.decode(entry, type=Worker)
+                # Senders and receivers of the library register too, without an HTTP server.
+                if worker.url and Path(worker.model or self.settings.model_name).name == self.settings.model_name:
+                    workers.append(msgspec.structs.replace(worker, url=_checked(worker.url)))
+            except (ValueError, RecursionError, httpx.InvalidURL) as error:
+                faults[bytes(entry)[:SHOWN_BYTES].decode("utf-8", "replace")] = reason_of(error)
+        for shown in faults.keys() - self._faults.keys():
+            log.warning("a worker in the list is passed over", extra={"entry": shown, "reason": faults[shown]})
+        self._faults = faults
+        return tuple(workers)
 
     def _replace(self, workers: tuple[Worker, ...], *, keep: bool) -> None:
         """Replaces the list. ``keep``: those that are missing in it stay."""
@@ -147,17 +166,13 @@ class Fleet(Backends[RouterMetrics]):
         return any(worker.id not in avoid for worker in self._with_role(role))
 
 
-def _workers(listed: _List, model: str) -> tuple[Worker, ...]:
-    """Returns the workers of our model.
+def _checked(url: str) -> str:
+    """Returns the URL of a worker, without a slash at its end.
 
     Raises:
-        ValueError: it is malformed. The previous complete list is better than a part of the new one.
+        ValueError: it is not one, so that no request could be sent there. httpx.InvalidURL likewise.
     """
-    found = []
-    for worker in listed.workers:
-        # Senders and receivers of the library register too, without an HTTP server; the router cannot use them.
-        if worker.url and Path(worker.model or model).name == model:
-            if not worker.url.startswith(("http://", "https://")):
-                raise ValueError(f"{worker.url!r} is not the URL of a worker")
-            found.append(msgspec.structs.replace(worker, url=worker.url.rstrip("/")))
-    return tuple(found)
+    parsed = httpx.URL(url)
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+        raise ValueError(f"{url!r} is not the URL of a worker")
+    return url.rstrip("/")
