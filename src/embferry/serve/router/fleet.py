@@ -173,6 +173,7 @@ def _checked(url: str) -> str:
         ValueError: it is not one, so that no request could be sent there. httpx.InvalidURL likewise.
     """
     parsed = httpx.URL(url)
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
+    is_usable = parsed.scheme in ("http", "https") and parsed.host and (parsed.port or 0) < 1 << 16
+    if not is_usable or parsed.query or parsed.fragment:
         raise ValueError(f"{url!r} is not the URL of a worker")
     return url.rstrip("/")
