@@ -201,6 +201,9 @@ class EncodeSettings(Section):
     when there is no other. A quarter of the machine's memory if unset."""
     unclaimed_timeout: Seconds = 60
     """Seconds an embedding waits for a language worker to open the transfer."""
+    unclaimed_grace: Seconds = 5
+    """Seconds after which such an embedding makes room for a new request when `encode.max_rooms` or
+    `encode.max_held_bytes` is reached. Sooner if its caller (by IP address) has more of them than the new one's."""
 
 
 class LanguageSettings(Section):

@@ -22,7 +22,8 @@ from embferry.serve.encode.embedding_resource import EmbeddingResource
 from embferry.serve.encode.messages import EncodeRequest
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
-from embferry.serve.http.body import Pace, read_body
+from embferry.serve.http.body import Pace, announced_bytes, read_body
+from embferry.serve.http.connections import caller_of
 from embferry.serve.http.descriptors import raise_open_file_limit
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.off_loop import off_loop
@@ -85,13 +86,14 @@ def build(service: EncodeService) -> ASGIApp:
         hold = service.budget.hold()
         try:
             pace, scope, receive = Pace.of(service.settings.router), request.scope, request.receive
+            service.expect(announced_bytes(scope), caller_of(scope))
             body = await read_body(scope, receive, max_bytes, hold, pace=pace, between_parts=True)
             if body is None:
                 hold.release()
                 return Response(status_code=499)
             encode_request = await off_loop(len(body), decoded, messages.DECODER, body)
             with about(request_id=encode_request.request_id, room=encode_request.room):
-                room = service.admit(encode_request, hold)
+                room = service.admit(encode_request, hold, caller_of(scope))
         except BaseException:
             hold.release()
             raise

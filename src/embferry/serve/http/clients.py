@@ -18,7 +18,7 @@ from embferry.observe.metrics import ChatMetrics
 from embferry.serve.config import RouterSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.api_keys import ApiKeys, Limits
-from embferry.transports.net.address import network_of
+from embferry.serve.http.connections import caller_of
 
 MAX_REMEMBERED = 4096
 """Clients without a request that are remembered, for their averages."""
@@ -145,8 +145,7 @@ class Clients:
 
     def _of(self, scope: Scope) -> Client:
         if not self._keys.required:
-            address = scope["client"][0] if scope.get("client") else ""
-            return self._get(f"address {_network(address)}", NO_KEY, self._default, scope)
+            return self._get(f"address {caller_of(scope)}", NO_KEY, self._default, scope)
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         key = self._keys.find(given.strip()) if scheme.lower() == "bearer" else None
         if key is None:
@@ -175,10 +174,3 @@ class Clients:
 def _limited(why: str, wait: float) -> ServeError:
     seconds = max(1, math.ceil(wait))
     return ServeError("rate_limited", f"{why}; try again in {seconds} s", retry_after=seconds)
-
-
-def _network(address: str) -> str:
-    try:
-        return network_of(address)
-    except ValueError:
-        return address[:64]

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import h11
+from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from embferry.serve.http.descriptors import Reports
@@ -67,7 +68,7 @@ class Places:
 
     def enter(self, connection: BoundedProtocol, address: str) -> bool:
         """Adds a connection, after room was made if necessary. Returns False if there is none."""
-        network = _network(address)
+        network = counted_network(address)
         most, each = self._limits.connections, self._limits.per_address
         if self._limits.is_own(address):
             most, each = most + max(1, most // OWN_SHARE), most
@@ -181,8 +182,14 @@ _ERRORS_ONLY = logging.getLogger(f"{__name__}.uvicorn")
 _ERRORS_ONLY.setLevel(logging.ERROR)
 
 
-def _network(address: str) -> str:
+def counted_network(address: str) -> str:
+    """Returns the IPv4 address or the IPv6 network of 64 bits that an address counts for; "" for no IP address."""
     try:
         return network_of(address)
     except ValueError:  # the peer has left already, or the server listens on a Unix socket
         return ""
+
+
+def caller_of(scope: Scope) -> str:
+    """Returns the same for the client of a request."""
+    return counted_network(scope["client"][0]) if scope.get("client") else ""
