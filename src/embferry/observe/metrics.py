@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from embferry.observe.logs import dropped_lines
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -24,6 +26,8 @@ class Metrics:
         self.counter = partial(Counter, registry=self.registry)
         self.gauge = partial(Gauge, registry=self.registry)
         self.histogram = partial(Histogram, buckets=self.buckets, registry=self.registry)
+        lines = self.gauge("embferry_log_lines_dropped", "Log lines that were dropped because nobody read them")
+        lines.set_function(dropped_lines)
 
     def exposition(self) -> bytes:
         """Returns all metrics in the text format of Prometheus."""
