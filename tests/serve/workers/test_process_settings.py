@@ -17,9 +17,9 @@ from embferry.memory.limits import machine_memory_bytes
 from embferry.protocol.errors import TransportError
 from embferry.serve.config import EncodeSettings, RouterSettings, Settings, TransferSettings
 from embferry.serve.config_load import ConfigError
+from embferry.serve.http.address import url_of
 from embferry.serve.supervisor import LocalCluster
 from embferry.serve.supervisor.handover import pack, read_line, unpack
-from embferry.serve.worker.address import url_of
 from embferry.serve.worker.process import open_port
 from embferry.serve.worker.transfer_settings import control_limits, encode_timeouts, language_timeouts
 

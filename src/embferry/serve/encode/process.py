@@ -22,12 +22,12 @@ from embferry.serve.encode.embedding_resource import EmbeddingResource
 from embferry.serve.encode.messages import EncodeRequest
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
+from embferry.serve.http.address import address_of
 from embferry.serve.http.body import Pace, announced_bytes, read_body
 from embferry.serve.http.connections import caller_of
 from embferry.serve.http.descriptors import raise_open_file_limit
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.off_loop import off_loop
-from embferry.serve.worker.address import address_of
 from embferry.serve.worker.errors import decoded
 from embferry.serve.worker.http import response_with_signs_of_life, worker_app
 from embferry.serve.worker.metrics import count_connections

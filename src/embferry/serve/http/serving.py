@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from embferry.protocol.errors import TransportError
+from embferry.serve.http.address import address_of
 from embferry.serve.http.connections import ConnectionLimits, bounded_protocol
 from embferry.serve.http.descriptors import ExceptionHandler, within_open_files
 
@@ -39,11 +40,14 @@ def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
     Raises:
         TransportError: the address cannot be bound; it names ``flag``, the option for another port.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
+        # The address that a worker's transports have too.
+        address = address_of(host)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return socket.create_server((address, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:  # the latter: of the codec for international names
+        is_known = isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno
+        why = os.strerror(is_known) if is_known else str(error)
         advice = f"choose another port with {flag} (0 takes a free one)"
         raise TransportError(f"cannot listen on {host}:{port}: {why}; {advice}", retryable=False) from error
 

@@ -6,11 +6,11 @@ import asyncio
 import logging
 
 from embferry.serve.config import Settings
+from embferry.serve.http.address import url_of
 from embferry.serve.http.app import RouterApp
 from embferry.serve.http.backends import DESCRIPTORS
 from embferry.serve.http.connections import ConnectionLimits
 from embferry.serve.http.serving import Report, listen, serve_app, unreported
-from embferry.serve.worker.address import url_of
 
 log = logging.getLogger(__name__)
 

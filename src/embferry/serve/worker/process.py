@@ -17,9 +17,9 @@ from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.leases import Role, Worker
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
+from embferry.serve.http.address import address_of, url_of
 from embferry.serve.http.connections import ConnectionLimits
 from embferry.serve.http.serving import Report, listen, serve_app
-from embferry.serve.worker.address import address_of, url_of
 from embferry.serve.worker.service import Service
 
 log = logging.getLogger(__name__)
