@@ -1,4 +1,4 @@
-"""Log lines that nobody reads: they are dropped and counted, and block nobody."""
+"""Log lines that are not read: they are dropped and counted, and block no thread."""
 
 from __future__ import annotations
 

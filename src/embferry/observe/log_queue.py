@@ -1,7 +1,7 @@
 """Log lines that never block: a bounded queue, and a thread that writes it to a descriptor.
 
-A pipe that nobody reads, or a terminal that was stopped, takes nothing any more. A process that writes its log itself
-then stands still, whatever it was doing, with the locks that it holds. Here the writing thread stands still alone;
+A pipe that is not read, or a terminal that was stopped, takes nothing any more. A process that writes its log itself
+then stands still, with the locks that it holds. Here the writing thread stands still alone;
 lines beyond the bounds are dropped and counted, and the next one that is written is preceded by their number.
 """
 
@@ -91,7 +91,7 @@ class QueueHandler(logging.Handler):
         while data:
             try:
                 data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # whoever made the pipe wants it so
+            except BlockingIOError:  # the descriptor was set so, for example by the parent
                 select.select([], [self._fd], [])
 
     def _take(self) -> bytes:
@@ -100,5 +100,5 @@ class QueueHandler(logging.Handler):
         self._nbytes -= len(line)
         dropped, self._dropped_since = self._dropped_since, 0
         if dropped:
-            line = b"%d log lines were dropped: nobody read the log, or it was too much\n" % dropped + line
+            line = b"%d log lines were dropped: the log was not read, or was too long\n" % dropped + line
         return line

@@ -55,7 +55,7 @@ def configure(level: str, style: str) -> None:
 
 
 def dropped_lines() -> int:
-    """Returns the log lines of this process that were dropped, because nobody read them."""
+    """Returns the log lines of this process that were dropped, because the log was not read."""
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, QueueHandler))
 
 

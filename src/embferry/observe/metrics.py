@@ -26,7 +26,7 @@ class Metrics:
         self.counter = partial(Counter, registry=self.registry)
         self.gauge = partial(Gauge, registry=self.registry)
         self.histogram = partial(Histogram, buckets=self.buckets, registry=self.registry)
-        lines = self.gauge("embferry_log_lines_dropped", "Log lines that were dropped because nobody read them")
+        lines = self.gauge("embferry_log_lines_dropped", "Log lines that were dropped because the log was not read")
         lines.set_function(dropped_lines)
 
     def exposition(self) -> bytes:

@@ -64,7 +64,7 @@ class EncodeService(Service[SendManager, int, Room]):
     # Called by the HTTP endpoints, on any thread
 
     def expect(self, nbytes: int, caller: str = "") -> None:
-        """Makes room for a request, if embeddings that nobody has asked for take it.
+        """Makes room for a request, if embeddings that no language worker has asked for take it.
 
         Args:
             nbytes: of the request's body.

@@ -1,4 +1,4 @@
-"""Crowds of slow and hostile clients at the ports of real processes."""
+"""Many slow and hostile clients at the ports of real processes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def get(process: Process, path: str) -> httpx.Response:
 
 
 def asked(process: Process) -> int:
-    """Asks a question from another address than the crowd. Returns the status."""
+    """Asks a question from another address than theirs. Returns the status."""
     with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2"), timeout=DEADLINE) as client:
         return client.post(f"{process.url}/v1/chat/completions", json=CHAT).status_code
 
