@@ -1,0 +1,48 @@
+"""The targets, one a file. A new one needs its file and a line here."""
+
+from __future__ import annotations
+
+from ..engine import Target
+from .bootstrap_answers import BootstrapAnswers
+from .bootstrap_requests import BootstrapRequests
+from .config_text import ConfigText
+from .control_messages import ControlMessages
+from .control_stream import ControlStream
+from .coordinates import Coordinates
+from .handles import Handles
+from .http_heads import HttpHeads
+from .http_publications import HttpPublications
+from .leased import Leased
+from .openai_chat import OpenaiChat
+from .origin_frames import OriginFrames
+from .receiver_machine import ReceiverMachine
+from .sender_machine import SenderMachine
+from .tcp import Tcp
+from .vllm_chat import VllmChat
+from .vllm_entries import VllmEntries
+from .worker_requests import WorkerRequests
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        ControlMessages(),
+        ControlStream(),
+        ReceiverMachine(),
+        SenderMachine(),
+        Handles(),
+        Tcp(),
+        HttpHeads(),
+        HttpPublications(),
+        Leased(),
+        BootstrapRequests(),
+        BootstrapAnswers(),
+        OpenaiChat(),
+        WorkerRequests(),
+        VllmChat(),
+        VllmEntries(),
+        Coordinates(),
+        OriginFrames(),
+        ConfigText(),
+    )
+}
+"""Every target by its name."""
