@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -21,7 +21,7 @@ ROOM, HERE, STRANGERS = 7, 100, (200, 201, 0)
 def message(chance: Random, body: list[Any]) -> list[Tree]:
     """Returns the event of a message, most of them from the same peer and to this session."""
     source = chance.choice((STRANGERS[0], STRANGERS[0], STRANGERS[0], *STRANGERS))
-    return ["message", source, chance.choice((HERE, HERE, HERE, HERE, 0, 99)), body]
+    return [0, source, chance.choice((HERE, HERE, HERE, HERE, 0, 99)), body]
 
 
 def encoded(events: list[Tree]) -> Pieces:
@@ -29,21 +29,22 @@ def encoded(events: list[Tree]) -> Pieces:
     return [as_msgpack(event) for event in events]
 
 
-def events(pieces: Pieces) -> Iterator[tuple[str, list[Any]]]:
-    """Yields name and arguments of each event; what is none, which a mutation has made, is left out.
+def events(pieces: Pieces, names: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    """Yields name and arguments of each event. ``names[0]`` is ``message``; any number names an event.
 
-    The body of a message goes through the decoder: what that rejects never reaches a machine.
+    The body of a message goes through the decoder: what that rejects never reaches a machine, and is left out.
     """
     for piece in pieces:
         try:
-            name, *arguments = msgspec.msgpack.decode(piece, type=list[Any])
+            code, *arguments = msgspec.msgpack.decode(piece, type=list[Any])
+            name = names[code % len(names)]
             if name == "message":
                 source, target, body = arguments
                 frame = decode(as_msgpack([1, source, target, body]))
-                yield "message", [frame.source, frame.target, frame.body]
-            elif isinstance(name, str):
+                yield name, [frame.source, frame.target, frame.body]
+            else:
                 yield name, [number % (1 << 16) for number in arguments if isinstance(number, int)]
-        except (msgspec.MsgspecError, ValueError, RemoteProtocolError, VersionMismatch):
+        except (msgspec.MsgspecError, ValueError, TypeError, RemoteProtocolError, VersionMismatch):
             continue
 
 

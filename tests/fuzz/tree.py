@@ -47,6 +47,13 @@ class Number:
         return value.to_bytes(self.width, "little" if self.little else "big")
 
 
+def fresh(tree: Tree) -> Tree:
+    """Returns a copy of a tree that is a constant, to be changed."""
+    if isinstance(tree, dict):
+        return {key: fresh(value) for key, value in tree.items()}
+    return [fresh(item) for item in tree] if isinstance(tree, list | tuple) else tree
+
+
 # Encoders of formats
 
 
@@ -117,7 +124,7 @@ def _is_number(node: Tree) -> bool:
 def _other_type(place: Place, places: list[Place], chance: Random, other: Other) -> None:
     """Puts a value in place of one of another type."""
     box, key = place
-    box[key] = chance.choice(ATOMS)
+    box[key] = fresh(chance.choice(ATOMS))
 
 
 def _remove(place: Place, places: list[Place], chance: Random, other: Other) -> None:

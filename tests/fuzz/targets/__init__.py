@@ -18,6 +18,7 @@ from .origin_frames import OriginFrames
 from .receiver_machine import ReceiverMachine
 from .sender_machine import SenderMachine
 from .tcp import Tcp
+from .vllm_answers import VllmAnswers
 from .vllm_chat import VllmChat
 from .vllm_entries import VllmEntries
 from .worker_requests import WorkerRequests
@@ -40,6 +41,7 @@ TARGETS: dict[str, Target] = {
         WorkerRequests(),
         VllmChat(),
         VllmEntries(),
+        VllmAnswers(),
         Coordinates(),
         OriginFrames(),
         ConfigText(),

@@ -28,8 +28,7 @@ class Leased(Target):
 
     def encode(self, tree: Tree, chance: Random) -> Pieces:
         frames = [as_msgpack(message) for message in tree]
-        lie = chance.random() < 0.1
-        stream = packed([[Number(len(frame) + (lie and chance.randrange(-9, 99)), 4), frame] for frame in frames])
+        stream = packed([[Number(len(frame), 4), frame] for frame in frames])
         return arrivals(stream, [chance.randrange(len(stream) + 1) for _ in range(chance.randrange(3))])
 
     def run(self, pieces: Pieces) -> None:

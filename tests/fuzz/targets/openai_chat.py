@@ -13,7 +13,7 @@ from embferry.serve.openai.request import parse
 from ..engine import Target
 from ..measure import Bounds
 from ..raw import Pieces
-from ..tree import Tree, as_json
+from ..tree import Tree, as_json, fresh
 
 PICTURE = "data:image/png;base64,AAAA"
 
@@ -43,13 +43,13 @@ class OpenaiChat(Target):
 def a_request(chance: Random) -> dict[str, Any]:
     """Returns a valid request: some messages, some of their parts media, and some of the other fields."""
     request: dict[str, Any] = {"model": "m", "messages": [a_message(chance) for _ in range(chance.randrange(1, 4))]}
-    return request | dict(chance.sample(OPTIONS, chance.randrange(5)))
+    return request | {name: fresh(value) for name, value in chance.sample(OPTIONS, chance.randrange(5))}
 
 
 def a_message(chance: Random) -> dict[str, Any]:
     if chance.random() < 0.3:
         return {"role": chance.choice(("system", "user", "assistant")), "content": "Hello"}
-    return {"role": "user", "content": [dict(chance.choice(PARTS)) for _ in range(chance.randrange(1, 4))]}
+    return {"role": "user", "content": [fresh(chance.choice(PARTS)) for _ in range(chance.randrange(1, 4))]}
 
 
 PARTS: tuple[dict[str, Any], ...] = (

@@ -13,6 +13,7 @@ from ..raw import Pieces
 from ..tree import BOUNDS, Number, Tree, packed
 
 WIRES = (OriginWire(64, 8), OriginWire(64, 8, Generation.V3_0), OriginWire(1 << 20, 64, num_buffers=5))
+ROOMS = [bound for bound in BOUNDS if 0 <= bound < 1 << 63]
 
 
 class OriginFrames(Target):
@@ -20,9 +21,9 @@ class OriginFrames(Target):
     inputs = 8000
 
     def tree(self, chance: Random) -> Tree:
-        room, head = str(chance.choice(BOUNDS[64:])), ["127.0.0.1", str(chance.randrange(1, 65536)), "host:20001"]
+        room, head = str(chance.choice(ROOMS)), ["127.0.0.1", str(chance.randrange(1, 65536)), "host:20001"]
         if chance.random() < 0.2:
-            return [room, str(chance.randrange(7)), *([str(chance.randrange(-1, 9))] if chance.random() < 0.5 else [])]
+            return [room, str(chance.randrange(5)), *([str(chance.randrange(-1, 9))] if chance.random() < 0.5 else [])]
         if chance.random() < 0.3:
             pointers = [chance.randrange(1, 1 << 47) for _ in range(chance.choice((4, 5)))]
             return ["None", *head, struct.pack(f"={len(pointers)}Q", *pointers)]

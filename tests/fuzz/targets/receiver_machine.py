@@ -21,7 +21,8 @@ from embferry.protocol.commands import (
 )
 from embferry.protocol.errors import Aborted, PeerGone, TransportError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import TransportAddress
+from embferry.protocol.ledger import OutstandingGrant
+from embferry.protocol.messages import Chunk, Drained, Offer, TransportAddress, Written
 from embferry.protocol.ranges import RangeSet
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
@@ -30,7 +31,7 @@ from tests.protocol.ends import LAYOUT, LanguageEnd
 from tests.protocol.invariants import check_blocks, check_receiver
 
 from ..engine import Target
-from ..events import HERE, ROOM, check_sendable, encoded, events, message
+from ..events import HERE, ROOM, STRANGERS, check_sendable, encoded, events, message
 from ..measure import Bounds
 from ..raw import Pieces
 from ..tree import Tree
@@ -47,8 +48,8 @@ class ReceiverMachine(Target):
     bounds = Bounds(calls=200_000, calls_per_byte=400, memory=1 << 20, memory_per_byte=400)
 
     def tree(self, chance: Random) -> Tree:
-        begun = [message(chance, _offer(chance, 1))] if chance.random() < 0.7 else []
-        return begun + [chance.choice(EVENTS)(chance) for _ in range(chance.randrange(4, 30))]
+        first = [[_code("offer"), chance.randrange(1, 64)]] if chance.random() < 0.9 else []
+        return first + [_event(chance) for _ in range(chance.randrange(4, 40))]
 
     def encode(self, tree: Tree, chance: Random) -> Pieces:
         return encoded(tree)
@@ -56,7 +57,7 @@ class ReceiverMachine(Target):
     def run(self, pieces: Pieces) -> None:
         language = _Language()
         language.advance()
-        for name, arguments in events(pieces):
+        for name, arguments in events(pieces, NAMES):
             language.play(name, arguments)
             language.advance()
         language.end()
@@ -78,7 +79,9 @@ class _Language:
         self.orphans: dict[int, tuple[int, tuple[int, ...]]] = {}
         self.open: dict[int, set[int]] = {}  # blocks that a writer may write, by epoch
         self.revoking: list[int] = []
+        self.content: tuple[int, bytes] | None = None  # length and digest that the senders announce
         self.checks: list[Verify] = []
+        self.damaged: set[tuple[int, int]] = set()  # chunks with other bytes than were announced
         self.queue: list[Deliver] = []
 
     def living_receivers(self) -> list[LanguageEnd]:
@@ -90,10 +93,15 @@ class _Language:
         match name:
             case "message":
                 machine.receive(*arguments, self.now)
+            case "offer":
+                self._offer(at)
+            case "report" if grants := list(machine.ledger):
+                self._report(grants[at % len(grants)], at)
             case "tick":
                 self.tick(at % 64 / 4)
             case "verify" if self.checks:
                 check = self.checks.pop(at % len(self.checks))
+                self.damaged |= {(check.epoch, check.offset)} if at % 8 == 0 else set()
                 machine.verified_chunk(check.epoch, check.offset, matches=at % 8 > 0, now=self.now)
             case "consume" if self.queue:
                 chunk = self.queue.pop(at % len(self.queue))
@@ -116,6 +124,25 @@ class _Language:
                 self.queue.clear()
                 machine.clear(self.now)
 
+    def _offer(self, at: int) -> None:
+        """A sender answers the latest ``open``; mostly with what it, or the sender before it, has said already."""
+        machine = self.machine
+        source = machine.peer or STRANGERS[at % 2]
+        self.content = _content(at) if at % 16 == 0 else self.content or _content(at)
+        total, digest = (-1, b"") if at % 5 == 0 and machine.total_tokens < 0 else self.content
+        transports = machine.transports[at // 5 % len(machine.transports)]
+        body = Offer(ROOM, machine.generation, 1, transports.name, total, digest, (3,) if total >= 0 else ())
+        machine.receive(source, HERE, body, self.now)
+
+    def _report(self, grant: OutstandingGrant, at: int) -> None:
+        """The writer of a grant reports one of its chunks, or that it writes no more."""
+        machine, start = self.machine, grant.start + at // 8 % len(grant.blocks) * SIZE
+        if at % 8 == 0:
+            machine.receive(grant.writer, HERE, Drained(ROOM, (grant.epoch,)), self.now)
+        elif start < grant.stop:
+            chunk = Chunk(start, min(SIZE, grant.stop - start), b"checksum")
+            machine.receive(grant.writer, HERE, Written(ROOM, grant.epoch, (chunk,)), self.now)
+
     def tick(self, seconds: float) -> None:
         self.now += seconds
         self.machine.expire(self.now)
@@ -124,11 +151,12 @@ class _Language:
 
     def advance(self) -> None:
         """Executes the commands, grants free blocks, and checks the invariants."""
-        while commands := self.machine.take_commands():
-            for command in commands:
+        granted = True
+        while granted:
+            for command in self.machine.take_commands():
                 self._execute(command)
             self.admission.update(self.machine, is_waiting=self.machine.wanted(self.now) is not None)
-            self.admission.allocate(self.now)
+            granted = bool(self.admission.allocate(self.now))
         check_blocks(self)  # type: ignore[arg-type]
         check_receiver(self.end_of_room)
 
@@ -147,7 +175,8 @@ class _Language:
             case Verify():
                 assert not set(command.blocks) & self._writable(), "bytes are verified while a writer may change them"
                 self.checks.append(command)
-            case Deliver(_, offset, length, _):
+            case Deliver(epoch, offset, length, _):
+                assert (epoch, offset) not in self.damaged, "damaged tokens are delivered"
                 assert not self.end_of_room.delivered.overlaps(offset, offset + length), "tokens are delivered twice"
                 self.end_of_room.delivered.add(offset, offset + length)
                 self.queue.append(command)
@@ -179,43 +208,69 @@ class _Language:
         assert self.allocator.available == NUM_BLOCKS, "blocks are missing from the pool"
 
 
-def _offer(chance: Random, generation: int) -> list[Any]:
-    total = chance.choice((-1, 0, 3, 8, 21, 60))
-    digest = chance.choice((b"content", b"content", b"another")) if total >= 0 else b""
-    return ["offer", ROOM, generation, 1, chance.choice(("tcp", "tcp", "shm")), total, digest, [total, 3], b""]
+def _content(at: int) -> tuple[int, bytes]:
+    total = (0, 3, 8, 21, 21, 40, 60, 90)[at // 2 % 8]
+    return total, f"content {total}".encode()
 
 
 def _written(chance: Random) -> list[Any]:
-    chunks = [[SIZE * chance.randrange(6), SIZE * chance.choice((1, 1, 2)), b"checksum"] for _ in range(chance.randrange(1, 4))]
-    return ["written", ROOM, chance.randrange(1, 7), chunks]
+    epoch = chance.randrange(1, 7)
+    starts = [8 * (epoch - 1) + chance.choice((0, 4)) for _ in range(chance.randrange(1, 3))]
+    return ["written", ROOM, epoch, [[start, chance.choice((4, 4, 8)), b"checksum"] for start in starts]]
+
+
+def _foreign_offer(chance: Random) -> list[Any]:
+    total = chance.choice((-1, 0, 3, 8, 21, 60))
+    digest = chance.choice((b"content 21", b"another")) if total >= 0 else b""
+    return ["offer", ROOM, chance.randrange(1, 5), 1, chance.choice(("tcp", "shm")), total, digest, [3], b""]
 
 
 def _body(chance: Random) -> list[Any]:
-    """Returns a message of a sender, with numbers that are likely to fit the state."""
-    epoch, offset = chance.randrange(1, 7), SIZE * chance.randrange(6)
-    return chance.choice(
-        (
-            lambda: _offer(chance, chance.randrange(1, 5)),
-            lambda: _offer(chance, chance.randrange(1, 5)),
-            lambda: _written(chance),
-            lambda: _written(chance),
-            lambda: _written(chance),
-            lambda: ["write_failed", ROOM, epoch, offset, SIZE, "transport_error", "broke", chance.random() < 0.8],
-            lambda: ["drained", ROOM, [epoch, chance.randrange(7)]],
-            lambda: ["pending", ROOM, chance.choice((0, epoch))],
-            lambda: ["closed", ROOM],
-            lambda: ["unknown", ROOM, chance.choice((200, 201, 0))],
-            lambda: ["abort", ROOM, "aborted", "asked for", chance.randrange(5)],
-        )
-    )()
+    """Returns a message of a sender, with numbers that may fit the state."""
+    epoch = chance.randrange(1, 7)
+    offset = 8 * (epoch - 1) + chance.choice((0, 4))
+    kind = chance.choice(("written",) * 6 + ("failed",) * 2 + ("drained", "drained", "pending", "closed", "unknown", "offer", "abort"))
+    match kind:
+        case "written":
+            return _written(chance)
+        case "failed":
+            return ["write_failed", ROOM, epoch, offset, SIZE, "transport_error", "broke", chance.random() < 0.9]
+        case "drained":
+            return ["drained", ROOM, [epoch, chance.randrange(7)]]
+        case "pending":
+            return ["pending", ROOM, chance.choice((0, epoch))]
+        case "closed":
+            return ["closed", ROOM]
+        case "unknown":
+            return ["unknown", ROOM, chance.choice((200, 201, 0))]
+        case "offer":
+            return _foreign_offer(chance)
+    return ["abort", ROOM, "aborted", "asked for", chance.randrange(5)]
 
 
-def _event(name: str) -> Any:
-    return lambda chance: [name, chance.randrange(64)]
+WEIGHTS = {
+    "message": 6,
+    "offer": 3,
+    "report": 12,
+    "verify": 10,
+    "consume": 8,
+    "revoked": 4,
+    "tick": 2,
+    "receiving": 1,
+    "lost": 1,
+    "redirected": 0.5,
+    "unreachable": 0.3,
+    "transport lost": 0.3,
+    "clear": 0.2,
+}
+"""How often each event is drawn. Few of those that end a transfer, or nothing else would be seen."""
+NAMES = tuple(WEIGHTS)
 
 
-EVENTS = (
-    *[lambda chance: message(chance, _body(chance))] * 8,
-    *map(_event, ("tick", "verify", "verify", "verify", "consume", "consume", "revoked", "receiving")),
-    *map(_event, ("lost", "redirected", "unreachable", "transport lost", "clear")),
-)
+def _code(name: str) -> int:
+    return NAMES.index(name)
+
+
+def _event(chance: Random) -> list[Tree]:
+    (name,) = chance.choices(NAMES, tuple(WEIGHTS.values()))
+    return message(chance, _body(chance)) if name == "message" else [_code(name), chance.randrange(64)]

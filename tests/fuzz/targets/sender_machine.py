@@ -20,7 +20,7 @@ from ..engine import Target
 from ..events import HERE, ROOM, check_sendable, encoded, events, message
 from ..measure import Bounds
 from ..raw import Pieces
-from ..tree import Tree
+from ..tree import Tree, fresh
 
 NUM_BLOCKS, SIZE, TOTAL = 16, 4, 40
 TRANSPORTS = ("shm", "tcp")
@@ -34,15 +34,16 @@ class SenderMachine(Target):
     bounds = Bounds(calls=60_000, calls_per_byte=400, memory=1 << 20, memory_per_byte=400)
 
     def tree(self, chance: Random) -> Tree:
-        begun = [["announce", 0], ["produce", 40], message(chance, _open(chance, 1))] if chance.random() < 0.8 else []
-        return begun + [chance.choice(EVENTS)(chance) for _ in range(chance.randrange(4, 30))]
+        begun = [[_code("announce"), 0], [_code("produce"), 40], message(chance, _open(chance, 1))]
+        begun = begun if chance.random() < 0.8 else []
+        return begun + [_event(chance) for _ in range(chance.randrange(4, 30))]
 
     def encode(self, tree: Tree, chance: Random) -> Pieces:
         return encoded(tree)
 
     def run(self, pieces: Pieces) -> None:
         encode = _Encode()
-        for name, arguments in events(pieces):
+        for name, arguments in events(pieces, NAMES):
             encode.play(name, arguments)
             encode.advance()
         encode.end()
@@ -157,7 +158,7 @@ GEOMETRY = msgspec.to_builtins(Geometry(LAYOUT, NUM_BLOCKS, SIZE))
 def _open(chance: Random, generation: int) -> list[Any]:
     names = chance.choice((TRANSPORTS, TRANSPORTS, ("tcp",)))
     transports = [[name, b""] for name in names]
-    return ["open", ROOM, generation, [1, 1], GEOMETRY, "tcp://h:1", transports, 0, True]
+    return ["open", ROOM, generation, [1, 1], fresh(GEOMETRY), "tcp://h:1", transports, 0, True]
 
 
 def _grant(chance: Random) -> list[Any]:
@@ -186,11 +187,15 @@ def _body(chance: Random) -> list[Any]:
     )()
 
 
-def _event(name: str) -> Any:
-    return lambda chance: [name, chance.randrange(64)]
+WEIGHTS = {"message": 8, "announce": 1, "produce": 1, "done": 3, "failed": 1, "tick": 0.5, "transport lost": 0.2, "abort": 0.1}
+"""How often each event is drawn."""
+NAMES = tuple(WEIGHTS)
 
 
-EVENTS = (
-    *[lambda chance: message(chance, _body(chance))] * 8,
-    *map(_event, ("announce", "produce", "done", "done", "done", "failed", "tick", "transport lost")),
-)
+def _code(name: str) -> int:
+    return NAMES.index(name)
+
+
+def _event(chance: Random) -> list[Tree]:
+    (name,) = chance.choices(NAMES, tuple(WEIGHTS.values()))
+    return message(chance, _body(chance)) if name == "message" else [_code(name), chance.randrange(64)]

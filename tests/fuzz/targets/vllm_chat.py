@@ -24,7 +24,7 @@ class VllmChat(Target):
 
     def tree(self, chance: Random) -> Tree:
         request = a_request(chance)
-        request |= dict(chance.sample((("mm_processor_kwargs", {"a": 1}), ("vllm_xargs", {"b": 1}), ("priority", 1)), 1))
+        request[chance.choice(("mm_processor_kwargs", "vllm_xargs", "chat_template_kwargs"))] = {"a": 1}
         for message in request["messages"]:
             if isinstance(message["content"], list) and chance.random() < 0.3:
                 message["content"][0]["uuid"] = "of the client"
@@ -45,5 +45,9 @@ class VllmChat(Target):
 
 def _parts(request: dict[str, Any]) -> list[dict[str, Any]]:
     messages = request.get("messages")
-    contents = [message.get("content") for message in messages or () if isinstance(message, dict)] if messages else []
-    return [part for parts in contents if isinstance(parts, list) for part in parts if isinstance(part, dict)]
+    contents = [message.get("content") for message in _list(messages) if isinstance(message, dict)]
+    return [part for parts in contents for part in _list(parts) if isinstance(part, dict)]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
