@@ -11,7 +11,8 @@
         ├── VersionMismatch         no protocol version in common
         ├── LayoutMismatch          the peers' fields differ
         ├── TransportError          bytes could not be moved; ``retryable`` says whether to try again
-        │   └── TransportStalled    a peer or a link took bytes, and nothing came of them
+        │   ├── TransportStalled    a peer or a link took bytes, and nothing came of them
+        │   └── WrongKey            the peers do not know the same cluster key
         ├── CapacityError           a limit of this process is reached
         ├── IntegrityError          bytes or content differ from what was announced
         ├── LeaseExpired            nothing happened within a time-out
@@ -23,7 +24,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 MAX_SHOWN = 500
 """Characters of a foreign object in the text of an error."""
@@ -58,6 +59,15 @@ class EmbferryError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retryable = self.default_retryable if retryable is None else retryable
+
+    def copied(self) -> Self:
+        """Returns a copy to raise: one object would gather the frames of every time that it is raised.
+
+        No constructor is called: that of a subclass may take other arguments.
+        """
+        copy = BaseException.__new__(type(self), *self.args)
+        copy.__dict__.update(self.__dict__)
+        return copy
 
 
 class EmbeddingTransferError(EmbferryError):
@@ -119,6 +129,13 @@ class TransportStalled(TransportError):
     code = "transport_stalled"
 
 
+class WrongKey(TransportError):
+    """The peers do not know the same cluster key, or only one has a key. Give both the same key file."""
+
+    code = "wrong_key"
+    default_retryable = False
+
+
 class CapacityError(EmbeddingTransferError):
     """A limit of this process is reached. Ask again later, or raise the limit."""
 
@@ -166,6 +183,7 @@ BY_CODE: dict[str, type[EmbeddingTransferError]] = {
         LayoutMismatch,
         TransportError,
         TransportStalled,
+        WrongKey,
         CapacityError,
         IntegrityError,
         LeaseExpired,

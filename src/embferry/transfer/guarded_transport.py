@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from copy import copy
 
 from embferry.protocol.errors import TransportError, shown
 from embferry.transports.contract import Event, Piece, Region, Revoked, Transport, Window, Written
@@ -148,7 +147,7 @@ class GuardedTransport:
 
     def _check(self) -> None:
         if self.lost is not None:
-            raise copy(self.lost)  # one object would gather the frames of every time that it is raised
+            raise self.lost.copied()
 
     def _per_peer(self, name: str, call: Callable[[bytes], None], argument: bytes) -> None:
         error = attempt(call, argument)

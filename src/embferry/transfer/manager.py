@@ -12,7 +12,6 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from copy import copy
 from typing import Generic, TypeVar
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, shown
@@ -104,7 +103,7 @@ class Manager(ABC, Generic[R]):
             raise LocalProtocolError("this manager is closed")
         lost = [transport.lost for transport in self.transports.values()]
         if lost and all(lost) and lost[0] is not None:
-            raise copy(lost[0])
+            raise lost[0].copied()
 
     @property
     def rejected_messages(self) -> int:

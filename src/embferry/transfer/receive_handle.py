@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from copy import copy
 from typing import Protocol
 
 from embferry.memory.admission import PoolAdmission
@@ -221,7 +220,7 @@ class EmbeddingReceiver(Handle):
         with self.manager.lock:
             machine = self.machine
             if self.error is not None:
-                raise copy(self.error)
+                raise self.error.copied()
             return machine.transferred_tokens
 
     @property

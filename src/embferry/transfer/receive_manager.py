@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Hashable, Sequence
-from copy import copy
 
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
@@ -134,7 +133,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         """
         self.check()
         if record.failure is not None:
-            raise copy(record.failure)
+            raise record.failure.copied()
         if record.machine is not None:
             raise LocalProtocolError("init() is called once; open the room again instead", room=record.room)
         session = secrets.randbits(62) + 1

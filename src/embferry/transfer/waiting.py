@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from copy import copy
 
 from embferry.protocol.arguments import as_seconds
 from embferry.protocol.errors import LeaseExpired
@@ -16,7 +15,7 @@ from .handle import Handle
 
 def _raise_failure(end: Handle) -> None:
     if end.poll() is KVPoll.Failed:
-        raise copy(end.failure_exception())
+        raise end.failure_exception().copied()
 
 
 def wait(end: Handle, timeout: float) -> None:

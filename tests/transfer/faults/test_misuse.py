@@ -303,3 +303,30 @@ def test_blocks_that_a_transfer_uses_are_not_granted_twice(pair: Pair) -> None:
     with pytest.raises(LocalProtocolError):
         receiver.resume_transfer(first, sent_tokens=16)
     receiver.abort()
+
+
+# Errors of callers
+
+
+class Quota(Aborted):
+    """An error with a constructor of its own, which no copy may call."""
+
+    def __init__(self, used: int, allowed: int) -> None:
+        super().__init__(f"{used} of {allowed} used")
+        self.used, self.allowed = used, allowed
+
+
+@pytest.mark.parametrize("end", ["receiver", "sender"])
+def test_an_error_of_the_caller_s_own_class_is_raised_as_it_is(pair: Pair, end: str) -> None:
+    receiver = pair.receiver()
+    receiver.init()
+    sender = pair.sending.open(receiver.room)
+    aborted = {"receiver": receiver, "sender": sender}[end]
+    given = Quota(7, 5)
+    aborted.abort(given)
+    for _ in range(2):
+        with pytest.raises(Quota) as caught:
+            wait(aborted, SECONDS)
+        assert caught.value is not given
+        assert (caught.value.used, caught.value.allowed, str(caught.value)) == (7, 5, str(given))
+    assert given.__traceback__ is None
