@@ -7,11 +7,14 @@ import gc
 import logging
 import multiprocessing
 import sys
+import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+
+from embferry.protocol.errors import shown
 
 from .engine import Target, draw, failure, failure_of_pieces, failure_of_seed
 from .raw import Pieces
@@ -19,6 +22,8 @@ from .shrink import kind, shrink
 from .targets import TARGETS
 
 BLOCK = 500
+MOST_PRINTED = 4000
+"""Characters of an input that are printed."""
 
 
 def main() -> int:
@@ -27,7 +32,7 @@ def main() -> int:
     parser.add_argument("--target", help=f"one of {', '.join(TARGETS)}; all if it is left out")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--replay", help="an input as it was printed: its pieces in hexadecimal, with commas")
+    parser.add_argument("--replay", help="an input as it was printed, or @ and a file with it")
     options = parser.parse_args()
     warnings.simplefilter("error")
     logging.disable()
@@ -36,7 +41,8 @@ def main() -> int:
     if unknown := set(names) - TARGETS.keys():
         parser.error(f"there is no target {', '.join(unknown)}")
     if options.replay is not None:
-        return replay(TARGETS[names[0]], [bytes.fromhex(piece) for piece in options.replay.split(",")])
+        text = Path(options.replay[1:]).read_text() if options.replay[:1] == "@" else options.replay
+        return replay(TARGETS[names[0]], [bytes.fromhex(piece) for piece in text.split(",")])
     try:
         found = [search(name, options.first, options.inputs, options.jobs) for name in names]
     except KeyboardInterrupt:
@@ -56,7 +62,7 @@ def search(name: str, first: int, inputs: int, jobs: int) -> bool:
             done += count
             rate = done / (time.monotonic() - begun)
             print(f"\r{name}: {done} of {inputs} inputs, {rate:.0f} a second", end="", flush=True)
-    print("; no fault")
+    print("; no fault", flush=True)
     return False
 
 
@@ -74,7 +80,7 @@ def report(target: Target, seed: int) -> bool:
         print("…but not in another process: something is kept between inputs")
     elif given.valid and failure(target, given) is not None:
         traceback.print_exception(error)
-        print(f"a valid input of {target.name}: {show(given.pieces)}")
+        print(f"a valid input of {target.name}: {replayable(given.pieces)}")
     else:
         like = kind(error)
 
@@ -84,13 +90,18 @@ def report(target: Target, seed: int) -> bool:
 
         small = shrink(given.pieces, fails)
         traceback.print_exception(failure_of_pieces(target, small) or error)
-        print(f"{small}\nagain: python -m tests.fuzz --target {target.name} --replay {show(small)}")
+        print(f"{shown(small, 1000)}\nagain: python -m tests.fuzz --target {target.name} --replay {replayable(small)}")
     return True
 
 
-def show(pieces: Pieces) -> str:
-    """Returns an input as ``--replay`` takes it."""
-    return ",".join(piece.hex() for piece in pieces)
+def replayable(pieces: Pieces) -> str:
+    """Returns an input as ``--replay`` takes it. A long one is written to a file."""
+    text = ",".join(piece.hex() for piece in pieces)
+    if len(text) < MOST_PRINTED:
+        return text
+    with tempfile.NamedTemporaryFile("w", prefix="fuzz-", suffix=".txt", delete=False) as file:
+        file.write(text)
+    return f"@{file.name}"
 
 
 def replay(target: Target, pieces: Pieces) -> int:
@@ -101,17 +112,6 @@ def replay(target: Target, pieces: Pieces) -> int:
         return 0
     traceback.print_exception(error)
     return 1
-
-
-def slowest(name: str, seeds: range) -> Iterator[tuple[float, int]]:
-    """Yields the processor time of each input, and its seed, the longest first."""
-    target, times = TARGETS[name], []
-    for seed in seeds:
-        given = draw(target, seed)
-        begun = time.process_time()
-        failure(target, given)
-        times.append((time.process_time() - begun, seed))
-    yield from sorted(times, reverse=True)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def events(pieces: Pieces, names: Sequence[str]) -> Iterator[tuple[str, list[Any
                 yield name, [frame.source, frame.target, frame.body]
             else:
                 yield name, [number % (1 << 16) for number in arguments if isinstance(number, int)]
-        except (msgspec.MsgspecError, ValueError, TypeError, RemoteProtocolError, VersionMismatch):
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, RemoteProtocolError, VersionMismatch):
             continue
 
 

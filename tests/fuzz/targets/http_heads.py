@@ -77,7 +77,9 @@ def _check_request(head: bytes) -> None:
     resource.wants_digest(request.headers)
     if "host" in request.headers and head.isascii():
         again = heads.write_request(request.method, request.target, request.headers)
-        assert heads.parse_request(again[: heads.head_length(again)]) == request, "a head changes when it is written"
+        back = heads.parse_request(again[: heads.head_length(again)])
+        same = (back.method, back.target, back.headers) == (request.method, request.target, request.headers)
+        assert same, "a head changes when it is written"
 
 
 def _check_length(headers: dict[str, str]) -> None:
