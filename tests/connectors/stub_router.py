@@ -8,6 +8,15 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from embferry.trust.digests import (
+    CONTENT_DIGEST,
+    MESSAGE_DIGEST,
+    answer_digest,
+    check_content,
+    content_digest,
+    request_digest,
+)
+
 Answer = tuple[int, Any]
 """Status, and JSON or bytes."""
 Call = tuple[str, str, dict[str, Any]]
@@ -33,7 +42,12 @@ class StubRouter:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 _, _, kind, token = self.path.split("/")
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                received = self.rfile.read(int(self.headers["Content-Length"]))
+                check_content(self.headers[CONTENT_DIGEST], received)
+                length, content = self.headers["Content-Length"], self.headers[CONTENT_DIGEST]
+                expected = request_digest("POST", self.path, length, content)
+                assert self.headers[MESSAGE_DIGEST] == expected
+                body = json.loads(received)
                 router.calls.append((kind, token, body))
                 router.closing.wait(pause)
                 status, answer = router.failover(token, body) if kind == "failovers" else (204, None)
@@ -42,6 +56,8 @@ class StubRouter:
                 if location:
                     self.send_header("Location", location)
                 self.send_header("Content-Length", str(len(data)))
+                self.send_header(CONTENT_DIGEST, content_digest(data))
+                self.send_header(MESSAGE_DIGEST, answer_digest(expected, status, content_digest(data)))
                 self.end_headers()
                 self.wfile.write(data)
 

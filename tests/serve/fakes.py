@@ -21,9 +21,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from embferry.serve.config import BootstrapSettings, MediaSettings, RouterSettings, Settings
+from embferry.serve.http.digests import Digests
 from embferry.serve.router.app import build
+from embferry.serve.worker.errors import error_response
+from embferry.trust.digests import LINES, MESSAGE_DIGEST, LineWriter
 
 DEADLINE = 60.0
 """Seconds after which an unmet condition fails the test."""
@@ -42,6 +46,8 @@ NAMES = ("encode0", "encode1", "language0", "language1")
 ANSWER: list[Any] = [*tokens("a ", "red ", "circle"), END]
 BREAK = "break"
 """In a script: drops the connection."""
+DAMAGE = "damage"
+"""In a script: an end that is changed on its way."""
 HOLD = "hold"
 """In a script: pauses until the test releases it or the caller leaves."""
 
@@ -143,8 +149,8 @@ class Deployment:
         for server in reversed(servers):
             await _stopped(server)
 
-    def _app(self) -> Starlette:
-        return Starlette(
+    def _app(self) -> ASGIApp:
+        app = Starlette(
             routes=[
                 Route("/workers", self._list),
                 Route("/{name}/encode", self._encode, methods=["POST"]),
@@ -152,6 +158,7 @@ class Deployment:
                 Route("/{name}/rooms/{room:int}", self._abort, methods=["DELETE"]),
             ]
         )
+        return Digests(app, error_response, lambda path: True)
 
     async def _list(self, request: Request) -> Response:
         if self.bootstrap_fails:
@@ -174,7 +181,7 @@ class Deployment:
 
     async def _refused(self, fake: FakeWorker, request: Request) -> Response | None:
         if fake.refusal == BREAK:
-            return StreamingResponse(_broken(), headers={"content-length": "10"})
+            return StreamingResponse(_broken(), headers={"content-length": "10"}, media_type=LINES)
         if fake.refusal == HOLD:
             await self._held(fake, request)
             return JSONResponse({}, 500)
@@ -204,18 +211,19 @@ class Deployment:
         fake = await self._record(request, json.loads(await request.body()))
         if refused := await self._refused(fake, request):
             return refused
-        return StreamingResponse(self._play(fake, request), media_type="application/x-ndjson")
+        return StreamingResponse(self._play(fake, request), media_type=LINES)
 
     async def _play(self, fake: FakeWorker, request: Request) -> AsyncIterator[bytes]:
+        lines = LineWriter(request.headers[MESSAGE_DIGEST])
         for line in fake.scripts.pop(0) if fake.scripts else fake.script:
             if line == BREAK:
                 raise ConnectionAbortedError("scripted")
             if line == HOLD:
                 await self._held(fake, request)
-            elif isinstance(line, str):
-                yield line.encode() + b"\n"
+            elif line == DAMAGE:
+                yield lines.line(json.dumps(END).encode()).replace(b"stop", b"step")
             else:
-                yield json.dumps(line).encode() + b"\n"
+                yield lines.line(line.encode() if isinstance(line, str) else json.dumps(line).encode())
 
     async def _held(self, fake: FakeWorker, request: Request) -> None:
         fake.holding += 1

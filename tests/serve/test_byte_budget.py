@@ -78,16 +78,21 @@ class Sending:
         return {"type": "http.request", "body": piece, "more_body": self._silent or self.taken < self._left}
 
 
+def _request(length: str | None = None) -> dict[str, Any]:
+    headers = [] if length is None else [(b"content-length", length.encode())]
+    return {"type": "http", "method": "POST", "path": "/", "headers": headers}
+
+
 @pytest.mark.asyncio
 async def test_a_body_is_refused_before_it_is_read_if_its_length_does_not_fit() -> None:
     budget = ByteBudget(100, "s")
     held, hold = budget.hold(50), budget.hold()
     with pytest.raises(ServeError) as caught:
-        await read_body(Sending(b"x" * 60), 1000, hold, announced=60)
+        await read_body(_request("60"), Sending(b"x" * 60), 1000, hold)
     assert caught.value.code == "capacity_exhausted"
     assert budget.held == 50
     held.release()
-    assert await read_body(Sending(b"x" * 60), 1000, hold, announced=60) == b"x" * 60
+    assert await read_body(_request("60"), Sending(b"x" * 60), 1000, hold) == b"x" * 60
     assert budget.held == 60
 
 
@@ -97,7 +102,7 @@ async def test_a_body_of_unknown_length_is_counted_as_it_arrives() -> None:
     _, hold = budget.hold(50), budget.hold()
     sending = Sending(*[b"x" * 10] * 8)
     with pytest.raises(ServeError) as caught:
-        await read_body(sending, 1000, hold)
+        await read_body(_request(), sending, 1000, hold)
     assert caught.value.code == "capacity_exhausted"
     assert sending.taken == 8  # the rest was read and dropped, so that the client sees the response
     assert hold.nbytes == 50
@@ -106,7 +111,7 @@ async def test_a_body_of_unknown_length_is_counted_as_it_arrives() -> None:
 @pytest.mark.asyncio
 async def test_a_body_that_stops_arriving_is_refused() -> None:
     with pytest.raises(ServeError) as caught:
-        await read_body(Sending(b"{", silent=True), 1000, stall_seconds=0.01)
+        await read_body(_request(), Sending(b"{", silent=True), 1000, stall_seconds=0.01)
     assert (caught.value.code, caught.value.http_status) == ("body_timeout", 408)
 
 

@@ -120,8 +120,12 @@ def test_a_worker_that_is_gone_is_no_news_when_it_cannot_be_told_of_an_abort(
         """Returns the levels of the lines for an encode worker at ``url``, which answers /encode and then is gone."""
         caplog.clear()
         with caplog.at_level(logging.DEBUG), pytest.MonkeyPatch.context() as patch:
-            delete = httpx.AsyncClient.delete
-            patch.setattr(httpx.AsyncClient, "delete", lambda self, to, **more: delete(self, url or to, **more))
+            build = httpx.AsyncClient.build_request
+
+            def elsewhere(self: httpx.AsyncClient, method: str, to: str, **more: Any) -> httpx.Request:
+                return build(self, method, url if method == "DELETE" else to, **more)
+
+            patch.setattr(httpx.AsyncClient, "build_request", elsewhere)
             failure(client)
             deployment.wait(lambda: bool(levels()))
         return levels()

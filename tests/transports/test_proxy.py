@@ -16,6 +16,7 @@ import pytest
 
 from embferry.testing.pair import eventually
 from embferry.testing.proxy import ChaosProxy
+from embferry.testing.stream_faults import Fault
 
 pytestmark = pytest.mark.integration
 
@@ -163,3 +164,54 @@ def test_a_slow_and_delayed_connection_loses_nothing() -> None:
         sock.shutdown(socket.SHUT_WR)
         assert read_to_end(sock) == data
         assert time.monotonic() - began >= 0.2, "delayed on the way there and on the way back"
+
+
+def test_a_flipped_bit_reaches_the_other_end() -> None:
+    with upstream() as port, ChaosProxy(port) as proxy, client(proxy) as sock:
+        for toward in ("upstream", "clients"):
+            proxy.arm(Fault("flip", toward, at=2, bit=7))
+            sock.sendall(b"abcd")
+            assert sock.recv(4, socket.MSG_WAITALL) == b"ab\xe3d"
+            assert proxy.struck.is_set()
+
+
+@pytest.mark.parametrize("toward", ["clients", "upstream"])
+def test_a_connection_is_reset_or_cut_at_a_byte(toward: Literal["clients", "upstream"]) -> None:
+    with upstream() as port, ChaosProxy(port) as proxy:
+        with client(proxy) as sock:
+            proxy.arm(Fault("reset", toward, at=2))
+            sock.sendall(b"abcd")
+            with pytest.raises(ConnectionResetError):
+                read_to_end(sock)
+        with client(proxy) as sock:
+            proxy.arm(Fault("cut", toward, at=2))
+            sock.sendall(b"abcd")
+            assert read_to_end(sock) in (b"", b"ab")
+        with client(proxy) as sock:
+            sock.sendall(b"abcd")
+            assert sock.recv(4, socket.MSG_WAITALL) == b"abcd"
+
+
+def test_one_connection_stalls_until_the_fault_is_disarmed() -> None:
+    with upstream() as port, ChaosProxy(port) as proxy, client(proxy) as sock:
+        proxy.arm(Fault("stall", at=2))
+        sock.sendall(b"abcd")
+        assert sock.recv(2, socket.MSG_WAITALL) == b"ab"
+        sock.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.settimeout(SECONDS)
+        proxy.disarm()
+        assert sock.recv(2, socket.MSG_WAITALL) == b"cd"
+
+
+def test_bytes_that_are_held_back_arrive_when_the_connection_ends() -> None:
+    with (
+        upstream() as port,
+        ChaosProxy(port, listen=("127.0.0.3", 0)) as proxy,
+        socket.create_connection(("127.0.0.3", proxy.port), SECONDS) as sock,
+    ):
+        proxy.arm(Fault("reorder", at=2, length=100))
+        sock.sendall(b"abcd")
+        sock.shutdown(socket.SHUT_WR)
+        assert read_to_end(sock) == b"abcd"

@@ -55,7 +55,10 @@ class RouterMetrics(ChatMetrics):
         self.errors = counter("embferry_chat_errors", "Chat requests that failed", ["code"])
         self.aborted = counter("embferry_chat_aborted", "Chat requests whose client disconnected")
         self.held_bytes = gauge("embferry_held_bytes", "Bytes of bodies and media held for chat requests")
-        self.second_attempts = counter("embferry_chat_second_attempts", "Chat requests sent to other workers once more")
+        again = "Further attempts at chat requests, after a failure of a worker or a damaged message"
+        self.second_attempts = counter("embferry_chat_second_attempts", again)
+        damaged = "Messages between router and workers that arrived damaged"
+        self.damaged = counter("embferry_damaged_messages", damaged, ["role"])
         self.prompt_tokens = counter("embferry_prompt_tokens", "Tokens of prompts answered")
         self.completion_tokens = counter("embferry_completion_tokens", "Tokens of answers")
         self.media = counter("embferry_media_items", "Pictures and videos accepted", ["kind"])

@@ -13,6 +13,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unsupported_value": (400, "The field is known, but this value of it is not supported."),
     "body_too_large": (413, "The body is longer than `router.max_body_bytes`."),
     "body_timeout": (408, "The body stopped arriving for longer than `router.body_timeout`."),
+    "body_damaged": (400, "The body that arrived does not match its `Content-Digest`; send it again."),
     "invalid_api_key": (401, "The `Authorization` header is missing or wrong."),
     "model_not_found": (404, "The model is not served here; `/v1/models` lists those that are."),
     "not_found": (404, "Nothing is served at this path."),
@@ -47,12 +48,13 @@ CODES: dict[str, tuple[int, str]] = {
     # The workers
     "no_worker": (503, "No worker of the needed kind is registered, or none can be reached."),
     "worker_failed": (502, "A worker broke off, or its answer is malformed."),
+    "network_damage": (502, "What a router and a worker send each other arrived changed, also when sent again."),
     "request_timeout": (504, "The request took longer than `router.request_timeout`."),
     "internal_error": (500, "A bug of the server; the log has the details under the request's id."),
 }
 """Every code of this layer, its status and its meaning. The codes of workers are passed on beside these."""
 
-RETRYABLE = frozenset({"no_worker", "worker_failed"})
+RETRYABLE = frozenset({"no_worker", "worker_failed", "body_damaged", "network_damage"})
 """The codes with which the same request may succeed later."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 

@@ -1,13 +1,20 @@
-"""A TCP proxy on the loopback interface that cuts, stalls, slows, delays or swallows on request, and counts bytes."""
+"""A TCP proxy on the loopback interface that cuts, stalls, slows, delays or swallows on request, and counts bytes.
+
+It also does what :class:`~.stream_faults.Fault` describes, once, at a chosen byte or message.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import socket
+import struct
 import threading
 import time
+from collections.abc import Callable
 from typing import Literal
+
+from embferry.testing.stream_faults import Action, Fault, FaultInjector, FaultyStream, Split, Toward
 
 __all__ = ["ChaosProxy"]
 
@@ -15,6 +22,7 @@ HOST = "127.0.0.1"
 RECEIVE_BYTES = 1 << 18
 CONNECT_S = 5.0
 SLICES_PER_S = 20  # in which a slowed connection is forwarded
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 seconds
 
 
 class ChaosProxy:
@@ -31,13 +39,16 @@ class ChaosProxy:
             nothing is dropped.
         bytes_per_s: Bytes of each connection that are forwarded in a second, in either direction; 0: no limit.
         delay_s: Seconds for which bytes are held back, in either direction.
+        listen: Address and port to listen at; port 0: any free one.
+        split: Makes, for one direction of one connection, the function that cuts the stream into messages. Each is
+            forwarded when it is complete. Without one, bytes are forwarded as they come.
 
     Attributes:
         port: The port that clients connect to.
         to_clients: Bytes forwarded to the client, for each connection.
         to_upstream: Bytes forwarded to the upstream server, for each connection.
         cuts: Number of connections cut by ``cut_after``.
-        swallowed: Bytes dropped so far.
+        swallowed: Bytes dropped so far by ``swallow_after``.
     """
 
     def __init__(
@@ -51,6 +62,8 @@ class ChaosProxy:
         swallow_after: int | None = None,
         bytes_per_s: int = 0,
         delay_s: float = 0.0,
+        listen: tuple[str, int] = (HOST, 0),
+        split: Callable[[Toward], Split | None] = lambda toward: None,
     ) -> None:
         self.upstream = upstream
         self.to_clients: list[int] = []
@@ -58,6 +71,7 @@ class ChaosProxy:
         self.cuts = self.swallowed = 0
         self._swallow_after, self._bytes_per_s, self._delay_s = swallow_after, bytes_per_s, delay_s
         self._ending = threading.Event()
+        self._split, self._injector = split, FaultInjector()
         self._cut_after, self._times, self._dies = cut_after, times, dies
         self._bounded = self.to_clients if toward == "clients" else self.to_upstream
         self._going = threading.Event()
@@ -66,7 +80,7 @@ class ChaosProxy:
         self._refuses = False
         self._connections: set[_Connection] = set()
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server((HOST, 0))
+        self._listener = socket.create_server(listen)
         self.port: int = self._listener.getsockname()[1]
         self._accepting = threading.Thread(target=self._accept, name="chaos-proxy")
 
@@ -78,6 +92,7 @@ class ChaosProxy:
         self._ending.set()
         self.refuse()
         self.resume()
+        self.disarm()
         self._accepting.join()
         for thread in self._threads:
             thread.join()
@@ -90,6 +105,19 @@ class ChaosProxy:
     def resume(self) -> None:
         """Resumes forwarding after :meth:`stall`; no byte is lost."""
         self._going.set()
+
+    def arm(self, fault: Fault) -> None:
+        """Lets a fault strike one connection, once. It takes the place of an earlier one."""
+        self._injector.arm(fault)
+
+    def disarm(self) -> None:
+        """Ends the armed fault. Its connection works again, unless bytes were lost."""
+        self._injector.disarm()
+
+    @property
+    def struck(self) -> threading.Event:
+        """Set once the fault that was armed last has struck."""
+        return self._injector.struck
 
     def cut(self) -> None:
         """Cuts all open connections."""
@@ -149,17 +177,28 @@ class ChaosProxy:
     ) -> None:
         slice_bytes = max(1, self._bytes_per_s // SLICES_PER_S) if self._bytes_per_s else RECEIVE_BYTES
         line = _DelayLine(there, self._delay_s, self._ending) if self._delay_s else None
+        forward = line.send if line else there.sendall
+        toward: Toward = "clients" if counts is self.to_clients else "upstream"
+        stream = FaultyStream(self._injector, toward, self._split(toward))
         try:
             while (data := here.recv(slice_bytes)) and not connection.is_cut:
                 self._going.wait()
                 if self._bytes_per_s:
                     self._ending.wait(len(data) / self._bytes_per_s)
                 data, cuts = self._count(number, counts, data)
-                (line.send if line else there.sendall)(data)
+                for step in stream.feed(data) if data else ():
+                    if isinstance(step, bytes):
+                        forward(step)
+                    else:
+                        self._do(step, connection)
                 if cuts:
                     if self._dies and cuts == self._times:
                         self.refuse()
                     connection.cut()
+            if connection.is_cut:
+                return
+            if held := stream.end():
+                forward(held)
             if line:
                 line.end()
             there.shutdown(socket.SHUT_WR)
@@ -168,6 +207,17 @@ class ChaosProxy:
         finally:
             if line:
                 line.end()
+
+    def _do(self, action: Action, connection: _Connection) -> None:
+        match action.kind:
+            case "delay":
+                self._ending.wait(action.seconds)
+            case "stall":
+                self._injector.released.wait()
+            case "cut":
+                connection.cut()
+            case "reset":
+                connection.reset()
 
     def _count(self, number: int, counts: list[int], data: bytes) -> tuple[bytes, int]:
         """Counts ``data``; returns what of it to forward, and the number of the cut that follows (0: none).
@@ -230,6 +280,15 @@ class _Connection:
             for sock in (self.client, self.server):
                 with contextlib.suppress(OSError):  # it has ended before
                     sock.shutdown(socket.SHUT_RDWR)
+
+    def reset(self) -> None:
+        """Ends both connections with a TCP reset, once neither direction is being forwarded any more."""
+        with self._lock:
+            self.is_cut = True
+            for sock in (self.client, self.server):
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+                    sock.shutdown(socket.SHUT_RD)  # wakes the thread that receives, and sends nothing
 
     def close(self) -> None:
         with self._lock:

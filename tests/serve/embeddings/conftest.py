@@ -23,6 +23,7 @@ from embferry.serve.encode.process import build, service_of
 from embferry.serve.http.serving import listen
 from embferry.testing.pair import eventually
 from embferry.transports.in_memory.transport import InMemoryTransport
+from tests.serve.digested import digested
 from tests.serve.pictures import encoded, noise
 from tests.serve.workers.joined import Models
 
@@ -65,7 +66,7 @@ class EncodeWorker:
         """Announces an embedding of ``items``; returns its room."""
         room = secrets.randbits(60)
         body = msgspec.msgpack.encode({"room": room, "request_id": "test", "items": items})
-        response = self.http.post("/encode", content=body)
+        response = self.http.post("/encode", content=body, auth=digested)
         assert response.status_code == 200, response.text
         return room
 

@@ -19,6 +19,7 @@ import httpx
 
 from embferry.serve.config import MediaSettings, RouterSettings, Settings, VllmSettings
 from embferry.serve.vllm.app import build
+from tests.serve.digested import digested
 
 DEADLINE = 60.0
 """Seconds after which an unmet condition fails the test."""
@@ -281,7 +282,9 @@ class Router:
         return await self.call(body, **headers).answer()
 
     async def post(self, path: str, body: Any) -> Answer:
-        return await self.call(body, path).answer()
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = digested(httpx.Request("POST", f"http://router{path}", content=content))
+        return await self.call(request.content, path, **request.headers).answer()
 
     async def get(self, path: str) -> Answer:
         return await self.call(b"", path).answer()

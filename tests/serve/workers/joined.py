@@ -23,8 +23,10 @@ from embferry.serve.config import EncodeSettings, LanguageSettings, MediaSetting
 from embferry.serve.encode import process as encode_process
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.encode.preparation import prepare
+from embferry.serve.http.calls import is_streamed
 from embferry.serve.language import process as language_process
 from embferry.transports.contract import Transport
+from tests.serve.digested import digested, lines_of
 
 DEADLINE = 100.0
 """Seconds after which a test counts as hanging."""
@@ -160,12 +162,14 @@ def generate_body(encoded: dict[str, Any], question: str, **sampling: Any) -> di
 
 def client(app: Any) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=DEADLINE)
+    return httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=DEADLINE, auth=digested)
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:
     """Returns the events of a response, without pings."""
-    lines = [json.loads(line) for line in response.text.splitlines()]
+    if not is_streamed(response):
+        return [response.json()]
+    lines = [json.loads(line) for line in lines_of(response)]
     return [event for event in lines if event.get("type") != "ping"]
 
 

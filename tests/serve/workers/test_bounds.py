@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -16,7 +17,9 @@ from embferry.serve.encode.service import EncodeService
 from embferry.serve.language import process as language_process
 from embferry.serve.language.pipeline import JobPipeline
 from embferry.serve.worker import http as worker_http
+from embferry.trust.digests import MESSAGE_DIGEST, LineReader
 from tests.serve.blocking import LARGE, Blocking
+from tests.serve.digested import digested
 from tests.serve.pictures import encoded, noise, png
 from tests.serve.workers.conftest import MakeJoined
 from tests.serve.workers.joined import DEADLINE, Joined, client, generate_body, run
@@ -134,8 +137,8 @@ def test_a_worker_answers_while_it_parses(join: MakeJoined, monkeypatch: pytest.
 
 async def exchange(
     app: Any, path: str, pieces: list[bytes], on_signs: Callable[[], None] = lambda: None
-) -> tuple[int, bytes]:
-    """Sends a request and returns status and body of the response.
+) -> tuple[int, list[bytes]]:
+    """Sends a request and returns status and lines of the response.
 
     After three signs of life, ``on_signs`` is called and all pieces of the request but the first are sent.
     """
@@ -156,9 +159,11 @@ async def exchange(
             signs.set()
             on_signs()
 
-    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b"", "http_version": "1.1"}
+    request = digested(httpx.Request("POST", f"http://worker{path}", content=b"".join(pieces)))
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "http_version": "1.1"}
+    scope |= {"headers": [(name.lower(), value) for name, value in request.headers.raw]}
     await app(scope | {"asgi": {"spec_version": "2.3"}}, receive, send)
-    return status, bytes(received)
+    return status, LineReader(request.headers[MESSAGE_DIGEST]).feed(bytes(received))
 
 
 @pytest.mark.parametrize("outcome", ["success", "error"])
@@ -174,7 +179,8 @@ def test_a_slow_encode_worker_gives_signs_of_life(
     body = msgspec.msgpack.encode({"room": 9, "request_id": "test", "items": [item]})
     status, received = run(exchange(joined.encode_app, "/encode", [body], blocking.release.set))
     assert status == 200
-    content = json.loads(received)
+    content = json.loads(received[-1])
+    assert not any(received[:-1])
     if outcome == "success":
         assert content["room"] == 9
         joined.encode.abort_room(9)
@@ -190,7 +196,7 @@ def test_a_slow_language_worker_gives_signs_of_life(join: MakeJoined, monkeypatc
 
     body = json.dumps(generate_body({"items": []}, "hello")).encode()
     status, received = run(exchange(joined.language_app, "/generate", [body], blocking.release.set))
-    lines = [json.loads(line) for line in received.splitlines()]
+    lines = [json.loads(line) for line in received]
     assert (status, lines[-1]["type"]) == (200, "end")
     assert lines[0] == {"type": "ping"}
 
@@ -211,6 +217,6 @@ def test_signs_of_life_come_while_the_request_arrives(
         body = json.dumps(generate_body({"items": []}, "hello")).encode()
     status, received = run(exchange(app, path, [body[:20], body[20:]]))
     assert status == 200
-    last = json.loads(received.splitlines()[-1])
+    last = json.loads(received[-1])
     assert last["room"] == 9 if role == "encode" else last["type"] == "end"
     joined.encode.abort_room(9)

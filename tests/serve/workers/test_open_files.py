@@ -21,6 +21,7 @@ from embferry.discovery.bootstrap_client import BootstrapClient
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.leases import Worker
 from embferry.serve.http.connections import within_open_files
+from tests.serve.digested import digested
 from tests.serve.pictures import png
 from tests.serve.workers.joined import DEADLINE
 from tests.serve.workers.test_processes import START, wait
@@ -97,7 +98,7 @@ def test_idle_connections_do_not_end_an_encode_worker(few_files: FewFiles) -> No
             body = msgspec.msgpack.encode(
                 {"room": room, "request_id": "test", "items": [{"kind": "image", "data": png(64, 64)}]}
             )
-            answer = httpx.post(f"{worker.url}/encode", content=body, timeout=DEADLINE, trust_env=False)
+            answer = httpx.post(f"{worker.url}/encode", content=body, timeout=DEADLINE, trust_env=False, auth=digested)
             assert answer.status_code == 200, answer.text
             assert httpx.get(f"{worker.url}/health", timeout=DEADLINE, trust_env=False).status_code == 200
         assert len(list(descriptors.iterdir())) < OPEN_FILES

@@ -14,6 +14,7 @@ import pytest
 
 from embferry.serve.config import RouterSettings, ServeSettings
 from embferry.serve.supervisor import LocalCluster, ProcessView
+from tests.serve.digested import digested
 from tests.serve.workers.joined import DEADLINE, events, generate_body
 from tests.serve.workers.lying_peer import LyingPeer
 from tests.serve.workers.test_one_request_alone import LIES
@@ -97,11 +98,11 @@ def test_a_lying_peer_does_not_end_a_language_worker(cluster: LocalCluster, lie:
     item = {"kind": "image", "grid_thw": [1, 8, 8], "num_tokens": 16, "timestamps": [], "digest": "00" * 16}
     with LyingPeer(LIES[lie]) as peer:
         body = generate_body({"room": secrets.randbits(60), "endpoint": peer.endpoint, "items": [item]}, "what?")
-        response = httpx.post(f"{worker.url}/generate", json=body, timeout=START, trust_env=False)
+        response = httpx.post(f"{worker.url}/generate", json=body, timeout=START, trust_env=False, auth=digested)
         assert peer.answered
     assert events(response)[-1]["type"] == "error"
     body = generate_body({"items": []}, "hello")
-    response = httpx.post(f"{worker.url}/generate", json=body, timeout=START, trust_env=False)
+    response = httpx.post(f"{worker.url}/generate", json=body, timeout=START, trust_env=False, auth=digested)
     assert events(response)[-1]["type"] == "end"
     assert of_role(cluster, "language")[0].starts == worker.starts
 

@@ -17,6 +17,14 @@ import msgspec
 
 from embferry import EmbeddingTransferError, PeerGone, RemoteProtocolError, TransportError
 from embferry.protocol.messages import words
+from embferry.trust.digests import (
+    CONTENT_DIGEST,
+    MESSAGE_DIGEST,
+    DamagedError,
+    check_answer,
+    content_digest,
+    request_digest,
+)
 
 from .config import router_address
 from .coordinates import KEY, Coordinates, coordinates_in
@@ -103,12 +111,26 @@ class RouterClient:
                 log.warning("the router refused the report of a failure with status %d: %s", status, _message(body))
 
     def _post(self, path: str, content: object, timeout_s: float) -> tuple[int, bytes]:
+        """Sends a request, once more if it or its answer arrives damaged: the router takes each of them twice."""
+        payload = msgspec.json.encode(content)
+        for _ in range(2):
+            try:
+                return self._post_once(path, payload, timeout_s)
+            except DamagedError as error:
+                log.warning("a message between this engine and the router at %s arrived damaged: %s", self.url, error)
+                damage = error
+        raise TransportError(f"messages between this engine and the router at {self.url} arrive damaged: {damage}")
+
+    def _post_once(self, path: str, payload: bytes, timeout_s: float) -> tuple[int, bytes]:
+        """Raises DamagedError if the request or its answer has changed on its way."""
+        content = content_digest(payload)
+        digest = request_digest("POST", path, str(len(payload)), content)
+        headers = {"Content-Type": "application/json", CONTENT_DIGEST: content, MESSAGE_DIGEST: digest}
         connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_S)
         try:
             connection.connect()
             connection.sock.settimeout(timeout_s)
-            payload = msgspec.json.encode(content)
-            connection.request("POST", path, payload, {"Content-Type": "application/json"})
+            connection.request("POST", path, payload, headers)
             with connection.getresponse() as response:
                 status, body = response.status, response.read(MAX_ANSWER_BYTES + 1)
         except OSError as error:
@@ -119,6 +141,9 @@ class RouterClient:
             connection.close()
         if len(body) > MAX_ANSWER_BYTES:
             raise RemoteProtocolError(f"the router's response is longer than {MAX_ANSWER_BYTES} bytes")
+        check_answer(digest, status, {name.lower(): value for name, value in response.headers.items()}, body)
+        if status == 400 and _code(body) == "body_damaged":
+            raise DamagedError(_message(body))
         return status, body
 
 
@@ -160,7 +185,16 @@ class FailedRequests:
 
 
 def _message(body: bytes) -> str:
+    error = _error(body)
+    return str(error["message"]) if "message" in error else repr(body[:200])
+
+
+def _code(body: bytes) -> object:
+    return _error(body).get("code")
+
+
+def _error(body: bytes) -> dict[str, Any]:
     try:
-        return str(msgspec.json.decode(body, type=dict[str, dict[str, Any]])["error"]["message"])
+        return msgspec.json.decode(body, type=dict[str, dict[str, Any]])["error"]
     except (KeyError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return repr(body[:200])
+        return {}

@@ -7,10 +7,10 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from embferry.engine.encoder import Encoder
 from embferry.models import model_path
@@ -22,7 +22,7 @@ from embferry.serve.encode.embedding_resource import EmbeddingResource
 from embferry.serve.encode.messages import EncodeRequest
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
-from embferry.serve.http.body import announced_bytes, read_body
+from embferry.serve.http.body import read_body
 from embferry.serve.http.connections import raise_open_file_limit
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.off_loop import off_loop
@@ -72,20 +72,21 @@ def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]
     return service
 
 
-def build(service: EncodeService) -> Starlette:
+def build(service: EncodeService) -> ASGIApp:
     """Returns the application."""
     decoders = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
     max_bytes = service.settings.media.max_total_bytes + ENVELOPE_BYTES
 
     async def encode(request: Request) -> Response:
         """Responds when length and digest of the embedding are known, before the vision encoder runs."""
-        return await response_with_signs_of_life(admit(request))
+        return await response_with_signs_of_life(request, admit(request))
 
     async def admit(request: Request) -> Response:
         hold = service.budget.hold()
         try:
-            announced, stall = announced_bytes(request.scope), service.settings.router.body_timeout
-            body = await read_body(request.receive, max_bytes, hold, announced=announced, stall_seconds=stall)
+            stall = service.settings.router.body_timeout
+            scope, receive = request.scope, request.receive
+            body = await read_body(scope, receive, max_bytes, hold, stall_seconds=stall, between_parts=True)
             if body is None:
                 hold.release()
                 return Response(status_code=499)

@@ -6,7 +6,8 @@
 ``edge``       the outermost layer of a router: request ids, the API key, the access log
 ``status``     a router's ``/health``, ``/ready``, ``/metrics``, ``/version`` and ``/v1/models``
 ``chat``       one chat request: body, client that leaves, time limit, errors, response
-``body``       reading a request body of limited size
+``body``       reading a request body of limited size, and checking its digest
+``digests``    digests of requests and whole answers
 ``disconnect`` cancelling work when its client leaves
 ``errors``     exceptions as error responses
 """

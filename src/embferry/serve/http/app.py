@@ -13,9 +13,13 @@ from starlette.types import ASGIApp
 
 from embferry.serve.http.backends import Backends
 from embferry.serve.http.chat import ChatEndpoint
+from embferry.serve.http.digests import Digests
 from embferry.serve.http.edge import Edge
 from embferry.serve.http.errors import error_response, exception_handlers
 from embferry.serve.http.status import status_routes
+
+PARTS = "/ec/"
+"""Paths for parts of this project, not for clients."""
 
 
 def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> ASGIApp:
@@ -44,4 +48,5 @@ def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> ASGIApp
     api_key = backends.settings.router.api_key
     key = api_key.get_secret_value() if api_key else None
     # The edge is outside of Starlette, so that a 500 carries the request's id too.
-    return Edge(app, backends.metrics.requests, frozenset(route.path for route in routes), key)
+    edge = Edge(app, backends.metrics.requests, frozenset(route.path for route in routes), key)
+    return Digests(edge, error_response, lambda path: path.startswith(PARTS))

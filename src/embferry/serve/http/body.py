@@ -1,4 +1,4 @@
-"""Reads request bodies of limited size, and JSON in them."""
+"""Reads request bodies of limited size, checks their digests, and reads JSON in them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from starlette.types import Receive, Scope
 
 from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
+from embferry.serve.off_loop import off_loop
+from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content
 
 
 def announced_bytes(scope: Scope) -> int:
@@ -20,28 +22,53 @@ def announced_bytes(scope: Scope) -> int:
 
 
 async def read_body(
+    scope: Scope,
     receive: Receive,
     max_bytes: int,
     hold: Hold | None = None,
     *,
-    announced: int = 0,
     stall_seconds: float | None = None,
+    between_parts: bool = False,
 ) -> bytes | None:
-    """Reads a request body. Counts the bytes as they arrive: Content-Length may be absent or wrong.
+    """Reads a request body and checks its digest. Counts the bytes as they arrive: Content-Length may be wrong.
 
     Args:
+        scope: the request's.
         receive: the request's.
         max_bytes: bytes of the body.
-        hold: grows with the body, to ``announced`` bytes at once.
-        announced: the length by the request's headers, 0 if unknown.
+        hold: grows with the body, to the length by its header at once.
         stall_seconds: the longest wait for the next bytes; None: no limit.
+        between_parts: the caller is a part of this project, so the body must have a digest.
 
     Returns:
         The body; None if the client left before its end.
 
     Raises:
-        ServeError: body_too_large; capacity_exhausted; body_timeout.
+        ServeError: body_too_large; capacity_exhausted; body_timeout; body_damaged.
     """
+    announced = announced_bytes(scope)
+    body = await _received(receive, max_bytes, hold, announced, stall_seconds)
+    if body is not None:
+        await _check_digest(Headers(scope=scope).getlist(CONTENT_DIGEST), body, between_parts)
+    return body
+
+
+async def _check_digest(values: list[str], body: bytes, between_parts: bool) -> None:
+    if not (values or between_parts):
+        return
+    value = ",".join(values) if values else None
+    try:
+        if between_parts or value is None:
+            await off_loop(len(body), check_content, value, body)
+        else:
+            await off_loop(len(body), check_foreign_content, value, body)
+    except DamagedError as error:
+        raise ServeError("body_damaged", f"{error}; send the request again") from error
+
+
+async def _received(
+    receive: Receive, max_bytes: int, hold: Hold | None, announced: int, stall_seconds: float | None
+) -> bytes | None:
     body, more = bytearray(), True
     try:
         if hold is not None:
@@ -65,12 +92,12 @@ async def read_body(
     except ServeError:
         body.clear()
         if more:
-            await _discard(receive, max_bytes, stall_seconds)
+            await discard_body(receive, max_bytes, stall_seconds)
         raise
     return bytes(body)
 
 
-async def _discard(receive: Receive, max_bytes: int, stall_seconds: float | None) -> None:
+async def discard_body(receive: Receive, max_bytes: int, stall_seconds: float | None) -> None:
     """Reads up to ``max_bytes`` more: a client that is still sending would not see the response."""
     seen = 0
     while seen < max_bytes:

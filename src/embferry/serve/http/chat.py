@@ -17,7 +17,7 @@ from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends
-from embferry.serve.http.body import announced_bytes, read_body
+from embferry.serve.http.body import read_body
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import error_response
 from embferry.serve.openai.reply import error_event
@@ -120,10 +120,8 @@ class ChatEndpoint(ABC, Generic[B]):
 
             async def read() -> None:
                 nonlocal incoming
-                router, announced = self._settings.router, announced_bytes(scope)
-                body = await read_body(
-                    receive, router.max_body_bytes, hold, announced=announced, stall_seconds=router.body_timeout
-                )
+                router = self._settings.router
+                body = await read_body(scope, receive, router.max_body_bytes, hold, stall_seconds=router.body_timeout)
                 incoming = None if body is None else Incoming(body, hold)
 
             await self.respond(read(), response)

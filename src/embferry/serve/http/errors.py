@@ -19,9 +19,16 @@ def error_response(error: ServeError) -> JSONResponse:
 
     OpenAI's clients obey ``x-should-retry`` where it is present.
     """
-    headers = {"x-should-retry": "true" if error.retryable else "false"} if error.http_status >= 500 else {}
+    is_told = error.http_status >= 500 or error.retryable
+    headers = {"x-should-retry": "true" if error.retryable else "false"} if is_told else {}
     headers |= {"retry-after": RETRY_AFTER_SECONDS} if error.http_status == 503 else {}
+    headers |= connection_of(error)
     return JSONResponse(error.body(), error.http_status, headers)
+
+
+def connection_of(error: ServeError) -> dict[str, str]:
+    """Returns the header that closes the connection after a damaged request: its length may be wrong too."""
+    return {"connection": "close"} if error.code == "body_damaged" else {}
 
 
 def exception_handlers(

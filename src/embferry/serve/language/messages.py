@@ -1,4 +1,4 @@
-"""``POST /generate``: the router's request (JSON) and the worker's events (JSON, one per line)."""
+"""``POST /generate``: the router's request (JSON) and the worker's events (JSON, one a line)."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ class GenerateRequest(Struct, frozen=True):
 DECODER = msgspec.json.Decoder(GenerateRequest)
 
 
-def line(event: dict[str, Any] | ServeError) -> bytes:
-    """Returns one event as a line of the response."""
+PING: dict[str, Any] = {"type": "ping"}
+
+
+def encoded(event: dict[str, Any] | ServeError) -> bytes:
+    """Returns one event as JSON without line breaks."""
     fields = {"type": "error", **error_body(event)} if isinstance(event, ServeError) else event
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-
-
-PING = line({"type": "ping"})
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()

@@ -7,11 +7,11 @@ import contextlib
 import logging
 from functools import partial
 
-from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embferry.engine.language import LanguageModel
 from embferry.models import model_path
@@ -19,7 +19,7 @@ from embferry.observe.logs import about
 from embferry.protocol.layout import Geometry, Layout
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.body import announced_bytes, read_body
+from embferry.serve.http.body import read_body
 from embferry.serve.http.connections import raise_open_file_limit
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.serving import Report, unreported
@@ -37,12 +37,13 @@ from embferry.transfer.control.sockets import SocketControl
 from embferry.transfer.receive_manager import ReceiveManager
 from embferry.transfer.runtime import ThreadRuntime
 from embferry.transports.contract import Transport
+from embferry.trust.digests import LINES, MESSAGE_DIGEST, LineWriter
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 << 20
 """Bytes of a request body: text and shapes, no media."""
-_STREAM_HEADERS = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
+_STREAM_HEADERS = [(b"content-type", LINES.encode()), (b"cache-control", b"no-cache")]
 
 
 def run(settings: Settings, report: Report = unreported) -> None:
@@ -75,7 +76,7 @@ def service_of(model: LanguageModel, settings: Settings, transports: list[Transp
     return service
 
 
-def build(service: LanguageService) -> Starlette:
+def build(service: LanguageService) -> ASGIApp:
     """Returns the application."""
 
     async def pool(request: Request) -> Response:
@@ -92,7 +93,7 @@ class Generate:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = _EventStream(send)
+        stream = _EventStream(send, LineWriter(Headers(scope=scope).get(MESSAGE_DIGEST, "")))
         with contextlib.closing(stream):
             try:
                 await self._answer(scope, receive, stream)
@@ -111,8 +112,8 @@ class Generate:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         try:
-            announced, stall = announced_bytes(scope), self._service.settings.router.body_timeout
-            body = await read_body(receive, MAX_BODY_BYTES, hold, announced=announced, stall_seconds=stall)
+            stall = self._service.settings.router.body_timeout
+            body = await read_body(scope, receive, MAX_BODY_BYTES, hold, stall_seconds=stall, between_parts=True)
             if body is None:
                 return
             request = await off_loop(len(body), decoded, messages.DECODER, body)
@@ -139,7 +140,10 @@ async def _forward(events: asyncio.Queue[Event], stream: _EventStream) -> None:
         if event["type"] == "end":
             await stream.end(event)
             return
-        await stream.write(b"" if event is ACCEPTED else messages.line(event))
+        if event is not ACCEPTED:
+            await stream.write(event)
+        else:
+            await stream.begin()
 
 
 class _EventStream:
@@ -149,27 +153,37 @@ class _EventStream:
         started: the status has been sent, so an error can only be an event.
     """
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, lines: LineWriter) -> None:
+        self._send, self._lines = send, lines
         self.started = False
+        self._writing = asyncio.Lock()  # no line is lost by a cancelled ping, because each has a number
         self._pinging = asyncio.create_task(self._ping())
 
     def close(self) -> None:
         """Ends the pings."""
         self._pinging.cancel()
 
-    async def write(self, line: bytes, *, more: bool = True) -> None:
-        """Sends a line, and the status before the first one."""
-        if not self.started:
-            self.started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-        await self._send({"type": "http.response.body", "body": line, "more_body": more})
+    async def begin(self) -> None:
+        """Sends the status."""
+        async with self._writing:
+            await self._write(b"")
+
+    async def write(self, event: Event) -> None:
+        """Sends an event, and the status before the first one."""
+        async with self._writing:
+            await self._write(self._lines.line(messages.encoded(event)))
 
     async def end(self, event: Event) -> None:
         """Sends the last event."""
-        self.close()
-        await asyncio.wait({self._pinging})
-        await self.write(messages.line(event), more=False)
+        async with self._writing:
+            self.close()  # it sleeps, or waits for the lock
+            await self._write(self._lines.line(messages.encoded(event)), more=False)
+
+    async def _write(self, data: bytes, *, more: bool = True) -> None:
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _ping(self) -> None:
         while True:

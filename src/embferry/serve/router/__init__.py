@@ -5,6 +5,7 @@ In the order of a request:
 ``process``      the process of either router
 ``app``          the application
 ``chat``         one request from start to end
+``attempts``     whether a failed attempt is followed by another one, and where
 ``media``        its pictures and videos
 ``fleet``        the workers that there are
 ``worker_call``  its calls to two of them

@@ -20,6 +20,7 @@ from embferry.serve.off_loop import off_loop
 from embferry.serve.openai.messages import Media, parse_messages
 from embferry.serve.openai.reply import DONE, Reply, event
 from embferry.serve.openai.request import ChatRequest, parse
+from embferry.serve.router.attempts import Attempts
 from embferry.serve.router.fleet import Fleet
 from embferry.serve.router.media import load_media
 from embferry.serve.router.worker_call import WorkerCall, WorkerLostError, draw_room, nbytes_of
@@ -84,35 +85,28 @@ class Chat(ChatEndpoint[Fleet]):
         incoming.hold.set(asked.nbytes + nbytes_of(asked.items))
         for item in asked.items:
             self.fleet.metrics.media.labels(item["kind"]).inc()
-        request_id, avoid = scope["state"]["request_id"], set[str]()
+        request_id, attempts = scope["state"]["request_id"], Attempts(self.fleet)
 
         def begun() -> None:
-            asked.items.clear()  # there is no second attempt once the client has a part of the answer
+            asked.items.clear()  # there is no further attempt once the client has a part of the answer
             incoming.hold.set(asked.nbytes)
 
         response.on_start = begun
-        try:
-            await self._attempt(asked, request_id, avoid, response)
-            return
-        except WorkerLostError as error:
-            avoid.add(error.worker.id)
-            if response.started or not self.fleet.has_another(error.worker.role, avoid):
-                raise
-            first = error
-        log.warning("asking other workers: %s", first.detail)
-        self.fleet.metrics.second_attempts.inc()
-        try:
-            await self._attempt(asked, request_id, avoid, response)
-        except ServeError as error:
-            error.detail = f"{error.detail} (before that: {first.detail})"
-            raise
+        while True:
+            try:
+                await self._attempt(asked, request_id, attempts, response)
+                return
+            except ServeError as error:
+                if response.started or not (isinstance(error, WorkerLostError) and attempts.another(error)):
+                    attempts.explain(error)
+                    raise
 
-    async def _attempt(self, asked: _Asked, request_id: str, avoid: set[str], response: ClientResponse) -> None:
+    async def _attempt(self, asked: _Asked, request_id: str, attempts: Attempts, response: ClientResponse) -> None:
         """Makes one attempt, in a room of its own: workers of an earlier one may still be at work in theirs."""
         response.room = draw_room() if asked.items else None
         response.facts |= {"room": response.room}
         with about(room=response.room):
-            async with self._worker_call(request_id, response.room, avoid) as call:
+            async with self._worker_call(request_id, response.room, attempts) as call:
                 if asked.items:
                     await call.encode(asked.items)
                 await self._generate(asked, call, response)
@@ -127,9 +121,9 @@ class Chat(ChatEndpoint[Fleet]):
         return _Asked(request.model_copy(update={"messages": []}), messages), media
 
     @contextlib.asynccontextmanager
-    async def _worker_call(self, request_id: str, room: int | None, avoid: set[str]) -> AsyncIterator[WorkerCall]:
+    async def _worker_call(self, request_id: str, room: int | None, attempts: Attempts) -> AsyncIterator[WorkerCall]:
         """Closes the call in a task of its own: workers must hear of an abort even if this task is being cancelled."""
-        call = WorkerCall(self.fleet, request_id, room, avoid)
+        call = WorkerCall(self.fleet, request_id, room, attempts.avoid, attempts.prefer)
         try:
             yield call
         finally:

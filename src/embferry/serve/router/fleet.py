@@ -114,10 +114,11 @@ class Fleet(Backends[RouterMetrics]):
         self._suspected = {id: until for id, until in self._suspected.items() if until > time.monotonic()}
         self._suspected[worker.id] = time.monotonic() + SUSPECT_SECONDS
 
-    async def candidates(self, role: Role, avoid: Collection[str] = ()) -> list[Worker]:
+    async def candidates(self, role: Role, avoid: Collection[str] = (), prefer: str | None = None) -> list[Worker]:
         """Returns the workers of a role, least loaded first; among equals, the least recently used first.
 
-        Those that have failed lately come last. Those whose ids are in ``avoid`` are left out.
+        Those that have failed lately come last. Those whose ids are in ``avoid`` are left out. The one with the id
+        ``prefer`` comes first.
 
         Raises:
             ServeError: no_worker.
@@ -130,9 +131,14 @@ class Fleet(Backends[RouterMetrics]):
             raise ServeError("no_worker", f"there is no {role} worker{why}; try again when one has started")
         now = time.monotonic()
 
-        def order(worker: Worker) -> tuple[bool, float, int]:
+        def order(worker: Worker) -> tuple[bool, bool, float, int]:
             is_suspect = self._suspected.get(worker.id, now) > now
-            return is_suspect, worker.load + self.in_flight[worker.id], self.last_turn.get(worker.id, -1)
+            return (
+                worker.id != prefer,
+                is_suspect,
+                worker.load + self.in_flight[worker.id],
+                self.last_turn.get(worker.id, -1),
+            )
 
         return sorted(found, key=order)
 

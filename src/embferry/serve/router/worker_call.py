@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -15,9 +15,12 @@ import msgspec
 from embferry.discovery.leases import Role, Worker
 from embferry.serve.errors import ServeError, from_body
 from embferry.serve.http.backends import reason_of
+from embferry.serve.http.calls import add_digests, checked_body, checked_lines, is_streamed
 from embferry.serve.off_loop import off_loop
 from embferry.serve.router.fleet import Fleet
+from embferry.trust.digests import DamagedError, content_digest
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 ABORT_TIMEOUT = 2.0
@@ -25,6 +28,8 @@ ABORT_TIMEOUT = 2.0
 PIECE_BYTES = 64 << 10
 """Bytes of a body that a worker must take within ``router.stall_timeout``: a slow link is not a stalled worker."""
 _NOT_REACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_DAMAGED_REQUEST = frozenset({"body_damaged", "body_timeout"})
+"""Codes with which a worker says that a request has not arrived as it was sent."""
 _LOST_EMBEDDING = frozenset({"peer_gone", "transport_error", "lease_expired"})
 """Codes with which a language worker reports that the embedding does not arrive."""
 
@@ -39,13 +44,14 @@ class WorkerLostError(ServeError):
 
     Attributes:
         worker: the worker that has failed, as far as it is known.
+        damaged: a message to it or from it has arrived damaged, so the worker itself may well succeed.
     """
 
-    def __init__(self, worker: Worker, cause: ServeError) -> None:
+    def __init__(self, worker: Worker, cause: ServeError, *, damaged: bool = False) -> None:
         super().__init__(
             cause.code, cause.detail, param=cause.param, status=cause.http_status, retryable=cause.retryable
         )
-        self.worker = worker
+        self.worker, self.damaged = worker, damaged
 
 
 class WorkerCall:
@@ -56,15 +62,18 @@ class WorkerCall:
         request_id: the request's.
         room: None for a request of text alone, which needs no transfer.
         avoid: ids of workers that are not asked.
+        prefer: id of a worker that is asked first.
 
     Attributes:
         workers: the workers that may hold something for this request.
     """
 
-    def __init__(self, fleet: Fleet, request_id: str, room: int | None, avoid: Collection[str] = ()) -> None:
+    def __init__(
+        self, fleet: Fleet, request_id: str, room: int | None, avoid: Collection[str] = (), prefer: str | None = None
+    ) -> None:
         self._fleet = fleet
         self._request_id = request_id
-        self._avoid = avoid
+        self._avoid, self._prefer = avoid, prefer
         self.room = room
         self.workers: list[Worker] = []
         self._in_flight = ExitStack()
@@ -77,13 +86,14 @@ class WorkerCall:
         """Has the items encoded.
 
         Raises:
+            WorkerLostError: a message was damaged, so that this attempt cannot succeed.
             ServeError: no_worker; any error of the encode worker.
         """
         request = {"room": self.room, "request_id": self._request_id, "items": items}
         body = await off_loop(nbytes_of(items), msgspec.msgpack.encode, request)
-        self._encoder, response = await self._first("encode", "/encode", body, "application/msgpack", whole=True)
+        self._encoder, content = await self._first("encode", "/encode", body, "application/msgpack", self._whole)
         try:
-            answer = json.loads(response.content)
+            answer = json.loads(content)
             described = answer["items"]
             if len(described) != len(items) or not isinstance(answer["endpoint"], str):
                 raise ValueError
@@ -102,12 +112,12 @@ class WorkerCall:
         """
         request = {"room": self.room, "request_id": self._request_id, "messages": messages, "sampling": sampling}
         body = await off_loop(nbytes, msgspec.json.encode, request | self._encoded)
-        worker, response = await self._first("language", "/generate", body, "application/json")
+        worker, response = await self._first("language", "/generate", body, "application/json", self._begun)
         try:
-            async for line in response.aiter_lines():
+            async for line in checked_lines(response):
                 event = _event(line)
                 if event["type"] == "error":
-                    raise self._reported(from_body(event, 502))
+                    raise self._reported(worker, from_body(event, 502))
                 if event["type"] == "ping":
                     continue
                 self._ended = event["type"] == "end"
@@ -117,6 +127,8 @@ class WorkerCall:
         except httpx.TransportError as error:
             self._failed("language", worker, error)
             raise self._lost("language", worker, error) from error
+        except DamagedError as error:
+            raise self._damaged("language", worker, str(error)) from error
         finally:
             await response.aclose()
         self._fleet.suspect(worker)
@@ -124,20 +136,25 @@ class WorkerCall:
         raise WorkerLostError(worker, ServeError("worker_failed", why))
 
     async def _first(
-        self, role: Role, path: str, body: bytes, content_type: str, *, whole: bool = False
-    ) -> tuple[Worker, httpx.Response]:
-        """Returns the first worker that accepts the request, and its response with status 200.
+        self,
+        role: Role,
+        path: str,
+        body: bytes,
+        content_type: str,
+        accept: Callable[[httpx.Response], Awaitable[T]],
+    ) -> tuple[Worker, T]:
+        """Returns the first worker that accepts the request, and what ``accept`` makes of its response.
 
-        A worker that cannot be reached or has no capacity is passed over: nothing has begun there. With ``whole`` the
-        response's body is read too, and a worker that breaks off or stalls before its end is passed over as well.
-        Without, the caller reads the response and closes it.
+        A worker that cannot be reached or has no capacity is passed over: nothing has begun there. An encode worker
+        that breaks off or stalls before the end of its response is passed over as well.
         """
         failed: list[str] = []
         full: ServeError | None = None
         router = self._fleet.settings.router
         timeout = httpx.Timeout(router.stall_timeout, connect=router.connect_timeout, pool=None)
         headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "X-Request-Id": self._request_id}
-        for worker in await self._fleet.candidates(role, self._avoid):
+        digest = await off_loop(len(body), content_digest, body)
+        for worker in await self._fleet.candidates(role, self._avoid, self._prefer):
             request = self._fleet.client.build_request(
                 "POST", worker.url + path, content=_pieces(body), headers=headers, timeout=timeout
             )
@@ -145,20 +162,51 @@ class WorkerCall:
                 self.workers.append(worker)
                 self._in_flight.enter_context(self._fleet.count_in_flight(worker.id))
             try:
-                response = await self._fleet.client.send(request, stream=not whole)
+                response = await self._fleet.client.send(add_digests(request, digest), stream=True)
+                return worker, await accept(response)
             except httpx.TransportError as error:
                 self._failed(role, worker, error)
-                if not (whole or isinstance(error, _NOT_REACHED)):
+                if not (role == "encode" or isinstance(error, _NOT_REACHED)):
                     raise self._lost(role, worker, error) from error
                 failed.append(f"{worker.id} at {worker.url}: {self._reason(error)}")
-                continue
-            refusal = await _refusal(response, whole=whole)
-            if refusal is None:
-                return worker, response
-            if refusal.http_status != 503:
-                raise refusal
-            full = refusal
+            except DamagedError as error:
+                raise self._damaged(role, worker, str(error)) from error
+            except ServeError as refusal:
+                if refusal.code in _DAMAGED_REQUEST:
+                    raise self._damaged(role, worker, refusal.detail) from refusal
+                if refusal.http_status != 503:
+                    raise
+                full = refusal
         raise full or ServeError("no_worker", f"no {role} worker can be reached: {'; '.join(failed)}")
+
+    async def _whole(self, response: httpx.Response) -> bytes:
+        """Returns the content of an encode worker's answer, whose last line has it if it took long.
+
+        Raises:
+            ServeError: it is an error. The status of an answer that took long is always 200.
+        """
+        try:
+            if not is_streamed(response):
+                return _unless_error(response.status_code, await checked_body(response))
+            async for line in checked_lines(response):
+                return _unless_error(200, line)
+        finally:
+            await response.aclose()
+        raise httpx.RemoteProtocolError("it broke off before its answer")
+
+    async def _begun(self, response: httpx.Response) -> httpx.Response:
+        """Returns the response of a language worker that has begun to answer. The caller reads and closes it.
+
+        Raises:
+            ServeError: it refuses.
+        """
+        if is_streamed(response):
+            return response
+        try:
+            _unless_error(response.status_code, await checked_body(response))
+        finally:
+            await response.aclose()
+        raise ServeError("worker_failed", "the language worker answered without events")
 
     def _failed(self, role: Role, worker: Worker, error: httpx.TransportError) -> None:
         self._fleet.suspect(worker)
@@ -171,8 +219,17 @@ class WorkerCall:
         why = f"the {role} worker broke off: {self._reason(error)}"
         return WorkerLostError(worker, ServeError("worker_failed", why))
 
-    def _reported(self, error: ServeError) -> ServeError:
+    def _damaged(self, role: Role, worker: Worker, why: str) -> WorkerLostError:
+        self._fleet.metrics.damaged.labels(role).inc()
+        facts = {"worker": worker.id, "url": worker.url, "reason": why}
+        log.warning("a message between router and worker arrived damaged", extra=facts)
+        what = f"what router and {role} worker sent each other arrived damaged: {why}"
+        return WorkerLostError(worker, ServeError("network_damage", what), damaged=True)
+
+    def _reported(self, worker: Worker, error: ServeError) -> ServeError:
         """Returns a language worker's error; it is the encode worker that is lost if its embedding does not arrive."""
+        if error.code in _DAMAGED_REQUEST:
+            return self._damaged("language", worker, error.detail)
         if self._encoder is None or error.code not in _LOST_EMBEDDING:
             return error
         self._fleet.suspect(self._encoder)
@@ -191,12 +248,25 @@ class WorkerCall:
             return
         for worker in self.workers:
             try:
-                await self._fleet.client.delete(f"{worker.url}/rooms/{self.room}", timeout=ABORT_TIMEOUT)
+                await self._abort(worker)
             except httpx.HTTPError as error:
                 facts = {"worker": worker.id, "reason": reason_of(error)}
                 is_gone = worker.id in self._gone or isinstance(error, _NOT_REACHED)
                 level = logging.DEBUG if is_gone else logging.WARNING
                 log.log(level, "a worker could not be told of an abort", extra=facts)
+
+    async def _abort(self, worker: Worker) -> None:
+        """Tells a worker of an abort, once more if the request arrived damaged.
+
+        Raises:
+            httpx.HTTPError: it was not told.
+        """
+        client, url = self._fleet.client, f"{worker.url}/rooms/{self.room}"
+        for _ in range(2):
+            response = await client.send(add_digests(client.build_request("DELETE", url, timeout=ABORT_TIMEOUT)))
+            if response.status_code == 204:
+                return
+        raise httpx.HTTPError(f"status {response.status_code}")
 
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
@@ -209,28 +279,20 @@ def nbytes_of(items: list[dict[str, Any]]) -> int:
     return sum(len(item["data"]) if "data" in item else sum(map(len, item["frames"])) for item in items)
 
 
-async def _refusal(response: httpx.Response, *, whole: bool) -> ServeError | None:
-    """Returns the error in a worker's response, or None if there is none.
-
-    The status of an encode worker that has taken long is always 200, because it has been sent as a sign of life.
-    """
-    if response.status_code == 200:
-        if not whole or b'"error"' not in response.content[:1000]:
-            return None
-        try:
-            content = json.loads(response.content)
-        except ValueError:
-            return None
-        return from_body(content, 502) if isinstance(content, dict) and "error" in content else None
+def _unless_error(status: int, content: bytes) -> bytes:
+    """Returns the content of a worker's answer. Raises ServeError if it is an error."""
+    if status == 200 and b'"error"' not in content[:1000]:
+        return content
     try:
-        return from_body(json.loads(await response.aread()), response.status_code)
-    except (ValueError, httpx.TransportError):
-        return from_body(None, response.status_code)
-    finally:
-        await response.aclose()
+        answer = json.loads(content)
+    except ValueError:
+        answer = None
+    if status != 200 or (isinstance(answer, dict) and "error" in answer):
+        raise from_body(answer, status if status != 200 else 502)
+    return content
 
 
-def _event(line: str) -> dict[str, Any]:
+def _event(line: bytes) -> dict[str, Any]:
     try:
         event = json.loads(line)
         if event["type"] not in ("token", "end", "error", "ping"):

@@ -167,10 +167,11 @@ async def _forward(answer: Answer, response: ClientResponse) -> None:
     Raises:
         ServeError: worker_failed if the answer breaks off.
     """
-    await response.start(answer.status, [(b"content-type", answer.content_type.encode())])
-    await response.write(answer.body, more=answer.rest is not None)
     if answer.rest is None:
+        await response.send_whole(Response(answer.body, answer.status, {"content-type": answer.content_type}))
         return
+    await response.start(answer.status, [(b"content-type", answer.content_type.encode())])
+    await response.write(answer.body)
     tail = answer.body[-_TAIL:]
     try:
         async for piece in answer.rest:

@@ -133,9 +133,9 @@ class Failover:
         """Returns the token's transfer and the consumer's report.
 
         Raises:
-            ServeError: not_found, invalid_json, body_too_large.
+            ServeError: not_found, invalid_json, body_too_large, body_damaged.
         """
-        body = await read_body(request.receive, MAX_BODY_BYTES)
+        body = await read_body(request.scope, request.receive, MAX_BODY_BYTES, between_parts=True)
         transfer = self._transfers.get(request.path_params["token"])
         if transfer is None:
             raise ServeError("not_found", "no request that is being answered has this token")

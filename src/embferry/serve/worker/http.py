@@ -10,24 +10,28 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embferry.engine.errors import EngineError
 from embferry.observe.metrics import CONTENT_TYPE
 from embferry.protocol.errors import EmbeddingTransferError
+from embferry.serve.http.digests import Digests
 from embferry.serve.http.errors import exception_handlers
 from embferry.serve.worker.errors import as_serve_error, error_response
 from embferry.serve.worker.service import Service
+from embferry.trust.digests import LINES, MESSAGE_DIGEST, LineWriter
 
+EMBEDDINGS = "/embeddings/"
 PING_SECONDS = 1.0
 """Seconds between two signs of life at most, so that the router can tell a slow worker from a stalled one."""
 
 
-async def response_with_signs_of_life(work: Coroutine[Any, Any, Response]) -> Response:
-    """Returns the response of ``work``, or, if that takes long, one that begins at once with line breaks.
+async def response_with_signs_of_life(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """Returns the response of ``work``, or, if that takes long, one that begins at once with signs of life.
 
-    The status of such a response is 200 even if ``work`` fails; its JSON then holds the error with its status. White
-    space may stand before JSON (RFC 8259, section 2). ``work`` may still be reading the request.
+    Such a response consists of checked lines (:mod:`embferry.trust.digests`). Its status is 200 even if ``work`` fails;
+    the JSON in its last line then holds the error with its status. All other lines are empty. ``work`` may still be
+    reading the request.
     """
     working = asyncio.create_task(work)
     try:
@@ -35,34 +39,38 @@ async def response_with_signs_of_life(work: Coroutine[Any, Any, Response]) -> Re
     except asyncio.CancelledError:
         working.cancel()
         raise
-    return working.result() if done else _SignsOfLife(working)
+    return working.result() if done else _SignsOfLife(working, LineWriter(request.headers.get(MESSAGE_DIGEST, "")))
 
 
 class _SignsOfLife(Response):
-    media_type = "application/json"
+    media_type = LINES
 
-    def __init__(self, working: asyncio.Task[Response]) -> None:
+    def __init__(self, working: asyncio.Task[Response], lines: LineWriter) -> None:
         super().__init__()
         del self.headers["content-length"]
-        self._working = working
+        self._working, self._lines = working, lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             while not self._working.done():
-                await send({"type": "http.response.body", "body": b"\n", "more_body": True})
+                await send({"type": "http.response.body", "body": self._lines.line(), "more_body": True})
                 await asyncio.wait({self._working}, timeout=PING_SECONDS)
             try:
                 response = self._working.result()
             except Exception as error:  # noqa: BLE001 - the status has been sent, so the body tells
                 response = error_response(as_serve_error(error))
-            await send({"type": "http.response.body", "body": bytes(response.body), "more_body": False})
+            last = self._lines.line(bytes(response.body))
+            await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
             self._working.cancel()
 
 
-def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route]) -> Starlette:
-    """Returns an application with ``routes``, ``DELETE /rooms/{room}``, ``/health``, ``/ready`` and ``/metrics``."""
+def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route]) -> ASGIApp:
+    """Returns an application with ``routes``, ``DELETE /rooms/{room}``, ``/health``, ``/ready`` and ``/metrics``.
+
+    Requests must have digests, but those to ``/embeddings/``, which any HTTP client may send.
+    """
 
     def report(good: dict[str, object], bad: dict[str, object]) -> Response:
         if service.fault is None:
@@ -90,4 +98,5 @@ def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route]) -> Star
         Route("/metrics", metrics),
     ]
     handlers = exception_handlers(error_response, as_serve_error, (EmbeddingTransferError, EngineError))
-    return Starlette(routes=[*routes, *common], exception_handlers=handlers)
+    app = Starlette(routes=[*routes, *common], exception_handlers=handlers)
+    return Digests(app, error_response, lambda path: not path.startswith(EMBEDDINGS), streams=(EMBEDDINGS,))
