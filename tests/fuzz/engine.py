@@ -23,12 +23,14 @@ class Target(ABC):
     Attributes:
         documented: What the parser may raise.
         nesting: How the format opens and closes a level, where it has levels.
+        texts: Bytes that mean something in the format, to be inserted.
         inputs: Inputs in the set of the tests. The others are drawn by ``make fuzz``.
         bounds: The work and memory that an input may take.
     """
 
     documented: ClassVar[tuple[type[Exception], ...]] = ()
     nesting: ClassVar[Nesting | None] = None
+    texts: ClassVar[tuple[bytes, ...]] = raw.TEXTS
     inputs: ClassVar[int] = 5000
     bounds: ClassVar[measure.Bounds] = measure.Bounds()
 
@@ -79,7 +81,7 @@ def draw(target: Target, seed: int) -> Input:
     pieces = target.encode(made, chance)
     if how > 0.5:
         for _ in range(_few(chance)):
-            pieces = raw.mutate(pieces, chance, lambda: target.encode(target.tree(chance), chance), target.nesting)
+            pieces = raw.mutate(pieces, chance, lambda: target.encode(target.tree(chance), chance), target)
     return Input(pieces)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Protocol
 
 Pieces = list[bytes]
 """What arrives: the frames of a message, the arrivals on a stream, or a single document."""
@@ -17,14 +18,26 @@ Nesting = tuple[bytes, bytes]
 """The opening and the closing of one level of the format."""
 
 
-def mutate(pieces: Pieces, chance: Random, other: Callable[[], Pieces], nesting: Nesting | None) -> Pieces:
+class Syntax(Protocol):
+    """What a mutation knows of the format."""
+
+    @property
+    def nesting(self) -> Nesting | None: ...
+    @property
+    def texts(self) -> tuple[bytes, ...]: ...
+
+
+def mutate(pieces: Pieces, chance: Random, other: Callable[[], Pieces], syntax: Syntax) -> Pieces:
     """Returns the pieces with one change. Pieces are rearranged only if there are several."""
     if len(pieces) > 1 and chance.random() < 0.25:
         return chance.choice(OF_PIECES)(pieces, chance, other)
     at = chance.randrange(len(pieces)) if pieces else 0
     piece = bytearray(pieces[at]) if pieces else bytearray()
-    if nesting is not None and chance.random() < 0.05:
-        changed = _nested(bytes(piece), chance, nesting)
+    if syntax.nesting is not None and chance.random() < 0.05:
+        changed = _nested(bytes(piece), chance, syntax.nesting)
+    elif chance.random() < 0.1:
+        start = chance.randrange(len(piece) + 1)
+        changed = bytes(piece[:start]) + chance.choice(syntax.texts) + bytes(piece[start:])
     else:
         spliced = other()
         chance.choice(OF_BYTES)(piece, chance, chance.choice(spliced) if spliced else b"")
@@ -62,7 +75,7 @@ def _repeat(data: bytearray, chance: Random, other: bytes) -> None:
 
 def _insert(data: bytearray, chance: Random, other: bytes) -> None:
     at = chance.randrange(len(data) + 1)
-    data[at:at] = chance.choice((chance.randbytes(chance.randrange(1, 9)), chance.choice(TEXTS)))
+    data[at:at] = chance.randbytes(chance.randrange(1, 9))
 
 
 def _number(data: bytearray, chance: Random, other: bytes) -> None:

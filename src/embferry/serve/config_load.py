@@ -14,6 +14,8 @@ from pydantic.fields import FieldInfo
 from embferry.serve.config import SECTIONS, Settings
 
 ENV_PREFIX = "EMBFERRY_"
+UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What PyYAML raises for a bad document; the last five for values such as ``2001-99-99``, ``!!bool x`` and ``[[[…``."""
 CONFIG_ENV = "EMBFERRY_CONFIG"
 
 Key = tuple[str, ...]
@@ -131,7 +133,7 @@ def _from_file(path: Path, problems: list[str]) -> list[tuple[Key, Given]]:
         return list(_pairs(root, path, (), problems)) if root is not None else []
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read: {error}")
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         problems.append(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
     return []
 
