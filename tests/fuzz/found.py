@@ -16,21 +16,11 @@ FOUND: dict[str, tuple[str, Pieces]] = {
         events("92011d", "920234", "920616", "920134", "920325", "920b30", "920405"),
     ),
     "transfer_parameters_with_a_lone_surrogate_raise": ("coordinates", [b'{"embferry":{"\\ud800":0}}']),
-    "transfer_parameters_nested_deep_raise": ("coordinates", [b'{"embferry":{"room":' + b"[" * 900 + b"]" * 900 + b"}}"]),
     "an_entry_whose_metadata_is_a_list_raises": (
         "vllm_entries",
         [b'{"ec_transfer_params":{"":{"embferry":{"endpoint":"","room":0,"tokens":0,"width":0,"dtype":""},"metadata":[0]}}}'],
     ),
     "an_encoders_answer_nested_deep_raises": ("vllm_entries", [b"[" * 6000]),
-    "metadata_nested_deep_raise": (
-        "vllm_entries",
-        [
-            b'{"ec_transfer_params":{"":{"embferry":{"endpoint":"","room":0,"tokens":0,"width":0,"dtype":""},"metadata":{"a":'
-            + b"[" * 900
-            + b"]" * 900
-            + b"}}}}"
-        ],
-    ),
     "an_event_whose_choices_are_numbers_raises": ("vllm_answers", [b'{"choices":[0]}']),
     "an_event_whose_choices_are_one_number_raises": ("vllm_answers", [b'{"choices":1}']),
     "an_event_nested_deep_raises": ("vllm_answers", [b"[" * 6000]),
