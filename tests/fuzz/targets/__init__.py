@@ -6,9 +6,11 @@ from ..engine import Target
 from .bootstrap_answers import BootstrapAnswers
 from .bootstrap_requests import BootstrapRequests
 from .config_text import ConfigText
+from .content_digests import ContentDigests
 from .control_messages import ControlMessages
 from .control_stream import ControlStream
 from .coordinates import Coordinates
+from .digested_lines import DigestedLines
 from .handles import Handles
 from .http_heads import HttpHeads
 from .http_publications import HttpPublications
@@ -21,6 +23,7 @@ from .tcp import Tcp
 from .vllm_answers import VllmAnswers
 from .vllm_chat import VllmChat
 from .vllm_entries import VllmEntries
+from .worker_events import WorkerEvents
 from .worker_requests import WorkerRequests
 
 TARGETS: dict[str, Target] = {
@@ -39,6 +42,9 @@ TARGETS: dict[str, Target] = {
         BootstrapAnswers(),
         OpenaiChat(),
         WorkerRequests(),
+        ContentDigests(),
+        DigestedLines(),
+        WorkerEvents(),
         VllmChat(),
         VllmEntries(),
         VllmAnswers(),
