@@ -18,7 +18,9 @@ FOUND: dict[str, tuple[str, Pieces]] = {
     "transfer_parameters_with_a_lone_surrogate_raise": ("coordinates", [b'{"embferry":{"\\ud800":0}}']),
     "an_entry_whose_metadata_is_a_list_raises": (
         "vllm_entries",
-        [b'{"ec_transfer_params":{"":{"embferry":{"endpoint":"","room":0,"tokens":0,"width":0,"dtype":""},"metadata":[0]}}}'],
+        [
+            b'{"ec_transfer_params":{"":{"embferry":{"endpoint":"","room":0,"tokens":0,"width":0,"dtype":""},"metadata":[0]}}}'
+        ],
     ),
     "an_encoders_answer_nested_deep_raises": ("vllm_entries", [b"[" * 6000]),
     "an_event_whose_choices_are_numbers_raises": ("vllm_answers", [b'{"choices":[0]}']),

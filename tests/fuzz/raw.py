@@ -11,7 +11,18 @@ Pieces = list[bytes]
 
 BYTES = b"\0\1\x7f\x80\xff \t\r\n\"'\\,:;[]{}%/0-9aZ"
 NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, (1 << 63) - 1, (1 << 64) - 1)
-TEXTS = (b"9" * 30, b"-1", b"1e999", b"NaN", b"%00", b"\\ud800", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\r\n\r\n", b"\xef\xbb\xbf")
+TEXTS = (
+    b"9" * 30,
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"%00",
+    b"\\ud800",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    b"\r\n\r\n",
+    b"\xef\xbb\xbf",
+)
 MANY = 16 << 10
 """Bytes up to which a mutation makes an input grow."""
 Nesting = tuple[bytes, bytes]
@@ -19,7 +30,7 @@ Nesting = tuple[bytes, bytes]
 
 
 class Syntax(Protocol):
-    """What a mutation knows of the format."""
+    """The part of a format that a mutation knows."""
 
     @property
     def nesting(self) -> Nesting | None: ...

@@ -42,7 +42,9 @@ def test_every_input_is_handled_as_documented(name: str, first: int) -> None:
     for seed in range(first, min(first + EACH, target.inputs)):
         error = failure_of_seed(target, seed)
         if error is not None:
-            pytest.fail(f"seed {seed}: {error!r}\nmake fuzz TARGET={name} FIRST={seed} N=1 finds the smallest such input")
+            pytest.fail(
+                f"seed {seed}: {error!r}\nmake fuzz TARGET={name} FIRST={seed} N=1 finds the smallest such input"
+            )
 
 
 def test_the_set_has_a_hundred_thousand_inputs() -> None:

@@ -1,4 +1,4 @@
-"""Answers of a bootstrap server to its client."""
+"""The answer of a bootstrap server, as its client reads it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ASKED = (
     lambda client: client.shape(),
     lambda client: client.remove("a"),
 )
-"""What may have been asked. Every answer is tried as the answer to each."""
+"""The requests that may have been made. Every answer is tried as the answer to each."""
 
 
 class BootstrapAnswers(Target):
@@ -71,7 +71,7 @@ class BootstrapAnswers(Target):
 
 
 class _Client(BootstrapClient):
-    """Gets the pieces as the answer to whatever it asks."""
+    """Gets the pieces as the answer to each of its requests."""
 
     def __init__(self, pieces: Pieces) -> None:
         super().__init__("http://192.0.2.1:1")

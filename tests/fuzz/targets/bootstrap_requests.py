@@ -59,7 +59,7 @@ class BootstrapRequests(Target):
 
 
 class _Server:
-    """What an exchange needs of its server; the handler is the real one."""
+    """The part of a server that an exchange needs; the handler is the real one."""
 
     def __init__(self) -> None:
         self.bootstrap = BootstrapServer(clock=lambda: 0.0)

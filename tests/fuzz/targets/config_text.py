@@ -18,7 +18,18 @@ HOSTS = ("127.0.0.1", "localhost")
 class ConfigText(Target):
     documented = (ConfigError,)
     nesting = (b"[", b"]")
-    texts = (b"2001-99-99", b"!!bool x", b"!!timestamp x", b"&a [*a]", b"0x_", b"1:99", b"? x", b"- x", b"!!int ''", b"<<: ")
+    texts = (
+        b"2001-99-99",
+        b"!!bool x",
+        b"!!timestamp x",
+        b"&a [*a]",
+        b"0x_",
+        b"1:99",
+        b"? x",
+        b"- x",
+        b"!!int ''",
+        b"<<: ",
+    )
     inputs = 500
     bounds = Bounds(calls=60_000, calls_per_byte=1000, memory=2 << 20, memory_per_byte=2000)
 

@@ -1,4 +1,4 @@
-"""What an instance of vLLM is told about an embedding: the coordinates, or the room to offer it in."""
+"""Transfer parameters of an instance of vLLM: the coordinates of an embedding, or the room to offer it in."""
 
 from __future__ import annotations
 

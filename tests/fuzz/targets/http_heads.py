@@ -40,7 +40,11 @@ class HttpHeads(Target):
         names = {name for name, *_ in fields}
         fields = [next(field for field in fields if field[0] == name) for name in sorted(names)]
         if chance.random() < 0.3:
-            return [["HTTP/1.1", " ", str(chance.choice((200, 204, 206, 404, 100))), " ", "OK", "\r\n"], *fields, "\r\n"]
+            return [
+                ["HTTP/1.1", " ", str(chance.choice((200, 204, 206, 404, 100))), " ", "OK", "\r\n"],
+                *fields,
+                "\r\n",
+            ]
         target = ["/embferry/1/", "0a" * 16, chance.choice(("", "/7", "/7?outcome=written", "?after=3&landed=9"))]
         host = ["Host", ":", " ", "192.0.2.1", "\r\n"]
         return [[chance.choice(("GET", "DELETE", "HEAD")), " ", target, " ", "HTTP/1.1", "\r\n"], host, *fields, "\r\n"]

@@ -37,7 +37,9 @@ class OpenaiChat(Target):
         assert named == list(range(len(media))), "the parts do not name each item once, in order"
         assert all(media.urls or media.listed for media in media), "media without a URL"
         sampling = request.sampling(16)
-        assert sampling["max_tokens"] >= 1 and 0 <= sampling["temperature"] <= 2 and 0 < sampling["top_p"] <= 1
+        assert sampling["max_tokens"] >= 1
+        assert 0 <= sampling["temperature"] <= 2
+        assert 0 < sampling["top_p"] <= 1
 
 
 def a_request(chance: Random) -> dict[str, Any]:
@@ -68,5 +70,5 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("stream_options", {"include_usage": True}),
     ("n", 1),
     ("tools", None),
-    ("user", "someone"),
+    ("user", "a name"),
 )

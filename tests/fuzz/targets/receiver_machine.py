@@ -229,7 +229,9 @@ def _body(chance: Random) -> list[Any]:
     """Returns a message of a sender, with numbers that may fit the state."""
     epoch = chance.randrange(1, 7)
     offset = 8 * (epoch - 1) + chance.choice((0, 4))
-    kind = chance.choice(("written",) * 6 + ("failed",) * 2 + ("drained", "drained", "pending", "closed", "unknown", "offer", "abort"))
+    kind = chance.choice(
+        ("written",) * 6 + ("failed",) * 2 + ("drained", "drained", "pending", "closed", "unknown", "offer", "abort")
+    )
     match kind:
         case "written":
             return _written(chance)

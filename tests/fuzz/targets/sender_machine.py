@@ -117,7 +117,8 @@ class _Encode:
                 self.in_flight.append(command)
                 self.started.add((command.target, command.epoch, command.offset))
             case Connect(target, transport):
-                assert target in self.geometries and transport.name in TRANSPORTS
+                assert target in self.geometries
+                assert transport.name in TRANSPORTS
             case ReleaseSource():
                 assert not self.released and not self.in_flight, "the embedding is freed while a write reads it"
                 self.released = True
@@ -167,7 +168,16 @@ def _grant(chance: Random) -> list[Any]:
     tokens = SIZE * blocks - chance.choice((0, 0, 0, 2))
     runs = [[first, blocks]] if chance.random() < 0.7 else [[(first + 2 * n) % NUM_BLOCKS, 1] for n in range(blocks)]
     at = SIZE * chance.randrange(10)
-    return ["grant", ROOM, chance.randrange(1, 7), at, tokens, runs, chance.choice((0, 0, 2)), chance.choice(TRANSPORTS)]
+    return [
+        "grant",
+        ROOM,
+        chance.randrange(1, 7),
+        at,
+        tokens,
+        runs,
+        chance.choice((0, 0, 2)),
+        chance.choice(TRANSPORTS),
+    ]
 
 
 def _body(chance: Random) -> list[Any]:
@@ -187,7 +197,16 @@ def _body(chance: Random) -> list[Any]:
     )()
 
 
-WEIGHTS = {"message": 8, "announce": 1, "produce": 1, "done": 3, "failed": 1, "tick": 0.5, "transport lost": 0.2, "abort": 0.1}
+WEIGHTS = {
+    "message": 8,
+    "announce": 1,
+    "produce": 1,
+    "done": 3,
+    "failed": 1,
+    "tick": 0.5,
+    "transport lost": 0.2,
+    "abort": 0.1,
+}
 """How often each event is drawn."""
 NAMES = tuple(WEIGHTS)
 

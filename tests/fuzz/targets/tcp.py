@@ -1,4 +1,4 @@
-"""The receiving end of a ``tcp`` connection: whatever arrives, only the blocks of open windows change."""
+"""The receiving end of a ``tcp`` connection: only the blocks of open windows change, for all bytes that can arrive."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Tcp(Target):
 
 
 class _Server(ReceiveRegion):
-    """What a connection needs of its server."""
+    """The part of a server that a connection needs."""
 
     def __init__(self) -> None:
         self.memory = bytearray([UNTOUCHED]) * (192 + 8 * NUM_BLOCKS)

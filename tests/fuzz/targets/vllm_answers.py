@@ -1,4 +1,4 @@
-"""What an instance of vLLM answers to the router: events of a stream, a whole completion, the list of its models."""
+"""An answer of an instance of vLLM to the router: events of a stream, a whole completion, the list of its models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ class VllmAnswers(Target):
     def tree(self, chance: Random) -> Tree:
         usage = {"prompt_tokens": 3, "completion_tokens": 1}
         delta: dict[str, Any] = chance.choice(({"content": "a"}, {"role": "assistant"}))
-        choice = {"index": 0, "delta": delta, "finish_reason": chance.choice((None, "stop")), "message": {"content": "a"}}
+        choice = {
+            "index": 0,
+            "delta": delta,
+            "finish_reason": chance.choice((None, "stop")),
+            "message": {"content": "a"},
+        }
         models = [{"id": "m", "object": "model"}]
         return {"id": "x", "choices": [choice], "usage": usage, "data": models, "object": "chat.completion.chunk"}
 

@@ -6,7 +6,7 @@ from random import Random
 
 import httpx
 
-from embferry.serve.vllm.connectors import Encoded, EmbferryConnector, UnusableResponseError
+from embferry.serve.vllm.connectors import EmbferryConnector, Encoded, UnusableResponseError
 from embferry.serve.vllm.fleet import Instance
 from embferry.serve.vllm.item_encoder import _only_entry
 from embferry.serve.vllm.items import Item
@@ -27,7 +27,14 @@ class VllmEntries(Target):
     bounds = Bounds(memory=256 << 10, calls_per_byte=16)
 
     def tree(self, chance: Random) -> Tree:
-        ours = {"endpoint": "tcp://10.0.0.7:5", "room": 3, "tokens": 9, "width": 8, "dtype": "bfloat16", "digest": "0" * 32}
+        ours = {
+            "endpoint": "tcp://10.0.0.7:5",
+            "room": 3,
+            "tokens": 9,
+            "width": 8,
+            "dtype": "bfloat16",
+            "digest": "0" * 32,
+        }
         metadata = {"image_grid_thw": [[1, 8, 8]], "timestamps": [0.5, 1.0]}
         entry = {"embferry": ours, "metadata": metadata}
         return {"id": "x", "choices": [], "ec_transfer_params": {chance.randbytes(8).hex(): entry}}

@@ -13,9 +13,9 @@ import msgspec
 
 from embferry.discovery.leases import Role, Worker
 from embferry.serve.errors import ServeError, from_body
+from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests, checked_body, checked_lines, is_streamed
-from embferry.serve.http.answers import read_json
 from embferry.serve.off_loop import off_loop
 from embferry.serve.router.fleet import Fleet
 from embferry.trust.digests import DamagedError, content_digest
