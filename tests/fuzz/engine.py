@@ -1,4 +1,4 @@
-"""What an input and a target are, how a seed makes an input, and what counts as a finding."""
+"""The input, the target, the way from a seed to an input, and the definition of a finding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tree import Tree
 VALID = 0.1
 """The share of inputs that are left as the generator made them: they must be accepted."""
 EVERY = 40
-"""Of so many inputs, one is run with its calls counted, and one with its memory traced."""
+"""One input in so many is run with its calls counted, and one with its memory traced."""
 
 
 class Target(ABC):
@@ -49,7 +49,7 @@ class Target(ABC):
 
     @abstractmethod
     def run(self, pieces: Pieces) -> object:
-        """Parses an input from nothing, and checks whatever must hold, such as round trips.
+        """Parses an input from nothing, and checks all that must hold, such as round trips.
 
         Raises:
             AssertionError: Something does not hold.

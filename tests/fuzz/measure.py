@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What an input of ``n`` bytes may take: ``calls + calls_per_byte * n`` calls, and so for memory in bytes."""
+    """The most that an input of ``n`` bytes may take: ``calls + calls_per_byte * n`` calls, and so for memory."""
 
     calls: int = 3000
     calls_per_byte: float = 4.0

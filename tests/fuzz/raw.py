@@ -7,7 +7,7 @@ from random import Random
 from typing import Protocol
 
 Pieces = list[bytes]
-"""What arrives: the frames of a message, the arrivals on a stream, or a single document."""
+"""An input as it arrives: the frames of a message, the arrivals on a stream, or a single document."""
 
 BYTES = b"\0\1\x7f\x80\xff \t\r\n\"'\\,:;[]{}%/0-9aZ"
 NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, (1 << 63) - 1, (1 << 64) - 1)

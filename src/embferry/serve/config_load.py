@@ -15,7 +15,7 @@ from embferry.serve.config import SECTIONS, Settings
 
 ENV_PREFIX = "EMBFERRY_"
 UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What PyYAML raises for a bad document; the last five for values such as ``2001-99-99``, ``!!bool x`` and ``[[[…``."""
+"""Exceptions of PyYAML for a bad document: the last five for values such as ``2001-99-99``, ``!!bool x``, ``[[[…``."""
 CONFIG_ENV = "EMBFERRY_CONFIG"
 
 Key = tuple[str, ...]

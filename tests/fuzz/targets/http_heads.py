@@ -75,7 +75,7 @@ def _check_request(head: bytes) -> None:
     _check_length(request.headers)
     if (target := parse_target(request.target)) is not None:
         assert len(target.token) == 32, "a token of another length"
-        assert 0 <= target.after < 10**18 and 0 <= target.landed < 10**18, "a number beyond 18 digits"
+        assert max(target.after, target.landed) < 10**18, "a number beyond 18 digits"
     answer = resource.answer(request.method, request.headers, CONTENT)
     assert 0 <= answer.start <= answer.stop <= CONTENT.length, "a range outside of the content"
     resource.wants_digest(request.headers)

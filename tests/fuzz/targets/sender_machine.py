@@ -120,7 +120,7 @@ class _Encode:
                 assert target in self.geometries
                 assert transport.name in TRANSPORTS
             case ReleaseSource():
-                assert not self.released and not self.in_flight, "the embedding is freed while a write reads it"
+                assert not self.in_flight, "the embedding is freed while a write reads it"
                 self.released = True
 
     def _check_promise(self, body: object, target: int) -> None:
@@ -137,7 +137,8 @@ class _Encode:
         assert (write.target, write.epoch, write.offset) not in self.started, "tokens are written twice under an epoch"
         assert (write.target, write.epoch) not in self.promised, "a write after the promise that there is none"
         assert not self.released, "a write reads memory that has been freed"
-        assert write.length > 0 and write.offset + write.length <= self.machine.ready_tokens, "tokens not produced yet"
+        assert write.length > 0, "a write of nothing"
+        assert write.offset + write.length <= self.machine.ready_tokens, "tokens are written before they are there"
         assert len(write.blocks) == -(-write.length // geometry.block_size), "blocks do not fit the tokens"
         assert len(set(write.blocks)) == len(write.blocks), "a block twice in one write"
         assert all(0 <= block < geometry.num_blocks for block in write.blocks), "a write outside of the region"
@@ -149,7 +150,8 @@ class _Encode:
         while self.in_flight:
             self.play("done", [0])
             self.advance()
-        assert self.machine.phase in TERMINAL and self.released, "an aborted transfer keeps its embedding"
+        assert self.machine.phase in TERMINAL, "an aborted transfer goes on"
+        assert self.released, "an aborted transfer keeps its embedding"
         assert self.machine.settled(self.now + SETTINGS.linger), "an ended transfer does not settle"
 
 

@@ -37,4 +37,5 @@ class WorkerEvents(Target):
         event = _event(line)
         if event["type"] == "error":
             reported = from_body(read_json(line), 502)
-            assert 400 <= reported.http_status <= 599 and reported.body(), "an error without a status"
+            assert 400 <= reported.http_status <= 599, "an error without a status"
+            assert reported.body(), "an error without a body"

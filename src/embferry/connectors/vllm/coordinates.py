@@ -35,7 +35,7 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS, pattern=r"^[!-~]*\Z")]
 Parsed = TypeVar("Parsed")
 UNREADABLE = (msgspec.ValidationError, UnicodeEncodeError, RecursionError)
-"""What conversion raises. JSON may have lone surrogates in its texts, which msgspec cannot read."""
+"""Exceptions of a conversion. JSON may have lone surrogates in its texts, which msgspec cannot read."""
 
 
 class Shape(NamedTuple):
