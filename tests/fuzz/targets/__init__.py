@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..engine import Target
 from .bootstrap_answers import BootstrapAnswers
 from .bootstrap_requests import BootstrapRequests
+from .byte_ranges import ByteRanges
 from .config_text import ConfigText
 from .content_digests import ContentDigests
 from .control_messages import ControlMessages
@@ -20,9 +21,11 @@ from .origin_frames import OriginFrames
 from .receiver_machine import ReceiverMachine
 from .sender_machine import SenderMachine
 from .tcp import Tcp
+from .tcp_verdicts import TcpVerdicts
 from .vllm_answers import VllmAnswers
 from .vllm_chat import VllmChat
 from .vllm_entries import VllmEntries
+from .vllm_workers import VllmWorkers
 from .worker_events import WorkerEvents
 from .worker_requests import WorkerRequests
 
@@ -35,6 +38,8 @@ TARGETS: dict[str, Target] = {
         SenderMachine(),
         Handles(),
         Tcp(),
+        ByteRanges(),
+        TcpVerdicts(),
         HttpHeads(),
         HttpPublications(),
         Leased(),
@@ -48,6 +53,7 @@ TARGETS: dict[str, Target] = {
         VllmChat(),
         VllmEntries(),
         VllmAnswers(),
+        VllmWorkers(),
         Coordinates(),
         OriginFrames(),
         ConfigText(),
