@@ -66,9 +66,9 @@ def test_a_seed_makes_the_same_input_again(name: str) -> None:
 def test_inputs_get_past_the_first_check_and_are_refused_too(name: str) -> None:
     """A generator whose inputs are all refused, or all accepted, tests little. The machines accept every message."""
     target = TARGETS[name]
-    accepted = [_is_accepted(target, draw(target, seed)) for seed in range(200)]
-    assert sum(accepted) > 20
-    assert sum(accepted) < 190 or not target.documented
+    accepted = [_is_accepted(target, draw(target, seed)) for seed in range(300)]
+    assert sum(accepted) > 30
+    assert not all(accepted) or not target.documented
 
 
 def _is_accepted(target: Target, given: Input) -> bool:
