@@ -37,7 +37,7 @@ class BootstrapAnswers(Target):
     documented = (TransportError, RemoteProtocolError, LocalProtocolError, CapacityError, PeerGone)
     nesting = (b"[", b"]")
     inputs = 3000
-    bounds = Bounds(calls=20_000, calls_per_byte=32, memory=256 << 10)
+    bounds = Bounds(calls=20_000, calls_per_byte=32, memory=256 << 10, memory_per_byte=400)
 
     def tree(self, chance: Random) -> Tree:
         worker = {"id": "a", "role": "encode", "url": "http://h:1", "load": 2.0, "rank": None}

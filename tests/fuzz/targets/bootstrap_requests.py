@@ -30,7 +30,7 @@ class BootstrapRequests(Target):
     documented = (RefusedRequestError,)
     nesting = (b"[", b"]")
     inputs = 3000
-    bounds = Bounds(calls=9000, calls_per_byte=32, memory=256 << 10)
+    bounds = Bounds(calls=9000, calls_per_byte=32, memory=256 << 10, memory_per_byte=400)
 
     def tree(self, chance: Random) -> Tree:
         return [chance.choice(REQUESTS)(chance), ["Host: 192.0.2.1\r\n"], {}]

@@ -33,7 +33,7 @@ FIELDS = (
 class HttpHeads(Target):
     documented = (HttpError,)
     inputs = 8000
-    bounds = Bounds(calls=6000, calls_per_byte=16)
+    bounds = Bounds(calls=6000, calls_per_byte=16, memory_per_byte=400)  # h11's patterns note a step for each character
 
     def tree(self, chance: Random) -> Tree:
         fields = [[name, ":", " ", value, "\r\n"] for name, value in chance.sample(FIELDS[1:], chance.randrange(6))]
