@@ -5,14 +5,14 @@ from __future__ import annotations
 from random import Random
 
 from embferry.transports.leased.channel import Channel
-from embferry.transports.leased.messages import Ask, FrameError, Message, decode, encode, unpack_ranges
+from embferry.transports.leased.messages import Ask, FrameError, Message, decode, encode, framed, unpack_ranges
 from embferry.transports.net.loop import READ
 
 from ..doubles import ArrivingSocket, StillLoop, arrivals
 from ..engine import Target
 from ..measure import Bounds
 from ..raw import Pieces
-from ..tree import Number, Tree, as_msgpack, packed
+from ..tree import Tree, as_msgpack
 
 LIMIT = 1 << 13
 
@@ -24,11 +24,11 @@ class Leased(Target):
     bounds = Bounds(memory=256 << 10)
 
     def tree(self, chance: Random) -> Tree:
-        return [_message(chance) for _ in range(chance.randrange(1, 5))]
+        messages = [_message(chance) for _ in range(chance.randrange(1, 5))]
+        return [as_msgpack(message) if chance.random() < 0.3 else message for message in messages]
 
     def encode(self, tree: Tree, chance: Random) -> Pieces:
-        frames = [as_msgpack(message) for message in tree]
-        stream = packed([[Number(len(frame), 4), frame] for frame in frames])
+        stream = b"".join(framed(part if isinstance(part, bytes) else as_msgpack(part)) for part in tree)
         return arrivals(stream, [chance.randrange(len(stream) + 1) for _ in range(chance.randrange(3))])
 
     def run(self, pieces: Pieces) -> None:
