@@ -28,6 +28,6 @@ FOUND: dict[str, tuple[str, Pieces]] = {
     "an_event_nested_deep_raises": ("vllm_answers", [b"[" * 6000]),
     "a_setting_that_is_no_date_raises": ("config_text", [b"host: 2001-99-99"]),
     "a_setting_with_a_wrong_tag_raises": ("config_text", [b"host: !!bool x"]),
-    "settings_nested_deep_raise": ("config_text", [b"host: " + b"[" * 2000]),
+    "settings_nested_deep_raise": ("config_text", [b"host: " + b"[" * 450 + b"]" * 450]),
 }
 """By what was wrong: the target and the input."""

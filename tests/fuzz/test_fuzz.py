@@ -66,8 +66,8 @@ def test_a_seed_makes_the_same_input_again(name: str) -> None:
 def test_inputs_get_past_the_first_check_and_are_refused_too(name: str) -> None:
     """A generator whose inputs are all refused, or all accepted, tests little. The machines accept every message."""
     target = TARGETS[name]
-    accepted = [_is_accepted(target, draw(target, seed)) for seed in range(300)]
-    assert sum(accepted) > 30
+    accepted = [_is_accepted(target, draw(target, seed)) for seed in range(min(300, target.inputs))]
+    assert sum(accepted) > len(accepted) / 10
     assert not all(accepted) or not target.documented
 
 

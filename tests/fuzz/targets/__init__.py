@@ -16,6 +16,8 @@ from .handles import Handles
 from .http_heads import HttpHeads
 from .http_publications import HttpPublications
 from .leased import Leased
+from .media_images import MediaImages
+from .media_videos import MediaVideos
 from .openai_chat import OpenaiChat
 from .origin_frames import OriginFrames
 from .receiver_machine import ReceiverMachine
@@ -56,6 +58,8 @@ TARGETS: dict[str, Target] = {
         VllmWorkers(),
         Coordinates(),
         OriginFrames(),
+        MediaImages(),
+        MediaVideos(),
         ConfigText(),
     )
 }

@@ -30,7 +30,7 @@ class ConfigText(Target):
         b"!!int ''",
         b"<<: ",
     )
-    inputs = 500
+    inputs = 100
     bounds = Bounds(calls=60_000, calls_per_byte=1000, memory=2 << 20, memory_per_byte=2000)
 
     def tree(self, chance: Random) -> Tree:

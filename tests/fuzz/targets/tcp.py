@@ -105,7 +105,7 @@ def _write(chance: Random) -> list[Tree]:
 def _encoded(frame: Tree) -> bytes:
     """Returns a frame; a write whose parts are still there gets a right check, to test more than the check."""
     match frame:
-        case [[Number() as epoch, Number() as ticket, Number() as count, Number() as payload], ranges, data]:
-            numbers = (int.from_bytes(number.encoded()) for number in (epoch, ticket, count, payload))
-            return framing.write_head(*numbers, packed(ranges)) + packed(data)
+        case [[Number(width=8), Number(width=8), Number(width=4), Number(width=8)] as head, ranges, data]:
+            epoch, ticket, count, payload = (int.from_bytes(number.encoded()) for number in head)
+            return framing.write_head(epoch, ticket, count, payload, packed(ranges)) + packed(data)
     return packed(frame)
