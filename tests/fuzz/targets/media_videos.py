@@ -1,4 +1,4 @@
-"""Headers of videos, as they are checked before FFmpeg sees the file: claims beyond the file, and the work to find them."""
+"""Headers of videos, as they are checked before FFmpeg sees the file: claims beyond it, and the work to find them."""
 
 from __future__ import annotations
 
