@@ -21,6 +21,7 @@ from .media_videos import MediaVideos
 from .openai_chat import OpenaiChat
 from .origin_frames import OriginFrames
 from .receiver_machine import ReceiverMachine
+from .request_proofs import RequestProofs
 from .sender_machine import SenderMachine
 from .tcp import Tcp
 from .tcp_verdicts import TcpVerdicts
@@ -47,6 +48,7 @@ TARGETS: dict[str, Target] = {
         Leased(),
         BootstrapRequests(),
         BootstrapAnswers(),
+        RequestProofs(),
         OpenaiChat(),
         WorkerRequests(),
         ContentDigests(),

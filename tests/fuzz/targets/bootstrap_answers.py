@@ -7,7 +7,8 @@ from typing import Any
 
 import h11
 
-from embferry.discovery.bootstrap_client import BootstrapClient, _Answer
+from embferry.discovery.bootstrap_client import BootstrapClient
+from embferry.discovery.http_client import Response, _Answer
 from embferry.discovery.leases import Worker
 from embferry.protocol.errors import (
     CapacityError,
@@ -16,6 +17,7 @@ from embferry.protocol.errors import (
     RemoteProtocolError,
     TransportError,
 )
+from embferry.trust.trust import Trust
 
 from ..doubles import arrivals
 from ..engine import Target
@@ -74,19 +76,20 @@ class _Client(BootstrapClient):
     """Gets the pieces as the answer to each of its requests."""
 
     def __init__(self, pieces: Pieces) -> None:
-        super().__init__("http://192.0.2.1:1")
+        super().__init__("http://192.0.2.1:1", trust=Trust())
         self._pieces = pieces
 
-    def _exchange(self, request: h11.Request, payload: bytes) -> Any:
+    def _send(self, *request: Any) -> Response:
         answer = _Answer()
-        answer.http.send(request)
-        if payload:
-            answer.http.send(h11.Data(data=payload))
+        head = h11.Request(method=request[0], target=request[1], headers=[("Host", "a"), ("Content-Length", "0")])
+        answer.http.send(head)
         answer.http.send(h11.EndOfMessage())
-        for piece in [*self._pieces, b""]:
-            if answer.complete:
-                break
-            answer.receive(piece)
+        try:
+            for piece in [*self._pieces, b""]:
+                if not answer.complete:
+                    answer.receive(piece)
+        except (h11.RemoteProtocolError, OSError) as error:
+            raise RemoteProtocolError(str(error)) from error
         if not answer.complete:
-            raise TimeoutError("it did not answer in time")
-        return answer
+            raise TransportError("it did not answer in time")
+        return answer.response

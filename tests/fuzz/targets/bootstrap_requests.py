@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
-from embferry.discovery.bootstrap_client import _Workers
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.http_server import _Exchange
+from embferry.discovery.leases import WorkerList
 from embferry.transports.http import heads
+from embferry.trust.trust import Trust
 
 from ..doubles import ArrivingSocket, StillLoop, arrivals
 from ..engine import Target
@@ -52,18 +53,19 @@ class BootstrapRequests(Target):
             while sock.has_bytes and not sock.closed:
                 exchange.receive_now() if not exchange._answered else sock.recv(1 << 16)
         listed = server.bootstrap._answer("GET", "/workers", b"").content
-        workers = msgspec.json.decode(msgspec.json.encode(listed), type=_Workers).workers
+        workers, dropped = msgspec.json.decode(msgspec.json.encode(listed), type=WorkerList).read()
+        assert not dropped, "a lease that no client can use"
         assert workers == server.bootstrap.workers(), "the client sees other workers than the server"
         request = exchange._request
-        _check_answer(bytes(sock.sent), has_body=request is None or request.method != b"HEAD")
+        _check_answer(bytes(sock.sent), has_body=request is None or request.method != "HEAD")
 
 
 class _Server:
     """The part of a server that an exchange needs; the handler is the real one."""
 
     def __init__(self) -> None:
-        self.bootstrap = BootstrapServer(clock=lambda: 0.0)
-        self.handler, self.loop = self.bootstrap._answer, StillLoop()
+        self.bootstrap = BootstrapServer(trust=Trust(), clock=lambda: 0.0)
+        self.handler, self.guard, self.loop = self.bootstrap._answer, self.bootstrap._guard, StillLoop()
         self.unsent_bytes = 0
 
     def count_unsent(self, count: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from embferry.protocol.errors import EmbeddingTransferError, RemoteProtocolError, VersionMismatch
-from embferry.transfer.control.framing import HEADER, FrameReader, check
+from embferry.transfer.control.framing import ALL_BITS, HEADER, FrameReader, check
 from embferry.transfer.control.handshake import MAGIC, MAX_HELLO, Handshake
 
 from ..doubles import arrivals
@@ -39,7 +39,8 @@ class ControlStream(Target):
 
 def _framed(parts: list[Tree]) -> list[Tree]:
     payload = packed(parts)
-    return [Number(len(payload), 4), Number(check(payload), 4), parts]
+    length = len(payload)
+    return [Number(length, 4), Number(length ^ ALL_BITS, 4), Number(check(payload), 4), parts]
 
 
 def _frames(pieces: Pieces) -> tuple[list[bytes], EmbeddingTransferError | None]:
