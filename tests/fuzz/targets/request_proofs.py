@@ -1,4 +1,4 @@
-"""``Authorization`` of a request between parts, and a server's challenge: only the request that was proved is accepted."""
+"""``Authorization`` between parts, and the challenge of a server: only the request that was proved is accepted."""
 
 from __future__ import annotations
 
