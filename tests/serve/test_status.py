@@ -79,6 +79,23 @@ def test_the_last_list_of_workers_stays_in_use_and_ready_reports_it(
     assert http.post("/v1/chat/completions", json=BODY).status_code == 200
 
 
+def test_a_bad_lease_is_left_out_with_one_log_line_and_hides_no_other(
+    deployment: Deployment, http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = deployment.workers
+    bad = [
+        {"role": "encode"},
+        *({**good[0], "url": url} for url in ("nonsense", "ftp://h", "http://[::1", "http://h:x")),
+    ]
+    for more in ("encode1", "language1"):
+        deployment.workers = [*bad, *good, deployment.entry(more)]
+        role = more.rstrip("1")
+        deployment.wait(lambda role=role: http.get("/ready").json()["workers"][role] == 2)  # type: ignore[misc]
+    lines = [record for record in caplog.records if record.getMessage() == "a lease is left out"]
+    assert len(lines) == len(bad)
+    assert http.post("/v1/chat/completions", json=BODY).status_code == 200
+
+
 def test_workers_that_are_missing_in_an_incomplete_list_stay_in_use(deployment: Deployment, http: httpx.Client) -> None:
     """Such is the list of a bootstrap server that was just started, until all workers have registered again."""
     deployment.wait(lambda: http.get("/ready").status_code == 200)

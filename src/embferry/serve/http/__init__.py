@@ -14,6 +14,7 @@
 ``body``        reading a request body of limited size, and its pace
 ``digests``     digests of the messages that a server receives and sends
 ``calls``       calls of other parts, with digests
+``proofs``      proofs of the cluster key, at both ends
 ``disconnect``  cancelling work when its client leaves
 ``errors``      exceptions as error responses
 """

@@ -18,7 +18,11 @@ from embferry.serve.http.clients import Clients
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.edge import Edge
 from embferry.serve.http.errors import error_response, exception_handlers
+from embferry.serve.http.proofs import Proofs
 from embferry.serve.http.status import status_routes
+from embferry.trust.proof_checker import ProofChecker
+from embferry.trust.requests import ROUTER
+from embferry.trust.trust import Trust
 
 PARTS = "/ec/"
 """Paths for parts of this project, not for clients."""
@@ -70,5 +74,8 @@ def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> RouterA
     # The edge is outside of Starlette, so that a 500 carries the request's id too.
     paths = frozenset(route.path for route in routes)
     edge = Edge(app, backends.metrics.requests, paths, clients)
-    digested = Digests(edge, error_response, lambda path: path.startswith(PARTS))
-    return RouterApp(digested, backends.own_addresses)
+    outer: ASGIApp = Digests(edge, error_response, lambda path: path.startswith(PARTS))
+    if (cluster_keys := Trust.of_environment().keys) is not None:
+        checker = ProofChecker(cluster_keys, ROUTER, "the router")
+        outer = Proofs(outer, checker, lambda path: not path.startswith(PARTS))
+    return RouterApp(outer, backends.own_addresses)

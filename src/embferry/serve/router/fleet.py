@@ -5,38 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
 
 import httpx
 import msgspec
 
-from embferry.discovery.leases import Role, Worker
+from embferry.discovery.leases import Role, Worker, WorkerList
 from embferry.observe.metrics import RouterMetrics
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends, reason_of
+from embferry.serve.http.proofs import ProvedRequests, worker_context
 from embferry.serve.openai.reply import model_object
+from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content
+from embferry.trust.requests import BOOTSTRAP
+from embferry.trust.trust import Trust
 
 log = logging.getLogger(__name__)
 
 ROLES: tuple[Role, ...] = get_args(Role)
-SHOWN_BYTES = 200
-"""Bytes of a malformed entry in the log."""
 SUSPECT_SECONDS = 10.0
 """How long a worker that has failed is asked last."""
 
 
-class _List(msgspec.Struct):
-    """The bootstrap server's response to ``GET /workers``."""
-
-    workers: tuple[msgspec.Raw, ...]
-    complete: bool = True
-    """Whether a worker that is not listed has gone."""
-
-
-_DECODER = msgspec.json.Decoder(_List)
+_DECODER = msgspec.json.Decoder(WorkerList)
 
 
 class Fleet(Backends[RouterMetrics]):
@@ -46,13 +40,17 @@ class Fleet(Backends[RouterMetrics]):
         super().__init__(settings, RouterMetrics())
         name = settings.public_model_name
         self._models = {name: model_object(name, int(time.time()))}
+        self._bootstrap = settings.bootstrap_url.rstrip("/")
+        self._keys = Trust.of_environment().keys
+        self._bootstrap_proof = ProvedRequests(self._keys, BOOTSTRAP, self._bootstrap)
+        self._proofs: dict[str, ProvedRequests] = {}  # by worker
+        self._dropped: set[str] = set()  # leases that have been reported
         self._workers: tuple[Worker, ...] = ()
         self._last_list: float | None = None  # monotonic seconds
         self._trouble = "the bootstrap server has not been asked yet"
         self._refreshing = asyncio.Lock()
         self._refreshes = 0  # that have ended
         self._suspected: dict[str, float] = {}  # monotonic seconds, by worker
-        self._faults: dict[str, str] = {}  # reasons by malformed entry of the last list
 
     async def watch(self) -> None:
         while True:
@@ -71,34 +69,32 @@ class Fleet(Backends[RouterMetrics]):
                 self._refreshes += 1
 
     async def _refresh(self) -> None:
-        address = f"{self.settings.bootstrap_url.rstrip('/')}/workers"
+        address = f"{self._bootstrap}/workers"
         try:
             async with asyncio.timeout(self.settings.router.connect_timeout):  # httpx limits each read, not the whole
-                response = await self.control.get(address)
+                response = await self.control.get(address, auth=self._bootstrap_proof)
             response.raise_for_status()
+            digest = response.headers.get(CONTENT_DIGEST)
+            if digest is not None:  # a proof covers whether there is one
+                check_content(digest, response.content)
             listed = _DECODER.decode(response.content)
-            self._replace(self._usable(listed.workers), keep=not listed.complete)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
+            self._replace(self._usable(listed), keep=not listed.complete)
+        except (httpx.HTTPError, httpx.InvalidURL, DamagedError, ValueError, TimeoutError) as error:
             reason = reason_of(error)
             if not self._trouble:
                 log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
             self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
 
-    def _usable(self, listed: Iterable[msgspec.Raw]) -> tuple[Worker, ...]:
-        """Returns the workers of our model. A malformed entry is passed over, and reported once."""
-        workers, faults = [], {}
-        for entry in listed:
-            try:
-                worker = msgspec.json.decode(entry, type=Worker)
-                # Senders and receivers of the library register too, without an HTTP server.
-                if worker.url and Path(worker.model or self.settings.model_name).name == self.settings.model_name:
-                    workers.append(msgspec.structs.replace(worker, url=_checked(worker.url)))
-            except (ValueError, RecursionError, httpx.InvalidURL) as error:
-                faults[bytes(entry)[:SHOWN_BYTES].decode("utf-8", "replace")] = reason_of(error)
-        for shown in faults.keys() - self._faults.keys():
-            log.warning("a worker in the list is passed over", extra={"entry": shown, "reason": faults[shown]})
-        self._faults = faults
-        return tuple(workers)
+    def _usable(self, listed: WorkerList) -> tuple[Worker, ...]:
+        """Returns the workers of our model. A lease that is not valid is left out and logged once."""
+        workers, dropped = listed.read()
+        for lease in dropped.keys() - self._dropped:
+            log.warning("a lease is left out", extra={"lease": lease, "reason": dropped[lease]})
+        self._dropped = set(dropped)
+        model = self.settings.model_name
+        # Senders and receivers of the library register too, without an HTTP server; the router cannot use them.
+        ours = (worker for worker in workers if worker.url and Path(worker.model or model).name == model)
+        return tuple(msgspec.structs.replace(worker, url=worker.url.rstrip("/")) for worker in ours)
 
     def _replace(self, workers: tuple[Worker, ...], *, keep: bool) -> None:
         """Replaces the list. ``keep``: those that are missing in it stay."""
@@ -110,6 +106,7 @@ class Fleet(Backends[RouterMetrics]):
             for worker in map((now | before).__getitem__, sorted(ids)):
                 log.info("worker %s", word, extra={"worker": worker.id, "role": worker.role, "url": worker.url})
         self._workers, self._last_list, self._trouble = workers, time.monotonic(), ""
+        self._proofs = {id: proof for id, proof in self._proofs.items() if id in now}
         for role in ROLES:
             self.metrics.workers.labels(role).set(len(self._with_role(role)))
 
@@ -127,6 +124,14 @@ class Fleet(Backends[RouterMetrics]):
 
     def models(self) -> dict[str, dict[str, Any]]:
         return self._models
+
+    def proof_of(self, worker: Worker) -> ProvedRequests:
+        """Returns what proves the requests to a worker."""
+        proof = self._proofs.get(worker.id)
+        if proof is None:
+            proof = ProvedRequests(self._keys, worker_context(worker.id), worker.url)
+            self._proofs[worker.id] = proof
+        return proof
 
     def suspect(self, worker: Worker) -> None:
         """Has the worker asked last for a while, after a failure that may be its own."""
@@ -164,16 +169,3 @@ class Fleet(Backends[RouterMetrics]):
     def has_another(self, role: Role, avoid: Collection[str]) -> bool:
         """Returns whether there is a worker of this role that is not in ``avoid``."""
         return any(worker.id not in avoid for worker in self._with_role(role))
-
-
-def _checked(url: str) -> str:
-    """Returns the URL of a worker, without a slash at its end.
-
-    Raises:
-        ValueError: it is not one, so that no request could be sent there. httpx.InvalidURL likewise.
-    """
-    parsed = httpx.URL(url)
-    is_usable = parsed.scheme in ("http", "https") and parsed.host and (parsed.port or 0) < 1 << 16
-    if not is_usable or parsed.query or parsed.fragment:
-        raise ValueError(f"{url!r} is not the URL of a worker")
-    return url.rstrip("/")
