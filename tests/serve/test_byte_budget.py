@@ -115,6 +115,43 @@ async def test_a_body_that_stops_arriving_is_refused() -> None:
     assert (caught.value.code, caught.value.http_status) == ("body_timeout", 408)
 
 
+@pytest.mark.asyncio
+async def test_a_body_that_trickles_is_refused_although_it_is_never_silent() -> None:
+    taken = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal taken
+        taken += 1
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    with pytest.raises(ServeError) as caught:
+        await read_body(_request(), receive, 1 << 30, pace=Pace(stall_seconds=0.1, least_rate=1e6))
+    assert caught.value.code == "body_timeout"
+    assert taken > 1
+
+
+def test_a_body_of_known_length_must_be_able_to_end_in_time() -> None:
+    pace = Pace(stall_seconds=10, least_rate=1000, total_seconds=100)
+    assert pace.seconds_until(0, 0) == 10
+    assert pace.seconds_until(5000, 0) == 15
+    assert pace.seconds_until(5000, 1_000_000) == 10.5  # 10 kB/s
+
+
+def test_a_client_alone_cannot_hold_what_is_for_all() -> None:
+    budget = ByteBudget(100, "all", 50, "one")
+    first = budget.hold(60, client="a")  # however large, it is the only one of its client
+    with pytest.raises(ServeError, match=r"of this client .*\(one\)"):
+        budget.hold(1, client="a")
+    other = budget.hold(40, client="b")
+    with pytest.raises(ServeError, match=r"\(all\)"):
+        budget.hold(1, client="c")
+    first.release()
+    assert budget.hold(50, client="a").nbytes == 50
+    other.release()
+    assert budget.held == 50
+
+
 @pytest.mark.parametrize("length", [0, 1, 2, 3, PIECE_BYTES - 1, PIECE_BYTES, 3 * PIECE_BYTES + 7])
 def test_base64_is_decoded_in_pieces(length: int) -> None:
     data = bytes(range(256)) * (length // 256 + 1)
