@@ -137,9 +137,8 @@ def test_a_flipped_bit_is_no_wrong_answer(relayed: Relayed, role: str, toward: L
             told = response.json()["embferry"]["tokens"]
             outcomes["right" if told == right else f"wrong at {at}, bit {bit}"] += 1
         else:
-            assert response.status_code >= 500, response.text  # the client's request was right
             outcomes[response.json()["error"]["code"]] += 1
-    print(role, toward, size, dict(outcomes))
-    assert outcomes.keys() <= {"right", "network_damage", "worker_failed", "no_worker"}, outcomes
-    assert outcomes["right"] >= PLACES * 0.8
+    errors = outcomes.keys() - {"right"}
+    assert errors <= {"network_damage", "worker_failed", "no_worker"}, outcomes  # the client's request was right
+    assert outcomes["right"] >= PLACES * 0.9  # it is sent again
     assert relayed.tokens() == right
