@@ -141,7 +141,12 @@ def unchanged(body: bytes) -> bytes:
 
 
 def spoilt(body: bytes) -> bytes:
-    return body.replace(b"circle", b"square").replace(b"tcp://", b"tcq://")
+    """Changes an embedding's place, or the head of an answer."""
+    return body.replace(b"tcp://", b"tcq://").replace(b"assistant", b"assistent")
+
+
+def spoilt_end(body: bytes) -> bytes:
+    return body.replace(b"circle", b"square")
 
 
 def through(behaviour: Behaviour, change: Callable[[bytes], bytes] = spoilt) -> Behaviour:
@@ -187,7 +192,7 @@ async def test_an_instance_is_asked_once_more(role: str, stream: bool, is_reques
         answer = await router.ask(request(picture(), text(), stream=stream))
         assert answer.status == 200
         assert b"circle" in answer.body
-        assert b"square" not in answer.body
+        assert b"assistent" not in answer.body
         assert len(stubs[role].requests) == 2
         assert await router.counted("damaged_messages_total", f'{{role="{role}"}}') == 1
 
@@ -204,7 +209,7 @@ async def test_the_error_names_the_network(role: str) -> None:
 
 async def test_a_stream_that_has_begun_ends_with_an_error() -> None:
     encoder, language = Stub("enc", "encode"), Stub("lang", "language")
-    language.behaviours = [through(streamed(*events_of("a red circle")))]
+    language.behaviours = [through(streamed(*events_of("a red circle")), spoilt_end)]
     async with routed(encoder, language) as router:
         answer = await router.ask(request(picture(), text(), stream=True))
     assert answer.status == 200
