@@ -1,4 +1,4 @@
-"""Who may talk to the parts of a cluster: the cluster key, its proofs, and where a part may listen without one."""
+"""Trust between the parts of a cluster: its key, proofs of it, where a part may listen without, and digests."""
 
 from .keys import ClusterKeys, Key
 from .trust import Trust

@@ -150,7 +150,7 @@ def spoilt_end(body: bytes) -> bytes:
 
 
 def through(behaviour: Behaviour, change: Callable[[bytes], bytes] = spoilt) -> Behaviour:
-    """Answers as an instance with the middleware; ``change`` is what happens to the body on its way."""
+    """Makes a behaviour that of an instance with the middleware; ``change`` is what happens to the body on its way."""
 
     async def behave(stub: Stub, body: dict[str, Any]) -> httpx.Response:
         inner = await behaviour(stub, body)
