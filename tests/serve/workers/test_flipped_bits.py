@@ -140,5 +140,5 @@ def test_a_flipped_bit_is_no_wrong_answer(relayed: Relayed, role: str, toward: L
             outcomes[response.json()["error"]["code"]] += 1
     errors = outcomes.keys() - {"right"}
     assert errors <= {"network_damage", "worker_failed", "no_worker"}, outcomes  # the client's request was right
-    assert outcomes["right"] >= PLACES * 0.9  # it is sent again
+    assert outcomes["right"] >= PLACES * 0.8  # it is sent again, unless a wrong length is waited for
     assert relayed.tokens() == right
