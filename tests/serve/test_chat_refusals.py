@@ -178,3 +178,45 @@ def test_the_client_library_raises_by_status_and_the_next_request_is_answered(sh
         assert caught.value.param == "messages[0].content[0]"
         answer = client.chat.completions.create(model="shapes", messages=user(image(GOOD), "?"))
         assert answer.choices[0].message.content == "a red circle"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"model": "n" * 20_000_000}, "model_not_found"),
+        ({"model": "a\n\x1b[31mb"}, "model_not_found"),
+        ({"messages": [{"role": "r\n" * 10_000_000, "content": "?"}]}, "unsupported_value"),
+        ({"messages": [{"role": "user", "content": [{"type": "t\n" * 10_000_000}]}]}, "unsupported_value"),
+        ({"messages": [{"role": "user", "content": "word " * 1_000_000}]}, "context_length_exceeded"),
+        ({"stop": ["s" * 20_000_000]}, "invalid_request"),
+        ({"n": ["x" * 20_000_000]}, "unsupported_value"),
+        ({"temperature": {"a\n" * 10_000_000: 1}}, "invalid_request"),
+        ({"messages": [[]] * 300_000}, "invalid_json"),
+    ],
+    ids=range(9),
+)
+def test_what_a_client_sends_is_not_repeated_in_full(
+    http: httpx.Client,
+    deployment: Deployment,
+    caplog: pytest.LogCaptureFixture,
+    change: dict[str, object],
+    code: str,
+) -> None:
+    body = {"model": "shapes", "messages": user("?")} | change
+    response = http.post("/v1/chat/completions", json=body)
+    assert 400 <= response.status_code < 500
+    assert len(response.content) < 3000
+    error = response.json()["error"]
+    assert error["code"] == code
+    assert error["message"].isprintable()
+    assert error["param"] is None or error["param"].isprintable()
+    assert all(fake.requests == [] for fake in deployment.fakes.values())
+    assert all(len(record.getMessage()) < 3000 for record in caplog.records if record.name.startswith("embferry"))
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/"])
+def test_a_path_with_line_breaks_is_escaped(http: httpx.Client, path: str) -> None:
+    response = http.get(path + "a%0a12:00 info forged%1b[2J%e2%80%a8" + "x" * 30_000)
+    assert response.status_code == 404
+    assert response.json()["error"]["message"].isprintable()
+    assert len(response.content) < 3000

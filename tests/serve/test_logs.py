@@ -43,3 +43,30 @@ def test_a_logged_exception_is_in_the_log_line(capsys: pytest.CaptureFixture[str
     err = capsys.readouterr().err
     assert "ValueError: a reason" in err
     assert style == "plain" or len(err.splitlines()) == 1
+
+
+FORGED = "x\n12:00:00.000 info    embferry.serve.http.edge: request path=/v1/models\r\x1b[2J\u2028"
+
+
+@pytest.mark.parametrize("style", ["plain", "json"])
+def test_no_text_from_outside_makes_a_line_of_its_own(capsys: pytest.CaptureFixture[str], style: str) -> None:
+    configure("info", style)
+    log = logging.getLogger("embferry.x")
+    log.info("refused: %s", FORGED, extra={"path": FORGED})
+    log.info("refused: %s", "y" * 20_000_000, extra={"path": "z" * 20_000_000, "parts": ["w" * 20_000_000]})
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 2
+    assert "\x1b" not in err
+    assert len(err) < 20_000
+
+
+def test_a_line_of_a_traceback_looks_like_no_log_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "plain")
+    try:
+        raise ValueError(FORGED)
+    except ValueError:
+        logging.getLogger("embferry.x").exception("failed")
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.endswith("failed")
+    assert rest
+    assert all(line.startswith("  ") for line in rest)

@@ -65,13 +65,13 @@ def line(process: subprocess.Popen[str]) -> str:
 
 def frame(message: m.Message | bytes) -> bytes:
     data = message if isinstance(message, bytes) else m.encode(message)
-    return m.LENGTH.pack(len(data)) + data
+    return m.framed(data)
 
 
 def receive(sock: socket.socket) -> m.Message | None:
     """The next message; None: the peer hung up."""
     data = b""
-    wanted = m.LENGTH.size
+    wanted = m.HEADER.size
     while len(data) < wanted:
         try:
             part = sock.recv(wanted - len(data))
@@ -80,9 +80,9 @@ def receive(sock: socket.socket) -> m.Message | None:
         if not part:
             return None
         data += part
-        if len(data) == m.LENGTH.size:
-            wanted += m.LENGTH.unpack(data)[0]
-    return m.decode(data[m.LENGTH.size :])
+        if len(data) == m.HEADER.size:
+            wanted += m.HEADER.unpack(data)[0]
+    return m.decode(data[m.HEADER.size :])
 
 
 def connected(pair: TransportPair) -> socket.socket:

@@ -23,6 +23,7 @@ class End:
     def __init__(self, *, max_unsent: int) -> None:
         self.loop = LoopThread("embferry-test", lambda error: None)
         self.ended: queue.Queue[str] = queue.Queue()
+        self.faults: queue.Queue[m.FrameError] = queue.Queue()
         sock, self.peer = socket.socketpair()
         self.peer.settimeout(DEADLINE_S)
         made: queue.Queue[Channel] = queue.Queue()
@@ -34,7 +35,7 @@ class End:
             sock,
             self.loop,
             on_message=lambda message: None,
-            on_fault=lambda error: None,
+            on_fault=self.faults.put,
             on_end=self.ended.put,
             limit=m.MAX_FRAME,
             max_unsent=max_unsent,
@@ -74,10 +75,10 @@ def test_sending_and_hanging_up_return_after_the_loop_has_closed(end: End, peer:
 
 def test_a_message_that_the_kernel_does_not_take_at_once_arrives_whole(end: End) -> None:
     end.channel.send(MESSAGE)
-    data, size = b"", m.LENGTH.size + len(m.encode(MESSAGE))
+    data, size = b"", m.HEADER.size + len(m.encode(MESSAGE))
     while len(data) < size:
         data += end.peer.recv(size - len(data))
-    assert m.decode(data[m.LENGTH.size :]) == MESSAGE
+    assert m.decode(data[m.HEADER.size :]) == MESSAGE
 
 
 def test_a_peer_that_does_not_read_is_given_up() -> None:
@@ -94,3 +95,15 @@ def test_a_peer_that_hangs_up_ends_the_channel_once(end: End) -> None:
     end.channel.send(MESSAGE)
     end.loop.call(lambda: end.ended.put("later"))
     assert end.ended.get(timeout=DEADLINE_S) == "later"
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is() -> None:
+    frame = m.framed(m.encode(m.Welcome(b"here", 1 << 40)))
+    for at in range(8 * len(frame)):
+        another = End(max_unsent=1 << 20)
+        damaged = bytearray(frame)
+        damaged[at // 8] ^= 1 << at % 8
+        with another.peer:
+            another.peer.sendall(damaged + bytes(m.MAX_FRAME))  # a damaged length takes in what follows
+            assert another.faults.get(timeout=DEADLINE_S)
+        another.close()

@@ -79,7 +79,7 @@ def receive_verdict(sock: socket.socket) -> tuple[int, int]:
         (framing.hello(b"0" * 16), "wrong token"),
         (b"GET / HTTP/1.1\r\nHost: here", "magic"),
         (framing.HELLO.pack(b"EMBF", 1, 1, 0, bytes(16)), "version 1"),
-        (framing.HELLO.pack(b"EMBF", 2, 2, 0, bytes(16)), "kind 2"),
+        (framing.HELLO.pack(b"EMBF", 3, 2, 0, bytes(16)), "kind 2"),
     ],
 )
 def test_a_bad_first_frame_closes_the_connection(
@@ -99,15 +99,16 @@ def test_a_connection_without_the_token_is_closed() -> None:
 
 
 BAD_HEADS = [
-    framing.HEAD.pack(b"EMBG", 1, 2, 0, 1, 1, 1, 0, 8),
+    framing.HEAD.pack(b"EMBG", 3, 2, 0, 1, 1, 1, 0, 8),
     framing.HEAD.pack(b"EMBF", 9, 2, 0, 1, 1, 1, 0, 8),
-    framing.HEAD.pack(b"EMBF", 2, 3, 0, 1, 1, 1, 0, 8),
-    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, 0, 0, 8),
-    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, MAX_RANGES + 1, 0, 8),
-    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, (1 << 32) - 1, 0, 8),
-    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, 1, 0, (1 << 64) - 1),
-    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, 1, 0, 8) + struct.pack("!QQ", 0, 7),
-    framing.HEAD.pack(b"EMBF", 2, 2, 0, 1, 1, 2, 0, 8) + struct.pack("!QQQQ", 0, 9, 0, (1 << 64) - 1),
+    framing.HEAD.pack(b"EMBF", 3, 3, 0, 1, 1, 1, 0, 8),
+    framing.write_head(1, 1, 0, 8, b""),
+    framing.write_head(1, 1, MAX_RANGES + 1, 8, b""),
+    framing.write_head(1, 1, (1 << 32) - 1, 8, b""),
+    framing.write_head(1, 1, 1, (1 << 64) - 1, b""),
+    framing.write_head(1, 1, 1, 8, struct.pack("!QQ", 0, 7)),
+    framing.write_head(1, 1, 2, 8, struct.pack("!QQQQ", 0, 9, 0, (1 << 64) - 1)),
+    framing.HEAD.pack(b"EMBF", 3, 2, 0, 1, 1, 1, 0, 8) + struct.pack("!QQ", 0, 8),
 ]
 
 
@@ -147,10 +148,9 @@ def test_fuzzed_frames_change_no_other_bytes(
     pair.receiver.transport.revoke(1)
     pair.admit(1, (0,))
     total = sum(length for _, length in ranges) if payload is None else payload
-    frame = framing.HEAD.pack(
-        b"EMBF", 2, 2, 0, epoch, 1, len(ranges) if count is None else count, 0, min(total, (1 << 64) - 1)
-    )
-    frame += b"".join(struct.pack("!QQ", *pair) for pair in ranges) + junk
+    told = len(ranges) if count is None else count
+    encoded = b"".join(struct.pack("!QQ", *pair) for pair in ranges)
+    frame = framing.write_head(epoch, 1, told, min(total, (1 << 64) - 1), encoded) + junk
     if flip is not None:
         changed = bytearray(frame)
         changed[flip % len(frame)] ^= 0xFF

@@ -44,6 +44,7 @@ def raw_receiver() -> Iterator[tuple[socket.socket, bytes]]:
         b"nonsense that is long enough",
         framing.verdict_frame(99, 0),
         framing.verdict_frame(1, 7),
+        framing.VERDICT.pack(b"EMBF", framing.VERSION, 3, 1, 1, 0),
         framing.verdict_frame(1, 0)[:-1],
         b"",
     ],

@@ -84,6 +84,9 @@ class PromptBuilder:
         self.family = family
         self.config = config
         self.tokenizer = tokenizer
+        if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+            backend.no_truncation()  # settings that a call would change, which two threads cannot do at once
+            backend.no_padding()
         positions = int(config.text_config.max_position_embeddings)
         self.limit = positions if limit is None else min(limit, positions)
         self.merge = int(config.vision_config.spatial_merge_size)

@@ -11,10 +11,13 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from embferry.protocol.text import MAX_DETAIL, printable, shown
+
 _REQUEST: ContextVar[str | None] = ContextVar("request_id", default=None)
 _ROOM: ContextVar[int | None] = ContextVar("room", default=None)
 
 _NO_EXTRAS = {"message", "asctime", "request_id", "room", "taskName", "color_message"}
+_MAX_TRACE = 1 << 16
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | _NO_EXTRAS
 
 
@@ -58,7 +61,20 @@ def _mark(record: logging.LogRecord) -> bool:
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:
-    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    found = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    return {key: _bounded(value) for key, value in found.items()}
+
+
+def _bounded(value: object) -> object:
+    if isinstance(value, str):
+        return printable(value)
+    is_sound = value is None or isinstance(value, int | float) or len(str(value)) <= MAX_DETAIL
+    return value if is_sound else shown(value, MAX_DETAIL)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """Returns the message on one line: it may repeat what clients have sent."""
+    return printable(record.getMessage(), 2 * MAX_DETAIL)
 
 
 class _Plain(logging.Formatter):
@@ -66,9 +82,13 @@ class _Plain(logging.Formatter):
         when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
         known = {"request": getattr(record, "request_id", None), "room": getattr(record, "room", None)}
         facts = {**{k: v for k, v in known.items() if v is not None}, **_extras(record)}
-        tail = "".join(f" {key}={value}" for key, value in facts.items())
-        line = f"{when} {record.levelname.lower():7} {record.name}: {record.getMessage()}{tail}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        tail = "".join(f" {key}={printable(str(value))}" for key, value in facts.items())
+        line = f"{when} {record.levelname.lower():7} {record.name}: {_message(record)}{tail}"
+        if not record.exc_info:
+            return line
+        # Indented, so that no line of it looks like a log line.
+        trace = [printable(traced) for traced in self.formatException(record.exc_info)[:_MAX_TRACE].split("\n")]
+        return "\n  ".join([line, *trace])
 
 
 class _Json(logging.Formatter):
@@ -77,11 +97,11 @@ class _Json(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
             "request_id": getattr(record, "request_id", None),
             "room": getattr(record, "room", None),
             **_extras(record),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = self.formatException(record.exc_info)[:_MAX_TRACE]
         return json.dumps({k: v for k, v in line.items() if v is not None}, ensure_ascii=False, default=str)

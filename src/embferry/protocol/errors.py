@@ -26,17 +26,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-MAX_SHOWN = 500
-"""Characters of a foreign object in the text of an error."""
-
-
-def shown(value: object, most: int = MAX_SHOWN) -> str:
-    """Returns ``repr(value)``, shortened. Never raises: the ``__repr__`` of an exception or a value is foreign code."""
-    try:
-        text = repr(value)
-    except BaseException:  # noqa: BLE001  (nothing that it raises may hide what the text is about)
-        return f"{type(value).__name__}(…), which has no repr()"
-    return text if len(text) <= most else text[:most] + "…"
+from embferry.protocol.text import printable
+from embferry.protocol.text import shown as shown
 
 
 class EmbferryError(Exception):
@@ -56,8 +47,8 @@ class EmbferryError(Exception):
     default_retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str, *, retryable: bool | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        self.detail = printable(detail)
+        super().__init__(self.detail)
         self.retryable = self.default_retryable if retryable is None else retryable
 
     def copied(self) -> Self:

@@ -184,6 +184,12 @@ class MediaSettings(Section):
     """Duration of a video file in seconds."""
     fetch_timeout: Seconds = 10
     """Seconds to fetch one picture or video."""
+    decode_memory: Positive = 2048 * MIB
+    """Bytes of memory for decoding one picture or video. Files are decoded in processes of their own."""
+    image_decode_timeout: Seconds = 10
+    """Seconds of processor time for decoding a picture; by the clock, four times as many."""
+    video_decode_timeout: Seconds = 60
+    """Seconds of processor time for decoding a video or a list of frames; by the clock, four times as many."""
 
 
 class EncodeSettings(Section):
@@ -216,10 +222,18 @@ class LanguageSettings(Section):
     there is no other. A quarter of the machine's memory if unset."""
     max_prompt_tokens: Positive = 131_072
     """Tokens of a prompt, embeddings included. The model's own limit applies too."""
+    max_prompt_characters: Positive | None = None
+    """Characters of all texts of a request; longer ones are refused before they are tokenized. 16 for each of
+    `max_prompt_tokens` if unset."""
     prefill_chunk_tokens: Positive = 512
     """Tokens of a prefill step. Affects rounding: compare results only at the same value."""
     max_new_tokens: Positive = 1024
     """Tokens of an answer."""
+
+    @property
+    def prompt_characters(self) -> int:
+        """The most characters that the texts of a request may have."""
+        return self.max_prompt_characters or 16 * self.max_prompt_tokens
 
 
 class RouterSettings(Section):

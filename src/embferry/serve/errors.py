@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from embferry.protocol.errors import EmbferryError
+from embferry.protocol.text import printable
 
 CODES: dict[str, tuple[int, str]] = {
     # The request itself
@@ -45,6 +46,11 @@ CODES: dict[str, tuple[int, str]] = {
     "video_corrupt": (400, "The video cannot be decoded."),
     "video_too_long": (400, "The video lasts longer than `media.max_video_seconds`."),
     "video_frame_sizes": (400, "The frames of a video differ in size."),
+    "media_decoder_failed": (
+        400,
+        "The decoder broke down, or needed more memory or time than `media.decode_memory`, "
+        "`media.image_decode_timeout` and `media.video_decode_timeout` allow.",
+    ),
     # The workers
     "no_worker": (503, "No worker of the needed kind is registered, or none can be reached."),
     "worker_failed": (502, "A worker broke off, or its answer is malformed."),
@@ -81,7 +87,8 @@ class ServeError(EmbferryError):
     ) -> None:
         http_status = CODES[code][0] if status is None else status
         super().__init__(detail, retryable=is_retryable(code, http_status) if retryable is None else retryable)
-        self.code, self.http_status, self.param = code, http_status, param
+        self.code, self.http_status = printable(code, 100), http_status
+        self.param = None if param is None else printable(param, 200)
 
     def at(self, param: str) -> ServeError:
         """Sets ``param`` unless it is set, and returns the error."""

@@ -25,14 +25,14 @@ class Fault:
 
     Attributes:
         kind: ``flip`` changes one bit. ``duplicate`` and ``drop`` repeat or lose ``length`` bytes; ``reorder`` swaps
-            them with as many that follow. ``swallow`` loses everything from there on. ``delay`` holds every piece back
-            from there on; ``stall`` forwards nothing more, until the fault is disarmed. ``cut`` ends the connection,
+            them with as many that follow. ``swallow`` loses everything from there on. ``delay`` forwards nothing for
+            ``seconds``, ``stall`` until the fault is disarmed; then everything follows. ``cut`` ends the connection,
             ``reset`` ends it with a TCP reset.
         toward: The direction of the bytes.
         at: Bytes of the connection before the place, from the arming on.
         length: Bytes that are concerned.
         bit: The bit that ``flip`` changes: 0 to 7.
-        seconds: For which ``delay`` holds each piece back.
+        seconds: Of a ``delay``.
         messages: Whether ``at`` counts messages, and ``length`` those that are repeated or lost; ``reorder`` swaps two.
             Without a way to split the stream, a message is what one call of ``recv`` returns.
     """
@@ -147,7 +147,7 @@ class _Effect:
             return [] if kind == "swallow" else [Action(kind)]
         if kind in ("stall", "delay"):
             first, self._begun = not self._begun, True
-            return [Action(kind, self._fault.seconds), data] if kind == "delay" or first else [data]
+            return [Action(kind, self._fault.seconds), data] if first else [data]
         if self._left <= 0:
             return [data]
         if kind == "flip":

@@ -12,6 +12,9 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
 
+MAX_STALE = 64
+"""Stale timers that may be kept beyond one for each item: a timer of a minute would keep a forgotten item that long."""
+
 
 class ReadyQueue(Generic[Item]):
     """Items with new events, and one timer for each item. Not thread-safe. Times are those of the state machines."""
@@ -31,6 +34,7 @@ class ReadyQueue(Generic[Item]):
         if self._times.get(item) != time:
             self._times[item] = time
             heapq.heappush(self._heap, (time, next(self._serial), item))
+            self._drop_stale()
 
     def is_due(self, item: Item, now: float) -> bool:
         """Returns whether the timer of the item has expired, or there is none."""
@@ -41,6 +45,7 @@ class ReadyQueue(Generic[Item]):
         """Removes the item and its timer."""
         self._touched.pop(item, None)
         self._times.pop(item, None)
+        self._drop_stale()
 
     def due(self, now: float) -> list[Item]:
         """Removes and returns the items to process now, with their expired timers. Schedule them again afterwards."""
@@ -61,3 +66,8 @@ class ReadyQueue(Generic[Item]):
         while self._heap and self._times.get(self._heap[0][2]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
+
+    def _drop_stale(self) -> None:
+        if len(self._heap) > 2 * len(self._times) + MAX_STALE:
+            self._heap = [entry for entry in self._heap if self._times.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)

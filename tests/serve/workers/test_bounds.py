@@ -15,7 +15,7 @@ from embferry.serve import off_loop
 from embferry.serve.encode import process as encode_process
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.language import process as language_process
-from embferry.serve.language.pipeline import JobPipeline
+from embferry.serve.language.prompting import PromptThreads
 from embferry.serve.worker import http as worker_http
 from embferry.trust.digests import MESSAGE_DIGEST, LineReader
 from tests.serve.blocking import LARGE, Blocking
@@ -191,8 +191,8 @@ def test_a_slow_encode_worker_gives_signs_of_life(
 def test_a_slow_language_worker_gives_signs_of_life(join: MakeJoined, monkeypatch: pytest.MonkeyPatch) -> None:
     joined = join()
     monkeypatch.setattr(language_process, "PING_SECONDS", 0.001)
-    blocking = Blocking(JobPipeline._prompt)
-    monkeypatch.setattr(JobPipeline, "_prompt", lambda *arguments: blocking(*arguments))
+    blocking = Blocking(PromptThreads.build)
+    monkeypatch.setattr(PromptThreads, "build", lambda *arguments: blocking(*arguments))
 
     body = json.dumps(generate_body({"items": []}, "hello")).encode()
     status, received = run(exchange(joined.language_app, "/generate", [body], blocking.release.set))

@@ -19,6 +19,7 @@ from embferry.serve.language import process as language_process
 from embferry.serve.language.job import ACCEPTED, Job
 from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.pipeline import JobPipeline
+from embferry.serve.language.prompting import PromptThreads
 from embferry.serve.language.transfer_source import TransferSource
 from embferry.transfer.receive_handle import EmbeddingReceiver
 from embferry.transfer.receive_manager import ReceiveManager
@@ -74,7 +75,7 @@ def test_a_shape_beyond_all_bounds_is_refused(join: MakeJoined, grid: list[int])
 ERRORS = (RuntimeError("a fault"), MemoryError(), OSError(24, "Too many open files"))
 
 LANGUAGE_PLACES: dict[str, tuple[type, str]] = {
-    "prompt": (JobPipeline, "_prompt"),
+    "prompt": (PromptThreads, "build"),
     "open": (ReceiveManager, "open"),
     "init": (EmbeddingReceiver, "init"),
     "wake_on_change": (EmbeddingReceiver, "wake_on_change"),

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from embferry.engine.media import MediaItem, MediaProcessor, PreparedItem, Video
 from embferry.serve.config import MediaSettings
 from embferry.serve.encode.messages import EncodeItem
-from embferry.serve.media.image import decode_image
-from embferry.serve.media.video import LISTED_FPS, decode_frames, decode_video
+from embferry.serve.media.decoding import media as decoding
+from embferry.serve.media.decoding.cancellation import Cancellation
+from embferry.serve.media.video import LISTED_FPS
 
 
 def prepare(
@@ -16,6 +17,7 @@ def prepare(
     media: MediaProcessor,
     limits: MediaSettings,
     prepared: Callable[[PreparedItem], object] = lambda item: None,
+    cancellation: Cancellation | None = None,
 ) -> list[PreparedItem]:
     """Decodes every item and cuts it into patches.
 
@@ -24,23 +26,26 @@ def prepare(
         media: cuts them.
         limits: the settings.
         prepared: called with each item that is ready. What it raises ends the work.
+        cancellation: ends the work from another thread.
 
     Raises:
         ServeError: a decoder of :mod:`embferry.serve.media` refuses the file.
         MediaError: the model does not support the size.
+        CancelledWorkError: ``cancellation`` is set.
     """
+    cancellation = cancellation or Cancellation()
     done = []
     for item in items:
-        done.append(media.prepare(_decoded(item, limits)))
+        done.append(media.prepare(_decoded(item, limits, cancellation)))
         prepared(done[-1])
     return done
 
 
-def _decoded(item: EncodeItem, limits: MediaSettings) -> MediaItem:
+def _decoded(item: EncodeItem, limits: MediaSettings, cancellation: Cancellation) -> MediaItem:
     if item.kind == "image":
-        return decode_image(item.data or b"", limits)
+        return decoding.image(item.data or b"", limits, cancellation)
     if item.frames is not None:
-        video = decode_frames(item.frames, item.fps or LISTED_FPS, limits)
+        video = decoding.frames(item.frames, item.fps or LISTED_FPS, limits, cancellation)
     else:
-        video = decode_video(item.data or b"", limits, item.fps)
+        video = decoding.video(item.data or b"", limits, item.fps, cancellation)
     return Video(video.frames, video.fps)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive
 
 from embferry.engine.encoder import Encoder
 from embferry.models import model_path
@@ -24,6 +26,7 @@ from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.http.body import read_body
 from embferry.serve.http.connections import raise_open_file_limit
+from embferry.serve.http.disconnect import wait_for_disconnect
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.off_loop import off_loop
 from embferry.serve.worker.address import address_of
@@ -96,10 +99,10 @@ def build(service: EncodeService) -> ASGIApp:
         except BaseException:
             hold.release()
             raise
-        return await announce(encode_request, room)
+        return await announce(encode_request, room, request.receive)
 
-    async def announce(request: EncodeRequest, room: Room) -> Response:
-        with about(request_id=request.request_id, room=room.number):
+    async def announce(request: EncodeRequest, room: Room, receive: Receive) -> Response:
+        with about(request_id=request.request_id, room=room.number), _watched(receive, room, service):
             try:
                 loop = asyncio.get_running_loop()
                 items = await loop.run_in_executor(decoders, service.prepare, request, room)
@@ -112,3 +115,20 @@ def build(service: EncodeService) -> ASGIApp:
 
     routes = [Route("/encode", encode, methods=["POST"]), Route("/embeddings/{room}", EmbeddingResource(service))]
     return worker_app(service, routes)
+
+
+@contextlib.contextmanager
+def _watched(receive: Receive, room: Room, service: EncodeService) -> Iterator[None]:
+    """Aborts the room if the caller leaves while the context lasts: no other part can abort it yet."""
+
+    def left(watching: asyncio.Task[None]) -> None:
+        if not watching.cancelled():
+            log.info("the caller left")
+            service.abort_room(room.number)
+
+    watching = asyncio.create_task(wait_for_disconnect(receive))
+    watching.add_done_callback(left)
+    try:
+        yield
+    finally:
+        watching.cancel()

@@ -12,6 +12,7 @@ from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import stream_digest
 from embferry.protocol.layout import Field
 from embferry.serve.byte_budget import Hold
+from embferry.serve.media.decoding.cancellation import Cancellation
 from embferry.transfer.fields import Fields
 from embferry.transfer.send_handle import EmbeddingSender
 
@@ -27,6 +28,7 @@ class Room:
     Attributes:
         number: the ``bootstrap_room``.
         hold: the bytes that the room holds, counted against ``encode.max_held_bytes``.
+        decoding: ends the decoding of its media, when the room is aborted.
         claimed: an HTTP client has asked for the embedding, so it is encoded even if no language worker asks.
         sender: the sending end of the transfer; None until :meth:`set_items` and the announcement.
         encoded: the rows of all fields, and the number of tokens of them that are encoded. Replaced as one tuple, so
@@ -39,6 +41,7 @@ class Room:
         self.number = number
         self.hold = hold
         self.aborted = False
+        self.decoding = Cancellation()
         self.claimed = False
         self.sender: EmbeddingSender | None = None
         self.waiting: deque[PreparedItem] = deque()

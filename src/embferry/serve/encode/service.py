@@ -32,6 +32,7 @@ from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.encode.preparation import prepare
 from embferry.serve.encode.room import Room, pixel_bytes
 from embferry.serve.errors import ServeError
+from embferry.serve.media.decoding.cancellation import CancelledWorkError
 from embferry.serve.worker.service import Service
 from embferry.transfer.failures import attempt
 from embferry.transfer.send_handle import EmbeddingSender
@@ -86,6 +87,7 @@ class EncodeService(Service[SendManager, int, Room]):
 
         Raises:
             ServeError: capacity_exhausted, among others: only now it is known what the room is going to hold.
+            Aborted: the room was aborted meanwhile.
         """
         began = time.monotonic()
         token_bytes = self.manager.layout.token_bytes
@@ -93,7 +95,10 @@ class EncodeService(Service[SendManager, int, Room]):
         def prepared(item: PreparedItem) -> None:
             room.hold.add(pixel_bytes(item) + item.num_tokens * token_bytes)
 
-        items = prepare(request.items, self.encoder.media, self.settings.media, prepared)
+        try:
+            items = prepare(request.items, self.encoder.media, self.settings.media, prepared, room.decoding)
+        except CancelledWorkError as error:
+            raise _aborted(room) from error
         self.metrics.prepare_seconds.observe(time.monotonic() - began)
         return items
 
@@ -107,7 +112,7 @@ class EncodeService(Service[SendManager, int, Room]):
         room.count_bytes(self.manager.layout.token_bytes)  # the files are not needed any more
         with self._lock:
             if room.aborted:
-                raise Aborted("the request was aborted while its media were decoded", room=room.number)
+                raise _aborted(room)
             sender = self.manager.open(room.number)
             try:
                 sender.wake_on_change(self._wake.set)
@@ -140,6 +145,7 @@ class EncodeService(Service[SendManager, int, Room]):
             if known is None:
                 return False
             known.aborted = True
+            known.decoding.cancel()
             if known.sender is not None:
                 known.sender.abort()
         self._wake.set()
@@ -150,6 +156,7 @@ class EncodeService(Service[SendManager, int, Room]):
             self._refusing = True
             for room in self._open.values():
                 room.aborted = True
+                room.decoding.cancel()
                 if room.sender is not None:
                     why = "the encode worker is shutting down; ask again"
                     room.sender.abort(PeerGone(why, room=room.number))
@@ -258,3 +265,7 @@ class EncodeService(Service[SendManager, int, Room]):
                 "encoding": announced - bootstrapping - inflight,
                 "inflight": inflight,
             }
+
+
+def _aborted(room: Room) -> Aborted:
+    return Aborted("the request was aborted while its media were decoded", room=room.number)

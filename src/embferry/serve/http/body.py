@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope
 
 from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
+from embferry.serve.json_bounds import check_values
 from embferry.serve.off_loop import off_loop
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content
 
@@ -112,7 +113,8 @@ async def discard_body(receive: Receive, max_bytes: int, stall_seconds: float | 
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Returns a JSON object. Raises ServeError invalid_json if the body is none."""
+    """Returns a JSON object. Raises ServeError invalid_json if the body is none, or has too many values."""
+    check_values(body)
     try:
         value = msgspec.json.decode(body)
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from embferry import __version__
 from embferry.observe.metrics import CONTENT_TYPE
+from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends
 
@@ -23,7 +24,7 @@ def status_routes(backends: Backends[Any]) -> list[Route]:
     async def one_model(request: Request) -> Response:
         name = request.path_params["name"]
         if (model := backends.models().get(name)) is None:
-            raise ServeError("model_not_found", f"the model {name!r} is not served here", param="model")
+            raise ServeError("model_not_found", f"the model {shown(name, 80)} is not served here", param="model")
         return JSONResponse(model)
 
     async def health(request: Request) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ class Job:
         id: unique within the worker; the router's request ids may repeat.
         deliver: called on the engine thread with ``ACCEPTED``, then the token events, then one end event. An error
             may come at any point and is the last event. It must not block.
+        building: the prompt, which is built on a thread of its own.
         hold: the bytes that the job holds, counted against ``language.max_held_bytes``.
         marks: the time at which the job reached each stage, in monotonic seconds.
     """
@@ -35,6 +37,7 @@ class Job:
     request: GenerateRequest
     deliver: Callable[[Event], None]
     hold: Hold
+    building: Future[Prompt] | None = None
     prompt: Prompt | None = None
     receiver: EmbeddingReceiver | None = None
     marks: dict[str, float] = field(default_factory=lambda: {"submitted": time.monotonic()})

@@ -91,6 +91,11 @@ class GenerateRequest(Struct, frozen=True):
         return [item.shape for item in self.items]
 
     @property
+    def characters(self) -> int:
+        """The number of characters of all texts and roles."""
+        return sum(len(m.role) + sum(len(part.text or "") for part in m.parts) for m in self.messages)
+
+    @property
     def chat(self) -> list[dict[str, Any]]:
         """The messages as the engine's prompt builder takes them."""
         return [{"role": m.role, "content": [part.content for part in m.parts]} for m in self.messages]

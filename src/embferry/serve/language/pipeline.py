@@ -1,7 +1,9 @@
 """The stages of a job: the queues of its transfer, then the model's scheduler.
 
-begin --with media--> PreallocQueue --> TransferQueue --first tokens arrived--> scheduler: waiting, running --> end
-      --text only-------------------------------------------------------------^
+begin --prompt built--> accept
+
+accept --with media--> PreallocQueue --> TransferQueue --first tokens arrived--> scheduler: waiting, running --> end
+       --text only------------------------------------------------------------^
 """
 
 from __future__ import annotations
@@ -16,15 +18,13 @@ from embferry.disaggregation.multimodal_language import (
     MultimodalLanguageRequest,
     MultimodalLanguageTransferQueue,
 )
-from embferry.engine.errors import ParameterError, PromptTooLong
 from embferry.engine.language import LanguageModel
-from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output, Request, Scheduler
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, PeerGone
 from embferry.serve.config import Settings
 from embferry.serve.language.job import ACCEPTED, Job
-from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.metrics import LanguageMetrics
+from embferry.serve.language.prompting import PromptThreads
 from embferry.serve.language.transfer_source import TransferSource
 from embferry.serve.worker.errors import as_serve_error
 from embferry.transfer.failures import attempt
@@ -43,11 +43,12 @@ class JobPipeline:
     ) -> None:
         self.model = model
         self.manager = manager
-        self.limits = settings.language
         self.metrics = metrics
         # The service limits the number of jobs; the scheduler's own limit must not refuse one that was admitted.
-        max_jobs = self.limits.max_concurrent + self.limits.max_queued
-        self.scheduler = Scheduler(model, max_running=self.limits.max_concurrent, max_queued=max_jobs)
+        limits = settings.language
+        max_jobs = limits.max_concurrent + limits.max_queued
+        self.scheduler = Scheduler(model, max_running=limits.max_concurrent, max_queued=max_jobs)
+        self.prompts = PromptThreads(model.prompts, limits, settings.threads)
         self.prealloc_queue = MultimodalLanguagePreallocQueue(self._on_failure)
         self.transfer_queue = MultimodalLanguageTransferQueue(self._on_failure)
         self.jobs: dict[str, Job] = {}
@@ -57,19 +58,30 @@ class JobPipeline:
         if (error := attempt(call, *arguments, **keywords)) is not None:
             self._fail(job, error)
 
-    def begin(self, job: Job, wake: Callable[[], None]) -> None:
-        """Builds the prompt and opens the transfer, then delivers ``ACCEPTED``.
+    def begin(self, job: Job, built: Callable[[], None]) -> None:
+        """Has the prompt built.
 
         Args:
             job: the new job.
+            built: called on any thread, when :meth:`accept` can be called.
+        """
+        self.jobs[job.id] = job
+        job.building = self.prompts.submit(job.request, lambda _: built())
+
+    def accept(self, job: Job, wake: Callable[[], None]) -> None:
+        """Takes the prompt and opens the transfer, then delivers ``ACCEPTED``. Does nothing if the job has ended.
+
+        Args:
+            job: the job, whose prompt has been built.
             wake: called on any thread, without a lock of the manager, when the job's transfer has changed. It must not
                 block.
 
         Raises:
             Exception: the request is bad, or the transfer cannot begin.
         """
-        self.jobs[job.id] = job
-        job.prompt = self._prompt(job.request)
+        if job.id not in self.jobs or job.building is None:
+            return
+        job.prompt = job.building.result()
         if job.prompt.num_visual:
             room, endpoint = job.request.room, job.request.endpoint
             assert room is not None, "GenerateRequest checks it"
@@ -119,17 +131,6 @@ class JobPipeline:
                 self.guard(job, self._deliver, job, output)
         return True
 
-    def _prompt(self, request: GenerateRequest) -> Prompt:
-        params = request.sampling.params
-        if params.max_tokens > self.limits.max_new_tokens:
-            limit = f"{self.limits.max_new_tokens} (language.max_new_tokens)"
-            raise ParameterError(f"max_tokens is {params.max_tokens}; an answer may have at most {limit}")
-        prompt = self.model.prompts.build(request.chat, request.shapes, params.max_tokens)
-        if prompt.length > self.limits.max_prompt_tokens:
-            limit = f"{self.limits.max_prompt_tokens} (language.max_prompt_tokens)"
-            raise PromptTooLong(f"the prompt has {prompt.length} tokens; the limit is {limit}")
-        return prompt
-
     def _schedule(self, job: Job) -> None:
         assert job.prompt is not None
         source = None
@@ -174,6 +175,7 @@ class JobPipeline:
         steps: list[Callable[[], object]] = [partial(self.scheduler.abort, job.id)]
         steps += [partial(queue.abort, job) for queue in (self.prealloc_queue, self.transfer_queue)]
         steps += [] if job.receiver is None else [job.receiver.clear]
+        steps += [] if job.building is None else [job.building.cancel]
         for step in steps:
             if (failed := attempt(step)) is not None:
                 log.error("a job could not be removed everywhere", exc_info=failed)

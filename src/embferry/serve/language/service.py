@@ -71,7 +71,7 @@ class LanguageService(Service[ReceiveManager, str, Job]):
             job = Job(f"job-{next(self._numbers)}", request, lambda event: None, hold)
             job.deliver = lambda event: self._deliver(job, event, deliver)
             self._open[job.id] = job
-            self._commands.append((lambda job: self._pipeline.begin(job, self._on_transfer_change), job))
+            self._commands.append((self._begin, job))
         self._wake.set()
         return job
 
@@ -100,6 +100,10 @@ class LanguageService(Service[ReceiveManager, str, Job]):
                 "quarantined": allocator.quarantined,
             }
 
+    def close(self) -> None:
+        super().close()
+        self._pipeline.prompts.close()
+
     # Called on the engine thread
 
     def _step(self) -> bool:
@@ -120,6 +124,13 @@ class LanguageService(Service[ReceiveManager, str, Job]):
             unfinished = list(self._open.values())  # among them jobs that have not begun
         for job in unfinished:
             job.deliver(as_serve_error(PeerGone(f"{why}; ask again", room=job.request.room)))
+
+    def _begin(self, job: Job) -> None:
+        def built() -> None:
+            self._commands.append((lambda job: self._pipeline.accept(job, self._on_transfer_change), job))
+            self._wake.set()
+
+        self._pipeline.begin(job, built)
 
     def _on_transfer_change(self) -> None:
         """Wakes the engine thread. Called on any thread, without a lock of the manager."""

@@ -72,6 +72,12 @@ def _guess(data: bytes) -> str:
     return "the format of the bytes is unknown"
 
 
+def exhausted(what: str, error: Exception) -> ServeError:
+    """Returns the error of a file that could not be decoded for lack of memory or descriptors."""
+    why = f"there was no memory or open file left to decode the {what}: {error!r}; try again later"
+    return ServeError("capacity_exhausted", why, status=503, retryable=True)
+
+
 def check_bytes(data: bytes, limits: MediaSettings) -> None:
     """Raises ServeError (media_too_large) for a file above the limit."""
     if len(data) > limits.max_bytes:

@@ -1,24 +1,26 @@
 """Fetches the files of a request: ``data:``, ``http(s):`` from allowed hosts, ``file:`` from allowed folders.
 
-The list of allowed hosts guards against requests to addresses that only this machine can reach.
+What a URL can cost is bounded before it is spent: the length of a ``data:`` URL, the bytes of an answer while
+they are unpacked, the time. :mod:`.addresses` says which hosts may be asked.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
-import socket
 import ssl
 import stat
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit
 
 import httpx
 
+from embferry.protocol.text import printable
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.media.addresses import DEFAULT_PORTS, permitted_address
 from embferry.serve.off_loop import decode_base64, off_loop
 
 Grow = Callable[[int], object]
@@ -26,7 +28,12 @@ Grow = Callable[[int], object]
 
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+MAX_UNQUOTED = 1 << 20
+"""Characters of a ``data:`` URL that is not base64: three of them may be one byte, and reading them is slow."""
+_ESCAPED = {"%2B": "+", "%2F": "/", "%3D": "=", "%0A": "", "%0D": "", "%20": ""}
+"""Escapes of the characters of base64, and of white space."""
+_PIECE = 1 << 16
+"""Bytes of an answer that are read, and unpacked, at a time."""
 _SHOWN = 120
 """Characters of a URL that an error repeats."""
 
@@ -73,6 +80,9 @@ class Fetcher:
         Raises:
             ServeError: as :meth:`fetch` for ``data:`` URLs.
         """
+        if (count := url.count(",")) > self._limits.max_video_frames:
+            why = f"the video has {count} frames; the limit is {self._limits.max_video_frames} (media.max_video_frames)"
+            raise ServeError("too_many_frames", why)
         head, _, rest = url.partition(",")
         return [self._inline(f"{head},{frame}") for frame in rest.split(",")]
 
@@ -81,13 +91,20 @@ class Fetcher:
         start = url.find(",") + 1
         if not start:
             raise ServeError("invalid_url", "a data: URL needs a comma before its data")
+        if start > _PIECE:
+            raise ServeError("invalid_url", "the head of the data: URL is too long")
         if not url[:start].lower().removesuffix(",").rstrip().endswith(";base64"):
+            if len(url) - start > MAX_UNQUOTED:
+                why = f"a data: URL of more than {MAX_UNQUOTED:,} characters must be base64: data:image/png;base64,…"
+                raise ServeError("media_too_large", why)
             return self._fits(unquote_to_bytes(url[start:]))
-        if (len(url) - start) // 4 * 3 > self._limits.max_bytes + 3:
+        if (len(url) - start) // 4 * 3 > self._limits.max_bytes * (3 if "%" in url else 1) + 3:
             raise self._too_large()
         try:
             if "%" in url:
-                url, start = unquote(url[start:]), 0
+                url, start = _unescaped(url[start:]), 0
+                if len(url) // 4 * 3 > self._limits.max_bytes + 3:
+                    raise self._too_large()
             return self._fits(decode_base64(url, start))
         except ValueError as error:
             raise ServeError("invalid_url", f"the data: URL is not base64: {error}") from error
@@ -95,11 +112,13 @@ class Fetcher:
     async def _remote(self, url: str, parts: SplitResult, grow: Grow) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
             address = await permitted_address(parts, self._limits.allowed_hosts)
-            target = httpx.URL(url).copy_with(host=address, username=None, password=None, fragment=None)
-            host = parts.netloc.rpartition("@")[2]
-            request = self._client.build_request("GET", target, headers={"Host": host, "Accept": "image/*, video/*"})
-            request.extensions["sni_hostname"] = parts.hostname
+            # Host and port are those that were checked, however httpx reads the URL.
+            checked = {"scheme": parts.scheme, "host": address, "port": parts.port or DEFAULT_PORTS[parts.scheme]}
+            headers = {"Host": parts.netloc.rpartition("@")[2], "Accept": "image/*, video/*", "Accept-Encoding": "gzip"}
             try:
+                target = httpx.URL(url).copy_with(**checked, username=None, password=None, fragment=None)
+                request = self._client.build_request("GET", target, headers=headers)
+                request.extensions["sni_hostname"] = parts.hostname
                 response = await self._client.send(request, stream=True)
                 try:
                     if response.status_code in _REDIRECTS and (location := response.headers.get("location")):
@@ -120,16 +139,21 @@ class Fetcher:
         raise ServeError("fetch_failed", f"{_short(url)}: more than {MAX_REDIRECTS} redirects")
 
     async def _body(self, response: httpx.Response, grow: Grow) -> bytes:
-        """Reads a body within the limit, which applies to the decompressed bytes."""
+        """Reads a body within the limit, which applies to the bytes as sent and as unpacked."""
+        unpack = _unpacker(response)
         announced = response.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > self._limits.max_bytes:
             raise self._too_large()
         body = bytearray()
-        async for piece in response.aiter_bytes(1 << 16):
-            grow(len(piece))
-            body += piece
-            if len(body) > self._limits.max_bytes:
-                raise self._too_large()
+        received = 0
+        async for packed in response.aiter_raw(_PIECE):
+            received += len(packed)
+            for piece in unpack(packed):
+                grow(len(piece))
+                body += piece
+                if max(received, len(body)) > self._limits.max_bytes:
+                    raise self._too_large()
+                await asyncio.sleep(0)  # a piece may unpack to a thousand times its size
         return bytes(body)
 
     def _local(self, parts: SplitResult, grow: Grow) -> bytes:
@@ -168,49 +192,6 @@ class Fetcher:
         return ServeError("media_too_large", why)
 
 
-async def permitted_address(url: SplitResult, allowed: tuple[str, ...]) -> str:
-    """Returns the IP address to connect to for ``url``. It is resolved once, so the checked address is the one used.
-
-    A host that the list names in full may have any address, because the operator has listed it. A host that matches
-    only a pattern (``*``, ``*.domain``) must have public addresses only.
-
-    Raises:
-        ServeError: host_not_allowed; fetch_failed if the name has no address.
-    """
-    default_port = _DEFAULT_PORTS[url.scheme]
-    host, port = (url.hostname or "").rstrip("."), url.port or default_port
-    names = [name for name, entry_port in map(_name_and_port, allowed) if port == (entry_port or default_port)]
-    by_name = host in names
-    if not by_name and not any(name == "*" or (name[:2] == "*." and host.endswith(name[1:])) for name in names):
-        why = f"files may not be fetched from {host}:{port}; the operator can allow it with media.allowed_hosts"
-        raise ServeError("host_not_allowed", why)
-    addresses = await _resolve(host, port)
-    if not by_name and (private := [a for a in addresses if not ipaddress.ip_address(a).is_global]):
-        raise ServeError("host_not_allowed", f"{host} resolves to {private[0]}, which is not a public address")
-    return addresses[0]
-
-
-def _name_and_port(entry: str) -> tuple[str, int | None]:
-    """Splits an entry of the list. Without a port, the entry means the scheme's default port."""
-    entry = entry.strip().lower()
-    if entry.startswith("["):  # [2001:db8::1]:8080
-        name, _, rest = entry[1:].partition("]")
-        return name, int(rest[1:]) if rest[1:].isdigit() else None
-    name, colon, port = entry.rpartition(":")
-    if colon and ":" not in name and port.isdigit():
-        return name, int(port)
-    return entry, None
-
-
-async def _resolve(host: str, port: int) -> list[str]:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise ServeError("fetch_failed", f"{host} has no address: {error}") from error
-    addresses = [str(entry[4][0]) for entry in found]
-    return sorted(addresses, key=lambda a: ":" in a)  # IPv4 first: it works in more places
-
-
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
@@ -233,4 +214,36 @@ def _joined(url: str, location: str) -> tuple[str, SplitResult]:
 
 
 def _short(url: str) -> str:
-    return url if len(url) <= _SHOWN else f"{url[:_SHOWN]}…"
+    return printable(url, _SHOWN)
+
+
+def _unescaped(text: str) -> str:
+    """Returns base64 without URL escapes. Others than those of base64's own characters remain, and are no base64."""
+    for escape, character in _ESCAPED.items():
+        text = text.replace(escape, character).replace(escape.lower(), character)
+    return text
+
+
+def _unpacker(response: httpx.Response) -> Callable[[bytes], Iterator[bytes]]:
+    """Returns a function that unpacks a piece of the body into pieces of limited size.
+
+    Raises:
+        ServeError: fetch_failed: the encoding is none that was asked for.
+    """
+    encodings = [name.strip().lower() for name in response.headers.get("content-encoding", "").split(",")]
+    if encodings in ([""], ["identity"]):
+        return lambda packed: iter((packed,))
+    if encodings not in (["gzip"], ["x-gzip"]):
+        shown = printable(", ".join(encodings), _SHOWN)
+        raise ServeError("fetch_failed", f"the host answered with the encoding {shown}; one gzip is accepted")
+    decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+    def unpack(packed: bytes) -> Iterator[bytes]:
+        try:
+            while packed:
+                yield decompressor.decompress(packed, _PIECE)
+                packed = decompressor.unconsumed_tail
+        except zlib.error as error:
+            raise ServeError("fetch_failed", f"the host's answer is no gzip: {error}") from error
+
+    return unpack

@@ -9,7 +9,9 @@ from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.checks import check_bytes, check_size, sniff
+from embferry.serve.media.checks import check_bytes, check_size, exhausted, sniff
+from embferry.serve.media.headers import jpeg
+from embferry.serve.media.headers.claims import ClaimError
 from embferry.transfer.failures import is_exhausted
 
 # PIL's own limit holds for the whole process: it warns at one size and raises at twice that. Ours is stricter, is a
@@ -66,6 +68,11 @@ def decode_image(data: bytes, limits: MediaSettings) -> Image.Image:
 def _opened(data: bytes, limits: MediaSettings) -> Image.Image:
     check_bytes(data, limits)
     form = sniff(data, "image")
+    if form.reader == "JPEG":
+        try:
+            jpeg.check(data)
+        except ClaimError as error:
+            raise ServeError("image_corrupt", f"the JPEG picture is refused: {error}") from error
     if form.reader in _SIZE_AT:
         at, layout = _SIZE_AT[form.reader]
         if len(data) < at + struct.calcsize(layout):
@@ -113,8 +120,7 @@ def _broken(error: Exception) -> ServeError:
     if isinstance(error, ServeError):
         return error
     if is_exhausted(error):
-        why = f"there was no memory or open file left to decode the picture: {error!r}; try again later"
-        return ServeError("capacity_exhausted", why, status=503, retryable=True)
+        return exhausted("picture", error)
     text = " ".join(str(error).split())
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return ServeError("image_truncated", "the picture ends before its last pixel; send the complete file")

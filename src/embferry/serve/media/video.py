@@ -16,11 +16,14 @@ from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.checks import check_bytes, check_size, sniff
+from embferry.serve.media.checks import check_bytes, check_size, exhausted, sniff
+from embferry.serve.media.headers import avi, matroska, mp4
+from embferry.serve.media.headers.claims import ClaimError
 from embferry.serve.media.image import check_image, decode_image
 
 LISTED_FPS = 2.0
 """Frames per second of a list of pictures without ``fps``; Qwen's own tools assume the same."""
+_CLAIMS = {"mov": mp4.check, "matroska": matroska.check, "avi": avi.check}
 SLACK = 0.5
 """Seconds by which the last frame may end before the duration in the header, since the sound may be longer."""
 
@@ -70,24 +73,36 @@ def decode_video(data: bytes, limits: MediaSettings, fps: float | None = None) -
             media_side_too_long, media_aspect_ratio, media_too_many_pixels, video_truncated, video_corrupt,
             video_too_long.
     """
+    rate, pictures = sampled_frames(data, limits, fps)
+    return Frames([picture for picture, times in pictures for _ in range(times)], rate)
+
+
+def sampled_frames(
+    data: bytes, limits: MediaSettings, fps: float | None = None
+) -> tuple[float, Iterator[tuple[Image.Image, int]]]:
+    """Does what :func:`decode_video` does, and decodes each frame when it is asked for.
+
+    Returns:
+        Frames per second, and the frames, each with the number of times that it is sampled.
+    """
     check_bytes(data, limits)
     with _opened(data) as (container, form):
         header, times = _header(container, form, limits)
     count, rate = _sampling(header, fps or limits.video_fps, limits)
-    wanted = Counter(_displayed(times, count, rate))
-    frames: list[Image.Image] = []
+    return rate, _of_one_size(_taken(data, count, Counter(_displayed(times, count, rate)), limits))
+
+
+def _taken(data: bytes, count: int, wanted: Counter[float], limits: MediaSettings) -> Iterator[tuple[Image.Image, int]]:
     with _opened(data) as (container, _):
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         for frame in container.decode(stream):
-            if frame.pts is not None and (times_taken := wanted.pop(_seconds(frame.pts, stream), 0)):
-                frames += [_picture(frame, limits)] * times_taken
+            if frame.pts is not None and (times := wanted.pop(_seconds(frame.pts, stream), 0)):
+                yield _picture(frame, limits), times
             if not wanted:
                 break
     if wanted:
         raise ServeError("video_corrupt", f"{wanted.total()} of {count} sampled frames cannot be decoded")
-    _same_size([frame.size for frame in frames])
-    return Frames(frames, rate)
 
 
 def check_frames(frames: Sequence[bytes], limits: MediaSettings) -> None:
@@ -112,29 +127,53 @@ def decode_frames(frames: Sequence[bytes], fps: float, limits: MediaSettings) ->
     Raises:
         ServeError: those of check_frames and decode_image; invalid_request for a rate that is not positive.
     """
+    rate, pictures = frames_of(frames, fps, limits)
+    return Frames([picture for picture, _ in pictures], rate)
+
+
+def frames_of(
+    frames: Sequence[bytes], fps: float, limits: MediaSettings
+) -> tuple[float, Iterator[tuple[Image.Image, int]]]:
+    """Does what :func:`decode_frames` does, and returns the same as :func:`sampled_frames`."""
     if not (math.isfinite(fps) and fps > 0):
         raise ServeError("invalid_request", f"a video needs a positive number of frames per second, not {fps}")
     check_frames(frames, limits)
-    pictures = [decode_image(frame, limits) for frame in frames]
-    _same_size([picture.size for picture in pictures])
-    return Frames(pictures, fps)
+    return fps, _of_one_size((decode_image(frame, limits), 1) for frame in frames)
 
 
-def _same_size(sizes: Sequence[tuple[int, int]]) -> None:
-    for number, size in enumerate(sizes):
+def _of_one_size(pictures: Iterator[tuple[Image.Image, int]]) -> Iterator[tuple[Image.Image, int]]:
+    first: tuple[int, int] | None = None
+    for number, (picture, times) in enumerate(pictures):
+        first = first or picture.size
+        _same_size([first, picture.size], number)
+        yield picture, times
+
+
+def _same_size(sizes: Sequence[tuple[int, int]], number: int | None = None) -> None:
+    """Checks that all sizes are the first. ``number``: that of the last one, if they are not all there."""
+    for at, size in enumerate(sizes):
         if size != sizes[0]:
             first, other = ("{} × {}".format(*s) for s in (sizes[0], size))
-            raise ServeError("video_frame_sizes", f"frame 0 is {first} pixels, frame {number} is {other}")
+            shown = at if number is None else number
+            raise ServeError("video_frame_sizes", f"frame 0 is {first} pixels, frame {shown} is {other}")
 
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[tuple[Any, str]]:
     """Opens a container; yields it and its format. Uses one demuxer: others (playlists) could open further files."""
     form = sniff(data, "video")
+    if form.reader in _CLAIMS:
+        try:
+            _CLAIMS[form.reader](data)
+        except ClaimError as error:
+            code = "video_truncated" if error.truncated else "video_corrupt"
+            raise ServeError(code, f"the {form.name} video is refused: {error}") from error
     try:
         with av.open(io.BytesIO(data), "r", format=form.reader, metadata_errors="replace") as container:
             yield container, form.name
     except av.error.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise exhausted("video", error) from error
         truncated = isinstance(error, av.error.EOFError) or (form.reader == "mov" and _box_cut(data))
         code = "video_truncated" if truncated else "video_corrupt"
         reason = getattr(error, "strerror", None) or "invalid data"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -49,7 +50,7 @@ def _message(message: Any, at: str, media: list[Media]) -> dict[str, Any]:
         raise _wrong(at, "must be an object with role and content")
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise _unsupported(f"{at}.role", f"is {role!r}; it must be one of {', '.join(_ROLES)}")
+        raise _unsupported(f"{at}.role", f"is {shown(role, 80)}; it must be one of {', '.join(_ROLES)}")
     if message.get("tool_calls") or message.get("function_call"):
         raise ServeError("unsupported_value", f"{at} calls a tool; tools are not supported", param=f"{at}.tool_calls")
     content = message.get("content")
@@ -68,7 +69,7 @@ def _part(part: Any, at: str, media: list[Media]) -> dict[str, Any]:
     """Parses text, OpenAI's ``{"type": "image_url", "image_url": {"url": …}}``, or Qwen's ``{"type": "image", …}``."""
     name = part.get("type") if isinstance(part, dict) else None
     if not isinstance(name, str) or name not in _TYPES:
-        raise _unsupported(f"{at}.type", f"is {name!r}; it must be one of {', '.join(_TYPES)}")
+        raise _unsupported(f"{at}.type", f"is {shown(name, 80)}; it must be one of {', '.join(_TYPES)}")
     if name == "text":
         if not isinstance(text := part.get("text"), str):
             raise _wrong(f"{at}.text", "must be a string")

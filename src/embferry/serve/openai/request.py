@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Stops = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...],
+    tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     Field(max_length=4),
 ]
@@ -87,13 +88,15 @@ def parse(body: dict[str, Any]) -> ChatRequest:
     for name, (is_supported, supported) in _SUPPORTED.items():
         value = body.get(name)
         if value is not None and not is_supported(value):
-            raise ServeError("unsupported_value", f"{name}={_shown(value)} is not supported ({supported})", param=name)
+            raise ServeError(
+                "unsupported_value", f"{name}={shown(value, 80)} is not supported ({supported})", param=name
+            )
     try:
         return ChatRequest.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = _path(first["loc"])
-        problem = "is missing" if first["type"] == "missing" else f"{_shown(first['input'])}: {first['msg']}"
+        problem = "is missing" if first["type"] == "missing" else f"{shown(first['input'], 80)}: {first['msg']}"
         raise ServeError("invalid_request", f"{param}: {problem}", param=param) from error
 
 
@@ -104,8 +107,3 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 
 _FIELDS = {*ChatRequest.model_fields, *StreamOptions.model_fields}
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from embferry.observe.logs import about
+from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
@@ -24,6 +25,7 @@ from embferry.serve.router.attempts import Attempts
 from embferry.serve.router.fleet import Fleet
 from embferry.serve.router.media import load_media
 from embferry.serve.router.worker_call import WorkerCall, WorkerLostError, draw_room, nbytes_of
+from embferry.serve.text_limit import check_characters
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +117,12 @@ class Chat(ChatEndpoint[Fleet]):
         request = parse(parse_object(body))
         served = self._settings.public_model_name
         if request.model != served:
-            why = f"the model {request.model!r} is not served here; {served!r} is"
+            why = f"the model {shown(request.model, 80)} is not served here; {served!r} is"
             raise ServeError("model_not_found", why, param="model")
         messages, media = parse_messages(request.messages)
-        return _Asked(request.model_copy(update={"messages": []}), messages), media
+        asked = _Asked(request.model_copy(update={"messages": []}), messages)
+        check_characters(asked.nbytes, self._settings.language)
+        return asked, media
 
     @contextlib.asynccontextmanager
     async def _worker_call(self, request_id: str, room: int | None, attempts: Attempts) -> AsyncIterator[WorkerCall]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.media.decoding.media import check
 from embferry.serve.media.fetch import Fetcher, Grow
-from embferry.serve.media.image import check_image
 from embferry.serve.media.limits import check_counts, fetch_all
-from embferry.serve.media.video import LISTED_FPS, check_frames, check_video
+from embferry.serve.media.video import LISTED_FPS, check_frames
 from embferry.serve.off_loop import off_loop
 from embferry.serve.openai.messages import Media
 
@@ -56,17 +55,12 @@ async def _item(part: Media, fetcher: Fetcher, limits: MediaSettings, budget: _B
             url = part.urls[0]
             grow(len(url) // 4 * 3)
             frames = [budget.take(frame) for frame in await off_loop(len(url), fetcher.inline_frames, url)]
-        await _checked(check_frames, frames, limits)
+        await check("check_frames", frames, limits)
         return {"kind": "video", "frames": frames, "fps": float(part.fps or LISTED_FPS)}
     data = budget.take(await fetcher.fetch(part.urls[0], grow))
-    await _checked(check_image if part.kind == "image" else check_video, data, limits)
+    await check("check_image" if part.kind == "image" else "check_video", [data], limits)
     return {"kind": part.kind, "data": data} | ({"fps": part.fps} if part.fps else {})
 
 
 def _is_frame_list(url: str) -> bool:
     return url[:16].lower().startswith(("data:video/jpeg;", "data:video/jpg;"))
-
-
-async def _checked(check: Callable[[Any, MediaSettings], object], data: Any, limits: MediaSettings) -> None:
-    """Checks outside the event loop: even reading a header can be slow."""
-    await asyncio.to_thread(check, data, limits)

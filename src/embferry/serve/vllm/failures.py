@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 
 from embferry.serve.errors import ServeError
+
+MAX_BODY_BYTES = 64 << 10
+"""Bytes of an instance's error response that clients get; of a longer one, the beginning."""
 
 
 class VerbatimError(Exception):
@@ -18,7 +23,11 @@ class VerbatimError(Exception):
 
     @classmethod
     def of(cls, response: httpx.Response, body: bytes) -> VerbatimError:
-        return cls(response.status_code, response.headers.get("content-type", "application/json"), body)
+        content_type = response.headers.get("content-type", "application/json")
+        if len(body) > MAX_BODY_BYTES:  # it repeats what the client has sent
+            error = ServeError("invalid_request", body[:MAX_BODY_BYTES].decode(errors="replace"))
+            content_type, body = "application/json", json.dumps(error.body()).encode()
+        return cls(response.status_code, content_type, body)
 
 
 class EncodeAgainError(ServeError):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 
@@ -17,6 +18,7 @@ Kind = Literal["image", "video"]
 
 _SOURCES: dict[str, Kind] = {"image_url": "image", "video_url": "video"}
 """The fields that may hold the URL. vLLM goes by them too where ``type`` is absent or ``input_image``."""
+MAX_MODEL_NAME = 1000
 _EMBEDDED = ("image_embeds", "video_embeds", "audio_embeds", "image_pil")
 _REPLACED = frozenset({"type", "uuid", "detail", *_SOURCES})
 """Fields of a part that the router writes itself; it keeps the others, which are for the chat template."""
@@ -42,9 +44,12 @@ def parse_request(body: bytes) -> dict[str, Any]:
     """Returns a client's request.
 
     Raises:
-        ServeError: invalid_json; unsupported_value for fields that only a router may set.
+        ServeError: invalid_json; model_not_found; unsupported_value for fields that only a router may set.
     """
     request = parse_object(body)
+    model = request.get("model")
+    if isinstance(model, str) and len(model) > MAX_MODEL_NAME:  # instances would repeat it in answers and logs
+        raise ServeError("model_not_found", f"the model {shown(model, 80)} is not served here", param="model")
     if request.get("ec_transfer_params") is not None:
         raise _reserved("ec_transfer_params")
     arguments = request.get("vllm_xargs")

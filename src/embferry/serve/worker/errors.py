@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from embferry.protocol.errors import EmbferryError
 from embferry.serve.errors import ServeError
 from embferry.serve.http.errors import RETRY_AFTER_SECONDS, connection_of
+from embferry.serve.json_bounds import check_values
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -20,8 +21,10 @@ def decoded(decoder: msgspec.json.Decoder[T] | msgspec.msgpack.Decoder[T], body:
     """Decodes the body of a request.
 
     Raises:
-        ServeError: invalid_request.
+        ServeError: invalid_request; invalid_json.
     """
+    if isinstance(decoder, msgspec.json.Decoder):
+        check_values(body)
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

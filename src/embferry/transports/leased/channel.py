@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from ..net.loop import READ, WRITE, Scope
-from .messages import LENGTH, FrameError, Message, decode, encode
+from .messages import HEADER, FrameError, Message, check, decode, encode, framed
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +55,12 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Sends ``message``, from any thread. Does nothing once the channel has ended or hung up."""
-        frame = encode(message)
+        frame = framed(encode(message))
         with self._lock:
             if self._mute:
                 return
             was_idle = not self._outgoing
-            self._outgoing += LENGTH.pack(len(frame)) + frame
+            self._outgoing += frame
             if was_idle:  # otherwise the loop waits for the socket already
                 self._push()
             if len(self._outgoing) > self._max_unsent:
@@ -132,16 +132,18 @@ class Channel:
             self._on_fault(FrameError(f"this end failed to handle a message: {bug!r}"))
 
     def _next_frame(self) -> bytes | None:
-        if len(self._incoming) < LENGTH.size:
+        if len(self._incoming) < HEADER.size:
             return None
-        (length,) = LENGTH.unpack_from(self._incoming)
+        length, expected = HEADER.unpack_from(self._incoming)
         if not 1 <= length <= self.limit:
             raise FrameError(f"a frame of {length} bytes; 1 to {self.limit} are allowed")
-        end = LENGTH.size + length
+        end = HEADER.size + length
         if len(self._incoming) < end:
             return None
-        frame = bytes(self._incoming[LENGTH.size : end])
+        frame = bytes(self._incoming[HEADER.size : end])
         del self._incoming[:end]
+        if check(frame) != expected:
+            raise FrameError("a frame that was damaged on its way")
         return frame
 
     # With the lock held

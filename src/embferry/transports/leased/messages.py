@@ -1,6 +1,7 @@
-"""Messages of the side channel: length-prefixed MessagePack on one TCP connection beside the engine's own.
+"""Messages of the side channel: MessagePack in checked frames on one TCP connection beside the engine's own.
 
-A frame is a big-endian length of 4 bytes and a message, an array whose first item is its tag.
+A frame is ``length(4) check(4)``, big-endian, and a message, an array whose first item is its tag. ``check`` is the low
+half of the xxh3-64 of the message: a message with a flipped bit can be a valid message that says something else.
 
 ========= ================ =============================================================================================
 from      tag              meaning
@@ -32,6 +33,7 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
+import xxhash
 
 from ..handles import Token
 from ..windows import MAX_RANGES, RANGE_BYTES, Ranges
@@ -40,13 +42,23 @@ MAX_METADATA = 1 << 20
 """Bytes. NIXL's grows with the network devices of the host and exceeds the 1 KiB of a handle, hence ``welcome``."""
 MAX_HELLO_FRAME = 256
 MAX_FRAME = (1 << 20) + 256
-LENGTH = struct.Struct("!I")
+HEADER = struct.Struct("!II")
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]  # MessagePack has no integer beyond 64 bits
 
 
 class FrameError(ValueError):
     """The peer broke the format; the text says how."""
+
+
+def framed(message: bytes) -> bytes:
+    """Returns an encoded message as it travels."""
+    return HEADER.pack(len(message), check(message)) + message
+
+
+def check(message: bytes) -> int:
+    """Returns the check of an encoded message."""
+    return xxhash.xxh3_64_intdigest(message) & 0xFFFFFFFF
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=str.lower):

@@ -171,6 +171,7 @@ class SenderConnection:
         self._expect(head.ranges * RANGE_BYTES, partial(self._on_ranges, head))
 
     def _on_ranges(self, head: Head, data: bytearray) -> None:
+        head.verify(data)
         ranges = parse_ranges(data, head.payload)
         if ranges is None:
             raise FrameError(f"the lengths of the ranges do not add up to the payload of {head.payload} bytes")

@@ -1,0 +1,98 @@
+"""Which hosts and addresses media may be fetched from.
+
+The guard against requests to addresses that only this machine can reach: a host must be on the list of allowed hosts,
+and unless the list names it in full, all of its addresses must be public.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import SplitResult
+
+from embferry.serve.errors import ServeError
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+LOOKUPS = 8
+"""Names that are looked up at the same time; further ones wait. The system may take long for one."""
+
+_THREADS = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="media-name")
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_WITH_IPV4 = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")))
+"""Networks whose last 32 bits are an IPv4 address: compatible, mapped, translated, NAT64."""
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+
+
+async def permitted_address(url: SplitResult, allowed: tuple[str, ...]) -> str:
+    """Returns the IP address to connect to for ``url``. It is resolved once, so the checked address is the one used.
+
+    A host that the list names in full may have any address, because the operator has listed it. A host that matches
+    only a pattern (``*``, ``*.domain``) must have public addresses only.
+
+    Raises:
+        ServeError: host_not_allowed; fetch_failed if the name has no address.
+    """
+    default_port = DEFAULT_PORTS[url.scheme]
+    host, port = (url.hostname or "").rstrip("."), url.port or default_port
+    names = [name for name, entry_port in map(_name_and_port, allowed) if port == (entry_port or default_port)]
+    by_name = host in names
+    if not by_name and not any(name == "*" or (name[:2] == "*." and host.endswith(name[1:])) for name in names):
+        why = f"files may not be fetched from {host}:{port}; the operator can allow it with media.allowed_hosts"
+        raise ServeError("host_not_allowed", why)
+    addresses = await _resolve(host, port)
+    if not by_name and (private := [address for address in addresses if not is_public(address)]):
+        raise ServeError("host_not_allowed", f"{host} resolves to {private[0]}, which is not a public address")
+    return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """Returns whether an IP address, and every IPv4 address that it stands for, is one of the public internet."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:  # with a zone: fe80::1%eth0
+        return False
+    return all(map(_is_public, (found, *_embedded(found))))
+
+
+def _is_public(address: _Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        if any(address in network for network in _WITH_IPV4):
+            return True  # the IPv4 address decides
+        if address.is_site_local or address in _LOCAL_NAT64:
+            return False
+    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+def _embedded(address: _Address) -> Iterator[_Address]:
+    """Yields the IPv4 addresses that a packet to an IPv6 address may be sent on to."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return
+    if any(address in network for network in _WITH_IPV4):
+        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if address.sixtofour is not None:
+        yield address.sixtofour
+
+
+def _name_and_port(entry: str) -> tuple[str, int | None]:
+    """Splits an entry of the list. Without a port, the entry means the scheme's default port."""
+    entry = entry.strip().lower()
+    if entry.startswith("["):  # [2001:db8::1]:8080
+        name, _, rest = entry[1:].partition("]")
+        return name, int(rest[1:]) if rest[1:].isdigit() else None
+    name, colon, port = entry.rpartition(":")
+    if colon and ":" not in name and port.isdigit():
+        return name, int(port)
+    return entry, None
+
+
+async def _resolve(host: str, port: int) -> list[str]:
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.run_in_executor(_THREADS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError) as error:
+        raise ServeError("fetch_failed", f"{host} has no address: {error}") from error
+    addresses = [str(entry[4][0]) for entry in found]
+    return sorted(addresses, key=lambda a: ":" in a)  # IPv4 first: it works in more places

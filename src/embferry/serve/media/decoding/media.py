@@ -1,0 +1,54 @@
+"""The calls of router and encode worker: checks and decoding, each in a process beside this one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from PIL import Image
+
+from embferry.serve.config import MediaSettings
+from embferry.serve.media.decoding.cancellation import Cancellation
+from embferry.serve.media.decoding.pool import POOL, PROCESSES
+from embferry.serve.media.video import Frames
+
+_THREADS = ThreadPoolExecutor(PROCESSES, thread_name_prefix="check")
+
+
+async def check(
+    task: Literal["check_image", "check_video", "check_frames"], files: Sequence[bytes], limits: MediaSettings
+) -> None:
+    """Checks a file, or the frames of a video, by the headers. Ends with the task that waits for it.
+
+    Raises:
+        ServeError: those of ``check_image``, ``check_video`` or ``check_frames``; media_decoder_failed.
+    """
+    cancellation = Cancellation()
+    try:
+        await asyncio.get_running_loop().run_in_executor(_THREADS, POOL.run, task, files, limits, None, cancellation)
+    except asyncio.CancelledError:
+        cancellation.cancel()
+        raise
+
+
+def image(data: bytes, limits: MediaSettings, cancellation: Cancellation) -> Image.Image:
+    """Decodes a picture; see :func:`~embferry.serve.media.image.decode_image`. Blocks.
+
+    Raises:
+        ServeError: those of ``decode_image``; media_decoder_failed.
+        CancelledWorkError: ``cancellation`` is set.
+    """
+    (decoded,) = POOL.run("decode_image", [data], limits, None, cancellation).frames
+    return decoded
+
+
+def video(data: bytes, limits: MediaSettings, fps: float | None, cancellation: Cancellation) -> Frames:
+    """Decodes a video; see :func:`~embferry.serve.media.video.decode_video`. Blocks. Raises as :func:`image`."""
+    return POOL.run("decode_video", [data], limits, fps, cancellation)
+
+
+def frames(data: Sequence[bytes], fps: float, limits: MediaSettings, cancellation: Cancellation) -> Frames:
+    """Decodes frames; see :func:`~embferry.serve.media.video.decode_frames`. Blocks. Raises as :func:`image`."""
+    return POOL.run("decode_frames", data, limits, fps, cancellation)

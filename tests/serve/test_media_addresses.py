@@ -1,0 +1,82 @@
+"""Which hosts and addresses may be asked for media."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlsplit
+
+import pytest
+
+from embferry.serve.errors import ServeError
+from embferry.serve.media import addresses as under_test
+from embferry.serve.media.addresses import is_public, permitted_address
+
+
+@pytest.mark.parametrize(
+    ("entry", "url", "allowed"),
+    [
+        ("example.com", "https://example.com/", True),
+        ("example.com", "http://EXAMPLE.com:80/", True),
+        ("Example.com", "https://example.com/", True),
+        ("example.com", "https://example.com:8443/", False),
+        ("example.com:8443", "https://example.com:8443/", True),
+        ("example.com", "https://www.example.com/", False),
+        ("*.example.com", "https://www.example.com/", True),
+        ("*.example.com", "https://a.b.example.com/", True),
+        ("*.example.com", "https://example.com/", False),
+        ("*.example.com", "https://evilexample.com/", False),
+        ("*", "https://anything.org/", True),
+        ("*", "https://anything.org:22/", False),
+        ("[2001:db8::1]:8080", "http://[2001:db8::1]:8080/", True),
+        ("2001:db8::1", "http://[2001:db8::1]/", True),
+    ],
+)
+def test_an_entry_of_the_list_admits_its_hosts_only(
+    monkeypatch: pytest.MonkeyPatch, entry: str, url: str, allowed: bool
+) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["93.184.216.34"]
+
+    monkeypatch.setattr(under_test, "_resolve", resolve)
+    if allowed:
+        assert asyncio.run(permitted_address(urlsplit(url), (entry,))) == "93.184.216.34"
+    else:
+        with pytest.raises(ServeError) as caught:
+            asyncio.run(permitted_address(urlsplit(url), (entry,)))
+        assert caught.value.code == "host_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.5", "192.168.1.1", "169.254.169.254", "::1", "fd00::1", "0.0.0.0", "100.64.0.1"]
+)
+def test_a_name_with_a_private_address_needs_to_be_listed_in_full(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["93.184.216.34", address]
+
+    monkeypatch.setattr(under_test, "_resolve", resolve)
+    url = urlsplit("https://inside.example.com/")
+    with pytest.raises(ServeError) as caught:
+        asyncio.run(permitted_address(url, ("*.example.com",)))
+    assert caught.value.code == "host_not_allowed"
+    assert address in caught.value.detail
+    assert asyncio.run(permitted_address(url, ("inside.example.com",)))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.0.0.1", "127.0.0.1", "0.0.0.0", "169.254.169.254", "100.64.0.1", "224.0.0.1", "255.255.255.255",
+        "240.0.0.1", "::", "::1", "::127.0.0.1", "::ffff:10.0.0.1", "::ffff:0:10.0.0.1", "64:ff9b::10.0.0.1",
+        "64:ff9b:1::1", "2002:7f00:1::", "2002:a9fe:a9fe::", "fe80::1", "fe80::1%eth0", "fec0::1", "fd00::1", "ff02::1",
+        "2001:db8::1", "2001::1", "junk", "",
+    ],
+)  # fmt: skip
+def test_an_address_that_leads_inside_is_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::"])
+def test_an_address_of_the_internet_is_public(address: str) -> None:
+    assert is_public(address)

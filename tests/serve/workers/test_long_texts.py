@@ -1,0 +1,82 @@
+"""A long text is refused before it is tokenized, and delays no other request while it is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from embferry.engine.prompt import PromptBuilder
+from embferry.serve.config import LanguageSettings
+from embferry.serve.language.messages import GenerateRequest
+from embferry.serve.language.prompting import LONG_CHARACTERS, PromptThreads
+from tests.serve.blocking import DEADLINE, Blocking
+from tests.serve.workers.conftest import MakeJoined
+from tests.serve.workers.joined import events, generate_body, run
+
+LONG = "word " * LONG_CHARACTERS
+
+
+def test_a_long_text_is_refused_before_it_is_tokenized(join: MakeJoined, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = join()
+    limit = joined.language.settings.language.prompt_characters
+    monkeypatch.setattr(PromptBuilder, "build", lambda *_: pytest.fail("tokenized"))
+    response = run(joined.post_generate(generate_body({"items": []}, "n" * limit)))
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert joined.language.load == 0
+
+
+def test_the_limit_follows_from_the_tokens_unless_it_is_set() -> None:
+    assert LanguageSettings(max_prompt_tokens=100).prompt_characters == 1600
+    assert LanguageSettings(max_prompt_tokens=100, max_prompt_characters=7).prompt_characters == 7
+
+
+@pytest.fixture
+def blocking(monkeypatch: pytest.MonkeyPatch) -> Blocking:
+    """Blocks the building of long prompts."""
+    build = PromptThreads.build
+    blocked = Blocking(build)
+
+    def choose(threads: PromptThreads, request: GenerateRequest) -> Any:
+        return (blocked if request.characters > LONG_CHARACTERS else build)(threads, request)
+
+    monkeypatch.setattr(PromptThreads, "build", choose)
+    return blocked
+
+
+def test_the_engine_and_short_prompts_go_on_while_a_long_one_is_tokenized(join: MakeJoined, blocking: Blocking) -> None:
+    joined = join()
+
+    async def both() -> tuple[Any, Any]:
+        long = asyncio.create_task(joined.post_generate(generate_body({"items": []}, LONG)))
+        assert await asyncio.to_thread(blocking.called.wait, DEADLINE)
+        short = await joined.post_generate(generate_body({"items": []}, "hello"))
+        assert not long.done()
+        blocking.release.set()
+        return await long, short
+
+    long, short = run(both())
+    assert events(short)[-1]["type"] == "end"
+    assert long.status_code in (200, 400)
+
+
+def test_a_job_that_is_aborted_while_its_prompt_is_built_does_not_begin(join: MakeJoined, blocking: Blocking) -> None:
+    joined = join()
+
+    async def left() -> None:
+        asking = asyncio.create_task(joined.post_generate(generate_body({"items": []}, LONG)))
+        assert await asyncio.to_thread(blocking.called.wait, DEADLINE)
+        queued = asyncio.create_task(joined.post_generate(generate_body({"items": []}, LONG)))
+        while joined.language.load < 2:
+            await asyncio.sleep(0)
+        for task in (asking, queued):
+            task.cancel()
+        await asyncio.wait({asking, queued})
+        while joined.language.load:
+            await asyncio.sleep(0)
+
+    run(left())
+    blocking.release.set()
+    answer = run(joined.post_generate(generate_body({"items": []}, "hello")))
+    assert events(answer)[-1]["type"] == "end"
