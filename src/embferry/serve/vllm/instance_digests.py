@@ -14,15 +14,21 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embferry.serve.errors import ServeError
-from embferry.serve.http.body import read_body
 from embferry.serve.http.calls import checked_lines, is_streamed
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.errors import error_response
-from embferry.trust.digests import LINES, MESSAGE_DIGEST, DamagedError, LineWriter, check_answer
+from embferry.trust.digests import (
+    CONTENT_DIGEST,
+    LINES,
+    MESSAGE_DIGEST,
+    ContentHash,
+    DamagedError,
+    LineWriter,
+    check_answer,
+)
 
 CONTENT_TYPE = "Embferry-Content-Type"
 """The header with the media type of a streamed answer before it became lines."""
-MAX_BODY_BYTES = 1 << 30
 
 
 class InstanceDigests:
@@ -40,37 +46,46 @@ class InstanceDigests:
         if digest is None or scope["method"] != "POST":
             await self._served(scope, receive, send)
             return
+        body = _CheckedBody(receive, Headers(scope=scope).get(CONTENT_DIGEST))
         try:
-            body = await read_body(scope, receive, MAX_BODY_BYTES, between_parts=True)
-        except ServeError as error:
-            await error_response(error)(scope, receive, send)
-            return
-        if body is not None:
-            await self._served(scope, _Replayed(body, receive), _InLines(send, LineWriter(digest)))
+            await self._served(scope, body, _InLines(send, LineWriter(digest), body))
+        except Exception:
+            if not body.is_damaged:
+                raise
+        if body.is_damaged:
+            await error_response(ServeError("body_damaged", "the body does not match its digest"))(scope, receive, send)
 
 
-class _Replayed:
-    """A ``receive`` that gives a body that has been read, then what the server gives."""
+class _CheckedBody:
+    """A ``receive`` that checks the body. In place of the end of a damaged one, the client seems to have left."""
 
-    def __init__(self, body: bytes, receive: Receive) -> None:
-        self._body: bytes | None = body
-        self._receive = receive
+    def __init__(self, receive: Receive, digest: str | None) -> None:
+        self._receive, self._digest = receive, digest
+        self._hash = ContentHash()
+        self._is_over = self.is_damaged = False
 
     async def __call__(self) -> Message:
-        if self._body is None:
-            return await self._receive()
-        body, self._body = self._body, None
-        return {"type": "http.request", "body": body, "more_body": False}
+        if self.is_damaged:
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        if self._is_over or message["type"] != "http.request":
+            return message
+        self._hash.update(message.get("body", b""))
+        self._is_over = not message.get("more_body", False)
+        self.is_damaged = self._is_over and self._hash.content_digest != self._digest
+        return {"type": "http.disconnect"} if self.is_damaged else message
 
 
 class _InLines:
-    """A ``send`` that makes checked lines of an answer whose length is not known at its begin."""
+    """A ``send`` that makes checked lines of an answer of unknown length, and drops those to damaged requests."""
 
-    def __init__(self, send: Send, lines: LineWriter) -> None:
-        self._send, self._lines = send, lines
+    def __init__(self, send: Send, lines: LineWriter, body: _CheckedBody) -> None:
+        self._send, self._lines, self._body = send, lines, body
         self._is_stream = False
 
     async def __call__(self, message: Message) -> None:
+        if self._body.is_damaged:
+            return
         if message["type"] == "http.response.start" and message["status"] == 200:
             headers = MutableHeaders(raw=[*message["headers"]])
             self._is_stream = "content-length" not in headers
