@@ -12,9 +12,14 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from embferry.serve.config import SECTIONS, Settings
+from embferry.trust.trust import INSECURE_ENV, KEY_ENV, KEY_FILE_ENV
 
 ENV_PREFIX = "EMBFERRY_"
+UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""Exceptions of PyYAML for a bad document: the last five for values such as ``2001-99-99``, ``!!bool x``, ``[[[…``."""
 CONFIG_ENV = "EMBFERRY_CONFIG"
+NOT_SETTINGS = (CONFIG_ENV, KEY_ENV, KEY_FILE_ENV, INSECURE_ENV)
+"""Variables of ours that are read elsewhere."""
 
 Key = tuple[str, ...]
 """``("transfer", "num_blocks")``, or ``("model",)`` for a setting of every process."""
@@ -103,7 +108,7 @@ def load(flags: Mapping[Key, str], environ: Mapping[str, str], config: str | Non
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[Key, Given]]:
     """Yields the values of our own variables. An empty variable counts as not set."""
     for name, value in environ.items():
-        if name.startswith(ENV_PREFIX) and name != CONFIG_ENV and value:
+        if name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS and value:
             if key := ENV_KEYS.get(name):
                 yield key, Given(value, name)
             else:
@@ -131,7 +136,7 @@ def _from_file(path: Path, problems: list[str]) -> list[tuple[Key, Given]]:
         return list(_pairs(root, path, (), problems)) if root is not None else []
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read: {error}")
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         problems.append(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
     return []
 

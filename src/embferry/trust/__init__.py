@@ -1,4 +1,4 @@
-"""Trust between the parts of a cluster: its key, proofs of it, where a part may listen without, and digests."""
+"""The cluster key, its proofs, where a part of a cluster may listen without one, and digests of messages."""
 
 from .keys import ClusterKeys, Key
 from .trust import Trust

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
@@ -13,7 +12,9 @@ import httpx
 import msgspec
 
 from embferry.discovery.leases import Role, Worker
+from embferry.protocol.errors import WrongKey
 from embferry.serve.errors import ServeError, from_body
+from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests, checked_body, checked_lines, is_streamed
 from embferry.serve.off_loop import off_loop
@@ -93,7 +94,7 @@ class WorkerCall:
         body = await off_loop(nbytes_of(items), msgspec.msgpack.encode, request)
         self._encoder, content = await self._first("encode", "/encode", body, "application/msgpack", self._whole)
         try:
-            answer = json.loads(content)
+            answer = read_json(content)
             described = answer["items"]
             if len(described) != len(items) or not isinstance(answer["endpoint"], str):
                 raise ValueError
@@ -158,13 +159,15 @@ class WorkerCall:
         digest = await off_loop(len(body), content_digest, body)
         for worker in await self._fleet.candidates(role, self._avoid, self._prefer):
             request = self._fleet.client.build_request(
-                "POST", worker.url + path, content=_pieces(body), headers=headers, timeout=timeout
+                "POST", worker.url + path, content=_Pieces(body), headers=headers, timeout=timeout
             )
             if worker not in self.workers:
                 self.workers.append(worker)
                 self._in_flight.enter_context(self._fleet.count_in_flight(worker.id))
             try:
-                response = await self._fleet.client.send(add_digests(request, digest), stream=True)
+                response = await self._fleet.client.send(
+                    add_digests(request, digest), stream=True, auth=self._fleet.proof_of(worker)
+                )
                 return worker, await accept(response)
             except httpx.TransportError as error:
                 if _is_garbled(error):
@@ -265,17 +268,24 @@ class WorkerCall:
         Raises:
             httpx.HTTPError: it was not told.
         """
-        client, url = self._fleet.client, f"{worker.url}/rooms/{self.room}"
+        client, url, auth = self._fleet.client, f"{worker.url}/rooms/{self.room}", self._fleet.proof_of(worker)
         for _ in range(2):
-            response = await client.send(add_digests(client.build_request("DELETE", url, timeout=ABORT_TIMEOUT)))
+            request = client.build_request("DELETE", url, timeout=ABORT_TIMEOUT)
+            response = await client.send(add_digests(request), auth=auth)
             if response.status_code == 204:
                 return
         raise httpx.HTTPError(f"status {response.status_code}")
 
 
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(body), PIECE_BYTES):
-        yield body[at : at + PIECE_BYTES]
+class _Pieces:
+    """A body in pieces, which may be sent more than once: a worker may ask for another proof of the cluster key."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for at in range(0, len(self._body), PIECE_BYTES):
+            yield self._body[at : at + PIECE_BYTES]
 
 
 def nbytes_of(items: list[dict[str, Any]]) -> int:
@@ -284,9 +294,10 @@ def nbytes_of(items: list[dict[str, Any]]) -> int:
 
 
 def _is_garbled(error: httpx.TransportError) -> bool:
-    """Returns whether what has arrived is no HTTP, other than by its early end."""
+    """Returns whether what has arrived is no answer, other than by its early end or a wrong key."""
     early = ("disconnected", "peer closed connection")  # httpcore's words, and h11's
-    return isinstance(error, httpx.RemoteProtocolError) and not any(words in str(error) for words in early)
+    is_early = any(words in str(error) for words in early) or isinstance(error.__cause__, WrongKey)
+    return isinstance(error, httpx.RemoteProtocolError) and not is_early
 
 
 def _unless_error(status: int, content: bytes) -> bytes:
@@ -294,7 +305,7 @@ def _unless_error(status: int, content: bytes) -> bytes:
     if status == 200 and b'"error"' not in content[:1000]:
         return content
     try:
-        answer = json.loads(content)
+        answer = read_json(content)
     except ValueError:
         answer = None
     if status != 200 or (isinstance(answer, dict) and "error" in answer):
@@ -304,7 +315,7 @@ def _unless_error(status: int, content: bytes) -> bytes:
 
 def _event(line: bytes) -> dict[str, Any]:
     try:
-        event = json.loads(line)
+        event = read_json(line)
         if event["type"] not in ("token", "end", "error", "ping"):
             raise ValueError
         if event["type"] == "token" and not (isinstance(event["text"], str) and isinstance(event["token_id"], int)):
