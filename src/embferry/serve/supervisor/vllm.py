@@ -12,8 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from embferry.models import model_path, packaged_models
 from embferry.serve.config import Settings
+from embferry.serve.http.api_keys import new_key
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.handover import child_program
 from embferry.serve.supervisor.process import ClusterError, ProcessRole, Program, SupervisedProcess
@@ -83,6 +86,8 @@ class VllmCluster(Cluster):
         names += [("language", f"language-{number}") for number in range(vllm.languages)]
         free_port, *ports = _free_ports(1 + 2 * len(names))
         router = settings.router.model_copy(update={"port": settings.router.port or free_port})
+        if router.api_keys_file is not None and router.api_key is None:
+            router = router.model_copy(update={"api_key": SecretStr(new_key())})  # for the instances
         settings = settings.model_copy(update={"router": router})
         self._programs: dict[str, tuple[ProcessRole, Program]] = {}
         urls: dict[ProcessRole, list[str]] = {"encode": [], "language": []}

@@ -198,10 +198,13 @@ def _with_reason(error: EncodeAgainError, transfers: Sequence[Transfer]) -> Enco
 
 
 def _headers(scope: Scope, settings: Settings) -> dict[str, str]:
-    """Returns the headers for instances: the request's id; the router's own key, or else the client's."""
-    given = Headers(scope=scope)
-    key = settings.router.api_key
-    authorization = f"Bearer {key.get_secret_value()}" if key else given.get("authorization")
+    """Returns the headers for instances: the request's id; the router's own key, or else the client's.
+
+    A key of the router's file is for the router alone, and not passed on.
+    """
+    given, router = Headers(scope=scope), settings.router
+    its_own = given.get("authorization") if router.api_keys_file is None else None
+    authorization = f"Bearer {router.api_key.get_secret_value()}" if router.api_key else its_own
     return {
         "Content-Type": "application/json",
         "Accept-Encoding": "identity",

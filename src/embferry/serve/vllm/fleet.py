@@ -249,7 +249,10 @@ class Fleet(Backends[VllmRouterMetrics]):
 
     async def _get(self, instance: Instance, path: str) -> httpx.Response:
         timeout = httpx.Timeout(PROBE_SECONDS, connect=self.settings.router.connect_timeout)
-        return await self.client.get(instance.url + path, headers=self._headers, timeout=timeout)
+        response = await self.control.get(instance.url + path, headers=self._headers, timeout=timeout)
+        if stream := response.extensions.get("network_stream"):
+            self.own_addresses.add(stream.get_extra_info("server_addr")[0])
+        return response
 
     def _set_up(self, instance: Instance) -> None:
         instance.up, instance.trouble = True, ""
