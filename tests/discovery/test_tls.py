@@ -99,9 +99,9 @@ def test_a_stranger_with_a_certificate_of_another_ca_is_refused(
 
 
 def test_plain_text_to_a_tls_port_is_told_to_both(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
-    with serving(authority.tls("server-plain")) as server, caplog.at_level(logging.WARNING):
-        with pytest.raises(TlsFailed, match="the server speaks TLS; write https://"):
-            BootstrapClient(url_of(server, "http"), trust=PLAIN).workers()
+    told = pytest.raises(TlsFailed, match="the server speaks TLS; write https://")
+    with serving(authority.tls("server-plain")) as server, caplog.at_level(logging.WARNING), told:
+        BootstrapClient(url_of(server, "http"), trust=PLAIN).workers()
     assert any("does not speak TLS" in line for line in caplog.messages)
 
 

@@ -18,9 +18,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from embferry.serve.config import Settings
+from embferry.serve.http.address import get, url_of
 from embferry.serve.http.serving import listen, serve_app
 from embferry.serve.router.fleet import Fleet
-from embferry.serve.worker.address import get, url_of
 from embferry.trust import Trust
 from embferry.trust.tls import Tls, dialling_with
 from embferry.trust.trust import TLS_ENV
