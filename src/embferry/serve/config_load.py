@@ -15,6 +15,8 @@ from embferry.serve.config import SECTIONS, Settings
 from embferry.trust.trust import INSECURE_ENV, KEY_ENV, KEY_FILE_ENV
 
 ENV_PREFIX = "EMBFERRY_"
+UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""Exceptions of PyYAML for a bad document: the last five for values such as ``2001-99-99``, ``!!bool x``, ``[[[…``."""
 CONFIG_ENV = "EMBFERRY_CONFIG"
 NOT_SETTINGS = (CONFIG_ENV, KEY_ENV, KEY_FILE_ENV, INSECURE_ENV)
 """Variables of ours that are read elsewhere."""
@@ -134,7 +136,7 @@ def _from_file(path: Path, problems: list[str]) -> list[tuple[Key, Given]]:
         return list(_pairs(root, path, (), problems)) if root is not None else []
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read: {error}")
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         problems.append(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
     return []
 
@@ -184,10 +186,11 @@ def _validated(given: Mapping[Key, Given], problems: list[str]) -> Settings | No
             loc = tuple(str(part) for part in mistake["loc"])
             key = next((loc[:n] for n in (2, 1) if loc[:n] in given), loc)
             place = given[key].place if key in given else dotted(loc)
-            shown = "" if _is_secret(key) else f" (got {mistake['input']!r})"
+            shown = "" if is_secret(key) else f" (got {mistake['input']!r})"
             problems.append(f"{place}: {mistake['msg']}{shown}")
         return None
 
 
-def _is_secret(key: Key) -> bool:
+def is_secret(key: Key) -> bool:
+    """Returns whether the value of a setting must not be shown."""
     return key in FIELDS and SecretStr in getattr(FIELDS[key].annotation, "__args__", ())
