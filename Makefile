@@ -10,7 +10,7 @@ ENGINES := engines or $(VLLM)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration test-engines test-vllm test-vllm-more test-vllm-http test-all simulate endurance \
+.PHONY: help setup demo test test-fast test-integration test-engines test-vllm test-vllm-more test-vllm-http test-all simulate endurance soak relay \
 	setup-tests setup-engines setup-vllm lint format docs bench bench-vllm clean
 .DEFAULT_GOAL := help
 
@@ -49,6 +49,14 @@ TIMES ?= 20
 TRANSPORT ?= shm
 endurance: setup-tests ## kill and stop each process of a stack in the middle of transfers, TIMES times: half an hour
 	@$(PY) -m tests.serve.workers.endurance --times $(TIMES) --transport $(TRANSPORT) $(if $(ONLY),--only $(ONLY))
+
+TRANSFERS ?= 100000
+soak: setup-tests ## TRANSFERS transfers in one pair of processes, with aborts and lost connections: a quarter of an hour
+	@$(PY) -m tests.transfer.soak --transfers $(TRANSFERS) --transport $(TRANSPORT) --result $(or $(RESULT),soak-$(TRANSPORT))
+
+FLIPS ?= 50
+relay: setup-tests ## every fault in every hop of a running stack, and FLIPS flipped bits in each direction of each hop
+	@$(PY) -m tests.serve.relay --flips $(FLIPS)
 
 test-engines: setup-engines ## the mooncake and nixl transports on their real engines
 	@$(PY) -m pytest -m "engines and not ($(VLLM))"

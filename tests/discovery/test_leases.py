@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
+import httpx
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from embferry.discovery.leases import LeaseTable, Rank, Worker
+from embferry.discovery.leases import LeaseTable, Rank, Worker, WorkerList, check_url
 from embferry.protocol.errors import CapacityError, LocalProtocolError
 
 
@@ -126,3 +131,67 @@ def test_invalid_ranks_are_rejected(wrong):
 def test_invalid_workers_are_rejected(wrong):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"id": "a", "role": "encode"} | wrong, Worker)
+
+
+# URLs of workers
+
+GOOD_URLS = ["http://h", "https://h:1/", "http://10.0.0.5:8001", "http://[::1]:80/a/b", "http://a_b.c-d.example.:65535"]
+BAD_URLS = ["h:1", "10.0.0.5:8001", "ftp://h", "http:", "http://", "http:///a", "//h", "http://h:0", "http://h:65536"]
+BAD_URLS += [
+    "http://h:x",
+    "http://[::1",
+    "http://[::g]",
+    "http://::1",
+    "http://[10.0.0.5]",
+    "http://10.0.0.256",
+    "http://1",
+]
+BAD_URLS += [
+    "http://u@h",
+    "http://h?a",
+    "http://h#a",
+    "http://h/%41",
+    "http://h\n",
+    " http://h",
+    "http://ü",
+    "http://a..b",
+]
+
+
+@pytest.mark.parametrize("url", GOOD_URLS)
+def test_a_url_of_a_worker_is_accepted(url: str) -> None:
+    assert Worker(id="w", role="encode", url=url).url == url
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_a_url_that_clients_cannot_use_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="http"):
+        Worker(id="w", role="encode", url=url)
+
+
+@given(st.from_regex(r"\A(https?|HTTP)://[\[\]A-Za-z0-9:.@_%-]{0,20}(:[0-9]{0,6})?[/?#]?[a-z]{0,3}\Z"))
+def test_every_url_that_is_accepted_means_the_same_to_every_client(url: str) -> None:
+    try:
+        check_url(url)
+    except ValueError:
+        return
+    split, parsed = urlsplit(url), httpx.URL(url)
+    assert split.scheme in ("http", "https")
+    assert split.hostname == parsed.host
+    assert split.port in (parsed.port, 80, 443)
+    assert [parsed.userinfo, parsed.query, parsed.fragment] == [b"", b"", ""]
+
+
+def test_bad_leases_are_left_out_of_a_list() -> None:
+    worker = Worker(id="w", role="encode", url="http://h")
+    raw = [
+        msgspec.json.encode(worker),
+        b'{"id":"x","role":"encode","url":"h:1"}',
+        b"5",
+        b"null",
+        b'{"id":"y","role":"z"}',
+    ]
+    workers, dropped = msgspec.json.decode(b'{"workers":[' + b",".join(raw) + b"]}", type=WorkerList).read()
+    assert workers == (worker,)
+    assert list(dropped) == [one.decode() for one in raw[1:]]
+    assert all(dropped.values())

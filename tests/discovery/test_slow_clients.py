@@ -184,9 +184,9 @@ def test_the_number_of_connections_stays_below_the_limit_of_open_files(monkeypat
 def test_responses_that_are_not_read_are_bounded_in_bytes(monkeypatch):
     monkeypatch.setattr(http_server, "MAX_UNSENT_BYTES", 8 << 20)
     with BootstrapServer(limits=_limits(), clock=lambda: 100.0) as server, contextlib.ExitStack() as stack:
-        text = "x" * 500
+        text, url = "x" * 500, "http://h/" + "x" * 491
         for number in range(1024):
-            server._table.put(Worker(id=f"w{number}", role="encode", url=text, endpoint=text, model=text), 100.0)
+            server._table.put(Worker(id=f"w{number}", role="encode", url=url, endpoint=text, model=text), 100.0)
         server._http._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted sockets inherit it
         for _ in range(24):
             connection = stack.enter_context(socket.socket())

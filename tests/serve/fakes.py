@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 
 from embferry.serve.config import BootstrapSettings, MediaSettings, RouterSettings, Settings
 from embferry.serve.http.digests import Digests
+from embferry.serve.http.proofs import line_writer
 from embferry.serve.router.app import build
 from embferry.serve.worker.errors import error_response
 from embferry.trust.digests import LINES, MESSAGE_DIGEST, LineWriter
@@ -48,6 +49,8 @@ BREAK = "break"
 """In a script: drops the connection."""
 DAMAGE = "damage"
 """In a script: an end that is changed on its way."""
+FORGE = "forge"
+"""In a script: an end as its first line, with the check that a stranger can compute."""
 HOLD = "hold"
 """In a script: pauses until the test releases it or the caller leaves."""
 
@@ -214,7 +217,7 @@ class Deployment:
         return StreamingResponse(self._play(fake, request), media_type=LINES)
 
     async def _play(self, fake: FakeWorker, request: Request) -> AsyncIterator[bytes]:
-        lines = LineWriter(request.headers[MESSAGE_DIGEST])
+        lines = line_writer(request.scope)
         for line in fake.scripts.pop(0) if fake.scripts else fake.script:
             if line == BREAK:
                 raise ConnectionAbortedError("scripted")
@@ -222,6 +225,8 @@ class Deployment:
                 await self._held(fake, request)
             elif line == DAMAGE:
                 yield lines.line(json.dumps(END).encode()).replace(b"stop", b"step")
+            elif line == FORGE:
+                yield LineWriter(request.headers[MESSAGE_DIGEST]).line(json.dumps(END).encode())
             else:
                 yield lines.line(line.encode() if isinstance(line, str) else json.dumps(line).encode())
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 
 import pytest
 
+from embferry.discovery.bootstrap_client import BootstrapClient
+from embferry.discovery.bootstrap_server import BootstrapServer
+from embferry.discovery.leases import Worker
 from embferry.serve.config import RouterSettings, Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.router.fleet import Fleet
+from embferry.trust.digests import content_digest
+from embferry.trust.keys import ClusterKeys, Key
+from embferry.trust.trust import Trust
+from tests.strangers import Change, Relay
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
 REQUESTS = 20
@@ -64,4 +72,68 @@ async def test_requests_without_a_worker_wait_for_a_slow_bootstrap_server_togeth
         with pytest.raises(ServeError):
             await fleet.candidates("encode")  # a later request asks again
         assert bootstrap.requests == 2
+        await fleet.close()
+
+
+KEY = Key.new()
+TRUST, STRANGER, NO_KEY = Trust(ClusterKeys(KEY)), Trust(ClusterKeys(Key.new())), Trust()
+WORKER = Worker(id="enc-1", role="encode", url="http://h:1", model="shapes")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("server", "router", "trouble"),
+    [
+        (TRUST, TRUST, ""),
+        (NO_KEY, NO_KEY, ""),
+        (TRUST, STRANGER, "has another cluster key"),
+        (TRUST, NO_KEY, "asks for a cluster key, and this end has none"),
+        (NO_KEY, TRUST, "has no cluster key, and this end has one"),
+    ],
+)
+async def test_the_list_of_workers_comes_from_a_server_with_the_same_key(
+    server: Trust, router: Trust, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trust, "of_environment", lambda: router)
+    with BootstrapServer(trust=server) as bootstrap:
+        BootstrapClient(bootstrap.url, trust=server, timeout_s=60.0).register(WORKER)
+        fleet = Fleet(Settings(bootstrap_url=bootstrap.url, router=RouterSettings(connect_timeout=60)))
+        for _ in range(2):
+            await fleet.refresh()
+            assert fleet.counts()["encode"] == (0 if trouble else 1)
+            assert trouble in fleet._trouble
+            assert ("[wrong_key]" in fleet._trouble) is bool(trouble)
+        await fleet.close()
+
+
+def _with_digest(data: bytes) -> bytes:
+    body = data.partition(b"\r\n\r\n")[2]
+    return re.sub(rb"sha-256=:[^:]*:", content_digest(body).encode(), data)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("change", "trouble"),
+    [
+        (lambda data: data.replace(b"http://h:1", b"http://e:1"), "Content-Digest"),
+        (lambda data: _with_digest(data.replace(b"http://h:1", b"http://e:1")), "has no proof"),
+        (
+            lambda data: b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"workers":[]}',
+            "has no proof",
+        ),
+    ],
+)
+async def test_a_list_that_a_stranger_has_changed_is_not_used(
+    change: Change, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trust, "of_environment", lambda: TRUST)
+    with BootstrapServer(trust=TRUST) as bootstrap, Relay((bootstrap.host, bootstrap.port)) as relay:
+        BootstrapClient(bootstrap.url, trust=TRUST, timeout_s=60.0).register(WORKER)
+        settings = Settings(bootstrap_url=f"http://127.0.0.1:{relay.port}", router=RouterSettings(connect_timeout=60))
+        fleet = Fleet(settings)
+        await fleet.refresh()
+        relay.on_answer = change
+        await fleet.refresh()
+        assert trouble in fleet._trouble
+        assert [worker.url for worker in await fleet.candidates("encode")] == ["http://h:1"]
         await fleet.close()

@@ -65,19 +65,34 @@ def test_workers_of_another_model_do_not_count(deployment: Deployment, http: htt
 
 
 @pytest.mark.parametrize("deployment", [{"lease": 0.5}], indirect=True)
-@pytest.mark.parametrize("fault", ["status", "list", "entry", "url"])
+@pytest.mark.parametrize("fault", ["status", "list"])
 def test_the_last_list_of_workers_stays_in_use_and_ready_reports_it(
     deployment: Deployment, http: httpx.Client, fault: str
 ) -> None:
     deployment.wait(lambda: http.get("/ready").status_code == 200)
-    good = deployment.workers
     if fault == "status":
         deployment.bootstrap_fails = True
     else:
-        bad = {"list": "none", "entry": [*good, {"role": "encode"}], "url": [{**good[0], "url": "nonsense"}]}
-        deployment.workers = bad[fault]  # type: ignore[assignment]
+        deployment.workers = "none"  # type: ignore[assignment]
     deployment.wait(lambda: http.get("/ready").status_code == 503)
     assert deployment.fake_url in http.get("/ready").json()["missing"][0]
+    assert http.post("/v1/chat/completions", json=BODY).status_code == 200
+
+
+def test_a_bad_lease_is_left_out_with_one_log_line_and_hides_no_other(
+    deployment: Deployment, http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = deployment.workers
+    bad = [
+        {"role": "encode"},
+        *({**good[0], "url": url} for url in ("nonsense", "ftp://h", "http://[::1", "http://h:x")),
+    ]
+    for more in ("encode1", "language1"):
+        deployment.workers = [*bad, *good, deployment.entry(more)]
+        role = more.rstrip("1")
+        deployment.wait(lambda role=role: http.get("/ready").json()["workers"][role] == 2)  # type: ignore[misc]
+    lines = [record for record in caplog.records if record.getMessage() == "a lease is left out"]
+    assert len(lines) == len(bad)
     assert http.post("/v1/chat/completions", json=BODY).status_code == 200
 
 

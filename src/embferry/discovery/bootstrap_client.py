@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -23,17 +21,19 @@ from embferry.protocol.errors import (
     RemoteProtocolError,
     TransportError,
 )
+from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, content_digest
+from embferry.trust.proved_call import GREETING_PATH, proved_call
+from embferry.trust.requests import BOOTSTRAP, Prover
+from embferry.trust.trust import Trust
 
-from .leases import Rank, Role, Worker
+from .http_client import MAX_ANSWER_BYTES, Response, exchange
+from .leases import Rank, Role, Worker, WorkerList
 
 log = logging.getLogger(__name__)
 
-MAX_ANSWER_BYTES = 16 << 20
-MAX_ANSWER_HEAD_BYTES = 64 << 10
 RETRY_SECONDS = 0.5  # at most, after a failure; a shorter lease is renewed sooner
 RANK_RETRY_SECONDS = 0.2
 STOP_SECONDS = 2.0
-ATTEMPTS = 3  # of a call whose connection the server closes; every request may be repeated
 
 T = TypeVar("T")
 
@@ -59,18 +59,17 @@ class RankAddress(Struct, frozen=True):
     rank_port: int
 
 
-class _Workers(Struct, frozen=True):
-    workers: tuple[Worker, ...]
-
-
 class BootstrapClient:
     """Client of one bootstrap server. Thread-safe: every call has its own connection.
 
     Every call may raise :class:`TransportError` (the server cannot be reached: retryable), :class:`RemoteProtocolError`
-    (the answer is malformed) and :class:`LocalProtocolError` (the server rejects the request).
+    (the answer is malformed) and :class:`LocalProtocolError` (the server rejects the request). Those with a proof may
+    raise :class:`WrongKey` (the server has another cluster key, or one of both has none).
 
     Args:
         url: Such as ``http://10.0.0.5:8998``.
+        trust: What this end knows of the cluster key. None: what the environment says.
+        must_prove: Whether a server without a cluster key is refused if this end has one. The origin's have none.
         timeout_s: Seconds for a whole call, from connecting to the last byte of the answer. Only the system's lookup
             of a host name may take longer.
 
@@ -78,7 +77,9 @@ class BootstrapClient:
         LocalProtocolError: ``url`` is malformed.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
+    def __init__(
+        self, url: str, *, trust: Trust | None = None, must_prove: bool = True, timeout_s: float = 2.0
+    ) -> None:
         try:
             parts = urlsplit(url)
             port = parts.port or 80
@@ -90,6 +91,10 @@ class BootstrapClient:
         self.timeout_s = timeout_s
         self._host, self._port = parts.hostname, port
         self._authority = parts.netloc.rpartition("@")[2]
+        keys = Trust.or_environment(trust).keys
+        self._prover = None if keys is None else Prover(keys.current, BOOTSTRAP)
+        self._must_prove = must_prove
+        self._dropped: set[str] = set()  # leases that have been reported
 
     def register(self, worker: Worker) -> Lease:
         """Registers the worker, or renews its lease; raises :class:`CapacityError` if the table is full."""
@@ -103,9 +108,13 @@ class BootstrapClient:
         return status == 200
 
     def workers(self, role: Role | None = None) -> tuple[Worker, ...]:
-        """Returns the workers whose leases have not ended."""
+        """Returns the workers whose leases have not ended. Leaves out leases that are not valid."""
         query = "" if role is None else "?" + urlencode({"role": role})
-        return self._decoded(self._ok("GET", "/workers" + query), _Workers).workers
+        found, dropped = self._decoded(self._ok("GET", "/workers" + query), WorkerList).read()
+        for lease in dropped.keys() - self._dropped:
+            log.warning("the bootstrap server at %s lists a lease that is left out: %s", self.url, dropped[lease])
+        self._dropped = set(dropped)
+        return found
 
     def register_rank(self, rank: Rank) -> None:
         """Registers an encode rank in SGLang's way, without a lease."""
@@ -122,7 +131,7 @@ class BootstrapClient:
     def healthy(self) -> bool:
         """Returns whether the server answers. Raises nothing."""
         try:
-            return self._call("GET", "/health")[0] == 200
+            return self._send("GET", "/health", {}, b"", time.monotonic() + self.timeout_s).status == 200
         except (TransportError, RemoteProtocolError) as error:
             log.debug("%s", error)
             return False
@@ -139,40 +148,55 @@ class BootstrapClient:
         return body if status in (200, 201) else self._refused(status, body)
 
     def _call(self, method: str, path: str, content: object = None) -> tuple[int, bytes]:
+        """Sends a request, with a proof of the cluster key if there is one. Returns status and body of its answer."""
+        deadline = time.monotonic() + self.timeout_s
         payload = b"" if content is None else msgspec.json.encode(content)
-        headers = {"Host": self._authority, "Content-Length": str(len(payload)), "Connection": "close"}
-        if payload:
-            headers["Content-Type"] = "application/json"
-        request = h11.Request(method=method, target=path, headers=list(headers.items()))
+        digest = content_digest(payload) if payload else None
+        headers = {"Content-Type": "application/json", CONTENT_DIGEST: digest} if digest else {}
+        call = proved_call(
+            self._prover, method, path, digest, f"the bootstrap server at {self.url}", must_prove=self._must_prove
+        )
+        attempt = next(call)
+        while True:
+            if attempt.is_greeting:
+                response = self._send("GET", GREETING_PATH, {}, b"", deadline, attempt.authorization)
+            else:
+                response = self._send(method, path, headers, payload, deadline, attempt.authorization)
+            try:
+                attempt = call.send((response.status, response.headers.get))
+            except StopIteration:
+                return response.status, self._body(response)
+
+    def _body(self, response: Response) -> bytes:
+        digest = response.headers.get(CONTENT_DIGEST.lower())
         try:
-            answer = self._exchange(request, payload)
+            if digest is not None:  # a proof covers whether there is one
+                check_content(digest, response.body)
+        except DamagedError as error:
+            raise TransportError(f"the answer of the bootstrap server at {self.url} is damaged: {error}") from error
+        return bytes(response.body)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        payload: bytes,
+        deadline: float,
+        authorization: str | None = None,
+    ) -> Response:
+        own = {"Host": self._authority, "Content-Length": str(len(payload)), "Connection": "close"}
+        proof = {} if authorization is None else {"Authorization": authorization}
+        request = h11.Request(method=method, target=path, headers=list((own | headers | proof).items()))
+        try:
+            response = exchange(self._host, self._port, request, payload, deadline)
         except (OSError, UnicodeError) as error:  # the latter: of the codec for international names
             raise TransportError(f"the bootstrap server at {self.url} cannot be reached ({error})") from error
         except h11.RemoteProtocolError as error:
             raise RemoteProtocolError(f"the server at {self.url} is not a bootstrap server: {error}") from error
-        if len(answer.body) > MAX_ANSWER_BYTES:
+        if len(response.body) > MAX_ANSWER_BYTES:
             raise RemoteProtocolError(f"the bootstrap server's answer is longer than {MAX_ANSWER_BYTES} bytes")
-        return answer.status, bytes(answer.body)
-
-    def _exchange(self, request: h11.Request, payload: bytes) -> _Answer:
-        """Asks again if the server closes the connection, for example to make room for another."""
-        deadline = time.monotonic() + self.timeout_s
-        for _ in range(ATTEMPTS - 1):
-            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-                answer = self._ask(request, payload, deadline)
-                if answer.status != 503 or b"too_many_connections" not in answer.body:
-                    return answer
-        return self._ask(request, payload, deadline)
-
-    def _ask(self, request: h11.Request, payload: bytes, deadline: float) -> _Answer:
-        answer = _Answer()
-        with _connect(self._host, self._port, deadline) as sock:
-            sock.settimeout(_left(deadline))
-            sock.sendall((answer.http.send(request) or b"") + payload)
-            while not answer.complete:
-                sock.settimeout(_left(deadline))
-                answer.receive(sock.recv(65536))
-        return answer
+        return response
 
     def _refused(self, status: int, body: bytes) -> NoReturn:
         detail = f"the bootstrap server at {self.url} answered {status}: {_message(body)}"
@@ -189,49 +213,6 @@ class BootstrapClient:
             raise RemoteProtocolError(
                 f"the answer of the bootstrap server at {self.url} is malformed: {error}"
             ) from error
-
-
-class _Answer:
-    """The answer to one request, as it arrives."""
-
-    def __init__(self) -> None:
-        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER_HEAD_BYTES)
-        self.status = 0
-        self.body = bytearray()
-        self.complete = False
-        self._begun = False
-
-    def receive(self, data: bytes) -> None:
-        """Raises OSError if the server has closed the connection without an answer."""
-        if not data and not self._begun:
-            raise ConnectionResetError("it closed the connection without an answer")
-        self._begun = True
-        self.http.receive_data(data)
-        while not self.complete and (event := self.http.next_event()) is not h11.NEED_DATA:
-            if isinstance(event, h11.Response):
-                self.status = event.status_code
-            elif isinstance(event, h11.Data):
-                self.body += event.data
-            self.complete = isinstance(event, h11.EndOfMessage) or len(self.body) > MAX_ANSWER_BYTES
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("it did not answer in time")
-    return left
-
-
-def _connect(host: str, port: int, deadline: float) -> socket.socket:
-    """Returns a connection to the first address of ``host`` that accepts one."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for index, (_, _, _, _, address) in enumerate(found):
-        try:
-            return socket.create_connection((str(address[0]), port), timeout=_left(deadline) / (len(found) - index))
-        except OSError:
-            if index == len(found) - 1:
-                raise
-    raise OSError(f"{host} has no address")
 
 
 def _message(body: bytes) -> str:

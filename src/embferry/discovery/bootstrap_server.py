@@ -11,6 +11,9 @@
 ``GET /metrics``                           gauges and counters, in Prometheus's text format
 =========================================  =====================================================================
 
+With a cluster key, every request but those for ``/health`` and ``/metrics`` needs a proof of it
+(:mod:`embferry.trust.requests`), and every answer to one has a proof.
+
 One thread serves all of it (:mod:`~embferry.discovery.http_server`), with bounds that keep slow and hostile clients
 from delaying renewals. Errors are ``{"error": {"code", "message"}}`` with a matching status.
 """
@@ -36,9 +39,13 @@ import msgspec
 
 from embferry.protocol.errors import CapacityError, LocalProtocolError, TransportError
 from embferry.transports.net.loop import Scope
+from embferry.trust.digests import CONTENT_DIGEST
+from embferry.trust.proof_checker import WHY, ProofChecker
+from embferry.trust.requests import BOOTSTRAP, SCHEME, Accepted, Refused
+from embferry.trust.trust import Trust
 
 from .bootstrap_client import Lease
-from .http_server import BACKLOG, Answer, HttpServer, RequestError, ServerLimits
+from .http_server import BACKLOG, Answer, Head, HttpServer, RequestError, ServerLimits
 from .leases import LeaseTable, Rank, Role, Worker
 
 log = logging.getLogger(__name__)
@@ -60,6 +67,10 @@ class BootstrapServer:
         port: The port; 0 for any free one, which :attr:`port` then holds.
         lease_seconds: How long a worker counts as present after its last renewal.
         max_workers: Most workers that are registered at once.
+        trust: Whether requests need a proof of the cluster key, and where it may listen. None: what the environment
+            says.
+        unproved_ranks: Whether ``/route`` is open to ranks of the origin's system, which can prove nothing, although
+            there is a cluster key.
         limits: Bounds on what clients can hold.
         clock: A monotonic clock, in seconds.
     """
@@ -71,6 +82,8 @@ class BootstrapServer:
         *,
         lease_seconds: float = 5.0,
         max_workers: int = 1024,
+        trust: Trust | None = None,
+        unproved_ranks: bool = False,
         limits: ServerLimits = DEFAULT_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -79,6 +92,9 @@ class BootstrapServer:
         self._table = LeaseTable(lease_seconds, max_workers)
         self._clock = clock
         self._limits = limits
+        self._trust = Trust.or_environment(trust)
+        self._checker: ProofChecker | None = None
+        self._open_paths = ("/health", "/metrics", *(("/route",) if unproved_ranks else ()))
         self._lock = threading.Lock()  # guards the table: `workers` may be called from any thread
         self._http: HttpServer | None = None
 
@@ -91,10 +107,12 @@ class BootstrapServer:
 
         Raises:
             TransportError: The address cannot be bound (not retryable).
-            LocalProtocolError: Already started.
+            LocalProtocolError: Already started; or strangers could reach it, and there is no cluster key.
         """
         if self._http is not None:
             raise LocalProtocolError("the bootstrap server was started already")
+        if self._trust.keys is not None:
+            self._checker = ProofChecker(self._trust.keys, BOOTSTRAP, "the bootstrap server")
         try:
             sock = _listen(self.host, self.port)
         except (OSError, OverflowError, UnicodeError) as error:
@@ -104,9 +122,14 @@ class BootstrapServer:
                 "is another one running there? choose another port, or 0 for a free one",
                 retryable=False,
             ) from error
+        try:
+            self._trust.check_listening(sock.getsockname()[0], "the bootstrap server")
+        except LocalProtocolError:
+            sock.close()
+            raise
         self.port = int(sock.getsockname()[1])
         try:
-            self._http = HttpServer(sock, self._answer, self._limits, "bootstrap")
+            self._http = HttpServer(sock, self._answer, self._limits, "bootstrap", self._guard)
         except OSError as error:
             sock.close()
             raise TransportError(f"the bootstrap server cannot start: {error}", retryable=False) from error
@@ -135,6 +158,18 @@ class BootstrapServer:
         with self._lock:
             self._table.tick(self._clock())
         loop.later(self._table.lease_seconds / 4, partial(self._tick, loop))
+
+    def _guard(self, head: Head) -> Accepted | None:
+        authorization = head.headers.get("authorization", "")
+        is_open = head.target.partition("?")[0] in self._open_paths and not authorization.startswith(SCHEME)
+        if self._checker is None or is_open:
+            return None
+        digest = head.headers.get(CONTENT_DIGEST.lower())
+        verdict = self._checker.check(head.method, head.target, authorization, digest, head.address)
+        if isinstance(verdict, Refused):
+            challenge = {"WWW-Authenticate": verdict.challenge}
+            raise RequestError(verdict.reason, WHY[verdict.reason], HTTPStatus.UNAUTHORIZED, challenge)
+        return verdict
 
     def _answer(self, method: str, target: str, body: bytes) -> Answer:
         try:

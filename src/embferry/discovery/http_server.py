@@ -22,6 +22,8 @@ from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.listener import Listener, ListenLimits, check_positive
 from embferry.transports.net.loop import READ, WRITE, LoopThread
+from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content, content_digest
+from embferry.trust.requests import PROOF_HEADER, Accepted
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +63,39 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request before its body.
+
+    Attributes:
+        headers: By name in lower case; the last of several with the same name.
+        address: The client's IP address.
+    """
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    address: str
+
+
 class RequestError(Exception):
     """The reason why a request gets an error response."""
 
-    def __init__(self, code: str, message: str, status: int = HTTPStatus.BAD_REQUEST) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        status: int = HTTPStatus.BAD_REQUEST,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.code, self.status = code, status
+        self.code, self.status, self.headers = code, status, headers or {}
 
 
 Handler = Callable[[str, str, bytes], Answer]
+Guard = Callable[[Head], Accepted | None]
+"""Returns the proof of a request, or None if it may go on without one; raises :class:`RequestError`. Called on the
+server's thread, before the body is received; must not block."""
 
 
 class HttpServer:
@@ -81,6 +107,7 @@ class HttpServer:
             server's thread, without locks; must not block.
         limits: Bounds on what clients can hold.
         thread_name: Name of the server's thread.
+        guard: Says which requests may go on.
 
     Attributes:
         evicted: Connections that had to make room for others.
@@ -90,10 +117,17 @@ class HttpServer:
         OSError: No descriptors are left.
     """
 
-    def __init__(self, sock: socket.socket, handler: Handler, limits: ServerLimits, thread_name: str) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        handler: Handler,
+        limits: ServerLimits,
+        thread_name: str,
+        guard: Guard = lambda head: None,
+    ) -> None:
         self.evicted = self.timed_out = 0
         self.unsent_bytes = 0
-        self.handler = handler
+        self.handler, self.guard = handler, guard
         self._sock, self._limits = sock, limits
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = limits.connections if files < 0 else min(limits.connections, max(1, files // 2))
@@ -132,7 +166,7 @@ class HttpServer:
             exchange.end()
 
     def _on_accept(self, sock: socket.socket, peer: tuple[str, int]) -> _Exchange:
-        exchange = _Exchange(sock, network_of(peer[0]), self)
+        exchange = _Exchange(sock, peer[0], self)
         siblings = self._networks.setdefault(exchange.network, {})
         if len(siblings) >= self._limits.connections_per_address:
             self.evict(next(iter(siblings)))
@@ -185,13 +219,14 @@ class _Exchange:
         unsent: The part of the response that the kernel has not taken.
     """
 
-    def __init__(self, sock: socket.socket, network: str, server: HttpServer) -> None:
-        self.network = network
+    def __init__(self, sock: socket.socket, address: str, server: HttpServer) -> None:
+        self.network = network_of(address)
         self.unsent = memoryview(b"")
-        self._sock, self._server = sock, server
+        self._sock, self._address, self._server = sock, address, server
         self._scope = server.loop.scope(self._on_failure)
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-        self._request: h11.Request | None = None
+        self._request: Head | None = None
+        self._proved: Accepted | None = None
         self._body = bytearray()
         self._complete = self._answered = self._ended = False
         sock.setblocking(False)
@@ -253,7 +288,7 @@ class _Exchange:
                 self._http.receive_data(received)
                 self._take()
             except RequestError as error:
-                self._answer(Answer(_error(error.code, str(error)), error.status))
+                self._answer(Answer(_error(error.code, str(error)), error.status, error.headers))
             except h11.RemoteProtocolError as error:
                 self._answer(Answer(_error("invalid_request", str(error)[:200]), error.error_status_hint))
 
@@ -262,18 +297,30 @@ class _Exchange:
             event = self._http.next_event()
             if isinstance(event, h11.Request):
                 _check_head(event)
-                self._request = event
+                self._request = _head(event, self._address)
+                self._proved = self._server.guard(self._request)
             elif isinstance(event, h11.Data):
                 self._body += event.data
                 _check_length(len(self._body))
             elif isinstance(event, h11.EndOfMessage) and self._request is not None:
                 self._complete = True
-                method, target = self._request.method.decode(), self._request.target.decode()
-                self._answer(self._server.handler(method, target, bytes(self._body)))
+                body = bytes(self._body)
+                self._check_digest(self._request.headers.get(CONTENT_DIGEST.lower()), body)
+                self._answer(self._server.handler(self._request.method, self._request.target, body))
             else:
                 if self._http.they_are_waiting_for_100_continue:
                     self._sock.send(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
                 return
+
+    def _check_digest(self, digest: str | None, body: bytes) -> None:
+        """A proof covers the digest, and the digest the body; without a proof, the client may have sent none."""
+        try:
+            if self._proved is None and digest is not None:
+                check_foreign_content(digest, body)
+            elif self._proved is not None and (body or digest is not None):
+                check_content(digest, body)
+        except DamagedError as error:
+            raise RequestError("body_damaged", f"{error}; send the request again") from error
 
     def _answer(self, answer: Answer) -> None:
         self._answered = True
@@ -302,16 +349,24 @@ class _Exchange:
             "Content-Type": "text/plain; charset=utf-8" if is_text else "application/json",
             "Content-Length": str(len(body)),
             "Connection": "close",
+            CONTENT_DIGEST: content_digest(body),
             **answer.headers,
         }
+        if self._proved is not None:
+            headers[PROOF_HEADER] = self._proved.answer_proof(answer.status, headers[CONTENT_DIGEST])
         reason = HTTPStatus(answer.status).phrase
         response = h11.Response(status_code=answer.status, headers=list(headers.items()), reason=reason)
         head = self._http.send(response) or b""
-        return head if self._request is not None and self._request.method == b"HEAD" else head + body
+        return head if self._request is not None and self._request.method == "HEAD" else head + body
 
 
 def _error(code: str, message: str) -> object:
     return {"error": {"code": code, "message": message}}
+
+
+def _head(request: h11.Request, address: str) -> Head:
+    headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
+    return Head(request.method.decode(), request.target.decode(), headers, address)
 
 
 def _check_head(request: h11.Request) -> None:

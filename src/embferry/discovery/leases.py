@@ -6,10 +6,14 @@ lease: they stay until they register again.
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from collections.abc import Mapping
 from math import inf
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+import msgspec
+from msgspec import Meta, Raw, Struct
 
 from embferry.protocol.errors import CapacityError, LocalProtocolError
 
@@ -22,6 +26,12 @@ Size = Annotated[int, Meta(ge=1, le=MAX_RANKS)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Address = Annotated[str, Meta(min_length=1, max_length=255)]
 WorkerId = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+$")]
+
+_URL = re.compile(
+    r"https?://(?:\[(?P<bracketed>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?))"
+    r"(?::(?P<port>[0-9]{1,5}))?(?P<path>/[A-Za-z0-9._~/-]*)?",
+    re.IGNORECASE,
+)
 
 
 class Rank(Struct, frozen=True, kw_only=True):
@@ -54,13 +64,60 @@ class Worker(Struct, frozen=True, kw_only=True):
     """Unique for each process, so that an old process cannot end the lease of its successor."""
     role: Role
     url: Text = ""
-    """URL of its HTTP server, such as ``http://10.0.0.5:8001``."""
+    """URL of its HTTP server, such as ``http://10.0.0.5:8001``; empty if it has none."""
     endpoint: Text = ""
     """Endpoint for control messages, such as ``tcp://10.0.0.5:9001``."""
     model: Text = ""
     load: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     """Requests in progress, as of the last renewal."""
     rank: Rank | None = None
+
+    def __post_init__(self) -> None:
+        if self.url:
+            check_url(self.url)
+
+
+def check_url(url: str) -> None:
+    """Raises ValueError unless ``url`` is one of an HTTP server: ``http`` or ``https``, a host, maybe port and path.
+
+    What clients parse in different ways is refused: user names, queries, escapes and characters beyond ASCII.
+    """
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ValueError(f"{url[:100]!r} is not the URL of a worker; it looks like http://10.0.0.5:8001")
+    if int(match["port"] or 80) not in range(1, 65536):
+        raise ValueError(f"{url[:100]!r} has no port between 1 and 65535")
+    address = match["bracketed"] or match["host"]
+    if match["bracketed"] or not re.search(
+        "[A-Za-z_-]", address.rstrip(".").rpartition(".")[2]
+    ):  # no name ends in digits
+        try:
+            version = ipaddress.ip_address(address).version
+        except ValueError as error:
+            raise ValueError(f"{url[:100]!r} has no valid IP address") from error
+        if (version == 6) != bool(match["bracketed"]):
+            raise ValueError(f"{url[:100]!r} has an IPv4 address in brackets")
+
+
+class WorkerList(Struct, frozen=True):
+    """The bootstrap server's answer to ``GET /workers``, as it arrives."""
+
+    workers: tuple[Raw, ...]
+    complete: bool = True
+    """Whether a worker that is not listed has gone."""
+
+    def read(self) -> tuple[tuple[Worker, ...], Mapping[str, str]]:
+        """Returns the workers whose leases are valid, and of each other lease a part of it and what is wrong.
+
+        A server of another version may have accepted what this one refuses, and one bad lease must not hide the others.
+        """
+        found, dropped = [], {}
+        for raw in self.workers:
+            try:
+                found.append(msgspec.json.decode(raw, type=Worker))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                dropped[bytes(raw)[:200].decode("ascii", "backslashreplace")] = str(error)
+        return tuple(found), dropped
 
 
 class LeaseTable:

@@ -22,4 +22,6 @@ def bootstrap_server(settings: Settings) -> BootstrapServer:
     """Returns the server, not started yet."""
     own = settings.bootstrap
     limits = ServerLimits(own.request_timeout, own.max_connections, own.connections_per_address)
-    return _BootstrapServer(settings.host, own.port, lease_seconds=own.lease, limits=limits)
+    return _BootstrapServer(
+        settings.host, own.port, lease_seconds=own.lease, limits=limits, unproved_ranks=own.unproved_ranks
+    )

@@ -285,6 +285,9 @@ class BootstrapSettings(Section):
     connections_per_address: Positive = 256
     """Connections at once of one IPv4 address, or of one IPv6 network of 64 bits. Another one takes the place of the
     oldest of them."""
+    unproved_ranks: bool = False
+    """Opens `/route` to ranks of the origin's system, which cannot prove the cluster key. Strangers can register ranks
+    then, but see and change no worker."""
 
 
 class ServeSettings(Section):

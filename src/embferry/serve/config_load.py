@@ -12,9 +12,12 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from embferry.serve.config import SECTIONS, Settings
+from embferry.trust.trust import INSECURE_ENV, KEY_ENV, KEY_FILE_ENV
 
 ENV_PREFIX = "EMBFERRY_"
 CONFIG_ENV = "EMBFERRY_CONFIG"
+NOT_SETTINGS = (CONFIG_ENV, KEY_ENV, KEY_FILE_ENV, INSECURE_ENV)
+"""Variables of ours that are read elsewhere."""
 
 Key = tuple[str, ...]
 """``("transfer", "num_blocks")``, or ``("model",)`` for a setting of every process."""
@@ -103,7 +106,7 @@ def load(flags: Mapping[Key, str], environ: Mapping[str, str], config: str | Non
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[Key, Given]]:
     """Yields the values of our own variables. An empty variable counts as not set."""
     for name, value in environ.items():
-        if name.startswith(ENV_PREFIX) and name != CONFIG_ENV and value:
+        if name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS and value:
             if key := ENV_KEYS.get(name):
                 yield key, Given(value, name)
             else:

@@ -1,4 +1,4 @@
-"""Who may talk to the parts of a cluster: the cluster key, its proofs, and where a part may listen without one."""
+"""The cluster key, its proofs, and where a part of a cluster may listen without one."""
 
 from .keys import ClusterKeys, Key
 from .trust import Trust

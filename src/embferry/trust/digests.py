@@ -9,7 +9,8 @@ lines                  A streamed answer has a check in front of each line: over
                        line's number and its content. A line that is lost, repeated, moved or changed is noticed.
 =====================  ============================================================================================
 
-They protect against faults. A stranger can compute them too: proofs of the cluster's key stand over them.
+They protect against faults. A stranger can compute them too: proofs of the cluster's key stand over them
+(:mod:`embferry.trust.requests`), and the checks of lines then begin with a secret of both ends.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 from embferry.protocol.errors import LocalProtocolError
 from embferry.transfer.control.connection import Connection
 from embferry.transfer.control.contract import Received
-from embferry.transfer.control.framing import HEADER, frame
+from embferry.transfer.control.framing import HEADER, frame, header
 from embferry.transfer.control.limits import ControlLimits
 from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 def test_an_endless_message_is_cut_off_at_once(net: Net) -> None:
     server = net.server(frame_bytes=1000)
-    sock = net.raw(server, HELLO + HEADER.pack(1 << 30, 0) + bytes(5000))
+    sock = net.raw(server, HELLO + header(1 << 30, 0) + bytes(5000))
     net.until(lambda: net.closed(sock))
     assert (server.bad_frames, server.connections, server._shared.incomplete.used) == (1, 0, 0)
 

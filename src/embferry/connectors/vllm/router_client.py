@@ -25,6 +25,9 @@ from embferry.trust.digests import (
     content_digest,
     request_digest,
 )
+from embferry.trust.proved_call import GREETING_PATH, proved_call
+from embferry.trust.requests import ROUTER, Prover
+from embferry.trust.trust import Trust
 
 from .config import router_address
 from .coordinates import KEY, Coordinates, coordinates_in
@@ -44,11 +47,13 @@ REPORT_S = 0.5
 class RouterClient:
     """A client of one router. Every method returns at once."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
-        """``timeout_s`` bounds how long an item may take to encode."""
+    def __init__(self, url: str, timeout_s: float, trust: Trust | None = None) -> None:
+        """``timeout_s`` bounds how long an item may take to encode. ``trust``: None for what the environment says."""
         self.url = url.rstrip("/")
         self._host, self._port = router_address(url)
         self._timeout_s = timeout_s
+        keys = Trust.or_environment(trust).keys
+        self._prover = None if keys is None else Prover(keys.current, ROUTER)
         self.max_wait_s = timeout_s + 2 * CONNECT_S  # for a failover, provided that a thread is free
         self._failovers = ThreadPoolExecutor(FAILOVER_THREADS, "embferry-failover")
         self._reports = ThreadPoolExecutor(REPORT_THREADS, "embferry-failure")
@@ -126,13 +131,35 @@ class RouterClient:
         content = content_digest(payload)
         digest = request_digest("POST", path, str(len(payload)), content)
         headers = {"Content-Type": "application/json", CONTENT_DIGEST: content, MESSAGE_DIGEST: digest}
+        call = proved_call(self._prover, "POST", path, content, f"the router at {self.url}")
+        attempt = next(call)
+        while True:
+            proof = {} if attempt.authorization is None else {"Authorization": attempt.authorization}
+            if attempt.is_greeting:
+                status, received, body = self._send("GET", GREETING_PATH, None, proof, CONNECT_S)
+            else:
+                status, received, body = self._send("POST", path, payload, headers | proof, timeout_s)
+            try:
+                attempt = call.send((status, received.get))
+            except StopIteration:
+                break
+        check_answer(digest, status, received, body)
+        if status == 400 and _code(body) == "body_damaged":
+            raise DamagedError(_message(body))
+        return status, body
+
+    def _send(
+        self, method: str, path: str, payload: bytes | None, headers: dict[str, str], timeout_s: float
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Returns status, header by names in lower case, and body of the answer."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_S)
         try:
             connection.connect()
             connection.sock.settimeout(timeout_s)
-            connection.request("POST", path, payload, headers)
+            connection.request(method, path, payload, headers)
             with connection.getresponse() as response:
                 status, body = response.status, response.read(MAX_ANSWER_BYTES + 1)
+                received = {name.lower(): value for name, value in response.headers.items()}
         except OSError as error:
             raise TransportError(f"the router at {self.url} does not answer ({error or 'time-out'})") from error
         except (http.client.HTTPException, ValueError) as error:  # http.client raises ValueError for some responses
@@ -141,10 +168,7 @@ class RouterClient:
             connection.close()
         if len(body) > MAX_ANSWER_BYTES:
             raise RemoteProtocolError(f"the router's response is longer than {MAX_ANSWER_BYTES} bytes")
-        check_answer(digest, status, {name.lower(): value for name, value in response.headers.items()}, body)
-        if status == 400 and _code(body) == "body_damaged":
-            raise DamagedError(_message(body))
-        return status, body
+        return status, received, body
 
 
 class FailedRequests:

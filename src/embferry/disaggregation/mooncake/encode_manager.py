@@ -58,7 +58,9 @@ class EncodeManager(MooncakeEmbeddingManager):
         if bootstrap_url is not None:
             sizes = {"tp_size": s.tp_size, "dp_size": s.dp_size, "engine_rank": s.engine_rank}
             rank = Rank(rank_ip=s.reached_at, rank_port=self.port, **sizes)
-            self._registration = RankKeeper(BootstrapClient(bootstrap_url), rank, s.heartbeat_interval)
+            self._registration = RankKeeper(
+                BootstrapClient(bootstrap_url, must_prove=False), rank, s.heartbeat_interval
+            )
             self._registration.start()
         self.start()
 

@@ -72,7 +72,7 @@ class EncodeSide:
     def __init__(
         self, url: str, settings: OriginSettings, on_miss: Callable[[], None], on_lost: Callable[[], None]
     ) -> None:
-        self._client = BootstrapClient(url)
+        self._client = BootstrapClient(url, must_prove=False)
         self._settings, self._on_miss, self._on_lost = settings, on_miss, on_lost
         self._stopping = False
         self._misses = 0  # unanswered requests of its health in a row

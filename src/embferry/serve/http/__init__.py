@@ -8,6 +8,8 @@
 ``chat``       one chat request: body, client that leaves, time limit, errors, response
 ``body``       reading a request body of limited size, and checking its digest
 ``digests``    digests of requests and whole answers
+``calls``      the same at the end that calls
+``proofs``     proofs of the cluster key, at both ends
 ``disconnect`` cancelling work when its client leaves
 ``errors``     exceptions as error responses
 """

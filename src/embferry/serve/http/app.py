@@ -16,7 +16,11 @@ from embferry.serve.http.chat import ChatEndpoint
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.edge import Edge
 from embferry.serve.http.errors import error_response, exception_handlers
+from embferry.serve.http.proofs import Proofs
 from embferry.serve.http.status import status_routes
+from embferry.trust.proof_checker import ProofChecker
+from embferry.trust.requests import ROUTER
+from embferry.trust.trust import Trust
 
 PARTS = "/ec/"
 """Paths for parts of this project, not for clients."""
@@ -49,4 +53,7 @@ def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> ASGIApp
     key = api_key.get_secret_value() if api_key else None
     # The edge is outside of Starlette, so that a 500 carries the request's id too.
     edge = Edge(app, backends.metrics.requests, frozenset(route.path for route in routes), key)
-    return Digests(edge, error_response, lambda path: path.startswith(PARTS))
+    digests, keys = Digests(edge, error_response, lambda path: path.startswith(PARTS)), Trust.of_environment().keys
+    if keys is None:
+        return digests
+    return Proofs(digests, ProofChecker(keys, ROUTER, "the router"), lambda path: not path.startswith(PARTS))

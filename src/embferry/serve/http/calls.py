@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import httpx
 
+from embferry.serve.http.proofs import line_reader
 from embferry.trust.digests import (
     CONTENT_DIGEST,
     LINES,
     MESSAGE_DIGEST,
     DamagedError,
-    LineReader,
     check_answer,
     request_digest,
 )
@@ -57,7 +57,7 @@ async def checked_lines(response: httpx.Response) -> AsyncIterator[bytes]:
         DamagedError: a line is not the next one that was sent.
         httpx.TransportError: the answer broke off.
     """
-    reader = LineReader(response.request.headers[MESSAGE_DIGEST])
+    reader = line_reader(response.request)
     async for received in response.aiter_raw():
         for line in reader.feed(received):
             if line:

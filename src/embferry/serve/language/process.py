@@ -7,7 +7,6 @@ import contextlib
 import logging
 from functools import partial
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,6 +21,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.body import read_body
 from embferry.serve.http.connections import raise_open_file_limit
 from embferry.serve.http.disconnect import run_until_disconnect
+from embferry.serve.http.proofs import line_writer
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language import messages
 from embferry.serve.language.job import ACCEPTED, Event
@@ -37,7 +37,7 @@ from embferry.transfer.control.sockets import SocketControl
 from embferry.transfer.receive_manager import ReceiveManager
 from embferry.transfer.runtime import ThreadRuntime
 from embferry.transports.contract import Transport
-from embferry.trust.digests import LINES, MESSAGE_DIGEST, LineWriter
+from embferry.trust.digests import LINES, LineWriter
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Generate:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = _EventStream(send, LineWriter(Headers(scope=scope).get(MESSAGE_DIGEST, "")))
+        stream = _EventStream(send, line_writer(scope))
         with contextlib.closing(stream):
             try:
                 await self._answer(scope, receive, stream)

@@ -12,12 +12,16 @@ from typing import Any, get_args
 import httpx
 import msgspec
 
-from embferry.discovery.leases import Role, Worker
+from embferry.discovery.leases import Role, Worker, WorkerList
 from embferry.observe.metrics import RouterMetrics
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends, reason_of
+from embferry.serve.http.proofs import ProvedRequests, worker_context
 from embferry.serve.openai.reply import model_object
+from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content
+from embferry.trust.requests import BOOTSTRAP
+from embferry.trust.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +30,7 @@ SUSPECT_SECONDS = 10.0
 """How long a worker that has failed is asked last."""
 
 
-class _List(msgspec.Struct):
-    """The bootstrap server's response to ``GET /workers``."""
-
-    workers: tuple[Worker, ...]
-    complete: bool = True
-    """Whether a worker that is not listed has gone."""
-
-
-_DECODER = msgspec.json.Decoder(_List)
+_DECODER = msgspec.json.Decoder(WorkerList)
 
 
 class Fleet(Backends[RouterMetrics]):
@@ -44,6 +40,11 @@ class Fleet(Backends[RouterMetrics]):
         super().__init__(settings, RouterMetrics())
         name = settings.public_model_name
         self._models = {name: model_object(name, int(time.time()))}
+        self._bootstrap = settings.bootstrap_url.rstrip("/")
+        self._keys = Trust.of_environment().keys
+        self._bootstrap_proof = ProvedRequests(self._keys, BOOTSTRAP, self._bootstrap)
+        self._proofs: dict[str, ProvedRequests] = {}  # by worker
+        self._dropped: set[str] = set()  # leases that have been reported
         self._workers: tuple[Worker, ...] = ()
         self._last_list: float | None = None  # monotonic seconds
         self._trouble = "the bootstrap server has not been asked yet"
@@ -68,18 +69,32 @@ class Fleet(Backends[RouterMetrics]):
                 self._refreshes += 1
 
     async def _refresh(self) -> None:
-        address = f"{self.settings.bootstrap_url.rstrip('/')}/workers"
+        address = f"{self._bootstrap}/workers"
         try:
             async with asyncio.timeout(self.settings.router.connect_timeout):  # httpx limits each read, not the whole
-                response = await self.client.get(address)
+                response = await self.client.get(address, auth=self._bootstrap_proof)
             response.raise_for_status()
+            digest = response.headers.get(CONTENT_DIGEST)
+            if digest is not None:  # a proof covers whether there is one
+                check_content(digest, response.content)
             listed = _DECODER.decode(response.content)
-            self._replace(_workers(listed, self.settings.model_name), keep=not listed.complete)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
+            self._replace(self._usable(listed), keep=not listed.complete)
+        except (httpx.HTTPError, httpx.InvalidURL, DamagedError, ValueError, TimeoutError) as error:
             reason = reason_of(error)
             if not self._trouble:
                 log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
             self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
+
+    def _usable(self, listed: WorkerList) -> tuple[Worker, ...]:
+        """Returns the workers of our model. A lease that is not valid is left out and logged once."""
+        workers, dropped = listed.read()
+        for lease in dropped.keys() - self._dropped:
+            log.warning("a lease is left out", extra={"lease": lease, "reason": dropped[lease]})
+        self._dropped = set(dropped)
+        model = self.settings.model_name
+        # Senders and receivers of the library register too, without an HTTP server; the router cannot use them.
+        ours = (worker for worker in workers if worker.url and Path(worker.model or model).name == model)
+        return tuple(msgspec.structs.replace(worker, url=worker.url.rstrip("/")) for worker in ours)
 
     def _replace(self, workers: tuple[Worker, ...], *, keep: bool) -> None:
         """Replaces the list. ``keep``: those that are missing in it stay."""
@@ -91,6 +106,7 @@ class Fleet(Backends[RouterMetrics]):
             for worker in map((now | before).__getitem__, sorted(ids)):
                 log.info("worker %s", word, extra={"worker": worker.id, "role": worker.role, "url": worker.url})
         self._workers, self._last_list, self._trouble = workers, time.monotonic(), ""
+        self._proofs = {id: proof for id, proof in self._proofs.items() if id in now}
         for role in ROLES:
             self.metrics.workers.labels(role).set(len(self._with_role(role)))
 
@@ -108,6 +124,14 @@ class Fleet(Backends[RouterMetrics]):
 
     def models(self) -> dict[str, dict[str, Any]]:
         return self._models
+
+    def proof_of(self, worker: Worker) -> ProvedRequests:
+        """Returns what proves the requests to a worker."""
+        proof = self._proofs.get(worker.id)
+        if proof is None:
+            proof = ProvedRequests(self._keys, worker_context(worker.id), worker.url)
+            self._proofs[worker.id] = proof
+        return proof
 
     def suspect(self, worker: Worker) -> None:
         """Has the worker asked last for a while, after a failure that may be its own."""
@@ -145,19 +169,3 @@ class Fleet(Backends[RouterMetrics]):
     def has_another(self, role: Role, avoid: Collection[str]) -> bool:
         """Returns whether there is a worker of this role that is not in ``avoid``."""
         return any(worker.id not in avoid for worker in self._with_role(role))
-
-
-def _workers(listed: _List, model: str) -> tuple[Worker, ...]:
-    """Returns the workers of our model.
-
-    Raises:
-        ValueError: it is malformed. The previous complete list is better than a part of the new one.
-    """
-    found = []
-    for worker in listed.workers:
-        # Senders and receivers of the library register too, without an HTTP server; the router cannot use them.
-        if worker.url and Path(worker.model or model).name == model:
-            if not worker.url.startswith(("http://", "https://")):
-                raise ValueError(f"{worker.url!r} is not the URL of a worker")
-            found.append(msgspec.structs.replace(worker, url=worker.url.rstrip("/")))
-    return tuple(found)

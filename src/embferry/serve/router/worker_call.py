@@ -156,13 +156,15 @@ class WorkerCall:
         digest = await off_loop(len(body), content_digest, body)
         for worker in await self._fleet.candidates(role, self._avoid, self._prefer):
             request = self._fleet.client.build_request(
-                "POST", worker.url + path, content=_pieces(body), headers=headers, timeout=timeout
+                "POST", worker.url + path, content=_Pieces(body), headers=headers, timeout=timeout
             )
             if worker not in self.workers:
                 self.workers.append(worker)
                 self._in_flight.enter_context(self._fleet.count_in_flight(worker.id))
             try:
-                response = await self._fleet.client.send(add_digests(request, digest), stream=True)
+                response = await self._fleet.client.send(
+                    add_digests(request, digest), stream=True, auth=self._fleet.proof_of(worker)
+                )
                 return worker, await accept(response)
             except httpx.TransportError as error:
                 self._failed(role, worker, error)
@@ -261,17 +263,24 @@ class WorkerCall:
         Raises:
             httpx.HTTPError: it was not told.
         """
-        client, url = self._fleet.client, f"{worker.url}/rooms/{self.room}"
+        client, url, auth = self._fleet.client, f"{worker.url}/rooms/{self.room}", self._fleet.proof_of(worker)
         for _ in range(2):
-            response = await client.send(add_digests(client.build_request("DELETE", url, timeout=ABORT_TIMEOUT)))
+            request = client.build_request("DELETE", url, timeout=ABORT_TIMEOUT)
+            response = await client.send(add_digests(request), auth=auth)
             if response.status_code == 204:
                 return
         raise httpx.HTTPError(f"status {response.status_code}")
 
 
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(body), PIECE_BYTES):
-        yield body[at : at + PIECE_BYTES]
+class _Pieces:
+    """A body in pieces, which may be sent more than once: a worker may ask for another proof of the cluster key."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for at in range(0, len(self._body), PIECE_BYTES):
+            yield self._body[at : at + PIECE_BYTES]
 
 
 def nbytes_of(items: list[dict[str, Any]]) -> int:

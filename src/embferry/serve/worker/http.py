@@ -17,9 +17,10 @@ from embferry.observe.metrics import CONTENT_TYPE
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.errors import exception_handlers
+from embferry.serve.http.proofs import line_writer
 from embferry.serve.worker.errors import as_serve_error, error_response
 from embferry.serve.worker.service import Service
-from embferry.trust.digests import LINES, MESSAGE_DIGEST, LineWriter
+from embferry.trust.digests import LINES, LineWriter
 
 EMBEDDINGS = "/embeddings/"
 PING_SECONDS = 1.0
@@ -39,7 +40,7 @@ async def response_with_signs_of_life(request: Request, work: Coroutine[Any, Any
     except asyncio.CancelledError:
         working.cancel()
         raise
-    return working.result() if done else _SignsOfLife(working, LineWriter(request.headers.get(MESSAGE_DIGEST, "")))
+    return working.result() if done else _SignsOfLife(working, line_writer(request.scope))
 
 
 class _SignsOfLife(Response):

@@ -17,9 +17,12 @@ from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.leases import Role, Worker
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
+from embferry.serve.http.proofs import OPEN_PATHS, Proofs, worker_context
 from embferry.serve.http.serving import Report, listen, serve_app
 from embferry.serve.worker.address import address_of, url_of
 from embferry.serve.worker.service import Service
+from embferry.trust.proof_checker import ProofChecker
+from embferry.trust.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +70,11 @@ def serve_worker(
         endpoint=endpoint,
         model=settings.model_name,
     )
-    keeper = LeaseKeeper(BootstrapClient(settings.bootstrap_url), worker, lambda: service.load)
+    trust = Trust.of_environment()
+    keeper = LeaseKeeper(BootstrapClient(settings.bootstrap_url, trust=trust), worker, lambda: service.load)
+    if trust.keys is not None:
+        checker = ProofChecker(trust.keys, worker_context(worker.id), f"the {role} worker")
+        app = Proofs(app, checker, OPEN_PATHS.__contains__)
 
     def start() -> None:
         keeper.start()

@@ -1,7 +1,9 @@
-"""Frames on a connection: ``length(4) check(4) payload``, integers big-endian.
+"""Frames on a connection: ``length(4) inverted(4) check(4) payload``, integers big-endian.
 
-``check`` is the low half of the xxh3-64 of the payload. TCP's own checksum of 16 bits misses errors that a router or a
-network card makes, and a message with a flipped bit can be a valid message that says something else.
+``inverted`` is the length with every bit inverted. With a damaged length, an end would wait for bytes that never come,
+and take all later frames for them. ``check`` is the low half of the xxh3-64 of the payload. TCP's own checksum of 16
+bits misses errors that a router or a network card makes, and a message with a flipped bit can be a valid message that
+says something else.
 """
 
 from __future__ import annotations
@@ -13,17 +15,23 @@ import xxhash
 
 from embferry.protocol.errors import RemoteProtocolError
 
-HEADER = struct.Struct("!II")
+HEADER = struct.Struct("!III")
+ALL_BITS = 0xFFFFFFFF
 
 
 def check(payload: bytes) -> int:
     """Returns the check of a payload."""
-    return xxhash.xxh3_64_intdigest(payload) & 0xFFFFFFFF
+    return xxhash.xxh3_64_intdigest(payload) & ALL_BITS
+
+
+def header(length: int, check: int) -> bytes:
+    """Returns the header of a frame."""
+    return HEADER.pack(length, length ^ ALL_BITS, check)
 
 
 def frame(payload: bytes) -> bytes:
     """Returns ``payload`` as it travels."""
-    return HEADER.pack(len(payload), check(payload)) + payload
+    return header(len(payload), check(payload)) + payload
 
 
 class FrameReader:
@@ -53,7 +61,10 @@ class FrameReader:
         data = self._held or received
         at, end = 0, len(data)
         while end - at >= HEADER.size:
-            length, expected = HEADER.unpack_from(data, at)
+            length, inverted, expected = HEADER.unpack_from(data, at)
+            if length != inverted ^ ALL_BITS:
+                self._held = bytearray()
+                raise RemoteProtocolError("the length of a control frame was damaged on its way")
             if not 1 <= length <= self.limit:
                 self._held = bytearray()
                 raise RemoteProtocolError(f"a control frame of {length} bytes; 1 to {self.limit} are allowed")

@@ -6,8 +6,11 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 from embferry.protocol.errors import TransportError
+from embferry.trust.digests import CONTENT_DIGEST
+from embferry.trust.requests import MAX_CHALLENGES, PROOF_HEADER, ProvedRequest, Prover, read_challenge
 
 from ..net.connector import connecting
 from ..net.cursor import Cursor
@@ -15,7 +18,7 @@ from ..net.deadlines import Timeout
 from ..net.loop import READ, WRITE, Scope
 from . import heads
 from .heads import HttpError, Response
-from .messages import Destination
+from .messages import PATH, Destination
 
 PEEK_BYTES = 4096
 DROP_BYTES = 64 << 10
@@ -131,16 +134,32 @@ class ResponseHandler:
         """There is no complete response, and the connection has been closed."""
 
 
+class _Call(NamedTuple):
+    """The arguments of :meth:`ClientConnection.request`."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    handler: ResponseHandler
+    wait_s: float
+
+
 class ClientConnection(Connection):
     """A connection to a sender or its proxy, made for the first request and for each that finds it closed.
 
     Args:
+        prover: Proves the cluster key to the sender; None without one.
         timeout_s: A request fails after this time without a byte of its response.
     """
 
-    def __init__(self, to: Destination, loop: Scope, timeout_s: float) -> None:
+    def __init__(self, to: Destination, loop: Scope, prover: Prover | None, timeout_s: float) -> None:
         super().__init__(loop)
-        self._to, self._timeout_s, self._head_timeout_s = to, timeout_s, timeout_s
+        self._to, self._prover = to, prover
+        self._timeout_s, self._head_timeout_s = timeout_s, timeout_s
+        self._proved: ProvedRequest | None = None
+        self._call: _Call | None = None  # under way, to be sent again with another proof
+        self._challenges = 0
+        self._is_challenged = False
         self._handler: ResponseHandler | None = None
         self._left = -1  # bytes of the body still to come; -1: the head is not complete
         self._closes = False
@@ -149,8 +168,15 @@ class ClientConnection(Connection):
         self, method: str, path: str, headers: Mapping[str, str], handler: ResponseHandler, wait_s: float = 0.0
     ) -> None:
         """Sends a request. The head of its response may take ``wait_s`` longer than the time-out."""
-        fields = {"Host": self._to.authority, "Authorization": f"Bearer {self._to.secret}", **headers}
-        self._handler, self._left = handler, -1
+        self._challenges = 0
+        self._request(_Call(method, path, headers, handler, wait_s))
+
+    def _request(self, call: _Call) -> None:
+        self._call, (method, path, headers, handler, wait_s) = call, call
+        self._proved = None if self._prover is None else self._prover.prove(method, PATH + path)
+        credentials = f"Bearer {self._to.secret}" if self._proved is None else self._proved.authorization
+        fields = {"Host": self._to.authority, "Authorization": credentials, **headers}
+        self._handler, self._left, self._is_challenged = handler, -1, False
         self._head_timeout_s = wait_s + self._timeout_s
         self._timeout.set(self._head_timeout_s)
         try:
@@ -168,7 +194,7 @@ class ClientConnection(Connection):
 
     def close(self) -> None:
         """Closes the connection; the handler of a request under way is not called any more."""
-        self._handler = None
+        self._handler = self._call = None
         self._close()
 
     def _fail(self, reason: str, handler: ResponseHandler | None) -> None:
@@ -192,17 +218,21 @@ class ClientConnection(Connection):
             self._take_head(sock, handler)
             self._timeout.set(self._head_timeout_s if self._left < 0 else self._timeout_s)
         if self._left > 0:
-            received = handler.receive(sock, self._left)
+            receive = ResponseHandler.receive if self._is_challenged else type(handler).receive
+            received = receive(handler, sock, self._left)
             if not received:
                 raise HttpError("the peer closed the connection before the end of its response")
             self._left -= received
             self._timeout.set(self._timeout_s)
         if self._left == 0:
-            self._handler = None
+            call, self._handler, self._call = self._call, None, None
             self._timeout.clear()
             if self._closes or not _is_silent(sock):
                 self.close()
-            handler.on_end()
+            if self._is_challenged and call is not None:
+                self._request(call)
+            else:
+                handler.on_end()
 
     def _take_head(self, sock: socket.socket, handler: ResponseHandler) -> None:
         head = self._receive_head(sock)
@@ -215,7 +245,25 @@ class ClientConnection(Connection):
         if body is None or (response.status >= 300 and body > MAX_ERROR_BODY_BYTES):
             raise HttpError(f"a response with status {response.status} and a body of unknown or excessive length")
         self._closes, self._left = response.closes, body
-        handler.on_head(response, body)
+        self._check_proof(response)
+        if not self._is_challenged:
+            handler.on_head(response, body)
+
+    def _check_proof(self, response: Response) -> None:
+        """Notes a challenge; raises HttpError unless the response is one or is proved, if there is a cluster key."""
+        challenge = response.headers.get("www-authenticate")
+        if self._proved is None or self._prover is None:
+            if read_challenge(challenge) is not None:
+                raise HttpError("the sender asks for a cluster key, and this end has none")
+        elif response.status == 401 and (reason := self._prover.on_challenge(challenge)) is not None:
+            self._challenges += 1
+            if reason == "wrong_key" or self._challenges > MAX_CHALLENGES:
+                raise HttpError("the sender does not accept this end's cluster key; give both the same key file")
+            self._is_challenged = True
+        else:
+            digest, proof = (response.headers.get(name.lower()) for name in (CONTENT_DIGEST, PROOF_HEADER))
+            if not self._proved.is_answered_by(response.status, digest, proof):
+                raise HttpError(f"a response with status {response.status} has no proof of the cluster key")
 
 
 def _is_silent(sock: socket.socket) -> bool:

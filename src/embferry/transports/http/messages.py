@@ -15,8 +15,11 @@ request of the receiver                  response of the sender
 ``DELETE .../{token}``                   ends the link: the receiver closes
 ======================================== ========================================================================
 
-Each request has ``Authorization: Bearer`` with the secret of the sender's address. ``base`` may have a path, for a
-proxy in front of the sender. ``Prefer: wait`` is defined in RFC 7240 §4.3.
+Each request has ``Authorization: Bearer`` with the secret of the sender's address. With a cluster key it has a proof of
+that instead (:mod:`embferry.trust.requests`), which covers the secret too. The target in the proof begins with
+``/embferry/1``, because ``base`` may have a path, for a proxy in front of the sender. Every answer has a proof then.
+``Prefer: wait`` is defined in RFC 7240 §4.3. Lists have a ``Content-Digest``; the bytes of writes have the checksums of
+their transfer.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from ..windows import MAX_PAYLOAD, MAX_RANGES, RANGE_BYTES, Ranges, parse_ranges
 from .heads import HttpError
 
 SECRET_BYTES = TOKEN_BYTES
+PATH = "/embferry/1"
 MAX_POLL_BYTES = 4 << 20  # of one response to a poll: the ranges of the largest write, and room for others
 POLL_FULL_BYTES = 1 << 20  # the sender adds no further write to a response of this size
 MAX_LISTED = 256  # writes in one response
@@ -128,6 +132,16 @@ def parse_target(target: str) -> Target | None:
     return Target(match["token"], number, after, landed, match["outcome"] or WRITTEN)
 
 
+def proved_target(target: str) -> str:
+    """Returns the part of a request's target that its proof covers. What stands before it, a proxy may change."""
+    return target[max(0, target.rfind(PATH + "/")) :]
+
+
+def proof_context(secret: str) -> bytes:
+    """Returns what the proofs of requests to a sender cover beside them, by the secret of its address."""
+    return b"http " + secret.encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Where the receiver connects to, and what its requests contain.
@@ -159,8 +173,8 @@ def parse_address(address: bytes, proxy: tuple[str, int] | None) -> Destination:
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     secret = decoded.secret.hex()
     if proxy is not None:
-        return Destination(*proxy, authority, f"http://{authority}{path}/embferry/1", secret)
-    return Destination(host, port, authority, f"{path}/embferry/1", secret)
+        return Destination(*proxy, authority, f"http://{authority}{path}{PATH}", secret)
+    return Destination(host, port, authority, f"{path}{PATH}", secret)
 
 
 def split_base(base: str, *, allow_names: bool) -> tuple[str, int, str]:

@@ -18,6 +18,9 @@ from collections import deque
 from collections.abc import Callable
 
 from embferry.protocol.errors import shown
+from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content
+from embferry.trust.keys import ClusterKeys
+from embferry.trust.requests import Prover
 
 from ..net.cursor import Cursor
 from ..net.loop import Scope
@@ -25,7 +28,16 @@ from ..net.stalls import RECEIVING_BYTES, progress_interval
 from ..receive_region import Permit, ReceiveRegion
 from .connection import ClientConnection, ResponseHandler
 from .heads import HttpError, Response
-from .messages import FAILED, MAX_POLL_BYTES, REFUSED, WRITTEN, Destination, Publication, parse_publications
+from .messages import (
+    FAILED,
+    MAX_POLL_BYTES,
+    REFUSED,
+    WRITTEN,
+    Destination,
+    Publication,
+    parse_publications,
+    proof_context,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +55,7 @@ class RemoteSender(ResponseHandler):
     Args:
         token: Of this receiver, in hexadecimal.
         poll_s, stall_timeout_s, connections: As for :class:`HttpTransport`.
+        keys: The cluster's, which both ends prove; None without any.
         on_end: Called once, when the sender is no longer polled. An exception in a handler ends it too.
     """
 
@@ -55,6 +68,7 @@ class RemoteSender(ResponseHandler):
         poll_s: float,
         stall_timeout_s: float,
         connections: int,
+        keys: ClusterKeys | None,
         on_end: Callable[[RemoteSender], None],
     ) -> None:
         self.scope = loop.scope(self._failed)
@@ -67,13 +81,15 @@ class RemoteSender(ResponseHandler):
         self._on_told: Callable[[], None] = lambda: None
         self._status = 0
         self._body = bytearray()
+        self._digest: str | None = None
         self._queue: deque[Fetch] = deque()
         self._unfinished: set[Fetch] = set()
-        self._poll_connection = ClientConnection(to, self.scope, stall_timeout_s)
+        prover = None if keys is None else Prover(keys.current, proof_context(to.secret))
+        self._poll_connection = ClientConnection(to, self.scope, prover, stall_timeout_s)
         # Half of the time, so that a fetch whose connection stands still is tried once more before it is given up.
-        self._idle = [ClientConnection(to, self.scope, stall_timeout_s / 2) for _ in range(connections)]
+        self._idle = [ClientConnection(to, self.scope, prover, stall_timeout_s / 2) for _ in range(connections)]
         self._connections = tuple(self._idle)
-        self._reports = ClientConnection(to, self.scope, stall_timeout_s / 2)
+        self._reports = ClientConnection(to, self.scope, prover, stall_timeout_s / 2)
         self._reported = 0  # bytes that the sender has been told of
         self._is_reporting = False
         self.scope.call(self.poll)
@@ -134,7 +150,7 @@ class RemoteSender(ResponseHandler):
     # The response to a poll, or to the last request
 
     def on_head(self, response: Response, length: int) -> None:
-        self._status = response.status
+        self._status, self._digest = response.status, response.headers.get(CONTENT_DIGEST.lower())
         if length > MAX_POLL_BYTES:
             raise HttpError(f"a response of {length} bytes; {MAX_POLL_BYTES} are allowed")
         self._body = bytearray(length)
@@ -149,8 +165,10 @@ class RemoteSender(ResponseHandler):
             self._on_poll_failure(f"it responded with status {self._status}", final=self._status in (403, 410))
         else:
             try:
+                if self._digest is not None:
+                    check_content(self._digest, self._body)
                 self._take(parse_publications(self._body, self._after) if self._body else [])
-            except HttpError as error:
+            except (HttpError, DamagedError) as error:
                 self._on_poll_failure(str(error))
 
     def on_failure(self, reason: str) -> None:

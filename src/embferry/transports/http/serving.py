@@ -15,6 +15,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from embferry.protocol.errors import TransportError, shown
+from embferry.trust.digests import CONTENT_DIGEST, content_digest
+from embferry.trust.keys import ClusterKeys
+from embferry.trust.proof_checker import ProofChecker
+from embferry.trust.requests import PROOF_HEADER, Accepted, Refused
 
 from ..net.cursor import Cursor
 from ..net.listener import Listener, ListenLimits
@@ -22,7 +26,7 @@ from ..net.loop import READ, WRITE, Scope
 from . import heads, resource
 from .connection import DROP_BYTES, Connection
 from .heads import HttpError, Request
-from .messages import SECRET_BYTES, parse_target
+from .messages import SECRET_BYTES, parse_target, proof_context, proved_target
 from .send_link import PublishedWrite, SendLink
 
 log = logging.getLogger(__name__)
@@ -44,6 +48,10 @@ class ServerConnection(Connection):
     Args:
         on_request: Called with each request; calls :meth:`send`, :meth:`refuse` or :meth:`park`.
         on_end: Called once, when the connection has been closed.
+
+    Attributes:
+        peer: Address and port of the client.
+        proved: The last request, if it has proved the cluster key.
     """
 
     def __init__(
@@ -56,7 +64,8 @@ class ServerConnection(Connection):
     ) -> None:
         self.scope = loop.scope(self._failed)
         super().__init__(self.scope)
-        self._sock, self._peer, self._on_request, self._on_end = sock, peer, on_request, on_end
+        self._sock, self.peer, self._on_request, self._on_end = sock, peer, on_request, on_end
+        self.proved: Accepted | None = None
         self._source: PublishedWrite | None = None  # whose memory is being sent
         self._closes = self._lingers = False
         self._on_unpark: Callable[[], None] | None = None
@@ -73,7 +82,10 @@ class ServerConnection(Connection):
             self._source = source
             source.readers.add(self.end)
         self._timeout.set(UNSENT_S)
-        self._send(heads.write_response(status, {**headers, **({"Connection": "close"} if self._closes else {})}), body)
+        more = {"Connection": "close"} if self._closes else {}
+        if self.proved is not None:
+            more[PROOF_HEADER] = self.proved.answer_proof(status, headers.get(CONTENT_DIGEST))
+        self._send(heads.write_response(status, {**headers, **more}), body)
         self._turn(WRITE)
 
     def refuse(self, status: int, headers: Mapping[str, str] | None = None) -> None:
@@ -91,7 +103,7 @@ class ServerConnection(Connection):
     def end(self, reason: str) -> None:
         if self._sock is None:
             return
-        log.debug("closed the connection of %s: %s", self._peer, reason)
+        log.debug("closed the connection of %s: %s", self.peer, reason)
         self._close()
         self._release_source()
         try:
@@ -133,7 +145,7 @@ class ServerConnection(Connection):
         if isinstance(error, OSError):
             self.end(str(error))
         else:
-            log.warning("rejected a request from %s: %s", self._peer, error)
+            log.warning("rejected a request from %s: %s", self.peer, error)
             self.refuse(400)
 
     def _receive(self, sock: socket.socket) -> None:
@@ -147,6 +159,7 @@ class ServerConnection(Connection):
         if head is None:
             self._timeout.set(REQUEST_S)
             return
+        self.proved = None
         request = heads.parse_request(head)
         self._closes = request.closes
         if heads.content_length(request.headers):
@@ -170,14 +183,25 @@ class SenderServer:
 
     Args:
         longest_wait_s: Upper limit of the time a poll may wait.
+        keys: The cluster's, which requests must prove; None without any.
 
     Attributes:
-        secret: Every request must carry it.
+        secret: Every request must carry it, or prove it together with the cluster key.
         links: By the receiver's token in hexadecimal; the transport adds and removes them.
     """
 
-    def __init__(self, sock: socket.socket, loop: Scope, longest_wait_s: float, limits: ListenLimits) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: Scope,
+        longest_wait_s: float,
+        limits: ListenLimits,
+        keys: ClusterKeys | None,
+    ) -> None:
         self.secret = secrets.token_bytes(SECRET_BYTES)
+        self._checker = (
+            None if keys is None else ProofChecker(keys, proof_context(self.secret.hex()), "the http transport")
+        )
         self.links: dict[str, SendLink] = {}
         self._longest_wait_s = longest_wait_s
         self._polls: dict[str, tuple[ServerConnection, int]] = {}  # pending, by token: connection and `after`
@@ -211,10 +235,7 @@ class SenderServer:
 
     def _on_request(self, connection: ServerConnection, request: Request) -> None:
         target = parse_target(request.target)
-        authorization = request.headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(authorization, b"Bearer " + self.secret.hex().encode()):
-            log.warning("refused a request without the secret of this sender's address")
-            connection.refuse(403)
+        if not self._admit(connection, request):
             return
         self.listener.opened(connection)  # with the first of its requests
         self.listener.heard(connection)
@@ -240,6 +261,23 @@ class SenderServer:
         else:
             connection.refuse(405, {"Allow": "GET, DELETE"})
 
+    def _admit(self, connection: ServerConnection, request: Request) -> bool:
+        """Returns whether the client may make this request. If not, it has its response."""
+        authorization, digest = (request.headers.get(name) for name in ("authorization", CONTENT_DIGEST.lower()))
+        if self._checker is None:
+            if hmac.compare_digest((authorization or "").encode("latin-1"), b"Bearer " + self.secret.hex().encode()):
+                return True
+            log.warning("refused a request without the secret of this sender's address")
+            connection.refuse(403)
+            return False
+        target, address = proved_target(request.target), connection.peer[0]
+        verdict = self._checker.check(request.method, target, authorization, digest, address)
+        if isinstance(verdict, Refused):
+            connection.refuse(401, {"WWW-Authenticate": verdict.challenge})
+            return False
+        connection.proved = verdict
+        return True
+
     def _respond_to_fetch(
         self, connection: ServerConnection, request: Request, outcome: str, write: PublishedWrite | None
     ) -> None:
@@ -261,7 +299,8 @@ class SenderServer:
         link = self.links.get(token)
         body = b"" if link is None else link.encode_published(after)
         if body:
-            headers = {"Content-Type": "application/msgpack", "Content-Length": str(len(body)), **UNCHANGED}
+            digest = {CONTENT_DIGEST: content_digest(body)}
+            headers = {"Content-Type": "application/msgpack", "Content-Length": str(len(body)), **digest, **UNCHANGED}
             connection.send(200, headers, Cursor([memoryview(body)]))
         return bool(body)
 

@@ -11,7 +11,7 @@ All of it runs on one thread a transport:
 - the receiver is :mod:`remote_sender`.
 
 A link ends with a request that says so, or by silence: through a proxy, the end of a connection means nothing. The
-secret keeps strangers out; nothing is encrypted.
+secret keeps strangers out, and the cluster key if there is one; nothing is encrypted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from functools import partial
 import msgspec
 
 from embferry.protocol.errors import LocalProtocolError, TransportError
+from embferry.trust.trust import Trust
 
 from ..contract import Capabilities, Region
 from ..handles import TOKEN_BYTES, decode_handle
@@ -62,6 +63,7 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
             is lost.
         connections: Number of connections that fetch from one sender at the same time.
         limits: Bounds on the connections of receivers.
+        trust: The cluster key, which both ends prove, and where the sender may listen. None: what the environment says.
     """
 
     name = "http"
@@ -79,7 +81,9 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
         stall_timeout_s: float = STALL_TIMEOUT_S,
         connections: int = 4,
         limits: ListenLimits = DEFAULT_LIMITS,
+        trust: Trust | None = None,
     ) -> None:
+        self._trust = Trust.or_environment(trust)
         if not 1 <= poll_s <= 30 or connections < 1:
             raise LocalProtocolError("poll_s must be 1 to 30, connections at least 1")
         self._stall_timeout_s, self._limits = check_stall_timeout(stall_timeout_s), limits
@@ -98,6 +102,7 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
 
         Raises:
             TransportError: It cannot listen.
+            LocalProtocolError: Strangers could reach it, and there is no cluster key.
         """
         with self._lock:
             self._serve()
@@ -120,7 +125,9 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
                 raise TransportError(f"{MAX_SENDERS} senders are being polled already", retryable=False)
             on_end = partial(self._forget_sender, address)
             limits = self._poll_s, self._stall_timeout_s, self._connections
-            self._senders[address] = RemoteSender(to, self._token.hex(), region, self._loop, *limits, on_end)
+            self._senders[address] = RemoteSender(
+                to, self._token.hex(), region, self._loop, *limits, self._trust.keys, on_end
+            )
 
     def _connect(self, handle: bytes) -> None:
         token = decode_handle(handle, HttpHandle, self.name).token.hex()
@@ -167,9 +174,10 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
         is_url = base.startswith("http://")
         if not is_url:
             addresses.advertised(base)
+        self._trust.check_listening(self._host, "the http transport")
         sock = listen(self._host, self._port)
         try:
-            server = SenderServer(sock, self._loop, self._poll_s, self._limits)
+            server = SenderServer(sock, self._loop, self._poll_s, self._limits, self._trust.keys)
         except BaseException:
             sock.close()
             raise
