@@ -22,6 +22,8 @@ from embferry.serve.supervisor.serve import run_cluster
 HOST = "127.0.0.1"
 """The instances' address: only the router has to reach them, and consumers the router."""
 CONNECTOR = {"ec_connector": "EmbferryConnector", "ec_connector_module_path": "embferry.connectors.vllm.connector"}
+MIDDLEWARE = "embferry.serve.vllm.instance_digests.InstanceDigests"
+"""Checks what the router sends to an instance, by its import path."""
 _EC_ROLES: dict[ProcessRole, str] = {"encode": "ec_producer", "language": "ec_consumer"}
 
 
@@ -54,7 +56,7 @@ def instance_command(
     transfer = {**CONNECTOR, "ec_role": _EC_ROLES[role], "ec_connector_extra_config": connector}
     words = [vllm_command(), "serve", *_model(settings.model), "--host", HOST, "--port", str(port)]
     words += ["--enable-mm-embeds"] if role == "language" else []
-    return [*words, "--ec-transfer-config", json.dumps(transfer), *extra]
+    return [*words, "--middleware", MIDDLEWARE, "--ec-transfer-config", json.dumps(transfer), *extra]
 
 
 def _model(name: str) -> list[str]:

@@ -27,6 +27,7 @@ from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
 from embferry.serve.vllm.media_parts import MediaPart, media_parts, parse_request, with_parts, without_uuids
 from embferry.serve.vllm.received_cache import ReceivedCache
+from embferry.trust.digests import DamagedError
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ async def _forward(answer: Answer, response: ClientResponse) -> None:
     """Sends the answer to the client.
 
     Raises:
-        ServeError: worker_failed if the answer breaks off.
+        ServeError: worker_failed if the answer breaks off, network_damage if it arrives damaged.
     """
     if answer.rest is None:
         await response.send_whole(Response(answer.body, answer.status, {"content-type": answer.content_type}))
@@ -180,6 +181,8 @@ async def _forward(answer: Answer, response: ClientResponse) -> None:
     except httpx.TransportError as error:
         why = f"the language instance broke off: {reason_of(error)}"
         raise ServeError("worker_failed", why) from error
+    except DamagedError as error:
+        raise ServeError("network_damage", f"the answer of the language instance arrived damaged: {error}") from error
     if not tail.rstrip().endswith(b"[DONE]"):
         raise ServeError("worker_failed", "the language instance broke off before the end")
     await response.write(b"", more=False)

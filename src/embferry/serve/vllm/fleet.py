@@ -13,6 +13,7 @@ import httpx
 import xxhash
 
 from embferry.serve.config import Settings
+from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import Backends, reason_of
 from embferry.serve.vllm.metrics import VllmRouterMetrics
 
@@ -169,6 +170,12 @@ class Fleet(Backends[VllmRouterMetrics]):
             self._set_down(instance, reason)
         return f"{instance!r}: {reason}"
 
+    def damaged(self, instance: Instance, error: Exception) -> str:
+        """Notes that a message to an instance or from it has arrived damaged. Returns a description."""
+        self.metrics.damaged.labels(instance.role).inc()
+        log.warning("what router and %r sent each other arrived damaged: %s", instance, error)
+        return f"what router and {instance!r} sent each other arrived damaged: {error}"
+
     async def unless_stalled(self, instance: Instance, work: Coroutine[Any, Any, T]) -> T:
         """Returns the result of a call to the instance, which may take long as long as the instance answers probes.
 
@@ -227,7 +234,7 @@ class Fleet(Backends[VllmRouterMetrics]):
                     raise httpx.HTTPError(f"/health says {health.status_code}")
                 if not instance.up:
                     models = await self._get(instance, "/v1/models")
-                    instance.models = _models(models.raise_for_status().json())
+                    instance.models = _models(read_json(models.raise_for_status().content))
                     self._set_up(instance)
                 instance.misses = 0
                 instance.stalled.clear()
