@@ -10,7 +10,7 @@ ENGINES := engines or $(VLLM)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration test-engines test-vllm test-vllm-more test-vllm-http test-all simulate endurance soak relay \
+.PHONY: help setup demo test test-fast test-integration test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
 	setup-tests setup-engines setup-vllm lint format docs bench bench-vllm clean
 .DEFAULT_GOAL := help
 
@@ -44,6 +44,11 @@ SEEDS ?= 10000
 FIRST ?= 0
 simulate: setup ## tell SEEDS stories of whole managers, from seed FIRST on; prints the smallest that breaks
 	@$(PY) -m tests.transfer.simulation --seeds $(SEEDS) --first $(FIRST)
+
+N ?= 100000
+JOBS ?= 2
+fuzz: setup ## give N damaged inputs to each parser, or to TARGET, from seed FIRST on; prints the smallest that shows a fault
+	@$(PY) -m tests.fuzz --inputs $(N) --first $(FIRST) --jobs $(JOBS) $(if $(TARGET),--target $(TARGET))
 
 TIMES ?= 20
 TRANSPORT ?= shm

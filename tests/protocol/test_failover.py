@@ -54,6 +54,20 @@ def finish(receiver: Receiver, now: float, start: int) -> None:
         receiver.verified_chunk(2, offset, matches=True, now=now)
 
 
+@pytest.mark.parametrize("body", [an_offer(12, generation=2), m.Abort(ROOM, "aborted", "asked for", 2)])
+def test_a_message_is_ignored_while_no_peer_is_named(body: m.Body) -> None:
+    """Its sender guesses the generation of an ``open`` that has not been sent."""
+    receiver = half()
+    receiver.expire(1.0)
+    assert receiver.generation == 2
+    to_receiver(receiver, body, 1.0, OTHER)
+    assert (receiver.peer, receiver.phase, receiver.error) == (0, Phase.RESUMING, None)
+    receiver.redirected(1.0)
+    assert receiver.generation == 3
+    to_receiver(receiver, an_offer(12, generation=3), 1.0, OTHER)
+    assert receiver.peer == OTHER
+
+
 def test_a_silent_peer_is_revoked_and_no_message_follows() -> None:
     receiver = half()
     receiver.expire(1.0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,6 +83,21 @@ def test_a_right_foreign_digest_is_accepted(value: str) -> None:
 def test_a_malformed_or_wrong_foreign_digest_is_refused(value: str) -> None:
     with pytest.raises(DamagedError):
         check_foreign_content(value, BODY)
+
+
+def test_a_body_is_hashed_once_with_each_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header has room for a thousand digests, and a body may have 192 MiB."""
+    hashed: list[str] = []
+    for name, algorithm in list(digests._ALGORITHMS.items()):
+
+        def count(body: bytes, name: str = name, algorithm: Callable[..., Any] = algorithm) -> Any:
+            hashed.append(name)
+            return algorithm(body)
+
+        monkeypatch.setitem(digests._ALGORITHMS, name, count)
+    other = f"sha-512=:{base64.b64encode(hashlib.sha512(BODY).digest()).decode()}:"
+    check_foreign_content(", ".join([OF_BODY, other] * 500), BODY)
+    assert sorted(hashed) == ["sha-256", "sha-512"]
 
 
 def test_no_flip_makes_a_foreign_digest_accept_another_body() -> None:

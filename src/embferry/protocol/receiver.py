@@ -306,7 +306,8 @@ class Receiver:
         A peer that breaks the protocol ends the transfer with :class:`~.errors.RemoteProtocolError`, an embedding
         that is too long ends it with :class:`~.errors.CapacityError`.
         """
-        if not guards.meant_for_this_session(target, self.session):
+        is_unnamed = self.failover.lost is not None and self.phase not in TERMINAL  # the next peer is not known yet
+        if is_unnamed or not guards.meant_for_this_session(target, self.session):
             return
         self.history.received(body, now)
         try:
@@ -351,10 +352,9 @@ class Receiver:
                 pass  # Pending is only a sign of life; messages from receivers to senders do not concern this end
 
     def _offered(self, source: int, offer: Offer, now: float) -> None:
-        if not source or not guards.answers_current_generation(offer.generation, self.generation):
+        is_foreign = self.peer and not guards.from_current_peer(source, self.peer)
+        if is_foreign or not source or not guards.answers_current_generation(offer.generation, self.generation):
             return  # session 0 has no room to offer
-        if self.peer and not guards.from_current_peer(source, self.peer):
-            return
         if self.phase in TERMINAL:
             self._offered_after_end(source, offer)
             return

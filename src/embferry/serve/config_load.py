@@ -15,6 +15,8 @@ from embferry.serve.config import SECTIONS, Settings
 from embferry.trust.trust import KEY_ENV
 
 ENV_PREFIX = "EMBFERRY_"
+UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""Exceptions of PyYAML for a bad document: the last five for values such as ``2001-99-99``, ``!!bool x``, ``[[[…``."""
 CONFIG_ENV = "EMBFERRY_CONFIG"
 NOT_SETTINGS = (CONFIG_ENV, KEY_ENV)
 """Variables that are read elsewhere. The cluster key is no setting: all users of the machine see the options."""
@@ -139,7 +141,7 @@ def _from_file(path: Path, problems: list[str]) -> list[tuple[Key, Given]]:
         return list(_pairs(root, path, (), problems)) if root is not None else []
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read: {error}")
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         problems.append(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
     return []
 

@@ -55,15 +55,19 @@ def check_content(value: str | None, body: bytes | bytearray) -> None:
 def check_foreign_content(value: str, body: bytes | bytearray) -> None:
     """Checks a body against any ``Content-Digest`` of RFC 9530. Algorithms other than SHA-256 and SHA-512 are ignored.
 
+    The body is hashed once with each of the two, however many digests there are: of several, the last one counts.
+
     Raises:
         DamagedError: it is malformed or wrong.
     """
+    claimed: dict[str, str] = {}
     for member in value.split(","):
         found = _MEMBER.fullmatch(member)
         if found is None:
             raise DamagedError(f"{CONTENT_DIGEST} is malformed; it looks like sha-256=:…:")
-        hashed = _ALGORITHMS.get(found[1])
-        if hashed is not None and base64.b64encode(hashed(body).digest()).decode() != found[2]:
+        claimed[found[1]] = found[2]
+    for name, hashed in _ALGORITHMS.items():
+        if name in claimed and base64.b64encode(hashed(body).digest()).decode() != claimed[name]:
             raise DamagedError(f"the {len(body)} bytes that arrived do not match their {CONTENT_DIGEST}")
 
 

@@ -34,6 +34,8 @@ Dtype = Annotated[str, msgspec.Meta(max_length=MAX_DTYPE)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS, pattern=r"^[!-~]*\Z")]
 Parsed = TypeVar("Parsed")
+UNREADABLE = (msgspec.ValidationError, UnicodeEncodeError, RecursionError)
+"""Exceptions of a conversion. JSON may have lone surrogates in its texts, which msgspec cannot read."""
 
 
 class Shape(NamedTuple):
@@ -151,12 +153,12 @@ def failover_token_in(entry: Any) -> str | None:
     ours = entry.get(KEY) if isinstance(entry, dict) else None
     try:
         return msgspec.convert(ours.get("failover_token") if isinstance(ours, dict) else None, Token | None)
-    except msgspec.ValidationError:
+    except UNREADABLE:
         return None
 
 
 def _parsed(value: Any, kind: type[Parsed]) -> Parsed | None:
     try:
         return None if value is None else msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
+    except UNREADABLE as error:
         raise RemoteProtocolError(f"malformed transfer parameters: {error}") from None

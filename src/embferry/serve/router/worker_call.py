@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
@@ -14,6 +13,7 @@ import msgspec
 
 from embferry.discovery.leases import Role, Worker
 from embferry.serve.errors import ServeError, from_body
+from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests, checked_body, checked_lines, is_streamed
 from embferry.serve.off_loop import off_loop
@@ -93,7 +93,7 @@ class WorkerCall:
         body = await off_loop(nbytes_of(items), msgspec.msgpack.encode, request)
         self._encoder, content = await self._first("encode", "/encode", body, "application/msgpack", self._whole)
         try:
-            answer = json.loads(content)
+            answer = read_json(content)
             described = answer["items"]
             if len(described) != len(items) or not isinstance(answer["endpoint"], str):
                 raise ValueError
@@ -293,7 +293,7 @@ def _unless_error(status: int, content: bytes) -> bytes:
     if status == 200 and b'"error"' not in content[:1000]:
         return content
     try:
-        answer = json.loads(content)
+        answer = read_json(content)
     except ValueError:
         answer = None
     if status != 200 or (isinstance(answer, dict) and "error" in answer):
@@ -303,7 +303,7 @@ def _unless_error(status: int, content: bytes) -> bytes:
 
 def _event(line: bytes) -> dict[str, Any]:
     try:
-        event = json.loads(line)
+        event = read_json(line)
         if event["type"] not in ("token", "end", "error", "ping"):
             raise ValueError
         if event["type"] == "token" and not (isinstance(event["text"], str) and isinstance(event["token_id"], int)):

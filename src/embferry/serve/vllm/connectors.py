@@ -139,8 +139,10 @@ CONNECTORS: dict[str, type[Connector]] = {
 
 
 def _flat(value: Any) -> Iterable[Any]:
-    if not isinstance(value, list):
-        yield value
-        return
-    for inner in value:
-        yield from _flat(inner)
+    """Yields the values of nested lists in their order. The depth is the encoder's choice."""
+    left = [value]
+    while left:
+        if isinstance(one := left.pop(), list):
+            left += reversed(one)
+        else:
+            yield one

@@ -13,6 +13,7 @@ import httpx
 import xxhash
 
 from embferry.serve.config import Settings
+from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import Backends, reason_of
 from embferry.serve.vllm.metrics import VllmRouterMetrics
 
@@ -227,7 +228,7 @@ class Fleet(Backends[VllmRouterMetrics]):
                     raise httpx.HTTPError(f"/health says {health.status_code}")
                 if not instance.up:
                     models = await self._get(instance, "/v1/models")
-                    instance.models = _models(models.raise_for_status().json())
+                    instance.models = _models(read_json(models.raise_for_status().content))
                     self._set_up(instance)
                 instance.misses = 0
                 instance.stalled.clear()

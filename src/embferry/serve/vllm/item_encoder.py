@@ -12,6 +12,7 @@ import httpx
 import msgspec
 
 from embferry.serve.errors import ServeError
+from embferry.serve.http.answers import read_json
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
 from embferry.serve.vllm.failures import VerbatimError, is_busy
@@ -142,8 +143,10 @@ async def gather_or_cancel(*work: Coroutine[Any, Any, T]) -> list[T]:
 def _only_entry(response: httpx.Response) -> tuple[str, dict[str, Any]]:
     """Returns name and entry of the only item. Raises UnusableResponseError unless there is exactly one."""
     try:
-        ((name, entry),) = response.json()["ec_transfer_params"].items()
-        return str(name), dict(entry)
+        ((name, entry),) = read_json(response.content)["ec_transfer_params"].items()
+        if not isinstance(entry.get("metadata"), dict | None):
+            raise TypeError("metadata is no object")
+        return name, dict(entry)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = "the answer has no ec_transfer_params for the item; is the instance started as ec_producer?"
         raise UnusableResponseError(why) from error

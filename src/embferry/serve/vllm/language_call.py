@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from embferry.serve.errors import ServeError
+from embferry.serve.http.answers import read_json
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
@@ -148,7 +149,7 @@ def _parse_event(text: bytes) -> dict[str, Any] | None:
     if not text.startswith(b"data:"):
         return None
     try:
-        value = json.loads(text[5:])
+        value = read_json(text[5:])
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
@@ -156,27 +157,30 @@ def _parse_event(text: bytes) -> dict[str, Any] | None:
 
 def _has_text(instance: Instance, chunk: dict[str, Any]) -> bool:
     """Returns whether a chunk has text. The first chunk of an answer has only the role."""
-    for choice in chunk.get("choices") or ():
-        reason = choice.get("finish_reason")
-        if reason in _UNFINISHED:
-            raise _given_up(instance, f"finish_reason {reason!r}")
-        if reason is not None or "role" not in (choice.get("delta") or {}):
-            return True
+    try:
+        for choice in chunk.get("choices") or ():
+            reason = choice.get("finish_reason")
+            if reason in _UNFINISHED:
+                raise _given_up(instance, f"finish_reason {reason!r}")
+            if reason is not None or "role" not in (choice.get("delta") or {}):
+                return True
+    except (AttributeError, TypeError) as error:
+        raise EncodeAgainError("worker_failed", f"{instance!r} sent a malformed event") from error
     return False
 
 
 def _check_complete(instance: Instance, body: bytes) -> None:
     """Raises EncodeAgainError if the body is no completion, or an unfinished one."""
     try:
-        reasons = [choice["finish_reason"] for choice in json.loads(body)["choices"]]
+        reasons = [choice["finish_reason"] for choice in read_json(body)["choices"]]
+        unfinished = [reason for reason in reasons if reason in _UNFINISHED]
     except (ValueError, KeyError, TypeError) as error:
         why = f"the answer of {instance!r} is no completion"
         raise EncodeAgainError("worker_failed", why) from error
     if not reasons:
         raise _given_up(instance, "no choices")
-    for reason in reasons:
-        if reason in _UNFINISHED:
-            raise _given_up(instance, f"finish_reason {reason!r}")
+    if unfinished:
+        raise _given_up(instance, f"finish_reason {unfinished[0]!r}")
 
 
 def _given_up(instance: Instance, why: str) -> EncodeAgainError:

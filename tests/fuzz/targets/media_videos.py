@@ -1,0 +1,93 @@
+"""Headers of videos, as they are checked before FFmpeg sees the file: claims beyond it, and the work to find them."""
+
+from __future__ import annotations
+
+import io
+import struct
+from functools import cache
+from random import Random
+
+import av
+import numpy as np
+
+from embferry.serve.media.headers import avi, matroska, mp4
+from embferry.serve.media.headers.claims import ClaimError
+
+from ..engine import Target
+from ..measure import Bounds
+from ..raw import Pieces
+from ..tree import Number, Tree, fresh, packed
+
+CHECKS = {"mp4": mp4.check, "matroska": matroska.check, "avi": avi.check}
+TABLES = (b"stts", b"stsz", b"stsc", b"stco", b"ctts", b"elst", b"stss", b"avih", b"strh", b"idx1")
+CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta", b"LIST", b"RIFF")
+
+
+class MediaVideos(Target):
+    documented = (ClaimError,)
+    inputs = 4000
+    bounds = Bounds(calls=60_000, calls_per_byte=32, memory=1 << 20)
+
+    def tree(self, chance: Random) -> Tree:
+        return fresh(_parsed(chance.choice(tuple(CHECKS))))
+
+    def encode(self, tree: Tree, chance: Random) -> Pieces:
+        return [packed(tree)]
+
+    def run(self, pieces: Pieces) -> None:
+        data = b"".join(pieces)
+        CHECKS["mp4" if data[4:8] == b"ftyp" else "avi" if data[:4] == b"RIFF" else "matroska"](data)
+
+
+@cache
+def _parsed(name: str) -> list[Tree]:
+    """Returns a small video with the lengths and tables in it as numbers."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=name) as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 32
+        for shade in range(5):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 40 * shade, np.uint8))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = file.getvalue()
+    match name:
+        case "mp4":
+            return _boxes(data)
+        case "avi":
+            return _chunks(data)
+    return [data[at : at + 16] for at in range(0, len(data), 16)]
+
+
+def _boxes(data: bytes) -> list[Tree]:
+    """Splits the boxes of an MP4, and the tables in them into words."""
+    found: list[Tree] = []
+    at = 0
+    while at + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        body = data[at + 8 : at + size]
+        found.append([Number(size, 4), name, _boxes(body) if name in CONTAINERS else _words(name, body, ">")])
+        at += size
+    return found
+
+
+def _chunks(data: bytes) -> list[Tree]:
+    """Splits the chunks of an AVI, which begin with a name and a length."""
+    found: list[Tree] = []
+    at = 0
+    while at + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, at)
+        body = data[at + 8 : at + 8 + size]
+        inner = [body[:4], *_chunks(body[4:])] if name in CONTAINERS else _words(name, body, "<")
+        found.append([name, Number(size, 4, True), inner, b"\0" * (size % 2)])
+        at += 8 + size + size % 2
+    return found
+
+
+def _words(name: bytes, data: bytes, order: str) -> Tree:
+    """Returns the first numbers of 32 bits of a table, and the rest; other data as they are."""
+    if name not in TABLES:
+        return data
+    first = data[: min(len(data), 48) // 4 * 4]
+    words = [Number(word, 4, order == "<") for (word,) in struct.iter_unpack(f"{order}I", first)]
+    return [*words, data[len(first) :]]
