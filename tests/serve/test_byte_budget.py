@@ -11,7 +11,7 @@ import pytest
 
 from embferry.serve.byte_budget import ByteBudget
 from embferry.serve.errors import ServeError
-from embferry.serve.http.body import read_body
+from embferry.serve.http.body import Pace, read_body
 from embferry.serve.off_loop import PIECE_BYTES, decode_base64
 
 
@@ -104,15 +104,52 @@ async def test_a_body_of_unknown_length_is_counted_as_it_arrives() -> None:
     with pytest.raises(ServeError) as caught:
         await read_body(_request(), sending, 1000, hold)
     assert caught.value.code == "capacity_exhausted"
-    assert sending.taken == 8  # the rest was read and dropped, so that the client sees the response
+    assert sending.taken == 6  # the server drops the rest, so that the client sees the response
     assert hold.nbytes == 50
 
 
 @pytest.mark.asyncio
 async def test_a_body_that_stops_arriving_is_refused() -> None:
     with pytest.raises(ServeError) as caught:
-        await read_body(_request(), Sending(b"{", silent=True), 1000, stall_seconds=0.01)
+        await read_body(_request(), Sending(b"{", silent=True), 1000, pace=Pace(stall_seconds=0.01))
     assert (caught.value.code, caught.value.http_status) == ("body_timeout", 408)
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_trickles_is_refused_although_it_is_never_silent() -> None:
+    taken = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal taken
+        taken += 1
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    with pytest.raises(ServeError) as caught:
+        await read_body(_request(), receive, 1 << 30, pace=Pace(stall_seconds=0.1, least_rate=1e6))
+    assert caught.value.code == "body_timeout"
+    assert taken > 1
+
+
+def test_a_body_of_known_length_must_be_able_to_end_in_time() -> None:
+    pace = Pace(stall_seconds=10, least_rate=1000, total_seconds=100)
+    assert pace.seconds_until(0, 0) == 10
+    assert pace.seconds_until(5000, 0) == 15
+    assert pace.seconds_until(5000, 1_000_000) == 10.5  # 10 kB/s
+
+
+def test_a_client_alone_cannot_hold_what_is_for_all() -> None:
+    budget = ByteBudget(100, "all", 50, "one")
+    first = budget.hold(60, client="a")  # however large, it is the only one of its client
+    with pytest.raises(ServeError, match=r"of this client .*\(one\)"):
+        budget.hold(1, client="a")
+    other = budget.hold(40, client="b")
+    with pytest.raises(ServeError, match=r"\(all\)"):
+        budget.hold(1, client="c")
+    first.release()
+    assert budget.hold(50, client="a").nbytes == 50
+    other.release()
+    assert budget.held == 50
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, PIECE_BYTES - 1, PIECE_BYTES, 3 * PIECE_BYTES + 7])

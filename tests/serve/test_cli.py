@@ -190,7 +190,6 @@ def test_ask_reports_each_kind_of_failure(deployment: Deployment, media: Path) -
 @pytest.mark.parametrize("deployment", [{"api_key": "right"}], indirect=True)
 def test_ask_sends_the_api_key(deployment: Deployment) -> None:
     assert called("ask", "what?", "--url", deployment.url)[0] == 1
-    assert called("ask", "what?", "--url", deployment.url, "--api-key", "right")[0] == 0
     assert called("ask", "what?", "--url", deployment.url, EMBFERRY_ROUTER_API_KEY="right")[0] == 0
 
 

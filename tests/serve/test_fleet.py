@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
+import httpx
 import pytest
 
 from embferry.discovery.bootstrap_client import BootstrapClient
@@ -18,6 +21,8 @@ from embferry.serve.router.fleet import Fleet
 from embferry.trust.digests import content_digest
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.trust import Trust
+from tests.serve.fakes import Deployment
+from tests.serve.test_clients import CHAT
 from tests.strangers import Change, Relay
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
@@ -73,6 +78,41 @@ async def test_requests_without_a_worker_wait_for_a_slow_bootstrap_server_togeth
             await fleet.candidates("encode")  # a later request asks again
         assert bootstrap.requests == 2
         await fleet.close()
+
+
+BAD_ENTRIES: list[dict[str, Any]] = [
+    {"url": "127.0.0.1:8001"},
+    {"url": "ftp://127.0.0.1:8001"},
+    {"url": "http://"},
+    {"url": "http://[::1"},
+    {"url": "http://127.0.0.1:99999"},
+    {"url": "http://127.0.0.1:port"},
+    {"url": "http://127.0.0.1/?query"},
+    {"url": 5},
+    {"role": "cook"},
+    {"load": -1},
+    {"id": "a b"},
+]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("bad", BAD_ENTRIES, ids=str)
+def test_a_malformed_lease_hides_no_other_worker(
+    deployment: Deployment, bad: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The list goes on changing beside the malformed entry, which is reported once."""
+    with caplog.at_level(logging.WARNING, "embferry.serve.router.fleet"):
+        deployment.workers = [deployment.entry("encode1", **bad), deployment.entry("language0")]
+        deployment.wait(lambda: ready(deployment) == {"encode": 0, "language": 1})
+        deployment.workers = [*deployment.workers, deployment.entry("encode0")]
+        deployment.wait(lambda: ready(deployment) == {"encode": 1, "language": 1})
+        answer = httpx.post(f"{deployment.url}/v1/chat/completions", json=CHAT, timeout=100, trust_env=False)
+        assert answer.status_code == 200
+    assert sum("left out" in record.getMessage() for record in caplog.records) == 1
+
+
+def ready(deployment: Deployment) -> dict[str, int]:
+    return dict(httpx.get(f"{deployment.url}/ready", timeout=100, trust_env=False).json()["workers"])
 
 
 KEY = Key.new()

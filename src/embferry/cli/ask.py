@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embferry.cli.options import fail
+from embferry.cli.options import fail, not_on_command_line
 from embferry.serve.config import RouterSettings
 from embferry.serve.config_load import env_name
 
@@ -30,12 +30,14 @@ def command(
     url: Annotated[str, typer.Option(help="The router's base URL.", metavar="URL")] = DEFAULT_URL,
     model: Annotated[str, typer.Option(help="Model to ask; by default the one that the router serves.")] = "",
     max_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer; 0 is the router's default.")] = 0,
-    api_key: Annotated[str, typer.Option(help="The router's API key.", envvar=env_name(("router", "api_key")))] = "",
+    api_key: Annotated[
+        str, typer.Option(hidden=True, envvar=env_name(("router", "api_key")), callback=not_on_command_line)
+    ] = "",
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also report the transfer of the embeddings.")
     ] = False,
 ) -> None:
-    """Ask a question about pictures and videos."""
+    """Ask a question about pictures and videos. The router's API key is read from EMBFERRY_ROUTER_API_KEY."""
     import httpx
 
     *media, question = words

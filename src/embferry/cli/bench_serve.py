@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embferry.cli.bench_results import SOME_FAILED, conclude, failures, need
-from embferry.cli.options import fail
+from embferry.cli.options import fail, not_on_command_line
 
 if TYPE_CHECKING:
     from embferry.bench.serving.results import ServingResults
@@ -28,7 +28,7 @@ E, W, C, R = "Endpoint", "Workload", "Comparison", "Results"
 def command(
     url: Annotated[str | None, _option(E, "The endpoint, without /v1.", "URL")] = None,
     model: Annotated[str | None, _option(E, "By default the first that the endpoint lists.", "NAME")] = None,
-    api_key: Annotated[str, _option(E, "The endpoint's key.", envvar="OPENAI_API_KEY")] = "",
+    api_key: Annotated[str, _option(E, "", hidden=True, envvar="OPENAI_API_KEY", callback=not_on_command_line)] = "",
     extra: Annotated[str, _option(E, "More of each request's body: '{\"ignore_eos\": true}'.", "JSON")] = "{}",
     timeout: Annotated[float, _option(E, "For one request.", "SECONDS", min=0.1)] = 120.0,
     metrics: Annotated[list[str] | None, _option(E, "Prometheus metrics of a server; may be repeated.", "URL")] = None,

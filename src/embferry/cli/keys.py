@@ -11,7 +11,7 @@ from embferry.cli.options import fail
 from embferry.protocol.errors import LocalProtocolError
 from embferry.trust.keys import MOST_KEYS, ClusterKeys, Key, write_file
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make and replace cluster keys.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Cluster keys, and keys of the router's clients.")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]
 

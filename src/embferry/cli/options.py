@@ -19,7 +19,7 @@ from embferry.observe.logs import configure
 from embferry.protocol.errors import EmbferryError
 from embferry.serve import security
 from embferry.serve.config import SECTIONS, Settings
-from embferry.serve.config_load import FIELDS, ConfigError, Key, flag_name, load
+from embferry.serve.config_load import FIELDS, ConfigError, Key, dotted, env_name, flag_name, is_secret, load
 
 BAD_USAGE = 2
 """Exit status of a command with wrong arguments or settings."""
@@ -28,7 +28,7 @@ CONFIG_HELP = "YAML file with settings. Flags override the environment, the envi
 
 
 COMMON: tuple[Key, ...] = (
-    ("model",), ("host",), ("router", "port"), ("router", "api_key"), ("router", "engine"),
+    ("model",), ("host",), ("router", "port"), ("router", "api_keys_file"), ("router", "engine"),
     ("serve", "encode_workers"), ("serve", "language_workers"),
     ("transfer", "transports"), ("transfer", "num_blocks"), ("log_level",),
 )  # fmt: skip
@@ -91,7 +91,14 @@ def _option(key: Key, own: tuple[str, ...]) -> Any:
     text = " ".join((FIELDS[key].description or "").split())
     if default := default_text(key):
         text += f" [default: {default}]"
-    option = typer.Option(*names, help=text, show_default=False, metavar=metavar, rich_help_panel=_heading(key, own))
+    option = typer.Option(
+        *names,
+        help=text,
+        show_default=False,
+        metavar=metavar,
+        rich_help_panel=_heading(key, own),
+        hidden=is_secret(key),  # it is refused, with a sentence that says what to do instead
+    )
     return Annotated[bool | None if annotation is bool else str | None, option]
 
 
@@ -123,6 +130,9 @@ def settings_command(
     def decorated(body: Callable[..., None]) -> Callable[..., None]:
         def command(**options: Any) -> None:
             flags = {keys[name]: str(value) for name, value in options.items() if name in keys and value is not None}
+            if secrets := [key for key in flags if is_secret(key)]:
+                where = [f"set {env_name(key)}, or {dotted(key)} in the file of --config" for key in secrets]
+                fail(*(_shown_to_all(flag_name(key), advice) for key, advice in zip(secrets, where, strict=True)))
             try:
                 loaded = load(flags, os.environ, options.get("config"))
             except ConfigError as error:
@@ -149,6 +159,18 @@ def settings_command(
         return command
 
     return decorated
+
+
+def not_on_command_line(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
+    """The callback of an option with a secret, which has to come from the environment."""
+    source = context.get_parameter_source(str(parameter.name))
+    if source is not None and source.name == "COMMANDLINE":
+        fail(_shown_to_all(parameter.opts[0], f"set {parameter.envvar}"))
+    return value
+
+
+def _shown_to_all(option: str, advice: str) -> str:
+    return f"{option}: every user of this machine can read a command line (ps); {advice}"
 
 
 def fail(*problems: str, status: int = BAD_USAGE) -> NoReturn:

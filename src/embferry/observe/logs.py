@@ -11,8 +11,11 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from embferry.observe.log_queue import QueueHandler
 from embferry.protocol.text import MAX_DETAIL, printable, shown
 
+STDERR = 2
+"""The descriptor of standard error."""
 _REQUEST: ContextVar[str | None] = ContextVar("request_id", default=None)
 _ROOM: ContextVar[int | None] = ContextVar("room", default=None)
 
@@ -45,12 +48,26 @@ def configure(level: str, style: str) -> None:
         level: "debug", "info", "warning" or "error".
         style: "plain" or "json".
     """
-    target = logging.StreamHandler(sys.stderr)
+    target = _handler()
     target.setFormatter(_Json() if style == "json" else _Plain())
     target.addFilter(_mark)
     logging.basicConfig(level=level.upper(), handlers=[target], force=True)
     for chatty in ("httpx", "httpcore", "PIL", "libav", "uvicorn"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def dropped_lines() -> int:
+    """Returns the log lines of this process that were dropped, because the log was not read."""
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, QueueHandler))
+
+
+def _handler() -> logging.Handler:
+    """Returns a handler that never blocks; one for ``sys.stderr`` itself if that is no file, as in tests."""
+    try:
+        is_file = sys.stderr.fileno() == STDERR
+    except (OSError, ValueError, AttributeError):
+        is_file = False
+    return QueueHandler(STDERR) if is_file else logging.StreamHandler(sys.stderr)
 
 
 def _mark(record: logging.LogRecord) -> bool:

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from embferry.observe.logs import dropped_lines
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -24,6 +26,8 @@ class Metrics:
         self.counter = partial(Counter, registry=self.registry)
         self.gauge = partial(Gauge, registry=self.registry)
         self.histogram = partial(Histogram, buckets=self.buckets, registry=self.registry)
+        lines = self.gauge("embferry_log_lines_dropped", "Log lines that were dropped because the log was not read")
+        lines.set_function(dropped_lines)
 
     def exposition(self) -> bytes:
         """Returns all metrics in the text format of Prometheus."""
@@ -31,7 +35,7 @@ class Metrics:
 
 
 class ChatMetrics(Metrics):
-    """The metrics that both routers have, under names of their own."""
+    """The metrics that both routers have, most of them under names of their own."""
 
     requests: Counter
     in_flight: Gauge
@@ -40,6 +44,15 @@ class ChatMetrics(Metrics):
     errors: Counter
     aborted: Counter
     held_bytes: Gauge
+
+    def __init__(self) -> None:
+        super().__init__()
+        about = "Requests under /v1/ by the name of their API key, accepted or refused by its limits"
+        self.client_requests = self.counter("embferry_client_requests", about, ["key", "outcome"])
+        about = "Bytes of request bodies by the name of the API key"
+        self.client_bytes = self.counter("embferry_client_bytes", about, ["key"])
+        about = "Requests being answered by the name of their API key"
+        self.client_in_flight = self.gauge("embferry_client_in_flight", about, ["key"])
 
 
 class RouterMetrics(ChatMetrics):

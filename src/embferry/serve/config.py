@@ -58,6 +58,7 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Urls = Annotated[tuple[Annotated[str, AfterValidator(_base_url)], ...], BeforeValidator(_split)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
@@ -206,6 +207,9 @@ class EncodeSettings(Section):
     when there is no other. A quarter of the machine's memory if unset."""
     unclaimed_timeout: Seconds = 60
     """Seconds an embedding waits for a language worker to open the transfer."""
+    unclaimed_grace: Seconds = 5
+    """Seconds after which such an embedding makes room for a new request when `encode.max_rooms` or
+    `encode.max_held_bytes` is reached. Sooner if its caller (by IP address) has more of them than the new one's."""
 
 
 class LanguageSettings(Section):
@@ -246,7 +250,19 @@ class RouterSettings(Section):
     served_model_name: str | None = None
     """Name of the model in the API; the last part of `model` if unset."""
     api_key: SecretStr | None = None
-    """If set, requests must carry it as `Authorization: Bearer …`."""
+    """If set, requests must carry it, or a key of `router.api_keys_file`, as `Authorization: Bearer …`. It is refused
+    on the command line, which every user of the machine can read."""
+    api_keys_file: Path | None = None
+    """File with the names and hashes of API keys, one a line, each with limits of its own; `embferry keys api new` adds
+    one. If set, requests must carry one of the keys. The file is read again when it changes."""
+    client_requests: Positive = 512
+    """Requests under `/v1/` that one client may have at once; more are refused with 429. A client is an API key, or
+    without keys an IPv4 address or an IPv6 network of 64 bits. A key's own limits go before these."""
+    client_requests_per_second: Rate = 1000
+    """Requests a second of one client, on average over two seconds."""
+    client_bytes_per_second: Rate = 256 * MIB
+    """Bytes a second of the request bodies of one client, on average. A client that has sent more waits before its next
+    request."""
     default_max_tokens: Positive = 128
     """Tokens of an answer if the request sets no limit."""
     max_body_bytes: Positive = 192 * MIB
@@ -254,8 +270,14 @@ class RouterSettings(Section):
     max_held_bytes: Positive = 1024 * MIB
     """Bytes of request bodies and media held at the same time; more are refused with 503. A larger request is accepted
     when there is no other. Handling a body takes a few times its bytes of memory."""
+    max_held_bytes_per_client: Positive = 512 * MIB
+    """The same for one client. A larger request is accepted when the client has no other."""
     body_timeout: Seconds = 30
     """Seconds without a byte of a request body after which the request is refused with 408."""
+    body_least_rate: Rate = 16 * 1024
+    """Bytes a second at which a request body must arrive, on average after the first `router.body_timeout` seconds; a
+    slower one is refused with 408. One with `Content-Length` must also be able to end within `router.request_timeout`.
+    """
     request_timeout: Seconds = 300
     """Seconds a request may take in total; then it ends with 504."""
     connect_timeout: Seconds = 3
@@ -369,8 +391,11 @@ class Settings(Section):
     bootstrap_url: str = "http://127.0.0.1:8998"
     """URL of the bootstrap server."""
     max_connections: Positive = 4096
-    """Connections that the HTTP server of a router or worker keeps, at most half of the process's limit on open files.
-    A further one takes the place of the one that has been idle longest, or is refused if all are in use."""
+    """Connections that the HTTP server of a router or worker keeps, at most 30 % of a router's limit on open files, and
+    20 % of a worker's. A further one takes the place of the one that has been without a complete request longest, or
+    is refused if all are being answered."""
+    max_connections_per_address: Positive = 1024
+    """The same for connections from one IPv4 address, or from one IPv6 network of 64 bits."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines to write."""
     log_format: Literal["plain", "json"] = "plain"

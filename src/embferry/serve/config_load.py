@@ -191,10 +191,11 @@ def _validated(given: Mapping[Key, Given], problems: list[str]) -> Settings | No
             loc = tuple(str(part) for part in mistake["loc"])
             key = next((loc[:n] for n in (2, 1) if loc[:n] in given), loc)
             place = given[key].place if key in given else dotted(loc)
-            shown = "" if _is_secret(key) else f" (got {mistake['input']!r})"
+            shown = "" if is_secret(key) else f" (got {mistake['input']!r})"
             problems.append(f"{place}: {mistake['msg']}{shown}")
         return None
 
 
-def _is_secret(key: Key) -> bool:
+def is_secret(key: Key) -> bool:
+    """Returns whether the value of a setting must not be shown."""
     return key in FIELDS and SecretStr in getattr(FIELDS[key].annotation, "__args__", ())

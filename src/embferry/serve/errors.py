@@ -13,9 +13,13 @@ CODES: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "A field is missing, or its type or value is wrong."),
     "unsupported_value": (400, "The field is known, but this value of it is not supported."),
     "body_too_large": (413, "The body is longer than `router.max_body_bytes`."),
-    "body_timeout": (408, "The body stopped arriving for longer than `router.body_timeout`."),
+    "body_timeout": (408, "The body stopped arriving for longer than `router.body_timeout`, or arrived too slowly."),
     "body_damaged": (400, "The body that arrived does not match its `Content-Digest`; send it again."),
     "invalid_api_key": (401, "The `Authorization` header is missing or wrong."),
+    "rate_limited": (
+        429,
+        "More requests at once, or more requests or bytes a second, than one client may have.",
+    ),
     "model_not_found": (404, "The model is not served here; `/v1/models` lists those that are."),
     "not_found": (404, "Nothing is served at this path."),
     "method_not_allowed": (405, "The path does not accept this method."),
@@ -60,7 +64,7 @@ CODES: dict[str, tuple[int, str]] = {
 }
 """Every code of this layer, its status and its meaning. The codes of workers are passed on beside these."""
 
-RETRYABLE = frozenset({"no_worker", "worker_failed", "body_damaged", "network_damage"})
+RETRYABLE = frozenset({"rate_limited", "no_worker", "worker_failed", "body_damaged", "network_damage"})
 """The codes with which the same request may succeed later."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 
@@ -74,6 +78,7 @@ class ServeError(EmbferryError):
         param: The wrong field of the request, as OpenAI names it.
         status: The HTTP status; None: that of the code.
         retryable: Whether the same request may succeed later, for an error that is passed on; None: the code decides.
+        retry_after: After how many seconds it may.
     """
 
     def __init__(
@@ -84,10 +89,11 @@ class ServeError(EmbferryError):
         param: str | None = None,
         status: int | None = None,
         retryable: bool | None = None,
+        retry_after: int = 1,
     ) -> None:
         http_status = CODES[code][0] if status is None else status
         super().__init__(detail, retryable=is_retryable(code, http_status) if retryable is None else retryable)
-        self.code, self.http_status = printable(code, 100), http_status
+        self.code, self.http_status, self.retry_after = printable(code, 100), http_status, retry_after
         self.param = None if param is None else printable(param, 200)
 
     def at(self, param: str) -> ServeError:

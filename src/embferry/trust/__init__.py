@@ -1,4 +1,4 @@
-"""The cluster key, its proofs, and where a part of a cluster may listen without one."""
+"""The cluster key, its proofs, where a part of a cluster may listen without one, and digests of messages."""
 
 from .keys import ClusterKeys, Key
 from .trust import Trust

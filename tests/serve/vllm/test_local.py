@@ -28,7 +28,7 @@ EMBFERRY = (sys.executable, "-c", "from embferry.cli.main import run; run()")
 class Running:
     """The command under test. ``log``: its standard error; ``notes``: one for each start of vllm."""
 
-    def __init__(self, folder: Path, *words: str, vllm: bool = True) -> None:
+    def __init__(self, folder: Path, *words: str, vllm: bool = True, **environ: str) -> None:
         self._folder = folder
         self._log, self._notes = folder / "log", folder / "notes"
         self._notes.touch()
@@ -37,7 +37,7 @@ class Running:
             fake.write_text(f"#!{sys.executable}\n" + (ROOT / "tests" / "serve" / "vllm" / "fake_vllm.py").read_text())
             fake.chmod(0o755)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("EMBFERRY_")}
-        environ = {**kept, "PATH": f"{folder}:/usr/bin:/bin", "FAKE_VLLM_NOTES": str(self._notes)}
+        environ = {**kept, **environ, "PATH": f"{folder}:/usr/bin:/bin", "FAKE_VLLM_NOTES": str(self._notes)}
         with self._log.open("w") as log:
             self.process = subprocess.Popen([*EMBFERRY, *words], stderr=log, env=environ, start_new_session=True)
 
@@ -82,7 +82,7 @@ def alive(pid: int) -> bool:
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
-    def begin(*words: str, **more: bool) -> Running:
+    def begin(*words: str, **more: Any) -> Running:
         started.append(Running(tmp_path, *words, **more))
         return started[-1]
 
@@ -101,8 +101,8 @@ SERVE = ("serve", "--engine", "vllm", "--model", "some/model", "--port", "0")
 
 
 def test_instances_and_router_start_restart_and_end(start: Callable[..., Running]) -> None:
-    more = ("--encoders", "2", "--transports", "tcp", "--restart-delay", "0.1", "--api-key", "k")
-    one = start(*SERVE, *more, "--", "--dtype", "float32")
+    more = ("--encoders", "2", "--transports", "tcp", "--restart-delay", "0.1")
+    one = start(*SERVE, *more, "--", "--dtype", "float32", EMBFERRY_ROUTER_API_KEY="k")
     one.wait(lambda: "ready:" in one.log)
     notes = one.notes
     assert len(notes) == 3

@@ -50,6 +50,46 @@ def test_an_encode_worker_refuses_what_it_could_not_hold(join: MakeJoined) -> No
     run(ask())
 
 
+@pytest.mark.parametrize("limit", ["max_rooms", "max_held_bytes"])
+def test_embeddings_that_nobody_asks_for_make_room_when_they_are_old(join: MakeJoined, limit: str) -> None:
+    joined = join(encode={limit: 2 if limit == "max_rooms" else 200_000, "unclaimed_grace": 0.001})
+
+    async def ask() -> None:
+        for room in range(20):
+            assert (await joined.post_encode(PICTURE, room=room)).status_code == 200
+            await asyncio.sleep(0.002)
+        assert joined.encode.load < 20
+        assert joined.encode.room(0) is None
+        answer = await joined.ask("what is there?", PICTURE)  # that of an honest client is not displaced
+        assert answer.last["type"] == "end"
+        for room in range(20):
+            joined.encode.abort_room(room)
+
+    run(ask())
+
+
+def test_a_caller_with_many_unclaimed_embeddings_makes_room_for_one_with_few(join: MakeJoined) -> None:
+    joined = join(encode={"max_rooms": 4})
+
+    async def post(room: int, caller: str) -> int:
+        transport = httpx.ASGITransport(app=joined.encode_app, raise_app_exceptions=False, client=(caller, 1))
+        body = msgspec.msgpack.encode({"room": room, "request_id": "test", "items": [PICTURE]})
+        async with httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=DEADLINE) as http:
+            return (await http.post("/encode", content=body, auth=digested)).status_code
+
+    async def ask() -> None:
+        assert [await post(room, "10.0.0.1") for room in range(5)] == [200] * 4 + [503]
+        assert [await post(room, "10.0.0.2") for room in range(5, 8)] == [200, 200, 503]
+        assert [joined.encode.room(room) is not None for room in range(7)] == [False] * 2 + [True] * 2 + [False] + [
+            True
+        ] * 2
+        assert "displaced" in joined.encode.metrics.exposition().decode()
+        for room in range(8):
+            joined.encode.abort_room(room)
+
+    run(ask())
+
+
 def test_pixels_and_embeddings_of_all_items_count(join: MakeJoined) -> None:
     """The bytes of the files fit beside what the first request holds, their pixels do not."""
     joined = join()

@@ -9,6 +9,7 @@ import logging
 import threading
 from typing import Any
 
+import httpx
 import pytest
 
 from embferry.engine.encoder import Encoder
@@ -59,6 +60,23 @@ def test_a_malformed_or_large_body_is_refused(join: MakeJoined) -> None:
         assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
     response = run(post(joined.encode_app, "/encode", bytes(2 << 20)))
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_only_downloads_need_no_digests(join: MakeJoined) -> None:
+    joined = join()
+
+    async def ask(app: Any, method: str, path: str) -> httpx.Response:
+        async with client(app) as http:
+            return await http.request(method, path, content=b"{}" if method == "POST" else None, auth=None)
+
+    for app in (joined.encode_app, joined.language_app):
+        assert run(ask(app, "GET", "/health")).headers["content-digest"]
+        refused = run(ask(app, "DELETE", "/rooms/5"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "body_damaged")
+    for app, path in ((joined.encode_app, "/encode"), (joined.language_app, "/generate")):
+        refused = run(ask(app, "POST", path))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "body_damaged")
+    assert run(ask(joined.encode_app, "DELETE", "/embeddings/5")).status_code == 404
 
 
 def test_a_room_number_in_use_is_refused(join: MakeJoined) -> None:

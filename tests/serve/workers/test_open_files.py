@@ -20,7 +20,7 @@ import pytest
 from embferry.discovery.bootstrap_client import BootstrapClient
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.leases import Worker
-from embferry.serve.http.connections import within_open_files
+from embferry.serve.http.descriptors import within_open_files
 from tests.serve.digested import digested
 from tests.serve.pictures import png
 from tests.serve.workers.joined import DEADLINE
@@ -42,12 +42,12 @@ def test_the_limit_on_connections_is_a_share_of_the_open_files(monkeypatch: pyte
     limits: list[tuple[int, int]] = [(1024, 1024)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
-    assert within_open_files(4096) == 512
-    assert within_open_files(100) == 100
+    assert within_open_files(4096, 0.5) == 512
+    assert within_open_files(100, 0.5) == 100
     assert within_open_files(4096, 0.25) == 256
     assert limits == [(1024, 1024)]
     limits.append((1024, 8192))
-    assert within_open_files(5000) == 4096
+    assert within_open_files(5000, 0.5) == 4096
     assert limits[-1] == (8192, 8192)  # raised as far as the system permits
 
 

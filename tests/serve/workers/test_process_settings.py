@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -17,9 +18,10 @@ from embferry.memory.limits import machine_memory_bytes
 from embferry.protocol.errors import TransportError
 from embferry.serve.config import EncodeSettings, RouterSettings, Settings, TransferSettings
 from embferry.serve.config_load import ConfigError
+from embferry.serve.http.address import address_of, url_of
+from embferry.serve.http.serving import listen
 from embferry.serve.supervisor import LocalCluster
 from embferry.serve.supervisor.handover import pack, read_line, unpack
-from embferry.serve.worker.address import url_of
 from embferry.serve.worker.process import open_port
 from embferry.serve.worker.transfer_settings import control_limits, encode_timeouts, language_timeouts
 
@@ -137,3 +139,37 @@ def test_the_largest_embedding_is_bounded_by_the_memory(monkeypatch: pytest.Monk
     assert machine_memory_bytes() >= machine
     container.write_text(f"{1 << 30}\n")
     assert language_timeouts(Settings()).max_embedding_bytes == 1 << 30
+
+
+NAMES = {
+    "v6.test": ["::1"],
+    "both.test": ["::1", "127.0.0.1"],
+    "lost.test": ["192.0.2.99", "::1"],
+    "far.test": ["2001:db8::1", "192.0.2.99"],
+}
+"""Names and their addresses; this machine has none of the documentation's."""
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("v6.test", "::1"),
+        ("both.test", "127.0.0.1"),
+        ("lost.test", "::1"),
+        ("far.test", "192.0.2.99"),
+        ("[::1]", "::1"),
+    ],
+)
+def test_a_name_stands_for_an_address_that_this_machine_has(
+    monkeypatch: pytest.MonkeyPatch, host: str, address: str
+) -> None:
+    system = socket.getaddrinfo
+
+    def lookup(name: str, *more: Any, **options: Any) -> list[Any]:
+        return [entry for one in NAMES.get(name, [name]) for entry in system(one, *more, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    assert address_of(host) == address
+    if host != "far.test":
+        with listen(host, 0) as listener:
+            assert listener.getsockname()[0] == address

@@ -27,23 +27,26 @@ class Room:
 
     Attributes:
         number: the ``bootstrap_room``.
+        caller: the address of the client whose request it is.
         hold: the bytes that the room holds, counted against ``encode.max_held_bytes``.
         decoding: ends the decoding of its media, when the room is aborted.
         claimed: an HTTP client has asked for the embedding, so it is encoded even if no language worker asks.
         sender: the sending end of the transfer; None until :meth:`set_items` and the announcement.
+        announced_at: the time of that, in monotonic seconds.
         encoded: the rows of all fields, and the number of tokens of them that are encoded. Replaced as one tuple, so
             any thread may read it; it stays valid for a download that outlives the room.
         waiting: items still to encode.
         sha256: the digest of all bytes of the embedding, once a client has asked for it.
     """
 
-    def __init__(self, number: int, hold: Hold) -> None:
-        self.number = number
+    def __init__(self, number: int, hold: Hold, caller: str = "") -> None:
+        self.number, self.caller = number, caller
         self.hold = hold
         self.aborted = False
         self.decoding = Cancellation()
         self.claimed = False
         self.sender: EmbeddingSender | None = None
+        self.announced_at = 0.0
         self.waiting: deque[PreparedItem] = deque()
         self.encoded: tuple[Fields, int] = ({}, 0)
         self.total_tokens = 0

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 
 from embferry.disaggregation.multimodal_embedding import (
     MultimodalEmbeddingBootstrapQueue,
@@ -23,7 +23,7 @@ from embferry.engine.cache import EmbeddingCache
 from embferry.engine.embedding import Embedding
 from embferry.engine.encoder import Encoder
 from embferry.engine.media import PreparedItem
-from embferry.protocol.errors import Aborted, EmbeddingTransferError, PeerGone
+from embferry.protocol.errors import Aborted, CapacityError, EmbeddingTransferError, PeerGone
 from embferry.protocol.states import KVPoll
 from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
@@ -64,22 +64,35 @@ class EncodeService(Service[SendManager, int, Room]):
 
     # Called by the HTTP endpoints, on any thread
 
-    def admit(self, request: EncodeRequest, hold: Hold | None = None) -> Room:
+    def expect(self, nbytes: int, caller: str = "") -> None:
+        """Makes room for a request, if embeddings that no language worker has asked for take it.
+
+        Args:
+            nbytes: of the request's body.
+            caller: the address of its client.
+        """
+        with self._lock:
+            self._displace_for(caller, lambda: self.budget.held + nbytes > self.budget.limit)
+
+    def admit(self, request: EncodeRequest, hold: Hold | None = None, caller: str = "") -> Room:
         """Opens a room for a request that is about to be decoded. :meth:`announce` or :meth:`drop` must follow.
 
         Args:
             request: the decoded request.
             hold: the request's share of ``budget``, which the room releases at its end; None: a new one.
+            caller: the address of the request's client.
 
         Raises:
             CapacityError: ``encode.max_rooms`` are open, or the worker is shutting down.
             ServeError: the room is in use.
         """
         with self._lock:
-            self._check_capacity(self.settings.encode.max_rooms, "encode.max_rooms", request.room)
             if request.room in self._open:
                 raise ServeError("invalid_request", f"room {request.room} is in use; choose another number", status=409)
-            room = self._open[request.room] = Room(request.room, hold or self.budget.hold())
+            most = self.settings.encode.max_rooms
+            self._displace_for(caller, lambda: len(self._open) >= most)
+            self._check_capacity(most, "encode.max_rooms", request.room)
+            room = self._open[request.room] = Room(request.room, hold or self.budget.hold(), caller)
             return room
 
     def prepare(self, request: EncodeRequest, room: Room) -> list[PreparedItem]:
@@ -120,7 +133,7 @@ class EncodeService(Service[SendManager, int, Room]):
             except BaseException:
                 sender.clear()
                 raise
-            room.sender = sender
+            room.sender, room.announced_at = sender, time.monotonic()
         self._wake.set()
 
     def drop(self, room: Room) -> None:
@@ -243,6 +256,27 @@ class EncodeService(Service[SendManager, int, Room]):
         claimed = [request for request in waiting if request.req.claimed]
         waiting[:] = [request for request in waiting if not request.req.claimed]
         return claimed
+
+    def _displace_for(self, caller: str, is_full: Callable[[], bool]) -> None:
+        """Ends embeddings that no language worker has asked for, while there is no room for a request of ``caller``."""
+        while is_full() and not self._refusing and (victim := self._displaceable(caller)) is not None:
+            room: Room = victim.req
+            self._bootstrapping.queue.remove(victim)
+            why = "no language worker asked for the embedding, so it made room for another request; ask again"
+            self._abort(victim.embedding_sender, CapacityError(why, room=room.number))
+            self._end(room, "displaced")
+
+    def _displaceable(self, caller: str) -> MultimodalEmbeddingRequest | None:
+        """Returns the oldest unclaimed request: of all, if it is old; else of a caller with more than ``caller``."""
+        waiting = [one for one in self._bootstrapping.queue if one.embedding_sender.poll() is KVPoll.Bootstrapping]
+        waiting = [one for one in waiting if not one.req.claimed]
+        if not waiting:
+            return None
+        if time.monotonic() - waiting[0].req.announced_at >= self.settings.encode.unclaimed_grace:
+            return waiting[0]
+        counts = Counter(one.req.caller for one in waiting)
+        most, count = counts.most_common(1)[0]
+        return next(one for one in waiting if one.req.caller == most) if count > counts[caller] + 1 else None
 
     def _on_failure(self, request: MultimodalEmbeddingRequest, error: EmbeddingTransferError) -> None:
         self._abort(request.embedding_sender, error)

@@ -14,9 +14,13 @@ import httpx
 from embferry.observe.metrics import ChatMetrics
 from embferry.serve.byte_budget import ByteBudget
 from embferry.serve.config import Settings
+from embferry.serve.http.descriptors import within_open_files
 from embferry.serve.media.fetch import Fetcher
 
 KEEPALIVE_CONNECTIONS = 64
+MAX_CALLS = 16_384
+DESCRIPTORS = 0.3
+"""The part of the process's descriptors that calls of requests may have; see :mod:`.descriptors`."""
 M = TypeVar("M", bound=ChatMetrics)
 
 
@@ -30,10 +34,12 @@ class Backends(ABC, Generic[M]):
 
     Attributes:
         keepalive_seconds: time until an idle connection is closed.
-        client: for all calls of the router to its backends. It has no read time-out: ``router.request_timeout`` ends a
-            long answer, a pause between two tokens does not.
+        client: for the calls of requests. It has no read time-out: ``router.request_timeout`` ends a long answer, a
+            pause between two tokens does not. A call waits while the client has all the connections that it may have.
+        control: for the few calls of the router itself, which must not wait for those of requests.
         fetcher: fetches the media of requests.
         budget: bounds the bytes of the requests being handled.
+        own_addresses: IP addresses of backends that call this router, for whose connections room is kept.
     """
 
     keepalive_seconds: ClassVar[float] = 5.0
@@ -41,13 +47,26 @@ class Backends(ABC, Generic[M]):
     def __init__(self, settings: Settings, metrics: M, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.settings, self.metrics = settings, metrics
         certificates = httpx.create_ssl_context(trust_env=False)  # slow to load, so loaded once
-        limits = httpx.Limits(max_keepalive_connections=KEEPALIVE_CONNECTIONS, keepalive_expiry=self.keepalive_seconds)
         timeout = httpx.Timeout(None, connect=settings.router.connect_timeout)
-        self.client = httpx.AsyncClient(
-            trust_env=False, timeout=timeout, limits=limits, verify=certificates, transport=transport
-        )
+
+        def client(most: int | None) -> httpx.AsyncClient:
+            idle = min(KEEPALIVE_CONNECTIONS, most or KEEPALIVE_CONNECTIONS)
+            limits = httpx.Limits(
+                max_connections=most, max_keepalive_connections=idle, keepalive_expiry=self.keepalive_seconds
+            )
+            return httpx.AsyncClient(
+                trust_env=False, timeout=timeout, limits=limits, verify=certificates, transport=transport
+            )
+
+        self.client = client(within_open_files(MAX_CALLS, DESCRIPTORS))
+        self.control = client(None)
+        self.own_addresses: set[str] = set()
         self.fetcher = Fetcher(settings.media, certificates)
-        self.budget = ByteBudget(settings.router.max_held_bytes, "router.max_held_bytes")
+        router = settings.router
+        each = router.max_held_bytes_per_client
+        self.budget = ByteBudget(
+            router.max_held_bytes, "router.max_held_bytes", each, "router.max_held_bytes_per_client"
+        )
         metrics.held_bytes.set_function(lambda: self.budget.held)
         self.in_flight: Counter[Hashable] = Counter()  # requests of this router, by backend
         self.last_turn: dict[Hashable, int] = {}
@@ -56,6 +75,7 @@ class Backends(ABC, Generic[M]):
     async def close(self) -> None:
         await self.fetcher.close()
         await self.client.aclose()
+        await self.control.aclose()
 
     @contextlib.contextmanager
     def count_in_flight(self, backend: Hashable) -> Iterator[None]:

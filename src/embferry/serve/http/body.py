@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -10,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from embferry.serve.byte_budget import Hold
+from embferry.serve.config import RouterSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.json_bounds import check_values
 from embferry.serve.off_loop import off_loop
@@ -22,23 +26,53 @@ def announced_bytes(scope: Scope) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a request body must arrive.
+
+    Attributes:
+        stall_seconds: the longest wait for the next bytes, and the head start of the average.
+        least_rate: bytes a second on average.
+        total_seconds: seconds for the whole body; a longer announced length needs a higher rate.
+    """
+
+    stall_seconds: float = 30.0
+    least_rate: float = 16_384.0
+    total_seconds: float = 300.0
+
+    @classmethod
+    def of(cls, router: RouterSettings) -> Pace:
+        """Returns the pace that the settings ask for, in workers too."""
+        return cls(router.body_timeout, router.body_least_rate, router.request_timeout)
+
+    def seconds_until(self, received: int, announced: int) -> float:
+        """Returns after how many seconds from its beginning a body must be further than ``received`` bytes."""
+        rate = max(self.least_rate, announced / self.total_seconds)
+        return self.stall_seconds + received / rate
+
+
+DEFAULT_PACE = Pace()
+
+
 async def read_body(
     scope: Scope,
     receive: Receive,
     max_bytes: int,
     hold: Hold | None = None,
     *,
-    stall_seconds: float | None = None,
+    pace: Pace = DEFAULT_PACE,
     between_parts: bool = False,
 ) -> bytes | None:
     """Reads a request body and checks its digest. Counts the bytes as they arrive: Content-Length may be wrong.
+
+    A body that is refused is not read further. The server drops what still comes of it (:mod:`.connections`).
 
     Args:
         scope: the request's.
         receive: the request's.
         max_bytes: bytes of the body.
         hold: grows with the body, to the length by its header at once.
-        stall_seconds: the longest wait for the next bytes; None: no limit.
+        pace: how fast it must arrive.
         between_parts: the caller is a part of this project, so the body must have a digest.
 
     Returns:
@@ -47,8 +81,7 @@ async def read_body(
     Raises:
         ServeError: body_too_large; capacity_exhausted; body_timeout; body_damaged.
     """
-    announced = announced_bytes(scope)
-    body = await _received(receive, max_bytes, hold, announced, stall_seconds)
+    body = await _received(receive, max_bytes, hold, announced_bytes(scope), pace)
     if body is not None:
         await _check_digest(Headers(scope=scope).getlist(CONTENT_DIGEST), body, between_parts)
     return body
@@ -67,49 +100,50 @@ async def _check_digest(values: list[str], body: bytes, between_parts: bool) -> 
         raise ServeError("body_damaged", f"{error}; send the request again") from error
 
 
-async def _received(
-    receive: Receive, max_bytes: int, hold: Hold | None, announced: int, stall_seconds: float | None
-) -> bytes | None:
-    body, more = bytearray(), True
-    try:
-        if hold is not None:
-            hold.set(min(announced, max_bytes))
-        while more:
-            try:
-                async with asyncio.timeout(stall_seconds):
-                    message = await receive()
-            except TimeoutError:
-                more = False
-                why = f"no byte of the body has arrived for {stall_seconds:g} seconds"
-                raise ServeError("body_timeout", why) from None
-            if message["type"] == "http.disconnect":
-                return None
-            more = message.get("more_body", False)
-            body += message.get("body", b"")
-            if len(body) > max_bytes:
-                raise ServeError("body_too_large", f"the body has more than {max_bytes:,} bytes")
-            if hold is not None and len(body) > announced:
-                hold.set(len(body))
-    except ServeError:
-        body.clear()
-        if more:
-            await discard_body(receive, max_bytes, stall_seconds)
-        raise
+async def _received(receive: Receive, max_bytes: int, hold: Hold | None, announced: int, pace: Pace) -> bytes | None:
+    _check_length(announced, max_bytes)
+    if hold is not None:
+        hold.set(announced)
+    body, more, began = bytearray(), True, time.monotonic()
+    while more:
+        left = began + pace.seconds_until(len(body), announced) - time.monotonic()
+        try:
+            async with asyncio.timeout(min(pace.stall_seconds, max(0.0, left))):
+                message = await receive()
+        except TimeoutError:
+            raise _too_slow(len(body), left, pace) from None
+        if message["type"] == "http.disconnect":
+            return None
+        more = message.get("more_body", False)
+        body += message.get("body", b"")
+        _check_length(len(body), max_bytes)
+        if hold is not None and len(body) > announced:
+            hold.set(len(body))
     return bytes(body)
 
 
-async def discard_body(receive: Receive, max_bytes: int, stall_seconds: float | None) -> None:
-    """Reads up to ``max_bytes`` more: a client that is still sending would not see the response."""
-    seen = 0
-    while seen < max_bytes:
-        try:
-            async with asyncio.timeout(stall_seconds):
+def _check_length(nbytes: int, max_bytes: int) -> None:
+    if nbytes > max_bytes:
+        raise ServeError("body_too_large", f"the body has more than {max_bytes:,} bytes")
+
+
+def _too_slow(received: int, left: float, pace: Pace) -> ServeError:
+    if left >= pace.stall_seconds:
+        why = f"no byte of the body has arrived for {pace.stall_seconds:g} seconds"
+    else:
+        why = f"the body arrives too slowly: {received:,} bytes have come"
+    return ServeError("body_timeout", why)
+
+
+async def discard_body(receive: Receive, max_bytes: int, seconds: float) -> None:
+    """Reads up to ``max_bytes`` more, for ``seconds`` at most: a client that is sending would not see the response."""
+    seen, more = 0, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while more and seen < max_bytes:
                 message = await receive()
-        except TimeoutError:
-            return
-        seen += len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            return
+                seen += len(message.get("body", b""))
+                more = message["type"] != "http.disconnect" and message.get("more_body", False)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

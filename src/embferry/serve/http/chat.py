@@ -17,7 +17,7 @@ from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends
-from embferry.serve.http.body import read_body
+from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import error_response
 from embferry.serve.openai.reply import error_event
@@ -107,10 +107,14 @@ class ChatEndpoint(ABC, Generic[B]):
         """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        metrics = self.fleet.metrics
-        with metrics.in_flight.track_inprogress(), metrics.seconds.time(), self.fleet.budget.hold() as hold:
+        metrics, client = self.fleet.metrics, scope.setdefault("state", {}).get("client", "")
+        with (
+            metrics.in_flight.track_inprogress(),
+            metrics.seconds.time(),
+            self.fleet.budget.hold(client=client) as hold,
+        ):
             response = ClientResponse(send)
-            scope.setdefault("state", {})["facts"] = response.facts
+            scope["state"]["facts"] = response.facts
 
             def client_left() -> None:
                 response.facts["outcome"] = "client left"
@@ -121,7 +125,7 @@ class ChatEndpoint(ABC, Generic[B]):
             async def read() -> None:
                 nonlocal incoming
                 router = self._settings.router
-                body = await read_body(scope, receive, router.max_body_bytes, hold, stall_seconds=router.body_timeout)
+                body = await read_body(scope, receive, router.max_body_bytes, hold, pace=Pace.of(router))
                 incoming = None if body is None else Incoming(body, hold)
 
             await self.respond(read(), response)

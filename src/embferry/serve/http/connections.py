@@ -1,120 +1,195 @@
-"""Bounds on the connections of an HTTP server, so that idle ones do not use up the process's open files."""
+"""Bounds on the connections of an HTTP server: their number, in all and of one address, and how long one may wait.
+
+A full server makes room instead of refusing: a connection that has no complete request is closed, the one that has
+waited longest first. A client with an honest request delivers it soon after it has connected, so the others belong to
+clients that are idle, slow or mean harm. A connection whose request is being answered stays.
+
+Every connection has limited time for the head of its next request, also after earlier ones, and to take the end of a
+response. The body of a request is read, and its pace checked, in :mod:`.body`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import resource
-import time
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import h11
+from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from embferry.serve.http.descriptors import Reports
+from embferry.transports.net.address import network_of
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 4096
-REQUEST_SECONDS = 10.0
-"""Seconds within which the head of a connection's first request must have arrived."""
-REPORT_SECONDS = 10.0
-"""A shortage that lasts is logged once in this time."""
-WANTED_OPEN_FILES = 65_536
+HEAD_SECONDS = 10.0
+"""Seconds within which the head of a request must arrive: from the connecting, or from the end of the time that a
+connection may be idle after a response."""
+REST_SECONDS = 30.0
+"""Seconds for the rest of a body whose request was answered early, as a refusal: a client that is still sending when
+its connection closes would not see the answer."""
+OWN_SHARE = 8
+"""Beyond all bounds, addresses of the fleet may have one connection for this many others."""
 
 
-def within_open_files(connections: int, share: float = 0.5) -> int:
-    """Returns ``connections``, or this share of the open files that the process may have if that is less.
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Bounds on the connections of one server.
 
-    Raises the process's limit on open files first, as far as the system permits.
+    Attributes:
+        connections: in all.
+        per_address: of one IPv4 address, or of one IPv6 network of 64 bits.
+        is_own: returns whether an address is one of the fleet's, for which room is kept.
     """
-    soft = raise_open_file_limit()
-    return connections if soft == resource.RLIM_INFINITY else max(1, min(connections, int(soft * share)))
+
+    connections: int = 4096
+    per_address: int = 1024
+    is_own: Callable[[str], bool] = lambda address: False
 
 
-def raise_open_file_limit() -> int:
-    """Raises the process's limit on open files, as far as the system permits. Returns the limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = WANTED_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_OPEN_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
+class Places:
+    """The connections of a server by what they do. A connection is any hashable object.
 
+    Attributes:
+        evicted: connections that had to make room.
+        refused: connections for which there was no room.
+    """
 
-class _Reports:
-    """Lets a message pass once in ``REPORT_SECONDS``."""
+    def __init__(self, limits: ConnectionLimits, close: Callable[[BoundedProtocol], None]) -> None:
+        self._limits, self._close = limits, close
+        self._networks: dict[BoundedProtocol, str] = {}
+        self._counts: Counter[str] = Counter()
+        self._idle: dict[BoundedProtocol, None] = {}  # without a request, the longest idle one first
+        self._receiving: dict[BoundedProtocol, None] = {}  # whose body has not ended, the oldest first
+        self.evicted = self.refused = 0
 
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def is_due(self) -> bool:
-        if time.monotonic() < self._next:
+    def enter(self, connection: BoundedProtocol, address: str) -> bool:
+        """Adds a connection, after room was made if necessary. Returns False if there is none."""
+        network = counted_network(address)
+        most, each = self._limits.connections, self._limits.per_address
+        if self._limits.is_own(address):
+            most, each = most + max(1, most // OWN_SHARE), most
+        has_room = self._counts[network] < each or self._evict(network)
+        if not (has_room and (len(self._networks) < most or self._evict(None))):
+            self.refused += 1
             return False
-        self._next = time.monotonic() + REPORT_SECONDS
+        self._networks[connection] = network
+        self._counts[network] += 1
+        self._idle[connection] = None
         return True
 
+    def leave(self, connection: BoundedProtocol) -> None:
+        """Removes a connection. Idempotent."""
+        network = self._networks.pop(connection, None)
+        if network is None:
+            return
+        self._idle.pop(connection, None)
+        self._receiving.pop(connection, None)
+        self._counts[network] -= 1
+        if not self._counts[network]:
+            del self._counts[network]
 
-def bounded_protocol(most: int) -> type[H11Protocol]:
-    """Returns uvicorn's protocol for a server that keeps at most ``most`` connections.
+    def turn(self, connection: BoundedProtocol, *, idle: bool = False, receiving: bool = False) -> None:
+        """Notes what a connection does now; neither: its request is being answered."""
+        if connection not in self._networks:
+            return
+        for is_so, kind in ((idle, self._idle), (receiving, self._receiving)):
+            if not is_so:
+                kind.pop(connection, None)
+            elif connection not in kind:
+                kind[connection] = None
 
-    A further connection takes the place of the one that has been idle longest, and is closed if none is idle. A
-    connection whose first request does not arrive in time is closed too.
-    """
-    idle: dict[BoundedProtocol, None] = {}  # connections without a request, the longest idle one first
-    reports = _Reports()
-
-    class BoundedProtocol(H11Protocol):
-        _late: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > most:
-                if reports.is_due():
-                    log.warning("%d connections are open; idle ones make room for others", most)
-                if not idle:
-                    transport.abort()
-                    return
-                victim = next(iter(idle))
-                del idle[victim]
-                victim.transport.abort()
-            idle[self] = None
-            self._late = self.loop.call_later(REQUEST_SECONDS, transport.abort)
-
-        def handle_events(self) -> None:
-            before = self.cycle
-            super().handle_events()
-            if self.cycle is not before:
-                self._used()
-                if not self.cycle.response_complete:
-                    idle.pop(self, None)
-
-        def on_response_complete(self) -> None:
-            if not self.transport.is_closing():
-                idle[self] = None
-            super().on_response_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._used()
-            idle.pop(self, None)
-            super().connection_lost(exc)
-
-        def _used(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-                self._late = None
-
-    return BoundedProtocol
+    def _evict(self, network: str | None) -> bool:
+        """Closes the connection that has waited longest, of ``network`` if given. Returns whether there was one."""
+        for kind in (self._idle, self._receiving):
+            for connection in kind:
+                if network is None or self._networks[connection] == network:
+                    self.leave(connection)
+                    self._close(connection)
+                    self.evicted += 1
+                    return True
+        return False
 
 
-class ExceptionHandler:
-    """The event loop's handler of exceptions: asyncio reports a lack of open files thousands of times a second."""
+class BoundedProtocol(H11Protocol):
+    """uvicorn's protocol within the bounds of :class:`Places`. :func:`bounded_protocol` makes the class of a server."""
 
-    def __init__(self) -> None:
-        self._reports = _Reports()
+    places: Places
+    reports: Reports
+    _late: asyncio.TimerHandle | None = None
 
-    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        is_shortage = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS)
-        if not is_shortage or "accept" not in context.get("message", ""):
-            loop.default_exception_handler(context)
-        elif self._reports.is_due():
-            log.error("no connection can be accepted now: %s", error)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.logger = _ERRORS_ONLY
+        if not self.places.enter(self, self.client[0] if self.client else ""):
+            if self.reports.is_due():
+                log.warning("a connection was refused: all %d are in use", len(self.connections) - 1)
+            transport.abort()
+            return
+        self._limit(HEAD_SECONDS)
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is None or self.cycle.response_complete:
+            return
+        if self.cycle is not before:
+            self._unlimit()
+        self.places.turn(self, receiving=self.cycle.more_body)
+
+    def on_response_complete(self) -> None:
+        rest = REST_SECONDS if self.conn.their_state is h11.SEND_BODY else HEAD_SECONDS
+        self._limit(self.timeout_keep_alive + rest)
+        self.places.turn(self, idle=True)
+        super().on_response_complete()  # begins the next request if it is there
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unlimit()
+        self.places.leave(self)
+        super().connection_lost(exc)
+
+    def _limit(self, seconds: float) -> None:
+        self._unlimit()
+        self._late = self.loop.call_later(seconds, self.transport.abort)
+
+    def _unlimit(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+def bounded_protocol(limits: ConnectionLimits) -> type[BoundedProtocol]:
+    """Returns the protocol of one server."""
+    reports = Reports()
+
+    def close(connection: BoundedProtocol) -> None:
+        if reports.is_due():
+            log.warning("too many connections are open; those without a request make room for others")
+        connection.transport.abort()
+
+    class Bounded(BoundedProtocol):
+        pass
+
+    Bounded.places, Bounded.reports = Places(limits, close), reports
+    return Bounded
+
+
+_ERRORS_ONLY = logging.getLogger(f"{__name__}.uvicorn")
+"""uvicorn warns of each request that is not HTTP, so a stranger could fill the log."""
+_ERRORS_ONLY.setLevel(logging.ERROR)
+
+
+def counted_network(address: str) -> str:
+    """Returns the IPv4 address or the IPv6 network of 64 bits that an address counts for; "" for no IP address."""
+    try:
+        return network_of(address)
+    except ValueError:  # the peer has left already, or the server listens on a Unix socket
+        return ""
+
+
+def caller_of(scope: Scope) -> str:
+    """Returns the same for the client of a request."""
+    return counted_network(scope["client"][0]) if scope.get("client") else ""

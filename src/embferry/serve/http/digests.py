@@ -13,7 +13,7 @@ from embferry.serve.http.body import discard_body
 from embferry.serve.off_loop import off_loop
 from embferry.trust.digests import CONTENT_DIGEST, MESSAGE_DIGEST, answer_digest, content_digest, request_digest
 
-DISCARDED_BYTES, STALL_SECONDS = 128 << 20, 1.0
+DISCARDED_BYTES, DISCARD_SECONDS = 128 << 20, 5.0
 """Bounds on reading the rest of a damaged request: its sender would not see the refusal otherwise."""
 _HARMLESS = frozenset({"GET", "HEAD"})
 
@@ -50,7 +50,7 @@ class Digests:
             send = _Digested(send, given)
         must = scope["method"] not in _HARMLESS and self._between_parts(scope["path"])
         if (given is not None or must) and given != _digest_of(scope):
-            await discard_body(receive, DISCARDED_BYTES, STALL_SECONDS)
+            await discard_body(receive, DISCARDED_BYTES, DISCARD_SECONDS)
             why = "is missing" if given is None else "does not match what arrived"
             refusal = self._respond(ServeError("body_damaged", f"{MESSAGE_DIGEST} {why}; send the request again"))
             await refusal(scope, receive, send)

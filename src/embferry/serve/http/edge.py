@@ -1,8 +1,8 @@
-"""The outermost layer of a router: an id for every request, the API key, and a line in the access log."""
+"""The outermost layer of a router: an id for every request, the limits of its client, and a line in the access log."""
 
 from __future__ import annotations
 
-import hmac
+import contextlib
 import logging
 import re
 import time
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embferry.observe.logs import about
 from embferry.serve.errors import ServeError
+from embferry.serve.http.clients import Clients
 from embferry.serve.http.errors import error_response
 
 log = logging.getLogger(__name__)
@@ -37,14 +38,14 @@ class Edge:
         app: the application behind.
         requests: counts requests by path and status.
         paths: the values that the path label may have; every other path counts as "other".
-        api_key: the key that requests under ``/v1/`` must have; None lets all pass.
+        clients: whose requests under ``/v1/`` are limited.
     """
 
-    def __init__(self, app: ASGIApp, requests: Counter, paths: frozenset[str], api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, requests: Counter, paths: frozenset[str], clients: Clients) -> None:
         self._app = app
         self._requests = requests
         self._paths = paths
-        self._api_key = api_key
+        self._clients = clients
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,10 +66,8 @@ class Edge:
 
         with about(request_id=request_id):
             try:
-                if scope["path"].startswith("/v1/") and not self._has_key(headers):
-                    response = error_response(ServeError("invalid_api_key", "the API key is missing or wrong"))
-                    response.headers["www-authenticate"] = "Bearer"
-                    await response(scope, receive, send_with_id)
+                if scope["path"].startswith("/v1/"):
+                    await self._limited(scope, receive, send_with_id)
                 else:
                     await self._app(scope, receive, send_with_id)
             finally:
@@ -79,8 +78,15 @@ class Edge:
                 facts |= scope["state"].get("facts", {})
                 log.log(logging.DEBUG if path in _POLLED else logging.INFO, "request", extra=facts)
 
-    def _has_key(self, headers: Headers) -> bool:
-        if self._api_key is None:
-            return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self._api_key.encode())
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a request within its client's limits."""
+        with contextlib.ExitStack() as held:
+            try:
+                client = held.enter_context(self._clients.request(scope))
+            except ServeError as error:
+                response = error_response(error)
+                if error.http_status == 401:
+                    response.headers["www-authenticate"] = "Bearer"
+                await response(scope, receive, send)
+                return
+            await self._app(scope, self._clients.counted(client, receive), send)

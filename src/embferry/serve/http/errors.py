@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from embferry.serve.errors import ServeError
 
-RETRY_AFTER_SECONDS = "1"
+RETRIED_BY_CLIENTS = (408, 409, 429)
+"""The statuses below 500 with which OpenAI's clients repeat a request, unless ``x-should-retry`` says otherwise."""
 
 
 def error_response(error: ServeError) -> JSONResponse:
@@ -19,11 +20,16 @@ def error_response(error: ServeError) -> JSONResponse:
 
     OpenAI's clients obey ``x-should-retry`` where it is present.
     """
-    is_told = error.http_status >= 500 or error.retryable
+    status = error.http_status
+    is_told = status >= 500 or status in RETRIED_BY_CLIENTS or error.retryable
     headers = {"x-should-retry": "true" if error.retryable else "false"} if is_told else {}
-    headers |= {"retry-after": RETRY_AFTER_SECONDS} if error.http_status == 503 else {}
-    headers |= connection_of(error)
-    return JSONResponse(error.body(), error.http_status, headers)
+    headers |= retry_after(status, error.retry_after) | connection_of(error)
+    return JSONResponse(error.body(), status, headers)
+
+
+def retry_after(status: int, seconds: int = 1) -> dict[str, str]:
+    """Returns the header that goes with every response of this status: 503 and 429 have one."""
+    return {"retry-after": str(seconds)} if status in (429, 503) else {}
 
 
 def connection_of(error: ServeError) -> dict[str, str]:

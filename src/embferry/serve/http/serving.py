@@ -9,17 +9,22 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from embferry.protocol.errors import TransportError
-from embferry.serve.http.connections import MAX_CONNECTIONS, ExceptionHandler, bounded_protocol, within_open_files
+from embferry.serve.http.address import address_of
+from embferry.serve.http.connections import ConnectionLimits, bounded_protocol
+from embferry.serve.http.descriptors import ExceptionHandler, within_open_files
 
 BACKLOG = 2048
+ACCEPTED_AT_ONCE = 16
+"""Connections accepted before their number is checked, so that many at once cannot take every descriptor."""
 CLOSE_SECONDS = 1
 """Seconds that open connections get to receive the rest of their responses."""
-
+DEFAULT_LIMITS = ConnectionLimits()
 
 Report = Callable[[str], None]
 """Called once, with the URL at which a process accepts requests from now on."""
@@ -35,11 +40,14 @@ def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
     Raises:
         TransportError: the address cannot be bound; it names ``flag``, the option for another port.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
+        # The address that a worker's transports have too.
+        address = address_of(host)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return socket.create_server((address, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:  # the latter: of the codec for international names
+        is_known = isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno
+        why = os.strerror(is_known) if is_known else str(error)
         advice = f"choose another port with {flag} (0 takes a free one)"
         raise TransportError(f"cannot listen on {host}:{port}: {why}; {advice}", retryable=False) from error
 
@@ -51,7 +59,8 @@ async def serve_app(
     on_stop: Callable[[], Awaitable[None]] | None = None,
     is_broken: Callable[[], bool] = lambda: False,
     close_seconds: int = CLOSE_SECONDS,
-    max_connections: int = MAX_CONNECTIONS,
+    limits: ConnectionLimits = DEFAULT_LIMITS,
+    share: float = 0.2,
 ) -> None:
     """Serves ``app`` until SIGINT or SIGTERM. All callbacks run in the event loop.
 
@@ -62,12 +71,16 @@ async def serve_app(
         on_stop: awaited before connections are closed.
         is_broken: asked several times a second; serving ends when it returns true.
         close_seconds: seconds that responses get to finish after ``on_stop``.
-        max_connections: connections to keep, if the limit on open files allows as many.
+        limits: bounds on the connections.
+        share: the part of the process's descriptors that they may have.
     """
+    most = within_open_files(limits.connections, share)
+    limits = replace(limits, connections=most, per_address=min(limits.per_address, most))
     config = uvicorn.Config(
         app,
         ws="none",
-        http=bounded_protocol(within_open_files(max_connections)),
+        http=bounded_protocol(limits),
+        backlog=ACCEPTED_AT_ONCE,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=close_seconds,
@@ -85,6 +98,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # the event loop has lowered it to the number that it accepts at once
         self.on_start()
 
     async def on_tick(self, counter: int) -> bool:

@@ -13,6 +13,7 @@ from embferry.observe.metrics import CONTENT_TYPE
 from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends
+from embferry.serve.http.errors import retry_after
 
 
 def status_routes(backends: Backends[Any]) -> list[Route]:
@@ -34,7 +35,8 @@ def status_routes(backends: Backends[Any]) -> list[Route]:
     async def ready(request: Request) -> Response:
         missing = backends.missing()
         body = {"ready": not missing, "missing": missing, "workers": backends.counts()}
-        return JSONResponse(body, 503 if missing else 200)
+        status = 503 if missing else 200
+        return JSONResponse(body, status, retry_after(status))
 
     async def metrics(request: Request) -> Response:
         return Response(backends.metrics.exposition(), media_type=CONTENT_TYPE)

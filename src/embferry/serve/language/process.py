@@ -18,8 +18,8 @@ from embferry.observe.logs import about
 from embferry.protocol.layout import Geometry, Layout
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.body import read_body
-from embferry.serve.http.connections import raise_open_file_limit
+from embferry.serve.http.body import Pace, read_body
+from embferry.serve.http.descriptors import raise_open_file_limit
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.proofs import line_writer
 from embferry.serve.http.serving import Report, unreported
@@ -112,8 +112,8 @@ class Generate:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         try:
-            stall = self._service.settings.router.body_timeout
-            body = await read_body(scope, receive, MAX_BODY_BYTES, hold, stall_seconds=stall, between_parts=True)
+            pace = Pace.of(self._service.settings.router)
+            body = await read_body(scope, receive, MAX_BODY_BYTES, hold, pace=pace, between_parts=True)
             if body is None:
                 return
             request = await off_loop(len(body), decoded, messages.DECODER, body)

@@ -72,7 +72,7 @@ class Fleet(Backends[RouterMetrics]):
         address = f"{self._bootstrap}/workers"
         try:
             async with asyncio.timeout(self.settings.router.connect_timeout):  # httpx limits each read, not the whole
-                response = await self.client.get(address, auth=self._bootstrap_proof)
+                response = await self.control.get(address, auth=self._bootstrap_proof)
             response.raise_for_status()
             digest = response.headers.get(CONTENT_DIGEST)
             if digest is not None:  # a proof covers whether there is one

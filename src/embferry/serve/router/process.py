@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from starlette.types import ASGIApp
-
 from embferry.serve.config import Settings
+from embferry.serve.http.address import url_of
+from embferry.serve.http.app import RouterApp
+from embferry.serve.http.backends import DESCRIPTORS
+from embferry.serve.http.connections import ConnectionLimits
 from embferry.serve.http.serving import Report, listen, serve_app, unreported
 from embferry.serve.security import check_router
-from embferry.serve.worker.address import url_of
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
     Raises:
         ConfigError: strangers can reach the host, and there is no API key.
         TransportError: the port is not available.
+        ApiKeysError: the API keys cannot be read.
     """
     check_router(settings)
     with listen(settings.host, settings.router.port) as listener:
@@ -33,11 +35,14 @@ def run(settings: Settings, report: Report = unreported) -> None:
             log.info("router listens on %s", url)
             report(url)
 
-        app, most = _application(settings), settings.max_connections
-        asyncio.run(serve_app(app, listener, start, close_seconds=DRAIN_SECONDS, max_connections=most))
+        app = _application(settings)
+        limits = ConnectionLimits(
+            settings.max_connections, settings.max_connections_per_address, app.own_addresses.__contains__
+        )
+        asyncio.run(serve_app(app, listener, start, close_seconds=DRAIN_SECONDS, limits=limits, share=DESCRIPTORS))
 
 
-def _application(settings: Settings) -> ASGIApp:
+def _application(settings: Settings) -> RouterApp:
     """Imports only the router that runs: this one decodes media, the one before vLLM does not."""
     if settings.router.engine == "vllm":
         from embferry.serve.vllm import app as before_vllm

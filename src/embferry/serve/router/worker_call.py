@@ -12,6 +12,7 @@ import httpx
 import msgspec
 
 from embferry.discovery.leases import Role, Worker
+from embferry.protocol.errors import WrongKey
 from embferry.serve.errors import ServeError, from_body
 from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import reason_of
@@ -125,6 +126,8 @@ class WorkerCall:
                 if self._ended:
                     return
         except httpx.TransportError as error:
+            if _is_garbled(error):
+                raise self._damaged("language", worker, str(error)) from error
             self._failed("language", worker, error)
             raise self._lost("language", worker, error) from error
         except DamagedError as error:
@@ -167,6 +170,8 @@ class WorkerCall:
                 )
                 return worker, await accept(response)
             except httpx.TransportError as error:
+                if _is_garbled(error):
+                    raise self._damaged(role, worker, str(error)) from error
                 self._failed(role, worker, error)
                 if not (role == "encode" or isinstance(error, _NOT_REACHED)):
                     raise self._lost(role, worker, error) from error
@@ -194,7 +199,7 @@ class WorkerCall:
                 return _unless_error(200, line)
         finally:
             await response.aclose()
-        raise httpx.RemoteProtocolError("it broke off before its answer")
+        raise httpx.ReadError("it broke off before its answer")
 
     async def _begun(self, response: httpx.Response) -> httpx.Response:
         """Returns the response of a language worker that has begun to answer. The caller reads and closes it.
@@ -286,6 +291,13 @@ class _Pieces:
 def nbytes_of(items: list[dict[str, Any]]) -> int:
     """Returns the bytes of the media in ``items``."""
     return sum(len(item["data"]) if "data" in item else sum(map(len, item["frames"])) for item in items)
+
+
+def _is_garbled(error: httpx.TransportError) -> bool:
+    """Returns whether what has arrived is no answer, other than by its early end or a wrong key."""
+    early = ("disconnected", "peer closed connection")  # httpcore's words, and h11's
+    is_early = any(words in str(error) for words in early) or isinstance(error.__cause__, WrongKey)
+    return isinstance(error, httpx.RemoteProtocolError) and not is_early
 
 
 def _unless_error(status: int, content: bytes) -> bytes:

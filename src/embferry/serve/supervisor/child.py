@@ -16,9 +16,9 @@ from embferry.serve import security
 from embferry.serve.bootstrap import bootstrap_server
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
+from embferry.serve.http.address import bracketed
 from embferry.serve.http.serving import Report
 from embferry.serve.supervisor.handover import SupervisorPipes, unpack
-from embferry.serve.worker.address import bracketed
 
 ORPHAN_SECONDS = 4.0
 """Seconds that a process gets for an orderly end when its supervisor has died."""

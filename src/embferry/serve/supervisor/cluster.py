@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import IO, Self
 
 from embferry.serve.config import Settings
+from embferry.serve.http.address import get
 from embferry.serve.supervisor.process import ClusterError, ProcessRole, ProcessView, Program, SupervisedProcess
-from embferry.serve.worker.address import get
 
 POLL_SECONDS = 0.1
 """Between two questions to the router whether it knows all workers."""

@@ -12,8 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from embferry.models import model_path, packaged_models
 from embferry.serve.config import Settings
+from embferry.serve.http.api_keys import new_key
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.handover import child_program
 from embferry.serve.supervisor.process import ClusterError, ProcessRole, Program, SupervisedProcess
@@ -22,6 +25,8 @@ from embferry.serve.supervisor.serve import run_cluster
 HOST = "127.0.0.1"
 """The instances' address: only the router has to reach them, and consumers the router."""
 CONNECTOR = {"ec_connector": "EmbferryConnector", "ec_connector_module_path": "embferry.connectors.vllm.connector"}
+MIDDLEWARE = "embferry.serve.vllm.instance_digests.InstanceDigests"
+"""Checks what the router sends to an instance, by its import path."""
 _EC_ROLES: dict[ProcessRole, str] = {"encode": "ec_producer", "language": "ec_consumer"}
 
 
@@ -54,7 +59,7 @@ def instance_command(
     transfer = {**CONNECTOR, "ec_role": _EC_ROLES[role], "ec_connector_extra_config": connector}
     words = [vllm_command(), "serve", *_model(settings.model), "--host", HOST, "--port", str(port)]
     words += ["--enable-mm-embeds"] if role == "language" else []
-    return [*words, "--ec-transfer-config", json.dumps(transfer), *extra]
+    return [*words, "--middleware", MIDDLEWARE, "--ec-transfer-config", json.dumps(transfer), *extra]
 
 
 def _model(name: str) -> list[str]:
@@ -81,6 +86,8 @@ class VllmCluster(Cluster):
         names += [("language", f"language-{number}") for number in range(vllm.languages)]
         free_port, *ports = _free_ports(1 + 2 * len(names))
         router = settings.router.model_copy(update={"port": settings.router.port or free_port})
+        if router.api_keys_file is not None and router.api_key is None:
+            router = router.model_copy(update={"api_key": SecretStr(new_key())})  # for the instances
         settings = settings.model_copy(update={"router": router})
         self._programs: dict[str, tuple[ProcessRole, Program]] = {}
         urls: dict[ProcessRole, list[str]] = {"encode": [], "language": []}

@@ -19,8 +19,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from embferry.serve.http.address import get
 from embferry.serve.supervisor.handover import SupervisorPipes
-from embferry.serve.worker.address import get
 
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.25

@@ -10,6 +10,7 @@ In the order of a request:
 ``item_encoder``    encodes each item at an instance
 ``connectors``      the parameters that vLLM's EC connectors want
 ``language_call``   asks a language instance, up to its first token
+``instance_digests`` digests between the router and an instance
 ``fleet``           the instances that there are
 ``failover``        what consumers report of embeddings under way, and their replacement
 """

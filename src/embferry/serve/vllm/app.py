@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import httpx
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from embferry.serve.config import Settings
-from embferry.serve.http.app import router_app
+from embferry.serve.http.app import RouterApp, router_app
 from embferry.serve.vllm.chat import Chat
 from embferry.serve.vllm.fleet import Fleet
 
 
-def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
+def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> RouterApp:
     """Returns the application. It probes the instances while its lifespan runs.
 
     Args:

@@ -27,6 +27,7 @@ from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
 from embferry.serve.vllm.media_parts import MediaPart, media_parts, parse_request, with_parts, without_uuids
 from embferry.serve.vllm.received_cache import ReceivedCache
+from embferry.trust.digests import DamagedError
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ async def _forward(answer: Answer, response: ClientResponse) -> None:
     """Sends the answer to the client.
 
     Raises:
-        ServeError: worker_failed if the answer breaks off.
+        ServeError: worker_failed if the answer breaks off, network_damage if it arrives damaged.
     """
     if answer.rest is None:
         await response.send_whole(Response(answer.body, answer.status, {"content-type": answer.content_type}))
@@ -180,6 +181,8 @@ async def _forward(answer: Answer, response: ClientResponse) -> None:
     except httpx.TransportError as error:
         why = f"the language instance broke off: {reason_of(error)}"
         raise ServeError("worker_failed", why) from error
+    except DamagedError as error:
+        raise ServeError("network_damage", f"the answer of the language instance arrived damaged: {error}") from error
     if not tail.rstrip().endswith(b"[DONE]"):
         raise ServeError("worker_failed", "the language instance broke off before the end")
     await response.write(b"", more=False)
@@ -195,10 +198,13 @@ def _with_reason(error: EncodeAgainError, transfers: Sequence[Transfer]) -> Enco
 
 
 def _headers(scope: Scope, settings: Settings) -> dict[str, str]:
-    """Returns the headers for instances: the request's id; the router's own key, or else the client's."""
-    given = Headers(scope=scope)
-    key = settings.router.api_key
-    authorization = f"Bearer {key.get_secret_value()}" if key else given.get("authorization")
+    """Returns the headers for instances: the request's id; the router's own key, or else the client's.
+
+    A key of the router's file is for the router alone, and not passed on.
+    """
+    given, router = Headers(scope=scope), settings.router
+    its_own = given.get("authorization") if router.api_keys_file is None else None
+    authorization = f"Bearer {router.api_key.get_secret_value()}" if router.api_key else its_own
     return {
         "Content-Type": "application/json",
         "Accept-Encoding": "identity",

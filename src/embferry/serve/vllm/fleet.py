@@ -170,6 +170,12 @@ class Fleet(Backends[VllmRouterMetrics]):
             self._set_down(instance, reason)
         return f"{instance!r}: {reason}"
 
+    def damaged(self, instance: Instance, error: Exception) -> str:
+        """Notes that a message to an instance or from it has arrived damaged. Returns a description."""
+        self.metrics.damaged.labels(instance.role).inc()
+        log.warning("what router and %r sent each other arrived damaged: %s", instance, error)
+        return f"what router and {instance!r} sent each other arrived damaged: {error}"
+
     async def unless_stalled(self, instance: Instance, work: Coroutine[Any, Any, T]) -> T:
         """Returns the result of a call to the instance, which may take long as long as the instance answers probes.
 
@@ -243,7 +249,10 @@ class Fleet(Backends[VllmRouterMetrics]):
 
     async def _get(self, instance: Instance, path: str) -> httpx.Response:
         timeout = httpx.Timeout(PROBE_SECONDS, connect=self.settings.router.connect_timeout)
-        return await self.client.get(instance.url + path, headers=self._headers, timeout=timeout)
+        response = await self.control.get(instance.url + path, headers=self._headers, timeout=timeout)
+        if stream := response.extensions.get("network_stream"):
+            self.own_addresses.add(stream.get_extra_info("server_addr")[0])
+        return response
 
     def _set_up(self, instance: Instance) -> None:
         instance.up, instance.trouble = True, ""

@@ -13,11 +13,14 @@ import msgspec
 
 from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
+from embferry.serve.http.calls import add_digests
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
 from embferry.serve.vllm.failures import VerbatimError, is_busy
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
+from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.items import Item
+from embferry.trust.digests import DamagedError, content_digest
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +84,7 @@ class ItemEncoder:
         """
         tried: set[Incarnation] = set(never)
         failed: list[str] = []
+        damaged: set[Incarnation] = set()
         status = 503
         while (encoder := await self.fleet.encoder(item.uuid, request.model, tried, avoid)) is not None:
             incarnation = encoder.incarnation
@@ -94,6 +98,13 @@ class ItemEncoder:
                     name, entry, transfer_id = await self._encode_at(encoder, request, item, language, room)
             except httpx.TransportError as error:
                 failed.append(self.fleet.failed(encoder, error))
+                continue
+            except DamagedError as error:
+                failed.append(self.fleet.damaged(encoder, error))
+                if incarnation not in damaged:  # once more
+                    damaged.add(incarnation)
+                    tried.discard(incarnation)
+                status = 502
                 continue
             except UnusableResponseError as error:
                 status = status if error.is_capacity else 502
@@ -118,16 +129,26 @@ class ItemEncoder:
         timeout = httpx.Timeout(settings.vllm.encode_timeout, connect=settings.router.connect_timeout)
         headers = {**request.headers, "X-Request-Id": f"{request.headers['X-Request-Id']}-{item.uuid[:8]}"}
         content = await off_loop(len(item.url), msgspec.json.encode, body)
-        post = self.fleet.client.post(encoder.url + CHAT, content=content, headers=headers, timeout=timeout)
-        response = await self.fleet.unless_stalled(encoder, post)
+        post = self.fleet.client.build_request(
+            "POST", encoder.url + CHAT, content=content, headers=headers, timeout=timeout
+        )
+        add_digests(post, await off_loop(len(content), content_digest, content))
+        response, answer = await self.fleet.unless_stalled(encoder, self._answer(post))
         if response.status_code != 200:
             if response.status_code < 500 and not is_busy(response.status_code):
-                raise VerbatimError.of(response, response.content)
-            why = f"status {response.status_code}: {response.text[:300]}"
+                raise VerbatimError.of(response, answer)
+            why = f"status {response.status_code}: {answer[:300].decode(errors='replace')}"
             raise UnusableResponseError(why, is_capacity=is_busy(response.status_code))
-        name, entry = _only_entry(response)
+        name, entry = _only_entry(answer)
         self.connector.check(entry)
         return name, entry, transfer_id
+
+    async def _answer(self, post: httpx.Request) -> tuple[httpx.Response, bytes]:
+        response = await self.fleet.client.send(post, stream=True)
+        try:
+            return response, await whole_body(response)
+        finally:
+            await response.aclose()
 
 
 async def gather_or_cancel(*work: Coroutine[Any, Any, T]) -> list[T]:
@@ -140,10 +161,10 @@ async def gather_or_cancel(*work: Coroutine[Any, Any, T]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-def _only_entry(response: httpx.Response) -> tuple[str, dict[str, Any]]:
+def _only_entry(answer: bytes) -> tuple[str, dict[str, Any]]:
     """Returns name and entry of the only item. Raises UnusableResponseError unless there is exactly one."""
     try:
-        ((name, entry),) = read_json(response.content)["ec_transfer_params"].items()
+        ((name, entry),) = read_json(answer)["ec_transfer_params"].items()
         if not isinstance(entry.get("metadata"), dict | None):
             raise TypeError("metadata is no object")
         return name, dict(entry)

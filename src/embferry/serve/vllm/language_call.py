@@ -17,10 +17,13 @@ import httpx
 
 from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
+from embferry.serve.http.calls import add_digests
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
+from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
 from embferry.serve.vllm.item_encoder import CHAT, ClientRequest
+from embferry.trust.digests import DamagedError, content_digest
 
 _UNFINISHED = ("error", "abort")
 """vLLM's finish reasons that no client has asked for."""
@@ -67,10 +70,11 @@ async def ask(
 
     Raises:
         VerbatimError: the request is wrong, or all instances are busy.
-        EncodeAgainError: the instance failed before its first token.
+        EncodeAgainError: the instance failed before its first token, or messages arrived damaged twice.
         ServeError: no_worker if no instance can be reached; worker_failed if it does not take embeddings.
     """
     tried: set[Incarnation] = set()
+    damaged: set[Incarnation] = set()
     failed: list[str] = []
     busy: VerbatimError | None = None
     instance = first or await fleet.language(request.model, tried)
@@ -88,6 +92,12 @@ async def ask(
                 if not (is_unreachable(error) or (instance.stalled.is_set() and not has_media)):
                     raise EncodeAgainError("worker_failed", what) from error
                 failed.append(what)
+            except DamagedError as error:
+                what = fleet.damaged(instance, error)
+                if instance.incarnation in damaged:
+                    raise EncodeAgainError("network_damage", what) from error
+                damaged.add(instance.incarnation)
+                continue  # the same instance
             except VerbatimError as refusal:
                 if not is_busy(refusal.status):
                     raise
@@ -105,14 +115,15 @@ async def _ask(
     fleet: Fleet, instance: Instance, request: ClientRequest, content: bytes, has_media: bool, call: AsyncExitStack
 ) -> Answer:
     post = fleet.client.build_request("POST", instance.url + CHAT, content=content, headers=request.headers)
+    add_digests(post, await off_loop(len(content), content_digest, content))
     response = await fleet.client.send(post, stream=True)
     call.push_async_callback(response.aclose)
-    content_type = response.headers.get("content-type", "")
+    content_type = content_type_of(response)
     if response.status_code == 200 and content_type.startswith("text/event-stream"):
-        events = response.aiter_raw()
+        events = received_pieces(response)
         seen = await _read_to_first_token(instance, events, request.content)
         return Answer(200, content_type, seen, events, instance)
-    body = await response.aread()
+    body = await whole_body(response)
     if response.status_code != 200:
         raise _refusal(instance, response, body, has_media)
     await off_loop(len(body), _check_complete, instance, body)

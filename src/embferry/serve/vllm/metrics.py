@@ -34,6 +34,8 @@ class VllmRouterMetrics(ChatMetrics):
         self.failovers = counter("failovers", "Embeddings under way for which another encoder was asked", "outcome")
         self.fallbacks = counter("fallbacks", "Requests sent undivided to a language instance")
         self.instance_failures = counter("instance_failures", "Calls of instances that failed", "role")
+        damaged = "Messages between router and instances that arrived damaged"
+        self.damaged = counter("damaged_messages", damaged, "role")
         self.instances = self.gauge("embferry_router_instances", "Instances that answer", ["role"])
         self.in_flight = self.gauge("embferry_router_in_flight", "Chat requests being answered")
         self.held_bytes = self.gauge("embferry_router_held_bytes", "Bytes of bodies and media held for chat requests")

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from embferry.protocol.errors import EmbferryError
 from embferry.serve.errors import ServeError
-from embferry.serve.http.errors import RETRY_AFTER_SECONDS, connection_of
+from embferry.serve.http.errors import connection_of, retry_after
 from embferry.serve.json_bounds import check_values
 
 T = TypeVar("T")
@@ -51,5 +51,5 @@ def error_body(error: ServeError) -> dict[str, Any]:
 
 def error_response(error: ServeError) -> JSONResponse:
     """Returns the response of a worker that fails."""
-    headers = {"Retry-After": RETRY_AFTER_SECONDS} if error.http_status == 503 else {}
-    return JSONResponse(error_body(error), error.http_status, headers | connection_of(error))
+    status = error.http_status
+    return JSONResponse(error_body(error), status, retry_after(status, error.retry_after) | connection_of(error))

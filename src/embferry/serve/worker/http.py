@@ -16,7 +16,7 @@ from embferry.engine.errors import EngineError
 from embferry.observe.metrics import CONTENT_TYPE
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.http.digests import Digests
-from embferry.serve.http.errors import exception_handlers
+from embferry.serve.http.errors import exception_handlers, retry_after
 from embferry.serve.http.proofs import line_writer
 from embferry.serve.worker.errors import as_serve_error, error_response
 from embferry.serve.worker.service import Service
@@ -77,7 +77,7 @@ def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route]) -> ASGI
         if service.fault is None:
             return JSONResponse(good)
         reason = f"the worker has stopped by a bug: {service.fault!r}; restart it"
-        return JSONResponse({**bad, "status": "broken", "reason": reason}, 503)
+        return JSONResponse({**bad, "status": "broken", "reason": reason}, 503, retry_after(503))
 
     async def abort(request: Request) -> Response:
         service.abort_room(request.path_params["room"])

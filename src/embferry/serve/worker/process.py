@@ -17,10 +17,11 @@ from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.leases import Role, Worker
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
+from embferry.serve.http.address import address_of, url_of
+from embferry.serve.http.connections import ConnectionLimits
 from embferry.serve.http.proofs import OPEN_PATHS, Proofs, worker_context
 from embferry.serve.http.serving import Report, listen, serve_app
 from embferry.serve.security import check_part
-from embferry.serve.worker.address import address_of, url_of
 from embferry.serve.worker.service import Service
 from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.trust import Trust
@@ -98,7 +99,7 @@ def serve_worker(
                 start,
                 stop,
                 is_broken=lambda: service.fault is not None,
-                max_connections=settings.max_connections,
+                limits=ConnectionLimits(settings.max_connections, settings.max_connections_per_address),
             )
         )
     finally:

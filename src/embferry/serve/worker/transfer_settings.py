@@ -7,7 +7,7 @@ import torch
 from embferry.memory.limits import default_max_embedding_bytes
 from embferry.protocol.settings import TransferSettings
 from embferry.serve.config import Settings
-from embferry.serve.http.connections import within_open_files
+from embferry.serve.http.descriptors import within_open_files
 from embferry.transfer.control.limits import DEFAULTS, ControlLimits
 
 FIRST_RETRY_SECONDS = 0.1

@@ -10,7 +10,7 @@ from typing import Any
 from embferry.protocol.errors import TransportError
 from embferry.serve.config import AUTO, SAME_HOST, Settings
 from embferry.serve.config_load import ConfigError
-from embferry.serve.worker.address import address_of
+from embferry.serve.http.address import address_of
 from embferry.transports.contract import Transport
 from embferry.transports.net.listener import ListenLimits
 from embferry.transports.registry import TRANSPORTS

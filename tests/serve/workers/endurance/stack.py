@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import psutil
 
+from embferry.serve.http.address import get
 from embferry.serve.supervisor import ProcessView
-from embferry.serve.worker.address import get
 from tests.serve.workers.test_processes import START, Serve, wait
 
 FLAGS = ("--encode-workers", "2", "--language-workers", "2", "--restart-delay", "1e-9")

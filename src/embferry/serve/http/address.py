@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 from urllib.parse import urlsplit
 
 
 def address_of(host: str) -> str:
-    """Resolves a host to an IP address, IPv4 if it has one: transports take no host names.
+    """Resolves a host to an IP address: transports take no host names.
+
+    Of several, it is one that this machine has, where it has one; of those, IPv4 before IPv6. So a name whose IPv4
+    address this machine lacks stands for its IPv6 address.
 
     Raises:
         OSError: the host has no address.
     """
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+    found = addresses_of(host)
+    return next((address for family, address in found if _is_here(family, address)), found[0][1])
+
+
+def addresses_of(host: str) -> list[tuple[socket.AddressFamily, str]]:
+    """Returns the IP addresses of a host, IPv4 first, with their families.
+
+    Raises:
+        OSError: the host has none.
+    """
+    found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+    addresses = [(family, str(address[0])) for family, _, _, _, address in found]
+    return sorted(dict.fromkeys(addresses), key=lambda entry: entry[0] != socket.AF_INET)
+
+
+def _is_here(family: socket.AddressFamily, address: str) -> bool:
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, 0))
+        return True
+    return False
 
 
 def bracketed(host: str) -> str:

@@ -1,0 +1,136 @@
+"""Digests on the hop between the router and an instance: ``vllm serve --middleware`` with :class:`InstanceDigests`.
+
+A request of the router has digests (:mod:`embferry.trust.digests`), and so has the answer to it. A streamed answer
+becomes checked lines, each with a piece of the body. Requests of others are served as without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from embferry.serve.errors import ServeError
+from embferry.serve.http.calls import checked_lines, is_streamed
+from embferry.serve.http.digests import Digests
+from embferry.serve.http.errors import error_response
+from embferry.trust.digests import (
+    CONTENT_DIGEST,
+    LINES,
+    MESSAGE_DIGEST,
+    ContentHash,
+    DamagedError,
+    LineWriter,
+    check_answer,
+)
+
+CONTENT_TYPE = "Embferry-Content-Type"
+"""The header with the media type of a streamed answer before it became lines."""
+
+
+class InstanceDigests:
+    """ASGI middleware of an instance."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._served = app
+        self._app = Digests(self._checked, error_response, lambda path: False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        digest = Headers(scope=scope).get(MESSAGE_DIGEST) if scope["type"] == "http" else None
+        if digest is None or scope["method"] != "POST":
+            await self._served(scope, receive, send)
+            return
+        body = _CheckedBody(receive, Headers(scope=scope).get(CONTENT_DIGEST))
+        try:
+            await self._served(scope, body, _InLines(send, LineWriter(digest), body))
+        except Exception:
+            if not body.is_damaged:
+                raise
+        if body.is_damaged:
+            await error_response(ServeError("body_damaged", "the body does not match its digest"))(scope, receive, send)
+
+
+class _CheckedBody:
+    """A ``receive`` that checks the body. In place of the end of a damaged one, the client seems to have left."""
+
+    def __init__(self, receive: Receive, digest: str | None) -> None:
+        self._receive, self._digest = receive, digest
+        self._hash = ContentHash()
+        self._is_over = self.is_damaged = False
+
+    async def __call__(self) -> Message:
+        if self.is_damaged:
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        if self._is_over or message["type"] != "http.request":
+            return message
+        self._hash.update(message.get("body", b""))
+        self._is_over = not message.get("more_body", False)
+        self.is_damaged = self._is_over and self._hash.content_digest != self._digest
+        return {"type": "http.disconnect"} if self.is_damaged else message
+
+
+class _InLines:
+    """A ``send`` that makes checked lines of an answer of unknown length, and drops those to damaged requests."""
+
+    def __init__(self, send: Send, lines: LineWriter, body: _CheckedBody) -> None:
+        self._send, self._lines, self._body = send, lines, body
+        self._is_stream = False
+
+    async def __call__(self, message: Message) -> None:
+        if self._body.is_damaged:
+            return
+        if message["type"] == "http.response.start" and message["status"] == 200:
+            headers = MutableHeaders(raw=[*message["headers"]])
+            self._is_stream = "content-length" not in headers
+            if self._is_stream:
+                headers[CONTENT_TYPE], headers["content-type"] = headers.get("content-type", ""), LINES
+                message = {**message, "headers": headers.raw}
+        elif self._is_stream and message.get("body"):
+            piece = json.dumps(message["body"].decode("latin-1")).encode()
+            message = {**message, "body": self._lines.line(piece)}
+        await self._send(message)
+
+
+async def received_pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yields the body of a streamed answer, checked if the instance has the middleware.
+
+    Raises:
+        DamagedError: it is not as it was sent.
+        httpx.TransportError: it broke off.
+    """
+    if not is_streamed(response):
+        async for piece in response.aiter_raw():
+            yield piece
+        return
+    async for line in checked_lines(response):
+        yield json.loads(line).encode("latin-1")
+
+
+def content_type_of(response: httpx.Response) -> str:
+    """Returns the media type of an answer."""
+    name = CONTENT_TYPE if is_streamed(response) else "content-type"
+    return str(response.headers.get(name, ""))
+
+
+async def whole_body(response: httpx.Response) -> bytes:
+    """Reads an answer and returns its body, checked if the instance has the middleware.
+
+    Raises:
+        DamagedError: it is not as it was sent, or its request did not arrive as it was sent.
+        httpx.TransportError: it broke off.
+    """
+    if is_streamed(response):
+        return b"".join([piece async for piece in received_pieces(response)])
+    body = await response.aread()
+    if MESSAGE_DIGEST in response.headers:
+        check_answer(response.request.headers[MESSAGE_DIGEST], response.status_code, response.headers, body)
+        if response.status_code == 400 and b'"body_damaged"' in body:
+            raise DamagedError(body[:300].decode(errors="replace"))
+    return body
