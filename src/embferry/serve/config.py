@@ -19,6 +19,8 @@ from embferry.transports.registry import TRANSPORTS
 MIB = 1 << 20
 AUTO = "auto"
 """Value of the setting ``transports``: every transport that works here, in the registry's order."""
+CHARACTERS_PER_TOKEN = 16
+"""Characters of a text for each token that fits: several times as many as languages and programs need."""
 SAME_HOST = ("shm", "tcp")
 """The transports that AUTO selects when every peer runs on this host."""
 
@@ -228,7 +230,7 @@ class LanguageSettings(Section):
     """Tokens of a prompt, embeddings included. The model's own limit applies too."""
     max_prompt_characters: Positive | None = None
     """Characters of all texts of a request; longer ones are refused before they are tokenized. 16 for each of
-    `max_prompt_tokens` if unset."""
+    `max_prompt_tokens`, or of the tokens that the model takes, if unset."""
     prefill_chunk_tokens: Positive = 512
     """Tokens of a prefill step. Affects rounding: compare results only at the same value."""
     max_new_tokens: Positive = 1024
@@ -237,7 +239,7 @@ class LanguageSettings(Section):
     @property
     def prompt_characters(self) -> int:
         """The most characters that the texts of a request may have."""
-        return self.max_prompt_characters or 16 * self.max_prompt_tokens
+        return self.max_prompt_characters or CHARACTERS_PER_TOKEN * self.max_prompt_tokens
 
 
 class RouterSettings(Section):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -20,25 +21,37 @@ def asked() -> Asked:
 
 
 @pytest.fixture(scope="module")
-def trials(request: pytest.FixtureRequest, asked: Asked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
-    with relayed_stack(request.param, tmp_path_factory.mktemp("relay") / "log") as stack:
-        trials = Trials(stack, asked)
-        trials.prepare()
-        yield trials
+def trials_over(asked: Asked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Trials]]:
+    """Returns a function that returns the trials at the stack of a transport; one stack runs at a time."""
+    made: dict[str, Trials] = {}
+    with ExitStack() as running:
+
+        def over(transport: str) -> Trials:
+            if transport not in made:
+                made.clear()
+                running.close()
+                stack = running.enter_context(relayed_stack(transport, tmp_path_factory.mktemp("relay") / "log"))
+                made[transport] = Trials(stack, asked)
+                made[transport].prepare()
+            return made[transport]
+
+        yield over
 
 
 def _cases() -> Iterator[Any]:
     for transport in HOPS:
         marks = [pytest.mark.engines] if transport in ENGINES else []
         for combination in combinations(transport, places=(0.3,)):
-            yield pytest.param(transport, combination, marks=marks, id=str(combination))
+            yield pytest.param(combination, marks=marks, id=str(combination))
 
 
 @pytest.mark.integration
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("trials", "combination"), [*_cases()], indirect=["trials"])
-def test_the_answer_is_right_or_an_error_that_names_the_cause(trials: Trials, combination: Combination) -> None:
-    _, problem = trials.run(combination)
+@pytest.mark.parametrize("combination", [*_cases()])
+def test_the_answer_is_right_or_an_error_that_names_the_cause(
+    trials_over: Callable[[str], Trials], combination: Combination
+) -> None:
+    _, problem = trials_over(combination.transport).run(combination)
     assert not problem
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from embferry.serve.errors import ServeError
+from embferry.serve.vllm.failures import VerbatimError
 from embferry.serve.vllm.media_parts import media_parts, parse_request, with_parts, without_uuids
 from tests.serve.vllm.stubs import picture, request, text, video
 
@@ -117,3 +119,17 @@ def test_uuids_of_clients_are_removed() -> None:
     asked = request({**text(), "uuid": "x"}, picture())
     (part,) = media_parts(asked)
     assert with_parts(asked, [(part, {})]) == request(text(), {})
+
+
+def test_a_model_name_without_bound_reaches_no_instance() -> None:
+    with pytest.raises(ServeError) as caught:
+        parse_request(json.dumps({"model": "n\n" * 10_000_000, "messages": []}).encode())
+    assert caught.value.code == "model_not_found"
+    assert len(caught.value.detail) < 300
+
+
+def test_a_long_error_of_an_instance_is_cut() -> None:
+    error = VerbatimError.of(httpx.Response(400), b'{"error": {"message": "' + b"n" * 20_000_000 + b'"}}')
+    assert len(error.body) < 3000
+    assert json.loads(error.body)["error"]["code"] == "invalid_request"
+    assert VerbatimError.of(httpx.Response(400), b"short").body == b"short"

@@ -9,8 +9,11 @@ import pytest
 
 from embferry.engine.prompt import PromptBuilder
 from embferry.serve.config import LanguageSettings
+from embferry.serve.encode import messages
+from embferry.serve.errors import ServeError
 from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.prompting import LONG_CHARACTERS, PromptThreads
+from embferry.serve.worker.errors import decoded
 from tests.serve.blocking import DEADLINE, Blocking
 from tests.serve.workers.conftest import MakeJoined
 from tests.serve.workers.joined import events, generate_body, run
@@ -20,11 +23,19 @@ LONG = "word " * LONG_CHARACTERS
 
 def test_a_long_text_is_refused_before_it_is_tokenized(join: MakeJoined, monkeypatch: pytest.MonkeyPatch) -> None:
     joined = join()
-    limit = joined.language.settings.language.prompt_characters
+    limit = 16 * joined.models.language.prompts.limit
     monkeypatch.setattr(PromptBuilder, "build", lambda *_: pytest.fail("tokenized"))
     response = run(joined.post_generate(generate_body({"items": []}, "n" * limit)))
     assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert f"{limit:,}" in response.json()["error"]["message"]
     assert joined.language.load == 0
+
+
+def test_an_item_of_millions_of_frames_is_refused_before_they_are_made() -> None:
+    item = b"\x82\xa4kind\xa5video\xa6frames\xdd" + (1 << 24).to_bytes(4) + b"\xc4\x00" * (1 << 24)
+    body = b"\x83\xa4room\x01\xaarequest_id\xa1x\xa5items\x91" + item
+    with pytest.raises(ServeError, match="65536"):
+        decoded(messages.DECODER, body)
 
 
 def test_the_limit_follows_from_the_tokens_unless_it_is_set() -> None:

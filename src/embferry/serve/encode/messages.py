@@ -16,7 +16,7 @@ class EncodeItem(Struct, frozen=True):
 
     kind: Literal["image", "video"]
     data: bytes | None = None
-    frames: list[bytes] | None = None
+    frames: Annotated[list[bytes], Meta(max_length=65_536)] | None = None
     fps: Annotated[float, Meta(gt=0, le=240)] | None = None
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ class PromptThreads:
         if params.max_tokens > limits.max_new_tokens:
             limit = f"{limits.max_new_tokens} (language.max_new_tokens)"
             raise ParameterError(f"max_tokens is {params.max_tokens}; an answer may have at most {limit}")
-        check_characters(request.characters, limits)
+        check_characters(request.characters, limits, self._prompts.limit)
         prompt = self._prompts.build(request.chat, request.shapes, params.max_tokens)
         if prompt.length > limits.max_prompt_tokens:
             limit = f"{limits.max_prompt_tokens} (language.max_prompt_tokens)"
