@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from embferry import __version__
-from embferry.cli import api_keys, ask, bench, migrate, processes
+from embferry.cli import api_keys, ask, bench, keys, migrate, processes
 from embferry.cli.options import SettingsCommand
 
 app = typer.Typer(
@@ -45,9 +45,8 @@ app.command("bootstrap", cls=SettingsCommand)(processes.bootstrap)
 app.command("ask")(ask.command)
 app.command("migrate")(migrate.command)
 app.add_typer(bench.app, name="bench")
-keys = typer.Typer(name="keys", no_args_is_help=True, help="Keys of clients.")
-keys.add_typer(api_keys.app, name="api")
-app.add_typer(keys)
+keys.app.add_typer(api_keys.app, name="api")
+app.add_typer(keys.app, name="keys")
 
 
 @app.command()

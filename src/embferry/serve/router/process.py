@@ -11,6 +11,7 @@ from embferry.serve.http.app import RouterApp
 from embferry.serve.http.backends import DESCRIPTORS
 from embferry.serve.http.connections import ConnectionLimits
 from embferry.serve.http.serving import Report, listen, serve_app, unreported
+from embferry.serve.security import check_router
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,11 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Raises:
+        ConfigError: strangers can reach the host, and there is no API key.
         TransportError: the port is not available.
         ApiKeysError: the API keys cannot be read.
     """
+    check_router(settings)
     with listen(settings.host, settings.router.port) as listener:
         url = url_of(settings.reachable_host, listener)
 
