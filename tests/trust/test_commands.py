@@ -17,7 +17,8 @@ HOSTS = ("--host", "0.0.0.0", "--advertise-host", "10.0.0.7")
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts without any, and has what the commands change put back."""
+    """Starts without any, has what the commands change put back, and leaves the log alone."""
+    monkeypatch.setattr("embferry.cli.options.configure", lambda *_: None)
     for name in ("EMBFERRY_CLUSTER_KEY", "EMBFERRY_CLUSTER_KEY_FILE", "EMBFERRY_INSECURE"):
         monkeypatch.setenv(name, "")
 

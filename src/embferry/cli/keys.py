@@ -12,7 +12,9 @@ from embferry.cli.options import fail
 from embferry.protocol.errors import LocalProtocolError
 from embferry.trust.keys import MOST_KEYS, ClusterKeys, Key, write_file
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make and replace cluster keys; make certificates.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Cluster keys and certificates, and keys of the router's clients."
+)
 app.command("ca")(certificates.ca)
 app.command("cert")(certificates.cert)
 

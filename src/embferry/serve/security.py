@@ -57,11 +57,12 @@ def check_router(settings: Settings) -> None:
     Raises:
         ConfigError: Strangers could reach it, and it asks for no API key.
     """
-    if is_loopback(settings.host) or settings.router.api_key is not None or settings.security.insecure:
+    has_keys = settings.router.api_key is not None or settings.router.api_keys_file is not None
+    if is_loopback(settings.host) or has_keys or settings.security.insecure:
         return
     raise ConfigError(
         [
             f"the router would listen on {settings.host} and serve every stranger that reaches it; set an API key"
-            " (EMBFERRY_ROUTER_API_KEY), or allow that with --insecure"
+            " (EMBFERRY_ROUTER_API_KEY, --router-api-keys-file), or allow that with --insecure"
         ]
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from random import Random
 
-import httpx
-
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded, UnusableResponseError
 from embferry.serve.vllm.fleet import Instance
 from embferry.serve.vllm.item_encoder import _only_entry
@@ -43,7 +41,7 @@ class VllmEntries(Target):
         return [as_json(tree)]
 
     def run(self, pieces: Pieces) -> None:
-        name, entry = _only_entry(httpx.Response(200, content=b"".join(pieces)))
+        name, entry = _only_entry(b"".join(pieces))
         CONNECTOR.check(entry)
         encoder = Instance("encode", "http://192.0.2.1")
         for item in ITEMS:
