@@ -17,6 +17,7 @@ from .protocol.errors import (
     RemoteProtocolError,
     TransportError,
     VersionMismatch,
+    WrongKey,
 )
 from .protocol.layout import (
     Field,
@@ -79,6 +80,10 @@ from .transports.shm import (
 from .transports.tcp import (
     TcpTransport,
 )
+from .trust import (
+    ClusterKeys,
+    Trust,
+)
 
 __all__ = [
     "TRANSPORTS",
@@ -87,6 +92,7 @@ __all__ = [
     "CapacityError",
     "Checksums",
     "ChunkSink",
+    "ClusterKeys",
     "DeviceRows",
     "DeviceSink",
     "DeviceTarget",
@@ -116,7 +122,9 @@ __all__ = [
     "TransferSettings",
     "Transport",
     "TransportError",
+    "Trust",
     "VersionMismatch",
+    "WrongKey",
     "as_fields",
     "transferred",
     "wait",

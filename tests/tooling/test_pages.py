@@ -138,7 +138,8 @@ def test_a_program_in_python_exists(words: list[str]) -> None:
 
 
 @named("vllm")
-def test_the_settings_of_the_connector_are_accepted(words: list[str]) -> None:
+def test_the_settings_of_the_connector_are_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBFERRY_CLUSTER_KEY", "0" * 64)
     for option, value in itertools.pairwise(words):
         if option == "--ec-transfer-config":
             parse(json.loads(value)["ec_connector_extra_config"])

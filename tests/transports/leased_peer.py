@@ -20,6 +20,7 @@ from embferry.transports.leased.mooncake.transport import MooncakeHandle
 from embferry.transports.leased.nixl.transport import NixlHandle
 from embferry.transports.leased.transport import LeasedTransport
 from embferry.transports.windows import as_ranges
+from tests.trust import raw
 
 TIMEOUT_S = 60.0
 
@@ -89,7 +90,7 @@ def connected(pair: TransportPair) -> socket.socket:
     handle = decoded(pair)
     sock = socket.create_connection((handle.host, handle.port))
     sock.settimeout(TIMEOUT_S)
-    return sock
+    return raw.greet(sock, pair.receiver.transport.channel)  # type: ignore[attr-defined]
 
 
 def greet(pair: TransportPair, sock: socket.socket) -> None:

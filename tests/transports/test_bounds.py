@@ -21,8 +21,10 @@ from embferry.transports.leased.mooncake import MooncakeTransport
 from embferry.transports.net.listener import ListenLimits
 from embferry.transports.tcp import TcpTransport, framing
 from embferry.transports.tcp.transport import TcpHandle
+from embferry.trust.greeting import Channel
 from tests.transports import leased_peer
 from tests.transports.leased_peer import frame, receive
+from tests.trust.raw import hello
 
 pytestmark = pytest.mark.integration
 
@@ -46,7 +48,7 @@ def counts(pair: TransportPair) -> ConnectionCounts:
 
 
 def tcp_hello(pair: TransportPair) -> bytes:
-    return framing.hello(msgspec.msgpack.decode(pair.handle, type=TcpHandle).token)
+    return hello(Channel.TCP) + framing.hello(msgspec.msgpack.decode(pair.handle, type=TcpHandle).token)
 
 
 def http_hello(pair: TransportPair) -> bytes:
@@ -127,7 +129,7 @@ def test_connections_that_do_not_introduce_themselves_are_bounded_and_timed_out(
     waiting = [strangers.connect(introduced=False) for _ in range(6)]
     eventually(lambda: sum(map(is_closed, waiting)) >= 4)
     eventually(lambda: all(map(is_closed, waiting)))
-    assert not listener_of(pair)._greeting
+    assert not listener_of(pair)._newcomers
     writes(pair)
 
 
@@ -172,7 +174,7 @@ def test_bounds_stay_below_the_limit_of_descriptors(make: Any, kind: Any) -> Non
             strangers.connect(introduced=introduced)
     eventually(lambda: sum(map(is_closed, strangers.socks)) >= 200 - 512 // 8 - 512 // 16)
     table = listener_of(pair)
-    assert len(table._greeting) <= 512 // 16 + 1, "one more, until another has been closed for it"
+    assert len(table._newcomers) <= 512 // 16 + 1, "one more, until another has been closed for it"
     assert counts(pair).open <= 512 // 8
     writes(pair)
 

@@ -22,6 +22,7 @@ from embferry.transports.shm import peer as shm_peer
 from embferry.transports.shm import revocation_table
 from embferry.transports.shm import transport as shm
 from tests.transports.test_failures import connect, make, remains, transports
+from tests.trust.raw import read_hello
 
 pytestmark = pytest.mark.integration
 
@@ -192,7 +193,7 @@ def test_an_accept_without_descriptors_makes_room(monkeypatch: pytest.MonkeyPatc
     port = pair.receiver.transport._receiving.listener.port  # type: ignore[attr-defined]
     table = pair.receiver.transport._receiving.listener  # type: ignore[attr-defined]
     strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
-    eventually(lambda: len(table._greeting) == 3)
+    eventually(lambda: len(table._newcomers) == 3)
     real, left = socket.socket.accept, [1]
 
     def accept(sock: socket.socket) -> Any:
@@ -207,6 +208,7 @@ def test_an_accept_without_descriptors_makes_room(monkeypatch: pytest.MonkeyPatc
     newcomer.transport.write(pair.handle, 1, (0,), pair.fill((0,)), 1)
     assert newcomer.written(1) is None
     strangers[0].settimeout(20)
+    read_hello(strangers[0])
     assert strangers[0].recv(1) == b"", "it had waited longest"
     assert table.evicted == 1
     for sock in strangers:

@@ -21,7 +21,9 @@ from embferry.transports.leased.mooncake import MooncakeTransport
 from embferry.transports.leased.nixl import NixlTransport
 from embferry.transports.leased.receiving_end import ReceivingEnd
 from embferry.transports.leased.transport import LeasedTransport
+from embferry.trust.greeting import Role
 from tests.transports.leased_peer import TIMEOUT_S, ask, connected, decoded, frame, greet, holder, receive, receiving
+from tests.trust import raw
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
@@ -196,7 +198,7 @@ def test_a_receiver_that_breaks_the_format_is_a_lost_link(
     listener, handle = impostor
     pair.sender.transport.connect(handle)
     pair.sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
-    connection, _ = listener.accept()
+    connection = raw.greet(listener.accept()[0], pair.sender.transport.channel, Role.ACCEPTOR)  # type: ignore[attr-defined]
     with connection:
         assert isinstance(receive(connection), m.Hello)
         connection.sendall(reply)

@@ -24,7 +24,9 @@ from embferry.transports.contract import LinkLost, Piece, Transport, Window, Wri
 from embferry.transports.leased import messages as m
 from embferry.transports.leased.nixl import NixlTransport, agent, installed
 from embferry.transports.windows import MAX_RANGES
+from embferry.trust.greeting import Channel, Role
 from tests.transports.leased_peer import TIMEOUT_S, decoded, frame, holder, line, receive, receiving, running
+from tests.trust.raw import greet
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
 
@@ -357,7 +359,7 @@ def test_metadata_that_nixl_does_not_understand_is_a_lost_link(pair: TransportPa
         handle = msgspec.msgpack.encode(msgspec.structs.replace(decoded(pair), port=listener.getsockname()[1]))
         pair.sender.transport.connect(handle)
         pair.sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
-        connection, _ = listener.accept()
+        connection = greet(listener.accept()[0], Channel.NIXL, Role.ACCEPTOR)
         with connection:
             assert isinstance(receive(connection), m.Hello)
             connection.sendall(frame(m.Welcome(b"not what an agent says", 0)))

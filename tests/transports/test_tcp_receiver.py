@@ -17,6 +17,8 @@ from embferry.transports.net.listener import ListenLimits
 from embferry.transports.tcp import TcpTransport, framing, receive_server
 from embferry.transports.tcp.transport import TcpHandle
 from embferry.transports.windows import MAX_RANGES, as_ranges, ranges_of
+from embferry.trust.greeting import Channel
+from tests.trust.raw import greet
 
 pytestmark = pytest.mark.integration
 
@@ -51,6 +53,7 @@ def handle_of(pair: TransportPair) -> TcpHandle:
 def connect(pair: TransportPair, *, with_token: bool = True) -> socket.socket:
     handle = handle_of(pair)
     sock = socket.create_connection((handle.host, handle.port), TIMEOUT_S)
+    greet(sock, Channel.TCP)
     if with_token:
         sock.sendall(framing.hello(handle.token))
     return sock
@@ -242,7 +245,7 @@ def test_a_sender_that_does_not_read_its_verdicts_is_disconnected(monkeypatch: p
         sock.settimeout(TIMEOUT_S)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect((handle.host, handle.port))
-        sock.sendall(framing.hello(handle.token))
+        greet(sock, Channel.TCP).sendall(framing.hello(handle.token))
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             flood(sock, frames)
     other.close()

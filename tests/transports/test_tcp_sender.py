@@ -17,6 +17,9 @@ from embferry.transports.tcp import TcpTransport, framing
 from embferry.transports.tcp.send_link import MAX_OVERTAKES
 from embferry.transports.tcp.transport import TcpHandle
 from embferry.transports.windows import RANGE_BYTES
+from embferry.trust import Trust
+from embferry.trust.greeting import Channel, Role
+from tests.trust.raw import greet
 
 pytestmark = pytest.mark.integration
 
@@ -56,7 +59,7 @@ def test_a_malformed_verdict_is_a_lost_link(
     sender = Endpoint(TcpTransport)
     sender.transport.connect(handle)
     sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
-    connection, _ = listener.accept()
+    connection = greet(listener.accept()[0], Channel.TCP, Role.ACCEPTOR)
     with connection:
         connection.recv(1)
         connection.sendall(reply)
@@ -76,7 +79,7 @@ def test_a_lost_link_can_be_connected_again(raw_receiver: tuple[socket.socket, b
     sender.lost()
     sender.transport.connect(handle)
     sender.transport.write(handle, 1, (0,), pair.fill((0,)), 1)
-    connection, _ = listener.accept()
+    connection = greet(listener.accept()[0], Channel.TCP, Role.ACCEPTOR)
     with connection:
         connection.sendall(framing.verdict_frame(1, framing.WRITTEN))
         assert sender.written(1) is None
@@ -135,7 +138,9 @@ def test_an_address_that_peers_cannot_use_is_refused(settings: dict[str, str]) -
 
 
 def test_a_wildcard_listener_advertises_another_address() -> None:
-    other = TransportPair(lambda wake: TcpTransport(wake, host="0.0.0.0", advertise="127.0.0.1"))
+    other = TransportPair(
+        lambda wake: TcpTransport(wake, host="0.0.0.0", advertise="127.0.0.1", trust=Trust(insecure=True))
+    )
     other.admit(1, (0,))
     other.expect(other.lands(1, (0,)))
     other.close()
@@ -164,7 +169,7 @@ def test_a_limited_number_of_small_frames_overtakes_waiting_large_ones(
     listener, handle = raw_receiver
     sender = Endpoint(TcpTransport)
     sender.transport.connect(handle)
-    connection, _ = listener.accept()
+    connection = greet(listener.accept()[0], Channel.TCP, Role.ACCEPTOR)
     large, small = bytes(16 << 20), bytes(64)
     total = 0
     for ticket in range(1, 30):  # the receiver reads nothing yet, so the first one stays under way

@@ -88,3 +88,15 @@ def test_a_wrong_environment_is_an_error(environ: dict[str, str]) -> None:
         Trust.of_environment(environ)
     assert KEY.written() not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_the_origins_wire_listens_for_strangers_only_if_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("zmq")
+    from embferry.disaggregation.mooncake.zmq_thread import check_listening
+
+    monkeypatch.setenv("EMBFERRY_CLUSTER_KEY", KEY.written())  # which its peers do not prove
+    check_listening("127.0.0.1")
+    with pytest.raises(LocalProtocolError, match="EMBFERRY_INSECURE=1"):
+        check_listening("10.0.0.7")
+    monkeypatch.setenv("EMBFERRY_INSECURE", "1")
+    check_listening("10.0.0.7")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from embferry import __version__
-from embferry.cli import ask, bench, migrate, processes
+from embferry.cli import ask, bench, keys, migrate, processes
 from embferry.cli.options import SettingsCommand
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("bootstrap", cls=SettingsCommand)(processes.bootstrap)
 app.command("ask")(ask.command)
 app.command("migrate")(migrate.command)
 app.add_typer(bench.app, name="bench")
+app.add_typer(keys.app, name="keys")
 
 
 @app.command()

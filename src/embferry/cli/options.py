@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperOption
 
 from embferry.observe.logs import configure
 from embferry.protocol.errors import EmbferryError
+from embferry.serve import security
 from embferry.serve.config import SECTIONS, Settings
 from embferry.serve.config_load import FIELDS, ConfigError, Key, flag_name, load
 
@@ -111,7 +112,7 @@ def settings_command(
         check: Called with the settings and the keys of the command line; ends the process if they do not fit together.
         rest: The name of the words after ``--`` in the help; if given, the function also takes the list of them.
     """
-    used = [key for key in FIELDS if len(key) == 1 or key[0] in own + also]
+    used = [key for key in FIELDS if len(key) == 1 or key[0] in (*own, *also, "security")]
     used.sort(key=lambda key: COMMON.index(key) if key in COMMON else 2 if _is_common(key, own) else len(COMMON))
     keys = {"__".join(key): key for key in used}
     parameters = {"config": Annotated[str | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")]}
@@ -132,6 +133,7 @@ def settings_command(
             check(settings, frozenset(flags))
             configure(settings.log_level, settings.log_format)
             try:
+                security.apply(settings, replaces=True)
                 body(settings, *([options.get("rest") or []] if rest else []))
             except ConfigError as error:
                 fail(*error.problems)

@@ -9,6 +9,7 @@ from embferry.cli.engines import check_router, check_serve
 from embferry.cli.options import fail, need, settings_command
 from embferry.models import model_path
 from embferry.serve.config import SECTIONS, Settings
+from embferry.serve.security import check_router as check_router_host
 
 
 @settings_command("serve", "router", "vllm", also=tuple(SECTIONS), check=check_serve, rest="VLLM_ARGUMENTS")
@@ -18,6 +19,7 @@ def serve(settings: Settings, rest: list[str]) -> None:
     Bootstrap server, encode and language workers and the router, as processes that are started again when they die.
     With --engine vllm: instances of vLLM and the router; the arguments after -- go to each vllm serve.
     """
+    check_router_host(settings)
     if settings.router.engine == "vllm":
         from embferry.serve.supervisor.vllm import run as run_vllm
 

@@ -23,6 +23,7 @@ from .errors import (
     PeerGone,
     RemoteProtocolError,
     TransportError,
+    WrongKey,
     reason_of,
 )
 from .failover import Failover
@@ -277,17 +278,15 @@ class Receiver:
     def peer_unreachable(self, error: Exception, now: float) -> None:
         """The control plane has given up on the endpoint: its name does not resolve, or it refuses connections.
 
-        A peer whose offer was accepted is lost, as by :meth:`peer_lost`. Otherwise this ends the transfer, or begins
-        the wait for another endpoint, with :class:`~.errors.PeerGone`, which names ``error``.
+        A peer that was accepted is lost. Otherwise the transfer fails, or waits: ``PeerGone`` or ``WrongKey``.
         """
         self.history.called("peer_unreachable", now)
-        if self.phase in TERMINAL:
-            self.peer_knows = True  # it cannot be told
-            self.peer_lost(now)
-        elif self.peer:
+        if self.phase in TERMINAL or self.peer:
+            self.peer_knows |= self.phase in TERMINAL  # it cannot be told
             self.peer_lost(now)
         elif self.failover.lost is None:  # otherwise no peer is named
-            gone = PeerGone(f"the encode worker cannot be reached: {reason_of(error)}", room=self.room)
+            kind = WrongKey if isinstance(error, WrongKey) else PeerGone
+            gone = kind(f"the encode worker cannot be reached: {reason_of(error)}", room=self.room)
             self._peer_failed(gone, now, tell=False)
 
     def abort(self, error: EmbeddingTransferError, now: float) -> None:

@@ -342,6 +342,17 @@ class VllmSettings(Section):
     """`embferry serve`: seconds within which every instance must be ready."""
 
 
+class SecuritySettings(Section):
+    """Protection from strangers. The names go without `security` on the command line and in the environment."""
+
+    cluster_key_file: Path | None = None
+    """File of the cluster key, which every part proves to every other (`embferry keys new FILE`). It is read again when
+    it changes. `EMBFERRY_CLUSTER_KEY` in the environment may hold the key itself instead."""
+    insecure: bool = False
+    """Listen where strangers can reach the process although it has no cluster key, or the router no API key: strangers
+    can then use it, and read, replace and end the transfers of others."""
+
+
 class Settings(Section):
     """All settings. Those at the top apply to every process; the sections are named after their processes."""
 
@@ -373,6 +384,7 @@ class Settings(Section):
     bootstrap: BootstrapSettings = BootstrapSettings()
     serve: ServeSettings = ServeSettings()
     vllm: VllmSettings = VllmSettings()
+    security: SecuritySettings = SecuritySettings()
 
     @property
     def model_name(self) -> str:

@@ -12,14 +12,14 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from embferry.serve.config import SECTIONS, Settings
-from embferry.trust.trust import INSECURE_ENV, KEY_ENV, KEY_FILE_ENV
+from embferry.trust.trust import KEY_ENV
 
 ENV_PREFIX = "EMBFERRY_"
 UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """Exceptions of PyYAML for a bad document: the last five for values such as ``2001-99-99``, ``!!bool x``, ``[[[…``."""
 CONFIG_ENV = "EMBFERRY_CONFIG"
-NOT_SETTINGS = (CONFIG_ENV, KEY_ENV, KEY_FILE_ENV, INSECURE_ENV)
-"""Variables of ours that are read elsewhere."""
+NOT_SETTINGS = (CONFIG_ENV, KEY_ENV)
+"""Variables that are read elsewhere. The cluster key is no setting: all users of the machine see the options."""
 
 Key = tuple[str, ...]
 """``("transfer", "num_blocks")``, or ``("model",)`` for a setting of every process."""
@@ -48,11 +48,16 @@ def dotted(key: Key) -> str:
 
 
 def env_name(key: Key) -> str:
-    return ENV_PREFIX + "_".join(key).upper()
+    return ENV_PREFIX + "_".join(_spoken(key)).upper()
 
 
 def flag_name(key: Key) -> str:
-    return "--" + "-".join(key).replace("_", "-")
+    return "--" + "-".join(_spoken(key)).replace("_", "-")
+
+
+def _spoken(key: Key) -> Key:
+    """Returns the parts of a setting's name outside the file, where section ``security`` goes unnamed."""
+    return key[1:] if key[0] == "security" else key
 
 
 ENV_KEYS: dict[str, Key] = {env_name(key): key for key in FIELDS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Hashable, Sequence
+from functools import partial
 
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
@@ -18,6 +19,7 @@ from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import TERMINAL, KVPoll
 from embferry.transports.contract import Event, Receiving, Revoked, Transport, Window
+from embferry.trust import Trust
 
 from .control.contract import Unreachable
 from .control.endpoint import check_endpoint
@@ -44,7 +46,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         transports: The transports by which the pool can be reached. The manager closes them.
         name: The name of this worker in the logs of encode workers.
         settings: Time-outs, retries and sizes.
-        runtime: What the manager runs on; None: a thread of its own, and sockets.
+        runtime, trust: As of :class:`~.send_manager.SendManager`, except that this manager only dials.
 
     Attributes:
         buffers: The memory of the pool.
@@ -64,10 +66,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
         name: str = "language",
         settings: TransferSettings | None = None,
         runtime: Runtime | None = None,
+        trust: Trust | None = None,
     ) -> None:
-        super().__init__(lambda: runtime or ThreadRuntime("embferry-receive", SocketControl), transports, settings)
-        self.geometry = geometry
-        self.name = name
+        control = partial(SocketControl, trust=trust)
+        super().__init__(lambda: runtime or ThreadRuntime("embferry-receive", control), transports, settings)
+        self.geometry, self.name = geometry, name
         self._records_by_session: dict[int, ReceiveRecord] = {}
         self._by_epoch: dict[int, tuple[ReceiveRecord, GuardedTransport]] = {}
         self._sink_calls = SinkCalls(self)
@@ -265,8 +268,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         return records
 
     def _could_not_grant(self, machine: Receiver, error: Exception) -> None:
-        record = self._records_by_session[machine.session]
-        if not record.is_broken:
+        if not (record := self._records_by_session[machine.session]).is_broken:
             self._broke(record, error)
 
     def _take(self, peer: Hashable, frame: Frame, now: float) -> None:

@@ -25,6 +25,7 @@ from embferry.protocol.sender import Sender
 from embferry.protocol.settings import TransferSettings
 from embferry.transports.contract import Event, Transport, Written
 from embferry.transports.net.loop import Loop
+from embferry.trust import Trust
 
 from .control.contract import Unreachable
 from .control.sockets import SocketControl
@@ -54,6 +55,8 @@ class SendManager(Manager[SendRecord]):
         allocate: Makes the host buffers that embeddings in device memory pass through; pinned ones are fastest. Called
             on the staging thread, without locks.
         runtime: What the manager runs on; None: a thread of its own, and sockets at ``host`` and ``port``.
+        trust: The keys that peers must know on those, and whether strangers may be let in; None: what the environment
+            says. Transports have their own.
 
     Attributes:
         endpoint: The address of this manager for control messages: ``tcp://host:port``.
@@ -61,7 +64,7 @@ class SendManager(Manager[SendRecord]):
     Raises:
         TransportError: The port cannot be bound.
         LayoutMismatch: The layout is out of bounds.
-        LocalProtocolError: Another argument is.
+        LocalProtocolError: Another argument is, or strangers can reach ``host`` and there is no key.
     """
 
     def __init__(
@@ -75,12 +78,13 @@ class SendManager(Manager[SendRecord]):
         settings: TransferSettings | None = None,
         allocate: Allocate = pageable,
         runtime: Runtime | None = None,
+        trust: Trust | None = None,
     ) -> None:
 
         def listen(loop: Loop) -> SocketControl:
             address = as_text("host", host, MAX_ENDPOINT), as_integer("port", port, 0, 65535)
             known = None if advertise is None else as_text("advertise", advertise, MAX_ENDPOINT)
-            return SocketControl(loop, *address, known)
+            return SocketControl(loop, *address, known, trust=trust)
 
         super().__init__(lambda: runtime or ThreadRuntime("embferry-send", listen), transports, settings)
         self.layout = layout

@@ -164,18 +164,22 @@ def write_file(path: Path, keys: tuple[Key, ...], *, replace: bool) -> None:
     Args:
         path: The file.
         keys: One or two, the current one first.
-        replace: Whether a file that is there is replaced; otherwise it is an error.
+        replace: Whether the file is there and is replaced; otherwise it must not be there.
 
     Raises:
         LocalProtocolError: The file cannot be written, or is there already.
     """
     lines = ["# The cluster key of embferry: current, then previous. A reader of it can join the cluster."]
     text = "\n".join(lines + [key.written() for key in _checked(keys, str(path))]) + "\n"
+    path = path.resolve()  # a link stays one
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                if replace:
+                    status = os.stat(path)
+                    os.fchown(descriptor, status.st_uid, status.st_gid)  # the parts of its owner must go on
                 os.fchmod(descriptor, 0o600)  # the umask may have taken rights away
                 file.write(text)
                 file.flush()

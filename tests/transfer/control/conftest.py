@@ -18,6 +18,9 @@ from embferry.transfer.control.handshake import Handshake
 from embferry.transfer.control.limits import ControlLimits
 from embferry.transfer.control.sockets import SocketControl
 from embferry.transports.net.loop import Loop
+from embferry.trust import greeting
+from embferry.trust.greeting import Channel, Role
+from tests.trust import raw
 
 SECONDS = 60.0
 """Longest wait for an event; far longer than any takes."""
@@ -88,11 +91,11 @@ class Net:
         return [event for event in self.events[plane] if isinstance(event, Unreachable)]
 
     def raw(self, plane: SocketControl, data: bytes = HELLO, source: str = "127.0.0.1") -> socket.socket:
-        """Returns a plain connection to ``plane`` that has sent ``data``."""
+        """Returns a plain connection to ``plane`` that has sent ``data``; a hello comes after a greeting."""
         sock = socket.create_connection(host_and_port(plane.endpoint), source_address=(source, 0))
         self.sockets.append(sock)
         sock.settimeout(SECONDS)
-        sock.sendall(data)
+        sock.sendall((raw.hello(Channel.CONTROL) if data.startswith(HELLO) else b"") + data)
         return sock
 
     def closed(self, sock: socket.socket) -> bool:
@@ -120,7 +123,7 @@ class Net:
         return sock, f"tcp://127.0.0.1:{sock.getsockname()[1]}"
 
     def accept(self, listener: socket.socket) -> socket.socket:
-        """Accepts the next connection, running the loop meanwhile."""
+        """Accepts the next connection and greets the peer, running the loop meanwhile."""
         listener.setblocking(False)
         found: list[socket.socket] = []
 
@@ -131,7 +134,24 @@ class Net:
 
         self.until(accepted)
         self.sockets.append(found[0])
+        found[0].sendall(raw.hello(Channel.CONTROL, Role.ACCEPTOR))
+        self.read(found[0], greeting.HELLO.size)
         return found[0]
+
+    def read(self, sock: socket.socket, count: int) -> bytes:
+        """Returns the next ``count`` bytes on a plain connection, running the loop meanwhile."""
+        sock.setblocking(False)
+        got = b""
+
+        def whole() -> bool:
+            nonlocal got
+            with contextlib.suppress(BlockingIOError):
+                got += sock.recv(count - len(got))
+            return len(got) == count
+
+        self.until(whole)
+        sock.setblocking(True)
+        return got
 
     def read_frame(self, sock: socket.socket) -> bytes:
         """Returns the next payload on a plain connection, running the loop meanwhile."""

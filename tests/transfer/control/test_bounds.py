@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+from collections.abc import Iterable
 
 import pytest
 
@@ -16,6 +17,9 @@ from embferry.transfer.control.limits import ControlLimits
 from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import Loop
+from embferry.transports.net.newcomer import Newcomer
+from embferry.trust import greeting
+from tests.trust import raw
 
 from .conftest import HELLO, ClockedLoop, Net
 
@@ -52,7 +56,7 @@ def test_a_damaged_frame_ends_its_connection_only(net: Net) -> None:
 def test_a_connection_without_a_hello_is_closed_in_time(net: Net) -> None:
     server = net.server()
     silent, slow = net.raw(server, b""), net.raw(server, HELLO[:5])
-    net.until(lambda: len(server._acceptor.listener._greeting) == 2)  # type: ignore[union-attr]
+    net.until(lambda: len(server._acceptor.listener._newcomers) == 2)  # type: ignore[union-attr]
     net.advance(4)
     assert not net.closed(silent)
     net.advance(1)
@@ -130,7 +134,7 @@ def test_a_slow_reader_that_goes_on_reading_is_kept(net: Net) -> None:
     for _ in range(3):
         server.send(peer, bytes(1 << 20))
     net.until(lambda: connection._blocked)
-    left = len(HELLO) + 3 * (HEADER.size + (1 << 20))
+    left = greeting.HELLO.size + len(HELLO) + 3 * (HEADER.size + (1 << 20))
     sock.setblocking(False)
     while left:
         before = connection.outgoing.bytes
@@ -189,13 +193,13 @@ def test_unfinished_handshakes_are_bounded_on_their_own(net: Net) -> None:
     waiting = []
     for _ in range(5):
         waiting.append(net.raw(server, b""))
-        net.until(lambda: waiting[-1].getsockname() in _peers(server._acceptor.listener._greeting))  # type: ignore[union-attr]
+        net.until(lambda: waiting[-1].getsockname() in _peers(server._acceptor.listener._newcomers))  # type: ignore[union-attr]
     assert [net.closed(sock) for sock in waiting] == [True, True, False, False, False]
     assert not net.closed(known)
 
 
-def _peers(connections: dict[Connection, None]) -> set[object]:
-    return {connection._sock.getpeername() for connection in connections}
+def _peers(connections: Iterable[Newcomer[Connection]]) -> set[object]:
+    return {connection.sock.getpeername() for connection in connections}
 
 
 def test_nothing_is_read_while_received_frames_wait_to_be_polled(net: Net) -> None:
@@ -220,6 +224,7 @@ def test_a_thousand_connections(net: Net) -> None:
         server.send(event.peer, b"answer to " + event.data)  # type: ignore[union-attr]
     net.step(0)
     answer = HELLO + frame(b"answer to 999")
+    raw.read_hello(socks[999])
     assert socks[999].recv(len(answer), socket.MSG_WAITALL) == answer
     for sock in socks:
         sock.close()

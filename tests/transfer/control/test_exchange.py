@@ -18,6 +18,8 @@ from embferry.transfer.control.contract import Received
 from embferry.transfer.control.endpoint import host_and_port
 from embferry.transfer.control.framing import frame
 from embferry.transfer.control.sockets import SocketControl
+from embferry.trust.greeting import Channel
+from tests.trust import raw
 
 from .conftest import HELLO, SECONDS, Net
 
@@ -213,8 +215,7 @@ def test_a_broken_connection_is_dialled_again_while_the_peer_is_needed(net: Net)
 
 def test_the_end_of_an_accepted_peer_comes_after_its_last_frame(net: Net) -> None:
     server = net.server()
-    sock = net.raw(server, HELLO + frame(b"last"))
-    sock.close()
+    net.raw(server, HELLO + frame(b"last")).shutdown(socket.SHUT_WR)
     net.until(lambda: net.gone(server))
     received, gone = net.events[server]
     assert isinstance(received, Received)
@@ -227,6 +228,7 @@ def test_a_peer_that_accepts_and_stays_silent_is_given_up(net: Net) -> None:
     client = net.plane()
     client.send(endpoint, b"x")
     net.accept(listener)
+    net.until(lambda: client._dialled[endpoint].connection)
     net.advance(5)
     net.until(lambda: net.gone(client))
     assert "hello" in str(net.gone(client)[0].error)
@@ -297,7 +299,7 @@ def test_without_descriptors_accepting_pauses_and_goes_on(net: Net) -> None:
     net.until(lambda: net.data(server) == [b"a"])
     with all_descriptors_used():
         unknown.connect(host_and_port(server.endpoint))
-        unknown.sendall(HELLO + frame(b"b"))
+        unknown.sendall(raw.hello(Channel.CONTROL) + HELLO + frame(b"b"))
         known.sendall(frame(b"c"))
         net.until(lambda: net.data(server) == [b"a", b"c"])
     net.until(lambda: net.data(server) == [b"a", b"c", b"b"])

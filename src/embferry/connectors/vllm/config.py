@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from embferry import TRANSPORTS, LocalProtocolError, TransferSettings, Transport
+from embferry import TRANSPORTS, LocalProtocolError, TransferSettings, Transport, Trust
 from embferry.memory.limits import default_max_embedding_bytes
 
 MAX_KEPT = 512
@@ -41,6 +41,9 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         failover_timeout: Consumer: how long the router may take to have an embedding encoded elsewhere.
         encode_on_failure: Consumer: whether it encodes an item itself if the embedding cannot be obtained and the
             request has its pixels.
+        cluster_key_file: The file of the cluster key, which both sides must know; None: as the environment says
+            (``EMBFERRY_CLUSTER_KEY_FILE`` or ``EMBFERRY_CLUSTER_KEY``).
+        insecure: Whether ``host`` may be an address that strangers can reach although there is no cluster key.
         metrics_port: Port of the Prometheus endpoint at ``host``, 0 for any. Rank r of a data-parallel engine adds r.
     """
 
@@ -57,7 +60,18 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     router: str | None = None
     failover_timeout: Seconds = 5.0
     encode_on_failure: bool = False
+    cluster_key_file: str | None = None
+    insecure: bool = False
     metrics_port: Port | None = None
+
+    @property
+    def trust(self) -> Trust:
+        """The cluster key, and whether strangers may be let in.
+
+        Raises:
+            LocalProtocolError: The key file cannot be used.
+        """
+        return Trust.of_environment(key_file=self.cluster_key_file, insecure=self.insecure)
 
     @property
     def sending(self) -> TransferSettings:
@@ -88,7 +102,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             TransportError: The engine of a transport is not installed, or its address is not available.
         """
-        address: dict[str, Any] = {"host": self.host, "advertise": self.advertise or self.host}
+        address: dict[str, Any] = {"host": self.host, "advertise": self.advertise or self.host, "trust": self.trust}
         specs = [TRANSPORTS[name] for name in self.transports]
         made: list[Transport] = []
         try:
@@ -102,7 +116,11 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
-    """Returns the settings. Raises LocalProtocolError if a key is unknown or a value is not allowed."""
+    """Returns the settings.
+
+    Raises:
+        LocalProtocolError: A setting is unknown or not allowed, or strangers can reach ``host`` and there is no key.
+    """
     try:
         config = msgspec.convert(dict(extra), ConnectorConfig)
     except msgspec.ValidationError as error:
@@ -112,6 +130,7 @@ def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
         raise _invalid(f"transports are some of {', '.join(TRANSPORTS)}, not {unknown}")
     if config.router is not None:
         router_address(config.router)
+    config.trust.check_listening(config.host, "the connector")  # now, and not with the first request
     return config
 
 

@@ -113,9 +113,10 @@ class Consumer:
         return embedding
 
     def _new_manager(self, layout: Layout) -> ReceiveManager:
-        geometry = Geometry(layout, self._config.num_blocks, self._config.block_size)
-        transports = self._config.make_transports()
-        return ReceiveManager(geometry, transports, name="vllm", settings=self._config.receiving)
+        config = self._config
+        geometry = Geometry(layout, config.num_blocks, config.block_size)
+        transports = config.make_transports()
+        return ReceiveManager(geometry, transports, name="vllm", settings=config.receiving, trust=config.trust)
 
     def _evict(self) -> None:
         """Drops the oldest embeddings that no request uses and no rank may still map."""

@@ -214,7 +214,12 @@ class Producer:
     def _new_manager(self, layout: Layout) -> SendManager:
         config = self._config
         return SendManager(
-            layout, config.make_transports(), host=config.host, advertise=config.advertise, settings=config.sending
+            layout,
+            config.make_transports(),
+            host=config.host,
+            advertise=config.advertise,
+            settings=config.sending,
+            trust=config.trust,
         )
 
 

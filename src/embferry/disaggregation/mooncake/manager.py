@@ -24,7 +24,7 @@ from ..wire.messages import MAX_FRAME_BYTES, OriginWire
 from ..wire.room import OriginRoom
 from .session_engines import OpenEngine
 from .settings import OriginSettings, check_geometry
-from .zmq_thread import ZmqThread, bind
+from .zmq_thread import ZmqThread, bind, check_listening
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class MooncakeEmbeddingManager(ZmqThread):
         self._ending = False
         self._pull = self.socket(zmq.PULL)
         try:
+            check_listening(self.settings.host)
             self.port = int(bind(self._pull, self.settings.host, self.settings.port).rpartition(":")[2])
         except EmbeddingTransferError:
             self.stop()

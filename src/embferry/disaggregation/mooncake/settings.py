@@ -16,7 +16,8 @@ class OriginSettings:
     """Settings of one rank.
 
     Attributes:
-        host: Address that the control socket listens on. The engine listens on all addresses.
+        host: Address that the control socket listens on. One that is not loopback needs ``EMBFERRY_INSECURE=1``: peers
+            prove nothing on this wire. The engine listens on all addresses.
         port: Port of the control socket; 0 chooses a free one.
         advertise: Address that peers are given, if it differs from ``host``.
         protocol: Protocol of the engine: ``tcp``, ``rdma``, or another one that your build of the engine has.

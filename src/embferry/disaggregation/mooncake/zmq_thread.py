@@ -20,6 +20,8 @@ import zmq
 from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.transfer.control.endpoint import tcp_endpoint
 from embferry.transfer.failures import attempt
+from embferry.trust import Trust
+from embferry.trust.policy import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -172,3 +174,16 @@ def bind(socket: zmq.Socket[bytes], host: str, port: int) -> str:
         why = f"cannot listen on {host}:{port}: {error}; choose another port or host"
         raise TransportError(why, retryable=False) from None
     return str(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+
+
+def check_listening(host: str) -> None:
+    """Checks that a manager may listen on ``host``. Its peers prove nothing, also if there is a cluster key.
+
+    Raises:
+        LocalProtocolError: Strangers can reach it, and ``EMBFERRY_INSECURE`` does not allow that.
+    """
+    if not is_loopback(host) and not Trust.of_environment().insecure:
+        raise LocalProtocolError(
+            f"the origin's wire would listen on {host}, where strangers can reach it, and it knows no cluster key;"
+            " allow strangers with EMBFERRY_INSECURE=1"
+        )

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from embferry.serve.config import Settings
 from embferry.serve.http.serving import Report, listen, serve_app, unreported
+from embferry.serve.security import check_router
 from embferry.serve.worker.address import url_of
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,10 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Raises:
+        ConfigError: strangers can reach the host, and there is no API key.
         TransportError: the port is not available.
     """
+    check_router(settings)
     with listen(settings.host, settings.router.port) as listener:
         url = url_of(settings.reachable_host, listener)
 

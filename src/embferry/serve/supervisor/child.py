@@ -12,6 +12,7 @@ import time
 
 from embferry.observe.logs import configure
 from embferry.protocol.errors import EmbferryError
+from embferry.serve import security
 from embferry.serve.bootstrap import bootstrap_server
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
@@ -40,6 +41,7 @@ def main() -> None:
         for name in SAID_BY_SUPERVISOR:
             logging.getLogger(name).setLevel(logging.WARNING)
     try:
+        security.apply(settings)
         if sys.argv[1] == "bootstrap":
             _bootstrap(settings, pipes.report)
         else:  # a process loads no more than it runs: torch takes seconds

@@ -19,6 +19,7 @@ from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
 from embferry.serve.http.proofs import OPEN_PATHS, Proofs, worker_context
 from embferry.serve.http.serving import Report, listen, serve_app
+from embferry.serve.security import check_part
 from embferry.serve.worker.address import address_of, url_of
 from embferry.serve.worker.service import Service
 from embferry.trust.proof_checker import ProofChecker
@@ -34,7 +35,7 @@ def open_port(settings: Settings, port: int, flag: str = "--port") -> socket.soc
     """Returns the worker's listening socket.
 
     Raises:
-        ConfigError: other processes could not reach the address that the worker would advertise.
+        ConfigError: other processes could not reach the address that the worker would advertise, or strangers could.
         TransportError: the port is not available; ``flag`` is the option for another one.
     """
     host = settings.reachable_host
@@ -46,6 +47,7 @@ def open_port(settings: Settings, port: int, flag: str = "--port") -> socket.soc
     if unspecified:
         why = "stands for every address of this machine; set advertise_host to the address that others reach it by"
         raise ConfigError([f"host {host} {why}"])
+    check_part(settings, "the worker")
     return listen(settings.host, port, flag)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.transports.net.listener import Listener, ListenLimits, listen
+from embferry.trust.greeting import Greeting
 
 from .connection import Connection, Shared
 
@@ -33,6 +34,7 @@ class Acceptor:
     Args:
         host: The IP address to listen on.
         port: The TCP port; 0 for any free one.
+        greet: Makes the greeting of a connection that is accepted.
 
     Attributes:
         listener: Bounds the connections.
@@ -42,7 +44,7 @@ class Acceptor:
         TransportError: The address cannot be bound.
     """
 
-    def __init__(self, host: str, port: int, shared: Shared) -> None:
+    def __init__(self, host: str, port: int, shared: Shared, greet: Callable[[], Greeting]) -> None:
         self._shared = shared
         self._peers: dict[Hashable, Connection] = {}
         limits = shared.limits
@@ -51,7 +53,7 @@ class Acceptor:
             limits.idle_time,
         )  # fmt: skip
         self.listener: Listener[Connection] = Listener(
-            listen(host, port), shared.loop, "a peer", bounds, self._on_accept
+            listen(host, port), shared.loop, "a peer", bounds, self._on_accept, greet=greet
         )
         self.listener.start()
 

@@ -1,4 +1,4 @@
-"""One connection of the control plane: handshake, frames in both directions, time limits.
+"""One connection of the control plane, whose peer has been greeted: handshake, frames both ways, time limits.
 
 A connection is isolated: an exception in its callbacks ends this connection only.
 """
@@ -10,12 +10,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from embferry.protocol.errors import CapacityError, EmbeddingTransferError, PeerGone, RemoteProtocolError, shown
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import READ, WRITE, Loop
+from embferry.trust.greeting import Greeting
 
 from .contract import Received, Unreachable
 from .framing import FrameReader, frame
@@ -51,10 +52,11 @@ class Shared:
         dropped: Frames that were not sent.
         bad_frames: Connections that ended because of a damaged or impossible frame.
         dirty: Connections with frames that were queued since the last flush.
+        greet: Makes the greeting of a connection that is dialled.
     """
 
-    def __init__(self, loop: Loop, limits: ControlLimits) -> None:
-        self.loop, self.limits = loop, limits
+    def __init__(self, loop: Loop, limits: ControlLimits, greet: Callable[[], Greeting]) -> None:
+        self.loop, self.limits, self.greet = loop, limits, greet
         self.events: list[Received | Unreachable] = []
         self.received_bytes = 0
         self.unsent = Budget(limits.unsent_bytes)

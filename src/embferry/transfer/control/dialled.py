@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from embferry.protocol.errors import (
     PeerGone,
     TransportError,
     VersionMismatch,
+    WrongKey,
     shown,
 )
 from embferry.transports.net.connector import Connector
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 1.0
 UNKNOWN_NAME = (socket.EAI_NONAME, socket.EAI_NODATA) if hasattr(socket, "EAI_NODATA") else (socket.EAI_NONAME,)
+FINAL = (VersionMismatch, WrongKey)
+"""Errors that another attempt would meet as well."""
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
@@ -135,7 +137,9 @@ class DialledPeer:
             timeout_s = max(1.0, self._shared.limits.connect_timeout / len(addresses))
             failed = partial(self._connect, scope, rest)
             try:
-                connector = Connector(address, scope, timeout_s, partial(self._connected, scope), failed)
+                connector = Connector(
+                    address, scope, timeout_s, partial(self._connected, scope), failed, self._shared.greet
+                )
             except TransportError as refused:
                 self._error = refused
                 continue
@@ -150,9 +154,6 @@ class DialledPeer:
             return
         sock = connector.sock
         try:
-            if sock.getsockname() == sock.getpeername():
-                # Nothing listens; the kernel has connected the socket with itself (simultaneous open, RFC 9293, 3.5).
-                raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
             self._connection = Connection(sock, self.endpoint, self._outgoing, self._shared, self, self.endpoint)
         except OSError as error:
             sock.close()
@@ -169,7 +170,7 @@ class DialledPeer:
             return
         now = self._shared.loop.now()
         since = self._failing_since = now if self._failing_since is None else self._failing_since
-        if now + self._delay_s > since + self._shared.limits.connect_timeout or isinstance(error, VersionMismatch):
+        if now + self._delay_s > since + self._shared.limits.connect_timeout or isinstance(error, FINAL):
             self._give_up(error)
             return
         self._scope = self._shared.loop.scope(self._bug)
@@ -185,8 +186,8 @@ class DialledPeer:
         result: EmbeddingTransferError
         if isinstance(cause, OSError) and cause.errno in EXHAUSTED:
             result = CapacityError(f"{text}; raise this process's limits, above all that of open files (ulimit -n)")
-        elif isinstance(error, VersionMismatch):
-            result = VersionMismatch(text)
+        elif isinstance(error, FINAL):
+            result = type(error)(text)
         else:
             result = PeerGone(f"{text}; check that its worker runs, and names and firewalls on the way to it")
         self._failing_since, self._delay_s = None, FIRST_DELAY_S

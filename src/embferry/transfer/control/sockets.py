@@ -11,7 +11,10 @@ from collections.abc import Hashable
 from functools import partial
 
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, PeerGone
+from embferry.transports.net import address
 from embferry.transports.net.loop import Loop
+from embferry.trust import Trust
+from embferry.trust.greeting import Channel, Role
 
 from .accepted import Acceptor
 from .connection import Shared
@@ -34,9 +37,11 @@ class SocketControl(ControlPlane):
         port: The TCP port to listen on; 0 for any free one.
         advertise: The host that peers dial, if it differs from ``host``.
         limits: Bounds on what peers can make this process hold.
+        trust: The keys that peers must know, and whether strangers may be let in; None: what the environment says.
 
     Raises:
-        LocalProtocolError: ``host`` is not an IP address, or peers cannot dial ``advertise``.
+        LocalProtocolError: ``host`` is not an IP address, or strangers can reach it and there is no key, or peers
+            cannot dial ``advertise``.
         TransportError: The port cannot be bound.
     """
 
@@ -47,18 +52,24 @@ class SocketControl(ControlPlane):
         port: int = 0,
         advertise: str | None = None,
         limits: ControlLimits = DEFAULTS,
+        trust: Trust | None = None,
     ) -> None:
+        trust = Trust.or_environment(trust)
         self._limits = limits
-        self._shared = Shared(loop, limits)
+        self._shared = Shared(loop, limits, partial(trust.greeting, Role.DIALER, Channel.CONTROL))
         self._resolver = Resolver(loop.call)
         self._dialled: dict[str, DialledPeer] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()  # forgotten ones, the longest forgotten first
         self._closed = False
         if advertise is not None:
             check_endpoint(tcp_endpoint(advertise, 1))
-        self._acceptor = None if host is None else Acceptor(host.strip("[]"), port, self._shared)
-        if self._acceptor is not None:
-            self.endpoint = tcp_endpoint(advertise or host or "", self._acceptor.listener.port)
+        self._acceptor: Acceptor | None = None
+        if host is not None:
+            address.own(host.strip("[]"))
+            trust.check_listening(host, "the control port")
+            greet = partial(trust.greeting, Role.ACCEPTOR, Channel.CONTROL)
+            self._acceptor = Acceptor(host.strip("[]"), port, self._shared, greet)
+            self.endpoint = tcp_endpoint(advertise or host, self._acceptor.listener.port)
         self._stop_flushing = loop.before_wait(self._shared.flush)
 
     @property

@@ -1,5 +1,7 @@
 """Messages of the side channel: MessagePack in checked frames on one TCP connection beside the engine's own.
 
+They follow the greeting (:mod:`embferry.trust.greeting`).
+
 A frame is ``length(4) check(4)``, big-endian, and a message, an array whose first item is its tag. ``check`` is the low
 half of the xxh3-64 of the message: a message with a flipped bit can be a valid message that says something else.
 

@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
+from embferry.trust.greeting import Greeting
+
 from ..contract import Region, Revoked, Window
 from ..handles import TOKEN_BYTES, boot_id
 from ..net.connector import set_keepalive
@@ -57,8 +59,8 @@ class ReceivingEnd(ABC):
         self.token = secrets.token_bytes(TOKEN_BYTES)
         self.boot_id = boot_id()
 
-    def listen(self, sock: socket.socket, limits: ListenLimits) -> None:
-        """Begins to accept senders on ``sock``, which is closed with the rest."""
+    def listen(self, sock: socket.socket, limits: ListenLimits, greet: Callable[[], Greeting]) -> None:
+        """Begins to accept senders on ``sock``, which is closed with the rest. ``greet`` makes their greetings."""
         limits = replace(
             limits,
             connections=min(limits.connections, self.max_senders),
@@ -66,7 +68,8 @@ class ReceivingEnd(ABC):
             descriptors_each=self.descriptors_of_a_sender,
         )
         # On one host the connection must end by the sender's own hand or its death: see nixl/receiving_end.py.
-        self.listener = Listener(sock, self.loop, "a sender", limits, partial(SenderConnection, self), keepalive=False)
+        make = partial(SenderConnection, self)
+        self.listener = Listener(sock, self.loop, "a sender", limits, make, keepalive=False, greet=greet)
         self.listener.start()
 
     @abstractmethod

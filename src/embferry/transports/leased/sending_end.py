@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from embferry.protocol.errors import TransportError, TransportStalled
+from embferry.trust.greeting import Greeting
 
 from ..contract import Piece, Written
 from ..net.connector import Connector
@@ -46,6 +47,7 @@ class SendingEnd(SocketLink):
     Args:
         address: IP address and port of the side channel.
         open_engine: Makes the engine; runs on the engine's thread.
+        greet: Makes the greeting of the side channel.
         transport: The name of the transport, for that of the thread.
         acknowledged: The receiver answers "done", and a write is reported only then. So a receiver that is told of the
             report, on any transport, finds that the lease has ended.
@@ -65,6 +67,7 @@ class SendingEnd(SocketLink):
         loop: Scope,
         outbox: Outbox,
         on_end: OnEnd,
+        greet: Callable[[], Greeting],
         *,
         transport: str,
         acknowledged: bool,
@@ -86,7 +89,7 @@ class SendingEnd(SocketLink):
         self._channel: Channel | None = None
         self._base = 0
         self._welcomed = self._hung_up = self._awaits_hang_up = False
-        self._connector = Connector(address, self.scope, connect_timeout_s, self._on_connected, self._on_refused)
+        self._connector = Connector(address, self.scope, connect_timeout_s, self._on_connected, self._on_refused, greet)
         self._thread = EngineThread(
             f"embferry-{transport}-engine",
             open_engine,

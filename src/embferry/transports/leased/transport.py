@@ -11,6 +11,8 @@ from typing import ClassVar, TypeVar
 import msgspec
 
 from embferry.protocol.errors import TransportError
+from embferry.trust import Trust
+from embferry.trust.greeting import Channel, Role
 
 from ..contract import Region
 from ..handles import Host, Port, Token, boot_id
@@ -34,9 +36,13 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         connect_timeout_s: How long a receiver may take to answer a connection.
         stall_timeout_s: See :class:`SendingEnd`.
         limits: Of the side channel's connections; lowered to the senders that the engine can serve.
+        trust: The keys that peers of the side channel must know, and whether strangers may be let in; None: what the
+            environment says.
         engine_end_timeout_s: How long :meth:`close` waits for the engines of links; None: without limit.
     """
 
+    channel: ClassVar[Channel]
+    """The channel in the side channel's greeting."""
     acknowledged: ClassVar[bool] = False
     """See :class:`SendingEnd`."""
 
@@ -49,8 +55,10 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         connect_timeout_s: float,
         stall_timeout_s: float,
         limits: ListenLimits,
+        trust: Trust | None,
         engine_end_timeout_s: float | None = None,
     ) -> None:
+        self._trust = Trust.or_environment(trust)
         self._stall_timeout_s = check_stall_timeout(stall_timeout_s)
         super().__init__(wake)
         self._host, self._port, self._advertise, self._limits = host, port, advertise or host, limits
@@ -60,18 +68,20 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
         """Makes the region reachable, as in the contract.
 
         Raises:
-            LocalProtocolError: A region is registered already, an address is none, or the engine needs memory that can
-                be mapped twice (``Capabilities.maps_region``).
+            LocalProtocolError: A region is registered already, an address is none, strangers can reach it and there is
+                no key, or the engine needs memory that can be mapped twice (``Capabilities.maps_region``).
             TransportError: The engine is not installed, cannot start or does not take the region, or the port is taken.
         """
         self._check_unregistered()
-        advertise, sock = address.advertised(self._advertise), listen(self._host, self._port)
+        advertise, own = address.advertised(self._advertise), address.own(self._host)
+        self._trust.check_listening(str(own), f"the port of the {self.name} transport")
+        sock = listen(self._host, self._port)
         try:
             receiving = self._receive(region)
         except BaseException:
             sock.close()
             raise
-        receiving.listen(sock, self._limits)
+        receiving.listen(sock, self._limits, partial(self._trust.greeting, Role.ACCEPTOR, self.channel))
         self._receiving = receiving
         return msgspec.msgpack.encode(self._handle(receiving, advertise, receiving.listener.port, receiving.token))
 
@@ -97,6 +107,7 @@ class LeasedTransport(LinkedTransport[R, SendingEnd]):
             self._loop,
             self._outbox,
             partial(self._over, handle),
+            partial(self._trust.greeting, Role.DIALER, self.channel),
             transport=self.name,
             acknowledged=self.acknowledged,
             connect_timeout_s=self._connect_timeout_s,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
 
 from embferry.protocol.errors import TransportError, TransportStalled
+from embferry.trust.greeting import Greeting
 
+from .greeter import Greeter
 from .loop import WRITE, Scope
 
 _KEEPALIVE = (
@@ -61,6 +64,7 @@ class Connector:
         timeout_s: Seconds until ``failed`` is called.
         connected: Called on the loop's thread, without locks, once connected. Must not block.
         failed: Called likewise if the connection fails. Neither is called if the socket is closed before.
+        greet: Makes the greeting, which is a part of connecting; None: the peer does not greet.
 
     Raises:
         TransportError: The connection was refused at once.
@@ -73,10 +77,12 @@ class Connector:
         timeout_s: float,
         connected: Callable[[], None],
         failed: Callable[[TransportError], None],
+        greet: Callable[[], Greeting] | None = None,
     ) -> None:
         self.sock = connecting(address)
         self.connected = False
-        self._loop, self._timeout_s, self._on_connected, self._on_failed = loop, timeout_s, connected, failed
+        self._loop, self._timeout_s, self._greet = loop, timeout_s, greet
+        self._on_connected, self._on_failed = connected, failed
 
     def start(self) -> None:
         """Begins to watch the connection. Any thread."""
@@ -90,9 +96,21 @@ class Connector:
     def _ready(self, _: int) -> None:
         self._loop.unwatch(self.sock.fileno())
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        try:
+            if not code and self.sock.getsockname() == self.sock.getpeername():
+                # Nothing listens; the kernel has connected the socket with itself (simultaneous open, RFC 9293, 3.5).
+                code = errno.ECONNREFUSED
+            if not code and self._greet is not None:
+                Greeter(self.sock, self._loop, self._greet(), self._done, self._on_failed).start()
+                return
+        except OSError as error:
+            code = error.errno or errno.ENOTCONN
         if code:
             self._on_failed(TransportError(f"cannot connect to the receiver: {os.strerror(code)}"))
-            return
+        else:
+            self._done()
+
+    def _done(self) -> None:
         self.connected = True
         self._on_connected()
 

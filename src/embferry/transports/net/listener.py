@@ -18,15 +18,18 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Generic, Protocol, TypeVar
+from functools import partial
+from typing import Generic
 
-from embferry.protocol.errors import LocalProtocolError, TransportError
+from embferry.protocol.errors import LocalProtocolError, TransportError, WrongKey
+from embferry.trust.greeting import Greeting
 
 from ..contract import ConnectionCounts
 from . import address
 from .connector import set_keepalive
 from .deadlines import Deadlines
 from .loop import READ, Scope
+from .newcomer import C, Newcomer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ ACCEPTED_AT_ONCE = 64  # before other descriptors get their turn
 LOCAL = "this host"  # the address of a peer behind a Unix socket
 RESTART_S = 1.0
 REPORT_S = 10.0  # between two log lines about the same bound
+WRONG_KEY_REPORT_S = 60.0
 OF_DESCRIPTORS = 8
 """The open connections of one listener take at most this part of the process's descriptors, those that have not
 introduced themselves half as much. So several listeners leave enough for everything else."""
@@ -110,16 +114,6 @@ def listen(host: str, port: int, backlog: int = 1024) -> socket.socket:
         raise TransportError(f"cannot listen on {host} port {port}: {error}") from error
 
 
-class Accepted(Protocol):
-    """A connection that was accepted."""
-
-    def make_room(self, reason: str) -> bool:
-        """Ends the connection, for the sake of others. Returns False if it must go on. Runs on the loop's thread."""
-
-
-C = TypeVar("C", bound=Accepted)
-
-
 class Listener(Generic[C]):
     """Accepts connections and bounds them. Every method but ``start`` runs on the loop's thread.
 
@@ -134,6 +128,7 @@ class Listener(Generic[C]):
         on_accept: Makes a connection object of a socket and the peer's IP address and port. Called on the loop's
             thread.
         keepalive: Whether the kernel ends connections of hosts that are gone.
+        greet: Makes the greeting of a new connection, which comes before ``on_accept``; None: peers do not greet.
 
     Attributes:
         evicted: Connections closed so far to make room.
@@ -149,18 +144,23 @@ class Listener(Generic[C]):
         on_accept: Callable[[socket.socket, tuple[str, int]], C],
         *,
         keepalive: bool = True,
+        greet: Callable[[], Greeting] | None = None,
     ) -> None:
         self.sock = sock
         self.port: int = sock.getsockname()[1]
         self.limits = limits.within_descriptors()
         self.evicted = self.refused = 0
         self._loop, self._peer_role, self._on_accept, self._keepalive = loop, peer_role, on_accept, keepalive
-        self._greeting: OrderedDict[C, str] = OrderedDict()  # with the network; the oldest first
-        self._hellos: Deadlines[C] = Deadlines(loop, self.limits.hello_timeout, self._no_hello)
+        self._greet = greet
+        self._newcomers: OrderedDict[Newcomer[C], str] = OrderedDict()  # with the network; the oldest first
+        self._newcomer_of: dict[C, Newcomer[C]] = {}
+        self._hellos: Deadlines[Newcomer[C]] = Deadlines(loop, self.limits.hello_timeout, self._no_hello)
         self._open: OrderedDict[C, float] = OrderedDict()  # when it spoke last; the idlest first
         self._network_of: dict[C, str] = {}
         self._networks: dict[str, int] = {}
         self._reported_at = -REPORT_S
+        self._wrong_keys = 0  # not reported yet
+        self._wrong_key_at = -WRONG_KEY_REPORT_S
         self._stopped = False
         self._scope = loop.scope(self._failed)
         sock.setblocking(False)
@@ -174,25 +174,29 @@ class Listener(Generic[C]):
 
     @property
     def connections(self) -> list[C]:
-        """Every connection, also those that have not introduced themselves."""
-        return [*self._greeting, *self._open]
+        """Every connection that ``on_accept`` has made, also those that have not introduced themselves."""
+        return [*self._newcomer_of, *self._open]
 
     def start(self) -> None:
         """Begins to accept connections. Any thread."""
         self._scope.call(self._watch)  # in this scope, so that a watch that fails is tried again
 
     def stop(self) -> None:
-        """Closes the listening socket. Accepted connections stay open."""
+        """Closes the listening socket. The connections that ``on_accept`` has made stay open."""
         self._stopped = True
+        for newcomer in list(self._newcomers):
+            if newcomer.connection is None:
+                newcomer.close()
+                self._forget(newcomer)
         self._loop.unwatch(self.sock.fileno())
         self.sock.close()
 
     def opened(self, connection: C) -> None:
         """The peer has introduced itself. The connection is ended if there is no room for it."""
-        network = self._greeting.pop(connection, None)
-        self._hellos.stop(connection)
-        if network is None:
+        newcomer = self._newcomer_of.pop(connection, None)
+        if newcomer is None:
             return
+        network = self._forget(newcomer)
         if self._networks.get(network, 0) >= self.limits.connections_per_address:
             has_room = self._evict_idlest(network)
         else:
@@ -214,8 +218,9 @@ class Listener(Generic[C]):
 
     def ended(self, connection: C) -> bool:
         """The connection is closed. Returns whether it had introduced itself, and had a place."""
-        self._greeting.pop(connection, None)
-        self._hellos.stop(connection)
+        newcomer = self._newcomer_of.pop(connection, None)
+        if newcomer is not None:
+            self._forget(newcomer)
         if self._open.pop(connection, None) is None:
             return False
         network = self._network_of.pop(connection)
@@ -255,34 +260,74 @@ class Listener(Generic[C]):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._keepalive:
                     set_keepalive(sock)
-            connection = self._on_accept(sock, peer)
-        except Exception as error:  # this connection only
-            sock.close()
-            level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
-            log.log(level, "could not take a connection of %s at %s", self._peer_role, peer, exc_info=error)
+        except Exception as error:  # noqa: BLE001  (this connection only; it is logged)
+            self._could_not_take(sock, peer, error)
             return
-        self._greeting[connection] = LOCAL if peer[0] == LOCAL else address.network_of(peer[0])
-        self._hellos.start(connection)
-        if len(self._greeting) > self.limits.handshakes:
-            self._evict_greeting("too many connections have not introduced themselves")
+        newcomer: Newcomer[C] = Newcomer(sock, peer)
+        self._newcomers[newcomer] = LOCAL if peer[0] == LOCAL else address.network_of(peer[0])
+        self._hellos.start(newcomer)
+        if self._greet is None:
+            self._greeted(newcomer)
+        else:
+            done, failed = partial(self._greeted, newcomer), partial(self._not_greeted, newcomer)
+            newcomer.greet(self._greet(), self._loop, done, failed)
+        if len(self._newcomers) > self.limits.handshakes:
+            self._evict_newcomer("too many connections have not introduced themselves")
 
-    def _no_hello(self, connection: C) -> None:
-        self._make_room(connection, f"it did not introduce itself within {self.limits.hello_timeout:g} s")
-
-    def _make_room(self, connection: C, reason: str) -> bool:
+    def _greeted(self, newcomer: Newcomer[C]) -> None:
         try:
-            if not connection.make_room(reason):
+            connection = self._on_accept(newcomer.sock, newcomer.peer)
+        except Exception as error:  # noqa: BLE001  (this connection only; it is logged)
+            self._forget(newcomer)
+            self._could_not_take(newcomer.sock, newcomer.peer, error)
+            return
+        newcomer.connection = connection
+        self._newcomer_of[connection] = newcomer
+
+    def _not_greeted(self, newcomer: Newcomer[C], error: TransportError) -> None:
+        self._forget(newcomer)
+        log.debug("closed a connection of %s at %s: %s", self._peer_role, newcomer.peer, error)
+        if not isinstance(error, WrongKey):
+            return
+        self._wrong_keys += 1
+        now = self._loop.now()
+        if now - self._wrong_key_at >= WRONG_KEY_REPORT_S:
+            text = "refused %s at %s, at port %d: %s (%d refused since the last such line)"
+            log.warning(text, self._peer_role, newcomer.peer[0], self.port, error.detail, self._wrong_keys)
+            self._wrong_keys, self._wrong_key_at = 0, now
+
+    def _could_not_take(self, sock: socket.socket, peer: tuple[str, int], error: Exception) -> None:
+        sock.close()
+        level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
+        log.log(level, "could not take a connection of %s at %s", self._peer_role, peer, exc_info=error)
+
+    def _forget(self, newcomer: Newcomer[C]) -> str:
+        """Takes a newcomer out. Returns its network."""
+        self._hellos.stop(newcomer)
+        return self._newcomers.pop(newcomer, LOCAL)
+
+    def _no_hello(self, newcomer: Newcomer[C]) -> None:
+        self._make_room(newcomer, f"it did not introduce itself within {self.limits.hello_timeout:g} s")
+
+    def _make_room(self, one: C | Newcomer[C], reason: str) -> bool:
+        try:
+            if not one.make_room(reason):
                 return False
         except Exception:
             log.exception("a connection of %s could not be ended", self._peer_role)
-        self.ended(connection)  # now, because some take a while to end
+        if not isinstance(one, Newcomer):
+            self.ended(one)  # now, because some take a while to end
+        elif one.connection is not None:
+            self.ended(one.connection)
+        else:
+            self._forget(one)
         return True
 
     def _evict_any(self) -> bool:
-        return self._evict_greeting("this process has no descriptors left") or self._evict_idlest(None)
+        return self._evict_newcomer("this process has no descriptors left") or self._evict_idlest(None)
 
-    def _evict_greeting(self, reason: str) -> bool:
-        oldest = next(iter(self._greeting), None)
+    def _evict_newcomer(self, reason: str) -> bool:
+        oldest = next(iter(self._newcomers), None)
         if oldest is None or not self._make_room(oldest, reason):
             return False
         self.evicted += 1

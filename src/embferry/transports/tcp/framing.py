@@ -1,4 +1,4 @@
-"""The frames of a connection. Integers are big-endian and unsigned.
+"""The frames of a connection, after its greeting. Integers are big-endian and unsigned.
 
 ======== ============================================== ====================================================
 from     bytes                                          meaning

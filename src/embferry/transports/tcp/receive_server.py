@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from embferry.protocol.errors import shown
+from embferry.trust.greeting import Greeting
 
 from ..contract import Region
 from ..net.cursor import Cursor
@@ -37,6 +38,7 @@ class ReceiveServer(ReceiveRegion):
 
     Args:
         progress_s: Seconds between two reports on the progress of a payload.
+        greet: Makes the greeting of a connection.
     """
 
     def __init__(
@@ -48,12 +50,13 @@ class ReceiveServer(ReceiveRegion):
         outbox: Outbox,
         limits: ListenLimits,
         progress_s: float,
+        greet: Callable[[], Greeting],
     ) -> None:
         super().__init__(region, outbox)
         self.token = token
         self.loop, self.progress_s = loop, progress_s
         self.scratch = memoryview(bytearray(256 << 10))  # for refused payloads
-        self.listener = Listener(sock, loop, "a sender", limits, partial(SenderConnection, self))
+        self.listener = Listener(sock, loop, "a sender", limits, partial(SenderConnection, self), greet=greet)
         self.listener.start()
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from embferry.protocol.errors import TransportError, TransportStalled
+from embferry.trust.greeting import Greeting
 
 from ..contract import Piece, Written
 from ..net.connector import Connector
@@ -30,6 +31,7 @@ class SendLink(SocketLink):
     Args:
         stall_timeout_s: The link is lost when writes are in flight, and for this time the receiver has neither ended
             one nor reported progress. That this end's kernel takes bytes means nothing.
+        greet: Makes the greeting of the connection.
 
     Raises:
         TransportError: The connection is refused at once.
@@ -44,6 +46,7 @@ class SendLink(SocketLink):
         loop: Scope,
         outbox: Outbox,
         on_end: OnEnd,
+        greet: Callable[[], Greeting],
     ) -> None:
         super().__init__(loop, outbox, on_end)
         self._stall_timeout_s = stall_timeout_s
@@ -54,7 +57,7 @@ class SendLink(SocketLink):
         self._overtakes = 0
         self._received = bytearray()
         self._connector = Connector(
-            address, self.scope, connect_timeout_s, self._on_connected, partial(self.end, lost=True)
+            address, self.scope, connect_timeout_s, self._on_connected, partial(self.end, lost=True), greet
         )
         self._sock = self._connector.sock
         self._connector.start()

@@ -1,6 +1,7 @@
 """The ``tcp`` transport: scatter/gather from the source tensor, received straight into the blocks, on any network.
 
-The receiver listens. A handle is its address and a random token, which a sender must send first. Each handle has one
+The receiver listens. A handle is its address and a random token. Both ends greet (:mod:`embferry.trust.greeting`), then
+the sender must send the token: so a receiver that does not know the cluster key never sees it. Each handle has one
 connection, and each transport one thread, which serves all of its connections: :mod:`receive_server` receives,
 :mod:`send_link` sends, :mod:`framing` is the format.
 
@@ -17,6 +18,9 @@ from functools import partial
 
 import msgspec
 
+from embferry.trust import Trust
+from embferry.trust.greeting import Channel, Role
+
 from ..contract import Capabilities, Region
 from ..handles import TOKEN_BYTES, Host, Port, Token, decode_handle
 from ..net import address
@@ -29,7 +33,7 @@ from .send_link import SendLink
 __all__ = ["TcpTransport"]
 
 
-class TcpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-tcp-2"):
+class TcpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-tcp-3"):
     host: Host
     port: Port
     token: Token
@@ -47,6 +51,7 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
         stall_timeout_s: Seconds without an acknowledgement of bytes under way until the link is lost. The receiver
             acknowledges five times in this time, or once a second, as long as anything arrives.
         limits: Bounds on the connections of senders.
+        trust: The keys that peers must know, and whether strangers may be let in; None: what the environment says.
     """
 
     name = "tcp"
@@ -62,7 +67,9 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
         connect_timeout_s: float = 5.0,
         stall_timeout_s: float = STALL_TIMEOUT_S,
         limits: ListenLimits = DEFAULT_LIMITS,
+        trust: Trust | None = None,
     ) -> None:
+        self._trust = Trust.or_environment(trust)
         self._stall_timeout_s = check_stall_timeout(stall_timeout_s)
         super().__init__(wake)
         self._host, self._port, self._advertise = host, port, advertise or host
@@ -70,10 +77,12 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
 
     def register(self, region: Region) -> bytes:
         self._check_unregistered()
-        advertise, sock = address.advertised(self._advertise), listen(self._host, self._port)
+        advertise, own = address.advertised(self._advertise), address.own(self._host)
+        self._trust.check_listening(str(own), "the port of the tcp transport")
+        sock, greet = listen(self._host, self._port), partial(self._trust.greeting, Role.ACCEPTOR, Channel.TCP)
         token, progress_s = secrets.token_bytes(TOKEN_BYTES), progress_interval(self._stall_timeout_s)
         try:
-            server = ReceiveServer(region, token, sock, self._loop, self._outbox, self._limits, progress_s)
+            server = ReceiveServer(region, token, sock, self._loop, self._outbox, self._limits, progress_s, greet)
         except BaseException:
             sock.close()
             raise
@@ -83,8 +92,8 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
     def _connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, TcpHandle, self.name)
         to, times = (address.reachable(peer.host), peer.port), (self._connect_timeout_s, self._stall_timeout_s)
-        on_end = partial(self._over, handle)
-        self._join(handle, lambda: SendLink(to, peer.token, *times, self._loop, self._outbox, on_end))
+        on_end, greet = partial(self._over, handle), partial(self._trust.greeting, Role.DIALER, Channel.TCP)
+        self._join(handle, lambda: SendLink(to, peer.token, *times, self._loop, self._outbox, on_end, greet))
 
     def _listener(self) -> Listener[SenderConnection] | None:
         return None if self._receiving is None else self._receiving.listener

@@ -13,6 +13,8 @@ from typing import Annotated
 import msgspec
 
 from embferry.protocol.errors import TransportError
+from embferry.trust import Trust
+from embferry.trust.greeting import Channel
 
 from ...contract import Capabilities, Region
 from ...handles import Host, Port, Token, decode_handle
@@ -28,7 +30,7 @@ __all__ = ["MooncakeTransport"]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
-class MooncakeHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-mooncake-3"):
+class MooncakeHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-mooncake-4"):
     """How a sender reaches the receiver.
 
     Attributes:
@@ -61,9 +63,12 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
         stall_timeout_s: Seconds without a sign of life from the receiver, while a write is open, until the link is
             lost. The progress of a request inside the engine cannot be seen: the engine's own time limit ends it.
         limits: Of the connections of senders; of these 1024 at most.
+        trust: The keys that peers of the side channel must know, and whether strangers may be let in; None: what the
+            environment says. The ports that the engine opens are the engine's own.
     """
 
     name = "mooncake"
+    channel = Channel.MOONCAKE
     capabilities = Capabilities(same_host_only=False, maps_region=True)
     acknowledged = True
 
@@ -82,8 +87,9 @@ class MooncakeTransport(LeasedTransport[MooncakeReceivingEnd]):
         connect_timeout_s: float = 5.0,
         stall_timeout_s: float = STALL_TIMEOUT_S,
         limits: ListenLimits = DEFAULT_LIMITS,
+        trust: Trust | None = None,
     ) -> None:
-        super().__init__(wake, host, port, advertise, connect_timeout_s, stall_timeout_s, limits)
+        super().__init__(wake, host, port, advertise, connect_timeout_s, stall_timeout_s, limits, trust)
         self._settings = EngineSettings(self._advertise, protocol, device, metadata_server)
         self._register_sources = protocol != "tcp" if register_sources is None else register_sources
         self._revoke_grace_s = revoke_grace_s

@@ -16,6 +16,8 @@ from functools import partial
 import msgspec
 
 from embferry.protocol.errors import LocalProtocolError
+from embferry.trust import Trust
+from embferry.trust.greeting import Channel
 
 from ...contract import Capabilities, Region
 from ...handles import Host, Port, Token, decode_handle
@@ -29,7 +31,7 @@ from .receiving_end import NixlReceivingEnd
 __all__ = ["NixlTransport"]
 
 
-class NixlHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-nixl-2"):
+class NixlHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-nixl-3"):
     host: Host
     port: Port
     token: Token
@@ -54,12 +56,15 @@ class NixlTransport(LeasedTransport[NixlReceivingEnd]):
             ``TransportError`` raised; give the region up rather than use it again.
         slice_bytes: The largest request given to the engine. On shared memory it is copied in one go, so this bounds
             how long a revocation and other writes wait.
+        trust: The keys that peers of the side channel must know, and whether strangers may be let in; None: what the
+            environment says. The ports that UCX opens are UCX's own.
 
     Raises:
         TransportError: NIXL is not installed; not worth a retry.
     """
 
     name = "nixl"
+    channel = Channel.NIXL
     capabilities = Capabilities(same_host_only=False)
 
     def __init__(
@@ -76,10 +81,11 @@ class NixlTransport(LeasedTransport[NixlReceivingEnd]):
         drain_timeout_s: float = 5.0,
         close_timeout_s: float = 5.0,
         slice_bytes: int = 16 << 20,
+        trust: Trust | None = None,
     ) -> None:
         binding()
         limit = drain_timeout_s + END_MARGIN_S
-        super().__init__(wake, host, port, advertise, connect_timeout_s, stall_timeout_s, limits, limit)
+        super().__init__(wake, host, port, advertise, connect_timeout_s, stall_timeout_s, limits, trust, limit)
         self._backends = {"UCX": {}} if backends is None else backends
         if not self._backends or slice_bytes < 1:
             raise LocalProtocolError("the nixl transport needs a backend, and slices of at least one byte")
