@@ -34,10 +34,10 @@ class Handles(Target):
         base = f"http://{f'[{host}]' if ':' in host else host}:{port}/a/b"
         return chance.choice(
             (
-                ["embferry-tcp-2", host, port, token],
-                ["embferry-http-2", token],
-                ["embferry-http-sender-1", base, token],
-                ["embferry-shm-2", "boot", 1, 2, 3, file, [6, 1, 3, 8 * 8], file, 8, [[0, 64], [512, 8]]],
+                [_tag(TcpHandle), host, port, token],
+                [_tag(HttpHandle), token],
+                [_tag(HttpAddress), base, token],
+                [_tag(ShmHandle), "boot", 1, 2, 3, file, [6, 1, 3, 8 * 8], file, 8, [[0, 64], [512, 8]]],
             )
         )
 
@@ -58,6 +58,11 @@ class Handles(Target):
             return
         assert first is not None
         raise first
+
+
+def _tag(kind: type[msgspec.Struct]) -> Tree:
+    """Returns the name and version that a handle begins with."""
+    return kind.__struct_config__.tag
 
 
 def _use(handle: msgspec.Struct, encoded: bytes) -> None:
