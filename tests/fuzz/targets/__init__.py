@@ -12,6 +12,7 @@ from .control_messages import ControlMessages
 from .control_stream import ControlStream
 from .coordinates import Coordinates
 from .digested_lines import DigestedLines
+from .greeting import GreetingTarget
 from .handles import Handles
 from .http_heads import HttpHeads
 from .http_publications import HttpPublications
@@ -36,6 +37,7 @@ TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         ControlMessages(),
+        GreetingTarget(),
         ControlStream(),
         ReceiverMachine(),
         SenderMachine(),
