@@ -16,6 +16,7 @@ import typer
 
 from embferry.cli.engines import check_router, check_serve
 from embferry.cli.main import app
+from embferry.cli.options import SettingsCommand
 from embferry.connectors.vllm.config import parse
 from embferry.serve.config import SECTIONS
 from embferry.serve.config_load import FIELDS, dotted, load
@@ -76,6 +77,8 @@ def parsed(words: list[str]) -> None:
     if not words:  # the page names the subcommand only
         return
     options = command.make_context(name, list(words)).params
+    if not isinstance(command, SettingsCommand):
+        return
     keys = {"__".join(key): key for key in FIELDS}
     flags = {keys[option]: value for option, value in options.items() if option in keys and value is not None}
     settings = load(flags, {}, None).settings

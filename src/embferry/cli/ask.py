@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embferry.cli.options import fail, not_on_command_line
+from embferry.protocol.errors import TlsFailed
 from embferry.serve.config import RouterSettings
 from embferry.serve.config_load import env_name
+from embferry.trust.tls import dialling_with
+from embferry.trust.trust import TLS_ENV
 
 if TYPE_CHECKING:
     import httpx
@@ -33,6 +36,10 @@ def command(
     api_key: Annotated[
         str, typer.Option(hidden=True, envvar=env_name(("router", "api_key")), callback=not_on_command_line)
     ] = "",
+    ca: Annotated[
+        str,
+        typer.Option(help="PEM file with the CA of a router at https://.", metavar="FILE", envvar=TLS_ENV[0]),
+    ] = "",
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also report the transfer of the embeddings.")
     ] = False,
@@ -47,11 +54,14 @@ def command(
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = httpx.Timeout(None, connect=5)
     try:
-        with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client:
+        verify = dialling_with(ca) if ca else True
+        with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False, verify=verify) as client:
             body = {"model": model or _served(client), "stream": True, "stream_options": {"include_usage": True}}
             body |= {"max_tokens": max_tokens} if max_tokens else {}
             body["messages"] = [{"role": "user", "content": content}]
             extension = _answer(client, body)
+    except TlsFailed as error:
+        fail(error.detail)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         fail(f"no server responds at {url} ({error}). Start a router with: embferry serve", status=1)
     except httpx.HTTPError as error:

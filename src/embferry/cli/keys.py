@@ -1,4 +1,4 @@
-"""``embferry keys``: makes and replaces cluster keys."""
+"""``embferry keys``: makes and replaces cluster keys, and makes certificates."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Annotated
 
 import typer
 
+from embferry.cli import certificates
 from embferry.cli.options import fail
 from embferry.protocol.errors import LocalProtocolError
 from embferry.trust.keys import MOST_KEYS, ClusterKeys, Key, write_file
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Cluster keys, and keys of the router's clients.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Cluster keys and certificates, and keys of the router's clients."
+)
+app.command("ca")(certificates.ca)
+app.command("cert")(certificates.cert)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]
 

@@ -19,6 +19,7 @@ from embferry.protocol.errors import (
     LocalProtocolError,
     PeerGone,
     RemoteProtocolError,
+    TlsFailed,
     TransportError,
 )
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, content_digest
@@ -64,17 +65,18 @@ class BootstrapClient:
 
     Every call may raise :class:`TransportError` (the server cannot be reached: retryable), :class:`RemoteProtocolError`
     (the answer is malformed) and :class:`LocalProtocolError` (the server rejects the request). Those with a proof may
-    raise :class:`WrongKey` (the server has another cluster key, or one of both has none).
+    raise :class:`WrongKey` (the server has another cluster key, or one of both has none), and all of them
+    :class:`TlsFailed` (the two ends cannot agree on TLS).
 
     Args:
-        url: Such as ``http://10.0.0.5:8998``.
-        trust: What this end knows of the cluster key. None: what the environment says.
+        url: Such as ``http://10.0.0.5:8998``, or ``https://…`` for TLS.
+        trust: What this end knows of the cluster key, and its certificate. None: what the environment says.
         must_prove: Whether a server without a cluster key is refused if this end has one. The origin's have none.
         timeout_s: Seconds for a whole call, from connecting to the last byte of the answer. Only the system's lookup
             of a host name may take longer.
 
     Raises:
-        LocalProtocolError: ``url`` is malformed.
+        LocalProtocolError: ``url`` is malformed, or does not fit to what ``trust`` says about TLS.
     """
 
     def __init__(
@@ -82,16 +84,20 @@ class BootstrapClient:
     ) -> None:
         try:
             parts = urlsplit(url)
-            port = parts.port or 80
+            port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError as error:
             raise LocalProtocolError(f"the bootstrap server's URL {url!r} cannot be read: {error}") from error
-        if parts.scheme != "http" or not parts.hostname or not url.isascii() or parts.path not in ("", "/"):
+        is_plain = url.isascii() and parts.path in ("", "/")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
             raise LocalProtocolError(f"the bootstrap server's URL must look like http://host:port, not {url!r}")
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self._host, self._port = parts.hostname, port
         self._authority = parts.netloc.rpartition("@")[2]
-        keys = Trust.or_environment(trust).keys
+        trust = Trust.or_environment(trust)
+        trust.check_url(url, "the bootstrap server's URL")
+        self._tls = trust.tls if parts.scheme == "https" else None
+        keys = trust.keys
         self._prover = None if keys is None else Prover(keys.current, BOOTSTRAP)
         self._must_prove = must_prove
         self._dropped: set[str] = set()  # leases that have been reported
@@ -189,7 +195,10 @@ class BootstrapClient:
         proof = {} if authorization is None else {"Authorization": authorization}
         request = h11.Request(method=method, target=path, headers=list((own | headers | proof).items()))
         try:
-            response = exchange(self._host, self._port, request, payload, deadline)
+            context = None if self._tls is None else self._tls.dialling()
+            response = exchange(self._host, self._port, request, payload, deadline, context)
+        except TlsFailed as error:
+            raise TlsFailed(f"the bootstrap server at {self.url}: {error.detail}") from error
         except (OSError, UnicodeError) as error:  # the latter: of the codec for international names
             raise TransportError(f"the bootstrap server at {self.url} cannot be reached ({error})") from error
         except h11.RemoteProtocolError as error:

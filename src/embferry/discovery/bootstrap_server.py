@@ -67,8 +67,8 @@ class BootstrapServer:
         port: The port; 0 for any free one, which :attr:`port` then holds.
         lease_seconds: How long a worker counts as present after its last renewal.
         max_workers: Most workers that are registered at once.
-        trust: Whether requests need a proof of the cluster key, and where it may listen. None: what the environment
-            says.
+        trust: Whether requests need a proof of the cluster key, where it may listen, and its certificate. None: what
+            the environment says.
         unproved_ranks: Whether ``/route`` is open to ranks of the origin's system, which can prove nothing, although
             there is a cluster key.
         limits: Bounds on what clients can hold.
@@ -100,7 +100,8 @@ class BootstrapServer:
 
     @property
     def url(self) -> str:
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self._trust.scheme}://{host}:{self.port}"
 
     def start(self) -> None:
         """Binds and listens. Requests are served once it returns.
@@ -129,7 +130,7 @@ class BootstrapServer:
             raise
         self.port = int(sock.getsockname()[1])
         try:
-            self._http = HttpServer(sock, self._answer, self._limits, "bootstrap", self._guard)
+            self._http = HttpServer(sock, self._answer, self._limits, "bootstrap", self._guard, self._trust.tls)
         except OSError as error:
             sock.close()
             raise TransportError(f"the bootstrap server cannot start: {error}", retryable=False) from error

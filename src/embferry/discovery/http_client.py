@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import time
 from dataclasses import dataclass, field
 
 import h11
+
+from embferry.protocol.errors import TlsFailed
+from embferry.trust.tls import begins_tls, fails_again, reason_of
 
 MAX_ANSWER_BYTES = 16 << 20
 MAX_ANSWER_HEAD_BYTES = 64 << 10
@@ -28,7 +32,9 @@ class Response:
     body: bytearray = field(default_factory=bytearray)
 
 
-def exchange(host: str, port: int, request: h11.Request, payload: bytes, deadline: float) -> Response:
+def exchange(
+    host: str, port: int, request: h11.Request, payload: bytes, deadline: float, context: ssl.SSLContext | None = None
+) -> Response:
     """Sends a request and returns its answer.
 
     Asks again if the server closes the connection, for example to make room for another.
@@ -39,22 +45,37 @@ def exchange(host: str, port: int, request: h11.Request, payload: bytes, deadlin
         request: The head.
         payload: The body.
         deadline: When the last byte of the answer must be there, by the monotonic clock.
+        context: For TLS. None: the connection is not encrypted.
 
     Raises:
         OSError: The server cannot be reached, or does not answer in time.
         h11.RemoteProtocolError: The answer is not HTTP.
+        TlsFailed: The two ends cannot agree on TLS.
     """
+    try:
+        return _exchange(host, port, request, payload, deadline, context)
+    except ssl.SSLError as error:
+        if fails_again(error):
+            raise TlsFailed(reason_of(error)) from error
+        raise ConnectionError(f"the TLS connection broke: {reason_of(error)}") from error
+
+
+def _exchange(
+    host: str, port: int, request: h11.Request, payload: bytes, deadline: float, context: ssl.SSLContext | None
+) -> Response:
     for _ in range(ATTEMPTS - 1):
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            response = _ask(host, port, request, payload, deadline)
+            response = _ask(host, port, request, payload, deadline, context)
             if response.status != 503 or b"too_many_connections" not in response.body:
                 return response
-    return _ask(host, port, request, payload, deadline)
+    return _ask(host, port, request, payload, deadline, context)
 
 
-def _ask(host: str, port: int, request: h11.Request, payload: bytes, deadline: float) -> Response:
+def _ask(
+    host: str, port: int, request: h11.Request, payload: bytes, deadline: float, context: ssl.SSLContext | None
+) -> Response:
     answer = _Answer()
-    with _connect(host, port, deadline) as sock:
+    with _secured(_connect(host, port, deadline), host, deadline, context) as sock:
         sock.settimeout(_left(deadline))
         sock.sendall((answer.http.send(request) or b"") + payload)
         while not answer.complete:
@@ -76,6 +97,8 @@ class _Answer:
         """Raises OSError if the server has closed the connection without an answer."""
         if not data and not self._begun:
             raise ConnectionResetError("it closed the connection without an answer")
+        if not self._begun and begins_tls(data):
+            raise TlsFailed("the server speaks TLS; write https:// in its URL, and give this end a certificate")
         self._begun = True
         self.http.receive_data(data)
         response = self.response
@@ -93,6 +116,18 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError("it did not answer in time")
     return left
+
+
+def _secured(sock: socket.socket, host: str, deadline: float, context: ssl.SSLContext | None) -> socket.socket:
+    """Returns the socket after a handshake of TLS, if there is a context."""
+    if context is None:
+        return sock
+    try:
+        sock.settimeout(_left(deadline))
+        return context.wrap_socket(sock, server_hostname=host)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _connect(host: str, port: int, deadline: float) -> socket.socket:

@@ -22,8 +22,11 @@ from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.listener import Listener, ListenLimits, check_positive
 from embferry.transports.net.loop import READ, WRITE, LoopThread
+from embferry.transports.net.stream import Stream, watch
+from embferry.transports.net.tls_socket import TlsError
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content, content_digest
 from embferry.trust.requests import PROOF_HEADER, Accepted
+from embferry.trust.tls import Refusals, Tls
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +111,7 @@ class HttpServer:
         limits: Bounds on what clients can hold.
         thread_name: Name of the server's thread.
         guard: Says which requests may go on.
+        tls: The certificate, with which clients must have one of the same CA. None: connections are not encrypted.
 
     Attributes:
         evicted: Connections that had to make room for others.
@@ -124,10 +128,12 @@ class HttpServer:
         limits: ServerLimits,
         thread_name: str,
         guard: Guard = lambda head: None,
+        tls: Tls | None = None,
     ) -> None:
         self.evicted = self.timed_out = 0
         self.unsent_bytes = 0
-        self.handler, self.guard = handler, guard
+        self.handler, self.guard, self.tls = handler, guard, tls
+        self.refusals = Refusals(thread_name)
         self._sock, self._limits = sock, limits
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = limits.connections if files < 0 else min(limits.connections, max(1, files // 2))
@@ -154,7 +160,7 @@ class HttpServer:
         if not self._stopped:
             # a connection never introduces itself, so the server bounds all of them; its time limit is the request's
             limits = ListenLimits(handshakes=self._most, hello_timeout=2 * self._limits.request_timeout)
-            self._listener = Listener(self._sock, self.loop, "a client", limits, self._on_accept)
+            self._listener = Listener(self._sock, self.loop, "a client", limits, self._on_accept, tls=self.tls)
             self._listener.start()
 
     def _stop(self) -> None:
@@ -165,7 +171,7 @@ class HttpServer:
         for exchange in list(self._open):
             exchange.end()
 
-    def _on_accept(self, sock: socket.socket, peer: tuple[str, int]) -> _Exchange:
+    def _on_accept(self, sock: Stream, peer: tuple[str, int]) -> _Exchange:
         exchange = _Exchange(sock, peer[0], self)
         siblings = self._networks.setdefault(exchange.network, {})
         if len(siblings) >= self._limits.connections_per_address:
@@ -219,7 +225,7 @@ class _Exchange:
         unsent: The part of the response that the kernel has not taken.
     """
 
-    def __init__(self, sock: socket.socket, address: str, server: HttpServer) -> None:
+    def __init__(self, sock: Stream, address: str, server: HttpServer) -> None:
         self.network = network_of(address)
         self.unsent = memoryview(b"")
         self._sock, self._address, self._server = sock, address, server
@@ -233,7 +239,7 @@ class _Exchange:
 
     def start(self) -> None:
         """Begins to receive. The request may be there already, because the kernel accepts before the server does."""
-        self._scope.watch(self._sock.fileno(), READ, self._on_ready)
+        watch(self._scope, self._sock, READ, self._on_ready)
         self.receive_now()
 
     def make_room(self, reason: str) -> bool:
@@ -275,6 +281,9 @@ class _Exchange:
                 self._receive()
         except BlockingIOError:
             return
+        except TlsError as error:
+            self._server.refusals.report(self._address, str(error))
+            self.end()
         except OSError as error:  # the client has left
             log.debug("the connection of %s broke: %s", self.network, error)
             self.end()
@@ -331,16 +340,18 @@ class _Exchange:
             self._push()
 
     def _push(self) -> None:
-        sent = self._sock.send(self.unsent)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            sent = self._sock.send(self.unsent)
         self.unsent = self.unsent[sent:]
         self._server.count_unsent(-sent)
         if self.unsent:
-            self._scope.watch(self._sock.fileno(), WRITE, self._on_ready)
+            watch(self._scope, self._sock, WRITE, self._on_ready)
         elif self._complete:
             self.end()
         else:  # closing with unread bytes would take the answer back, so the client has to close
             self._sock.shutdown(socket.SHUT_WR)
-            self._scope.watch(self._sock.fileno(), READ, self._on_ready)
+            watch(self._scope, self._sock, READ, self._on_ready)
 
     def _encode(self, answer: Answer) -> bytes:
         is_text = isinstance(answer.content, str)

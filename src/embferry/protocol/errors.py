@@ -12,7 +12,8 @@
         ├── LayoutMismatch          the peers' fields differ
         ├── TransportError          bytes could not be moved; ``retryable`` says whether to try again
         │   ├── TransportStalled    a peer or a link took bytes, and nothing came of them
-        │   └── WrongKey            the peers do not know the same cluster key
+        │   ├── WrongKey            the peers do not know the same cluster key
+        │   └── TlsFailed           the peers cannot agree on TLS, or this end's certificate cannot be used
         ├── CapacityError           a limit of this process is reached
         ├── IntegrityError          bytes or content differ from what was announced
         ├── LeaseExpired            nothing happened within a time-out
@@ -127,6 +128,13 @@ class WrongKey(TransportError):
     default_retryable = False
 
 
+class TlsFailed(TransportError):
+    """The peers cannot agree on TLS, or this end's certificate cannot be used. Give both certificates of one CA."""
+
+    code = "tls_failed"
+    default_retryable = False
+
+
 class CapacityError(EmbeddingTransferError):
     """A limit of this process is reached. Ask again later, or raise the limit."""
 
@@ -175,6 +183,7 @@ BY_CODE: dict[str, type[EmbeddingTransferError]] = {
         TransportError,
         TransportStalled,
         WrongKey,
+        TlsFailed,
         CapacityError,
         IntegrityError,
         LeaseExpired,

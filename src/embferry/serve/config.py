@@ -375,6 +375,16 @@ class SecuritySettings(Section):
     insecure: bool = False
     """Listen where strangers can reach the process although it has no cluster key, or the router no API key: strangers
     can then use it, and read, replace and end the transfers of others."""
+    tls_ca: Path | None = None
+    """File of the certificate of the cluster's own CA (`embferry keys ca DIR`). With the next two, connections are
+    encrypted. Of all three, a changed file is read again for new connections."""
+    tls_cert: Path | None = None
+    """File of the certificate of this part (`embferry keys cert`), for the host by which others reach it."""
+    tls_key: Path | None = None
+    """File of the private key of that certificate."""
+    tls_required: bool = True
+    """With a certificate, make and accept no connection without TLS. Off while a cluster changes over: both kinds are
+    accepted then, but for the HTTP ports of router and workers, which stay without TLS."""
 
 
 class Settings(Section):

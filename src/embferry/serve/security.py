@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from embferry.protocol.errors import LocalProtocolError
+from embferry.protocol.errors import LocalProtocolError, TlsFailed
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
 from embferry.trust import Trust
 from embferry.trust.policy import is_loopback
-from embferry.trust.trust import INSECURE_ENV, KEY_FILE_ENV
+from embferry.trust.trust import INSECURE_ENV, KEY_FILE_ENV, TLS_ENV, TLS_REQUIRED_ENV
 
 
 def apply(settings: Settings, *, replaces: bool = False) -> None:
@@ -22,17 +22,20 @@ def apply(settings: Settings, *, replaces: bool = False) -> None:
         replaces: Whether the settings were made of the environment, so that it need not say more than they do.
 
     Raises:
-        ConfigError: The key file or the key cannot be used.
+        ConfigError: The key file, the key or a TLS file cannot be used.
     """
-    file = settings.security.cluster_key_file
-    for name, value in ((KEY_FILE_ENV, str(file or "")), (INSECURE_ENV, "1" if settings.security.insecure else "")):
+    own = settings.security
+    files = zip((KEY_FILE_ENV, *TLS_ENV), (own.cluster_key_file, own.tls_ca, own.tls_cert, own.tls_key), strict=True)
+    values = {name: str(file or "") for name, file in files}
+    values |= {INSECURE_ENV: "1" if own.insecure else "", TLS_REQUIRED_ENV: "" if own.tls_required else "0"}
+    for name, value in values.items():
         if value:
             os.environ[name] = value
         elif replaces:
             os.environ.pop(name, None)
     try:
         Trust.of_environment()
-    except LocalProtocolError as error:
+    except (LocalProtocolError, TlsFailed) as error:
         raise ConfigError([error.detail]) from error
 
 

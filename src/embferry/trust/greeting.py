@@ -28,9 +28,10 @@ import struct
 from collections.abc import Sequence
 from enum import IntEnum
 
-from embferry.protocol.errors import LocalProtocolError, TransportError, WrongKey
+from embferry.protocol.errors import LocalProtocolError, TlsFailed, TransportError, WrongKey
 
 from .keys import PROOF_BYTES, Key
+from .tls import TLS_ALERT, begins_tls
 
 MAGIC, VERSION = b"EMBg", 1
 HAS_KEY = 1
@@ -93,6 +94,7 @@ class Greeting:
 
         Raises:
             WrongKey: The peer does not know the key, or only one end has one.
+            TlsFailed: The peer speaks TLS. This end would not see that if it did, too.
             TransportError: The peer is none of embferry, or of another version, or not for this channel.
         """
         if not 1 <= len(data) <= self.wanted:
@@ -100,6 +102,9 @@ class Greeting:
         self._held += data
         self.wanted -= len(data)
         if self._their_hello is None and not MAGIC.startswith(bytes(self._held[: len(MAGIC)])):
+            if begins_tls(self._held):
+                self.farewell = TLS_ALERT
+                raise TlsFailed("the other end of the connection demands TLS, and this end does not use it")
             raise TransportError("the other end of the connection does not greet as a part of embferry does")
         if self.wanted:
             return b""

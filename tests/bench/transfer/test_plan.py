@@ -35,7 +35,8 @@ def test_candidates_are_chosen_by_name_beginning_or_pattern() -> None:
         return [entry.candidate.key for batch in plan([SMALL], patterns) for entry in batch.entries]
 
     assert keys("socket") == ["socket"]
-    assert keys("tcp/verified") == ["tcp/verified/in-place", "tcp/verified/gathered"]
+    trusted = [f"tcp/verified/in-place/{trust}" for trust in ("key", "tls")]
+    assert keys("tcp/verified") == ["tcp/verified/in-place", "tcp/verified/gathered", *trusted]
     assert keys("copy*", "copy") == ["copy/private", "copy/shared", "copy/fresh"]
     assert keys("behind/tcp", "rooms") == ["rooms/shm/10", "rooms/shm/10000", "behind/tcp/0", "behind/tcp/1"]
     with pytest.raises(ValueError, match=r"'tc'.*copy/private.*pool"):
@@ -75,7 +76,7 @@ def test_of_the_sweeps_a_quick_run_has_the_small_transfers_only_and_none_is_left
     def swept(**options: bool) -> set[str]:
         return {entry.result.sweep for batch in plan([SMALL], **options) for entry in batch.entries} - {""}
 
-    assert swept() == {"small", "rooms", "pool", "concurrency", "behind", "early"}
+    assert swept() == {"small", "rooms", "trust", "connect", "pool", "concurrency", "behind", "early"}
     assert swept(quick=True) == {"small"}
     assert swept(sweeps=False) == swept(quick=True, sweeps=False) == set()
 

@@ -12,6 +12,7 @@ from embferry.transports.registry import TRANSPORTS
 
 from .library import MODES
 from .results import Kind
+from .trust import TRUSTS
 
 NEEDS = {
     "mooncake": (
@@ -20,8 +21,10 @@ NEEDS = {
     ),
     "nixl": (("nixl_cu12", "nixl_cu13", "nixl"), "pip install 'embferry[nixl]'"),
     "safetensors": (("safetensors",), "pip install 'embferry[bench]'"),
+    "certificates": (("cryptography",), "pip install 'embferry[tls]'"),
 }
 """Modules, one of which must be installed, and how to install one."""
+TRUST_NEEDS = {"": "", "key": "", "tls": "certificates"}
 OURS = f"{__package__}.library:Embferry"
 
 
@@ -55,6 +58,13 @@ def _own(transport: str, mode: str, place: str) -> Candidate:
     return Candidate(f"{transport}/{mode}/{place}", label, "ours", OURS, options, transport)
 
 
+def _trusted(trust: str) -> Candidate:
+    """Returns tcp's most usual variant with a cluster key, or with certificates too."""
+    options = {"transport": "tcp", "mode": "verified", "in_place": True, "trust": trust}
+    label = f"tcp, verified, in place, {TRUSTS[trust]}"
+    return Candidate(f"tcp/verified/in-place/{trust}", label, "ours", OURS, options, TRUST_NEEDS[trust])
+
+
 def _peer(key: str, label: str, kind: Kind, prefix: str, need: str = "", **options: Any) -> Candidate:
     return Candidate(key, label, kind, f"{__package__}.peers:{prefix}", options, need)
 
@@ -66,6 +76,8 @@ ALL = (
     _peer("copy/fresh", "memory copy, fresh array", "limit", "Copy", to="fresh"),
     _peer("socket", "raw socket (sendall / recv_into)", "limit", "Socket"),
     *(_own(transport, mode, place) for transport in TRANSPORTS for place in ("in-place", "gathered") for mode in MODES),
+    _trusted("key"),
+    _trusted("tls"),
     _peer("direct/mooncake", "Mooncake over TCP, directly", "engine", "Mooncake", "mooncake"),
     _peer("direct/mooncake-tuned", _TUNED, "engine", "Mooncake", "mooncake", tuned=True),
     _peer("direct/nixl", "NIXL (UCX), directly", "engine", "Nixl", "nixl"),

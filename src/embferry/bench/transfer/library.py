@@ -2,9 +2,10 @@
 
 Options: ``transport`` and ``mode`` (:data:`MODES`). With ``in_place``, the embedding is used in the pool, otherwise
 copied out. The pool has ``pool_tokens`` tokens in blocks of ``block_tokens``; by default it holds the embedding.
-``early=False`` announces only when the embedding is ready. ``rooms`` is a list with a number of tokens for each room,
-which gets that many leading tokens of the embedding; the pool is held back until all receivers wait for it, so that
-they start together.
+``early=False`` announces only when the embedding is ready. ``trust`` is what both ends share (:data:`.trust.TRUSTS`).
+With ``fresh``, each round has a new receiver, so that a transfer begins with connecting. ``rooms`` is a list with a
+number of tokens for each room, which gets that many leading tokens of the embedding; the pool is held back until all
+receivers wait for it, so that they start together.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 from embferry.transports.registry import TRANSPORTS
 
-from .contract import Bytes, End, Facts, Receiving, Sending
+from .contract import Bytes, End, Facts, Job, Receiving, Sending
 from .payloads import LAYOUT
+from .trust import share
 
 MODES: dict[str, dict[str, Any]] = {"verified": {}, "ahead": {}, "unverified": {"verify": False}}
 """Settings of each mode. With ``ahead``, the sender computes checksums before the clock starts."""
@@ -34,8 +36,10 @@ MAPPED_TWICE = ("mooncake",)
 BLOCK_TOKENS = 16
 
 
-def common(options: Facts) -> dict[str, Any]:
+def common(job: Job) -> dict[str, Any]:
     """Returns the arguments that the managers of both ends have in common."""
+    options = job.options
+    share(options.get("trust", ""), job.folder)
     settings = TransferSettings(**MODES[options["mode"]] | options.get("settings", {}))
     return {"transports": [TRANSPORTS[options["transport"]].load()()], "settings": settings}
 
@@ -87,7 +91,7 @@ class _Embferry(End):
         options = self.job.options
         self._early, self._several = options.get("early", True), "rooms" in options
         self._tokens: list[int] = options.get("rooms", [self.job.tokens])
-        return common(options)
+        return common(self.job)
 
 
 class EmbferrySending(_Embferry, Sending):
@@ -138,12 +142,12 @@ class EmbferryReceiving(_Embferry, Receiving):
     """Receives the embedding, or several at once."""
 
     def setup(self) -> None:
-        options, common = self.job.options, self.common()
+        options, self._common = self.job.options, self.common()
         block = options.get("block_tokens", BLOCK_TOKENS)
-        geometry = Geometry(LAYOUT, blocks_needed(options.get("pool_tokens", self.job.tokens), block), block)
-        self._manager = ReceiveManager(geometry, **common)
-        self.closing.callback(self._manager.close)
-        self.counted_twice = geometry.region_bytes if options["transport"] in MAPPED_TWICE else 0
+        self._geometry = Geometry(LAYOUT, blocks_needed(options.get("pool_tokens", self.job.tokens), block), block)
+        self._manager = ReceiveManager(self._geometry, **self._common)
+        self.closing.callback(lambda: self._manager.close())
+        self.counted_twice = self._geometry.region_bytes if options["transport"] in MAPPED_TWICE else 0
         self._arrays: list[dict[str, Bytes]] = []
         if not options.get("in_place"):
             self._arrays = [destination(tokens) for tokens in self._tokens]
@@ -184,6 +188,9 @@ class EmbferryReceiving(_Embferry, Receiving):
             facts["ends"] = [self._ready[receiver.room] for receiver in self._receivers]
         for receiver in self._receivers:
             receiver.clear()
+        if self.job.options.get("fresh"):
+            self._manager.close()
+            self._manager = ReceiveManager(self._geometry, **self.common())
         return facts
 
     def _open(self) -> None:

@@ -51,12 +51,23 @@ WAITED: Columns = {
     "p99 ms": lambda m: f"{m.wait(0.99) * 1e3:.2f}",
     "longest": lambda m: f"{m.wait(1) * 1e3:.2f}",
 }
+CONNECT: Columns = {
+    "what": lambda m: m.label,
+    "p50 ms": lambda m: f"{m.seconds(0.5) * 1e3:.2f}",
+    "p99 ms": lambda m: f"{m.seconds(0.99) * 1e3:.2f}",
+}
 SWEEPS = {
     "small": ("Small transfers", COST, "CPU time of one transfer, from opening the room to its end."),
     "rooms": (
         "Small transfers beside open rooms",
         COST,
         "The other rooms are announced and idle. Their signs of life are switched off: they are not a transfer's cost.",
+    ),
+    "trust": ("A key, and TLS", COST, "Connections are open already. CPU time of one transfer, as above."),
+    "connect": (
+        "Connecting",
+        CONNECT,
+        "A new receiver each round: both of its connections are made, with the proofs and handshakes, then one token.",
     ),
     "pool": (
         "Size of the pool",

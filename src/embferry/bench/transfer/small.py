@@ -38,7 +38,7 @@ H = TypeVar("H", EmbeddingSender, EmbeddingReceiver)
 
 class _SmallSending(Sending):
     def setup(self) -> None:
-        self._manager = SendManager(LAYOUT, **common(self.job.options))
+        self._manager = SendManager(LAYOUT, **common(self.job))
         self.closing.callback(self._manager.close)
         self._tokens: int = self.job.options["tokens"]
         self._fields = leading(self.tensor, self.job.tokens, self._tokens)
@@ -66,7 +66,7 @@ class _SmallReceiving(Receiving):
         block: int = options.get("block_tokens", BLOCK_TOKENS)
         geometry = Geometry(LAYOUT, blocks_needed(options["pool_tokens"], block), block)
         self._last: EmbeddingReceiver
-        self._manager = ReceiveManager(geometry, **common(options))
+        self._manager = ReceiveManager(geometry, **common(self.job))
         self.closing.callback(self._manager.close)
 
     def connect(self, other: Facts) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .candidates import OURS, Candidate
+from .candidates import OURS, TRUST_NEEDS, Candidate
 from .payloads import IMAGE, SMALL, VIDEO, Payload
 from .rounds import Entry
+from .trust import TRUSTS
 
 TRANSPORTS = ("shm", "tcp")
 POOLS = (0.02, 0.04, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -38,6 +39,7 @@ def sweeps(quick: bool = False, large: Payload = VIDEO) -> Iterator[list[Entry]]
     yield [*_small(), *([] if quick else _rooms())]
     if quick:
         return
+    yield list(_trust())
     for transport in TRANSPORTS:
         yield list(_pools(transport, large))
         yield list(_concurrency(transport))
@@ -56,6 +58,16 @@ def _small() -> Iterator[Entry]:
         yield _many("small", transport, 1, "1 token, one after another", "OneByOne", ONE, **one)
     for transport in TRANSPORTS:
         yield _many("small", transport, 64, "64 KiB, 64 at once", "AtOnce", TWO, **many)
+
+
+def _trust() -> Iterator[Entry]:
+    """Yields one token over tcp with what strangers are kept out by: on open connections, and with connecting."""
+    one: dict[str, Any] = {"tokens": 1, "count": 200, "in_place": True, "pool_tokens": 16, "block_tokens": 1}
+    for x, (trust, words) in enumerate(TRUSTS.items()):
+        yield _many("trust", "tcp", x, f"1 token, {words}", "OneByOne", ONE, trust=trust, **one)
+    fresh: dict[str, Any] = {"early": False, "fresh": True, "in_place": True}
+    for x, (trust, words) in enumerate(TRUSTS.items()):
+        yield _point("connect", "tcp", ONE, x, f"connecting and 1 token, {words}", 2, trust=trust, **fresh)
 
 
 def _rooms() -> Iterator[Entry]:
@@ -88,12 +100,14 @@ def _behind(transport: str, large: Payload) -> Iterator[Entry]:
 
 def _point(sweep: str, transport: str, payload: Payload, x: float, words: str, copies: float, **options: Any) -> Entry:
     full = {"transport": transport, "mode": "verified", "in_place": False} | options
-    candidate = Candidate(f"{sweep}/{transport}/{x:g}", f"{transport}, {words}", "ours", OURS, full)
+    need = TRUST_NEEDS[options.get("trust", "")]
+    candidate = Candidate(f"{sweep}/{transport}/{x:g}", f"{transport}, {words}", "ours", OURS, full, need)
     return Entry(candidate, payload, sweep, copies)
 
 
 def _many(sweep: str, transport: str, x: int, words: str, ends: str, payload: Payload, **options: Any) -> Entry:
     """Returns a point with many transfers a round (:mod:`.small`)."""
     full = {"transport": transport, "mode": "verified"} | options
-    candidate = Candidate(f"{sweep}/{transport}/{x}", f"{transport}, {words}", "ours", f"{MANY}:{ends}", full)
+    need = TRUST_NEEDS[options.get("trust", "")]
+    candidate = Candidate(f"{sweep}/{transport}/{x}", f"{transport}, {words}", "ours", f"{MANY}:{ends}", full, need)
     return Entry(candidate, payload, sweep, 2 + options["pool_tokens"] / payload.tokens)

@@ -138,11 +138,11 @@ def router_address(url: str) -> tuple[str, int]:
     """Returns host and port of a router's base URL. Raises LocalProtocolError if it is not such a URL."""
     try:
         parts = urlsplit(url)
-        port = parts.port or 80
+        port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:
         raise _invalid(f"router cannot be read: {error}") from None
     rest = (parts.path.strip("/"), parts.query, parts.fragment, parts.username)
-    if parts.scheme != "http" or not parts.hostname or any(rest):
+    if parts.scheme not in ("http", "https") or not parts.hostname or any(rest):
         raise _invalid(f"router is like http://10.0.0.1:8000, not {url!r}")
     return parts.hostname, port
 

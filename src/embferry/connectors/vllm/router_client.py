@@ -52,7 +52,10 @@ class RouterClient:
         self.url = url.rstrip("/")
         self._host, self._port = router_address(url)
         self._timeout_s = timeout_s
-        keys = Trust.or_environment(trust).keys
+        trust = Trust.or_environment(trust)
+        trust.check_url(url, "the router's URL")
+        self._tls = trust.tls if url.startswith("https:") else None
+        keys = trust.keys
         self._prover = None if keys is None else Prover(keys.current, ROUTER)
         self.max_wait_s = timeout_s + 2 * CONNECT_S  # for a failover, provided that a thread is free
         self._failovers = ThreadPoolExecutor(FAILOVER_THREADS, "embferry-failover")
@@ -148,11 +151,17 @@ class RouterClient:
             raise DamagedError(_message(body))
         return status, body
 
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._tls is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_S)
+        context = self._tls.dialling()
+        return http.client.HTTPSConnection(self._host, self._port, timeout=CONNECT_S, context=context)
+
     def _send(
         self, method: str, path: str, payload: bytes | None, headers: dict[str, str], timeout_s: float
     ) -> tuple[int, dict[str, str], bytes]:
         """Returns status, header by names in lower case, and body of the answer."""
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_S)
+        connection = self._connection()
         try:
             connection.connect()
             connection.sock.settimeout(timeout_s)

@@ -7,6 +7,8 @@ import http.client
 import socket
 from urllib.parse import urlsplit
 
+from embferry.trust.trust import Trust
+
 
 def address_of(host: str) -> str:
     """Resolves a host to an IP address: transports take no host names.
@@ -44,15 +46,21 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def url_of(host: str, listener: socket.socket) -> str:
+def url_of(host: str, listener: socket.socket, scheme: str = "http") -> str:
     """Returns the URL of a listening socket under the name ``host``."""
-    return f"http://{bracketed(host)}:{listener.getsockname()[1]}"
+    return f"{scheme}://{bracketed(host)}:{listener.getsockname()[1]}"
 
 
 def get(url: str, path: str, seconds: float) -> tuple[int, bytes]:
-    """Returns status and body of a GET request; status 0 if there is no response within ``seconds``."""
+    """Returns status and body of a GET request; status 0 if there is no response within ``seconds``.
+
+    Servers at ``https`` are those of the cluster.
+    """
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
+    host, tls = parts.hostname or "", Trust.of_environment().tls
+    connection = http.client.HTTPConnection(host, parts.port, timeout=seconds)
+    if parts.scheme == "https" and tls is not None:
+        connection = http.client.HTTPSConnection(host, parts.port, timeout=seconds, context=tls.dialling())
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import ssl
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
@@ -48,6 +49,7 @@ class Backends(ABC, Generic[M]):
         self.settings, self.metrics = settings, metrics
         certificates = httpx.create_ssl_context(trust_env=False)  # slow to load, so loaded once
         timeout = httpx.Timeout(None, connect=settings.router.connect_timeout)
+        verify = self.certificates() or certificates
 
         def client(most: int | None) -> httpx.AsyncClient:
             idle = min(KEEPALIVE_CONNECTIONS, most or KEEPALIVE_CONNECTIONS)
@@ -55,7 +57,7 @@ class Backends(ABC, Generic[M]):
                 max_connections=most, max_keepalive_connections=idle, keepalive_expiry=self.keepalive_seconds
             )
             return httpx.AsyncClient(
-                trust_env=False, timeout=timeout, limits=limits, verify=certificates, transport=transport
+                trust_env=False, timeout=timeout, limits=limits, verify=verify, transport=transport
             )
 
         self.client = client(within_open_files(MAX_CALLS, DESCRIPTORS))
@@ -71,6 +73,10 @@ class Backends(ABC, Generic[M]):
         self.in_flight: Counter[Hashable] = Counter()  # requests of this router, by backend
         self.last_turn: dict[Hashable, int] = {}
         self._turn = itertools.count()
+
+    def certificates(self) -> ssl.SSLContext | None:
+        """Returns the context for requests to backends, or None for those of public CAs."""
+        return None
 
     async def close(self) -> None:
         await self.fetcher.close()

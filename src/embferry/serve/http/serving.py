@@ -7,9 +7,11 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -24,6 +26,8 @@ ACCEPTED_AT_ONCE = 16
 """Connections accepted before their number is checked, so that many at once cannot take every descriptor."""
 CLOSE_SECONDS = 1
 """Seconds that open connections get to receive the rest of their responses."""
+HANDSHAKE_SECONDS = 5
+"""Seconds that a client may take for the handshake of TLS."""
 DEFAULT_LIMITS = ConnectionLimits()
 
 Report = Callable[[str], None]
@@ -61,6 +65,7 @@ async def serve_app(
     close_seconds: int = CLOSE_SECONDS,
     limits: ConnectionLimits = DEFAULT_LIMITS,
     share: float = 0.2,
+    certificate: ssl.SSLContext | None = None,
 ) -> None:
     """Serves ``app`` until SIGINT or SIGTERM. All callbacks run in the event loop.
 
@@ -73,6 +78,7 @@ async def serve_app(
         close_seconds: seconds that responses get to finish after ``on_stop``.
         limits: bounds on the connections.
         share: the part of the process's descriptors that they may have.
+        certificate: the context for TLS; connections are not encrypted without it.
     """
     most = within_open_files(limits.connections, share)
     limits = replace(limits, connections=most, per_address=min(limits.per_address, most))
@@ -85,6 +91,8 @@ async def serve_app(
         access_log=False,
         timeout_graceful_shutdown=close_seconds,
     )
+    config.load()
+    config.ssl = certificate
     asyncio.get_running_loop().set_exception_handler(ExceptionHandler())
     server = _Server(config)
     server.on_start, server.on_stop, server.is_broken = on_start, on_stop, is_broken
@@ -97,6 +105,11 @@ class _Server(uvicorn.Server):
     is_broken: Callable[[], bool]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.config.ssl is not None:  # uvicorn has no settings for these; its times are a minute and half of one
+            loop = asyncio.get_running_loop()
+            loop.create_server = partial(  # type: ignore[method-assign]
+                loop.create_server, ssl_handshake_timeout=HANDSHAKE_SECONDS, ssl_shutdown_timeout=CLOSE_SECONDS
+            )
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)  # the event loop has lowered it to the number that it accepts at once

@@ -75,7 +75,7 @@ class GenerateRequest(Struct, frozen=True):
     request_id: Annotated[str, Meta(max_length=512)]
     messages: Annotated[list[Message], Meta(min_length=1)]
     room: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
-    endpoint: Annotated[str, Meta(pattern=r"^tcp://.+:\d{1,5}$", max_length=512)] | None = None
+    endpoint: Annotated[str, Meta(pattern=r"^(tcp|tls)://.+:\d{1,5}$", max_length=512)] | None = None
     items: list[Item] = []
     sampling: Sampling = Sampling()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 
 from embferry.discovery.leases import Role, Worker, WorkerList
 from embferry.observe.metrics import RouterMetrics
+from embferry.protocol.errors import LocalProtocolError
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import Backends, reason_of
@@ -37,11 +39,13 @@ class Fleet(Backends[RouterMetrics]):
     """The workers with a live lease, by the last list of the bootstrap server. Leases expire there, not here."""
 
     def __init__(self, settings: Settings) -> None:
+        self._trust = Trust.of_environment()
         super().__init__(settings, RouterMetrics())
         name = settings.public_model_name
         self._models = {name: model_object(name, int(time.time()))}
         self._bootstrap = settings.bootstrap_url.rstrip("/")
-        self._keys = Trust.of_environment().keys
+        self._trust.check_url(self._bootstrap, "the bootstrap server's URL")
+        self._keys = self._trust.keys
         self._bootstrap_proof = ProvedRequests(self._keys, BOOTSTRAP, self._bootstrap)
         self._proofs: dict[str, ProvedRequests] = {}  # by worker
         self._dropped: set[str] = set()  # leases that have been reported
@@ -51,6 +55,9 @@ class Fleet(Backends[RouterMetrics]):
         self._refreshing = asyncio.Lock()
         self._refreshes = 0  # that have ended
         self._suspected: dict[str, float] = {}  # monotonic seconds, by worker
+
+    def certificates(self) -> ssl.SSLContext | None:
+        return None if self._trust.tls is None else self._trust.tls.renewed(self._trust.tls.dialling)
 
     async def watch(self) -> None:
         while True:
@@ -87,7 +94,14 @@ class Fleet(Backends[RouterMetrics]):
 
     def _usable(self, listed: WorkerList) -> tuple[Worker, ...]:
         """Returns the workers of our model. A lease that is not valid is left out and logged once."""
-        workers, dropped = listed.read()
+        workers, invalid = listed.read()
+        dropped = dict(invalid)
+        for worker in workers:
+            try:
+                self._trust.check_url(worker.url, "its URL")
+            except LocalProtocolError as error:
+                dropped[worker.id] = error.detail
+        workers = tuple(worker for worker in workers if worker.id not in dropped)
         for lease in dropped.keys() - self._dropped:
             log.warning("a lease is left out", extra={"lease": lease, "reason": dropped[lease]})
         self._dropped = set(dropped)

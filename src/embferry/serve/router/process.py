@@ -12,6 +12,7 @@ from embferry.serve.http.backends import DESCRIPTORS
 from embferry.serve.http.connections import ConnectionLimits
 from embferry.serve.http.serving import Report, listen, serve_app, unreported
 from embferry.serve.security import check_router
+from embferry.trust.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,9 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """
     check_router(settings)
     with listen(settings.host, settings.router.port) as listener:
-        url = url_of(settings.reachable_host, listener)
+        trust = Trust.of_environment()
+        trust.check_host(settings.reachable_host, "the router")
+        url = url_of(settings.reachable_host, listener, trust.scheme)
 
         def start() -> None:
             log.info("router listens on %s", url)
@@ -39,7 +42,18 @@ def run(settings: Settings, report: Report = unreported) -> None:
         limits = ConnectionLimits(
             settings.max_connections, settings.max_connections_per_address, app.own_addresses.__contains__
         )
-        asyncio.run(serve_app(app, listener, start, close_seconds=DRAIN_SECONDS, limits=limits, share=DESCRIPTORS))
+        certificate = trust.http_certificate("the router", clients=False)
+        asyncio.run(
+            serve_app(
+                app,
+                listener,
+                start,
+                close_seconds=DRAIN_SECONDS,
+                limits=limits,
+                share=DESCRIPTORS,
+                certificate=certificate,
+            )
+        )
 
 
 def _application(settings: Settings) -> RouterApp:

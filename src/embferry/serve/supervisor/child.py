@@ -19,6 +19,7 @@ from embferry.serve.config_load import ConfigError
 from embferry.serve.http.address import bracketed
 from embferry.serve.http.serving import Report
 from embferry.serve.supervisor.handover import SupervisorPipes, unpack
+from embferry.trust.trust import Trust
 
 ORPHAN_SECONDS = 4.0
 """Seconds that a process gets for an orderly end when its supervisor has died."""
@@ -75,7 +76,8 @@ def _bootstrap(settings: Settings, report: Report) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with bootstrap_server(settings) as server:
-        report(f"http://{bracketed(settings.reachable_host)}:{server.port}")
+        scheme = Trust.of_environment().scheme
+        report(f"{scheme}://{bracketed(settings.reachable_host)}:{server.port}")
         stop.wait()
 
 

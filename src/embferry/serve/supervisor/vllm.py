@@ -21,6 +21,7 @@ from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.handover import child_program
 from embferry.serve.supervisor.process import ClusterError, ProcessRole, Program, SupervisedProcess
 from embferry.serve.supervisor.serve import run_cluster
+from embferry.trust.trust import Trust
 
 HOST = "127.0.0.1"
 """The instances' address: only the router has to reach them, and consumers the router."""
@@ -55,7 +56,7 @@ def instance_command(
     """Returns the command of one instance. ``extra``: the user's own arguments, which win."""
     connector: dict[str, Any] = {"transports": list(settings.vllm.transports), "metrics_port": metrics_port}
     if role == "language":
-        connector["router"] = f"http://{HOST}:{settings.router.port}"
+        connector["router"] = f"{Trust.of_environment().scheme}://{HOST}:{settings.router.port}"
     transfer = {**CONNECTOR, "ec_role": _EC_ROLES[role], "ec_connector_extra_config": connector}
     words = [vllm_command(), "serve", *_model(settings.model), "--host", HOST, "--port", str(port)]
     words += ["--enable-mm-embeds"] if role == "language" else []

@@ -66,14 +66,15 @@ def serve_worker(
     On a signal, the worker gives up its lease first, so that routers pass it over. Running requests get
     ``DRAIN_SECONDS`` to finish, the rest end with an error, and everything is closed.
     """
+    trust = Trust.of_environment()
+    trust.check_host(settings.reachable_host, f"the {role} worker")
     worker = Worker(
         id=f"{role}-{os.getpid()}-{secrets.token_hex(4)}",
         role=role,
-        url=url_of(settings.reachable_host, listener),
+        url=url_of(settings.reachable_host, listener, trust.scheme),
         endpoint=endpoint,
         model=settings.model_name,
     )
-    trust = Trust.of_environment()
     keeper = LeaseKeeper(BootstrapClient(settings.bootstrap_url, trust=trust), worker, lambda: service.load)
     if trust.keys is not None:
         checker = ProofChecker(trust.keys, worker_context(worker.id), f"the {role} worker")
@@ -100,6 +101,7 @@ def serve_worker(
                 stop,
                 is_broken=lambda: service.fault is not None,
                 limits=ConnectionLimits(settings.max_connections, settings.max_connections_per_address),
+                certificate=trust.http_certificate(f"the {role} worker"),
             )
         )
     finally:

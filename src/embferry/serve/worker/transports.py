@@ -14,6 +14,7 @@ from embferry.serve.http.address import address_of
 from embferry.transports.contract import Transport
 from embferry.transports.net.listener import ListenLimits
 from embferry.transports.registry import TRANSPORTS
+from embferry.trust.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def make_transports(settings: Settings) -> list[Transport]:
         # A worker with a loopback address has all its peers on this host. It needs no engine, and none must listen.
         same_host = ipaddress.ip_address(address_of(settings.reachable_host)).is_loopback
         names, optional = (SAME_HOST, False) if same_host else (tuple(TRANSPORTS), True)
+    names = _encrypted(names, chosen=not optional)
     made: list[Transport] = []
     for name in names:
         try:
@@ -41,6 +43,17 @@ def make_transports(settings: Settings) -> list[Transport]:
     level = logging.INFO if optional else logging.DEBUG  # a fixed choice is no news
     log.log(level, "transports: %s", ", ".join(transport.name for transport in made))
     return made
+
+
+def _encrypted(names: tuple[str, ...], *, chosen: bool) -> tuple[str, ...]:
+    """Returns the transports to use where TLS is required: an engine encrypts nothing, so it has to be asked for."""
+    bare = [name for name in names if TRANSPORTS[name].needs_engine]
+    if not bare or not Trust.of_environment().demands_tls:
+        return names
+    if chosen:
+        log.warning("TLS is required, and %s sends embeddings without encryption", " and ".join(bare))
+        return names
+    return tuple(name for name in names if name not in bare)
 
 
 def unusable(settings: Settings) -> list[str]:

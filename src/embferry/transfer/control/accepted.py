@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.transports.net.listener import Listener, ListenLimits, listen
+from embferry.transports.net.stream import Stream
 from embferry.trust.greeting import Greeting
 
 from .connection import Connection, Shared
@@ -53,7 +54,7 @@ class Acceptor:
             limits.idle_time,
         )  # fmt: skip
         self.listener: Listener[Connection] = Listener(
-            listen(host, port), shared.loop, "a peer", bounds, self._on_accept, greet=greet
+            listen(host, port), shared.loop, "a peer", bounds, self._on_accept, greet=greet, tls=shared.trust.tls
         )
         self.listener.start()
 
@@ -68,7 +69,7 @@ class Acceptor:
                 self.listener.sock.shutdown(socket.SHUT_RDWR)
         self.listener.stop()
 
-    def _on_accept(self, sock: socket.socket, address: tuple[str, int]) -> Connection:
+    def _on_accept(self, sock: Stream, address: tuple[str, int]) -> Connection:
         peer = AcceptedPeer(f"{address[0]} port {address[1]}")
         return Connection(sock, peer, self._shared.outgoing(), self._shared, self, repr(peer))
 

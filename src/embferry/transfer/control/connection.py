@@ -13,9 +13,19 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
-from embferry.protocol.errors import CapacityError, EmbeddingTransferError, PeerGone, RemoteProtocolError, shown
+from embferry.protocol.errors import (
+    CapacityError,
+    EmbeddingTransferError,
+    PeerGone,
+    RemoteProtocolError,
+    TlsFailed,
+    shown,
+)
 from embferry.transports.net.deadlines import Deadlines
 from embferry.transports.net.loop import READ, WRITE, Loop
+from embferry.transports.net.stream import Stream, watch
+from embferry.transports.net.tls_socket import TlsError
+from embferry.trust import Trust
 from embferry.trust.greeting import Greeting
 
 from .contract import Received, Unreachable
@@ -53,10 +63,11 @@ class Shared:
         bad_frames: Connections that ended because of a damaged or impossible frame.
         dirty: Connections with frames that were queued since the last flush.
         greet: Makes the greeting of a connection that is dialled.
+        trust: Has this end's certificate.
     """
 
-    def __init__(self, loop: Loop, limits: ControlLimits, greet: Callable[[], Greeting]) -> None:
-        self.loop, self.limits, self.greet = loop, limits, greet
+    def __init__(self, loop: Loop, limits: ControlLimits, greet: Callable[[], Greeting], trust: Trust) -> None:
+        self.loop, self.limits, self.greet, self.trust = loop, limits, greet, trust
         self.events: list[Received | Unreachable] = []
         self.received_bytes = 0
         self.unsent = Budget(limits.unsent_bytes)
@@ -117,7 +128,7 @@ class Connection:
     """
 
     def __init__(
-        self, sock: socket.socket, peer: Hashable, outgoing: Outgoing, shared: Shared, owner: Owner, label: str
+        self, sock: Stream, peer: Hashable, outgoing: Outgoing, shared: Shared, owner: Owner, label: str
     ) -> None:
         self.peer, self.outgoing, self.label = peer, outgoing, label
         self.open = self._ended = self._blocked = False
@@ -132,7 +143,7 @@ class Connection:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.sendall(frame(self._handshake.first()))  # a new socket has room for it
-            self._scope.watch(sock.fileno(), READ, self._on_ready)
+            watch(self._scope, sock, READ, self._on_ready)
         except BaseException:
             sock.close()
             raise
@@ -160,7 +171,7 @@ class Connection:
                 self._shared.sending.start(self)
             if not self._blocked:
                 self._blocked = True
-                self._scope.watch(self._sock.fileno(), READ | WRITE, self._on_ready)
+                watch(self._scope, self._sock, READ | WRITE, self._on_ready)
             return
         except OSError as error:
             self.end(_gone(error))
@@ -168,7 +179,7 @@ class Connection:
         if self._blocked:
             self._blocked = False
             self._shared.sending.stop(self)
-            self._scope.watch(self._sock.fileno(), READ, self._on_ready)
+            watch(self._scope, self._sock, READ, self._on_ready)
 
     def push_guarded(self) -> None:
         """Does :meth:`push`, for a caller that must not be harmed by this connection."""
@@ -281,5 +292,7 @@ class Connection:
         shared.limit_incomplete()
 
 
-def _gone(error: OSError) -> PeerGone:
+def _gone(error: OSError) -> PeerGone | TlsFailed:
+    if isinstance(error, TlsError):
+        return error.failure
     return PeerGone(f"the control connection broke: {os.strerror(error.errno or 0) if error.errno else error}")

@@ -12,6 +12,7 @@ from embferry.protocol.errors import (
     CapacityError,
     EmbeddingTransferError,
     PeerGone,
+    TlsFailed,
     TransportError,
     VersionMismatch,
     WrongKey,
@@ -21,14 +22,14 @@ from embferry.transports.net.connector import Connector
 from embferry.transports.net.loop import Scope
 
 from .connection import Connection, Shared
-from .endpoint import host_and_port, is_address
+from .endpoint import demands_tls, host_and_port, is_address
 from .names import Addresses, Resolver
 
 log = logging.getLogger(__name__)
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 1.0
 UNKNOWN_NAME = (socket.EAI_NONAME, socket.EAI_NODATA) if hasattr(socket, "EAI_NODATA") else (socket.EAI_NONAME,)
-FINAL = (VersionMismatch, WrongKey)
+FINAL = (VersionMismatch, WrongKey, TlsFailed)
 """Errors that another attempt would meet as well."""
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
@@ -43,6 +44,9 @@ class DialledPeer:
 
     Attributes:
         needed: Whether a transfer needs this peer.
+
+    Raises:
+        TlsFailed: The peer demands TLS, and this end has no certificate.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class DialledPeer:
         self.endpoint = endpoint
         self.needed = True
         self._host, self._port = host_and_port(endpoint)
+        self._tls = shared.trust.tls_for(demands_tls(endpoint))
         self._shared, self._resolver, self._on_idle, self._on_gone = shared, resolver, on_idle, on_gone
         self._outgoing = shared.outgoing()
         self._connection: Connection | None = None
@@ -137,9 +142,8 @@ class DialledPeer:
             timeout_s = max(1.0, self._shared.limits.connect_timeout / len(addresses))
             failed = partial(self._connect, scope, rest)
             try:
-                connector = Connector(
-                    address, scope, timeout_s, partial(self._connected, scope), failed, self._shared.greet
-                )
+                connected, greet = partial(self._connected, scope), self._shared.greet
+                connector = Connector(address, scope, timeout_s, connected, failed, greet, self._tls, self._host)
             except TransportError as refused:
                 self._error = refused
                 continue

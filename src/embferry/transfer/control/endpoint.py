@@ -1,4 +1,4 @@
-"""Endpoints of the control plane: ``tcp://host:port``."""
+"""Endpoints of the control plane: ``tcp://host:port``, or ``tls://host:port`` if the peer demands TLS."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ _PORT = re.compile(r"[0-9]{1,5}")
 MAX_NAME = 253
 
 
-def tcp_endpoint(host: str, port: int) -> str:
+def tcp_endpoint(host: str, port: int, scheme: str = "tcp") -> str:
     """Returns the endpoint of a TCP address. An IPv6 address gets brackets."""
-    return f"tcp://[{host.strip('[]')}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    return f"{scheme}://[{host.strip('[]')}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def check_endpoint(endpoint: str) -> str:
     """Returns ``endpoint`` if a peer can be behind it.
 
     Raises:
-        LocalProtocolError: It is not ``tcp://host:port`` with an IPv4 address, an IPv6 address in brackets or a name.
+        LocalProtocolError: It is not ``tcp://host:port`` or ``tls://host:port`` with an IPv4 address, an IPv6 address
+            in brackets or a name.
     """
     host_and_port(endpoint)
     return endpoint
@@ -37,10 +38,15 @@ def host_and_port(endpoint: str) -> tuple[str, int]:
     if isinstance(endpoint, str):
         scheme, _, rest = endpoint.partition("://")
         host, _, port = rest.rpartition(":")
-        if scheme == "tcp" and _PORT.fullmatch(port) and 0 < int(port) < 65536 and _is_host(host):
+        if scheme in ("tcp", "tls") and _PORT.fullmatch(port) and 0 < int(port) < 65536 and _is_host(host):
             return host.strip("[]"), int(port)
     text = ascii(endpoint)[:100]
     raise LocalProtocolError(f"{text} is not a control endpoint; it looks like tcp://10.0.0.7:5555")
+
+
+def demands_tls(endpoint: str) -> bool:
+    """Returns whether the peer behind a checked endpoint accepts no connection without TLS."""
+    return endpoint.startswith("tls:")
 
 
 def is_address(host: str) -> bool:

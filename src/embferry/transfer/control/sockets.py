@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from functools import partial
 
-from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, PeerGone
+from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError, PeerGone, TlsFailed
 from embferry.transports.net import address
 from embferry.transports.net.loop import Loop
 from embferry.trust import Trust
@@ -37,12 +37,14 @@ class SocketControl(ControlPlane):
         port: The TCP port to listen on; 0 for any free one.
         advertise: The host that peers dial, if it differs from ``host``.
         limits: Bounds on what peers can make this process hold.
-        trust: The keys that peers must know, and whether strangers may be let in; None: what the environment says.
+        trust: The keys that peers must know, whether strangers may be let in, and the certificate; None: what the
+            environment says.
 
     Raises:
         LocalProtocolError: ``host`` is not an IP address, or strangers can reach it and there is no key, or peers
             cannot dial ``advertise``.
         TransportError: The port cannot be bound.
+        TlsFailed: The certificate is not for the host that peers dial.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class SocketControl(ControlPlane):
     ) -> None:
         trust = Trust.or_environment(trust)
         self._limits = limits
-        self._shared = Shared(loop, limits, partial(trust.greeting, Role.DIALER, Channel.CONTROL))
+        self._shared = Shared(loop, limits, partial(trust.greeting, Role.DIALER, Channel.CONTROL), trust)
         self._resolver = Resolver(loop.call)
         self._dialled: dict[str, DialledPeer] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()  # forgotten ones, the longest forgotten first
@@ -67,9 +69,11 @@ class SocketControl(ControlPlane):
         if host is not None:
             address.own(host.strip("[]"))
             trust.check_listening(host, "the control port")
+            trust.check_host(advertise or host, "the control port")
             greet = partial(trust.greeting, Role.ACCEPTOR, Channel.CONTROL)
             self._acceptor = Acceptor(host.strip("[]"), port, self._shared, greet)
-            self.endpoint = tcp_endpoint(advertise or host, self._acceptor.listener.port)
+            scheme = "tls" if trust.demands_tls else "tcp"
+            self.endpoint = tcp_endpoint(advertise or host, self._acceptor.listener.port, scheme)
         self._stop_flushing = loop.before_wait(self._shared.flush)
 
     @property
@@ -151,7 +155,7 @@ class SocketControl(ControlPlane):
         if dialled is None:
             try:
                 dialled = DialledPeer(peer, self._shared, self._resolver, self._on_idle, self._on_gone)
-            except LocalProtocolError as error:
+            except (LocalProtocolError, TlsFailed) as error:
                 self._shared.lost(peer, error)
                 return False
             self._dialled[peer] = dialled

@@ -16,6 +16,7 @@ from ..net.connector import connecting
 from ..net.cursor import Cursor
 from ..net.deadlines import Timeout
 from ..net.loop import READ, WRITE, Scope
+from ..net.stream import Stream, dialled, unwatch, watch
 from . import heads
 from .heads import HttpError, Response
 from .messages import PATH, Destination
@@ -37,7 +38,7 @@ class Connection(ABC):
 
     def __init__(self, loop: Scope) -> None:
         self._loop = loop
-        self._sock: socket.socket | None = None
+        self._sock: Stream | None = None
         self._timeout = Timeout(loop, self._on_timeout)
         self._head = bytearray()  # the received part of one
         self._unsent = Cursor([])
@@ -50,10 +51,10 @@ class Connection(ABC):
         """The peer has violated the protocol, or the connection has broken."""
 
     @abstractmethod
-    def _receive(self, sock: socket.socket) -> None:
+    def _receive(self, sock: Stream) -> None:
         """Receives from a readable socket. Its exceptions go to :meth:`_on_error`."""
 
-    def _on_bytes_sent(self, sock: socket.socket, left: int) -> None:  # noqa: B027  (a request is small)
+    def _on_bytes_sent(self, sock: Stream, left: int) -> None:  # noqa: B027  (a request is small)
         """Part of the message has been sent; ``left`` bytes are left."""
 
     def _send(self, head: bytes, body: Cursor | None = None) -> None:
@@ -63,7 +64,7 @@ class Connection(ABC):
 
     def _watch(self, events: int) -> None:
         if self._sock is not None:
-            self._loop.watch(self._sock.fileno(), events, self._turn)
+            watch(self._loop, self._sock, events, self._turn)
 
     def _turn(self, events: int) -> None:
         if self._sock is None:
@@ -78,7 +79,7 @@ class Connection(ABC):
         except (HttpError, OSError) as error:
             self._on_error(error)
 
-    def _flush(self, sock: socket.socket) -> None:
+    def _flush(self, sock: Stream) -> None:
         budget = TURN_BYTES
         while self._unsent.left and budget > 0:
             sent = sock.sendmsg(self._unsent.views())
@@ -89,7 +90,7 @@ class Connection(ABC):
             self._unsent.release()
             self._watch(READ)
 
-    def _receive_head(self, sock: socket.socket) -> bytes | None:
+    def _receive_head(self, sock: Stream) -> bytes | None:
         """Returns the next head, None while it is incomplete."""
         peeked = sock.recv(PEEK_BYTES, socket.MSG_PEEK)
         if not peeked:
@@ -109,7 +110,7 @@ class Connection(ABC):
         self._head.clear()
         self._unsent.release()
         if self._sock is not None:
-            self._loop.unwatch(self._sock.fileno())
+            unwatch(self._loop, self._sock)
             self._sock.close()
             self._sock = None
 
@@ -123,7 +124,7 @@ class ResponseHandler:
     def on_head(self, response: Response, length: int) -> None:
         """The head has arrived; ``length`` bytes follow."""
 
-    def receive(self, sock: socket.socket, left: int) -> int:
+    def receive(self, sock: Stream, left: int) -> int:
         """Receives up to ``left`` bytes of the body without blocking; returns how many. By default drops them."""
         return len(sock.recv(min(left, DROP_BYTES)))
 
@@ -181,11 +182,19 @@ class ClientConnection(Connection):
         self._timeout.set(self._head_timeout_s)
         try:
             if self._sock is None:
-                self._sock = connecting((self._to.host, self._to.port))
+                self._sock = self._connecting()
             self._send(heads.write_request(method, self._to.prefix + path, fields))
         except (TransportError, OSError) as error:
             # Later, because the caller of this method has not returned.
             self._loop.call(partial(self._fail, str(error), handler))
+
+    def _connecting(self) -> Stream:
+        sock = connecting((self._to.host, self._to.port))
+        try:
+            return dialled(sock, self._to.tls, self._to.host)
+        except BaseException:
+            sock.close()
+            raise
 
     @property
     def is_busy(self) -> bool:
@@ -209,7 +218,7 @@ class ClientConnection(Connection):
     def _on_error(self, error: HttpError | OSError) -> None:
         self._fail(str(error), self._handler)
 
-    def _receive(self, sock: socket.socket) -> None:
+    def _receive(self, sock: Stream) -> None:
         handler = self._handler
         if handler is None:
             self.close()  # the peer has closed it, or sent something without a request
@@ -234,7 +243,7 @@ class ClientConnection(Connection):
             else:
                 handler.on_end()
 
-    def _take_head(self, sock: socket.socket, handler: ResponseHandler) -> None:
+    def _take_head(self, sock: Stream, handler: ResponseHandler) -> None:
         head = self._receive_head(sock)
         if head is None:
             return
@@ -266,7 +275,7 @@ class ClientConnection(Connection):
                 raise HttpError(f"a response with status {response.status} has no proof of the cluster key")
 
 
-def _is_silent(sock: socket.socket) -> bool:
+def _is_silent(sock: Stream) -> bool:
     """Returns whether nothing more has arrived: after further bytes a connection must not be used (RFC 9112 §6.3)."""
     try:
         sock.recv(1, socket.MSG_PEEK)

@@ -32,7 +32,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from embferry.protocol.errors import TransportError
+from embferry.protocol.errors import TlsFailed, TransportError
+from embferry.trust.tls import Tls
+from embferry.trust.trust import Trust
 
 from ..handles import TOKEN_BYTES, Token, decode_handle
 from ..net import address as addresses
@@ -149,6 +151,7 @@ class Destination:
     Attributes:
         authority: The value of ``Host``.
         prefix: The start of every request's target.
+        tls: The certificate for the connection; None: it is not encrypted.
     """
 
     host: str
@@ -156,25 +159,30 @@ class Destination:
     authority: str
     prefix: str
     secret: str
+    tls: Tls | None
 
 
-def parse_address(address: bytes, proxy: tuple[str, int] | None) -> Destination:
+def parse_address(address: bytes, proxy: tuple[str, int] | None, trust: Trust) -> Destination:
     """Parses a sender's address.
 
     Args:
         address: The encoded :class:`HttpAddress`.
         proxy: Host and port of a forward proxy. It may resolve names; without one the address must be an IP address.
+        trust: Has this end's certificate.
 
     Raises:
         TransportError: The address is malformed or cannot be reached (not retryable).
+        TlsFailed: There should be TLS, and this end has no certificate or goes through a forward proxy.
     """
     decoded = decode_handle(address, HttpAddress, "http")
     host, port, path = split_base(decoded.base, allow_names=proxy is not None)
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    secret = decoded.secret.hex()
-    if proxy is not None:
-        return Destination(*proxy, authority, f"http://{authority}{path}{PATH}", secret)
-    return Destination(host, port, authority, f"{path}{PATH}", secret)
+    secret, tls = decoded.secret.hex(), trust.tls_for(decoded.base[:6].lower() == "https:")
+    if proxy is None:
+        return Destination(host, port, authority, f"{path}{PATH}", secret, tls)
+    if tls is not None:
+        raise TlsFailed("there is no TLS to a sender through a forward proxy")
+    return Destination(*proxy, authority, f"http://{authority}{path}{PATH}", secret, None)
 
 
 def split_base(base: str, *, allow_names: bool) -> tuple[str, int, str]:
@@ -187,10 +195,11 @@ def split_base(base: str, *, allow_names: bool) -> tuple[str, int, str]:
         if re.search(r"[\x00-\x20\x7f-\U0010ffff]", base):  # urlsplit would silently drop some of them
             raise ValueError("it has characters that are not allowed in a URL")
         url = urlsplit(base)
-        host, port = url.hostname or "", 80 if url.port is None else url.port
+        default = 443 if url.scheme == "https" else 80
+        host, port = url.hostname or "", default if url.port is None else url.port
     except ValueError as error:
         raise TransportError(f"the sender's URL is malformed: {error}", retryable=False) from error
-    plain = url.scheme == "http" and not (url.query or url.fragment or url.username or url.password)
+    plain = url.scheme in ("http", "https") and not (url.query or url.fragment or url.username or url.password)
     if not plain or not port or _BASE_PATH.fullmatch(url.path) is None:
         raise TransportError("the sender's URL must be like http://192.0.2.1:8080/path", retryable=False)
     path = url.path.rstrip("/")

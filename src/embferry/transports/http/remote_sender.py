@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import re
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from embferry.trust.requests import Prover
 from ..net.cursor import Cursor
 from ..net.loop import Scope
 from ..net.stalls import RECEIVING_BYTES, progress_interval
+from ..net.stream import Stream
 from ..receive_region import Permit, ReceiveRegion
 from .connection import ClientConnection, ResponseHandler
 from .heads import HttpError, Response
@@ -155,7 +155,7 @@ class RemoteSender(ResponseHandler):
             raise HttpError(f"a response of {length} bytes; {MAX_POLL_BYTES} are allowed")
         self._body = bytearray(length)
 
-    def receive(self, sock: socket.socket, left: int) -> int:
+    def receive(self, sock: Stream, left: int) -> int:
         return sock.recv_into(memoryview(self._body)[-left:])
 
     def on_end(self) -> None:
@@ -314,7 +314,7 @@ class Fetch(ResponseHandler):
             raise HttpError(f"a response of {length} bytes where {total - self._at} are missing")
         self._cursor = Cursor(self._views, self._at)
 
-    def receive(self, sock: socket.socket, left: int) -> int:
+    def receive(self, sock: Stream, left: int) -> int:
         if not self._is_payload:
             return super().receive(sock, left)
         with self._region.lock:

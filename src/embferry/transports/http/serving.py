@@ -19,10 +19,12 @@ from embferry.trust.digests import CONTENT_DIGEST, content_digest
 from embferry.trust.keys import ClusterKeys
 from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.requests import PROOF_HEADER, Accepted, Refused
+from embferry.trust.tls import Tls
 
 from ..net.cursor import Cursor
 from ..net.listener import Listener, ListenLimits
 from ..net.loop import READ, WRITE, Scope
+from ..net.stream import Stream, unwatch
 from . import heads, resource
 from .connection import DROP_BYTES, Connection
 from .heads import HttpError, Request
@@ -56,7 +58,7 @@ class ServerConnection(Connection):
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Stream,
         peer: tuple[str, int],
         loop: Scope,
         on_request: Callable[[ServerConnection, Request], None],
@@ -148,12 +150,12 @@ class ServerConnection(Connection):
             log.warning("rejected a request from %s: %s", self.peer, error)
             self.refuse(400)
 
-    def _receive(self, sock: socket.socket) -> None:
+    def _receive(self, sock: Stream) -> None:
         if self._lingers or self._on_unpark is not None:
             if not sock.recv(DROP_BYTES, 0 if self._lingers else socket.MSG_PEEK):
                 self.end("the peer closed it")
             elif not self._lingers:
-                self._loop.unwatch(sock.fileno())  # the next request is taken when the parked one has its response
+                unwatch(self._loop, sock)  # the next request is taken when the parked one has its response
             return
         head = self._receive_head(sock)
         if head is None:
@@ -168,7 +170,7 @@ class ServerConnection(Connection):
         self._timeout.clear()
         self._on_request(self, request)
 
-    def _on_bytes_sent(self, sock: socket.socket, left: int) -> None:
+    def _on_bytes_sent(self, sock: Stream, left: int) -> None:
         self._lingers = self._closes and not left
         self._timeout.set(UNSENT_S if left else LINGER_S if self._lingers else IDLE_S)
         if not left:
@@ -184,6 +186,7 @@ class SenderServer:
     Args:
         longest_wait_s: Upper limit of the time a poll may wait.
         keys: The cluster's, which requests must prove; None without any.
+        tls: The certificate for connections; None: they are not encrypted.
 
     Attributes:
         secret: Every request must carry it, or prove it together with the cluster key.
@@ -197,6 +200,7 @@ class SenderServer:
         longest_wait_s: float,
         limits: ListenLimits,
         keys: ClusterKeys | None,
+        tls: Tls | None,
     ) -> None:
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self._checker = (
@@ -212,6 +216,7 @@ class SenderServer:
             "a receiver",
             limits,
             lambda sock, peer: ServerConnection(sock, peer, loop, self._on_request, self.listener.ended),
+            tls=tls,
         )
         self.listener.start()
 

@@ -63,7 +63,8 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
             is lost.
         connections: Number of connections that fetch from one sender at the same time.
         limits: Bounds on the connections of receivers.
-        trust: The cluster key, which both ends prove, and where the sender may listen. None: what the environment says.
+        trust: The cluster key, which both ends prove, where the sender may listen, and the certificate. None: what the
+            environment says.
     """
 
     name = "http"
@@ -115,7 +116,7 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
             return msgspec.msgpack.encode(HttpHandle(self._token))
 
     def connect_to_sender(self, address: bytes) -> None:
-        to = parse_address(address, self._proxy)
+        to = parse_address(address, self._proxy, self._trust)
         region = self._registered()
         with self._lock:
             self._check_open()
@@ -171,20 +172,21 @@ class HttpTransport(LinkedTransport[ReceiveRegion, SendLink]):
         if self._server is not None:
             return self._server
         base = self._advertise
-        is_url = base.startswith("http://")
+        is_url = base.startswith(("http://", "https://"))
         if not is_url:
             addresses.advertised(base)
+            self._trust.check_host(base, "the http transport")
         self._trust.check_listening(self._host, "the http transport")
         sock = listen(self._host, self._port)
         try:
-            server = SenderServer(sock, self._loop, self._poll_s, self._limits, self._trust.keys)
+            server = SenderServer(sock, self._loop, self._poll_s, self._limits, self._trust.keys, self._trust.tls)
         except BaseException:
             sock.close()
             raise
         self._server = server
         if not is_url:
             port = server.listener.port
-            base = f"http://[{base}]:{port}" if ":" in base else f"http://{base}:{port}"
+            base = f"{self._trust.scheme}://[{base}]:{port}" if ":" in base else f"{self._trust.scheme}://{base}:{port}"
         self._address = msgspec.msgpack.encode(HttpAddress(base, server.secret))
         return server
 

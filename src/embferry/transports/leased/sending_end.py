@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import deque
@@ -204,8 +205,10 @@ class SendingEnd(SocketLink):
         self.end(error, lost=True)
 
     def _on_connected(self) -> None:
+        sock = self._connector.sock
+        assert isinstance(sock, socket.socket)  # without TLS
         self._channel = Channel(
-            self._connector.sock,
+            sock,
             self.scope,
             on_message=self._on_message,
             on_fault=lambda error: self._on_hang_up(str(error)),

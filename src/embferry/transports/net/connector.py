@@ -9,9 +9,12 @@ from collections.abc import Callable
 
 from embferry.protocol.errors import TransportError, TransportStalled
 from embferry.trust.greeting import Greeting
+from embferry.trust.tls import Tls
 
 from .greeter import Greeter
 from .loop import WRITE, Scope
+from .stream import Stream, dialled
+from .tls_socket import TlsError
 
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -65,9 +68,11 @@ class Connector:
         connected: Called on the loop's thread, without locks, once connected. Must not block.
         failed: Called likewise if the connection fails. Neither is called if the socket is closed before.
         greet: Makes the greeting, which is a part of connecting; None: the peer does not greet.
+        tls: The certificate of this end, whose handshake is a part of connecting; None: no encryption.
+        host: The name or address that the peer's certificate must have; None: that of ``address``.
 
     Raises:
-        TransportError: The connection was refused at once.
+        TransportError: The connection was refused at once, or no certificate can have that name.
     """
 
     def __init__(
@@ -78,8 +83,10 @@ class Connector:
         connected: Callable[[], None],
         failed: Callable[[TransportError], None],
         greet: Callable[[], Greeting] | None = None,
+        tls: Tls | None = None,
+        host: str | None = None,
     ) -> None:
-        self.sock = connecting(address)
+        self.sock = _stream(connecting(address), tls, host or address[0])
         self.connected = False
         self._loop, self._timeout_s, self._greet = loop, timeout_s, greet
         self._on_connected, self._on_failed = connected, failed
@@ -117,3 +124,14 @@ class Connector:
     def _check(self) -> None:
         if not self.connected and self.sock.fileno() >= 0:
             self._on_failed(TransportStalled(f"the receiver did not answer within {self._timeout_s} s"))
+
+
+def _stream(sock: socket.socket, tls: Tls | None, host: str) -> Stream:
+    try:
+        return dialled(sock, tls, host)
+    except TlsError as error:
+        sock.close()
+        raise error.failure from error
+    except BaseException:
+        sock.close()
+        raise

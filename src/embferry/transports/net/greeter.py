@@ -1,27 +1,27 @@
-"""The greeting on a connected socket, on the loop.
+"""The greeting on a connected stream, on the loop; inside TLS, if the stream has it.
 
-No byte beyond the greeting is read: what follows it is left in the socket for the owner.
+No byte beyond the greeting is read: what follows it is left in the stream for the owner.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import socket
 from collections.abc import Callable
 
 from embferry.protocol.errors import TransportError
 from embferry.trust.greeting import Greeting
 
-from .loop import READ, Scope
+from .loop import READ, WRITE, Scope
+from .stream import Stream, unwatch, watch
+from .tls_socket import TlsError, TlsSocket
 
 
 class Greeter:
     """Greets the peer of a socket. Loop thread only. When it is over, the socket is not watched any more.
 
     Args:
-        sock: Connected and not blocking; never closed here.
+        sock: Connected and not blocking; never closed here. With TLS, the handshake comes first.
         loop: Watches the socket.
         greeting: Of this connection.
         on_done: Called once when the peer is one of the cluster.
@@ -30,7 +30,7 @@ class Greeter:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Stream,
         loop: Scope,
         greeting: Greeting,
         on_done: Callable[[], None],
@@ -41,10 +41,19 @@ class Greeter:
 
     def start(self) -> None:
         """Sends the hello, and begins to read."""
+        if isinstance(self._sock, TlsSocket):
+            watch(self._loop, self._sock, READ | WRITE, self._shaken)
+        else:
+            self._shaken(0)
+
+    def _shaken(self, _: int) -> None:
         try:
             self._send(self._greeting.hello)
-            self._loop.watch(self._sock.fileno(), READ, self._ready)
+            watch(self._loop, self._sock, READ, self._ready)
+        except BlockingIOError:
+            return  # TLS is not done with its handshake
         except OSError as error:
+            unwatch(self._loop, self._sock)
             self._on_failed(_broken(error))
 
     def _ready(self, _: int) -> None:
@@ -63,7 +72,7 @@ class Greeter:
             self._failed(error)
         else:
             if self._greeting.done:
-                self._loop.unwatch(self._sock.fileno())
+                unwatch(self._loop, self._sock)
                 self._on_done()
 
     def _send(self, data: bytes) -> None:
@@ -72,11 +81,13 @@ class Greeter:
             raise OSError(errno.ENOBUFS, "no room for the greeting")
 
     def _failed(self, error: TransportError) -> None:
-        self._loop.unwatch(self._sock.fileno())
+        unwatch(self._loop, self._sock)
         with contextlib.suppress(OSError):
             self._send(self._greeting.farewell)
         self._on_failed(error)
 
 
 def _broken(error: OSError) -> TransportError:
-    return TransportError(f"the connection broke during the greeting: {os.strerror(error.errno or 0)}")
+    if isinstance(error, TlsError):
+        return error.failure
+    return TransportError(f"the connection broke during the greeting: {error.strerror or error}")

@@ -19,10 +19,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Generic
+from typing import Any, Generic
 
-from embferry.protocol.errors import LocalProtocolError, TransportError, WrongKey
+from embferry.protocol.errors import LocalProtocolError, TlsFailed, TransportError, WrongKey
 from embferry.trust.greeting import Greeting
+from embferry.trust.tls import Tls
 
 from ..contract import ConnectionCounts
 from . import address
@@ -30,6 +31,7 @@ from .connector import set_keepalive
 from .deadlines import Deadlines
 from .loop import READ, Scope
 from .newcomer import C, Newcomer
+from .stream import Stream, accepted
 
 log = logging.getLogger(__name__)
 
@@ -125,10 +127,11 @@ class Listener(Generic[C]):
         loop: Watches the socket, in a scope of its own.
         peer_role: What connects, for the log: "a sender".
         limits: Lowered to what the process's limit of descriptors allows.
-        on_accept: Makes a connection object of a socket and the peer's IP address and port. Called on the loop's
-            thread.
+        on_accept: Makes a connection object of a socket, or with ``tls`` of a :class:`.tls_socket.TlsSocket`, and the
+            peer's IP address and port. Called on the loop's thread.
         keepalive: Whether the kernel ends connections of hosts that are gone.
         greet: Makes the greeting of a new connection, which comes before ``on_accept``; None: peers do not greet.
+        tls: The certificate for new connections; None: they are not encrypted.
 
     Attributes:
         evicted: Connections closed so far to make room.
@@ -141,17 +144,18 @@ class Listener(Generic[C]):
         loop: Scope,
         peer_role: str,
         limits: ListenLimits,
-        on_accept: Callable[[socket.socket, tuple[str, int]], C],
+        on_accept: Callable[[Any, tuple[str, int]], C],
         *,
         keepalive: bool = True,
         greet: Callable[[], Greeting] | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.sock = sock
         self.port: int = sock.getsockname()[1]
         self.limits = limits.within_descriptors()
         self.evicted = self.refused = 0
         self._loop, self._peer_role, self._on_accept, self._keepalive = loop, peer_role, on_accept, keepalive
-        self._greet = greet
+        self._greet, self._tls = greet, tls
         self._newcomers: OrderedDict[Newcomer[C], str] = OrderedDict()  # with the network; the oldest first
         self._newcomer_of: dict[C, Newcomer[C]] = {}
         self._hellos: Deadlines[Newcomer[C]] = Deadlines(loop, self.limits.hello_timeout, self._no_hello)
@@ -260,10 +264,11 @@ class Listener(Generic[C]):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._keepalive:
                     set_keepalive(sock)
+            stream = accepted(sock, self._tls)
         except Exception as error:  # noqa: BLE001  (this connection only; it is logged)
             self._could_not_take(sock, peer, error)
             return
-        newcomer: Newcomer[C] = Newcomer(sock, peer)
+        newcomer: Newcomer[C] = Newcomer(stream, peer)
         self._newcomers[newcomer] = LOCAL if peer[0] == LOCAL else address.network_of(peer[0])
         self._hellos.start(newcomer)
         if self._greet is None:
@@ -287,7 +292,7 @@ class Listener(Generic[C]):
     def _not_greeted(self, newcomer: Newcomer[C], error: TransportError) -> None:
         self._forget(newcomer)
         log.debug("closed a connection of %s at %s: %s", self._peer_role, newcomer.peer, error)
-        if not isinstance(error, WrongKey):
+        if not isinstance(error, WrongKey | TlsFailed):
             return
         self._wrong_keys += 1
         now = self._loop.now()
@@ -296,7 +301,7 @@ class Listener(Generic[C]):
             log.warning(text, self._peer_role, newcomer.peer[0], self.port, error.detail, self._wrong_keys)
             self._wrong_keys, self._wrong_key_at = 0, now
 
-    def _could_not_take(self, sock: socket.socket, peer: tuple[str, int], error: Exception) -> None:
+    def _could_not_take(self, sock: Stream, peer: tuple[str, int], error: Exception) -> None:
         sock.close()
         level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
         log.log(level, "could not take a connection of %s at %s", self._peer_role, peer, exc_info=error)

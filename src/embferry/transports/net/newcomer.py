@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -11,6 +10,7 @@ from embferry.trust.greeting import Greeting
 
 from .greeter import Greeter
 from .loop import Scope
+from .stream import Stream
 
 
 class Accepted(Protocol):
@@ -34,7 +34,7 @@ class Newcomer(Generic[C]):
         connection: The owner's connection, once the greeting is done.
     """
 
-    def __init__(self, sock: socket.socket, peer: tuple[str, int]) -> None:
+    def __init__(self, sock: Stream, peer: tuple[str, int]) -> None:
         self.sock, self.peer = sock, peer
         self.connection: C | None = None
         self._scope: Scope | None = None

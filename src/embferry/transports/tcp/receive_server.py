@@ -15,12 +15,14 @@ from functools import partial
 
 from embferry.protocol.errors import shown
 from embferry.trust.greeting import Greeting
+from embferry.trust.tls import Tls
 
 from ..contract import Region
 from ..net.cursor import Cursor
 from ..net.listener import Listener, ListenLimits
 from ..net.loop import READ, WRITE, Scope
 from ..net.stalls import RECEIVING_BYTES
+from ..net.stream import Stream, watch
 from ..outbox import Outbox
 from ..receive_region import Permit, ReceiveRegion
 from ..windows import RANGE_BYTES, parse_ranges
@@ -39,6 +41,7 @@ class ReceiveServer(ReceiveRegion):
     Args:
         progress_s: Seconds between two reports on the progress of a payload.
         greet: Makes the greeting of a connection.
+        tls: The certificate for connections; None: they are not encrypted.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class ReceiveServer(ReceiveRegion):
         limits: ListenLimits,
         progress_s: float,
         greet: Callable[[], Greeting],
+        tls: Tls | None,
     ) -> None:
         super().__init__(region, outbox)
         self.token = token
         self.loop, self.progress_s = loop, progress_s
         self.scratch = memoryview(bytearray(256 << 10))  # for refused payloads
-        self.listener = Listener(sock, loop, "a sender", limits, partial(SenderConnection, self), greet=greet)
+        accept = partial(SenderConnection, self)
+        self.listener = Listener(sock, loop, "a sender", limits, accept, greet=greet, tls=tls)
         self.listener.start()
 
     def stop(self) -> None:
@@ -81,7 +86,7 @@ class SenderConnection:
     ``_on_full`` is called with ``_buffer`` when that is full. Payloads go into the region and have no buffer.
     """
 
-    def __init__(self, server: ReceiveServer, sock: socket.socket, peer: tuple[str, int]) -> None:
+    def __init__(self, server: ReceiveServer, sock: Stream, peer: tuple[str, int]) -> None:
         self._server, self._sock, self._peer = server, sock, peer
         self.scope = server.loop.scope(self._failed)
         self._unsent = bytearray()
@@ -92,7 +97,7 @@ class SenderConnection:
         self._write: _IncomingWrite | None = None
         self._on_full: Callable[[bytearray], None]
         self._expect(framing.HELLO.size, self._on_hello)
-        self.scope.watch(sock.fileno(), READ, self._ready)
+        watch(self.scope, sock, READ, self._ready)
 
     def end(self, reason: str, level: int = logging.WARNING) -> None:
         if self._ended:
@@ -204,4 +209,4 @@ class SenderConnection:
             del self._unsent[: self._sock.send(self._unsent)]
         if len(self._unsent) > MAX_UNSENT_BYTES:
             raise FrameError("it does not read the verdicts on its writes")
-        self.scope.watch(self._sock.fileno(), READ | WRITE if self._unsent else READ, self._ready)
+        watch(self.scope, self._sock, READ | WRITE if self._unsent else READ, self._ready)

@@ -8,6 +8,7 @@ from functools import partial
 
 from embferry.protocol.errors import TransportError, TransportStalled
 from embferry.trust.greeting import Greeting
+from embferry.trust.tls import Tls
 
 from ..contract import Piece, Written
 from ..net.connector import Connector
@@ -15,6 +16,7 @@ from ..net.cursor import Cursor
 from ..net.deadlines import Timeout
 from ..net.link import OnEnd, SocketLink, refused
 from ..net.loop import READ, WRITE, Scope
+from ..net.stream import watch
 from ..outbox import Outbox
 from ..windows import Ranges
 from . import framing
@@ -32,6 +34,7 @@ class SendLink(SocketLink):
         stall_timeout_s: The link is lost when writes are in flight, and for this time the receiver has neither ended
             one nor reported progress. That this end's kernel takes bytes means nothing.
         greet: Makes the greeting of the connection.
+        tls: The certificate for the connection; None: it is not encrypted.
 
     Raises:
         TransportError: The connection is refused at once.
@@ -47,6 +50,7 @@ class SendLink(SocketLink):
         outbox: Outbox,
         on_end: OnEnd,
         greet: Callable[[], Greeting],
+        tls: Tls | None,
     ) -> None:
         super().__init__(loop, outbox, on_end)
         self._stall_timeout_s = stall_timeout_s
@@ -56,9 +60,8 @@ class SendLink(SocketLink):
         self._outgoing: deque[Cursor] = deque([Cursor([memoryview(framing.hello(token))])])
         self._overtakes = 0
         self._received = bytearray()
-        self._connector = Connector(
-            address, self.scope, connect_timeout_s, self._on_connected, partial(self.end, lost=True), greet
-        )
+        failed = partial(self.end, lost=True)
+        self._connector = Connector(address, self.scope, connect_timeout_s, self._on_connected, failed, greet, tls)
         self._sock = self._connector.sock
         self._connector.start()
 
@@ -109,7 +112,7 @@ class SendLink(SocketLink):
             self.end(TransportError(f"the connection to the receiver broke: {error}"), lost=True)
             return
         if self._error is None:
-            self.scope.watch(self._sock.fileno(), READ | WRITE if self._outgoing else READ, self._turn)
+            watch(self.scope, self._sock, READ | WRITE if self._outgoing else READ, self._turn)
 
     def _flush(self) -> None:
         budget = TURN_BYTES

@@ -37,6 +37,8 @@ class TcpHandle(msgspec.Struct, frozen=True, array_like=True, tag="embferry-tcp-
     host: Host
     port: Port
     token: Token
+    tls: bool = False
+    """Whether the receiver accepts no connection without TLS."""
 
 
 class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
@@ -51,7 +53,8 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
         stall_timeout_s: Seconds without an acknowledgement of bytes under way until the link is lost. The receiver
             acknowledges five times in this time, or once a second, as long as anything arrives.
         limits: Bounds on the connections of senders.
-        trust: The keys that peers must know, and whether strangers may be let in; None: what the environment says.
+        trust: The keys that peers must know, whether strangers may be let in, and the certificate; None: what the
+            environment says.
     """
 
     name = "tcp"
@@ -79,21 +82,25 @@ class TcpTransport(LinkedTransport[ReceiveServer, SendLink]):
         self._check_unregistered()
         advertise, own = address.advertised(self._advertise), address.own(self._host)
         self._trust.check_listening(str(own), "the port of the tcp transport")
+        self._trust.check_host(advertise, "the port of the tcp transport")
         sock, greet = listen(self._host, self._port), partial(self._trust.greeting, Role.ACCEPTOR, Channel.TCP)
         token, progress_s = secrets.token_bytes(TOKEN_BYTES), progress_interval(self._stall_timeout_s)
         try:
-            server = ReceiveServer(region, token, sock, self._loop, self._outbox, self._limits, progress_s, greet)
+            server = ReceiveServer(
+                region, token, sock, self._loop, self._outbox, self._limits, progress_s, greet, self._trust.tls
+            )
         except BaseException:
             sock.close()
             raise
         self._receiving = server
-        return msgspec.msgpack.encode(TcpHandle(advertise, server.listener.port, server.token))
+        return msgspec.msgpack.encode(TcpHandle(advertise, server.listener.port, server.token, self._trust.demands_tls))
 
     def _connect(self, handle: bytes) -> None:
         peer = decode_handle(handle, TcpHandle, self.name)
         to, times = (address.reachable(peer.host), peer.port), (self._connect_timeout_s, self._stall_timeout_s)
         on_end, greet = partial(self._over, handle), partial(self._trust.greeting, Role.DIALER, Channel.TCP)
-        self._join(handle, lambda: SendLink(to, peer.token, *times, self._loop, self._outbox, on_end, greet))
+        tls = self._trust.tls_for(peer.tls)
+        self._join(handle, lambda: SendLink(to, peer.token, *times, self._loop, self._outbox, on_end, greet, tls))
 
     def _listener(self) -> Listener[SenderConnection] | None:
         return None if self._receiving is None else self._receiving.listener
