@@ -47,6 +47,7 @@ simulate: setup ## tell SEEDS stories of whole managers, from seed FIRST on; pri
 
 N ?= 100000
 JOBS ?= 2
+TARGET ?=
 fuzz: setup ## give N damaged inputs to each parser, or to TARGET, from seed FIRST on; prints the smallest that shows a fault
 	@$(PY) -m tests.fuzz --inputs $(N) --first $(FIRST) --jobs $(JOBS) $(if $(TARGET),--target $(TARGET))
 
