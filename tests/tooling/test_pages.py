@@ -161,3 +161,9 @@ def options_of(command: Any) -> set[str]:
     """Returns the options of a command and its subcommands."""
     own = {option for parameter in command.params for option in parameter.opts}
     return own.union(*(options_of(each) for each in getattr(command, "commands", {}).values()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    for name in re.findall(r"`(tests/[^`\s]+)`", page.read_text()):
+        assert (ROOT / name).exists(), name
