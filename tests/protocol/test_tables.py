@@ -68,6 +68,7 @@ def test_error_codes_statuses_and_retryability_do_not_change() -> None:
         "transport_error": ("TransportError", 502, True),
         "transport_stalled": ("TransportStalled", 502, True),
         "wrong_key": ("WrongKey", 502, False),
+        "tls_failed": ("TlsFailed", 502, False),
         "capacity_exhausted": ("CapacityError", 503, True),
         "integrity_error": ("IntegrityError", 502, False),
         "lease_expired": ("LeaseExpired", 504, True),

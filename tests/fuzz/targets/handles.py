@@ -14,6 +14,7 @@ from embferry.transports.leased.nixl.transport import NixlHandle
 from embferry.transports.net import address
 from embferry.transports.shm.peer import ShmHandle, _check_shape
 from embferry.transports.tcp.transport import TcpHandle
+from embferry.trust import Trust
 
 from ..engine import Target
 from ..raw import Pieces
@@ -69,8 +70,8 @@ def _use(handle: msgspec.Struct, encoded: bytes) -> None:
     """Goes as far with a handle as is possible without a peer."""
     match handle:
         case HttpAddress():
-            direct = parse_address(encoded, None)
-            by_proxy = parse_address(encoded, ("192.0.2.9", 3128))
+            direct = parse_address(encoded, None, Trust())
+            by_proxy = parse_address(encoded, ("192.0.2.9", 3128), Trust())
             assert by_proxy.authority == direct.authority, "a proxy reaches another sender"
             assert all(32 < ord(c) < 127 for c in direct.authority + direct.prefix), "a head could be split"
         case ShmHandle():
