@@ -38,7 +38,7 @@ test-fast: setup ## no processes, no sockets, no waiting
 	@$(PY) -m pytest -m "not integration and not ($(ENGINES))" -n 2 --dist worksteal
 
 test-integration: setup-tests ## real processes and sockets
-	@$(PY) -m pytest -m "integration and not ($(ENGINES))" -n 3 --dist loadfile
+	@$(PY) -m pytest -m "integration and not ($(ENGINES))" -n 3 --dist loadfile --no-loadscope-reorder
 
 SEEDS ?= 10000
 FIRST ?= 0

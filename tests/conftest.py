@@ -13,6 +13,15 @@ settings.register_profile("thorough", max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("EMBFERRY_HYPOTHESIS_PROFILE", "default"))
 
 
+LONGEST_FIRST = ("relay/test_relay.py", "workers/test_processes.py", "workers/test_flipped_bits.py", "e2e/test_many.py")
+"""Files that take minutes. They run first: the last file that begins alone keeps the others waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves the longest files to the front."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST_FIRST))
+
+
 def pytest_collection_finish() -> None:
     """Excludes what is there before the first test from every later search for garbage; some tests search often."""
     gc.collect()

@@ -16,6 +16,7 @@ import uvicorn
 from embferry.serve.http import connections
 from embferry.serve.http.connections import ConnectionLimits, bounded_protocol
 from embferry.serve.http.descriptors import ExceptionHandler
+from embferry.serve.http.serving import listen
 
 pytestmark = pytest.mark.asyncio
 
@@ -248,3 +249,10 @@ async def ended_while_trickling(connection: Connection, head: bytes) -> bool:
         connection[1].write(b"a")
         await asyncio.sleep(0.01)
     return await ended == b""
+
+
+async def test_a_response_does_not_wait_until_the_last_one_is_acknowledged() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -176,8 +176,9 @@ def test_a_process_whose_log_nobody_reads_goes_on_and_ends() -> None:
     reader, writer = os.pipe()
     try:
         with Process("router", "--log-level", "debug", "--bootstrap-url", "http://127.0.0.1:9", log=writer) as process:
-            for _ in range(1000):  # each with a line of 150 bytes; a pipe takes 64 KiB
-                assert get(process, "/v1/models").status_code == 200
+            with httpx.Client(base_url=process.url, timeout=DEADLINE, trust_env=False) as client:
+                for _ in range(1000):  # each with a line of 150 bytes; a pipe takes 64 KiB
+                    assert client.get("/v1/models").status_code == 200
             assert process.answers()
             process.process.send_signal(signal.SIGTERM)
             assert process.process.wait(DEADLINE) == 0
