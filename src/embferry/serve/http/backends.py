@@ -19,9 +19,10 @@ from embferry.serve.http.descriptors import within_open_files
 from embferry.serve.media.fetch import Fetcher
 
 KEEPALIVE_CONNECTIONS = 64
-MAX_CALLS = 16_384
-DESCRIPTORS = 0.3
-"""The part of the process's descriptors that calls of requests may have; see :mod:`.descriptors`."""
+MAX_CALLS, MAX_FETCHES = 16_384, 100
+DESCRIPTORS, FETCHES_DESCRIPTORS = 0.3, 0.1
+"""The parts of the process's descriptors that calls of requests, and fetches of media, may have; see
+:mod:`.descriptors`."""
 M = TypeVar("M", bound=ChatMetrics)
 
 
@@ -63,7 +64,7 @@ class Backends(ABC, Generic[M]):
         self.client = client(within_open_files(MAX_CALLS, DESCRIPTORS))
         self.control = client(None)
         self.own_addresses: set[str] = set()
-        self.fetcher = Fetcher(settings.media, certificates)
+        self.fetcher = Fetcher(settings.media, certificates, within_open_files(MAX_FETCHES, FETCHES_DESCRIPTORS))
         router = settings.router
         each = router.max_held_bytes_per_client
         self.budget = ByteBudget(

@@ -39,13 +39,25 @@ _SHOWN = 120
 
 
 class Fetcher:
-    """The fetcher of one router. Checks each file against the limits of a single file."""
+    """The fetcher of one router. Checks each file against the limits of a single file.
 
-    def __init__(self, limits: MediaSettings, certificates: ssl.SSLContext | None = None) -> None:
+    Args:
+        limits: of a file, and of the time that a fetch may take.
+        certificates: verify servers; None: the system's.
+        max_connections: fetches at once; further ones wait.
+    """
+
+    def __init__(
+        self, limits: MediaSettings, certificates: ssl.SSLContext | None = None, max_connections: int = 100
+    ) -> None:
         self._limits = limits
         # trust_env: proxies and credentials of the environment would bypass the list of hosts.
         self._client = httpx.AsyncClient(
-            trust_env=False, follow_redirects=False, timeout=limits.fetch_timeout, verify=certificates or True
+            trust_env=False,
+            follow_redirects=False,
+            timeout=limits.fetch_timeout,
+            verify=certificates or True,
+            limits=httpx.Limits(max_connections=max_connections),
         )
 
     async def close(self) -> None:
