@@ -1,6 +1,7 @@
 """The fixed part of the table: every fault in every hop at one place, by turns in one direction and in the other.
 
-``make relay`` tries both directions and more places; ``python -m tests.serve.relay --transport nixl`` an engine's side channel.
+``make relay`` tries both directions and more places; with ``--transport nixl``, the module tries an engine's side
+channel.
 """
 
 from __future__ import annotations
