@@ -71,7 +71,7 @@ def words() -> Iterator[tuple[Path, int, str]]:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if match := OWN_WORDS.search(line):
                 yield path, number, f"{match[0]!r}: use the field's word"
-            if (match := PRONOUNS.search(line)) and path.suffix == ".py":
+            if match := PRONOUNS.search(line):
                 yield path, number, f"{match[0]!r}: name the thing"
 
 

@@ -12,8 +12,6 @@ from embferry.protocol.errors import LocalProtocolError, TlsFailed
 from embferry.trust import Trust
 from embferry.trust.trust import TLS_ENV, TLS_REQUIRED_ENV
 
-pytest.importorskip("cryptography", reason="certificates are made by the extra embferry[tls]")
-
 
 def called(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["keys", *map(str, arguments)])

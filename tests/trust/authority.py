@@ -6,12 +6,8 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from embferry.trust.tls import Tls
-
-pytest.importorskip("cryptography", reason="certificates are made by the extra embferry[tls]")
 from embferry.trust.certificates import make_ca, make_certificate
+from embferry.trust.tls import Tls
 
 LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 HOSTS = ("127.0.0.1", "::1", "localhost")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from embferry.disaggregation.mooncake.zmq_thread import check_listening
 from embferry.protocol.errors import LocalProtocolError
 from embferry.trust import ClusterKeys, Key, Trust
 from embferry.trust.keys import write_file
@@ -91,9 +92,6 @@ def test_a_wrong_environment_is_an_error(environ: dict[str, str]) -> None:
 
 
 def test_the_origins_wire_listens_for_strangers_only_if_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("zmq")
-    from embferry.disaggregation.mooncake.zmq_thread import check_listening
-
     monkeypatch.setenv("EMBFERRY_CLUSTER_KEY", KEY.written())  # which its peers do not prove
     check_listening("127.0.0.1")
     with pytest.raises(LocalProtocolError, match="EMBFERRY_INSECURE=1"):
