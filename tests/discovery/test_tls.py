@@ -74,7 +74,7 @@ def its_ca_is_mine(authority: Authority, path: Path) -> Tls:
     """A stranger that knows the cluster's CA, and shows a certificate of another one."""
     files = Authority.make(path).files("stranger")
     tls = Tls(*files)
-    tls._contexts.dialling.load_verify_locations(authority.ca)
+    tls._files.value().dialling.load_verify_locations(authority.ca)
     return tls
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -22,6 +22,27 @@ def message(chance: Random, body: list[Any]) -> list[Tree]:
     """Returns the event of a message, most of them from the same peer and to this session."""
     source = chance.choice((STRANGERS[0], STRANGERS[0], STRANGERS[0], *STRANGERS))
     return [0, source, chance.choice((HERE, HERE, HERE, HERE, 0, 99)), body]
+
+
+class Draw:
+    """Draws events of one machine.
+
+    Args:
+        weights: How often each kind of event is drawn, ``message`` first.
+        body: Draws the body of a message.
+    """
+
+    def __init__(self, weights: dict[str, float], body: Callable[[Random], list[Any]]) -> None:
+        self.names, self._weights, self._body = tuple(weights), tuple(weights.values()), body
+
+    def event(self, chance: Random) -> list[Tree]:
+        """Returns an event of any kind."""
+        (name,) = chance.choices(self.names, self._weights)
+        return message(chance, self._body(chance)) if name == "message" else [self.code(name), chance.randrange(64)]
+
+    def code(self, name: str) -> int:
+        """Returns the number of a kind of event."""
+        return self.names.index(name)
 
 
 def encoded(events: list[Tree]) -> Pieces:

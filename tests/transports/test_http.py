@@ -18,6 +18,7 @@ from embferry.testing.pair import LARGE, TransportPair
 from embferry.transports.contract import Transport
 from embferry.transports.http import HttpTransport
 from embferry.transports.http.messages import HttpHandle
+from embferry.trust import Trust
 
 pytestmark = pytest.mark.integration
 
@@ -43,7 +44,10 @@ class TestHttpIPv6(TransportConformance):
         return HttpTransport(wake, host="::1")
 
 
-class TestHttpThroughProxy(TransportConformance):
+class BehindProxy(TransportConformance):
+    """The conformance suite of receivers behind a forward proxy."""
+
+    trust: Trust | None = None
     proxy = ""
 
     @pytest.fixture(autouse=True, scope="class")
@@ -54,7 +58,11 @@ class TestHttpThroughProxy(TransportConformance):
             yield
 
     def make_transport(self, wake: Callable[[], None]) -> Transport:
-        return HttpTransport(wake, proxy=self.proxy)
+        return HttpTransport(wake, proxy=self.proxy, trust=self.trust)
+
+
+class TestHttpThroughProxy(BehindProxy):
+    pass
 
 
 def test_a_sender_behind_a_reverse_proxy() -> None:

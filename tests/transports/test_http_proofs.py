@@ -20,7 +20,7 @@ from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.requests import PROOF_HEADER, Prover
 from embferry.trust.trust import Trust
 from tests.strangers import Relay, request, send, status_of
-from tests.transports.test_http import http_proxy
+from tests.transports.test_http import BehindProxy, http_proxy
 
 pytestmark = pytest.mark.integration
 
@@ -36,18 +36,8 @@ class TestHttpWithKey(TransportConformance):
         return HttpTransport(wake, trust=TRUST)
 
 
-class TestHttpWithKeyThroughProxy(TransportConformance):
-    proxy = ""
-
-    @pytest.fixture(autouse=True, scope="class")
-    @classmethod
-    def with_proxy(cls) -> Iterator[None]:
-        with http_proxy() as port:
-            cls.proxy = f"http://127.0.0.1:{port}"
-            yield
-
-    def make_transport(self, wake: Callable[[], None]) -> Transport:
-        return HttpTransport(wake, proxy=self.proxy, trust=TRUST)
+class TestHttpWithKeyThroughProxy(BehindProxy):
+    trust = TRUST
 
 
 class Sender(Endpoint):

@@ -15,7 +15,8 @@ import pytest
 
 from embferry.protocol.errors import LocalProtocolError
 from embferry.trust import ClusterKeys, Key
-from embferry.trust.keys import REPORT_S, write_file
+from embferry.trust.keys import write_file
+from embferry.trust.reread import REPORT_S
 
 OLD, NEW, OTHER = (Key(bytes([number]) * 32) for number in (1, 2, 3))
 
@@ -84,7 +85,8 @@ def test_a_file_that_breaks_keeps_the_last_keys_and_is_logged_once_a_minute(
     write_file(path, (OLD,), replace=False)
     keys = ClusterKeys.of_file(path)
     now = [100.0]
-    keys._now = lambda: now[0]
+    assert keys._file is not None
+    keys._file.clock = lambda: now[0]
     with caplog.at_level(logging.INFO):
         path.unlink()
         assert keys.current() == OLD

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from embferry.protocol.errors import LocalProtocolError, TlsFailed
+from embferry.trust.reread import REPORT_S
 
 from .authority import Authority, Tls, make_ca, make_certificate
 
-from embferry.trust.tls import REPORT_S, begins_tls, dialling_with, reason_of, TLS_ALERT  # isort: skip
+from embferry.trust.tls import begins_tls, dialling_with, reason_of, TLS_ALERT  # isort: skip
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_files_that_break_later_leave_the_last_ones_in_use(
 ) -> None:
     tls = authority.tls("breaks")
     now = 0.0
-    tls._now = lambda: now
+    tls._files.clock = lambda: now
     before = serial_of(tls)
     (authority.path / "breaks.pem").write_text("cut off")
     with caplog.at_level(logging.ERROR):

@@ -25,8 +25,9 @@ from embferry.transports.net.loop import READ, WRITE, LoopThread
 from embferry.transports.net.stream import Stream, watch
 from embferry.transports.net.tls_socket import TlsError
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content, content_digest
+from embferry.trust.refusals import Refusals
 from embferry.trust.requests import PROOF_HEADER, Accepted
-from embferry.trust.tls import Refusals, Tls
+from embferry.trust.tls import Tls
 
 log = logging.getLogger(__name__)
 

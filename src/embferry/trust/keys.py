@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import os
 import re
 import secrets
 import stat
 import struct
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from embferry.protocol.errors import LocalProtocolError
 
-log = logging.getLogger(__name__)
+from .reread import Reread
 
 KEY_BYTES = 32
 PROOF_BYTES = 32
 MOST_KEYS = 2
 MAX_FILE_BYTES = 64 << 10
-REPORT_S = 60.0
-"""Between two log lines about a file that cannot be used any more."""
 
 _KEY = re.compile(r"[0-9A-Fa-f]{64}")
-_Stamp = tuple[int, int, int, int, int, int]
 
 
 class Key:
@@ -95,10 +89,8 @@ class ClusterKeys:
 
     def __init__(self, *keys: Key) -> None:
         self._keys = _checked(keys, "ClusterKeys")
-        self._path: Path | None = None
-        self._stamp: _Stamp | None = None
-        self._reported_at = -REPORT_S
-        self._now: Callable[[], float] = time.monotonic
+        self._file: Reread[tuple[Key, ...]] | None = None
+        self._place = "memory"
 
     @classmethod
     def of_text(cls, text: str, place: str = "the cluster key") -> ClusterKeys:
@@ -120,42 +112,22 @@ class ClusterKeys:
         Raises:
             LocalProtocolError: The file cannot be read, others than its owner may read it, or it holds no keys.
         """
-        stamp, read = _read(Path(path))
-        keys = cls(*read)
-        keys._path, keys._stamp = Path(path), stamp
+        place = Path(path)
+        file = Reread(f"the cluster keys in {place}", (place,), lambda: _read(place))
+        keys = cls(*file.value())
+        keys._file, keys._place = file, str(place)
         return keys
 
     def accepted(self) -> tuple[Key, ...]:
         """Returns the valid keys, the current one first."""
-        if self._path is not None:
-            self._look(self._path)
-        return self._keys
+        return self._keys if self._file is None else self._file.value()
 
     def current(self) -> Key:
         """Returns the key to prove with."""
         return self.accepted()[0]
 
-    def _look(self, path: Path) -> None:
-        """Reads the file again if it has changed.
-
-        Several threads may do so at once; the attributes are replaced whole, and the later stamp is seen to be stale.
-        """
-        try:
-            if _stamp(os.stat(path)) == self._stamp:
-                return
-            stamp, keys = _read(path)
-        except (OSError, LocalProtocolError) as error:
-            now = self._now()
-            if now - self._reported_at >= REPORT_S:
-                self._reported_at = now
-                reason = error.detail if isinstance(error, LocalProtocolError) else str(error)
-                log.error("the cluster keys read last stay valid: %s", reason)
-            return
-        self._keys, self._stamp = keys, stamp
-        log.info("read the cluster keys of %s again: %d", path, len(keys))
-
     def __repr__(self) -> str:
-        return f"ClusterKeys({len(self._keys)} of {'memory' if self._path is None else self._path})"
+        return f"ClusterKeys({len(self._keys)} of {self._place})"
 
 
 def write_file(path: Path, keys: tuple[Key, ...], *, replace: bool) -> None:
@@ -196,7 +168,7 @@ def write_file(path: Path, keys: tuple[Key, ...], *, replace: bool) -> None:
         raise LocalProtocolError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _read(path: Path) -> tuple[_Stamp, tuple[Key, ...]]:
+def _read(path: Path) -> tuple[Key, ...]:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -211,13 +183,7 @@ def _read(path: Path) -> tuple[_Stamp, tuple[Key, ...]]:
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if text := line.partition("#")[0].strip():
             keys.append(_key(text, f"{path}, line {number}"))
-    return _stamp(status), _checked(keys, str(path))
-
-
-def _stamp(status: os.stat_result) -> _Stamp:
-    return (
-        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode,
-    )  # fmt: skip
+    return _checked(keys, str(path))
 
 
 def _key(text: str, place: str) -> Key:

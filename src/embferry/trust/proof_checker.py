@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
 from .keys import ClusterKeys
+from .refusals import Refusals
 from .requests import Accepted, Reason, Refused, Verifier
-
-log = logging.getLogger(__name__)
-
-REPORT_S = 60.0
-"""Between two log lines about wrong keys."""
 
 WHY: dict[Reason, str] = {
     "proof_required": "this request needs a proof of the cluster key",
@@ -35,9 +30,7 @@ class ProofChecker:
 
     def __init__(self, keys: ClusterKeys, context: bytes, name: str, now: Callable[[], float] = time.monotonic) -> None:
         self._verifier = Verifier(keys.accepted, context)
-        self._name, self._now = name, now
-        self._reported_at = -REPORT_S
-        self._unreported = 0
+        self._refusals = Refusals(name, "a request", now)
 
     def check(
         self, method: str, target: str, authorization: str | None, digest: str | None, address: str
@@ -45,13 +38,5 @@ class ProofChecker:
         """Checks a request's proof; the arguments are those of :meth:`Verifier.check`, and the client's address."""
         verdict = self._verifier.check(method, target, authorization, digest)
         if isinstance(verdict, Refused) and verdict.reason == "wrong_key":
-            self._report(address)
+            self._refusals.report(address, "it was proved with a wrong cluster key")
         return verdict
-
-    def _report(self, address: str) -> None:
-        if self._now() - self._reported_at < REPORT_S:
-            self._unreported += 1
-            return
-        more = f" ({self._unreported} more since the last such line)" if self._unreported else ""
-        log.warning("%s refused a request of %s: it was proved with a wrong cluster key%s", self._name, address, more)
-        self._reported_at, self._unreported = self._now(), 0

@@ -6,22 +6,17 @@ that a certificate is renewed without a restart. :mod:`embferry.trust.certificat
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from embferry.protocol.errors import TlsFailed
 
-log = logging.getLogger(__name__)
-
-REPORT_S = 60.0
-"""Between two log lines about files that cannot be used any more."""
-_Stamp = tuple[tuple[int, int, int, int, int], ...]
+from .refusals import Refusals
+from .reread import Reread
 
 
 class Tls:
@@ -49,10 +44,9 @@ class Tls:
         required: bool = True,
     ) -> None:
         self.required = required
-        self._ca, self._cert, self._key = Path(ca), Path(cert), Path(key)
-        self._reported_at = -REPORT_S
-        self._now: Callable[[], float] = time.monotonic
-        self._contexts = _Contexts(self._ca, self._cert, self._key)
+        self._cert = Path(cert)
+        paths = Path(ca), self._cert, Path(key)
+        self._files = Reread(f"the certificate in {cert}, its key and its CA", paths, lambda: _Contexts(*paths))
 
     def __repr__(self) -> str:
         return f"Tls({self._cert}, {'required' if self.required else 'not required'})"
@@ -63,12 +57,12 @@ class Tls:
         Args:
             clients: Whether the other end must have a certificate of the cluster. Not so where users come.
         """
-        contexts = self._look()
+        contexts = self._files.value()
         return contexts.accepting if clients else contexts.open_to_all
 
     def dialling(self) -> ssl.SSLContext:
         """Returns the context for a connection that this end makes. It checks the host's name or address."""
-        return self._look().dialling
+        return self._files.value().dialling
 
     def renewed(self, context: Callable[[], ssl.SSLContext], refusals: Refusals | None = None) -> ssl.SSLContext:
         """Returns a context for code that keeps one for long: each new connection asks ``context`` for the real one.
@@ -89,7 +83,7 @@ class Tls:
         Raises:
             TlsFailed: The certificate is not for that host.
         """
-        contexts = self._look()
+        contexts = self._files.value()
         try:
             _shake_hands(contexts.dialling, contexts.accepting, host)
         except ssl.SSLError as error:
@@ -97,23 +91,6 @@ class Tls:
                 f"peers cannot verify {what} at {host} by the certificate in {self._cert}: {reason_of(error)}; make"
                 f" one for it: embferry keys cert NAME --ca DIR --host {host}"
             ) from error
-
-    def _look(self) -> _Contexts:
-        """Returns the contexts of the files as they are now.
-
-        Several threads may do so at once; the attribute is replaced whole.
-        """
-        try:
-            if _stamp(self._ca, self._cert, self._key) != self._contexts.stamp:
-                self._contexts = _Contexts(self._ca, self._cert, self._key)
-                log.info("read the certificate in %s again", self._cert)
-        except (OSError, TlsFailed) as error:
-            now = self._now()
-            if now - self._reported_at >= REPORT_S:
-                self._reported_at = now
-                reason = error.detail if isinstance(error, TlsFailed) else str(error)
-                log.error("the certificate read last stays in use: %s", reason)
-        return self._contexts
 
 
 class _Contexts:
@@ -126,7 +103,6 @@ class _Contexts:
     def __init__(self, ca: Path, cert: Path, key: Path) -> None:
         for path in (ca, cert, key):
             _check_readable(path, is_secret=path == key)
-        self.stamp = _stamp(ca, cert, key)
         self.dialling = _context(ssl.PROTOCOL_TLS_CLIENT, ca, cert, key)
         self.accepting = _context(ssl.PROTOCOL_TLS_SERVER, ca, cert, key)
         self.open_to_all = _context(ssl.PROTOCOL_TLS_SERVER, ca, cert, key)
@@ -169,29 +145,6 @@ class _Told(ssl.SSLObject):
             if self.refusals is not None and fails_again(error):
                 self.refusals.report("a client", f"the TLS handshake failed: {reason_of(error)}")
             raise
-
-
-class Refusals:
-    """Log lines about peers whose TLS fails: one a minute, because strangers can cause them. One thread.
-
-    Args:
-        name: What refuses them, for the text.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._reported_at, self._unreported = -REPORT_S, 0
-        self._now: Callable[[], float] = time.monotonic
-
-    def report(self, address: str, why: str) -> None:
-        """Logs that a peer was refused, or counts it for the next line."""
-        now = self._now()
-        if now - self._reported_at < REPORT_S:
-            self._unreported += 1
-            return
-        more = f" ({self._unreported} more since the last such line)" if self._unreported else ""
-        log.warning("%s refused a connection of %s: %s%s", self._name, address, why, more)
-        self._reported_at, self._unreported = now, 0
 
 
 def dialling_with(ca: str | os.PathLike[str]) -> ssl.SSLContext:
@@ -296,10 +249,6 @@ def _shake_hands(dialling: ssl.SSLContext, accepting: ssl.SSLContext, host: str 
             end.do_handshake()
         except ssl.SSLWantReadError:
             continue
-
-
-def _stamp(*paths: Path) -> _Stamp:
-    return tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_mode) for s in map(os.stat, paths))
 
 
 X509_V_ERR_CERT_SIGNATURE_FAILURE = 7

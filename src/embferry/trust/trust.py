@@ -14,7 +14,8 @@ from embferry.protocol.errors import LocalProtocolError, TlsFailed
 from .greeting import NONCE_BYTES, Channel, Greeting, Role
 from .keys import ClusterKeys
 from .policy import check_listening
-from .tls import Refusals, Tls
+from .refusals import Refusals
+from .tls import Tls
 
 KEY_ENV = "EMBFERRY_CLUSTER_KEY"
 KEY_FILE_ENV = "EMBFERRY_CLUSTER_KEY_FILE"

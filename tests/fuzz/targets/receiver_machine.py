@@ -31,7 +31,7 @@ from tests.protocol.ends import LAYOUT, LanguageEnd
 from tests.protocol.invariants import check_blocks, check_receiver
 
 from ..engine import Target
-from ..events import HERE, ROOM, STRANGERS, check_sendable, encoded, events, message
+from ..events import HERE, ROOM, STRANGERS, Draw, check_sendable, encoded, events
 from ..measure import Bounds
 from ..raw import Pieces
 from ..tree import Tree
@@ -48,8 +48,8 @@ class ReceiverMachine(Target):
     bounds = Bounds(calls=200_000, calls_per_byte=400, memory=1 << 20, memory_per_byte=400)
 
     def tree(self, chance: Random) -> Tree:
-        first = [[_code("offer"), chance.randrange(1, 64)]] if chance.random() < 0.9 else []
-        return first + [_event(chance) for _ in range(chance.randrange(4, 40))]
+        first = [[DRAW.code("offer"), chance.randrange(1, 64)]] if chance.random() < 0.9 else []
+        return first + [DRAW.event(chance) for _ in range(chance.randrange(4, 40))]
 
     def encode(self, tree: Tree, chance: Random) -> Pieces:
         return encoded(tree)
@@ -57,7 +57,7 @@ class ReceiverMachine(Target):
     def run(self, pieces: Pieces) -> None:
         language = _Language()
         language.advance()
-        for name, arguments in events(pieces, NAMES):
+        for name, arguments in events(pieces, DRAW.names):
             language.play(name, arguments)
             language.advance()
         language.end()
@@ -266,13 +266,4 @@ WEIGHTS = {
     "clear": 0.2,
 }
 """How often each event is drawn. Few of those that end a transfer, or nothing else would be seen."""
-NAMES = tuple(WEIGHTS)
-
-
-def _code(name: str) -> int:
-    return NAMES.index(name)
-
-
-def _event(chance: Random) -> list[Tree]:
-    (name,) = chance.choices(NAMES, tuple(WEIGHTS.values()))
-    return message(chance, _body(chance)) if name == "message" else [_code(name), chance.randrange(64)]
+DRAW = Draw(WEIGHTS, _body)

@@ -17,7 +17,7 @@ from embferry.protocol.states import TERMINAL, Phase
 from tests.protocol.ends import LAYOUT, TOKEN_BYTES
 
 from ..engine import Target
-from ..events import HERE, ROOM, check_sendable, encoded, events, message
+from ..events import HERE, ROOM, Draw, check_sendable, encoded, events, message
 from ..measure import Bounds
 from ..raw import Pieces
 from ..tree import Tree, fresh
@@ -34,16 +34,16 @@ class SenderMachine(Target):
     bounds = Bounds(calls=60_000, calls_per_byte=400, memory=1 << 20, memory_per_byte=400)
 
     def tree(self, chance: Random) -> Tree:
-        begun = [[_code("announce"), 0], [_code("produce"), 40], message(chance, _open(chance, 1))]
+        begun = [[DRAW.code("announce"), 0], [DRAW.code("produce"), 40], message(chance, _open(chance, 1))]
         begun = begun if chance.random() < 0.8 else []
-        return begun + [_event(chance) for _ in range(chance.randrange(4, 30))]
+        return begun + [DRAW.event(chance) for _ in range(chance.randrange(4, 30))]
 
     def encode(self, tree: Tree, chance: Random) -> Pieces:
         return encoded(tree)
 
     def run(self, pieces: Pieces) -> None:
         encode = _Encode()
-        for name, arguments in events(pieces, NAMES):
+        for name, arguments in events(pieces, DRAW.names):
             encode.play(name, arguments)
             encode.advance()
         encode.end()
@@ -210,13 +210,4 @@ WEIGHTS = {
     "abort": 0.1,
 }
 """How often each event is drawn."""
-NAMES = tuple(WEIGHTS)
-
-
-def _code(name: str) -> int:
-    return NAMES.index(name)
-
-
-def _event(chance: Random) -> list[Tree]:
-    (name,) = chance.choices(NAMES, tuple(WEIGHTS.values()))
-    return message(chance, _body(chance)) if name == "message" else [_code(name), chance.randrange(64)]
+DRAW = Draw(WEIGHTS, _body)

@@ -75,7 +75,7 @@ def test_strangers_without_a_certificate_of_the_cluster_get_nothing(
     cluster: LocalCluster, authority: Authority, tmp_path: Path
 ) -> None:
     stranger = Authority.make(tmp_path).tls("stranger")
-    stranger._contexts.dialling.load_verify_locations(authority.ca)
+    stranger._files.value().dialling.load_verify_locations(authority.ca)
     for name, url in urls(cluster).items():
         if name == "router":
             continue

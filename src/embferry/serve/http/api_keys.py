@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import os
 import re
 import secrets
@@ -25,14 +24,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from embferry.protocol.errors import LocalProtocolError
-
-log = logging.getLogger(__name__)
+from embferry.trust.reread import Reread
 
 PREFIX = "embferry-"
 """The beginning of every key, so that programs that search for leaked keys can tell one."""
 MAX_KEYS = 1024
 MAX_FILE_BYTES = 1 << 20
-REPORT_SECONDS = 60.0
 SETTING_NAME = "router.api_key"
 """The name of the key in the setting of that name; no name in the file has a dot."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -170,43 +167,18 @@ class ApiKeys:
     def __init__(
         self, path: Path | None, setting: str | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._path, self._clock = path, clock
         self._fixed = () if setting is None else (ApiKey(SETTING_NAME, digest_of(setting)),)
-        self._state = self._look()
-        self._keys = self._fixed + (read(path) if path is not None else ())
-        self._reported = -REPORT_SECONDS
+        self._file = None if path is None else Reread(f"the API keys in {path}", (path,), lambda: read(path), clock)
 
     @property
     def required(self) -> bool:
         """Whether clients need a key."""
-        return bool(self._fixed) or self._path is not None
+        return bool(self._fixed) or self._file is not None
 
     def find(self, key: str) -> ApiKey | None:
         """Returns the entry of a key, or None. Takes the same time for each key, known or not."""
-        self._refresh()
         digest, found = digest_of(key), None
-        for one in self._keys:
+        for one in (*self._fixed, *(self._file.value() if self._file is not None else ())):
             if hmac.compare_digest(one.sha256, digest):
                 found = one
         return found
-
-    def _look(self) -> tuple[int, ...] | None:
-        """Returns what differs when the file has changed; None if it is not there."""
-        try:
-            state = os.stat(self._path) if self._path is not None else None
-        except OSError:
-            return None
-        return (state.st_mtime_ns, state.st_size, state.st_ino, state.st_mode) if state is not None else None
-
-    def _refresh(self) -> None:
-        state = self._look()
-        if state == self._state or self._path is None:
-            return
-        try:
-            self._keys = self._fixed + read(self._path)
-            self._state = state
-            log.info("read %d API keys in %s", len(self._keys) - len(self._fixed), self._path)
-        except ApiKeysError as error:
-            if self._clock() - self._reported >= REPORT_SECONDS:
-                self._reported = self._clock()
-                log.warning("the last API keys stay in use: %s", error.detail)

@@ -23,6 +23,7 @@ from typing import Any, Generic
 
 from embferry.protocol.errors import LocalProtocolError, TlsFailed, TransportError, WrongKey
 from embferry.trust.greeting import Greeting
+from embferry.trust.refusals import Refusals
 from embferry.trust.tls import Tls
 
 from ..contract import ConnectionCounts
@@ -40,7 +41,6 @@ ACCEPTED_AT_ONCE = 64  # before other descriptors get their turn
 LOCAL = "this host"  # the address of a peer behind a Unix socket
 RESTART_S = 1.0
 REPORT_S = 10.0  # between two log lines about the same bound
-WRONG_KEY_REPORT_S = 60.0
 OF_DESCRIPTORS = 8
 """The open connections of one listener take at most this part of the process's descriptors, those that have not
 introduced themselves half as much. So several listeners leave enough for everything else."""
@@ -163,8 +163,7 @@ class Listener(Generic[C]):
         self._network_of: dict[C, str] = {}
         self._networks: dict[str, int] = {}
         self._reported_at = -REPORT_S
-        self._wrong_keys = 0  # not reported yet
-        self._wrong_key_at = -WRONG_KEY_REPORT_S
+        self._refusals = Refusals(f"port {self.port}", "a connection", loop.now)
         self._stopped = False
         self._scope = loop.scope(self._failed)
         sock.setblocking(False)
@@ -292,14 +291,8 @@ class Listener(Generic[C]):
     def _not_greeted(self, newcomer: Newcomer[C], error: TransportError) -> None:
         self._forget(newcomer)
         log.debug("closed a connection of %s at %s: %s", self._peer_role, newcomer.peer, error)
-        if not isinstance(error, WrongKey | TlsFailed):
-            return
-        self._wrong_keys += 1
-        now = self._loop.now()
-        if now - self._wrong_key_at >= WRONG_KEY_REPORT_S:
-            text = "refused %s at %s, at port %d: %s (%d refused since the last such line)"
-            log.warning(text, self._peer_role, newcomer.peer[0], self.port, error.detail, self._wrong_keys)
-            self._wrong_keys, self._wrong_key_at = 0, now
+        if isinstance(error, WrongKey | TlsFailed):
+            self._refusals.report(f"{self._peer_role} at {newcomer.peer[0]}", error.detail)
 
     def _could_not_take(self, sock: Stream, peer: tuple[str, int], error: Exception) -> None:
         sock.close()
