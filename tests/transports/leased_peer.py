@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,14 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def frame(message: m.Message | bytes) -> bytes:
+def frame(message: m.Message | bytes, number: int = 0) -> bytes:
+    """The frame of a message, the first on its connection unless ``number`` is given."""
     data = message if isinstance(message, bytes) else m.encode(message)
-    return m.framed(data)
+    return m.framed(data, number)
+
+
+def frames(messages: Iterable[m.Message | bytes], first: int) -> bytes:
+    return b"".join(frame(message, number) for number, message in enumerate(messages, first))
 
 
 def receive(sock: socket.socket) -> m.Message | None:
@@ -108,6 +113,6 @@ def holder(pair: TransportPair, serial: int, epoch: int) -> Iterator[socket.sock
     """A sender with a lease on the first byte."""
     with connected(pair) as sock:
         greet(pair, sock)
-        sock.sendall(frame(ask(serial, epoch)))
+        sock.sendall(frame(ask(serial, epoch), 1))
         assert receive(sock) == m.Verdict(serial, True)
         yield sock

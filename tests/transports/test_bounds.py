@@ -206,7 +206,7 @@ def test_a_sender_with_a_lease_never_makes_room() -> None:
         newcomer.transport.write(pair.handle, 1, (0,), pair.fill((0,)), 1)
         assert newcomer.written(1) is None
         assert receive(idle) is None
-        holder.sendall(frame(leased_peer.m.Ping()))
+        holder.sendall(frame(leased_peer.m.Ping(), 2))
         assert receive(holder) == leased_peer.m.Pong()
         newcomer.transport.close()
     pair.close()

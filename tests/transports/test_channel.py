@@ -98,7 +98,7 @@ def test_a_peer_that_hangs_up_ends_the_channel_once(end: End) -> None:
 
 
 def test_a_flipped_bit_is_noticed_wherever_it_is() -> None:
-    frame = m.framed(m.encode(m.Welcome(b"here", 1 << 40)))
+    frame = m.framed(m.encode(m.Welcome(b"here", 1 << 40)), 0)
     for at in range(8 * len(frame)):
         another = End(max_unsent=1 << 20)
         damaged = bytearray(frame)
@@ -107,3 +107,10 @@ def test_a_flipped_bit_is_noticed_wherever_it_is() -> None:
             another.peer.sendall(damaged + bytes(m.MAX_FRAME))  # a damaged length takes in what follows
             assert another.faults.get(timeout=DEADLINE_S)
         another.close()
+
+
+@pytest.mark.parametrize("numbers", [[1], [0, 2], [0, 0], [0, 2, 1]], ids=["first lost", "lost", "repeated", "moved"])
+def test_a_message_that_is_not_the_next_one_is_noticed(end: End, numbers: list[int]) -> None:
+    for number in numbers:
+        end.peer.sendall(m.framed(m.encode(m.Ask(number, 1, bytes(16))), number))
+    assert "not the next one" in str(end.faults.get(timeout=DEADLINE_S))

@@ -22,7 +22,18 @@ from embferry.transports.leased.nixl import NixlTransport
 from embferry.transports.leased.receiving_end import ReceivingEnd
 from embferry.transports.leased.transport import LeasedTransport
 from embferry.trust.greeting import Role
-from tests.transports.leased_peer import TIMEOUT_S, ask, connected, decoded, frame, greet, holder, receive, receiving
+from tests.transports.leased_peer import (
+    TIMEOUT_S,
+    ask,
+    connected,
+    decoded,
+    frame,
+    frames,
+    greet,
+    holder,
+    receive,
+    receiving,
+)
 from tests.trust import raw
 
 pytestmark = [pytest.mark.integration, pytest.mark.engines]
@@ -99,9 +110,9 @@ def test_a_sender_that_breaks_the_format_is_hung_up_on(pair: TransportPair, mess
     pair.admit(1, (0,))
     with connected(pair) as sock:
         greet(pair, sock)
-        sock.sendall(frame(message))
+        sock.sendall(frame(message, 1))
         assert receive(sock) is None
-        sock.sendall(frame(ask(5)))  # which is not read any more
+        sock.sendall(frame(ask(5), 2))  # which is not read any more
         assert receive(sock) is None
     assert pair.write(1, (0,), pair.fill((0,))) is None
     assert 5 not in [lease.serial for lease in table(pair).out()]
@@ -111,7 +122,7 @@ def test_a_sender_that_breaks_the_format_is_hung_up_on(pair: TransportPair, mess
 def test_a_sender_that_asks_twice_or_too_often_is_hung_up_on(pair: TransportPair, again: list[m.Ask]) -> None:
     pair.admit(1, (0,))
     with holder(pair, 5, epoch=1) as sock:
-        sock.sendall(b"".join(map(frame, again)))
+        sock.sendall(frames(again, 2))
         while (answer := receive(sock)) is not None:
             assert isinstance(answer, m.Verdict)
 
@@ -120,7 +131,7 @@ def test_the_lease_of_a_sender_that_was_hung_up_on_lasts_until_it_hangs_up_too(p
     pair.admit(1, (0,))
     pair.admit(2, (1,))
     with holder(pair, 5, epoch=1) as sock:
-        sock.sendall(frame(m.Done(6)))
+        sock.sendall(frame(m.Done(6), 2))
         assert receive(sock) is None
         pair.receiver.transport.revoke(1)
         for seed in range(3):  # while the receiver is busy with others, and has nowhere to send "stop" to
@@ -148,8 +159,8 @@ def test_fuzzed_messages_harm_only_their_sender(
     junk: bytes,
     flip: int | None,
 ) -> None:
-    data = bytearray(b"".join(frame(ask(serial, epoch, *ranges)) for serial, epoch, ranges in asks))
-    data += b"".join(map(frame, ends)) + junk
+    asked = [ask(serial, epoch, *ranges) for serial, epoch, ranges in asks]
+    data = bytearray(frames([*asked, *ends], 1) + junk)
     if flip is not None and data:
         data[flip % len(data)] ^= 0xFF
     pair.receiver.transport.revoke(1)

@@ -348,7 +348,7 @@ def test_an_ask_waits_for_a_lease_on_closed_blocks(pair: TransportPair) -> None:
         ticket = pair.start(2, (0,), pieces)
         eventually(lambda: bool(receiving(pair).table._waiting))
         assert pair.sender.transport.poll() == []
-        sock.sendall(frame(m.Done(5)))
+        sock.sendall(frame(m.Done(5), 2))
         assert pair.sender.written(ticket) is None
     pair.expect(pieces)
 

@@ -28,7 +28,9 @@ class Leased(Target):
         return [as_msgpack(message) if chance.random() < 0.3 else message for message in messages]
 
     def encode(self, tree: Tree, chance: Random) -> Pieces:
-        stream = b"".join(framed(part if isinstance(part, bytes) else as_msgpack(part)) for part in tree)
+        stream = b"".join(
+            framed(part if isinstance(part, bytes) else as_msgpack(part), number) for number, part in enumerate(tree)
+        )
         return arrivals(stream, [chance.randrange(len(stream) + 1) for _ in range(chance.randrange(3))])
 
     def run(self, pieces: Pieces) -> None:

@@ -27,6 +27,7 @@ from embferry.serve.config import (
 from embferry.serve.supervisor import LocalCluster
 from embferry.testing.proxy import ChaosProxy
 from embferry.testing.stream_faults import Split, Toward
+from embferry.trust.greeting import MAGIC
 from tests.serve.relay.messages import ControlFrames, HttpRequests
 from tests.serve.workers.joined import DEADLINE
 from tests.serve.workers.test_processes import START, wait
@@ -118,7 +119,7 @@ def relayed_stack(transport: str, logs: Path) -> Iterator[RelayedStack]:
             (control,) = ports["encode"] - {relay.port for relay in relays.values()}
             relays["control"] = ending.enter_context(_at(control, _frames))
             if transport != "http":  # the receiver listens: for data, or for the side channel of an engine
-                (data,) = ports["language"] - {relays["language"].port}
+                (data,) = filter(_greets, ports["language"] - {relays["language"].port})
                 relays["data"] = ending.enter_context(_at(data))
             stack = RelayedStack(cluster, relays, transport)
             wait(stack.whole, "a whole stack", START)
@@ -147,7 +148,15 @@ def _at(port: int, split: Callable[[Toward], Split | None] = lambda toward: None
 
 
 def _listening(pid: int) -> set[int]:
-    """Returns the ports on which a process listens at HERE; an engine listens at every address."""
+    """Returns the ports on which a process listens at HERE."""
     found = psutil.Process(pid).net_connections("tcp")
     listening = [connection.laddr for connection in found if connection.status == psutil.CONN_LISTEN]
     return {address.port for address in listening if address.ip == HERE}
+
+
+def _greets(port: int) -> bool:
+    """Returns whether a port is one of ours: an engine listens too, and says nothing to a stranger."""
+    with socket.create_connection((HERE, port)) as sock, contextlib.suppress(TimeoutError):
+        sock.settimeout(1.0)
+        return sock.recv(len(MAGIC)) == MAGIC
+    return False

@@ -1,7 +1,6 @@
 """The fixed part of the table: every fault in every hop at one place, by turns in one direction and in the other.
 
-``make relay`` tries both directions and more places; with ``--transport nixl``, the module tries an engine's side
-channel.
+``make relay`` tries both directions and more places.
 """
 
 from __future__ import annotations
@@ -43,9 +42,10 @@ def trials_over(asked: Asked, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def _cases() -> Iterator[Any]:
-    for transport in (name for name in HOPS if name not in ENGINES):
+    for transport in HOPS:
+        marks = [pytest.mark.engines] if transport in ENGINES else []
         for combination in filter(_has_its_turn, combinations(transport, places=(0.3,))):
-            yield pytest.param(combination, id=str(combination))
+            yield pytest.param(combination, marks=marks, id=str(combination))
 
 
 def _has_its_turn(combination: Combination) -> bool:

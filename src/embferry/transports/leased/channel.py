@@ -47,20 +47,22 @@ class Channel:
         self.sock, self._loop, self.limit, self._max_unsent = sock, loop, limit, max_unsent
         self._on_message, self._on_fault, self._on_end = on_message, on_fault, on_end
         self._incoming, self._outgoing = bytearray(), bytearray()
+        self._received = self._sent = 0  # frames
         self._deaf = self._mute = self._ended = False
         self._failure = ""  # why it cannot send
-        self._lock = threading.Lock()  # of _outgoing, and of the socket against being closed under a send
+        self._lock = threading.Lock()  # of _outgoing and _sent, and of the socket against being closed under a send
         sock.setblocking(False)
         loop.watch(sock.fileno(), READ, self._ready)
 
     def send(self, message: Message) -> None:
         """Sends ``message``, from any thread. Does nothing once the channel has ended or hung up."""
-        frame = framed(encode(message))
+        encoded = encode(message)
         with self._lock:
             if self._mute:
                 return
             was_idle = not self._outgoing
-            self._outgoing += frame
+            self._outgoing += framed(encoded, self._sent)
+            self._sent += 1
             if was_idle:  # otherwise the loop waits for the socket already
                 self._push()
             if len(self._outgoing) > self._max_unsent:
@@ -142,8 +144,9 @@ class Channel:
             return None
         frame = bytes(self._incoming[HEADER.size : end])
         del self._incoming[:end]
-        if check(frame) != expected:
-            raise FrameError("a frame that was damaged on its way")
+        if check(frame, self._received) != expected:
+            raise FrameError("a frame that is damaged, or not the next one")
+        self._received += 1
         return frame
 
     # With the lock held

@@ -3,7 +3,9 @@
 They follow the greeting (:mod:`embferry.trust.greeting`).
 
 A frame is ``length(4) check(4)``, big-endian, and a message, an array whose first item is its tag. ``check`` is the low
-half of the xxh3-64 of the message: a message with a flipped bit can be a valid message that says something else.
+half of the xxh3-64 of the message, seeded with the number of the frame in its direction. A message with a flipped bit
+can be a valid message that says something else. One that is lost, repeated or moved is noticed with the next frame,
+which comes within a second while a write is open.
 
 ========= ================ =============================================================================================
 from      tag              meaning
@@ -53,14 +55,14 @@ class FrameError(ValueError):
     """The peer broke the format; the text says how."""
 
 
-def framed(message: bytes) -> bytes:
-    """Returns an encoded message as it travels."""
-    return HEADER.pack(len(message), check(message)) + message
+def framed(message: bytes, number: int) -> bytes:
+    """Returns an encoded message as it travels; ``number`` counts the frames of its direction from 0 on."""
+    return HEADER.pack(len(message), check(message, number)) + message
 
 
-def check(message: bytes) -> int:
+def check(message: bytes, number: int) -> int:
     """Returns the check of an encoded message."""
-    return xxhash.xxh3_64_intdigest(message) & 0xFFFFFFFF
+    return xxhash.xxh3_64_intdigest(message, seed=number) & 0xFFFFFFFF
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=str.lower):
