@@ -148,13 +148,13 @@ def test_plain_text_to_a_tls_port_is_told_to_both(files: Files, caplog: pytest.L
     """The receiver was given an address without TLS."""
     with Pair(files, None) as pair:
         assert "demands TLS, and this end does not" in pair.failure(pair.sending.endpoint.replace("tls:", "tcp:"))
-    assert any("refused a peer at 127.0.0.1" in line and "does not speak TLS" in line for line in caplog.messages)
+    assert any("refused a connection of a peer at 127.0.0.1" in line and "does not speak TLS" in line for line in caplog.messages)
 
 
 def test_tls_to_a_plain_port_is_told_to_both(files: Files, caplog: pytest.LogCaptureFixture) -> None:
     with Pair(None, files) as pair:
         assert "the other end does not speak TLS" in pair.failure()
-    assert any("refused a peer at 127.0.0.1" in line and "demands TLS" in line for line in caplog.messages)
+    assert any("refused a connection of a peer at 127.0.0.1" in line and "demands TLS" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("required", [(True, False), (False, True), (False, False)])
