@@ -23,6 +23,15 @@ class End(enum.Enum):
     """It arrives; the manager's ``close()`` raises."""
 
 
+class Strikes(enum.Enum):
+    """When the fault strikes. The test waits for it there."""
+
+    BEFORE_THE_END = enum.auto()
+    AFTER_THE_END = enum.auto()
+    """After the transfer has arrived, before ``close()``."""
+    AT_CLOSE = enum.auto()
+
+
 Plant = Callable[[Scene, Trip, pytest.MonkeyPatch], Transfer]
 
 
@@ -33,12 +42,12 @@ class Place:
     Attributes:
         plant: Puts the fault there and begins the transfer that is hit.
         end: What becomes of that.
-        late: Whether the fault strikes only after the transfer has arrived.
+        strikes: When the fault strikes.
         is_machine: Whether it is a state machine, which calls no foreign code.
     """
 
     name: str
     plant: Plant
     end: End = End.FAILS
-    late: bool = False
+    strikes: Strikes = Strikes.BEFORE_THE_END
     is_machine: bool = False

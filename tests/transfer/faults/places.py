@@ -12,7 +12,7 @@ from embferry.transfer.ready_queue import ReadyQueue
 from embferry.transports.tcp.transport import TcpTransport
 
 from .fault import Trip
-from .place import End, Place, Plant
+from .place import End, Place, Plant, Strikes
 from .scene import FIRST, Scene, Transfer, control_of, until
 from .sink_places import SINK_PLACES
 
@@ -198,19 +198,19 @@ PLACES = (
         for name in ("send", "poll", "flush")
     ),
     *(Place(f"{end} control connection", _connection(end), End.ARRIVES) for end in ENDS),
-    Place("receiving control plane.forget", _forget, End.ARRIVES, late=True),
+    Place("receiving control plane.forget", _forget, End.ARRIVES, Strikes.AFTER_THE_END),
     *(
         Place(
             f"{end} control plane.close",
             _closing(lambda s, e=end: control_of(_manager(s, e))),
             End.CLOSE_RAISES,
-            late=True,
+            Strikes.AT_CLOSE,
         )
         for end in ENDS
     ),
     *(
-        Place(f"{end} transport.close", _closing(lambda s, e=end: s.carriers[e]), End.CLOSE_RAISES, late=True)
+        Place(f"{end} transport.close", _closing(lambda s, e=end: s.carriers[e]), End.CLOSE_RAISES, Strikes.AT_CLOSE)
         for end in ENDS
     ),
-    Place("buffers.close", _closing(lambda scene: scene.receiving.buffers), End.CLOSE_RAISES, late=True),
+    Place("buffers.close", _closing(lambda scene: scene.receiving.buffers), End.CLOSE_RAISES, Strikes.AT_CLOSE),
 )

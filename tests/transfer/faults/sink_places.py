@@ -15,7 +15,7 @@ from embferry.transfer import sinks, writer
 
 from ..conftest import LAYOUT
 from .fault import Trip
-from .place import End, Place, Plant
+from .place import End, Place, Plant, Strikes
 from .scene import FIRST, SETTINGS, Device, Scene, Transfer, device_sink, until, zeros
 
 SINKS: dict[str, Callable[[], Sink]] = {
@@ -189,7 +189,7 @@ SINK_PLACES = (
     *(Place(f"{kind}.verify, within", _step(SINKS[kind])) for kind in SINKS),
     *(Place(f"{kind}.is_complete", _is_complete(SINKS[kind])) for kind in SINKS),
     *(Place(f"{kind}.restart", _restart(SINKS[kind])) for kind in SINKS),
-    Place("gather in place.drop", _drop, End.CLEAR_RAISES, late=True),
+    Place("gather in place.drop", _drop, End.CLEAR_RAISES, Strikes.AFTER_THE_END),
     Place("make= of arrays", _make_arrays),
     Place("make= of targets", _make_targets),
     Place("copy_in", _copy_in),
@@ -204,5 +204,5 @@ SINK_PLACES = (
     Place("pieces of the source", _function(writer, "source_pieces")),
     Place("checksum while gathering", _gathering),
     Place("checksum of a chunk", _checksum_of_chunks),
-    Place("staging.close", _staging_close, End.CLOSE_RAISES, late=True),
+    Place("staging.close", _staging_close, End.CLOSE_RAISES, Strikes.AT_CLOSE),
 )

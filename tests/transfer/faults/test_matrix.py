@@ -9,7 +9,7 @@ from embferry.protocol.errors import EmbeddingTransferError, shown
 
 from ..conftest import SECONDS
 from .fault import FAULTS, Fault, Trip
-from .place import End, Place
+from .place import End, Place, Strikes
 from .places import PLACES
 from .scene import Scene, Transfer, make_scene, nothing_left_open
 
@@ -66,7 +66,8 @@ def run(place: Place, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = make_scene()
     scene.begin_others()
     hit = place.plant(scene, trip, monkeypatch)
-    assert place.late or trip.fired.wait(SECONDS)
+    if place.strikes is Strikes.BEFORE_THE_END:
+        assert trip.fired.wait(SECONDS)
     ends(hit, place, fault, trip)
     scene.finish_others()
     if place.end is End.CLEAR_RAISES and fault.error is not None:
@@ -74,5 +75,7 @@ def run(place: Place, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
             hit.receiver.clear()
     hit.clear()
     assert scene.pool_becomes_whole()
+    if place.strikes is Strikes.AFTER_THE_END:
+        assert trip.fired.wait(SECONDS)
     close(scene, place, fault)
     assert trip.fired.wait(SECONDS)
