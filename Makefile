@@ -5,12 +5,12 @@ BIN := .venv/bin
 VLLM_PY := .venv-vllm/bin/python
 
 VLLM := vllm or vllm_more or vllm_http
-ENGINES := engines or $(VLLM)
+OWN_RUN := sweeps or engines or $(VLLM)
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast test-integration test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
+.PHONY: help setup demo test test-fast test-integration test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
 	setup-tests setup-engines setup-vllm lint format docs bench bench-vllm clean
 .DEFAULT_GOAL := help
 
@@ -32,13 +32,13 @@ setup-vllm: ## make .venv-vllm, vLLM for CPUs: 2 GB
 demo: setup ## ask real questions about real pictures, across two workers
 	@$(PY) examples/demo.py
 
-test: test-fast test-integration ## every test that needs no engine of another project: a few minutes
+test: test-fast test-integration ## what every change must pass, without engines of other projects: a few minutes
 
 test-fast: setup ## no processes, no sockets, no waiting
-	@$(PY) -m pytest -m "not integration and not ($(ENGINES))" -n 2 --dist worksteal
+	@$(PY) -m pytest -m "not integration and not ($(OWN_RUN))" -n 2 --dist worksteal
 
 test-integration: setup-tests ## real processes and sockets
-	@$(PY) -m pytest -m "integration and not ($(ENGINES))" -n 3 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest -m "integration and not ($(OWN_RUN))" -n 3 --dist loadfile --no-loadscope-reorder
 
 SEEDS ?= 10000
 FIRST ?= 0
@@ -64,6 +64,9 @@ FLIPS ?= 50
 relay: setup-tests ## every fault in every hop of a running stack, and FLIPS flipped bits in each direction of each hop
 	@$(PY) -m tests.serve.relay --flips $(FLIPS)
 
+test-sweeps: setup-tests ## every fault in every hop of a running stack, many places, many requests: some minutes
+	@$(PY) -m pytest -m "sweeps and not engines" -n 3 --dist loadfile
+
 test-engines: setup-engines ## the mooncake and nixl transports on their real engines
 	@$(PY) -m pytest -m "engines and not ($(VLLM))"
 
@@ -77,7 +80,7 @@ test-vllm-more: ## the same on every transport, with more models, ranks and faul
 test-vllm-http: setup-vllm ## vLLM's servers behind the router, asked by the openai client: some minutes
 	@$(VLLM_PY) -m pytest -m vllm_http tests/serve/vllm tests/bench/serving
 
-test-all: test test-engines test-vllm test-vllm-more test-vllm-http ## every test
+test-all: test test-sweeps test-engines test-vllm test-vllm-more test-vllm-http ## every test
 
 lint: setup ## style, types, imports, names, lengths, English, generated documents
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from embferry.serve.undivided import UndividedAnswer
 
 from .conftest import BLOCK_SIZE, BLOCKS, MAX_TOKENS, REQUEST_TIMEOUT, Question
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(1500)]
 
 REQUESTS = 200
 

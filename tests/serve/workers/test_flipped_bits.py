@@ -29,7 +29,7 @@ from embferry.testing.stream_faults import Fault
 from tests.serve.pictures import data_url, encoded, noise
 from tests.serve.workers.test_processes import DEADLINE, SETTINGS, START, wait
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(900)]
 
 PLACES, SEED = 50, 12
 STALL = 2.0

@@ -20,7 +20,7 @@ from tests.serve.workers.lying_peer import LyingPeer
 from tests.serve.workers.test_one_request_alone import LIES
 from tests.serve.workers.test_processes import SETTINGS, START, ask, image, long_video, wait
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(1800)]
 
 TWO = SETTINGS.model_copy(
     update={

@@ -16,6 +16,7 @@ TRANSFERS = 2_000
 
 
 @pytest.mark.integration
+@pytest.mark.sweeps
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_two_thousand_transfers_leave_nothing_behind(transport: str) -> None:
     with running_pair(transport, seed=1) as pair:
