@@ -19,12 +19,13 @@ from embferry.serve.media.fetch import Fetcher
 from embferry.serve.router.chat import Chat
 from tests.serve.blocking import Blocking
 from tests.serve.conftest import user
-from tests.serve.fakes import Deployment
+from tests.serve.fakes import DEADLINE, Deployment
 
 pytestmark = pytest.mark.integration
 
 LARGEST = 2 * off_loop.LARGE_BYTES
 LEAVERS = 12
+SETTINGS = {"max_body_bytes": LARGEST, "request_timeout": 10 * DEADLINE}
 WORK: dict[str, tuple[Any, str]] = {
     "json": (Chat, "_parsed"),
     "base64": (Fetcher, "_inline"),
@@ -32,31 +33,37 @@ WORK: dict[str, tuple[Any, str]] = {
 }
 
 
-def request(text: str) -> bytes:
+def request(text: str, has_digest: bool) -> bytes:
     """Returns a request with a body of the largest size, most of it base64."""
     url = "data:image/png;base64,"
     body = {"model": "shapes", "messages": user({"type": "image_url", "image_url": {"url": url}}, text)}
     room = LARGEST - len(json.dumps(body))
     body["messages"][0]["content"][0]["image_url"]["url"] = url + "A" * (room // 4 * 4)
     content = json.dumps(body).encode()
-    digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: router\r\nContent-Length: {len(content)}\r\n"
-    return f"{head}Content-Digest: sha-256=:{digest}:\r\n\r\n".encode() + content
+    if has_digest:
+        head += f"Content-Digest: sha-256=:{base64.b64encode(hashlib.sha256(content).digest()).decode()}:\r\n"
+    return f"{head}\r\n".encode() + content
 
 
 class Clients:
-    """Clients with an address each, as far as the router can see."""
+    """Clients with an address each, as far as the router can see.
 
-    def __init__(self, deployment: Deployment) -> None:
-        self._url = urlsplit(deployment.url)
+    Args:
+        deployment: the router.
+        digests: the clients send the digest of their bodies, whose check is one more piece of work.
+    """
+
+    def __init__(self, deployment: Deployment, *, digests: bool) -> None:
+        self._url, self._digests = urlsplit(deployment.url), digests
 
     def ask(self, address: str) -> socket.socket:
         client = socket.create_connection((self._url.hostname or "", self._url.port or 0), source_address=(address, 0))
-        client.sendall(request(address))
+        client.sendall(request(address, self._digests))
         return client
 
 
-@pytest.mark.parametrize("deployment", [{"max_body_bytes": LARGEST}], indirect=True)
+@pytest.mark.parametrize("deployment", [SETTINGS], indirect=True)
 @pytest.mark.parametrize("addresses", [1, LEAVERS])
 @pytest.mark.parametrize("work", WORK)
 def test_a_client_waits_for_no_work_of_those_that_have_left(
@@ -65,7 +72,7 @@ def test_a_client_waits_for_no_work_of_those_that_have_left(
     owner, name = WORK[work]
     blocking, threads = Blocking(getattr(owner, name)), off_loop._THREADS
     monkeypatch.setattr(owner, name, lambda *arguments: blocking(*arguments))
-    clients = Clients(deployment)
+    clients = Clients(deployment, digests=work == "digest")
     try:
         with contextlib.ExitStack() as leaving:
             for number in range(LEAVERS):
@@ -81,7 +88,7 @@ def test_a_client_waits_for_no_work_of_those_that_have_left(
     assert blocking.calls == off_loop.JOBS + 1
 
 
-@pytest.mark.parametrize("deployment", [{"max_body_bytes": LARGEST}], indirect=True)
+@pytest.mark.parametrize("deployment", [SETTINGS], indirect=True)
 def test_a_client_waits_for_one_body_of_another_client_however_many_that_sends(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +100,7 @@ def test_a_client_waits_for_one_body_of_another_client_however_many_that_sends(
         return blocking(chat, body)
 
     monkeypatch.setattr(Chat, "_parsed", parsed)
-    clients = Clients(deployment)
+    clients = Clients(deployment, digests=False)
     with contextlib.ExitStack() as held:
         for _ in range(LEAVERS):
             held.enter_context(clients.ask("127.0.1.1"))
