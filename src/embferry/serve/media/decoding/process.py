@@ -123,7 +123,7 @@ def _limits(reserved: int, job: Job) -> Iterator[None]:
 
 
 def _folders() -> list[str]:
-    """Returns the folders of the packages that are loaded, wherever they are installed: they load more of themselves."""
+    """Returns the folders of the packages that are loaded, wherever they are: they load more of themselves."""
     packages = [module for name, module in sys.modules.items() if "." not in name]
     return [path for package in packages for path in getattr(package, "__path__", ())]
 
