@@ -72,7 +72,7 @@ ACTS: dict[str, Callable[[str], object]] = {
     "udp": _udp,
     "signal": lambda pid: os.kill(int(pid), 0),
 }
-"""What a decoder that was taken over may try, each with one argument."""
+"""Acts that a decoder may try when a file has taken it over, each with one argument."""
 
 
 def _done(sock: Any, job: messages.Job, files: list[bytes]) -> Done:

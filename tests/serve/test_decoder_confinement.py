@@ -1,4 +1,4 @@
-"""What a decoder that a file has taken over cannot do, as far as this kernel can keep it from it."""
+"""Acts that are forbidden to a decoder, even if a file has taken it over, as far as this kernel can forbid them."""
 
 from __future__ import annotations
 
