@@ -59,8 +59,8 @@ def is_public(address: str) -> bool:
 
 def _is_public(address: _Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
-        if any(address in network for network in _WITH_IPV4):
-            return True  # the IPv4 address decides
+        if next(_embedded(address), None) is not None:
+            return True  # the IPv4 address decides: Python's versions differ on these
         if address.is_site_local or address in _LOCAL_NAT64:
             return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
