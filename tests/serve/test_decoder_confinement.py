@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,13 @@ LANDLOCK = {"read": 1, "list": 1, "create": 1, "remove": 1, "execute": 1, "trunc
 
 
 @pytest.fixture(scope="module")
+def pool() -> Iterator[DecoderPool]:
+    made = DecoderPool(1, partial(Child, "tests.serve.broken_decoder"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
 def kernel() -> dict[str, bool]:
     """Returns of each act whether this kernel can forbid it to this user."""
     can_leave = subprocess.run([sys.executable, "-c", LEAVE], check=False).returncode == 0
@@ -37,17 +45,15 @@ def kernel() -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("act", [*LANDLOCK, "udp", "connect"])
-def test_a_decoder_that_was_taken_over_cannot(act: str, kernel: dict[str, bool], tmp_path: Path) -> None:
+def test_a_decoder_that_was_taken_over_cannot(
+    pool: DecoderPool, act: str, kernel: dict[str, bool], tmp_path: Path
+) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"content")
-    pool = DecoderPool(1, partial(Child, "tests.serve.broken_decoder"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         argument = {"udp": port, "connect": port, "listen": 0, "signal": os.getpid()}.get(act, file)
-        try:
-            is_forbidden = is_refused(pool, f"{act} {argument}")
-        finally:
-            pool.close()
+        is_forbidden = is_refused(pool, f"{act} {argument}")
     assert is_forbidden == kernel[act]
     if is_forbidden:
         assert list(tmp_path.iterdir()) == [file]
