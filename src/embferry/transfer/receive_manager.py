@@ -271,15 +271,17 @@ class ReceiveManager(Manager[ReceiveRecord]):
         if not (record := self._records_by_session[machine.session]).is_broken:
             self._broke(record, error)
 
-    def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
+    def _take(self, peer: Hashable, frame: Frame, now: float) -> bool:
         record = self._records_by_session.get(frame.target)
-        if record is not None and record.room == frame.body.room:
-            record.source = frame.source or record.source
-            if record.is_broken:
-                self.refuse(record, record.endpoint, frame.target, frame)
-                return
-            self.guard(record, self.machine_of(record).receive, frame.source, frame.target, frame.body, now)
-            self.ready_queue.touch(record)
+        if record is None or record.room != frame.body.room:
+            return False
+        record.source = frame.source or record.source
+        if record.is_broken:
+            self.refuse(record, record.endpoint, frame.target, frame)
+            return True
+        self.guard(record, self.machine_of(record).receive, frame.source, frame.target, frame.body, now)
+        self.ready_queue.touch(record)
+        return True
 
     def _unreachable(self, event: Unreachable, now: float) -> None:
         for record in self._records():
