@@ -26,7 +26,7 @@ from tests.strangers.kernel import listening_of
 
 MIB = 1 << 20
 MEMORY = 64 * MIB
-"""More than the bounds on handshakes allow (docs/driver.md, docs/operations.md), less than anything that is not bounded."""
+"""More than the bounds on unfinished connections allow (docs/driver.md, docs/operations.md), of each process."""
 UNSPENT = ("_created", "_seconds_count", "_seconds_sum")
 """Ends of metrics that say when something was, not what was spent."""
 EXPECTED = (
@@ -87,7 +87,7 @@ class Running:
 
     @contextmanager
     def live_room(self) -> Iterator[int]:
-        """A room of the encode worker whose embedding waits for a language worker. It must still be there at the end."""
+        """A room of the encode worker whose embedding waits for a language worker; it must be there at the end."""
         room = int.from_bytes(os.urandom(7), "big")
         items = [{"kind": "image", "data": png(64, 64, "red")}]
         body = msgspec.msgpack.encode({"room": room, "request_id": "honest", "items": items})
@@ -144,4 +144,3 @@ class Running:
             for sock in listening_of(view.pid):
                 kind = {main: view.role, control: "control"}.get(sock.port)
                 yield Port(kind or ("http" if view.role == "encode" else "tcp"), sock.port, view.pid)
-

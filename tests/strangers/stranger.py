@@ -30,7 +30,7 @@ class Stranger:
         self.running = running
 
     def request(self, kind: str, method: str, path: str, body: bytes = b"") -> None:
-        """Makes a request with every proof that can be invented. Checks that each is refused before anything is done."""
+        """Makes a request with every proof that can be invented, and checks that each is refused."""
         for authorization in INVENTED:
             headers = {} if authorization is None else {"Authorization": authorization}
             url = self.running.url(kind) + path

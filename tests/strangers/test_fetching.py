@@ -67,5 +67,3 @@ def test_the_canaries_can_be_reached(listed: Canary, running: Running) -> None:
     answer = fetched(running, f"http://127.0.0.1:{listed.port}/")
     assert answer.json()["error"]["code"] == "unsupported_media_type"
     assert listed.asked == before + 1
-
-

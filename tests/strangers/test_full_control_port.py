@@ -82,8 +82,10 @@ def test_a_new_language_worker_gets_into_the_full_port_of_an_encode_worker() -> 
                 old = processes.worker(cluster, "language").pid
                 os.kill(old, signal.SIGKILL)
                 processes.wait(
-                    lambda: bool(processes.worker(cluster, "language").url)
-                    and processes.worker(cluster, "language").pid not in (None, old),
+                    lambda: (
+                        bool(processes.worker(cluster, "language").url)
+                        and processes.worker(cluster, "language").pid not in (None, old)
+                    ),
                     "a new language worker",
                     processes.START,
                 )

@@ -23,7 +23,6 @@ from embferry.transports.tcp.transport import TcpHandle
 from embferry.trust import ClusterKeys, Key, Trust
 from embferry.trust.greeting import HELLO, PROOF_BYTES, PROOFS_BYTES, REFUSED, Channel, Greeting, Role
 from embferry.trust.keys import write_file
-
 from tests.trust.greetings import CLUSTER, FOREIGN, KEYLESS, fit
 from tests.trust.raw import hello, read_hello
 

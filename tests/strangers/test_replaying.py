@@ -38,7 +38,7 @@ def test_a_recorded_greeting_opens_nothing(running: Running, stranger: Stranger,
 
 
 def test_recorded_requests_are_refused_at_every_server(running: Running) -> None:
-    """A worker is registered and removed through a relay; then its requests come again, at each server of the cluster."""
+    """A worker is registered and removed through a relay; then its requests come again, at each server."""
     with running.untouched():
         with Relay(running.ports["bootstrap"].at) as relay:
             client = BootstrapClient(f"http://127.0.0.1:{relay.port}", trust=running.trust)

@@ -60,7 +60,9 @@ def control(tls: Tls, bounds: Bounds) -> Iterator[tuple[int, bytes]]:
 
 
 @contextmanager
-def transport(kind: Callable[..., TcpTransport | HttpTransport], tls: Tls, bounds: Bounds) -> Iterator[tuple[int, bytes]]:
+def transport(
+    kind: Callable[..., TcpTransport | HttpTransport], tls: Tls, bounds: Bounds
+) -> Iterator[tuple[int, bytes]]:
     limits = ListenLimits(handshakes=bounds.number, handshakes_per_address=bounds.each, hello_timeout=bounds.seconds)
     with closing(TransportPair(lambda wake: kind(wake, trust=Trust(tls=tls), limits=limits))) as pair:
         ends = (pair.receiver.transport, pair.sender.transport)
@@ -111,7 +113,7 @@ PORTS = {
 
 
 @dataclass
-class Crowd:
+class OpenPort:
     """Clients at a port with TLS.
 
     Attributes:
@@ -149,12 +151,12 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 
 @pytest.fixture(params=PORTS)
-def crowd(request: pytest.FixtureRequest, tls: Tls) -> Iterator[Callable[[Bounds], Crowd]]:
+def open_port(request: pytest.FixtureRequest, tls: Tls) -> Iterator[Callable[[Bounds], OpenPort]]:
     with ExitStack() as held:
 
-        def make(bounds: Bounds) -> Crowd:
+        def make(bounds: Bounds) -> OpenPort:
             port, asked = held.enter_context(PORTS[request.param](tls, bounds))  # type: ignore[operator]
-            return Crowd(port, asked, tls, held, len(accepted_at(os.getpid(), port)))
+            return OpenPort(port, asked, tls, held, len(accepted_at(os.getpid(), port)))
 
         yield make
 
@@ -169,16 +171,16 @@ def is_open(sock: socket.socket) -> bool:
         return False
 
 
-def test_their_number_is_bounded_and_the_honest_get_in(crowd: Callable[[Bounds], Crowd]) -> None:
-    port = crowd(Bounds(number=8))
+def test_their_number_is_bounded_and_the_honest_get_in(open_port: Callable[[Bounds], OpenPort]) -> None:
+    port = open_port(Bounds(number=8))
     strangers = [port.stranger(f"127.0.0.{number % 20 + 1}") for number in range(40)]
     eventually(lambda: sum(map(is_open, strangers)) <= 8)
     assert port.accepted <= 8
     assert port.answers_the_honest()
 
 
-def test_one_address_cannot_take_the_places_of_others(crowd: Callable[[Bounds], Crowd]) -> None:
-    port = crowd(Bounds(each=4))
+def test_one_address_cannot_take_the_places_of_others(open_port: Callable[[Bounds], OpenPort]) -> None:
+    port = open_port(Bounds(each=4))
     other = port.stranger("127.0.0.2")
     eventually(lambda: port.accepted == 1)
     strangers = [port.stranger() for _ in range(20)]
@@ -187,8 +189,8 @@ def test_one_address_cannot_take_the_places_of_others(crowd: Callable[[Bounds], 
     assert port.answers_the_honest()
 
 
-def test_their_time_is_bounded_also_if_they_begin(crowd: Callable[[Bounds], Crowd]) -> None:
-    port = crowd(Bounds(seconds=1))
+def test_their_time_is_bounded_also_if_they_begin(open_port: Callable[[Bounds], OpenPort]) -> None:
+    port = open_port(Bounds(seconds=1))
     silent, slow = port.stranger(), port.stranger()
     slow.sendall(b"\x16\x03\x01\x02\x00\x01")  # the head of a ClientHello of 512 bytes, which does not come
     eventually(lambda: not (is_open(silent) or is_open(slow)))

@@ -272,15 +272,14 @@ class ReceiveManager(Manager[ReceiveRecord]):
             self._broke(record, error)
 
     def _take(self, peer: Hashable, frame: Frame, now: float) -> bool:
-        record = self._records_by_session.get(frame.target)
-        if record is None or record.room != frame.body.room:
+        if (record := self._records_by_session.get(frame.target)) is None or record.room != frame.body.room:
             return False
         record.source = frame.source or record.source
         if record.is_broken:
             self.refuse(record, record.endpoint, frame.target, frame)
-            return True
-        self.guard(record, self.machine_of(record).receive, frame.source, frame.target, frame.body, now)
-        self.ready_queue.touch(record)
+        else:
+            self.guard(record, self.machine_of(record).receive, frame.source, frame.target, frame.body, now)
+            self.ready_queue.touch(record)
         return True
 
     def _unreachable(self, event: Unreachable, now: float) -> None:

@@ -264,7 +264,7 @@ def test_a_thousand_connections(net: Net) -> None:
     net.until(lambda: len(net.gone(server)) == 1000)
     assert server.connections == 0
     listener = server._acceptor.listener  # type: ignore[union-attr]
-    assert not (listener._networks or listener._newcomers_of or listener._has_served)
+    assert not any((listener._networks, listener._newcomers_of, listener._has_served))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

@@ -27,8 +27,7 @@ class ControlLimits:
     received_bytes: int = 16 << 20
     """Bytes received and not yet polled; beyond it nothing is read, so that TCP slows the peers down."""
     connections: int = 1024
-    """Accepted connections. The listener lowers this bound, and the next three, if the process may have few descriptors.
-    """
+    """Accepted connections. The listener lowers this bound, and the next three, if the process may open few files."""
     connections_per_address: int = 256
     """Accepted connections of one IPv4 address, or of one IPv6 network of 64 bits, which one host can have.
 

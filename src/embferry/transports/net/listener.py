@@ -1,9 +1,9 @@
 """A listening socket on the loop, and a bounded table of its connections.
 
-A full table makes room instead of refusing: the connection that has served no transfer for longest is closed. One that
-has served a transfer stays for ``idle_time`` after it did, one that has served none may go at once. An end of a transfer
-speaks more often than that, so the others are connections that no transfer uses, or of hosts that are gone, or are held
-by peers that mean harm, silent or not; their owners lose nothing by connecting again. A newcomer is most likely a worker
+A full table makes room instead of refusing: the connection that has served no transfer for longest is closed. One
+that has served a transfer stays for ``idle_time`` after it did; one that has served none may go at once. An end of a
+transfer speaks more often than that. The others are connections that no transfer uses, or of hosts that are gone, or of
+peers that mean harm, silent or not; their owners lose nothing by connecting again. A newcomer is most likely a worker
 with a transfer; refusing it would let a thousand useless connections stop the service.
 
 The same is done when this process has no descriptor left for a newcomer.
@@ -61,7 +61,7 @@ class ListenLimits:
     connections_per_address: int = 256
     """Those of one IPv4 address, or of one IPv6 network of 64 bits, which one host can have."""
     handshakes: int = 512
-    """Connections that have not introduced themselves, from the moment they are accepted: also during TLS's handshake."""
+    """Connections that have not introduced themselves. They count from the moment they are accepted, before TLS."""
     handshakes_per_address: int = 256
     """Those of one IPv4 address, or of one IPv6 network of 64 bits."""
     hello_timeout: float = 5.0
