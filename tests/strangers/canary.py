@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 TREASURE = b"treasure"
-"""What it answers."""
+"""The body of its answers."""
 
 
 class Canary:

@@ -1,4 +1,4 @@
-"""What the kernel says about the sockets of a process, in /proc."""
+"""The sockets of a process, as the kernel lists them in /proc."""
 
 from __future__ import annotations
 

@@ -323,11 +323,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _granted(self, record: ReceiveRecord, epoch: int) -> None:
         """Takes note of the grant that the machine has just made."""
-        machine = self.machine_of(record)
-        grant = machine.ledger.grants[epoch]
+        grant = self.machine_of(record).ledger.grants[epoch]
         record.latest = MetadataAllocation(grant.blocks, grant.block_size)
         record.calls.append(Granted(grant.epoch, grant.start, grant.blocks))
-        record.log.granted(machine, grant.start, grant.tokens, len(grant.blocks))
+        record.log.granted(self.machine_of(record), grant.start, grant.tokens, len(grant.blocks))
 
     def _forget(self, record: ReceiveRecord) -> None:
         self._records_by_session.pop(self.machine_of(record).session, None)
