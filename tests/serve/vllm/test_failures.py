@@ -117,6 +117,20 @@ async def test_a_language_instance_that_stalls_before_its_first_token_is_passed_
         assert stalled.left == 1
 
 
+async def test_a_stream_whose_instance_stalls_ends_with_an_error() -> None:
+    (encoder,), (language,) = encoder_stubs(1), language_stubs(1)
+    async with routed(encoder, language) as router:
+        language.behaviours = [streamed(*events_of("a red")[:-2], HOLD)]
+        call = router.call(request(picture(), text(), stream=True))
+        await until(lambda: language.holding)
+        await call.until(lambda: b"red" in call.body)
+        language.silent = True
+        answer = await call.answer()
+        assert b'"code":"worker_failed"' in answer.body
+        assert b"router.stall_timeout" in answer.body
+        assert language.left == 1
+
+
 @pytest.mark.parametrize("what", UNUSABLE)
 async def test_an_item_that_no_encoder_encodes_is_an_error(what: str) -> None:
     encoders, (language,) = encoder_stubs(2), language_stubs(1)

@@ -116,6 +116,14 @@ async def test_every_flip_of_a_streamed_answer_is_noticed() -> None:
         assert seen != whole
 
 
+@pytest.mark.parametrize("status", [201, 202, 204, 208, 300, 500])
+async def test_a_streamed_answer_with_another_status_is_damaged(status: int) -> None:
+    answer = await Instance().send(digested(post({"stream": True})))
+    answer.status_code = status
+    with pytest.raises(DamagedError, match=f"status {status}"):
+        await whole_body(replayed(answer, answer.content))
+
+
 async def test_every_flip_of_a_whole_answer_is_noticed() -> None:
     answer = await Instance().send(digested(post({})))
     for changed in flips(answer.content):
@@ -176,6 +184,16 @@ class _Lines(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for line in self._lines:
             yield line
+
+
+@pytest.mark.parametrize("role", ["encode", "language"])
+@pytest.mark.parametrize("status", [201, 204, 300])
+async def test_a_success_of_another_kind_is_no_answer(role: str, status: int) -> None:
+    stubs = {"encode": Stub("enc", "encode"), "language": Stub("lang", "language")}
+    stubs[role].behaviours = [refused(status)] * 10
+    async with routed(*stubs.values()) as router:
+        answer = await router.ask(request(picture(), text()))
+    assert (answer.status, answer.error["code"]) == (502, "worker_failed")
 
 
 DAMAGED_REQUEST = through(refused(400, code="body_damaged"), unchanged)
