@@ -117,6 +117,16 @@ async def test_a_language_instance_that_stalls_before_its_first_token_is_passed_
         assert stalled.left == 1
 
 
+@pytest.mark.parametrize("role", ["encode", "language"])
+async def test_a_refusal_of_the_routers_own_api_key_is_no_fault_of_the_client(role: str) -> None:
+    stubs = {"encode": encoder_stubs(1)[0], "language": language_stubs(1)[0]}
+    async with routed(*stubs.values(), router={"api_key": "k"}) as router:
+        stubs[role].behaviours = [refused(401)] * 9
+        answer = await router.ask(request(picture()), authorization="Bearer k")
+        assert (answer.status, answer.error["code"]) == (502, "worker_failed")
+        assert "refuses the router's API key" in answer.error["message"]
+
+
 async def test_a_stream_whose_instance_stalls_ends_with_an_error() -> None:
     (encoder,), (language,) = encoder_stubs(1), language_stubs(1)
     async with routed(encoder, language) as router:

@@ -47,14 +47,16 @@ PIECES = [b'data: {"a":"\xc3\xa9"}\n\n', b"data: [DONE]\n\n"]
 
 
 class Instance:
-    """``vllm serve`` as far as the middleware sees it. ``asked``: the bodies that have reached it."""
+    """``vllm serve`` as far as the middleware sees it. ``asked``, ``types``: the bodies that have reached it."""
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
+        self.types: list[str] = []
         self.app = InstanceDigests(Starlette(routes=[Route("/v1/chat/completions", self._chat, methods=["POST"])]))
 
     async def _chat(self, request: Request) -> Response:
         self.asked.append(await request.body())
+        self.types.append(request.headers.get("content-type", ""))
         if json.loads(self.asked[-1]).get("stream"):
 
             async def pieces() -> Any:
@@ -100,6 +102,13 @@ async def test_an_answer_of_the_middleware_is_what_the_instance_said() -> None:
     again = replayed(answer, answer.content)
     assert [piece async for piece in received_pieces(again)] == PIECES
     assert await whole_body(await instance.send(digested(post({})))) == b'{"choices":[]}'
+
+
+async def test_the_media_type_of_a_request_which_has_no_digest_does_not_matter() -> None:
+    instance, asked = Instance(), digested(post({}))
+    asked.headers["content-type"] = "application/jsnn"
+    assert (await instance.send(asked)).status_code == 200
+    assert instance.types == ["application/json"]
 
 
 async def test_every_flip_of_a_streamed_answer_is_noticed() -> None:

@@ -178,6 +178,10 @@ class Fleet(Backends[VllmRouterMetrics]):
     def _is_served(self, model: str | None) -> bool:
         return any(model in one.models for one in self.instances)
 
+    def is_refused(self, status: int) -> bool:
+        """Returns whether an instance has refused the router's own API key, with which no client has to do."""
+        return status == 401 and bool(self._headers)
+
     def failed(self, instance: Instance, error: Exception) -> str:
         """Notes that a call failed below HTTP. Returns a description."""
         reason = reason_of(error)

@@ -54,6 +54,9 @@ class InstanceDigests:
             await self._served(scope, receive, send)
             return
         body = _CheckedBody(receive, Headers(scope=scope).get(CONTENT_DIGEST))
+        headers = MutableHeaders(raw=[*scope["headers"]])
+        headers["content-type"] = "application/json"  # no digest covers the router's
+        scope = {**scope, "headers": headers.raw}
         try:
             await self._served(scope, body, _InLines(send, line_writer(scope), body))
         except Exception:

@@ -135,6 +135,8 @@ class ItemEncoder:
         add_digests(post, await off_loop(len(content), content_digest, content))
         async with self.fleet.unless_stalled(encoder):
             response, answer = await self._answer(encoder, post)
+        if self.fleet.is_refused(response.status_code):
+            raise UnusableResponseError("it refuses the router's API key")
         if response.status_code != 200:
             if 400 <= response.status_code < 500 and not is_busy(response.status_code):
                 raise VerbatimError.of(response, answer)

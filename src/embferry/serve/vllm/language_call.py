@@ -125,6 +125,8 @@ async def _ask(
         return Answer(200, content_type, seen, events, instance)
     body = await whole_body(response)
     if response.status_code != 200:
+        if fleet.is_refused(response.status_code):
+            raise EncodeAgainError("worker_failed", f"{instance!r} refuses the router's API key")
         raise _refusal(instance, response, body, has_media)
     await off_loop(len(body), _check_complete, instance, body)
     return Answer(200, content_type, body, None, instance)
