@@ -52,8 +52,8 @@ class Server:
     Attributes:
         reached: the requests that have passed the middleware.
         read: whether the middleware has asked for the body of a request.
-        forge: what an attacker on the way makes of an answer.
-        spoil: what an attacker on the way makes of a request.
+        forge: what an attacker on the way makes of the answer to a POST.
+        spoil: what an attacker on the way makes of a POST.
     """
 
     stub: Stub
@@ -97,8 +97,10 @@ class Guarded(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, asked: httpx.Request) -> httpx.Response:
         server = self._servers[asked.url.host]
-        answer = await httpx.ASGITransport(app=server).handle_async_request(server.spoil(asked))
-        return server.forge(answer)
+        is_chat = asked.method == "POST"
+        arrived = server.spoil(asked) if is_chat else asked
+        answer = await httpx.ASGITransport(app=server).handle_async_request(arrived)
+        return server.forge(answer) if is_chat and answer.status_code == 200 else answer
 
 
 @contextlib.asynccontextmanager
@@ -202,7 +204,7 @@ async def test_a_request_that_was_changed_on_purpose_is_refused(
     spoil: Callable[[httpx.Request], httpx.Request],
 ) -> None:
     async with guarded() as (router, _, language):
-        language.spoil = lambda asked: spoil(asked) if asked.method == "POST" else asked
+        language.spoil = spoil
         assert (await router.ask(request(text()))).status in (502, 503)
         assert [asked for asked in language.reached if asked.method == "POST"] == []
 
@@ -235,12 +237,7 @@ def unchecked_stream(answer: httpx.Response) -> httpx.Response:
 @pytest.mark.parametrize("forge", [stripped_and_changed, digested_again, unchecked_stream])
 async def test_a_forged_answer_is_not_used(forge: Callable[[httpx.Response], httpx.Response]) -> None:
     async with guarded() as (router, _, language):
-
-        def changed(answer: httpx.Response) -> httpx.Response:
-            is_chat = language.reached and language.reached[-1].method == "POST"
-            return forge(answer) if answer.status_code == 200 and is_chat else answer
-
-        language.forge = changed
+        language.forge = forge
         stream = forge is unchecked_stream
         language.stub.behaviours = [streamed(*events_of("a red circle"))] * 9 if stream else []
         answer = await router.ask(request(text(), stream=stream))
