@@ -1,4 +1,4 @@
-"""The real instances of ``vllm serve``, once for all tests that ask them. The last test of ``test_http.py`` ends them."""
+"""The real instances of ``vllm serve``, for all tests that ask them. The last test of ``test_http.py`` ends them."""
 
 from __future__ import annotations
 

@@ -85,14 +85,15 @@ def relayed(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
     ports = {role: urlsplit(servers.at(name)).port or 0 for role, name in NAMES.items()}
     with ChaosProxy(ports["encode"]) as encode, ChaosProxy(ports["language"]) as language:
         url = f"http://127.0.0.1:{(port := free_port())}"
-        urls = [f"--{role}-urls=http://127.0.0.1:{relay.port}" for role, relay in zip(NAMES, (encode, language), strict=True)]
+        relays = dict(zip(NAMES, (encode, language), strict=True))
+        urls = [f"--{role}-urls=http://127.0.0.1:{relay.port}" for role, relay in relays.items()]
         # It probes seldom, so that a fault strikes a request.
         options = ("--received-bytes", "0", "--poll-interval", "60", "--request-timeout", "60", "--port", str(port))
         log = tmp_path_factory.mktemp("relayed") / "log"
         router = servers.start(log, *EMBFERRY, "router", "--engine", "vllm", *urls, *options)
         try:
             servers.wait("the router", f"{url}/ready")
-            yield Relayed(servers, {"encode": encode, "language": language}, url)
+            yield Relayed(servers, relays, url)
         finally:
             router.send_signal(signal.SIGINT)
             assert router.wait(CONDITION_S) == 0
@@ -134,7 +135,7 @@ def test_a_frozen_language_instance_is_an_error_and_no_wait(servers: Servers) ->
 
     content: list[Any] = [picture(620), text()]
     servers.tokens(servers.url, *content)
-    with servers.held("language-0"), pytest.raises(openai.InternalServerError, match="router.stall_timeout"):
+    with servers.held("language-0"), pytest.raises(openai.InternalServerError, match=r"router\.stall_timeout"):
         servers.tokens(servers.url, *content)
     until(lambda: servers.counted('instances{role="language"}') == 1)
     assert servers.tokens(servers.url, *content) == servers.tokens(servers.undivided, *content)

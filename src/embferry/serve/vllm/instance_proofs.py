@@ -1,7 +1,7 @@
 """Proofs of the cluster key on the hop between the router and an instance of vLLM.
 
-vLLM's own ``--api-key`` guards some paths only, and proves nothing about the instance. With a cluster key, every path of
-an instance but those for monitoring needs a proof, and every answer to one has one. The proof takes the place of
+vLLM's own ``--api-key`` guards some paths only, and proves nothing about the instance. With a cluster key, every path
+of an instance but those for monitoring needs a proof, and so does every answer. The proof takes the place of
 ``Authorization``; what vLLM shall find there travels in :data:`AUTHORIZATION`.
 """
 
@@ -11,7 +11,7 @@ import httpx
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from embferry.serve.http.proofs import OPEN_PATHS, STREAM_SECRET, ProvedRequests, Proofs
+from embferry.serve.http.proofs import OPEN_PATHS, STREAM_SECRET, Proofs, ProvedRequests
 from embferry.trust.keys import ClusterKeys
 from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.requests import INSTANCE

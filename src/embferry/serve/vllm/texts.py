@@ -19,7 +19,8 @@ def count_characters(request: dict[str, Any], media: Sequence[MediaPart]) -> int
         media: its pictures and videos, whose URLs do not count. The files of sounds do not count either.
     """
     files = sum(len(part.url) for part in media)
-    return _characters(request) - files - sum(_characters(part.get(name)) for part in _parts(request) for name in _SOUNDS)
+    sounds = sum(_characters(part.get(name)) for part in _parts(request) for name in _SOUNDS)
+    return _characters(request) - files - sounds
 
 
 def _characters(value: Any) -> int:
