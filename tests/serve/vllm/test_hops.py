@@ -16,7 +16,7 @@ from embferry.serve.http.proofs import OPEN_PATHS
 from embferry.testing.proxy import ChaosProxy
 from embferry.testing.stream_faults import Fault, Toward
 from embferry.trust.keys import Key
-from tests.serve.relay.trial import NAMED, TRIES
+from tests.serve.relay.table import NAMED, TRIES
 from tests.serve.vllm.servers import API_KEY, CONDITION_S, EMBFERRY, Proved, Servers, free_port, picture, until
 from tests.serve.vllm.stubs import text
 
