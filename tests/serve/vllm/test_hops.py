@@ -116,7 +116,6 @@ def test_a_flipped_bit_gives_the_right_answer_or_an_error(relayed: Relayed, role
         relay.disarm()
         outcomes.append((at, bit, outcome))
         until(lambda: relayed.ask() == "", outcomes)
-    print(outcomes)
     assert [one for one in outcomes if one[2] and one[2].partition(":")[0] not in NAMED] == []
 
 
