@@ -264,4 +264,5 @@ async def test_an_instance_without_the_key_gets_no_request() -> None:
         answer = await router.ask(request(picture()))
     assert (answer.status, answer.error["code"]) == (503, "no_worker")
     assert "has no cluster key" in answer.error["message"]
+    assert "vllm serve needs the middleware" in answer.error["message"]
     assert [stub.requests for stub in network.stubs.values()] == [[], []]

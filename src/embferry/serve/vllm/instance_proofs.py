@@ -11,6 +11,7 @@ import httpx
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from embferry.protocol.errors import WrongKey
 from embferry.serve.http.proofs import OPEN_PATHS, STREAM_SECRET, Proofs, ProvedRequests
 from embferry.trust.keys import ClusterKeys
 from embferry.trust.proof_checker import ProofChecker
@@ -18,6 +19,7 @@ from embferry.trust.requests import INSTANCE
 
 AUTHORIZATION = "Embferry-Authorization"
 """The header with the ``Authorization`` that is meant for vLLM."""
+_ADVICE = "vllm serve needs the middleware of docs/vllm.md, and in its environment the router's cluster key"
 POLICY_VIOLATION = 1008
 """The code with which a WebSocket is closed."""
 
@@ -74,7 +76,12 @@ class InstanceProver:
         meant = request.headers.get("Authorization")
         if self._has_keys and meant is not None:
             request.headers[AUTHORIZATION] = meant
-        return await client.send(request, stream=True, auth=self._proofs)
+        try:
+            return await client.send(request, stream=True, auth=self._proofs)
+        except httpx.RemoteProtocolError as error:
+            if isinstance(error.__cause__, WrongKey):
+                raise httpx.RemoteProtocolError(f"{error}; {_ADVICE}", request=request) from error
+            raise
 
 
 def is_proved(response: httpx.Response) -> bool:
