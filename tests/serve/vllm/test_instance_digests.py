@@ -27,6 +27,7 @@ from embferry.trust.digests import LINES, MESSAGE_DIGEST, DamagedError, LineWrit
 from tests.serve.digested import digested
 from tests.serve.vllm.stubs import (
     Behaviour,
+    Network,
     Stub,
     answered,
     encoded,
@@ -232,6 +233,34 @@ async def test_the_error_names_the_network(role: str) -> None:
         answer = await router.ask(request(picture(), text()))
     assert (answer.status, answer.error["code"]) == (502, "worker_failed" if role == "encode" else "network_damage")
     assert "damaged" in answer.error["message"]
+
+
+class DamagedOnce(Network):
+    """Instances with the middleware. The first list of models arrives damaged."""
+
+    def __init__(self, *stubs: Stub) -> None:
+        super().__init__(*stubs)
+        self.damaged = 0
+
+    async def handle_async_request(self, asked: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(asked)
+        if asked.url.path != "/v1/models":
+            return answer
+        content = await answer.aread()
+        headers = {"content-digest": content_digest(content)}
+        headers[MESSAGE_DIGEST] = answer_digest(asked.headers[MESSAGE_DIGEST], 200, headers["content-digest"])
+        arrived = content if self.damaged else content.replace(b"tiny", b"tinz")
+        self.damaged += 1
+        return httpx.Response(200, headers=headers, content=arrived)
+
+
+async def test_a_damaged_answer_to_a_probe_is_not_used() -> None:
+    stubs = Stub("enc", "encode"), Stub("lang", "language")
+    network = DamagedOnce(*stubs)
+    async with routed(*stubs, network=network) as router:
+        found = (await router.get("/v1/models")).json()["data"]
+    assert [model["id"] for model in found] == ["tiny"]
+    assert network.damaged == 3
 
 
 async def test_a_stream_that_has_begun_ends_with_an_error() -> None:
