@@ -26,8 +26,8 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROGRAM = r"(?:\S+/)?(?:embferry|make|pip|python|vllm)\b"
 ASSIGNMENTS = r"(?:[A-Z_]+=\S+ +)*"
-NOT_OURS = {"--", "--middleware", "--encoder-transfer-backend"}
-"""The separator before the arguments of vLLM, an option of vLLM, and one of SGLang."""
+NOT_OURS = {"--", "--middleware", "--api-server-count", "--encoder-transfer-backend"}
+"""The separator before the arguments of vLLM, options of vLLM, and one of SGLang."""
 CHECKS = {"serve": check_serve, "router": check_router}
 
 
