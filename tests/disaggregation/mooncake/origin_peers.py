@@ -5,8 +5,14 @@ The ``write`` of an engine returns when the bytes are in place.
 
 from __future__ import annotations
 
+import json
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import zmq
@@ -192,6 +198,61 @@ class OriginSender(Socket):
     @staticmethod
     def allocated(frames: list[bytes]) -> int:
         return int(frames[7] if len(frames) >= 8 else frames[6])
+
+
+class OriginBootstrap:
+    """The origin's bootstrap server, which answers before its encode ranks are there.
+
+    Attributes:
+        sizes: Answer about the sizes: (tp_size, dp_size), which are None until a rank has registered.
+        ranks: Ports by (data-parallel group, rank in it). Another rank is answered with ``missing``.
+        missing: Status and body of the answer about a rank that has not registered.
+        asked: Queries of the requests for ``/route``.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: tuple[int | None, int | None] = None, None
+        self.ranks: dict[tuple[int, int], int] = {}
+        self.missing: tuple[int, bytes] = 500, b"500 Internal Server Error"
+        self.asked: list[tuple[int, int]] = []
+        self.address = ""
+
+    def answer(self, target: str) -> tuple[int, bytes]:
+        url = urlsplit(target)
+        if url.path != "/route":
+            return 200, b"OK"
+        query = {name: int(values[0]) for name, values in parse_qs(url.query).items()}
+        group, rank = query["target_dp_group"], query["engine_rank"]
+        self.asked.append((group, rank))
+        if rank == group == -1:
+            return 200, json.dumps(dict(zip(("embedding_tp_size", "embedding_dp_size"), self.sizes, strict=True))).encode()
+        if (group, rank) not in self.ranks:
+            return self.missing
+        return 200, json.dumps({"rank_ip": "127.0.0.1", "rank_port": self.ranks[group, rank]}).encode()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        bootstrap = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = bootstrap.answer(self.path)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None: ...
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            self.address = f"127.0.0.1:{server.server_address[1]}"
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            try:
+                yield
+            finally:
+                server.shutdown()
+                thread.join()
 
 
 def text(*numbers: int) -> bytes:
