@@ -61,16 +61,14 @@ def refusal(rooms: SenderRooms, message: list[bytes], now: float = 0) -> str:
     return refused.value.detail.partition(" (session ")[0]
 
 
-OVER, FULL, UNKNOWN, MOVED, UNEVEN = "over", "full", "unknown", "moved", "uneven"
+FULL, UNKNOWN, MOVED, UNEVEN, TOO_MANY = "full", "unknown", "moved", "uneven", "too many"
 
 
-@pytest.mark.parametrize("case", [OVER, FULL, UNKNOWN, MOVED, UNEVEN])
+@pytest.mark.parametrize("case", [FULL, UNKNOWN, MOVED, UNEVEN, TOO_MANY])
 def test_the_receiver_of_a_refused_init_is_told(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms, asked = registered(SESSION, session_of(1)), init()
     rooms.open(ROOM, 0)
-    if case == OVER:
-        rooms.abort(ROOM, Aborted("asked for"))
-    elif case == FULL:
+    if case == FULL:
         monkeypatch.setattr(sender_rooms_module, "MAX_ROOMS", 1)
         asked = init(room=ROOM + 1)
     elif case == UNKNOWN:
@@ -79,17 +77,65 @@ def test_the_receiver_of_a_refused_init_is_told(case: str, monkeypatch: pytest.M
         rooms.receive(init(), 0)
         assert refusal(rooms, register(pointers=OTHER_POINTERS))
         asked = init(room=ROOM + 1)
-    else:
+    elif case == UNEVEN:
         rooms.receive(init(session=session_of(1), ranks=2), 0)
         asked = init(ranks=3)
+    else:
+        rooms.receive(init(session=session_of(1)), 0)
     with pytest.raises(RefusedInitError) as refused:
         rooms.receive(asked, 1)
     assert refused.value.report == Report(int(asked[0]), "10.0.0.2", 41007, KVPoll.Failed)
 
 
-@pytest.mark.parametrize("message", [init(), resume(16)], ids=["init", "resume"])
-def test_a_repeated_request_of_a_live_room_fails_nothing(message: list[bytes]) -> None:
+BAD_INITS = {
+    "another block size": init(allocated=3 * 64),
+    "fewer blocks here": init(blocks=b"3,0,8"),
+    "a block twice": init(blocks=b"3,0,3"),
+    "no blocks": init(blocks=b"", allocated=0),
+    "no ranks": init(ranks=0),
+    "no number": [*init()[:6], b"many"],
+}
+
+
+@pytest.mark.parametrize("asked", BAD_INITS.values(), ids=BAD_INITS)
+def test_the_receiver_of_an_init_that_cannot_be_read_is_told(asked: list[bytes]) -> None:
+    rooms = registered()
+    with pytest.raises(RefusedInitError) as refused:
+        rooms.receive(asked, 1)
+    assert refused.value.report == report(KVPoll.Failed)
+    assert rooms.next_timeout() is None, "no room is opened"
+
+
+BAD_HEADS = {
+    "the room": [b"x", *init()[1:]],
+    "the host": [init()[0], b"a b", *init()[2:]],
+    "the port": [*init()[:2], b"0", *init()[3:]],
+    "the session": [*init()[:3], b"h", *init()[4:]],
+    "a resume": resume(allocated=1),
+    "a registration": register(pointers=(0, 0, 0, 0)),
+    "a long frame": [*init()[:4], b"1," * (1 << 20), *init()[5:]],
+}
+
+
+@pytest.mark.parametrize("message", BAD_HEADS.values(), ids=BAD_HEADS)
+def test_nothing_is_reported_where_no_receiver_of_an_init_is_known(message: list[bytes]) -> None:
+    told = message == BAD_HEADS["a long frame"]
+    with pytest.raises(RemoteProtocolError) as refused:
+        registered().receive(message, 1)
+    assert isinstance(refused.value, RefusedInitError) == told
+
+
+@pytest.mark.parametrize(
+    "message", [init(), resume(16), *BAD_INITS.values()], ids=["init", "resume", *(f"init: {name}" for name in BAD_INITS)]
+)
+@pytest.mark.parametrize("state", ["not opened", "waits for the embedding", "waits for another rank", "transferring"])
+def test_a_repeated_request_of_a_live_room_fails_nothing(message: list[bytes], state: str) -> None:
     rooms = begun()
+    if state != "transferring":
+        rooms = registered()
+        rooms.receive(init(ranks=1 + (state == "waits for another rank")), 0)
+        if state != "not opened":
+            rooms.open(ROOM, 0)
     with pytest.raises(RemoteProtocolError) as refused:
         rooms.receive(message, 1)
     assert not isinstance(refused.value, RefusedInitError)
@@ -182,7 +228,7 @@ def test_a_room_begins_when_every_destination_rank_has_asked() -> None:
         (resume(128), "sent_tokens is 128, but 384 have been sent"),
         (resume(ranks=2), "required_dst_info_num is 2, but the room has 1 ranks"),
         (resume(session=session_of(1)), "no destination of this room"),
-        (resume(room=8), "the room is unknown"),
+        (resume(room=8), "the room is unknown, or over"),
         (resume(blocks=b"1,9"), "a block index is 9"),
         (resume(blocks=b"1,1"), "stands twice"),
         (resume(allocated=255), "2 blocks of 128 tokens are 256"),
@@ -247,12 +293,35 @@ def test_a_resume_before_anything_was_transferred_is_refused() -> None:
     assert "nothing of the room has been transferred" in refusal(rooms, resume())
 
 
-def test_late_messages_do_not_open_a_room_that_is_over() -> None:
-    rooms = begun(total_tokens=300)
-    assert refusal(rooms, init(), 1) == "the room is over"
-    assert refusal(rooms, resume(), 1) == "the room is over"
-    rooms.open(ROOM, 2)
-    assert rooms.receive(init(), 3) == []
+def ended(how: str) -> SenderRooms:
+    """Returns rooms of which one is over."""
+    if how == "success":
+        return begun(total_tokens=300)
+    rooms = begun() if how == "failure after the first transfer" else registered()
+    if how == "failure before it was asked for":
+        rooms.open(ROOM, 0)
+    rooms.abort(ROOM, Aborted("asked for"))
+    return rooms
+
+
+@pytest.mark.parametrize("how", ["success", "failure after the first transfer", "failure before it was asked for"])
+@pytest.mark.parametrize("first", ["the receiver asks", "this side opens"])
+def test_a_room_that_is_over_can_be_used_again(how: str, first: str) -> None:
+    rooms = ended(how)
+    assert refusal(rooms, resume(), 1) == "the room is unknown, or over"
+    if first == "this side opens":
+        rooms.open(ROOM, 2)
+    assert rooms.receive(init(blocks=b"6", allocated=128), 3) == []
+    if first == "the receiver asks":
+        rooms.open(ROOM, 4)
+    assert rooms.ready(ROOM, 100, 5) == [write((6,), 0, 100, aux=True)]
+    assert rooms.written(ROOM, SESSION, 6) == [report(KVPoll.Success), Ended(ROOM, None)]
+
+
+def test_the_receiver_of_a_room_that_is_not_opened_again_is_told_in_time() -> None:
+    rooms = ended("success")
+    rooms.receive(init(), 7)
+    assert ended_by_time(rooms)[0] == 7 + SETTINGS.bootstrap_timeout
 
 
 # Registrations
@@ -305,7 +374,6 @@ def test_the_oldest_idle_registration_is_forgotten_first(monkeypatch: pytest.Mon
 
 def test_rooms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_rooms_module, "MAX_ROOMS", 1)
-    monkeypatch.setattr(sender_rooms_module, "MAX_ENDED", 1)
     rooms = registered()
     rooms.receive(init(), 0)
     assert refusal(rooms, init(room=8)) == "1 rooms are open"
@@ -314,8 +382,6 @@ def test_rooms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     rooms.abort(ROOM, Aborted("enough"))
     rooms.open(8, 0)
     rooms.abort(8, Aborted("enough"))
-    assert refusal(rooms, init(room=8)) == "the room is over"
-    assert rooms.receive(init(), 0) == [], "its end is forgotten"
 
 
 # Failures and time
