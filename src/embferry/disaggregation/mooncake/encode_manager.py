@@ -134,7 +134,7 @@ class MooncakeEmbeddingSender(OriginHandle):
         self.aux: npt.NDArray[np.int32] = np.zeros(AUX_WIDTH, np.int32)
         self._announced: int | None = None
 
-    def init(self, total_tokens: int | None = None, content_digest: bytes = b"", aux: tuple[int, ...] = ()) -> None:
+    def init(self, total_tokens: int | None = None, content_digest: bytes = b"", aux: Sequence[int] = ()) -> None:
         """Tells the manager that it has to serve this room. The receiver may have asked for it before.
 
         Args:
