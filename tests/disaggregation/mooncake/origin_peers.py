@@ -81,11 +81,12 @@ class Buffers:
 class Socket:
     """A PULL socket, and PUSH sockets to others."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.context = zmq.Context()
         self.pull = self.context.socket(zmq.PULL)
         self.pull.setsockopt(zmq.RCVTIMEO, TIMEOUT_MS)
-        self.port = self.pull.bind_to_random_port("tcp://127.0.0.1")
+        self.pull.bind(f"tcp://127.0.0.1:{port or '*'}")
+        self.port = int(self.pull.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         self.pushes: dict[tuple[str, int], Any] = {}
 
     def push(self, host: str, port: int, frames: list[bytes]) -> None:
@@ -101,8 +102,8 @@ class Socket:
 class OriginReceiver(Socket):
     """A language side that talks to one encode rank."""
 
-    def __init__(self, engine: PeerEngine, host: str, port: int) -> None:
-        super().__init__()
+    def __init__(self, engine: PeerEngine, host: str, port: int, *, own_port: int = 0) -> None:
+        super().__init__(own_port)
         self.engine, self.to = engine, (host, port)
         self.buffers = Buffers()
         for array in self.buffers.all:
@@ -137,8 +138,8 @@ class OriginReceiver(Socket):
 class OriginSender(Socket):
     """An encode rank with one embedding, in blocks of its own."""
 
-    def __init__(self, engine: PeerEngine) -> None:
-        super().__init__()
+    def __init__(self, engine: PeerEngine, port: int = 0) -> None:
+        super().__init__(port)
         self.engine = engine
         self.buffers = Buffers()
         for array in self.buffers.all:

@@ -165,6 +165,29 @@ def test_a_repeated_transferring_is_refused_because_no_token_is_new(manager, sen
     assert equal(receiver.arrays(), rows)
 
 
+@pytest.mark.parametrize("status", [TRANSFERRING, SUCCESS])
+def test_a_sender_with_another_block_size_delivers_nothing_that_is_wrong(network, sender, address, caplog, status):
+    """Its rows are half as long, so they end up at other addresses than ours."""
+    with language_manager(network) as manager:
+        clock = StoppedClock(manager)
+        sender.encode(embedding(2 * BLOCK))
+        receiver = manager.open(ROOM, address)
+        receiver.init(manager.allocate(2 * BLOCK, ROOM))
+        frames = sender.hear()
+        pointers, row = sender.pointers[frames[3].decode()], sender.buffers.all[0][0].nbytes // 2
+        for block in map(int, frames[4].split(b",")):
+            source = sender.buffers.all[0].ctypes.data
+            assert sender.engine.write(frames[3].decode(), source, pointers[0] + block * row, row)
+        source = sender.buffers.aux.ctypes.data
+        assert sender.engine.write(frames[3].decode(), source, pointers[3] + 64 * int(frames[4].split(b",")[0]), 64)
+        sender.report(frames, status)
+        eventually(lambda: "do not hold" in last_refusal(caplog))
+        assert receiver.transferred_tokens == 0
+        clock.pass_time(121)
+        with pytest.raises(LeaseExpired):
+            receiver.wait(WAIT_S)
+
+
 def test_success_before_the_last_token_and_impossible_lengths_fail_the_room(manager, sender, address):
     sender.encode(embedding(70))
     receiver = started(manager, address)
