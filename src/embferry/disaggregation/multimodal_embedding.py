@@ -14,9 +14,8 @@ from typing import Any
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import KVPoll
-from embferry.transfer.send_handle import EmbeddingSender
 
-from .queues import RequestQueue
+from .queues import RequestQueue, SendingEnd
 
 __all__ = [
     "EmbeddingTransferError",
@@ -33,7 +32,7 @@ class MultimodalEmbeddingRequest:
     """A request whose embedding this worker computes and sends."""
 
     req: Any
-    embedding_sender: EmbeddingSender
+    embedding_sender: SendingEnd
 
 
 class _Queue(RequestQueue[MultimodalEmbeddingRequest]):
@@ -49,12 +48,12 @@ class MultimodalEmbeddingBootstrapQueue(_Queue):
     def add(
         self,
         req: Any,
-        embedding_sender: EmbeddingSender,
+        embedding_sender: SendingEnd,
         total_tokens: int,
         content_digest: bytes,
         aux: Sequence[int] = (),
     ) -> None:
-        """Announces the embedding of ``req`` and adds the request; see :meth:`EmbeddingSender.init`.
+        """Announces the embedding of ``req`` and adds the request; see :meth:`~embferry.transfer.send_handle.EmbeddingSender.init`.
 
         Args:
             req: The request of the caller.

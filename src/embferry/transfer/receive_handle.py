@@ -83,6 +83,11 @@ class EmbeddingReceiver(Handle):
         return self._record.endpoint
 
     @property
+    def transport(self) -> str:
+        """Name of the transport in use; empty while none is."""
+        return self.machine.transport
+
+    @property
     def sink(self) -> Sink:
         """Where the data goes."""
         return self._record.sink

@@ -52,8 +52,9 @@ class PeerEngine(Protocol):
 class Buffers:
     """The origin's buffers, a row for each block; mrope_positions of n tokens are [3, n] in their row."""
 
-    def __init__(self) -> None:
-        self.rows: Fields = {name: np.zeros((BLOCKS, size * BLOCK), np.uint8) for name, size in TOKEN_BYTES.items()}
+    def __init__(self, token_bytes: dict[str, int] = TOKEN_BYTES) -> None:
+        self.token_bytes = token_bytes
+        self.rows: Fields = {name: np.zeros((BLOCKS, size * BLOCK), np.uint8) for name, size in token_bytes.items()}
         self.aux = np.zeros((BLOCKS, 16), np.int32)
 
     @property
@@ -70,7 +71,7 @@ class Buffers:
 
     def get(self, block: int, count: int) -> Fields:
         found = {}
-        for name, size in TOKEN_BYTES.items():
+        for name, size in self.token_bytes.items():
             row = self.rows[name][block, : count * size].copy()
             if name == "mrope_positions":
                 row = np.ascontiguousarray(row.view(np.int32).reshape(3, count).T).view(np.uint8)
@@ -102,10 +103,18 @@ class Socket:
 class OriginReceiver(Socket):
     """A language side that talks to one encode rank."""
 
-    def __init__(self, engine: PeerEngine, host: str, port: int, *, own_port: int = 0) -> None:
+    def __init__(
+        self,
+        engine: PeerEngine,
+        host: str,
+        port: int,
+        *,
+        own_port: int = 0,
+        token_bytes: dict[str, int] = TOKEN_BYTES,
+    ) -> None:
         super().__init__(own_port)
         self.engine, self.to = engine, (host, port)
-        self.buffers = Buffers()
+        self.buffers = Buffers(token_bytes)
         for array in self.buffers.all:
             engine.register(array.ctypes.data, array.nbytes)
 
@@ -132,16 +141,16 @@ class OriginReceiver(Socket):
     def take(self, blocks: list[int], tokens: int) -> Fields:
         parts = [self.buffers.get(block, min(BLOCK, tokens - i * BLOCK)) for i, block in enumerate(blocks)
                  if i * BLOCK < tokens]  # fmt: skip
-        return {name: np.concatenate([part[name] for part in parts]) for name in TOKEN_BYTES}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 class OriginSender(Socket):
     """An encode rank with one embedding, in blocks of its own."""
 
-    def __init__(self, engine: PeerEngine, port: int = 0) -> None:
+    def __init__(self, engine: PeerEngine, port: int = 0, *, token_bytes: dict[str, int] = TOKEN_BYTES) -> None:
         super().__init__(port)
         self.engine = engine
-        self.buffers = Buffers()
+        self.buffers = Buffers(token_bytes)
         for array in self.buffers.all:
             engine.register(array.ctypes.data, array.nbytes)
         self.pointers: dict[str, tuple[int, ...]] = {}

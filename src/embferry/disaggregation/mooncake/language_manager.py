@@ -337,6 +337,11 @@ class MooncakeEmbeddingReceiver(OriginHandle):
     # What has arrived
 
     @property
+    def transport(self) -> str:
+        """Name of the transport in use."""
+        return "mooncake"
+
+    @property
     def total_embedding_length(self) -> int:
         """Tokens of the whole embedding; -1 while it is not known."""
         return self.machine.total_tokens
