@@ -51,7 +51,9 @@ SIGNATURES: dict[Callable[..., Any], str] = {
 }
 
 
-@pytest.mark.parametrize(("function", "names"), SIGNATURES.items(), ids=lambda value: getattr(value, "__qualname__", ""))
+@pytest.mark.parametrize(
+    ("function", "names"), SIGNATURES.items(), ids=lambda value: getattr(value, "__qualname__", "")
+)
 def test_arguments_have_the_documented_order(function: Callable[..., Any], names: str) -> None:
     assert list(inspect.signature(function).parameters) == names.split()
 
@@ -68,6 +70,11 @@ def test_a_chunk_lies_at_tokens_and_an_allocation_has_a_number_of_them() -> None
 def test_every_name_of_the_table_is_imported_here() -> None:
     page = (Path(__file__).parents[2] / "docs" / "origin-wire.md").read_text()
     table = page.partition("## Names that mean something else here")[2].partition("\n## ")[0]
-    classes = {name for row in table.splitlines() if row.startswith("|") for name in re.findall(r"`([A-Z]\w+)", row.split("|")[1])}
+    classes = {
+        name
+        for row in table.splitlines()
+        if row.startswith("|")
+        for name in re.findall(r"`([A-Z]\w+)", row.split("|")[1])
+    }
     assert len(classes) > 5
     assert not [name for name in classes if name not in globals() and name != "MultimodalLanguageRequest"]

@@ -44,6 +44,8 @@ def check_serve(settings: Settings, given: Set[Key]) -> None:
 
 def _check(settings: Settings, given: Set[Key], idle: Set[str]) -> None:
     """Refuses options of the other engine, and those that this command does not use with vLLM."""
+    if settings.wire == "origin":
+        fail("--wire origin is for embferry encode and embferry language, which SGLang's load balancer calls")
     if settings.router.engine == "vllm":
         wrong = [key for key in given if {key[0], dotted(key)} & (_NOT_WITH_VLLM | idle)]
         why = "has no effect here with --engine vllm; leave it out"

@@ -45,7 +45,7 @@ def router(settings: Settings) -> None:
     run(settings)
 
 
-@settings_command("encode", also=("transfer", "media"))
+@settings_command("encode", also=("transfer", "media", "bootstrap"))
 def encode(settings: Settings) -> None:
     """Start an encode worker: pictures and videos in, embeddings out.
 
@@ -61,7 +61,7 @@ def encode(settings: Settings) -> None:
     run(settings)
 
 
-@settings_command("language", also=("transfer",))
+@settings_command("language", also=("transfer", "bootstrap"))
 def language(settings: Settings) -> None:
     """Start a language worker: prompts and embeddings in, answers out.
 

@@ -56,9 +56,7 @@ class Checkpoint:
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"cannot read the list of tensors in {self.path}: {error}") from error
 
-    def read(
-        self, family: Family, part: Part, dtype: torch.dtype, only: str | None = None
-    ) -> dict[str, torch.Tensor]:
+    def read(self, family: Family, part: Part, dtype: torch.dtype, only: str | None = None) -> dict[str, torch.Tensor]:
         """Returns the tensors of one part in ``dtype``, by their names in that part; ``only`` the one of this name.
 
         A tensor that has this dtype in the file is a view of the mapped file, as after ``from_pretrained``. Exactness

@@ -35,8 +35,11 @@ PHRASES = {
     f"init {ROOT}": "resume transfer",
     f"waiting for {ROOT}": "waiting for resume",
     **{f"{before} {ROOT}": f"{before} resume for remaining data" for before in ("need", "needs")},
-    **{f"{before} {ROOT} for {rest}": f"{before} resume for remaining data"
-       for before in ("need", "needs") for rest in ("remaining data", "the remaining data", "the rest")},
+    **{
+        f"{before} {ROOT} for {rest}": f"{before} resume for remaining data"
+        for before in ("need", "needs")
+        for rest in ("remaining data", "the remaining data", "the rest")
+    },
     **{f"{before} {ROOT}": f"{before} resumed transfer" for before in _STARTS_OR_ENDS},
     **{f"{before} {ROOT} transfer": f"{before} resumed transfer" for before in _STARTS_OR_ENDS},
     **{f"{ROOT} {after}": f"resume {after}" for after in _STAYS_A_NOUN},
@@ -56,6 +59,7 @@ CLASSES = split("""
     """)
 SYSTEM = rf"\b(?:{'|'.join(sorted(MODULES | CLASSES))})\b"
 """Pattern of the names that only users of the system write."""
+
 
 def is_of_system(path: PurePath) -> bool:
     """Returns whether a file is one of the system's own, by its path."""

@@ -23,5 +23,9 @@ def bootstrap_server(settings: Settings, *, unproved_ranks: bool = False) -> Boo
     own = settings.bootstrap
     limits = ServerLimits(own.request_timeout, own.max_connections, own.connections_per_address)
     return _BootstrapServer(
-        settings.host, own.port, lease_seconds=own.lease, limits=limits, unproved_ranks=unproved_ranks or own.unproved_ranks
+        settings.host,
+        own.port,
+        lease_seconds=own.lease,
+        limits=limits,
+        unproved_ranks=unproved_ranks or own.unproved_ranks,
     )

@@ -171,6 +171,17 @@ class OriginSender(Socket):
             assert len(frames) == 5
             self.pointers[frames[3].decode()] = struct.unpack(f"{len(frames[4]) // 8}Q", frames[4])
 
+    def answer_with(self, frames: list[bytes], rows: Fields, delta: int) -> int:
+        """Does what :meth:`answer` does with an embedding longer than the buffers, whose requested part is ``rows``."""
+        total = self.total
+        for block, start in enumerate(range(0, len(rows["fill_ids"]), BLOCK)):
+            self.buffers.put(block, {name: array[start : start + BLOCK] for name, array in rows.items()})
+        self.buffers.aux[0, :2] = total, delta
+        self.write(frames, from_start=True)
+        status = SUCCESS if self.sent(frames) + self.allocated(frames) >= total else TRANSFERRING
+        self.report(frames, status)
+        return status
+
     def answer(self, frames: list[bytes], *, rank: int | None = None) -> int:
         """Writes the requested tokens and reports the status, which is also returned.
 
@@ -182,8 +193,10 @@ class OriginSender(Socket):
         self.report(frames, status, rank=rank)
         return status
 
-    def write(self, frames: list[bytes]) -> None:
+    def write(self, frames: list[bytes], *, from_start: bool = False) -> None:
+        """Writes the requested tokens, from where they lie or (``from_start``) from the first block on."""
         sent, session = self.sent(frames), frames[3].decode()
+        first = 0 if from_start else sent // BLOCK
         blocks = [int(part) for part in frames[4].split(b",")]
         count = min(self.total - sent, self.allocated(frames))
         for i, block in enumerate(blocks):
@@ -194,7 +207,7 @@ class OriginSender(Socket):
                 if at == AUX_AT:
                     length = row if sent == 0 and i == 0 else 0
                 if length > 0:
-                    source = array.ctypes.data + (sent // BLOCK + i) * row
+                    source = array.ctypes.data + (first + i) * row
                     assert self.engine.write(session, source, pointer + block * row, length)
 
     def report(self, frames: list[bytes], status: int, *, rank: int | None = None) -> None:
@@ -235,7 +248,9 @@ class OriginBootstrap:
         group, rank = query["target_dp_group"], query["engine_rank"]
         self.asked.append((group, rank))
         if rank == group == -1:
-            return 200, json.dumps(dict(zip(("embedding_tp_size", "embedding_dp_size"), self.sizes, strict=True))).encode()
+            return 200, json.dumps(
+                dict(zip(("embedding_tp_size", "embedding_dp_size"), self.sizes, strict=True))
+            ).encode()
         if (group, rank) not in self.ranks:
             return self.missing
         return 200, json.dumps({"rank_ip": "127.0.0.1", "rank_port": self.ranks[group, rank]}).encode()

@@ -58,7 +58,9 @@ EARLY = {
 
 
 @pytest.mark.parametrize(("sizes", "missing"), EARLY.values(), ids=EARLY)
-def test_a_bootstrap_server_that_is_up_before_its_rank_is_asked_until_the_rank_is_there(manager, sender, sizes, missing):
+def test_a_bootstrap_server_that_is_up_before_its_rank_is_asked_until_the_rank_is_there(
+    manager, sender, sizes, missing
+):
     early = OriginBootstrap()
     early.sizes, early.missing = sizes, missing
     rows = embedding(8)

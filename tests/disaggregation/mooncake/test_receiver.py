@@ -8,8 +8,16 @@ import threading
 import numpy as np
 import pytest
 
+from embferry.disaggregation.mooncake import language_manager as language_manager_module
 from embferry.disaggregation.mooncake.conn_multimodal import MooncakeEmbeddingBootstrapServer
-from embferry.protocol.errors import Aborted, LeaseExpired, LocalProtocolError, PeerGone, RemoteProtocolError
+from embferry.protocol.errors import (
+    Aborted,
+    CapacityError,
+    LeaseExpired,
+    LocalProtocolError,
+    PeerGone,
+    RemoteProtocolError,
+)
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 
@@ -291,3 +299,25 @@ def test_a_room_in_use_is_refused_and_an_empty_embedding_arrives(manager, sender
     receiver.wait(WAIT_S)
     assert receiver.total_embedding_length == 0
     assert all(np.size(array) == 0 for array in receiver.arrays().values())
+
+
+def test_encode_sides_without_rooms_make_room_for_others(network, sender, address, monkeypatch):
+    """Callers may name any bootstrap server, and each has a thread."""
+    monkeypatch.setattr(language_manager_module, "MAX_SIDES", 2)
+    sender.encode(embedding(8))
+    with language_manager(network) as manager:
+        waiting = started(manager, "127.0.0.1:9", 1)
+        for room in (2, 3):
+            receiver = started(manager, address, room)
+            sender.answer(sender.hear())
+            receiver.wait(WAIT_S)
+        assert len(manager._sides) == 2
+        other = started(manager, "127.0.0.1:10", 4)  # the side at ``address`` has no rooms
+        assert len(manager._sides) == 2
+        with pytest.raises(CapacityError, match="2 bootstrap servers"):
+            started(manager, address, 5)
+        waiting.abort()
+        receiver = started(manager, address, 6)
+        sender.answer(sender.hear())
+        receiver.wait(WAIT_S)
+        other.abort()

@@ -14,7 +14,9 @@ from .origin_peers import BLOCK, FAILED, SUCCESS, TRANSFERRING, OriginReceiver, 
 pytestmark = pytest.mark.integration
 
 
-def test_an_encode_side_that_is_back_before_it_was_missed_is_registered_with_after_one_failure(manager, sender, address):
+def test_an_encode_side_that_is_back_before_it_was_missed_is_registered_with_after_one_failure(
+    manager, sender, address
+):
     """The sender has the port of its predecessor, and nothing of what that has been told."""
     rows = embedding(8)
     sender.encode(rows)

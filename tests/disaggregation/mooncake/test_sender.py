@@ -95,6 +95,22 @@ def test_a_long_embedding_is_sent_in_several_resumed_transfers(manager, receiver
         assert b"".join(part[name].tobytes() for part in parts) == array.tobytes()
 
 
+def test_every_change_wakes_its_waiters(manager, receiver):
+    """Callers that wait for a change must not have to poll."""
+    sender = manager.open(ROOM)
+    seen: list[KVPoll] = []
+    sender.wake_on_change(lambda: seen.append(sender.poll()))
+    sender.init()
+    receiver.register()
+    receiver.init(ROOM, [0])
+    eventually(lambda: seen == [KVPoll.WaitingForInput])
+    sender.send_embedding(embedding(12))
+    assert receiver.status() == report(ROOM, KVPoll.Transferring)
+    receiver.resume(ROOM, [1], 8)
+    assert receiver.status() == report(ROOM, KVPoll.Success)
+    eventually(lambda: seen[-1] is KVPoll.Success)
+
+
 def test_the_receiver_may_ask_before_the_room_is_open(manager, receiver):
     receiver.register()
     receiver.init(ROOM, [0])

@@ -126,7 +126,9 @@ def test_nothing_is_reported_where_no_receiver_of_an_init_is_known(message: list
 
 
 @pytest.mark.parametrize(
-    "message", [init(), resume(16), *BAD_INITS.values()], ids=["init", "resume", *(f"init: {name}" for name in BAD_INITS)]
+    "message",
+    [init(), resume(16), *BAD_INITS.values()],
+    ids=["init", "resume", *(f"init: {name}" for name in BAD_INITS)],
 )
 @pytest.mark.parametrize("state", ["not opened", "waits for the embedding", "waits for another rank", "transferring"])
 def test_a_repeated_request_of_a_live_room_fails_nothing(message: list[bytes], state: str) -> None:

@@ -70,7 +70,9 @@ def run(settings: Settings, report: Report = unreported) -> None:
 
 def build(service: OriginEncodeService) -> ASGIApp:
     """Returns the application."""
-    return worker_app(service, [Route("/v1/chat/completions", EncodeChat(service), methods=["POST"])], behind_router=False)
+    return worker_app(
+        service, [Route("/v1/chat/completions", EncodeChat(service), methods=["POST"])], behind_router=False
+    )
 
 
 class EncodeChat:
