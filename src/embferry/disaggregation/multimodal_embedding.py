@@ -53,7 +53,7 @@ class MultimodalEmbeddingBootstrapQueue(_Queue):
         content_digest: bytes,
         aux: Sequence[int] = (),
     ) -> None:
-        """Announces the embedding of ``req`` and adds the request; see :meth:`~embferry.transfer.send_handle.EmbeddingSender.init`.
+        """Announces the embedding of ``req`` and adds the request; see the ``init()`` of the sending end.
 
         Args:
             req: The request of the caller.

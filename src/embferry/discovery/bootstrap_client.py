@@ -228,7 +228,7 @@ class BootstrapClient:
 
 
 def _is_empty(body: bytes) -> bool:
-    """Returns whether an answer has nulls: SGLang's server, which starts before the model is loaded, knows no rank yet."""
+    """Returns whether an answer has nulls: SGLang's server starts before the model is loaded, and knows no rank yet."""
     try:
         answer = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -53,8 +53,8 @@ class Plan:
         doubtful: ``file:line: reason`` of every place that a person has to look at.
         left: ``file: reason`` of every file that could not be handled; their contents are unchanged.
         looked_at: The number of files looked at.
-        remaining: Number of lines of the system's own files that would have the old root word after the changes. Each is
-            among the doubtful places.
+        remaining: Number of lines of the system's own files that would have the old root word after the changes. All
+            are doubtful places.
     """
 
     changes: list[Change] = field(default_factory=list)

@@ -19,7 +19,7 @@ class _BootstrapServer(BootstrapServer):
 
 
 def bootstrap_server(settings: Settings, *, unproved_ranks: bool = False) -> BootstrapServer:
-    """Returns the server, not started yet. ``unproved_ranks``: accept SGLang's, whatever the settings say."""
+    """Returns the server, not started yet. ``unproved_ranks``: accept SGLang's in any case."""
     own = settings.bootstrap
     limits = ServerLimits(own.request_timeout, own.max_connections, own.connections_per_address)
     return _BootstrapServer(

@@ -1,7 +1,7 @@
 """Each worker of ours alone, with the other side of SGLang's branch after the description of its wire.
 
-That side sends and expects the rows of the whole prompt. They are put together here without the code under test: text from
-the undivided model's own table, pictures from the vision tower, positions from transformers.
+That side sends and expects the rows of the whole prompt. They are put together here without the code under test: text
+from the undivided model's own table, pictures from the vision tower, positions from transformers.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def test_a_language_side_of_sglang_gets_the_rows_of_the_whole_prompt(workers, mo
     assert (ids[~is_text] >= vocabulary).all()
     of_item = [set(ids[want == PAD + number].tolist()) for number in range(len(pictures))]
     assert all(len(found) == 1 for found in of_item), "one id for all tokens of a picture"
-    same = {picture: found for picture, found in zip(pictures, map(frozenset, of_item), strict=True)}
+    same = dict(zip(pictures, map(frozenset, of_item), strict=True))
     assert len(set().union(*of_item)) == len(same), "equal pictures have equal ids, others have others"
 
 

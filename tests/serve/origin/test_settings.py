@@ -1,4 +1,4 @@
-"""What the commands accept with ``--wire origin``."""
+"""Settings that the commands accept or refuse with ``--wire origin``."""
 
 from __future__ import annotations
 

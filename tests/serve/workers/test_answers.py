@@ -49,7 +49,7 @@ def test_an_embedding_that_arrives_at_once_between_two_looks_is_answered(
 ) -> None:
     """The engine thread looks for embeddings that begin to arrive, then for those that have arrived."""
     joined = join()
-    monkeypatch.setattr(joined.language._pipeline.transfer_queue, "pop_arriving", lambda: [])
+    monkeypatch.setattr(joined.language._pipeline.transfer_queue, "pop_arriving", list)
     answer = run(joined.ask("what is there?", OTHER))
     assert answer.tokens == joined.reference("what is there?", OTHER)
 

@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from embferry.disaggregation.queues import SendingEnd
 from embferry.protocol.errors import EmbeddingTransferError, LeaseExpired
 from embferry.protocol.layout import Layout
 from embferry.protocol.states import KVPoll
@@ -32,7 +33,6 @@ from embferry.serve.encode.service import EncodeService
 from embferry.serve.errors import ServeError
 from embferry.serve.http.disconnect import wait_for_disconnect
 from embferry.serve.worker.errors import error_response
-from embferry.disaggregation.queues import SendingEnd
 from embferry.transports.http import resource
 
 log = logging.getLogger(__name__)

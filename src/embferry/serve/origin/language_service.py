@@ -89,7 +89,7 @@ class OriginPipeline(JobPipeline):
 
 
 class OriginLanguageService(LanguageService):
-    """Answers whole prompts."""
+    """Runs the model on whole prompts."""
 
     pipeline: ClassVar[type[JobPipeline]] = OriginPipeline
 

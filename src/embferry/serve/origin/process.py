@@ -32,8 +32,8 @@ def check_origin(settings: Settings) -> None:
         problems.append(f"--wire origin carries bf16, not {settings.dtype}; set --dtype bf16")
     if not is_loopback(settings.host) and not settings.security.insecure:
         problems.append(
-            f"--wire origin would listen on {settings.host}, where strangers can reach it: its peers and callers can prove"
-            " nothing, also if there is a cluster key; allow that with --insecure"
+            f"--wire origin would listen on {settings.host}, where strangers can reach it: its peers and callers can"
+            " prove nothing, also if there is a cluster key; allow that with --insecure"
         )
     if settings.security.tls_cert is not None:
         problems.append("--wire origin has no TLS; leave out the certificate")
@@ -54,7 +54,10 @@ def serve(
     role: Role,
     report: Report,
 ) -> None:
-    """Serves until SIGINT or SIGTERM, or until the service breaks. The worker has no lease: the load balancer knows it."""
+    """Serves until SIGINT or SIGTERM, or until the service breaks.
+
+    The worker has no lease, because the load balancer is told of it.
+    """
     url = url_of(settings.reachable_host, listener, "http")
 
     def start() -> None:

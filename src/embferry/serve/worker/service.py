@@ -22,7 +22,7 @@ JOIN_SECONDS = 5.0
 
 
 class Manager(Protocol):
-    """What a worker needs of the manager of its transfers."""
+    """The manager of a worker's transfers, as far as the worker needs it."""
 
     @property
     def fault(self) -> BaseException | None:
