@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.disaggregation.mooncake.origin_peers import BLOCK, BLOCKS
 from tests.serve.origin.joined import eventually, post, run
 from tests.serve.pictures import png
 
@@ -23,12 +24,10 @@ def chat(question: str, *pictures: bytes) -> list[dict[str, object]]:
 
 
 RED, BLUE = png(64, 64, "red"), png(64, 64, "blue")
-WIDE = png(640, 480, "green")
+LONG = (RED, BLUE, RED, png(640, 480, "green"))
 
 
-@pytest.mark.parametrize(
-    "pictures", [(), (RED,), (RED, BLUE), (WIDE,)], ids=["text only", "one", "two", "longer than the pool"]
-)
+@pytest.mark.parametrize("pictures", [(), (RED,), (RED, BLUE), LONG], ids=["text only", "one", "two", "twice the pool"])
 def test_the_answer_is_that_of_the_undivided_model(workers, models, pictures):
     asked = chat("what colour is it?", *pictures)
     answer = run(workers.ask(asked))
@@ -36,6 +35,8 @@ def test_the_answer_is_that_of_the_undivided_model(workers, models, pictures):
     usage = answer.answered.json()["usage"]
     prompt, _ = models.prompt(asked, *pictures)
     assert usage["prompt_tokens"] == prompt.length == answer.encoded.json()["usage"]["prompt_tokens"]
+    transfer, pool = answer.answered.json()["embferry"]["transfer"], BLOCKS * BLOCK
+    assert transfer["initial"] + transfer["resumed"] == -(-prompt.length // pool)
 
 
 def test_an_answer_may_be_streamed(workers, models):
@@ -46,16 +47,14 @@ def test_an_answer_may_be_streamed(workers, models):
 
 
 def test_requests_go_side_by_side_and_a_room_may_be_used_again(workers, models):
-    asked = [
-        chat(f"what colour is it{'?' * n}", *pictures) for n, pictures in enumerate([(RED,), (), (BLUE,), (WIDE,)])
-    ]
+    asked = [chat(f"what colour is it{'?' * n}", *pictures) for n, pictures in enumerate([(RED,), (), (BLUE,), LONG])]
 
     async def all_of_them() -> list[str]:
         async with asyncio.TaskGroup() as tasks:
             asking = [tasks.create_task(workers.ask(each, room=room)) for room, each in enumerate(asked)]
         return [one.result().text for one in asking]
 
-    wanted = [models.answer(each, *p) for each, p in zip(asked, [(RED,), (), (BLUE,), (WIDE,)], strict=True)]
+    wanted = [models.answer(each, *p) for each, p in zip(asked, [(RED,), (), (BLUE,), LONG], strict=True)]
     assert run(all_of_them()) == wanted
     assert run(all_of_them()) == wanted
 

@@ -27,7 +27,7 @@ from tests.disaggregation.mooncake.origin_peers import (
     OriginSender,
 )
 from tests.serve.origin.joined import MAX_TOKENS, Answer, Models, OriginWorkers, eventually, post, run
-from tests.serve.origin.test_both_workers import BLUE, RED, WIDE, chat
+from tests.serve.origin.test_both_workers import BLUE, LONG, RED, chat
 
 pytestmark = pytest.mark.integration
 
@@ -91,7 +91,7 @@ def received(receiver: OriginReceiver, room: int) -> tuple[dict[str, np.ndarray]
         receiver.resume(room, blocks, sent)
 
 
-@pytest.mark.parametrize("pictures", [(), (RED,), (RED, BLUE, RED), (WIDE,)], ids=["text", "one", "three", "long"])
+@pytest.mark.parametrize("pictures", [(), (RED,), (RED, BLUE, RED), LONG], ids=["text", "one", "three", "long"])
 def test_a_language_side_of_sglang_gets_the_rows_of_the_whole_prompt(workers, models, receiver, pictures):
     asked: dict[str, Any] = {"messages": chat(QUESTION, *pictures), "stream": False} | workers.place(7)
 
@@ -143,7 +143,7 @@ def serve_all(sender: OriginSender, rows: dict[str, np.ndarray], delta: int) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("pictures", [(), (RED,), (RED, BLUE), (WIDE,)], ids=["text", "one", "two", "long"])
+@pytest.mark.parametrize("pictures", [(), (RED,), (RED, BLUE), LONG], ids=["text", "one", "two", "long"])
 def test_our_language_worker_answers_with_an_encode_side_of_sglang(workers, models, sender, pictures, stream):
     rows, delta = expected_rows(models, *pictures)
     if not pictures:
