@@ -20,6 +20,7 @@ from .leased import Leased
 from .media_images import MediaImages
 from .media_videos import MediaVideos
 from .openai_chat import OpenaiChat
+from .origin_chat import OriginChat
 from .origin_frames import OriginFrames
 from .receiver_machine import ReceiverMachine
 from .request_proofs import RequestProofs
@@ -61,6 +62,7 @@ TARGETS: dict[str, Target] = {
         VllmAnswers(),
         VllmWorkers(),
         Coordinates(),
+        OriginChat(),
         OriginFrames(),
         MediaImages(),
         MediaVideos(),
