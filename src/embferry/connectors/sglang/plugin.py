@@ -20,7 +20,7 @@ def register() -> None:
         install(sys.argv)
     except EmbeddingTransferError as error:
         end_process(f"the embferry plug-in cannot start: {error.detail}")
-    except Exception as error:  # noqa: BLE001: SGLang would log it, and go on without the plug-in
+    except Exception as error:  # noqa: BLE001 - SGLang would log it, and go on without the plug-in
         end_process(f"the embferry plug-in cannot start: {type(error).__name__}: {error}")
 
 

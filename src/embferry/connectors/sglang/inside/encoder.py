@@ -38,7 +38,7 @@ class EmbferryDelivery(server.ZmqDelivery):  # type: ignore[misc]
         kinds = {kind.name: width for kind, width in encoder._embedding_dims.items() if encoder.supports_modality(kind)}
         try:
             _side[:] = [EncoderSide(settings(), kinds, name_of(encoder._embedding_dtype))]
-        except Exception as error:  # noqa: BLE001: whatever it is, the user wanted the plug-in
+        except Exception as error:  # noqa: BLE001 - whatever it is, the user wanted the plug-in
             end_process(f"the embferry plug-in cannot start: {shown(error)}")
 
     async def send(self, state: Any, destination: Any) -> None:

@@ -13,7 +13,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from ..process import end_process
 
 SUPPORTED = ("0.5.23",)
-"""Versions of SGLang that the plug-in was tested with. Its modules are no interface, and change from version to version."""
+"""Versions of SGLang that the plug-in was tested with. Its modules are no interface, and change often."""
 ROOT = "sglang.srt."
 
 
