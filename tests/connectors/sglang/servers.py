@@ -151,4 +151,5 @@ def tokens_of(response: httpx.Response) -> list[int]:
 def reason_of(response: httpx.Response) -> str:
     """Returns why a request has failed."""
     assert response.status_code >= 400, response.text[:2000]
-    return str(response.json()["error"]["message"])
+    told = response.json()
+    return str(told.get("error", told)["message"])

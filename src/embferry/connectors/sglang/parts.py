@@ -14,7 +14,7 @@ from typing import Annotated
 
 import msgspec
 
-from embferry import Layout, RemoteProtocolError
+from embferry import Layout, LocalProtocolError, RemoteProtocolError
 from embferry.protocol.layout import MAX_DTYPE, MAX_WIDTH
 from embferry.transfer.control.endpoint import check_endpoint
 
@@ -122,7 +122,7 @@ def decode_source(text: str) -> Source:
     try:
         source = msgspec.json.decode(text, type=Source)
         check_endpoint(source.info.endpoint)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, LocalProtocolError) as error:
         raise RemoteProtocolError(f"a malformed message of the dispatcher: {error}") from None
     return source
 
