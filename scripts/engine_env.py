@@ -13,8 +13,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from run_command import run_command
 from setup_env import ROOT
@@ -22,7 +22,8 @@ from setup_env import ROOT
 SHIMS = ROOT / "scripts" / "shims"
 
 
-class EngineEnv(NamedTuple):
+@dataclass(frozen=True)
+class EngineEnv:
     """An environment for one engine.
 
     Attributes:
@@ -74,7 +75,8 @@ class EngineEnv(NamedTuple):
         print(f"setting up {venv.name}: done in {time.monotonic() - began:.0f} s", flush=True)
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """A part of an environment, and the files that its installation depends on."""
 
     name: str

@@ -19,7 +19,15 @@ def test_a_part_is_found_in_its_text(rid: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a", "a_local_part_0", f"a_local_part_{NAME}", f"a_local_part_{NAME}.1", f"a{NAME}.1.2", f"a_local_part_{NAME}.9999.0"],
+    [
+        "",
+        "a",
+        "a_local_part_0",
+        f"a_local_part_{NAME}",
+        f"a_local_part_{NAME}.1",
+        f"a{NAME}.1.2",
+        f"a_local_part_{NAME}.9999.0",
+    ],
 )
 def test_another_text_is_no_part(text: str) -> None:
     assert parse(text) is None
@@ -47,7 +55,14 @@ def test_a_source_arrives_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('"parts":3', '"parts":0'), (NAME, "x"), ("tcp://127.0.0.1:1", "ipc:///tmp/x"), ('"index":1', '"index":-1'), ("{", "["), ("url", "uri")],
+    [
+        ('"parts":3', '"parts":0'),
+        (NAME, "x"),
+        ("tcp://127.0.0.1:1", "ipc:///tmp/x"),
+        ('"index":1', '"index":-1'),
+        ("{", "["),
+        ("url", "uri"),
+    ],
 )
 def test_a_malformed_source_is_refused(old: str, new: str) -> None:
     text = encode_source(Source(NAME, 1, 2, 3, "http://e:1", INFO))

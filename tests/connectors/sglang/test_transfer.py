@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from embferry import EmbeddingTransferError, IntegrityError, KVPoll
+from embferry import IntegrityError, KVPoll, as_fields
 from embferry.connectors.sglang.incoming import IncomingPart
 from embferry.connectors.sglang.outgoing import MAX_UNUSED
 from embferry.connectors.sglang.parts import PartId
@@ -77,8 +77,6 @@ def stop_in_the_middle(incoming: IncomingPart, encoder) -> None:  # type: ignore
     part.announce(SHAPE)
     part.encoded(SHAPE, rows_of(1))
     incoming.made(part.content)
-    from embferry import as_fields
-
     part._senders[0].send_embedding(as_fields({"input_embeddings": part.rows}), ready_tokens=MIDDLE)
     until(lambda: receiver_of(incoming).transferred_tokens == MIDDLE)
     encoder.side.close()
@@ -139,14 +137,13 @@ def test_an_abort_reaches_the_encoder() -> None:
         encoder.sending.result(WAIT_S)  # it is not wanted, which is no error of the encoder
 
 
-def test_a_part_that_is_dropped_fails_at_the_language_server() -> None:
+def test_a_part_that_is_dropped_is_lost_at_the_language_server() -> None:
     with both_sides() as (incoming, (encoder,), _):
         incoming.comes_from(encoder.source())
         encoder.part().announce(SHAPE)
         until(lambda: receiver_of(incoming).total_embedding_length == TOKENS)
         encoder.side.parts.drop(encoder.part().part.text)
-        with pytest.raises(EmbeddingTransferError):
-            until(lambda: incoming.poll())
+        until(lambda: receiver_of(incoming).lost is not None)
 
 
 def test_parts_that_are_asked_for_and_never_encoded_are_bounded() -> None:

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 PATH = "/embferry"
 """Where an encoder with the plug-in says what it is, and takes the requests of ranks."""
 VERSION = 1
+WRONG = 502
+"""The status of an encoder that is not what it has to be: to ask it again does not help."""
 FOR_EVER = 10.0 * 365 * 86_400
 MAX_ANSWER = 1 << 20
 """Longest answer of an encoder that is read, in bytes."""
@@ -186,16 +188,18 @@ class Encoder:
         except httpx.HTTPError as error:
             raise self._is_lost(_shown(error)) from error
         if response.status_code == 404:
-            raise EncoderError(f"the encoder at {self.url} runs without the plug-in: start it with EMBFERRY_SGLANG=1")
+            why = f"the encoder at {self.url} runs without the plug-in: start it with EMBFERRY_SGLANG=1"
+            raise EncoderError(why, WRONG)
         if response.status_code != 200 or len(response.content) > MAX_ANSWER:
             raise EncoderError(f"the encoder at {self.url} is not ready: {response.status_code}", response.status_code)
         try:
             description = msgspec.json.decode(response.content, type=Description)
         except msgspec.MsgspecError as error:
-            raise EncoderError(f"the encoder at {self.url} has another version of the plug-in: {error}") from None
+            why = f"the encoder at {self.url} has another version of the plug-in: {error}"
+            raise EncoderError(why, WRONG) from None
         if description.version != VERSION or not description.kinds:
             why = f"the encoder at {self.url} has version {description.version} of the plug-in, not {VERSION}"
-            raise EncoderError(why)
+            raise EncoderError(why, WRONG)
         return description
 
     async def _post(self, path: str, body: Mapping[str, Any], timeout: float) -> httpx.Response:
