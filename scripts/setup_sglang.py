@@ -16,7 +16,7 @@ from setup_env import ROOT, alone, use_supported_python
 VERSION = "0.5.23"
 CHECK = """
 import os
-os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+os.environ |= {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1"}
 import torch
 assert torch.version.cuda is None, f"torch {torch.__version__} is built for CUDA; name the index that has its CPU build"
 import sglang.srt.disaggregation.encoder.receiver, sglang.srt.disaggregation.encoder.server

@@ -3,19 +3,23 @@
 An environment imports this file at the start of Python. It does nothing until torchvision is imported.
 """
 
+from __future__ import annotations
+
 import importlib.abc
 import sys
+from typing import Any
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    library = None
+    library: Any = None
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name == "torchvision" and _Finder.library is None:
             import torch
 
             if torch.version.cuda is None:
-                _Finder.library = torch.library.Library("torchvision", "DEF")
+                library: Any = torch.library
+                _Finder.library = library.Library("torchvision", "DEF")
                 for operator in ("nms", "qnms"):
                     _Finder.library.define(f"{operator}(Tensor x) -> Tensor")
         return
