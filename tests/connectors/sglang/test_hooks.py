@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from array import array
+from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -46,64 +47,120 @@ def test_the_plugin_is_in_place_if_the_environment_asks_for_it() -> None:
     assert "in place: True" in loaded.stdout
 
 
-HOOKS = "from sglang.srt.plugins import hook_registry\n"
-RECEIVER = "from sglang.srt.disaggregation.encoder import receiver\n"
+def test_a_plugin_that_is_not_in_place_ends_the_process_with_one_sentence() -> None:
+    before = (
+        "from sglang.srt.plugins import hook_registry\n"
+        "hook_registry.HookRegistry._apply_target = classmethod(lambda cls, target, hooks: None)"
+    )
+    assert "has not replaced sglang.srt.disaggregation.encoder.receiver." in last_words(
+        load(before, EMBFERRY_SGLANG="1")
+    )
 
 
 @pytest.mark.parametrize(
-    ("before", "environment", "why"),
-    [
-        ("", {"EMBFERRY_SGLANG_NUM_BLOCKS": "0"}, "the variables EMBFERRY_SGLANG_*"),
-        ("", {"EMBFERRY_SGLANG_HOST": "0.0.0.0"}, "cluster key"),
-        (
-            "from embferry.connectors.sglang.inside import hooks; hooks.SUPPORTED = ('0.0.1',)",
-            {},
-            "works with SGLang 0.0.1, not 0.5.",
-        ),
-        (RECEIVER + "del receiver.MMReceiverBase.create_req", {}, "MMReceiverBase.create_req is not there"),
-        (
-            RECEIVER + "receiver.MMReceiverBase.create_req = lambda self, request, more: None",
-            {},
-            "has the parameters (self, request, more), not (self, recv_req)",
-        ),
-        (
-            HOOKS + "hook_registry.HookRegistry._apply_target = classmethod(lambda cls, target, hooks: None)",
-            {},
-            "has not replaced sglang.srt.disaggregation.encoder.receiver.WaitingZmqRequest",
-        ),
-        (
-            HOOKS + "apply = hook_registry.HookRegistry._apply_target.__func__\n"
-            "def fails(cls, target, hooks):\n"
-            "    if 'probe' in target: raise RuntimeError('this was planted')\n"
-            "    apply(cls, target, hooks)\n"
-            "hook_registry.HookRegistry._apply_target = classmethod(fails)",
-            {},
-            "has not replaced sglang.srt.disaggregation.encoder.receiver.EncoderBootstrapServer._probe",
-        ),
-    ],
+    ("name", "value", "why"),
+    [("NUM_BLOCKS", "0", "the variables EMBFERRY_SGLANG_*"), ("HOST", "0.0.0.0", "cluster key")],
 )
-def test_a_plugin_that_cannot_work_ends_the_process_with_one_sentence(
-    before: str, environment: dict[str, str], why: str
-) -> None:
-    loaded = load(before, EMBFERRY_SGLANG="1", **environment)
+def test_a_wrong_setting_ends_the_process_with_one_sentence(name: str, value: str, why: str) -> None:
+    assert why in last_words(load(EMBFERRY_SGLANG="1", **{f"EMBFERRY_SGLANG_{name}": value}))
+
+
+def last_words(loaded: subprocess.CompletedProcess[str]) -> str:
+    """Returns the sentence with which a process has ended."""
     assert loaded.returncode == STATUS, (loaded.stdout, loaded.stderr[-2000:])
     last = loaded.stderr.strip().splitlines()[-1]
     assert last.startswith("embferry: the embferry plug-in")
-    assert why in last
+    return last
 
 
 class Ended(BaseException):
     """In place of the end of the process."""
 
 
+def ended(why: str) -> None:
+    raise Ended(why)
+
+
+class Fake:
+    """A class in the place of one of SGLang's."""
+
+    def method(self, value: int) -> int:
+        return value
+
+
+class Ours(Fake):
+    """A class in the place of that one."""
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Returns the module with the hooks; SGLang has registered none, and has one more module."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    from embferry.connectors.sglang.inside import hooks
+
+    monkeypatch.setitem(sys.modules, "sglang.srt.fake", SimpleNamespace(Fake=Fake, Gone=None))
+    monkeypatch.setattr(HookRegistry, "_hooks", defaultdict(list))
+    monkeypatch.setattr(HookRegistry, "_patched", set())
+    monkeypatch.setattr(HookRegistry, "apply_hooks", HookRegistry.apply_hooks)
+    monkeypatch.setattr(Fake, "method", Fake.method)
+    monkeypatch.setattr(hooks, "end_process", ended)
+    return hooks
+
+
+def around(original: Callable[..., int], fake: Fake, value: int) -> int:
+    return 10 * original(fake, value)
+
+
+def test_hooks_are_put_in_place(hooks: Any) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    hooks.install([hooks.Hook("fake", "Fake.method", HookType.AROUND, around, "self, value")])
+    HookRegistry.apply_hooks()
+    assert Fake().method(2) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "why"),
+    [
+        ("Fake.gone", "self", "sglang.srt.fake.Fake.gone is not there"),
+        ("Fake.method", "self", r"has the parameters \(self, value\), not \(self\)"),
+    ],
+)
+def test_a_hook_that_does_not_fit_ends_the_process(hooks: Any, name: str, parameters: str, why: str) -> None:
+    from sglang.srt.plugins.hook_registry import HookType
+
+    with pytest.raises(Ended, match=why):
+        hooks.install([hooks.Hook("fake", name, HookType.AROUND, around, parameters)])
+
+
+def test_another_version_ends_the_process(hooks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "SUPPORTED", ("0.0.1",))
+    with pytest.raises(Ended, match=r"works with SGLang 0\.0\.1, not 0\.5\."):
+        hooks.install([])
+
+
+@pytest.mark.parametrize("name", ["Fake.method", "Fake"])
+def test_a_hook_that_sglang_could_not_apply_ends_the_process(
+    hooks: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    def fails(cls: type, target: str, found: Any) -> None:
+        raise RuntimeError("this was planted")
+
+    ours = (Ours, HookType.REPLACE, "") if name == "Fake" else (around, HookType.AROUND, "self, value")
+    hooks.install([hooks.Hook("fake", name, ours[1], ours[0], ours[2])])
+    monkeypatch.setattr(HookRegistry, "_apply_target", classmethod(fails))
+    with pytest.raises(Ended, match=f"has not replaced sglang.srt.fake.{name}"):
+        HookRegistry.apply_hooks()
+
+
 @pytest.fixture
 def language(monkeypatch: pytest.MonkeyPatch) -> Any:
     from embferry.connectors.sglang.inside import language
 
-    def end(why: str) -> None:
-        raise Ended(why)
-
-    monkeypatch.setattr(language, "end_process", end)
+    monkeypatch.setattr(language, "end_process", ended)
     return language
 
 
