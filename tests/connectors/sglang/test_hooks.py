@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.sglang, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.sglang,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore"),  # warnings of SGLang and torch, when SGLang is imported without a GPU
+]
 
 LOAD = """
 import sys
