@@ -19,7 +19,7 @@ from embferry.serve.config import Settings
 from embferry.serve.vllm.app import build
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.trust import Trust
-from tests.strangers import Relay, request, send, status_of
+from tests.strangers.raw_http import Relay, request, send, status_of
 
 pytestmark = pytest.mark.integration
 

@@ -17,7 +17,7 @@ from embferry.protocol.errors import LocalProtocolError, TransportError, WrongKe
 from embferry.trust.digests import content_digest
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.trust import Trust
-from tests.strangers import SECONDS, Relay, request, send, status_of
+from tests.strangers.raw_http import SECONDS, Relay, request, send, status_of
 
 pytestmark = pytest.mark.integration
 

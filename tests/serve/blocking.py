@@ -13,13 +13,21 @@ LARGE = 60 << 20
 
 
 class Blocking:
-    """Replaces a function; each call waits until ``release`` is set."""
+    """Replaces a function; each call waits until ``release`` is set.
+
+    Attributes:
+        calls: the calls so far.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self.called, self.release = threading.Event(), threading.Event()
+        self.calls = 0
+        self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> Any:
+        with self._lock:
+            self.calls += 1
         self.called.set()
         assert self.release.wait(DEADLINE)
         return self._function(*arguments)

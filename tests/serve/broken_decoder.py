@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -30,7 +33,7 @@ def _decode(data: bytes, limits: MediaSettings) -> Image.Image:
         while True:
             pass
     elif word == "memory":
-        bytearray(limits.decode_memory)
+        bytearray(limits.decode_memory + (64 << 20))
     elif word == "much memory":
         kept = []
         while True:
@@ -40,9 +43,36 @@ def _decode(data: bytes, limits: MediaSettings) -> Image.Image:
             file.write(b"x")
     elif word == "recursion":
         return _decode(data, limits)
+    elif (act := word.partition(" "))[0] in ACTS:
+        ACTS[act[0]](act[2])
     elif word in ("SystemExit", "KeyboardInterrupt", "RuntimeError", "AssertionError"):
         raise getattr(__import__("builtins"), word)("n" * 100_000 + "\n")
     return Image.new("RGB", (2, 3), "red")
+
+
+def _udp(port: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"x", ("127.0.0.1", int(port)))
+
+
+def _listen(port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)):
+        pass
+
+
+ACTS: dict[str, Callable[[str], object]] = {
+    "read": lambda path: Path(path).read_bytes(),
+    "list": lambda path: os.listdir(os.path.dirname(path)),
+    "truncate": lambda path: os.truncate(path, 0),
+    "create": lambda path: os.mkfifo(path + ".fifo"),
+    "remove": os.unlink,
+    "execute": lambda path: os.posix_spawn(sys.executable, [sys.executable, "-V"], {}),
+    "connect": lambda port: socket.create_connection(("127.0.0.1", int(port))).close(),
+    "listen": _listen,
+    "udp": _udp,
+    "signal": lambda pid: os.kill(int(pid), 0),
+}
+"""Acts that a decoder may try when a file has taken it over, each with one argument."""
 
 
 def _done(sock: Any, job: messages.Job, files: list[bytes]) -> Done:

@@ -23,7 +23,7 @@ from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.trust import Trust
 from tests.serve.fakes import Deployment
 from tests.serve.test_clients import CHAT
-from tests.strangers import Change, Relay
+from tests.strangers.raw_http import Change, Relay
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
 REQUESTS = 20

@@ -9,7 +9,7 @@ import pytest
 
 from embferry.serve.errors import ServeError
 from embferry.serve.media import addresses as under_test
-from embferry.serve.media.addresses import is_public, permitted_address
+from embferry.serve.media.addresses import is_public, permitted_addresses
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_an_entry_of_the_list_admits_its_hosts_only(
 
     monkeypatch.setattr(under_test, "_resolve", resolve)
     if allowed:
-        assert asyncio.run(permitted_address(urlsplit(url), (entry,))) == "93.184.216.34"
+        assert asyncio.run(permitted_addresses(urlsplit(url), (entry,))) == ["93.184.216.34"]
     else:
         with pytest.raises(ServeError) as caught:
-            asyncio.run(permitted_address(urlsplit(url), (entry,)))
+            asyncio.run(permitted_addresses(urlsplit(url), (entry,)))
         assert caught.value.code == "host_not_allowed"
 
 
@@ -58,10 +58,10 @@ def test_a_name_with_a_private_address_needs_to_be_listed_in_full(
     monkeypatch.setattr(under_test, "_resolve", resolve)
     url = urlsplit("https://inside.example.com/")
     with pytest.raises(ServeError) as caught:
-        asyncio.run(permitted_address(url, ("*.example.com",)))
+        asyncio.run(permitted_addresses(url, ("*.example.com",)))
     assert caught.value.code == "host_not_allowed"
     assert address in caught.value.detail
-    assert asyncio.run(permitted_address(url, ("inside.example.com",)))
+    assert asyncio.run(permitted_addresses(url, ("inside.example.com",)))
 
 
 @pytest.mark.parametrize(

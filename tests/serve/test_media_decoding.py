@@ -17,6 +17,7 @@ import pytest
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.media.decoding import child as child_module
 from embferry.serve.media.decoding import media
 from embferry.serve.media.decoding.cancellation import Cancellation, CancelledWorkError
 from embferry.serve.media.decoding.child import BrokenChildError, Child
@@ -99,7 +100,10 @@ DEEDS = {
 
 
 @pytest.mark.parametrize("deed", DEEDS)
-def test_whatever_a_decoder_does_is_one_error_of_its_request(pool: Callable[..., DecoderPool], deed: str) -> None:
+def test_whatever_a_decoder_does_is_one_error_of_its_request(
+    pool: Callable[..., DecoderPool], deed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "CLOCK_FACTOR", 100)  # on a busy machine, half a second takes long
     decoders = pool(1, BROKEN)
     limits = MediaSettings(decode_memory=256 << 20, image_decode_timeout=0.5 if deed == "spin" else 60)
     error = refusal(lambda: decoders.run("decode_image", [deed.encode()], limits))

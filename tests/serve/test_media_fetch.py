@@ -319,6 +319,34 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked(site: str, monkey
     assert lookups == ["media.example"]
 
 
+def test_the_next_address_of_a_name_is_tried_if_one_cannot_be_reached(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a host with an IPv6 address behind a network without IPv6: refused at once, or silent for its share."""
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.2", "192.0.2.1", "127.0.0.1"]  # the site listens at the last one only
+
+    shares: dict[str, float] = {}
+    send = httpx.AsyncClient.send
+
+    async def silent(self: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
+        shares[request.url.host] = request.extensions["timeout"]["connect"]
+        if request.url.host == "192.0.2.1":
+            raise httpx.ConnectTimeout("the share of this address is over", request=request)
+        return await send(self, request, **options)
+
+    monkeypatch.setattr(under_test, "_resolve", resolve)
+    monkeypatch.setattr(httpx.AsyncClient, "send", silent)
+    port = site.partition(":")[2]
+    limits = {"allowed_hosts": (f"media.example:{port}",), "fetch_timeout": 60}
+    assert fetch(f"http://media.example:{port}/picture", **limits) == PNG
+    assert list(shares) == ["127.0.0.2", "192.0.2.1", "127.0.0.1"]
+    assert shares["127.0.0.2"] <= 20
+    assert shares["192.0.2.1"] <= 30
+    assert [host for path, host in Site.seen if path == "/picture"][-1] == f"media.example:{port}"
+
+
 @pytest.mark.parametrize(
     "url", ["http://h:80\\@127.0.0.1/", "http://h\t@127.0.0.1/", "http://127.0.0.1\\.h/", "http://h#@127.0.0.1/"]
 )

@@ -19,7 +19,7 @@ from embferry.trust.trust import Trust
 from tests.serve import pictures
 from tests.serve.conftest import user
 from tests.serve.fakes import ANSWER, DAMAGE, FORGE, Deployment
-from tests.strangers import Relay, request, send, status_of
+from tests.strangers.raw_http import Relay, request, send, status_of
 
 pytestmark = pytest.mark.integration
 

@@ -19,7 +19,7 @@ from embferry.trust.digests import content_digest
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.requests import PROOF_HEADER, Prover
 from embferry.trust.trust import Trust
-from tests.strangers import Relay, request, send, status_of
+from tests.strangers.raw_http import Relay, request, send, status_of
 from tests.transports.test_http import BehindProxy, http_proxy
 
 pytestmark = pytest.mark.integration

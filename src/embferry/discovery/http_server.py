@@ -160,7 +160,8 @@ class HttpServer:
     def _listen(self) -> None:
         if not self._stopped:
             # a connection never introduces itself, so the server bounds all of them; its time limit is the request's
-            limits = ListenLimits(handshakes=self._most, hello_timeout=2 * self._limits.request_timeout)
+            each, seconds = self._limits.connections_per_address, 2 * self._limits.request_timeout
+            limits = ListenLimits(handshakes=self._most, handshakes_per_address=each, hello_timeout=seconds)
             self._listener = Listener(self._sock, self.loop, "a client", limits, self._on_accept, tls=self.tls)
             self._listener.start()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import binascii
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
+
+from embferry.serve.shared_threads import SharedThreads, stop_if_unwanted
 
 T = TypeVar("T")
 
@@ -17,14 +18,17 @@ JOBS = 2
 PIECE_BYTES = 1 << 20
 """Base64 is decoded in pieces of this size: within one, no other thread can run Python code."""
 
-_THREADS = ThreadPoolExecutor(JOBS, thread_name_prefix="codec")
+_THREADS = SharedThreads(JOBS, "codec")
 
 
 async def off_loop(nbytes: int, work: Callable[..., T], *arguments: object) -> T:
-    """Returns the result of ``work(*arguments)``, which handles ``nbytes``; on a thread if they are many."""
+    """Returns the result of ``work(*arguments)``, which handles ``nbytes``; on a thread if they are many.
+
+    Work that has not begun is dropped when the task that waits for it ends.
+    """
     if nbytes < LARGE_BYTES:
         return work(*arguments)
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, work, *arguments)
+    return await _THREADS.run(partial(work, *arguments))
 
 
 def decode_base64(text: str, start: int = 0) -> bytes:
@@ -32,9 +36,11 @@ def decode_base64(text: str, start: int = 0) -> bytes:
 
     Raises:
         ValueError: it is not base64.
+        UnwantedError: its client has left.
     """
     decoded, rest, is_over = [], "", False
     for at in range(start, len(text), PIECE_BYTES):
+        stop_if_unwanted()
         piece = rest + "".join(text[at : at + PIECE_BYTES].split())
         end = len(piece) if at + PIECE_BYTES >= len(text) else len(piece) // 4 * 4
         piece, rest = piece[:end], piece[end:]

@@ -189,8 +189,12 @@ class Manager(ABC, Generic[R]):
         """The manager has been closed: releases what the record holds. The lock is held."""
 
     @abstractmethod
-    def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
-        """Hands a control message to its record. The lock is held."""
+    def _take(self, peer: Hashable, frame: Frame, now: float) -> bool:
+        """Hands a control message to its record. The lock is held.
+
+        Returns:
+            Whether a transfer of this manager has ``peer`` for its other end.
+        """
 
     @abstractmethod
     def _unreachable(self, event: Unreachable, now: float) -> None:
@@ -360,7 +364,8 @@ class Manager(ABC, Generic[R]):
         except EmbeddingTransferError as error:
             self._messages.report("dropped a control message from %r: %s", event.peer, error)
             return
-        self._take(event.peer, frame, now)
+        if self._take(event.peer, frame, now):
+            self._runtime.control.serves(event.peer)
 
     def _take_transport_events(self) -> None:
         for transport in self.transports.values():

@@ -271,15 +271,16 @@ class ReceiveManager(Manager[ReceiveRecord]):
         if not (record := self._records_by_session[machine.session]).is_broken:
             self._broke(record, error)
 
-    def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
-        record = self._records_by_session.get(frame.target)
-        if record is not None and record.room == frame.body.room:
-            record.source = frame.source or record.source
-            if record.is_broken:
-                self.refuse(record, record.endpoint, frame.target, frame)
-                return
+    def _take(self, peer: Hashable, frame: Frame, now: float) -> bool:
+        if (record := self._records_by_session.get(frame.target)) is None or record.room != frame.body.room:
+            return False
+        record.source = frame.source or record.source
+        if record.is_broken:
+            self.refuse(record, record.endpoint, frame.target, frame)
+        else:
             self.guard(record, self.machine_of(record).receive, frame.source, frame.target, frame.body, now)
             self.ready_queue.touch(record)
+        return True
 
     def _unreachable(self, event: Unreachable, now: float) -> None:
         for record in self._records():
@@ -322,11 +323,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _granted(self, record: ReceiveRecord, epoch: int) -> None:
         """Takes note of the grant that the machine has just made."""
-        machine = self.machine_of(record)
-        grant = machine.ledger.grants[epoch]
+        grant = self.machine_of(record).ledger.grants[epoch]
         record.latest = MetadataAllocation(grant.blocks, grant.block_size)
         record.calls.append(Granted(grant.epoch, grant.start, grant.blocks))
-        record.log.granted(machine, grant.start, grant.tokens, len(grant.blocks))
+        record.log.granted(self.machine_of(record), grant.start, grant.tokens, len(grant.blocks))
 
     def _forget(self, record: ReceiveRecord) -> None:
         self._records_by_session.pop(self.machine_of(record).session, None)

@@ -205,26 +205,28 @@ class SendManager(Manager[SendRecord]):
             self.guard(record, machine.write_failed, c.target, c.epoch, c.offset, c.length, error)
         self.ready_queue.touch(record)
 
-    def _take(self, peer: Hashable, frame: Frame, now: float) -> None:
+    def _take(self, peer: Hashable, frame: Frame, now: float) -> bool:
         record = self._rooms.get(frame.body.room)
         if record is not None:
             if not frame.target and frame.source in record.ended:  # late: the transfer of now is not meant
                 if isinstance(frame.body, Abort):
                     self.send(peer, record.machine.session, frame.source, Closed(record.room))
-                return
+                return True
             if isinstance(frame.body, Abort):
                 record.ended.append(frame.source)
             if record.is_broken:
                 self.refuse(record, peer, record.machine.session, frame)
-                return
+                return False
             record.peers[frame.source] = peer
             self.guard(record, record.machine.receive, frame.source, frame.target, frame.body, now)
             self.ready_queue.touch(record)
-        elif isinstance(frame.body, Open):
+            return frame.source in record.machine.destinations
+        if isinstance(frame.body, Open):
             self.parked.add(peer, frame, now)
             self.send(peer, 0, frame.source, Pending(frame.body.room, 0))
         else:
             self.send(peer, 0, frame.source, Unknown(frame.body.room, frame.target))
+        return False
 
     def _unreachable(self, event: Unreachable, now: float) -> None:
         self.parked.drop(event.peer)  # receivers repeat their requests over the next connection

@@ -261,11 +261,13 @@ async def test_an_embedding_pushed_to_one_instance_is_encoded_again_for_another(
     assert sorted(told) == sorted(addresses)
 
 
-async def test_when_all_language_instances_are_busy_their_429_passes() -> None:
+@pytest.mark.parametrize("status", [429, 503])
+async def test_when_all_language_instances_are_busy_their_refusal_passes(status: int) -> None:
     (encoder,), languages = encoder_stubs(1), language_stubs(2)
-    languages[0].behaviours = languages[1].behaviours = [refused(429), refused(429)]
+    languages[0].behaviours = languages[1].behaviours = [refused(status), refused(status)]
     async with routed(encoder, *languages) as router:
-        assert (await router.ask(request(picture()))).status == 429
+        answer = await router.ask(request(picture()))
+        assert (answer.status, answer.headers["retry-after"]) == (status, "1")
 
 
 async def test_a_stream_that_breaks_off_ends_with_an_error() -> None:

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from embferry.serve import off_loop
-from embferry.serve.encode import process as encode_process
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.language import process as language_process
 from embferry.serve.language.prompting import PromptThreads
@@ -22,7 +21,7 @@ from tests.serve.blocking import LARGE, Blocking
 from tests.serve.digested import digested
 from tests.serve.pictures import encoded, noise, png
 from tests.serve.workers.conftest import MakeJoined
-from tests.serve.workers.joined import DEADLINE, Joined, client, generate_body, run
+from tests.serve.workers.joined import DEADLINE, Joined, client, events, generate_body, run
 
 PICTURE = {"kind": "image", "data": encoded(noise(96, 64))}
 OTHER = {"kind": "image", "data": png(80, 80, "blue")}
@@ -155,10 +154,9 @@ def test_the_bounds_are_in_the_metrics(join: MakeJoined) -> None:
 @pytest.mark.parametrize("role", ["encode", "language"])
 def test_a_worker_answers_while_it_parses(join: MakeJoined, monkeypatch: pytest.MonkeyPatch, role: str) -> None:
     joined: Joined = join()
-    module: Any = encode_process if role == "encode" else language_process
     app, path = (joined.encode_app, "/encode") if role == "encode" else (joined.language_app, "/generate")
-    blocking = Blocking(module.decoded)
-    monkeypatch.setattr(module, "decoded", blocking)
+    blocking = Blocking(worker_http.decoded)
+    monkeypatch.setattr(worker_http, "decoded", blocking)
 
     async def both() -> Any:
         async with client(app) as http:
@@ -171,7 +169,7 @@ def test_a_worker_answers_while_it_parses(join: MakeJoined, monkeypatch: pytest.
                 blocking.release.set()
             return await asking
 
-    assert run(both()).json()["error"]["code"] == "invalid_request"
+    assert events(run(both()))[-1]["error"]["code"] == "invalid_request"
     assert off_loop.LARGE_BYTES < LARGE
 
 

@@ -91,3 +91,45 @@ def test_a_job_that_is_aborted_while_its_prompt_is_built_does_not_begin(join: Ma
     blocking.release.set()
     answer = run(joined.post_generate(generate_body({"items": []}, "hello")))
     assert events(answer)[-1]["type"] == "end"
+
+
+def test_a_prompt_waits_for_none_of_those_whose_clients_have_left(join: MakeJoined, blocking: Blocking) -> None:
+    joined, leavers = join(), 6
+    threads = joined.language._pipeline.prompts._long
+
+    async def asked() -> Any:
+        leaving = [asyncio.create_task(joined.post_generate(body("leaver"))) for _ in range(leavers)]
+        while threads.waiting < leavers - 1 or not blocking.calls:
+            await asyncio.sleep(0)
+        for task in leaving:
+            task.cancel()
+        await asyncio.wait(leaving)
+        while threads.waiting:
+            await asyncio.sleep(0)
+        stayer = asyncio.create_task(joined.post_generate(body("stayer")))
+        while not threads.waiting:
+            await asyncio.sleep(0)
+        blocking.release.set()
+        return await stayer
+
+    assert run(asked()).status_code in (200, 400)
+    assert blocking.calls == 2
+
+
+def test_the_prompts_of_a_client_wait_in_a_queue_of_its_own(join: MakeJoined, blocking: Blocking) -> None:
+    joined = join()
+    threads = joined.language._pipeline.prompts._long
+
+    async def asked() -> None:
+        asking = [asyncio.create_task(joined.post_generate(body(client))) for client in ("a", "a", "a", "b")]
+        while threads.waiting < len(asking) - 1:
+            await asyncio.sleep(0)
+        assert set(threads._waiting) == {"a", "b"}
+        blocking.release.set()
+        await asyncio.wait(asking)
+
+    run(asked())
+
+
+def body(client: str) -> dict[str, Any]:
+    return generate_body({"items": []}, LONG) | {"client": client}

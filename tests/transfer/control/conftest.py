@@ -86,6 +86,12 @@ class Net:
         """Returns the frames that ``plane`` has received."""
         return [event.data for event in self.events[plane] if isinstance(event, Received)]
 
+    def serve(self, plane: SocketControl, *frames: bytes) -> None:
+        """Says that transfers use the connections over which ``frames`` have come."""
+        for event in self.events[plane]:
+            if isinstance(event, Received) and event.data in frames:
+                plane.serves(event.peer)
+
     def gone(self, plane: SocketControl) -> list[Unreachable]:
         """Returns the peers that ``plane`` has lost."""
         return [event for event in self.events[plane] if isinstance(event, Unreachable)]

@@ -146,31 +146,54 @@ def test_a_slow_reader_that_goes_on_reading_is_kept(net: Net) -> None:
     assert not net.gone(server)
 
 
-def test_a_full_table_closes_the_idlest_connection(net: Net) -> None:
+def test_a_full_table_closes_the_connection_that_served_no_transfer_for_longest(net: Net) -> None:
     server = net.server(connections=3)
     socks = [net.raw(server, HELLO + frame(b"%d" % number)) for number in range(3)]
     net.until(lambda: len(net.data(server)) == 3)
+    net.serve(server, b"0", b"1", b"2")
     net.advance(11)
-    socks[0].sendall(frame(b"still here"))
+    net.serve(server, b"0", b"2")
+    socks[1].sendall(frame(b"still here"))  # which is of use to no transfer
     net.until(lambda: b"still here" in net.data(server))
     newcomer = net.raw(server, HELLO + frame(b"new"))
     net.until(lambda: b"new" in net.data(server))
-    assert server.evicted_connections == 1
-    assert server.connections == 3
-    assert [net.closed(sock) for sock in (*socks, newcomer)].count(True) == 1
-    assert not net.closed(socks[0])
+    assert (server.evicted_connections, server.refused_connections, server.connections) == (1, 0, 3)
+    assert [net.closed(sock) for sock in (*socks, newcomer)] == [False, True, False, False]
     assert len(net.gone(server)) == 1
 
 
-def test_a_table_full_of_busy_connections_refuses_the_newcomer(net: Net) -> None:
+def test_a_table_full_of_connections_that_serve_transfers_refuses_the_newcomer(net: Net) -> None:
     server = net.server(connections=2)
-    socks = [net.raw(server, HELLO + frame(b"x")) for _ in range(2)]
+    socks = [net.raw(server, HELLO + frame(b"x%d" % number)) for number in range(2)]
     net.until(lambda: len(net.data(server)) == 2)
+    net.serve(server, b"x0", b"x1")
+    net.advance(9)
     newcomer = net.raw(server)
     net.until(lambda: net.closed(newcomer))
     assert not any(net.closed(sock) for sock in socks)
     assert (server.refused_connections, server.evicted_connections) == (1, 0)
     assert not net.gone(server), "the refused one was never heard of"
+
+
+@pytest.mark.parametrize("bounds", [{"connections": 3}, {"connections_per_address": 3}])
+def test_busy_connections_of_no_transfer_keep_no_newcomer_out(net: Net, bounds: dict[str, float]) -> None:
+    """They talk all the time, and those that had to make room come again."""
+    server = net.server(**bounds)
+    worker = net.raw(server, HELLO + frame(b"worker"))
+    net.until(lambda: net.data(server) == [b"worker"])
+    net.serve(server, b"worker")
+    busy: list[socket.socket] = []
+    for number in range(10):
+        busy.append(net.raw(server, HELLO + frame(b"busy")))
+        net.until(lambda: net.data(server).count(b"busy") > number)  # noqa: B023
+        for sock in busy:
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(frame(b"again"))
+    newcomer = net.raw(server, HELLO + frame(b"new"))
+    net.until(lambda: b"new" in net.data(server))
+    assert (server.refused_connections, server.connections) == (0, 3)
+    assert not net.closed(worker)
+    assert not net.closed(newcomer)
 
 
 def test_one_address_cannot_use_all_connections(net: Net) -> None:
@@ -196,6 +219,16 @@ def test_unfinished_handshakes_are_bounded_on_their_own(net: Net) -> None:
         net.until(lambda: waiting[-1].getsockname() in _peers(server._acceptor.listener._newcomers))  # type: ignore[union-attr]
     assert [net.closed(sock) for sock in waiting] == [True, True, False, False, False]
     assert not net.closed(known)
+
+
+def test_one_address_cannot_use_all_handshakes(net: Net) -> None:
+    server = net.server(handshakes_per_address=2)
+    other = net.raw(server, b"", source="127.0.0.2")
+    waiting = []
+    for _ in range(3):
+        waiting.append(net.raw(server, b""))
+        net.until(lambda: waiting[-1].getsockname() in _peers(server._acceptor.listener._newcomers))  # type: ignore[union-attr]
+    assert [net.closed(sock) for sock in (other, *waiting)] == [False, True, False, False]
 
 
 def _peers(connections: Iterable[Newcomer[Connection]]) -> set[object]:
@@ -230,7 +263,8 @@ def test_a_thousand_connections(net: Net) -> None:
         sock.close()
     net.until(lambda: len(net.gone(server)) == 1000)
     assert server.connections == 0
-    assert not server._acceptor.listener._networks  # type: ignore[union-attr]
+    listener = server._acceptor.listener  # type: ignore[union-attr]
+    assert not any((listener._networks, listener._newcomers_of, listener._has_served))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

@@ -297,6 +297,7 @@ def test_without_descriptors_accepting_pauses_and_goes_on(net: Net) -> None:
     server = net.server()
     known, unknown = net.raw(server, HELLO + frame(b"a")), socket.socket()
     net.until(lambda: net.data(server) == [b"a"])
+    net.serve(server, b"a")
     with all_descriptors_used():
         unknown.connect(host_and_port(server.endpoint))
         unknown.sendall(raw.hello(Channel.CONTROL) + HELLO + frame(b"b"))

@@ -68,6 +68,7 @@ class IncomingPart:
         self._is_closed = False
         self.is_complete = False
         self._reported_loss: EmbeddingTransferError | None = None
+        self._digest: str | None = None  # of the complete embedding
 
     @property
     def part(self) -> PartId | None:
@@ -112,23 +113,19 @@ class IncomingPart:
         receiver = self._receiver
         if receiver is None:
             return self.is_complete
-        status = receiver.poll()
-        if status is KVPoll.Failed:
-            error = receiver.failure_exception()
-            self._count(receiver, "failed")
+        error = receiver.failure_exception() if receiver.poll() is KVPoll.Failed else None
+        if error is None:
+            if self._digest is None or not self._contents:
+                return False
+            if self._digest not in {content.digest for content in self._contents}:
+                why = "the embedding that arrived is not the one that was encoded; ask again"
+                error = IntegrityError(why, room=receiver.room)
+        self._receiver = None
+        self._count(receiver, "success" if error is None else "failed")
+        receiver.clear()
+        if error is not None:
             self._counters.add("failures", label=error.code)
             raise error
-        if status is not KVPoll.Success or not self._contents:
-            return False
-        rows = receiver.arrays()["input_embeddings"]
-        shape = self._shape(len(rows))
-        if digest_of(rows, shape).hex() not in {content.digest for content in self._contents}:
-            self._counters.add("failures", label=IntegrityError.code)
-            why = "the embedding that arrived is not the one that was encoded; ask again"
-            raise IntegrityError(why, room=receiver.room)
-        self._count(receiver, "success")
-        self._receiver = None
-        receiver.clear()
         self.is_complete = True
         return True
 
@@ -158,7 +155,13 @@ class IncomingPart:
         receiver.init()
 
     def _changed(self, receiver: EmbeddingReceiver) -> None:
-        """Counts a lost encoder. Runs on the manager's callback thread without locks."""
+        """Takes the digest of a complete embedding, and counts a lost encoder.
+
+        Runs on the manager's callback thread without locks, because a digest takes its time.
+        """
+        if receiver.poll() is KVPoll.Success and self._digest is None:
+            rows = receiver.arrays()["input_embeddings"]
+            self._digest = digest_of(rows, self._shape(len(rows))).hex()
         lost = receiver.lost
         if lost is not None and lost is not self._reported_loss:
             self._reported_loss = lost

@@ -25,14 +25,12 @@ from embferry.serve.encode.messages import EncodeRequest
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.http.address import address_of
-from embferry.serve.http.body import Pace, announced_bytes, read_body
+from embferry.serve.http.body import Pace, announced_bytes
 from embferry.serve.http.connections import caller_of
 from embferry.serve.http.descriptors import raise_open_file_limit
 from embferry.serve.http.disconnect import wait_for_disconnect
 from embferry.serve.http.serving import Report, unreported
-from embferry.serve.off_loop import off_loop
-from embferry.serve.worker.errors import decoded
-from embferry.serve.worker.http import response_with_signs_of_life, worker_app
+from embferry.serve.worker.http import read_request, response_with_signs_of_life, worker_app
 from embferry.serve.worker.metrics import count_connections
 from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, control_limits, encode_timeouts
@@ -90,11 +88,10 @@ def build(service: EncodeService) -> ASGIApp:
         try:
             pace, scope, receive = Pace.of(service.settings.router), request.scope, request.receive
             service.expect(announced_bytes(scope), caller_of(scope))
-            body = await read_body(scope, receive, max_bytes, hold, pace=pace, between_parts=True)
-            if body is None:
+            encode_request = await read_request(messages.DECODER, scope, receive, max_bytes, hold, pace)
+            if encode_request is None:
                 hold.release()
                 return Response(status_code=499)
-            encode_request = await off_loop(len(body), decoded, messages.DECODER, body)
             with about(request_id=encode_request.request_id, room=encode_request.room):
                 room = service.admit(encode_request, hold, caller_of(scope))
         except BaseException:

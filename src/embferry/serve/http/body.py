@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope
 from embferry.serve.byte_budget import Hold
 from embferry.serve.config import RouterSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.json_bounds import check_values
 from embferry.serve.off_loop import off_loop
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content
@@ -76,20 +77,20 @@ async def read_body(
         between_parts: the caller is a part of this project, so the body must have a digest.
 
     Returns:
-        The body; None if the client left before its end.
+        The body; None if the client left before it was checked.
 
     Raises:
         ServeError: body_too_large; capacity_exhausted; body_timeout; body_damaged.
     """
     body = await _received(receive, max_bytes, hold, announced_bytes(scope), pace)
-    if body is not None:
-        await _check_digest(Headers(scope=scope).getlist(CONTENT_DIGEST), body, between_parts)
-    return body
+    values = Headers(scope=scope).getlist(CONTENT_DIGEST)
+    if body is None or not (values or between_parts):
+        return body
+    return await run_until_disconnect(_checked(values, body, between_parts), receive)
 
 
-async def _check_digest(values: list[str], body: bytes, between_parts: bool) -> None:
-    if not (values or between_parts):
-        return
+async def _checked(values: list[str], body: bytes, between_parts: bool) -> bytes:
+    """Returns the body if its digest is right."""
     value = ",".join(values) if values else None
     try:
         if between_parts or value is None:
@@ -98,6 +99,7 @@ async def _check_digest(values: list[str], body: bytes, between_parts: bool) -> 
             await off_loop(len(body), check_foreign_content, value, body)
     except DamagedError as error:
         raise ServeError("body_damaged", f"{error}; send the request again") from error
+    return body
 
 
 async def _received(receive: Receive, max_bytes: int, hold: Hold | None, announced: int, pace: Pace) -> bytes | None:

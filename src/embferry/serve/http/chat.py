@@ -21,6 +21,7 @@ from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import error_response
 from embferry.serve.openai.reply import error_event
+from embferry.serve.shared_threads import acting_for
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class ChatEndpoint(ABC, Generic[B]):
             metrics.in_flight.track_inprogress(),
             metrics.seconds.time(),
             self.fleet.budget.hold(client=client) as hold,
+            acting_for(client),
         ):
             response = ClientResponse(send)
             scope["state"]["facts"] = response.facts

@@ -5,7 +5,8 @@ waited longest first. A client with an honest request delivers it soon after it 
 clients that are idle, slow or mean harm. A connection whose request is being answered stays.
 
 Every connection has limited time for the head of its next request, also after earlier ones, and to take the end of a
-response. The body of a request is read, and its pace checked, in :mod:`.body`.
+response. With TLS, a connection is counted, and its time begins, when it is accepted: before the handshake
+(:mod:`.tls_handshake`). The body of a request is read, and its pace checked, in :mod:`.body`.
 """
 
 from __future__ import annotations
@@ -66,6 +67,12 @@ class Places:
         self._receiving: dict[BoundedProtocol, None] = {}  # whose body has not ended, the oldest first
         self.evicted = self.refused = 0
 
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def __contains__(self, connection: BoundedProtocol) -> bool:
+        return connection in self._networks
+
     def enter(self, connection: BoundedProtocol, address: str) -> bool:
         """Adds a connection, after room was made if necessary. Returns False if there is none."""
         network = counted_network(address)
@@ -124,12 +131,25 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.logger = _ERRORS_ONLY
-        if not self.places.enter(self, self.client[0] if self.client else ""):
+        if self not in self.places:
+            self.admit(transport)
+
+    def admit(self, transport: asyncio.Transport) -> bool:
+        """Gives a connection that was accepted a place, and the time for its first head. Closes it if there is none."""
+        self.transport = transport
+        peer = transport.get_extra_info("peername")
+        if not self.places.enter(self, str(peer[0]) if isinstance(peer, tuple) else ""):
             if self.reports.is_due():
-                log.warning("a connection was refused: all %d are in use", len(self.connections) - 1)
+                log.warning("a connection was refused: all %d are in use", len(self.places))
             transport.abort()
-            return
+            return False
         self._limit(HEAD_SECONDS)
+        return True
+
+    def leave(self) -> None:
+        """Gives the place back. Idempotent."""
+        self._unlimit()
+        self.places.leave(self)
 
     def handle_events(self) -> None:
         before = self.cycle
@@ -147,13 +167,12 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()  # begins the next request if it is there
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._unlimit()
-        self.places.leave(self)
+        self.leave()
         super().connection_lost(exc)
 
     def _limit(self, seconds: float) -> None:
         self._unlimit()
-        self._late = self.loop.call_later(seconds, self.transport.abort)
+        self._late = self.loop.call_later(seconds, lambda: self.transport.abort())
 
     def _unlimit(self) -> None:
         if self._late is not None:

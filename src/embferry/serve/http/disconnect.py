@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.types import Receive
+
+T = TypeVar("T")
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
@@ -16,9 +18,9 @@ async def wait_for_disconnect(receive: Receive) -> None:
 
 
 async def run_until_disconnect(
-    work: Coroutine[Any, Any, None], receive: Receive, on_disconnect: Callable[[], None]
-) -> None:
-    """Runs ``work`` to its end, or cancels it as soon as the client leaves.
+    work: Coroutine[Any, Any, T], receive: Receive, on_disconnect: Callable[[], None] = lambda: None
+) -> T | None:
+    """Runs ``work`` to its end and returns its result, or cancels it as soon as the client leaves and returns None.
 
     Args:
         work: its exceptions are raised from here.
@@ -35,5 +37,4 @@ async def run_until_disconnect(
         for task in (working, leaving):
             task.cancel()
         await asyncio.wait({working, leaving})
-    if not working.cancelled():
-        working.result()
+    return None if working.cancelled() else working.result()

@@ -20,14 +20,13 @@ from embferry.protocol.errors import TransportError
 from embferry.serve.http.address import address_of
 from embferry.serve.http.connections import ConnectionLimits, bounded_protocol
 from embferry.serve.http.descriptors import ExceptionHandler, within_open_files
+from embferry.serve.http.tls_handshake import TlsHandshake
 
 BACKLOG = 2048
 ACCEPTED_AT_ONCE = 16
 """Connections accepted before their number is checked, so that many at once cannot take every descriptor."""
 CLOSE_SECONDS = 1
 """Seconds that open connections get to receive the rest of their responses."""
-HANDSHAKE_SECONDS = 5
-"""Seconds that a client may take for the handshake of TLS."""
 DEFAULT_LIMITS = ConnectionLimits()
 
 Report = Callable[[str], None]
@@ -86,17 +85,19 @@ async def serve_app(
     """
     most = within_open_files(limits.connections, share)
     limits = replace(limits, connections=most, per_address=min(limits.per_address, most))
+    protocol = bounded_protocol(limits)
     config = uvicorn.Config(
         app,
         ws="none",
-        http=bounded_protocol(limits),
+        http=protocol,
         backlog=ACCEPTED_AT_ONCE,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=close_seconds,
     )
     config.load()
-    config.ssl = certificate
+    if certificate is not None:
+        config.http_protocol_class = partial(TlsHandshake, protocol, certificate)  # type: ignore[assignment]
     asyncio.get_running_loop().set_exception_handler(ExceptionHandler())
     server = _Server(config)
     server.on_start, server.on_stop, server.is_broken = on_start, on_stop, is_broken
@@ -109,11 +110,6 @@ class _Server(uvicorn.Server):
     is_broken: Callable[[], bool]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.config.ssl is not None:  # uvicorn has no settings for these; its times are a minute and half of one
-            loop = asyncio.get_running_loop()
-            loop.create_server = partial(  # type: ignore[method-assign]
-                loop.create_server, ssl_handshake_timeout=HANDSHAKE_SECONDS, ssl_shutdown_timeout=CLOSE_SECONDS
-            )
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)  # the event loop has lowered it to the number that it accepts at once

@@ -70,7 +70,12 @@ class Sampling(Struct, frozen=True):
 
 
 class GenerateRequest(Struct, frozen=True):
-    """A prompt. ``room`` and ``endpoint`` come from the encode worker's response; null if there are no items."""
+    """A prompt.
+
+    Attributes:
+        room: from the encode worker's response, as ``endpoint``; null if there are no items.
+        client: the router's name for the client, whose prompts take turns with those of others.
+    """
 
     request_id: Annotated[str, Meta(max_length=512)]
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -78,6 +83,7 @@ class GenerateRequest(Struct, frozen=True):
     endpoint: Annotated[str, Meta(pattern=r"^(tcp|tls)://.+:\d{1,5}$", max_length=512)] | None = None
     items: list[Item] = []
     sampling: Sampling = Sampling()
+    client: Annotated[str, Meta(max_length=512)] = ""
 
     def __post_init__(self) -> None:
         if self.items and (self.room is None or self.endpoint is None):

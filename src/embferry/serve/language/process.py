@@ -18,7 +18,7 @@ from embferry.observe.logs import about
 from embferry.protocol.layout import Geometry, Layout
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.body import Pace, read_body
+from embferry.serve.http.body import Pace
 from embferry.serve.http.descriptors import raise_open_file_limit
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.proofs import line_writer
@@ -26,9 +26,8 @@ from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language import messages
 from embferry.serve.language.job import ACCEPTED, Event
 from embferry.serve.language.service import LanguageService
-from embferry.serve.off_loop import off_loop
-from embferry.serve.worker.errors import as_serve_error, decoded
-from embferry.serve.worker.http import PING_SECONDS, worker_app
+from embferry.serve.worker.errors import as_serve_error
+from embferry.serve.worker.http import PING_SECONDS, read_request, worker_app
 from embferry.serve.worker.metrics import count_connections
 from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, control_limits, language_timeouts
@@ -113,11 +112,9 @@ class Generate:
 
         try:
             pace = Pace.of(self._service.settings.router)
-            body = await read_body(scope, receive, MAX_BODY_BYTES, hold, pace=pace, between_parts=True)
-            if body is None:
+            request = await read_request(messages.DECODER, scope, receive, MAX_BODY_BYTES, hold, pace)
+            if request is None:
                 return
-            request = await off_loop(len(body), decoded, messages.DECODER, body)
-            del body
             with about(request_id=request.request_id, room=request.room):
                 job = self._service.submit(request, deliver, hold)
                 await run_until_disconnect(_forward(events, stream), receive, lambda: log.info("the caller left"))

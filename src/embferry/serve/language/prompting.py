@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 
 import torch
 
@@ -11,6 +12,7 @@ from embferry.engine.errors import ParameterError, PromptTooLong
 from embferry.engine.prompt import Prompt, PromptBuilder
 from embferry.serve.config import LanguageSettings
 from embferry.serve.language.messages import GenerateRequest
+from embferry.serve.shared_threads import SharedThreads
 from embferry.serve.text_limit import check_characters
 
 LONG_CHARACTERS = 16_384
@@ -18,7 +20,7 @@ LONG_CHARACTERS = 16_384
 
 
 class PromptThreads:
-    """Two threads that build prompts: one for short texts, one for long ones.
+    """Two threads that build prompts: one for short texts, one for long ones. The router's clients take turns on each.
 
     Args:
         prompts: the model's.
@@ -29,19 +31,19 @@ class PromptThreads:
     def __init__(self, prompts: PromptBuilder, limits: LanguageSettings, threads: int) -> None:
         self._prompts, self._limits = prompts, limits
         self._short, self._long = (
-            ThreadPoolExecutor(1, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(threads,))
+            SharedThreads(1, name, initializer=torch.set_num_threads, initargs=(threads,))
             for name in ("prompt", "long-prompt")
         )
 
     def submit(self, request: GenerateRequest, done: Callable[[Future[Prompt]], object]) -> Future[Prompt]:
-        """Has the prompt of a request built.
+        """Has the prompt of a request built. To cancel the future takes it out of its queue.
 
         Args:
             request: the decoded request.
             done: called with the future when it is done, on the thread that built it, or on this one.
         """
-        executor = self._long if request.characters > LONG_CHARACTERS else self._short
-        future = executor.submit(self.build, request)
+        threads = self._long if request.characters > LONG_CHARACTERS else self._short
+        future = threads.submit(request.client, partial(self.build, request))
         future.add_done_callback(done)
         return future
 
@@ -66,5 +68,5 @@ class PromptThreads:
 
     def close(self) -> None:
         """Ends the threads, each after the prompt that it is building."""
-        for executor in (self._short, self._long):
-            executor.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._short, self._long):
+            threads.close()

@@ -26,8 +26,10 @@ _WITH_IPV4 = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
-async def permitted_address(url: SplitResult, allowed: tuple[str, ...]) -> str:
-    """Returns the IP address to connect to for ``url``. It is resolved once, so the checked address is the one used.
+async def permitted_addresses(url: SplitResult, allowed: tuple[str, ...]) -> list[str]:
+    """Returns the IP addresses to connect to for ``url``, in the order in which to try them; each of them is permitted.
+
+    The name is resolved once, so the checked addresses are the ones used.
 
     A host that the list names in full may have any address, because the operator has listed it. A host that matches
     only a pattern (``*``, ``*.domain``) must have public addresses only.
@@ -45,7 +47,7 @@ async def permitted_address(url: SplitResult, allowed: tuple[str, ...]) -> str:
     addresses = await _resolve(host, port)
     if not by_name and (private := [address for address in addresses if not is_public(address)]):
         raise ServeError("host_not_allowed", f"{host} resolves to {private[0]}, which is not a public address")
-    return addresses[0]
+    return addresses
 
 
 def is_public(address: str) -> bool:
@@ -59,8 +61,8 @@ def is_public(address: str) -> bool:
 
 def _is_public(address: _Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
-        if any(address in network for network in _WITH_IPV4):
-            return True  # the IPv4 address decides
+        if next(_embedded(address), None) is not None:
+            return True  # the IPv4 address decides: Python's versions differ on these
         if address.is_site_local or address in _LOCAL_NAT64:
             return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
@@ -95,4 +97,4 @@ async def _resolve(host: str, port: int) -> list[str]:
     except (OSError, UnicodeError) as error:
         raise ServeError("fetch_failed", f"{host} has no address: {error}") from error
     addresses = [str(entry[4][0]) for entry in found]
-    return sorted(addresses, key=lambda a: ":" in a)  # IPv4 first: it works in more places
+    return sorted(dict.fromkeys(addresses), key=lambda a: ":" in a)  # IPv4 first: it works in more places

@@ -20,7 +20,7 @@ import httpx
 from embferry.protocol.text import printable
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.addresses import DEFAULT_PORTS, permitted_address
+from embferry.serve.media.addresses import DEFAULT_PORTS, permitted_addresses
 from embferry.serve.off_loop import decode_base64, off_loop
 
 Grow = Callable[[int], object]
@@ -122,16 +122,10 @@ class Fetcher:
             raise ServeError("invalid_url", f"the data: URL is not base64: {error}") from error
 
     async def _remote(self, url: str, parts: SplitResult, grow: Grow) -> bytes:
+        until = asyncio.get_running_loop().time() + self._limits.fetch_timeout
         for _ in range(MAX_REDIRECTS + 1):
-            address = await permitted_address(parts, self._limits.allowed_hosts)
-            # Host and port are those that were checked, however httpx reads the URL.
-            checked = {"scheme": parts.scheme, "host": address, "port": parts.port or DEFAULT_PORTS[parts.scheme]}
-            headers = {"Host": parts.netloc.rpartition("@")[2], "Accept": "image/*, video/*", "Accept-Encoding": "gzip"}
             try:
-                target = httpx.URL(url).copy_with(**checked, username=None, password=None, fragment=None)
-                request = self._client.build_request("GET", target, headers=headers)
-                request.extensions["sni_hostname"] = parts.hostname
-                response = await self._client.send(request, stream=True)
+                response = await self._first_response(url, parts, until)
                 try:
                     if response.status_code in _REDIRECTS and (location := response.headers.get("location")):
                         url, parts = _joined(url, location)
@@ -149,6 +143,28 @@ class Fetcher:
                 reason = str(error) or type(error).__name__
                 raise ServeError("fetch_failed", f"{_short(url)} could not be fetched: {reason}") from error
         raise ServeError("fetch_failed", f"{_short(url)}: more than {MAX_REDIRECTS} redirects")
+
+    async def _first_response(self, url: str, parts: SplitResult, until: float) -> httpx.Response:
+        """Returns the response of the first address of the host that can be connected to.
+
+        Each address has an equal share of the time that is left until ``until``, on the event loop's clock.
+        """
+        addresses = await permitted_addresses(parts, self._limits.allowed_hosts)
+        headers = {"Host": parts.netloc.rpartition("@")[2], "Accept": "image/*, video/*", "Accept-Encoding": "gzip"}
+        while True:
+            address = addresses.pop(0)
+            # Host and port are those that were checked, however httpx reads the URL.
+            checked = {"scheme": parts.scheme, "host": address, "port": parts.port or DEFAULT_PORTS[parts.scheme]}
+            target = httpx.URL(url).copy_with(**checked, username=None, password=None, fragment=None)
+            share = max(0.0, until - asyncio.get_running_loop().time()) / (len(addresses) + 1)
+            timeout = httpx.Timeout(self._limits.fetch_timeout, connect=share)
+            request = self._client.build_request("GET", target, headers=headers, timeout=timeout)
+            request.extensions["sni_hostname"] = parts.hostname
+            try:
+                return await self._client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                if not addresses:
+                    raise
 
     async def _body(self, response: httpx.Response, grow: Grow) -> bytes:
         """Reads a body within the limit, which applies to the bytes as sent and as unpacked."""

@@ -19,6 +19,7 @@ from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests, checked_body, checked_lines, is_streamed
 from embferry.serve.off_loop import off_loop
 from embferry.serve.router.fleet import Fleet
+from embferry.serve.shared_threads import current_client
 from embferry.trust.digests import DamagedError, content_digest
 
 T = TypeVar("T")
@@ -112,6 +113,7 @@ class WorkerCall:
             ServeError: no_worker; any error of the worker.
         """
         request = {"room": self.room, "request_id": self._request_id, "messages": messages, "sampling": sampling}
+        request["client"] = current_client()
         body = await off_loop(nbytes, msgspec.json.encode, request | self._encoded)
         worker, response = await self._first("language", "/generate", body, "application/json", self._begun)
         try:

@@ -17,6 +17,7 @@ from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
+from embferry.serve.http.errors import retry_after
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.failover import Failover, Transfer
@@ -51,7 +52,8 @@ class Chat(ChatEndpoint[Fleet]):
         except VerbatimError as refusal:
             self.fleet.metrics.errors.labels("instance").inc()
             log.info("refused by an instance: %s", refusal)
-            await response.send_whole(Response(refusal.body, refusal.status, {"content-type": refusal.content_type}))
+            headers = {"content-type": refusal.content_type} | retry_after(refusal.status)
+            await response.send_whole(Response(refusal.body, refusal.status, headers))
 
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         async with AsyncExitStack() as held:

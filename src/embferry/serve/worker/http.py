@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,12 +16,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from embferry.engine.errors import EngineError
 from embferry.observe.metrics import CONTENT_TYPE
 from embferry.protocol.errors import EmbeddingTransferError
+from embferry.serve.byte_budget import Hold
+from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.digests import Digests
+from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import exception_handlers, retry_after
 from embferry.serve.http.proofs import line_writer
-from embferry.serve.worker.errors import as_serve_error, error_response
+from embferry.serve.off_loop import off_loop
+from embferry.serve.worker.errors import as_serve_error, decoded, error_response
 from embferry.serve.worker.service import Service
 from embferry.trust.digests import LINES, LineWriter
+
+T = TypeVar("T")
 
 EMBEDDINGS = "/embeddings/"
 PING_SECONDS = 1.0
@@ -65,6 +72,36 @@ class _SignsOfLife(Response):
             await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
             self._working.cancel()
+
+
+async def read_request(
+    decoder: msgspec.json.Decoder[T] | msgspec.msgpack.Decoder[T],
+    scope: Scope,
+    receive: Receive,
+    max_bytes: int,
+    hold: Hold,
+    pace: Pace,
+) -> T | None:
+    """Reads and decodes the request of another part.
+
+    Args:
+        decoder: of the body.
+        scope: the request's.
+        receive: the request's.
+        max_bytes: bytes of the body.
+        hold: grows with the body.
+        pace: how fast the body must arrive.
+
+    Returns:
+        The request; None if the caller left before it was decoded.
+
+    Raises:
+        ServeError: those of :func:`.read_body` and :func:`.decoded`.
+    """
+    body = await read_body(scope, receive, max_bytes, hold, pace=pace, between_parts=True)
+    if body is None:
+        return None
+    return await run_until_disconnect(off_loop(len(body), decoded, decoder, body), receive)
 
 
 def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route]) -> ASGIApp:

@@ -45,10 +45,10 @@ def open_port(settings: Settings, port: int, flag: str = "--port") -> socket.soc
     except OSError as error:
         why = f"{host} has no address ({error.strerror or error}); set host or advertise_host"
         raise ConfigError([why]) from error
+    check_part(settings, "the worker")
     if unspecified:
         why = "stands for every address of this machine; set advertise_host to the address that others reach it by"
         raise ConfigError([f"host {host} {why}"])
-    check_part(settings, "the worker")
     return listen(settings.host, port, flag)
 
 

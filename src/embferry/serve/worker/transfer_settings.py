@@ -58,6 +58,7 @@ def control_limits(settings: Settings) -> ControlLimits:
         connections=connections,
         connections_per_address=min(transfer.control_connections_per_address, connections),
         handshakes=min(DEFAULTS.handshakes, connections),
+        handshakes_per_address=min(DEFAULTS.handshakes_per_address, connections),
         unsent_bytes=transfer.control_unsent_bytes,
         unsent_bytes_per_peer=transfer.control_unsent_bytes_per_peer,
         connect_timeout=transfer.control_connect_timeout,

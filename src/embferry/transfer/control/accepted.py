@@ -50,8 +50,8 @@ class Acceptor:
         self._peers: dict[Hashable, Connection] = {}
         limits = shared.limits
         bounds = ListenLimits(
-            limits.connections, limits.connections_per_address, limits.handshakes, limits.hello_timeout,
-            limits.idle_time,
+            limits.connections, limits.connections_per_address, limits.handshakes, limits.handshakes_per_address,
+            limits.hello_timeout, limits.idle_time,
         )  # fmt: skip
         self.listener: Listener[Connection] = Listener(
             listen(host, port), shared.loop, "a peer", bounds, self._on_accept, greet=greet, tls=shared.trust.tls
@@ -61,6 +61,11 @@ class Acceptor:
     def get(self, peer: Hashable) -> Connection | None:
         """Returns the connection of a peer, if it is open."""
         return self._peers.get(peer)
+
+    def serves(self, peer: Hashable) -> None:
+        """A transfer uses the connection of a peer, which is therefore the last to make room."""
+        if (connection := self._peers.get(peer)) is not None:
+            self.listener.served(connection)
 
     def stop(self) -> None:
         """Closes the listening socket. Accepted connections stay open."""
@@ -79,7 +84,7 @@ class Acceptor:
             self._peers[connection.peer] = connection
 
     def on_frame(self, connection: Connection) -> None:
-        self.listener.heard(connection)
+        pass  # a stranger can send frames too: what counts is whether a transfer uses the connection
 
     def on_end(self, connection: Connection, error: EmbeddingTransferError) -> None:
         self._shared.dropped += connection.outgoing.clear()

@@ -72,6 +72,10 @@ class ControlPlane(ABC):
         """Sends now what is queued. Only for speed: it happens by itself before the driver waits again."""
         return
 
+    def serves(self, peer: Hashable) -> None:
+        """A transfer uses the frames of ``peer``. A bounded plane closes the connections of other peers first."""
+        return
+
     @abstractmethod
     def forget(self, peer: Hashable) -> None:
         """No transfer needs ``peer`` now: its connection may be closed once idle. A later ``send`` undoes this."""

@@ -27,20 +27,24 @@ class ControlLimits:
     received_bytes: int = 16 << 20
     """Bytes received and not yet polled; beyond it nothing is read, so that TCP slows the peers down."""
     connections: int = 1024
-    """Accepted connections. The listener lowers this bound, and the next two, if the process may have few descriptors.
-    """
+    """Accepted connections. The listener lowers this bound, and the next three, if the process may open few files."""
     connections_per_address: int = 256
     """Accepted connections of one IPv4 address, or of one IPv6 network of 64 bits, which one host can have.
 
     One host, or the gateway of a cluster, can have many workers behind its address; a quarter of all leaves room for
     other hosts in any case.
     """
-    handshakes: int = 256
+    handshakes: int = 512
     """Accepted connections whose hello has not come."""
+    handshakes_per_address: int = 256
+    """Those of one IPv4 address, or of one IPv6 network of 64 bits."""
     idle_connections: int = 32
     """Dialled connections kept for a later transfer."""
     idle_time: float = 10.0
-    """Silence after which an accepted connection may have to make room. A transfer's end speaks every second."""
+    """Time since an accepted connection has served a transfer, after which it may have to make room.
+
+    A transfer's end speaks every second. A connection that has served none may have to make room at any time.
+    """
     hello_timeout: float = 5.0
     """Longest wait for a connection's hello."""
     frame_timeout: float = 10.0

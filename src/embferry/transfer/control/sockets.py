@@ -125,6 +125,10 @@ class SocketControl(ControlPlane):
         if len(self._idle) > self._limits.idle_connections:
             self._dialled[next(iter(self._idle))].end()
 
+    def serves(self, peer: Hashable) -> None:
+        if self._acceptor is not None:
+            self._acceptor.serves(peer)
+
     def close(self, linger_s: float = 0.2) -> None:
         if self._closed:
             return

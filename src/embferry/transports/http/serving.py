@@ -243,7 +243,7 @@ class SenderServer:
         if not self._admit(connection, request):
             return
         self.listener.opened(connection)  # with the first of its requests
-        self.listener.heard(connection)
+        self.listener.served(connection)
         if connection.has_ended:
             return
         if target is None:

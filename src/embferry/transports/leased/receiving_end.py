@@ -215,7 +215,7 @@ class SenderConnection:
 
     def _on_message(self, message: m.Message) -> None:
         table = self._receiving.table
-        self._receiving.listener.heard(self)
+        self._receiving.listener.served(self)
         match message:
             case _ if self.ending:
                 return
@@ -248,5 +248,6 @@ class SenderConnection:
             set_keepalive(self.channel.sock)
         self.channel.limit = m.MAX_FRAME
         self._receiving.listener.opened(self)
+        self._receiving.listener.served(self)  # the token is known to those that a transfer has invited
         if not self.ending:
             self._receiving.attach(self)

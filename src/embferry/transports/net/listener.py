@@ -1,9 +1,10 @@
 """A listening socket on the loop, and a bounded table of its connections.
 
-A full table makes room instead of refusing: the connection that has been silent longest, for ``idle_time`` at least,
-is closed. An end of a transfer is not silent for that long, so a silent connection is one that no transfer uses, or of
-a host that is gone, or is held by a peer that means harm; its owner loses nothing by connecting again. A newcomer is
-most likely a worker with a transfer; refusing it would let a thousand silent connections stop the service.
+A full table makes room instead of refusing: the connection that has served no transfer for longest is closed. One
+that has served a transfer stays for ``idle_time`` after it did; one that has served none may go at once. An end of a
+transfer speaks more often than that. The others are connections that no transfer uses, or of hosts that are gone, or of
+peers that mean harm, silent or not; their owners lose nothing by connecting again. A newcomer is most likely a worker
+with a transfer; refusing it would let a thousand useless connections stop the service.
 
 The same is done when this process has no descriptor left for a newcomer.
 """
@@ -15,7 +16,7 @@ import errno
 import logging
 import resource
 import socket
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -59,12 +60,14 @@ class ListenLimits:
     """Connections that have introduced themselves."""
     connections_per_address: int = 256
     """Those of one IPv4 address, or of one IPv6 network of 64 bits, which one host can have."""
-    handshakes: int = 256
-    """Connections that have not introduced themselves."""
+    handshakes: int = 512
+    """Connections that have not introduced themselves. They count from the moment they are accepted, before TLS."""
+    handshakes_per_address: int = 256
+    """Those of one IPv4 address, or of one IPv6 network of 64 bits."""
     hello_timeout: float = 5.0
     """Longest time until a connection has introduced itself."""
     idle_time: float = 10.0
-    """Silence after which a connection may have to make room."""
+    """Time since a connection has served a transfer, after which it may have to make room."""
     descriptors_each: int = 1
     """Descriptors that an open connection takes in this process."""
 
@@ -83,6 +86,7 @@ class ListenLimits:
             connections=min(self.connections, open_most),
             connections_per_address=min(self.connections_per_address, open_most),
             handshakes=min(self.handshakes, most // 2),
+            handshakes_per_address=min(self.handshakes_per_address, most // 2),
         )
 
 
@@ -119,7 +123,7 @@ def listen(host: str, port: int, backlog: int = 1024) -> socket.socket:
 class Listener(Generic[C]):
     """Accepts connections and bounds them. Every method but ``start`` runs on the loop's thread.
 
-    A connection says when its peer has introduced itself (:meth:`opened`), spoken (:meth:`heard`) and gone
+    A connection says when its peer has introduced itself (:meth:`opened`), served a transfer (:meth:`served`) and gone
     (:meth:`ended`). An exception of ``on_accept`` harms its connection only.
 
     Args:
@@ -157,9 +161,11 @@ class Listener(Generic[C]):
         self._loop, self._peer_role, self._on_accept, self._keepalive = loop, peer_role, on_accept, keepalive
         self._greet, self._tls = greet, tls
         self._newcomers: OrderedDict[Newcomer[C], str] = OrderedDict()  # with the network; the oldest first
+        self._newcomers_of: Counter[str] = Counter()  # by network
         self._newcomer_of: dict[C, Newcomer[C]] = {}
         self._hellos: Deadlines[Newcomer[C]] = Deadlines(loop, self.limits.hello_timeout, self._no_hello)
-        self._open: OrderedDict[C, float] = OrderedDict()  # when it spoke last; the idlest first
+        self._open: OrderedDict[C, float] = OrderedDict()  # when it served last, or was opened; the longest ago first
+        self._has_served: set[C] = set()
         self._network_of: dict[C, str] = {}
         self._networks: dict[str, int] = {}
         self._reported_at = -REPORT_S
@@ -206,18 +212,19 @@ class Listener(Generic[C]):
             has_room = len(self._open) < self.limits.connections or self._evict_idlest(None)
         if not has_room:
             self.refused += 1
-            self._report("refused one: %d connections are open, and none of them is idle", len(self._open))
-            self._make_room(connection, "too many connections, and none of them is idle")
+            self._report("refused one: %d connections are open, and transfers use all of them", len(self._open))
+            self._make_room(connection, "too many connections, and transfers use all of them")
             return
         self._open[connection] = self._loop.now()
         self._network_of[connection] = network
         self._networks[network] = self._networks.get(network, 0) + 1
 
-    def heard(self, connection: C) -> None:
-        """The peer has spoken."""
+    def served(self, connection: C) -> None:
+        """The connection serves a transfer now: it was invited to one, or has carried what one can use."""
         if connection in self._open:
             self._open[connection] = self._loop.now()
             self._open.move_to_end(connection)
+            self._has_served.add(connection)
 
     def ended(self, connection: C) -> bool:
         """The connection is closed. Returns whether it had introduced itself, and had a place."""
@@ -226,6 +233,7 @@ class Listener(Generic[C]):
             self._forget(newcomer)
         if self._open.pop(connection, None) is None:
             return False
+        self._has_served.discard(connection)
         network = self._network_of.pop(connection)
         self._networks[network] -= 1
         if not self._networks[network]:
@@ -268,14 +276,18 @@ class Listener(Generic[C]):
             self._could_not_take(sock, peer, error)
             return
         newcomer: Newcomer[C] = Newcomer(stream, peer)
-        self._newcomers[newcomer] = LOCAL if peer[0] == LOCAL else address.network_of(peer[0])
+        network = LOCAL if peer[0] == LOCAL else address.network_of(peer[0])
+        self._newcomers[newcomer] = network
+        self._newcomers_of[network] += 1
         self._hellos.start(newcomer)
         if self._greet is None:
             self._greeted(newcomer)
         else:
             done, failed = partial(self._greeted, newcomer), partial(self._not_greeted, newcomer)
             newcomer.greet(self._greet(), self._loop, done, failed)
-        if len(self._newcomers) > self.limits.handshakes:
+        if self._newcomers_of[network] > self.limits.handshakes_per_address:
+            self._evict_newcomer("too many connections of its address have not introduced themselves", network)
+        elif len(self._newcomers) > self.limits.handshakes:
             self._evict_newcomer("too many connections have not introduced themselves")
 
     def _greeted(self, newcomer: Newcomer[C]) -> None:
@@ -302,7 +314,13 @@ class Listener(Generic[C]):
     def _forget(self, newcomer: Newcomer[C]) -> str:
         """Takes a newcomer out. Returns its network."""
         self._hellos.stop(newcomer)
-        return self._newcomers.pop(newcomer, LOCAL)
+        network = self._newcomers.pop(newcomer, None)
+        if network is None:
+            return LOCAL
+        self._newcomers_of[network] -= 1
+        if not self._newcomers_of[network]:
+            del self._newcomers_of[network]
+        return network
 
     def _no_hello(self, newcomer: Newcomer[C]) -> None:
         self._make_room(newcomer, f"it did not introduce itself within {self.limits.hello_timeout:g} s")
@@ -324,8 +342,9 @@ class Listener(Generic[C]):
     def _evict_any(self) -> bool:
         return self._evict_newcomer("this process has no descriptors left") or self._evict_idlest(None)
 
-    def _evict_newcomer(self, reason: str) -> bool:
-        oldest = next(iter(self._newcomers), None)
+    def _evict_newcomer(self, reason: str, network: str | None = None) -> bool:
+        """Ends the connection, of ``network`` if given, that has waited longest to introduce itself."""
+        oldest = next((one for one, its in self._newcomers.items() if network in (None, its)), None)
         if oldest is None or not self._make_room(oldest, reason):
             return False
         self.evicted += 1
@@ -333,13 +352,17 @@ class Listener(Generic[C]):
         return True
 
     def _evict_idlest(self, network: str | None) -> bool:
-        """Ends the connection that has been silent longest, of ``network`` if given. Returns whether there was one."""
+        """Ends the connection that has served no transfer for longest, of ``network`` if given.
+
+        Returns:
+            Whether there was one that no transfer uses.
+        """
         now = self._loop.now()
-        for connection, heard_at in list(self._open.items()):
-            if now - heard_at < self.limits.idle_time:
-                break
+        for connection, served_at in list(self._open.items()):
+            if connection in self._has_served and now - served_at < self.limits.idle_time:
+                continue
             mine = network is None or self._network_of[connection] == network
-            if mine and self._make_room(connection, "this idle connection made room for another; connect again"):
+            if mine and self._make_room(connection, "this connection, of no transfer, made room; connect again"):
                 self.evicted += 1
                 return True
         return False

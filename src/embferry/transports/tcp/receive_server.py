@@ -121,7 +121,7 @@ class SenderConnection:
             if events & WRITE:
                 self._send_verdicts()
             if events & READ:
-                self._server.listener.heard(self)
+                self._server.listener.served(self)
             budget = TURN_BYTES
             while events & READ and budget > 0 and not self._ended:
                 received = self._receive()
@@ -173,6 +173,7 @@ class SenderConnection:
             raise FrameError("wrong token: it is not the one of this receiver's handle")
         self._expect(framing.HEAD.size, self._on_head)
         self._server.listener.opened(self)
+        self._server.listener.served(self)  # the token is known to those that a transfer has invited
 
     def _on_head(self, data: bytearray) -> None:
         head = framing.parse_head(data)

@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from sglang.srt.disaggregation.encoder import http_server, server
 
 from embferry.protocol.errors import shown
+from embferry.transfer.failures import attempt
 
 from ...shared.shape import Shape
 from ..encoder_side import EncoderSide
@@ -66,7 +67,10 @@ class EmbferryDelivery(server.ZmqDelivery):  # type: ignore[misc]
 async def publish(
     original: Callable[..., Coroutine[Any, Any, None]], encoder: Any, ctx: Any, requests: list[dict[str, Any]]
 ) -> None:
-    """After SGLang's ``_publish_preprocess_metadata``: announces the lengths, before the encoder runs."""
+    """After SGLang's ``_publish_preprocess_metadata``: announces the lengths, before the encoder runs.
+
+    A part that cannot be announced fails when it is sent, and not the batch that it is encoded in.
+    """
     await original(encoder, ctx, requests)
     if encoder.rank != 0:
         return
@@ -75,7 +79,8 @@ async def publish(
         if part is not None:
             tokens, width = encoder.req_states[request["req_id"]].embedding_data.shape
             shape = Shape(tokens, width, name_of(encoder._embedding_dtype))
-            _side[0].parts.get(part).announce(shape)
+            if (error := attempt(_side[0].parts.get(part).announce, shape)) is not None:
+                log.warning("part %s cannot be announced: %s", part.text, shown(error))
 
 
 async def submit(original: Callable[..., Coroutine[Any, Any, Any]], scheduler: Any, request: dict[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal
 
 from PIL import Image
@@ -13,8 +13,9 @@ from embferry.serve.config import MediaSettings
 from embferry.serve.media.decoding.cancellation import Cancellation
 from embferry.serve.media.decoding.pool import POOL, PROCESSES
 from embferry.serve.media.video import Frames
+from embferry.serve.shared_threads import SharedThreads
 
-_THREADS = ThreadPoolExecutor(PROCESSES, thread_name_prefix="check")
+_THREADS = SharedThreads(PROCESSES, "check")
 
 
 async def check(
@@ -27,7 +28,7 @@ async def check(
     """
     cancellation = Cancellation()
     try:
-        await asyncio.get_running_loop().run_in_executor(_THREADS, POOL.run, task, files, limits, None, cancellation)
+        await _THREADS.run(partial(POOL.run, task, files, limits, None, cancellation))
     except asyncio.CancelledError:
         cancellation.cancel()
         raise

@@ -1,7 +1,7 @@
 """The process that decodes: one job after the other, within limits of memory and processor time.
 
 Its parent starts it with one end of a socket. It has no other connection, no secrets in its environment, and cannot
-write files. It ends when the parent closes the socket.
+write files; :mod:`.confinement` takes what else the system can take. It ends when the parent closes the socket.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from embferry.protocol.text import shown
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding import messages
+from embferry.serve.media.decoding.confinement import confine
 from embferry.serve.media.decoding.messages import Done, Job, Picture, Refused
 from embferry.serve.media.image import check_image, decode_image
 from embferry.serve.media.video import check_frames, check_video, frames_of, sampled_frames
@@ -37,8 +38,11 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     for kind, limit in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, OPEN_FILES)):
         resource.setrlimit(kind, (limit, limit))
-    threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
-    reserved = _reserved_bytes()
+    with open("/proc/self/statm") as memory:  # opened now: it cannot be afterwards
+        confine(_folders())
+        threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no further threads or processes
+        reserved = int(memory.read().split()[0]) * resource.getpagesize()  # the address space of this process
     with socket.socket(fileno=descriptor) as sock, contextlib.suppress(EOFError, ConnectionError):
         sock.sendall(messages.READY)
         while True:
@@ -118,10 +122,10 @@ def _limits(reserved: int, job: Job) -> Iterator[None]:
             resource.setrlimit(kind, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def _reserved_bytes() -> int:
-    """Returns the address space of this process, in bytes."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+def _folders() -> list[str]:
+    """Returns the folders of the packages that are loaded, wherever they are: they load more of themselves."""
+    packages = [module for name, module in sys.modules.items() if "." not in name]
+    return [path for package in packages for path in getattr(package, "__path__", ())]
 
 
 if __name__ == "__main__":

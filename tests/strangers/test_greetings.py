@@ -23,9 +23,8 @@ from embferry.transports.tcp.transport import TcpHandle
 from embferry.trust import ClusterKeys, Key, Trust
 from embferry.trust.greeting import HELLO, PROOF_BYTES, PROOFS_BYTES, REFUSED, Channel, Greeting, Role
 from embferry.trust.keys import write_file
-
-from .greetings import CLUSTER, FOREIGN, KEYLESS, fit
-from .raw import hello, read_hello
+from tests.trust.greetings import CLUSTER, FOREIGN, KEYLESS, fit
+from tests.trust.raw import hello, read_hello
 
 pytestmark = pytest.mark.integration
 

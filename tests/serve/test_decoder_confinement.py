@@ -1,0 +1,79 @@
+"""Acts that are forbidden to a decoder, even if a file has taken it over, as far as this kernel can forbid them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from embferry.serve.config import MediaSettings
+from embferry.serve.errors import ServeError
+from embferry.serve.media.decoding.child import Child
+from embferry.serve.media.decoding.confinement import landlock_version
+from embferry.serve.media.decoding.pool import DecoderPool
+from tests.serve import pictures
+
+pytestmark = pytest.mark.integration
+LIMITS = MediaSettings()
+LEAVE = "import sys; from embferry.serve.media.decoding.confinement import leave_network; sys.exit(not leave_network())"
+LANDLOCK = {"read": 1, "list": 1, "create": 1, "remove": 1, "execute": 1, "truncate": 3, "listen": 4, "signal": 6}
+"""The version of Landlock from which on each act is forbidden."""
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DecoderPool]:
+    made = DecoderPool(1, partial(Child, "tests.serve.broken_decoder"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def kernel() -> dict[str, bool]:
+    """Returns of each act whether this kernel can forbid it to this user."""
+    can_leave = subprocess.run([sys.executable, "-c", LEAVE], check=False).returncode == 0
+    version = landlock_version()
+    forbids = {act: version >= needed for act, needed in LANDLOCK.items()}
+    forbids |= {"udp": can_leave, "connect": can_leave or forbids["listen"]}
+    return forbids | {"execute": forbids["execute"] or os.geteuid() != 0}  # RLIMIT_NPROC is not for root
+
+
+@pytest.mark.parametrize("act", [*LANDLOCK, "udp", "connect"])
+def test_a_decoder_that_was_taken_over_cannot(
+    pool: DecoderPool, act: str, kernel: dict[str, bool], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        argument = {"udp": port, "connect": port, "listen": 0, "signal": os.getpid()}.get(act, file)
+        is_forbidden = is_refused(pool, f"{act} {argument}")
+    assert is_forbidden == kernel[act]
+    if is_forbidden:
+        assert list(tmp_path.iterdir()) == [file]
+        assert file.read_bytes() == b"content"
+
+
+def is_refused(pool: DecoderPool, act: str) -> bool:
+    try:
+        pool.run("decode_image", [act.encode()], LIMITS)
+    except ServeError as error:
+        return "Error" in error.detail
+    return False
+
+
+def test_a_decoder_gets_no_privileges_processes_or_files() -> None:
+    child = Child()
+    try:
+        list(child.run("check_image", [pictures.png()], LIMITS, None))
+        assert "NoNewPrivs:\t1" in Path(f"/proc/{child.pid}/status").read_text()
+        assert resource.prlimit(child.pid, resource.RLIMIT_NPROC) == (0, 0)
+        assert resource.prlimit(child.pid, resource.RLIMIT_FSIZE) == (0, 0)
+    finally:
+        child.close()
