@@ -17,12 +17,16 @@ from typing import Any
 
 import pytest
 
+from embferry.trust.keys import Key
+
 from .engines import Engine, picture, reference
 
 pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(1800)]
 
 TEXT = {"type": "text", "text": "What is this?"}
 PRODUCER, CONSUMER = "10.77.0.1", "10.77.0.2"
+KEY = Key.new().written()
+"""Without it, nothing listens on an address that is not loopback."""
 POOL = {"num_blocks": 4, "block_size": 8, "peer_timeout": 5.0}
 
 
@@ -105,7 +109,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Split]:
                     "ec_role": role,
                     "ec_connector_extra_config": POOL | {"transports": ["shm", "tcp"], "host": host.address},
                 }
-                prefix = host.command("env", f"VLLM_HOST_IP={host.address}")
+                prefix = host.command("env", f"VLLM_HOST_IP={host.address}", f"EMBFERRY_CLUSTER_KEY={KEY}")
                 engines.append(Engine(folder / "model", folder / f"{role}.log", transfer, prefix=prefix))
             for engine in engines:
                 engine.started()

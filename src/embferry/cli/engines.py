@@ -16,6 +16,8 @@ _NOT_WITH_VLLM = frozenset({
     "serve.encode_workers", "serve.language_workers", "serve.start_timeout",
 })  # fmt: skip
 """Settings and whole sections that have no effect with vLLM, which has options of its own."""
+_ALSO_WITH_VLLM = frozenset({"language.max_prompt_characters"})
+"""Settings of those sections that the router checks with vLLM too."""
 _ONLY_SERVE = frozenset({"vllm.encoders", "vllm.languages", "vllm.transports", "vllm.instance_timeout"})
 _ONLY_ROUTER = frozenset({"vllm.encode_urls", "vllm.language_urls", "vllm.consumer_zmq"})
 
@@ -45,7 +47,8 @@ def check_serve(settings: Settings, given: Set[Key]) -> None:
 def _check(settings: Settings, given: Set[Key], idle: Set[str]) -> None:
     """Refuses options of the other engine, and those that this command does not use with vLLM."""
     if settings.router.engine == "vllm":
-        wrong = [key for key in given if {key[0], dotted(key)} & (_NOT_WITH_VLLM | idle)]
+        used = [key for key in given if dotted(key) not in _ALSO_WITH_VLLM]
+        wrong = [key for key in used if {key[0], dotted(key)} & (_NOT_WITH_VLLM | idle)]
         why = "has no effect here with --engine vllm; leave it out"
     else:
         wrong = [key for key in given if key[0] == "vllm"]

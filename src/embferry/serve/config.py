@@ -230,7 +230,7 @@ class LanguageSettings(Section):
     """Tokens of a prompt, embeddings included. The model's own limit applies too."""
     max_prompt_characters: Positive | None = None
     """Characters of all texts of a request; longer ones are refused before they are tokenized. 16 for each of
-    `max_prompt_tokens`, or of the tokens that the model takes, if unset."""
+    `max_prompt_tokens`, or of the tokens that the model takes, if unset. A router before vLLM checks it too."""
     prefill_chunk_tokens: Positive = 512
     """Tokens of a prefill step. Affects rounding: compare results only at the same value."""
     max_new_tokens: Positive = 1024
@@ -286,8 +286,8 @@ class RouterSettings(Section):
     """Seconds within which a worker must accept a connection, and the bootstrap server return the list of workers."""
     stall_timeout: Seconds = 5
     """Seconds of silence after which a worker counts as stalled. While it works, it gives a sign of life every second.
-    The request goes to another worker if its client has received nothing yet. Does not apply to instances of vLLM,
-    which give no such sign."""
+    An instance of vLLM must answer a probe within this time instead. The request goes to another worker or instance if
+    its client has received nothing yet."""
     poll_interval: Seconds = 1
     """Seconds between two reads of the list of workers."""
 

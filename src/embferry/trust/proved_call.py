@@ -67,10 +67,11 @@ def proved_call(
     for _ in range(MAX_CHALLENGES):
         proved = prover.prove(method, target, digest)
         status, header = yield Attempt(proved.authorization, stream_secret=proved.stream_secret())
-        if status != 401:
-            if not proved.is_answered_by(status, header(CONTENT_DIGEST.lower()), header(PROOF_HEADER.lower())):
-                raise TransportError(f"the answer of {server} with status {status} has no proof of the cluster key")
+        is_answer = proved.is_answered_by(status, header(CONTENT_DIGEST.lower()), header(PROOF_HEADER.lower()))
+        if is_answer:  # perhaps with a 401 of the application behind
             return
+        if status != 401:
+            raise TransportError(f"the answer of {server} with status {status} has no proof of the cluster key")
         _take_challenge(prover, status, header, server)
     raise TransportError(f"{server} asks for a new proof again and again")
 

@@ -41,7 +41,7 @@ WINDOW = 1024
 """Counts below a client's highest that may still arrive: requests at once overtake each other on their connections."""
 MAX_CHALLENGES = 3
 """Times that a client proves one request: after this many challenges it gives up."""
-BOOTSTRAP, ROUTER = b"bootstrap", b"router"
+BOOTSTRAP, ROUTER, INSTANCE = b"bootstrap", b"router", b"instance of vllm"
 """Contexts of the servers that have no secret of their own."""
 
 Reason = Literal["proof_required", "nonce_unknown", "count_used", "wrong_key"]

@@ -163,6 +163,21 @@ def test_the_comparison_fails_without_the_undivided_engine(python: str, tmp_path
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("few")
+def test_the_servers_have_no_cluster_key_of_the_user(
+    python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a key, the router would use no instance that has one of vLLM's own connectors: they cannot prove it."""
+    monkeypatch.setenv("EMBFERRY_CLUSTER_KEY", "0" * 64)
+    told = tmp_path / "told"
+    reason = 'echo "OSError: ${EMBFERRY_CLUSTER_KEY:-no} key" >&2; exit 3'
+    told.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec "{python}" "$@"\n{reason}\n')
+    told.chmod(0o755)
+    with pytest.raises(StartError, match="OSError: no key"):
+        compared(str(told), "ours-tcp")
+
+
+@pytest.mark.integration
 def test_a_program_that_is_no_python_is_refused_at_once() -> None:
     for python in ("/bin/false", "/no/such/file"):
         with pytest.raises(ValueError, match=python):

@@ -34,6 +34,20 @@ FAULTS = {
 }
 SWAP = "swap messages"
 """Makes sense only where messages do not wait for each other: on the control plane."""
+TRIES = 5
+"""Questions within which a fault has to strike: it may need a new connection, or a message that is rare."""
+NAMED = {
+    "worker_failed",
+    "no_worker",
+    "network_damage",
+    "peer_gone",
+    "transport_error",
+    "transport_stalled",
+    "lease_expired",
+    "integrity_error",
+    "remote_protocol_error",
+}
+"""Codes that name a damaged or broken hop as the cause. Any other blames the client or hides a bug."""
 PLACES = (0.0, 0.3, 0.9)
 """Where a fault strikes: a share of what a direction carries for one question."""
 

@@ -13,26 +13,12 @@ from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.undivided import Undivided, UndividedAnswer
 from tests.serve.pictures import encoded, noise
 from tests.serve.relay.stack import RelayedStack
-from tests.serve.relay.table import Combination
+from tests.serve.relay.table import NAMED, TRIES, Combination
 from tests.serve.workers.test_processes import START, wait
 
 HANG_SECONDS = 90.0
 """Far longer than any time-out of the stack (30 s): a request that takes it hangs."""
-TRIES = 5
-"""Questions within which a fault has to strike: it may need a new connection, or a message that is rare."""
 TEXT, TOKENS = "How many circles are there?", 6
-NAMED = {
-    "worker_failed",
-    "no_worker",
-    "network_damage",
-    "peer_gone",
-    "transport_error",
-    "transport_stalled",
-    "lease_expired",
-    "integrity_error",
-    "remote_protocol_error",
-}
-"""Codes that name a damaged or broken hop as the cause. Any other blames the client or hides a bug."""
 
 
 @dataclass(frozen=True)

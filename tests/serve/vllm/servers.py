@@ -1,7 +1,7 @@
 """Real instances of ``vllm serve``.
 
 ``embferry serve --engine vllm`` starts two encoders, a language instance and the router. A server without any connector
-gives the answers of the undivided model.
+gives the answers of the undivided model. All have a cluster key, and the router has an API key beside it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from embferry.serve.http.proofs import ProvedRequests
+from embferry.serve.supervisor.vllm import MIDDLEWARE
+from embferry.trust.keys import ClusterKeys, Key
+from embferry.trust.requests import INSTANCE
+from tests.serve.digested import digested
 
 START_S, CONDITION_S = 900.0, 120.0
 ENCODERS = 2
@@ -38,6 +44,7 @@ VLLM = (
 )
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
 MORE = {"ignore_eos": True, "return_token_ids": True}
+KEY, API_KEY = Key.new(), "unused"
 EMBFERRY = (sys.executable, "-c", "from embferry.cli.main import run; run()")
 
 
@@ -58,14 +65,15 @@ class Servers:
         # It accepts image_embeds and has no connector: it must not answer as if there were no picture.
         port = self.undivided.rpartition(":")[2]
         self.start(
-            *(folder / "undivided.log", vllm, "serve", str(folder / "model"), *VLLM),
+            *(folder / "undivided.log", vllm, "serve", str(folder / "model"), *VLLM, "--middleware", MIDDLEWARE),
             *("--enable-mm-embeds", "--host", "127.0.0.1", "--port", port),
         )
 
     def start(self, log: Path, *words: str) -> subprocess.Popen[bytes]:
+        keys = {"EMBFERRY_CLUSTER_KEY": KEY.written(), "EMBFERRY_ROUTER_API_KEY": API_KEY}
         with log.open("w") as output:
             started = subprocess.Popen(
-                words, stdout=output, stderr=output, env=os.environ | ENVIRONMENT, start_new_session=True
+                words, stdout=output, stderr=output, env=os.environ | ENVIRONMENT | keys, start_new_session=True
             )
         self._processes.append(started)
         return started
@@ -113,7 +121,7 @@ class Servers:
     def up(self) -> list[str]:
         """Returns the names of the encoders that answer."""
         names = [f"encode-{number}" for number in range(ENCODERS)]
-        return [name for name in names if answers(self.found(rf"{name} answers at (\S+)") + "/health")]
+        return [name for name in names if answers(self.at(name) + "/health")]
 
     def counted(self, name: str) -> float:
         """Returns a metric of the router, summed over its labels."""
@@ -121,7 +129,15 @@ class Servers:
 
     def encoded_by(self, encoder: str) -> float:
         """Returns how many requests this encoder has answered."""
-        return sum(_numbers(self.found(rf"{encoder} answers at (\S+)"), "vllm:request_success_total"))
+        return sum(_numbers(self.at(encoder), "vllm:request_success_total"))
+
+    def computed_by(self, name: str) -> float:
+        """Returns how many tokens of prompts this instance has taken."""
+        return sum(_numbers(self.at(name), "vllm:prompt_tokens_total"))
+
+    def at(self, name: str) -> str:
+        """Returns the URL of this ``vllm serve``."""
+        return self.found(rf"{name} answers at (\S+)")
 
     def wait(self, what: str, url: str | None = None) -> None:
         """Waits until the log matches, or the URL answers 200."""
@@ -133,7 +149,7 @@ class Servers:
 
     def tokens(self, url: str, *content: Any, stream: bool = False) -> list[int]:
         """Returns the tokens of the answer, by OpenAI's client."""
-        with client_of(url) as client:
+        with self.client(url) as client:
             asked: dict[str, Any] = {
                 "model": "tiny",
                 "messages": [{"role": "user", "content": list(content)}],
@@ -144,6 +160,15 @@ class Servers:
                 return list(choice.token_ids)
             chunks = client.chat.completions.create(**asked, extra_body=MORE, stream=True)
             return [token for chunk in chunks for token in getattr(chunk.choices[0], "token_ids", None) or ()]
+
+    def client(self, url: str) -> Any:
+        """Returns OpenAI's client for the router, or for the undivided model."""
+        import openai
+
+        http = httpx.Client(auth=Proved(url) if url == self.undivided else None, trust_env=False, timeout=CONDITION_S)
+        return openai.OpenAI(
+            base_url=f"{url}/v1", api_key=API_KEY, max_retries=0, timeout=CONDITION_S, http_client=http
+        )
 
     def close(self) -> None:
         for process in self._processes:
@@ -177,10 +202,16 @@ def _noise(seed: int, width: int, height: int, kind: str) -> str:
     return base64.b64encode(data.getvalue()).decode()
 
 
-def client_of(url: str) -> Any:
-    import openai
+class Proved(httpx.Auth):
+    """The digests and proofs that the router adds to its requests to an instance."""
 
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=CONDITION_S)
+    requires_request_body = True
+
+    def __init__(self, url: str, key: Key = KEY) -> None:
+        self._proofs = ProvedRequests(ClusterKeys(key), INSTANCE, url)
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        yield from self._proofs.auth_flow(digested(request))
 
 
 def answers(url: str) -> bool:

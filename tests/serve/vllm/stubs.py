@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from embferry.serve.config import MediaSettings, RouterSettings, Settings, VllmSettings
+from embferry.serve.config import LanguageSettings, MediaSettings, RouterSettings, Settings, VllmSettings
 from embferry.serve.vllm.app import build
 from tests.serve.digested import digested
 
@@ -308,16 +308,31 @@ class Router:
 
 @contextlib.asynccontextmanager
 async def routed(
-    *stubs: Stub, media: dict[str, Any] | None = None, router: dict[str, Any] | None = None, **vllm: Any
+    *stubs: Stub,
+    media: dict[str, Any] | None = None,
+    router: dict[str, Any] | None = None,
+    language: dict[str, Any] | None = None,
+    network: httpx.AsyncBaseTransport | None = None,
+    **vllm: Any,
 ) -> AsyncIterator[Router]:
-    """Yields a router before these stubs, when it has found those that are up."""
+    """Yields a router before these stubs, when it has found those that are up.
+
+    Args:
+        stubs: The instances.
+        media: Settings of that section.
+        router: Settings of that section.
+        language: Settings of that section.
+        network: Takes requests to the stubs; None: the stubs themselves do.
+        vllm: Settings of that section.
+    """
     urls = {f"{role}_urls": tuple(s.url for s in stubs if s.role == role) for role in ("encode", "language")}
     settings = Settings(
         media=MediaSettings(**(media or {})),
+        language=LanguageSettings(**(language or {})),
         router=RouterSettings(engine="vllm", **{"poll_interval": 0.01, **(router or {})}),
         vllm=VllmSettings(**urls, **vllm),
     )
-    app = build(settings, Network(*stubs))
+    app = build(settings, network or Network(*stubs))
     running, stop = asyncio.Event(), asyncio.Event()
 
     async def receive() -> dict[str, Any]:

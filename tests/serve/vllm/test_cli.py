@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from embferry.cli.main import app
+from embferry.serve.config import Settings
 
 ROUTER = ("router", "--engine", "vllm", "--encode-urls", "http://a:1,http://b:1", "--language-urls", "http://c:1")
 SERVE = ("serve", "--engine", "vllm", "--model", "some/model")
@@ -41,6 +42,7 @@ def called(*words: str) -> tuple[int, str, str]:
         (("serve", "--", "--dtype", "float32"), "arguments for vllm serve need --engine vllm"),
         ((*SERVE, "--encode-workers", "2"), "--serve-encode-workers has no effect here"),
         ((*SERVE, "--transfer-num-blocks", "2"), "--transfer-num-blocks has no effect here"),
+        ((*SERVE, "--language-max-concurrent", "2"), "--language-max-concurrent has no effect here"),
         ((*SERVE, "--encode-urls", "http://a"), "--encode-urls has no effect here"),
         ((*SERVE, "--connector", "example"), "--connector needs embferry router"),
         ((*SERVE, "--transports", "pigeon"), "pigeon"),
@@ -51,6 +53,14 @@ def test_options_of_the_other_engine_are_refused(words: tuple[str, ...], why: st
     assert status == 2
     assert why in err
     assert "Traceback" not in err
+
+
+def test_the_limit_on_texts_has_an_effect_with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Settings] = []
+    monkeypatch.setattr("embferry.serve.supervisor.vllm.run", lambda settings, extra: seen.append(settings))
+    status, _, err = called(*SERVE, "--language-max-prompt-characters", "5")
+    assert (status, err) == (0, "")
+    assert seen[0].language.max_prompt_characters == 5
 
 
 def test_help_names_the_settings_of_vllm() -> None:

@@ -117,6 +117,30 @@ async def test_a_language_instance_that_stalls_before_its_first_token_is_passed_
         assert stalled.left == 1
 
 
+@pytest.mark.parametrize("role", ["encode", "language"])
+async def test_a_refusal_of_the_routers_own_api_key_is_no_fault_of_the_client(role: str) -> None:
+    stubs = {"encode": encoder_stubs(1)[0], "language": language_stubs(1)[0]}
+    async with routed(*stubs.values(), router={"api_key": "k"}) as router:
+        stubs[role].behaviours = [refused(401)] * 9
+        answer = await router.ask(request(picture()), authorization="Bearer k")
+        assert (answer.status, answer.error["code"]) == (502, "worker_failed")
+        assert "refuses the router's API key" in answer.error["message"]
+
+
+async def test_a_stream_whose_instance_stalls_ends_with_an_error() -> None:
+    (encoder,), (language,) = encoder_stubs(1), language_stubs(1)
+    async with routed(encoder, language) as router:
+        language.behaviours = [streamed(*events_of("a red")[:-2], HOLD)]
+        call = router.call(request(picture(), text(), stream=True))
+        await until(lambda: language.holding)
+        await call.until(lambda: b"red" in call.body)
+        language.silent = True
+        answer = await call.answer()
+        assert b'"code":"worker_failed"' in answer.body
+        assert b"router.stall_timeout" in answer.body
+        assert language.left == 1
+
+
 @pytest.mark.parametrize("what", UNUSABLE)
 async def test_an_item_that_no_encoder_encodes_is_an_error(what: str) -> None:
     encoders, (language,) = encoder_stubs(2), language_stubs(1)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from embferry.serve.config import RouterSettings, Settings, VllmSettings
-from embferry.serve.vllm.fleet import MAX_MISSES, Fleet, Instance
+from embferry.serve.vllm.fleet import Fleet, Instance
 from tests.serve.vllm.stubs import (
     Network,
     Stub,
@@ -102,25 +102,24 @@ async def test_a_restarted_instance_may_be_tried_again() -> None:
     assert "x" not in instance.encoded
 
 
-async def test_an_instance_is_down_only_after_several_slow_probes() -> None:
-    class Slow(Network):
+async def test_an_instance_is_down_after_one_probe_of_the_stall_timeout() -> None:
+    class Watched(Network):
         async def handle_async_request(self, asked: httpx.Request) -> httpx.Response:
-            if slow:
-                raise httpx.ReadTimeout("slow", request=asked)
+            waited.append(asked.extensions["timeout"]["read"])
             return await super().handle_async_request(asked)
 
-    slow = False
+    waited: list[float] = []
     (stub,) = encoder_stubs(1)
-    settings = Settings(vllm=VllmSettings(encode_urls=(stub.url,)))
-    fleet = Fleet(settings, Slow(stub))
+    settings = Settings(router=RouterSettings(stall_timeout=7), vllm=VllmSettings(encode_urls=(stub.url,)))
+    fleet = Fleet(settings, Watched(stub))
     (instance,) = fleet.encoders
     await fleet._probe(instance)
-    slow = True
-    for _ in range(MAX_MISSES):
-        assert instance.up
-        await fleet._probe(instance)
+    assert instance.up
+    stub.silent, waited[:] = True, []
+    await fleet._probe(instance)
     assert not instance.up
-    slow = False
+    assert waited == [7]
+    stub.silent = False
     await fleet._probe(instance)
     assert instance.up
 

@@ -27,6 +27,7 @@ from embferry.trust.digests import LINES, MESSAGE_DIGEST, DamagedError, LineWrit
 from tests.serve.digested import digested
 from tests.serve.vllm.stubs import (
     Behaviour,
+    Network,
     Stub,
     answered,
     encoded,
@@ -47,14 +48,16 @@ PIECES = [b'data: {"a":"\xc3\xa9"}\n\n', b"data: [DONE]\n\n"]
 
 
 class Instance:
-    """``vllm serve`` as far as the middleware sees it. ``asked``: the bodies that have reached it."""
+    """``vllm serve`` as far as the middleware sees it. ``asked``, ``types``: the bodies that have reached it."""
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
+        self.types: list[str] = []
         self.app = InstanceDigests(Starlette(routes=[Route("/v1/chat/completions", self._chat, methods=["POST"])]))
 
     async def _chat(self, request: Request) -> Response:
         self.asked.append(await request.body())
+        self.types.append(request.headers.get("content-type", ""))
         if json.loads(self.asked[-1]).get("stream"):
 
             async def pieces() -> Any:
@@ -102,6 +105,13 @@ async def test_an_answer_of_the_middleware_is_what_the_instance_said() -> None:
     assert await whole_body(await instance.send(digested(post({})))) == b'{"choices":[]}'
 
 
+async def test_the_media_type_of_a_request_which_has_no_digest_does_not_matter() -> None:
+    instance, asked = Instance(), digested(post({}))
+    asked.headers["content-type"] = "application/jsnn"
+    assert (await instance.send(asked)).status_code == 200
+    assert instance.types == ["application/json"]
+
+
 async def test_every_flip_of_a_streamed_answer_is_noticed() -> None:
     answer = await Instance().send(digested(post({"stream": True})))
     whole = b"".join(PIECES)
@@ -114,6 +124,14 @@ async def test_every_flip_of_a_streamed_answer_is_noticed() -> None:
             pass
         assert whole.startswith(seen)
         assert seen != whole
+
+
+@pytest.mark.parametrize("status", [201, 202, 204, 208, 300, 500])
+async def test_a_streamed_answer_with_another_status_is_damaged(status: int) -> None:
+    answer = await Instance().send(digested(post({"stream": True})))
+    answer.status_code = status
+    with pytest.raises(DamagedError, match=f"status {status}"):
+        await whole_body(replayed(answer, answer.content))
 
 
 async def test_every_flip_of_a_whole_answer_is_noticed() -> None:
@@ -178,6 +196,16 @@ class _Lines(httpx.AsyncByteStream):
             yield line
 
 
+@pytest.mark.parametrize("role", ["encode", "language"])
+@pytest.mark.parametrize("status", [201, 204, 300])
+async def test_a_success_of_another_kind_is_no_answer(role: str, status: int) -> None:
+    stubs = {"encode": Stub("enc", "encode"), "language": Stub("lang", "language")}
+    stubs[role].behaviours = [refused(status)] * 10
+    async with routed(*stubs.values()) as router:
+        answer = await router.ask(request(picture(), text()))
+    assert (answer.status, answer.error["code"]) == (502, "worker_failed")
+
+
 DAMAGED_REQUEST = through(refused(400, code="body_damaged"), unchanged)
 
 
@@ -205,6 +233,34 @@ async def test_the_error_names_the_network(role: str) -> None:
         answer = await router.ask(request(picture(), text()))
     assert (answer.status, answer.error["code"]) == (502, "worker_failed" if role == "encode" else "network_damage")
     assert "damaged" in answer.error["message"]
+
+
+class DamagedOnce(Network):
+    """Instances with the middleware. The first list of models arrives damaged."""
+
+    def __init__(self, *stubs: Stub) -> None:
+        super().__init__(*stubs)
+        self.damaged = 0
+
+    async def handle_async_request(self, asked: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(asked)
+        if asked.url.path != "/v1/models":
+            return answer
+        content = await answer.aread()
+        headers = {"content-digest": content_digest(content)}
+        headers[MESSAGE_DIGEST] = answer_digest(asked.headers[MESSAGE_DIGEST], 200, headers["content-digest"])
+        arrived = content if self.damaged else content.replace(b"tiny", b"tinz")
+        self.damaged += 1
+        return httpx.Response(200, headers=headers, content=arrived)
+
+
+async def test_a_damaged_answer_to_a_probe_is_not_used() -> None:
+    stubs = Stub("enc", "encode"), Stub("lang", "language")
+    network = DamagedOnce(*stubs)
+    async with routed(*stubs, network=network) as router:
+        found = (await router.get("/v1/models")).json()["data"]
+    assert [model["id"] for model in found] == ["tiny"]
+    assert network.damaged == 3
 
 
 async def test_a_stream_that_has_begun_ends_with_an_error() -> None:

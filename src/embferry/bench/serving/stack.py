@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 
+from embferry.trust.trust import KEY_ENV, KEY_FILE_ENV
+
 from ..processes import Child
 from . import configurations, corruption, vllm_plugins
 from .client import Endpoint
@@ -182,7 +184,9 @@ class Stack:
         for log in self._logs.glob("*.log"):
             log.unlink()  # of an earlier run; routers of this run append to one log
         path = (str(vllm_plugins.folder(self._folder, *self._plugins)), os.environ.get("PYTHONPATH"))
-        self._env = os.environ | configurations.ENVIRONMENT | {corruption.VARIABLE: str(self.damage)}
+        # Instances of vLLM with its own connectors cannot prove a cluster key; everything is on the loopback address.
+        kept = {name: value for name, value in os.environ.items() if name not in (KEY_ENV, KEY_FILE_ENV)}
+        self._env = kept | configurations.ENVIRONMENT | {corruption.VARIABLE: str(self.damage)}
         self._env |= {"PYTHONPATH": os.pathsep.join(filter(None, path))}
         for name, ports in self._ports.items():
             transfer = None

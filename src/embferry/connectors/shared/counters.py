@@ -6,18 +6,21 @@ library shares its values between processes, and each counter would appear a sec
 
 from __future__ import annotations
 
+import socket
 import threading
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from embferry import TransportError
+from embferry.discovery.http_server import BACKLOG, Answer, HttpServer, RequestError, ServerLimits
 
 
 class Definition(NamedTuple):
@@ -27,6 +30,8 @@ class Definition(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
+LIMITS = ServerLimits(connections=64, connections_per_address=32)
+"""Bounds on what scrapers, and strangers in their place, can hold in an engine."""
 PREFIX = "embferry_ec_"
 COUNTERS = {
     "transfers": Definition("Transfers of embeddings that have ended", ("outcome",)),
@@ -117,7 +122,7 @@ class Counters(Collector):
             return {"counts": counts, "seconds": seconds}
 
     def collect(self) -> Iterator[Metric]:
-        """Yields every metric. prometheus_client calls this on each scrape, on a thread of its HTTP server."""
+        """Yields every metric. prometheus_client calls this on each scrape, on the thread of the server."""
         with self._lock:
             counts, cumulative, total = dict(self._counts), list(accumulate(self._buckets)), self._sum
         for name, definition in COUNTERS.items():
@@ -135,19 +140,24 @@ class Counters(Collector):
 
 
 class MetricsServer:
-    """Serves ``http://host:port/metrics`` until it is closed."""
+    """Serves ``http://host:port/metrics`` until it is closed, at every path. Scrapers prove nothing."""
 
     def __init__(self, counters: Counters, host: str, port: int) -> None:
         """Starts to listen; port 0 takes any free port. Raises TransportError if the port is not available."""
-        registry = CollectorRegistry()
-        registry.register(counters)
+        self._registry = CollectorRegistry()
+        self._registry.register(counters)
         try:
-            self._server, self._thread = start_http_server(port, host, registry)
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            sock = socket.create_server(address, family=family, backlog=BACKLOG)
         except OSError as error:
             raise TransportError(f"metrics_port: cannot listen on {host}:{port}: {error}; choose another") from error
-        self.port: int = self._server.server_port
+        self.port: int = sock.getsockname()[1]
+        self._server = HttpServer(sock, self._answer, LIMITS, "embferry-metrics")
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.stop()
+
+    def _answer(self, method: str, target: str, body: bytes) -> Answer:
+        if method not in ("GET", "HEAD"):
+            raise RequestError("method_not_allowed", "metrics are read with GET", HTTPStatus.METHOD_NOT_ALLOWED)
+        return Answer(generate_latest(self._registry).decode(), headers={"Content-Type": CONTENT_TYPE_LATEST})

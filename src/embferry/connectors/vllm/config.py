@@ -35,6 +35,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_embedding_bytes: The largest embedding that is accepted. A consumer refuses a larger one before it asks for
             memory.
         offered_bytes: Producer: embeddings that are offered and not fetched; beyond that, new offers are refused.
+        max_offers: Producer: offers that are not fetched, at most a quarter of the files that the process may open.
         peer_timeout: Consumer: time without a message from the producer after which it counts as lost.
         lease_timeout: Producer: how long it keeps an embedding for a consumer that sends no message.
         router: Consumer: base URL of the router, which names other producers and is told of failures.
@@ -55,6 +56,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_bytes: Count = 256 << 20
     max_embedding_bytes: Count = msgspec.field(default_factory=default_max_embedding_bytes)
     offered_bytes: Count = 1 << 30
+    max_offers: Count = 4096
     peer_timeout: Seconds = 1.0
     lease_timeout: Seconds = 60.0
     router: str | None = None

@@ -37,7 +37,7 @@ class Consumer:
         self, config: ConnectorConfig, counters: Counters, router: RouterClient | None, workers: Workers
     ) -> None:
         self._config, self._counters, self._router, self._workers = config, counters, router, workers
-        self._managers: Managers[ReceiveManager] = Managers(self._new_manager, counters)
+        self._managers: Managers[ReceiveManager] = Managers(self._new_manager, counters, is_busy=self._is_under_way)
         self._embeddings: OrderedDict[str, IncomingEmbedding] = OrderedDict()
         self._changed = threading.Event()
         self._counters.add_gauge("kept_bytes", self._kept_bytes)
@@ -111,6 +111,10 @@ class Consumer:
             self._changed.set,
         )
         return embedding
+
+    def _is_under_way(self, layout: Layout) -> bool:
+        embeddings = list(self._embeddings.values())
+        return any(not one.ready and one.coordinates.shape.layout == layout for one in embeddings)
 
     def _new_manager(self, layout: Layout) -> ReceiveManager:
         config = self._config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import resource
 import secrets
 import threading
 from collections.abc import Callable, Iterable
@@ -51,9 +52,15 @@ class Offers:
     An offered embedding is never evicted. It ends with the last of its offers, each of which has a number.
     """
 
-    def __init__(self, budget: int, on_end: Callable[[CachedEmbedding], None]) -> None:
-        """``budget`` is in bytes. ``on_end`` runs on the thread that ended the last offer, without the lock."""
+    def __init__(self, budget: int, most: int, on_end: Callable[[CachedEmbedding], None]) -> None:
+        """``budget`` is in bytes, ``most`` the number of offers: each may hold a file descriptor, and has a room.
+
+        ``on_end`` runs on the thread that ended the last offer, without the lock.
+        """
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = most if files < 0 else min(most, max(1, files // 4))
         self._budget, self._on_end = budget, on_end
+        self._count = 0
         self._offered: dict[Name, tuple[CachedEmbedding, set[int]]] = {}
         self.nbytes = 0
         self._lock = threading.Lock()
@@ -66,10 +73,15 @@ class Offers:
         """Returns the embedding to send in the offer: of equal content, the one that was offered first.
 
         Raises:
-            CapacityError: The embedding is not offered yet, and exceeds the budget together with those that are.
+            CapacityError: There are too many offers, or the embedding is not offered yet and exceeds the budget
+                together with those that are.
         """
         name = (embedding.mm_hash, embedding.digest)
         with self._lock:
+            if self._count >= self._most:
+                why = f"{self._count} offers are open and not fetched, the most here"
+                what = "max_offers or the limit on open files"
+                raise CapacityError(f"{why}; ask another producer, ask later, or raise {what}")
             offered, numbers = self._offered.get(name, (embedding, set()))
             if not numbers:
                 if self.nbytes + offered.nbytes > self._budget:
@@ -78,6 +90,7 @@ class Offers:
                 self._offered[name] = (offered, numbers)
                 self.nbytes += offered.nbytes
             numbers.add(number)
+            self._count += 1
             return offered
 
     def end(self, embedding: CachedEmbedding, number: int) -> bool:
@@ -88,6 +101,7 @@ class Offers:
             if number not in numbers:
                 return False
             numbers.remove(number)
+            self._count -= 1
             if numbers:
                 return True
             del self._offered[name]
@@ -107,7 +121,7 @@ class Producer:
         self._rooms: dict[int, Offer] = {}
         self._numbers = itertools.count(1)
         self.cache = ProducerCache(config.cache_bytes, config.max_embedding_bytes, counters, workers)
-        self.offers = Offers(config.offered_bytes, self.cache.put)
+        self.offers = Offers(config.offered_bytes, config.max_offers, self.cache.put)
         counters.add_gauge("offered_bytes", lambda: self.offers.nbytes)
         counters.add_gauge("kept_bytes", lambda: self.cache.nbytes)
 

@@ -19,6 +19,7 @@ from embferry.serve.http.backends import reason_of
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
 from embferry.serve.http.errors import retry_after
 from embferry.serve.off_loop import off_loop
+from embferry.serve.text_limit import check_characters
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.failover import Failover, Transfer
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError
@@ -28,6 +29,7 @@ from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
 from embferry.serve.vllm.media_parts import MediaPart, media_parts, parse_request, with_parts, without_uuids
 from embferry.serve.vllm.received_cache import ReceivedCache
+from embferry.serve.vllm.texts import count_characters
 from embferry.trust.digests import DamagedError
 
 log = logging.getLogger(__name__)
@@ -60,13 +62,14 @@ class Chat(ChatEndpoint[Fleet]):
             answer = await self._answer(incoming, _headers(scope, self._settings), held)
             if answer.rest is not None:
                 self.fleet.metrics.first_token_seconds.observe(response.seconds)
-            await _forward(answer, response)
+            await _forward(self.fleet, answer, response)
 
     async def _answer(self, incoming: Incoming, headers: dict[str, str], held: AsyncExitStack) -> Answer:
         """Returns the answer as soon as the client may have it. Contexts that must last to its end go into ``held``."""
         body = incoming.take()
-        content, parts, text_alone = await off_loop(len(body), _parsed, body)
+        content, parts, characters, text_alone = await off_loop(len(body), _parsed, body)
         request = ClientRequest(content, headers, len(body))
+        check_characters(characters, self.fleet.text_limits(request.model))
         del body
         if text_alone is not None:
             return await ask(self.fleet, request, text_alone, held)
@@ -164,22 +167,23 @@ class Chat(ChatEndpoint[Fleet]):
         return {encoder.url for encoder in suspects}
 
 
-async def _forward(answer: Answer, response: ClientResponse) -> None:
+async def _forward(fleet: Fleet, answer: Answer, response: ClientResponse) -> None:
     """Sends the answer to the client.
 
     Raises:
-        ServeError: worker_failed if the answer breaks off, network_damage if it arrives damaged.
+        ServeError: worker_failed if the answer breaks off or its instance stalls, network_damage if it arrives damaged.
     """
-    if answer.rest is None:
+    if answer.rest is None or answer.instance is None:
         await response.send_whole(Response(answer.body, answer.status, {"content-type": answer.content_type}))
         return
     await response.start(answer.status, [(b"content-type", answer.content_type.encode())])
     await response.write(answer.body)
     tail = answer.body[-_TAIL:]
     try:
-        async for piece in answer.rest:
-            tail = (tail + piece)[-_TAIL:]
-            await response.write(piece)
+        async with fleet.unless_stalled(answer.instance):
+            async for piece in answer.rest:
+                tail = (tail + piece)[-_TAIL:]
+                await response.write(piece)
     except httpx.TransportError as error:
         why = f"the language instance broke off: {reason_of(error)}"
         raise ServeError("worker_failed", why) from error
@@ -214,11 +218,12 @@ def _headers(scope: Scope, settings: Settings) -> dict[str, str]:
     } | ({"Authorization": authorization} if authorization else {})
 
 
-def _parsed(body: bytes) -> tuple[dict[str, Any], list[MediaPart], bytes | None]:
-    """Returns a request, its media, and what an instance gets if there are none."""
+def _parsed(body: bytes) -> tuple[dict[str, Any], list[MediaPart], int, bytes | None]:
+    """Returns a request, its media, the characters of its texts, and what an instance gets if there are no media."""
     request = parse_request(body)
     parts = media_parts(request)
+    characters = count_characters(request, parts)
     if parts:
-        return request, parts, None
+        return request, parts, characters, None
     stripped = without_uuids(request)
-    return request, parts, body if stripped == request else msgspec.json.encode(stripped)
+    return request, parts, characters, body if stripped == request else msgspec.json.encode(stripped)

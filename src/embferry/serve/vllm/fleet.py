@@ -6,24 +6,25 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Coroutine
-from typing import Any, Literal, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Any, Literal
 
 import httpx
 import xxhash
 
-from embferry.serve.config import Settings
+from embferry.serve.config import LanguageSettings, Settings
 from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import Backends, reason_of
+from embferry.serve.http.calls import add_digests
+from embferry.serve.vllm.instance_digests import whole_body
+from embferry.serve.vllm.instance_proofs import InstanceProver
 from embferry.serve.vllm.metrics import VllmRouterMetrics
+from embferry.trust.digests import DamagedError
+from embferry.trust.trust import Trust
 
 log = logging.getLogger(__name__)
 
 Role = Literal["encode", "language"]
-T = TypeVar("T")
-PROBE_SECONDS = 5.0
-MAX_MISSES = 3
-"""Probes in a row that may time out before an instance counts as down: a busy one is slow to answer."""
 MAX_REMEMBERED = 20_000
 """Items that are remembered as encoded by an instance."""
 
@@ -43,7 +44,8 @@ class Instance:
         encoded: the items that it has encoded, the latest last.
         probing: held while a probe runs.
         suspected: set to have it probed at once.
-        stalled: set while it accepts connections, or seems to, and has not answered several probes in a row.
+        is_stalled: it accepts connections, or seems to, and has not answered the last probe in time.
+        waiting: the time-outs of what waits for it, which expire when it stalls.
     """
 
     def __init__(self, role: Role, url: str, zmq: str | None = None) -> None:
@@ -54,16 +56,23 @@ class Instance:
         self.trouble = "has not been asked yet"
         self.models: dict[str, dict[str, Any]] = {}
         self.starts = 0
-        self.misses = 0
         self.encoded: OrderedDict[str, None] = OrderedDict()
         self.probing = asyncio.Lock()
         self.suspected = asyncio.Event()
-        self.stalled = asyncio.Event()
+        self.is_stalled = False
+        self.waiting: set[asyncio.Timeout] = set()
 
     @property
     def incarnation(self) -> Incarnation:
         """The instance between two of its starts."""
         return self.url, self.starts
+
+    def set_stalled(self) -> None:
+        """Ends everything that waits for the instance."""
+        self.is_stalled = True
+        for limit in self.waiting:
+            limit.reschedule(0)
+        self.waiting.clear()
 
     def remember(self, uuid: str) -> None:
         """Remembers that the instance has encoded this item."""
@@ -89,6 +98,8 @@ class Fleet(Backends[VllmRouterMetrics]):
         self.languages = [
             Instance("language", url, address) for url, address in zip(vllm.language_urls, zmq, strict=True)
         ]
+        keys = Trust.of_environment().keys
+        self._provers = {one: InstanceProver(keys, one.url) for one in self.instances}
         key = settings.router.api_key
         self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
 
@@ -101,6 +112,14 @@ class Fleet(Backends[VllmRouterMetrics]):
     def instances(self) -> list[Instance]:
         """Instances of both roles."""
         return [*self.encoders, *self.languages]
+
+    async def send(self, instance: Instance, request: httpx.Request) -> httpx.Response:
+        """Sends a call of a request to an instance, and returns the answer with its body unread.
+
+        Raises:
+            httpx.TransportError: there is no answer, or it has no proof of the cluster key.
+        """
+        return await self._provers[instance].send(self.client, request)
 
     async def encoder(
         self, uuid: str, model: str | None, tried: Collection[Incarnation], avoid: Collection[str]
@@ -159,6 +178,10 @@ class Fleet(Backends[VllmRouterMetrics]):
     def _is_served(self, model: str | None) -> bool:
         return any(model in one.models for one in self.instances)
 
+    def is_refused(self, status: int) -> bool:
+        """Returns whether an instance has refused the router's own API key, with which no client has to do."""
+        return status == 401 and bool(self._headers)
+
     def failed(self, instance: Instance, error: Exception) -> str:
         """Notes that a call failed below HTTP. Returns a description."""
         reason = reason_of(error)
@@ -176,22 +199,26 @@ class Fleet(Backends[VllmRouterMetrics]):
         log.warning("what router and %r sent each other arrived damaged: %s", instance, error)
         return f"what router and {instance!r} sent each other arrived damaged: {error}"
 
-    async def unless_stalled(self, instance: Instance, work: Coroutine[Any, Any, T]) -> T:
-        """Returns the result of a call to the instance, which may take long as long as the instance answers probes.
+    @contextlib.asynccontextmanager
+    async def unless_stalled(self, instance: Instance) -> AsyncIterator[None]:
+        """Bounds what waits for the instance, which may take long as long as the instance answers probes.
 
         Raises:
-            httpx.ReadTimeout: the instance has stalled. The call is cancelled.
+            httpx.ReadTimeout: the instance has stalled. What waited for it is cancelled.
         """
-        working, stalled = asyncio.create_task(work), asyncio.create_task(instance.stalled.wait())
+        limit = asyncio.timeout(0 if instance.is_stalled else None)
         try:
-            await asyncio.wait({working, stalled}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                return working.result()
-            raise httpx.ReadTimeout(f"it has not answered {MAX_MISSES} probes in a row")
-        finally:
-            for task in (working, stalled):
-                task.cancel()
-            await asyncio.wait({working, stalled})
+            async with limit:
+                instance.waiting.add(limit)
+                try:
+                    yield
+                finally:
+                    instance.waiting.discard(limit)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            within = f"within {self.settings.router.stall_timeout:g} s (router.stall_timeout)"
+            raise httpx.ReadTimeout(f"it has not answered a probe {within}") from error
 
     def suspect(self, instance: Instance) -> None:
         """Has the instance probed at once, after a failure that may be its own."""
@@ -214,6 +241,14 @@ class Fleet(Backends[VllmRouterMetrics]):
         answered = {name: model for one in self.languages if one.up for name, model in one.models.items()}
         return {name: model for name, model in answered.items() if name in encoded}
 
+    def text_limits(self, model: str | None) -> LanguageSettings:
+        """Returns the settings that bound the texts of a request, with the tokens that this model takes, if known."""
+        served = [one.models[model] for one in self.languages if model is not None and model in one.models]
+        found = [described.get("max_model_len") for described in served]
+        tokens = max((one for one in found if isinstance(one, int) and one > 0), default=None)
+        language = self.settings.language
+        return language if tokens is None else language.model_copy(update={"max_prompt_tokens": tokens})
+
     def counts(self) -> dict[str, int]:
         return {"encode": sum(one.up for one in self.encoders), "language": sum(one.up for one in self.languages)}
 
@@ -230,29 +265,39 @@ class Fleet(Backends[VllmRouterMetrics]):
                 return
         async with instance.probing:
             try:
-                if (health := await self._get(instance, "/health")).status_code != 200:
-                    raise httpx.HTTPError(f"/health says {health.status_code}")
+                await self._get(instance, "/health")
                 if not instance.up:
-                    models = await self._get(instance, "/v1/models")
-                    instance.models = _models(read_json(models.raise_for_status().content))
+                    instance.models = _models(read_json(await self._get(instance, "/v1/models")))
                     self._set_up(instance)
-                instance.misses = 0
-                instance.stalled.clear()
+                instance.is_stalled = False
             except httpx.TimeoutException as error:
-                instance.misses += 1
-                if instance.misses >= MAX_MISSES:
-                    instance.stalled.set()
-                if instance.stalled.is_set() or isinstance(error, httpx.ConnectTimeout):
-                    self._set_down(instance, f"is silent: {type(error).__name__}")
+                instance.set_stalled()
+                self._set_down(instance, f"is silent: {type(error).__name__}")
+            except DamagedError as error:
+                self.damaged(instance, error)  # the next probe decides
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
                 self._set_down(instance, reason_of(error))
 
-    async def _get(self, instance: Instance, path: str) -> httpx.Response:
-        timeout = httpx.Timeout(PROBE_SECONDS, connect=self.settings.router.connect_timeout)
-        response = await self.control.get(instance.url + path, headers=self._headers, timeout=timeout)
-        if stream := response.extensions.get("network_stream"):
-            self.own_addresses.add(stream.get_extra_info("server_addr")[0])
-        return response
+    async def _get(self, instance: Instance, path: str) -> bytes:
+        """Returns the body of a probe's answer.
+
+        Raises:
+            httpx.HTTPError, httpx.InvalidURL: there is no answer, none in time, or one with another status than 200.
+            DamagedError: it has arrived damaged.
+        """
+        router = self.settings.router
+        timeout = httpx.Timeout(router.stall_timeout, connect=router.connect_timeout)
+        request = self.control.build_request("GET", instance.url + path, headers=self._headers, timeout=timeout)
+        response = await self._provers[instance].send(self.control, add_digests(request))
+        try:
+            if stream := response.extensions.get("network_stream"):
+                self.own_addresses.add(stream.get_extra_info("server_addr")[0])
+            body = await whole_body(response)
+        finally:
+            await response.aclose()
+        if response.status_code != 200:
+            raise httpx.HTTPError(f"{path} says {response.status_code}")
+        return body
 
     def _set_up(self, instance: Instance) -> None:
         instance.up, instance.trouble = True, ""

@@ -1,7 +1,8 @@
 """Digests on the hop between the router and an instance: ``vllm serve --middleware`` with :class:`InstanceDigests`.
 
 A request of the router has digests (:mod:`embferry.trust.digests`), and so has the answer to it. A streamed answer
-becomes checked lines, each with a piece of the body. Requests of others are served as without it.
+becomes checked lines, each with a piece of the body. With a cluster key, requests and answers have proofs too, and
+requests of others are refused (:mod:`.instance_proofs`); without one, they are served as without the middleware.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.calls import checked_lines, is_streamed
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.errors import error_response
+from embferry.serve.http.proofs import line_writer
+from embferry.serve.vllm.instance_proofs import InstanceProofs, is_proved
 from embferry.trust.digests import (
     CONTENT_DIGEST,
     LINES,
@@ -26,17 +29,21 @@ from embferry.trust.digests import (
     LineWriter,
     check_answer,
 )
+from embferry.trust.trust import Trust
 
 CONTENT_TYPE = "Embferry-Content-Type"
 """The header with the media type of a streamed answer before it became lines."""
 
 
 class InstanceDigests:
-    """ASGI middleware of an instance."""
+    """ASGI middleware of an instance. The environment says whether there is a cluster key."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._served = app
-        self._app = Digests(self._checked, error_response, lambda path: False)
+        keys = Trust.of_environment().keys
+        self._app: ASGIApp = Digests(self._checked, error_response, lambda path: keys is not None)
+        if keys is not None:
+            self._app = InstanceProofs(self._app, keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
@@ -47,8 +54,11 @@ class InstanceDigests:
             await self._served(scope, receive, send)
             return
         body = _CheckedBody(receive, Headers(scope=scope).get(CONTENT_DIGEST))
+        headers = MutableHeaders(raw=[*scope["headers"]])
+        headers["content-type"] = "application/json"  # no digest covers the router's
+        scope = {**scope, "headers": headers.raw}
         try:
-            await self._served(scope, body, _InLines(send, LineWriter(digest), body))
+            await self._served(scope, body, _InLines(send, line_writer(scope), body))
         except Exception:
             if not body.is_damaged:
                 raise
@@ -99,13 +109,15 @@ class _InLines:
 
 
 async def received_pieces(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yields the body of a streamed answer, checked if the instance has the middleware.
+    """Yields the body of a streamed answer, checked if the instance has the middleware. A proved answer has to be.
 
     Raises:
         DamagedError: it is not as it was sent.
         httpx.TransportError: it broke off.
     """
     if not is_streamed(response):
+        if is_proved(response):
+            raise DamagedError("the streamed answer has no checks")
         async for piece in response.aiter_raw():
             yield piece
         return
@@ -120,7 +132,7 @@ def content_type_of(response: httpx.Response) -> str:
 
 
 async def whole_body(response: httpx.Response) -> bytes:
-    """Reads an answer and returns its body, checked if the instance has the middleware.
+    """Reads an answer and returns its body, checked if the instance has the middleware. A proved answer has to be.
 
     Raises:
         DamagedError: it is not as it was sent, or its request did not arrive as it was sent.
@@ -129,7 +141,9 @@ async def whole_body(response: httpx.Response) -> bytes:
     if is_streamed(response):
         return b"".join([piece async for piece in received_pieces(response)])
     body = await response.aread()
-    if MESSAGE_DIGEST in response.headers:
+    if response.headers.get("content-type") == LINES:
+        raise DamagedError(f"the streamed answer has arrived with status {response.status_code}")
+    if MESSAGE_DIGEST in response.headers or is_proved(response):
         check_answer(response.request.headers[MESSAGE_DIGEST], response.status_code, response.headers, body)
         if response.status_code == 400 and b'"body_damaged"' in body:
             raise DamagedError(body[:300].decode(errors="replace"))

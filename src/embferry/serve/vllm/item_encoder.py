@@ -133,9 +133,12 @@ class ItemEncoder:
             "POST", encoder.url + CHAT, content=content, headers=headers, timeout=timeout
         )
         add_digests(post, await off_loop(len(content), content_digest, content))
-        response, answer = await self.fleet.unless_stalled(encoder, self._answer(post))
+        async with self.fleet.unless_stalled(encoder):
+            response, answer = await self._answer(encoder, post)
+        if self.fleet.is_refused(response.status_code):
+            raise UnusableResponseError("it refuses the router's API key")
         if response.status_code != 200:
-            if response.status_code < 500 and not is_busy(response.status_code):
+            if 400 <= response.status_code < 500 and not is_busy(response.status_code):
                 raise VerbatimError.of(response, answer)
             why = f"status {response.status_code}: {answer[:300].decode(errors='replace')}"
             raise UnusableResponseError(why, is_capacity=is_busy(response.status_code))
@@ -143,8 +146,8 @@ class ItemEncoder:
         self.connector.check(entry)
         return name, entry, transfer_id
 
-    async def _answer(self, post: httpx.Request) -> tuple[httpx.Response, bytes]:
-        response = await self.fleet.client.send(post, stream=True)
+    async def _answer(self, encoder: Instance, post: httpx.Request) -> tuple[httpx.Response, bytes]:
+        response = await self.fleet.send(encoder, post)
         try:
             return response, await whole_body(response)
         finally:

@@ -83,13 +83,13 @@ async def ask(
         async with AsyncExitStack() as call:
             call.enter_context(fleet.count_in_flight(instance))
             try:
-                asked = _ask(fleet, instance, request, content, has_media, call)
-                answer = await fleet.unless_stalled(instance, asked)
+                async with fleet.unless_stalled(instance):
+                    answer = await _ask(fleet, instance, request, content, has_media, call)
                 held.push_async_exit(call.pop_all())
                 return answer
             except httpx.TransportError as error:
                 what = fleet.failed(instance, error)
-                if not (is_unreachable(error) or (instance.stalled.is_set() and not has_media)):
+                if not (is_unreachable(error) or (instance.is_stalled and not has_media)):
                     raise EncodeAgainError("worker_failed", what) from error
                 failed.append(what)
             except DamagedError as error:
@@ -116,7 +116,7 @@ async def _ask(
 ) -> Answer:
     post = fleet.client.build_request("POST", instance.url + CHAT, content=content, headers=request.headers)
     add_digests(post, await off_loop(len(content), content_digest, content))
-    response = await fleet.client.send(post, stream=True)
+    response = await fleet.send(instance, post)
     call.push_async_callback(response.aclose)
     content_type = content_type_of(response)
     if response.status_code == 200 and content_type.startswith("text/event-stream"):
@@ -125,6 +125,8 @@ async def _ask(
         return Answer(200, content_type, seen, events, instance)
     body = await whole_body(response)
     if response.status_code != 200:
+        if fleet.is_refused(response.status_code):
+            raise EncodeAgainError("worker_failed", f"{instance!r} refuses the router's API key")
         raise _refusal(instance, response, body, has_media)
     await off_loop(len(body), _check_complete, instance, body)
     return Answer(200, content_type, body, None, instance)
@@ -212,6 +214,6 @@ def _refusal(instance: Instance, response: httpx.Response, body: bytes, has_medi
     if status < 500 and has_media and any(word in text for word in _ROUTER_FIELDS):
         why = f"{instance!r} does not take embeddings ({text}); is it started as ec_consumer with the connector?"
         return ServeError("worker_failed", why, retryable=False)  # until the instance is started differently
-    if status < 500 or is_busy(status):
+    if 400 <= status < 500 or is_busy(status):
         return VerbatimError.of(response, body)
     return EncodeAgainError("worker_failed", f"{instance!r} failed with status {status}: {text}")
