@@ -77,7 +77,7 @@ class IncomingPart:
 
     @property
     def before(self) -> Content | None:
-        """What the latest encoder had that has sent its content."""
+        """Content of the latest encoder that has sent it."""
         return self._contents[-1] if self._contents else None
 
     def comes_from(self, source: Source) -> None:
