@@ -24,6 +24,7 @@ from .origin_frames import OriginFrames
 from .receiver_machine import ReceiverMachine
 from .request_proofs import RequestProofs
 from .sender_machine import SenderMachine
+from .sglang_parts import SglangParts
 from .tcp import Tcp
 from .tcp_verdicts import TcpVerdicts
 from .vllm_answers import VllmAnswers
@@ -61,6 +62,7 @@ TARGETS: dict[str, Target] = {
         VllmAnswers(),
         VllmWorkers(),
         Coordinates(),
+        SglangParts(),
         OriginFrames(),
         MediaImages(),
         MediaVideos(),
