@@ -3,15 +3,16 @@ PYTHON ?= python3
 PY := .venv/bin/python
 BIN := .venv/bin
 VLLM_PY := .venv-vllm/bin/python
+SGLANG_PY := .venv-sglang/bin/python
 
 VLLM := vllm or vllm_more or vllm_http
-OWN_RUN := sweeps or engines or $(VLLM)
+OWN_RUN := sweeps or engines or sglang or $(VLLM)
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help setup demo test test-fast test-integration test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
-	setup-tests setup-engines setup-vllm lint format docs bench bench-vllm clean
+	setup-tests setup-engines setup-vllm setup-sglang test-sglang lint format docs bench bench-vllm clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -80,7 +81,13 @@ test-vllm-more: ## the same on every transport, with more models, ranks and faul
 test-vllm-http: setup-vllm ## vLLM's servers behind the router, asked by the openai client: some minutes
 	@$(VLLM_PY) -m pytest -m vllm_http tests/serve/vllm tests/bench/serving
 
-test-all: test test-sweeps test-engines test-vllm test-vllm-more test-vllm-http ## every test
+setup-sglang: ## make .venv-sglang, SGLang for CPUs: 1.7 GB
+	@$(PYTHON) scripts/setup_sglang.py
+
+test-sglang: setup-sglang ## SGLang's servers, divided by the plug-in; makes .venv-sglang, 1.7 GB
+	@$(SGLANG_PY) -m pytest -m sglang tests/connectors/sglang
+
+test-all: test test-sweeps test-engines test-vllm test-sglang test-vllm-more test-vllm-http ## every test
 
 lint: setup ## style, types, imports, names, lengths, English, generated documents
 	$(BIN)/ruff check .
@@ -111,5 +118,5 @@ bench-vllm: ## vLLM undivided, and divided by its connectors and by ours, throug
 	@.venv-vllm/bin/embferry bench serve --compare --rounds 2
 
 clean: ## remove everything that was made here
-	rm -rf .venv .venv-vllm build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm .venv-sglang build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,15 +10,16 @@ from contextlib import closing
 import msgspec
 import numpy as np
 
+from embferry.connectors.shared.counters import Counters
+from embferry.connectors.shared.shape import Shape, digest_of
+from embferry.connectors.shared.shared_rows import ByteRows, SharedRows
 from embferry.connectors.vllm.channel import Publish, publish
 from embferry.connectors.vllm.config import ConnectorConfig
 from embferry.connectors.vllm.consumer import Consumer
-from embferry.connectors.vllm.coordinates import KEY, Coordinates, Shape, coordinates_in, digest_of
-from embferry.connectors.vllm.counters import Counters
+from embferry.connectors.vllm.coordinates import KEY, Coordinates, coordinates_in
 from embferry.connectors.vllm.producer import Producer
 from embferry.connectors.vllm.rank_memory import RankMemory
 from embferry.connectors.vllm.router_client import RouterClient
-from embferry.connectors.vllm.shared_rows import ByteRows, SharedRows
 from embferry.connectors.vllm.workers import Workers
 
 SHAPE = Shape(tokens=300, width=64, dtype="float32")

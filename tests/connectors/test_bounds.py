@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from embferry import CapacityError, Field, Layout
-from embferry.connectors.vllm.counters import Counters, MetricsServer
-from embferry.connectors.vllm.managers import MAX_LAYOUTS, Managers
+from embferry.connectors.shared.counters import Counters, MetricsServer
+from embferry.connectors.shared.managers import MAX_LAYOUTS, Managers
 from embferry.connectors.vllm.producer import Offers
 
 from .pair import CONFIG, GUARD_S, Pair, until

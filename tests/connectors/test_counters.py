@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from embferry import TransportError
-from embferry.connectors.vllm.counters import BUCKETS, Counters, MetricsServer
+from embferry.connectors.shared.counters import BUCKETS, Counters, MetricsServer
 
 from .pair import GUARD_S
 

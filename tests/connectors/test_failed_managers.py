@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from embferry import CapacityError, EmbeddingTransferError, LocalProtocolError, TransportError
+from embferry.connectors.shared.shared_rows import SharedRows
 from embferry.connectors.vllm.coordinates import Coordinates
 from embferry.connectors.vllm.incoming_embedding import IncomingEmbedding
-from embferry.connectors.vllm.shared_rows import SharedRows
 from embferry.transfer.manager import Manager
 
 from .pair import CONFIG, NBYTES, SHAPE, Pair, rows_like, until

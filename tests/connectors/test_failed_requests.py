@@ -7,8 +7,8 @@ from concurrent.futures import Future
 import pytest
 
 from embferry import EmbeddingTransferError, PeerGone
+from embferry.connectors.shared.counters import Counters
 from embferry.connectors.vllm import router_client
-from embferry.connectors.vllm.counters import Counters
 from embferry.connectors.vllm.router_client import FailedRequests, RouterClient
 
 from .pair import until

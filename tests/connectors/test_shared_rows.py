@@ -8,8 +8,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from embferry.connectors.vllm.coordinates import Shape
-from embferry.connectors.vllm.shared_rows import PendingLoads, SharedRows
+from embferry.connectors.shared.shape import Shape
+from embferry.connectors.shared.shared_rows import SharedRows
+from embferry.connectors.vllm.pending_loads import PendingLoads
 
 SHAPE = Shape(tokens=3, width=5, dtype="uint8")
 

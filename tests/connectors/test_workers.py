@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 from embferry import TransportError
-from embferry.connectors.vllm import channel, shared_rows, workers
+from embferry.connectors.shared import shared_rows
+from embferry.connectors.shared.shape import Shape, digest_of
+from embferry.connectors.shared.shared_rows import SharedRows
+from embferry.connectors.vllm import channel, workers
 from embferry.connectors.vllm.channel import Done, Enlist, Publish
-from embferry.connectors.vllm.coordinates import Shape, digest_of
 from embferry.connectors.vllm.rank_memory import RankMemory
-from embferry.connectors.vllm.shared_rows import SharedRows
 from embferry.memory.memfd import sealed_memfd
 
 from .pair import CONFIG, GUARD_S, SHAPE, Encode, Pair, rows_like, until

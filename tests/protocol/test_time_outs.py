@@ -93,6 +93,20 @@ def test_every_waiting_state_of_a_receiver_times_out(
     assert why in error.detail
 
 
+@pytest.mark.parametrize("silence", [0.05, 0.3, 1.0, 1.5])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_peer_that_answers_each_request_is_never_silent_for_too_long(silence: float, is_open: bool) -> None:
+    """It has nothing else to say, because its encoder runs."""
+    receiver = new_receiver(answer_timeout=silence, peer_timeout=silence)
+    if is_open:
+        to_receiver(receiver, an_offer(8))
+        receiver.grant((0, 1), 1, 0.0)
+    now, error = run_out(receiver, silent=False)
+    assert "silent" not in error.detail
+    assert "not answered" not in error.detail
+    assert now == (120.0 if is_open else 30.0)
+
+
 def test_the_wait_for_the_length_times_out() -> None:
     receiver = offered(-1)
     now, error = run_out(receiver, silent=False)

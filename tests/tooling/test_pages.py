@@ -17,6 +17,7 @@ import typer
 from embferry.cli.engines import check_router, check_serve
 from embferry.cli.main import app
 from embferry.cli.options import SettingsCommand
+from embferry.connectors.sglang.settings import PluginSettings
 from embferry.connectors.vllm.config import parse
 from embferry.serve.config import SECTIONS
 from embferry.serve.config_load import FIELDS, dotted, load
@@ -26,8 +27,11 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROGRAM = r"(?:\S+/)?(?:embferry|make|pip|python|vllm)\b"
 ASSIGNMENTS = r"(?:[A-Z_]+=\S+ +)*"
-NOT_OURS = {"--", "--middleware", "--api-server-count", "--encoder-transfer-backend"}
-"""The separator before the arguments of vLLM, options of vLLM, and one of SGLang."""
+NOT_OURS = {
+    *("--", "--middleware", "--api-server-count"),  # the separator before the arguments of vLLM, and options of vLLM
+    *("--encoder-only", "--language-only", "--encoder-urls", "--encoder-transfer-backend"),  # of SGLang
+    *("--dp-size", "--enable-dp-attention"),  # of SGLang
+}
 CHECKS = {"serve": check_serve, "router": check_router}
 
 
@@ -135,6 +139,13 @@ def test_a_program_in_python_exists(words: list[str]) -> None:
     else:
         paths = [words[1]]
         if words[1] == "-m":
+            if words[2] == "sglang.launch_server":
+                assert {word for word in words if word.startswith("--")} <= NOT_OURS | {
+                    "--model-path",
+                    "--host",
+                    "--port",
+                }
+                return
             module = words[2].replace(".", "/")
             paths = [f"{module}.py", f"src/{module}.py", f"src/{module}/__main__.py"]
         assert any((ROOT / path).is_file() for path in paths)
@@ -155,6 +166,12 @@ def test_the_options_and_settings_that_a_page_names_exist(page: Path) -> None:
     settings = {text for text in code if re.fullmatch(rf"(?:{'|'.join(SECTIONS)})\.\w+", text)}
     assert options <= options_of(typer.main.get_command(app)) | NOT_OURS
     assert settings <= {dotted(key) for key in FIELDS} | {"serve.json", "serve.html"}
+
+
+def test_the_page_about_sglang_has_every_setting() -> None:
+    page = (ROOT / "docs" / "sglang.md").read_text()
+    named = set(re.findall(r"EMBFERRY_SGLANG_([A-Z_]+)`", page))
+    assert named == {name.upper() for name in PluginSettings.__struct_fields__}
 
 
 def options_of(command: Any) -> set[str]:

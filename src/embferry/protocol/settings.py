@@ -35,7 +35,8 @@ class TransferSettings:
     retry_interval: float = 0.1
     """Time before an unanswered message is first repeated; doubles with each repetition."""
     retry_limit: float = 1.0
-    """The longest interval between repetitions; also the heartbeat's."""
+    """The longest interval between repetitions; also the heartbeat's. A third of the shortest time-out for silence if
+    that is less: else a peer that has nothing else to say would seem to be gone."""
     linger: float = 5.0
     """How long an end that has finished still answers its peer."""
     default_allocate_tokens: int = 8192
@@ -77,6 +78,11 @@ class TransferSettings:
             if not number > 0:
                 raise LocalProtocolError(f"{field.name} must be greater than 0, not {value}")
             object.__setattr__(self, field.name, number)
+
+    @property
+    def longest_interval(self) -> float:
+        """The longest interval between repetitions, in seconds: a peer has three chances to answer."""
+        return min(self.retry_limit, self.answer_timeout / 3, self.peer_timeout / 3)
 
 
 DEFAULTS = TransferSettings()

@@ -25,6 +25,7 @@ from .origin_frames import OriginFrames
 from .receiver_machine import ReceiverMachine
 from .request_proofs import RequestProofs
 from .sender_machine import SenderMachine
+from .sglang_parts import SglangParts
 from .tcp import Tcp
 from .tcp_verdicts import TcpVerdicts
 from .vllm_answers import VllmAnswers
@@ -63,6 +64,7 @@ TARGETS: dict[str, Target] = {
         VllmWorkers(),
         Coordinates(),
         OriginChat(),
+        SglangParts(),
         OriginFrames(),
         MediaImages(),
         MediaVideos(),

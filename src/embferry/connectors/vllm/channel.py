@@ -18,7 +18,7 @@ import msgspec
 
 from embferry import RemoteProtocolError, TransportError
 
-from .coordinates import Shape
+from ..shared.shape import Shape
 
 MAX_PACKET = 16 << 10
 MAX_HASH = 4096

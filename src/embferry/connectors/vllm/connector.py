@@ -12,8 +12,8 @@ import torch
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata, ECConnectorRole
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorPromMetrics, ECConnectorStats
 
+from ..shared.counters import BUCKETS, COUNTERS, PREFIX, SECONDS
 from .config import parse
-from .counters import BUCKETS, COUNTERS, PREFIX, SECONDS
 from .scheduler_side import SchedulerSide, StepMetadata
 from .worker_side import WorkerSide
 

@@ -17,13 +17,13 @@ from embferry import (
     ReceiveManager,
 )
 
+from ..shared.counters import Counters
+from ..shared.managers import Managers
+from ..shared.shared_rows import SharedRows
 from .config import MAX_KEPT, ConnectorConfig
 from .coordinates import Coordinates
-from .counters import Counters
 from .incoming_embedding import IncomingEmbedding
-from .managers import Managers
 from .router_client import RouterClient
-from .shared_rows import SharedRows
 from .workers import Workers
 
 

@@ -6,17 +6,15 @@ A producer's response has it for each item, and a request to a consumer carries 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-import xxhash
 
-from embferry import Field, Layout, LayoutMismatch, LocalProtocolError, RemoteProtocolError
-from embferry.protocol.layout import MAX_DTYPE, MAX_WIDTH
-from embferry.protocol.messages import MAX_ID, MAX_TOKENS
+from embferry import LayoutMismatch, LocalProtocolError, RemoteProtocolError
+from embferry.protocol.messages import MAX_ID
 from embferry.transfer.control.endpoint import check_endpoint
+
+from ..shared.shape import Dtype, Shape, Tokens, Width
 
 KEY = "embferry"
 """Key of the coordinates in an item's entry of ``ec_transfer_params``, beside the keys of vLLM."""
@@ -28,38 +26,11 @@ MAX_MULTIPLE = 32
 """The width of a token is that of the language model, or with deepstack a multiple: one more for each level."""
 
 Room = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
-Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
-Width = Annotated[int, msgspec.Meta(ge=1, le=MAX_WIDTH)]
-Dtype = Annotated[str, msgspec.Meta(max_length=MAX_DTYPE)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS, pattern=r"^[!-~]*\Z")]
 Parsed = TypeVar("Parsed")
 UNREADABLE = (msgspec.ValidationError, UnicodeEncodeError, RecursionError)
 """Exceptions of a conversion. JSON may have lone surrogates in its texts, which msgspec cannot read."""
-
-
-class Shape(NamedTuple):
-    """Tokens of an embedding, elements per token, and the name of the elements' type, such as "bfloat16"."""
-
-    tokens: Tokens
-    width: Width
-    dtype: Dtype
-
-    @property
-    def layout(self) -> Layout:
-        """One field: vLLM has one tensor per item, in which deepstack's levels stand side by side."""
-        return Layout((Field("input_embeddings", self.dtype, self.width),))
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes per token. Raises LayoutMismatch for a dtype that cannot be transferred."""
-        layout = self.layout
-        layout.validate()
-        return layout.token_bytes
-
-    @property
-    def nbytes(self) -> int:
-        return self.tokens * self.token_bytes
 
 
 class Coordinates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,13 +81,6 @@ class RoomRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request to a producer to offer its one item in this room."""
 
     room: Room
-
-
-def digest_of(rows: npt.NDArray[np.uint8], shape: Shape) -> bytes:
-    """Returns the xxh3-128 of the shape and the bytes of ``rows``, uint8 [tokens, bytes per token]."""
-    state = xxhash.xxh3_128(f"{shape.dtype} {shape.tokens} {shape.width}".encode())
-    state.update(rows.data)
-    return bytes(state.digest())
 
 
 def coordinates_in(entry: Any) -> Coordinates | None:

@@ -24,11 +24,12 @@ from embferry import (
 )
 from embferry.transfer.failures import as_transfer_error, attempt
 
-from .coordinates import Coordinates, digest_of
-from .counters import Counters
-from .managers import Managers
+from ..shared.counters import Counters
+from ..shared.managers import Managers
+from ..shared.shape import digest_of
+from ..shared.shared_rows import ByteRows, SharedRows
+from .coordinates import Coordinates
 from .router_client import RouterClient
-from .shared_rows import ByteRows, SharedRows
 from .workers import Workers
 
 log = logging.getLogger(__name__)

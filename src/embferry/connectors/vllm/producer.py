@@ -22,10 +22,10 @@ from embferry import (
     as_fields,
 )
 
+from ..shared.counters import Counters
+from ..shared.managers import Managers
 from .config import ConnectorConfig
 from .coordinates import Coordinates
-from .counters import Counters
-from .managers import Managers
 from .producer_cache import CachedEmbedding, ProducerCache
 from .workers import Workers
 

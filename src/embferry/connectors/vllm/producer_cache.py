@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from embferry import CapacityError, EmbeddingTransferError
 from embferry.transfer.failures import attempt
 
+from ..shared.counters import Counters
+from ..shared.shared_rows import SharedRows
 from .channel import Publish
 from .config import MAX_KEPT
-from .counters import Counters
-from .shared_rows import SharedRows
 from .workers import Workers
 
 

@@ -11,9 +11,9 @@ from embferry import RemoteProtocolError, TransportError
 from embferry.protocol.messages import sendable
 from embferry.transfer.failures import attempt
 
+from ..shared.shared_rows import SharedRows
 from . import channel
 from .channel import Done, Enlist, Map, Unmap
-from .shared_rows import SharedRows
 
 log = logging.getLogger(__name__)
 

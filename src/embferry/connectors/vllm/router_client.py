@@ -29,9 +29,9 @@ from embferry.trust.proved_call import GREETING_PATH, proved_call
 from embferry.trust.requests import ROUTER, Prover
 from embferry.trust.trust import Trust
 
+from ..shared.counters import Counters
 from .config import router_address
 from .coordinates import KEY, Coordinates, coordinates_in
-from .counters import Counters
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,14 @@ from vllm.v1.request import RequestStatus
 from embferry import EmbeddingTransferError, PeerGone, RemoteProtocolError
 from embferry.transfer.failures import as_transfer_error, attempt
 
+from ..shared.counters import Counters, MetricsServer
+from ..shared.shared_rows import SharedRows
 from .config import ConnectorConfig
 from .consumer import Consumer
 from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_in, room_request_in
-from .counters import Counters, MetricsServer
+from .pending_loads import PendingLoad, PendingLoads
 from .producer import Producer
 from .router_client import FailedRequests, RouterClient
-from .shared_rows import PendingLoad, PendingLoads, SharedRows
 from .workers import Workers
 
 if TYPE_CHECKING:

@@ -12,11 +12,12 @@ from vllm.platforms import current_platform
 
 from embferry.transfer.failures import attempt
 
+from ..shared.shape import Shape, digest_of
+from ..shared.shared_rows import SharedRows
 from .channel import Publish, publish
-from .coordinates import Shape, digest_of
+from .pending_loads import PendingLoad
 from .rank_memory import RankMemory
 from .scheduler_side import StepMetadata
-from .shared_rows import PendingLoad, SharedRows
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

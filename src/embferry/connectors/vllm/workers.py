@@ -22,9 +22,9 @@ from embferry import EmbeddingTransferError, LocalProtocolError, RemoteProtocolE
 from embferry.transfer.failures import as_transfer_error, attempt
 from embferry.transports.net.loop import READ, WRITE, LoopThread, Scope
 
+from ..shared.shared_rows import SharedRows
 from . import channel
 from .channel import Done, Enlist, Map, Publish, Unmap
-from .shared_rows import SharedRows
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,9 @@
-"""Embeddings in memory that a scheduler shares with its workers, and the loads that it asks of them.
+"""Embeddings in memory that a scheduler shares with its workers.
 
 The memory has no name in a file system, so a process that is killed leaves nothing behind. Its size is sealed, so no
 process can cut it short under another one. Behind the rows lies one number for each rank: the latest load that the rank
 has completed. From these numbers the scheduler knows when no rank is about to read the memory any more, whether or not
-the runner reports anything about its steps.
-
-A load is repeated in every step until each rank has completed it, because a step may have no effect: vLLM's V1 runner
-returns before any hook when a step has no tokens. With overlapping schedules a rank therefore sees a load several
-times; its number tells the rank that it is the same load.
+the engine reports anything about its steps.
 """
 
 from __future__ import annotations
@@ -19,16 +15,15 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from embferry import RemoteProtocolError
 from embferry.memory.memfd import sealed_memfd, size_is_sealed
 
-from .coordinates import Shape
+from .shape import Shape
 
 ByteRows = npt.NDArray[np.uint8]
 """uint8 [tokens, bytes per token]"""
@@ -163,37 +158,3 @@ def _check_memory(fd: int, size: int) -> None:
         raise RemoteProtocolError("the descriptor is a file, not memory without a name") from error
     if not is_sealed:
         raise RemoteProtocolError("the memory could be cut short while it is read; seal its size")
-
-
-class PendingLoad(msgspec.Struct, frozen=True):
-    """One embedding that workers are to copy into their encoder caches.
-
-    Attributes:
-        key: The scheduler's key of the memory, which the ranks have mapped.
-        number: The number to write into the memory when the load is complete.
-        wanted: Whether the rows are still to be copied. If not, the rank only writes the number.
-    """
-
-    mm_hash: str
-    key: int
-    number: int
-    wanted: bool = True
-
-
-class PendingLoads:
-    """The scheduler's list of loads that some rank has not completed."""
-
-    def __init__(self) -> None:
-        self._loads: dict[str, tuple[SharedRows, PendingLoad]] = {}
-
-    def add(self, mm_hash: str, shared: SharedRows) -> None:
-        """Asks every rank to load an embedding for which vLLM has reserved room."""
-        self._loads[mm_hash] = (shared, PendingLoad(mm_hash, shared.key, shared.begin_load()))
-
-    def for_step(self, freed: Iterable[str]) -> tuple[PendingLoad, ...]:
-        """Returns the loads for the next step. Those that vLLM has evicted must not be copied into its cache again."""
-        for mm_hash in self._loads.keys() & set(freed):
-            shared, load = self._loads[mm_hash]
-            self._loads[mm_hash] = (shared, msgspec.structs.replace(load, wanted=False))
-        self._loads = {mm_hash: pair for mm_hash, pair in self._loads.items() if pair[0].is_loading}
-        return tuple(load for _, load in self._loads.values())

@@ -1,0 +1,204 @@
+"""One part of a request on its way to a language server: a transfer that outlives its encoder."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from functools import partial
+
+from embferry import (
+    EmbeddingReceiver,
+    EmbeddingTransferError,
+    GatherSink,
+    IntegrityError,
+    KVPoll,
+    LayoutMismatch,
+    ReceiveManager,
+)
+
+from ..shared.counters import Counters
+from ..shared.managers import Managers
+from ..shared.shape import Shape, digest_of
+from ..shared.shared_rows import ByteRows, SharedRows
+from .parts import Content, PartId, Source
+
+log = logging.getLogger(__name__)
+
+CURRENT_CONTENTS = 8
+"""Contents of encoders that are remembered for one part, at most."""
+
+
+class IncomingPart:
+    """A part that a rank receives for its host. The thread of the scheduler calls the methods.
+
+    Threads of the library move the bytes, whether or not :meth:`poll` is called.
+
+    Args:
+        rid: SGLang's id of the request.
+        host: Number of the host among those of the language server.
+        ranks: Ranks of the host, which map the memory.
+        managers: The receive managers.
+        counters: The metrics.
+        failover_timeout: How long the transfer waits for another encoder, in seconds.
+
+    Attributes:
+        source: Where the part comes from now; None before the dispatcher has said so.
+        shared: The memory of the embedding, once its length is known.
+        is_complete: Whether the embedding is here, complete and verified.
+    """
+
+    def __init__(
+        self,
+        rid: str,
+        host: int,
+        ranks: int,
+        managers: Managers[ReceiveManager],
+        counters: Counters,
+        failover_timeout: float,
+    ) -> None:
+        self.source: Source | None = None
+        self.shared: SharedRows | None = None
+        self._rid, self._host, self._ranks = rid, host, ranks
+        self._managers, self._counters, self._failover_timeout = managers, counters, failover_timeout
+        self._lock = threading.Lock()  # guards "shared" against the callback thread
+        self._receiver: EmbeddingReceiver | None = None
+        self._contents: list[Content] = []
+        self._began = time.monotonic()
+        self._is_closed = False
+        self.is_complete = False
+        self._reported_loss: EmbeddingTransferError | None = None
+        self._digest: str | None = None  # of the complete embedding
+
+    @property
+    def part(self) -> PartId | None:
+        """The name of the part as the current encoder has it."""
+        return None if self.source is None else self.source.part_of(self._rid)
+
+    @property
+    def before(self) -> Content | None:
+        """Content of the latest encoder that has sent it."""
+        return self._contents[-1] if self._contents else None
+
+    def comes_from(self, source: Source) -> bool:
+        """Starts the transfer, or continues it with another encoder.
+
+        Returns:
+            Whether the part is still needed. It may be complete already when its encoder is lost.
+
+        Raises:
+            EmbeddingTransferError: The source cannot be used.
+        """
+        if self._is_closed or (self.source is not None and source.attempt <= self.source.attempt):
+            return False
+        if self.source is not None and source.info.kind != self.source.info.kind:
+            why = f"the encoder at {source.url} makes {source.info.kind}, the one before {self.source.info.kind}"
+            raise LayoutMismatch(why)
+        first, self.source = self.source is None, source
+        if first:
+            self._open(source)
+            return True
+        if self._receiver is None:
+            return False
+        self._counters.add("failovers", label="found")
+        if self._receiver.poll() is KVPoll.Success:  # but the message about it was lost with the encoder
+            self._receiver.clear()
+            self._digest, self.shared = None, None
+            self._open(source)
+            return True
+        log.info("room %d: the transfer continues with the encoder at %s", self._receiver.room, source.url)
+        self._receiver.redirect(source.info.endpoint)
+        return True
+
+    def made(self, content: Content) -> None:
+        """Takes note of what the current encoder made."""
+        self._contents = [*self._contents, content][-CURRENT_CONTENTS:]
+
+    def poll(self) -> bool:
+        """Returns whether the embedding is here, complete and verified.
+
+        Raises:
+            EmbeddingTransferError: Why it will not arrive.
+        """
+        receiver = self._receiver
+        if receiver is None:
+            return self.is_complete
+        error = receiver.failure_exception() if receiver.poll() is KVPoll.Failed else None
+        if error is None:
+            if self._digest is None or not self._contents:
+                return False
+            if self._digest not in {content.digest for content in self._contents}:
+                why = "the embedding that arrived is not the one that was encoded; ask again"
+                error = IntegrityError(why, room=receiver.room)
+        self._receiver = None
+        self._count(receiver, "success" if error is None else "failed")
+        receiver.clear()
+        if error is not None:
+            self._counters.add("failures", label=error.code)
+            raise error
+        self.is_complete = True
+        return True
+
+    def close(self) -> None:
+        """Ends the transfer if it is under way. Arrays of the memory stay valid. Idempotent."""
+        with self._lock:
+            self._is_closed = True
+            shared = self.shared
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.abort()
+            self._count(receiver, "aborted")
+            receiver.clear()
+        if shared is not None:
+            shared.close()
+
+    def _open(self, source: Source) -> None:
+        manager = self._managers.get(source.info.layout)
+        receiver = manager.open(
+            source.part_of(self._rid).room(self._host),
+            source.info.endpoint,
+            GatherSink(make=self._make_rows),
+            failover_timeout=self._failover_timeout,
+        )
+        receiver.on_change(partial(self._changed, receiver))
+        self._receiver = receiver
+        receiver.init()
+
+    def _changed(self, receiver: EmbeddingReceiver) -> None:
+        """Takes the digest of a complete embedding, and counts a lost encoder.
+
+        Runs on the manager's callback thread without locks, because a digest takes its time.
+        """
+        if receiver.poll() is KVPoll.Success and self._digest is None:
+            rows = receiver.arrays()["input_embeddings"]
+            self._digest = digest_of(rows, self._shape(len(rows))).hex()
+        lost = receiver.lost
+        if lost is not None and lost is not self._reported_loss:
+            self._reported_loss = lost
+            self._counters.add("losses", label=lost.code)
+            log.warning("room %d: the encoder is lost, needs resume for remaining data: %s", receiver.room, lost)
+
+    def _make_rows(self, tokens: int) -> dict[str, ByteRows]:
+        """Allocates the memory. Runs on the manager's callback thread with the sink's lock held."""
+        with self._lock:
+            if self._is_closed:
+                return {}  # the sink refuses it; the transfer has been aborted
+            if self.shared is None or self.shared.shape.tokens != tokens:
+                self.shared = SharedRows.make(self._shape(tokens), self._ranks)
+            return {"input_embeddings": self.shared.rows}
+
+    def _shape(self, tokens: int) -> Shape:
+        assert self.source is not None
+        return Shape(tokens, self.source.info.width, self.source.info.dtype)
+
+    def _count(self, receiver: EmbeddingReceiver, outcome: str) -> None:
+        self._counters.add("transfers", label=outcome)
+        self._counters.add("resumed_transfers", max(0, receiver.transfers - 1))
+        received, tokens = receiver.verified_tokens, receiver.total_embedding_length
+        token_bytes = self._shape(1).token_bytes
+        self._counters.add("wire_bytes", received * token_bytes)
+        if outcome == "success":
+            self._counters.add("tokens", tokens)
+            self._counters.add("embedding_bytes", tokens * token_bytes)
+            self._counters.add("bytes_sent_twice", max(0, received - tokens) * token_bytes)
+            self._counters.observe_seconds(time.monotonic() - self._began)

@@ -1,0 +1,24 @@
+"""Table of the functions and classes that the plug-in replaces in an encoder."""
+
+from __future__ import annotations
+
+from sglang.srt.plugins.hook_registry import HookType
+
+from . import encoder
+from .hooks import Hook
+
+SERVER, RUNTIME = "disaggregation.encoder.server", "disaggregation.encoder.runtime"
+
+HOOKS = [
+    Hook(SERVER, "ZmqDelivery", HookType.REPLACE, encoder.EmbferryDelivery, "encoder, cleanup_receive_state"),
+    Hook(
+        SERVER,
+        "MMEncoder.__init__",
+        HookType.AROUND,
+        encoder.constructed,
+        "self, server_args, schedule_path, dist_init_method, rank, gpu_id",
+    ),
+    Hook(SERVER, "MMEncoder._publish_preprocess_metadata", HookType.AROUND, encoder.publish, "self, ctx, requests"),
+    Hook(RUNTIME, "EncoderScheduler.submit", HookType.AROUND, encoder.submit, "self, request"),
+    Hook(RUNTIME, "launch_dp_runtime", HookType.AROUND, encoder.refuse_data_parallelism, "server_args"),
+]

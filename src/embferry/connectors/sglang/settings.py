@@ -1,0 +1,143 @@
+"""The settings of the plug-in: the variables ``EMBFERRY_SGLANG_*`` of the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from embferry import TRANSPORTS, LocalProtocolError, TransferSettings, Transport, Trust
+from embferry.memory.limits import default_max_embedding_bytes
+
+SWITCH = "EMBFERRY_SGLANG"
+"""The variable that switches the plug-in on. ``SGLANG_PLUGINS`` with the plug-in's name does the same."""
+PREFIX = f"{SWITCH}_"
+NAME = "embferry"
+"""The name of the plug-in, as ``SGLANG_PLUGINS`` has it."""
+SWITCHES = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False, "": False}
+MAX_BAD_CHUNKS = 4
+"""Damaged chunks in a row before an encoder counts as lost: about one second with the pauses in between."""
+
+Count = Annotated[int, msgspec.Meta(gt=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class PluginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every variable, without the prefix and in lower case. Times are seconds, sizes are bytes unless stated otherwise.
+
+    Attributes:
+        transports: Names of the transports, the preferred one first, with commas.
+        host: The address to listen on.
+        advertise: The address that the other side is told, if it differs from ``host``.
+        num_blocks: Language server: blocks in the pool. An embedding may be larger than the pool.
+        block_size: Language server: tokens per block.
+        max_embedding_bytes: Language server: the largest embedding that is accepted.
+        encoder_timeout: Time without a sign of life after which an encoder counts as lost.
+        encode_timeout: Longest time from the request of an encode to its first token.
+        failover_timeout: How long a transfer waits for another encoder when its own is lost.
+        lease_timeout: Encoder: how long it keeps an embedding for a language server that sends no message.
+        metrics_port: Port of the Prometheus endpoint at ``host``, 0 for any. Rank r of a language server adds r.
+    """
+
+    transports: tuple[str, ...] = ("shm", "tcp")
+    host: str = "127.0.0.1"
+    advertise: str | None = None
+    num_blocks: Count = 1024
+    block_size: Count = 16
+    max_embedding_bytes: Count = msgspec.field(default_factory=default_max_embedding_bytes)
+    encoder_timeout: Seconds = 1.0
+    encode_timeout: Seconds = 180.0
+    failover_timeout: Seconds = 10.0
+    lease_timeout: Seconds = 60.0
+    metrics_port: Port | None = None
+
+    @property
+    def trust(self) -> Trust:
+        """The cluster key, as ``EMBFERRY_CLUSTER_KEY_FILE`` and its like say.
+
+        Raises:
+            LocalProtocolError: The key file cannot be used.
+        """
+        return Trust.of_environment()
+
+    @property
+    def sending(self) -> TransferSettings:
+        """Settings of an encoder. It waits for a language server that may be busy with other requests first."""
+        return TransferSettings(
+            bootstrap_timeout=self.encode_timeout, lease_timeout=self.lease_timeout, peer_timeout=self.encoder_timeout
+        )
+
+    @property
+    def receiving(self) -> TransferSettings:
+        """Settings of a language server.
+
+        An encoder that is busy answers, because threads of the library do so, and may take ``encode_timeout``. One that
+        does not answer is lost.
+        """
+        return TransferSettings(
+            bootstrap_timeout=self.encode_timeout,
+            waiting_timeout=self.encode_timeout,
+            transfer_timeout=10 * self.encoder_timeout,
+            answer_timeout=self.encoder_timeout,
+            peer_timeout=self.encoder_timeout,
+            drain_timeout=self.encoder_timeout / 2,
+            max_peer_losses=1,
+            max_bad_chunks=MAX_BAD_CHUNKS,
+            max_embedding_bytes=self.max_embedding_bytes,
+        )
+
+    def make_transports(self) -> list[Transport]:
+        """Returns new transports, one for each name.
+
+        Raises:
+            TransportError: The engine of a transport is not installed, or its address is not available.
+        """
+        address: dict[str, Any] = {"host": self.host, "advertise": self.advertise or self.host, "trust": self.trust}
+        made: list[Transport] = []
+        try:
+            for spec in (TRANSPORTS[name] for name in self.transports):
+                made.append(spec.load()(**(address if spec.listens else {})))
+        except BaseException:
+            for transport in made:
+                transport.close()
+            raise
+        return made
+
+
+def is_switched_on(environment: Mapping[str, str]) -> bool:
+    """Returns whether the environment asks for the plug-in.
+
+    Raises:
+        LocalProtocolError: The switch has neither of its two values.
+    """
+    value = environment.get(SWITCH)
+    if value is None:
+        return NAME in (name.strip() for name in environment.get("SGLANG_PLUGINS", "").split(","))
+    if value.lower() not in SWITCHES:
+        raise LocalProtocolError(f"{SWITCH} is 1 or 0, not {value!r}")
+    return SWITCHES[value.lower()]
+
+
+def read(environment: Mapping[str, str]) -> PluginSettings:
+    """Returns the settings.
+
+    Raises:
+        LocalProtocolError: A variable is unknown, or its value is not allowed, or strangers can reach ``host`` and
+            there is no cluster key.
+    """
+    given: dict[str, Any] = {
+        name.removeprefix(PREFIX).lower(): value for name, value in environment.items() if name.startswith(PREFIX)
+    }
+    if "transports" in given:
+        given["transports"] = [name.strip() for name in given["transports"].split(",") if name.strip()]
+    try:
+        settings = msgspec.convert(given, PluginSettings, strict=False)
+    except msgspec.ValidationError as error:
+        raise LocalProtocolError(f"the variables {PREFIX}*: {error}") from None
+    unknown = [name for name in settings.transports if name not in TRANSPORTS]
+    if unknown or not settings.transports:
+        raise LocalProtocolError(f"{PREFIX}TRANSPORTS are some of {', '.join(TRANSPORTS)}, not {unknown}")
+    settings.trust.check_listening(settings.host, "the plug-in")  # now, and not with the first request
+    return settings
