@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -80,8 +81,15 @@ def test_the_transfer_proceeds_without_polling(make_routed: MakeRouted) -> None:
 
 
 def test_a_failure_ends_the_engine_s_wait(make_routed: MakeRouted) -> None:
-    routed = make_routed()
+    routed, waits = make_routed(), threading.Event()
+
+    def refuse(token: str, body: dict[str, Any]) -> Answer:
+        assert waits.wait(GUARD_S)
+        return 503, {"error": {"message": "no other encoder"}}
+
+    routed.stub.failover = refuse
     assert not routed.language.consumer.require("r", "a", unoffered(routed))
+    waits.set()
     assert routed.language.consumer.wait(GUARD_S)
     with pytest.raises(PeerGone):
         routed.language.consumer.require("r", "a", unoffered(routed))
