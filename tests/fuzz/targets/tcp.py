@@ -70,7 +70,7 @@ class _Server(ReceiveRegion):
             self.admit(Window(epoch, blocks))
         self.token, self.loop, self.progress_s = TOKEN, StillLoop(), 1.0
         self.scratch = memoryview(bytearray(1 << 10))
-        self.listener = SimpleNamespace(**dict.fromkeys(("heard", "opened", "ended"), lambda connection: None))
+        self.listener = SimpleNamespace(**dict.fromkeys(("served", "opened", "ended"), lambda connection: None))
 
     def bytes_of(self, block: int) -> set[int]:
         return {byte for at, size in ROWS for byte in self.memory[at + block * size : at + (block + 1) * size]}

@@ -114,7 +114,7 @@ def refuse_data_parallelism(original: Callable[..., Any], *args: Any, **kwargs: 
 async def describe() -> Response:
     """Describes this encoder to the dispatcher of a language server."""
     if not _side:
-        return Response(status_code=503)
+        return Response(status_code=503, headers={"Retry-After": "1"})
     return Response(await asyncio.to_thread(_side[0].describe), media_type="application/json")
 
 
