@@ -280,7 +280,7 @@ def test_close_fails_open_rooms_and_leaves_no_thread_and_no_engine(network, send
     with pytest.raises(LocalProtocolError, match="closed"):
         started(manager, address, 2)
     names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith("embferry")]
+    assert not [name for name in names if name.startswith("embferry-origin")]
 
 
 def test_a_room_in_use_is_refused_and_an_empty_embedding_arrives(manager, sender, address):

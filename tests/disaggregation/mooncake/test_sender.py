@@ -331,7 +331,7 @@ def test_close_reports_failure_to_receivers_and_ends_the_engines(network):
     assert list(network.engines) == [receiver.engine.session_id], "only the receiver's engine is left"
     with pytest.raises(LocalProtocolError, match="closed"):
         manager.open(5).init()
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("embferry")]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("embferry-origin")]
     receiver.close()
 
 
