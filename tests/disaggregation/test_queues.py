@@ -134,8 +134,8 @@ def test_failures_of_one_kind_have_one_line_with_the_room_once(
             sides.ask("unanswered", room)
     queue = sides.bootstrap if side == "encode" else sides.prealloc
     for request in list(queue.queue):
-        end = request.embedding_sender if isinstance(request, MultimodalEmbeddingRequest) else request.embedding_receiver
-        end.abort()
+        is_encode = isinstance(request, MultimodalEmbeddingRequest)
+        (request.embedding_sender if is_encode else request.embedding_receiver).abort()
     pop = sides.bootstrap.pop_bootstrapped if side == "encode" else sides.prealloc.pop_preallocated
 
     def is_empty() -> list[bool]:

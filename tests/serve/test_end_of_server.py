@@ -44,9 +44,7 @@ async def ended(requests: list[bytes]) -> tuple[list[bytes], Reading]:
     """Returns what each of the requests is answered by a server that ends meanwhile."""
     app, is_over, started = Reading(), False, asyncio.Event()
     with listen("127.0.0.1", 0) as listener:
-        serving = asyncio.create_task(
-            serve_app(app, listener, started.set, is_broken=lambda: is_over, close_seconds=0)
-        )
+        serving = asyncio.create_task(serve_app(app, listener, started.set, is_broken=lambda: is_over, close_seconds=0))
         async with asyncio.timeout(DEADLINE):
             await started.wait()
             made = [await asyncio.open_connection(*listener.getsockname()[:2]) for _ in requests]

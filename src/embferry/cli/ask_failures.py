@@ -60,7 +60,7 @@ def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
 
 
 def _speaks_tls(url: str) -> bool:
-    """Returns whether a server completes a handshake of TLS. Nothing is sent to it, so its certificate does not matter."""
+    """Returns whether a server completes a handshake of TLS. It is sent nothing, so its certificate does not matter."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with contextlib.suppress(OSError, ValueError):

@@ -215,9 +215,10 @@ class BoundedProtocol(H11Protocol):
         request_id, response = uuid.uuid4().hex, error_response(error)
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = [*response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
-            is_head = self.cycle is not None and self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
+            status, reason = response.status_code, STATUS_PHRASES[response.status_code]
+            is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
             for event in (
-                h11.Response(status_code=response.status_code, headers=headers, reason=STATUS_PHRASES[response.status_code]),
+                h11.Response(status_code=status, headers=headers, reason=reason),
                 h11.Data(data=b"" if is_head else bytes(response.body)),
                 h11.EndOfMessage(),
             ):
