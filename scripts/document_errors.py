@@ -18,6 +18,8 @@ Generated from the code by `python scripts/document_errors.py`; edits here are l
 Every error has a stable code, which appears in logs, in wire messages and in HTTP bodies. The HTTP API returns it in
 OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`. The message says what happened and what to do. The
 column "retry" says whether the same request may succeed later; the header `x-should-retry` says it for one response.
+The type follows from the status, as OpenAI's does: `authentication_error` (401), `permission_error` (403),
+`not_found_error` (404), `rate_limit_error` (429), `invalid_request_error` (any other below 500), `server_error`.
 """
 
 TABLE = "| code | HTTP | retry | meaning |\n|---|---|---|---|"

@@ -122,6 +122,33 @@ def test_a_request_that_raises_fails_alone(
     assert len(sides.transfer) == 0
 
 
+@pytest.mark.parametrize("side", ["encode", "language"])
+def test_failures_of_one_kind_have_one_line_with_the_room_once(
+    sides: Sides, caplog: pytest.LogCaptureFixture, side: str
+) -> None:
+    caplog.set_level("WARNING", "embferry.disaggregation")
+    for room in range(11, 16):
+        if side == "encode":
+            sides.offer("unclaimed", room, 8)
+        else:
+            sides.ask("unanswered", room)
+    queue = sides.bootstrap if side == "encode" else sides.prealloc
+    for request in list(queue.queue):
+        is_encode = isinstance(request, MultimodalEmbeddingRequest)
+        (request.embedding_sender if is_encode else request.embedding_receiver).abort()
+    pop = sides.bootstrap.pop_bootstrapped if side == "encode" else sides.prealloc.pop_preallocated
+
+    def is_empty() -> list[bool]:
+        assert pop() == []
+        return [] if queue else [True]
+
+    turn(is_empty)
+    assert len(sides.failures) == 5
+    (line,) = caplog.messages
+    assert line.startswith("a transfer failed")
+    assert line.count("room 11") == 1
+
+
 def test_a_request_goes_through_all_queues(sides: Sides, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "embferry")
     rows = embedding(100)

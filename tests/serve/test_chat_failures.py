@@ -287,3 +287,16 @@ def test_concurrent_requests_are_all_answered_correctly(http: httpx.Client) -> N
         outcomes = list(pool.map(one, range(60)))
     assert len({room for room, _ in outcomes}) == 60
     assert {text for _, text in outcomes} == {"a red circle"}
+
+
+def test_refusals_for_lack_of_workers_have_one_line_a_minute_each(
+    deployment: Deployment, http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployment.workers = []
+    deployment.wait(lambda: http.get("/ready").status_code == 503)
+    with caplog.at_level(logging.INFO, "embferry.serve.http"):
+        for _ in range(5):
+            assert http.post("/v1/chat/completions", json=BODY).status_code == 503
+        assert http.get("/v1/models/none").status_code == 404
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("embferry.serve.http")]
+    assert [line.partition(":")[0] for line in told] == ["refused", "request", "request"]

@@ -125,9 +125,10 @@ def test_a_key_is_made_printed_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     found = ApiKeys(path).find(key)
     assert found == ApiKey("alice", digest_of(key), Limits(requests=8))
-    for name in ("alice", "with a blank"):
-        status, out, err = called("keys", "api", "new", name, "--file", str(path))
-        assert (status, out, "line" in err) == (2, "", True)
+    status, out, err = called("keys", "api", "new", "alice", "--file", str(path))
+    assert (status, out, f"the name alice is taken in {path}" in err) == (2, "", True)
+    status, out, err = called("keys", "api", "new", "with a blank", "--file", str(path))
+    assert (status, out, "letters, digits, - and _" in err) == (2, "", True)
     assert len(path.read_text().splitlines()) == 2
 
 

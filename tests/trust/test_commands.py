@@ -70,6 +70,7 @@ def test_rotate_needs_a_key_file(tmp_path: Path) -> None:
     status, text = called("keys", "rotate", str(tmp_path / "absent"))
     assert status == 1
     assert "cannot be read" in text
+    assert f"embferry keys new {tmp_path / 'absent'}" in text
 
 
 @pytest.mark.parametrize("words", [("router",), ("serve",)])
@@ -81,8 +82,8 @@ def test_a_router_for_strangers_needs_an_api_key(words: tuple[str, ...]) -> None
     assert "--insecure" in line
 
 
-@pytest.mark.parametrize("verb", ["encode", "language"])
-def test_a_worker_that_strangers_can_reach_needs_a_key(verb: str) -> None:
+@pytest.mark.parametrize("verb", ["encode", "language", "bootstrap"])
+def test_a_part_that_strangers_can_reach_needs_a_key(verb: str) -> None:
     status, text = called(verb, *HOSTS)
     assert status == 2
     (line,) = [line for line in text.splitlines() if line.startswith("embferry: ")]

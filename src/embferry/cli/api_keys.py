@@ -36,6 +36,8 @@ def new(
     entry = ApiKey(name, digest_of(key), Limits(requests, requests_per_second, bytes_per_second))
     try:
         known = read(file) if file.exists() else ()
+        if any(name == one.name for one in known):
+            fail(f"the name {name} is taken in {file}; choose another, or delete its line first")
         parse("\n".join(one.line() for one in (*known, entry)), str(file))  # refuses what the router would not read
     except ApiKeysError as error:
         fail(error.detail)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embferry.cli.ask_failures import reason
 from embferry.cli.options import fail, not_on_command_line
 from embferry.protocol.errors import TlsFailed
 from embferry.serve.config import RouterSettings
@@ -62,10 +63,8 @@ def command(
             extension = _answer(client, body)
     except TlsFailed as error:
         fail(error.detail)
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-        fail(f"no server responds at {url} ({error}). Start a router with: embferry serve", status=1)
-    except httpx.HTTPError as error:
-        fail(f"the connection to {url} broke: {error or type(error).__name__}", status=1)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        fail(reason(url, error, ca), status=1)
     if verbose:
         typer.echo(transfers(extension), err=True)
 

@@ -47,6 +47,8 @@ def rotate(file: File) -> None:
     after the other: two parts go on as long as they have one key in common. Rotate again only when all have followed.
     """
     try:
+        if not file.exists():
+            fail(f"{file} cannot be read: there is no such file; make one: embferry keys new {file}", status=1)
         keys = ClusterKeys.of_file(file).accepted()
         write_file(file, (Key.new(), *keys)[:MOST_KEYS], replace=True)
     except LocalProtocolError as error:

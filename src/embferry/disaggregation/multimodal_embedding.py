@@ -7,7 +7,6 @@ No method blocks.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +23,6 @@ __all__ = [
     "MultimodalEmbeddingRequest",
 ]
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(eq=False)
 class MultimodalEmbeddingRequest:
@@ -38,7 +35,7 @@ class MultimodalEmbeddingRequest:
 class _Queue(RequestQueue[MultimodalEmbeddingRequest]):
     def _fail(self, request: MultimodalEmbeddingRequest) -> None:
         error = request.embedding_sender.failure_exception()
-        log.warning("room %d: failed: %s", request.embedding_sender.room, error)
+        self._log_failure(error)
         self.failed(request, error)
 
 

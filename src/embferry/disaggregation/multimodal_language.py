@@ -9,7 +9,6 @@ calls, because the driver thread of the manager allocates, verifies and gathers.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +29,6 @@ __all__ = [
     "MultimodalLanguageRequest",
     "MultimodalLanguageTransferQueue",
 ]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -85,8 +82,7 @@ class _Queue(RequestQueue[MultimodalLanguageRequest]):
 
     def _fail(self, request: MultimodalLanguageRequest) -> None:
         error = request.embedding_receiver.failure_exception()
-        room = request.embedding_receiver.room
-        log.warning("room %d: failed after %d tokens: %s", room, request.transferred_tokens, error)
+        self._log_failure(error, request.transferred_tokens)
         request.embedding_receiver.clear()
         self.failed(request, error)
 

@@ -12,6 +12,7 @@ from embferry.protocol.states import KVPoll
 from embferry.transfer.failures import as_transfer_error
 from embferry.transfer.receive_handle import EmbeddingReceiver
 from embferry.transfer.send_handle import EmbeddingSender
+from embferry.trust.occasions import Occasions, more
 
 if TYPE_CHECKING:  # the origin's wire needs pyzmq, our own does not
     from .mooncake.encode_manager import MooncakeEmbeddingSender
@@ -36,9 +37,17 @@ class RequestQueue(ABC, Generic[Request]):
     def __init__(self, failed: Callable[[Request, EmbeddingTransferError], None]) -> None:
         self.failed = failed
         self.queue: list[Request] = []
+        self._failures = Occasions()
 
     def __len__(self) -> int:
         return len(self.queue)
+
+    def _log_failure(self, error: EmbeddingTransferError, transferred_tokens: int | None = None) -> None:
+        """Logs that a transfer has failed, once a minute for each code: clients cause it by leaving."""
+        count = self._failures.count(error.code)
+        after = "" if transferred_tokens is None else f" after {transferred_tokens} tokens"
+        level = logging.DEBUG if count is None else logging.WARNING
+        log.log(level, "a transfer failed%s: %s%s", after, error, more(count or 0))
 
     @abstractmethod
     def _fail(self, request: Request) -> None:

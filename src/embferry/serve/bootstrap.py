@@ -6,6 +6,7 @@ from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.http_server import ServerLimits
 from embferry.protocol.errors import TransportError
 from embferry.serve.config import Settings
+from embferry.serve.security import check_part
 
 
 class _BootstrapServer(BootstrapServer):
@@ -19,7 +20,12 @@ class _BootstrapServer(BootstrapServer):
 
 
 def bootstrap_server(settings: Settings, *, unproved_ranks: bool = False) -> BootstrapServer:
-    """Returns the server, not started yet. ``unproved_ranks``: accept SGLang's in any case."""
+    """Returns the server, not started yet. ``unproved_ranks``: accept SGLang's in any case.
+
+    Raises:
+        ConfigError: Strangers could reach it, and there is no cluster key.
+    """
+    check_part(settings, "the bootstrap server")
     own = settings.bootstrap
     limits = ServerLimits(own.request_timeout, own.max_connections, own.connections_per_address)
     return _BootstrapServer(

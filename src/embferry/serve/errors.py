@@ -12,6 +12,7 @@ CODES: dict[str, tuple[int, str]] = {
     "invalid_json": (400, "The body is not a JSON object."),
     "invalid_request": (400, "A field is missing, or its type or value is wrong."),
     "unsupported_value": (400, "The field is known, but this value of it is not supported."),
+    "head_too_large": (431, "The head of the request, its first line and its headers, is longer than 64 KiB."),
     "body_too_large": (413, "The body is longer than `router.max_body_bytes`."),
     "body_timeout": (408, "The body stopped arriving for longer than `router.body_timeout`, or arrived too slowly."),
     "body_damaged": (400, "The body that arrived does not match its `Content-Digest`; send it again."),
@@ -66,7 +67,9 @@ CODES: dict[str, tuple[int, str]] = {
 
 RETRYABLE = frozenset({"rate_limited", "no_worker", "worker_failed", "body_damaged", "network_damage"})
 """The codes with which the same request may succeed later."""
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
+}  # fmt: skip
 
 
 class ServeError(EmbferryError):

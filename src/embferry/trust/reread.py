@@ -58,7 +58,7 @@ class Reread(Generic[T]):
                 self._report(error)
             else:
                 self._stamp = stamp
-                log.info("read %s again", self._name)
+                log.info("process %d has read %s again", os.getpid(), self._name)
         return self._value
 
     def _report(self, error: EmbferryError) -> None:

@@ -15,13 +15,14 @@ from starlette.types import Receive, Scope, Send
 from embferry.observe.logs import about
 from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
-from embferry.serve.errors import ServeError
+from embferry.serve.errors import CODES, ServeError
 from embferry.serve.http.backends import Backends
 from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import error_response
 from embferry.serve.openai.reply import error_event
 from embferry.serve.shared_threads import acting_for
+from embferry.trust.occasions import Occasions, more
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class ChatEndpoint(ABC, Generic[B]):
     def __init__(self, fleet: B) -> None:
         self.fleet = fleet
         self._settings: Settings = fleet.settings
+        self._refusals = Occasions()
 
     async def drain(self) -> None:
         """Called when all requests have ended."""
@@ -151,9 +153,13 @@ class ChatEndpoint(ABC, Generic[B]):
     async def _fail(self, error: ServeError, response: ClientResponse) -> None:
         self.fleet.metrics.errors.labels(error.code).inc()
         response.facts |= {"outcome": error.code, "error": error.detail}
-        level = logging.DEBUG if error.http_status < 500 else logging.WARNING
+        level, count = logging.DEBUG if error.http_status < 500 else logging.WARNING, 0
+        if error.http_status == 503:  # as many as clients ask while there is no room
+            due = self._refusals.count(error.code if error.code in CODES else "of a worker")
+            level, count = (logging.DEBUG, 0) if due is None else (logging.WARNING, due)
         with about(room=response.room):
-            log.log(level, "refused: %s", error.detail, extra={"code": error.code, "status": error.http_status})
+            facts = {"code": error.code, "status": error.http_status}
+            log.log(level, "refused: %s%s", error.detail, more(count), extra=facts)
         if response.started:
             await response.write(error_event(error), more=False)
         else:

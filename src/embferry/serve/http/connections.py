@@ -13,16 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import h11
+from starlette.datastructures import Headers
 from starlette.types import Scope
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE as MAX_HEAD_BYTES
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
+from embferry.serve.errors import ServeError
 from embferry.serve.http.descriptors import Reports
+from embferry.serve.http.errors import error_response
 from embferry.transports.net.address import network_of
+from embferry.trust.digests import MESSAGE_DIGEST
+from embferry.trust.occasions import Occasions, more
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +134,9 @@ class BoundedProtocol(H11Protocol):
 
     places: Places
     reports: Reports
+    malformed: Occasions
     _late: asyncio.TimerHandle | None = None
+    _is_over = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -166,6 +176,75 @@ class BoundedProtocol(H11Protocol):
         self.places.turn(self, idle=True)
         super().on_response_complete()  # begins the next request if it is there
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what h11 cannot read. Called while its error is being handled."""
+        failed = sys.exception()
+        if isinstance(failed, h11.RemoteProtocolError) and failed.error_status_hint == 431:
+            error = ServeError("head_too_large", f"the head of the request is longer than {MAX_HEAD_BYTES:,} bytes")
+        else:
+            error = ServeError("invalid_request", f"this is not a request of HTTP/1.1: {failed or msg}")
+        request_id = self._answer(error)
+        if (count := self.malformed.count(error.code)) is not None:
+            address = self.client[0] if self.client else "an unknown address"
+            log.warning(
+                "refused a request of %s: %s%s", address, error.detail, more(count), extra={"request_id": request_id}
+            )
+        self._drop_rest()
+
+    def cut_off(self) -> bool:
+        """Ends the connection when the server ends. Returns whether it had a request.
+
+        A client whose request has no response yet is told. Not so a part: it expects a digest, and asks another worker.
+        """
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            self.transport.close()
+            return False
+        if cycle.response_started or MESSAGE_DIGEST in Headers(raw=self.headers):
+            self._forget_request()
+            self.transport.abort()
+        else:
+            why = "the server is shutting down; ask again"
+            self._answer(ServeError("capacity_exhausted", why, status=503, retryable=True))
+            self.transport.close()
+        return True
+
+    def _answer(self, error: ServeError) -> str:
+        """Sends a response in place of the application, if none has begun. Returns the request's id."""
+        self._forget_request()
+        request_id, response = uuid.uuid4().hex, error_response(error)
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            headers = [*response.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
+            status, reason = response.status_code, STATUS_PHRASES[response.status_code]
+            is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
+            for event in (
+                h11.Response(status_code=status, headers=headers, reason=reason),
+                h11.Data(data=b"" if is_head else bytes(response.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        return request_id
+
+    def _forget_request(self) -> None:
+        """Ends the request for the application, as if its client had left."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _drop_rest(self) -> None:
+        """Closes the connection when its client has read the response: one that is still sending would not see it."""
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self._is_over = True
+        self.transport.write_eof()
+        self.places.turn(self, idle=True)
+        self._limit(REST_SECONDS)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_over:
+            super().data_received(data)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.leave()
         super().connection_lost(exc)
@@ -192,7 +271,7 @@ def bounded_protocol(limits: ConnectionLimits) -> type[BoundedProtocol]:
     class Bounded(BoundedProtocol):
         pass
 
-    Bounded.places, Bounded.reports = Places(limits, close), reports
+    Bounded.places, Bounded.reports, Bounded.malformed = Places(limits, close), reports, Occasions()
     return Bounded
 
 

@@ -17,6 +17,7 @@ from embferry.observe.logs import about
 from embferry.serve.errors import ServeError
 from embferry.serve.http.clients import Clients
 from embferry.serve.http.errors import error_response
+from embferry.trust.occasions import Occasions
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class Edge:
 
     Sets ``scope["state"]["request_id"]`` to the client's ``X-Request-Id``, or to a new id if the client sent none or an
     unacceptable one. The line says at the end of the request how it went, with what the application has added to
-    ``scope["state"]["facts"]``.
+    ``scope["state"]["facts"]``. Of the refusals with 503, which an overload makes by the thousand, one a minute has a
+    line, with the number ``more`` of those since the last one.
 
     Args:
         app: the application behind.
@@ -46,6 +48,7 @@ class Edge:
         self._requests = requests
         self._paths = paths
         self._clients = clients
+        self._refusals = Occasions()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,7 +79,12 @@ class Edge:
                 facts: dict[str, Any] = {"method": scope["method"], "path": scope["path"], "status": status}
                 facts["seconds"] = round(time.monotonic() - started, 3)
                 facts |= scope["state"].get("facts", {})
-                log.log(logging.DEBUG if path in _POLLED else logging.INFO, "request", extra=facts)
+                is_told = path not in _POLLED
+                if is_told and status == 503:
+                    count = self._refusals.count("503")
+                    is_told = count is not None
+                    facts |= {"more": count} if count else {}
+                log.log(logging.INFO if is_told else logging.DEBUG, "request", extra=facts)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request within its client's limits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -18,15 +19,19 @@ from starlette.types import ASGIApp
 
 from embferry.protocol.errors import TransportError
 from embferry.serve.http.address import address_of
-from embferry.serve.http.connections import ConnectionLimits, bounded_protocol
+from embferry.serve.http.connections import BoundedProtocol, ConnectionLimits, bounded_protocol
 from embferry.serve.http.descriptors import ExceptionHandler, within_open_files
 from embferry.serve.http.tls_handshake import TlsHandshake
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 ACCEPTED_AT_ONCE = 16
 """Connections accepted before their number is checked, so that many at once cannot take every descriptor."""
 CLOSE_SECONDS = 1
 """Seconds that open connections get to receive the rest of their responses."""
+SPARE_SECONDS = 3
+"""Seconds after that in which requests that were cut off end by themselves. What has not ended then is a bug."""
 DEFAULT_LIMITS = ConnectionLimits()
 
 Report = Callable[[str], None]
@@ -93,7 +98,7 @@ async def serve_app(
         backlog=ACCEPTED_AT_ONCE,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=close_seconds,
+        timeout_graceful_shutdown=close_seconds + SPARE_SECONDS,
     )
     config.load()
     if certificate is not None:
@@ -101,6 +106,7 @@ async def serve_app(
     asyncio.get_running_loop().set_exception_handler(ExceptionHandler())
     server = _Server(config)
     server.on_start, server.on_stop, server.is_broken = on_start, on_stop, is_broken
+    server.close_seconds = close_seconds
     await server.serve([listener])
 
 
@@ -108,6 +114,7 @@ class _Server(uvicorn.Server):
     on_start: Callable[[], None]
     on_stop: Callable[[], Awaitable[None]] | None
     is_broken: Callable[[], bool]
+    close_seconds: int
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -121,7 +128,17 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self.on_stop is not None:
             await self.on_stop()
-        await super().shutdown(sockets)
+        end = asyncio.get_running_loop().call_later(self.close_seconds, self._cut_off)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            end.cancel()
+
+    def _cut_off(self) -> None:
+        """Ends the requests that are left as if their clients had left; uvicorn would log a traceback for each."""
+        left = [each for each in self.server_state.connections if isinstance(each, BoundedProtocol)]
+        if count := sum([each.cut_off() for each in left]):
+            log.warning("%d requests have not ended in %d s and are cut off", count, self.close_seconds)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

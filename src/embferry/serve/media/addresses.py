@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import SplitResult
 
 from embferry.serve.errors import ServeError
+
+log = logging.getLogger(__name__)
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 LOOKUPS = 8
@@ -46,7 +49,9 @@ async def permitted_addresses(url: SplitResult, allowed: tuple[str, ...]) -> lis
         raise ServeError("host_not_allowed", why)
     addresses = await _resolve(host, port)
     if not by_name and (private := [address for address in addresses if not is_public(address)]):
-        raise ServeError("host_not_allowed", f"{host} resolves to {private[0]}, which is not a public address")
+        log.debug("%s has the address %s, which is not public", host, private[0])  # not for clients to know
+        why = f"{host} has an address that is not public; the operator can allow the host by its full name"
+        raise ServeError("host_not_allowed", f"{why} in media.allowed_hosts")
     return addresses
 
 

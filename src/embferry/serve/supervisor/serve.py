@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import signal
 import sys
 import threading
@@ -14,6 +16,7 @@ from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.local import LocalCluster
 from embferry.serve.supervisor.process import ClusterError
 from embferry.serve.worker.transports import unusable
+from embferry.trust.trust import TLS_ENV
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,12 @@ def run(settings: Settings) -> None:
     run_cluster(lambda progress: LocalCluster(settings, progress=progress))
 
 
+def ask_options(url: str) -> str:
+    """Returns the options with which ``embferry ask`` reaches the router at ``url``."""
+    ca = os.environ.get(TLS_ENV[0], "")
+    return f"--url {url} --ca {shlex.quote(ca)}" if ca and url.startswith("https:") else f"--url {url}"
+
+
 def run_cluster(make: Callable[[Progress], Cluster]) -> None:
     """Runs a cluster until SIGINT or SIGTERM. Ends the process with status 1 if it cannot be brought up."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -40,7 +49,7 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
         with make(log.info) as cluster:
             cluster.wait_ready()
             log.info("ready: %s at %s/v1 after %.1f s", cluster.title, cluster.url, time.monotonic() - began)
-            log.info('try: embferry ask --url %s PICTURE "what is there?" (Ctrl-C ends everything)', cluster.url)
+            log.info('try: embferry ask %s PICTURE "what is there?" (Ctrl-C ends everything)', ask_options(cluster.url))
             threading.Event().wait()
     except ClusterError as error:
         print(f"embferry: {error}", file=sys.stderr)
