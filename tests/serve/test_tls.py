@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from embferry.serve.config import Settings
 from embferry.serve.http.address import get, url_of
@@ -50,7 +51,7 @@ def environment(files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch)
 class Served:
     """A server on a thread of its own."""
 
-    def __init__(self, *, clients: bool) -> None:
+    def __init__(self, app: ASGIApp | None = None, *, clients: bool) -> None:
         trust = Trust.of_environment()
         self._listener = listen("127.0.0.1", 0)
         self.url = url_of("127.0.0.1", self._listener, trust.scheme)
@@ -60,12 +61,12 @@ class Served:
         async def health(request: Request) -> Response:
             return PlainTextResponse("ok")
 
-        app = Starlette(routes=[Route("/health", health), Route("/workers", health)])
+        served = app or Starlette(routes=[Route("/health", health), Route("/workers", health)])
 
         def serve() -> None:
             asyncio.run(
                 serve_app(
-                    app,
+                    served,
                     self._listener,
                     self._started.set,
                     is_broken=lambda: self._is_over,

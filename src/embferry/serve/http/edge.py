@@ -17,6 +17,7 @@ from embferry.observe.logs import about
 from embferry.serve.errors import ServeError
 from embferry.serve.http.clients import Clients
 from embferry.serve.http.errors import error_response
+from embferry.serve.http.heads import UnambiguousHeads
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Edge:
 
     def __init__(self, app: ASGIApp, requests: Counter, paths: frozenset[str], clients: Clients) -> None:
         self._app = app
+        self._unambiguous = UnambiguousHeads(self._limited, error_response)
         self._requests = requests
         self._paths = paths
         self._clients = clients
@@ -66,10 +68,7 @@ class Edge:
 
         with about(request_id=request_id):
             try:
-                if scope["path"].startswith("/v1/"):
-                    await self._limited(scope, receive, send_with_id)
-                else:
-                    await self._app(scope, receive, send_with_id)
+                await self._unambiguous(scope, receive, send_with_id)
             finally:
                 path = scope["path"] if scope["path"] in self._paths else "other"
                 self._requests.labels(path, status).inc()
@@ -79,7 +78,10 @@ class Edge:
                 log.log(logging.DEBUG if path in _POLLED else logging.INFO, "request", extra=facts)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves a request within its client's limits."""
+        """Serves a request within its client's limits, if it has some."""
+        if not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
         with contextlib.ExitStack() as held:
             try:
                 client = held.enter_context(self._clients.request(scope))
