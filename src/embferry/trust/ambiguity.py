@@ -1,7 +1,7 @@
 """Heads of requests that two programs may read differently. Pure.
 
-A proxy in front of a server may take another end of the body, or another secret, than the server does. So requests could
-be smuggled past it.
+A proxy in front of a server may take another end of the body, or another secret, than the server does. So requests
+could be smuggled past it.
 """
 
 from __future__ import annotations
