@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embferry.observe.logs import about
 from embferry.serve.errors import ServeError
 from embferry.serve.http.clients import Clients
+from embferry.serve.http.connections import caller_of
 from embferry.serve.http.errors import error_response
 from embferry.serve.http.heads import UnambiguousHeads
 
@@ -32,8 +33,8 @@ class Edge:
     """ASGI middleware.
 
     Sets ``scope["state"]["request_id"]`` to the client's ``X-Request-Id``, or to a new id if the client sent none or an
-    unacceptable one. The line says at the end of the request how it went, with what the application has added to
-    ``scope["state"]["facts"]``.
+    unacceptable one. The line says at the end of the request whose it was and how it went, with what
+    the application has added to ``scope["state"]["facts"]``.
 
     Args:
         app: the application behind.
@@ -74,6 +75,7 @@ class Edge:
                 self._requests.labels(path, status).inc()
                 facts: dict[str, Any] = {"method": scope["method"], "path": scope["path"], "status": status}
                 facts["seconds"] = round(time.monotonic() - started, 3)
+                facts["client"] = scope["state"].get("client") or f"address {caller_of(scope)}"
                 facts |= scope["state"].get("facts", {})
                 log.log(logging.DEBUG if path in _POLLED else logging.INFO, "request", extra=facts)
 
