@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from urllib.parse import urlsplit
 
 import pytest
@@ -71,13 +72,40 @@ def test_a_name_with_a_private_address_needs_to_be_listed_in_full(
         "10.0.0.1", "127.0.0.1", "0.0.0.0", "169.254.169.254", "100.64.0.1", "224.0.0.1", "255.255.255.255",
         "240.0.0.1", "::", "::1", "::127.0.0.1", "::ffff:10.0.0.1", "::ffff:0:10.0.0.1", "64:ff9b::10.0.0.1",
         "64:ff9b:1::1", "2002:7f00:1::", "2002:a9fe:a9fe::", "fe80::1", "fe80::1%eth0", "fec0::1", "fd00::1", "ff02::1",
-        "2001:db8::1", "2001::1", "junk", "",
+        "2001:db8::1", "2001::1", "junk", "", "2001:4860::5efe:10.0.0.1", "2001:4860::200:5efe:10.0.0.1",
+        "2002:808:808::5efe:10.0.0.1", "168.63.129.16", "::ffff:168.63.129.16", "64:ff9b::192.0.0.192",
     ],
 )  # fmt: skip
 def test_an_address_that_leads_inside_is_not_public(address: str) -> None:
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::"])
+@pytest.mark.parametrize(
+    "address",
+    ["8.8.8.8", "2606:4700::1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::", "2001:4860::5efe:8.8.8.8"],
+)
 def test_an_address_of_the_internet_is_public(address: str) -> None:
     assert is_public(address)
+
+
+REGISTRIES = """
+0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 192.31.196.0/24
+192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4
+240.0.0.0/4 ::/128 ::1/128 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23 2001:db8::/32 2620:4f:8000::/48 3fff::/20
+5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
+"""
+"""IANA's registries of special-purpose addresses, and those of multicast."""
+
+
+@pytest.mark.parametrize("network", REGISTRIES.split())
+def test_no_address_for_a_special_purpose_is_public(network: str) -> None:
+    listed = ipaddress.ip_network(network)
+    for index in (0, listed.num_addresses // 2, -1):
+        assert not is_public(str(listed[index])), listed[index]
+
+
+def test_the_list_does_not_depend_on_the_version_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (ipaddress.IPv4Address, ipaddress.IPv6Address):
+        monkeypatch.setattr(kind, "is_global", True)
+    for network in REGISTRIES.split():
+        assert not is_public(str(ipaddress.ip_network(network)[-1])), network

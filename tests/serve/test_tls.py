@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from embferry.serve.config import Settings
 from embferry.serve.http.address import get, url_of
@@ -50,22 +51,22 @@ def environment(files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch)
 class Served:
     """A server on a thread of its own."""
 
-    def __init__(self, *, clients: bool) -> None:
+    def __init__(self, app: ASGIApp | None = None, *, clients: bool) -> None:
         trust = Trust.of_environment()
         self._listener = listen("127.0.0.1", 0)
         self.url = url_of("127.0.0.1", self._listener, trust.scheme)
         self._started, self._is_over = threading.Event(), False
-        certificate = trust.http_certificate("the server", clients=clients)
+        certificate = trust.http_certificate(clients=clients)
 
         async def health(request: Request) -> Response:
             return PlainTextResponse("ok")
 
-        app = Starlette(routes=[Route("/health", health), Route("/workers", health)])
+        served = app or Starlette(routes=[Route("/health", health), Route("/workers", health)])
 
         def serve() -> None:
             asyncio.run(
                 serve_app(
-                    app,
+                    served,
                     self._listener,
                     self._started.set,
                     is_broken=lambda: self._is_over,
@@ -122,9 +123,9 @@ def test_a_client_without_a_certificate_enters_the_router_only(
         for _ in range(2):
             with pytest.raises(httpx.TransportError):
                 httpx.get(f"{worker.url}/health", verify=context, trust_env=False, timeout=SECONDS)
-    lines = [line for line in caplog.messages if "the server refused a connection" in line]
-    assert lines == ["the server refused a connection of a client: the TLS handshake failed: "
-        "the other end has shown no certificate"]  # fmt: skip
+    lines = [line for line in caplog.messages if "refused a connection" in line]
+    port, why = worker.url.rpartition(":")[2], "the other end has shown no certificate"
+    assert lines == [f"port {port} refused a connection of 127.0.0.1: the TLS handshake failed: {why}"]
 
 
 def test_plain_text_is_refused_and_logged(

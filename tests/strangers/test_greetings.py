@@ -187,6 +187,31 @@ def test_wrong_keys_are_logged_once_a_minute_with_the_address(port: Port, caplog
     assert FOREIGN.written() not in caplog.text
 
 
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(4096), b"", b"EM"])
+def test_connections_that_do_not_greet_are_logged_with_the_address(
+    port: Port, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            with port.connect() as sock:
+                say(sock, sent)
+                rest(sock)
+        eventually(lambda: "refused a" in caplog.text)
+    lines = {record.getMessage() for record in caplog.records if "refused a" in record.getMessage()}
+    assert len(lines) == 1
+    assert "at 127.0.0.1" in lines.pop()
+
+
+test_connections_that_do_not_greet_are_logged_with_the_address.hello_timeout = 0.2  # type: ignore[attr-defined]
+
+
+def test_a_probe_that_connects_and_leaves_is_not_logged(port: Port, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        port.connect().close()
+        eventually(lambda: not port.listener._newcomers)
+    assert "refused a" not in caplog.text
+
+
 # A stranger that is connected to
 
 

@@ -84,7 +84,7 @@ def served(tls: Tls, bounds: Bounds, *, clients: bool) -> Iterator[tuple[int, by
     app = Starlette(routes=[Route("/health", lambda request: PlainTextResponse("ok"))])
     started, over = threading.Event(), threading.Event()
     limits = ConnectionLimits(bounds.number, bounds.each)
-    certificate = Trust(tls=tls).http_certificate("the server", clients=clients)
+    certificate = Trust(tls=tls).http_certificate(clients=clients)
     assert certificate is not None
     with listen("127.0.0.1", 0) as sock, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tls_handshake, "HANDSHAKE_SECONDS", bounds.seconds)

@@ -24,6 +24,7 @@ from embferry.transports.net.listener import Listener, ListenLimits, check_posit
 from embferry.transports.net.loop import READ, WRITE, LoopThread
 from embferry.transports.net.stream import Stream, watch
 from embferry.transports.net.tls_socket import TlsError
+from embferry.trust.ambiguity import ambiguity_of
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content, content_digest
 from embferry.trust.refusals import Refusals
 from embferry.trust.requests import PROOF_HEADER, Accepted
@@ -383,6 +384,8 @@ def _head(request: h11.Request, address: str) -> Head:
 
 
 def _check_head(request: h11.Request) -> None:
+    if why := ambiguity_of(name for name, _ in request.headers):
+        raise RequestError("invalid_request", why)
     size = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
     if size > MAX_HEAD_BYTES or len(request.headers) > MAX_HEADERS:
         limits = f"at most {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} header fields"

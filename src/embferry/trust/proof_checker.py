@@ -1,4 +1,4 @@
-"""Checks the proofs of the requests to an HTTP server, and logs wrong keys, at most once a minute."""
+"""Checks the proofs of the requests to an HTTP server, and logs those of strangers, one a minute for each reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from .keys import ClusterKeys
 from .refusals import Refusals
-from .requests import Accepted, Reason, Refused, Verifier
+from .requests import SCHEME, Accepted, Reason, Refused, Verifier
 
 WHY: dict[Reason, str] = {
     "proof_required": "this request needs a proof of the cluster key",
@@ -16,6 +16,12 @@ WHY: dict[Reason, str] = {
     "wrong_key": "the proof is not one of this request under this server's cluster key; give both the same key file",
 }
 """Text of a refusal."""
+_OF_STRANGERS: dict[Reason, str] = {
+    "proof_required": "it has no proof of the cluster key",
+    "count_used": "a request with its proof has arrived before",
+    "wrong_key": "it was proved with a wrong cluster key",
+}
+"""Why a request is of no part of the cluster, for the log."""
 
 
 class ProofChecker:
@@ -37,6 +43,18 @@ class ProofChecker:
     ) -> Accepted | Refused:
         """Checks a request's proof; the arguments are those of :meth:`Verifier.check`, and the client's address."""
         verdict = self._verifier.check(method, target, authorization, digest)
-        if isinstance(verdict, Refused) and verdict.reason == "wrong_key":
-            self._refusals.report(address, "it was proved with a wrong cluster key")
+        if isinstance(verdict, Refused) and (
+            why := self._suspicion(verdict.reason, method, target, authorization, digest)
+        ):
+            self._refusals.report(address, why)
         return verdict
+
+    def _suspicion(
+        self, reason: Reason, method: str, target: str, authorization: str | None, digest: str | None
+    ) -> str | None:
+        """Returns why a refused request is of a stranger, or None if parts of the cluster send such ones too."""
+        if reason == "proof_required" and method == "GET" and authorization == SCHEME:
+            return None  # a part that asks for a nonce
+        if reason == "nonce_unknown" and not self._verifier.is_proved(method, target, authorization, digest):
+            return _OF_STRANGERS["wrong_key"]  # otherwise this server has started since
+        return _OF_STRANGERS.get(reason)

@@ -171,6 +171,16 @@ class Verifier:
             counts = self._clients[client] = _Counts()
         return Accepted(exchange) if counts.take(count) else self._refused("count_used")
 
+    def is_proved(self, method: str, target: str, authorization: str | None, digest: str | None) -> bool:
+        """Returns whether a request is proved under an accepted key, perhaps for an earlier nonce.
+
+        Such a proof lets no request in. The arguments are those of :meth:`check`.
+        """
+        match = _AUTHORIZATION.fullmatch(authorization or "")
+        return match is not None and bool(
+            self._proved(match[1], match[2], int(match[3]), match[4], (method, target, digest))
+        )
+
     def _proved(
         self, nonce: str, client: str, count: int, proof: str, request: tuple[str, str, str | None]
     ) -> _Exchange | None:

@@ -15,7 +15,6 @@ from typing import Any, Self
 
 from embferry.protocol.errors import TlsFailed
 
-from .refusals import Refusals
 from .reread import Reread
 
 
@@ -64,14 +63,13 @@ class Tls:
         """Returns the context for a connection that this end makes. It checks the host's name or address."""
         return self._files.value().dialling
 
-    def renewed(self, context: Callable[[], ssl.SSLContext], refusals: Refusals | None = None) -> ssl.SSLContext:
+    def renewed(self, context: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
         """Returns a context for code that keeps one for long: each new connection asks ``context`` for the real one.
 
         Args:
             context: Returns it.
-            refusals: Gets the handshakes that fail, for code that does not tell them.
         """
-        return _Renewed(context, refusals)
+        return _Renewed(context)
 
     def check_host(self, host: str, what: str) -> None:
         """Checks that peers can verify this end under ``host``.
@@ -114,37 +112,17 @@ class _Renewed(ssl.SSLContext):
     """A context that makes every connection with another one. uvicorn and httpx use nothing else of it."""
 
     _context: Callable[[], ssl.SSLContext]
-    _refusals: Refusals | None
 
-    def __new__(cls, context: Callable[[], ssl.SSLContext], refusals: Refusals | None) -> Self:
+    def __new__(cls, context: Callable[[], ssl.SSLContext]) -> Self:
         made = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
-        made._context, made._refusals = context, refusals
+        made._context = context
         return made
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        made = self._context().wrap_bio(*args, **options)
-        if isinstance(made, _Told):
-            made.refusals = self._refusals
-        return made
+        return self._context().wrap_bio(*args, **options)
 
     def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
         return self._context().wrap_socket(*args, **options)
-
-
-class _Told(ssl.SSLObject):
-    """The accepting end of a connection, which tells of a handshake that fails."""
-
-    refusals: Refusals | None = None
-
-    def do_handshake(self) -> None:
-        try:
-            super().do_handshake()
-        except ssl.SSLWantReadError:
-            raise
-        except ssl.SSLError as error:
-            if self.refusals is not None and fails_again(error):
-                self.refusals.report("a client", f"the TLS handshake failed: {reason_of(error)}")
-            raise
 
 
 def dialling_with(ca: str | os.PathLike[str]) -> ssl.SSLContext:
@@ -172,7 +150,6 @@ def _context(protocol: int, ca: Path, cert: Path, key: Path) -> ssl.SSLContext:
     context = _bare(protocol)
     if protocol == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0  # every connection shows its certificate
-        context.sslobject_class = _Told
     _load_ca(context, ca)
     encrypted = False
 

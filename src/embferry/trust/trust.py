@@ -14,7 +14,6 @@ from embferry.protocol.errors import LocalProtocolError, TlsFailed
 from .greeting import NONCE_BYTES, Channel, Greeting, Role
 from .keys import ClusterKeys
 from .policy import check_listening
-from .refusals import Refusals
 from .tls import Tls
 
 KEY_ENV = "EMBFERRY_CLUSTER_KEY"
@@ -107,17 +106,16 @@ class Trust:
             raise TlsFailed(f"the peer demands TLS, and this end has no certificate: set {', '.join(TLS_ENV)}")
         return self.tls if demands_tls or self.demands_tls else None
 
-    def http_certificate(self, name: str, *, clients: bool = True) -> ssl.SSLContext | None:
+    def http_certificate(self, *, clients: bool = True) -> ssl.SSLContext | None:
         """Returns the lasting context of an HTTP server that accepts no connection without TLS, or None.
 
         Args:
-            name: Of the server, for log lines about clients that it refuses.
             clients: Whether clients must have a certificate of the cluster.
         """
         tls = self.tls
         if tls is None or not tls.required:
             return None
-        return tls.renewed(lambda: tls.accepting(clients=clients), Refusals(name))
+        return tls.renewed(lambda: tls.accepting(clients=clients))
 
     def check_url(self, url: str, what: str) -> None:
         """Checks that this part can ask a server at ``url``, and may.

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from .encoders import Encoder, EncoderError, RequestRefusedError
+from embferry.trust.bounded_answers import bounded_client
+
+from .encoders import MAX_ANSWER, Encoder, EncoderError, RequestRefusedError
 from .parts import SOURCE_CODE, PartId, Source, encode_source
 from .settings import PluginSettings
 
@@ -212,7 +214,7 @@ class Dispatcher:
 
     async def _new_client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        return httpx.AsyncClient(trust_env=False, limits=limits)
+        return bounded_client(limits=limits, max_bytes=MAX_ANSWER)
 
     async def _dispatch(self, dispatch: Dispatch) -> Failure | None:
         dispatch.task = asyncio.create_task(dispatch.run(self._encoder, self._settings.failover_timeout))

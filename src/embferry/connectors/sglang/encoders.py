@@ -190,7 +190,7 @@ class Encoder:
         if response.status_code == 404:
             why = f"the encoder at {self.url} runs without the plug-in: start it with EMBFERRY_SGLANG=1"
             raise EncoderError(why, WRONG)
-        if response.status_code != 200 or len(response.content) > MAX_ANSWER:
+        if response.status_code != 200:
             raise EncoderError(f"the encoder at {self.url} is not ready: {response.status_code}", response.status_code)
         try:
             description = msgspec.json.decode(response.content, type=Description)

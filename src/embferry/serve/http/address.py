@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 
 from embferry.trust.trust import Trust
 
+MAX_BODY_BYTES = 1 << 20
+"""Longest body that :func:`get` reads."""
+
 
 def address_of(host: str) -> str:
     """Resolves a host to an IP address: transports take no host names.
@@ -52,7 +55,7 @@ def url_of(host: str, listener: socket.socket, scheme: str = "http") -> str:
 
 
 def get(url: str, path: str, seconds: float) -> tuple[int, bytes]:
-    """Returns status and body of a GET request; status 0 if there is no response within ``seconds``.
+    """Returns status and body of a GET request; status 0 if there is none within ``seconds``, or a longer body.
 
     Servers at ``https`` are those of the cluster.
     """
@@ -64,7 +67,8 @@ def get(url: str, path: str, seconds: float) -> tuple[int, bytes]:
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        return response.status, response.read()
+        body = response.read(MAX_BODY_BYTES + 1)
+        return (response.status, body) if len(body) <= MAX_BODY_BYTES else (0, b"")
     except (OSError, http.client.HTTPException):
         return 0, b""
     finally:

@@ -17,6 +17,7 @@ from embferry.serve.byte_budget import ByteBudget
 from embferry.serve.config import Settings
 from embferry.serve.http.descriptors import within_open_files
 from embferry.serve.media.fetch import Fetcher
+from embferry.trust.bounded_answers import bounded_client
 
 KEEPALIVE_CONNECTIONS = 64
 MAX_CALLS, MAX_FETCHES = 16_384, 100
@@ -57,9 +58,7 @@ class Backends(ABC, Generic[M]):
             limits = httpx.Limits(
                 max_connections=most, max_keepalive_connections=idle, keepalive_expiry=self.keepalive_seconds
             )
-            return httpx.AsyncClient(
-                trust_env=False, timeout=timeout, limits=limits, verify=verify, transport=transport
-            )
+            return bounded_client(timeout=timeout, limits=limits, verify=verify, transport=transport)
 
         self.client = client(within_open_files(MAX_CALLS, DESCRIPTORS))
         self.control = client(None)

@@ -16,7 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embferry.observe.logs import about
 from embferry.serve.errors import ServeError
 from embferry.serve.http.clients import Clients
+from embferry.serve.http.connections import caller_of
 from embferry.serve.http.errors import error_response
+from embferry.serve.http.heads import UnambiguousHeads
 from embferry.trust.occasions import Occasions
 
 log = logging.getLogger(__name__)
@@ -32,9 +34,9 @@ class Edge:
     """ASGI middleware.
 
     Sets ``scope["state"]["request_id"]`` to the client's ``X-Request-Id``, or to a new id if the client sent none or an
-    unacceptable one. The line says at the end of the request how it went, with what the application has added to
-    ``scope["state"]["facts"]``. Of the refusals with 503, which an overload makes by the thousand, one a minute has a
-    line, with the number ``more`` of those since the last one.
+    unacceptable one. The line says at the end of the request whose it was and how it went, with what the application has
+    added to ``scope["state"]["facts"]``. Of the refusals with 503, which an overload makes by the thousand, one a minute
+    has a line, with the number ``more`` of those since the last one.
 
     Args:
         app: the application behind.
@@ -45,6 +47,7 @@ class Edge:
 
     def __init__(self, app: ASGIApp, requests: Counter, paths: frozenset[str], clients: Clients) -> None:
         self._app = app
+        self._unambiguous = UnambiguousHeads(self._limited, error_response)
         self._requests = requests
         self._paths = paths
         self._clients = clients
@@ -69,15 +72,13 @@ class Edge:
 
         with about(request_id=request_id):
             try:
-                if scope["path"].startswith("/v1/"):
-                    await self._limited(scope, receive, send_with_id)
-                else:
-                    await self._app(scope, receive, send_with_id)
+                await self._unambiguous(scope, receive, send_with_id)
             finally:
                 path = scope["path"] if scope["path"] in self._paths else "other"
                 self._requests.labels(path, status).inc()
                 facts: dict[str, Any] = {"method": scope["method"], "path": scope["path"], "status": status}
                 facts["seconds"] = round(time.monotonic() - started, 3)
+                facts["client"] = scope["state"].get("client") or f"address {caller_of(scope)}"
                 facts |= scope["state"].get("facts", {})
                 is_told = path not in _POLLED
                 if is_told and status == 503:
@@ -87,7 +88,10 @@ class Edge:
                 log.log(logging.INFO if is_told else logging.DEBUG, "request", extra=facts)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves a request within its client's limits."""
+        """Serves a request within its client's limits, if it has some."""
+        if not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
         with contextlib.ExitStack() as held:
             try:
                 client = held.enter_context(self._clients.request(scope))

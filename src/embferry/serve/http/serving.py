@@ -22,6 +22,7 @@ from embferry.serve.http.address import address_of
 from embferry.serve.http.connections import BoundedProtocol, ConnectionLimits, bounded_protocol
 from embferry.serve.http.descriptors import ExceptionHandler, within_open_files
 from embferry.serve.http.tls_handshake import TlsHandshake
+from embferry.trust.refusals import Refusals
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ async def serve_app(
     )
     config.load()
     if certificate is not None:
-        config.http_protocol_class = partial(TlsHandshake, protocol, certificate)  # type: ignore[assignment]
+        refusals = Refusals(f"port {listener.getsockname()[1]}")
+        config.http_protocol_class = partial(TlsHandshake, protocol, certificate, refusals)  # type: ignore[assignment]
     asyncio.get_running_loop().set_exception_handler(ExceptionHandler())
     server = _Server(config)
     server.on_start, server.on_stop, server.is_broken = on_start, on_stop, is_broken

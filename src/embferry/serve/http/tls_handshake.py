@@ -12,6 +12,8 @@ import ssl
 from typing import Any
 
 from embferry.serve.http.connections import BoundedProtocol
+from embferry.trust.refusals import Refusals
+from embferry.trust.tls import fails_again, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +29,14 @@ class TlsHandshake(asyncio.Protocol):
     Args:
         kind: the class of the server's protocol.
         certificate: the context for TLS.
+        refusals: gets the handshakes that fail by what the client has or does.
         arguments: of the server's protocol.
     """
 
-    def __init__(self, kind: type[BoundedProtocol], certificate: ssl.SSLContext, **arguments: Any) -> None:
+    def __init__(
+        self, kind: type[BoundedProtocol], certificate: ssl.SSLContext, refusals: Refusals, **arguments: Any
+    ) -> None:
+        self._refusals = refusals
         self._protocol, self._certificate = kind(**arguments), certificate
         self._received = bytearray()  # between the end of the handshake and the start of the protocol
 
@@ -59,6 +65,9 @@ class TlsHandshake(asyncio.Protocol):
             )
         except OSError as error:
             log.debug("a handshake of TLS failed: %s", error)
+            if isinstance(error, ssl.SSLError) and fails_again(error):
+                address = (transport.get_extra_info("peername") or ("an unknown address",))[0]
+                self._refusals.report(address, f"the TLS handshake failed: {reason_of(error)}")
         finally:
             if encrypted is None:
                 self._protocol.leave()

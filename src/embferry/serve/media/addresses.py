@@ -26,7 +26,23 @@ _THREADS = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="media-name")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _WITH_IPV4 = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")))
 """Networks whose last 32 bits are an IPv4 address: compatible, mapped, translated, NAT64."""
-_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+_INTERNET = ipaddress.IPv6Network("2000::/3")
+"""The addresses of IPv6 that are given to hosts of the internet."""
+_SPECIAL = tuple(map(ipaddress.ip_network, (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+    "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24",
+    "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+    "224.0.0.0/4", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20",
+    "168.63.129.16/32",
+)))  # fmt: skip
+"""Networks for special purposes: of IPv4, and those of IPv6 inside of ``2000::/3``.
+
+Those of IANA's two registries (RFC 6890, as of 2025), and Azure's host for its own machines, whose address is an
+ordinary one. Oracle's and other clouds' hosts are in the registries' networks. Python's ``is_global`` knows fewer, and
+its versions differ.
+"""
+_ISATAP = (0x00005EFE, 0x02005EFE)
+"""The third quarter of an IPv6 address whose last quarter is the IPv4 address to send it to (RFC 5214, 6.1)."""
 
 
 async def permitted_addresses(url: SplitResult, allowed: tuple[str, ...]) -> list[str]:
@@ -66,18 +82,19 @@ def is_public(address: str) -> bool:
 
 def _is_public(address: _Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
-        if next(_embedded(address), None) is not None:
+        if address.sixtofour is not None or any(address in network for network in _WITH_IPV4):
             return True  # the IPv4 address decides: Python's versions differ on these
-        if address.is_site_local or address in _LOCAL_NAT64:
+        if address not in _INTERNET:
             return False
-    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+    return address.is_global and not any(address in network for network in _SPECIAL)
 
 
 def _embedded(address: _Address) -> Iterator[_Address]:
     """Yields the IPv4 addresses that a packet to an IPv6 address may be sent on to."""
     if isinstance(address, ipaddress.IPv4Address):
         return
-    if any(address in network for network in _WITH_IPV4):
+    is_isatap = int(address) >> 32 & 0xFFFFFFFF in _ISATAP
+    if is_isatap or any(address in network for network in _WITH_IPV4):
         yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     if address.sixtofour is not None:
         yield address.sixtofour

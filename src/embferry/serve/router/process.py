@@ -42,7 +42,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         limits = ConnectionLimits(
             settings.max_connections, settings.max_connections_per_address, app.own_addresses.__contains__
         )
-        certificate = trust.http_certificate("the router", clients=False)
+        certificate = trust.http_certificate(clients=False)
         asyncio.run(
             serve_app(
                 app,

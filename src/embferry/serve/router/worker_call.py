@@ -20,6 +20,7 @@ from embferry.serve.http.calls import add_digests, checked_body, checked_lines, 
 from embferry.serve.off_loop import off_loop
 from embferry.serve.router.fleet import Fleet
 from embferry.serve.shared_threads import current_client
+from embferry.trust.bounded_answers import ANSWER_LIMIT, MAX_ANSWER_BYTES, MAX_COMPLETION_BYTES
 from embferry.trust.digests import DamagedError, content_digest
 
 T = TypeVar("T")
@@ -161,7 +162,12 @@ class WorkerCall:
         digest = await off_loop(len(body), content_digest, body)
         for worker in await self._fleet.candidates(role, self._avoid, self._prefer):
             request = self._fleet.client.build_request(
-                "POST", worker.url + path, content=_Pieces(body), headers=headers, timeout=timeout
+                "POST",
+                worker.url + path,
+                content=_Pieces(body),
+                headers=headers,
+                timeout=timeout,
+                extensions={ANSWER_LIMIT: MAX_COMPLETION_BYTES if role == "language" else MAX_ANSWER_BYTES},
             )
             if worker not in self.workers:
                 self.workers.append(worker)

@@ -20,6 +20,7 @@ from embferry.serve.http.digests import Digests
 from embferry.serve.http.errors import error_response
 from embferry.serve.http.proofs import line_writer
 from embferry.serve.vllm.instance_proofs import InstanceProofs, is_proved
+from embferry.trust.bounded_answers import MAX_COMPLETION_BYTES
 from embferry.trust.digests import (
     CONTENT_DIGEST,
     LINES,
@@ -139,7 +140,12 @@ async def whole_body(response: httpx.Response) -> bytes:
         httpx.TransportError: it broke off.
     """
     if is_streamed(response):
-        return b"".join([piece async for piece in received_pieces(response)])
+        whole = bytearray()
+        async for piece in received_pieces(response):
+            whole += piece
+            if len(whole) > MAX_COMPLETION_BYTES:
+                raise httpx.ReadError(f"its answer has more than {MAX_COMPLETION_BYTES:,} bytes")
+        return bytes(whole)
     body = await response.aread()
     if response.headers.get("content-type") == LINES:
         raise DamagedError(f"the streamed answer has arrived with status {response.status_code}")

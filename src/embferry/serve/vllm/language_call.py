@@ -23,6 +23,7 @@ from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_bus
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
 from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
 from embferry.serve.vllm.item_encoder import CHAT, ClientRequest
+from embferry.trust.bounded_answers import ANSWER_LIMIT, MAX_COMPLETION_BYTES, STREAMED
 from embferry.trust.digests import DamagedError, content_digest
 
 _UNFINISHED = ("error", "abort")
@@ -114,7 +115,10 @@ async def ask(
 async def _ask(
     fleet: Fleet, instance: Instance, request: ClientRequest, content: bytes, has_media: bool, call: AsyncExitStack
 ) -> Answer:
-    post = fleet.client.build_request("POST", instance.url + CHAT, content=content, headers=request.headers)
+    extensions = {ANSWER_LIMIT: MAX_COMPLETION_BYTES, STREAMED: True}
+    post = fleet.client.build_request(
+        "POST", instance.url + CHAT, content=content, headers=request.headers, extensions=extensions
+    )
     add_digests(post, await off_loop(len(content), content_digest, content))
     response = await fleet.send(instance, post)
     call.push_async_callback(response.aclose)
@@ -142,6 +146,8 @@ async def _read_to_first_token(instance: Instance, events: AsyncIterator[bytes],
     echoes = (request.get("n") or 1) if request.get("echo") is True else 0
     async for piece in events:
         seen += piece
+        if len(seen) > MAX_COMPLETION_BYTES:
+            raise EncodeAgainError("worker_failed", f"{instance!r} sent {len(seen):,} bytes without a token")
         while (end := seen.find(b"\n\n", parsed)) >= 0:
             chunk = _parse_event(bytes(seen[parsed:end]))
             parsed = end + 2

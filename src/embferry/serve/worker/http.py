@@ -21,6 +21,7 @@ from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import exception_handlers, retry_after
+from embferry.serve.http.heads import UnambiguousHeads
 from embferry.serve.http.proofs import line_writer
 from embferry.serve.off_loop import off_loop
 from embferry.serve.worker.errors import as_serve_error, decoded, error_response
@@ -141,6 +142,7 @@ def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route], *, behi
     ]
     handlers = exception_handlers(error_response, as_serve_error, (EmbeddingTransferError, EngineError))
     app = Starlette(routes=[*routes, *common], exception_handlers=handlers)
-    return Digests(
+    digests = Digests(
         app, error_response, lambda path: behind_router and not path.startswith(EMBEDDINGS), streams=(EMBEDDINGS,)
     )
+    return UnambiguousHeads(digests, error_response)

@@ -87,9 +87,7 @@ def serve_worker(
         log.info("%s worker answers at %s", role, worker.url)
         report(worker.url)
 
-    serve_until_stopped(
-        app, service, listener, settings, start, keeper.stop, trust.http_certificate(f"the {role} worker")
-    )
+    serve_until_stopped(app, service, listener, settings, start, keeper.stop, trust.http_certificate())
 
 
 def serve_until_stopped(

@@ -17,6 +17,10 @@ from .stream import Stream, unwatch, watch
 from .tls_socket import TlsError, TlsSocket
 
 
+class PeerLeftError(TransportError):
+    """The connection ended before its greeting did: no fault of the peer, for example a probe of an open port."""
+
+
 class Greeter:
     """Greets the peer of a socket. Loop thread only. When it is over, the socket is not watched any more.
 
@@ -64,7 +68,7 @@ class Greeter:
             if received is None:
                 return
             if not received:
-                raise TransportError("the peer closed the connection during the greeting")
+                raise PeerLeftError("the peer closed the connection during the greeting")
             self._send(self._greeting.receive(received))
         except OSError as error:
             self._failed(_broken(error))
@@ -90,4 +94,4 @@ class Greeter:
 def _broken(error: OSError) -> TransportError:
     if isinstance(error, TlsError):
         return error.failure
-    return TransportError(f"the connection broke during the greeting: {error.strerror or error}")
+    return PeerLeftError(f"the connection broke during the greeting: {error.strerror or error}")

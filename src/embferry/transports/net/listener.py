@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Generic
 
-from embferry.protocol.errors import LocalProtocolError, TlsFailed, TransportError, WrongKey
+from embferry.protocol.errors import LocalProtocolError, TransportError
 from embferry.trust.greeting import Greeting
 from embferry.trust.refusals import Refusals
 from embferry.trust.tls import Tls
@@ -31,6 +31,7 @@ from ..contract import ConnectionCounts
 from . import address
 from .connector import set_keepalive
 from .deadlines import Deadlines
+from .greeter import PeerLeftError
 from .loop import READ, Scope
 from .newcomer import C, Newcomer
 from .stream import Stream, accepted
@@ -303,7 +304,7 @@ class Listener(Generic[C]):
     def _not_greeted(self, newcomer: Newcomer[C], error: TransportError) -> None:
         self._forget(newcomer)
         log.debug("closed a connection of %s at %s: %s", self._peer_role, newcomer.peer, error)
-        if isinstance(error, WrongKey | TlsFailed):
+        if not isinstance(error, PeerLeftError):
             self._refusals.report(f"{self._peer_role} at {newcomer.peer[0]}", error.detail)
 
     def _could_not_take(self, sock: Stream, peer: tuple[str, int], error: Exception) -> None:
@@ -323,7 +324,9 @@ class Listener(Generic[C]):
         return network
 
     def _no_hello(self, newcomer: Newcomer[C]) -> None:
-        self._make_room(newcomer, f"it did not introduce itself within {self.limits.hello_timeout:g} s")
+        why = f"it did not introduce itself within {self.limits.hello_timeout:g} s"
+        if self._make_room(newcomer, why):
+            self._refusals.report(f"{self._peer_role} at {newcomer.peer[0]}", why)
 
     def _make_room(self, one: C | Newcomer[C], reason: str) -> bool:
         try:

@@ -15,9 +15,10 @@ from sglang.srt.utils.network import NetworkAddress
 
 from embferry import EmbeddingTransferError, RemoteProtocolError
 from embferry.protocol.errors import shown
+from embferry.trust.bounded_answers import bounded_client
 
 from ...shared.shared_rows import SharedRows
-from ..encoders import PATH
+from ..encoders import MAX_ANSWER, PATH
 from ..incoming import IncomingPart
 from ..language_side import LanguageSide
 from ..mapped import Announced, MappedPart, map_announced
@@ -172,7 +173,8 @@ async def register(url: str, destination: Destination, is_current: Callable[[], 
     fails.
     """
     body = msgspec.json.encode(destination)
-    async with httpx.AsyncClient(trust_env=False, timeout=REGISTER_TIMEOUT_S) as client:
+    limits = httpx.Limits(max_connections=1)
+    async with bounded_client(limits=limits, timeout=REGISTER_TIMEOUT_S, max_bytes=MAX_ANSWER) as client:
         while is_current():
             try:
                 response = await client.post(f"{url}{PATH}/destinations", content=body)
