@@ -97,6 +97,7 @@ class SharedThreads:
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[SharedWork[Any]]] = {}  # in the order of turns; no queue is empty
         self._running: Counter[str] = Counter()
+        self._is_closed = False
 
     @property
     def waiting(self) -> int:
@@ -105,12 +106,15 @@ class SharedThreads:
             return sum(map(len, self._waiting.values()))
 
     def submit(self, client: str, call: Callable[[], T]) -> SharedWork[T]:
-        """Queues ``call`` for a client."""
+        """Queues ``call`` for a client. After :meth:`close` it returns cancelled work."""
         work = SharedWork(client, call)
-        with self._lock:
-            self._waiting.setdefault(client, deque()).append(work)
         work.add_done_callback(self._remove)
-        self._executor.submit(self._run_next)
+        with self._lock:
+            if not self._is_closed:
+                self._waiting.setdefault(client, deque()).append(work)
+                self._executor.submit(self._run_next)
+                return work
+        work.cancel()
         return work
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -120,6 +124,7 @@ class SharedThreads:
     def close(self) -> None:
         """Cancels the work that has not begun, and ends the threads, each after its work."""
         with self._lock:
+            self._is_closed = True
             waiting = [work for queue in self._waiting.values() for work in queue]
         for work in waiting:
             work.cancel()
