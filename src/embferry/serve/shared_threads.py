@@ -86,14 +86,18 @@ class SharedThreads:
     turn was longest ago. So a client waits for one piece of each other client, however many those have sent. Work that
     has begun counts until it ends, also if its client has left.
 
+    Where a piece may take very long, ``most`` keeps threads free for the other clients.
+
     Args:
         count: pieces that run at the same time.
         name: the threads' names begin with it.
+        most: pieces of one client that run at the same time; None: as many as there are threads.
         options: of :class:`~concurrent.futures.ThreadPoolExecutor`.
     """
 
-    def __init__(self, count: int, name: str, **options: Any) -> None:
+    def __init__(self, count: int, name: str, *, most: int | None = None, **options: Any) -> None:
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name, **options)
+        self._most = most or count
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[SharedWork[Any]]] = {}  # in the order of turns; no queue is empty
         self._running: Counter[str] = Counter()
@@ -112,7 +116,7 @@ class SharedThreads:
         with self._lock:
             if not self._is_closed:
                 self._waiting.setdefault(client, deque()).append(work)
-                self._executor.submit(self._run_next)
+                self._executor.submit(self._run_waiting)
                 return work
         work.cancel()
         return work
@@ -130,24 +134,29 @@ class SharedThreads:
             work.cancel()
         self._executor.shutdown(wait=False)
 
-    def _run_next(self) -> None:
-        """Does one piece of work, if there is any: it is called once for each, also for those that were removed."""
+    def _run_waiting(self) -> None:
+        """Does work while any may begin. Called once for each piece, also for those that were removed."""
+        while (work := self._next()) is not None:
+            try:
+                work.run()
+            finally:
+                with self._lock:
+                    self._running[work.client] -= 1
+                    if not self._running[work.client]:
+                        del self._running[work.client]
+
+    def _next(self) -> SharedWork[Any] | None:
+        """Takes the next piece from its queue; None if no client that waits may have another thread."""
         with self._lock:
-            if not self._waiting:
-                return
-            client = min(self._waiting, key=self._running.__getitem__)
+            client = min(self._waiting, key=self._running.__getitem__, default=None)
+            if client is None or self._running[client] >= self._most:
+                return None
             queue = self._waiting.pop(client)
             work = queue.popleft()
             if queue:
                 self._waiting[client] = queue  # behind the others
             self._running[client] += 1
-        try:
-            work.run()
-        finally:
-            with self._lock:
-                self._running[client] -= 1
-                if not self._running[client]:
-                    del self._running[client]
+            return work
 
     def _remove(self, work: Future[Any]) -> None:
         """Takes cancelled work out of its queue, so that nothing holds what it would have needed."""
