@@ -17,9 +17,11 @@ from embferry.serve import off_loop
 from embferry.serve.http import body as body_module
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.router.chat import Chat
+from tests.serve import pictures
 from tests.serve.blocking import Blocking
 from tests.serve.conftest import user
 from tests.serve.fakes import DEADLINE, Deployment
+from tests.serve.pictures import data_url
 
 pytestmark = pytest.mark.integration
 
@@ -112,8 +114,10 @@ def test_a_client_waits_for_one_body_of_another_client_however_many_that_sends(
     assert "other" in order[: 2 * off_loop.JOBS], "those that had begun, and one at most in each thread"
 
 
-def test_a_language_worker_hears_whose_request_it_is(deployment: Deployment) -> None:
+def test_both_workers_hear_whose_request_it_is(deployment: Deployment) -> None:
+    picture = {"type": "image_url", "image_url": {"url": data_url(pictures.png(8, 8))}}
     with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.3.1"), base_url=deployment.url) as client:
-        client.post("/v1/chat/completions", json={"model": "shapes", "messages": user("?")})
-    (request,) = deployment.fakes["language0"].requests
-    assert request["client"] == "address 127.0.3.1"
+        client.post("/v1/chat/completions", json={"model": "shapes", "messages": user(picture, "?")})
+    for worker in ("encode0", "language0"):
+        (request,) = deployment.fakes[worker].requests
+        assert request["client"] == "address 127.0.3.1"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from embferry.serve.errors import ServeError
 from embferry.serve.media import addresses as under_test
-from embferry.serve.media.addresses import is_public, permitted_addresses
+from embferry.serve.media.addresses import LOOKUPS, LOOKUPS_OF_CLIENT, is_public, permitted_addresses
+from embferry.serve.shared_threads import acting_for
+from tests.serve.blocking import DEADLINE, Blocking
 
 
 @pytest.mark.parametrize(
@@ -109,3 +113,39 @@ def test_the_list_does_not_depend_on_the_version_of_python(monkeypatch: pytest.M
         monkeypatch.setattr(kind, "is_global", True)
     for network in REGISTRIES.split():
         assert not is_public(str(ipaddress.ip_network(network)[-1])), network
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("leaves", [False, True], ids=["stays", "times out"])
+async def test_slow_names_of_a_client_keep_no_other_client_waiting(
+    monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    """A lookup cannot be ended: it counts as its client's for as long as it takes."""
+    system = socket.getaddrinfo
+    slow = Blocking(lambda *_: system("127.0.0.1", 80, type=socket.SOCK_STREAM))
+
+    def lookup(host: str, *arguments: Any, **options: Any) -> Any:
+        return slow() if host.startswith("slow") else system(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+
+    def ask(host: str) -> asyncio.Task[list[str]]:
+        return asyncio.create_task(permitted_addresses(urlsplit(f"http://{host}/"), (host,)))
+
+    try:
+        with acting_for("slow"):
+            asked = [ask(f"slow{number}") for number in range(2 * LOOKUPS)]
+            while slow.calls < LOOKUPS_OF_CLIENT:
+                await asyncio.sleep(0.001)
+            if leaves:
+                for task in asked:
+                    task.cancel()
+                await asyncio.wait(asked)
+                asked = [ask(f"slow{number}") for number in range(LOOKUPS)]
+        with acting_for("other"):
+            async with asyncio.timeout(DEADLINE / 2):
+                assert await ask("127.0.0.1") == ["127.0.0.1"]
+        assert slow.calls == LOOKUPS_OF_CLIENT
+    finally:
+        slow.release.set()
+    assert await asyncio.gather(*asked) == [["127.0.0.1"]] * len(asked), "the others have their turns"

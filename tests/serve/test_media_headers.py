@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
@@ -99,21 +99,57 @@ def scans(count: int) -> bytes:
     return data[:first] + data[first:second] * count + b"\xff\xd9"
 
 
+def check_jpeg(data: bytes) -> None:
+    jpeg.check(data, LIMITS.max_pixels)
+
+
 def test_a_jpeg_of_many_scans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    jpeg.check(scans(jpeg.MAX_SCANS))
+    check_jpeg(scans(jpeg.MAX_SCANS))
     with pytest.raises(ClaimError, match="scans"):
-        jpeg.check(scans(jpeg.MAX_SCANS + 1))
+        check_jpeg(scans(jpeg.MAX_SCANS + 1))
     with pytest.raises(ClaimError, match="segments"):
-        jpeg.check(b"\xff\xd8" + b"\xff\xfe\0\2" * 20_000)
+        check_jpeg(b"\xff\xd8" + b"\xff\xfe\0\2" * 20_000)
     monkeypatch.setattr(image_module.Image, "open", lambda *_, **__: pytest.fail("a decoder has seen it"))
     with pytest.raises(ServeError) as caught:
         image_module.decode_image(scans(6000), LIMITS)
     assert caught.value.code == "image_corrupt"
 
 
+@pytest.mark.parametrize("frame", sorted(jpeg._FRAMES), ids=hex)
+def test_the_more_pixels_a_jpeg_has_the_fewer_scans_it_may_have(frame: int) -> None:
+    data = scans(2 * jpeg.MAX_PASSES).replace(b"\xff\xc2", bytes((0xFF, frame)), 1)
+    width, height = pictures.noise().size
+    jpeg.check(data, 2 * width * height)
+    with pytest.raises(ClaimError, match="pixels"):
+        jpeg.check(data, 2 * width * height - 1)
+
+
+def test_a_picture_whose_scans_pass_over_too_many_pixels_is_refused_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of its scans is of some bytes, and passes over all of its 16 million pixels."""
+    white = pictures.encoded(Image.new("RGB", (4000, 4000)), "JPEG", progressive=True, quality=5)
+    last = white.rindex(b"\xff\xda")
+    bomb = white[:last] + white[last:-2] * 80 + white[-2:]
+    image_module.check_image(white, LIMITS)
+    monkeypatch.setattr(image_module.Image, "open", lambda *_, **__: pytest.fail("a decoder has seen it"))
+    for read in (image_module.check_image, image_module.decode_image):
+        with pytest.raises(ServeError) as caught:
+            read(bomb, LIMITS)
+        assert caught.value.code == "image_corrupt"
+        assert "media.max_pixels" in caught.value.detail
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_the_largest_progressive_picture_is_taken(mode: str) -> None:
+    data = pictures.encoded(pictures.noise().convert(mode), "JPEG", progressive=True)
+    width, height = pictures.noise().size
+    jpeg.check(data, width * height)
+
+
 def test_scans_in_comments_and_behind_the_end_do_not_count() -> None:
     data = pictures.encoded(pictures.noise(), "JPEG")
-    jpeg.check(data[:2] + b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000 + data[2:] + b"\xff\xda" * 1000)
+    check_jpeg(data[:2] + b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000 + data[2:] + b"\xff\xda" * 1000)
 
 
 EBML = b"\x1aE\xdf\xa3\x80"
@@ -171,7 +207,7 @@ VIDEOS: dict[str, tuple[Callable[[bytes], None], bytes]] = {
     ".mov": (mp4.check, pictures.video(40, 10, suffix=".mov")),
     ".mkv": (matroska.check, pictures.video(40, 10, suffix=".mkv")),
     ".avi": (avi.check, pictures.video(40, 10, suffix=".avi")),
-    ".jpg": (jpeg.check, pictures.encoded(pictures.noise(), "JPEG", progressive=True)),
+    ".jpg": (check_jpeg, pictures.encoded(pictures.noise(), "JPEG", progressive=True)),
 }
 
 
@@ -187,14 +223,15 @@ def test_sound_files_pass_whole_and_cut_off(name: str) -> None:
                 raise
 
 
-@pytest.mark.parametrize("parser", [mp4, matroska, avi, jpeg], ids=lambda module: module.__name__.rpartition(".")[2])
-def test_any_bytes_pass_or_are_refused(parser: ModuleType) -> None:
+@pytest.mark.parametrize("parser", ["mp4", "matroska", "avi", "jpeg"])
+def test_any_bytes_pass_or_are_refused(parser: str) -> None:
     rng = np.random.default_rng(11)
-    sound = [data for check, data in VIDEOS.values() if check is parser.check]
+    check = {"mp4": mp4.check, "matroska": matroska.check, "avi": avi.check, "jpeg": check_jpeg}[parser]
+    sound = [data for checked_by, data in VIDEOS.values() if checked_by is check]
     for round in range(400):
         data = bytearray(sound[round % len(sound)])
         for at in rng.integers(0, len(data), 1 + round % 9).tolist():
             data[at] = int(rng.choice([0, 1, 0x7F, 0x80, 0xFF, int(rng.integers(256))]))
         for candidate in (bytes(data), rng.bytes(round)):
             with contextlib.suppress(ClaimError):
-                parser.check(candidate)
+                check(candidate)

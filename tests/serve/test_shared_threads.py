@@ -61,6 +61,19 @@ def test_work_that_has_begun_counts_for_its_client_also_when_the_client_has_left
     assert order == ["stayer", "leaver"]
 
 
+def test_a_client_has_no_more_threads_than_it_may_have_and_goes_on_when_one_is_free(blocking: Blocking) -> None:
+    threads = SharedThreads(3, "test", most=2)
+    first = [threads.submit("first", blocking) for _ in range(5)]
+    while blocking.calls < 2:
+        blocking.called.wait(0.001)
+    for _ in range(5):
+        threads.submit("second", lambda: None).result(DEADLINE)
+    assert (blocking.calls, threads.waiting) == (2, 3)
+    blocking.release.set()
+    for work in first:
+        work.result(DEADLINE)
+
+
 def test_cancelled_work_leaves_its_queue_at_once_with_all_that_it_holds(blocking: Blocking) -> None:
     class Body:
         def read(self) -> None:
@@ -117,8 +130,9 @@ def test_work_that_has_not_begun_is_cancelled_at_the_end(blocking: Blocking) -> 
     threads = busy(1, blocking)
     waiting = threads.submit("second", lambda: None)
     threads.close()
-    with pytest.raises(CancelledError):
-        waiting.result(DEADLINE)
+    for work in (waiting, threads.submit("second", lambda: None)):
+        with pytest.raises(CancelledError):
+            work.result(DEADLINE)
 
 
 def _raise(kind: type[BaseException]) -> None:

@@ -172,7 +172,8 @@ class MediaSettings(Section):
     max_videos: Positive = 2
     """Videos in a request."""
     max_pixels: Positive = 64_000_000
-    """Pixels of a picture. Checked in the header, before anything is decoded."""
+    """Pixels of a picture. Checked in the header, before anything is decoded. The scans of a progressive JPEG may pass
+    over 20 times as many."""
     max_side: Positive = 32_768
     """Pixels of the longer side of a picture or video."""
     max_aspect_ratio: Annotated[float, Field(ge=1)] = 200

@@ -86,17 +86,22 @@ class SharedThreads:
     turn was longest ago. So a client waits for one piece of each other client, however many those have sent. Work that
     has begun counts until it ends, also if its client has left.
 
+    Where a piece may take very long, ``most`` keeps threads free for the other clients.
+
     Args:
         count: pieces that run at the same time.
         name: the threads' names begin with it.
+        most: pieces of one client that run at the same time; None: as many as there are threads.
         options: of :class:`~concurrent.futures.ThreadPoolExecutor`.
     """
 
-    def __init__(self, count: int, name: str, **options: Any) -> None:
+    def __init__(self, count: int, name: str, *, most: int | None = None, **options: Any) -> None:
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name, **options)
+        self._most = most or count
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[SharedWork[Any]]] = {}  # in the order of turns; no queue is empty
         self._running: Counter[str] = Counter()
+        self._is_closed = False
 
     @property
     def waiting(self) -> int:
@@ -105,12 +110,15 @@ class SharedThreads:
             return sum(map(len, self._waiting.values()))
 
     def submit(self, client: str, call: Callable[[], T]) -> SharedWork[T]:
-        """Queues ``call`` for a client."""
+        """Queues ``call`` for a client. After :meth:`close` it returns cancelled work."""
         work = SharedWork(client, call)
-        with self._lock:
-            self._waiting.setdefault(client, deque()).append(work)
         work.add_done_callback(self._remove)
-        self._executor.submit(self._run_next)
+        with self._lock:
+            if not self._is_closed:
+                self._waiting.setdefault(client, deque()).append(work)
+                self._executor.submit(self._run_waiting)
+                return work
+        work.cancel()
         return work
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -120,29 +128,35 @@ class SharedThreads:
     def close(self) -> None:
         """Cancels the work that has not begun, and ends the threads, each after its work."""
         with self._lock:
+            self._is_closed = True
             waiting = [work for queue in self._waiting.values() for work in queue]
         for work in waiting:
             work.cancel()
         self._executor.shutdown(wait=False)
 
-    def _run_next(self) -> None:
-        """Does one piece of work, if there is any: it is called once for each, also for those that were removed."""
+    def _run_waiting(self) -> None:
+        """Does work while any may begin. Called once for each piece, also for those that were removed."""
+        while (work := self._next()) is not None:
+            try:
+                work.run()
+            finally:
+                with self._lock:
+                    self._running[work.client] -= 1
+                    if not self._running[work.client]:
+                        del self._running[work.client]
+
+    def _next(self) -> SharedWork[Any] | None:
+        """Takes the next piece from its queue; None if no client that waits may have another thread."""
         with self._lock:
-            if not self._waiting:
-                return
-            client = min(self._waiting, key=self._running.__getitem__)
+            client = min(self._waiting, key=self._running.__getitem__, default=None)
+            if client is None or self._running[client] >= self._most:
+                return None
             queue = self._waiting.pop(client)
             work = queue.popleft()
             if queue:
                 self._waiting[client] = queue  # behind the others
             self._running[client] += 1
-        try:
-            work.run()
-        finally:
-            with self._lock:
-                self._running[client] -= 1
-                if not self._running[client]:
-                    del self._running[client]
+            return work
 
     def _remove(self, work: Future[Any]) -> None:
         """Takes cancelled work out of its queue, so that nothing holds what it would have needed."""

@@ -100,9 +100,9 @@ class Joined:
 
     # The calls of a router
 
-    async def post_encode(self, *items: dict[str, Any], room: int | None = None) -> httpx.Response:
+    async def post_encode(self, *items: dict[str, Any], room: int | None = None, whose: str = "") -> httpx.Response:
         room = secrets.randbits(60) if room is None else room
-        body = msgspec.msgpack.encode({"room": room, "request_id": "test", "items": items})
+        body = msgspec.msgpack.encode({"room": room, "request_id": "test", "items": items, "client": whose})
         async with client(self.encode_app) as http:
             return whole(await http.post("/encode", content=body))
 

@@ -25,11 +25,15 @@ class EncodeItem(Struct, frozen=True):
 
 
 class EncodeRequest(Struct, frozen=True):
-    """The items of one room. The router draws the room's number at random and uses it once."""
+    """The items of one room. The router draws the room's number at random and uses it once.
+
+    ``client``: the router's name for the client, whose pictures and videos take turns with those of others.
+    """
 
     room: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
     request_id: Annotated[str, Meta(max_length=512)]
     items: Annotated[list[EncodeItem], Meta(min_length=1, max_length=4096)]
+    client: Annotated[str, Meta(max_length=512)] = ""
 
 
 DECODER = msgspec.msgpack.Decoder(EncodeRequest)

@@ -23,7 +23,7 @@ class EncodeMetrics(WorkerMetrics):
         self.finished = self.counter("embferry_rooms", "Rooms that have ended", ["outcome"])
         self.items = self.counter("embferry_items_encoded", "Pictures and videos encoded", ["kind"])
         self.encode_seconds = self.histogram("embferry_encode_seconds", "Time of the vision encoder for one item")
-        self.prepare_seconds = self.histogram("embferry_prepare_seconds", "Time to decode a request's media")
+        self.prepare_seconds = self.histogram("embferry_prepare_seconds", "Time to decode a picture or video")
         self.tokens = self.counter("embferry_transfer_tokens", "Tokens of delivered embeddings")
         self.bytes = self.counter("embferry_transfer_bytes", "Bytes sent of delivered embeddings")
         held = self.gauge("embferry_cache_bytes", "Bytes of embeddings in the cache")

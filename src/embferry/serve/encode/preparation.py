@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from embferry.engine.media import MediaItem, MediaProcessor, PreparedItem, Video
 from embferry.serve.config import MediaSettings
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.media.decoding import media as decoding
-from embferry.serve.media.decoding.cancellation import Cancellation
+from embferry.serve.media.decoding.cancellation import Cancellation, CancelledWorkError
 from embferry.serve.media.video import LISTED_FPS
+from embferry.serve.shared_threads import SharedThreads
+
+T = TypeVar("T")
+
+DECODE_THREADS = 2
+"""Items decoded at the same time, so that a long video does not delay the pictures of another request."""
 
 
-def prepare(
-    items: Sequence[EncodeItem],
-    media: MediaProcessor,
-    limits: MediaSettings,
-    prepared: Callable[[PreparedItem], object] = lambda item: None,
-    cancellation: Cancellation | None = None,
-) -> list[PreparedItem]:
-    """Decodes every item and cuts it into patches.
+async def in_turn(threads: SharedThreads, client: str, call: Callable[[], T], cancellation: Cancellation) -> T:
+    """Returns the result of ``call``, which is work of ``client``. Ends with the task that waits for it.
+
+    Raises:
+        CancelledWorkError: ``cancellation`` was set before the work began, or the threads were closed.
+    """
+    work = threads.submit(client, call)
+    waiting = asyncio.wrap_future(work)
+    try:
+        with cancellation.calling(work.cancel):
+            await asyncio.wait({waiting})
+    finally:
+        waiting.cancel()
+    if waiting.cancelled():
+        raise CancelledWorkError
+    return waiting.result()
+
+
+def prepare(items: Sequence[EncodeItem], media: MediaProcessor, limits: MediaSettings) -> list[PreparedItem]:
+    """Decodes every item and cuts it into patches. Raises as :func:`prepare_item`."""
+    return [prepare_item(item, media, limits) for item in items]
+
+
+def prepare_item(
+    item: EncodeItem, media: MediaProcessor, limits: MediaSettings, cancellation: Cancellation | None = None
+) -> PreparedItem:
+    """Decodes an item and cuts it into patches. Blocks.
 
     Args:
-        items: the media files.
-        media: cuts them.
+        item: the media file.
+        media: cuts it.
         limits: the settings.
-        prepared: called with each item that is ready. What it raises ends the work.
         cancellation: ends the work from another thread.
 
     Raises:
@@ -33,12 +59,7 @@ def prepare(
         MediaError: the model does not support the size.
         CancelledWorkError: ``cancellation`` is set.
     """
-    cancellation = cancellation or Cancellation()
-    done = []
-    for item in items:
-        done.append(media.prepare(_decoded(item, limits, cancellation)))
-        prepared(done[-1])
-    return done
+    return media.prepare(_decoded(item, limits, cancellation or Cancellation()))
 
 
 def _decoded(item: EncodeItem, limits: MediaSettings, cancellation: Cancellation) -> MediaItem:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from starlette.requests import Request
@@ -42,8 +41,6 @@ from embferry.transports.contract import Transport
 
 log = logging.getLogger(__name__)
 
-DECODE_THREADS = 2
-"""Requests decoded at the same time, so that a long video does not delay the pictures of another request."""
 ENVELOPE_BYTES = 1 << 20
 """Bytes that a request body may have beside its media."""
 
@@ -76,7 +73,6 @@ def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]
 
 def build(service: EncodeService) -> ASGIApp:
     """Returns the application."""
-    decoders = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
     max_bytes = service.settings.media.max_total_bytes + ENVELOPE_BYTES
 
     async def encode(request: Request) -> Response:
@@ -102,8 +98,7 @@ def build(service: EncodeService) -> ASGIApp:
     async def announce(request: EncodeRequest, room: Room, receive: Receive) -> Response:
         with about(request_id=request.request_id, room=room.number), _watched(receive, room, service):
             try:
-                loop = asyncio.get_running_loop()
-                items = await loop.run_in_executor(decoders, service.prepare, request, room)
+                items = await service.prepare_all(request, room)
                 service.announce(room, items)
             except BaseException:
                 service.drop(room)

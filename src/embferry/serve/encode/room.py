@@ -11,6 +11,7 @@ from embferry.disaggregation.queues import SendingEnd
 from embferry.engine.cache import Pin
 from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import stream_digest
+from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.layout import Field
 from embferry.serve.byte_budget import Hold
 from embferry.serve.media.decoding.cancellation import Cancellation
@@ -28,7 +29,9 @@ class Room:
     Attributes:
         number: the ``bootstrap_room``.
         caller: the address of the client whose request it is.
+        client: the client whose turn the decoding of its media takes; ``caller`` unless a router names it.
         hold: the bytes that the room holds, counted against ``encode.max_held_bytes``.
+        failure: why the room was aborted, if it was.
         decoding: ends the decoding of its media, when the room is aborted.
         claimed: an HTTP client has asked for the embedding, so it is encoded even if no language worker asks.
         sender: the sending end of the transfer; None until :meth:`set_items` and the announcement.
@@ -41,9 +44,9 @@ class Room:
     """
 
     def __init__(self, number: int, hold: Hold, caller: str = "") -> None:
-        self.number, self.caller = number, caller
+        self.number, self.caller, self.client = number, caller, caller
         self.hold = hold
-        self.aborted = False
+        self.failure: EmbeddingTransferError | None = None
         self.decoding = Cancellation()
         self.claimed = False
         self.sender: SendingEnd | None = None
@@ -94,6 +97,13 @@ class Room:
                     rows[name][start:stop] = part
         self.encoded = (rows, stop)
         return self.encoded
+
+    def abort(self, error: EmbeddingTransferError) -> None:
+        """Ends the decoding of the media, or the transfer if it has been announced. The first error counts."""
+        self.failure = self.failure or error
+        self.decoding.cancel()
+        if self.sender is not None:
+            self.sender.abort(error)
 
     def release(self) -> None:
         """Drops the items and the pin once the transfer has ended. Idempotent."""

@@ -13,6 +13,8 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from embferry.disaggregation.multimodal_embedding import (
     MultimodalEmbeddingBootstrapQueue,
@@ -29,15 +31,17 @@ from embferry.protocol.errors import Aborted, CapacityError, EmbeddingTransferEr
 from embferry.protocol.states import KVPoll
 from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
-from embferry.serve.encode.messages import EncodeRequest
+from embferry.serve.encode.messages import EncodeItem, EncodeRequest
 from embferry.serve.encode.metrics import EncodeMetrics
-from embferry.serve.encode.preparation import prepare
+from embferry.serve.encode.preparation import DECODE_THREADS, in_turn, prepare_item
 from embferry.serve.encode.room import Room, pixel_bytes
 from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding.cancellation import CancelledWorkError
+from embferry.serve.shared_threads import SharedThreads
 from embferry.serve.worker.service import Service
 from embferry.transfer.failures import attempt
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -58,6 +62,7 @@ class EncodeService(Service[SendingManager, int, Room]):
         self.metrics = EncodeMetrics(self.cache, self._states)
         self.metrics.watch(manager, self.budget)
         self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._on_failure)
+        self._decoders = SharedThreads(DECODE_THREADS, "decode")
         self._to_encode: deque[MultimodalEmbeddingRequest] = deque()
         self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)
         self._thread.start()
@@ -93,30 +98,40 @@ class EncodeService(Service[SendingManager, int, Room]):
             self._displace_for(caller, lambda: len(self._open) >= most)
             self._check_capacity(most, "encode.max_rooms", request.room)
             room = self._open[request.room] = self._new_room(request, hold or self.budget.hold(), caller)
+            room.client = request.client or caller
             return room
 
     def _new_room(self, request: EncodeRequest, hold: Hold, caller: str) -> Room:
         return Room(request.room, hold, caller)
 
-    def prepare(self, request: EncodeRequest, room: Room) -> list[PreparedItem]:
-        """Decodes the request's items; see :func:`.preparation.prepare`. Blocks while it decodes.
+    async def prepare_all(self, request: EncodeRequest, room: Room) -> list[PreparedItem]:
+        """Decodes the request's items. Clients take turns, item by item.
+
+        Raises:
+            EmbeddingTransferError: the room was aborted meanwhile, and why.
+            ServeError: those of :meth:`prepare`.
+        """
+        return [await self._in_turn(room, partial(self.prepare, item, room)) for item in request.items]
+
+    def prepare(self, item: EncodeItem, room: Room) -> PreparedItem:
+        """Decodes an item of a request; see :func:`.preparation.prepare_item`. Blocks while it decodes.
 
         Raises:
             ServeError: capacity_exhausted, among others: only now it is known what the room is going to hold.
-            Aborted: the room was aborted meanwhile.
+            CancelledWorkError: the room was aborted meanwhile.
         """
         began = time.monotonic()
-        token_bytes = self.manager.layout.token_bytes
-
-        def prepared(item: PreparedItem) -> None:
-            room.hold.add(pixel_bytes(item) + item.num_tokens * token_bytes)
-
-        try:
-            items = prepare(request.items, self.encoder.media, self.settings.media, prepared, room.decoding)
-        except CancelledWorkError as error:
-            raise _aborted(room) from error
+        prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding)
+        room.hold.add(pixel_bytes(prepared) + prepared.num_tokens * self.manager.layout.token_bytes)
         self.metrics.prepare_seconds.observe(time.monotonic() - began)
-        return items
+        return prepared
+
+    async def _in_turn(self, room: Room, call: Callable[[], T]) -> T:
+        """Runs ``call`` on a thread for decoding, in a turn of the room's client. Raises why the room was aborted."""
+        try:
+            return await in_turn(self._decoders, room.client, call, room.decoding)
+        except CancelledWorkError as error:
+            raise room.failure or _aborted(room) from error
 
     def announce(self, room: Room, items: Sequence[PreparedItem]) -> None:
         """Opens the sending end of the transfer, which tells the language side length and digest of the embedding.
@@ -127,8 +142,8 @@ class EncodeService(Service[SendingManager, int, Room]):
         room.set_items(items)
         room.count_bytes(self.manager.layout.token_bytes)  # the files are not needed any more
         with self._lock:
-            if room.aborted:
-                raise _aborted(room)
+            if room.failure is not None:
+                raise room.failure
             sender = self.manager.open(room.number)
             try:
                 sender.wake_on_change(self._wake.set)
@@ -141,6 +156,7 @@ class EncodeService(Service[SendingManager, int, Room]):
 
     def drop(self, room: Room) -> None:
         """Closes a room that will not be announced. Does nothing if it has been announced."""
+        room.decoding.cancel()
         with self._lock:
             if room.sender is None:
                 self._end(room, "refused")
@@ -160,10 +176,7 @@ class EncodeService(Service[SendingManager, int, Room]):
             known = self._open.get(room)
             if known is None:
                 return False
-            known.aborted = True
-            known.decoding.cancel()
-            if known.sender is not None:
-                known.sender.abort()
+            known.abort(_aborted(known))
         self._wake.set()
         return True
 
@@ -171,11 +184,8 @@ class EncodeService(Service[SendingManager, int, Room]):
         with self._lock:
             self._refusing = True
             for room in self._open.values():
-                room.aborted = True
-                room.decoding.cancel()
-                if room.sender is not None:
-                    why = "the encode worker is shutting down; ask again"
-                    room.sender.abort(PeerGone(why, room=room.number))
+                room.abort(PeerGone("the encode worker is shutting down; ask again", room=room.number))
+        self._decoders.close()
         super().close()
         with self._lock:
             for room in list(self._open.values()):
@@ -306,4 +316,4 @@ class EncodeService(Service[SendingManager, int, Room]):
 
 
 def _aborted(room: Room) -> Aborted:
-    return Aborted("the request was aborted while its media were decoded", room=room.number)
+    return Aborted("the request was aborted at the encode worker", room=room.number)

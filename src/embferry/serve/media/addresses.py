@@ -6,23 +6,24 @@ and unless the list names it in full, all of its addresses must be public.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from urllib.parse import SplitResult
 
 from embferry.serve.errors import ServeError
+from embferry.serve.shared_threads import SharedThreads
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-LOOKUPS = 8
-"""Names that are looked up at the same time; further ones wait. The system may take long for one."""
+LOOKUPS, LOOKUPS_OF_CLIENT = 32, 4
+"""Names that are looked up at the same time, for all clients and for one; further ones wait. A lookup cannot be ended,
+and the system may take long for it: it counts as its client's until then, also when ``media.fetch_timeout`` is over."""
 
-_THREADS = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="media-name")
+_THREADS = SharedThreads(LOOKUPS, "media-name", most=LOOKUPS_OF_CLIENT)
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _WITH_IPV4 = tuple(map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")))
 """Networks whose last 32 bits are an IPv4 address: compatible, mapped, translated, NAT64."""
@@ -113,9 +114,8 @@ def _name_and_port(entry: str) -> tuple[str, int | None]:
 
 
 async def _resolve(host: str, port: int) -> list[str]:
-    loop = asyncio.get_running_loop()
     try:
-        found = await loop.run_in_executor(_THREADS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        found = await _THREADS.run(partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
     except (OSError, UnicodeError) as error:
         raise ServeError("fetch_failed", f"{host} has no address: {error}") from error
     addresses = [str(entry[4][0]) for entry in found]

@@ -70,7 +70,7 @@ def _opened(data: bytes, limits: MediaSettings) -> Image.Image:
     form = sniff(data, "image")
     if form.reader == "JPEG":
         try:
-            jpeg.check(data)
+            jpeg.check(data, limits.max_pixels)
         except ClaimError as error:
             raise ServeError("image_corrupt", f"the JPEG picture is refused: {error}") from error
     if form.reader in _SIZE_AT:

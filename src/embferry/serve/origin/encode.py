@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import msgspec
@@ -23,7 +21,7 @@ from embferry.serve.bootstrap import bootstrap_server
 from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.encode.messages import EncodeItem, EncodeRequest
-from embferry.serve.encode.process import DECODE_THREADS, ENVELOPE_BYTES
+from embferry.serve.encode.process import ENVELOPE_BYTES
 from embferry.serve.http.body import Pace, announced_bytes, read_body
 from embferry.serve.http.connections import caller_of
 from embferry.serve.http.descriptors import raise_open_file_limit, within_open_files
@@ -37,6 +35,7 @@ from embferry.serve.origin.managers import encode_manager
 from embferry.serve.origin.process import check_origin, listen, serve
 from embferry.serve.origin.request import OriginRequest, parse_origin
 from embferry.serve.router.media import load_media
+from embferry.serve.shared_threads import acting_for
 from embferry.serve.worker.http import worker_app
 from embferry.serve.worker.transfer_settings import DTYPES
 from embferry.transfer.waiting import transferred
@@ -82,13 +81,12 @@ class EncodeChat:
         self._service = service
         self._settings = settings = service.settings
         self._max_bytes = settings.media.max_total_bytes * 4 // 3 + ENVELOPE_BYTES  # files come in base64
-        self._decoders = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
         certificates = httpx.create_ssl_context(trust_env=False)
         self._fetcher = Fetcher(settings.media, certificates, within_open_files(MAX_FETCHES, FETCHES_SHARE))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, caller = self._service, caller_of(scope)
-        with service.budget.hold() as hold:
+        with service.budget.hold() as hold, acting_for(caller):
             service.expect(announced_bytes(scope), caller)
             body = await read_body(scope, receive, self._max_bytes, hold, pace=Pace.of(self._settings.router))
             if body is None:
@@ -110,14 +108,14 @@ class EncodeChat:
 
     async def _encode(self, asked: OriginRequest, hold: Hold, caller: str) -> int:
         """Serves a room to its end. Returns the length of the prompt. Cancelled when the caller leaves."""
-        service, loop = self._service, asyncio.get_running_loop()
+        service = self._service
         items = await load_media(asked.media, self._fetcher, self._settings.media, hold.add)
         request = EncodeRequest(asked.room, asked.rid, msgspec.convert(items, list[EncodeItem]))
         room = service.admit(request, hold, caller)
         assert isinstance(room, PromptRoom)
         room.chat = asked.chat
         try:
-            prepared = await loop.run_in_executor(self._decoders, service.prepare, request, room)
+            prepared = await service.prepare_all(request, room)
             service.announce(room, prepared)
             assert room.sender is not None
             await transferred(room.sender)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class PromptRoom(Room):
     """A request whose embedding is that of its whole prompt.
 
     Attributes:
-        chat: The messages; set before :meth:`OriginEncodeService.prepare`.
+        chat: The messages; set before :meth:`OriginEncodeService.prepare_all`.
         whole: The rows, once the media are decoded.
     """
 
@@ -38,13 +39,13 @@ class PromptRoom(Room):
 
     def set_items(self, items: Sequence[PreparedItem]) -> None:
         super().set_items(items)
-        assert self.whole is not None, "prepare() sets it"
+        assert self.whole is not None, "prepare_all() sets it"
         self.total_tokens = self.whole.prompt.length
         self.aux = (0, self.whole.prompt.position_delta)
         self._set_encoded()
 
     def add(self, pin: Pin, fields: Sequence[Field]) -> tuple[Fields, int]:
-        assert self.whole is not None, "prepare() sets it"
+        assert self.whole is not None, "prepare_all() sets it"
         self.waiting.popleft()
         with pin:
             self.whole.add(pin.embedding)
@@ -78,15 +79,18 @@ class OriginEncodeService(EncodeService):
     def _new_room(self, request: EncodeRequest, hold: Hold, caller: str) -> Room:
         return PromptRoom(request.room, hold, caller)
 
-    def prepare(self, request: EncodeRequest, room: Room) -> list[PreparedItem]:
+    async def prepare_all(self, request: EncodeRequest, room: Room) -> list[PreparedItem]:
         """Decodes the media and builds the prompt, with the embeddings of its text.
 
         Raises:
             PromptError: No prompt can be built, or it is too long; and what the base raises.
         """
         assert isinstance(room, PromptRoom)
-        items = super().prepare(request, room)
+        items = await super().prepare_all(request, room)
+        await self._in_turn(room, partial(self._build, items, room))
+        return items
+
+    def _build(self, items: Sequence[PreparedItem], room: PromptRoom) -> None:
         prompt = self._prompts.build(room.chat, [item.shape for item in items])
         room.hold.add(prompt.length * self.manager.layout.token_bytes)
         room.whole = WholePrompt(prompt, self._table, self.encoder.fields)
-        return items

@@ -92,7 +92,7 @@ class WorkerCall:
             WorkerLostError: a message was damaged, so that this attempt cannot succeed.
             ServeError: no_worker; any error of the encode worker.
         """
-        request = {"room": self.room, "request_id": self._request_id, "items": items}
+        request = {"room": self.room, "request_id": self._request_id, "items": items, "client": current_client()}
         body = await off_loop(nbytes_of(items), msgspec.msgpack.encode, request)
         self._encoder, content = await self._first("encode", "/encode", body, "application/msgpack", self._whole)
         try:

@@ -7,22 +7,30 @@ import re
 from embferry.serve.media.headers.claims import ClaimError
 
 MAX_SCANS = 100
-"""Scans of a picture. Encoders make about ten."""
+"""Scans of a picture. Encoders make about ten, and at most eighteen for four colours."""
+MAX_PASSES = 20
+"""Scans of a picture of the most pixels that are allowed; a smaller one may have more."""
 MAX_SEGMENTS = 10_000
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 """A marker, not an escaped 0xFF of the entropy-coded data, nor one that restarts it."""
 _END, _SCAN = 0xD9, 0xDA
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of the header of a frame (table B.1), which has height and width."""
 _ALONE = frozenset((0x01, 0xD8))
 """Markers without a segment."""
 
 
-def check(data: bytes) -> None:
+def check(data: bytes, max_pixels: int) -> None:
     """Checks the number of scans of the first picture of a file.
 
+    Args:
+        data: the file.
+        max_pixels: of a picture. All scans together may pass over ``MAX_PASSES`` times as many.
+
     Raises:
-        ClaimError: there are more than ``MAX_SCANS``, or more than ``MAX_SEGMENTS`` segments.
+        ClaimError: there are more scans, or more than ``MAX_SEGMENTS`` segments.
     """
-    scans, at = 0, 0
+    scans, pixels, at = 0, 0, 0
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(data, at)
         if found is None or found[1][0] == _END:
@@ -30,9 +38,15 @@ def check(data: bytes) -> None:
         at = found.end()
         if found[1][0] in _ALONE:
             continue
-        if found[1][0] == _SCAN:
+        if found[1][0] in _FRAMES:
+            height, width = int.from_bytes(data[at + 3 : at + 5]), int.from_bytes(data[at + 5 : at + 7])
+            pixels = max(pixels, height * width)
+        elif found[1][0] == _SCAN:
             scans += 1
             if scans > MAX_SCANS:
                 raise ClaimError(f"it has more than {MAX_SCANS} scans")
+            if scans * pixels > MAX_PASSES * max_pixels:
+                limit = f"{MAX_PASSES} times {max_pixels:,} (media.max_pixels)"
+                raise ClaimError(f"its scans pass over {scans} times {pixels:,} pixels; the limit is {limit}")
         at += max(2, int.from_bytes(data[at : at + 2]))
     raise ClaimError(f"it has more than {MAX_SEGMENTS:,} segments")
