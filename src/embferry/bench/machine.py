@@ -16,7 +16,7 @@ PACKAGES = {name: (name,) for name in ("embferry", "numpy", "pyzmq", "xxhash", "
     "nixl": ("nixl-cu12", "nixl-cu13", "nixl"),
 }
 """Names of packages, and the distributions that may provide each."""
-SERVING_PACKAGES = PACKAGES | {name: (name,) for name in ("vllm", "torch", "transformers", "httpx")}
+SERVING_PACKAGES = PACKAGES | {name: (name,) for name in ("vllm", "sglang", "torch", "transformers", "httpx")}
 
 _VERSIONS = """
 import importlib.metadata as metadata, json, platform, sys

@@ -44,7 +44,7 @@ class Endpoint(msgspec.Struct, frozen=True):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        return msgspec.json.encode(body | self.extra)
+        return msgspec.json.encode(body | self.extra | ({"rid": request.rid} if request.rid else {}))
 
     @property
     def headers(self) -> dict[str, str]:

@@ -144,6 +144,8 @@ class Run(msgspec.Struct):
 class ServingResults(Results, tag="serving", kw_only=True):
     compared: bool = False
     """True if the servers were started here, to compare them."""
+    engine: str = "vLLM"
+    """The engine that they have, as reports call it."""
     runs: list[Run] = msgspec.field(default_factory=list)
     setting: list[tuple[str, str]] = msgspec.field(default_factory=list)
     """More facts for the report."""
