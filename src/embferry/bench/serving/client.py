@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from .stream import Events, Stream, error_text
 from .workload import Request, url
 
 MAX_REASON = 300
+DATA_URL = re.compile(r"data:[\w/.+-]*;base64,[\w+/=]*")
+"""A picture, which errors may name."""
 QUESTION = {"type": "text", "text": "What is this?"}
 
 
@@ -133,7 +136,7 @@ async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, request: Request, 
         image_tokens=request.image_tokens,
         repeated=request.repeated,
         status=status,
-        error=failed[:MAX_REASON],
+        error=DATA_URL.sub("data:…", failed)[:MAX_REASON],
         ttft=stream.ttft,
         itls=tuple(stream.itls),
         latency=time.perf_counter() - began if failed else stream.latency,

@@ -102,4 +102,4 @@ def error_text(body: dict[str, Any]) -> str:
     if isinstance(error, dict):
         code = error.get("code")
         return " ".join(str(part) for part in (f"[{code}]" if code else "", error.get("message")) if part)
-    return str(error or body)
+    return str(error or body.get("message") or body)  # SGLang has no field around it
