@@ -47,7 +47,8 @@ class Comparison:
         logs: Path | None = None,
         engine: Engine = VLLM,
     ) -> None:
-        names = [each.name for each in (*engine.configurations, *engine.scenarios)]
+        names = [configuration.name for configuration in engine.configurations]
+        names += [scenario.name for scenario in engine.scenarios]
         for pattern in only:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"no configuration or scenario is called {pattern!r}; choose from {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""What all engines' comparisons have in common: the configurations' fields, sizes, and free ports."""
+"""The common part of all engines' comparisons: the fields of a configuration, sizes, and free ports."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Damage = Literal[
     "id used again",
     "two ranks",
 ]
-"""What is done to the servers in a scenario, or how they are started for it."""
+"""The damage that is done in a scenario, or the way in which servers are started for it."""
 
 
 class Configuration(msgspec.Struct, frozen=True):
     name: str
     title: str
     connector: str
-    """What carries the embeddings: an engine's own name for it, or ``embferry``; empty for one engine, undivided."""
+    """The engine's own name for its transfer of embeddings, or ``embferry``; empty for one engine, undivided."""
     transport: str = ""
     """The transport, if the connector is embferry's."""
 

@@ -1,4 +1,4 @@
-"""What is done to the servers, and to some requests, while a workload runs."""
+"""Damage to the servers, and to some requests, while a workload runs."""
 
 from __future__ import annotations
 
