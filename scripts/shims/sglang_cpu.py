@@ -1,7 +1,7 @@
 """Lets SGLang import on a CPU without what it has for GPUs: stand-ins for triton and sgl_kernel, which it only imports.
 
-An environment imports this file at the start of Python. It does nothing until one of the modules is imported. Whatever
-of them SGLang would call raises an error that names it.
+An environment imports this file at the start of Python. It does nothing until one of the modules is imported. A
+function of theirs that SGLang calls raises an error that names it.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Sides:
         return self.prealloc.add(name, self.receiving.open(room, self.sending.endpoint))
 
     def offer(self, name: str, room: int, tokens: int) -> None:
-        self.bootstrap.add(name, self.sending.open(room), tokens, b"digest")
+        self.bootstrap.add(name, self.sending.open(room), tokens, b"digest", (0, -7))
 
     def close(self) -> None:
         self.sending.close()
@@ -125,11 +125,13 @@ def test_a_request_that_raises_fails_alone(
 def test_a_request_goes_through_all_queues(sides: Sides, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "embferry")
     rows = embedding(100)
-    sides.offer("see", 1, 100)
     asked = sides.ask("speak", 1)
+    assert not asked.embedding_receiver.aux.any()
+    sides.offer("see", 1, 100)
     (encode,) = turn(sides.bootstrap.pop_bootstrapped)
     assert turn(sides.prealloc.pop_preallocated) == [asked]
     assert asked.total_embedding_length == 100
+    assert list(asked.embedding_receiver.aux[:3]) == [100, -7, 0]
     assert asked.waiting_for_input
     assert asked.current_allocation is not None
     sides.transfer.add(asked)

@@ -55,7 +55,7 @@ def test_fields_are_views_of_one_region(shared: bool) -> None:
     buffers.write_aux(3, 1 << 31, (5, -7))
     assert buffers.aux_datas[3].tolist() == [(1 << 31) - 1, -7] + [0] * (AUX_WIDTH - 2)
     buffers.write_aux(3, 12, ())
-    assert buffers.aux_datas[3, 0] == 12
+    assert buffers.aux_datas[3].tolist() == [12] + [0] * (AUX_WIDTH - 1), "nothing of the embedding before is left"
     assert buffers.view.nbytes == GEOMETRY.region_bytes
     assert not any(buffers.view)
     buffers.fill_ids[4] = 9

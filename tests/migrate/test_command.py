@@ -78,6 +78,24 @@ def test_check_and_dry_run_write_nothing(tree: Path) -> None:
     assert contents(tree) == before
 
 
+def test_check_fails_and_says_where_while_a_file_of_the_system_has_the_old_word(tree: Path) -> None:
+    own = tree / "disaggregation"
+    own.mkdir()
+    code = "# continuation\nis_continuation = 1\nx = is_continuation\nraise Error('a line continuation')\n"
+    (own / "utils.py").write_text(code)
+    (own / "README.md").write_text("It needs\ncontinuation.\n")
+    assert called(tree, "--yes")[0] == 0
+    assert (own / "utils.py").read_text() == code.replace("# continuation", "# resume")
+    status, out, err = called(tree, "--check")
+    assert (status, out) == (1, "")
+    listed = [line.removeprefix(f"doubtful: {own}/") for line in err.splitlines() if line.startswith("doubtful: ")]
+    places = ["README.md:2", "utils.py:2", "utils.py:3", "utils.py:4"]
+    assert [line.partition(": ")[0] for line in listed] == places, "every line that grep finds"
+    (own / "utils.py").write_text("x = 1\n")
+    (own / "README.md").unlink()
+    assert called(tree, "--check")[0] == 0
+
+
 def test_a_missing_path_is_wrong_usage(tree: Path) -> None:
     status, _, err = called(tree, tree / "none")
     assert (status, str(tree / "none") in err) == (2, True)

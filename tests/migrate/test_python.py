@@ -49,7 +49,7 @@ def test_a_request_loop_is_migrated_and_keeps_its_formatting() -> None:
                 transferred_tokens = language_req.transferred_tokens   # so far
                 receiver.resume_transfer(allocation = new_allocation, sent_tokens=transferred_tokens)
                 logger.info(f"Sent resume transfer request: {transferred_tokens=} {language_req.buffered_chunks['x']}")
-            more = re.search("needs resume", last_line)
+            more = re.search("needs resume for remaining data", last_line)
             return MultimodalLanguageRequest(
                 req, receiver, buffered_chunks={}, transferred_tokens=0, needs_resume=more)
     '''
@@ -153,6 +153,70 @@ def test_a_parameter_of_the_method_itself_is_left_alone_and_listed() -> None:
     code = "def init_continuation(room, received_tokens): ...\ninit_continuation(1, received_tokens=2)\n"
     assert migrated(IMPORT + code) == IMPORT + code.replace("init_continuation", "resume_transfer")
     assert doubtful_lines(IMPORT + code) == [2, 3]
+
+
+RECEIVER = IMPORT + "def f(receiver, i, a, n, **more):\n    "
+
+
+@pytest.mark.parametrize(
+    ("call", "wanted"),
+    [
+        ("init_continuation()", "resume_transfer()"),
+        ("init_continuation(None, a, n)", "resume_transfer(allocation=a, sent_tokens=n)"),
+        ("init_continuation(None , a,)", "resume_transfer(allocation=a,)"),
+        ("init_continuation(None)", "resume_transfer()"),
+        ("init_continuation(None, sent_tokens=n)", "resume_transfer(sent_tokens=n)"),
+        ("init_continuation(embedding_index=None, allocation=a)", "resume_transfer(allocation=a)"),
+        ("init_continuation(allocation=a, embedding_index=None)", "resume_transfer(allocation=a)"),
+        ("init_continuation(allocation=a, sent_tokens=n)", "resume_transfer(allocation=a, sent_tokens=n)"),
+        ("init_continuation(a, received_tokens=n)", "resume_transfer(a, sent_tokens=n)"),
+        ("init_continuation(a, continuation_offset=n)", "resume_transfer(a, sent_tokens=n)"),
+    ],
+)
+def test_calls_of_the_old_signature_become_calls_with_keywords(call: str, wanted: str) -> None:
+    """The old one was (embedding_index=None, allocation=None, sent_tokens=0)."""
+    code = RECEIVER + f"receiver.{call}\n"
+    assert migrated(code) == RECEIVER + f"receiver.{wanted}\n"
+    assert doubtful_lines(code) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", ["i", "i, a", "i, a, n", "None, a, n, 1", "*a", "None, *a", "**more", "embedding_index=i"]
+)
+def test_calls_that_may_have_given_a_buffer_index_are_listed(arguments: str) -> None:
+    code = RECEIVER + f"receiver.init_continuation({arguments})\n"
+    assert migrated(code) == code.replace("init_continuation", "resume_transfer")
+    assert doubtful_lines(code) == [3]
+
+
+def test_a_definition_of_the_old_signature_is_listed() -> None:
+    code = IMPORT + "def init_continuation(self, embedding_index=None, allocation=None, sent_tokens=0): ...\n"
+    assert migrated(code) == code.replace("init_continuation", "resume_transfer")
+    assert doubtful_lines(code) == [2]
+
+
+OWN_FILE = '''\
+    """Supports continuation of large embeddings; a line continuation is another thing."""
+    # Continuations are sent to all ranks; received_length counts
+    logger.debug(f"Blocks for continuation: {n} tokens")
+    logger.warning(f"Received continuation for unknown room {room}")
+    logger.info("%s needs continuation", req)
+    raise ValueError("no continuation: received_length is unknown")
+'''
+NEW_OWN_FILE = '''\
+    """Supports resume of large embeddings; a line continuation is another thing."""
+    # Resumes are sent to all ranks; transferred_length counts
+    logger.debug(f"Blocks for resume: {n} tokens")
+    logger.warning(f"Received resume for unknown room {room}")
+    logger.info("%s needs resume for remaining data", req)
+    raise ValueError("no resume: transferred_length is unknown")
+'''
+
+
+@pytest.mark.parametrize("path", ["fork/disaggregation/utils.py", "conn_multimodal.py"])
+def test_texts_of_the_systems_own_files_lose_the_old_word(path: str) -> None:
+    assert migrated(OWN_FILE, path) == dedent(NEW_OWN_FILE)
+    assert "# Continuations" in migrated(OWN_FILE, assume=True), "elsewhere the word may mean something else"
 
 
 def test_each_doubtful_place_has_a_reason() -> None:

@@ -46,6 +46,8 @@ def check_serve(settings: Settings, given: Set[Key]) -> None:
 
 def _check(settings: Settings, given: Set[Key], idle: Set[str]) -> None:
     """Refuses options of the other engine, and those that this command does not use with vLLM."""
+    if settings.wire == "origin":
+        fail("--wire origin is for embferry encode and embferry language, which SGLang's load balancer calls")
     if settings.router.engine == "vllm":
         used = [key for key in given if dotted(key) not in _ALSO_WITH_VLLM]
         wrong = [key for key in used if {key[0], dotted(key)} & (_NOT_WITH_VLLM | idle)]

@@ -38,7 +38,9 @@ def command(
     typer.echo(f"{plan.looked_at} files looked at, {len(plan.changes)} to change, {len(plan.left)} left", err=True)
     if plan.doubtful:
         typer.echo(f"doubtful places to look at yourself: {len(plan.doubtful)}", err=True)
-    if check and plan.changes:
+    if plan.remaining:
+        typer.echo(f"old word left in files of the system: {plan.remaining} lines", err=True)
+    if check and (plan.changes or plan.remaining):
         raise typer.Exit(OLD_NAMES_REMAIN)
     unwritten: list[str] = []
     if plan.changes and not (check or dry_run):

@@ -45,20 +45,34 @@ def router(settings: Settings) -> None:
     run(settings)
 
 
-@settings_command("encode", also=("transfer", "media"))
+@settings_command("encode", also=("transfer", "media", "bootstrap"))
 def encode(settings: Settings) -> None:
-    """Start an encode worker: pictures and videos in, embeddings out."""
+    """Start an encode worker: pictures and videos in, embeddings out.
+
+    With --wire origin it takes the place of SGLang's, behind its load balancer.
+    """
     _check_model(settings)
-    from embferry.serve.encode.process import run
+    if settings.wire == "origin":
+        _need_origin()
+        from embferry.serve.origin.encode import run
+    else:
+        from embferry.serve.encode.process import run
 
     run(settings)
 
 
-@settings_command("language", also=("transfer",))
+@settings_command("language", also=("transfer", "bootstrap"))
 def language(settings: Settings) -> None:
-    """Start a language worker: prompts and embeddings in, answers out."""
+    """Start a language worker: prompts and embeddings in, answers out.
+
+    With --wire origin it takes the place of SGLang's, behind its load balancer.
+    """
     _check_model(settings)
-    from embferry.serve.language.process import run
+    if settings.wire == "origin":
+        _need_origin()
+        from embferry.serve.origin.language import run
+    else:
+        from embferry.serve.language.process import run
 
     run(settings)
 
@@ -70,6 +84,11 @@ def bootstrap(settings: Settings) -> None:
     from embferry.serve.bootstrap import bootstrap_server
 
     run(bootstrap_server(settings))
+
+
+def _need_origin() -> None:
+    """Ends the process with status 2 if the packages of the origin's wire are not installed."""
+    need("mooncake", "zmq", "mooncake")
 
 
 def _check_model(settings: Settings) -> None:

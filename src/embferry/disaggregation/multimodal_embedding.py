@@ -8,14 +8,14 @@ No method blocks.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import KVPoll
-from embferry.transfer.send_handle import EmbeddingSender
 
-from .queues import RequestQueue
+from .queues import RequestQueue, SendingEnd
 
 __all__ = [
     "EmbeddingTransferError",
@@ -32,7 +32,7 @@ class MultimodalEmbeddingRequest:
     """A request whose embedding this worker computes and sends."""
 
     req: Any
-    embedding_sender: EmbeddingSender
+    embedding_sender: SendingEnd
 
 
 class _Queue(RequestQueue[MultimodalEmbeddingRequest]):
@@ -45,9 +45,25 @@ class _Queue(RequestQueue[MultimodalEmbeddingRequest]):
 class MultimodalEmbeddingBootstrapQueue(_Queue):
     """Requests whose length is announced and whose language side has not asked yet."""
 
-    def add(self, req: Any, embedding_sender: EmbeddingSender, total_tokens: int, content_digest: bytes) -> None:
-        """Announces the embedding of ``req`` and adds the request; see :meth:`EmbeddingSender.init`."""
-        embedding_sender.init(total_tokens, content_digest)
+    def add(
+        self,
+        req: Any,
+        embedding_sender: SendingEnd,
+        total_tokens: int,
+        content_digest: bytes,
+        aux: Sequence[int] = (),
+    ) -> None:
+        """Announces the embedding of ``req`` and adds the request; see the ``init()`` of the sending end.
+
+        Args:
+            req: The request of the caller.
+            embedding_sender: The sending end of its transfer.
+            total_tokens: Length of the embedding.
+            content_digest: Digest of the embedding.
+            aux: Up to 16 int32 for the language side's ``aux_datas``. [0] is set to the length, [1] is the mrope
+                position delta.
+        """
+        embedding_sender.init(total_tokens, content_digest, aux)
         self.queue.append(MultimodalEmbeddingRequest(req, embedding_sender))
 
     def pop_bootstrapped(self) -> list[MultimodalEmbeddingRequest]:

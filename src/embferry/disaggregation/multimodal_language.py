@@ -21,9 +21,8 @@ from embferry.memory.blocks import MetadataAllocation
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import KVPoll
 from embferry.transfer.handle import ENDED
-from embferry.transfer.receive_handle import EmbeddingReceiver
 
-from .queues import RequestQueue
+from .queues import ReceivingEnd, RequestQueue
 
 __all__ = [
     "EmbeddingTransferError",
@@ -51,7 +50,7 @@ class MultimodalLanguageRequest:
     """
 
     req: Any
-    embedding_receiver: EmbeddingReceiver
+    embedding_receiver: ReceivingEnd
     waiting_for_input: bool = False
     current_allocation: MetadataAllocation | None = None
     total_embedding_length: int = -1
@@ -95,7 +94,7 @@ class _Queue(RequestQueue[MultimodalLanguageRequest]):
 class MultimodalLanguagePreallocQueue(_Queue):
     """Requests that wait for their first blocks."""
 
-    def add(self, req: Any, embedding_receiver: EmbeddingReceiver) -> MultimodalLanguageRequest:
+    def add(self, req: Any, embedding_receiver: ReceivingEnd) -> MultimodalLanguageRequest:
         """Asks for the embedding of ``req`` and adds the request.
 
         The pool grants blocks to its requests in fair turn, the default allocation while a length is not known.

@@ -5,13 +5,22 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.states import KVPoll
 from embferry.transfer.failures import as_transfer_error
+from embferry.transfer.receive_handle import EmbeddingReceiver
+from embferry.transfer.send_handle import EmbeddingSender
+
+if TYPE_CHECKING:  # the origin's wire needs pyzmq, our own does not
+    from .mooncake.encode_manager import MooncakeEmbeddingSender
+    from .mooncake.language_manager import MooncakeEmbeddingReceiver
 
 log = logging.getLogger(__name__)
+
+SendingEnd: TypeAlias = "EmbeddingSender | MooncakeEmbeddingSender"
+ReceivingEnd: TypeAlias = "EmbeddingReceiver | MooncakeEmbeddingReceiver"
 
 Request = TypeVar("Request")
 

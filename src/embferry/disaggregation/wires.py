@@ -8,7 +8,7 @@ arguments and in how a room is opened (``docs/origin-wire.md``); the handles tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from embferry.protocol.errors import LocalProtocolError
 from embferry.protocol.layout import Geometry
@@ -20,9 +20,11 @@ from embferry.transports.contract import Transport
 if TYPE_CHECKING:  # the origin's wire needs pyzmq, our own does not
     from .mooncake.conn_multimodal import EncodeManager, LanguageManager, OriginSettings
 
-__all__ = ["Wire", "receive_manager", "send_manager"]
+__all__ = ["ReceivingManager", "SendingManager", "Wire", "receive_manager", "send_manager"]
 
 Wire = Literal["embferry", "origin"]
+SendingManager: TypeAlias = "SendManager | EncodeManager"
+ReceivingManager: TypeAlias = "ReceiveManager | LanguageManager"
 
 
 @overload

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.5  # at most, after a failure; a shorter lease is renewed sooner
 RANK_RETRY_SECONDS = 0.2
 STOP_SECONDS = 2.0
+_NO_RANK = (404, 500)
+"""Statuses of an answer about a rank that has not registered. 500 is that of SGLang's server."""
 
 T = TypeVar("T")
 
@@ -145,8 +147,9 @@ class BootstrapClient:
     def _route(self, engine_rank: int, target_dp_group: int) -> bytes:
         query = urlencode({"engine_rank": engine_rank, "target_dp_group": target_dp_group})
         status, body = self._call("GET", "/route?" + query)
-        if status == 404:
-            raise PeerGone(f"{_message(body)}; start the encode worker, or ask again when it is ready")
+        if status in _NO_RANK or (status == 200 and _is_empty(body)):
+            why = "the encode rank has not registered yet" if status == 200 else _message(body)
+            raise PeerGone(f"{why}; start the encode worker, or ask again when it is ready")
         return body if status == 200 else self._refused(status, body)
 
     def _ok(self, method: str, path: str, content: object = None) -> bytes:
@@ -222,6 +225,15 @@ class BootstrapClient:
             raise RemoteProtocolError(
                 f"the answer of the bootstrap server at {self.url} is malformed: {error}"
             ) from error
+
+
+def _is_empty(body: bytes) -> bool:
+    """Returns whether an answer has nulls: SGLang's server starts before the model is loaded, and knows no rank yet."""
+    try:
+        answer = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return answer is None or (isinstance(answer, dict) and None in answer.values())
 
 
 def _message(body: bytes) -> str:

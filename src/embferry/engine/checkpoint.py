@@ -56,8 +56,8 @@ class Checkpoint:
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"cannot read the list of tensors in {self.path}: {error}") from error
 
-    def read(self, family: Family, part: Part, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Returns the tensors of one part in ``dtype``, by their names in that part.
+    def read(self, family: Family, part: Part, dtype: torch.dtype, only: str | None = None) -> dict[str, torch.Tensor]:
+        """Returns the tensors of one part in ``dtype``, by their names in that part; ``only`` the one of this name.
 
         A tensor that has this dtype in the file is a view of the mapped file, as after ``from_pretrained``. Exactness
         needs this, because a matrix product sums in another order when its operands are aligned differently in memory.
@@ -65,7 +65,7 @@ class Checkpoint:
         wanted: dict[str, dict[str, str]] = {}
         for key, shard in self._shards.items():
             placed = family.place(key)
-            if placed is not None and placed[0] is part:
+            if placed is not None and placed[0] is part and only in (None, placed[1]):
                 wanted.setdefault(shard, {})[key] = placed[1]
         tensors: dict[str, torch.Tensor] = {}
         try:

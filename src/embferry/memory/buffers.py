@@ -34,6 +34,14 @@ PASS_BYTES = 1 << 20
 Bytes = npt.NDArray[np.uint8]
 
 
+def aux_row(total_tokens: int, aux: Sequence[int]) -> npt.NDArray[np.int32]:
+    """Returns a row of ``aux_datas``, int32 [AUX_WIDTH]: what the sender announced, with the length in [0]."""
+    row = np.zeros(AUX_WIDTH, np.int32)
+    row[: len(aux)] = aux
+    row[0] = min(total_tokens, np.iinfo(np.int32).max)
+    return row
+
+
 class MultimodalDataBuffers:
     """A region of blocks, to be registered with transports (their contract calls it ``Region``).
 
@@ -86,8 +94,7 @@ class MultimodalDataBuffers:
 
     def write_aux(self, block: int, total_tokens: int, aux: Sequence[int]) -> None:
         """Writes what the sender announced into ``aux_datas`` of the block that holds token 0."""
-        self.aux_datas[block, : len(aux)] = aux
-        self.aux_datas[block, 0] = min(total_tokens, np.iinfo(np.int32).max)
+        self.aux_datas[block] = aux_row(total_tokens, aux)
 
     # Fields
 

@@ -22,7 +22,10 @@ _USES_THE_SYSTEM = re.compile(
 _NEUTRAL = frozenset({"embferry", "sglang", "torch", "numpy"}) | sys.stdlib_module_names
 """Packages whose values may be the system's, too."""
 
-_METHODS = frozenset({"init_continuation", "resume_transfer"})
+OLD_METHOD = "init_continuation"
+OLD_PARAMETER = "embedding_index"
+_OLD_PARAMETERS = (OLD_PARAMETER, "allocation", "sent_tokens")
+_METHODS = frozenset({OLD_METHOD, "resume_transfer"})
 _METHOD_KEYWORDS = {"received_tokens": "sent_tokens", "continuation_offset": "sent_tokens"}
 _TAKE_A_NAME = words.split("getattr setattr hasattr delattr object")  # "object" is that of mock's patch.object
 _FILL_KEYS = words.split("dict format format_map substitute safe_substitute")
@@ -33,6 +36,9 @@ FOREIGN = "{} may be another library's here; left alone"
 OWN_KEY = "{} is a key of your own here; left alone"
 OWN_NAME = "{} is a name of your own; rename it yourself if it belongs to the system"
 OWN_TEXT = "a text with an old word; left alone"
+OLD_SIGNATURE = (
+    f"{OLD_METHOD}({', '.join(_OLD_PARAMETERS)}) became resume_transfer(allocation, sent_tokens); pass keywords"
+)
 CLASH = "{} is left alone in this file; its new form would mean two things"
 
 
@@ -55,15 +61,15 @@ def rewrite(data: bytes, path: PurePath, own: Set[str] = frozenset(), assume: bo
         module = cst.parse_module(data)
         if module.bytes != data:
             raise RewriteError("not read: it would not be written back as it was")
-        its_own = path.stem in words.MODULES or "disaggregation" in path.parts[:-1]
+        its_own = words.is_of_system(path)
         if not (assume or its_own or _USES_THE_SYSTEM.search(module.code)):
             return data, [(0, ELSEWHERE)]
         found = _Survey(tree, own | _NEUTRAL)
         wrapper = MetadataWrapper(module, unsafe_skip_copy=True)
-        first = _Codemod(found, found.clashing)
+        first = _Codemod(found, found.clashing, its_own)
         wrapper.visit(first)
         # A name that is left alone somewhere stays in all texts, also in those before.
-        final = _Codemod(found, first.left)
+        final = _Codemod(found, first.left, its_own)
         changed = wrapper.visit(final)
     except cst.ParserSyntaxError as error:
         raise RewriteError(f"not read: line {error.raw_line}: {error.message}") from None
@@ -163,8 +169,9 @@ class _Codemod(cst.CSTTransformer):
 
     METADATA_DEPENDENCIES = (ParentNodeProvider, PositionProvider)
 
-    def __init__(self, found: _Survey, keep_in_text: Set[str]) -> None:
+    def __init__(self, found: _Survey, keep_in_text: Set[str], its_own: bool) -> None:
         super().__init__()
+        self._its_own = its_own
         self._found = found
         self._keep_in_text = keep_in_text
         self.left = set(found.clashing)
@@ -179,10 +186,48 @@ class _Codemod(cst.CSTTransformer):
             case cst.FormattedStringText(value=old) if mentions(old):
                 new = self._message(original_node, old)
             case cst.Comment(value=old):
-                new = replace_names(replace_phrases(old), self._keep_in_text)
+                new = self._text(old)
+            case cst.Call(func=method) if _last_name(method) == OLD_METHOD:
+                assert isinstance(updated_node, cst.Call)
+                return self._arguments(original_node, updated_node)
+            case cst.FunctionDef(name=cst.Name(value=old), params=parameters) if old == OLD_METHOD:
+                if any(parameter.name.value == OLD_PARAMETER for parameter in parameters.params):
+                    self._note(original_node, OLD_SIGNATURE)
+                return updated_node
             case _:
                 return updated_node
         return updated_node.with_changes(value=new)
+
+    def _text(self, old: str) -> str:
+        """Returns a comment, a docstring or a message in the present words."""
+        new = replace_phrases(old)
+        return replace_names(words.replace_root(new) if self._its_own else new, self._keep_in_text)
+
+    def _arguments(self, old: cst.Call, new: cst.Call) -> cst.Call:
+        """Returns a call of the method with keywords: it had one parameter more, the first.
+
+        Callers with the earlier names of ``sent_tokens`` passed the allocation first, as now.
+        """
+        given = [argument.keyword.value if argument.keyword is not None else "" for argument in old.args]
+        if _last_name(new.func) == OLD_METHOD or not _METHOD_KEYWORDS.keys().isdisjoint(given):
+            return new
+        named = [name or parameter for name, parameter in zip(given, _OLD_PARAMETERS, strict=False)]
+        if named == given and OLD_PARAMETER not in given and not any(argument.star for argument in old.args):
+            return new
+        is_none = [isinstance(a.value, cst.Name) and a.value.value == "None" for a in old.args]
+        certain = len(given) <= len(_OLD_PARAMETERS) and not any(argument.star for argument in old.args)
+        if not certain or any(n == OLD_PARAMETER and not none for n, none in zip(named, is_none, strict=True)):
+            self._note(old, OLD_SIGNATURE)
+            return new
+        close = cst.AssignEqual(cst.SimpleWhitespace(""), cst.SimpleWhitespace(""))
+        kept = [
+            argument if argument.keyword is not None else argument.with_changes(keyword=cst.Name(name), equal=close)
+            for name, argument in zip(named, new.args, strict=True)
+            if name != OLD_PARAMETER
+        ]
+        if kept and named[-1] == OLD_PARAMETER:
+            kept[-1] = kept[-1].with_changes(comma=new.args[-1].comma)
+        return new.with_changes(args=kept)
 
     def _identifier(self, node: cst.Name, name: str) -> str:
         owner: cst.BaseExpression = node
@@ -209,8 +254,11 @@ class _Codemod(cst.CSTTransformer):
 
     def _leave(self, node: cst.CSTNode, old: str, reason: str) -> str:
         self.left.add(old)
-        self.doubtful.append((self.get_metadata(PositionProvider, node).start.line, reason.format(old)))
+        self._note(node, reason.format(old))
         return old
+
+    def _note(self, node: cst.CSTNode, reason: str) -> None:
+        self.doubtful.append((self.get_metadata(PositionProvider, node).start.line, reason))
 
     def _parent(self, node: cst.CSTNode) -> cst.CSTNode:
         return self.get_metadata(ParentNodeProvider, node)
@@ -228,11 +276,9 @@ class _Codemod(cst.CSTTransformer):
         return self._message(node, old)
 
     def _message(self, node: cst.CSTNode, old: str) -> str:
-        new = replace_phrases(old)
-        if self._is_message(node):
-            new = replace_names(new, self._keep_in_text)
+        new = self._text(old) if self._is_message(node) else replace_phrases(old)
         if mentions(new):
-            self.doubtful.append((self.get_metadata(PositionProvider, node).start.line, OWN_TEXT))
+            self._note(node, OWN_TEXT)
         return new
 
     def _is_message(self, node: cst.CSTNode) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import python, text
-from .words import MENTIONS, RewriteError, split
+from . import python, text, words
+from .words import MENTIONS, RewriteError, is_of_system, split
 
 PYTHON = split(".py .pyi")
 TEXT = split("""
@@ -24,6 +24,7 @@ SKIPPED_FOLDERS = split("""
     .pytest_cache
     """)
 MAX_BYTES = 4 << 20
+REMAINS = f"{words.ROOT!r} in a file of the system; rewrite it yourself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,15 @@ class Plan:
         doubtful: ``file:line: reason`` of every place that a person has to look at.
         left: ``file: reason`` of every file that could not be handled; their contents are unchanged.
         looked_at: The number of files looked at.
+        remaining: Number of lines of the system's own files that would have the old root word after the changes. All
+            are doubtful places.
     """
 
     changes: list[Change] = field(default_factory=list)
     doubtful: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     looked_at: int = 0
+    remaining: int = 0
 
 
 def plan(paths: Iterable[Path], assume: bool = False) -> Plan:
@@ -89,8 +93,17 @@ def plan(paths: Iterable[Path], assume: bool = False) -> Plan:
                 after = new.encode("utf-8", "surrogateescape")
             if after != before:
                 made.changes.append(Change(path, before, after))
+            left = _left_lines(after) if is_of_system(path) else []
+            made.remaining += len(left)
+            listed = {line for line, _ in doubtful}
+            doubtful = sorted([*doubtful, *((line, REMAINS) for line in left if line not in listed)])
             made.doubtful += [f"{path}:{line}: {why}" if line else f"{path}: {why}" for line, why in doubtful]
     return made
+
+
+def _left_lines(data: bytes) -> list[int]:
+    """Returns the numbers of the lines that have the old root word."""
+    return [number for number, line in enumerate(data.split(b"\n"), start=1) if words.ROOT.encode() in line.lower()]
 
 
 def apply(made: Plan) -> list[str]:

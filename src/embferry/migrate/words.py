@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
+from pathlib import PurePath
 
 
 def split(text: str) -> frozenset[str]:
@@ -17,8 +18,9 @@ NAMES = {
     "init_continuation": "resume_transfer",
     "partial_data": "buffered_chunks",
     "received_tokens": "transferred_tokens",
+    "received_length": "transferred_length",
 }
-GENERIC = frozenset({"partial_data", "received_tokens"})
+GENERIC = frozenset({"partial_data", "received_tokens", "received_length"})
 """Names that other libraries use, too."""
 
 _STAYS_A_NOUN = ("buffer", "blocks", "allocation", "for room")
@@ -31,7 +33,13 @@ PHRASES = {
     f"{ROOT} transfer request": "resume transfer request",
     f"{ROOT} transfer requests": "resume transfer requests",
     f"init {ROOT}": "resume transfer",
-    **{f"{before} {ROOT}": f"{before} resume" for before in ("need", "needs", "waiting for")},
+    f"waiting for {ROOT}": "waiting for resume",
+    **{f"{before} {ROOT}": f"{before} resume for remaining data" for before in ("need", "needs")},
+    **{
+        f"{before} {ROOT} for {rest}": f"{before} resume for remaining data"
+        for before in ("need", "needs")
+        for rest in ("remaining data", "the remaining data", "the rest")
+    },
     **{f"{before} {ROOT}": f"{before} resumed transfer" for before in _STARTS_OR_ENDS},
     **{f"{before} {ROOT} transfer": f"{before} resumed transfer" for before in _STARTS_OR_ENDS},
     **{f"{ROOT} {after}": f"resume {after}" for after in _STAYS_A_NOUN},
@@ -52,6 +60,12 @@ CLASSES = split("""
 SYSTEM = rf"\b(?:{'|'.join(sorted(MODULES | CLASSES))})\b"
 """Pattern of the names that only users of the system write."""
 
+
+def is_of_system(path: PurePath) -> bool:
+    """Returns whether a file is one of the system's own, by its path."""
+    return path.stem in MODULES or "disaggregation" in path.parts[:-1]
+
+
 MENTIONS = re.compile("|".join((ROOT, *sorted(GENERIC))).encode(), re.IGNORECASE)
 """A file that this finds nothing in has no old name."""
 
@@ -61,6 +75,7 @@ _PHRASE = re.compile(
     rf"(?<![\w-])(?:{'|'.join(old.replace(' ', _GAP) for old in sorted(PHRASES, key=len, reverse=True))})(?![\w-])",
     re.IGNORECASE,
 )
+_ROOT = re.compile(rf"(?<![\w-]){ROOT}(s?)(?![\w-])", re.IGNORECASE)
 _WORD_BEFORE = re.compile(rf"(\w+){_GAP}\Z")
 # A placeholder ({name}, %(name)s, $name) is no mention of a name.
 _NAME = re.compile(rf"(?<![\w{{$-])(?<!%\()(?:{'|'.join(NAMES)})(?![\w-])")
@@ -84,6 +99,11 @@ def replace_phrases(text: str) -> str:
     return _PHRASE.sub(_new_phrase, text)
 
 
+def replace_root(text: str) -> str:
+    """Returns the text with the root word replaced wherever it is a whole word. For texts of the system's own files."""
+    return _ROOT.sub(lambda match: _unless_other(match, in_case_of(match[0], NEW_ROOT) + match[1]), text)
+
+
 def replace_names(text: str, keep: Container[str] = ()) -> str:
     """Returns the text with the names of the table replaced where they are whole words, except those in ``keep``."""
     return _NAME.sub(lambda match: match[0] if match[0] in keep else NAMES[match[0]], text)
@@ -97,12 +117,16 @@ def in_case_of(old: str, new: str) -> str:
 
 
 def _new_phrase(match: re.Match[str]) -> str:
-    before = _WORD_BEFORE.search(match.string, 0, match.start())
-    if before is not None and before[1].lower() in OTHER_MEANINGS:
-        return match[0]
     old = re.split(_GAP, match[0])
     new = PHRASES[" ".join(old).lower()].split(" ")
     gaps = re.findall(_GAP, match[0])
     gaps += [gaps[-1]] * (len(new) - 1 - len(gaps))
     cased = [in_case_of(old[min(place, len(old) - 1)], word) for place, word in enumerate(new)]
-    return "".join(part for pair in zip(cased, [*gaps, ""], strict=False) for part in pair)
+    new_text = "".join(part for pair in zip(cased, [*gaps, ""], strict=False) for part in pair)
+    return _unless_other(match, new_text)
+
+
+def _unless_other(match: re.Match[str], new: str) -> str:
+    """Returns the new text, or the match as it is if the word before it gives it another meaning."""
+    before = _WORD_BEFORE.search(match.string, 0, match.start())
+    return match[0] if before is not None and before[1].lower() in OTHER_MEANINGS else new

@@ -18,10 +18,14 @@ class _BootstrapServer(BootstrapServer):
             raise TransportError(f"{error.detail}: --bootstrap-port", retryable=False) from error
 
 
-def bootstrap_server(settings: Settings) -> BootstrapServer:
-    """Returns the server, not started yet."""
+def bootstrap_server(settings: Settings, *, unproved_ranks: bool = False) -> BootstrapServer:
+    """Returns the server, not started yet. ``unproved_ranks``: accept SGLang's in any case."""
     own = settings.bootstrap
     limits = ServerLimits(own.request_timeout, own.max_connections, own.connections_per_address)
     return _BootstrapServer(
-        settings.host, own.port, lease_seconds=own.lease, limits=limits, unproved_ranks=own.unproved_ranks
+        settings.host,
+        own.port,
+        lease_seconds=own.lease,
+        limits=limits,
+        unproved_ranks=unproved_ranks or own.unproved_ranks,
     )

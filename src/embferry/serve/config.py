@@ -396,6 +396,9 @@ class Settings(Section):
     """Number format of the model's computations."""
     threads: Positive = 1
     """CPU threads of a worker. Affects rounding."""
+    wire: Literal["embferry", "origin"] = "embferry"
+    """Protocol of an encode or language worker: our own, behind our router; or `origin`, that of SGLang's embedding
+    transfer, behind its load balancer. `origin` needs the number format `bf16`."""
     host: str = "127.0.0.1"
     """Address on which servers listen."""
     advertise_host: str | None = None

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation
-from embferry.memory.buffers import MultimodalDataBuffers
+from embferry.memory.buffers import MultimodalDataBuffers, aux_row
 from embferry.protocol.arguments import as_error, as_integer
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Geometry
@@ -78,6 +81,11 @@ class EmbeddingReceiver(Handle):
     def endpoint(self) -> str:
         """Where the encode worker takes control messages."""
         return self._record.endpoint
+
+    @property
+    def transport(self) -> str:
+        """Name of the transport in use; empty while none is."""
+        return self.machine.transport
 
     @property
     def sink(self) -> Sink:
@@ -209,6 +217,18 @@ class EmbeddingReceiver(Handle):
         """Tokens of the whole embedding; -1 while the length is unknown."""
         machine = self._record.machine
         return -1 if machine is None else machine.total_tokens
+
+    @property
+    def aux(self) -> npt.NDArray[np.int32]:
+        """``aux_datas`` of the embedding, int32 [16]: [0] is its length, [1] its mrope position delta.
+
+        The rest is what the sender announced. All are 0 while the length is unknown.
+        """
+        with self.manager.lock:
+            machine = self._record.machine
+            if machine is None or machine.total_tokens < 0:
+                return aux_row(0, ())
+            return aux_row(machine.total_tokens, machine.aux)
 
     @property
     def transferred_tokens(self) -> int:

@@ -62,7 +62,7 @@ class StubEncoder:
 
     @property
     def info(self) -> EncoderInfo:
-        """What it says of itself."""
+        """Its description of itself."""
         return msgspec.json.decode(self.side.describe(), type=Description).kinds["IMAGE"]
 
     def source(self, attempt: int = 0) -> Source:

@@ -38,7 +38,7 @@ PLUGIN = {
 ARGUMENTS = [
     *("--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32", "--random-seed", "0"),
     *("--attention-backend", "torch_native", "--mm-attention-backend", "sdpa", "--grammar-backend", "none"),
-    *("--mem-fraction-static", "0.02", "--max-total-tokens", "8192", "--context-length", "4096"),
+    *("--mem-fraction-static", "0.5", "--max-total-tokens", "8192", "--context-length", "4096"),
     *("--chunked-prefill-size", "4096", "--max-running-requests", "4"),
     *("--disable-radix-cache", "--disable-overlap-schedule", "--skip-server-warmup"),
 ]
@@ -126,30 +126,20 @@ class Server:
         self.close()
 
 
-def body(media: Sequence[str], *, tokens: int = 16, **more: Any) -> dict[str, Any]:
-    """Returns a request for SGLang's ``/generate``, whose answer is the same each time.
-
-    Args:
-        media: URLs of pictures and videos.
-        tokens: Length of the answer.
-        more: More fields.
-    """
-    is_video = [url.startswith("data:video/") for url in media]
-    pads = "".join(f"<|vision_start|><|{'video' if video else 'image'}_pad|><|vision_end|>" for video in is_video)
-    request: dict[str, Any] = {
-        "text": f"<|im_start|>user\n{pads}What is this?<|im_end|>\n<|im_start|>assistant\n",
+def body(pictures: Sequence[str], *, tokens: int = 16, **more: Any) -> dict[str, Any]:
+    """Returns a request for SGLang's ``/generate``, whose answer is the same each time."""
+    media = "<|vision_start|><|image_pad|><|vision_end|>" * len(pictures)
+    return {
+        "text": f"<|im_start|>user\n{media}What is this?<|im_end|>\n<|im_start|>assistant\n",
+        "image_data": list(pictures),
         "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True},
         **more,
     }
-    for name, wanted in (("image_data", False), ("video_data", True)):
-        if urls := [url for url, video in zip(media, is_video, strict=True) if video is wanted]:
-            request[name] = urls
-    return request
 
 
-def ask(server: Server, media: Sequence[str], *, timeout: float = ANSWER_S, **more: Any) -> httpx.Response:
-    """Asks a server about pictures and videos."""
-    return httpx.post(f"{server.url}/generate", json=body(media, **more), timeout=timeout, trust_env=False)
+def ask(server: Server, pictures: Sequence[str], *, timeout: float = ANSWER_S, **more: Any) -> httpx.Response:
+    """Asks a server about pictures."""
+    return httpx.post(f"{server.url}/generate", json=body(pictures, **more), timeout=timeout, trust_env=False)
 
 
 def tokens_of(response: httpx.Response) -> list[int]:

@@ -43,20 +43,12 @@ def damaged(seed: int) -> str:
     return data_url(content[: len(content) // 2])
 
 
-def video() -> str:
-    """Returns the URL of a video."""
-    content = (Path(__file__).parents[3] / "examples" / "media" / "star-flies.mp4").read_bytes()
-    return "data:video/mp4;base64," + base64.b64encode(content).decode()
-
-
 QUESTIONS: dict[str, list[str]] = {
     "one": [picture(1)],
     "another": [picture(2)],
     "two": [picture(1), picture(2)],
     "three": [picture(3), picture(4), picture(5)],
     "large": [picture(8, 560, 560)],
-    "video": [video()],
-    "picture and video": [picture(6), video()],
     "text": [],
 }
 

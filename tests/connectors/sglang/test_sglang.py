@@ -1,4 +1,4 @@
-"""SGLang's servers, divided by the plug-in, answer as an undivided server does, whatever happens in between."""
+"""SGLang's servers, divided by the plug-in, answer as an undivided server does, also when something breaks."""
 
 from __future__ import annotations
 

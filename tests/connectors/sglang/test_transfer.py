@@ -151,3 +151,26 @@ def test_parts_that_are_asked_for_and_never_encoded_are_bounded() -> None:
         for number in range(MAX_UNUSED + 50):
             encoder.side.parts.get(PartId(str(number), "0" * 32, 0))
         assert len(encoder.side.parts) == MAX_UNUSED
+
+
+def test_a_part_that_is_complete_needs_no_other_encoder() -> None:
+    """Its encoder is lost before it has told the dispatcher that it is done."""
+    with both_sides(2) as (incoming, (first, second), _):
+        incoming.comes_from(first.source())
+        incoming.made(first.encode(1))
+        wait_complete(incoming)
+        assert not incoming.comes_from(second.source(attempt=1))
+        assert incoming.poll()
+        assert arrived(incoming, 1)
+
+
+def test_an_embedding_whose_message_was_lost_is_fetched_again() -> None:
+    with both_sides(2) as (incoming, (first, second), _):
+        incoming.comes_from(first.source())
+        first.encode(1)
+        first.sending.result(WAIT_S)
+        until(lambda: receiver_of(incoming).poll() is KVPoll.Success)
+        assert incoming.comes_from(second.source(attempt=1))
+        incoming.made(second.encode(2, attempt=1))
+        wait_complete(incoming)
+        assert arrived(incoming, 2)

@@ -5,8 +5,14 @@ The ``write`` of an engine returns when the bytes are in place.
 
 from __future__ import annotations
 
+import json
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import zmq
@@ -46,8 +52,9 @@ class PeerEngine(Protocol):
 class Buffers:
     """The origin's buffers, a row for each block; mrope_positions of n tokens are [3, n] in their row."""
 
-    def __init__(self) -> None:
-        self.rows: Fields = {name: np.zeros((BLOCKS, size * BLOCK), np.uint8) for name, size in TOKEN_BYTES.items()}
+    def __init__(self, token_bytes: dict[str, int] = TOKEN_BYTES) -> None:
+        self.token_bytes = token_bytes
+        self.rows: Fields = {name: np.zeros((BLOCKS, size * BLOCK), np.uint8) for name, size in token_bytes.items()}
         self.aux = np.zeros((BLOCKS, 16), np.int32)
 
     @property
@@ -64,7 +71,7 @@ class Buffers:
 
     def get(self, block: int, count: int) -> Fields:
         found = {}
-        for name, size in TOKEN_BYTES.items():
+        for name, size in self.token_bytes.items():
             row = self.rows[name][block, : count * size].copy()
             if name == "mrope_positions":
                 row = np.ascontiguousarray(row.view(np.int32).reshape(3, count).T).view(np.uint8)
@@ -75,11 +82,12 @@ class Buffers:
 class Socket:
     """A PULL socket, and PUSH sockets to others."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.context = zmq.Context()
         self.pull = self.context.socket(zmq.PULL)
         self.pull.setsockopt(zmq.RCVTIMEO, TIMEOUT_MS)
-        self.port = self.pull.bind_to_random_port("tcp://127.0.0.1")
+        self.pull.bind(f"tcp://127.0.0.1:{port or '*'}")
+        self.port = int(self.pull.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         self.pushes: dict[tuple[str, int], Any] = {}
 
     def push(self, host: str, port: int, frames: list[bytes]) -> None:
@@ -95,10 +103,18 @@ class Socket:
 class OriginReceiver(Socket):
     """A language side that talks to one encode rank."""
 
-    def __init__(self, engine: PeerEngine, host: str, port: int) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        engine: PeerEngine,
+        host: str,
+        port: int,
+        *,
+        own_port: int = 0,
+        token_bytes: dict[str, int] = TOKEN_BYTES,
+    ) -> None:
+        super().__init__(own_port)
         self.engine, self.to = engine, (host, port)
-        self.buffers = Buffers()
+        self.buffers = Buffers(token_bytes)
         for array in self.buffers.all:
             engine.register(array.ctypes.data, array.nbytes)
 
@@ -125,16 +141,16 @@ class OriginReceiver(Socket):
     def take(self, blocks: list[int], tokens: int) -> Fields:
         parts = [self.buffers.get(block, min(BLOCK, tokens - i * BLOCK)) for i, block in enumerate(blocks)
                  if i * BLOCK < tokens]  # fmt: skip
-        return {name: np.concatenate([part[name] for part in parts]) for name in TOKEN_BYTES}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 class OriginSender(Socket):
     """An encode rank with one embedding, in blocks of its own."""
 
-    def __init__(self, engine: PeerEngine) -> None:
-        super().__init__()
+    def __init__(self, engine: PeerEngine, port: int = 0, *, token_bytes: dict[str, int] = TOKEN_BYTES) -> None:
+        super().__init__(port)
         self.engine = engine
-        self.buffers = Buffers()
+        self.buffers = Buffers(token_bytes)
         for array in self.buffers.all:
             engine.register(array.ctypes.data, array.nbytes)
         self.pointers: dict[str, tuple[int, ...]] = {}
@@ -155,6 +171,17 @@ class OriginSender(Socket):
             assert len(frames) == 5
             self.pointers[frames[3].decode()] = struct.unpack(f"{len(frames[4]) // 8}Q", frames[4])
 
+    def answer_with(self, frames: list[bytes], rows: Fields, delta: int) -> int:
+        """Does what :meth:`answer` does with an embedding longer than the buffers, whose requested part is ``rows``."""
+        total = self.total
+        for block, start in enumerate(range(0, len(rows["fill_ids"]), BLOCK)):
+            self.buffers.put(block, {name: array[start : start + BLOCK] for name, array in rows.items()})
+        self.buffers.aux[0, :2] = total, delta
+        self.write(frames, from_start=True)
+        status = SUCCESS if self.sent(frames) + self.allocated(frames) >= total else TRANSFERRING
+        self.report(frames, status)
+        return status
+
     def answer(self, frames: list[bytes], *, rank: int | None = None) -> int:
         """Writes the requested tokens and reports the status, which is also returned.
 
@@ -166,8 +193,10 @@ class OriginSender(Socket):
         self.report(frames, status, rank=rank)
         return status
 
-    def write(self, frames: list[bytes]) -> None:
+    def write(self, frames: list[bytes], *, from_start: bool = False) -> None:
+        """Writes the requested tokens, from where they lie or (``from_start``) from the first block on."""
         sent, session = self.sent(frames), frames[3].decode()
+        first = 0 if from_start else sent // BLOCK
         blocks = [int(part) for part in frames[4].split(b",")]
         count = min(self.total - sent, self.allocated(frames))
         for i, block in enumerate(blocks):
@@ -178,7 +207,7 @@ class OriginSender(Socket):
                 if at == AUX_AT:
                     length = row if sent == 0 and i == 0 else 0
                 if length > 0:
-                    source = array.ctypes.data + (sent // BLOCK + i) * row
+                    source = array.ctypes.data + (first + i) * row
                     assert self.engine.write(session, source, pointer + block * row, length)
 
     def report(self, frames: list[bytes], status: int, *, rank: int | None = None) -> None:
@@ -192,6 +221,63 @@ class OriginSender(Socket):
     @staticmethod
     def allocated(frames: list[bytes]) -> int:
         return int(frames[7] if len(frames) >= 8 else frames[6])
+
+
+class OriginBootstrap:
+    """The origin's bootstrap server, which answers before its encode ranks are there.
+
+    Attributes:
+        sizes: Answer about the sizes: (tp_size, dp_size), which are None until a rank has registered.
+        ranks: Ports by (data-parallel group, rank in it). Another rank is answered with ``missing``.
+        missing: Status and body of the answer about a rank that has not registered.
+        asked: Queries of the requests for ``/route``.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: tuple[int | None, int | None] = None, None
+        self.ranks: dict[tuple[int, int], int] = {}
+        self.missing: tuple[int, bytes] = 500, b"500 Internal Server Error"
+        self.asked: list[tuple[int, int]] = []
+        self.address = ""
+
+    def answer(self, target: str) -> tuple[int, bytes]:
+        url = urlsplit(target)
+        if url.path != "/route":
+            return 200, b"OK"
+        query = {name: int(values[0]) for name, values in parse_qs(url.query).items()}
+        group, rank = query["target_dp_group"], query["engine_rank"]
+        self.asked.append((group, rank))
+        if rank == group == -1:
+            return 200, json.dumps(
+                dict(zip(("embedding_tp_size", "embedding_dp_size"), self.sizes, strict=True))
+            ).encode()
+        if (group, rank) not in self.ranks:
+            return self.missing
+        return 200, json.dumps({"rank_ip": "127.0.0.1", "rank_port": self.ranks[group, rank]}).encode()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        bootstrap = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = bootstrap.answer(self.path)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None: ...
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            self.address = f"127.0.0.1:{server.server_address[1]}"
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            try:
+                yield
+            finally:
+                server.shutdown()
+                thread.join()
 
 
 def text(*numbers: int) -> bytes:

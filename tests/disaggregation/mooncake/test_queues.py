@@ -35,7 +35,7 @@ def test_the_queues_of_both_sides_carry_requests_from_end_to_end(network: Engine
         waiting = MultimodalLanguagePreallocQueue(lambda request, error: failed.append(error))
         arriving = MultimodalLanguageTransferQueue(lambda request, error: failed.append(error))
         for room in range(1, 5):
-            announced.add(room, encode.open(room), 10 * room, b"digest")
+            announced.add(room, encode.open(room), 10 * room, b"digest", (0, -room))
             waiting.add(room, language.open(room, bootstrap.url))
         whole, sent = [], []
 
@@ -53,6 +53,7 @@ def test_the_queues_of_both_sides_carry_requests_from_end_to_end(network: Engine
         assert failed == []
         for request in whole:
             assert equal(request.embedding_receiver.arrays(), embedding(10 * request.req, seed=request.req))
+            assert list(request.embedding_receiver.aux[:3]) == [10 * request.req, -request.req, 0]
             assert request.transferred_tokens == request.total_embedding_length == 10 * request.req
             request.embedding_receiver.clear()
         assert language.allocator.available == BLOCKS

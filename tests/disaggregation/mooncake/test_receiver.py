@@ -8,8 +8,16 @@ import threading
 import numpy as np
 import pytest
 
+from embferry.disaggregation.mooncake import language_manager as language_manager_module
 from embferry.disaggregation.mooncake.conn_multimodal import MooncakeEmbeddingBootstrapServer
-from embferry.protocol.errors import Aborted, LeaseExpired, LocalProtocolError, PeerGone, RemoteProtocolError
+from embferry.protocol.errors import (
+    Aborted,
+    CapacityError,
+    LeaseExpired,
+    LocalProtocolError,
+    PeerGone,
+    RemoteProtocolError,
+)
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 
@@ -165,6 +173,29 @@ def test_a_repeated_transferring_is_refused_because_no_token_is_new(manager, sen
     assert equal(receiver.arrays(), rows)
 
 
+@pytest.mark.parametrize("status", [TRANSFERRING, SUCCESS])
+def test_a_sender_with_another_block_size_delivers_nothing_that_is_wrong(network, sender, address, caplog, status):
+    """Its rows are half as long, so they end up at other addresses than ours."""
+    with language_manager(network) as manager:
+        clock = StoppedClock(manager)
+        sender.encode(embedding(2 * BLOCK))
+        receiver = manager.open(ROOM, address)
+        receiver.init(manager.allocate(2 * BLOCK, ROOM))
+        frames = sender.hear()
+        pointers, row = sender.pointers[frames[3].decode()], sender.buffers.all[0][0].nbytes // 2
+        for block in map(int, frames[4].split(b",")):
+            source = sender.buffers.all[0].ctypes.data
+            assert sender.engine.write(frames[3].decode(), source, pointers[0] + block * row, row)
+        source = sender.buffers.aux.ctypes.data
+        assert sender.engine.write(frames[3].decode(), source, pointers[3] + 64 * int(frames[4].split(b",")[0]), 64)
+        sender.report(frames, status)
+        eventually(lambda: "do not hold" in last_refusal(caplog))
+        assert receiver.transferred_tokens == 0
+        clock.pass_time(121)
+        with pytest.raises(LeaseExpired):
+            receiver.wait(WAIT_S)
+
+
 def test_success_before_the_last_token_and_impossible_lengths_fail_the_room(manager, sender, address):
     sender.encode(embedding(70))
     receiver = started(manager, address)
@@ -268,3 +299,25 @@ def test_a_room_in_use_is_refused_and_an_empty_embedding_arrives(manager, sender
     receiver.wait(WAIT_S)
     assert receiver.total_embedding_length == 0
     assert all(np.size(array) == 0 for array in receiver.arrays().values())
+
+
+def test_encode_sides_without_rooms_make_room_for_others(network, sender, address, monkeypatch):
+    """Callers may name any bootstrap server, and each has a thread."""
+    monkeypatch.setattr(language_manager_module, "MAX_SIDES", 2)
+    sender.encode(embedding(8))
+    with language_manager(network) as manager:
+        waiting = started(manager, "127.0.0.1:9", 1)
+        for room in (2, 3):
+            receiver = started(manager, address, room)
+            sender.answer(sender.hear())
+            receiver.wait(WAIT_S)
+        assert len(manager._sides) == 2
+        other = started(manager, "127.0.0.1:10", 4)  # the side at ``address`` has no rooms
+        assert len(manager._sides) == 2
+        with pytest.raises(CapacityError, match="2 bootstrap servers"):
+            started(manager, address, 5)
+        waiting.abort()
+        receiver = started(manager, address, 6)
+        sender.answer(sender.hear())
+        receiver.wait(WAIT_S)
+        other.abort()

@@ -95,6 +95,22 @@ def test_a_long_embedding_is_sent_in_several_resumed_transfers(manager, receiver
         assert b"".join(part[name].tobytes() for part in parts) == array.tobytes()
 
 
+def test_every_change_wakes_its_waiters(manager, receiver):
+    """Callers that wait for a change must not have to poll."""
+    sender = manager.open(ROOM)
+    seen: list[KVPoll] = []
+    sender.wake_on_change(lambda: seen.append(sender.poll()))
+    sender.init()
+    receiver.register()
+    receiver.init(ROOM, [0])
+    eventually(lambda: seen == [KVPoll.WaitingForInput])
+    sender.send_embedding(embedding(12))
+    assert receiver.status() == report(ROOM, KVPoll.Transferring)
+    receiver.resume(ROOM, [1], 8)
+    assert receiver.status() == report(ROOM, KVPoll.Success)
+    eventually(lambda: seen[-1] is KVPoll.Success)
+
+
 def test_the_receiver_may_ask_before_the_room_is_open(manager, receiver):
     receiver.register()
     receiver.init(ROOM, [0])
@@ -122,13 +138,35 @@ def test_a_room_begins_and_resumes_when_all_ranks_have_asked(network, manager, r
     other.close()
 
 
-def test_a_receiver_that_asks_for_a_room_that_is_over_is_told(manager, receiver, caplog):
-    sender, _ = sending(manager, 8)
-    sender.abort()
-    receiver.register()
-    receiver.init(ROOM, [0])
+def test_the_receiver_of_a_refused_init_is_told_why_not_and_may_ask_again(manager, receiver, caplog):
+    _, rows = sending(manager, 8)
+    receiver.init(ROOM, [0])  # before it has registered
     assert receiver.status() == report(ROOM, KVPoll.Failed)
-    assert "the room is over" in last_refusal(caplog)
+    assert "not registered" in last_refusal(caplog)
+    receiver.register()
+    receiver.say(*receiver.head(ROOM), b"0", b"1", b"16")  # of a receiver with another block size
+    assert receiver.status() == report(ROOM, KVPoll.Failed)
+    assert "the same block size on both sides" in last_refusal(caplog)
+    receiver.init(ROOM, [0])
+    assert receiver.status() == report(ROOM, KVPoll.Success)
+    assert equal(receiver.take([0], 8), rows)
+
+
+@pytest.mark.parametrize("ending", ["success", "failure"])
+def test_a_room_number_may_be_used_again_and_the_receiver_may_ask_first(manager, receiver, ending):
+    first, _ = sending(manager, 8)
+    receiver.register()
+    if ending == "failure":
+        first.abort()
+    else:
+        receiver.init(ROOM, [0])
+        assert receiver.status() == report(ROOM, KVPoll.Success)
+    receiver.init(ROOM, [3, 4])
+    eventually(lambda: ROOM in manager.rooms._rooms)
+    assert not receiver.pull.poll(0)
+    _, rows = sending(manager, 12, seed=2)
+    assert receiver.status() == report(ROOM, KVPoll.Success)
+    assert equal(receiver.take([3, 4], 12), rows)
 
 
 MALFORMED = {
@@ -180,7 +218,7 @@ def test_malformed_messages_are_refused_with_a_reason_and_the_room_completes(man
     assert equal(receiver.take([0, 1, 2], 20), rows)
     assert not receiver.buffers.rows["fill_ids"][3:].any()
     receiver.resume(ROOM, [2], 16)  # late
-    eventually(lambda: "the room is over" in last_refusal(caplog))
+    eventually(lambda: "the room is unknown, or over" in last_refusal(caplog))
     assert len(refusals(caplog)) == expected + 1
 
 

@@ -7,9 +7,7 @@ import pytest
 from embferry.disaggregation.wire import sender_rooms as sender_rooms_module
 from embferry.disaggregation.wire.sender_rooms import (
     Ended,
-    RefusedInitError,
     Registered,
-    Report,
     SenderRooms,
     WriteBlocks,
 )
@@ -18,81 +16,11 @@ from embferry.protocol.errors import (
     CapacityError,
     LeaseExpired,
     LocalProtocolError,
-    RemoteProtocolError,
     TransportError,
 )
-from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
-from tests.disaggregation.wire.messages import POINTERS, ROOM, SESSION, V3_0, WIRE, init, register, resume, session_of
-
-OTHER_POINTERS = tuple(pointer + 4096 for pointer in POINTERS)
-SETTINGS = TransferSettings(bootstrap_timeout=30, waiting_timeout=120, transfer_timeout=10)
-
-
-def report(status: KVPoll) -> Report:
-    return Report(ROOM, "10.0.0.2", 41007, status)
-
-
-def write(blocks: tuple[int, ...], sent: int, tokens: int, aux: bool, session: str = SESSION) -> WriteBlocks:
-    return WriteBlocks(ROOM, session, POINTERS, blocks, sent, tokens, aux)
-
-
-def registered(*sessions: str) -> SenderRooms:
-    rooms = SenderRooms(WIRE, SETTINGS)
-    for session in sessions or (SESSION,):
-        assert rooms.receive(register(session), 0) == [Registered(session, POINTERS)]
-    return rooms
-
-
-def begun(total_tokens: int = 1000) -> SenderRooms:
-    """Returns rooms of which one has its initial transfer written, and not the rest."""
-    rooms = registered()
-    rooms.open(ROOM, 0)
-    rooms.receive(init(), 0)
-    rooms.ready(ROOM, total_tokens, 0)
-    rooms.written(ROOM, SESSION, 0)
-    return rooms
-
-
-def refusal(rooms: SenderRooms, message: list[bytes], now: float = 0) -> str:
-    """Returns the reason for which a message is refused."""
-    with pytest.raises(RemoteProtocolError) as refused:
-        rooms.receive(message, now)
-    return refused.value.detail.partition(" (session ")[0]
-
-
-OVER, FULL, UNKNOWN, MOVED, UNEVEN = "over", "full", "unknown", "moved", "uneven"
-
-
-@pytest.mark.parametrize("case", [OVER, FULL, UNKNOWN, MOVED, UNEVEN])
-def test_the_receiver_of_a_refused_init_is_told(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rooms, asked = registered(SESSION, session_of(1)), init()
-    rooms.open(ROOM, 0)
-    if case == OVER:
-        rooms.abort(ROOM, Aborted("asked for"))
-    elif case == FULL:
-        monkeypatch.setattr(sender_rooms_module, "MAX_ROOMS", 1)
-        asked = init(room=ROOM + 1)
-    elif case == UNKNOWN:
-        asked = init(session=session_of(2))
-    elif case == MOVED:
-        rooms.receive(init(), 0)
-        assert refusal(rooms, register(pointers=OTHER_POINTERS))
-        asked = init(room=ROOM + 1)
-    else:
-        rooms.receive(init(session=session_of(1), ranks=2), 0)
-        asked = init(ranks=3)
-    with pytest.raises(RefusedInitError) as refused:
-        rooms.receive(asked, 1)
-    assert refused.value.report == Report(int(asked[0]), "10.0.0.2", 41007, KVPoll.Failed)
-
-
-@pytest.mark.parametrize("message", [init(), resume(16)], ids=["init", "resume"])
-def test_a_repeated_request_of_a_live_room_fails_nothing(message: list[bytes]) -> None:
-    rooms = begun()
-    with pytest.raises(RemoteProtocolError) as refused:
-        rooms.receive(message, 1)
-    assert not isinstance(refused.value, RefusedInitError)
+from tests.disaggregation.wire.messages import POINTERS, ROOM, SESSION, V3_0, init, register, resume, session_of
+from tests.disaggregation.wire.rooms import OTHER_POINTERS, SETTINGS, begun, refusal, registered, report, write
 
 
 def test_a_single_transfer() -> None:
@@ -182,7 +110,7 @@ def test_a_room_begins_when_every_destination_rank_has_asked() -> None:
         (resume(128), "sent_tokens is 128, but 384 have been sent"),
         (resume(ranks=2), "required_dst_info_num is 2, but the room has 1 ranks"),
         (resume(session=session_of(1)), "no destination of this room"),
-        (resume(room=8), "the room is unknown"),
+        (resume(room=8), "the room is unknown, or over"),
         (resume(blocks=b"1,9"), "a block index is 9"),
         (resume(blocks=b"1,1"), "stands twice"),
         (resume(allocated=255), "2 blocks of 128 tokens are 256"),
@@ -247,12 +175,35 @@ def test_a_resume_before_anything_was_transferred_is_refused() -> None:
     assert "nothing of the room has been transferred" in refusal(rooms, resume())
 
 
-def test_late_messages_do_not_open_a_room_that_is_over() -> None:
-    rooms = begun(total_tokens=300)
-    assert refusal(rooms, init(), 1) == "the room is over"
-    assert refusal(rooms, resume(), 1) == "the room is over"
-    rooms.open(ROOM, 2)
-    assert rooms.receive(init(), 3) == []
+def ended(how: str) -> SenderRooms:
+    """Returns rooms of which one is over."""
+    if how == "success":
+        return begun(total_tokens=300)
+    rooms = begun() if how == "failure after the first transfer" else registered()
+    if how == "failure before it was asked for":
+        rooms.open(ROOM, 0)
+    rooms.abort(ROOM, Aborted("asked for"))
+    return rooms
+
+
+@pytest.mark.parametrize("how", ["success", "failure after the first transfer", "failure before it was asked for"])
+@pytest.mark.parametrize("first", ["the receiver asks", "this side opens"])
+def test_a_room_that_is_over_can_be_used_again(how: str, first: str) -> None:
+    rooms = ended(how)
+    assert refusal(rooms, resume(), 1) == "the room is unknown, or over"
+    if first == "this side opens":
+        rooms.open(ROOM, 2)
+    assert rooms.receive(init(blocks=b"6", allocated=128), 3) == []
+    if first == "the receiver asks":
+        rooms.open(ROOM, 4)
+    assert rooms.ready(ROOM, 100, 5) == [write((6,), 0, 100, aux=True)]
+    assert rooms.written(ROOM, SESSION, 6) == [report(KVPoll.Success), Ended(ROOM, None)]
+
+
+def test_the_receiver_of_a_room_that_is_not_opened_again_is_told_in_time() -> None:
+    rooms = ended("success")
+    rooms.receive(init(), 7)
+    assert ended_by_time(rooms)[0] == 7 + SETTINGS.bootstrap_timeout
 
 
 # Registrations
@@ -305,7 +256,6 @@ def test_the_oldest_idle_registration_is_forgotten_first(monkeypatch: pytest.Mon
 
 def test_rooms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender_rooms_module, "MAX_ROOMS", 1)
-    monkeypatch.setattr(sender_rooms_module, "MAX_ENDED", 1)
     rooms = registered()
     rooms.receive(init(), 0)
     assert refusal(rooms, init(room=8)) == "1 rooms are open"
@@ -314,8 +264,6 @@ def test_rooms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     rooms.abort(ROOM, Aborted("enough"))
     rooms.open(8, 0)
     rooms.abort(8, Aborted("enough"))
-    assert refusal(rooms, init(room=8)) == "the room is over"
-    assert rooms.receive(init(), 0) == [], "its end is forgotten"
 
 
 # Failures and time

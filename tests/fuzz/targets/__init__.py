@@ -20,10 +20,12 @@ from .leased import Leased
 from .media_images import MediaImages
 from .media_videos import MediaVideos
 from .openai_chat import OpenaiChat
+from .origin_chat import OriginChat
 from .origin_frames import OriginFrames
 from .receiver_machine import ReceiverMachine
 from .request_proofs import RequestProofs
 from .sender_machine import SenderMachine
+from .sglang_parts import SglangParts
 from .tcp import Tcp
 from .tcp_verdicts import TcpVerdicts
 from .vllm_answers import VllmAnswers
@@ -61,6 +63,8 @@ TARGETS: dict[str, Target] = {
         VllmAnswers(),
         VllmWorkers(),
         Coordinates(),
+        OriginChat(),
+        SglangParts(),
         OriginFrames(),
         MediaImages(),
         MediaVideos(),

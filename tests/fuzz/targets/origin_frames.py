@@ -5,8 +5,18 @@ from __future__ import annotations
 import struct
 from random import Random
 
-from embferry.disaggregation.wire.messages import Generation, OriginWire, read, read_status, write, write_status
+from embferry.disaggregation.wire.messages import (
+    EmbeddingStatus,
+    Generation,
+    OriginWire,
+    read,
+    read_init_head,
+    read_status,
+    write,
+    write_status,
+)
 from embferry.protocol.errors import RemoteProtocolError
+from embferry.protocol.states import KVPoll
 
 from ..engine import Target
 from ..raw import Pieces
@@ -42,6 +52,8 @@ class OriginFrames(Target):
                 message = read(pieces, wire)
             except RemoteProtocolError as error:
                 errors.append(error)
+                if (head := read_init_head(pieces)) is not None:  # its receiver is told
+                    write_status(EmbeddingStatus(head.room, KVPoll.Failed))
             else:
                 assert read(write(message, wire), wire) == message, "a message changes when it is written again"
         try:

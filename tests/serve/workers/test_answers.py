@@ -44,6 +44,16 @@ def test_answers_through_a_small_pool_equal_those_of_the_undivided_model(
     assert transfer["bytes"] == transfer["total_tokens"] * token_bytes
 
 
+def test_an_embedding_that_arrives_at_once_between_two_looks_is_answered(
+    join: MakeJoined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine thread looks for embeddings that begin to arrive, then for those that have arrived."""
+    joined = join()
+    monkeypatch.setattr(joined.language._pipeline.transfer_queue, "pop_arriving", list)
+    answer = run(joined.ask("what is there?", OTHER))
+    assert answer.tokens == joined.reference("what is there?", OTHER)
+
+
 def test_text_alone_needs_no_transfer(join: MakeJoined) -> None:
     joined = join()
     answer = run(joined.ask("how are you?"))

@@ -63,7 +63,7 @@ class RequestRefusedError(Exception):
 
 
 class Description(msgspec.Struct, frozen=True):
-    """What an encoder says of itself at :data:`PATH`: for each kind of media, the endpoint and a token's layout."""
+    """Description of an encoder by itself, at :data:`PATH`: endpoint and layout for each kind of media."""
 
     version: int
     kinds: dict[str, EncoderInfo]

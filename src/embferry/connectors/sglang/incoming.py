@@ -77,28 +77,38 @@ class IncomingPart:
 
     @property
     def before(self) -> Content | None:
-        """What the latest encoder had that has sent its content."""
+        """Content of the latest encoder that has sent it."""
         return self._contents[-1] if self._contents else None
 
-    def comes_from(self, source: Source) -> None:
+    def comes_from(self, source: Source) -> bool:
         """Starts the transfer, or continues it with another encoder.
+
+        Returns:
+            Whether the part is still needed. It may be complete already when its encoder is lost.
 
         Raises:
             EmbeddingTransferError: The source cannot be used.
         """
         if self._is_closed or (self.source is not None and source.attempt <= self.source.attempt):
-            return
+            return False
         if self.source is not None and source.info.kind != self.source.info.kind:
             why = f"the encoder at {source.url} makes {source.info.kind}, the one before {self.source.info.kind}"
             raise LayoutMismatch(why)
         first, self.source = self.source is None, source
         if first:
             self._open(source)
-            return
-        assert self._receiver is not None
+            return True
+        if self._receiver is None:
+            return False
         self._counters.add("failovers", label="found")
+        if self._receiver.poll() is KVPoll.Success:  # but the message about it was lost with the encoder
+            self._receiver.clear()
+            self._digest, self.shared = None, None
+            self._open(source)
+            return True
         log.info("room %d: the transfer continues with the encoder at %s", self._receiver.room, source.url)
         self._receiver.redirect(source.info.endpoint)
+        return True
 
     def made(self, content: Content) -> None:
         """Takes note of what the current encoder made."""

@@ -69,10 +69,12 @@ class MappedPart:
         """The name of the part as the current encoder has it."""
         return None if self.source is None else self.source.part_of(self._rid)
 
-    def comes_from(self, source: Source) -> None:
-        """Takes note of the encoder."""
-        if self.source is None or source.attempt > self.source.attempt:
-            self.source = source
+    def comes_from(self, source: Source) -> bool:
+        """Takes note of the encoder. Returns whether that is another one than before."""
+        if self.source is not None and source.attempt <= self.source.attempt:
+            return False
+        self.source = source
+        return True
 
     def made(self, content: Content) -> None:
         """Takes note of what the current encoder made."""

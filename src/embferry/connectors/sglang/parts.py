@@ -21,7 +21,7 @@ from embferry.transfer.control.endpoint import check_endpoint
 from ..shared.shape import Shape
 
 SEPARATOR = "_local_part_"
-"""What SGLang has between the id of a request and the number of a part."""
+"""Separator that SGLang has between the id of a request and the number of a part."""
 SOURCE_CODE = 199
 """In place of an HTTP status in SGLang's message of a failed dispatch: its text is a :class:`Source`."""
 MAX_PARTS = 4096
@@ -51,7 +51,7 @@ class PartId(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """What SGLang takes for the id of the part."""
+        """The id of the part, for SGLang."""
         return f"{self.rid}{SEPARATOR}{self.name}.{self.index}.{self.attempt}"
 
     def room(self, host: int) -> int:
@@ -71,7 +71,7 @@ def parse(text: str) -> PartId | None:
 
 
 class EncoderInfo(msgspec.Struct, frozen=True):
-    """What an encoder says of one kind of media.
+    """Description of one kind of media by an encoder.
 
     Attributes:
         endpoint: Where its send manager takes control messages.
@@ -132,7 +132,7 @@ def encode_source(source: Source) -> str:
 
 
 class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an encoder made of a part.
+    """Result of one encode of a part.
 
     Attributes:
         content: The content digest of its transfers, hexadecimal.

@@ -1,4 +1,4 @@
-"""What SGLang calls in each of its processes: the entry point ``embferry`` of the group ``sglang.srt.plugins``."""
+"""Entry point that SGLang calls in each of its processes: ``embferry`` of the group ``sglang.srt.plugins``."""
 
 from __future__ import annotations
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from embferry import TRANSPORTS, LocalProtocolError, TransferSettings, Transport, Trust
+from embferry import LocalProtocolError, TransferSettings, Transport, Trust
 from embferry.memory.limits import default_max_embedding_bytes
+
+from ..shared.transports import check_names, make_transports
 
 SWITCH = "EMBFERRY_SGLANG"
 """The variable that switches the plug-in on. ``SGLANG_PLUGINS`` with the plug-in's name does the same."""
@@ -94,16 +96,7 @@ class PluginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             TransportError: The engine of a transport is not installed, or its address is not available.
         """
-        address: dict[str, Any] = {"host": self.host, "advertise": self.advertise or self.host, "trust": self.trust}
-        made: list[Transport] = []
-        try:
-            for spec in (TRANSPORTS[name] for name in self.transports):
-                made.append(spec.load()(**(address if spec.listens else {})))
-        except BaseException:
-            for transport in made:
-                transport.close()
-            raise
-        return made
+        return make_transports(self.transports, self.host, self.advertise, self.trust)
 
 
 def is_switched_on(environment: Mapping[str, str]) -> bool:
@@ -136,8 +129,6 @@ def read(environment: Mapping[str, str]) -> PluginSettings:
         settings = msgspec.convert(given, PluginSettings, strict=False)
     except msgspec.ValidationError as error:
         raise LocalProtocolError(f"the variables {PREFIX}*: {error}") from None
-    unknown = [name for name in settings.transports if name not in TRANSPORTS]
-    if unknown or not settings.transports:
-        raise LocalProtocolError(f"{PREFIX}TRANSPORTS are some of {', '.join(TRANSPORTS)}, not {unknown}")
+    check_names(settings.transports, f"{PREFIX}TRANSPORTS")
     settings.trust.check_listening(settings.host, "the plug-in")  # now, and not with the first request
     return settings

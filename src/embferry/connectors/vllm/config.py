@@ -8,8 +8,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from embferry import TRANSPORTS, LocalProtocolError, TransferSettings, Transport, Trust
+from embferry import LocalProtocolError, TransferSettings, Transport, Trust
 from embferry.memory.limits import default_max_embedding_bytes
+
+from ..shared.transports import check_names, make_transports
 
 MAX_KEPT = 512
 """Embeddings kept by a producer or a consumer, at most: each holds a file descriptor."""
@@ -104,17 +106,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             TransportError: The engine of a transport is not installed, or its address is not available.
         """
-        address: dict[str, Any] = {"host": self.host, "advertise": self.advertise or self.host, "trust": self.trust}
-        specs = [TRANSPORTS[name] for name in self.transports]
-        made: list[Transport] = []
-        try:
-            for spec in specs:
-                made.append(spec.load()(**(address if spec.listens else {})))
-        except BaseException:
-            for transport in made:
-                transport.close()
-            raise
-        return made
+        return make_transports(self.transports, self.host, self.advertise, self.trust)
 
 
 def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
@@ -127,9 +119,7 @@ def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
         config = msgspec.convert(dict(extra), ConnectorConfig)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
-    unknown = [name for name in config.transports if name not in TRANSPORTS]
-    if unknown or not config.transports:
-        raise _invalid(f"transports are some of {', '.join(TRANSPORTS)}, not {unknown}")
+    check_names(config.transports, "ec_connector_extra_config: transports")
     if config.router is not None:
         router_address(config.router)
     config.trust.check_listening(config.host, "the connector")  # now, and not with the first request

@@ -14,10 +14,11 @@ from embferry.discovery.bootstrap_client import BootstrapClient, RankKeeper
 from embferry.discovery.leases import Rank
 from embferry.memory.buffers import AUX_WIDTH
 from embferry.protocol.errors import EmbeddingTransferError, LocalProtocolError
-from embferry.protocol.layout import Geometry
+from embferry.protocol.layout import Geometry, Layout
+from embferry.transfer.control.endpoint import tcp_endpoint
 from embferry.transfer.fields import Fields, check_fields
 
-from ..wire.messages import EmbeddingStatus, write_status
+from ..wire.messages import REGISTER, EmbeddingStatus, write_status
 from ..wire.sender_rooms import (
     Command,
     Ended,
@@ -64,6 +65,16 @@ class EncodeManager(MooncakeEmbeddingManager):
             self._registration.start()
         self.start()
 
+    @property
+    def endpoint(self) -> str:
+        """Endpoint for control messages, as peers reach it."""
+        return tcp_endpoint(self.settings.reached_at, self.port)
+
+    @property
+    def layout(self) -> Layout:
+        """The fields of a token."""
+        return self.geometry.layout
+
     def open(self, room: int) -> MooncakeEmbeddingSender:
         """Returns the sending end of ``room``. Call its ``init()`` next."""
         return MooncakeEmbeddingSender(self, SenderRoom(room))
@@ -76,6 +87,8 @@ class EncodeManager(MooncakeEmbeddingManager):
         except RefusedInitError as refused:
             self.execute([refused.report])
             raise
+        if frames[0] != REGISTER and (handle := self.handles.get(int(frames[0]))) is not None:
+            handle.report()
 
     def _expire(self, now: float) -> float | None:
         self.execute(self.rooms.tick(now))
@@ -134,7 +147,7 @@ class MooncakeEmbeddingSender(OriginHandle):
         self.aux: npt.NDArray[np.int32] = np.zeros(AUX_WIDTH, np.int32)
         self._announced: int | None = None
 
-    def init(self, total_tokens: int | None = None, content_digest: bytes = b"", aux: tuple[int, ...] = ()) -> None:
+    def init(self, total_tokens: int | None = None, content_digest: bytes = b"", aux: Sequence[int] = ()) -> None:
         """Tells the manager that it has to serve this room. The receiver may have asked for it before.
 
         Args:
@@ -207,6 +220,12 @@ class MooncakeEmbeddingSender(OriginHandle):
     def source_released(self) -> bool:
         """Whether the arrays given to :meth:`send_embedding` are not read any more."""
         return self.machine.over
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes written so far, to all destination ranks."""
+        machine = self.machine
+        return machine.sent_tokens * self.manager.layout.token_bytes * len(machine.members)
 
     def release(self) -> None:
         """Drops the embedding and reports the end of the room. Called by the manager, with its lock held."""

@@ -84,10 +84,14 @@ class EncodeSide:
         """Looks up the encode rank of a room until ``deadline``, then fails with :class:`PeerGone`."""
         self._new.put((room, deadline, on_found))
 
-    def stop(self) -> None:
-        """Ends the thread. Waits for one call of the client at most."""
+    def leave(self) -> None:
+        """Has the thread end after the call of the client that it is making."""
         self._stopping = True
         self._new.put(None)
+
+    def stop(self) -> None:
+        """Ends the thread. Waits for one call of the client at most."""
+        self.leave()
         self._thread.join()
 
     def _run(self) -> None:

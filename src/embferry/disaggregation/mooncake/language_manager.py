@@ -14,6 +14,7 @@ import numpy.typing as npt
 from embferry.memory.blocks import MetadataAllocation, blocks_needed
 from embferry.memory.buffers import AUX_WIDTH
 from embferry.protocol.errors import (
+    CapacityError,
     EmbeddingTransferError,
     LocalProtocolError,
     PeerGone,
@@ -34,6 +35,7 @@ from .write_marks import WriteMarks
 log = logging.getLogger(__name__)
 
 MAX_REGISTERED = 4096  # (rank, session) pairs that are remembered
+MAX_SIDES = 256  # bootstrap servers, each with a thread that asks for its health; those without rooms make room
 
 
 class LanguageManager(MooncakeEmbeddingManager):
@@ -84,6 +86,7 @@ class LanguageManager(MooncakeEmbeddingManager):
         if room in self.handles:
             raise LocalProtocolError("the room is in use; draw another", room=room)
         if address not in self._sides:
+            self._make_room_for_a_side(room)
             missed, lost = (partial(self.call, partial(f, address)) for f in (self._side_missed, self._side_lost))
             self._sides[address] = EncodeSide(address, self.settings, missed, lost)
         self.pool.mapping()  # it is needed later, but here the caller can be told that no engine starts
@@ -169,6 +172,18 @@ class LanguageManager(MooncakeEmbeddingManager):
         self._side_missed(address)
         for receiver in [r for r in self.handles.values() if r.bootstrap_addr == address]:
             self.fail(receiver, PeerGone(f"the encode side at {address} does not answer any more"))
+
+    def _make_room_for_a_side(self, room: int) -> None:
+        """Forgets encode sides that no room uses, if there are too many."""
+        used = {receiver.bootstrap_addr for receiver in self.handles.values()}
+        for address in [address for address in self._sides if address not in used]:
+            if len(self._sides) < MAX_SIDES:
+                return
+            self._sides.pop(address).leave()
+            self._side_missed(address)
+        if len(self._sides) >= MAX_SIDES:
+            why = f"{MAX_SIDES} bootstrap servers are in use; a room at another one has to wait"
+            raise CapacityError(why, room=room)
 
     # Rounds
 
@@ -335,6 +350,11 @@ class MooncakeEmbeddingReceiver(OriginHandle):
             self.gathered = {}
 
     # What has arrived
+
+    @property
+    def transport(self) -> str:
+        """Name of the transport in use."""
+        return "mooncake"
 
     @property
     def total_embedding_length(self) -> int:

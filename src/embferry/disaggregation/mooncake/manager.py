@@ -90,6 +90,11 @@ class MooncakeEmbeddingManager(ZmqThread):
             self.stop()
             raise
 
+    @property
+    def fault(self) -> BaseException | None:
+        """The bug that has stopped the manager for good. This one goes on after every error."""
+        return None
+
     def close(self) -> None:
         """Ends the open transfers, the engines, the thread and the sockets. Idempotent."""
         with self.lock:

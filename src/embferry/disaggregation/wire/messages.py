@@ -63,6 +63,16 @@ class OriginWire:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """The first four frames of a request: the room, and where its receiver listens."""
+
+    room: int
+    endpoint: str
+    dst_port: int
+    mooncake_session_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddingArgsRegisterInfo:
     """Registration of a receiver's buffers, sent once a session, before its first request.
 
@@ -172,6 +182,19 @@ def read(frames: Sequence[bytes], wire: OriginWire) -> Request:
     return (EmbeddingArgsRegisterInfo if frames[0] == REGISTER else TransferEmbeddingInfo).from_zmq(frames, wire)
 
 
+def read_init_head(frames: Sequence[bytes]) -> Head | None:
+    """Returns the head of an init that :func:`read` refuses, so that its receiver can be told.
+
+    None if the message has not the number of frames of an init, or its head cannot be read.
+    """
+    if len(frames) != len(FORMS[Generation.BLOCKS, False]):
+        return None
+    try:
+        return Head(**_values(frames, HEAD_FORM, None))
+    except RemoteProtocolError:
+        return None
+
+
 def write(message: Request, wire: OriginWire) -> list[bytes]:
     """Returns the frames of a message, after checking them by the rules for a peer's message.
 
@@ -218,9 +241,9 @@ def write_status(message: EmbeddingStatus) -> list[bytes]:
 
 # Fields in the order of their frames
 
-_HEAD = ("room", "endpoint", "dst_port", "mooncake_session_id")
-REGISTER_FORM = (*_HEAD, "dst_embedding_ptrs")
-_BLOCKS = (*_HEAD, "dst_embedding_indices", "required_dst_info_num")
+HEAD_FORM = ("room", "endpoint", "dst_port", "mooncake_session_id")
+REGISTER_FORM = (*HEAD_FORM, "dst_embedding_ptrs")
+_BLOCKS = (*HEAD_FORM, "dst_embedding_indices", "required_dst_info_num")
 FORMS = {
     (Generation.V3_0, False): (*_BLOCKS, "sent_tokens"),
     (Generation.V3_0, True): (*_BLOCKS, "sent_tokens"),

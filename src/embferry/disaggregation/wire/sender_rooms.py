@@ -23,11 +23,18 @@ from embferry.protocol.errors import (
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import KVPoll
 
-from .messages import EmbeddingArgsRegisterInfo, Generation, OriginWire, TransferEmbeddingInfo, read
+from .messages import (
+    EmbeddingArgsRegisterInfo,
+    Generation,
+    Head,
+    OriginWire,
+    TransferEmbeddingInfo,
+    read,
+    read_init_head,
+)
 from .room import UNKNOWN_LENGTH, OriginRoom
 
 MAX_ROOMS = 16384  # live rooms, including those that only a receiver has asked for
-MAX_ENDED = 16384  # ended rooms that are remembered, so that late messages do not open them again
 MAX_SESSIONS = 4096  # registrations
 
 # Commands: the effects of the rules, to be executed in the order given
@@ -85,9 +92,9 @@ class RefusedInitError(RemoteProtocolError):
         report: The command that tells it.
     """
 
-    def __init__(self, detail: str, request: TransferEmbeddingInfo) -> None:
-        super().__init__(detail, room=request.room)
-        self.report = Report(request.room, request.endpoint, request.dst_port, KVPoll.Failed)
+    def __init__(self, detail: str, head: Head | TransferEmbeddingInfo) -> None:
+        super().__init__(detail, room=head.room)
+        self.report = Report(head.room, head.endpoint, head.dst_port, KVPoll.Failed)
 
 
 class SenderRoom(OriginRoom):
@@ -130,7 +137,6 @@ class SenderRooms:
             raise LocalProtocolError(f"transfers use generation blocks, not {wire.generation.value}")
         self.wire, self.settings = wire, settings
         self._rooms: dict[int, SenderRoom] = {}
-        self._ended: dict[int, None] = {}  # the oldest first
         self._registered: dict[str, EmbeddingArgsRegisterInfo] = {}  # by session, the newest last
         self._waiting: dict[str, EmbeddingArgsRegisterInfo] = {}  # until the registered one is not in use
 
@@ -143,7 +149,13 @@ class SenderRooms:
             RefusedInitError: An init was refused.
             RemoteProtocolError: The message was refused, and only a registration that has to wait has an effect.
         """
-        message = read(frames, self.wire)
+        try:
+            message = read(frames, self.wire)
+        except RemoteProtocolError as error:
+            head = read_init_head(frames)
+            if head is None or self._goes_on(head):
+                raise
+            raise RefusedInitError(error.detail, head) from None
         session = message.mooncake_session_id
         if isinstance(message, EmbeddingArgsRegisterInfo):
             return self._register(message)
@@ -151,7 +163,7 @@ class SenderRooms:
         reason = self._obstacle(message, room)
         if reason:
             reason = f"{reason} (session {session})"
-            if message.is_resume or (room is not None and session in room.members):  # its room may go on
+            if message.is_resume or self._goes_on(message):
                 raise RemoteProtocolError(reason, room=message.room)
             raise RefusedInitError(reason, message)
         if room is None:
@@ -161,9 +173,14 @@ class SenderRooms:
         room.asked[session] = message
         return self._begin_round(room, now)
 
+    def _goes_on(self, asked: Head | TransferEmbeddingInfo) -> bool:
+        """Returns whether the session has asked for this room before and the room may go on."""
+        room = self._rooms.get(asked.room)
+        return room is not None and asked.mooncake_session_id in room.members
+
     def _obstacle(self, message: TransferEmbeddingInfo, room: SenderRoom | None) -> str:
         """Returns the first reason to refuse a request; an empty string if there is none."""
-        session, ranks, over = message.mooncake_session_id, message.required_dst_info_num, message.room in self._ended
+        session, ranks = message.mooncake_session_id, message.required_dst_info_num
         reasons = [
             (session not in self._registered, "the session is not registered"),
             (
@@ -172,10 +189,9 @@ class SenderRooms:
             ),
         ]
         if room is None and message.is_resume:
-            return "the room is over" if over else "the room is unknown"
+            return "the room is unknown, or over"
         if room is None:
-            reasons += [(over, "the room is over"), (len(self._rooms) >= MAX_ROOMS, f"{MAX_ROOMS} rooms are open")]
-            return _first(reasons)
+            return _first([*reasons, (len(self._rooms) >= MAX_ROOMS, f"{MAX_ROOMS} rooms are open")])
         begun = room.status is KVPoll.Transferring
         if message.is_resume:
             reasons = [
@@ -229,7 +245,10 @@ class SenderRooms:
     # Calls of the encode side
 
     def open(self, room: int, now: float) -> SenderRoom:
-        """Opens a room that the encode side will serve. Its receiver may have asked for it before."""
+        """Opens a room that the encode side will serve. Its receiver may have asked for it before.
+
+        The number may be that of a room that is over. What its receivers have asked for since then is kept.
+        """
         known = self._rooms.get(room)
         if known is not None and known.opened:
             raise LocalProtocolError("the room is open already", room=room)
@@ -237,7 +256,6 @@ class SenderRooms:
             if len(self._rooms) >= MAX_ROOMS:
                 raise CapacityError(f"{MAX_ROOMS} rooms are open; end some first", room=room)
             known = self._rooms[room] = SenderRoom(room)
-        self._ended.pop(room, None)
         known.opened = True
         known.deadline = now + (self.settings.waiting_timeout if known.complete else self.settings.bootstrap_timeout)
         return known
@@ -317,9 +335,6 @@ class SenderRooms:
         else:
             room.fail(error)
         del self._rooms[room.room]
-        self._ended[room.room] = None
-        if len(self._ended) > MAX_ENDED:
-            del self._ended[next(iter(self._ended))]
         commands: list[Command] = [*_reports(room), Ended(room.room, error)]
         in_use = self._in_use() if self._waiting else set()
         for session in room.members:

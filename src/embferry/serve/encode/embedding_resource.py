@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from embferry.disaggregation.queues import SendingEnd
 from embferry.protocol.errors import EmbeddingTransferError, LeaseExpired
 from embferry.protocol.layout import Layout
 from embferry.protocol.states import KVPoll
@@ -32,7 +33,6 @@ from embferry.serve.encode.service import EncodeService
 from embferry.serve.errors import ServeError
 from embferry.serve.http.disconnect import wait_for_disconnect
 from embferry.serve.worker.errors import error_response
-from embferry.transfer.send_handle import EmbeddingSender
 from embferry.transports.http import resource
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class EmbeddingResource:
             raise _unknown(number)
         return room
 
-    async def _announced(self, room: Room) -> EmbeddingSender:
+    async def _announced(self, room: Room) -> SendingEnd:
         """Waits until length and digest of the embedding are known, and returns the sender."""
         gone = _unknown(str(room.number))
         why = f"the media were not decoded within {WAIT_SECONDS:g} s; ask again"
@@ -150,7 +150,7 @@ class EmbeddingResource:
 class _EmbeddingBytes:
     """The embedding of a room as one byte string. :attr:`Room.encoded` stays valid after the room has ended."""
 
-    def __init__(self, room: Room, sender: EmbeddingSender) -> None:
+    def __init__(self, room: Room, sender: SendingEnd) -> None:
         self.room = room
         self.layout = sender.manager.layout
         self.token_bytes = self.layout.token_bytes

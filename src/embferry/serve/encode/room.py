@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from embferry.disaggregation.queues import SendingEnd
 from embferry.engine.cache import Pin
 from embferry.engine.media import PreparedItem
 from embferry.engine.prompt import stream_digest
@@ -14,7 +15,6 @@ from embferry.protocol.layout import Field
 from embferry.serve.byte_budget import Hold
 from embferry.serve.media.decoding.cancellation import Cancellation
 from embferry.transfer.fields import Fields
-from embferry.transfer.send_handle import EmbeddingSender
 
 
 def pixel_bytes(item: PreparedItem) -> int:
@@ -36,6 +36,7 @@ class Room:
         encoded: the rows of all fields, and the number of tokens of them that are encoded. Replaced as one tuple, so
             any thread may read it; it stays valid for a download that outlives the room.
         waiting: items still to encode.
+        aux: int32 values that are announced with the length.
         sha256: the digest of all bytes of the embedding, once a client has asked for it.
     """
 
@@ -45,12 +46,13 @@ class Room:
         self.aborted = False
         self.decoding = Cancellation()
         self.claimed = False
-        self.sender: EmbeddingSender | None = None
+        self.sender: SendingEnd | None = None
         self.announced_at = 0.0
         self.waiting: deque[PreparedItem] = deque()
         self.encoded: tuple[Fields, int] = ({}, 0)
         self.total_tokens = 0
         self.digest = b""
+        self.aux: tuple[int, ...] = ()
         self.sha256: bytes | None = None
         self._single_item = False
         self._pin: Pin | None = None

@@ -19,6 +19,8 @@ from embferry.disaggregation.multimodal_embedding import (
     MultimodalEmbeddingInflightQueue,
     MultimodalEmbeddingRequest,
 )
+from embferry.disaggregation.queues import SendingEnd
+from embferry.disaggregation.wires import SendingManager
 from embferry.engine.cache import EmbeddingCache
 from embferry.engine.embedding import Embedding
 from embferry.engine.encoder import Encoder
@@ -35,13 +37,11 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding.cancellation import CancelledWorkError
 from embferry.serve.worker.service import Service
 from embferry.transfer.failures import attempt
-from embferry.transfer.send_handle import EmbeddingSender
-from embferry.transfer.send_manager import SendManager
 
 log = logging.getLogger(__name__)
 
 
-class EncodeService(Service[SendManager, int, Room]):
+class EncodeService(Service[SendingManager, int, Room]):
     """The rooms of an encode worker.
 
     One lock guards rooms and queues. Lock order: this lock, then the manager's. A change of a transfer wakes the
@@ -51,7 +51,7 @@ class EncodeService(Service[SendManager, int, Room]):
     role, thread_name = "encode", "encoder"
     metrics: EncodeMetrics
 
-    def __init__(self, encoder: Encoder, manager: SendManager, settings: Settings) -> None:
+    def __init__(self, encoder: Encoder, manager: SendingManager, settings: Settings) -> None:
         super().__init__(manager, settings)
         self.encoder = encoder
         self.cache = EmbeddingCache(settings.encode.cache_bytes)
@@ -92,8 +92,11 @@ class EncodeService(Service[SendManager, int, Room]):
             most = self.settings.encode.max_rooms
             self._displace_for(caller, lambda: len(self._open) >= most)
             self._check_capacity(most, "encode.max_rooms", request.room)
-            room = self._open[request.room] = Room(request.room, hold or self.budget.hold(), caller)
+            room = self._open[request.room] = self._new_room(request, hold or self.budget.hold(), caller)
             return room
+
+    def _new_room(self, request: EncodeRequest, hold: Hold, caller: str) -> Room:
+        return Room(request.room, hold, caller)
 
     def prepare(self, request: EncodeRequest, room: Room) -> list[PreparedItem]:
         """Decodes the request's items; see :func:`.preparation.prepare`. Blocks while it decodes.
@@ -129,7 +132,7 @@ class EncodeService(Service[SendManager, int, Room]):
             sender = self.manager.open(room.number)
             try:
                 sender.wake_on_change(self._wake.set)
-                self._bootstrapping.add(room, sender, room.total_tokens, room.digest)
+                self._bootstrapping.add(room, sender, room.total_tokens, room.digest, room.aux)
             except BaseException:
                 sender.clear()
                 raise
@@ -225,13 +228,14 @@ class EncodeService(Service[SendManager, int, Room]):
             else:
                 self._inflight.add(request)
 
-    def _encode_next(self, room: Room, sender: EmbeddingSender) -> bool:
+    def _encode_next(self, room: Room, sender: SendingEnd) -> bool:
         """Encodes and sends the next item, unless the transfer has failed. Returns whether more are to follow."""
         if sender.poll() is KVPoll.Failed:
             return False
-        item = room.waiting[0]
-        pin = self.cache.pin(item.digest, lambda: self._encode_item(item))
-        sender.send_embedding(*room.add(pin, self.encoder.fields))
+        if room.waiting:
+            item = room.waiting[0]
+            room.add(self.cache.pin(item.digest, lambda: self._encode_item(item)), self.encoder.fields)
+        sender.send_embedding(*room.encoded)
         room.count_bytes(self.manager.layout.token_bytes)
         return bool(room.waiting) and sender.poll() is not KVPoll.Failed
 
@@ -242,7 +246,7 @@ class EncodeService(Service[SendManager, int, Room]):
         self.metrics.items.labels(item.kind).inc()
         return embedding
 
-    def _abort(self, sender: EmbeddingSender, error: EmbeddingTransferError) -> bool:
+    def _abort(self, sender: SendingEnd, error: EmbeddingTransferError) -> bool:
         """Ends a transfer, unless it has ended. Returns whether that was possible."""
         failed = attempt(sender.abort, error)
         if failed is not None:

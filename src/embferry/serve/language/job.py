@@ -8,12 +8,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from embferry.disaggregation.queues import ReceivingEnd
 from embferry.engine.prompt import Prompt
 from embferry.engine.scheduler import Output
 from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
 from embferry.serve.language.messages import GenerateRequest
-from embferry.transfer.receive_handle import EmbeddingReceiver
 
 Event = ServeError | dict[str, Any]
 ACCEPTED: Event = {"type": "accepted"}
@@ -39,7 +39,7 @@ class Job:
     hold: Hold
     building: Future[Prompt] | None = None
     prompt: Prompt | None = None
-    receiver: EmbeddingReceiver | None = None
+    receiver: ReceivingEnd | None = None
     marks: dict[str, float] = field(default_factory=lambda: {"submitted": time.monotonic()})
 
     def mark(self, name: str) -> None:
@@ -61,7 +61,7 @@ class Job:
             "initial": min(1, receiver.transfers),
             "resumed": max(0, receiver.transfers - 1),
             "bytes": tokens * receiver.manager.geometry.layout.token_bytes,
-            "transport": receiver.machine.transport,
+            "transport": receiver.transport,
         }
 
     def timing(self) -> dict[str, float]:

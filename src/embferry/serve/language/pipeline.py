@@ -18,8 +18,11 @@ from embferry.disaggregation.multimodal_language import (
     MultimodalLanguageRequest,
     MultimodalLanguageTransferQueue,
 )
+from embferry.disaggregation.queues import ReceivingEnd
+from embferry.disaggregation.wires import ReceivingManager
 from embferry.engine.language import LanguageModel
-from embferry.engine.scheduler import Output, Request, Scheduler
+from embferry.engine.prompt import Prompt
+from embferry.engine.scheduler import EmbeddingSource, Output, Request, Scheduler
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, PeerGone
 from embferry.serve.config import Settings
 from embferry.serve.language.job import ACCEPTED, Job
@@ -28,6 +31,7 @@ from embferry.serve.language.prompting import PromptThreads
 from embferry.serve.language.transfer_source import TransferSource
 from embferry.serve.worker.errors import as_serve_error
 from embferry.transfer.failures import attempt
+from embferry.transfer.receive_handle import EmbeddingReceiver
 from embferry.transfer.receive_manager import ReceiveManager
 
 log = logging.getLogger(__name__)
@@ -39,13 +43,13 @@ class JobPipeline:
     """All jobs of a worker. Used on the engine thread only."""
 
     def __init__(
-        self, model: LanguageModel, manager: ReceiveManager, settings: Settings, metrics: LanguageMetrics
+        self, model: LanguageModel, manager: ReceivingManager, settings: Settings, metrics: LanguageMetrics
     ) -> None:
         self.model = model
         self.manager = manager
         self.metrics = metrics
         # The service limits the number of jobs; the scheduler's own limit must not refuse one that was admitted.
-        limits = settings.language
+        self.limits = limits = settings.language
         max_jobs = limits.max_concurrent + limits.max_queued
         self.scheduler = Scheduler(model, max_running=limits.max_concurrent, max_queued=max_jobs)
         self.prompts = PromptThreads(model.prompts, limits, settings.threads)
@@ -82,16 +86,25 @@ class JobPipeline:
         if job.id not in self.jobs or job.building is None:
             return
         job.prompt = job.building.result()
-        if job.prompt.num_visual:
-            room, endpoint = job.request.room, job.request.endpoint
-            assert room is not None, "GenerateRequest checks it"
-            assert endpoint is not None, "GenerateRequest checks it"
-            job.receiver = self.manager.open(room, endpoint, max_tokens=job.prompt.num_visual)
+        if self._receives(job.prompt):
+            job.receiver = self._open(job, job.prompt)
             job.receiver.wake_on_change(wake)
             self.prealloc_queue.add(job, job.receiver)
         else:
-            self._schedule(job)
+            self._schedule(job, job.prompt)
         job.deliver(ACCEPTED)
+
+    def _receives(self, prompt: Prompt) -> bool:
+        """Returns whether the job needs an embedding from elsewhere."""
+        return prompt.num_visual > 0
+
+    def _open(self, job: Job, prompt: Prompt) -> ReceivingEnd:
+        """Opens the receiving end of the job's embedding."""
+        room, endpoint = job.request.room, job.request.endpoint
+        assert room is not None, "GenerateRequest checks it"
+        assert endpoint is not None, "GenerateRequest checks it"
+        assert isinstance(self.manager, ReceiveManager)
+        return self.manager.open(room, endpoint, max_tokens=prompt.num_visual)
 
     def abort(self, job: Job) -> None:
         """Ends a job. Does nothing if it has ended."""
@@ -115,9 +128,13 @@ class JobPipeline:
 
     def _arrived(self, job: Job) -> None:
         job.mark("arrived")
-        self._schedule(job)
+        assert job.prompt is not None
+        assert isinstance(job.receiver, EmbeddingReceiver)
+        self._schedule(job, job.prompt, TransferSource(job.receiver, self.model.fields, lambda: job.hold.set(0)))
 
     def _transferred(self, job: Job) -> None:
+        if "arrived" not in job.marks:  # all of it has come since the arriving ones were looked at
+            self._arrived(job)
         job.mark("transferred")
         self.metrics.transferred(job)
 
@@ -131,12 +148,8 @@ class JobPipeline:
                 self.guard(job, self._deliver, job, output)
         return True
 
-    def _schedule(self, job: Job) -> None:
-        assert job.prompt is not None
-        source = None
-        if job.receiver is not None:
-            source = TransferSource(job.receiver, self.model.fields, lambda: job.hold.set(0))
-        self.scheduler.add(Request(job.id, job.prompt, job.request.sampling.params, source))
+    def _schedule(self, job: Job, prompt: Prompt, source: EmbeddingSource | None = None) -> None:
+        self.scheduler.add(Request(job.id, prompt, job.request.sampling.params, source))
 
     def _deliver(self, job: Job, output: Output) -> None:
         if output.error is not None:

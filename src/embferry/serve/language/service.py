@@ -7,7 +7,9 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import ClassVar
 
+from embferry.disaggregation.wires import ReceivingManager
 from embferry.engine.language import LanguageModel
 from embferry.protocol.errors import LocalProtocolError, PeerGone
 from embferry.serve.byte_budget import Hold
@@ -19,12 +21,11 @@ from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.pipeline import JobPipeline
 from embferry.serve.worker.errors import as_serve_error
 from embferry.serve.worker.service import Service
-from embferry.transfer.receive_manager import ReceiveManager
 
 log = logging.getLogger(__name__)
 
 
-class LanguageService(Service[ReceiveManager, str, Job]):
+class LanguageService(Service[ReceivingManager, str, Job]):
     """The jobs of a language worker. The lock guards them and the commands.
 
     Model, scheduler and queues belong to the engine thread; other threads give it commands. A change of a transfer
@@ -32,12 +33,13 @@ class LanguageService(Service[ReceiveManager, str, Job]):
     """
 
     role, thread_name = "language", "engine"
+    pipeline: ClassVar[type[JobPipeline]] = JobPipeline
 
-    def __init__(self, model: LanguageModel, manager: ReceiveManager, settings: Settings) -> None:
+    def __init__(self, model: LanguageModel, manager: ReceivingManager, settings: Settings) -> None:
         super().__init__(manager, settings)
         self.metrics = LanguageMetrics(self._states, self._pool_states)
         self.metrics.watch(manager, self.budget)
-        self._pipeline = JobPipeline(model, manager, settings, self.metrics)
+        self._pipeline = self.pipeline(model, manager, settings, self.metrics)
         self._commands: deque[tuple[Callable[[Job], None], Job]] = deque()
         self._numbers = itertools.count()
         self._transfers_changed = threading.Event()

@@ -104,10 +104,14 @@ async def read_request(
     return await run_until_disconnect(off_loop(len(body), decoded, decoder, body), receive)
 
 
-def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route]) -> ASGIApp:
+def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route], *, behind_router: bool = True) -> ASGIApp:
     """Returns an application with ``routes``, ``DELETE /rooms/{room}``, ``/health``, ``/ready`` and ``/metrics``.
 
-    Requests must have digests, but those to ``/embeddings/``, which any HTTP client may send.
+    Args:
+        service: the worker.
+        routes: its own endpoints.
+        behind_router: requests come from our router, so they must have digests; but those to ``/embeddings/`` need
+            none, since any HTTP client may send them.
     """
 
     def report(good: dict[str, object], bad: dict[str, object]) -> Response:
@@ -137,4 +141,6 @@ def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route]) -> ASGI
     ]
     handlers = exception_handlers(error_response, as_serve_error, (EmbeddingTransferError, EngineError))
     app = Starlette(routes=[*routes, *common], exception_handlers=handlers)
-    return Digests(app, error_response, lambda path: not path.startswith(EMBEDDINGS), streams=(EMBEDDINGS,))
+    return Digests(
+        app, error_response, lambda path: behind_router and not path.startswith(EMBEDDINGS), streams=(EMBEDDINGS,)
+    )

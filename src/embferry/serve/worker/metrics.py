@@ -21,11 +21,17 @@ class WorkerMetrics(Metrics):
 
     buckets = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
-    def watch(self, manager: SendManager | ReceiveManager, budget: ByteBudget) -> None:
-        """Adds the values of the worker's manager and of its budget, which are read at each scrape."""
+    def watch(self, manager: object, budget: ByteBudget) -> None:
+        """Adds the values of the worker's budget, and of its manager if it speaks our own protocol.
+
+        They are read at each scrape.
+        """
         gauge = self.gauge("embferry_held_bytes", "Bytes of media, prompts and embeddings held for requests")
         gauge.set_function(lambda: budget.held)
+        if isinstance(manager, SendManager | ReceiveManager):
+            self._watch_manager(manager)
 
+    def _watch_manager(self, manager: SendManager | ReceiveManager) -> None:
         def dropped() -> dict[str, float]:
             return {"rejected": manager.rejected_messages, "dropped": manager.control.dropped_frames}
 

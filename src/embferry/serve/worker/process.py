@@ -8,7 +8,9 @@ import logging
 import os
 import secrets
 import socket
+import ssl
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -85,9 +87,35 @@ def serve_worker(
         log.info("%s worker answers at %s", role, worker.url)
         report(worker.url)
 
+    serve_until_stopped(
+        app, service, listener, settings, start, keeper.stop, trust.http_certificate(f"the {role} worker")
+    )
+
+
+def serve_until_stopped(
+    app: ASGIApp,
+    service: Service[Any, Any, Any],
+    listener: socket.socket,
+    settings: Settings,
+    start: Callable[[], None],
+    leave: Callable[[], None],
+    certificate: ssl.SSLContext | None = None,
+) -> None:
+    """Serves until SIGINT or SIGTERM, or until the service breaks; see :func:`serve_worker`.
+
+    Args:
+        app: the application.
+        service: the worker; closed at the end.
+        listener: closed at the end.
+        settings: all of them.
+        start: called in the event loop when requests are accepted.
+        leave: called on a thread of its own when the end begins; it may block.
+        certificate: for TLS.
+    """
+
     async def stop() -> None:
         service.refuse()
-        await asyncio.to_thread(keeper.stop)
+        await asyncio.to_thread(leave)
         if service.fault is None and not await asyncio.to_thread(service.wait_idle, DRAIN_SECONDS):
             log.warning("%g unfinished requests are ended", service.load)
         await asyncio.to_thread(service.close)
@@ -101,7 +129,7 @@ def serve_worker(
                 stop,
                 is_broken=lambda: service.fault is not None,
                 limits=ConnectionLimits(settings.max_connections, settings.max_connections_per_address),
-                certificate=trust.http_certificate(f"the {role} worker"),
+                certificate=certificate,
             )
         )
     finally:

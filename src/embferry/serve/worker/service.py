@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 
@@ -14,15 +14,25 @@ from embferry.observe.metrics import Metrics
 from embferry.protocol.errors import CapacityError
 from embferry.serve.byte_budget import ByteBudget
 from embferry.serve.config import EncodeSettings, LanguageSettings, Settings
-from embferry.transfer.receive_manager import ReceiveManager
-from embferry.transfer.send_manager import SendManager
 
 log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 5.0
 """Seconds that the thread gets to finish its current step when the worker ends."""
 
-M = TypeVar("M", SendManager, ReceiveManager)
+
+class Manager(Protocol):
+    """The manager of a worker's transfers, as far as the worker needs it."""
+
+    @property
+    def fault(self) -> BaseException | None:
+        """The bug that has stopped it for good."""
+        ...
+
+    def close(self) -> None: ...
+
+
+M = TypeVar("M", bound=Manager)
 Key = TypeVar("Key")
 Open = TypeVar("Open")
 

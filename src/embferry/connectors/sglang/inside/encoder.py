@@ -39,7 +39,7 @@ class EmbferryDelivery(server.ZmqDelivery):  # type: ignore[misc]
         kinds = {kind.name: width for kind, width in encoder._embedding_dims.items() if encoder.supports_modality(kind)}
         try:
             _side[:] = [EncoderSide(settings(), kinds, name_of(encoder._embedding_dtype))]
-        except Exception as error:  # noqa: BLE001 - whatever it is, the user wanted the plug-in
+        except Exception as error:  # noqa: BLE001 - SGLang would log it, and go on without the plug-in
             end_process(f"the embferry plug-in cannot start: {shown(error)}")
 
     async def send(self, state: Any, destination: Any) -> None:
@@ -112,7 +112,7 @@ def refuse_data_parallelism(original: Callable[..., Any], *args: Any, **kwargs: 
 
 @http_server.app.get(PATH)  # type: ignore[untyped-decorator]
 async def describe() -> Response:
-    """What this encoder is, for the dispatcher of a language server."""
+    """Describes this encoder to the dispatcher of a language server."""
     if not _side:
         return Response(status_code=503)
     return Response(await asyncio.to_thread(_side[0].describe), media_type="application/json")

@@ -1,4 +1,4 @@
-"""What the plug-in replaces in an encoder, and the parameters that it has there."""
+"""Table of the functions and classes that the plug-in replaces in an encoder."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ ROOT = "sglang.srt."
 
 
 class Hook(NamedTuple):
-    """What takes the place of one function or class of SGLang.
+    """A function or class that takes the place of one of SGLang's.
 
     Attributes:
         module: Its module, without ``sglang.srt.``.

@@ -45,7 +45,7 @@ def constructed(original: Callable[..., None], mm_receiver: Any, *args: Any, **k
     if mm_receiver.scheduler is not None:
         try:
             side = LanguageSide(settings(), mm_receiver.tp_rank, mm_receiver.tp_size, mm_receiver.nnodes)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the user wanted the plug-in
+        except Exception as error:  # noqa: BLE001 - SGLang would log it, and go on without the plug-in
             end_process(f"the embferry plug-in cannot start: {shown(error)}")
         waiting.side[:] = [side]
 

@@ -44,6 +44,7 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
         self._side = side[0]
         self._parts: dict[int, IncomingPart | MappedPart] = {}
         self._messages: dict[int, Any] = {}
+        self._added: set[int] = set()
         self.recv_embedding_data: Any = None
         super().__init__(*args, **kwargs)
 
@@ -61,7 +62,7 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
             if name is None or part is None or part.part != name:
                 log.info("dropping a message about a part that request %s does not wait for", self.rid[:64])
                 return
-            if data.error_msg is not None:
+            if data.error_msg is not None or name.index in self._added:
                 return  # the dispatcher is told as well, and decides whether another encoder can do it
             part.made(msgspec.convert(getattr(data, "embferry", None), Content))
             data.req_id = self.rid
@@ -108,16 +109,18 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
             return
         if source.index not in self._parts:
             self._parts[source.index] = self._side.incoming(self.rid) if self._side.receives else MappedPart(self.rid)
+        self._collect()
         part = self._parts[source.index]
-        part.comes_from(source)
-        self._messages.pop(source.index, None)
+        is_needed = part.comes_from(source)
+        if is_needed:
+            self._messages.pop(source.index, None)
         name = source.part_of(self.rid)
         destination = Destination(
             part=name.text,
             url=NetworkAddress(self.host_name, self.embedding_port).to_host_port_str(),
             count=self.receive_count,
             host=self._side.host,
-            receives=self._side.receives,
+            receives=self._side.receives and is_needed,
             before=part.before,
         )
         is_current: Callable[[], bool] = lambda: self.status == PENDING and part.part == name  # noqa: E731
@@ -127,16 +130,21 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
         if self.status != PENDING:
             return
         try:
-            for index, data in list(self._messages.items()):
-                if self._parts[index].poll():
-                    del self._messages[index]
-                    self._add(data, self._parts[index])
+            self._collect()
         except Exception as error:
             if not isinstance(error, EmbeddingTransferError):
                 log.exception("the embeddings of request %s cannot be used", self.rid[:64])
             self._fail_and_release(*reason_and_status(error))
             return
         super()._try_recv_mm_data()
+
+    def _collect(self) -> None:
+        """Takes the parts that are complete."""
+        for index, data in list(self._messages.items()):
+            if self._parts[index].poll():
+                del self._messages[index]
+                self._added.add(index)
+                self._add(data, self._parts[index])
 
     def _add(self, data: Any, part: IncomingPart | MappedPart) -> None:
         shared = part.shared
