@@ -68,6 +68,9 @@ def command(
         bool, _option(C, "Let vLLM's processes poll for messages, which fills a machine of few cores.", None, "--spin")
     ] = False,
     quick: Annotated[bool, _option(C, "A few requests of each.", None, "--quick")] = False,
+    add_to: Annotated[
+        Path | None, _option(C, "Keep the runs of an earlier serve.json that are not measured again.", "FILE")
+    ] = None,
     python: Annotated[
         str, _option(C, "The Python that has the engine; this one by default.", "FILE", show_default=False)
     ] = sys.executable,
@@ -137,6 +140,7 @@ def _compare(options: dict[str, Any], saved: Path) -> ServingResults:
         ValueError: a name is wrong, or the engine is not there.
     """
     from embferry.bench import machine
+    from embferry.bench.results import load
     from embferry.bench.serving.compare import Comparison
     from embferry.bench.serving.engines import ENGINES
     from embferry.bench.serving.results import ServingResults
@@ -152,6 +156,8 @@ def _compare(options: dict[str, Any], saved: Path) -> ServingResults:
     comparison = Comparison(python, options["only"] or (), **chosen, logs=logs and logs.absolute(), engine=engine)
     results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES, python), quick=options["quick"])
     results.compared, results.engine = True, engine.title
+    if options["add_to"] is not None:
+        comparison.keep(load(options["add_to"], ServingResults), results)
     try:
         with progress(comparison.total_requests, "requests") as told, results.recording(saved):
             comparison.run(results, told)

@@ -68,6 +68,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Engine:
     without_torch.make = lambda folder, **sizes: folder.mkdir()  # type: ignore[attr-defined]  # a stand-in has no types
     monkeypatch.setitem(sys.modules, "embferry.models.tiny_qwen", without_torch)
     monkeypatch.setattr(faults, "PAUSE_S", 0.3)
+    monkeypatch.setattr(faults, "GONE_S", 0.3)
     return msgspec.structs.replace(SGLANG, scenarios=made)
 
 
@@ -121,6 +122,25 @@ def test_a_server_that_ends_is_reported_and_started_again(python: str, few: Engi
 def test_an_answer_about_another_picture_is_wrong(python: str, few: Engine) -> None:
     runs = compared(python, few, "zmq_to_scheduler", "reused")
     assert [sample.wrong for sample in runs["zmq_to_scheduler", "reused"].samples] == [False, True, False]
+
+
+@pytest.mark.integration
+@pytest.mark.sweeps
+def test_runs_of_earlier_results_are_kept(python: str, few: Engine) -> None:
+    def begun() -> ServingResults:
+        return ServingResults.begin(machine.describe(machine.SERVING_PACKAGES, python))
+
+    earlier, results = begun(), begun()
+    Comparison(python, ["undivided", "ours-nixl", "fits"], engine=few).run(earlier, lambda what, more: None)
+    again = Comparison(python, ["undivided", "ours-shm", "fits"], engine=few)
+    again.keep(earlier, results)
+    again.run(results, lambda what, more: None)
+    assert [run.name for run in results.runs] == ["undivided", "ours-shm", "ours-nixl"]
+    assert results.command == f"{earlier.command}; {begun().command}"
+    assert dict(results.setting)["seconds to start"].count("undivided") == 2
+    results.quick = True
+    with pytest.raises(ValueError, match="only one of both is quick"):
+        again.keep(earlier, results)
 
 
 @pytest.mark.integration

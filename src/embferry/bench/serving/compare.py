@@ -69,6 +69,21 @@ class Comparison:
         measured = sum(len(self._requests[scenario.name]) for scenario, _ in pairs)
         return sum(map(len, self._requests.values())) + self._rounds * measured
 
+    def keep(self, earlier: ServingResults, results: ServingResults) -> None:
+        """Copies runs of earlier results that are not measured again.
+
+        Raises:
+            ValueError: they are of another engine or machine, or of other versions, or only one of both is quick.
+        """
+        if (earlier.engine, earlier.machine, earlier.quick) != (results.engine, results.machine, results.quick):
+            raise ValueError(
+                "the earlier results are of another engine, machine or version, or only one of both is quick"
+            )
+        names, titles = {each.name for each in self.configurations}, {each.title for each in self.scenarios}
+        results.runs = [run for run in earlier.runs if run.name not in names or run.scenario not in titles]
+        results.command = f"{earlier.command}; {results.command}"
+        self._starts += dict(earlier.setting).get("seconds to start", "").split(", ")
+
     def setting(self) -> list[tuple[str, str]]:
         """Returns facts for the report."""
         facts = {

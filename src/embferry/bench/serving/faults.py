@@ -23,6 +23,8 @@ KILL_DELAY_S = 0.1
 """After a request was sent, so that its pictures are being encoded."""
 PAUSE_S = 1.0
 """How long it takes at most until a request that was sent is with an encoder."""
+GONE_S = 6.0
+"""How long the encoders stand still after a client has hung up. SGLang looks every 4 s whether clients are there."""
 ANSWER_S, ABORT_S = 60.0, 10.0
 REUSED_ID = "used-twice"
 ANOTHER = Picture((6, 0), 420, 756, 405)
@@ -124,6 +126,7 @@ def client_hangs_up(stack: Stack, run: Run, count: int) -> Iterator[Sent]:
         run.damaged_at = at
         with all_stopped(stack):
             one_more(stack.endpoint(4, PAUSE_S, 1), ANOTHER)
+            time.sleep(GONE_S)
         run.notes.append(f"{run.title}: the client of one more request hung up after {PAUSE_S:g} s")
 
     with at_request(number_of_victim(count), send) as sent:

@@ -96,7 +96,7 @@ class Run(msgspec.Struct):
     notes: list[str] = []
     """Remarks for the report, such as the damage that was done."""
     damaged_at: float | None = None
-    """Seconds from the first request until an encoder was killed; None if none was."""
+    """Seconds from the first request until the damage was done that requests may notice; None if none was."""
 
     @property
     def right(self) -> list[Sample]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +35,7 @@ UNDIVIDED = Configuration("undivided", "SGLang, undivided", "")
 CONFIGURATIONS = (
     UNDIVIDED,
     Configuration("zmq_to_scheduler", "SGLang's zmq_to_scheduler", "zmq_to_scheduler"),
+    Configuration("zmq-mended", "zmq_to_scheduler, its crash mended", "zmq_to_scheduler"),
     Configuration("zmq_to_tokenizer", "SGLang's zmq_to_tokenizer", "zmq_to_tokenizer"),
     Configuration("mooncake", "SGLang's mooncake", "mooncake"),
     Configuration("ours-shm", "embferry over shm", "embferry", "shm"),
@@ -43,6 +44,11 @@ CONFIGURATIONS = (
     Configuration("ours-nixl", "embferry over nixl", "embferry", "nixl"),
 )
 
+PLUGINS: Mapping[str, Sequence[Callable[[], None]]] = {
+    "zmq-mended": [sglang_plugins.failed_requests_have_tokens],
+    "mooncake": [sglang_plugins.pool_in_host_memory],
+}
+"""Changes to SGLang, by configuration."""
 TWO_RANKS = "language, two ranks"
 LANGUAGES: Mapping[Damage, str] = {"small pool": SMALL, "two ranks": TWO_RANKS}
 """The language server of a scenario, if it is not the usual one."""
@@ -129,6 +135,7 @@ NOTHING_TO_DAMAGE: dict[tuple[Damage, str], str] = {
     ("stopped", "undivided"): _NO_ENCODER,
     ("two ranks", "undivided"): "not done: no embedding travels",
     ("small pool", "zmq_to_scheduler"): _NO_POOL,
+    ("small pool", "zmq-mended"): _NO_POOL,
     ("small pool", "zmq_to_tokenizer"): _NO_POOL,
 }
 
@@ -144,8 +151,8 @@ class SglangStack(Stack):
 
     def start(self) -> None:
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)  # a start takes twice as long without bytecode
-        if self.configuration.connector == "mooncake":
-            folder = plugin_folder(self.folder, sglang_plugins.GROUP, sglang_plugins.pool_in_host_memory)
+        if plugins := PLUGINS.get(self.configuration.name):
+            folder = plugin_folder(self.folder, sglang_plugins.GROUP, *plugins)
             self.env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), self.env.get("PYTHONPATH"))))
         *self._encoder_ports, self._port, self._list_port, own, second, language = free_ports(7)
         self._encoder_metrics, self._language_metrics = (own, second), language

@@ -1,4 +1,4 @@
-"""A change to SGLang without which its mooncake back-end does not start on a CPU, as a plug-in that SGLang calls."""
+"""Changes to SGLang for a fair comparison, as plug-ins that SGLang calls in each of its processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ from typing import Any
 
 GROUP = "sglang.srt.plugins"
 RECEIVER = "sglang.srt.disaggregation.encoder.receiver"
+
+
+def failed_requests_have_tokens() -> None:
+    """Keeps a language server alive when a request fails before its embedding is there, to show the transfer alone.
+
+    Such a request has no tokens, and SGLang asks for their number, which ends the scheduler.
+    """
+    from array import array
+
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    def give_none(self: Any, request: Any) -> None:
+        if request.input_ids is None:
+            request.input_ids = array("q")
+
+    HookRegistry.register(f"{RECEIVER}.MMReceiverBase.create_req", give_none, HookType.BEFORE)
 
 
 def pool_in_host_memory() -> None:
