@@ -43,6 +43,12 @@ class Machine(msgspec.Struct, frozen=True):
     versions: dict[str, str]
     """Versions by package; empty if the package is not installed."""
 
+    def extends(self, other: Machine) -> bool:
+        """Returns whether this is the same machine with the same versions, apart from packages that were added."""
+        had = {name: version for name, version in other.versions.items() if version}
+        same = msgspec.structs.replace(other, versions=self.versions) == self
+        return same and all(self.versions.get(name) == version for name, version in had.items())
+
 
 def describe(packages: dict[str, tuple[str, ...]], python: str = sys.executable) -> Machine:
     """Returns a description of this machine, with the versions that the interpreter ``python`` sees.

@@ -75,7 +75,9 @@ class Comparison:
         Raises:
             ValueError: they are of another engine or machine, or of other versions, or only one of both is quick.
         """
-        if (earlier.engine, earlier.machine, earlier.quick) != (results.engine, results.machine, results.quick):
+        if (earlier.engine, earlier.quick) != (results.engine, results.quick) or not results.machine.extends(
+            earlier.machine
+        ):
             raise ValueError(
                 "the earlier results are of another engine, machine or version, or only one of both is quick"
             )
