@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,8 @@ from .stack import Stack
 from .workload import Picture, Plan, Request, requests
 
 QUICK_REQUESTS = 6
+END_S = 10.0
+"""How long a server that has failed may take to end."""
 FITTING = Picture((5, 1), 224, 168, 48)
 """An embedding of less than the small pool of 64 KiB."""
 
@@ -60,6 +63,9 @@ def damaging(scenario: Scenario, stack: Stack, run: Run, count: int) -> Iterator
         with FAULTS[scenario.damage](stack, run, count) as sent:
             yield sent
     finally:
+        deadline = time.monotonic() + (END_S if any(sample.error for sample in run.samples) else 0)
+        while all(server.alive for server in alive if server.wanted) and time.monotonic() < deadline:
+            time.sleep(0.1)  # a server that fails may take a moment to end
         for server in alive:
             if server.wanted and not server.alive:
                 run.notes.append(f"{run.title}: {server.name} ended, with every request in it")
