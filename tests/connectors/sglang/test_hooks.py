@@ -10,12 +10,14 @@ import sys
 from array import array
 from collections import defaultdict
 from collections.abc import Callable
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from embferry.connectors.sglang.parts import Destination
+from embferry.protocol.errors import BY_CODE
 
 from .servers import free_port
 
@@ -300,14 +302,20 @@ def test_asking_for_parts_makes_one_tls_context(monkeypatch: pytest.MonkeyPatch)
     assert len(made) == 1
 
 
-def test_every_failure_has_a_status_that_sglang_can_answer_with() -> None:
+def test_every_failure_has_a_status_that_sglang_can_answer_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """With another one, SGLang's scheduler ends."""
-    from http import HTTPStatus
+    from sglang.srt.disaggregation.encoder import receiver
 
     from embferry.connectors.sglang.inside import waiting
-    from embferry.protocol.errors import BY_CODE
 
+    statuses: list[Any] = []
+    monkeypatch.setattr(
+        receiver.WaitingZmqRequest, "_fail_and_release", lambda self, message, code=None: statuses.append(code)
+    )
+    request = waiting.EmbferryWaiting.__new__(waiting.EmbferryWaiting)
     for error in BY_CODE.values():
-        _, status = waiting.reason_and_status(error("reason"))
-        HTTPStatus(waiting.status_of(status))
-    assert [waiting.status_of(code) for code in (None, 400, 499, 1)] == [None, 400, 503, 503]
+        request._fail_and_release(*waiting.reason_and_status(error("reason")))
+    for code in (None, 400, HTTPStatus.BAD_GATEWAY, 499, 1):
+        request._fail_and_release("reason", code)
+    assert all(status is None or HTTPStatus(status) for status in statuses)
+    assert statuses[-5:] == [None, 400, 502, 503, 503]
