@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help setup demo test test-fast test-integration test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
-	setup-tests setup-engines setup-vllm setup-sglang test-sglang lint format docs bench bench-vllm clean
+	setup-tests setup-engines setup-vllm setup-sglang test-sglang lint format docs bench bench-vllm bench-sglang clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -85,7 +85,7 @@ setup-sglang: ## make .venv-sglang, SGLang for CPUs: 1.7 GB
 	@$(PYTHON) scripts/setup_sglang.py
 
 test-sglang: setup-sglang ## SGLang's servers, divided by the plug-in; makes .venv-sglang, 1.7 GB
-	@$(SGLANG_PY) -m pytest -m sglang tests/connectors/sglang
+	@$(SGLANG_PY) -m pytest -m sglang tests/connectors/sglang tests/bench/serving
 
 test-all: test test-sweeps test-engines test-vllm test-sglang test-vllm-more test-vllm-http ## every test
 
@@ -116,6 +116,10 @@ bench: setup-engines ## every transport beside the alternatives, on this machine
 bench-vllm: ## vLLM undivided, and divided by its connectors and by ours, through the same scenarios: forty minutes
 	@$(PYTHON) scripts/setup_vllm.py --engines
 	@.venv-vllm/bin/embferry bench serve --compare --rounds 2
+
+bench-sglang: ## SGLang undivided, and divided by its own transfers and by ours, through the same scenarios: an hour
+	@$(PYTHON) scripts/setup_sglang.py --engines
+	@.venv-sglang/bin/embferry bench serve --compare --engine sglang
 
 clean: ## remove everything that was made here
 	rm -rf .venv .venv-vllm .venv-sglang build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

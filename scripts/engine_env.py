@@ -18,8 +18,12 @@ from pathlib import Path
 
 from run_command import run_command
 from setup_env import ROOT
+from system_packages import LIBRARIES, provide
 
 SHIMS = ROOT / "scripts" / "shims"
+CONSTRAINTS = ROOT / "constraints.txt"
+TRANSFER_ENGINES = ("mooncake-transfer-engine-non-cuda", "nixl-cu12", "msgpack")
+"""At the versions of ``constraints.txt``. The last is a dependency of the first."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,16 @@ class Part:
         for path in self.inputs:
             digest.update(path.read_bytes())
         return digest.hexdigest()
+
+
+def add_transfer_engines(venv: Path) -> None:
+    """Adds the engines of the mooncake and nixl transports. Does nothing if they are there."""
+    part = Part("installed-engines", (CONSTRAINTS, Path(__file__)))
+    if not part.is_done(venv):
+        print(f"adding the engines of mooncake and nixl to {venv.name}", flush=True)
+        install(venv, "-c", str(CONSTRAINTS), *TRANSFER_ENGINES)
+        part.stamp(venv)
+    provide(LIBRARIES, site_of(venv) / "mooncake_transfer_engine_non_cuda.libs")
 
 
 def install(venv: Path, *what: str) -> None:

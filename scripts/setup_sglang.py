@@ -1,6 +1,7 @@
 """Makes ``.venv-sglang``: SGLang for CPUs and the project, apart from ``.venv``, as ``requirements-sglang.txt`` says.
 
-Standard library only. Does nothing if the environment is up to date. Left out are triton and SGLang's kernels, which no
+Standard library only. Does nothing if the environment is up to date. ``--engines`` adds the engines of the mooncake and
+nixl transports and the system libraries that they load. Left out are triton and SGLang's kernels, which no
 CPU can use or which are not on PyPI: ``scripts/shims/sglang_cpu.py`` stands in for them. About 1.7 GB in all.
 """
 
@@ -10,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine_env import EngineEnv
+from engine_env import EngineEnv, add_transfer_engines
 from setup_env import ROOT, alone, use_supported_python
 
 VERSION = "0.5.23"
@@ -38,9 +39,13 @@ def main() -> None:
     use_supported_python()
     parser = argparse.ArgumentParser(description="Makes an environment with SGLang for the CPU.")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / ".venv-sglang", help="default: .venv-sglang")
+    parser.add_argument("--engines", action="store_true", help="also the engines of mooncake and nixl")
     asked = parser.parse_args()
+    venv = asked.folder.resolve()
     with alone():
-        ENVIRONMENT.provide(asked.folder.resolve())
+        ENVIRONMENT.provide(venv)
+        if asked.engines:
+            add_transfer_engines(venv)
 
 
 if __name__ == "__main__":

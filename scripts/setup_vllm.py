@@ -11,14 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine_env import EngineEnv, Part, install, site_of
+from engine_env import EngineEnv, add_transfer_engines
 from setup_env import ROOT, alone, use_supported_python
-from system_packages import LIBRARIES, provide
 
 VERSION = "0.32.0"
-CONSTRAINTS = ROOT / "constraints.txt"
-ENGINES = ("mooncake-transfer-engine-non-cuda", "nixl-cu12", "msgpack")
-"""At the versions of ``constraints.txt``. The last is a dependency of the first."""
 CHECK = """
 import torch
 assert torch.version.cuda is None, f"torch {torch.__version__} is built for CUDA; name the index that has its CPU build"
@@ -59,12 +55,7 @@ def main() -> None:
     with alone():
         ENVIRONMENT.provide(venv)
         if asked.engines:
-            part = Part("installed-engines", (CONSTRAINTS, Path(__file__)))
-            if not part.is_done(venv):
-                print(f"adding the engines of mooncake and nixl to {venv.name}", flush=True)
-                install(venv, "-c", str(CONSTRAINTS), *ENGINES)
-                part.stamp(venv)
-            provide(LIBRARIES, site_of(venv) / "mooncake_transfer_engine_non_cuda.libs")
+            add_transfer_engines(venv)
 
 
 if __name__ == "__main__":

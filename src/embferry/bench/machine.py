@@ -16,7 +16,7 @@ PACKAGES = {name: (name,) for name in ("embferry", "numpy", "pyzmq", "xxhash", "
     "nixl": ("nixl-cu12", "nixl-cu13", "nixl"),
 }
 """Names of packages, and the distributions that may provide each."""
-SERVING_PACKAGES = PACKAGES | {name: (name,) for name in ("vllm", "torch", "transformers", "httpx")}
+SERVING_PACKAGES = PACKAGES | {name: (name,) for name in ("vllm", "sglang", "torch", "transformers", "httpx")}
 
 _VERSIONS = """
 import importlib.metadata as metadata, json, platform, sys
@@ -42,6 +42,12 @@ class Machine(msgspec.Struct, frozen=True):
     """The kernel's choice for shared memory, such as ``never``; empty if unknown."""
     versions: dict[str, str]
     """Versions by package; empty if the package is not installed."""
+
+    def extends(self, other: Machine) -> bool:
+        """Returns whether this is the same machine with the same versions, apart from packages that were added."""
+        had = {name: version for name, version in other.versions.items() if version}
+        same = msgspec.structs.replace(other, versions=self.versions) == self
+        return same and all(self.versions.get(name) == version for name, version in had.items())
 
 
 def describe(packages: dict[str, tuple[str, ...]], python: str = sys.executable) -> Machine:

@@ -1,10 +1,11 @@
-"""``embferry bench serve``: a workload of pictures for any chat endpoint, and vLLM's ways to split compared."""
+"""``embferry bench serve``: a workload of pictures for any chat endpoint, and an engine's ways to split compared."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 def _option(panel: str, help: str, metavar: str | None = None, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, **more)
+
+
+class EngineName(StrEnum):
+    VLLM = "vllm"
+    SGLANG = "sglang"
 
 
 E, W, C, R = "Endpoint", "Workload", "Comparison", "Results"
@@ -50,8 +56,9 @@ def command(
     max_tokens: Annotated[int, _option(W, "Tokens an answer.", min=1)] = 32,
     seed: Annotated[int, _option(W, "Of everything that is drawn.", min=0)] = 0,
     compare: Annotated[
-        bool, _option(C, "Start vLLM, undivided and divided in each way, and compare.", None, "--compare")
+        bool, _option(C, "Start an engine, undivided and divided in each way, and compare.", None, "--compare")
     ] = False,
+    engine: Annotated[EngineName, _option(C, "The engine that is compared.", None)] = EngineName.VLLM,
     only: Annotated[
         list[str] | None,
         _option(C, "Configurations or scenarios, such as ours-tcp, ours*, killed; may be repeated.", "NAME"),
@@ -61,15 +68,18 @@ def command(
         bool, _option(C, "Let vLLM's processes poll for messages, which fills a machine of few cores.", None, "--spin")
     ] = False,
     quick: Annotated[bool, _option(C, "A few requests of each.", None, "--quick")] = False,
+    add_to: Annotated[
+        Path | None, _option(C, "Keep the runs of an earlier serve.json that are not measured again.", "FILE")
+    ] = None,
     python: Annotated[
-        str, _option(C, "The Python that has vLLM; this one by default.", "FILE", show_default=False)
+        str, _option(C, "The Python that has the engine; this one by default.", "FILE", show_default=False)
     ] = sys.executable,
     logs: Annotated[Path | None, _option(C, "Keep the servers' logs there.", "DIR")] = None,
     out: Annotated[Path, _option(R, "Folder for serve.json and serve.html.", "DIR")] = Path("bench-results"),
     markdown: Annotated[Path | None, _option(R, "Also write the tables as Markdown.", "FILE")] = None,
     show: Annotated[Path | None, _option(R, "Measure nothing: show an earlier serve.json.", "FILE")] = None,
 ) -> None:
-    """Send pictures to a chat endpoint as they come in practice, or compare vLLM's ways to split."""
+    """Send pictures to a chat endpoint as they come in practice, or compare an engine's ways to split."""
     if [url is not None, compare, show is not None].count(True) != 1:
         fail("give one of --url, --compare and --show")
     if compare and verify:
@@ -124,24 +134,30 @@ def _endpoint(options: dict[str, Any], saved: Path) -> ServingResults:
 
 
 def _compare(options: dict[str, Any], saved: Path) -> ServingResults:
-    """Compares vLLM's ways to split.
+    """Compares an engine's ways to split.
 
     Raises:
-        ValueError: a name is wrong, or there is no vLLM.
+        ValueError: a name is wrong, or the engine is not there.
     """
     from embferry.bench import machine
+    from embferry.bench.results import load
     from embferry.bench.serving.compare import Comparison
+    from embferry.bench.serving.engines import ENGINES
     from embferry.bench.serving.results import ServingResults
     from embferry.bench.serving.stack import StartError
     from embferry.bench.show import progress
 
-    python, logs = options["python"], options["logs"]
-    if python == sys.executable and find_spec("vllm") is None:
-        raise ValueError("vLLM is not installed here; run this in its environment, or name its Python: --python")
+    engine, python, logs = ENGINES[options["engine"]], options["python"], options["logs"]
+    if python == sys.executable and find_spec(engine.name) is None:
+        raise ValueError(
+            f"{engine.title} is not installed here; run this in its environment, or name its Python: --python"
+        )
     chosen = {name: options[name] for name in ("quick", "rounds", "spin")}
-    comparison = Comparison(python, options["only"] or (), **chosen, logs=logs and logs.absolute())
+    comparison = Comparison(python, options["only"] or (), **chosen, logs=logs and logs.absolute(), engine=engine)
     results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES, python), quick=options["quick"])
-    results.compared = True
+    results.compared, results.engine = True, engine.title
+    if options["add_to"] is not None:
+        comparison.keep(load(options["add_to"], ServingResults), results)
     try:
         with progress(comparison.total_requests, "requests") as told, results.recording(saved):
             comparison.run(results, told)

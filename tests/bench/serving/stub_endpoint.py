@@ -47,6 +47,15 @@ class Request:
         self.event({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": len(tokens)}})
         self.event("[DONE]")
 
+    def answer_of_sglang(self, tokens: list[int]) -> None:
+        """Sends a whole answer, as SGLang does: the ids of all tokens in one event."""
+        self.open()
+        for _ in tokens:
+            self.event({"choices": [{"index": 0, "delta": {"content": "x"}}]})
+        self.event({"choices": [], "sglext": {"output_ids": [tokens]}})
+        self.event({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": len(tokens)}})
+        self.event("[DONE]")
+
     def hang(self) -> None:
         """Blocks until the server is ended."""
         self.ended.wait(100)

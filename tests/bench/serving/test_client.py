@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 
+import msgspec
 import pytest
 
 from embferry.bench.serving import answers
@@ -137,6 +138,20 @@ def test_an_interrupt_keeps_the_samples_that_had_ended(number: signal.Signals) -
         signal.signal(signal.SIGTERM, before)
     assert not run.complete
     assert [sample.number for sample in run.samples] == [0]
+
+
+def test_a_request_has_its_id_and_a_reason_does_not_repeat_a_picture() -> None:
+    def answer(request: stub.Request) -> None:
+        rids.append(request.body.get("rid"))
+        picture = request.body["messages"][0]["content"][0]["image_url"]["url"]
+        request.refuse(400, f'{{"object": "error", "message": "no picture: {picture}, sorry"}}')
+
+    rids: list[str | None] = []
+    run, (first, second) = Run("", ""), asked(1, 1)
+    with stub.serving(answer) as url:
+        send_all(Endpoint(url, "m", concurrency=1), [first, msgspec.structs.replace(second, rid="mine")], run)
+    assert rids == [None, "mine"]
+    assert run.samples[1].error == "HTTP 400: no picture: data:…, sorry"
 
 
 def test_right_answers_are_asked_for_one_by_one() -> None:

@@ -45,6 +45,9 @@ FEW = ("--requests", 4, "--rate", "inf", "--max-images", 1, "--max-image-tokens"
         (["--show", "no-such-file"], "no-such-file"),
         (["--repeated", "0.9"], "--repeated"),
         (["--compare", "--python", "/other", "--only", "pigeon"], "'pigeon'"),
+        (["--compare", "--engine", "sglang", "--python", "/other", "--only", "example"], "zmq_to_scheduler"),
+        (["--compare", "--engine", "sglang"], "SGLang is not installed here"),
+        (["--compare", "--engine", "pigeon"], "'pigeon'"),
         (["--compare", "--python", "/other", "--verify", "some-file"], "--verify"),
     ],
 )

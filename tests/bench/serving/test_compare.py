@@ -17,8 +17,10 @@ import msgspec
 import pytest
 
 from embferry.bench import machine
-from embferry.bench.serving import compare, configurations, scenarios, vllm_plugins
+from embferry.bench.serving import configurations, scenarios, vllm, vllm_plugins
 from embferry.bench.serving.compare import Comparison
+from embferry.bench.serving.engines import VLLM, Engine
+from embferry.bench.serving.plugin_folder import plugin_folder
 from embferry.bench.serving.results import ServingResults
 from embferry.bench.serving.stack import Server, StartError, first_error, started
 from embferry.bench.serving.workload import Plan
@@ -32,8 +34,8 @@ def test_names_choose_configurations_and_scenarios() -> None:
         return [each.name for each in made.configurations], [each.name for each in made.scenarios]
 
     every = names()
-    assert every[0] == [each.name for each in configurations.CONFIGURATIONS]
-    assert every[1] == [each.name for each in scenarios.SCENARIOS]
+    assert every[0] == [each.name for each in vllm.CONFIGURATIONS]
+    assert every[1] == [each.name for each in vllm.SCENARIOS]
     assert names("ours-*") == (["ours-shm", "ours-tcp", "ours-mooncake", "ours-nixl"], every[1])
     assert names("example", "pool", "killed") == (["example"], ["killed", "pool"])
     with pytest.raises(ValueError, match=r"'pigeon'.*undivided"):
@@ -47,14 +49,14 @@ def test_a_quick_comparison_sends_a_few_requests_of_each_scenario() -> None:
 
 
 def test_the_small_pool_holds_only_the_second_embedding() -> None:
-    assert scenarios.TOO_LARGE.tokens * configurations.TOKEN_BYTES > configurations.SMALL_POOL_BYTES
+    assert vllm.TOO_LARGE.tokens * configurations.TOKEN_BYTES > configurations.SMALL_POOL_BYTES
     assert scenarios.FITTING.tokens * configurations.TOKEN_BYTES <= configurations.SMALL_POOL_BYTES
 
 
-@pytest.mark.parametrize("configuration", configurations.CONFIGURATIONS[1:], ids=lambda each: each.name)
+@pytest.mark.parametrize("configuration", vllm.CONFIGURATIONS[1:], ids=lambda each: each.name)
 def test_each_connector_has_its_settings(configuration: configurations.Configuration) -> None:
-    ports = configurations.Ports(5, 9, 13)
-    made = configurations.transfer(configuration, configurations.SMALL, ports, 1, Path("/store"))
+    ports = vllm.Ports(5, 9, 13)
+    made = vllm.transfer(configuration, configurations.SMALL, ports, 1, Path("/store"))
     extra = made["ec_connector_extra_config"]
     assert made["ec_role"] == "ec_consumer"
     match configuration.connector:
@@ -69,7 +71,9 @@ def test_each_connector_has_its_settings(configuration: configurations.Configura
 
 
 def test_plug_ins_are_found_by_a_process_with_the_folder_on_its_path(tmp_path: Path) -> None:
-    where = vllm_plugins.folder(tmp_path, vllm_plugins.idle_workers, vllm_plugins.loads_without_tokens)
+    where = plugin_folder(
+        tmp_path, "vllm.general_plugins", vllm_plugins.idle_workers, vllm_plugins.loads_without_tokens
+    )
     (described,) = metadata.distributions(path=[str(where)])
     found = {each.name: each.load() for each in described.entry_points}
     assert found == {
@@ -104,20 +108,20 @@ def python(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replaces the scenarios by some of three requests; no model is made."""
+def few(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Returns vLLM with scenarios of three requests; no model is made."""
     plan = Plan(requests=3, rate=50.0, max_image_tokens=64)
     made = tuple(
-        msgspec.structs.replace(each, plan=plan, max_tokens=2) for each in scenarios.SCENARIOS if each.name != "pool"
+        msgspec.structs.replace(each, plan=plan, max_tokens=2) for each in vllm.SCENARIOS if each.name != "pool"
     )
     without_torch = types.ModuleType("tiny_qwen")
     without_torch.make = lambda folder, **sizes: folder.mkdir()  # type: ignore[attr-defined]  # a stand-in has no types
     monkeypatch.setitem(sys.modules, "embferry.models.tiny_qwen", without_torch)
-    monkeypatch.setattr(compare, "SCENARIOS", made)
+    return msgspec.structs.replace(VLLM, scenarios=made)
 
 
-def compared(python: str, *names: str, rounds: int = 1) -> ServingResults:
-    comparison = Comparison(python, names, rounds=rounds)
+def compared(python: str, engine: Engine, *names: str, rounds: int = 1) -> ServingResults:
+    comparison = Comparison(python, names, rounds=rounds, engine=engine)
     results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES, python))
     said = []
     comparison.run(results, lambda what, more: said.append((what, more)))
@@ -126,9 +130,8 @@ def compared(python: str, *names: str, rounds: int = 1) -> ServingResults:
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("few")
-def test_a_configuration_that_does_not_start_is_reported_and_the_rest_goes_on(python: str) -> None:
-    made = compared(python, "undivided", "ours-tcp")
+def test_a_configuration_that_does_not_start_is_reported_and_the_rest_goes_on(python: str, few: Engine) -> None:
+    made = compared(python, few, "undivided", "ours-tcp")
     by_name = {(run.name, run.scenario): run for run in made.runs}
     whole = by_name["undivided", "Everything fits"]
     assert [sample.wrong for sample in whole.samples] == [False] * 3
@@ -141,9 +144,8 @@ def test_a_configuration_that_does_not_start_is_reported_and_the_rest_goes_on(py
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("few")
-def test_each_round_starts_every_configuration(python: str) -> None:
-    made = compared(python, "undivided", rounds=2)
+def test_each_round_starts_every_configuration(python: str, few: Engine) -> None:
+    made = compared(python, few, "undivided", rounds=2)
     ran = [run for run in made.runs if run.status == "ok"]
     assert [(run.scenario, run.round) for run in ran] == [
         (scenario, turn) for scenario in dict.fromkeys(run.scenario for run in ran) for turn in (1, 2)
@@ -153,19 +155,17 @@ def test_each_round_starts_every_configuration(python: str) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("few")
-def test_the_comparison_fails_without_the_undivided_engine(python: str, tmp_path: Path) -> None:
+def test_the_comparison_fails_without_the_undivided_engine(python: str, few: Engine, tmp_path: Path) -> None:
     silent = tmp_path / "silent"
     silent.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec "{python}" "$@"\necho "OSError: no model" >&2; exit 3\n')
     silent.chmod(0o755)
     with pytest.raises(StartError, match="OSError: no model"):
-        compared(str(silent), "ours-tcp")
+        compared(str(silent), few, "ours-tcp")
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("few")
 def test_the_servers_have_no_cluster_key_of_the_user(
-    python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    python: str, few: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a key, the router would use no instance that has one of vLLM's own connectors: they cannot prove it."""
     monkeypatch.setenv("EMBFERRY_CLUSTER_KEY", "0" * 64)
@@ -174,7 +174,7 @@ def test_the_servers_have_no_cluster_key_of_the_user(
     told.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec "{python}" "$@"\n{reason}\n')
     told.chmod(0o755)
     with pytest.raises(StartError, match="OSError: no key"):
-        compared(str(told), "ours-tcp")
+        compared(str(told), few, "ours-tcp")
 
 
 @pytest.mark.integration
@@ -269,8 +269,7 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("few")
-def test_an_interrupted_comparison_ends_its_servers(python: str, tmp_path: Path) -> None:
+def test_an_interrupted_comparison_ends_its_servers(python: str, few: Engine, tmp_path: Path) -> None:
     results = ServingResults.begin(machine.describe(machine.SERVING_PACKAGES))
     before = set(threading.enumerate())
 
@@ -279,6 +278,6 @@ def test_an_interrupted_comparison_ends_its_servers(python: str, tmp_path: Path)
             signal.raise_signal(signal.SIGINT)
 
     with results.recording(tmp_path / "serve.json"):
-        Comparison(python, ["undivided"]).run(results, interrupt)
+        Comparison(python, ["undivided"], engine=few).run(results, interrupt)
     assert not results.complete
     assert set(threading.enumerate()) <= before

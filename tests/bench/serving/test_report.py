@@ -35,6 +35,13 @@ def test_the_first_table_compares_the_configurations_in_all_scenarios() -> None:
     assert [row.cells[1] for row in answer.rows[1:]] == ["did not start", "–"]
 
 
+def test_the_title_names_the_engine() -> None:
+    made = compared()
+    assert report(made).title == "vLLM, undivided and divided"
+    made.engine = "SGLang"
+    assert report(made).title == "SGLang, undivided and divided"
+
+
 def test_a_scenario_has_a_row_for_each_configuration() -> None:
     rows = table(compared(), "Everything fits").rows
     ours = dict(zip(table(compared(), "Everything fits").columns, rows[0].cells, strict=True))

@@ -56,12 +56,18 @@ def test_without_a_count_token_ids_or_chunks_are_counted() -> None:
         ),
         ([(1, choice("a")), (2, '{"error": "gone"}')], "gone"),
         ([(1, choice("a")), (2, choice("", finish_reason="error")), (3, "[DONE]")], "finish_reason error"),
+        ([(1, choice("a")), (2, choice("", finish_reason="abort")), (3, "[DONE]")], "finish_reason abort"),
         ([(1, "{"), (2, "[DONE]")], "not JSON"),
         ([(1, "[1]"), (2, "[DONE]")], "not an object"),
     ],
 )
 def test_an_incomplete_answer_has_a_reason(chunks: list[tuple[float, str]], why: str) -> None:
     assert re.search(why, streamed(*chunks).error)
+
+
+def test_the_token_ids_of_sglang_come_in_an_event_of_their_own() -> None:
+    stream = streamed((1, choice("a")), (2, '{"choices": [], "sglext": {"output_ids": [[4, 5]]}}'), (3, "[DONE]"))
+    assert (stream.tokens, stream.latency, stream.error) == ([4, 5], 1, "")
 
 
 def test_only_a_line_feed_ends_a_line() -> None:

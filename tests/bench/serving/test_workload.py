@@ -156,3 +156,11 @@ def test_a_picture_is_made_from_its_key() -> None:
     pixels = np.asarray(image)
     patches = {pixels[y : y + 28, x : x + 28].tobytes() for y in range(0, 112, 28) for x in range(0, 84, 28)}
     assert len(patches) == 12
+
+
+def test_a_picture_that_is_cut_short_cannot_be_read() -> None:
+    picture = Picture((1, 2), 224, 168, 48)
+    cut = base64.b64decode(url(msgspec.structs.replace(picture, cut_short=True)).partition(",")[2])
+    assert base64.b64decode(url(picture).partition(",")[2]).startswith(cut)
+    with Image.open(io.BytesIO(cut)) as opened, pytest.raises(OSError, match="truncated"):
+        opened.load()

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import subprocess
 import sys
 from array import array
 from collections import defaultdict
 from collections.abc import Callable
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from embferry.connectors.sglang.parts import Destination
+from embferry.protocol.errors import BY_CODE
+
+from .servers import free_port
 
 pytestmark = [
     pytest.mark.sglang,
@@ -277,3 +284,38 @@ def probe(alive: bool, answers: bool) -> bool:
 )
 def test_a_busy_encoder_is_well(alive: bool, answers: bool, well: bool) -> None:
     assert probe(alive, answers) is well
+
+
+def test_asking_for_parts_makes_one_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 20 ms of the scheduler's process."""
+    from embferry.connectors.sglang.inside import waiting
+
+    made: list[ssl.SSLContext] = []
+    original = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
+    waiting.tls_context.cache_clear()
+    destination = Destination("part", "h:1", count=1, host=0, receives=True)
+    refused = f"http://127.0.0.1:{free_port()}"
+    for _ in range(3):
+        turns = iter((True, False))
+        asyncio.run(waiting.register(refused, destination, lambda turns=turns: next(turns)))  # type: ignore[misc]
+    assert len(made) == 1
+
+
+def test_every_failure_has_a_status_that_sglang_can_answer_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another one, SGLang's scheduler ends."""
+    from sglang.srt.disaggregation.encoder import receiver
+
+    from embferry.connectors.sglang.inside import waiting
+
+    statuses: list[Any] = []
+    monkeypatch.setattr(
+        receiver.WaitingZmqRequest, "_fail_and_release", lambda self, message, code=None: statuses.append(code)
+    )
+    request = waiting.EmbferryWaiting.__new__(waiting.EmbferryWaiting)
+    for error in BY_CODE.values():
+        request._fail_and_release(*waiting.reason_and_status(error("reason")))
+    for code in (None, 400, HTTPStatus.BAD_GATEWAY, 499, 1):
+        request._fail_and_release("reason", code)
+    assert all(status is None or HTTPStatus(status) for status in statuses)
+    assert statuses[-5:] == [None, 400, 502, 503, 503]

@@ -146,6 +146,20 @@ def test_a_part_that_is_dropped_is_lost_at_the_language_server() -> None:
         until(lambda: receiver_of(incoming).lost is not None)
 
 
+def test_an_encoder_that_is_asked_again_may_drop_the_earlier_attempt_late() -> None:
+    with both_sides() as (incoming, (encoder,), language):
+        incoming.comes_from(encoder.source())
+        encoder.part().announce(SHAPE)
+        until(lambda: receiver_of(incoming).total_embedding_length == TOKENS)
+        incoming.comes_from(encoder.source(attempt=1))
+        encoder.side.parts.drop(encoder.part().part.text)
+        until(lambda: language.counters.read().get(("losses", "aborted"), 0) == 1)
+        incoming.ask_again()
+        incoming.made(encoder.encode(1, attempt=1))
+        wait_complete(incoming)
+        assert arrived(incoming, 1)
+
+
 def test_parts_that_are_asked_for_and_never_encoded_are_bounded() -> None:
     with both_sides() as (_, (encoder,), _):
         for number in range(MAX_UNUSED + 50):

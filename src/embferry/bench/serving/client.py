@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from .stream import Events, Stream, error_text
 from .workload import Request, url
 
 MAX_REASON = 300
+DATA_URL = re.compile(r"data:[\w/.+-]*;base64,[\w+/=]*")
+"""A picture, which errors may name."""
 QUESTION = {"type": "text", "text": "What is this?"}
 
 
@@ -44,7 +47,7 @@ class Endpoint(msgspec.Struct, frozen=True):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        return msgspec.json.encode(body | self.extra)
+        return msgspec.json.encode(body | self.extra | ({"rid": request.rid} if request.rid else {}))
 
     @property
     def headers(self) -> dict[str, str]:
@@ -133,7 +136,7 @@ async def _ask(client: httpx.AsyncClient, endpoint: Endpoint, request: Request, 
         image_tokens=request.image_tokens,
         repeated=request.repeated,
         status=status,
-        error=failed[:MAX_REASON],
+        error=DATA_URL.sub("data:…", failed)[:MAX_REASON],
         ttft=stream.ttft,
         itls=tuple(stream.itls),
         latency=time.perf_counter() - began if failed else stream.latency,

@@ -10,28 +10,27 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..results import Progress
-from . import answers, vllm_plugins
+from . import answers
 from .client import send_all
-from .configurations import CONFIGURATIONS, POOL_BYTES, UNDIVIDED, Configuration
+from .configurations import Configuration
+from .engines import VLLM, Engine
 from .results import Run, Sample, ServingResults, Status
-from .scenarios import SCENARIOS, Scenario, damaging, skipped
+from .scenarios import Scenario, damaging
 from .stack import Stack, StartError
-from .workload import LARGEST, Picture, Request
-
-WARM = (Request(0, 0.0, (Picture((9, 0), 420, 756, 405),)), Request(1, 0.0, (Picture((9, 1), 420, 756, 405),)))
-WARM_TIMEOUT_S = 60.0
+from .workload import LARGEST
 
 
 class Comparison:
     """The choice of the user, and the state while it is measured.
 
     Args:
-        python: the interpreter that has vLLM.
+        python: the interpreter that has the engine.
         only: patterns of names. Configurations and scenarios that match are compared; all of a kind if none matches.
         quick: a few requests of each.
         rounds: how often everything is done; each round starts and ends every configuration.
         spin: let vLLM's processes poll for messages, as they do by default.
         logs: the folder for the servers' logs; they are removed if it is None.
+        engine: the engine whose ways to split are compared.
 
     Raises:
         ValueError: a pattern matches nothing.
@@ -46,16 +45,19 @@ class Comparison:
         rounds: int = 1,
         spin: bool = False,
         logs: Path | None = None,
+        engine: Engine = VLLM,
     ) -> None:
-        names = [each.name for each in (*CONFIGURATIONS, *SCENARIOS)]
+        names = [configuration.name for configuration in engine.configurations]
+        names += [scenario.name for scenario in engine.scenarios]
         for pattern in only:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"no configuration or scenario is called {pattern!r}; choose from {', '.join(names)}")
         matching = {name for name in names if any(fnmatchcase(name, pattern) for pattern in only)}
-        self.configurations = [c for c in CONFIGURATIONS if c.name in matching] or list(CONFIGURATIONS)
-        self.scenarios = [s for s in SCENARIOS if s.name in matching] or list(SCENARIOS)
+        self.configurations = [c for c in engine.configurations if c.name in matching] or list(engine.configurations)
+        self.scenarios = [s for s in engine.scenarios if s.name in matching] or list(engine.scenarios)
         if quick:
             self.scenarios = [scenario.shortened() for scenario in self.scenarios]
+        self._engine = engine
         self._python, self._rounds, self._spin, self._logs = python, rounds, spin, logs
         self._requests = {scenario.name: scenario.requests() for scenario in self.scenarios}
         self._answers: dict[str, answers.Answers] = {}
@@ -63,21 +65,32 @@ class Comparison:
 
     @property
     def total_requests(self) -> int:
-        pairs = [(s, c) for s in self.scenarios for c in self.configurations if not skipped(s, c)]
+        pairs = [(s, c) for s in self.scenarios for c in self.configurations if not self._engine.skipped(s, c)]
         measured = sum(len(self._requests[scenario.name]) for scenario, _ in pairs)
         return sum(map(len, self._requests.values())) + self._rounds * measured
 
+    def keep(self, earlier: ServingResults, results: ServingResults) -> None:
+        """Copies runs of earlier results that are not measured again.
+
+        Raises:
+            ValueError: they are of another engine or machine, or of other versions, or only one of both is quick.
+        """
+        if (earlier.engine, earlier.quick) != (results.engine, results.quick) or not results.machine.extends(
+            earlier.machine
+        ):
+            raise ValueError(
+                "the earlier results are of another engine, machine or version, or only one of both is quick"
+            )
+        names, titles = {each.name for each in self.configurations}, {each.title for each in self.scenarios}
+        results.runs = [run for run in earlier.runs if run.name not in names or run.scenario not in titles]
+        results.command = f"{earlier.command}; {results.command}"
+        self._starts += dict(earlier.setting).get("seconds to start", "").split(", ")
+
     def setting(self) -> list[tuple[str, str]]:
         """Returns facts for the report."""
-        sleep = f"sleep after {vllm_plugins.SPIN_S * 1e3:g} ms in all configurations; by default after 1 s"
         facts = {
             "model": "a Qwen2.5-VL with 2.2 million random parameters, 256 values of float32 a token (1 KiB)",
-            "servers": "undivided: one engine; divided: two encoders, one language instance, a router; each with one "
-            "thread for arithmetic, all on the cores above, together with the benchmark",
-            "pool": f"{POOL_BYTES >> 20} MiB unless said otherwise; the example connector's files are in the temporary "
-            "folder",
-            "waiting": "processes of vLLM that wait for each other "
-            + ("poll for 1 s, as vLLM has it" if self._spin else sleep),
+            **self._engine.facts(self._spin),
             "answers": "greedy; compared token by token with those of the undivided engine, asked one by one",
             "seconds to start": ", ".join(self._starts),
         }
@@ -99,12 +112,15 @@ class Comparison:
             make(Path(folder) / "model", max_image_tokens=LARGEST, max_positions=16384)
             try:
                 for turn in range(1, self._rounds + 1):
-                    for configuration in CONFIGURATIONS:
+                    for configuration in self._engine.configurations:
                         # The right answers come first, from the undivided engine.
-                        if configuration in self.configurations or (configuration is UNDIVIDED and turn == 1):
+                        if configuration in self.configurations or (
+                            configuration is self._engine.undivided and turn == 1
+                        ):
                             self._configuration(configuration, turn, Path(folder))
             finally:
-                titles, names = [s.title for s in SCENARIOS], [c.name for c in CONFIGURATIONS]
+                titles = [scenario.title for scenario in self._engine.scenarios]
+                names = [configuration.name for configuration in self._engine.configurations]
                 results.runs.sort(key=lambda run: (titles.index(run.scenario), names.index(run.name), run.round))
                 results.setting = self.setting()
 
@@ -112,29 +128,24 @@ class Comparison:
         """Runs all scenarios of a configuration. If it does not start, or ends on the way, its runs say so."""
         measured = self.scenarios if configuration in self.configurations else []
         for scenario in measured if turn == 1 else ():
-            if reason := skipped(scenario, configuration):
+            if reason := self._engine.skipped(scenario, configuration):
                 self._add(scenario, configuration, turn, "skipped", reason)
-        measured = [scenario for scenario in measured if not skipped(scenario, configuration)]
+        measured = [scenario for scenario in measured if not self._engine.skipped(scenario, configuration)]
         name = f"{configuration.name}-{turn}" if self._rounds > 1 else configuration.name
         began = time.monotonic()
-        stack = Stack(
+        stack = self._engine.stack(
             configuration,
             self._python,
             folder / "model",
             folder / name,
             (self._logs or folder / "logs") / name,
             lambda what: self._progress(f"{configuration.title}: {what}", 0),
-            small=any(scenario.damage == "small pool" for scenario in measured),
-            corrupt=any(scenario.damage == "corrupted" for scenario in measured),
+            damages={scenario.damage for scenario in measured},
             spin=self._spin,
         )
         try:
             with stack:
                 self._starts.append(f"{configuration.name} {time.monotonic() - began:.0f}")
-                try:
-                    answers.ask(stack.endpoint(4, WARM_TIMEOUT_S, 1), WARM)
-                except ValueError as error:
-                    raise StartError(f"started, and then: {error}") from None
                 if not self._answers:
                     self._ask(stack)
                 for scenario in measured:
@@ -143,7 +154,7 @@ class Comparison:
                     except StartError as error:
                         self._failed(scenario, configuration, turn, error)
         except StartError as error:
-            if configuration is UNDIVIDED:
+            if configuration is self._engine.undivided:
                 raise
             for scenario in measured:
                 self._failed(scenario, configuration, turn, error)

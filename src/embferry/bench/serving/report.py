@@ -64,7 +64,7 @@ TOTALS: Columns = {
 
 def report(results: ServingResults) -> Report:
     if results.compared:
-        title = "vLLM, undivided and divided"
+        title = f"{results.engine}, undivided and divided"
         lead = "The same requests to every configuration; each answer is compared with the undivided engine's."
         scenarios: Scenarios = {}
         for run in results.runs:

@@ -96,7 +96,7 @@ class Run(msgspec.Struct):
     notes: list[str] = []
     """Remarks for the report, such as the damage that was done."""
     damaged_at: float | None = None
-    """Seconds from the first request until an encoder was killed; None if none was."""
+    """Seconds from the first request until the damage was done that requests may notice; None if none was."""
 
     @property
     def right(self) -> list[Sample]:
@@ -144,6 +144,8 @@ class Run(msgspec.Struct):
 class ServingResults(Results, tag="serving", kw_only=True):
     compared: bool = False
     """True if the servers were started here, to compare them."""
+    engine: str = "vLLM"
+    """The engine that they have, as reports call it."""
     runs: list[Run] = msgspec.field(default_factory=list)
     setting: list[tuple[str, str]] = msgspec.field(default_factory=list)
     """More facts for the report."""

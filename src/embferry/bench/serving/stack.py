@@ -6,19 +6,24 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import httpx
 
 from embferry.trust.trust import KEY_ENV, KEY_FILE_ENV
 
 from ..processes import Child
-from . import configurations, corruption, vllm_plugins
+from . import answers
 from .client import Endpoint
-from .configurations import ENCODERS, INSTANCES, LANGUAGE, MODEL, SMALL, Configuration, Ports, free_ports, url
+from .configurations import MODEL, Configuration, Damage, url
+from .workload import Picture, Request
 
-EXTRA = {"ignore_eos": True, "return_token_ids": True}
+WARM = (Request(0, 0.0, (Picture((9, 0), 420, 756, 405),)), Request(1, 0.0, (Picture((9, 1), 420, 756, 405),)))
+WARM_TIMEOUT_S = 60.0
 ROUTER_S = 30.0
 START_S, END_S, POLL_S = 300.0, 15.0, 0.5
 REASON = re.compile(r"^(?:.*\s)?((?:\w+\.)*\w*(?:Error|Exception|Refused|Invalid)\b: .*)")
@@ -35,6 +40,7 @@ class Server(Child):
     def __init__(self, name: str, command: Sequence[str], url: str, log: Path, env: Mapping[str, str]) -> None:
         super().__init__(command, log.open("ab+"), signal.SIGTERM, env=dict(env))
         self.name, self.command, self.url = name, list(command), url
+        self.wanted = True  # False once it was ended on purpose
         self._client = httpx.Client(timeout=5, trust_env=False)  # making one takes longer than a request
 
     def is_ready(self) -> bool:
@@ -51,8 +57,23 @@ class Server(Child):
             return False
 
     def kill(self) -> None:
+        self.wanted = False
         super().kill()
         self._client.close()
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the server and its children."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Its processes stand still meanwhile."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
 
 
 def started(servers: Sequence[Server], report: Callable[[str], None], within_s: float = START_S) -> None:
@@ -85,13 +106,24 @@ def first_error(lines: Sequence[str]) -> str:
     return (errors or [line.strip() for line in reversed(lines) if line.strip()] or ["its log is empty"])[0][:300]
 
 
-class Stack:
-    """A context manager that starts the servers, and ends them in any case.
+class Stack(ABC):
+    """The servers of a configuration: a context manager that starts them, and ends them in any case.
 
-    With ``small`` there is a language instance with the small pool, too. With ``corrupt`` the encoders damage
-    embeddings while the file ``damage`` exists. With ``spin`` processes that wait for each other poll, as vLLM does
-    (:func:`.vllm_plugins.idle_workers`). Files of this stack alone are in ``folder``.
+    Args:
+        configuration: What carries the embeddings.
+        python: The interpreter that has the engine.
+        model: Folder of the model.
+        folder: Holds the files of this stack alone; it is made.
+        logs: Holds the servers' logs.
+        say: Called with what is being done.
+        damages: What the scenarios will do.
+        spin: Let processes that wait for each other poll, if the engine has them do so by default.
     """
+
+    environment: ClassVar[Mapping[str, str]]
+    """Variables of the servers."""
+    extra: ClassVar[Mapping[str, Any]]
+    """Fields of the requests' bodies beyond OpenAI's."""
 
     def __init__(
         self,
@@ -102,32 +134,30 @@ class Stack:
         logs: Path,
         say: Callable[[str], None],
         *,
-        small: bool = False,
-        corrupt: bool = False,
+        damages: Collection[Damage] = (),
         spin: bool = False,
     ) -> None:
-        self.configuration, self.damage, self.divided = configuration, folder / "damage", bool(configuration.connector)
-        self._python, self._model, self._folder, self._logs, self._say = python, model, folder, logs, say
-        small = small and configuration.connector != "example"
-        names = [name for name in INSTANCES if small or name != SMALL] if self.divided else ["engine"]
-        self._router_port, *ports = free_ports(1 + 3 * len(names))
-        self._ports = {name: Ports(*ports[3 * at : 3 * at + 3]) for at, name in enumerate(names)}
-        self._plugins = [] if spin else [vllm_plugins.idle_workers]
-        if configuration.connector == "mooncake":
-            self._plugins.append(vllm_plugins.loads_without_tokens)
-        if corrupt and configuration.connector in corruption.PLUGINS:
-            self._plugins.append(corruption.PLUGINS[configuration.connector])
-        self._engines: dict[str, Server] = {}
-        self._router: Server | None = None
+        self.configuration, self.divided = configuration, bool(configuration.connector)
+        self.python, self.model, self.folder, self.say = python, model, folder, say
+        self.damages, self.spin, self.damage = damages, spin, folder / "damage"
+        self.servers: dict[str, Server] = {}
+        # Instances with connectors of other projects cannot prove a cluster key; everything is on the loopback address.
+        kept = {name: value for name, value in os.environ.items() if name not in (KEY_ENV, KEY_FILE_ENV)}
+        self.env = kept | dict(self.environment)
+        self._logs = logs
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> Self:
         """Starts the servers.
 
         Raises:
             StartError: one does not start.
         """
         try:
-            self._start()
+            self.folder.mkdir(parents=True)
+            self._logs.mkdir(parents=True, exist_ok=True)
+            for log in self._logs.glob("*.log"):
+                log.unlink()  # of an earlier run; servers that are started again append to one log
+            self.start()
         except BaseException:
             self.close()
             raise
@@ -136,64 +166,57 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def encoders(self) -> list[Server]:
-        return [self._engines[name] for name in ENCODERS]
+    def close(self) -> None:
+        self.say("ending")
+        ended([*self.servers.values()])
+        self.servers.clear()
 
-    def endpoint(self, max_tokens: int, timeout_s: float, concurrency: int) -> Endpoint:
-        where = self._router_port if self.divided else self._ports["engine"].http
-        return Endpoint(url(where), MODEL, max_tokens, timeout_s, concurrency, EXTRA)
-
-    @property
-    def metrics(self) -> list[str]:
-        """URLs of the servers' metrics."""
-        ports = [self._router_port] if self.divided else []
-        if self.configuration.connector == "embferry":
-            ports += [each.metrics for each in self._ports.values()]
-        return [f"{url(port)}/metrics" for port in ports]
-
-    def route(self, language: str = LANGUAGE, through: Sequence[Server] = ()) -> None:
-        """Starts a router to a language instance, unless one with the same settings runs.
+    @abstractmethod
+    def start(self) -> None:
+        """Starts the servers that most scenarios need.
 
         Raises:
-            StartError: it does not start.
+            StartError: one does not start.
         """
-        if not self.divided:
-            return
-        encoders = [each.url for each in through or self.encoders if through or each.alive]
-        command = configurations.router(
-            self._python, self.configuration, self._router_port, encoders, self._ports[language]
-        )
-        if self._router is not None:
-            if self._router.alive and self._router.command == command:
-                return
-            ended([self._router])
-        self._router = Server("router", command, url(self._router_port), self._logs / "router.log", self._env)
-        started([self._router], self._say, ROUTER_S)
 
-    def close(self) -> None:
-        self._say("ending")
-        ended([*([self._router] if self._router else []), *self._engines.values()])
-        self._engines.clear()
-        self._router = None
+    @abstractmethod
+    def prepare(self, damage: Damage) -> None:
+        """Starts or replaces what a scenario needs and what is not there.
 
-    def _start(self) -> None:
-        store = self._folder / "store"
-        store.mkdir(parents=True)
-        self._logs.mkdir(parents=True, exist_ok=True)
-        for log in self._logs.glob("*.log"):
-            log.unlink()  # of an earlier run; routers of this run append to one log
-        path = (str(vllm_plugins.folder(self._folder, *self._plugins)), os.environ.get("PYTHONPATH"))
-        # Instances of vLLM with its own connectors cannot prove a cluster key; everything is on the loopback address.
-        kept = {name: value for name, value in os.environ.items() if name not in (KEY_ENV, KEY_FILE_ENV)}
-        self._env = kept | configurations.ENVIRONMENT | {corruption.VARIABLE: str(self.damage)}
-        self._env |= {"PYTHONPATH": os.pathsep.join(filter(None, path))}
-        for name, ports in self._ports.items():
-            transfer = None
-            if self.divided:
-                transfer = configurations.transfer(self.configuration, name, ports, self._router_port, store)
-            command = configurations.engine(self._python, self._model, ports.http, transfer)
-            log = self._logs / f"{name.replace(' ', '-').replace(',', '')}.log"
-            self._engines[name] = Server(name, command, url(ports.http), log, self._env)
-        started([*self._engines.values()], self._say)
-        self.route()
+        Raises:
+            StartError: a server does not start.
+        """
+
+    @property
+    @abstractmethod
+    def encoders(self) -> list[Server]:
+        """The encoders; none if the engine is undivided."""
+
+    @property
+    @abstractmethod
+    def port(self) -> int:
+        """The port that answers chats."""
+
+    @property
+    @abstractmethod
+    def metrics(self) -> list[str]:
+        """URLs of the servers' metrics."""
+
+    def endpoint(self, max_tokens: int, timeout_s: float, concurrency: int) -> Endpoint:
+        return Endpoint(url(self.port), MODEL, max_tokens, timeout_s, concurrency, dict(self.extra))
+
+    def server(self, name: str, command: Sequence[str], port: int, more: Mapping[str, str] | None = None) -> Server:
+        """Starts a process; ``more`` are variables of its environment."""
+        log = self._logs / f"{name.replace(' ', '-').replace(',', '')}.log"
+        return Server(name, command, url(port), log, self.env | dict(more or {}))
+
+    def warm(self) -> None:
+        """Asks two questions, because the first ones take longer.
+
+        Raises:
+            StartError: there is no answer.
+        """
+        try:
+            answers.ask(self.endpoint(4, WARM_TIMEOUT_S, 1), WARM)
+        except ValueError as error:
+            raise StartError(f"started, and then: {error}") from None

@@ -62,6 +62,8 @@ class Stream:
             self._error = error_text(event)
         elif event.get("choices"):
             self._choice(now, event["choices"][0])
+        elif output := (event.get("sglext") or {}).get("output_ids"):
+            self.tokens = list(output[0])  # SGLang has them in one event near the end
         elif usage := event.get("usage"):
             self._counted = usage.get("completion_tokens")
             self.prompt_tokens = usage.get("prompt_tokens")
@@ -90,8 +92,8 @@ class Stream:
         self.text += content
         self._chunks += bool(content)
         self.tokens += choice.get("token_ids") or ()
-        if choice.get("finish_reason") == "error":
-            self._error = "the server ended the answer with finish_reason error"
+        if (reason := choice.get("finish_reason")) in ("error", "abort"):
+            self._error = f"the server ended the answer with finish_reason {reason}"
 
 
 def error_text(body: dict[str, Any]) -> str:
@@ -100,4 +102,4 @@ def error_text(body: dict[str, Any]) -> str:
     if isinstance(error, dict):
         code = error.get("code")
         return " ".join(str(part) for part in (f"[{code}]" if code else "", error.get("message")) if part)
-    return str(error or body)
+    return str(error or body.get("message") or body)  # SGLang has no field around it

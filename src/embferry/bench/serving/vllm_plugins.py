@@ -1,30 +1,13 @@
-"""Changes to vLLM for a fair comparison, as plug-ins that vLLM calls in each of its processes.
-
-Only processes with :func:`folder` on their ``PYTHONPATH`` find them.
-"""
+"""Changes to vLLM for a fair comparison, as plug-ins that vLLM calls in each of its processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-NAME = "embferry-bench"
 SPIN_S = 0.003
 LOOK_MS = 5
 """How often a sleeping reader looks. vLLM drops a notice that closely follows another; without regular looks, some
 requests waited for vLLM's own limit of 5 s."""
-
-
-def folder(parent: Path, *plugins: Callable[[], None]) -> Path:
-    """Makes a folder with the metadata of a package whose plug-ins are ``plugins``, and returns it."""
-    made = parent / "plugin"
-    described = made / f"{NAME.replace('-', '_')}-0.dist-info"
-    described.mkdir(parents=True, exist_ok=True)
-    (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 0\n")
-    entries = [f"{NAME}-{plugin.__name__} = {plugin.__module__}:{plugin.__name__}" for plugin in plugins]
-    (described / "entry_points.txt").write_text("\n".join(["[vllm.general_plugins]", *entries, ""]))
-    return made
 
 
 def idle_workers() -> None:

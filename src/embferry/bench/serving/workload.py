@@ -40,6 +40,8 @@ class Picture(msgspec.Struct, frozen=True):
     height: int
     tokens: int
     """Visual tokens."""
+    cut_short: bool = False
+    """True for a file that ends in its middle."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -49,6 +51,8 @@ class Request(msgspec.Struct, frozen=True):
     pictures: tuple[Picture, ...]
     repeated: int = 0
     """How many of the pictures an earlier request had."""
+    rid: str = ""
+    """The id that the client gives it, in SGLang's field of that name; empty for none."""
 
     @property
     def image_tokens(self) -> int:
@@ -105,7 +109,10 @@ def url(picture: Picture) -> str:
     pixels = colours.repeat(GRAIN, 0).repeat(GRAIN, 1)[: picture.height, : picture.width]
     data = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(data, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    content = data.getvalue()
+    if picture.cut_short:
+        content = content[: len(content) // 2]
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def requests(plan: Plan) -> list[Request]:

@@ -8,6 +8,7 @@ import time
 from functools import partial
 
 from embferry import (
+    Aborted,
     EmbeddingReceiver,
     EmbeddingTransferError,
     GatherSink,
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 CURRENT_CONTENTS = 8
 """Contents of encoders that are remembered for one part, at most."""
+
+AGAIN_S = 0.2
+"""Time until an encoder that has aborted a transfer is asked again."""
 
 
 class IncomingPart:
@@ -68,6 +72,7 @@ class IncomingPart:
         self._is_closed = False
         self.is_complete = False
         self._reported_loss: EmbeddingTransferError | None = None
+        self._ask_again_at: float | None = None
         self._digest: str | None = None  # of the complete embedding
 
     @property
@@ -120,6 +125,7 @@ class IncomingPart:
         Raises:
             EmbeddingTransferError: Why it will not arrive.
         """
+        self.ask_again()
         receiver = self._receiver
         if receiver is None:
             return self.is_complete
@@ -138,6 +144,19 @@ class IncomingPart:
             raise error
         self.is_complete = True
         return True
+
+    def ask_again(self) -> None:
+        """Asks the current encoder again, a moment after an abort there.
+
+        An encoder that is asked again after it was lost may still have to drop what it was asked before. Its process
+        lives, so the dispatcher names no other one.
+        """
+        if self._ask_again_at is None or time.monotonic() < self._ask_again_at:
+            return
+        self._ask_again_at = None
+        receiver, source = self._receiver, self.source
+        if receiver is not None and source is not None and isinstance(receiver.lost, Aborted):
+            receiver.redirect(source.info.endpoint)
 
     def close(self) -> None:
         """Ends the transfer if it is under way. Arrays of the memory stay valid. Idempotent."""
@@ -177,6 +196,8 @@ class IncomingPart:
             self._reported_loss = lost
             self._counters.add("losses", label=lost.code)
             log.warning("room %d: the encoder is lost, needs resume for remaining data: %s", receiver.room, lost)
+            if isinstance(lost, Aborted):
+                self._ask_again_at = time.monotonic() + AGAIN_S
 
     def _make_rows(self, tokens: int) -> dict[str, ByteRows]:
         """Allocates the memory. Runs on the manager's callback thread with the sink's lock held."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Iterable
+from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -96,7 +99,7 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
 
     def _fail_and_release(self, error_msg: Any, error_code: Any = None) -> None:
         if error_code != SOURCE_CODE:
-            super()._fail_and_release(error_msg, error_code)
+            super()._fail_and_release(error_msg, status_of(error_code))
             return
         try:
             self._comes_from(decode_source(error_msg))
@@ -141,6 +144,9 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
 
     def _collect(self) -> None:
         """Takes the parts that are complete."""
+        for part in self._parts.values():
+            if isinstance(part, IncomingPart):
+                part.ask_again()
         for index, data in list(self._messages.items()):
             if self._parts[index].poll():
                 del self._messages[index]
@@ -159,11 +165,22 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
             part.close()  # the mapping stays
 
 
+def status_of(code: Any) -> Any:
+    """Returns a status that SGLang can answer with: it ends the scheduler if Python does not know the number."""
+    return code if code is None or code in set(HTTPStatus) else HTTPStatus.SERVICE_UNAVAILABLE.value
+
+
 def reason_and_status(error: Exception) -> tuple[str, int]:
     """Returns what the client is told of an error, and the HTTP status."""
     if isinstance(error, EmbeddingTransferError):
         return f"{error.code}: {error.detail}", error.http_status
     return f"the embedding cannot be used: {shown(error)}", 500
+
+
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Returns the TLS context of all clients. Making one occupies the scheduler's process for 20 ms, TLS or not."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 async def register(url: str, destination: Destination, is_current: Callable[[], bool]) -> None:
@@ -174,7 +191,8 @@ async def register(url: str, destination: Destination, is_current: Callable[[], 
     """
     body = msgspec.json.encode(destination)
     limits = httpx.Limits(max_connections=1)
-    async with bounded_client(limits=limits, timeout=REGISTER_TIMEOUT_S, max_bytes=MAX_ANSWER) as client:
+    options: dict[str, Any] = {"timeout": REGISTER_TIMEOUT_S, "verify": tls_context(), "max_bytes": MAX_ANSWER}
+    async with bounded_client(limits=limits, **options) as client:
         while is_current():
             try:
                 response = await client.post(f"{url}{PATH}/destinations", content=body)
