@@ -132,6 +132,19 @@ def test_a_key_is_made_printed_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 2
 
 
+@pytest.mark.integration
+def test_the_line_of_a_request_names_its_client(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "keys"
+    path.write_text(ApiKey("alice", digest_of("k")).line())
+    with caplog.at_level(logging.INFO, "embferry.serve.http.edge"), Deployment(api_keys_file=path) as deployment:
+        for key, address in (("k", "127.0.0.1"), ("wrong", "127.0.0.2"), ("", "127.0.0.3")):
+            transport = httpx.HTTPTransport(local_address=address)
+            with httpx.Client(transport=transport, base_url=deployment.url, timeout=100) as client:
+                client.get("/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {})
+    named = [vars(record)["client"] for record in caplog.records if record.getMessage() == "request"]
+    assert named == ["key alice", "address 127.0.0.2", "address 127.0.0.3"]
+
+
 def test_a_key_on_the_command_line_is_refused_with_what_to_do() -> None:
     for words in (("router", "--api-key", "k"), ("serve", "--router-api-key", "k"), ("ask", "what?", "--api-key", "k")):
         status, _, err = called(*words)

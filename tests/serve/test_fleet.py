@@ -20,6 +20,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.router.fleet import Fleet
 from embferry.trust.digests import content_digest
 from embferry.trust.keys import ClusterKeys, Key
+from embferry.trust.tls import TLS_ALERT
 from embferry.trust.trust import Trust
 from tests.serve.fakes import Deployment
 from tests.serve.test_clients import CHAT
@@ -78,6 +79,46 @@ async def test_requests_without_a_worker_wait_for_a_slow_bootstrap_server_togeth
             await fleet.candidates("encode")  # a later request asks again
         assert bootstrap.requests == 2
         await fleet.close()
+
+
+@pytest.mark.asyncio
+async def test_each_outage_of_the_bootstrap_server_is_logged_once_also_the_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = BootstrapServer(trust=NO_KEY)
+    with server:
+        pass  # it has a port now, at which nothing listens
+    fleet = Fleet(Settings(bootstrap_url=server.url, router=RouterSettings(connect_timeout=60)))
+
+    async def warnings_after(refreshes: int) -> int:
+        for _ in range(refreshes):
+            await fleet.refresh()
+        return sum("the list of workers is not available" in message for message in caplog.messages)
+
+    assert await warnings_after(3) == 1
+    with server:
+        assert await warnings_after(2) == 1
+        assert not fleet._trouble
+    assert await warnings_after(3) == 2
+    await fleet.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("answer", [TLS_ALERT, b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76"], ids=["alert", "hello"])
+async def test_a_plain_url_of_a_server_that_speaks_tls_is_told(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    fleet = Fleet(Settings(bootstrap_url=url, router=RouterSettings(connect_timeout=60)))
+    await fleet.refresh()
+    assert "write https://" in fleet._trouble
+    assert any("write https://" in str(vars(record)) for record in caplog.records)
+    await fleet.close()
+    listener.close()
 
 
 BAD_ENTRIES: list[dict[str, Any]] = [

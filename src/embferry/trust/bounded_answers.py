@@ -21,6 +21,8 @@ ANSWER_LIMIT = "embferry_answer_limit"
 """Key of a request's extensions: the longest answer to it, in bytes."""
 STREAMED = "embferry_streamed"
 """Key of a request's extensions: its caller passes on a stream as it arrives, so a stream has any length."""
+_NO_HTTP = "illegal request line"
+"""h11's words for an answer that begins with a control character, as TLS does."""
 _STREAMS = (LINES, "text/event-stream")
 
 
@@ -37,7 +39,13 @@ class BoundedAnswers(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         request.headers["Accept-Encoding"] = "identity"
-        response = await self._transport.handle_async_request(request)
+        try:
+            response = await self._transport.handle_async_request(request)
+        except httpx.RemoteProtocolError as error:
+            if request.url.scheme == "http" and _NO_HTTP in str(error):
+                why = "the server does not answer in HTTP; if it speaks TLS, write https:// in its URL"
+                raise httpx.RemoteProtocolError(why, request=request) from error
+            raise
         coding = response.headers.get("content-encoding", "identity")
         if coding != "identity":
             await response.aclose()

@@ -52,6 +52,7 @@ class Fleet(Backends[RouterMetrics]):
         self._workers: tuple[Worker, ...] = ()
         self._last_list: float | None = None  # monotonic seconds
         self._trouble = "the bootstrap server has not been asked yet"
+        self._is_warned = False  # of the trouble that there is now
         self._refreshing = asyncio.Lock()
         self._refreshes = 0  # that have ended
         self._suspected: dict[str, float] = {}  # monotonic seconds, by worker
@@ -88,8 +89,9 @@ class Fleet(Backends[RouterMetrics]):
             self._replace(self._usable(listed), keep=not listed.complete)
         except (httpx.HTTPError, httpx.InvalidURL, DamagedError, ValueError, TimeoutError) as error:
             reason = reason_of(error)
-            if not self._trouble:
+            if not self._is_warned:
                 log.warning("the list of workers is not available", extra={"bootstrap": address, "reason": reason})
+            self._is_warned = True
             self._trouble = f"the bootstrap server at {self.settings.bootstrap_url} returns no list: {reason}"
 
     def _usable(self, listed: WorkerList) -> tuple[Worker, ...]:
@@ -119,7 +121,7 @@ class Fleet(Backends[RouterMetrics]):
         for word, ids in (("joined", now.keys() - before.keys()), ("left", before.keys() - now.keys())):
             for worker in map((now | before).__getitem__, sorted(ids)):
                 log.info("worker %s", word, extra={"worker": worker.id, "role": worker.role, "url": worker.url})
-        self._workers, self._last_list, self._trouble = workers, time.monotonic(), ""
+        self._workers, self._last_list, self._trouble, self._is_warned = workers, time.monotonic(), "", False
         self._proofs = {id: proof for id, proof in self._proofs.items() if id in now}
         for role in ROLES:
             self.metrics.workers.labels(role).set(len(self._with_role(role)))
