@@ -34,9 +34,9 @@ class Edge:
     """ASGI middleware.
 
     Sets ``scope["state"]["request_id"]`` to the client's ``X-Request-Id``, or to a new id if the client sent none or an
-    unacceptable one. The line says at the end of the request whose it was and how it went, with what the application has
-    added to ``scope["state"]["facts"]``. Of the refusals with 503, which an overload makes by the thousand, one a minute
-    has a line, with the number ``more`` of those since the last one.
+    unacceptable one. The line says at the end of the request whose it was and how it went, with what the application
+    has added to ``scope["state"]["facts"]``. Of the refusals with 503, which an overload makes by the thousand, one a
+    minute has a line, with the number ``more`` of those since the last one.
 
     Args:
         app: the application behind.
