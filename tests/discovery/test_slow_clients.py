@@ -16,8 +16,8 @@ import pytest
 from embferry.discovery import http_server
 from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.bootstrap_server import BootstrapServer
-from embferry.discovery.http_server import ServerLimits
 from embferry.discovery.leases import Worker
+from embferry.discovery.server_limits import ServerLimits
 
 pytestmark = pytest.mark.integration
 

@@ -17,8 +17,9 @@ import pytest
 from embferry.discovery.bootstrap_client import BootstrapClient
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.http_client import exchange
-from embferry.discovery.http_server import Answer, HttpServer, ServerLimits
+from embferry.discovery.http_server import Answer, HttpServer
 from embferry.discovery.leases import Worker
+from embferry.discovery.server_limits import ServerLimits
 from embferry.protocol.errors import LocalProtocolError, TlsFailed, TransportError
 from embferry.trust import ClusterKeys, Key, Trust
 from embferry.trust.tls import Tls

@@ -11,7 +11,7 @@ import pytest
 
 import embferry
 from embferry.discovery.bootstrap_server import BootstrapServer
-from embferry.discovery.http_server import ServerLimits
+from embferry.discovery.server_limits import ServerLimits
 from embferry.engine import errors as _engine_errors  # noqa: F401  (its classes are found below)
 from embferry.protocol.errors import EmbferryError
 from embferry.serve.errors import CODES, ServeError

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from embferry import SendManager, TcpTransport
 from embferry.discovery.bootstrap_server import BootstrapServer
-from embferry.discovery.http_server import ServerLimits
+from embferry.discovery.server_limits import ServerLimits
 from embferry.serve.http import tls_handshake
 from embferry.serve.http.connections import ConnectionLimits
 from embferry.serve.http.serving import listen, serve_app

@@ -45,8 +45,9 @@ from embferry.trust.requests import BOOTSTRAP, SCHEME, Accepted, Refused
 from embferry.trust.trust import Trust
 
 from .bootstrap_client import Lease
-from .http_server import BACKLOG, Answer, Head, HttpServer, RequestError, ServerLimits
+from .http_server import BACKLOG, Answer, Head, HttpServer, RequestError
 from .leases import LeaseTable, Rank, Role, Worker
+from .server_limits import ServerLimits
 
 log = logging.getLogger(__name__)
 

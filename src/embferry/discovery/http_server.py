@@ -20,7 +20,7 @@ import msgspec
 
 from embferry.transports.net.address import network_of
 from embferry.transports.net.deadlines import Deadlines
-from embferry.transports.net.listener import Listener, ListenLimits, check_positive
+from embferry.transports.net.listener import Listener, ListenLimits
 from embferry.transports.net.loop import READ, WRITE, LoopThread
 from embferry.transports.net.stream import Stream, watch
 from embferry.transports.net.tls_socket import TlsError
@@ -30,6 +30,8 @@ from embferry.trust.refusals import Refusals
 from embferry.trust.requests import PROOF_HEADER, Accepted
 from embferry.trust.tls import Tls
 
+from .server_limits import ServerLimits
+
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 16 << 10
@@ -38,25 +40,6 @@ MAX_BODY_BYTES = 64 << 10
 MAX_UNSENT_BYTES = 32 << 20  # of responses that their clients do not read, together
 RECEIVE_BYTES = 16 << 10
 BACKLOG = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """Bounds on what clients can hold.
-
-    Raises:
-        LocalProtocolError: A number is not greater than 0.
-    """
-
-    request_timeout: float = 5.0
-    """Seconds for a whole request and its response."""
-    connections: int = 1024
-    """Connections at once; never more than half of the files that the process may open."""
-    connections_per_address: int = 256
-    """Connections at once of one IPv4 address, or of one IPv6 network of 64 bits."""
-
-    def __post_init__(self) -> None:
-        check_positive(self)
 
 
 @dataclass(frozen=True, slots=True)

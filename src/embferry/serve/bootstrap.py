@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embferry.discovery.bootstrap_server import BootstrapServer
-from embferry.discovery.http_server import ServerLimits
+from embferry.discovery.server_limits import ServerLimits
 from embferry.protocol.errors import TransportError
 from embferry.serve.config import Settings
 from embferry.serve.security import check_part

@@ -20,7 +20,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from embferry import TransportError
-from embferry.discovery.http_server import BACKLOG, Answer, HttpServer, RequestError, ServerLimits
+from embferry.discovery.http_server import BACKLOG, Answer, HttpServer, RequestError
+from embferry.discovery.server_limits import ServerLimits
 
 
 class Definition(NamedTuple):
