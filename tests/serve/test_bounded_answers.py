@@ -1,4 +1,4 @@
-"""Answers between parts that are encoded, or without end: each caller refuses them before it has spent memory."""
+"""Bounds on answers between parts that are encoded, or without end: each caller refuses them before it has spent memory."""
 
 from __future__ import annotations
 
