@@ -1,4 +1,4 @@
-"""Bounds on answers between parts that are encoded, or without end: each caller refuses them before it has spent memory."""
+"""Bounds on answers between parts: each caller refuses encoded or endless ones before it has spent memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses to what is not a request of HTTP/1.1 gets an error as any other, and cannot fill the log."""
+"""A message that is no request of HTTP/1.1 gets an error as any other, and cannot fill the log."""
 
 from __future__ import annotations
 
