@@ -148,4 +148,5 @@ async def test_slow_names_of_a_client_keep_no_other_client_waiting(
         assert slow.calls == LOOKUPS_OF_CLIENT
     finally:
         slow.release.set()
-    assert await asyncio.gather(*asked) == [["127.0.0.1"]] * len(asked), "the others have their turns"
+    async with asyncio.timeout(DEADLINE):
+        assert await asyncio.gather(*asked) == [["127.0.0.1"]] * len(asked), "the others have their turns"
