@@ -1,4 +1,4 @@
-"""Answers between parts that are encoded, or without end: each caller refuses them before it has spent memory."""
+"""Each caller of another part refuses answers that are encoded or have no end, before it has spent memory."""
 
 from __future__ import annotations
 
