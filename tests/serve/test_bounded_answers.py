@@ -1,4 +1,4 @@
-"""Bounds on answers between parts: each caller refuses encoded or endless ones before it has spent memory."""
+"""Each caller of another part refuses answers that are encoded or have no end, before it has spent memory."""
 
 from __future__ import annotations
 

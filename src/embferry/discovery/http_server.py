@@ -380,5 +380,4 @@ def _check_head(request: h11.Request) -> None:
 
 def _check_length(length: int) -> None:
     if length > MAX_BODY_BYTES:
-        message = f"a body of at most {MAX_BODY_BYTES} bytes"
-        raise RequestError("too_large", message, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        raise RequestError("too_large", f"a body of up to {MAX_BODY_BYTES} bytes", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)

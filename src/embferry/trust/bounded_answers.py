@@ -1,4 +1,4 @@
-"""Bounds on answers of other parts to httpx: not encoded, and bounded in size.
+"""A client of other parts with httpx, whose answers are not encoded, and bounded in size.
 
 httpx unpacks what an answer's ``Content-Encoding`` names, and reads a whole answer, before its caller can check a proof
 or a digest. So a few kilobytes of a liar would become gigabytes. Imported only where httpx is installed.
