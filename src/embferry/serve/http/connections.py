@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import h11
 from starlette.datastructures import Headers
 from starlette.types import Scope
-from uvicorn.protocols.http.h11_impl import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE as MAX_HEAD_BYTES
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from embferry.serve.errors import ServeError
@@ -34,6 +33,8 @@ from embferry.trust.occasions import Occasions, more
 
 log = logging.getLogger(__name__)
 
+MAX_HEAD_BYTES = 64 << 10
+"""Bytes of a request's first line and its headers."""
 HEAD_SECONDS = 10.0
 """Seconds within which the head of a request must arrive: from the connecting, or from the end of the time that a
 connection may be idle after a response."""
