@@ -1,4 +1,4 @@
-"""A message that is no request of HTTP/1.1 gets an error as any other, and cannot fill the log."""
+"""Requests that are not HTTP/1.1 get an error as any other, and cannot fill the log."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ ERRORS_PAGE = SOURCE.parents[1] / "docs" / "errors.md"
 RAISED = {
     "protocol/errors.py CapacityError", "protocol/errors.py PeerGone", "engine/errors.py QueueFull",
     "serve/errors.py ", "serve/byte_budget.py _full", "serve/media/checks.py exhausted",
+    "serve/http/connections.py BoundedProtocol.cut_off",
     "serve/media/decoding/child.py Child._wait_until_ready", "serve/media/decoding/pool.py DecoderPool._started",
     "serve/vllm/failover.py Failover.fail",
 }  # fmt: skip
@@ -41,10 +42,11 @@ OF_SGLANG = {"connectors/sglang/dispatcher.py "}
 READ = {
     "discovery/bootstrap_client.py BootstrapClient._refused", "discovery/http_client.py _exchange",
     "serve/errors.py is_retryable", "serve/http/errors.py retry_after", "serve/router/worker_call.py WorkerCall._first",
+    "serve/http/chat.py ChatEndpoint._fail", "serve/http/edge.py Edge.__call__",
     "serve/vllm/failures.py is_busy", "serve/vllm/item_encoder.py ItemEncoder.encode",
     "serve/vllm/item_encoder.py _not_encoded",
 }  # fmt: skip
-"""Places that read the status of another server."""
+"""Places that read the status: of another server, or for the log."""
 
 
 def places() -> Iterator[tuple[str, ast.AST]]:

@@ -34,6 +34,8 @@ from embferry.trust.occasions import Occasions, more
 
 log = logging.getLogger(__name__)
 
+MAX_HEAD_BYTES = 64 << 10
+"""Bytes of a request's first line and its headers."""
 HEAD_SECONDS = 10.0
 """Seconds within which the head of a request must arrive: from the connecting, or from the end of the time that a
 connection may be idle after a response."""
