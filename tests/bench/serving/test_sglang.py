@@ -136,7 +136,7 @@ def test_runs_of_earlier_results_are_kept(python: str, few: Engine) -> None:
     again.keep(earlier, results)
     again.run(results, lambda what, more: None)
     assert [run.name for run in results.runs] == ["undivided", "ours-shm", "ours-nixl"]
-    assert results.command == f"{earlier.command}; {begun().command}"
+    assert dict(results.setting)["runs kept"] == f"{earlier.started}: {earlier.command}"
     assert dict(results.setting)["seconds to start"].count("undivided") == 2
     results.quick = True
     with pytest.raises(ValueError, match="only one of both is quick"):
