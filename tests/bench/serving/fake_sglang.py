@@ -2,8 +2,8 @@
 
 python fake_sglang.py -m sglang.launch_server --model-path MODEL --port PORT …
 
-Without the plug-in, a language server has faults of SGLang: it ends at a damaged picture, does not ask a second encoder,
-and takes other pictures for those of a request to which the client has given an id.
+Without the plug-in, a language server has faults of SGLang: it ends at a damaged picture, does not ask a second
+encoder, and takes other pictures for those of a request to which the client has given an id.
 """
 
 from __future__ import annotations
