@@ -2,8 +2,8 @@
 
 python fake_sglang.py -m sglang.launch_server --model-path MODEL --port PORT …
 
-Without the plug-in, a language server has faults of SGLang: it ends at a damaged picture and when a client has hung up,
-does not ask a second encoder, and gives a request the pictures of an earlier one with its id.
+Without the plug-in, a language server has faults of SGLang: it ends at a damaged picture, does not ask a second
+encoder, and takes other pictures for those of a request to which the client has given an id.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ class Language:
     def __init__(self, encoders: list[str]) -> None:
         self._encoders, self._turns = encoders, cycle(encoders)
         self._plugged = "EMBFERRY_SGLANG" in os.environ
-        self._by_id: dict[str, str] = {}
 
     def answer(self, request: stub.Request) -> None:
         if "messages" not in request.body:  # an abort
@@ -59,18 +58,16 @@ class Language:
             return
         urls = "".join(part["image_url"]["url"] for part in request.body["messages"][0]["content"][:-1])
         if not base64.b64decode(urls.rpartition(",")[2])[-8:].startswith(END_OF_PNG):
-            self._fault()
+            if self._encoders and not self._plugged:
+                os._exit(3)
             request.refuse(400, json.dumps({"object": "error", "message": "the picture is truncated"}))
             return
-        if (rid := request.body.get("rid")) and self._encoders and not self._plugged:
-            urls = self._by_id.setdefault(rid, urls)
+        if "rid" in request.body and self._encoders and not self._plugged:
+            urls = "pictures of an earlier request"
         if not self._encoded():
             request.refuse(502, json.dumps({"message": "the encoder is gone"}))
             return
-        try:
-            request.answer_of_sglang([zlib.crc32(urls.encode()) % 100 + i for i in range(request.body["max_tokens"])])
-        except OSError:
-            self._fault()
+        request.answer_of_sglang([zlib.crc32(urls.encode()) % 100 + i for i in range(request.body["max_tokens"])])
 
     def _encoded(self) -> bool:
         """Asks an encoder; with the plug-in, another one if that does not answer."""
@@ -81,10 +78,6 @@ class Language:
             except OSError:
                 continue
         return not self._encoders
-
-    def _fault(self) -> None:
-        if self._encoders and not self._plugged:
-            os._exit(3)
 
 
 if __name__ == "__main__":

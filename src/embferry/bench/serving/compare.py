@@ -62,6 +62,7 @@ class Comparison:
         self._requests = {scenario.name: scenario.requests() for scenario in self.scenarios}
         self._answers: dict[str, answers.Answers] = {}
         self._starts: list[str] = []
+        self._kept: list[str] = []
 
     @property
     def total_requests(self) -> int:
@@ -83,7 +84,7 @@ class Comparison:
             )
         names, titles = {each.name for each in self.configurations}, {each.title for each in self.scenarios}
         results.runs = [run for run in earlier.runs if run.name not in names or run.scenario not in titles]
-        results.command = f"{earlier.command}; {results.command}"
+        self._kept = [*dict(earlier.setting).get("runs kept", "").split("; "), f"{earlier.started}: {earlier.command}"]
         self._starts += dict(earlier.setting).get("seconds to start", "").split(", ")
 
     def setting(self) -> list[tuple[str, str]]:
@@ -93,6 +94,7 @@ class Comparison:
             **self._engine.facts(self._spin),
             "answers": "greedy; compared token by token with those of the undivided engine, asked one by one",
             "seconds to start": ", ".join(self._starts),
+            "runs kept": "; ".join(filter(None, self._kept)),
         }
         return [(name, text) for name, text in facts.items() if text]
 
