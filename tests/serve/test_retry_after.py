@@ -37,7 +37,7 @@ ANSWERED = {
     "connectors/sglang/inside/encoder.py describe",
 }  # fmt: skip
 """Responses of their own. Those of the bootstrap server are tested below, the others here by what they call."""
-OF_SGLANG = {"connectors/sglang/dispatcher.py "}
+OF_SGLANG = {"connectors/sglang/dispatcher.py ", "connectors/sglang/inside/waiting.py status_of"}
 """Statuses that SGLang's own server makes a response of."""
 READ = {
     "discovery/bootstrap_client.py BootstrapClient._refused", "discovery/http_client.py _exchange",
