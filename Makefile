@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help setup demo test test-fast test-integration test-sweeps test-engines test-vllm test-vllm-more test-vllm-http test-all simulate fuzz endurance soak relay \
-	setup-tests setup-engines setup-vllm setup-sglang test-sglang lint format docs bench bench-vllm bench-sglang clean
+	setup-tests setup-engines setup-vllm setup-sglang test-sglang test-sglang-more lint format docs bench bench-vllm bench-sglang clean
 .DEFAULT_GOAL := help
 
 help: ## show this
@@ -85,9 +85,12 @@ setup-sglang: ## make .venv-sglang, SGLang for CPUs: 1.7 GB
 	@$(PYTHON) scripts/setup_sglang.py
 
 test-sglang: setup-sglang ## SGLang's servers, divided by the plug-in; makes .venv-sglang, 1.7 GB
-	@$(SGLANG_PY) -m pytest -m sglang tests/connectors/sglang tests/bench/serving
+	@$(SGLANG_PY) -m pytest -m sglang tests/connectors/sglang
 
-test-all: test test-sweeps test-engines test-vllm test-sglang test-vllm-more test-vllm-http ## every test
+test-sglang-more: setup-sglang ## a small comparison of SGLang's servers, measured for real: some minutes
+	@$(SGLANG_PY) -m pytest -m sglang tests/bench/serving
+
+test-all: test test-sweeps test-engines test-vllm test-sglang test-sglang-more test-vllm-more test-vllm-http ## every test
 
 lint: setup ## style, types, imports, names, lengths, English, generated documents
 	$(BIN)/ruff check .
