@@ -7,6 +7,7 @@ without one: the files in ``scripts/shims/``, which an environment imports at th
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from run_command import run_command
-from setup_env import ROOT
+from setup_env import ROOT, alone, use_supported_python
 from system_packages import LIBRARIES, provide
 
 SHIMS = ROOT / "scripts" / "shims"
@@ -100,6 +101,23 @@ class Part:
         for path in self.inputs:
             digest.update(path.read_bytes())
         return digest.hexdigest()
+
+
+def run_as_command(environment: EngineEnv, folder: str) -> None:
+    """Makes an environment as the command line says. ``folder`` is its place unless that names another one."""
+    parser = argparse.ArgumentParser(description=f"Makes an environment with {environment.engine}.")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / folder, help=f"default: {folder}")
+    parser.add_argument("--engines", action="store_true", help="also the engines of mooncake and nixl")
+    use_supported_python()
+    asked = parser.parse_args()
+    venv = asked.folder.resolve()
+    try:
+        with alone():
+            environment.provide(venv)
+            if asked.engines:
+                add_transfer_engines(venv)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def add_transfer_engines(venv: Path) -> None:

@@ -7,12 +7,10 @@ CPU can use or which are not on PyPI: ``scripts/shims/sglang_cpu.py`` stands in 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-from engine_env import EngineEnv, add_transfer_engines
-from setup_env import ROOT, alone, use_supported_python
+from engine_env import EngineEnv, run_as_command
+from setup_env import ROOT
 
 VERSION = "0.5.23"
 CHECK = """
@@ -35,21 +33,5 @@ ENVIRONMENT = EngineEnv(
 )
 
 
-def main() -> None:
-    use_supported_python()
-    parser = argparse.ArgumentParser(description="Makes an environment with SGLang for the CPU.")
-    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / ".venv-sglang", help="default: .venv-sglang")
-    parser.add_argument("--engines", action="store_true", help="also the engines of mooncake and nixl")
-    asked = parser.parse_args()
-    venv = asked.folder.resolve()
-    with alone():
-        ENVIRONMENT.provide(venv)
-        if asked.engines:
-            add_transfer_engines(venv)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_as_command(ENVIRONMENT, ".venv-sglang")

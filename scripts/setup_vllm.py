@@ -7,12 +7,10 @@ a machine without a GPU, and triton, 1 GB that no CPU can use. About 2 GB in all
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-from engine_env import EngineEnv, add_transfer_engines
-from setup_env import ROOT, alone, use_supported_python
+from engine_env import EngineEnv, run_as_command
+from setup_env import ROOT
 
 VERSION = "0.32.0"
 CHECK = """
@@ -28,7 +26,7 @@ import embferry.connectors.vllm.connector, pytest
 
 
 def mark_as_cpu(site: Path) -> None:
-    """VLLM looks for a distribution called ``vllm`` whose version contains ``cpu``."""
+    """Marks the build: vLLM looks for a distribution called ``vllm`` whose version contains ``cpu``."""
     marker = site / f"vllm-{VERSION}+cpu.dist-info"
     marker.mkdir()
     (marker / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n")
@@ -45,21 +43,5 @@ ENVIRONMENT = EngineEnv(
 )
 
 
-def main() -> None:
-    use_supported_python()
-    parser = argparse.ArgumentParser(description="Makes an environment with vLLM for the CPU.")
-    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / ".venv-vllm", help="default: .venv-vllm")
-    parser.add_argument("--engines", action="store_true", help="also the engines of mooncake and nixl")
-    asked = parser.parse_args()
-    venv = asked.folder.resolve()
-    with alone():
-        ENVIRONMENT.provide(venv)
-        if asked.engines:
-            add_transfer_engines(venv)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_as_command(ENVIRONMENT, ".venv-vllm")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -291,10 +290,7 @@ def test_a_server_that_strangers_can_reach_needs_a_key_or_leave() -> None:
 
 # IPv6
 
-HAS_IPV6 = socket.has_ipv6
 
-
-@pytest.mark.skipif(not HAS_IPV6, reason="this system has no IPv6")
 @pytest.mark.parametrize("trust", [TRUST, NO_KEY])
 def test_a_server_and_its_clients_on_ipv6(trust: Trust) -> None:
     with BootstrapServer("::1", trust=trust) as server:

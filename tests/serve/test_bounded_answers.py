@@ -6,9 +6,7 @@ import asyncio
 import gzip
 import re
 import socket
-import threading
 from pathlib import Path
-from types import TracebackType
 
 import httpx
 import pytest
@@ -22,12 +20,12 @@ from embferry.trust.bounded_answers import bounded_client
 from embferry.trust.digests import LINES
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.requests import BOOTSTRAP
+from tests.plain_server import SECONDS, PlainServer
 from tests.serve.fakes import Deployment
 from tests.serve.test_proofs import BODY
 
 pytestmark = pytest.mark.integration
 
-SECONDS = 60.0
 BOMB = gzip.compress(bytes(50 << 20), 9)
 """50 kB that are 50 MiB when they are unpacked."""
 PIECE = bytes(1 << 20)
@@ -35,7 +33,7 @@ MOST_BYTES = 100 << 20
 """More than any caller takes of an answer, together with what the kernel holds."""
 
 
-class Liar:
+class Liar(PlainServer):
     """A server whose every answer is a bomb, or has no end.
 
     Attributes:
@@ -47,52 +45,24 @@ class Liar:
     def __init__(self, head: str, *, bomb: bool) -> None:
         self.sent, self.asked = 0, list[bytes]()
         self._head, self._bomb = f"HTTP/1.1 {head}\r\n".encode(), bomb
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._run, name="liar")
+        super().__init__()
+        self.url = f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Liar:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(SECONDS)
-        assert not self._thread.is_alive()
-        self._listener.close()
-
-    def _run(self) -> None:
-        threads = []
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                break
-            threads.append(threading.Thread(target=self._lie, args=(client,), name="liar"))
-            threads[-1].start()
-        for thread in threads:
-            thread.join(SECONDS)
-            assert not thread.is_alive()
-
-    def _lie(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
         sent = 0
-        with client:
-            client.settimeout(SECONDS)
-            try:
-                self.asked.append(client.recv(1 << 16))
-                if self._bomb:
-                    head = self._head + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB)
-                    client.sendall(head + BOMB)
-                    client.recv(1)
-                else:
-                    client.sendall(self._head + b"Connection: close\r\n\r\n")
-                    while sent < MOST_BYTES:
-                        client.sendall(PIECE)
-                        sent += len(PIECE)
-            except OSError:
-                pass
+        try:
+            self.asked.append(client.recv(1 << 16))
+            if self._bomb:
+                head = self._head + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB)
+                client.sendall(head + BOMB)
+                client.recv(1)
+            else:
+                client.sendall(self._head + b"Connection: close\r\n\r\n")
+                while sent < MOST_BYTES:
+                    client.sendall(PIECE)
+                    sent += len(PIECE)
+        except OSError:
+            pass
         self.sent = max(self.sent, sent)
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 from collections.abc import Callable
-from types import TracebackType
 
-SECONDS = 60.0
-"""Longest wait for an event. Far longer than any takes, so that a busy machine does not fail a test."""
+from tests.plain_server import SECONDS, PlainServer
 
 Change = Callable[[bytes], bytes]
 
@@ -44,11 +41,10 @@ def status_of(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
-class Relay:
+class Relay(PlainServer):
     """Passes one request a connection on, and its answer back; each as a whole, so that either can be changed.
 
     Attributes:
-        port: Where clients connect.
         requests: What clients have sent, before the change.
         answers: What the server has sent, before the change.
         on_request, on_answer: Applied to each.
@@ -60,38 +56,10 @@ class Relay:
         self.answers: list[bytes] = []
         self.on_request: Change = lambda data: data
         self.on_answer: Change = lambda data: data
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._thread = threading.Thread(target=self._run, name="relay")
+        super().__init__()
 
-    def __enter__(self) -> Relay:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(SECONDS)
-        assert not self._thread.is_alive()
-        self._listener.close()
-
-    def _run(self) -> None:
-        threads = []
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                break
-            threads.append(threading.Thread(target=self._pass_on, args=(client,), name="relay"))
-            threads[-1].start()
-        for thread in threads:
-            thread.join(SECONDS)
-            assert not thread.is_alive()
-
-    def _pass_on(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):
-            client.settimeout(SECONDS)
+    def serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
             asked = _one_request(client)
             if not asked:
                 return

@@ -19,7 +19,7 @@ from embferry.connectors.sglang.language_side import LanguageSide
 from embferry.connectors.sglang.outgoing import OutgoingPart, Rows
 from embferry.connectors.sglang.parts import Content, Destination, EncoderInfo, PartId, Source
 from embferry.connectors.sglang.settings import PluginSettings
-from embferry.connectors.shared.shape import Shape
+from embferry.connectors.shared.shape import Shape, digest_of
 
 T = TypeVar("T")
 TOKENS, WIDTH = 200, 16
@@ -67,7 +67,7 @@ class StubEncoder:
 
     def source(self, attempt: int = 0) -> Source:
         """Names this encoder as the source of the part."""
-        return Source(NAME, 0, attempt, 1, self.url, self.info)
+        return Source(NAME, 0, attempt, self.url, self.info)
 
     def part(self, attempt: int = 0) -> OutgoingPart:
         """Returns the part as this encoder has it."""
@@ -78,7 +78,7 @@ class StubEncoder:
         part = self.part(attempt)
         part.add(Destination(part.part.text, "h:1", 1, 0, True, before))
         part.announce(SHAPE)
-        part.encoded(SHAPE, rows_of(seed))
+        part.encoded(SHAPE, rows_of(seed), digest_of(rows_of(seed), SHAPE).hex())
         assert part.content is not None
         self.sending = self.loop.start(part.send("h:1"))
         return part.content

@@ -73,7 +73,7 @@ def test_each_part_goes_to_its_encoder_and_the_schedulers_are_told(desk: Desk, e
         assert (part.rid, part.index, part.attempt) == ("rid", number, 0)
         assert (body["part_idx"], body["num_parts"], body["modality"]) == (number, 2, "IMAGE")
         assert body["mm_items"] == [f"picture {number}"]
-        assert Source(part.name, number, 0, 2, encoder.url, desk.told[0].info) in [
+        assert Source(part.name, number, 0, encoder.url, desk.told[0].info) in [
             msgspec.structs.replace(source, info=desk.told[0].info) for source in desk.told
         ]
 

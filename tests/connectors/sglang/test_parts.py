@@ -48,7 +48,7 @@ def test_the_room_is_that_of_the_part_and_the_host() -> None:
 
 
 def test_a_source_arrives_as_it_was() -> None:
-    source = Source(NAME, 1, 2, 3, "http://e:1", INFO)
+    source = Source(NAME, 1, 2, "http://e:1", INFO)
     assert decode_source(encode_source(source)) == source
     assert source.part_of("a") == PartId("a", NAME, 1, 2)
 
@@ -56,7 +56,6 @@ def test_a_source_arrives_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('"parts":3', '"parts":0'),
         (NAME, "x"),
         ("tcp://127.0.0.1:1", "ipc:///tmp/x"),
         ('"index":1', '"index":-1'),
@@ -65,6 +64,6 @@ def test_a_source_arrives_as_it_was() -> None:
     ],
 )
 def test_a_malformed_source_is_refused(old: str, new: str) -> None:
-    text = encode_source(Source(NAME, 1, 2, 3, "http://e:1", INFO))
+    text = encode_source(Source(NAME, 1, 2, "http://e:1", INFO))
     with pytest.raises(RemoteProtocolError, match="malformed message of the dispatcher"):
         decode_source(text.replace(old, new))

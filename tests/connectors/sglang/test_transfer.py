@@ -10,8 +10,9 @@ import pytest
 
 from embferry import IntegrityError, KVPoll, as_fields
 from embferry.connectors.sglang.incoming import IncomingPart
-from embferry.connectors.sglang.outgoing import MAX_UNUSED
-from embferry.connectors.sglang.parts import PartId
+from embferry.connectors.sglang.outgoing import MAX_RANKS, MAX_UNUSED
+from embferry.connectors.sglang.parts import Content, Destination, PartId
+from embferry.connectors.shared.shape import digest_of
 
 from .both_sides import SHAPE, TOKENS, WAIT_S, both_sides, rows_of, wait_complete
 
@@ -75,7 +76,7 @@ def stop_in_the_middle(incoming: IncomingPart, encoder) -> None:  # type: ignore
     part = encoder.part()
     incoming.comes_from(encoder.source())
     part.announce(SHAPE)
-    part.encoded(SHAPE, rows_of(1))
+    part.encoded(SHAPE, rows_of(1), digest_of(rows_of(1), SHAPE).hex())
     incoming.made(part.content)
     part._senders[0].send_embedding(as_fields({"input_embeddings": part.rows}), ready_tokens=MIDDLE)
     until(lambda: receiver_of(incoming).transferred_tokens == MIDDLE)
@@ -134,7 +135,8 @@ def test_an_abort_reaches_the_encoder() -> None:
         incoming.close()
         until(lambda: sender.poll() is KVPoll.Failed)
         encoder.encode(1)
-        encoder.sending.result(WAIT_S)  # it is not wanted, which is no error of the encoder
+        assert encoder.sending.result(WAIT_S) is None, "it is not wanted, which is no error of the encoder"
+        assert encoder.side.counters.read()["offers_ended", "unfetched"] == 1
 
 
 def test_a_part_that_is_dropped_is_lost_at_the_language_server() -> None:
@@ -144,6 +146,7 @@ def test_a_part_that_is_dropped_is_lost_at_the_language_server() -> None:
         until(lambda: receiver_of(incoming).total_embedding_length == TOKENS)
         encoder.side.parts.drop(encoder.part().part.text)
         until(lambda: receiver_of(incoming).lost is not None)
+        assert not incoming.poll()
 
 
 def test_an_encoder_that_is_asked_again_may_drop_the_earlier_attempt_late() -> None:
@@ -184,7 +187,22 @@ def test_an_embedding_whose_message_was_lost_is_fetched_again() -> None:
         first.encode(1)
         first.sending.result(WAIT_S)
         until(lambda: receiver_of(incoming).poll() is KVPoll.Success)
+        stale, memory = receiver_of(incoming), incoming.shared
+        digest = digest_of(rows_of(1), SHAPE).hex()
         assert incoming.comes_from(second.source(attempt=1))
+        incoming._verified = (stale, digest)  # as the callback thread does that was still taking the digest
+        incoming.made(Content("0" * 32, digest))
+        assert not incoming.poll(), "the digest of the transfer before"
+        assert memory is not None
+        assert not memory.is_open
         incoming.made(second.encode(2, attempt=1))
         wait_complete(incoming)
         assert arrived(incoming, 2)
+
+
+def test_ranks_that_ask_for_one_part_are_bounded() -> None:
+    with both_sides() as (_, (encoder,), _):
+        part = encoder.part()
+        for number in range(MAX_RANKS + 50):
+            part.add(Destination(part.part.text, f"h:{number}", 1, 0, True))
+        assert len(part._destinations) == MAX_RANKS

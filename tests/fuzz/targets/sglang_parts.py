@@ -34,7 +34,7 @@ class SglangParts(Target):
         part = f"request_local_part_{name}.{chance.randrange(9)}.{chance.randrange(9)}"
         content = Content(chance.randbytes(16).hex(), chance.randbytes(16).hex())
         chosen: list[Any] = [
-            Source(name, chance.randrange(9), chance.randrange(9), 9, "http://10.0.0.7:30000", info),
+            Source(name, chance.randrange(9), chance.randrange(9), "http://10.0.0.7:30000", info),
             Destination(part, "10.0.0.8:4000", 2, 0, True, chance.choice((None, content))),
             Description(1, {"IMAGE": info, "VIDEO": info}),
         ]

@@ -118,7 +118,7 @@ class Dispatch:
     async def _at(self, encoder: Encoder, part: PartId, work: Part) -> None:
         """Has a part encoded at one encoder, and says so to the schedulers meanwhile."""
         info = await encoder.info(work.kind)
-        source = Source(part.name, part.index, part.attempt, len(self._parts), encoder.url, info)
+        source = Source(part.name, part.index, part.attempt, encoder.url, info)
         telling = asyncio.create_task(self._tell_source(source))
         body = work.body | {
             "encoder_url": encoder.url,
@@ -135,7 +135,7 @@ class Dispatch:
         finally:
             telling.cancel()
             if not is_done:
-                _in_background(encoder.abandon(part.text))
+                encoder.abandon(part.text)
 
     async def _tell_source(self, source: Source) -> None:
         await self._reached.wait()
@@ -147,15 +147,6 @@ class Dispatch:
         found = [encoders(self._urls[(part.assigned + n) % count]) for n in range(count)]
         now = time.monotonic()
         return sorted(found, key=lambda encoder: encoder.lost_at is not None and now - encoder.lost_at < RECENTLY_S)
-
-
-_background: set[asyncio.Task[None]] = set()
-
-
-def _in_background(coroutine: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.get_running_loop().create_task(coroutine)
-    _background.add(task)
-    task.add_done_callback(_background.discard)
 
 
 class Dispatcher:
@@ -194,7 +185,7 @@ class Dispatcher:
 
     def is_alive(self, url: str) -> Future[bool]:
         """Returns whether the process of an encoder answers, however busy it is."""
-        return self._call(self._encoder(url).is_alive())
+        return self._call(self._is_alive(url))
 
     def close(self) -> None:
         """Ends every dispatch, and the thread."""
@@ -229,6 +220,9 @@ class Dispatcher:
             if not others:
                 del self._dispatches[dispatch.rid]
 
+    async def _is_alive(self, url: str) -> bool:
+        return await self._encoder(url).is_alive()
+
     def _cancel(self, rid: str) -> None:
         for dispatch in self._dispatches.get(rid, []):
             if dispatch.task is not None:
@@ -245,7 +239,6 @@ class Dispatcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*_background, return_exceptions=True)
-        await self._client.aclose()
         for encoder in self._encoders.values():
-            encoder.close()
+            await encoder.close()
+        await self._client.aclose()

@@ -9,6 +9,7 @@ from embferry.transfer.failures import attempt
 
 from ..shared.counters import Counters, MetricsServer
 from ..shared.managers import Managers
+from ..shared.shape import Shape
 from .encoders import VERSION, Description
 from .outgoing import OutgoingParts
 from .parts import EncoderInfo
@@ -44,9 +45,8 @@ class EncoderSide:
         """Returns what the encoder says of itself, as JSON."""
         kinds = {}
         for kind, width in self._kinds.items():
-            info = EncoderInfo("tcp://127.0.0.1:1", self._dtype, width)
-            endpoint = self._managers.get(info.layout).endpoint
-            kinds[kind] = msgspec.structs.replace(info, endpoint=endpoint)
+            manager = self._managers.get(Shape(1, width, self._dtype).layout)
+            kinds[kind] = EncoderInfo(manager.endpoint, self._dtype, width)
         return msgspec.json.encode(Description(VERSION, kinds))
 
     def close(self) -> None:

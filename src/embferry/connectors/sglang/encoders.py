@@ -120,6 +120,7 @@ class Encoder:
         self._client, self._timeout, self._encode_timeout = client, timeout, encode_timeout
         self._description: Description | None = None
         self._lifelines: dict[str, Lifeline] = {}
+        self._abandoning: set[asyncio.Task[None]] = set()
 
     async def info(self, kind: str) -> EncoderInfo:
         """Returns what the encoder says of a kind of media.
@@ -142,8 +143,11 @@ class Encoder:
             RequestRefusedError: The request is wrong.
         """
         lifeline = self._lifeline(info)
-        post = asyncio.create_task(self._post("/encode", body, self._encode_timeout))
-        cancel = lambda _: post.cancel()  # noqa: E731
+        post = asyncio.create_task(self._post(body))
+
+        def cancel(lost: object) -> None:
+            post.cancel()
+
         lifeline.lost.add_done_callback(cancel)
         try:
             response = await post
@@ -162,8 +166,13 @@ class Encoder:
             raise RequestRefusedError(why, response.status_code)
         raise EncoderError(why, response.status_code)
 
-    async def abandon(self, part: str) -> None:
-        """Tells the encoder that a part is not wanted any more, as well as that is possible."""
+    def abandon(self, part: str) -> None:
+        """Tells the encoder that a part is not wanted any more, in a task of its own; an error is only logged."""
+        task = asyncio.create_task(self._abandon(part))
+        self._abandoning.add(task)
+        task.add_done_callback(self._abandoning.discard)
+
+    async def _abandon(self, part: str) -> None:
         try:
             await self._client.post(f"{self.url}{PATH}/abandon", json={"part": part}, timeout=self._timeout)
         except httpx.HTTPError as error:
@@ -177,9 +186,11 @@ class Encoder:
         await asyncio.wait({lifeline.lost}, timeout=2 * self._timeout)
         return not lifeline.lost.done()
 
-    def close(self) -> None:
-        """Ends the lifelines. Blocks for a moment."""
-        for lifeline in self._lifelines.values():
+    async def close(self) -> None:
+        """Ends the lifelines, once the encoder has been told what is not wanted. Blocks for a moment."""
+        await asyncio.gather(*self._abandoning)
+        lifelines, self._lifelines = self._lifelines, {}
+        for lifeline in lifelines.values():
             attempt(lifeline.close)
 
     async def _describe(self) -> Description:
@@ -202,11 +213,12 @@ class Encoder:
             raise EncoderError(why, WRONG)
         return description
 
-    async def _post(self, path: str, body: Mapping[str, Any], timeout: float) -> httpx.Response:
+    async def _post(self, body: Mapping[str, Any]) -> httpx.Response:
         try:
-            return await self._client.post(f"{self.url}{path}", json=body, timeout=timeout)
+            return await self._client.post(f"{self.url}/encode", json=body, timeout=self._encode_timeout)
         except httpx.TimeoutException as error:
-            raise EncoderError(f"the encoder at {self.url} has not answered within {timeout:g} s", 504) from error
+            why = f"the encoder at {self.url} has not answered within {self._encode_timeout:g} s"
+            raise EncoderError(why, 504) from error
         except httpx.HTTPError as error:
             raise self._is_lost(_shown(error)) from error
 
@@ -227,9 +239,11 @@ class Encoder:
         return lifeline
 
     def _drop(self, endpoint: str, why: EmbeddingTransferError) -> None:
+        lifeline = self._lifelines.pop(endpoint, None)
+        if lifeline is None:
+            return  # the dispatcher is closing
         log.warning("the encoder at %s is lost: %s", self.url, why)
         self.lost_at, self._description = time.monotonic(), None
-        lifeline = self._lifelines.pop(endpoint)
         threading.Thread(target=attempt, args=(lifeline.close,), name="embferry-lifeline", daemon=True).start()
 
 

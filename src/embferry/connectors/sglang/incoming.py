@@ -73,7 +73,7 @@ class IncomingPart:
         self.is_complete = False
         self._reported_loss: EmbeddingTransferError | None = None
         self._ask_again_at: float | None = None
-        self._digest: str | None = None  # of the complete embedding
+        self._verified: tuple[EmbeddingReceiver, str] | None = None  # a complete transfer, and the digest of its rows
 
     @property
     def part(self) -> PartId | None:
@@ -108,7 +108,7 @@ class IncomingPart:
         self._counters.add("failovers", label="found")
         if self._receiver.poll() is KVPoll.Success:  # but the message about it was lost with the encoder
             self._receiver.clear()
-            self._digest, self.shared = None, None
+            self._replace(None)
             self._open(source)
             return True
         log.info("room %d: the transfer continues with the encoder at %s", self._receiver.room, source.url)
@@ -131,9 +131,10 @@ class IncomingPart:
             return self.is_complete
         error = receiver.failure_exception() if receiver.poll() is KVPoll.Failed else None
         if error is None:
-            if self._digest is None or not self._contents:
+            verified = self._verified
+            if verified is None or verified[0] is not receiver or not self._contents:
                 return False
-            if self._digest not in {content.digest for content in self._contents}:
+            if verified[1] not in {content.digest for content in self._contents}:
                 why = "the embedding that arrived is not the one that was encoded; ask again"
                 error = IntegrityError(why, room=receiver.room)
         self._receiver = None
@@ -188,9 +189,11 @@ class IncomingPart:
 
         Runs on the manager's callback thread without locks, because a digest takes its time.
         """
-        if receiver.poll() is KVPoll.Success and self._digest is None:
+        if receiver is not self._receiver:
+            return  # the embedding is fetched again
+        if receiver.poll() is KVPoll.Success and (self._verified is None or self._verified[0] is not receiver):
             rows = receiver.arrays()["input_embeddings"]
-            self._digest = digest_of(rows, self._shape(len(rows))).hex()
+            self._verified = (receiver, digest_of(rows, self._shape(len(rows))).hex())
         lost = receiver.lost
         if lost is not None and lost is not self._reported_loss:
             self._reported_loss = lost
@@ -205,8 +208,15 @@ class IncomingPart:
             if self._is_closed:
                 return {}  # the sink refuses it; the transfer has been aborted
             if self.shared is None or self.shared.shape.tokens != tokens:
-                self.shared = SharedRows.make(self._shape(tokens), self._ranks)
+                self._replace(SharedRows.make(self._shape(tokens), self._ranks))
+            assert self.shared is not None
             return {"input_embeddings": self.shared.rows}
+
+    def _replace(self, shared: SharedRows | None) -> None:
+        """Takes other memory, and gives up the descriptor of the last one."""
+        last, self.shared = self.shared, shared
+        if last is not None:
+            last.close()
 
     def _shape(self, tokens: int) -> Shape:
         assert self.source is not None

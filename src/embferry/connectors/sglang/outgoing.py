@@ -13,13 +13,16 @@ from embferry import EmbeddingSender, EmbeddingTransferError, SendManager, as_fi
 
 from ..shared.counters import Counters
 from ..shared.managers import Managers
-from ..shared.shape import Shape, digest_of
+from ..shared.shape import Shape
 from .parts import Content, Destination, PartId
 
 log = logging.getLogger(__name__)
 
 MAX_UNUSED = 1024
 """Parts that ranks have asked for and that are not encoded here yet, at most: the oldest makes room."""
+
+MAX_RANKS = 4096
+"""Ranks that may ask for one part."""
 
 Rows = npt.NDArray[np.uint8]
 """uint8 [tokens, bytes per token]"""
@@ -48,8 +51,10 @@ class OutgoingPart:
         return self.content is not None
 
     def add(self, destination: Destination) -> None:
-        """Takes note of a rank that asks for the part."""
+        """Takes note of a rank that asks for the part. Beyond :data:`MAX_RANKS`, the first is forgotten."""
         self._destinations[destination.url] = destination
+        if len(self._destinations) > MAX_RANKS:
+            del self._destinations[next(iter(self._destinations))]
 
     def announce(self, shape: Shape) -> None:
         """Tells the language server's first host the length, before the encoder runs.
@@ -61,12 +66,11 @@ class OutgoingPart:
         if self.part.attempt == 0:
             self._sender(0).init(shape.tokens, self._first_content())
 
-    def encoded(self, shape: Shape, rows: Rows) -> None:
-        """Takes the embedding, whose rows do not change any more."""
+    def encoded(self, shape: Shape, rows: Rows, digest: str) -> None:
+        """Takes the embedding, whose rows do not change any more, and ``digest_of`` them, hexadecimal."""
         if self.rows is not None:
             return
         self._shape, self.rows = shape, rows
-        digest = digest_of(rows, shape).hex()
         self.content = Content(self._content(digest).hex(), digest)
         self._counters.add("items_encoded")
 

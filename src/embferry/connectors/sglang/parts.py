@@ -101,7 +101,6 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: Of the dispatch.
         index: Number of the part.
         attempt: The latest source counts.
-        parts: How many parts the request has.
         url: The encoder's.
         info: The encoder's, for this kind of media.
     """
@@ -109,7 +108,6 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name
     index: Index
     attempt: Index
-    parts: Annotated[int, msgspec.Meta(ge=1, le=MAX_PARTS)]
     url: str
     info: EncoderInfo
 

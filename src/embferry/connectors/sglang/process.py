@@ -12,6 +12,7 @@ from embferry import EmbeddingTransferError
 from .settings import PluginSettings, read
 
 STATUS = 2
+BACKEND = "start it with --encoder-transfer-backend zmq_to_scheduler, which the plug-in takes the place of"
 
 
 @cache

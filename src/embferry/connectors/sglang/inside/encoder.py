@@ -15,15 +15,15 @@ from sglang.srt.disaggregation.encoder import http_server, server
 from embferry.protocol.errors import shown
 from embferry.transfer.failures import attempt
 
-from ...shared.shape import Shape
+from ...shared.shape import Shape, digest_of
 from ..encoder_side import EncoderSide
 from ..encoders import PATH
+from ..outgoing import Rows
 from ..parts import Destination, parse
-from ..process import end_process, settings
+from ..process import BACKEND, end_process, settings
 
 log = logging.getLogger(__name__)
 
-BACKEND = "start it with --encoder-transfer-backend zmq_to_scheduler, which the plug-in takes the place of"
 CANCELLED = 499
 _submitted: dict[str, asyncio.Task[Any]] = {}
 _side: list[EncoderSide] = []
@@ -50,8 +50,7 @@ class EmbferryDelivery(server.ZmqDelivery):  # type: ignore[misc]
             await super().send(state, destination)
             return
         if not part.is_encoded:
-            shape, rows = await asyncio.to_thread(rows_of, data)
-            part.encoded(shape, rows)
+            part.encoded(*await asyncio.to_thread(rows_of, data))
         message = data.copy_without_embedding()
         message.embferry = msgspec.to_builtins(part.content)
         message.embedding = torch.zeros(1, dtype=torch.uint8)  # in place of the payload; the plug-in there ignores it
@@ -157,8 +156,10 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def rows_of(data: Any) -> tuple[Shape, Any]:
-    """Returns shape and bytes of an embedding, uint8 [tokens, bytes per token]; copied if it is on a device."""
+def rows_of(data: Any) -> tuple[Shape, Rows, str]:
+    """Returns shape, bytes and digest of an embedding; the bytes are copied if they are on a device."""
     tensor = data.embedding.detach().cpu().contiguous()
     tokens, width = tensor.shape
-    return Shape(tokens, width, name_of(tensor.dtype)), tensor.view(torch.uint8).reshape(tokens, -1).numpy()
+    shape = Shape(tokens, width, name_of(tensor.dtype))
+    rows: Rows = tensor.view(torch.uint8).reshape(tokens, -1).numpy()
+    return shape, rows, digest_of(rows, shape).hex()

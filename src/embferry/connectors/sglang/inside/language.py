@@ -17,12 +17,11 @@ from embferry.protocol.errors import shown
 
 from ..dispatcher import Dispatcher, Failure, Part
 from ..language_side import LanguageSide
-from ..process import end_process, settings
+from ..process import BACKEND, end_process, settings
 from . import waiting
 
 log = logging.getLogger(__name__)
 
-BACKEND = "start it with --encoder-transfer-backend zmq_to_scheduler, which the plug-in takes the place of"
 WAITING = (receiver.WaitingMMRequestStatus.PENDING, receiver.WaitingMMRequestStatus.SUCCESS)
 
 

@@ -127,7 +127,10 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
             receives=self._side.receives and is_needed,
             before=part.before,
         )
-        is_current: Callable[[], bool] = lambda: self.status == PENDING and part.part == name  # noqa: E731
+
+        def is_current() -> bool:
+            return bool(self.status == PENDING and part.part == name)
+
         self.registration_runner.submit(register(source.url, destination, is_current))
 
     def _try_recv_mm_data(self) -> None:
