@@ -8,7 +8,8 @@ import pytest
 
 from embferry.trust.keys import ClusterKeys, Key
 from embferry.trust.proof_checker import ProofChecker
-from embferry.trust.refusals import MAX_REASONS, REPORT_S, Refusals
+from embferry.trust.occasions import REPORT_S
+from embferry.trust.refusals import MAX_REASONS, Refusals
 from embferry.trust.requests import SCHEME, Prover, Refused
 
 KEY, FOREIGN = Key.new(), Key.new()
