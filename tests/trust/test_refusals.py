@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from embferry.trust.keys import ClusterKeys, Key
-from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.occasions import REPORT_S
+from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.refusals import MAX_REASONS, Refusals
 from embferry.trust.requests import SCHEME, Prover, Refused
 
@@ -44,7 +44,7 @@ def test_strangers_that_invent_reasons_cause_a_bounded_number_of_lines(caplog: p
     for number in range(1000):
         refusals.report("10.0.0.9", f"reason {number}")
     assert len(caplog.messages) == MAX_REASONS + 1
-    assert len(refusals._reasons) == MAX_REASONS + 1
+    assert len(refusals._reasons._kinds) == MAX_REASONS + 1
     clock.now += REPORT_S
     refusals.report("10.0.0.9", "a new reason")
     assert "a new reason" in caplog.messages[-1]
