@@ -53,7 +53,7 @@ def encode(settings: Settings) -> None:
     """
     _check_model(settings)
     if settings.wire == "origin":
-        _need_origin()
+        _check_origin(settings)
         from embferry.serve.origin.encode import run
     else:
         from embferry.serve.encode.process import run
@@ -69,7 +69,7 @@ def language(settings: Settings) -> None:
     """
     _check_model(settings)
     if settings.wire == "origin":
-        _need_origin()
+        _check_origin(settings)
         from embferry.serve.origin.language import run
     else:
         from embferry.serve.language.process import run
@@ -86,8 +86,11 @@ def bootstrap(settings: Settings) -> None:
     run(bootstrap_server(settings))
 
 
-def _need_origin() -> None:
-    """Ends the process with status 2 if the packages of the origin's wire are not installed."""
+def _check_origin(settings: Settings) -> None:
+    """Ends the process with status 2 if the settings or the installed packages are not those of the origin's wire."""
+    from embferry.serve.origin.process import check_origin
+
+    check_origin(settings)
     need("mooncake", "zmq", "mooncake")
 
 

@@ -26,7 +26,7 @@ from embferry.bench.transfer.sweeps import QUIET
 from embferry.bench.transfer.worker import reset_peak
 from embferry.cli.main import app
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps]
 
 TINY = parse("64KiB")
 DEADLINE_S = 60.0

@@ -22,7 +22,7 @@ from tests.serve.test_clients import CHAT
 from tests.serve.workers.joined import DEADLINE
 from tests.serve.workers.test_processes import START, wait
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(900)]
 
 FILES = 256
 PROGRAM = f"""

@@ -32,7 +32,7 @@ from embferry.serve.off_loop import off_loop
 from embferry.serve.openai.reply import Reply
 from embferry.serve.origin.encode_service import OriginEncodeService, PromptRoom
 from embferry.serve.origin.managers import encode_manager
-from embferry.serve.origin.process import check_origin, listen, serve
+from embferry.serve.origin.process import listen, serve
 from embferry.serve.origin.request import OriginRequest, parse_origin
 from embferry.serve.router.media import load_media
 from embferry.serve.shared_threads import acting_for
@@ -50,11 +50,11 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """Loads the vision tower and the embeddings of text, and serves until SIGINT or SIGTERM.
 
     Args:
-        settings: Settings of the worker; its bootstrap server listens on ``bootstrap.port``.
+        settings: Settings of the worker, which :func:`.check_origin` accepts. Its bootstrap server listens on
+            ``bootstrap.port``.
         report: Called once, when the worker accepts requests.
     """
     raise_open_file_limit()
-    check_origin(settings)
     listener = listen(settings, settings.encode.port, "--encode-port")
     path, dtype = model_path(settings.model), DTYPES[settings.dtype]
     # As in SGLang, the server is up before the model is loaded: peers ask again until the rank has registered.

@@ -30,7 +30,7 @@ from embferry.serve.off_loop import off_loop
 from embferry.serve.openai.reply import DONE, Reply, error_event, event
 from embferry.serve.origin.language_service import OriginLanguageService
 from embferry.serve.origin.managers import language_manager
-from embferry.serve.origin.process import check_origin, listen, serve
+from embferry.serve.origin.process import listen, serve
 from embferry.serve.origin.request import OriginRequest, parse_origin
 from embferry.serve.worker.errors import as_serve_error
 from embferry.serve.worker.http import worker_app
@@ -46,11 +46,10 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """Loads the language model and serves until SIGINT or SIGTERM.
 
     Args:
-        settings: Settings of the worker.
+        settings: Settings of the worker, which :func:`.check_origin` accepts.
         report: Called once, when the worker accepts requests.
     """
     raise_open_file_limit()
-    check_origin(settings)
     listener = listen(settings, settings.language.port, "--language-port")
     model = LanguageModel.load(
         model_path(settings.model),
