@@ -22,6 +22,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST_FIRST))
 
 
+OURS = {name: value for name, value in os.environ.items() if name.startswith("EMBFERRY_")}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_other_tests() -> None:
+    """A fixture of a module or package that sets a variable would set it for the tests that run beside it, too."""
+    found = {name: value for name, value in os.environ.items() if name.startswith("EMBFERRY_")}
+    assert found == OURS, "a fixture with a wide scope has changed the settings in the environment"
+
+
 def pytest_collection_finish() -> None:
     """Excludes what is there before the first test from every later search for garbage; some tests search often."""
     gc.collect()

@@ -31,16 +31,17 @@ def private() -> Iterator[Canary]:
 def running(tmp_path_factory: pytest.TempPathFactory, listed: Canary, private: Canary) -> Iterator[Running]:
     """The one cluster, with a key, for all acts of strangers."""
     key = Key.new()
+    transfer = SETTINGS.transfer.model_copy(update={"transports": ("tcp", "http")})
+    hosts = (f"127.0.0.1:{listed.port}", f"*:{private.port}")
+    media = SETTINGS.media.model_copy(update={"allowed_hosts": hosts})
+    settings = SETTINGS.model_copy(update={"transfer": transfer, "media": media})
+    logs: Path = tmp_path_factory.mktemp("strangers") / "log"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMBFERRY_CLUSTER_KEY", key.written())
-        transfer = SETTINGS.transfer.model_copy(update={"transports": ("tcp", "http")})
-        hosts = (f"127.0.0.1:{listed.port}", f"*:{private.port}")
-        media = SETTINGS.media.model_copy(update={"allowed_hosts": hosts})
-        settings = SETTINGS.model_copy(update={"transfer": transfer, "media": media})
-        logs: Path = tmp_path_factory.mktemp("strangers") / "log"
-        with LocalCluster(settings, logs=logs) as cluster:
-            cluster.wait_ready()
-            yield Running(cluster, Trust(ClusterKeys(key)))
+        cluster = LocalCluster(settings, logs=logs)
+    with cluster:
+        cluster.wait_ready()
+        yield Running(cluster, Trust(ClusterKeys(key)))
 
 
 @pytest.fixture

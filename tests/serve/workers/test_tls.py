@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -33,16 +34,18 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def cluster(authority: Authority) -> Iterator[LocalCluster]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBFERRY_CLUSTER_KEY", Key.new().written())
-        ca, cert, key = authority.files("part")
-        for name, path in zip(TLS_ENV, (ca, cert, key), strict=True):
-            patch.setenv(name, str(path))
-        security = SecuritySettings(tls_ca=ca, tls_cert=cert, tls_key=key)
-        transfer = SETTINGS.transfer.model_copy(update={"transports": ("tcp",)})
-        with LocalCluster(SETTINGS.model_copy(update={"transfer": transfer, "security": security})) as cluster:
-            cluster.wait_ready()
-            yield cluster
+    ca, cert, key = authority.files("part")
+    security = SecuritySettings(tls_ca=ca, tls_cert=cert, tls_key=key)
+    transfer = SETTINGS.transfer.model_copy(update={"transports": ("tcp",)})
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("EMBFERRY_CLUSTER_KEY", Key.new().written())
+            for name, path in zip(TLS_ENV, (ca, cert, key), strict=True):
+                patch.setenv(name, str(path))
+            settings = SETTINGS.model_copy(update={"transfer": transfer, "security": security})
+            cluster = stack.enter_context(LocalCluster(settings))
+            cluster.wait_ready()  # it asks the router, over TLS
+        yield cluster
 
 
 def ask(url: str, context: ssl.SSLContext) -> httpx.Response:

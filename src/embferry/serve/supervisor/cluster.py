@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -24,6 +25,7 @@ class Cluster(ABC):
     """Supervises processes, each with a thread of its own. A context manager: leaving it ends them all.
 
     Every process ends with the one that made the cluster, even if that is killed with SIGKILL.
+    Every process has the environment of the moment in which the cluster was made, also when it is started again.
 
     Args:
         settings: of the deployment.
@@ -55,6 +57,7 @@ class Cluster(ABC):
         self._timeout, self._timeout_name = timeout
         self._progress = progress
         self._logs = logs
+        self._environ = dict(os.environ)
         self._output: IO[bytes] | None = None
         self._changed = threading.Condition()  # guards what follows
         self._reported: set[tuple[str, int, bool]] = set()
@@ -164,7 +167,8 @@ class Cluster(ABC):
 
     def process(self, name: str, role: ProcessRole, program: Callable[[], Program]) -> SupervisedProcess:
         """Returns a process that reports to this cluster."""
-        return SupervisedProcess(name, role, program, self.settings.serve.restart_delay, self._output, self._on_change)
+        delay = self.settings.serve.restart_delay
+        return SupervisedProcess(name, role, program, self._environ, delay, self._output, self._on_change)
 
     def _on_change(self) -> None:
         """Runs on a process's thread when it has been started, accepts requests or has ended."""

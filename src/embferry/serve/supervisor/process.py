@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import IO, Literal
 
@@ -67,6 +66,7 @@ class SupervisedProcess:
         name: for logs.
         role: for the view.
         program: called at each start.
+        environ: the environment of the process, at each start.
         delay: seconds before it is started again; doubled each time, up to MAX_DELAY_SECONDS.
         output: where its standard error goes; ours if None.
         on_change: called on the thread when the view has changed.
@@ -81,11 +81,13 @@ class SupervisedProcess:
         name: str,
         role: ProcessRole,
         program: Callable[[], Program],
+        environ: Mapping[str, str],
         delay: float,
         output: IO[bytes] | None,
         on_change: Callable[[], None],
     ) -> None:
         self.name, self._program, self._delay, self._output, self._on_change = name, program, delay, output, on_change
+        self._environ = {**environ, **CHILD_ENVIRONMENT}
         self.first_url = ""
         self.failure: str | None = None
         self.view = ProcessView(name, role)
@@ -169,7 +171,7 @@ class SupervisedProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._output,
-                env={**os.environ, **CHILD_ENVIRONMENT},
+                env=self._environ,
                 process_group=0,  # Ctrl-C in a terminal reaches the supervisor alone, which ends the others in order
             )
         assert process.stdin is not None
