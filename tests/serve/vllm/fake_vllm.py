@@ -1,4 +1,6 @@
-"""A fake ``vllm`` command for the tests: it serves and has an engine process, and no model.
+"""A fake ``vllm`` command for the tests: it serves, has shared memory and an engine process, and no model.
+
+With ``--deaf-engine``, the engine ignores SIGTERM, and must be killed.
 
 Each start appends a JSON object with its arguments to ``$FAKE_VLLM_NOTES``.
 """
@@ -10,6 +12,8 @@ import os
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 
@@ -63,8 +67,13 @@ def main() -> None:
     if "--end-at-once" in sys.argv:
         sys.exit("no such model")
     with Server((option("--host"), int(option("--port"))), Handler) as server:
-        engine = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+        shared = SharedMemory(create=True, size=1 << 20)
+        ignores = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " if "--deaf-engine" in sys.argv else ""
+        tracker = resource_tracker._resource_tracker._fd  # type: ignore[attr-defined]
+        program = f"import signal; {ignores}signal.pause()"
+        engine = subprocess.Popen([sys.executable, "-c", program], pass_fds=[tracker])
         note = {"pid": os.getpid(), "engine": engine.pid, "arguments": sys.argv[1:], "key": os.getenv("VLLM_API_KEY")}
+        note["shared"] = shared.name
         with open(os.environ["FAKE_VLLM_NOTES"], "a") as notes:
             notes.write(json.dumps(note) + "\n")
         server.serve_forever()

@@ -66,6 +66,7 @@ class Running:
         self.process.kill()
         self.process.wait()
         for note in self.notes:
+            Path("/dev/shm", note["shared"]).unlink(missing_ok=True)
             for pid in (note["pid"], note["engine"]):
                 if alive(pid):
                     os.kill(pid, signal.SIGKILL)
@@ -133,6 +134,18 @@ def test_instances_and_router_start_restart_and_end(start: Callable[..., Running
     assert "all processes have ended" in one.log
     assert "Traceback" not in one.log
     assert [pid for note in one.notes for pid in (note["pid"], note["engine"]) if alive(pid)] == []
+
+
+def test_shared_memory_of_an_engine_that_had_to_be_killed_is_removed(start: Callable[..., Running]) -> None:
+    one = start(*SERVE, "--", "--deaf-engine")
+    one.wait(lambda: "ready:" in one.log)
+    files = [Path("/dev/shm") / note["shared"] for note in one.notes]
+    assert len(files) == 2
+    assert all(file.exists() for file in files)
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(DEADLINE) == 0
+    assert not any(alive(note["engine"]) for note in one.notes)
+    assert not any(file.exists() for file in files)
 
 
 def test_without_a_model_the_packaged_one_is_served(start: Callable[..., Running]) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -25,8 +26,9 @@ from embferry.serve.supervisor.handover import SupervisorPipes
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.25
 PROBE_SECONDS = 5.0
-SERVER_SECONDS, ENGINES_SECONDS = 6.0, 3.0
-"""Seconds that vLLM's server gets for an orderly end, and then its engines; then its whole process group is killed."""
+SERVER_SECONDS, ENGINES_SECONDS, TRACKER_SECONDS = 6.0, 2.0, 1.0
+"""Seconds that vLLM's server gets for an orderly end, then its engines, and then the resource tracker, when all others
+are dead. Together less than ``serve.stop_timeout``, after which the supervisor kills this process."""
 
 
 def main() -> None:
@@ -67,24 +69,57 @@ def _end_with_this_process() -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends vLLM's server, then its engines, then the rest of its process group.
-
-    Python's resource tracker is in the group too. It removes the shared memory of processes that were killed, so it has
-    to go last.
-    """
+    """Ends vLLM's server, then its engines, then the rest of its process group."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(SERVER_SECONDS)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + ENGINES_SECONDS
-    with contextlib.suppress(ProcessLookupError):  # the group is empty
-        os.killpg(process.pid, signal.SIGTERM)
+    group = process.pid
+    if _signal_and_wait(group, signal.SIGTERM, ENGINES_SECONDS):
+        return
+    for pid in _members(group):
+        if not _is_resource_tracker(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    _signal_and_wait(group, 0, TRACKER_SECONDS)
+    _signal_and_wait(group, signal.SIGKILL, 0)
+
+
+def _signal_and_wait(group: int, number: int, seconds: float) -> bool:
+    """Sends a signal to a process group and returns whether the group is empty within that time."""
+    deadline = time.monotonic() + seconds
+    try:
+        os.killpg(group, number)
         while time.monotonic() < deadline:
-            os.killpg(process.pid, 0)
+            os.killpg(group, 0)
             time.sleep(POLL_SECONDS / 5)
-        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def _members(group: int) -> list[int]:
+    """Returns the processes of a process group."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(int(name)) == group:
+                found.append(int(name))
+    return found
+
+
+def _is_resource_tracker(pid: int) -> bool:
+    """Says whether this is Python's resource tracker, which ignores SIGTERM.
+
+    It ends by itself after the processes it works for, and removes the shared memory that they have left: vLLM's ring
+    of 160 MB. So it has to go last.
+    """
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return False
 
 
 if __name__ == "__main__":
