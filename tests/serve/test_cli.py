@@ -266,7 +266,7 @@ def test_a_port_in_use_is_reported_in_one_line(verb: str, deployment: Deployment
     assert "Traceback" not in err
     (line,) = [line for line in err.splitlines() if line.startswith("embferry: ")]  # the deployment logs there, too
     assert f"127.0.0.1:{port}" in line
-    assert {"router": "--port", "bootstrap": "--bootstrap-port"}[verb] in line
+    assert "--port" in line.split()  # as it was typed
 
 
 @pytest.mark.parametrize("script", ["document_settings.py", "document_errors.py"])

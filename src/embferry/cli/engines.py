@@ -30,7 +30,8 @@ def check_router(settings: Settings, given: Set[Key]) -> None:
         return
     missing = [name for name in ("encode_urls", "language_urls") if not getattr(vllm, name)]
     if missing:
-        fail(*(f"--engine vllm needs {flag_name((name,))}, such as http://127.0.0.1:8001" for name in missing))
+        engine = settings.place("router", "engine")
+        fail(*(f"{engine} vllm needs {flag_name((name,))}, such as http://127.0.0.1:8001" for name in missing))
     if vllm.connector == "mooncake" and len(vllm.consumer_zmq) != len(vllm.language_urls):
         fail("--connector mooncake needs --consumer-zmq: the control address of each of --language-urls, in that order")
     if vllm.connector != "mooncake" and vllm.consumer_zmq:
@@ -56,6 +57,4 @@ def _check(settings: Settings, given: Set[Key], idle: Set[str]) -> None:
         wrong = [key for key in given if key[0] == "vllm"]
         why = "needs --engine vllm"
     if wrong:
-        # The shortest spelling is most likely the one that the user has typed.
-        short = [key[1:] if key[0] in ("router", "vllm") and len(key) > 1 else key for key in sorted(wrong)]
-        fail(*(f"{flag_name(key)} {why}" for key in short))
+        fail(*(f"{settings.place(*key)} {why}" for key in sorted(wrong)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
@@ -36,8 +36,17 @@ COMMON: tuple[Key, ...] = (
 _COMMON, _OTHERS = "Common options", "Further settings of every process"
 
 
+TYPED = "embferry.typed"
+"""Key of a context's ``meta``: the words of the command line."""
+
+
 class SettingsCommand(TyperCommand):
     """A command whose help has a heading for each section of the settings."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Remembers the words as they were typed, so that messages can name them."""
+        ctx.meta[TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the options, the common ones first."""
@@ -76,12 +85,23 @@ def default_text(key: Key) -> str:
     return "" if value is None else str(value)
 
 
+def _names(key: Key, own: tuple[str, ...]) -> list[str]:
+    """Returns the names of the option of a setting; those of ``own`` sections also go without the section's name."""
+    is_own = len(key) > 1 and key[0] in own
+    return [flag_name(key[1:]), flag_name(key)] if is_own and key[0] != "security" else [flag_name(key)]
+
+
+def _as_typed(key: Key, own: tuple[str, ...], words: Iterable[str]) -> str:
+    """Returns the name by which an option stands on the command line; the last one counts, as its value does."""
+    names = {spelling: name for name in _names(key, own) for spelling in (name, f"--no-{name[2:]}")}
+    typed = [word.partition("=")[0] for word in words]
+    return next((word for word in reversed(typed) if word in names), flag_name(key))
+
+
 def _option(key: Key, own: tuple[str, ...]) -> Any:
     """Returns the annotation of the option: bool for a switch, text for everything else."""
     annotation = FIELDS[key].annotation
-    names = [flag_name(key)]
-    if len(key) > 1 and key[0] in own:
-        names.insert(0, flag_name(key[1:]))
+    names = _names(key, own)
     metavar: str | None = "VALUE"
     if annotation is bool:
         names = [f"{name}/--no-{name[2:]}" for name in names]
@@ -128,13 +148,14 @@ def settings_command(
         parameters["rest"] = Annotated[list[str] | None, typer.Argument(metavar=f"[-- {rest}...]", show_default=False)]
 
     def decorated(body: Callable[..., None]) -> Callable[..., None]:
-        def command(**options: Any) -> None:
+        def command(context: typer.Context, **options: Any) -> None:
             flags = {keys[name]: str(value) for name, value in options.items() if name in keys and value is not None}
+            typed = {key: _as_typed(key, own, context.meta.get(TYPED, ())) for key in flags}
             if secrets := [key for key in flags if is_secret(key)]:
                 where = [f"set {env_name(key)}, or {dotted(key)} in the file of --config" for key in secrets]
-                fail(*(_shown_to_all(flag_name(key), advice) for key, advice in zip(secrets, where, strict=True)))
+                fail(*(_shown_to_all(typed[key], advice) for key, advice in zip(secrets, where, strict=True)))
             try:
-                loaded = load(flags, os.environ, options.get("config"))
+                loaded = load(flags, os.environ, options.get("config"), typed)
             except ConfigError as error:
                 fail(*error.problems)
             for notice in loaded.notices:
@@ -151,9 +172,12 @@ def settings_command(
                 fail(error.detail, status=1)
 
         keyword = inspect.Parameter.KEYWORD_ONLY
-        command.__annotations__ = {**parameters, "return": None}
+        command.__annotations__ = {"context": typer.Context, **parameters, "return": None}
         command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by typer
-            [inspect.Parameter(name, keyword, default=None, annotation=each) for name, each in parameters.items()]
+            [
+                inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+                *(inspect.Parameter(name, keyword, default=None, annotation=each) for name, each in parameters.items()),
+            ]
         )
         command.__doc__ = body.__doc__
         return command

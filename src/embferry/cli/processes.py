@@ -5,11 +5,18 @@ They import heavy modules only once they know that the settings and the model ar
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 from embferry.cli.engines import check_router, check_serve
 from embferry.cli.options import fail, need, settings_command
-from embferry.models import model_path
+from embferry.models import model_path, packaged_models
+from embferry.models.checkpoints import check_directory
+from embferry.models.hub import cached, download, is_hub_name
 from embferry.serve.config import SECTIONS, Settings
 from embferry.serve.security import check_router as check_router_host
+
+log = logging.getLogger(__name__)
 
 
 @settings_command("serve", "router", "vllm", also=tuple(SECTIONS), check=check_serve, rest="VLLM_ARGUMENTS")
@@ -95,9 +102,28 @@ def _check_origin(settings: Settings) -> None:
 
 
 def _check_model(settings: Settings) -> None:
-    """Ends the process with status 2 if the model does not exist or torch is not installed."""
+    """Downloads the model if it is on the hub. Ends the process with status 2 if it cannot be run."""
     need("serve", "torch")
     try:
-        model_path(settings.model)
+        check_directory(_directory(settings.model))
     except ValueError as error:
-        fail(f"model: {error}")
+        fail(f"{settings.place('model')}: {error}")
+
+
+def _directory(name: str) -> Path:
+    """Returns the directory of a model, which is downloaded if it has the name of one and is not here yet.
+
+    Raises:
+        ValueError: there is none.
+    """
+    is_local = name in packaged_models() or (Path(name).expanduser() / "config.json").is_file()
+    if is_local or not is_hub_name(name):
+        return model_path(name)
+    found = cached(name)
+    try:
+        if found is not None:
+            check_directory(found)
+            return found
+    except ValueError:
+        log.info("%s in the local cache is incomplete", name)
+    return download(name, log.info)

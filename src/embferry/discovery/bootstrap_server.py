@@ -118,7 +118,8 @@ class BootstrapServer:
         try:
             sock = _listen(self.host, self.port)
         except (OSError, OverflowError, UnicodeError) as error:
-            why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+            is_numbered = isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror)
+            why = os.strerror(error.errno) if is_numbered else getattr(error, "strerror", None) or str(error)
             raise TransportError(
                 f"the bootstrap server cannot listen on {self.host}:{self.port} ({why}); "
                 "is another one running there? choose another port, or 0 for a free one",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from embferry.models.hub import cached, is_hub_name
+
 DEFAULT_MODEL = "shapes"
 """The name of the default model."""
 
@@ -19,18 +21,24 @@ def model_path(name: str) -> Path:
     """Returns the directory of a model.
 
     Args:
-        name: A packaged model (see :func:`packaged_models`), or a local directory in the Hugging Face layout.
+        name: A packaged model (see :func:`packaged_models`), a local directory in the Hugging Face layout, or a name of
+            the Hugging Face Hub, such as ``Qwen/Qwen2-VL-2B-Instruct``, whose files are in the local cache.
 
     Returns:
         A directory that contains ``config.json``.
 
     Raises:
-        ValueError: The name is neither a packaged model nor such a directory.
+        ValueError: The name is none of these.
     """
     if name in packaged_models():
         return _PACKAGED / name
     directory = Path(name).expanduser()
     if name and (directory / "config.json").is_file():
         return directory.resolve()
+    if is_hub_name(name) and (found := cached(name)) is not None and (found / "config.json").is_file():
+        return found
     known = ", ".join(packaged_models())
-    raise ValueError(f"no model {name!r}: give a packaged model ({known}) or a directory that contains config.json")
+    raise ValueError(
+        f"no model {name!r}: give a packaged model ({known}), a directory that contains config.json, or a name of the "
+        "Hugging Face Hub, such as Qwen/Qwen2-VL-2B-Instruct"
+    )

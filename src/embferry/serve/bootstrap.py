@@ -12,11 +12,13 @@ from embferry.serve.security import check_part
 class _BootstrapServer(BootstrapServer):
     """Names the option of the command line when the port is taken."""
 
+    port_place = ""
+
     def start(self) -> None:
         try:
             super().start()
         except TransportError as error:
-            raise TransportError(f"{error.detail}: --bootstrap-port", retryable=False) from error
+            raise TransportError(f"{error.detail}: {self.port_place}", retryable=False) from error
 
 
 def bootstrap_server(settings: Settings, *, unproved_ranks: bool = False) -> BootstrapServer:
@@ -28,10 +30,12 @@ def bootstrap_server(settings: Settings, *, unproved_ranks: bool = False) -> Boo
     check_part(settings, "the bootstrap server")
     own = settings.bootstrap
     limits = ServerLimits(own.request_timeout, own.max_connections, own.connections_per_address)
-    return _BootstrapServer(
+    server = _BootstrapServer(
         settings.host,
         own.port,
         lease_seconds=own.lease,
         limits=limits,
         unproved_ranks=unproved_ranks or own.unproved_ranks,
     )
+    server.port_place = settings.place("bootstrap", "port")
+    return server

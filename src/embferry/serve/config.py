@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
 from pydantic_core import PydanticCustomError
 
 from embferry.transports.registry import TRANSPORTS
@@ -325,7 +325,7 @@ class ServeSettings(Section):
     start_timeout: Seconds = 120
     """Seconds within which all processes must be ready."""
     stop_timeout: Seconds = 10
-    """Seconds within which a process must end; then it is killed."""
+    """Seconds within which all processes must end, the bootstrap server last; then those that are left are killed."""
 
 
 class VllmSettings(Section):
@@ -426,6 +426,24 @@ class Settings(Section):
     serve: ServeSettings = ServeSettings()
     vllm: VllmSettings = VllmSettings()
     security: SecuritySettings = SecuritySettings()
+
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where the user has set each setting, by its dotted name: the option as it was typed, the variable, the line."""
+        return self._places
+
+    def with_places(self, places: dict[str, str]) -> Settings:
+        """Returns the settings with these places."""
+        placed = self.model_copy()
+        placed._places = places
+        return placed
+
+    def place(self, *key: str) -> str:
+        """Returns the name by which the user has set a setting or, if it was left alone, may set it: its option."""
+        spoken = key[1:] if key[0] == "security" else key
+        return self._places.get(".".join(key)) or "--" + "-".join(spoken).replace("_", "-")
 
     @property
     def model_name(self) -> str:

@@ -85,13 +85,19 @@ class Loaded(NamedTuple):
     notices: tuple[str, ...]
 
 
-def load(flags: Mapping[Key, str], environ: Mapping[str, str], config: str | None = None) -> Loaded:
+def load(
+    flags: Mapping[Key, str],
+    environ: Mapping[str, str],
+    config: str | None = None,
+    typed: Mapping[Key, str] | None = None,
+) -> Loaded:
     """Loads and validates the settings.
 
     Args:
         flags: the values of the command line, by key.
         environ: the environment.
         config: path of the YAML file; ``EMBFERRY_CONFIG`` if None, no file if that is not set either.
+        typed: the options as they were typed, where they differ from the names of the settings.
 
     Raises:
         ConfigError: unknown names, bad values or an unreadable file; it lists all mistakes.
@@ -103,11 +109,13 @@ def load(flags: Mapping[Key, str], environ: Mapping[str, str], config: str | Non
     given.update(_from_file(Path(path), problems) if path else ())
     given.update(_from_aliases(environ, problems, notices))
     given.update(_from_environment(environ, problems))
-    given.update((key, Given(value, flag_name(key))) for key, value in flags.items())
+    spelled = typed or {}
+    given.update((key, Given(value, spelled.get(key, flag_name(key)))) for key, value in flags.items())
     settings = _validated(given, problems)
     if settings is None or problems:
         raise ConfigError(problems)
-    return Loaded(settings, tuple(notices))
+    places = {dotted(key): entry.place for key, entry in given.items()}
+    return Loaded(settings.with_places(places) if places else settings, tuple(notices))
 
 
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[Key, Given]]:

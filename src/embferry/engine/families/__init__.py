@@ -7,9 +7,7 @@ from typing import Any
 
 from embferry.engine.errors import UnsupportedModel
 from embferry.engine.families.base import Family
-
-#: Imported on first use, because importing a modelling module of transformers takes a second.
-SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+from embferry.models.checkpoints import SUPPORTED
 
 
 def family_of(config: Any) -> Family:
@@ -20,6 +18,7 @@ def family_of(config: Any) -> Family:
     """
     model_type = getattr(config, "model_type", None)
     if model_type not in SUPPORTED:
-        raise UnsupportedModel(f"no adapter for models of type {model_type!r}; supported are {', '.join(SUPPORTED)}")
+        raise UnsupportedModel(f"{model_type} is not supported; {', '.join(SUPPORTED)} are")
+    # Imported on first use, because importing a modelling module of transformers takes a second.
     family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
     return family

@@ -53,7 +53,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         report: called once, when the worker accepts requests.
     """
     raise_open_file_limit()
-    listener = open_port(settings, settings.encode.port, "--encode-port")
+    listener = open_port(settings, settings.encode.port, settings.place("encode", "port"))
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     encoder = Encoder.load(model_path(settings.model), DTYPES[settings.dtype], threads=settings.threads)
     service = service_of(encoder, settings, transports)

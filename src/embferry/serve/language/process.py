@@ -53,7 +53,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         report: called once, when the worker accepts requests.
     """
     raise_open_file_limit()
-    listener = open_port(settings, settings.language.port, "--language-port")
+    listener = open_port(settings, settings.language.port, settings.place("language", "port"))
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
     model = LanguageModel.load(
         model_path(settings.model),

@@ -29,7 +29,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         ApiKeysError: the API keys cannot be read.
     """
     check_router(settings)
-    with listen(settings.host, settings.router.port) as listener:
+    with listen(settings.host, settings.router.port, settings.place("router", "port")) as listener:
         trust = Trust.of_environment()
         trust.check_host(settings.reachable_host, "the router")
         url = url_of(settings.reachable_host, listener, trust.scheme)

@@ -12,6 +12,7 @@ import time
 
 from embferry.observe.logs import configure
 from embferry.protocol.errors import EmbferryError
+from embferry.protocol.text import MAX_DETAIL, printable
 from embferry.serve import security
 from embferry.serve.bootstrap import bootstrap_server
 from embferry.serve.config import Settings
@@ -20,6 +21,8 @@ from embferry.serve.http.address import bracketed
 from embferry.serve.http.serving import Report
 from embferry.serve.supervisor.handover import SupervisorPipes, unpack
 from embferry.trust.trust import Trust
+
+log = logging.getLogger(__name__)
 
 ORPHAN_SECONDS = 4.0
 """Seconds that a process gets for an orderly end when its supervisor has died."""
@@ -49,12 +52,24 @@ def main() -> None:
             importlib.import_module(f"embferry.serve.{sys.argv[1]}.process").run(settings, pipes.report)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ConfigError, EmbferryError) as error:
+    except Exception as error:
         if pipes.reported:
             raise
-        pipes.fail("; ".join(error.problems) if isinstance(error, ConfigError) else error.detail)
+        log.debug("cannot start", exc_info=error)
+        pipes.fail(_reason(error, settings.log_level))
         sys.exit(1)
     _exit()
+
+
+def _reason(error: Exception, log_level: str) -> str:
+    """Returns one sentence that says why this process cannot start."""
+    if isinstance(error, ConfigError):
+        return "; ".join(error.problems)
+    if isinstance(error, EmbferryError):
+        return error.detail
+    text = printable(" ".join(str(error).split()), MAX_DETAIL)
+    where = "the traceback is above" if log_level == "debug" else "--log-level debug shows the traceback"
+    return f"{type(error).__name__}: {text or 'no reason given'} ({where})"
 
 
 def _exit() -> None:

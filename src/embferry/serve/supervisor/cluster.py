@@ -14,11 +14,14 @@ from typing import IO, Self
 
 from embferry.serve.config import Settings
 from embferry.serve.http.address import get
+from embferry.serve.supervisor.ports import Wanted, wanted_router
 from embferry.serve.supervisor.process import ClusterError, ProcessRole, ProcessView, Program, SupervisedProcess
 
 POLL_SECONDS = 0.1
 """Between two questions to the router whether it knows all workers."""
 ROUTER_SECONDS = 2.0
+LAST_SHARE = 0.2
+"""The part of ``serve.stop_timeout`` that is kept for the processes that end last, however long the others take."""
 
 
 class Cluster(ABC):
@@ -72,6 +75,10 @@ class Cluster(ABC):
     @abstractmethod
     def others(self) -> list[SupervisedProcess]:
         """Returns the other processes. Called when all of :meth:`first` accept requests."""
+
+    def wanted_ports(self) -> list[Wanted]:
+        """Returns the ports that the processes will listen on, as far as they are known."""
+        return [wanted_router(self.settings)]
 
     def __enter__(self) -> Self:
         self.start()
@@ -140,11 +147,13 @@ class Cluster(ABC):
         """
         with self._changed:
             self._stopping = True  # no process is added from now on
+        seconds = self.settings.serve.stop_timeout
+        deadline = time.monotonic() + seconds
         try:
             while True:
                 try:
-                    self._end(self._others or [])
-                    self._end(self._first)
+                    self._end(self._others or [], deadline - LAST_SHARE * seconds)
+                    self._end(self._first, deadline)
                     return
                 except KeyboardInterrupt:
                     if self.kills_on_interrupt:
@@ -156,10 +165,9 @@ class Cluster(ABC):
             if self._output is not None:
                 self._output.close()
 
-    def _end(self, processes: list[SupervisedProcess]) -> None:
+    def _end(self, processes: list[SupervisedProcess], deadline: float) -> None:
         for process in processes:
             process.stop()
-        deadline = time.monotonic() + self.settings.serve.stop_timeout
         for process in processes:
             process.join(deadline)
 

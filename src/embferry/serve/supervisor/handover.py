@@ -21,16 +21,17 @@ MAX_LINE_BYTES = 1 << 20
 
 
 def pack(settings: Settings) -> bytes:
-    """Returns the settings as a line, with the API key in clear text, which their own JSON leaves out."""
+    """Returns the settings and their places as a line, with the API key in clear text, which their JSON leaves out."""
     fields = settings.model_dump(mode="json")
     if settings.router.api_key is not None:
         fields["router"]["api_key"] = settings.router.api_key.get_secret_value()
-    return json.dumps(fields).encode() + b"\n"
+    return json.dumps({"settings": fields, "places": settings.places}).encode() + b"\n"
 
 
 def unpack(line: bytes) -> Settings:
     """Returns the settings in a line."""
-    return Settings.model_validate(json.loads(line))
+    told = json.loads(line)
+    return Settings.model_validate(told["settings"]).with_places(told["places"])
 
 
 def child_program(role: ProcessRole, settings: Settings) -> Program:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from embferry.serve.config import Section, Settings
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.handover import child_program
+from embferry.serve.supervisor.ports import Wanted, wanted_local
 from embferry.serve.supervisor.process import ProcessRole, SupervisedProcess
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -40,6 +41,9 @@ class LocalCluster(Cluster):
         super().__init__(settings, workers, timeout, logs=logs, progress=progress)
         self.title = settings.public_model_name
         self._inner = _within_machine(settings)
+
+    def wanted_ports(self) -> list[Wanted]:
+        return list(wanted_local(self.settings, self._inner.host))
 
     @property
     def bootstrap_url(self) -> str:

@@ -149,7 +149,7 @@ class SupervisedProcess:
             if self._stopping.is_set():
                 return
             if not self.first_url:
-                why = f"{self.name} ended with {_meaning(status)} before it answered; its log says why"
+                why = f"{self.name} ended with {_meaning(status)} before it answered; {_advice(status)}"
                 self.failure = f"{self.name} cannot start: {reason}" if reason else why
                 self._on_change()
                 return
@@ -186,3 +186,9 @@ class SupervisedProcess:
 
 def _meaning(status: int) -> str:
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+
+
+def _advice(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "the kernel does this to a process when memory is exhausted; see dmesg"
+    return "its log says why"

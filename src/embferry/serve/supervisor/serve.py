@@ -9,9 +9,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from embferry.serve.config import Settings
+from embferry.serve.supervisor import ports
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.local import LocalCluster
 from embferry.serve.supervisor.process import ClusterError
@@ -30,9 +32,13 @@ def run(settings: Settings) -> None:
     usable.
     """
     if problems := unusable(settings):
-        print(*(f"embferry: {problem}" for problem in problems), sep="\n", file=sys.stderr)
-        sys.exit(2)
+        _end(problems, 2)
     run_cluster(lambda progress: LocalCluster(settings, progress=progress))
+
+
+def _end(problems: Sequence[str], status: int) -> NoReturn:
+    print(*(f"embferry: {problem}" for problem in problems), sep="\n", file=sys.stderr)
+    sys.exit(status)
 
 
 def ask_options(url: str) -> str:
@@ -46,13 +52,15 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     try:
-        with make(log.info) as cluster:
+        cluster = make(log.info)
+        if taken := ports.problems(cluster.settings, cluster.wanted_ports()):
+            _end(taken, 1)
+        with cluster:
             cluster.wait_ready()
             log.info("ready: %s at %s/v1 after %.1f s", cluster.title, cluster.url, time.monotonic() - began)
             log.info('try: embferry ask %s PICTURE "what is there?" (Ctrl-C ends everything)', ask_options(cluster.url))
             threading.Event().wait()
     except ClusterError as error:
-        print(f"embferry: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end([str(error)], 1)
     except KeyboardInterrupt:
         log.info("all processes have ended")
