@@ -1,6 +1,6 @@
 """``python -m embferry``: the command ``embferry``."""
 
-from embferry.cli.main import run
+from embferry.cli.entry import run
 
 if __name__ == "__main__":
     run()

@@ -15,7 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from embferry import __version__
-from embferry.cli.ask import is_media, part, transfers
+from embferry.cli.ask import transfers
+from embferry.cli.ask_words import is_media, part
 from embferry.cli.main import app
 from embferry.cli.options import COMMON
 from embferry.serve.config import SECTIONS
@@ -274,3 +275,9 @@ def test_the_generated_pages_are_up_to_date(script: str) -> None:
     command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=GUARD, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.integration
+def test_ask_takes_addresses_as_people_write_them(deployment: Deployment) -> None:
+    for url in (f"{deployment.url}/v1", deployment.url.removeprefix("http://")):
+        assert called("ask", "what?", "--url", url)[:2] == (0, "a red circle\n")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import mimetypes
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embferry.cli.ask_failures import reason
+from embferry.cli.ask_words import base_url, content
 from embferry.cli.options import fail, not_on_command_line
 from embferry.protocol.errors import TlsFailed
 from embferry.serve.config import RouterSettings
@@ -23,17 +20,25 @@ if TYPE_CHECKING:
     import httpx
 
 DEFAULT_URL = f"http://127.0.0.1:{RouterSettings().port}"
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"})
-_URLS = ("http://", "https://", "data:", "file:")
 
 
 def command(
     words: Annotated[
-        list[str], typer.Argument(metavar="[IMAGE|VIDEO]... QUESTION", help="Files or URLs, then the question.")
+        list[str],
+        typer.Argument(
+            metavar="[IMAGE|VIDEO]... QUESTION",
+            help="Files or URLs, then the question. One of them may be -: standard input.",
+        ),
     ],
-    url: Annotated[str, typer.Option(help="The router's base URL.", metavar="URL")] = DEFAULT_URL,
-    model: Annotated[str, typer.Option(help="Model to ask; by default the one that the router serves.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer; 0 is the router's default.")] = 0,
+    url: Annotated[
+        str, typer.Option(help="The router's URL, with or without http:// and /v1.", metavar="URL")
+    ] = DEFAULT_URL,
+    model: Annotated[
+        str, typer.Option(help="Model to ask; by default the one that the router serves.", metavar="NAME")
+    ] = "",
+    max_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens of the answer; 0 is the router's default.", metavar="TOKENS")
+    ] = 0,
     api_key: Annotated[
         str, typer.Option(hidden=True, envvar=env_name(("router", "api_key")), callback=not_on_command_line)
     ] = "",
@@ -48,10 +53,8 @@ def command(
     """Ask a question about pictures and videos. The router's API key is read from EMBFERRY_ROUTER_API_KEY."""
     import httpx
 
-    *media, question = words
-    if is_media(question):
-        fail(f'no question: add one after {question}, in quotes, such as "what is there?"')
-    content = [*map(part, media), {"type": "text", "text": question}]
+    url = base_url(url, "https" if ca else "http")
+    parts = content(words)
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = httpx.Timeout(None, connect=5)
     try:
@@ -59,7 +62,7 @@ def command(
         with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False, verify=verify) as client:
             body = {"model": model or _served(client), "stream": True, "stream_options": {"include_usage": True}}
             body |= {"max_tokens": max_tokens} if max_tokens else {}
-            body["messages"] = [{"role": "user", "content": content}]
+            body["messages"] = [{"role": "user", "content": parts}]
             extension = _answer(client, body)
     except TlsFailed as error:
         fail(error.detail)
@@ -67,32 +70,6 @@ def command(
         fail(reason(url, error, ca), status=1)
     if verbose:
         typer.echo(transfers(extension), err=True)
-
-
-def is_media(word: str) -> bool:
-    """Returns whether a word is a file or URL and not a question: by its name, or because the file exists."""
-    if os.path.isfile(word):
-        return True
-    kind, _ = mimetypes.guess_type(word.partition("?")[0])
-    is_named_so = word.lower().startswith(_URLS) or (kind or "").startswith(("image/", "video/"))
-    return is_named_so and len(word.split()) == 1
-
-
-def part(word: str) -> dict[str, Any]:
-    """Returns the part of a message for a file or URL, a picture or video by its name.
-
-    Ends the process if the file cannot be read.
-    """
-    is_video = Path(word.partition("?")[0]).suffix.lower() in VIDEO_SUFFIXES or word.lower().startswith("data:video/")
-    kind = "video_url" if is_video else "image_url"
-    if not word.lower().startswith(_URLS):
-        try:
-            data = Path(word).expanduser().read_bytes()
-        except OSError as error:
-            fail(f"{word}: {error.strerror or error} (the question comes last, in quotes)")
-        # The router detects the format in the bytes, so the content type does not matter.
-        word = f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
-    return {"type": kind, kind: {"url": word}}
 
 
 def transfers(extension: dict[str, Any]) -> str:

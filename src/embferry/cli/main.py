@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 from typing import Annotated
 
@@ -16,7 +17,6 @@ from embferry.cli.options import SettingsCommand
 app = typer.Typer(
     name="embferry",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -58,6 +58,8 @@ def version() -> None:
 def run() -> None:
     """Runs the command line. Ctrl-C ends with status 130, a closed pipe (``embferry ask … | head``) with 141."""
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as entry.py has left it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         app()
     except KeyboardInterrupt:
         sys.exit(130)

@@ -431,7 +431,7 @@ class Settings(Section):
 
     @property
     def places(self) -> dict[str, str]:
-        """Where the user has set each setting, by its dotted name: the option as it was typed, the variable, the line."""
+        """Where the user has set each setting, by its dotted name: an option as it was typed, a variable, a line."""
         return self._places
 
     def with_places(self, places: dict[str, str]) -> Settings:
