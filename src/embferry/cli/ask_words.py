@@ -89,7 +89,7 @@ def _question_from_stdin() -> str:
     try:
         return _stdin("a question").decode().strip() or fail("standard input has no question")
     except UnicodeDecodeError:
-        fail(f'no question: standard input is no text; add the question after {STDIN}, in quotes')
+        fail(f"no question: standard input is no text; add the question after {STDIN}, in quotes")
 
 
 def _stdin(what: str) -> bytes:

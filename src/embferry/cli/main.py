@@ -22,6 +22,10 @@ app = typer.Typer(
 )
 
 
+WIDE = {"max_content_width": 110}
+"""The help of the commands with many options is as wide as the terminal, up to here."""
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"embferry {__version__}")
@@ -37,11 +41,11 @@ def root(
     """Serves vision-language models in separate workers: one encodes the pictures, another writes the answers."""
 
 
-app.command("serve", cls=SettingsCommand)(processes.serve)
-app.command("router", cls=SettingsCommand)(processes.router)
-app.command("encode", cls=SettingsCommand)(processes.encode)
-app.command("language", cls=SettingsCommand)(processes.language)
-app.command("bootstrap", cls=SettingsCommand)(processes.bootstrap)
+app.command("serve", cls=SettingsCommand, context_settings=WIDE)(processes.serve)
+app.command("router", cls=SettingsCommand, context_settings=WIDE)(processes.router)
+app.command("encode", cls=SettingsCommand, context_settings=WIDE)(processes.encode)
+app.command("language", cls=SettingsCommand, context_settings=WIDE)(processes.language)
+app.command("bootstrap", cls=SettingsCommand, context_settings=WIDE)(processes.bootstrap)
 app.command("ask")(ask.command)
 app.command("migrate")(migrate.command)
 app.add_typer(bench.app, name="bench")

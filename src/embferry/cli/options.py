@@ -10,11 +10,12 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from embferry.cli.metavars import metavar, with_unit
 from embferry.observe.logs import configure
 from embferry.protocol.errors import EmbferryError
 from embferry.serve import security
@@ -102,20 +103,16 @@ def _option(key: Key, own: tuple[str, ...]) -> Any:
     """Returns the annotation of the option: bool for a switch, text for everything else."""
     annotation = FIELDS[key].annotation
     names = _names(key, own)
-    metavar: str | None = "VALUE"
     if annotation is bool:
         names = [f"{name}/--no-{name[2:]}" for name in names]
-        metavar = None
-    elif get_origin(annotation) is Literal:
-        metavar = "|".join(map(str, get_args(annotation)))
     text = " ".join((FIELDS[key].description or "").split())
     if default := default_text(key):
-        text += f" [default: {default}]"
+        text += f" [default: {with_unit(key, default)}]"
     option = typer.Option(
         *names,
         help=text,
         show_default=False,
-        metavar=metavar,
+        metavar=metavar(key),
         rich_help_panel=_heading(key, own),
         hidden=is_secret(key),  # it is refused, with a sentence that says what to do instead
     )
