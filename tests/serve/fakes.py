@@ -54,6 +54,9 @@ FORGE = "forge"
 HOLD = "hold"
 """In a script: pauses until the test releases it or the caller leaves."""
 
+POOL = {"num_blocks": 4, "available": 3, "used": 1, "quarantined": 0}
+"""The receive pool of every fake worker."""
+
 
 @dataclass
 class FakeWorker:
@@ -158,6 +161,7 @@ class Deployment:
                 Route("/workers", self._list),
                 Route("/{name}/encode", self._encode, methods=["POST"]),
                 Route("/{name}/generate", self._generate, methods=["POST"]),
+                Route("/{name}/debug/pool", self._pool),
                 Route("/{name}/rooms/{room:int}", self._abort, methods=["DELETE"]),
             ]
         )
@@ -167,6 +171,10 @@ class Deployment:
         if self.bootstrap_fails:
             return JSONResponse({}, 500)
         return JSONResponse({"workers": self.workers, "complete": self.list_is_complete})
+
+    async def _pool(self, request: Request) -> Response:
+        fake = self.fakes[request.path_params["name"]]
+        return await self._refused(fake, request) or JSONResponse(POOL)
 
     async def _abort(self, request: Request) -> Response:
         with self.changed:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embferry.serve.supervisor.serve import ask_options
+from embferry.serve.supervisor.first_question import ask_options
 from embferry.trust.trust import TLS_ENV
 from tests.serve.test_cli import called
 from tests.serve.test_tls import Served

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 
 import pytest
 
@@ -11,7 +12,7 @@ from embferry.observe.logs import about, configure
 
 
 def test_json_log_lines_carry_request_room_and_extra_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    configure("info", "json")
+    configure("info", "json", "router")
     log = logging.getLogger("embferry.x")
     with about(request_id="r1"), about(room=7):
         log.info("hello %s", "you", extra={"tokens": 5})
@@ -20,17 +21,18 @@ def test_json_log_lines_carry_request_room_and_extra_fields(capsys: pytest.Captu
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
     assert first.pop("time").endswith("+00:00")
     assert first == {
+        "process": "router", "pid": os.getpid(),
         "level": "info", "logger": "embferry.x", "message": "hello you", "request_id": "r1", "room": 7, "tokens": 5,
     }  # fmt: skip
     assert (second["message"], second["room"], "request_id" in second) == ("later", 9, False)
 
 
 def test_plain_log_lines_carry_request_room_and_extra_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    configure("debug", "plain")
+    configure("debug", "plain", "router")
     with about(request_id="r1", room=7):
         logging.getLogger("embferry.x").debug("hello", extra={"tokens": 5})
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("debug   embferry.x: hello request=r1 room=7 tokens=5")
+    assert line.endswith(f"debug   router[{os.getpid()}] embferry.x: hello request=r1 room=7 tokens=5")
 
 
 @pytest.mark.parametrize("style", ["plain", "json"])

@@ -13,6 +13,7 @@ import typer
 from embferry import __version__
 from embferry.cli import api_keys, ask, bench, keys, migrate, processes
 from embferry.cli.options import SettingsCommand
+from embferry.observe.logs import own_process
 
 app = typer.Typer(
     name="embferry",
@@ -61,6 +62,7 @@ def version() -> None:
 
 def run() -> None:
     """Runs the command line. Ctrl-C ends with status 130, a closed pipe (``embferry ask … | head``) with 141."""
+    own_process()
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as entry.py has left it
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NoReturn
@@ -16,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from embferry.cli.metavars import metavar, with_unit
-from embferry.observe.logs import configure
+from embferry.observe.logs import configure, is_json
 from embferry.protocol.errors import EmbferryError
 from embferry.serve import security
 from embferry.serve.config import SECTIONS, Settings
@@ -146,6 +147,8 @@ def settings_command(
 
     def decorated(body: Callable[..., None]) -> Callable[..., None]:
         def command(context: typer.Context, **options: Any) -> None:
+            if (options.get("log_format") or os.environ.get(env_name(("log_format",)))) == "json":
+                configure("info", "json", context.info_name or "")  # what is wrong with the settings is told so too
             flags = {keys[name]: str(value) for name, value in options.items() if name in keys and value is not None}
             typed = {key: _as_typed(key, own, context.meta.get(TYPED, ())) for key in flags}
             if secrets := [key for key in flags if is_secret(key)]:
@@ -155,11 +158,13 @@ def settings_command(
                 loaded = load(flags, os.environ, options.get("config"), typed)
             except ConfigError as error:
                 fail(*error.problems)
-            for notice in loaded.notices:
-                typer.echo(f"embferry: note: {notice}", err=True)
             settings = loaded.settings
+            if settings.log_format == "json":
+                configure(settings.log_level, "json", context.info_name or "")
+            for notice in loaded.notices:
+                _tell(f"note: {notice}", logging.INFO)
             check(settings, frozenset(flags))
-            configure(settings.log_level, settings.log_format)
+            configure(settings.log_level, settings.log_format, context.info_name or "")
             try:
                 security.apply(settings, replaces=True)
                 body(settings, *([options.get("rest") or []] if rest else []))
@@ -197,8 +202,16 @@ def _shown_to_all(option: str, advice: str) -> str:
 def fail(*problems: str, status: int = BAD_USAGE) -> NoReturn:
     """Ends the process with one line per problem on stderr."""
     for problem in problems:
-        typer.echo(f"embferry: {problem}", err=True)
+        _tell(problem, logging.ERROR)
     raise typer.Exit(status)
+
+
+def _tell(sentence: str, level: int) -> None:
+    """Writes a sentence to standard error; as a line of the log if those are JSON, which a program reads."""
+    if is_json():
+        logging.getLogger(__name__).log(level, "%s", sentence)
+    else:
+        typer.echo(f"embferry: {sentence}", err=True)
 
 
 def need(extra: str, *modules: str) -> None:

@@ -59,6 +59,7 @@ def encode(settings: Settings) -> None:
     With --wire origin it takes the place of SGLang's, behind its load balancer.
     """
     _check_model(settings)
+    log.info("loading torch and transformers")
     if settings.wire == "origin":
         _check_origin(settings)
         from embferry.serve.origin.encode import run
@@ -75,6 +76,7 @@ def language(settings: Settings) -> None:
     With --wire origin it takes the place of SGLang's, behind its load balancer.
     """
     _check_model(settings)
+    log.info("loading torch and transformers")
     if settings.wire == "origin":
         _check_origin(settings)
         from embferry.serve.origin.language import run

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from embferry.engine.errors import CheckpointError
 from embferry.engine.families.base import Family, Part
+from embferry.engine.progress import Progress
 
 SINGLE = "model.safetensors"
 
@@ -68,10 +69,13 @@ class Checkpoint:
             if placed is not None and placed[0] is part and only in (None, placed[1]):
                 wanted.setdefault(shard, {})[key] = placed[1]
         tensors: dict[str, torch.Tensor] = {}
+        progress = Progress(f"tensors of the {part.value} part", sum(map(len, wanted.values())))
         try:
             for shard, names in wanted.items():
                 with safe_open(self.path / shard, framework="pt") as file:
-                    tensors |= {name: file.get_tensor(key).to(dtype) for key, name in names.items()}
+                    for key, name in names.items():
+                        tensors[name] = file.get_tensor(key).to(dtype)
+                        progress.step(tensors[name].nbytes)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot read {self.path}: {error}") from error
         return tensors

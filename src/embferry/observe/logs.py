@@ -5,28 +5,62 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any
 
+from embferry.observe.foreign_lines import capture, level_of
 from embferry.observe.log_queue import QueueHandler
 from embferry.protocol.text import MAX_DETAIL, printable, shown
 
-STDERR = 2
-"""The descriptor of standard error."""
+STDOUT, STDERR = 1, 2
+"""The descriptors of standard output and standard error."""
+MAX_ROOMS = 10_000
+"""Rooms whose requests are remembered."""
 _REQUEST: ContextVar[str | None] = ContextVar("request_id", default=None)
 _ROOM: ContextVar[int | None] = ContextVar("room", default=None)
 
-_NO_EXTRAS = {"message", "asctime", "request_id", "room", "taskName", "color_message"}
+_NO_EXTRAS = {"message", "asctime", "request_id", "room", "worker", "taskName", "color_message"}
 _MAX_TRACE = 1 << 16
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | _NO_EXTRAS
+
+
+@dataclass(slots=True)
+class _Process:
+    """What every line of this process says about it.
+
+    Attributes:
+        name: ``encode-0``, for example.
+        worker: the id under which a worker has registered.
+        style: of the lines.
+        is_owned: all that it writes is ours, so that it may become lines of the log.
+        stderr: the descriptor of the log, once all else that goes to standard error becomes lines of it.
+    """
+
+    name: str = "python"
+    worker: str | None = None
+    style: str = "plain"
+    is_owned: bool = False
+    stderr: int | None = None
+
+
+_process = _Process()
+_rooms: OrderedDict[int, str] = OrderedDict()  # the request of each room, the latest last
+_rooms_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def about(request_id: str | None = None, room: int | None = None) -> Iterator[None]:
     """Adds ids to the log lines of a block of code and of the tasks that it starts.
+
+    Lines about the room from elsewhere, such as the threads of a transfer, have the id of its request from then on.
 
     Args:
         request_id: The id of the request; None keeps the one of the enclosing block.
@@ -34,6 +68,7 @@ def about(request_id: str | None = None, room: int | None = None) -> Iterator[No
     """
     ids: list[tuple[ContextVar[Any], object]] = [(_REQUEST, request_id), (_ROOM, room)]
     tokens = [(var, var.set(value)) for var, value in ids if value is not None]
+    _remember(_ROOM.get(), _REQUEST.get())
     try:
         yield
     finally:
@@ -41,19 +76,93 @@ def about(request_id: str | None = None, room: int | None = None) -> Iterator[No
             var.reset(token)
 
 
-def configure(level: str, style: str) -> None:
+def _remember(room: int | None, request_id: str | None) -> None:
+    if room is None or request_id is None:
+        return
+    with _rooms_lock:
+        _rooms[room] = request_id
+        _rooms.move_to_end(room)
+        if len(_rooms) > MAX_ROOMS:
+            _rooms.popitem(last=False)
+
+
+def own_process() -> None:
+    """Has uncaught exceptions logged, and, where lines are JSON, all else that this process and its children write.
+
+    For the main programs alone: in a test, or in a program that imports this one, others write to standard error too.
+    """
+    _process.is_owned = True
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+    logging.captureWarnings(True)
+
+
+def configure(level: str, style: str, process: str = "") -> None:
     """Sends all log lines of the process to stderr. A further call replaces the previous configuration.
 
     Args:
         level: "debug", "info", "warning" or "error".
         style: "plain" or "json".
+        process: the name of this process in its lines; the last one stays if it is empty.
     """
+    _process.name, _process.style = process or _process.name, style
+    if style == "json" and _process.is_owned and _process.stderr is None:
+        _process.stderr = capture((STDOUT, STDERR), _log_foreign)
     target = _handler()
-    target.setFormatter(_Json() if style == "json" else _Plain())
+    target.setFormatter(_Json() if style == "json" else _Plain(is_colourful(STDERR)))
     target.addFilter(_mark)
     logging.basicConfig(level=level.upper(), handlers=[target], force=True)
     for chatty in ("httpx", "httpcore", "PIL", "libav", "uvicorn"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def set_worker(worker: str) -> None:
+    """Adds the id of the worker that this process is to its lines."""
+    _process.worker = worker
+
+
+def log_fd() -> int:
+    """Returns the descriptor of the log, for a child whose lines go to the same place as they are."""
+    return STDERR if _process.stderr is None else _process.stderr
+
+
+def is_json() -> bool:
+    """Returns whether lines are JSON, so that nothing else may be written to standard error."""
+    return _process.style == "json"
+
+
+def is_colourful(fd: int) -> bool:
+    """Returns whether a descriptor is a terminal that shows colours, and the user has not refused them (NO_COLOR)."""
+    return os.isatty(fd) and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _log_foreign(line: str) -> None:
+    logging.getLogger("stderr").log(level_of(line), "%s", line)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt) or not logging.getLogger().handlers:
+        sys.__excepthook__(kind, error, trace)
+        return
+    logging.getLogger("python").critical("uncaught: %s", shown(error), exc_info=(kind, error, trace))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is None or not logging.getLogger().handlers:
+        threading.__excepthook__(args)
+        return
+    name = args.thread.name if args.thread is not None else "a thread"
+    trace = (args.exc_type, args.exc_value, args.exc_traceback)
+    logging.getLogger("python").critical("uncaught in %s: %s", name, shown(args.exc_value), exc_info=trace)
+
+
+def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
+    if args.exc_value is None or not logging.getLogger().handlers:
+        sys.__unraisablehook__(args)
+        return
+    trace = (args.exc_type, args.exc_value, args.exc_traceback)
+    logging.getLogger("python").error("ignored in %s: %s", shown(args.object), shown(args.exc_value), exc_info=trace)
 
 
 def dropped_lines() -> int:
@@ -63,6 +172,8 @@ def dropped_lines() -> int:
 
 def _handler() -> logging.Handler:
     """Returns a handler that never blocks; one for ``sys.stderr`` itself if that is no file, as in tests."""
+    if _process.stderr is not None:
+        return QueueHandler(_process.stderr)
     try:
         is_file = sys.stderr.fileno() == STDERR
     except (OSError, ValueError, AttributeError):
@@ -71,9 +182,12 @@ def _handler() -> logging.Handler:
 
 
 def _mark(record: logging.LogRecord) -> bool:
-    """Adds the ids of the context to a record, unless ``extra=`` gave others."""
-    record.__dict__.setdefault("request_id", _REQUEST.get())
-    record.__dict__.setdefault("room", _ROOM.get())
+    """Adds the ids of the context and of the worker to a record, unless ``extra=`` gave others."""
+    facts = record.__dict__
+    room = facts.setdefault("room", _ROOM.get())
+    request_id = _REQUEST.get()
+    facts.setdefault("request_id", _rooms.get(room) if request_id is None else request_id)
+    facts.setdefault("worker", _process.worker)
     return True
 
 
@@ -95,12 +209,29 @@ def _message(record: logging.LogRecord) -> str:
 
 
 class _Plain(logging.Formatter):
+    """One line a record, and the lines of a traceback below it, indented. Colours are for terminals alone."""
+
+    def __init__(self, is_colourful: bool = False) -> None:
+        super().__init__()
+        self._is_colourful = is_colourful
+
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
-        known = {"request": getattr(record, "request_id", None), "room": getattr(record, "room", None)}
-        facts = {**{k: v for k, v in known.items() if v is not None}, **_extras(record)}
+        message = _message(record)
+        worker = getattr(record, "worker", None)
+        facts = {
+            "request": getattr(record, "request_id", None),
+            "room": getattr(record, "room", None),
+            "worker": None if worker == _process.worker else worker,  # one that this line is about
+        }
+        facts = {key: value for key, value in facts.items() if value is not None} | _extras(record)
         tail = "".join(f" {key}={printable(str(value))}" for key, value in facts.items())
-        line = f"{when} {record.levelname.lower():7} {record.name}: {_message(record)}{tail}"
+        level, head = f"{record.levelname.lower():7}", f"{_process.name}[{record.process}]"
+        line = f"{when} {level} {head} {record.name}: {message}{tail}"
+        if self._is_colourful:
+            colour = _COLOURS.get(record.levelno, "")
+            line = f"{_DIM}{when}{_RESET} {colour}{level}{_RESET} {head} {_DIM}{record.name}:{_RESET} "
+            line += f"{colour}{message}{_RESET}{_DIM}{tail}{_RESET}"
         if not record.exc_info:
             return line
         # Indented, so that no line of it looks like a log line.
@@ -108,11 +239,18 @@ class _Plain(logging.Formatter):
         return "\n  ".join([line, *trace])
 
 
+_RESET, _DIM = "\x1b[0m", "\x1b[2m"
+_COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m", logging.CRITICAL: "\x1b[1;31m"}
+
+
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
+            "process": _process.name,
+            "pid": record.process,
+            "worker": getattr(record, "worker", None),
             "logger": record.name,
             "message": _message(record),
             "request_id": getattr(record, "request_id", None),

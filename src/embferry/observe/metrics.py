@@ -35,48 +35,44 @@ class Metrics:
 
 
 class ChatMetrics(Metrics):
-    """The metrics that both routers have, most of them under names of their own."""
+    """The metrics that both routers have. Labels have few values: only known paths, stable codes and two roles.
 
-    requests: Counter
-    in_flight: Gauge
-    seconds: Histogram
-    first_token_seconds: Histogram
-    errors: Counter
-    aborted: Counter
-    held_bytes: Gauge
-
-    def __init__(self) -> None:
-        super().__init__()
-        about = "Requests under /v1/ by the name of their API key, accepted or refused by its limits"
-        self.client_requests = self.counter("embferry_client_requests", about, ["key", "outcome"])
-        about = "Bytes of request bodies by the name of the API key"
-        self.client_bytes = self.counter("embferry_client_bytes", about, ["key"])
-        about = "Requests being answered by the name of their API key"
-        self.client_in_flight = self.gauge("embferry_client_in_flight", about, ["key"])
-
-
-class RouterMetrics(ChatMetrics):
-    """Metrics of the router. Labels have few values: only known paths and stable codes."""
+    A worker is one of this project, or an instance of vLLM.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         counter, gauge, histogram = self.counter, self.gauge, self.histogram
+        about = "Requests under /v1/ by the name of their API key, accepted or refused by its limits"
+        self.client_requests = counter("embferry_client_requests", about, ["key", "outcome"])
+        about = "Bytes of request bodies by the name of the API key"
+        self.client_bytes = counter("embferry_client_bytes", about, ["key"])
+        about = "Requests being answered by the name of their API key"
+        self.client_in_flight = gauge("embferry_client_in_flight", about, ["key"])
         self.requests = counter("embferry_http_requests", "HTTP requests answered", ["path", "status"])
         self.in_flight = gauge("embferry_chat_in_flight", "Chat requests being answered")
         self.seconds = histogram("embferry_chat_seconds", "From request to end of answer")
         self.first_token_seconds = histogram("embferry_chat_first_token_seconds", "From request to first token (TTFT)")
-        self.errors = counter("embferry_chat_errors", "Chat requests that failed", ["code"])
+        self.errors = counter("embferry_chat_errors", "Chat requests that failed, by the client's code", ["code"])
         self.aborted = counter("embferry_chat_aborted", "Chat requests whose client disconnected")
         self.held_bytes = gauge("embferry_held_bytes", "Bytes of bodies and media held for chat requests")
         again = "Further attempts at chat requests, after a failure of a worker or a damaged message"
         self.second_attempts = counter("embferry_chat_second_attempts", again)
         damaged = "Messages between router and workers that arrived damaged"
         self.damaged = counter("embferry_damaged_messages", damaged, ["role"])
+        self.media = counter("embferry_media_items", "Pictures and videos accepted", ["kind"])
+        self.workers = gauge("embferry_workers", "Workers with a live lease, or instances that answer", ["role"])
+        self.worker_failures = counter("embferry_worker_failures", "Calls to workers that failed below HTTP", ["role"])
+
+
+class RouterMetrics(ChatMetrics):
+    """Metrics of the router before workers of this project: their answers tell more than those of vLLM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        counter = self.counter
         self.prompt_tokens = counter("embferry_prompt_tokens", "Tokens of prompts answered")
         self.completion_tokens = counter("embferry_completion_tokens", "Tokens of answers")
-        self.media = counter("embferry_media_items", "Pictures and videos accepted", ["kind"])
         self.transfers = counter("embferry_transfers", "Transfers of embeddings behind finished answers", ["phase"])
         self.transfer_tokens = counter("embferry_transfer_tokens", "Tokens of embeddings transferred")
         self.transfer_bytes = counter("embferry_transfer_bytes", "Bytes of embeddings transferred")
-        self.workers = gauge("embferry_workers", "Workers with a live lease", ["role"])
-        self.worker_failures = counter("embferry_worker_failures", "Calls to workers that failed below HTTP", ["role"])

@@ -392,8 +392,8 @@ class Settings(Section):
     """All settings. Those at the top apply to every process; the sections are named after their processes."""
 
     model: str = "shapes"
-    """Name of a packaged model, a local directory in the Hugging Face layout, or a name of the Hugging Face Hub, such as
-    `Qwen/Qwen2-VL-2B-Instruct`, which is downloaded once."""
+    """Name of a packaged model, a local directory in the Hugging Face layout, or a name of the Hugging Face Hub such
+    as `Qwen/Qwen2-VL-2B-Instruct`, which is downloaded once."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Number format of the model's computations."""
     threads: Positive = 1

@@ -122,7 +122,8 @@ class Handle(ABC):
 
     def _callback_failed(self, error: Exception) -> None:
         """A callback has raised. Runs on the callback thread."""
-        log.error("room %d: a callback raised %s", self.room, shown(error), exc_info=error)
+        extra = {"room": self.room}
+        log.error("room %d: a callback raised %s", self.room, shown(error), exc_info=error, extra=extra)
         self.abort(LocalProtocolError(f"an on_change callback raised {shown(error)}; the log has its traceback"))
 
     def failure_exception(self) -> EmbeddingTransferError:

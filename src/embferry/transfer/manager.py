@@ -299,11 +299,9 @@ class Manager(ABC, Generic[R]):
 
     def _broke(self, record: R, error: Exception) -> None:
         record.is_broken = True
-        log.critical(
-            "room %d: a bug in embferry has ended this transfer; please report it, with this: %s, history %s",
-            *(record.room, shown(error), "; ".join(record.history())),
-            exc_info=error,
-        )
+        text = "room %d: a bug in embferry has ended this transfer; please report it, with this: %s, history %s"
+        facts = record.room, shown(error), "; ".join(record.history())
+        log.critical(text, *facts, exc_info=error, extra={"room": record.room})
         if is_exhausted(error):
             cause = as_transfer_error("the driver of the transfer", error, record.room)
         else:
@@ -333,7 +331,8 @@ class Manager(ABC, Generic[R]):
     def fail(self, record: R, what: str, error: Exception) -> None:
         """Foreign code has raised: ends its transfer with an error that names the cause. Any thread."""
         cause = as_transfer_error(what, error, record.room)
-        log.error("room %d: %s", record.room, cause, exc_info=None if cause is error else error)
+        trace, room = None if cause is error else error, record.room
+        log.error("room %d: %s", room, cause, exc_info=trace, extra={"room": room})
         with self.lock:
             record.failure = record.failure or cause
             self.guard(record, self._abort, record, cause)

@@ -238,9 +238,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
     def _settle(self, record: ReceiveRecord, now: float) -> None:
         machine = self.machine_of(record)
         is_waiting = machine.wanted(now) is not None
-        if is_waiting and machine.transferred_tokens > 0:
-            record.log.needs(machine)
-        elif record.poll() is KVPoll.Success:
+        if record.poll() is KVPoll.Success:
             record.log.completed(machine)
         self.admission.update(machine, is_waiting=is_waiting)
         self.admission.update_quarantine(machine)
@@ -318,7 +316,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
             raise caught  # the window was impossible: a bug here
         if caught is not None:
             error = as_transfer_error(f"admit of the {transport.name} transport", caught, record.room)
-            log.warning("room %d: %s is of no use to this transfer: %s", record.room, transport.name, error)
+            text, extra = "room %d: %s is of no use to this transfer: %s", {"room": record.room}
+            log.warning(text, record.room, transport.name, error, extra=extra)
             machine.transport_lost(transport.name, error, now)  # which revokes the epoch
 
     def _granted(self, record: ReceiveRecord, epoch: int) -> None:

@@ -19,25 +19,21 @@ class ResumeLog:
     """
 
     grants: int = 0
-    _needed: int = 0  # at which number of grants the need for another was last logged
     _is_completed: bool = False
 
-    def needs(self, machine: Receiver) -> None:
-        """Tokens remain that the grants so far do not cover."""
-        if self._needed < self.grants:
-            level = logging.DEBUG if self._needed else logging.INFO
-            self._needed = self.grants
-            counts = machine.transferred_tokens, machine.total_tokens
-            log.log(
-                level, "room %d: needs resume for remaining data: %d of %d tokens transferred", machine.room, *counts
-            )
-
     def granted(self, machine: Receiver, start: int, tokens: int, blocks: int) -> None:
-        """Blocks have been granted for ``tokens`` tokens from ``start`` on."""
+        """Blocks have been granted for ``tokens`` tokens from ``start`` on.
+
+        That a resumed transfer is needed is told only now, when it follows: one that waits for blocks may also end.
+        """
         if self.grants:
-            self.needs(machine)
+            level, extra = logging.DEBUG if self.grants > 1 else logging.INFO, {"room": machine.room}
+            counts = machine.room, machine.transferred_tokens, machine.total_tokens
+            log.log(
+                level, "room %d: needs resume for remaining data: %d of %d tokens transferred", *counts, extra=extra
+            )
             text = "Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d, blocks %d"
-            log.log(logging.DEBUG if self.grants > 1 else logging.INFO, text, machine.room, start, tokens, blocks)
+            log.log(level, text, machine.room, start, tokens, blocks, extra=extra)
         self.grants += 1
 
     def completed(self, machine: Receiver) -> None:
@@ -45,4 +41,5 @@ class ResumeLog:
         if self.grants > 1 and not self._is_completed:
             self._is_completed = True
             text = "room %d: completed with resumed transfer: %d tokens, 1 initial and %d resumed"
-            log.info(text, machine.room, machine.total_tokens, self.grants - 1)
+            counts = machine.total_tokens, self.grants - 1
+            log.info(text, machine.room, *counts, extra={"room": machine.room})

@@ -187,7 +187,8 @@ class SendManager(Manager[SendRecord]):
                     case Connect(target, transport):
                         error = self.writer.connect(transport)
                         if error is not None:
-                            log.info("room %d: cannot connect over %s: %s", record.room, transport.name, error)
+                            text, extra = "room %d: cannot connect over %s: %s", {"room": record.room}
+                            log.info(text, record.room, transport.name, error, extra=extra)
                             if not error.retryable:
                                 machine.transport_failed(target, transport.name)
                     case ReleaseSource():

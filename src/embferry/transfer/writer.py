@@ -158,7 +158,8 @@ class Writer:
             self._staging.release(writing.slot)
         if error is not None:
             stop = c.offset + c.length
-            log.warning("room %d: tokens [%d, %d) not written: %s", record.room, c.offset, stop, error)
+            text, extra = "room %d: tokens [%d, %d) not written: %s", {"room": record.room}
+            log.warning(text, record.room, c.offset, stop, error, extra=extra)
         self._ended(record, c, writing.checksum, writing.error or error)
 
     def _attempt(self, writing: _Writing, call: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> bool:
@@ -174,7 +175,8 @@ class Writer:
     def _source_failed(writing: _Writing, error: Exception) -> None:
         """The embedding cannot be read, which ends the transfer: trying again would not help."""
         record = writing.record
-        log.error("room %d: the embedding cannot be sent", record.room, exc_info=error)
+        extra = {"room": record.room}
+        log.error("room %d: the embedding cannot be sent", record.room, exc_info=error, extra=extra)
         cause = as_transfer_error("reading the embedding", error, record.room)
         cause.retryable = False
         record.failure = record.failure or cause

@@ -48,7 +48,8 @@ def failed(
     monkeypatch.setattr(child, "_bootstrap", run)
     loader = types.SimpleNamespace(import_module=lambda name: types.SimpleNamespace(run=run))
     monkeypatch.setattr(child, "importlib", loader)
-    monkeypatch.setattr("sys.argv", ["child", role])
+    monkeypatch.setattr(child, "own_process", lambda: None)
+    monkeypatch.setattr("sys.argv", ["child", role, f"{role}-0"])
     with pytest.raises(SystemExit) as ended:
         child.main()
     assert ended.value.code == 1

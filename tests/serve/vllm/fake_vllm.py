@@ -65,7 +65,9 @@ class Server(ThreadingHTTPServer):
 
 def main() -> None:
     if "--end-at-once" in sys.argv:
-        sys.exit("no such model")
+        print("(EngineCore pid=1) RuntimeError: no device", file=sys.stderr)
+        sys.exit(1)
+    print("\x1b[31mERROR 11-29 a line of vLLM\x1b[0m", file=sys.stderr, flush=True)
     with Server((option("--host"), int(option("--port"))), Handler) as server:
         shared = SharedMemory(create=True, size=1 << 20)
         ignores = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " if "--deaf-engine" in sys.argv else ""

@@ -125,7 +125,7 @@ class Servers:
 
     def counted(self, name: str) -> float:
         """Returns a metric of the router, summed over its labels."""
-        return sum(_numbers(self.url, f"embferry_router_{name}"))
+        return sum(_numbers(self.url, f"embferry_{name}"))
 
     def encoded_by(self, encoder: str) -> float:
         """Returns how many requests this encoder has answered."""

@@ -301,7 +301,7 @@ class Router:
     async def counted(self, name: str, labels: str = "") -> float:
         """Returns a value from ``/metrics``."""
         text = (await self.get("/metrics")).body.decode()
-        found = [line.split()[1] for line in text.splitlines() if line.startswith(f"embferry_router_{name}{labels} ")]
+        found = [line.split()[1] for line in text.splitlines() if line.startswith(f"embferry_{name}{labels} ")]
         assert len(found) == 1, text
         return float(found[0])
 

@@ -223,10 +223,10 @@ async def test_metrics_count_requests_and_encodes() -> None:
         await router.ask(request(text()))
         assert await router.counted("encodes_total") == 3
         assert await router.counted("affinity_hits_total") == 2
-        assert await router.counted("items_total", '{kind="image"}') == 3
-        assert await router.counted("requests_total", '{path="/v1/chat/completions",status="200"}') == 4
-        assert await router.counted("first_token_seconds_count") == 3
-        assert await router.counted("instances", '{role="encode"}') == 1
+        assert await router.counted("media_items_total", '{kind="image"}') == 3
+        assert await router.counted("http_requests_total", '{path="/v1/chat/completions",status="200"}') == 4
+        assert await router.counted("chat_first_token_seconds_count") == 3
+        assert await router.counted("workers", '{role="encode"}') == 1
 
 
 async def test_data_urls_reach_the_encoder_unchanged() -> None:

@@ -187,6 +187,6 @@ async def test_the_client_gets_the_consumers_reason(retryable: bool, status: int
         assert "the producer was killed" in answer.error["message"]
         assert answer.headers["x-should-retry"] == ("true" if retryable else "false")
         assert len(language.requests) == attempts
-        assert await router.counted("failures_total", '{code="peer_gone"}') == 1
+        assert await router.counted("chat_errors_total", '{code="peer_gone"}') == 1
         rooms = [body["ec_transfer_params"].popitem()[1]["embferry"]["endpoint"] for body in language.requests]
         assert len(set(rooms)) == attempts  # the second time from elsewhere

@@ -227,7 +227,7 @@ async def test_a_failure_behind_the_encode_is_encoded_again_elsewhere(what: str)
         assert answer.status == 200
         assert b"red" in answer.body
         assert [len(encoder.requests) for encoder in encoders] == [1, 1]
-        assert await router.counted("second_attempts_total") == 1
+        assert await router.counted("chat_second_attempts_total") == 1
 
 
 @pytest.mark.parametrize("what", GIVEN_UP)
@@ -331,8 +331,8 @@ async def test_when_the_client_leaves_the_instances_are_released(where: str) -> 
         call.leave()
         await call.task
         assert waits.left == 1
-        assert await router.counted("aborted_total") == 1
-        assert await router.counted("in_flight") == 0
+        assert await router.counted("chat_aborted_total") == 1
+        assert await router.counted("chat_in_flight") == 0
 
 
 @pytest.mark.parametrize("where", ["encode", "language", "stream"])
@@ -389,5 +389,5 @@ async def test_the_router_refuses_bad_requests_itself() -> None:
             assert (answer.status, answer.error["code"]) == (status, code)
         assert (await router.get("/nothing")).error["code"] == "not_found"
         assert (await router.get("/v1/chat/completions")).error["code"] == "method_not_allowed"
-        assert await router.counted("failures_total", '{code="unsupported_value"}') == 2
+        assert await router.counted("chat_errors_total", '{code="unsupported_value"}') == 2
     assert encoder.requests + language.requests == []

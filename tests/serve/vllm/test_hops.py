@@ -126,7 +126,7 @@ def test_a_frozen_encoder_is_passed_over(servers: Servers) -> None:
         found = list(pool.map(lambda content: servers.tokens(servers.url, *content), contents))
     assert found == [servers.tokens(servers.undivided, *content) for content in contents]
     assert servers.counted("encode_retries_total") > before
-    until(lambda: servers.counted('instances{role="encode"}') == 2)
+    until(lambda: servers.counted('workers{role="encode"}') == 2)
 
 
 def test_a_frozen_language_instance_is_an_error_and_no_wait(servers: Servers) -> None:
@@ -136,5 +136,5 @@ def test_a_frozen_language_instance_is_an_error_and_no_wait(servers: Servers) ->
     servers.tokens(servers.url, *content)
     with servers.held("language-0"), pytest.raises(openai.InternalServerError, match=r"router\.stall_timeout"):
         servers.tokens(servers.url, *content)
-    until(lambda: servers.counted('instances{role="language"}') == 1)
+    until(lambda: servers.counted('workers{role="language"}') == 1)
     assert servers.tokens(servers.url, *content) == servers.tokens(servers.undivided, *content)

@@ -154,10 +154,10 @@ def lost_under_way(servers: Servers, contents: list[list[Any]]) -> tuple[list[An
 
 def test_lost_embeddings_come_from_the_other_encoder(servers: Servers) -> None:
     contents = [[picture(300 + number, 896, 448), text()] for number in range(4)]
-    before = servers.counted("failovers_total"), servers.counted("second_attempts_total")
+    before = servers.counted("failovers_total"), servers.counted("chat_second_attempts_total")
     answers, had = lost_under_way(servers, contents)
     assert answers == [servers.tokens(servers.undivided, *content) for content in contents]
-    after = servers.counted("failovers_total"), servers.counted("second_attempts_total")
+    after = servers.counted("failovers_total"), servers.counted("chat_second_attempts_total")
     assert (after[0] - before[0], after[1] - before[1]) == (had, 0)
 
 

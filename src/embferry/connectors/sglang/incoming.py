@@ -111,7 +111,8 @@ class IncomingPart:
             self._replace(None)
             self._open(source)
             return True
-        log.info("room %d: the transfer continues with the encoder at %s", self._receiver.room, source.url)
+        room = self._receiver.room
+        log.info("room %d: the transfer continues with the encoder at %s", room, source.url, extra={"room": room})
         self._receiver.redirect(source.info.endpoint)
         return True
 
@@ -198,7 +199,7 @@ class IncomingPart:
         if lost is not None and lost is not self._reported_loss:
             self._reported_loss = lost
             self._counters.add("losses", label=lost.code)
-            log.warning("room %d: the encoder is lost, needs resume for remaining data: %s", receiver.room, lost)
+            log.warning("room %d: the encoder is lost: %s", receiver.room, lost, extra={"room": receiver.room})
             if isinstance(lost, Aborted):
                 self._ask_again_at = time.monotonic() + AGAIN_S
 

@@ -243,7 +243,8 @@ class IncomingEmbedding:
                 return False
             self._has_restarted, self._receiver = True, None
             shared, self.shared = self.shared, None  # the old transfer may still write into it
-            log.warning("room %d: %s; asks the router for a producer again", receiver.room, error)
+            extra = {"room": receiver.room}
+            log.warning("room %d: %s; asks the router for a producer again", receiver.room, error, extra=extra)
             self._ask_for_endpoint(error)
         self._count(receiver, "failed")
         if shared is not None:
@@ -274,7 +275,8 @@ class IncomingEmbedding:
                 return
             self._reported_loss = lost
         endpoint = self.coordinates.endpoint
-        log.warning("the producer at %s is lost, needs resume for remaining data: %s", endpoint, lost)
+        extra = {"room": receiver.room}
+        log.warning("room %d: the producer at %s is lost: %s", receiver.room, endpoint, lost, extra=extra)
         self._counters.add("losses", label=lost.code)
         answer = self._router.failover(self.coordinates, lost)
         answer.add_done_callback(lambda answer: self._fail_over(receiver, lost, answer))
@@ -293,7 +295,8 @@ class IncomingEmbedding:
             receiver.abort(type(lost)(why, room=lost.room, retryable=lost.retryable))
         else:
             self._counters.add("failovers", label="found")
-            log.info("room %d continues at %s", self.coordinates.room, self.coordinates.endpoint)
+            room, endpoint = self.coordinates.room, self.coordinates.endpoint
+            log.info("room %d continues at %s", room, endpoint, extra={"room": room})
 
     def _redirect(self, receiver: EmbeddingReceiver, answer: Future[Coordinates]) -> None:
         receiver.redirect(self._accept(answer.result()))

@@ -113,14 +113,15 @@ class EncodeManager(MooncakeEmbeddingManager):
                     self.push(endpoint, port, write_status(EmbeddingStatus(room, status)))
                 case Ended(room, error):
                     if error is not None:
-                        log.warning("room %d: failed: %s", room, error.detail)
+                        log.warning("room %d: failed: %s", room, error.detail, extra={"room": room})
                     if room in self.handles:
                         self.handles.pop(room).release()
 
     def _write(self, command: WriteBlocks) -> None:
         sender = self.handles[command.room]
         if not command.aux:
-            log.debug("room %d: resumed transfer from token %d on", command.room, command.sent_tokens)
+            extra = {"room": command.room}
+            log.debug("room %d: resumed transfer from token %d on", command.room, command.sent_tokens, extra=extra)
         planes = self.settings.mrope_planes
         runs, sources = block_writes(self.geometry, command, sender.fields, sender.aux, planes=planes)
         self._engines.write(command.session, runs, sources, partial(self._on_written, command.room, command.session))

@@ -227,9 +227,11 @@ class LanguageManager(MooncakeEmbeddingManager):
         request = TransferEmbeddingInfo(room, *here, asked.blocks, rank.required_dst_info_num, *tokens)
         self.push(rank.host, rank.port, write(request, self.wire))
         if asked.sent_tokens:
-            level = logging.INFO if receiver.machine.rounds == 2 else logging.DEBUG
+            level, extra = logging.INFO if receiver.machine.rounds == 2 else logging.DEBUG, {"room": room}
+            text = "room %d: needs resume for remaining data: %d of %d tokens transferred"
+            log.log(level, text, room, asked.sent_tokens, receiver.machine.total_tokens, extra=extra)
             text = "Sent resume transfer request: room %d, sent_tokens %d, allocated_tokens %d"
-            log.log(level, text, room, *tokens)
+            log.log(level, text, room, *tokens, extra=extra)
         self.wake()
         self._changed(receiver)
 
@@ -245,13 +247,11 @@ class LanguageManager(MooncakeEmbeddingManager):
         receiver.marks = None
         self.allocator.free(blocks, room)
         if machine.needs_resume:
-            counts = machine.transferred_tokens, machine.total_tokens
-            level = logging.INFO if machine.rounds == 1 else logging.DEBUG
-            log.log(level, "room %d: needs resume for remaining data: %d of %d tokens transferred", room, *counts)
             if receiver.automatic:
                 self._waiting.append(receiver)
         elif machine.rounds > 1:
-            log.info("room %d: completed with resumed transfer: %d transfers", room, machine.rounds)
+            text = "room %d: completed with resumed transfer: %d transfers"
+            log.info(text, room, machine.rounds, extra={"room": room})
 
     def _changed(self, receiver: MooncakeEmbeddingReceiver) -> None:
         """Ends the room if it is over, and reports the change."""

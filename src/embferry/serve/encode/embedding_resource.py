@@ -115,7 +115,8 @@ class EmbeddingResource:
                     await send({"type": "http.response.body", "body": chunk, "more_body": at < answer.stop})
         except (EmbeddingTransferError, TimeoutError) as error:
             # The status has been sent, so the connection ends early. A client that resumes gets the error's status.
-            log.warning("room %d: the download ended at byte %d of %d: %s", room.number, at, content.length, error)
+            text, extra = "room %d: the download ended at byte %d of %d: %s", {"room": room.number}
+            log.warning(text, room.number, at, content.length, error, extra=extra)
         finally:
             gone.cancel()
 

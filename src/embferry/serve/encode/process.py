@@ -55,6 +55,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
     raise_open_file_limit()
     listener = open_port(settings, settings.encode.port, settings.place("encode", "port"))
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
+    log.info("loading the vision encoder from %s", model_path(settings.model))
     encoder = Encoder.load(model_path(settings.model), DTYPES[settings.dtype], threads=settings.threads)
     service = service_of(encoder, settings, transports)
     serve_worker(build(service), service, listener, settings, "encode", service.manager.endpoint, report)

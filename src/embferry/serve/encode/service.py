@@ -224,7 +224,7 @@ class EncodeService(Service[SendingManager, int, Room]):
         try:
             is_unfinished = self._encode_next(room, sender)
         except Exception as error:
-            log.error("room %d: the media could not be encoded", room.number, exc_info=error)
+            log.error("the media could not be encoded", exc_info=error, extra={"room": room.number})
             why = "the vision encoder failed on the request's media; see the encode worker's log"
             room.waiting.clear()
             is_unfinished = False
@@ -260,7 +260,7 @@ class EncodeService(Service[SendingManager, int, Room]):
         """Ends a transfer, unless it has ended. Returns whether that was possible."""
         failed = attempt(sender.abort, error)
         if failed is not None:
-            log.error("room %d: the transfer could not be aborted", sender.room, exc_info=failed)
+            log.error("the transfer could not be aborted", exc_info=failed, extra={"room": sender.room})
         return failed is None
 
     # Called with the lock held
@@ -300,7 +300,7 @@ class EncodeService(Service[SendingManager, int, Room]):
         if self._open.pop(room.number, None) is not None:
             self.metrics.finished.labels(outcome).inc()
         if (error := attempt(room.release)) is not None:
-            log.error("room %d: its memory could not be released", room.number, exc_info=error)
+            log.error("its memory could not be released", exc_info=error, extra={"room": room.number})
         self._idle.notify_all()
 
     def _states(self) -> dict[str, float]:

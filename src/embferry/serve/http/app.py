@@ -18,6 +18,7 @@ from embferry.serve.http.clients import Clients
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.edge import Edge
 from embferry.serve.http.errors import error_response, exception_handlers
+from embferry.serve.http.fleet_pages import fleet_routes
 from embferry.serve.http.proofs import Proofs
 from embferry.serve.http.status import status_routes
 from embferry.trust.proof_checker import ProofChecker
@@ -53,7 +54,12 @@ def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> RouterA
         ApiKeysError: ``router.api_keys_file`` cannot be used.
     """
     backends: Backends[Any] = chat.fleet
-    routes = [Route("/v1/chat/completions", chat, methods=["POST"]), *status_routes(backends), *routes]
+    routes = [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        *status_routes(backends),
+        *fleet_routes(backends),
+        *routes,
+    ]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

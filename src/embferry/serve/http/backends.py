@@ -8,6 +8,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import httpx
@@ -24,6 +25,31 @@ MAX_CALLS, MAX_FETCHES = 16_384, 100
 DESCRIPTORS, FETCHES_DESCRIPTORS = 0.3, 0.1
 """The parts of the process's descriptors that calls of requests, and fetches of media, may have; see
 :mod:`.descriptors`."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownWorker:
+    """A worker, or an instance of vLLM, as the router sees it.
+
+    Attributes:
+        id: of the process; of an instance, its URL.
+        url: of its HTTP server.
+        up: requests may go to it.
+        in_flight: requests of this router.
+        load: requests of all routers, as the worker has told last; None of an instance.
+        trouble: why it is not up.
+    """
+
+    id: str
+    role: str
+    url: str
+    models: tuple[str, ...]
+    up: bool
+    in_flight: int
+    load: float | None = None
+    trouble: str = ""
+
+
 M = TypeVar("M", bound=ChatMetrics)
 
 
@@ -108,6 +134,18 @@ class Backends(ABC, Generic[M]):
     @abstractmethod
     def models(self) -> Mapping[str, dict[str, Any]]:
         """Returns OpenAI's model objects by name."""
+
+    @abstractmethod
+    def known(self) -> list[KnownWorker]:
+        """Returns every backend as this router sees it."""
+
+    @abstractmethod
+    async def pools(self) -> list[dict[str, Any]]:
+        """Returns the receive pool of each language worker: its numbers, or the ``error`` of the question.
+
+        Raises:
+            ServeError: not_found; the backends have none that can be asked for.
+        """
 
 
 def reason_of(error: Exception) -> str:

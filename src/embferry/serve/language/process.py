@@ -55,6 +55,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
     raise_open_file_limit()
     listener = open_port(settings, settings.language.port, settings.place("language", "port"))
     transports = make_transports(settings)  # before the model, so that a bad transport fails at once
+    log.info("loading the language model from %s", model_path(settings.model))
     model = LanguageModel.load(
         model_path(settings.model),
         DTYPES[settings.dtype],

@@ -18,7 +18,9 @@ from embferry.observe.metrics import RouterMetrics
 from embferry.protocol.errors import LocalProtocolError
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.backends import Backends, reason_of
+from embferry.serve.http.answers import read_json
+from embferry.serve.http.backends import Backends, KnownWorker, reason_of
+from embferry.serve.http.calls import add_digests, checked_body
 from embferry.serve.http.proofs import ProvedRequests, worker_context
 from embferry.serve.openai.reply import model_object
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content
@@ -181,6 +183,34 @@ class Fleet(Backends[RouterMetrics]):
             )
 
         return sorted(found, key=order)
+
+    def known(self) -> list[KnownWorker]:
+        now = time.monotonic()
+
+        def page(worker: Worker) -> KnownWorker:
+            is_suspect = self._suspected.get(worker.id, now) > now
+            return KnownWorker(
+                worker.id, worker.role, worker.url, (worker.model or self.settings.model_name,), not is_suspect,
+                self.in_flight[worker.id], worker.load, "it has failed lately and is asked last" if is_suspect else "",
+            )  # fmt: skip
+
+        return [page(worker) for worker in self._workers]
+
+    async def pools(self) -> list[dict[str, Any]]:
+        return list(await asyncio.gather(*map(self._pool, self._with_role("language"))))
+
+    async def _pool(self, worker: Worker) -> dict[str, Any]:
+        """Returns the receive pool of a language worker, or why there is no answer."""
+        asked = {"worker": worker.id, "url": worker.url}
+        request = self.control.build_request("GET", f"{worker.url}/debug/pool")
+        try:
+            async with asyncio.timeout(self.settings.router.connect_timeout):
+                response = await self.control.send(add_digests(request), auth=self.proof_of(worker))
+            if response.status_code != 200:
+                return asked | {"error": f"status {response.status_code}"}
+            return asked | dict(read_json(await checked_body(response)))
+        except (httpx.HTTPError, DamagedError, ValueError, TypeError, TimeoutError) as error:
+            return asked | {"error": reason_of(error)}
 
     def has_another(self, role: Role, avoid: Collection[str]) -> bool:
         """Returns whether there is a worker of this role that is not in ``avoid``."""

@@ -1,4 +1,4 @@
-"""``python -m embferry.serve.supervisor.child ROLE``: one process of a cluster, started by the supervisor."""
+"""``python -m embferry.serve.supervisor.child ROLE NAME``: one process of a cluster, started by the supervisor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from embferry.observe.logs import configure
+from embferry.observe.logs import configure, own_process
 from embferry.protocol.errors import EmbferryError
 from embferry.protocol.text import MAX_DETAIL, printable
 from embferry.serve import security
@@ -22,7 +22,7 @@ from embferry.serve.http.serving import Report
 from embferry.serve.supervisor.handover import SupervisorPipes, unpack
 from embferry.trust.trust import Trust
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("embferry.serve.supervisor.child")  # __name__ is "__main__" here
 
 ORPHAN_SECONDS = 4.0
 """Seconds that a process gets for an orderly end when its supervisor has died."""
@@ -40,7 +40,8 @@ def main() -> None:
     pipes = SupervisorPipes()
     settings = unpack(pipes.first_line())
     pipes.on_supervisor_end(_end)
-    configure(settings.log_level, settings.log_format)
+    own_process()
+    configure(settings.log_level, settings.log_format, sys.argv[2])
     if settings.log_level == "info":
         for name in SAID_BY_SUPERVISOR:
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -49,6 +50,8 @@ def main() -> None:
         if sys.argv[1] == "bootstrap":
             _bootstrap(settings, pipes.report)
         else:  # a process loads no more than it runs: torch takes seconds
+            if sys.argv[1] in ("encode", "language"):
+                log.info("loading torch and transformers")
             importlib.import_module(f"embferry.serve.{sys.argv[1]}.process").run(settings, pipes.report)
     except KeyboardInterrupt:
         sys.exit(130)

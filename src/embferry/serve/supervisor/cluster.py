@@ -20,6 +20,8 @@ from embferry.serve.supervisor.process import ClusterError, ProcessRole, Process
 POLL_SECONDS = 0.1
 """Between two questions to the router whether it knows all workers."""
 ROUTER_SECONDS = 2.0
+PROGRESS_SECONDS = 5.0
+"""Between two sentences about what is still missing."""
 LAST_SHARE = 0.2
 """The part of ``serve.stop_timeout`` that is kept for the processes that end last, however long the others take."""
 
@@ -35,8 +37,8 @@ class Cluster(ABC):
         workers: the workers that the router has to know, by role.
         timeout: the default of :meth:`wait_ready`, in seconds, and the name of the setting.
         logs: a file that the processes' logs are appended to; standard error if None.
-        progress: gets one sentence for each process that was started or accepts requests. Runs on the process's
-            thread with the cluster's lock held, and may not block.
+        progress: gets one sentence for each process that was started or accepts requests, and now and then about those
+            that do not yet. Runs on any thread, possibly with the cluster's lock held, and may not block.
 
     Attributes:
         title: the name of what is served, for people.
@@ -133,10 +135,14 @@ class Cluster(ABC):
             ClusterError: a process ended before it accepted requests, or the time is over.
         """
         seconds, name = (self._timeout, f" ({self._timeout_name})") if timeout is None else (timeout, "")
-        deadline = time.monotonic() + seconds
+        began = told = time.monotonic()
         while (missing := self._missing()) is not None:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > began + seconds:
                 raise ClusterError(f"not ready within {seconds:g} s{name}: {missing}")
+            if now >= told + PROGRESS_SECONDS:
+                told = now
+                self._progress(f"waiting, {now - began:.0f} of {seconds:g} s: {missing}")
             with self._changed:
                 self._changed.wait(POLL_SECONDS)
 
@@ -204,7 +210,8 @@ class Cluster(ABC):
             return "not all processes have been started yet"
         known = _known_workers(self.url)
         if any(known.get(role, 0) < count for role, count in self._expected.items()):
-            return f"the router knows {known or 'no workers'} of {self._expected}"
+            counts = (f"{known.get(role, 0)} of {count} {role} workers" for role, count in self._expected.items())
+            return f"the router knows {' and '.join(counts)}"
         return None
 
 

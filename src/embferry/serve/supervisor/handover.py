@@ -34,9 +34,9 @@ def unpack(line: bytes) -> Settings:
     return Settings.model_validate(told["settings"]).with_places(told["places"])
 
 
-def child_program(role: ProcessRole, settings: Settings) -> Program:
-    """Returns a process of this project with all its settings: :mod:`.child`."""
-    return Program(("-m", "embferry.serve.supervisor.child", role), pack(settings))
+def child_program(role: ProcessRole, name: str, settings: Settings) -> Program:
+    """Returns a process of this project with all its settings: :mod:`.child`. ``name``: in its log lines."""
+    return Program(("-m", "embferry.serve.supervisor.child", role, name), pack(settings))
 
 
 def read_line(fd: int) -> bytes:

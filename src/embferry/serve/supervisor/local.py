@@ -85,7 +85,7 @@ class LocalCluster(Cluster):
 
     def _process(self, role: ProcessRole, number: int | None = None) -> SupervisedProcess:
         name = role if number is None else f"{role}-{number}"
-        return self.process(name, role, lambda: child_program(role, self.settings_of(role, number or 0)))
+        return self.process(name, role, lambda: child_program(role, name, self.settings_of(role, number or 0)))
 
 
 def _numbered(section: Section, port: str, number: int) -> Section:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import IO, Literal
 
+from embferry.observe.logs import log_fd
+
 log = logging.getLogger(__name__)
 
 ProcessRole = Literal["bootstrap", "router", "encode", "language"]
@@ -170,7 +172,7 @@ class SupervisedProcess:
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._output,
+                stderr=self._output or log_fd(),
                 env=self._environ,
                 process_group=0,  # Ctrl-C in a terminal reaches the supervisor alone, which ends the others in order
             )

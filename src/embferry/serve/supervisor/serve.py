@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -12,13 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from embferry.observe.logs import STDERR, is_json
 from embferry.serve.config import Settings
 from embferry.serve.supervisor import ports
 from embferry.serve.supervisor.cluster import Cluster
+from embferry.serve.supervisor.first_question import ANSWER, KEY, ask_line, curl_line, needs_key
 from embferry.serve.supervisor.local import LocalCluster
 from embferry.serve.supervisor.process import ClusterError
 from embferry.serve.worker.transports import unusable
-from embferry.trust.trust import TLS_ENV
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,29 @@ def run(settings: Settings) -> None:
 
 
 def _end(problems: Sequence[str], status: int) -> NoReturn:
-    print(*(f"embferry: {problem}" for problem in problems), sep="\n", file=sys.stderr)
+    for problem in problems:
+        if is_json():
+            log.error("%s", problem)
+        else:
+            print(f"embferry: {problem}", file=sys.stderr)
     sys.exit(status)
 
 
-def ask_options(url: str) -> str:
-    """Returns the options with which ``embferry ask`` reaches the router at ``url``."""
-    ca = os.environ.get(TLS_ENV[0], "")
-    return f"--url {url} --ca {shlex.quote(ca)}" if ca and url.startswith("https:") else f"--url {url}"
+def _invite(cluster: Cluster) -> None:
+    """Shows how to ask the first question: on a terminal, lines that can be copied whole."""
+    ask, curl = ask_line(cluster.url), curl_line(cluster.url, cluster.settings)
+    key = f", with an API key in {KEY}" if needs_key(cluster.settings) else ""
+    if is_json():
+        log.info("try it%s", key, extra={"ask": ask, "curl": curl, "answer": ANSWER})
+    elif os.isatty(STDERR):
+        for handler in logging.getLogger().handlers:
+            handler.flush()  # the lines before these
+        lines = f"Try it in another terminal{key} (the answer is {ANSWER}). Ctrl-C here ends everything.", ask, curl
+        print("", *lines, "", sep="\n\n", file=sys.stderr, flush=True)
+    else:
+        log.info("the answer to the next two lines is %s%s; Ctrl-C ends everything", ANSWER, key)
+        log.info("try: %s", ask)
+        log.info("or: %s", curl)
 
 
 def run_cluster(make: Callable[[Progress], Cluster]) -> None:
@@ -58,7 +73,7 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
         with cluster:
             cluster.wait_ready()
             log.info("ready: %s at %s/v1 after %.1f s", cluster.title, cluster.url, time.monotonic() - began)
-            log.info('try: embferry ask %s PICTURE "what is there?" (Ctrl-C ends everything)', ask_options(cluster.url))
+            _invite(cluster)
             threading.Event().wait()
     except ClusterError as error:
         _end([str(error)], 1)

@@ -96,11 +96,12 @@ class VllmCluster(Cluster):
             urls[role].append(f"http://{HOST}:{port}")
             command = instance_command(settings, role, port, metrics_port, extra)
             told = {"command": command, "url": urls[role][-1], "environ": _environ(settings)}
+            told["log"] = [settings.log_level, settings.log_format, name]
             program = Program(("-m", "embferry.serve.supervisor.vllm_child"), json.dumps(told).encode() + b"\n")
             self._programs[name] = role, program
         known = vllm.model_copy(update={f"{role}_urls": tuple(found) for role, found in urls.items()})
         settings = settings.model_copy(update={"vllm": known})
-        self._programs["router"] = "router", child_program("router", settings)
+        self._programs["router"] = "router", child_program("router", "router", settings)
         super().__init__(settings, workers, (vllm.instance_timeout, "vllm.instance_timeout"), progress=progress)
 
     def first(self) -> list[SupervisedProcess]:

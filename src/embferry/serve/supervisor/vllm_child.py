@@ -1,8 +1,8 @@
 """``python -m embferry.serve.supervisor.vllm_child``: one ``vllm serve``, started by the supervisor.
 
 vLLM does not end with its parent, so this process stands between the two: when its standard input ends, or at a signal,
-it ends everything that vLLM has started. The supervisor's line is a JSON object with ``command``, ``environ`` and
-``url``.
+it ends everything that vLLM has started. The supervisor's line is a JSON object with ``command``, ``environ``, ``url``
+and ``log``: level, style and the name of this process. What vLLM writes goes line by line into the log.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,10 +22,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from embferry.observe.foreign_lines import level_of, read_lines
+from embferry.observe.logs import configure, own_process
 from embferry.serve.http.address import get
 from embferry.serve.supervisor.handover import SupervisorPipes
 
+vllm_log = logging.getLogger("vllm")
+
 PR_SET_PDEATHSIG = 1
+READ_SECONDS = 1.0
+"""Seconds for the last lines of a vLLM that has ended."""
+_ERROR = re.compile(r"\b(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception): .+|\berror: .+")
+"""The last line of a traceback, or that of a wrong argument."""
 POLL_SECONDS = 0.25
 PROBE_SECONDS = 5.0
 SERVER_SECONDS, ENGINES_SECONDS, TRACKER_SECONDS = 6.0, 2.0, 1.0
@@ -34,6 +44,8 @@ are dead. Together less than ``serve.stop_timeout``, after which the supervisor 
 def main() -> None:
     pipes = SupervisorPipes()
     told: dict[str, Any] = json.loads(pipes.first_line())
+    own_process()
+    configure(*told["log"])
     ending = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -41,23 +53,49 @@ def main() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+    reader, writer = os.pipe()
+    output = VllmOutput()
     process = subprocess.Popen(
         told["command"],
         stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=writer,
         env=os.environ | told["environ"],
         process_group=0,
         preexec_fn=_end_with_this_process,
     )
+    os.close(writer)
+    reading = read_lines(reader, output.line, "vllm-output")
     pipes.on_supervisor_end(ending.set)
+    reported = False
     try:
-        reported = False
         while process.poll() is None and not ending.wait(POLL_SECONDS):
             if not reported and get(told["url"], "/health", PROBE_SECONDS)[0] == 200:
                 pipes.report(told["url"])
                 reported = True
     finally:
         _end(process)
+    reading.join(READ_SECONDS)
+    if not (reported or ending.is_set()):
+        pipes.fail(f"vllm serve ended with status {process.returncode}: {output.reason or 'its lines above say why'}")
     sys.exit(0 if ending.is_set() else process.returncode if process.returncode > 0 else 1)
+
+
+class VllmOutput:
+    """Logs the lines that vLLM writes.
+
+    Attributes:
+        reason: the last error that one of them names; empty if none does.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def line(self, text: str) -> None:
+        """Logs one line. Runs on the reading thread."""
+        if found := _ERROR.search(text):
+            self.reason = found[0]
+        vllm_log.log(level_of(text), "%s", text)
 
 
 def _end_with_this_process() -> None:

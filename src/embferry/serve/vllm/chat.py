@@ -77,7 +77,7 @@ class Chat(ChatEndpoint[Fleet]):
         items = await load_items(parts, request.content, fetcher, limits, incoming.hold.add)
         media = list(zip(parts, items, strict=True))
         for item in items:
-            self.fleet.metrics.items.labels(item.kind).inc()
+            self.fleet.metrics.media.labels(item.kind).inc()
         try:
             return await self._split_with_retry(request, media, held)
         except ServeError as error:

@@ -13,8 +13,9 @@ import httpx
 import xxhash
 
 from embferry.serve.config import LanguageSettings, Settings
+from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
-from embferry.serve.http.backends import Backends, reason_of
+from embferry.serve.http.backends import Backends, KnownWorker, reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.instance_proofs import InstanceProver
@@ -185,7 +186,7 @@ class Fleet(Backends[VllmRouterMetrics]):
     def failed(self, instance: Instance, error: Exception) -> str:
         """Notes that a call failed below HTTP. Returns a description."""
         reason = reason_of(error)
-        self.metrics.instance_failures.labels(instance.role).inc()
+        self.metrics.worker_failures.labels(instance.role).inc()
         log.warning("%r: %s", instance, reason)
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
             instance.suspected.set()
@@ -248,6 +249,16 @@ class Fleet(Backends[VllmRouterMetrics]):
         tokens = max((one for one in found if isinstance(one, int) and one > 0), default=None)
         language = self.settings.language
         return language if tokens is None else language.model_copy(update={"max_prompt_tokens": tokens})
+
+    def known(self) -> list[KnownWorker]:
+        return [
+            KnownWorker(one.url, one.role, one.url, tuple(one.models), one.up, self.in_flight[one], trouble=one.trouble)
+            for one in self.instances
+        ]
+
+    async def pools(self) -> list[dict[str, Any]]:
+        why = "instances of vLLM have no receive pool to ask for; the metrics of their connectors tell of it (metrics_port)"
+        raise ServeError("not_found", why)
 
     def counts(self) -> dict[str, int]:
         return {"encode": sum(one.up for one in self.encoders), "language": sum(one.up for one in self.languages)}
@@ -314,7 +325,7 @@ class Fleet(Backends[VllmRouterMetrics]):
 
     def _set_gauges(self) -> None:
         for role, count in self.counts().items():
-            self.metrics.instances.labels(role).set(count)
+            self.metrics.workers.labels(role).set(count)
 
 
 def _untried(instances: list[Instance], tried: Collection[Incarnation]) -> list[Instance]:

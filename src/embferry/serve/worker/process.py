@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.leases import Role, Worker
+from embferry.observe.logs import set_worker
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
 from embferry.serve.http.address import address_of, url_of
@@ -77,6 +78,7 @@ def serve_worker(
         endpoint=endpoint,
         model=settings.model_name,
     )
+    set_worker(worker.id)
     keeper = LeaseKeeper(BootstrapClient(settings.bootstrap_url, trust=trust), worker, lambda: service.load)
     if trust.keys is not None:
         checker = ProofChecker(trust.keys, worker_context(worker.id), f"the {role} worker")
