@@ -15,7 +15,7 @@ import pytest
 from embferry.models import hub, model_path
 
 pytest.importorskip("huggingface_hub")
-NAME = "someone/tiny"
+NAME = "owner/tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -126,7 +126,7 @@ def test_without_a_network_the_sentence_says_what_to_do(served: type[Hub], monke
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"cannot be downloaded: .*hf download someone/tiny --local-dir DIR"):
+    with pytest.raises(ValueError, match=r"cannot be downloaded: .*hf download owner/tiny --local-dir DIR"):
         hub.download(NAME, lambda sentence: None)
 
 

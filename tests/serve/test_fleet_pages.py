@@ -1,4 +1,4 @@
-"""What a router tells of its workers: their list, Prometheus' service discovery, and their pools."""
+"""A router's pages about its workers: their list, Prometheus' service discovery, and their pools."""
 
 from __future__ import annotations
 

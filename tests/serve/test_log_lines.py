@@ -51,7 +51,7 @@ def run(style: str) -> str:
     return done.stderr
 
 
-def test_every_line_is_json_whatever_has_written_it() -> None:
+def test_every_line_is_json_also_of_libraries_and_other_programs() -> None:
     lines = [json.loads(line) for line in run("json").splitlines()]
     assert {(line["process"], line["worker"]) for line in lines} == {("encode-7", "encode-1-ab")}
     assert len({line["pid"] for line in lines}) == 1

@@ -1,4 +1,4 @@
-"""What stands for the value of an option in the help: its kind and its unit."""
+"""The kind and the unit of an option's value, as the help shows them."""
 
 from __future__ import annotations
 

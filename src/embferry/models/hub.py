@@ -9,7 +9,7 @@ from pathlib import Path
 from embferry.models.checkpoints import check_family
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
-"""What the engine reads of a repository. Others hold the same weights again, or programs."""
+"""The files that the engine reads of a repository. Others hold the same weights again, or programs."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 

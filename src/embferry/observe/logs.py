@@ -34,7 +34,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | _NO_EXTRAS
 
 @dataclass(slots=True)
 class _Process:
-    """What every line of this process says about it.
+    """The facts about this process that each of its lines has.
 
     Attributes:
         name: ``encode-0``, for example.

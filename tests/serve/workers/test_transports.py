@@ -66,7 +66,7 @@ def test_named_transports_keep_their_order(chosen: Make) -> None:
 def test_a_missing_named_transport_is_refused_with_the_install_command(chosen: Make) -> None:
     with pytest.raises(ConfigError) as refused:
         chosen(settings_for("shm", "nixl"))
-    assert refused.value.problems == [f"transfer.transports: nixl: {MISSING}"]
+    assert refused.value.problems == [f"--transfer-transports: nixl: {MISSING}"]
 
 
 def test_a_missing_transport_ends_serve_before_any_process_starts(
@@ -77,7 +77,7 @@ def test_a_missing_transport_ends_serve_before_any_process_starts(
         run(settings_for("tcp", "mooncake"))
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("embferry: transfer.transports: mooncake: [transport_error] ")
+    assert line.startswith("embferry: --transfer-transports: mooncake: [transport_error] ")
     assert "pip install 'embferry[mooncake]'" in line
     assert "libibverbs1" in line
 
@@ -132,4 +132,4 @@ def test_an_engine_that_cannot_start_with_its_settings_is_reported(monkeypatch: 
     monkeypatch.setenv("MC_FORCE_TCP", "1")
     transfer = TransferSettings(transports=("tcp", "mooncake"), mooncake_protocol="rdma")
     (problem,) = under_test.unusable(Settings(transfer=transfer))
-    assert problem.startswith("transfer.transports: mooncake: [transport_error] MC_FORCE_TCP is set")
+    assert problem.startswith("--transfer-transports: mooncake: [transport_error] MC_FORCE_TCP is set")

@@ -257,7 +257,7 @@ class Fleet(Backends[VllmRouterMetrics]):
         ]
 
     async def pools(self) -> list[dict[str, Any]]:
-        why = "instances of vLLM have no receive pool to ask for; the metrics of their connectors tell of it (metrics_port)"
+        why = "instances of vLLM have no receive pool to ask for; see the metrics of their connectors (metrics_port)"
         raise ServeError("not_found", why)
 
     def counts(self) -> dict[str, int]:

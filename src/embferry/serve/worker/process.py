@@ -46,12 +46,12 @@ def open_port(settings: Settings, port: int, flag: str = "--port") -> socket.soc
     try:
         unspecified = ipaddress.ip_address(address_of(host)).is_unspecified
     except OSError as error:
-        why = f"{host} has no address ({error.strerror or error}); set host or advertise_host"
-        raise ConfigError([why]) from error
+        place = settings.place("host" if settings.advertise_host is None else "advertise_host")
+        raise ConfigError([f"{place}: {host} has no address ({error.strerror or error})"]) from error
     check_part(settings, "the worker")
     if unspecified:
-        why = "stands for every address of this machine; set advertise_host to the address that others reach it by"
-        raise ConfigError([f"host {host} {why}"])
+        why = "stands for every address of this machine; name the one by which others reach it with --advertise-host"
+        raise ConfigError([f"{settings.place('host')} {host} {why}"])
     return listen(settings.host, port, flag)
 
 

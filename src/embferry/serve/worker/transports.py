@@ -38,7 +38,7 @@ def make_transports(settings: Settings) -> list[Transport]:
             made.append(make(name, settings))
         except TransportError as error:
             if not optional:
-                raise ConfigError([_problem(name, error)]) from error
+                raise ConfigError([_problem(settings, name, error)]) from error
             log.info("transport %s is not available: %s", name, error)
     level = logging.INFO if optional else logging.DEBUG  # a fixed choice is no news
     log.log(level, "transports: %s", ", ".join(transport.name for transport in made))
@@ -64,7 +64,7 @@ def unusable(settings: Settings) -> list[str]:
             if name != AUTO:
                 make(name, settings).close()
         except TransportError as error:
-            problems.append(_problem(name, error))
+            problems.append(_problem(settings, name, error))
     return problems
 
 
@@ -104,5 +104,5 @@ def _try_mooncake(settings: Settings) -> None:
     Engine(EngineSettings(address_of(settings.reachable_host), protocol, device, server)).close()
 
 
-def _problem(name: str, error: TransportError) -> str:
-    return f"transfer.transports: {name}: {error}"
+def _problem(settings: Settings, name: str, error: TransportError) -> str:
+    return f"{settings.place('transfer', 'transports')}: {name}: {error}"
