@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -127,6 +128,19 @@ def test_without_a_network_the_sentence_says_what_to_do(served: type[Hub], monke
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"cannot be downloaded: .*hf download owner/tiny --local-dir DIR"):
+        hub.download(NAME, lambda sentence: None)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_with_the_reason(
+    served: type[Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as constants
+
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    with pytest.raises(ValueError, match=r"cannot be downloaded: ConnectError: .*refused; try again, or download it"):
         hub.download(NAME, lambda sentence: None)
 
 

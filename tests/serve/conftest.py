@@ -11,6 +11,8 @@ import httpx
 import openai
 import pytest
 
+from embferry.observe import logs
+
 if TYPE_CHECKING:
     from tests.serve.fakes import Deployment
 
@@ -50,8 +52,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _restored_logging() -> Iterator[None]:
+def _restored_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restores the root logger, which the commands configure."""
+    monkeypatch.setattr(logs, "_process", logs._Process())
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

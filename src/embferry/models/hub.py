@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,12 +43,14 @@ def download(name: str, say: Callable[[str], None]) -> Path:
     """
     instead = f"or download it elsewhere and give its directory: hf download {name} --local-dir DIR"
     try:
-        from huggingface_hub import errors, snapshot_download
+        from huggingface_hub import errors, snapshot_download, utils
     except ImportError as error:
         raise ValueError(
             f"{name} is not on this machine, and huggingface_hub, which downloads models, is not installed: "
             f"pip install huggingface_hub; {instead}"
         ) from error
+    if not sys.stderr.isatty():
+        utils.disable_progress_bars()
     try:
         check_family(Path(snapshot_download(name, allow_patterns=["config.json"])))
         say(f"downloading {name} from the Hugging Face Hub")
@@ -61,5 +64,5 @@ def download(name: str, say: Callable[[str], None]) -> Path:
             "or set HF_TOKEN if it is private"
         ) from error
     except (OSError, errors.HfHubHTTPError) as error:
-        why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        why = next(iter(str(error).strip().splitlines()), "").removeprefix("Got: ") or type(error).__name__
         raise ValueError(f"{name} cannot be downloaded: {why}; try again, {instead}") from error

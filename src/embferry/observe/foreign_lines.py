@@ -13,6 +13,8 @@ from collections.abc import Callable
 MAX_LINE_BYTES = 8192
 """Bytes of a line; a longer one is told in several."""
 PIPE_BYTES = 1 << 20
+END_SECONDS = 0.5
+"""A child that lives on may hold the pipe open."""
 F_SETPIPE_SZ = 1031
 """``fcntl.F_SETPIPE_SZ`` of Linux, which not every build of Python names."""
 _LEVEL = re.compile(r"(?:^|[\s\[(|])(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
@@ -52,7 +54,7 @@ def level_of(line: str) -> int:
     return logging.getLevelNamesMapping()[found[1]] if found else logging.INFO
 
 
-def capture(fds: tuple[int, ...], use: Callable[[str], None]) -> int:
+class Capture:
     """Makes lines of all that this process and its children write to some descriptors from now on.
 
     A write never blocks: code that holds the interpreter's lock, as libraries in C may, would wait for a thread that
@@ -62,16 +64,24 @@ def capture(fds: tuple[int, ...], use: Callable[[str], None]) -> int:
         fds: usually those of standard output and standard error.
         use: called with each line, on a thread of its own.
 
-    Returns:
-        A new descriptor for the place that the last of them led to, for the log itself.
+    Attributes:
+        kept: a new descriptor for the place that the last of ``fds`` led to, for the log itself.
     """
-    kept = os.dup(fds[-1])
-    reader, writer = os.pipe()
-    with contextlib.suppress(OSError):  # the system's bound for this user
-        fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES)
-    os.set_blocking(writer, False)
-    for fd in fds:
-        os.dup2(writer, fd)
-    os.close(writer)
-    read_lines(reader, use, "embferry-stderr")
-    return kept
+
+    def __init__(self, fds: tuple[int, ...], use: Callable[[str], None]) -> None:
+        self._fds = fds
+        self.kept = os.dup(fds[-1])
+        reader, writer = os.pipe()
+        with contextlib.suppress(OSError):  # the system's bound for this user
+            fcntl.fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(writer, False)
+        for fd in fds:
+            os.dup2(writer, fd)
+        os.close(writer)
+        self._reading = read_lines(reader, use, "embferry-stderr")
+
+    def end(self) -> None:
+        """Lets the descriptors lead to the log again, and waits for the last lines, for ``END_SECONDS`` at most."""
+        for fd in self._fds:
+            os.dup2(self.kept, fd)
+        self._reading.join(END_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from embferry.observe.foreign_lines import capture, level_of
+from embferry.observe.foreign_lines import Capture, level_of
 from embferry.observe.log_queue import QueueHandler
 from embferry.protocol.text import MAX_DETAIL, printable, shown
 
@@ -41,14 +42,14 @@ class _Process:
         worker: the id under which a worker has registered.
         style: of the lines.
         is_owned: all that it writes is ours, so that it may become lines of the log.
-        stderr: the descriptor of the log, once all else that goes to standard error becomes lines of it.
+        capture: makes lines of all else that goes to standard error.
     """
 
     name: str = "python"
     worker: str | None = None
     style: str = "plain"
     is_owned: bool = False
-    stderr: int | None = None
+    capture: Capture | None = None
 
 
 _process = _Process()
@@ -107,8 +108,9 @@ def configure(level: str, style: str, process: str = "") -> None:
         process: the name of this process in its lines; the last one stays if it is empty.
     """
     _process.name, _process.style = process or _process.name, style
-    if style == "json" and _process.is_owned and _process.stderr is None:
-        _process.stderr = capture((STDOUT, STDERR), _log_foreign)
+    if style == "json" and _process.is_owned and _process.capture is None:
+        _process.capture = Capture((STDOUT, STDERR), _log_foreign)
+        atexit.register(_process.capture.end)
     target = _handler()
     target.setFormatter(_Json() if style == "json" else _Plain(is_colourful(STDERR)))
     target.addFilter(_mark)
@@ -124,7 +126,14 @@ def set_worker(worker: str) -> None:
 
 def log_fd() -> int:
     """Returns the descriptor of the log, for a child whose lines go to the same place as they are."""
-    return STDERR if _process.stderr is None else _process.stderr
+    return STDERR if _process.capture is None else _process.capture.kept
+
+
+def flush() -> None:
+    """Writes the last lines, in a process that is about to end without the interpreter's own end."""
+    if _process.capture is not None:
+        _process.capture.end()
+    logging.shutdown()
 
 
 def is_json() -> bool:
@@ -172,8 +181,8 @@ def dropped_lines() -> int:
 
 def _handler() -> logging.Handler:
     """Returns a handler that never blocks; one for ``sys.stderr`` itself if that is no file, as in tests."""
-    if _process.stderr is not None:
-        return QueueHandler(_process.stderr)
+    if _process.capture is not None:
+        return QueueHandler(_process.capture.kept)
     try:
         is_file = sys.stderr.fileno() == STDERR
     except (OSError, ValueError, AttributeError):

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from embferry.observe.logs import configure, own_process
+from embferry.observe.logs import configure, flush, own_process
 from embferry.protocol.errors import EmbferryError
 from embferry.protocol.text import MAX_DETAIL, printable
 from embferry.serve import security
@@ -77,9 +77,9 @@ def _reason(error: Exception, log_level: str) -> str:
 
 def _exit() -> None:
     """Ends a process that has closed everything. Unloading torch would take seconds on a busy machine, for nothing."""
-    logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
+    flush()
     os._exit(0)
 
 
