@@ -33,22 +33,25 @@ def check_router(settings: Settings, given: Set[Key]) -> None:
         engine = settings.place("router", "engine")
         fail(*(f"{engine} vllm needs {flag_name((name,))}, such as http://127.0.0.1:8001" for name in missing))
     if vllm.connector == "mooncake" and len(vllm.consumer_zmq) != len(vllm.language_urls):
-        fail("--connector mooncake needs --consumer-zmq: the control address of each of --language-urls, in that order")
+        named = settings.place("vllm", "connector")
+        fail(f"{named} mooncake needs --consumer-zmq: the control address of each of --language-urls, in that order")
     if vllm.connector != "mooncake" and vllm.consumer_zmq:
-        fail("--consumer-zmq needs --connector mooncake")
+        fail(f"{settings.place('vllm', 'consumer_zmq')} needs --connector mooncake")
 
 
 def check_serve(settings: Settings, given: Set[Key]) -> None:
     """Does the same as :func:`check_router` for ``embferry serve``."""
     _check(settings, given, _ONLY_ROUTER)
     if settings.router.engine == "vllm" and settings.vllm.connector != "embferry":
-        fail("embferry serve starts vLLM with the connector of this project; --connector needs embferry router")
+        named = settings.place("vllm", "connector")
+        fail(f"embferry serve starts vLLM with the connector of this project; {named} needs embferry router")
 
 
 def _check(settings: Settings, given: Set[Key], idle: Set[str]) -> None:
     """Refuses options of the other engine, and those that this command does not use with vLLM."""
     if settings.wire == "origin":
-        fail("--wire origin is for embferry encode and embferry language, which SGLang's load balancer calls")
+        named = settings.place("wire")
+        fail(f"{named} origin is for embferry encode and embferry language, which SGLang's load balancer calls")
     if settings.router.engine == "vllm":
         used = [key for key in given if dotted(key) not in _ALSO_WITH_VLLM]
         wrong = [key for key in used if {key[0], dotted(key)} & (_NOT_WITH_VLLM | idle)]

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any
 
 from embferry.observe.foreign_lines import Capture, level_of
 from embferry.observe.log_queue import QueueHandler
+from embferry.observe.uncaught import log_uncaught
 from embferry.protocol.text import MAX_DETAIL, printable, shown
 
 STDOUT, STDERR = 1, 2
@@ -93,9 +93,7 @@ def own_process() -> None:
     For the main programs alone: in a test, or in a program that imports this one, others write to standard error too.
     """
     _process.is_owned = True
-    sys.excepthook = _log_uncaught
-    threading.excepthook = _log_uncaught_in_thread
-    sys.unraisablehook = _log_unraisable
+    log_uncaught()
     logging.captureWarnings(True)
 
 
@@ -148,30 +146,6 @@ def is_colourful(fd: int) -> bool:
 
 def _log_foreign(line: str) -> None:
     logging.getLogger("stderr").log(level_of(line), "%s", line)
-
-
-def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt) or not logging.getLogger().handlers:
-        sys.__excepthook__(kind, error, trace)
-        return
-    logging.getLogger("python").critical("uncaught: %s", shown(error), exc_info=(kind, error, trace))
-
-
-def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
-    if args.exc_value is None or not logging.getLogger().handlers:
-        threading.__excepthook__(args)
-        return
-    name = args.thread.name if args.thread is not None else "a thread"
-    trace = (args.exc_type, args.exc_value, args.exc_traceback)
-    logging.getLogger("python").critical("uncaught in %s: %s", name, shown(args.exc_value), exc_info=trace)
-
-
-def _log_unraisable(args: sys.UnraisableHookArgs) -> None:
-    if args.exc_value is None or not logging.getLogger().handlers:
-        sys.__unraisablehook__(args)
-        return
-    trace = (args.exc_type, args.exc_value, args.exc_traceback)
-    logging.getLogger("python").error("ignored in %s: %s", shown(args.object), shown(args.exc_value), exc_info=trace)
 
 
 def dropped_lines() -> int:

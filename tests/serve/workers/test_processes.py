@@ -103,6 +103,10 @@ def test_a_question_about_a_picture_is_answered(cluster: LocalCluster) -> None:
     assert transfer["resumed"] == transfer["total_tokens"] - 1  # each transfer moves one token
     assert (transfer["transport"],) == cluster.settings.transfer.transports
     wait(lambda: pool(cluster) == {"num_blocks": 1, "available": 1, "used": 0, "quarantined": 0}, "no block in use")
+    (through_router,) = httpx.get(f"{cluster.url}/debug/pool", timeout=DEADLINE, trust_env=False).json()["pools"]
+    assert through_router.pop("worker").startswith("language-")
+    assert through_router.pop("url") == worker(cluster, "language").url
+    assert through_router == pool(cluster)
 
 
 @pytest.mark.parametrize("role", ["encode", "language"])
