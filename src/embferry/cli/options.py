@@ -32,7 +32,7 @@ CONFIG_HELP = "YAML file with settings. Flags override the environment, the envi
 COMMON: tuple[Key, ...] = (
     ("model",), ("host",), ("router", "port"), ("router", "api_keys_file"), ("router", "engine"),
     ("serve", "encode_workers"), ("serve", "language_workers"),
-    ("transfer", "transports"), ("transfer", "num_blocks"), ("log_level",),
+    ("media", "allowed_hosts"), ("transfer", "transports"), ("transfer", "num_blocks"), ("log_level",),
 )  # fmt: skip
 """Settings that come first in the help of a command that has them, with the port of its own process."""
 _COMMON, _OTHERS = "Common options", "Further settings of every process"
@@ -143,7 +143,7 @@ def settings_command(
     parameters = {"config": Annotated[str | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")]}
     parameters |= {name: _option(key, own) for name, key in keys.items()}
     if rest:
-        parameters["rest"] = Annotated[list[str] | None, typer.Argument(metavar=f"[-- {rest}...]", show_default=False)]
+        parameters["rest"] = Annotated[list[str] | None, typer.Argument(metavar=f"-- {rest}", show_default=False)]
 
     def decorated(body: Callable[..., None]) -> Callable[..., None]:
         def command(context: typer.Context, **options: Any) -> None:

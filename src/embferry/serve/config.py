@@ -247,7 +247,7 @@ class RouterSettings(Section):
     """The router, which serves the OpenAI-compatible HTTP API."""
 
     port: Port = 8000
-    """TCP port of the HTTP server."""
+    """TCP port of the API; 0 takes a free one."""
     engine: Literal["embferry", "vllm"] = "embferry"
     """The engine behind the router: workers of this project, or instances of vLLM (section `vllm`)."""
     served_model_name: str | None = None
@@ -297,7 +297,7 @@ class BootstrapSettings(Section):
     """The bootstrap server, where workers register."""
 
     port: Port = 8998
-    """TCP port of the HTTP server."""
+    """TCP port of the bootstrap server; 0 takes a free one."""
     lease: Seconds = 5
     """Seconds after which a worker that has not renewed its lease is removed."""
     request_timeout: Seconds = 5
