@@ -72,7 +72,8 @@ def _heading(key: Key, own: tuple[str, ...]) -> str:
     if len(key) == 1:
         return _OTHERS
     about, _, _ = (SECTIONS[key[0]].__doc__ or "").partition("\n")
-    return f"{about.removesuffix('.')} [{key[0]}]"
+    sentence, _, _ = about.partition(". ")
+    return f"{sentence.removesuffix('.')} [{key[0]}]"
 
 
 def _is_common(key: Key, own: tuple[str, ...]) -> bool:

@@ -329,7 +329,7 @@ class ServeSettings(Section):
 
 
 class VllmSettings(Section):
-    """With `router.engine: vllm`: the vLLM instances behind the router, and those that `embferry serve` starts."""
+    """With `--engine vllm`: the instances behind the router, and those that `embferry serve` starts."""
 
     encode_urls: Urls = ()
     """Base URLs of the instances that encode (`ec_producer`), such as `http://10.0.0.2:8001`."""
