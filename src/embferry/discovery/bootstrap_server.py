@@ -118,10 +118,8 @@ class BootstrapServer:
         try:
             sock = _listen(self.host, self.port)
         except (OSError, OverflowError, UnicodeError) as error:
-            is_numbered = isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror)
-            why = os.strerror(error.errno) if is_numbered else getattr(error, "strerror", None) or str(error)
             raise TransportError(
-                f"the bootstrap server cannot listen on {self.host}:{self.port} ({why}); "
+                f"the bootstrap server cannot listen on {self.host}:{self.port} ({_reason(error)}); "
                 "is another one running there? choose another port, or 0 for a free one",
                 retryable=False,
             ) from error
@@ -294,6 +292,13 @@ def _integer(query: dict[str, str], name: str) -> int:
     if len(text) > 9 or not text.removeprefix("-").isdecimal():
         raise RequestError("invalid_query", f"{name} must be an integer, not {text[:32]!r}")
     return int(text)
+
+
+def _reason(error: Exception) -> str:
+    """Returns why an address cannot be bound. The system's own words: Python adds the address to them."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _listen(host: str, port: int) -> socket.socket:

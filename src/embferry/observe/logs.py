@@ -167,9 +167,11 @@ def _handler() -> logging.Handler:
 def _mark(record: logging.LogRecord) -> bool:
     """Adds the ids of the context and of the worker to a record, unless ``extra=`` gave others."""
     facts = record.__dict__
-    room = facts.setdefault("room", _ROOM.get())
+    room: int | None = facts.setdefault("room", _ROOM.get())
     request_id = _REQUEST.get()
-    facts.setdefault("request_id", _rooms.get(room) if request_id is None else request_id)
+    if request_id is None and room is not None:
+        request_id = _rooms.get(room)
+    facts.setdefault("request_id", request_id)
     facts.setdefault("worker", _process.worker)
     return True
 
