@@ -43,14 +43,15 @@ def download(name: str, say: Callable[[str], None]) -> Path:
     """
     instead = f"or download it elsewhere and give its directory: hf download {name} --local-dir DIR"
     try:
-        from huggingface_hub import errors, snapshot_download, utils
+        from huggingface_hub import errors, snapshot_download
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise ValueError(
             f"{name} is not on this machine, and huggingface_hub, which downloads models, is not installed: "
             f"pip install huggingface_hub; {instead}"
         ) from error
     if not sys.stderr.isatty():
-        utils.disable_progress_bars()
+        disable_progress_bars()
     try:
         check_family(Path(snapshot_download(name, allow_patterns=["config.json"])))
         say(f"downloading {name} from the Hugging Face Hub")
