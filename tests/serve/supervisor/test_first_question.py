@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from embferry.serve.config import RouterSettings, Settings
-from embferry.serve.supervisor import first_question
+from embferry.serve.supervisor import first_question, serve
 from embferry.serve.supervisor.first_question import ask_line, curl_line
 from embferry.trust.trust import TLS_ENV
 
@@ -62,3 +62,30 @@ def test_with_tls_both_commands_name_the_ca(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_curl_line_is_short_enough_to_paste() -> None:
     assert len(curl_line(URL, Settings())) < 700
     assert first_question.PICTURE.stat().st_size < 250
+
+
+class Ready:
+    """A cluster that is ready."""
+
+    url = URL
+    settings = Settings()
+
+
+def test_on_a_terminal_each_command_is_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve.os, "isatty", lambda fd: True)
+    serve._invite(Ready())  # type: ignore[arg-type]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert lines[0].endswith("(the right answer is red). Ctrl-C here ends everything.")
+    assert lines[1:] == [ask_line(URL), curl_line(URL, Settings())]
+
+
+def test_in_a_log_each_command_is_in_a_line_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(serve.os, "isatty", lambda fd: False)
+    serve._invite(Ready())  # type: ignore[arg-type]
+    _, ask, curl = [record.getMessage() for record in caplog.records]
+    assert (ask, curl) == (f"try: {ask_line(URL)}", f"or: {curl_line(URL, Settings())}")

@@ -1,13 +1,15 @@
 """Everything on one machine: processes that are started, watched, restarted when they die, and ended.
 
-``cluster``     all processes of a deployment
-``local``       :class:`LocalCluster`: the processes of this project
-``vllm``        instances of vLLM and the router before them
-``process``     one process, over all its restarts
-``handover``    the pipes between supervisor and child, and the settings on their way
-``child``       the main module of a child
-``vllm_child``  the main module of a child that runs ``vllm serve``
-``serve``       :func:`run`, behind ``embferry serve``
+``cluster``         all processes of a deployment
+``local``           :class:`LocalCluster`: the processes of this project
+``vllm``            instances of vLLM and the router before them
+``process``         one process, over all its restarts
+``ports``           whether the ports are free, asked before any process starts
+``handover``        the pipes between supervisor and child, and the settings on their way
+``child``           the main module of a child
+``vllm_child``      the main module of a child that runs ``vllm serve``
+``serve``           :func:`run`, behind ``embferry serve``
+``first_question``  the commands that it shows when all is ready
 """
 
 from embferry.serve.supervisor.local import LocalCluster

@@ -54,10 +54,14 @@ def _invite(cluster: Cluster) -> None:
     elif os.isatty(STDERR):
         for handler in logging.getLogger().handlers:
             handler.flush()  # the lines before these
-        lines = f"Try it in another terminal{key} (the answer is {ANSWER}). Ctrl-C here ends everything.", ask, curl
+        lines = (
+            f"Try it in another terminal{key} (the right answer is {ANSWER}). Ctrl-C here ends everything.",
+            ask,
+            curl,
+        )
         print("", *lines, "", sep="\n\n", file=sys.stderr, flush=True)
     else:
-        log.info("the answer to the next two lines is %s%s; Ctrl-C ends everything", ANSWER, key)
+        log.info("the right answer to the next two lines is %s%s; Ctrl-C ends everything", ANSWER, key)
         log.info("try: %s", ask)
         log.info("or: %s", curl)
 
