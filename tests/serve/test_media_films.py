@@ -79,7 +79,7 @@ def test_only_a_cover_picture() -> None:
     assert "attached picture" in refused(sound).detail
 
 
-@pytest.mark.parametrize(("form", "codec"), [("matroska", "libx264")])
+@pytest.mark.parametrize(("form", "codec"), [("matroska", "libx264"), ("asf", "wmv2")])
 def test_a_small_still_is_the_first_stream(form: str, codec: str) -> None:
     assert numbers(decode_video(film(form, codec, still="track"), LIMITS, 2)) == [0, 5, 10, 15]
 
@@ -144,3 +144,55 @@ def test_fragments_that_end_early_are_shown_to_their_end() -> None:
     last = max(at for at, box in enumerate(whole) if box[4:8] == b"moof")
     assert numbers(decode_video(b"".join(whole[:last]), LIMITS, 10)) == list(range(15))
     assert refused(b"".join(whole[: last + 2])[:-20]).code == "video_truncated"
+
+
+CONTAINERS = [
+    ("mpegts", "libx264"),
+    ("mpegts", "mpeg2video"),
+    ("mpeg", "mpeg2video"),
+    ("mpeg", "mpeg1video"),
+    ("flv", "libx264"),
+    ("flv", "flv"),
+    ("asf", "wmv2"),
+    ("asf", "msmpeg4v3"),
+    ("ogg", "libvpx"),
+]
+
+
+@pytest.mark.parametrize("sound", [0, 4])
+@pytest.mark.parametrize(("form", "codec"), CONTAINERS)
+def test_more_containers(form: str, codec: str, sound: float) -> None:
+    data = film(form, codec, 50, 25, sound=sound, encoder={"bf": "0"} if codec == "libx264" else {})
+    header = check_video(data, LIMITS)
+    assert (header.width, header.height, header.count) == (*SIZE, 50)
+    assert header.seconds == pytest.approx(2, abs=0.15)
+    taken = decode_video(data, LIMITS, 2)
+    assert len(taken.frames) == 4
+    assert np.abs(np.array(numbers(taken)) - [0, 12, 25, 12]).max() <= 2  # MPEG-PS has its first times rounded
+
+
+@pytest.mark.parametrize("packet", [192, 204])
+def test_mpeg_ts_with_longer_packets(packet: int) -> None:
+    """As camcorders (M2TS, with a time before each packet) and broadcasters (with a checksum behind it) write it."""
+    data = film("mpegts", "libx264")
+    before = 4 if packet == 192 else 0
+    longer = b"".join(
+        bytes(before) + data[at : at + 188] + bytes(packet - 188 - before) for at in range(0, len(data), 188)
+    )
+    assert numbers(decode_video(longer, LIMITS, 2)) == [0, 5, 10, 15]
+
+
+@pytest.mark.parametrize("first", ["moov", "mdat", "wide", "free", "skip"])
+def test_quicktime_without_a_file_type(first: str) -> None:
+    """The boxes take the same places, so that the offsets in the index stay right."""
+    data = film("mov", muxer={"movflags": "faststart"} if first == "moov" else {})
+    kind, *others = boxes(data)
+    unnamed = kind[:4] + (b"free" if first == "moov" else first.encode()) + kind[8:]
+    if first == "moov":
+        data = others[0] + unnamed + b"".join(others[1:])
+    elif first == "mdat":
+        data = (len(data) - len(others[-1])).to_bytes(4) + unnamed[4:] + b"".join(others)
+    else:
+        data = unnamed + b"".join(others)
+    assert data[4:8] == first.encode()
+    assert numbers(decode_video(data, LIMITS, 2)) == [0, 5, 10, 15]

@@ -8,49 +8,41 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import av
+from PIL import Image
 
 from embferry.protocol.text import printable
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.checks import check_size, exhausted, sniff
-from embferry.serve.media.headers import avi, jpeg, matroska, mp4
+from embferry.serve.media.checks import check_size, exhausted
+from embferry.serve.media.film import Film, too_long
+from embferry.serve.media.formats import sniff
+from embferry.serve.media.headers import asf, avi, gif, jpeg, matroska, mp4, ogg
 from embferry.serve.media.headers.claims import ClaimError
 
-_CLAIMS: Mapping[str, Callable[[bytes], None]] = {"mov": mp4.check, "matroska": matroska.check, "avi": avi.check}
+_CLAIMS: Mapping[str, Callable[[bytes], None]] = {
+    "mov": mp4.check,
+    "matroska": matroska.check,
+    "avi": avi.check,
+    "ogg": ogg.check,
+}
+_REDUCED: Mapping[str, Callable[[bytes], bytes]] = {"asf": asf.reduced, "gif": gif.with_screen}
+_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "flv": {"fflags": "ignidx"},  # memory for its index is reserved by a count in it
+    "mpegts": {"max_streams": "64"},
+    "mpeg": {"max_streams": "64"},
+}
+"""Options of demuxers that bound what a header without a check here may claim."""
 _IS_CUT: Mapping[str, Callable[[bytes], bool]] = {"matroska": matroska.is_cut, "avi": avi.is_cut}
 _CODECS: Mapping[str, Callable[[bytes], str]] = {"mov": mp4.codec, "matroska": matroska.codec, "avi": avi.codec}
 _MJPEG = ("mjpeg", "mjpegb", "mxpeg", "amv", "avrn", "smvjpeg", "jpegls")
 """Codecs whose packets are JPEG pictures."""
 SLACK = 0.5
 """Seconds by which the last frame may end before the announced end where the container is damaged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Film:
-    """The stream of a video file that is shown.
-
-    Attributes:
-        form: the name of the file's format.
-        stream: its index in the container.
-        width: in pixels, before the display matrix is applied.
-        height: likewise.
-        starts: when each frame begins, in seconds on the stream's clock, ascending; not empty.
-        seconds: from the start of the first to the end of the last frame.
-        in_order: the container does not say when frames are shown; only their order is known.
-    """
-
-    form: str
-    stream: int
-    width: int
-    height: int
-    starts: list[float]
-    seconds: float
-    in_order: bool
 
 
 @contextmanager
@@ -61,14 +53,15 @@ def opened(data: bytes) -> Iterator[tuple[Any, str]]:
         ServeError: media_empty, unsupported_media_type, wrong_media_kind, video_truncated, video_corrupt.
     """
     form = sniff(data, "video")
-    if form.reader in _CLAIMS:
-        try:
-            _CLAIMS[form.reader](data)
-        except ClaimError as error:
-            code = "video_truncated" if error.truncated else "video_corrupt"
-            raise ServeError(code, f"the {form.name} video is refused: {error}") from error
     try:
-        with av.open(io.BytesIO(data), "r", format=form.reader, metadata_errors="replace") as container:
+        _CLAIMS.get(form.reader, lambda _: None)(data)
+        data = _REDUCED.get(form.reader, lambda same: same)(data)
+    except ClaimError as error:
+        code = "video_truncated" if error.truncated else "video_corrupt"
+        raise ServeError(code, f"the {form.name} video is refused: {error}") from error
+    options = dict(_OPTIONS.get(form.reader, {}))
+    try:
+        with av.open(io.BytesIO(data), format=form.reader, metadata_errors="replace", options=options) as container:
             yield container, form.name
     except av.error.FFmpegError as error:
         _raise_if_exhausted(error)
@@ -102,8 +95,10 @@ def read_index(data: bytes, limits: MediaSettings) -> Film:
         return Film(form, stream.index, width, height, starts, seconds, in_order)
 
 
-def decoded(container: Any, film: Film, limits: MediaSettings, damaged: list[float]) -> Iterator[tuple[float, Any]]:
-    """Yields the frames of a stream that decode, with their starts in seconds, ascending.
+def decoded(
+    container: Any, film: Film, limits: MediaSettings, damaged: list[float]
+) -> Iterator[tuple[float, Callable[[], Image.Image]]]:
+    """Yields when each frame that decodes begins, in seconds, ascending, and a function that returns its picture.
 
     Args:
         container: the file, as it was opened.
@@ -138,7 +133,13 @@ def decoded(container: Any, film: Film, limits: MediaSettings, damaged: list[flo
                 damaged.append(start)
                 continue
             last = start
-            yield start, frame
+            yield start, partial(_picture, frame, limits)
+
+
+def _picture(frame: Any, limits: MediaSettings) -> Image.Image:
+    check_size(frame.width, frame.height, limits)  # a stream may change its size midway
+    image: Image.Image = frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
 def _stream(container: Any, form: str, data: bytes) -> Any:
@@ -177,7 +178,7 @@ def _starts(container: Any, stream: Any, form: str, limits: MediaSettings) -> tu
         if start >= last or len(starts) == 1:
             last, length = start, float((packet.duration or 0) * stream.time_base)
         if last - starts[0] > limits.max_video_seconds:
-            raise _too_long(last - starts[0], limits)
+            raise too_long(last - starts[0], limits)
     starts.sort()
     if first_key is not None:  # what comes before the first whole frame cannot be decoded; players pass over it
         starts = starts[bisect_left(starts, first_key) :]
@@ -187,7 +188,7 @@ def _starts(container: Any, stream: Any, form: str, limits: MediaSettings) -> tu
         length = statistics.median(later - earlier for earlier, later in pairwise(starts))
     seconds = max(last + length - starts[0], 1e-3)
     if seconds > limits.max_video_seconds:
-        raise _too_long(seconds, limits)
+        raise too_long(seconds, limits)
     return starts, seconds, in_order
 
 
@@ -251,8 +252,3 @@ def _box_cut(data: bytes) -> bool:
 def _raise_if_exhausted(error: Exception) -> None:
     if isinstance(error, MemoryError):
         raise exhausted("video", error) from error
-
-
-def _too_long(seconds: float, limits: MediaSettings) -> ServeError:
-    limit = f"{limits.max_video_seconds:,.0f} (media.max_video_seconds)"
-    return ServeError("video_too_long", f"the video lasts {seconds:,.0f} seconds; the limit is {limit}")

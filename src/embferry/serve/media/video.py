@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.checks import check_bytes, check_size
-from embferry.serve.media.containers import Film, decoded, opened, read_index
+from embferry.serve.media.animation import animated, read_animation
+from embferry.serve.media.checks import check_bytes
+from embferry.serve.media.containers import decoded, opened, read_index
+from embferry.serve.media.film import Film
+from embferry.serve.media.formats import sniff
 from embferry.serve.media.image import check_image, decode_image
-
-LISTED_FPS = 2.0
-"""Frames per second of a list of pictures without ``fps``; Qwen's own tools assume the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def check_video(data: bytes, limits: MediaSettings) -> VideoHeader:
         ServeError: see :func:`decode_video`; damage within a frame is found only there.
     """
     check_bytes(data, limits)
-    header = _header(read_index(data, limits))
+    header = _header(_film(data, limits))
     _sampling(header, limits.video_fps, limits)
     return header
 
@@ -54,7 +53,7 @@ def decode_video(data: bytes, limits: MediaSettings, fps: float | None = None) -
     """Samples frames of a video file evenly from its start, with its display matrix applied.
 
     Args:
-        data: an MP4/MOV, WebM/Matroska, AVI or GIF file.
+        data: a file of one of the formats of :mod:`.formats`.
         limits: the settings.
         fps: frames to sample per second; ``limits.video_fps`` if None. The rate is lower if the file has fewer frames,
             or if the video would exceed ``limits.max_video_frames``.
@@ -77,7 +76,7 @@ def sampled_frames(
         Frames per second, and the frames, each with the number of times that it is sampled.
     """
     check_bytes(data, limits)
-    film = read_index(data, limits)
+    film = _film(data, limits)
     count, rate = _sampling(_header(film), fps or limits.video_fps, limits)
     return rate, _of_one_size(_taken(data, film, list(_displayed(film.starts, count, rate)), limits))
 
@@ -92,20 +91,19 @@ def _taken(
     """
     missing: list[float] = []
     damaged: list[float] = []
-    before: tuple[float, Any] | None = None
+    before: tuple[float, Callable[[], Image.Image]] | None = None
     at = 0
-    with opened(data) as (container, _):
-        for start, frame in decoded(container, film, limits, damaged):
-            if at == len(wanted):
-                break
-            late = bisect_left(wanted, start, at) - at
-            yield from _shown(before, wanted[at : at + late], damaged, missing, limits)
-            at += late
-            if exact := bisect_right(wanted, start, at) - at:
-                yield _picture(frame, limits), exact
-                at += exact
-            before = (start, frame)
-        yield from _shown(before, wanted[at:], damaged, missing, limits)
+    for start, frame in _frames(data, film, limits, damaged):
+        if at == len(wanted):
+            break
+        late = bisect_left(wanted, start, at) - at
+        yield from _shown(before, wanted[at : at + late], damaged, missing)
+        at += late
+        if exact := bisect_right(wanted, start, at) - at:
+            yield frame(), exact
+            at += exact
+        before = (start, frame)
+    yield from _shown(before, wanted[at:], damaged, missing)
     if missing:
         relative = sorted(time - film.starts[0] for time in {*damaged, *missing})
         span = f"between {relative[0]:.1f} and {relative[-1]:.1f} seconds"
@@ -114,11 +112,10 @@ def _taken(
 
 
 def _shown(
-    before: tuple[float, Any] | None,
+    before: tuple[float, Callable[[], Image.Image]] | None,
     wanted: Sequence[float],
     damaged: Sequence[float],
     missing: list[float],
-    limits: MediaSettings,
 ) -> Iterator[tuple[Image.Image, int]]:
     """Yields the frame ``before`` for the times of ``wanted`` up to which nothing is damaged; the rest are missing."""
     sound = 0
@@ -126,8 +123,24 @@ def _shown(
         first = min((time for time in damaged if time > before[0]), default=math.inf)
         sound = bisect_left(wanted, first)
         if sound:
-            yield _picture(before[1], limits), sound
+            yield before[1](), sound
     missing += wanted[sound:]
+
+
+def _film(data: bytes, limits: MediaSettings) -> Film:
+    is_animation = not sniff(data, "video").reader
+    return read_animation(data, limits) if is_animation else read_index(data, limits)
+
+
+def _frames(
+    data: bytes, film: Film, limits: MediaSettings, damaged: list[float]
+) -> Iterator[tuple[float, Callable[[], Image.Image]]]:
+    """Yields start and picture of each frame; see :func:`.containers.decoded`, also for ``damaged``."""
+    if not sniff(data, "video").reader:
+        yield from animated(data, film, limits)
+        return
+    with opened(data) as (container, _):
+        yield from decoded(container, film, limits, damaged)
 
 
 def check_frames(frames: Sequence[bytes], limits: MediaSettings) -> None:
@@ -209,9 +222,3 @@ def _check_total(count: int, width: int, height: int, limits: MediaSettings) -> 
         limit = f"{limits.max_video_pixels:,} pixels in total (media.max_video_pixels)"
         why = f"{count} frames of {width:,} × {height:,} pixels exceed {limit}; send fewer or smaller frames"
         raise ServeError("media_too_many_pixels", why)
-
-
-def _picture(frame: Any, limits: MediaSettings) -> Image.Image:
-    check_size(frame.width, frame.height, limits)  # a stream may change its size midway
-    image: Image.Image = frame.to_image()
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image

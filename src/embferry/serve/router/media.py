@@ -10,7 +10,8 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding.media import check
 from embferry.serve.media.fetch import Fetcher, Grow
 from embferry.serve.media.limits import check_counts, fetch_all
-from embferry.serve.media.video import LISTED_FPS, check_frames
+from embferry.serve.media.film import LISTED_FPS
+from embferry.serve.media.video import check_frames
 from embferry.serve.off_loop import off_loop
 from embferry.serve.openai.messages import Media
 
