@@ -98,7 +98,6 @@ PARTS: dict[str, tuple[list[Any], str]] = {
     "bomb": ([image(pictures.claimed_png(30_000, 30_000))], "media_too_many_pixels"),
     "enormous": ([image(pictures.claimed_png(100_000, 1_000))], "media_side_too_long"),
     "a line": ([image(pictures.claimed_png(20_000, 10))], "media_aspect_ratio"),
-    "animated": ([image(pictures.gif(3))], "image_animated"),
     "header cut": ([image(GOOD[:20])], "image_truncated"),
     "video as picture": ([image(pictures.video(2))], "wrong_media_kind"),
     "picture as video": ([video(GOOD)], "wrong_media_kind"),

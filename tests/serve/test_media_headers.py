@@ -12,6 +12,7 @@ from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.media import containers
 from embferry.serve.media import image as image_module
 from embferry.serve.media import video as video_module
 from embferry.serve.media.headers import avi, jpeg, matroska, mp4
@@ -84,7 +85,7 @@ MP4_BOMBS = {
 def test_an_mp4_that_claims_more_than_it_holds_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClaimError):
         mp4.check(MP4_BOMBS[name])
-    monkeypatch.setattr(video_module.av, "open", lambda *_, **__: pytest.fail("a decoder has seen it"))
+    monkeypatch.setattr(containers.av, "open", lambda *_, **__: pytest.fail("a decoder has seen it"))
     with pytest.raises(ServeError) as caught:
         video_module.check_video(MP4_BOMBS[name], LIMITS)
     assert caught.value.code in ("video_corrupt", "video_truncated")

@@ -40,7 +40,6 @@ CODES: dict[str, tuple[int, str]] = {
     "media_empty": (400, "The file is empty."),
     "unsupported_media_type": (415, "The bytes have no supported format; the content type does not matter."),
     "wrong_media_kind": (400, "A video in place of a picture, or a picture in place of a video."),
-    "image_animated": (400, "The picture has several frames; send it as a video, or send one frame."),
     "image_truncated": (400, "The picture ends too early."),
     "image_corrupt": (400, "The picture cannot be decoded."),
     "media_zero_size": (400, "The picture or video is 0 pixels wide or high."),

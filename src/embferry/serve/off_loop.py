@@ -32,7 +32,9 @@ async def off_loop(nbytes: int, work: Callable[..., T], *arguments: object) -> T
 
 
 def decode_base64(text: str, start: int = 0) -> bytes:
-    """Decodes the base64 in ``text`` from ``start`` on. White space is ignored.
+    """Decodes the base64 in ``text`` from ``start`` on: either alphabet of RFC 4648, with or without padding.
+
+    White space is ignored.
 
     Raises:
         ValueError: it is not base64.
@@ -41,7 +43,9 @@ def decode_base64(text: str, start: int = 0) -> bytes:
     decoded, rest, is_over = [], "", False
     for at in range(start, len(text), PIECE_BYTES):
         stop_if_unwanted()
-        piece = rest + "".join(text[at : at + PIECE_BYTES].split())
+        piece = rest + "".join(text[at : at + PIECE_BYTES].split()).replace("-", "+").replace("_", "/")
+        if at + PIECE_BYTES >= len(text) and len(piece) % 4 > 1:
+            piece += "=" * (-len(piece) % 4)
         end = len(piece) if at + PIECE_BYTES >= len(text) else len(piece) // 4 * 4
         piece, rest = piece[:end], piece[end:]
         if piece and is_over:

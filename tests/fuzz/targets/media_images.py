@@ -11,6 +11,8 @@ from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.media.headers import png, tiff, webp
+from embferry.serve.media.headers.claims import ClaimError
 from embferry.serve.media.image import check_image
 
 from ..engine import Target
@@ -19,33 +21,47 @@ from ..raw import Pieces
 from ..tree import Number, Tree, fresh, packed
 
 LIMITS = MediaSettings(max_side=4096, max_pixels=1 << 22)
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "ICO", "PPM", "TGA")
+ANIMATED = ("PNG", "GIF", "WEBP", "TIFF")
 
 
 class MediaImages(Target):
-    documented = (ServeError,)
+    documented = (ServeError, ClaimError)
     inputs = 2500
     bounds = Bounds(calls=8000, calls_per_byte=16, memory=2 << 20)
 
     def tree(self, chance: Random) -> Tree:
-        return fresh(_parsed(chance.choice(FORMATS)))
+        name = chance.choice(FORMATS)
+        return fresh(_parsed(name, is_animation=name in ANIMATED and chance.random() < 0.5))
 
     def encode(self, tree: Tree, chance: Random) -> Pieces:
         return [packed(tree)]
 
     def run(self, pieces: Pieces) -> None:
-        width, height = check_image(b"".join(pieces), LIMITS)
+        data = b"".join(pieces)
+        if data[:8] == png.SIGNATURE:
+            shown, _ = png.delays(data)
+            assert len(png.reduced(data)) <= len(png.reduced(data, animated=True)) <= len(data), "a picture that grew"
+        elif data[:4] == b"RIFF":
+            shown = webp.delays(data)
+        else:
+            shown = [1.0] * tiff.pages(data) if data[:2] in (b"II", b"MM") else []
+        assert min(shown, default=0) >= 0, "a frame that ends before it begins"
+        width, height = check_image(data, LIMITS)
         assert min(width, height) >= 1, "a picture without pixels"
         assert max(width, height) <= LIMITS.max_side, "a side above the limit"
         assert width * height <= LIMITS.max_pixels, "more pixels than the limit"
 
 
 @cache
-def _parsed(name: str) -> list[Tree]:
+def _parsed(name: str, is_animation: bool = False) -> list[Tree]:
     """Returns a small picture with the lengths and sizes in it as numbers."""
     file = io.BytesIO()
     picture = Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 20).convert("P" if name == "GIF" else "RGB")
-    picture.save(file, name, exif=_exif() if name in ("JPEG", "PNG", "WEBP") else b"")
+    more = {"save_all": True, "append_images": [picture.rotate(180)]} if is_animation else {}
+    if name in ("JPEG", "PNG", "WEBP"):
+        more["exif"] = _exif()
+    picture.save(file, name, **more)
     data = file.getvalue()
     match name:
         case "PNG":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from functools import cache
 from random import Random
 
 import av
 import numpy as np
 
-from embferry.serve.media.headers import avi, matroska, mp4
+from embferry.serve.media.headers import asf, avi, matroska, mp4, ogg
 from embferry.serve.media.headers.claims import ClaimError
 
 from ..engine import Target
@@ -18,7 +19,15 @@ from ..measure import Bounds
 from ..raw import Pieces
 from ..tree import Number, Tree, fresh, packed
 
-CHECKS = {"mp4": mp4.check, "matroska": matroska.check, "avi": avi.check}
+CHECKS: dict[str, tuple[Callable[[bytes], object], ...]] = {
+    "mp4": (mp4.check, mp4.codec),
+    "matroska": (matroska.check, matroska.codec, matroska.is_cut),
+    "avi": (avi.check, avi.codec, avi.is_cut),
+    "asf": (asf.reduced,),
+    "ogg": (ogg.check,),
+}
+STARTS = {b"RIFF": "avi", b"\x30\x26\xb2\x75": "asf", b"OggS": "ogg"}
+CODECS = {"asf": "wmv2", "ogg": "libvpx"}
 TABLES = (b"stts", b"stsz", b"stsc", b"stco", b"ctts", b"elst", b"stss", b"avih", b"strh", b"idx1")
 CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta", b"LIST", b"RIFF")
 
@@ -36,7 +45,8 @@ class MediaVideos(Target):
 
     def run(self, pieces: Pieces) -> None:
         data = b"".join(pieces)
-        CHECKS["mp4" if data[4:8] == b"ftyp" else "avi" if data[:4] == b"RIFF" else "matroska"](data)
+        for check in CHECKS["mp4" if data[4:8] == b"ftyp" else STARTS.get(data[:4], "matroska")]:
+            check(data)
 
 
 @cache
@@ -44,7 +54,7 @@ def _parsed(name: str) -> list[Tree]:
     """Returns a small video with the lengths and tables in it as numbers."""
     file = io.BytesIO()
     with av.open(file, "w", format=name) as container:
-        stream = container.add_stream("mpeg4", rate=5)
+        stream = container.add_stream(CODECS.get(name, "mpeg4"), rate=5)
         stream.width = stream.height = 32
         for shade in range(5):
             frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 40 * shade, np.uint8))
@@ -56,6 +66,8 @@ def _parsed(name: str) -> list[Tree]:
             return _boxes(data)
         case "avi":
             return _chunks(data)
+        case "asf":
+            return [data[:30], *_objects(data[30:])]
     return [data[at : at + 16] for at in range(0, len(data), 16)]
 
 
@@ -82,6 +94,18 @@ def _chunks(data: bytes) -> list[Tree]:
         found.append([name, Number(size, 4, True), inner, b"\0" * (size % 2)])
         at += 8 + size + size % 2
     return found
+
+
+def _objects(data: bytes) -> list[Tree]:
+    """Splits the objects of an ASF file, which begin with 16 bytes for a name and a length."""
+    found: list[Tree] = []
+    at = 0
+    while at + 24 <= len(data) and (size := int.from_bytes(data[at + 16 : at + 24], "little")) >= 24:
+        body = data[at + 24 : at + size]
+        words = [Number(word, 4, True) for (word,) in struct.iter_unpack("<I", body[: len(body[:80]) // 4 * 4])]
+        found.append([data[at : at + 16], Number(size, 8, True), *words, body[4 * len(words) :]])
+        at += size
+    return [*found, data[at:]]
 
 
 def _words(name: bytes, data: bytes, order: str) -> Tree:

@@ -62,6 +62,31 @@ def test_a_list_of_frames_differs_from_a_video_of_the_same_bytes() -> None:
     assert name(frames) != name({"type": "video_url", "video_url": {"url": data_url(b"a", "video/mp4")}})
 
 
+WRITTEN = {
+    "white space before it": lambda url: f" \n{url}",
+    "white space in it": lambda url: f"{url[:30]}\r\n {url[30:]}",
+    "the other alphabet": lambda url: url[:22] + url[22:].replace("+", "-").replace("/", "_"),
+    "no padding": lambda url: url.rstrip("="),
+    "escapes": lambda url: url[:22] + url[22:].replace("+", "%2B").replace("=", "%3D"),
+    "no base64": lambda _: "data:image/png," + "".join(f"%{byte:02x}" for byte in CONTENT),
+}
+CONTENT = b"\xfb\xef\xbe\xff" * 10
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_however_a_data_url_is_written_vllm_gets_plain_base64(how: str) -> None:
+    written = WRITTEN[how](data_url(CONTENT))
+    (item,) = loaded(request({"type": "image_url", "image_url": {"url": written}}))
+    assert item == Item("image", name(picture(CONTENT)), data_url(CONTENT))
+
+
+def test_the_frames_of_a_list_are_written_plainly_too() -> None:
+    one, two = (data_url(frame, "video/jpeg") for frame in (CONTENT, b"other"))
+    whole = f"{one},{two.partition(',')[2]}"
+    odd = f" {one.replace('+', '-').replace('/', '_').replace('video_jpeg', 'video/jpeg')},{two.partition(',')[2]}"
+    assert loaded(request({"video_url": {"url": odd.rstrip("=")}})) == loaded(request({"video_url": {"url": whole}}))
+
+
 def test_a_file_has_the_name_of_the_same_bytes_inline(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a picture")
     url = (tmp_path / "a.png").as_uri()
@@ -76,7 +101,11 @@ def test_a_file_has_the_name_of_the_same_bytes_inline(tmp_path: Path) -> None:
         ([picture(b"a"), picture(b"b")], {"max_images": 1}, "too_many_images", "messages"),
         ([video()], {"max_videos": 1, "max_bytes": 3}, "media_too_large", "messages[0].content[0]"),
         ([picture(b"x" * 99), picture(b"y" * 99)], {"max_total_bytes": 150}, "media_too_large", "messages"),
-        ([text(), {"image_url": "data:image/png,abc"}], {}, "invalid_url", "messages[0].content[1]"),
+        ([text(), {"image_url": "data:image/png,%PDF-1.7"}], {}, "unsupported_media_type", "messages[0].content[1]"),
+        ([picture(b"%PDF-1.7")], {}, "unsupported_media_type", "messages[0].content[0]"),
+        ([picture(b"<!DOCTYPE html><html>" * 900)], {}, "unsupported_media_type", "messages[0].content[0]"),
+        ([{"image_url": "data:image/png;base64,@@@@"}], {}, "invalid_url", "messages[0].content[0]"),
+        ([{"image_url": "http://ex\ud800ample.com/"}], {}, "invalid_url", "messages[0].content[0]"),
         ([{"image_url": "data:image/png;base64"}], {}, "invalid_url", "messages[0].content[0]"),
         ([{"image_url": "http://169.254.169.254/latest"}], {}, "host_not_allowed", "messages[0].content[0]"),
         (

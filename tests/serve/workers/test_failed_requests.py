@@ -18,7 +18,7 @@ from embferry.serve.encode.service import EncodeService
 from embferry.serve.language.messages import DECODER
 from embferry.serve.language.pipeline import JobPipeline
 from embferry.transports.contract import Transport
-from tests.serve.pictures import claimed_png, encoded, gif, noise, png
+from tests.serve.pictures import claimed_png, encoded, noise, png
 from tests.serve.workers.conftest import MakeJoined
 from tests.serve.workers.joined import DEADLINE, Joined, client, events, generate_body, run
 
@@ -30,7 +30,6 @@ BAD_MEDIA: dict[str, tuple[dict[str, Any], int, str]] = {
     "truncated": ({"kind": "image", "data": PICTURE["data"][:-900]}, 400, "image_truncated"),
     "bomb": ({"kind": "image", "data": claimed_png(30_000, 30_000)}, 400, "media_too_many_pixels"),
     "zero size": ({"kind": "image", "data": claimed_png(0, 5)}, 400, "media_zero_size"),
-    "animated": ({"kind": "image", "data": gif(3)}, 400, "image_animated"),
     "frames differ": ({"kind": "video", "frames": [png(16, 16), png(16, 32)], "fps": 1.0}, 400, "video_frame_sizes"),
     "no frames": ({"kind": "video", "frames": []}, 400, "media_empty"),
     "neither data nor frames": ({"kind": "video"}, 400, "invalid_request"),

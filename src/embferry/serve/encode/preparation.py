@@ -11,7 +11,7 @@ from embferry.serve.config import MediaSettings
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.media.decoding import media as decoding
 from embferry.serve.media.decoding.cancellation import Cancellation, CancelledWorkError
-from embferry.serve.media.video import LISTED_FPS
+from embferry.serve.media.film import LISTED_FPS
 from embferry.serve.shared_threads import SharedThreads
 
 T = TypeVar("T")

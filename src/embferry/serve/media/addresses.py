@@ -6,12 +6,15 @@ and unless the list names it in full, all of its addresses must be public.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
 from functools import partial
 from urllib.parse import SplitResult
+
+import idna
 
 from embferry.serve.errors import ServeError
 from embferry.serve.shared_threads import SharedThreads
@@ -72,6 +75,22 @@ async def permitted_addresses(url: SplitResult, allowed: tuple[str, ...]) -> lis
     return addresses
 
 
+def ascii_host(host: str) -> str:
+    """Returns a host name as DNS and certificates have it (IDNA 2008, with the mapping of UTS 46), in small letters.
+
+    Names that IDNA 2003 alone has, such as those of symbols, are taken too, as in browsers.
+
+    Raises:
+        ValueError: the name cannot be written so.
+    """
+    if host.isascii():
+        return host.lower()
+    try:
+        return idna.encode(host, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        return host.encode("idna").decode("ascii").lower()
+
+
 def is_public(address: str) -> bool:
     """Returns whether an IP address, and every IPv4 address that it stands for, is one of the public internet."""
     try:
@@ -103,7 +122,9 @@ def _embedded(address: _Address) -> Iterator[_Address]:
 
 def _name_and_port(entry: str) -> tuple[str, int | None]:
     """Splits an entry of the list. Without a port, the entry means the scheme's default port."""
-    entry = entry.strip().lower()
+    with contextlib.suppress(ValueError):  # a wrong name matches nothing
+        wild, _, host = entry.strip().rpartition("*.")
+        entry = f"{wild}*.{ascii_host(host)}" if "*." in entry else ascii_host(host)
     if entry.startswith("["):  # [2001:db8::1]:8080
         name, _, rest = entry[1:].partition("]")
         return name, int(rest[1:]) if rest[1:].isdigit() else None

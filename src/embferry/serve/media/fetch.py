@@ -20,7 +20,7 @@ import httpx
 from embferry.protocol.text import printable
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.addresses import DEFAULT_PORTS, permitted_addresses
+from embferry.serve.media.addresses import DEFAULT_PORTS, ascii_host, permitted_addresses
 from embferry.serve.off_loop import decode_base64, off_loop
 
 Grow = Callable[[int], object]
@@ -30,6 +30,8 @@ MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 MAX_UNQUOTED = 1 << 20
 """Characters of a ``data:`` URL that is not base64: three of them may be one byte, and reading them is slow."""
+MAX_URL = 65_536
+"""Characters of a URL that is none of data."""
 _ESCAPED = {"%2B": "+", "%2F": "/", "%3D": "=", "%0A": "", "%0D": "", "%20": ""}
 """Escapes of the characters of base64, and of white space."""
 _PIECE = 1 << 16
@@ -70,10 +72,11 @@ class Fetcher:
             ServeError: invalid_url, unsupported_url_scheme, host_not_allowed, file_not_allowed, file_not_found,
                 fetch_failed, fetch_timeout, media_too_large.
         """
+        url = url.strip()
         if url[:5].lower() == "data:":
             grow(len(url) // 4 * 3)
             return await off_loop(len(url), self._inline, url)
-        parts = _split(url)
+        url, parts = _split(url)
         if parts.scheme in ("http", "https"):
             try:
                 async with asyncio.timeout(self._limits.fetch_timeout):
@@ -109,7 +112,7 @@ class Fetcher:
             if len(url) - start > MAX_UNQUOTED:
                 why = f"a data: URL of more than {MAX_UNQUOTED:,} characters must be base64: data:image/png;base64,…"
                 raise ServeError("media_too_large", why)
-            return self._fits(unquote_to_bytes(url[start:]))
+            return self._fits(_unquoted(url[start:]))
         if (len(url) - start) // 4 * 3 > self._limits.max_bytes * (3 if "%" in url else 1) + 3:
             raise self._too_large()
         try:
@@ -220,15 +223,33 @@ class Fetcher:
         return ServeError("media_too_large", why)
 
 
-def _split(url: str) -> SplitResult:
+def is_frame_list(url: str) -> bool:
+    """Returns whether a ``data:`` URL is a list of frames; see :meth:`Fetcher.inline_frames`."""
+    return url[:64].lstrip().lower().startswith(("data:video/jpeg;", "data:video/jpg;"))
+
+
+def _split(url: str) -> tuple[str, SplitResult]:
+    """Returns a URL with the host in ASCII, and its parts.
+
+    Raises:
+        ServeError: invalid_url.
+    """
+    if len(url) > MAX_URL:
+        raise ServeError("invalid_url", f"the URL has more than {MAX_URL:,} characters; only data: URLs may")
     try:
+        url.encode()  # not possible with half a character (a lone surrogate)
         parts = urlsplit(url)
-        _, host = parts.port, parts.hostname  # both properties may raise
+        port, host = parts.port, parts.hostname  # both properties may raise
+        if host and not host.isascii():
+            user = parts.netloc.rpartition("@")
+            host = ascii_host(host)
+            parts = parts._replace(netloc=f"{user[0]}{user[1]}{host}" + (f":{port}" if port is not None else ""))
+            url = parts.geturl()
     except ValueError as error:
-        raise ServeError("invalid_url", f"{_short(url)!r} is not a URL: {error}") from error
+        raise ServeError("invalid_url", f"{_short(url)!r} is not a URL: {printable(str(error), _SHOWN)}") from error
     if parts.scheme in ("http", "https") and not host:
         raise ServeError("invalid_url", f"{_short(url)!r} names no host")
-    return parts
+    return url, parts
 
 
 def _joined(url: str, location: str) -> tuple[str, SplitResult]:
@@ -238,7 +259,14 @@ def _joined(url: str, location: str) -> tuple[str, SplitResult]:
     except ValueError as error:
         why = f"{_short(url)} redirects to {_short(location)!r}, which is not a URL"
         raise ServeError("invalid_url", why) from error
-    return target, _split(target)
+    return _split(target)
+
+
+def _unquoted(text: str) -> bytes:
+    try:
+        return unquote_to_bytes(text)
+    except UnicodeEncodeError as error:
+        raise ServeError("invalid_url", "the data: URL has half a character in it (a lone surrogate)") from error
 
 
 def _short(url: str) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
+from typing import Any
 
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.checks import check_bytes, check_size, exhausted, sniff
-from embferry.serve.media.headers import jpeg
+from embferry.serve.media.checks import check_bytes, check_size, exhausted
+from embferry.serve.media.formats import sniff
+from embferry.serve.media.headers import gif, ico, jpeg, png
 from embferry.serve.media.headers.claims import ClaimError
 from embferry.transfer.failures import is_exhausted
 
 # PIL's own limit holds for the whole process: it warns at one size and raises at twice that. Ours is stricter, is a
 # setting, and is checked in the header of every picture.
 Image.MAX_IMAGE_PIXELS = None
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the process that decodes may not start others
 
 ORIENTATION = 0x0112
 """EXIF tag (CIPA DC-008, 4.6.4)."""
@@ -29,8 +33,13 @@ _UPRIGHT = {
     7: (Image.Transpose.TRANSVERSE,),
     8: (Image.Transpose.ROTATE_90,),
 }
-# Place of width and height in the header. PIL reads them too, but reports a picture of size 0 as unidentified.
 _SIZE_AT = {"PNG": (16, ">II"), "GIF": (6, "<HH"), "BMP": (18, "<ii")}
+"""Place of width and height in the header. PIL reads them too, but reports a picture of size 0 as unidentified."""
+_OS2_BMP = (18, "<HH")
+"""The same of a BMP with the header of OS/2 1.x, which has 12 bytes."""
+_COMPRESSION, _JPEG_IN_TIFF = 259, (6, 7)
+_PIECES = ((273, 279), (324, 325), (513, 514))
+"""Tags with offsets and lengths of strips, tiles, and a JPEG picture in the old style (TIFF 6.0: 3, 15, 22)."""
 
 
 def check_image(data: bytes, limits: MediaSettings) -> tuple[int, int]:
@@ -51,8 +60,7 @@ def decode_image(data: bytes, limits: MediaSettings) -> Image.Image:
 
     Raises:
         ServeError: media_too_large, media_empty, unsupported_media_type, wrong_media_kind, media_zero_size,
-            media_side_too_long, media_aspect_ratio, media_too_many_pixels, image_animated, image_truncated,
-            image_corrupt.
+            media_side_too_long, media_aspect_ratio, media_too_many_pixels, image_truncated, image_corrupt.
     """
     with _opened(data, limits) as image:
         try:
@@ -60,39 +68,107 @@ def decode_image(data: bytes, limits: MediaSettings) -> Image.Image:
             upright = image
             for turn in _UPRIGHT.get(_orientation(image), ()):
                 upright = upright.transpose(turn)
-            return _rgb(upright)
+            return as_rgb(upright)
         except Exception as error:  # PIL's decoders raise many types on bad bytes
-            raise _broken(error) from error
+            raise broken_image(error) from error
 
 
 def _opened(data: bytes, limits: MediaSettings) -> Image.Image:
     check_bytes(data, limits)
     form = sniff(data, "image")
-    if form.reader == "JPEG":
-        try:
-            jpeg.check(data, limits.max_pixels)
-        except ClaimError as error:
-            raise ServeError("image_corrupt", f"the JPEG picture is refused: {error}") from error
-    if form.reader in _SIZE_AT:
-        at, layout = _SIZE_AT[form.reader]
-        if len(data) < at + struct.calcsize(layout):
-            raise ServeError("image_truncated", f"the {form.name} picture ends in its header")
-        width, height = struct.unpack_from(layout, data, at)
-        check_size(width, abs(height), limits)  # a BMP of negative height is stored top down
+    reader = form.reader
     try:
-        image = Image.open(io.BytesIO(data), formats=[form.reader])
+        if reader == "ICO":
+            data, is_png, size = ico.largest(data)
+            reader = "PNG" if is_png else "ICO"
+            check_size(*size, limits)
+        if reader == "PNG":
+            data = png.reduced(data)
+        elif reader == "GIF":
+            data = gif.with_screen(data)
+        elif reader == "JPEG":
+            jpeg.check(data, limits.max_pixels)
+    except ClaimError as error:
+        code = "image_truncated" if error.truncated else "image_corrupt"
+        raise ServeError(code, f"the {form.name} picture is refused: {error}") from error
+    _check_claimed_size(data, reader, form.name, limits)
+    image = open_image(data, limits, reader)
+    if reader == "TIFF":
+        try:
+            check_strips(image, data, limits)
+        except ServeError:
+            image.close()
+            raise
+    return image
+
+
+def _check_claimed_size(data: bytes, reader: str, name: str, limits: MediaSettings) -> None:
+    if reader not in _SIZE_AT:
+        return
+    at, layout = _OS2_BMP if reader == "BMP" and data[14] == 12 else _SIZE_AT[reader]
+    if len(data) < at + struct.calcsize(layout):
+        raise ServeError("image_truncated", f"the {name} picture ends in its header")
+    width, height = struct.unpack_from(layout, data, at)
+    check_size(width, abs(height), limits)  # a BMP of negative height is stored top down
+
+
+def open_image(data: bytes, limits: MediaSettings, reader: str | None = None) -> Image.Image:
+    """Opens a picture whose header was checked. Of one with several frames, PIL's first is shown, as viewers do.
+
+    Args:
+        data: the file.
+        limits: the settings.
+        reader: PIL's name of the format; None: that of the first bytes.
+
+    Raises:
+        ServeError: see :func:`decode_image`.
+    """
+    reader = reader or sniff(data, "image").reader
+    if reader == "HEIF":
+        _register_heif()
+    try:
+        image = Image.open(io.BytesIO(data), formats=[reader])
     except Exception as error:  # as in decode_image
-        raise _broken(error) from error
+        raise broken_image(error) from error
     try:
         check_size(image.width, image.height, limits)
-        # A JPEG file with several pictures (MPO, which most phones write) is one picture and its variants.
-        if form.reader != "JPEG" and getattr(image, "is_animated", False):
-            why = f"the {form.name} picture has several frames; send it as a video, or send one frame"
-            raise ServeError("image_animated", why)
-    except Exception as error:  # is_animated decodes: as above
+    except ServeError:
         image.close()
-        raise _broken(error) from error
+        raise
     return image
+
+
+def check_strips(image: Any, data: bytes, limits: MediaSettings) -> None:
+    """Checks the number of scans of the JPEG pictures that the page of a TIFF consists of, if it does.
+
+    Raises:
+        ServeError: image_corrupt.
+    """
+    tags = image.tag_v2
+    if tags.get(_COMPRESSION) not in _JPEG_IN_TIFF:
+        return
+    try:
+        places = [place for pair in _PIECES for place in zip(*(_numbers(tags.get(tag)) for tag in pair), strict=False)]
+        jpeg.check_pieces(data, places, limits.max_pixels)
+    except ClaimError as error:
+        raise ServeError("image_corrupt", f"the TIFF picture is refused: {error}") from error
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(number for number in values if isinstance(number, int))
+
+
+@functools.cache
+def _register_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        why = "HEIC is not read here, because pillow-heif is not installed; send the picture as JPEG or PNG"
+        raise ServeError("unsupported_media_type", why) from error
+    pillow_heif.options.DECODE_THREADS = 1
+    pillow_heif.options.THUMBNAILS = False
+    pillow_heif.register_heif_opener()
 
 
 def _orientation(image: Image.Image) -> int:
@@ -103,7 +179,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     """Converts any mode to RGB: 16 bits per channel become 8, transparent parts become white."""
     if image.mode.startswith("I;16") or image.mode == "I":
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
@@ -116,7 +192,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
-def _broken(error: Exception) -> ServeError:
+def broken_image(error: Exception) -> ServeError:
     if isinstance(error, ServeError):
         return error
     if is_exhausted(error):
@@ -126,4 +202,6 @@ def _broken(error: Exception) -> ServeError:
         return ServeError("image_truncated", "the picture ends before its last pixel; send the complete file")
     if "cannot identify" in text:
         text = "its header is invalid"
+    elif "Plugin." in text:  # a constant of Pillow, which clients cannot set
+        text = "a part of it is too large"
     return ServeError("image_corrupt", f"the picture cannot be decoded: {text or type(error).__name__}")

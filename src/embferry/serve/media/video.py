@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import math
-import struct
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import av
 from PIL import Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.checks import check_bytes, check_size, exhausted, sniff
-from embferry.serve.media.headers import avi, matroska, mp4
-from embferry.serve.media.headers.claims import ClaimError
+from embferry.serve.media.animation import animated, read_animation
+from embferry.serve.media.checks import check_bytes
+from embferry.serve.media.containers import decoded, opened, read_index
+from embferry.serve.media.film import Film
+from embferry.serve.media.formats import sniff
 from embferry.serve.media.image import check_image, decode_image
-
-LISTED_FPS = 2.0
-"""Frames per second of a list of pictures without ``fps``; Qwen's own tools assume the same."""
-_CLAIMS = {"mov": mp4.check, "matroska": matroska.check, "avi": avi.check}
-SLACK = 0.5
-"""Seconds by which the last frame may end before the duration in the header, since the sound may be longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +44,7 @@ def check_video(data: bytes, limits: MediaSettings) -> VideoHeader:
         ServeError: see :func:`decode_video`; damage within a frame is found only there.
     """
     check_bytes(data, limits)
-    with _opened(data) as (container, form):
-        header, _ = _header(container, form, limits)
+    header = _header(_film(data, limits))
     _sampling(header, limits.video_fps, limits)
     return header
 
@@ -63,7 +53,7 @@ def decode_video(data: bytes, limits: MediaSettings, fps: float | None = None) -
     """Samples frames of a video file evenly from its start, with its display matrix applied.
 
     Args:
-        data: an MP4/MOV, WebM/Matroska, AVI or GIF file.
+        data: a file of one of the formats of :mod:`.formats`.
         limits: the settings.
         fps: frames to sample per second; ``limits.video_fps`` if None. The rate is lower if the file has fewer frames,
             or if the video would exceed ``limits.max_video_frames``.
@@ -86,23 +76,71 @@ def sampled_frames(
         Frames per second, and the frames, each with the number of times that it is sampled.
     """
     check_bytes(data, limits)
-    with _opened(data) as (container, form):
-        header, times = _header(container, form, limits)
-    count, rate = _sampling(header, fps or limits.video_fps, limits)
-    return rate, _of_one_size(_taken(data, count, Counter(_displayed(times, count, rate)), limits))
+    film = _film(data, limits)
+    count, rate = _sampling(_header(film), fps or limits.video_fps, limits)
+    return rate, _of_one_size(_taken(data, film, list(_displayed(film.starts, count, rate)), limits))
 
 
-def _taken(data: bytes, count: int, wanted: Counter[float], limits: MediaSettings) -> Iterator[tuple[Image.Image, int]]:
-    with _opened(data) as (container, _):
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        for frame in container.decode(stream):
-            if frame.pts is not None and (times := wanted.pop(_seconds(frame.pts, stream), 0)):
-                yield _picture(frame, limits), times
-            if not wanted:
-                break
-    if wanted:
-        raise ServeError("video_corrupt", f"{wanted.total()} of {count} sampled frames cannot be decoded")
+def _taken(
+    data: bytes, film: Film, wanted: Sequence[float], limits: MediaSettings
+) -> Iterator[tuple[Image.Image, int]]:
+    """Yields the frames that are on show at the times ``wanted``, ascending, each with how often it is wanted.
+
+    A frame that the container announces and the decoder leaves out is replaced by the one before it, as a player does;
+    where something is damaged in between, it is missing.
+    """
+    missing: list[float] = []
+    damaged: list[float] = []
+    before: tuple[float, Callable[[], Image.Image]] | None = None
+    at = 0
+    for start, frame in _frames(data, film, limits, damaged):
+        if at == len(wanted):
+            break
+        late = bisect_left(wanted, start, at) - at
+        yield from _shown(before, wanted[at : at + late], damaged, missing)
+        at += late
+        if exact := bisect_right(wanted, start, at) - at:
+            yield frame(), exact
+            at += exact
+        before = (start, frame)
+    yield from _shown(before, wanted[at:], damaged, missing)
+    if missing:
+        relative = sorted(time - film.starts[0] for time in {*damaged, *missing})
+        span = f"between {relative[0]:.1f} and {relative[-1]:.1f} seconds"
+        why = f"the {film.form} video is damaged {span}: {len(missing)} of {len(wanted)} sampled frames"
+        raise ServeError("video_corrupt", f"{why} cannot be decoded; send a sound file")
+
+
+def _shown(
+    before: tuple[float, Callable[[], Image.Image]] | None,
+    wanted: Sequence[float],
+    damaged: Sequence[float],
+    missing: list[float],
+) -> Iterator[tuple[Image.Image, int]]:
+    """Yields the frame ``before`` for the times of ``wanted`` up to which nothing is damaged; the rest are missing."""
+    sound = 0
+    if before is not None:
+        first = min((time for time in damaged if time > before[0]), default=math.inf)
+        sound = bisect_left(wanted, first)
+        if sound:
+            yield before[1](), sound
+    missing += wanted[sound:]
+
+
+def _film(data: bytes, limits: MediaSettings) -> Film:
+    is_animation = not sniff(data, "video").reader
+    return read_animation(data, limits) if is_animation else read_index(data, limits)
+
+
+def _frames(
+    data: bytes, film: Film, limits: MediaSettings, damaged: list[float]
+) -> Iterator[tuple[float, Callable[[], Image.Image]]]:
+    """Yields start and picture of each frame; see :func:`.containers.decoded`, also for ``damaged``."""
+    if not sniff(data, "video").reader:
+        yield from animated(data, film, limits)
+        return
+    with opened(data) as (container, _):
+        yield from decoded(container, film, limits, damaged)
 
 
 def check_frames(frames: Sequence[bytes], limits: MediaSettings) -> None:
@@ -158,68 +196,8 @@ def _same_size(sizes: Sequence[tuple[int, int]], number: int | None = None) -> N
             raise ServeError("video_frame_sizes", f"frame 0 is {first} pixels, frame {shown} is {other}")
 
 
-@contextmanager
-def _opened(data: bytes) -> Iterator[tuple[Any, str]]:
-    """Opens a container; yields it and its format. Uses one demuxer: others (playlists) could open further files."""
-    form = sniff(data, "video")
-    if form.reader in _CLAIMS:
-        try:
-            _CLAIMS[form.reader](data)
-        except ClaimError as error:
-            code = "video_truncated" if error.truncated else "video_corrupt"
-            raise ServeError(code, f"the {form.name} video is refused: {error}") from error
-    try:
-        with av.open(io.BytesIO(data), "r", format=form.reader, metadata_errors="replace") as container:
-            yield container, form.name
-    except av.error.FFmpegError as error:
-        if isinstance(error, MemoryError):
-            raise exhausted("video", error) from error
-        truncated = isinstance(error, av.error.EOFError) or (form.reader == "mov" and _box_cut(data))
-        code = "video_truncated" if truncated else "video_corrupt"
-        reason = getattr(error, "strerror", None) or "invalid data"
-        raise ServeError(code, f"the {form.name} video cannot be decoded: {reason}") from error
-
-
-def _box_cut(data: bytes) -> bool:
-    """Returns whether an MP4's boxes (ISO/IEC 14496-12, 4.2) exceed the file, or its index is missing."""
-    at, names = 0, set()
-    while at + 8 <= len(data):
-        size, name = struct.unpack_from(">I4s", data, at)
-        if size == 1 and at + 16 <= len(data):
-            (size,) = struct.unpack_from(">Q", data, at + 8)
-        names.add(name)
-        if size < 8:  # 0: the last box, which reaches to the end; 1 to 7 are invalid
-            break
-        at += size
-    return at > len(data) or b"moov" not in names
-
-
-def _header(container: Any, form: str, limits: MediaSettings) -> tuple[VideoHeader, list[float]]:
-    """Returns the header and the start times of all frames in seconds, ascending. Decodes no packets."""
-    if not container.streams.video:
-        raise ServeError("video_corrupt", f"the {form} file has no video stream")
-    stream = container.streams.video[0]
-    check_size(stream.codec_context.width, stream.codec_context.height, limits)
-    claimed = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
-    if claimed > limits.max_video_seconds:
-        raise _too_long(float(claimed), limits)
-    starts: list[float] = []
-    last = 0.0
-    for packet in container.demux(stream):
-        if packet.pts is None or packet.is_discard:
-            continue
-        start = _seconds(packet.pts, stream)
-        starts.append(start)
-        last = max(last, _seconds(packet.pts + (packet.duration or 0), stream))
-        if last - starts[0] > limits.max_video_seconds:
-            raise _too_long(last - starts[0], limits)
-    starts.sort()
-    if not starts or (stream.frames and len(starts) < stream.frames) or last - starts[0] < claimed - SLACK:
-        total = f" of {stream.frames}" if stream.frames else ""
-        why = f"the {form} video ends after {len(starts)}{total} frames; send the complete file"
-        raise ServeError("video_truncated", why)
-    seconds = max(last - starts[0], 1e-3)
-    return VideoHeader(stream.codec_context.width, stream.codec_context.height, seconds, len(starts)), starts
+def _header(film: Film) -> VideoHeader:
+    return VideoHeader(film.width, film.height, film.seconds, len(film.starts))
 
 
 def _sampling(header: VideoHeader, fps: float, limits: MediaSettings) -> tuple[int, float]:
@@ -244,18 +222,3 @@ def _check_total(count: int, width: int, height: int, limits: MediaSettings) -> 
         limit = f"{limits.max_video_pixels:,} pixels in total (media.max_video_pixels)"
         why = f"{count} frames of {width:,} × {height:,} pixels exceed {limit}; send fewer or smaller frames"
         raise ServeError("media_too_many_pixels", why)
-
-
-def _seconds(pts: int, stream: Any) -> float:
-    return float(pts * stream.time_base)
-
-
-def _picture(frame: Any, limits: MediaSettings) -> Image.Image:
-    check_size(frame.width, frame.height, limits)  # a stream may change its size midway
-    image: Image.Image = frame.to_image()
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
-
-
-def _too_long(seconds: float, limits: MediaSettings) -> ServeError:
-    limit = f"{limits.max_video_seconds:,.0f} (media.max_video_seconds)"
-    return ServeError("video_too_long", f"the video lasts {seconds:,.0f} seconds; the limit is {limit}")

@@ -8,9 +8,10 @@ from typing import Any
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding.media import check
-from embferry.serve.media.fetch import Fetcher, Grow
+from embferry.serve.media.fetch import Fetcher, Grow, is_frame_list
+from embferry.serve.media.film import LISTED_FPS
 from embferry.serve.media.limits import check_counts, fetch_all
-from embferry.serve.media.video import LISTED_FPS, check_frames
+from embferry.serve.media.video import check_frames
 from embferry.serve.off_loop import off_loop
 from embferry.serve.openai.messages import Media
 
@@ -46,7 +47,7 @@ class _Budget:
 
 
 async def _item(part: Media, fetcher: Fetcher, limits: MediaSettings, budget: _Budget, grow: Grow) -> dict[str, Any]:
-    if part.listed or (part.kind == "video" and _is_frame_list(part.urls[0])):
+    if part.listed or (part.kind == "video" and is_frame_list(part.urls[0])):
         if len(part.urls) > limits.max_video_frames:
             check_frames([b""] * len(part.urls), limits)  # raises before any frame is fetched
         if part.listed:
@@ -60,7 +61,3 @@ async def _item(part: Media, fetcher: Fetcher, limits: MediaSettings, budget: _B
     data = budget.take(await fetcher.fetch(part.urls[0], grow))
     await check("check_image" if part.kind == "image" else "check_video", [data], limits)
     return {"kind": part.kind, "data": data} | ({"fps": part.fps} if part.fps else {})
-
-
-def _is_frame_list(url: str) -> bool:
-    return url[:16].lower().startswith(("data:video/jpeg;", "data:video/jpg;"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from typing import Any
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.media.fetch import Fetcher, Grow
+from embferry.serve.media.fetch import Fetcher, Grow, is_frame_list
+from embferry.serve.media.formats import other_than_media
 from embferry.serve.media.limits import check_counts, fetch_all
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.media_parts import Kind, MediaPart
@@ -21,6 +23,13 @@ _ENCODE_OPTIONS = ("model", "mm_processor_kwargs", "media_io_kwargs")
 """Fields of a request that change the embedding of a picture."""
 _MEDIA_TYPES: dict[Kind, str] = {"image": "image/png", "video": "video/mp4"}
 """For fetched files. vLLM goes by the bytes; only ``video/jpeg`` matters to it, which is a list of frames."""
+
+
+_HEAD = 1 << 16
+"""Characters in which the head of a ``data:`` URL must end."""
+_SNIFFED = 4096
+"""Characters of base64 that are looked at for what is no picture; a multiple of four."""
+_NOT_PLAIN = "-_% \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +75,40 @@ async def load_items(
 
 
 async def _data_url(part: MediaPart, fetcher: Fetcher, limits: MediaSettings, grow: Grow) -> str:
-    if part.url[:5].lower() != "data:":
-        data = await fetcher.fetch(part.url, grow)
-        return await off_loop(len(data), _inlined, part.kind, data)
-    comma = part.url.find(",")
-    if comma < 0 or not part.url[:comma].lower().rstrip().endswith(";base64"):
-        raise ServeError("invalid_url", "a data: URL of a picture or video is base64: data:image/png;base64,…")
-    if _size(part.url) > limits.max_bytes:
+    url = part.url.strip()
+    if part.kind == "video" and is_frame_list(url):
+        return await off_loop(len(url), _frame_list, url, fetcher, limits)
+    if await off_loop(len(url), _is_plain, url):
+        if _size(url) > limits.max_bytes:
+            raise ServeError("media_too_large", f"the file is larger than {limits.max_bytes:,} bytes (media.max_bytes)")
+        comma = url.index(",") + 1
+        try:
+            data = binascii.a2b_base64(url[comma : comma + _SNIFFED], strict_mode=True)
+        except ValueError as error:
+            raise ServeError("invalid_url", f"the data: URL is not base64: {error}") from error
+    else:  # to fetch, or to write as vLLM reads it
+        data = await fetcher.fetch(url, grow)
+        url = await off_loop(len(data), _inlined, part.kind, data)
+    if known := other_than_media(data):
+        raise ServeError("unsupported_media_type", known)
+    return url
+
+
+def _is_plain(url: str) -> bool:
+    """Returns whether a URL is base64 without escapes, white space and the characters of the other alphabet."""
+    head, comma, _ = url[:_HEAD].partition(",")
+    if url[:5].lower() != "data:" or not comma or not head.lower().rstrip().endswith(";base64"):
+        return False
+    at = len(head) + 1
+    return url.isascii() and (len(url) - at) % 4 == 0 and all(url.find(other, at) < 0 for other in _NOT_PLAIN)
+
+
+def _frame_list(url: str, fetcher: Fetcher, limits: MediaSettings) -> str:
+    """Returns a list of frames as vLLM reads it."""
+    if _size(url) > limits.max_bytes:
         raise ServeError("media_too_large", f"the file is larger than {limits.max_bytes:,} bytes (media.max_bytes)")
-    return part.url
+    frames = ",".join(base64.b64encode(frame).decode("ascii") for frame in fetcher.inline_frames(url))
+    return f"data:video/jpeg;base64,{frames}"
 
 
 def _inlined(kind: Kind, data: bytes) -> str:

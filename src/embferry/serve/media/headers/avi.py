@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 from embferry.serve.media.headers.claims import ClaimError
@@ -12,6 +13,8 @@ MAX_DEPTH = 8
 MAX_REPEATS = 4
 """How often the frames of an index may take the bytes of the file."""
 
+_CODEC = re.compile(rb"strh.{4}vids(.{4})", re.DOTALL)
+
 
 def check(data: bytes) -> None:
     """Checks the claims of an AVI file.
@@ -20,6 +23,23 @@ def check(data: bytes) -> None:
         ClaimError: they exceed the file, or the file has more streams than is read.
     """
     _Scan(data).chunks(0, len(data), 0)
+
+
+def codec(data: bytes) -> str:
+    """Returns the four characters that name the codec of the first video stream; empty if there is none."""
+    found = _CODEC.search(data)
+    return found[1].decode("latin-1").strip() if found else ""
+
+
+def is_cut(data: bytes) -> bool:
+    """Returns whether the list of frames reaches beyond the end of the file."""
+    at = 12
+    while at + 12 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at + 8 : at + 12] == b"movi":
+            return at + 8 + size > len(data)
+        at += 8 + size + size % 2
+    return False
 
 
 class _Scan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from embferry.serve.media.headers.claims import ClaimError
 
@@ -11,6 +12,8 @@ MAX_SCANS = 100
 MAX_PASSES = 20
 """Scans of a picture of the most pixels that are allowed; a smaller one may have more."""
 MAX_SEGMENTS = 10_000
+MAX_REPEATS = 4
+"""How often the pieces of a picture may take the bytes of the file."""
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 """A marker, not an escaped 0xFF of the entropy-coded data, nor one that restarts it."""
 _END, _SCAN = 0xD9, 0xDA
@@ -30,11 +33,34 @@ def check(data: bytes, max_pixels: int) -> None:
     Raises:
         ClaimError: there are more scans, or more than ``MAX_SEGMENTS`` segments.
     """
+    _passed(data, max_pixels, 0)
+
+
+def check_pieces(data: bytes, places: Sequence[tuple[int, int]], max_pixels: int) -> None:
+    """Does what :func:`check` does for a picture in pieces that are JPEG pictures each, as in TIFF.
+
+    Args:
+        data: the file.
+        places: offset and length of each piece in it.
+        max_pixels: see :func:`check`; of all pieces together.
+
+    Raises:
+        ClaimError: see :func:`check`; the pieces take the bytes of the file more than ``MAX_REPEATS`` times.
+    """
+    if sum(length for _, length in places) > MAX_REPEATS * len(data) or len(places) > len(data):
+        raise ClaimError(f"its {len(places):,} pieces have more bytes than the file")
+    passed = 0
+    for at, length in places:
+        passed = _passed(data[at : at + length], max_pixels, passed)
+
+
+def _passed(data: bytes, max_pixels: int, before: int) -> int:
+    """Returns the pixels that the scans of a picture pass over, added to those ``before``. Raises as :func:`check`."""
     scans, pixels, at = 0, 0, 0
     for _ in range(MAX_SEGMENTS):
         found = _MARKER.search(data, at)
         if found is None or found[1][0] == _END:
-            return
+            return before + scans * pixels
         at = found.end()
         if found[1][0] in _ALONE:
             continue
@@ -45,8 +71,8 @@ def check(data: bytes, max_pixels: int) -> None:
             scans += 1
             if scans > MAX_SCANS:
                 raise ClaimError(f"it has more than {MAX_SCANS} scans")
-            if scans * pixels > MAX_PASSES * max_pixels:
+            if before + scans * pixels > MAX_PASSES * max_pixels:
                 limit = f"{MAX_PASSES} times {max_pixels:,} (media.max_pixels)"
-                raise ClaimError(f"its scans pass over {scans} times {pixels:,} pixels; the limit is {limit}")
+                raise ClaimError(f"its scans pass over {before + scans * pixels:,} pixels; the limit is {limit}")
         at += max(2, int.from_bytes(data[at : at + 2]))
     raise ClaimError(f"it has more than {MAX_SEGMENTS:,} segments")

@@ -5,6 +5,8 @@ An empty element of two bytes becomes a record of hundreds. Clusters, which hold
 
 from __future__ import annotations
 
+import re
+
 from embferry.serve.media.headers.claims import ClaimError
 
 MAX_ELEMENTS = 200_000
@@ -18,6 +20,8 @@ _NAMES = """
 """
 _HOLDERS = frozenset(int(name, 16) for name in _NAMES.split())
 """Elements that hold elements."""
+_SEGMENT = 0x18538067
+_CODEC = re.compile(rb"\x86[\x82-\xbf](V_[A-Z0-9_/]{1,40})")
 _UNKNOWN = -1
 """The length of a segment or cluster that is being written while it is sent."""
 
@@ -29,6 +33,26 @@ def check(data: bytes) -> None:
         ClaimError: the file has more elements or tracks than is read.
     """
     _Scan(data).elements(0, len(data), 0)
+
+
+def codec(data: bytes) -> str:
+    """Returns the name of the first codec of pictures; empty if there is none."""
+    found = _CODEC.search(data)
+    return found[1].decode() if found else ""
+
+
+def is_cut(data: bytes) -> bool:
+    """Returns whether the segment, which holds all frames, reaches beyond the end of the file."""
+    scan, at = _Scan(data), 0
+    while at < len(data):
+        name, at = scan._name(at, len(data))
+        size, at = scan._size(at, len(data))
+        if at > len(data) or name == 0 or size == _UNKNOWN:
+            return False
+        if name == _SEGMENT:
+            return at + size > len(data)
+        at += size
+    return False
 
 
 class _Scan:

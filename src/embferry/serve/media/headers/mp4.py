@@ -29,6 +29,8 @@ _CONTAINERS = frozenset(_NAMES.split())
 _ENTRY_BYTES = {b"stco": 4, b"co64": 8, b"stsc": 12, b"stts": 8, b"ctts": 8, b"stss": 4, b"stps": 4}
 """Tables of entries of fixed length, after version, flags and a count."""
 _REFUSED = {b"cmov": "its index is compressed", b"iloc": "it is a collection of pictures"}
+_CODEC = re.compile(rb"hdlr.{8}vide.{0,4096}?stsd.{12}(.{4})", re.DOTALL)
+"""The kind of a track, and the code of its first description of samples."""
 _HIDDEN = re.compile(rb"trak|stsz|stz2|stco|co64|stsc|stts|ctts|elst|trun|cmov")
 """Names that have no business within the description of samples, into which the decoder descends too."""
 
@@ -81,6 +83,12 @@ def check(data: bytes) -> None:
     totals.close_track()
     if totals.shown > len(data) + SLACK:
         raise ClaimError(f"its edit lists show {totals.shown:,} samples, which is too many for {len(data):,} bytes")
+
+
+def codec(data: bytes) -> str:
+    """Returns the four characters that name the codec of the first picture track; empty if there is none."""
+    found = _CODEC.search(data)
+    return found[1].decode("latin-1").strip() if found else ""
 
 
 def _boxes(data: memoryview, at: int, end: int, depth: int, totals: _Totals) -> None:

@@ -1,0 +1,254 @@
+"""Video files as FFmpeg reads them: the stream to show, when its frames begin, and the frames that decode."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import struct
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import av
+from PIL import Image
+
+from embferry.protocol.text import printable
+from embferry.serve.config import MediaSettings
+from embferry.serve.errors import ServeError
+from embferry.serve.media.checks import check_size, exhausted
+from embferry.serve.media.film import Film, too_long
+from embferry.serve.media.formats import sniff
+from embferry.serve.media.headers import asf, avi, gif, jpeg, matroska, mp4, ogg
+from embferry.serve.media.headers.claims import ClaimError
+
+_CLAIMS: Mapping[str, Callable[[bytes], None]] = {
+    "mov": mp4.check,
+    "matroska": matroska.check,
+    "avi": avi.check,
+    "ogg": ogg.check,
+}
+_REDUCED: Mapping[str, Callable[[bytes], bytes]] = {"asf": asf.reduced, "gif": gif.with_screen}
+_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "flv": {"fflags": "ignidx"},  # memory for its index is reserved by a count in it
+    "mpegts": {"max_streams": "64"},
+    "mpeg": {"max_streams": "64"},
+}
+"""Options of demuxers that bound what a header without a check here may claim."""
+_IS_CUT: Mapping[str, Callable[[bytes], bool]] = {"matroska": matroska.is_cut, "avi": avi.is_cut}
+_CODECS: Mapping[str, Callable[[bytes], str]] = {"mov": mp4.codec, "matroska": matroska.codec, "avi": avi.codec}
+_MJPEG = ("mjpeg", "mjpegb", "mxpeg", "amv", "avrn", "smvjpeg", "jpegls")
+"""Codecs whose packets are JPEG pictures."""
+SLACK = 0.5
+"""Seconds by which the last frame may end before the announced end where the container is damaged."""
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[tuple[Any, str]]:
+    """Opens a container; yields it and its format. Uses one demuxer: others (playlists) could open further files.
+
+    Raises:
+        ServeError: media_empty, unsupported_media_type, wrong_media_kind, video_truncated, video_corrupt.
+    """
+    form = sniff(data, "video")
+    try:
+        _CLAIMS.get(form.reader, lambda _: None)(data)
+        data = _REDUCED.get(form.reader, lambda same: same)(data)
+    except ClaimError as error:
+        code = "video_truncated" if error.truncated else "video_corrupt"
+        raise ServeError(code, f"the {form.name} video is refused: {error}") from error
+    options = dict(_OPTIONS.get(form.reader, {}))
+    try:
+        with av.open(io.BytesIO(data), format=form.reader, metadata_errors="replace", options=options) as container:
+            yield container, form.name
+    except av.error.FFmpegError as error:
+        _raise_if_exhausted(error)
+        truncated = isinstance(error, av.error.EOFError) or (form.reader == "mov" and _box_cut(data))
+        code = "video_truncated" if truncated else "video_corrupt"
+        reason = getattr(error, "strerror", None) or "invalid data"
+        raise ServeError(code, f"the {form.name} video cannot be decoded: {reason}") from error
+
+
+def read_index(data: bytes, limits: MediaSettings) -> Film:
+    """Reads all packets of the stream to show, and decodes none.
+
+    The stream's own packets count: not the duration of the container, which may be that of the sound, and not the
+    packets that an edit list hides.
+
+    Raises:
+        ServeError: those of :func:`opened`; media_zero_size, media_side_too_long, media_aspect_ratio,
+            media_too_many_pixels, video_too_long.
+    """
+    with opened(data) as (container, form):
+        stream = _stream(container, form, data)
+        width, height = stream.codec_context.width, stream.codec_context.height
+        check_size(width, height, limits)
+        starts, seconds, in_order = _starts(container, stream, form, limits)
+        reader = sniff(data, "video").reader
+        if _IS_CUT.get(reader, lambda _: False)(data) or _index_cut(stream, len(data)):
+            why = f"the {form} video ends after {len(starts)} frames, before its announced end; send the complete file"
+            raise ServeError("video_truncated", why)
+        if not starts:
+            raise ServeError("video_corrupt", f"the {form} video has no frames that are shown")
+        return Film(form, stream.index, width, height, starts, seconds, in_order)
+
+
+def decoded(
+    container: Any, film: Film, limits: MediaSettings, damaged: list[float]
+) -> Iterator[tuple[float, Callable[[], Image.Image]]]:
+    """Yields when each frame that decodes begins, in seconds, ascending, and a function that returns its picture.
+
+    Args:
+        container: the file, as it was opened.
+        film: the stream.
+        limits: the settings.
+        damaged: gets the times of what does not decode, or only with parts made up.
+    """
+    stream = container.streams[film.stream]
+    stream.thread_type = "NONE"
+    last, count = -float("inf"), 0
+    lost: list[float] = []
+    for packet in _packets(container, stream):
+        try:
+            _check_scans(packet, stream, film.form, limits)
+            frames = packet.decode()
+        except av.error.FFmpegError as error:
+            _raise_if_exhausted(error)
+            if (at := _start(packet)) is not None:
+                lost.append(at)
+                damaged.append(at)
+            continue
+        for frame in frames:
+            if frame.pts is None:
+                continue
+            start = float(frame.pts * stream.time_base)
+            if film.in_order:  # frames have the time of the packet that they came in: later ones come in its place
+                place = count + sum(time < start for time in lost)
+                start, count = film.starts[min(place, len(film.starts) - 1)], count + 1
+            if start <= last:
+                continue
+            if frame.is_corrupt:
+                damaged.append(start)
+                continue
+            last = start
+            yield start, partial(_picture, frame, limits)
+
+
+def _picture(frame: Any, limits: MediaSettings) -> Image.Image:
+    check_size(frame.width, frame.height, limits)  # a stream may change its size midway
+    image: Image.Image = frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+
+
+def _stream(container: Any, form: str, data: bytes) -> Any:
+    """Returns the stream to show: FFmpeg's choice, but no attached picture and none without a decoder."""
+    films = [stream for stream in container.streams.video if not stream.disposition & _ATTACHED]
+    readable = [stream for stream in films if stream.codec_context is not None]
+    if readable:
+        best = container.streams.best("video")
+        return next((stream for stream in readable if best is not None and stream.index == best.index), readable[0])
+    if films:
+        codec = printable(_CODECS.get(sniff(data, "video").reader, lambda _: "")(data) or "unknown", 40)
+        why = f"the codec of the {form} video ({codec}) is not read here; send it as H.264, HEVC, VP9 or AV1"
+        raise ServeError("unsupported_media_type", why)
+    only = ", only an attached picture" if container.streams.video else ""
+    raise ServeError("video_corrupt", f"the {form} file has no video stream{only}")
+
+
+_ATTACHED = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+
+
+def _starts(container: Any, stream: Any, form: str, limits: MediaSettings) -> tuple[list[float], float, bool]:
+    """Returns the starts of the frames that are shown, the seconds that they last, and whether only order is known."""
+    starts: list[float] = []
+    first_key: float | None = None
+    last, length, in_order = 0.0, 0.0, form == "AVI"
+    for packet in _packets(container, stream, _announced(container, stream)):
+        start = _start(packet)
+        if start is None:
+            continue
+        in_order |= packet.pts is None
+        if packet.is_keyframe and first_key is None:
+            first_key = start
+        if packet.is_discard:
+            continue
+        starts.append(start)
+        if start >= last or len(starts) == 1:
+            last, length = start, float((packet.duration or 0) * stream.time_base)
+        if last - starts[0] > limits.max_video_seconds:
+            raise too_long(last - starts[0], limits)
+    starts.sort()
+    if first_key is not None:  # what comes before the first whole frame cannot be decoded; players pass over it
+        starts = starts[bisect_left(starts, first_key) :]
+    if not starts:
+        return [], 0.0, in_order
+    if not length and len(starts) > 1:
+        length = statistics.median(later - earlier for earlier, later in pairwise(starts))
+    seconds = max(last + length - starts[0], 1e-3)
+    if seconds > limits.max_video_seconds:
+        raise too_long(seconds, limits)
+    return starts, seconds, in_order
+
+
+def _packets(container: Any, stream: Any, announced: float = 0.0) -> Iterator[Any]:
+    """Yields the packets of a stream. Damage of the container ends them, if little of the announced time is missing."""
+    last: float | None = None
+    try:
+        for packet in container.demux(stream):
+            last = _start(packet) or last
+            yield packet
+    except av.error.FFmpegError as error:
+        _raise_if_exhausted(error)
+        if last is None or last < announced - SLACK:
+            raise
+
+
+def _announced(container: Any, stream: Any) -> float:
+    """Returns the end of a stream by the headers, in seconds on its clock; 0 if they do not say."""
+    if stream.duration:
+        return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    return float((container.duration or 0) / av.time_base)
+
+
+def _start(packet: Any) -> float | None:
+    at = packet.pts if packet.pts is not None else packet.dts
+    return None if at is None else float(at * packet.time_base)
+
+
+def _check_scans(packet: Any, stream: Any, form: str, limits: MediaSettings) -> None:
+    """Checks the number of scans of a frame that is a JPEG picture.
+
+    Raises:
+        ServeError: video_corrupt.
+    """
+    if stream.codec_context.name in _MJPEG and packet.size:
+        try:
+            jpeg.check(bytes(packet), limits.max_pixels)
+        except ClaimError as error:
+            raise ServeError("video_corrupt", f"a frame of the {form} video is refused: {error}") from error
+
+
+def _index_cut(stream: Any, size: int) -> bool:
+    """Returns whether the container's index names packets beyond the end of the file."""
+    return any(entry.pos + entry.size > size for entry in stream.index_entries)
+
+
+def _box_cut(data: bytes) -> bool:
+    """Returns whether an MP4's boxes (ISO/IEC 14496-12, 4.2) exceed the file, or its index is missing."""
+    at, names = 0, set()
+    while at + 8 <= len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        if size == 1 and at + 16 <= len(data):
+            (size,) = struct.unpack_from(">Q", data, at + 8)
+        names.add(name)
+        if size < 8:  # 0: the last box, which reaches to the end; 1 to 7 are invalid
+            break
+        at += size
+    return at > len(data) or b"moov" not in names
+
+
+def _raise_if_exhausted(error: Exception) -> None:
+    if isinstance(error, MemoryError):
+        raise exhausted("video", error) from error

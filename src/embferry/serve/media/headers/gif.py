@@ -1,0 +1,35 @@
+"""GIF pictures (GIF89a): the size of the screen, which some encoders leave at zero."""
+
+from __future__ import annotations
+
+import struct
+
+MAX_BLOCKS = 100_000
+_IMAGE, _EXTENSION = 0x2C, 0x21
+
+
+def with_screen(data: bytes) -> bytes:
+    """Returns the picture with a screen as large as its first frame where the header says zero, as browsers do."""
+    if len(data) < 13 or all(struct.unpack_from("<HH", data, 6)):
+        return data
+    at = 13 + _table_bytes(data[10])
+    for _ in range(MAX_BLOCKS):
+        kind = data[at] if at < len(data) else 0
+        if kind == _IMAGE and at + 9 <= len(data):
+            left, top, width, height = struct.unpack_from("<4H", data, at + 1)
+            size = (left + width, top + height)
+            return data[:6] + struct.pack("<HH", *size) + data[10:] if max(size) < 1 << 16 else data
+        if kind == _EXTENSION:
+            at += 2
+        elif kind or at >= len(data):
+            at += 1 + kind  # a block of an extension: its length, and its bytes
+        else:
+            at += 1  # the end of an extension
+        if at >= len(data):
+            return data
+    return data
+
+
+def _table_bytes(flags: int) -> int:
+    """Returns the length of the table of colours that follows a header with these flags."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

@@ -1,0 +1,91 @@
+"""PNG pictures (W3C PNG, third edition): the chunks that pixels need, without texts, profiles and other metadata.
+
+A decoder unpacks compressed texts and colour profiles, and gives the whole picture up when one is large or damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from embferry.serve.media.headers.claims import ClaimError
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_CHUNKS = 1_000_000
+MAX_FRAMES = 10_000
+MAX_ORIENTATION = 1 << 16
+"""Bytes of a chunk that may hold the orientation; a longer one is left out like other metadata."""
+_PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+_ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
+_RAW_EXIF = b"Raw profile type exif\0"
+"""The keyword of a text chunk in which older tools store EXIF."""
+
+
+def reduced(data: bytes, *, animated: bool = False) -> bytes:
+    """Returns the picture with the chunks that its pixels need, and EXIF for the orientation.
+
+    Args:
+        data: the file.
+        animated: keep the chunks of an animation too. Without them a decoder reads its first picture.
+
+    Raises:
+        ClaimError: there are more than ``MAX_CHUNKS`` chunks.
+    """
+    kept = _PIXELS | _ANIMATION if animated else _PIXELS
+    parts, begun = [data[:8]], -1  # neighbours are copied together
+    for name, at, end in _chunks(data):
+        is_unknown = name[:1].isupper()  # and critical: the decoder decides
+        is_kept = name in kept or is_unknown or _is_orientation(data, name, at, end)
+        if is_kept and begun < 0:
+            begun = at
+        elif not is_kept and begun >= 0:
+            parts.append(data[begun:at])
+            begun = -1
+    if begun >= 0:
+        parts.append(data[begun:])
+    return b"".join(parts)
+
+
+def delays(data: bytes) -> tuple[list[float], bool]:
+    """Returns the seconds that each frame of an animation is shown, and whether its first picture is no frame of it.
+
+    No frames: the picture is none.
+
+    Raises:
+        ClaimError: there are more than ``MAX_FRAMES`` frames.
+    """
+    found: list[float] = []
+    is_animation = is_apart = False
+    for name, at, _ in _chunks(data):
+        if name == b"acTL":
+            is_animation = True
+        elif name == b"IDAT":
+            is_apart |= not found
+            if not is_animation:
+                break
+        elif name == b"fcTL":
+            if len(found) >= MAX_FRAMES:
+                raise ClaimError(f"it has more than {MAX_FRAMES:,} frames")
+            above, below = (int.from_bytes(data[at + 8 + field : at + 10 + field]) for field in (20, 22))
+            found.append(above / (below or 100))
+    return (found, is_apart) if is_animation else ([], False)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yields name, beginning and end of each chunk; the last may be cut off."""
+    at = 8
+    for _ in range(MAX_CHUNKS):
+        if at + 8 > len(data):
+            return
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        name = data[at + 4 : at + 8]
+        yield name, at, end
+        if name == b"IEND":
+            return
+        at = end
+    raise ClaimError(f"it has more than {MAX_CHUNKS:,} chunks")
+
+
+def _is_orientation(data: bytes, name: bytes, at: int, end: int) -> bool:
+    if end - at > MAX_ORIENTATION:
+        return False
+    return name == b"eXIf" or (name in (b"tEXt", b"zTXt") and data[at + 8 : at + 8 + len(_RAW_EXIF)] == _RAW_EXIF)
