@@ -16,6 +16,8 @@ CODES: dict[str, tuple[int, str]] = {
     "body_too_large": (413, "The body is longer than `router.max_body_bytes`."),
     "body_timeout": (408, "The body stopped arriving for longer than `router.body_timeout`, or arrived too slowly."),
     "body_damaged": (400, "The body that arrived does not match its `Content-Digest`; send it again."),
+    "unsupported_encoding": (415, "The body has another `Content-Encoding` than gzip."),
+    "invalid_encoding": (400, "The body is not gzip, as its `Content-Encoding` says."),
     "invalid_api_key": (401, "The `Authorization` header is missing or wrong."),
     "rate_limited": (
         429,

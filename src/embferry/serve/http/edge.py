@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 CLIENT_LEFT_STATUS = 499
 """Logged when the client leaves before the response begins."""
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+LIMITED_PATHS = ("/v1/", "/tokenize", "/detokenize")
+"""Beginnings of the paths for clients, which need an API key where there are some, and have limits."""
 _POLLED = frozenset({"/health", "/ready", "/metrics"})
 """Paths that monitoring asks every few seconds; logged at debug level."""
 
@@ -42,7 +44,7 @@ class Edge:
         app: the application behind.
         requests: counts requests by path and status.
         paths: the values that the path label may have; every other path counts as "other".
-        clients: whose requests under ``/v1/`` are limited.
+        clients: whose requests to ``LIMITED_PATHS`` are limited.
     """
 
     def __init__(self, app: ASGIApp, requests: Counter, paths: frozenset[str], clients: Clients) -> None:
@@ -89,7 +91,7 @@ class Edge:
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request within its client's limits, if it has some."""
-        if not scope["path"].startswith("/v1/"):
+        if not scope["path"].startswith(LIMITED_PATHS):
             await self._app(scope, receive, send)
             return
         with contextlib.ExitStack() as held:
