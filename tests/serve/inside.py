@@ -1,4 +1,4 @@
-"""A router and fake workers in this process, without sockets: the router's calls go straight to the fakes' application."""
+"""A router and fake workers in this process, without sockets: the router calls the application of the fakes."""
 
 from __future__ import annotations
 

@@ -349,3 +349,19 @@ async def test_packed_bodies_are_bounded(inside: Inside, coding: str, content: b
         response = await client.post(CHAT, content=content, headers={"content-encoding": coding})
     assert (response.json()["error"]["code"], response.status_code) == (code, status)
     assert not inside.fakes["language0"].requests
+
+
+UNFIT = (503, {"error": {"message": "it encodes nothing", "code": "worker_unfit", "status": 503, "retryable": True}})
+
+
+async def test_a_worker_whose_encodes_all_fail_is_passed_over(inside: Inside) -> None:
+    inside.workers.append(inside.entry("encode1", load=5))
+    inside.fakes["encode0"].refusal = UNFIT
+    async with inside.asking() as client:
+        for _ in range(3):
+            assert (await client.post(CHAT, json={"messages": user(PICTURE, "?")})).status_code == 200
+        assert [len(inside.fakes[f"encode{n}"].requests) for n in (0, 1)] == [1, 3]
+        inside.fakes["encode1"].refusal = UNFIT
+        refused = await client.post(CHAT, json={"messages": user(PICTURE, "?")})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "worker_unfit")
+    assert refused.headers["x-should-retry"] == "true"

@@ -27,10 +27,9 @@ def ignored(**fields: Any) -> str:
 
 
 def refusal(**fields: Any) -> tuple[str, str | None]:
+    body = {"messages": MESSAGES, **fields}
     with pytest.raises(ServeError) as caught:
-        body = {"messages": MESSAGES, **fields}
-        parse(body)
-        constraint_of(body, Ignored())
+        _ = parse(body), constraint_of(body, Ignored())
     return caught.value.code, caught.value.param
 
 

@@ -60,6 +60,7 @@ CODES: dict[str, tuple[int, str]] = {
     ),
     # The workers
     "no_worker": (503, "No worker of the needed kind is registered, or none can be reached."),
+    "worker_unfit": (503, "The encode worker encodes nothing, not even a test picture of its own."),
     "worker_failed": (502, "A worker broke off, or its answer is malformed."),
     "network_damage": (502, "What a router and a worker send each other arrived changed, also when sent again."),
     "request_timeout": (504, "The request took longer than `router.request_timeout`."),
@@ -67,7 +68,7 @@ CODES: dict[str, tuple[int, str]] = {
 }
 """Every code of this layer, its status and its meaning. The codes of workers are passed on beside these."""
 
-RETRYABLE = frozenset({"rate_limited", "no_worker", "worker_failed", "body_damaged", "network_damage"})
+RETRYABLE = frozenset({"rate_limited", "no_worker", "worker_unfit", "worker_failed", "body_damaged", "network_damage"})
 """The codes with which the same request may succeed later."""
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",

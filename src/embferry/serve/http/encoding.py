@@ -1,4 +1,4 @@
-"""Request bodies that are packed with gzip (RFC 9110, 8.4.1.3): unpacked on a thread, and bounded while that goes on."""
+"""Request bodies that are packed with gzip (RFC 9110, 8.4.1.3): unpacked on a thread, and bounded meanwhile."""
 
 from __future__ import annotations
 

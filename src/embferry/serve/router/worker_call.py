@@ -218,6 +218,8 @@ class WorkerCall:
                     raise self._damaged(role, worker, refusal.detail) from refusal
                 if refusal.http_status != 503:
                     raise
+                if refusal.code == "worker_unfit":
+                    self._fleet.suspect(worker)
                 full = refusal
         raise full or ServeError("no_worker", f"no {role} worker can be reached: {'; '.join(failed)}")
 

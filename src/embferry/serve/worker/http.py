@@ -129,6 +129,8 @@ def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route], *, behi
         return report({"status": "ok"}, {})
 
     async def ready(request: Request) -> Response:
+        if service.fault is None and (reason := await service.unready()) is not None:
+            return JSONResponse({"ready": False, "status": "unfit", "reason": reason}, 503, retry_after(503))
         return report({"ready": True, "load": service.load}, {"ready": False})
 
     async def metrics(request: Request) -> Response:
