@@ -1,4 +1,4 @@
-"""What changes logits before a token is chosen."""
+"""Changes of logits before a token is chosen."""
 
 from __future__ import annotations
 

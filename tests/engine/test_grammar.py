@@ -1,4 +1,4 @@
-"""Answers of a given form: a JSON schema, a regular expression, a list of texts."""
+"""Grammars for answers of a given form: a JSON schema, a regular expression, a list of texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes logits before a token is chosen: penalties, biases, tokens that are banned, and a grammar.
+"""Changes of logits before a token is chosen: penalties, biases, tokens that are banned, and a grammar.
 
 The order is vLLM's: the grammar, allowed tokens, end tokens that come too early, biases, penalties. A request that asks
 for none of them is chosen from the model's logits as they are.

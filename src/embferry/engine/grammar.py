@@ -25,7 +25,7 @@ LIMITS: dict[str, Any] = {
     "max_grammar_size": 100_000,
     "verbose_errors": False,
 }
-"""What compiling a grammar and one step of it may cost; see llguidance's ``LLParserLimits``."""
+"""The most that compiling a grammar and one step of it may cost; see llguidance's ``LLParserLimits``."""
 
 
 class Matcher:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from embferry.serve.openai.ignored import HEADER
+from embferry.serve.vllm.fields import KNOWN, ignored_fields
 from embferry.serve.vllm.passed_on import PATHS
 from tests.serve.vllm.stubs import BREAK, Stub, answered, picture, request, routed, streamed, text
 
@@ -107,3 +108,15 @@ async def test_fields_that_vllm_does_not_know_are_named(asked: dict[str, Any], s
         assert response.headers[HEADER.lower()] == "temprature, guided_grammar"
         assert HEADER.lower() not in (await router.ask(request(asked, top_k=5))).headers
     assert language.requests[0]["temprature"] == 1
+
+
+async def test_fields_that_ask_for_nothing_are_not_named() -> None:
+    assert not ignored_fields({"store": False, "best_of": 1, "metadata": {"a": 1}, "x": None, "service_tier": "auto"})
+    assert str(ignored_fields({"store": True, "best_of": 2, "guided_json": {}})) == "store, best_of, guided_json"
+
+
+@pytest.mark.vllm
+async def test_the_fields_are_those_of_the_installed_vllm() -> None:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    assert frozenset(ChatCompletionRequest.model_fields) == KNOWN

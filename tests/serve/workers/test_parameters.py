@@ -7,10 +7,17 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from embferry.engine.errors import EngineError
+from embferry.serve.errors import ServeError
+from embferry.serve.language.messages import DECODER, Sampling
+from embferry.serve.language.prompting import PromptThreads
+from embferry.serve.worker.errors import decoded
 from tests.serve.pictures import encoded, noise
 from tests.serve.workers.conftest import MakeJoined
-from tests.serve.workers.joined import Joined, client, events, generate_body, run
+from tests.serve.workers.joined import Joined, Models, client, events, generate_body, run, settings_for
 
 PICTURE = {"kind": "image", "data": encoded(noise(96, 64))}
 
@@ -127,6 +134,34 @@ def test_a_prompt_without_a_chat_template(join: MakeJoined) -> None:
 @pytest.mark.parametrize("prompt", ["", "a <|image_pad|>", [511, 512], []], ids=str)
 def test_prompts_that_are_refused(join: MakeJoined, prompt: Any) -> None:
     assert run(generate(join(), messages=None, prompt=prompt))[-1]["error"]["code"] == "invalid_prompt"
+
+
+ODD: list[Any] = [None, 0, -1, 1, 0.5, 1e308, 511, 512, "", "x", [], {}, [1], [[1, 1.0]], {"a": 1}, "(?=a)", True]
+
+
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.dictionaries(st.sampled_from(Sampling.__struct_fields__), st.sampled_from(ODD), max_size=3),
+    st.dictionaries(st.sampled_from(["json", "regex", "choice", "compact"]), st.sampled_from(ODD), max_size=2),
+    st.sampled_from([{}, {"prompt": "x", "messages": []}, {"opens": False}, {"continues": True}]),
+)
+def test_no_parameter_is_a_bug(
+    models: Models, sampling: dict[str, Any], form: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    """Any request has its prompt built, or is refused as wrong."""
+    limits, language = settings_for().language, models.language
+    threads = PromptThreads(language.prompts, language.grammars, limits, 1)
+    body = generate_body({"items": []}, "how are you?") | fields
+    body["sampling"] = sampling | ({"constraint": form} if form else {})
+    try:
+        built = threads.build(decoded(DECODER, json.dumps(body).encode()))
+        assert built.params.max_tokens <= limits.max_new_tokens
+    except (ServeError, EngineError) as error:
+        assert error.http_status == 400  # noqa: PT017
+    finally:
+        threads.close()
 
 
 def test_tokens_and_their_text(join: MakeJoined) -> None:

@@ -71,7 +71,7 @@ class SelfTest:
         self.trouble = None
 
     def begin(self) -> Future[None]:
-        """Begins a test unless one runs. Returns what is done at its end, whatever that is."""
+        """Begins a test unless one runs. Returns a future that is done when the test ends."""
         with self._lock:
             if self._running is not None:
                 return self._running
@@ -93,7 +93,7 @@ class SelfTest:
             return False
         try:
             encode(prepared)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the result of the test
+        except Exception as error:  # noqa: BLE001 - any error is the result of the test
             self._end(_reason("the vision encoder fails", error))
         else:
             self.succeeded()

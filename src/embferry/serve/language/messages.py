@@ -77,7 +77,7 @@ class Item(Struct, frozen=True):
 
 
 class Constraint(Struct, frozen=True, omit_defaults=True):
-    """What an answer must match: one of a JSON schema, a regular expression, and a list of texts.
+    """The form of an answer: one of a JSON schema, a regular expression, and a list of texts.
 
     ``compact``: JSON has no white space between its values.
     """

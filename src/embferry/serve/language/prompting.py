@@ -27,7 +27,7 @@ LONG_CHARACTERS = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What a request becomes before its embedding arrives: its prompt, its parameters, the grammar of its answer."""
+    """A request before its embedding arrives: its prompt, its parameters, the grammar of its answer."""
 
     prompt: Prompt
     params: SamplingParams

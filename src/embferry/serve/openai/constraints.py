@@ -1,4 +1,4 @@
-"""What an answer must match: a JSON schema, a regular expression, or one of several texts."""
+"""The form that an answer must have: a JSON schema, a regular expression, or one of several texts."""
 
 from __future__ import annotations
 

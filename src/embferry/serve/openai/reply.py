@@ -100,7 +100,7 @@ class Form(ABC):
 
     @property
     def done(self) -> bytes:
-        """What follows the last event."""
+        """The mark after the last event."""
         return DONE
 
 

@@ -21,7 +21,7 @@ from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of
 from embferry.serve.vllm.failover import Failover, Transfer
 from embferry.serve.vllm.failures import EncodeAgainError
-from embferry.serve.vllm.fields import unknown_fields
+from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.fleet import Fleet, Instance
 from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
 from embferry.serve.vllm.items import Item, load_items
@@ -61,7 +61,7 @@ class Chat(InstanceEndpoint):
         body = incoming.take()
         content, parts, characters, text_alone = await off_loop(len(body), _parsed, body)
         request = ClientRequest(content, headers, len(body))
-        response.note_ignored(unknown_fields(content))
+        response.note_ignored(ignored_fields(content))
         check_characters(characters, self.fleet.text_limits(request.model))
         del body
         if text_alone is not None:

@@ -1,4 +1,4 @@
-"""What all paths before vLLM share: an instance's refusals as they are, and the headers of requests to instances."""
+"""The base of all paths before vLLM: an instance's refusals as they are, and the headers of requests to instances."""
 
 from __future__ import annotations
 
