@@ -110,6 +110,17 @@ async def test_fields_that_vllm_does_not_know_are_named(asked: dict[str, Any], s
     assert language.requests[0]["temprature"] == 1
 
 
+@pytest.mark.parametrize("asked", [text(), picture(b"x")], ids=["text", "picture"])
+async def test_a_missing_model_is_one_that_is_served(asked: dict[str, Any]) -> None:
+    body = {name: value for name, value in request(asked).items() if name != "model"}
+    history = [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "tool", "content": ["seen", asked]}]
+    async with routed(Stub("e", "encode"), language := Stub("l", "language")) as router:
+        assert (await router.ask(body | {"messages": [*body["messages"], *history]})).status == 200
+    assert "model" not in language.requests[0]
+    assert language.requests[0]["messages"][-2] == history[0]
+    assert language.requests[0]["messages"][-1]["content"][0] == "seen"
+
+
 async def test_fields_that_ask_for_nothing_are_not_named() -> None:
     assert not ignored_fields({"store": False, "best_of": 1, "metadata": {"a": 1}, "x": None, "service_tier": "auto"})
     assert str(ignored_fields({"store": True, "best_of": 2, "guided_json": {}})) == "store, best_of, guided_json"
