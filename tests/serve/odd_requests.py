@@ -89,14 +89,14 @@ def changed(draw: st.DrawFn) -> tuple[str, bytes]:
     for _ in range(draw(st.integers(1, 3))):
         found = list(places(body))
         if not found or draw(st.booleans()):
-            body[draw(st.sampled_from(NAMES))] = draw(values)
+            body[draw(st.sampled_from(NAMES))] = copy.deepcopy(draw(values))
             continue
         *parents, last = draw(st.sampled_from(found))
         holder = body
         for name in parents:
             holder = holder[name]
         if draw(st.booleans()):
-            holder[last] = draw(values)
+            holder[last] = copy.deepcopy(draw(values))
         else:
             del holder[last]
     return path, json.dumps(body).encode()
