@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from embferry.engine import grammar
 from embferry.engine.errors import ParameterError
 from embferry.engine.grammar import Grammars
 from embferry.engine.language import LanguageModel
@@ -33,7 +34,7 @@ def answer(model, **form) -> str:
     """Returns the greedy answer to a question, in a form."""
     prompt = model.prompts.build([{"role": "user", "content": "how many circles are there?"}])
     scheduler = Scheduler(model)
-    scheduler.add(Request("a", prompt, SamplingParams(max_tokens=60), matcher=model.grammars.compile(**form)))
+    scheduler.add(Request("a", prompt, SamplingParams(max_tokens=300), matcher=model.grammars.compile(**form)))
     outputs = []
     while scheduler.runnable():
         outputs += scheduler.step()
@@ -86,18 +87,30 @@ def test_a_form_that_cannot_be_compiled_is_refused(model, form):
         model.grammars.compile(**form).mask(model.grammars.vocabulary)
 
 
-def test_a_form_that_is_too_complex_is_refused_soon(model):
-    """Each grammar is bounded: in what it may cost to compile, and in what a step may cost."""
-    form = "(" + "|".join(f"(a|b){{{n},900}}c{n}" for n in range(200)) + ")"
+def test_a_form_that_is_too_complex_ends_its_request_alone(model, monkeypatch):
+    """The states that an answer may pass through are bounded, however many there are."""
+    monkeypatch.setitem(grammar.LIMITS, "max_lexer_states", 50)
+    prompt = model.prompts.build([{"role": "user", "content": "?"}])
+    scheduler = Scheduler(model)
+    params = SamplingParams(max_tokens=150, temperature=1.0, seed=1)
+    for name, form in (("hard", {"regex": "(a|b)*a(a|b){90}c"}), ("easy", {"choice": ["yes", "no"]})):
+        scheduler.add(Request(name, prompt, params, matcher=model.grammars.compile(**form)))
+    outputs = []
+    while scheduler.runnable():
+        outputs += scheduler.step()
+    assert isinstance(next(one for one in outputs if one.request_id == "hard" and one.is_last).error, ParameterError)
+    assert "".join(one.text for one in outputs if one.request_id == "easy") in ("yes", "no")
 
-    def follow() -> None:
-        matcher = model.grammars.compile(regex=form)
-        for token in model.prompts.token_ids("ab" * 400):
-            matcher.mask(model.grammars.vocabulary)
-            matcher.accept(token)
 
-    with pytest.raises(ParameterError):
-        follow()
+def test_compiling_is_bounded(model):
+    with pytest.raises(ParameterError, match="too many expressions"):
+        follow(model.grammars.compile(regex="(.*a.{0,200}){5}c"), model.prompts.token_ids("ab" * 1000))
+
+
+def follow(matcher: grammar.Matcher, tokens: list[int]) -> None:
+    for token in tokens:
+        matcher.mask(512)
+        matcher.accept(token)
 
 
 def test_without_llguidance_a_form_is_refused(model, monkeypatch):

@@ -26,6 +26,8 @@ LIMITS: dict[str, Any] = {
     "verbose_errors": False,
 }
 """The most that compiling a grammar and one step of it may cost; see llguidance's ``LLParserLimits``."""
+WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,20}"
+"""White space between two values of JSON. Without a bound, a small model may write nothing else."""
 
 
 class Matcher:
@@ -62,7 +64,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ParameterError(f"the answer's grammar cannot be followed: {self._matcher.get_error()[:300]}")
+            raise ParameterError(f"the answer's grammar cannot be followed: {_first_line(self._matcher.get_error())}")
 
 
 class Grammars:
@@ -104,14 +106,18 @@ class Grammars:
             why = "answers of a given form need the package llguidance: pip install 'embferry[serve]'"
             raise ParameterError(why) from error
         if json_schema is not None:
-            options: Any = {"whitespace_flexible": False} if compact else None
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(json_schema), options)
+            options: Any = {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITE_SPACE}
+            schema = {} if json_schema is True else {"enum": []} if json_schema is False else json_schema
+            try:
+                grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), options)
+            except (ValueError, RecursionError) as error:
+                raise ParameterError(f"the answer's schema cannot be read: {error}") from error
         else:
             pattern = regex if regex is not None else "|".join(map(re.escape, choice or ()))
             grammar = LLMatcher.grammar_from_regex(pattern)
         matcher = LLMatcher(self._prepared(), grammar, log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
-            raise ParameterError(f"the answer's form cannot be compiled: {matcher.get_error()[:300]}")
+            raise ParameterError(f"the answer's form cannot be compiled: {_first_line(matcher.get_error())}")
         return Matcher(matcher)
 
     def _prepared(self) -> Any:
@@ -121,3 +127,8 @@ class Grammars:
 
                 self._compiled_for = from_tokenizer(self._tokenizer, self.vocabulary, sorted(self._ends))
             return self._compiled_for
+
+
+def _first_line(error: str) -> str:
+    """Returns an error of llguidance without its marks."""
+    return error.split("\\n<")[0].split("\n<")[0][:300]
