@@ -83,7 +83,7 @@ def test_a_form_holds_with_a_picture(join: MakeJoined) -> None:
         ({"min_tokens": 17}, "invalid_parameter"),
         ({"max_tokens": None, "min_tokens": 5000}, "invalid_parameter"),
         ({"logit_bias": [[512, 1.0]]}, "invalid_parameter"),
-        ({"top_k": 1 << 70}, "invalid_request"),
+        ({"logprobs": 21}, "invalid_parameter"),
     ],
 )
 def test_parameters_that_are_refused(join: MakeJoined, sampling: dict[str, Any], code: str) -> None:
