@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_arrival_does_not_change_results(split, family_name, dtype, arrival):
         stepped = scheduler.step()
         outputs += stepped
         for output in stepped:
-            logits[output.request_id].append(running[output.request_id].sequence.logits)
+            logits[output.request_id].append(running[output.request_id].sequences[0].logits)
         for source in sources:
             source.arrive()
     for name, request in asked.items():
@@ -296,3 +297,68 @@ def test_a_stop_string_and_an_end_token_end_an_answer(models):
     while sequence.finish_reason is None:
         _ = ended.decode_step(sequence) if sequence.prefilled else ended.prefill_chunk(sequence)
     assert (sequence.finish_reason, sequence.tokens) == ("stop", free.tokens[: free.tokens.index(free.tokens[2]) + 1])
+
+
+def test_choices_of_a_request_equal_requests_of_their_own(models):
+    """The prefill runs once; each choice goes on from a copy of it, with the seed plus its number."""
+    asked = models.ask([picture(1)])
+    params = SamplingParams(max_tokens=6, temperature=1.0, seed=8, ignore_eos=True)
+    wanted = [models.answer(asked.prompt, asked.source(), replace(params, seed=8 + n)).tokens for n in range(3)]
+    scheduler = Scheduler(models.language, max_running=4)
+    scheduler.add(Request("a", asked.prompt, replace(params, n=3), asked.source()))
+    outputs = drive(scheduler)
+    assert [[one.token for one in outputs if one.choice == n] for n in range(3)] == wanted
+    assert [one.finish_reason for one in outputs if one.finish_reason] == ["length"] * 3
+    assert [one.is_last for one in outputs] == [False] * 17 + [True]
+    assert outputs[-1].usage.completion_tokens == 18
+
+
+def test_choices_count_as_running_sequences(models):
+    asked = models.ask([])
+    scheduler = Scheduler(models.language, max_running=3, max_queued=1)
+    scheduler.add(Request("a", asked.prompt, replace(TOKENS, n=2)))
+    scheduler.add(Request("b", asked.prompt, replace(TOKENS, n=2)))
+    assert (scheduler.num_running, scheduler.num_queued) == (1, 1)
+    with pytest.raises(QueueFull):
+        scheduler.add(Request("c", asked.prompt, replace(TOKENS, n=2)))
+    assert {output.request_id for output in drive(scheduler)} == {"a", "b"}
+    scheduler.add(Request("d", asked.prompt, replace(TOKENS, n=5)))  # alone, it may be larger
+    assert {output.choice for output in drive(scheduler)} == set(range(5))
+
+
+def test_what_ends_an_answer(models):
+    """Stop tokens and stop strings, with and without their text, and not before the least number of tokens."""
+    asked = models.ask([picture(1)])
+    free = models.answer(asked.prompt, asked.source(), SamplingParams(max_tokens=20, ignore_eos=True)).tokens
+
+    def run(**fields):
+        scheduler = Scheduler(models.language)
+        params = SamplingParams(max_tokens=20, ignore_eos=True, **fields)
+        scheduler.add(Request("a", asked.prompt, params, asked.source()))
+        outputs = drive(scheduler)
+        return tokens_of(outputs, "a"), "".join(output.text for output in outputs), outputs[-1].finish_reason
+
+    _, text, reason = run()
+    assert reason == "length"
+    token = free[2]
+    first = free.index(token) + 1
+    tokens, before, reason = run(stop_token_ids=frozenset({token}))
+    assert (tokens, reason) == (free[:first], "stop")
+    _, with_stop, _ = run(stop_token_ids=frozenset({token}), include_stop=True)
+    assert with_stop.startswith(before)
+    assert text.startswith(with_stop)
+    stop = text[3:5]
+    assert run(stop=(stop,))[1] == text[: text.find(stop)]
+    assert run(stop=(stop,), include_stop=True)[1] == text[: text.find(stop)] + stop
+    assert len(run(stop=(stop,), min_tokens=15)[0]) >= 15
+
+
+def test_control_tokens_may_be_part_of_the_text(models):
+    asked = models.ask([])
+    end = models.language.prompts.tokenizer.eos_token_id
+    biased = {"max_tokens": 2, "ignore_eos": True, "logit_bias": ((end, 100.0),)}
+    for skip, length in ((True, 0), (False, 2)):
+        scheduler = Scheduler(models.language)
+        scheduler.add(Request("a", asked.prompt, SamplingParams(**biased, skip_special_tokens=skip)))
+        text = "".join(output.text for output in drive(scheduler))
+        assert text == models.language.prompts.text_of([end]) * length

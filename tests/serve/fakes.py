@@ -162,6 +162,8 @@ class Deployment:
                 Route("/{name}/encode", self._encode, methods=["POST"]),
                 Route("/{name}/generate", self._generate, methods=["POST"]),
                 Route("/{name}/debug/pool", self._pool),
+                Route("/{name}/tokenize", self._tokenize, methods=["POST"]),
+                Route("/{name}/detokenize", self._detokenize, methods=["POST"]),
                 Route("/{name}/rooms/{room:int}", self._abort, methods=["DELETE"]),
             ]
         )
@@ -223,6 +225,18 @@ class Deployment:
         if refused := await self._refused(fake, request):
             return refused
         return StreamingResponse(self._play(fake, request), media_type=LINES)
+
+    async def _tokenize(self, request: Request) -> Response:
+        """Has a token for each byte."""
+        body = json.loads(await request.body())
+        await self._record(request, body)
+        tokens = list((body.get("prompt") or "hi").encode())
+        return JSONResponse({"count": len(tokens), "tokens": tokens})
+
+    async def _detokenize(self, request: Request) -> Response:
+        body = json.loads(await request.body())
+        await self._record(request, body)
+        return JSONResponse({"prompt": bytes(body["tokens"]).decode()})
 
     async def _play(self, fake: FakeWorker, request: Request) -> AsyncIterator[bytes]:
         lines = line_writer(request.scope)

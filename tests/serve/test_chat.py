@@ -42,7 +42,7 @@ def test_a_picture_is_encoded_then_answered_about(deployment: Deployment, client
     assert generation["sampling"] == {"max_tokens": 5, "temperature": 0.0, "top_p": 1.0, "seed": None, "stop": []}
     assert answer.embferry["transfer"] == TRANSFER
     assert answer.embferry["tokens"] == [100, 101, 102]
-    assert answer.embferry["room"] == encoding["room"]
+    assert answer.embferry["room"] == str(encoding["room"])  # a number above 2⁵³ is rounded by JavaScript
 
 
 def test_text_alone_needs_no_encode_worker(deployment: Deployment, client: openai.OpenAI) -> None:
@@ -104,7 +104,7 @@ def test_the_first_token_is_not_held_back(deployment: Deployment, client: openai
     [
         ({"max_completion_tokens": 7}, {"max_tokens": 7}),
         ({"max_tokens": 5, "max_completion_tokens": 7}, {"max_tokens": 7}),
-        ({}, {"max_tokens": 128, "temperature": 0.0}),
+        ({}, {"max_tokens": None, "temperature": 0.0}),
         ({"temperature": 0.7, "top_p": 0.5, "seed": 3}, {"temperature": 0.7, "top_p": 0.5, "seed": 3}),
         ({"stop": "x"}, {"stop": ["x"]}),
         ({"stop": ["x", "y"]}, {"stop": ["x", "y"]}),

@@ -256,3 +256,12 @@ async def test_a_response_does_not_wait_until_the_last_one_is_acknowledged() -> 
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_idle_connections_are_closed_by_the_client_first() -> None:
+    """Else a request may go out on a connection that the server is closing, and be lost."""
+    from embferry.serve.http.backends import Backends
+    from embferry.serve.http.serving import KEEP_ALIVE_SECONDS
+
+    assert Backends.keepalive_seconds < KEEP_ALIVE_SECONDS / 2
+    assert KEEP_ALIVE_SECONDS > 5, "httpx, which OpenAI's library uses, keeps idle connections for 5 s"

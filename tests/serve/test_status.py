@@ -173,7 +173,7 @@ def test_an_internal_error_reveals_nothing_but_its_id(
     def fail(*_: object) -> None:
         raise RuntimeError("a secret detail")
 
-    monkeypatch.setattr("embferry.serve.router.chat.parse_messages", fail)
+    monkeypatch.setattr("embferry.serve.router.asked.parse_messages", fail)
     answer = http.post("/v1/chat/completions", json=BODY)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "secret" not in answer.text

@@ -7,7 +7,8 @@ media          pictures and videos → patches and their number of tokens
 encoder        patches → embedding, with the fields of ``embedding``
 cache          embeddings kept by content
 prompt         messages → token ids, positions, and where the visual tokens are
-language       runs the chunks and tokens of one sequence, with ``sampling`` and ``text``
+language       runs the chunks and tokens of one sequence, with ``sampling``, ``choice`` and ``text``
+grammar        answers of a given form: JSON schema, regular expression, list of texts
 scheduler      runs many sequences in turn, with the interface to embeddings that arrive in parts
 reference      the undivided model, whose results the halves must equal bit by bit
 """

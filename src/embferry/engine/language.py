@@ -10,6 +10,7 @@ chunk runs, never what is in it: a request has the same logits however its embed
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +22,14 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 
 from embferry.engine.checkpoint import Checkpoint, build
+from embferry.engine.choice import Chooser, Logprobs
 from embferry.engine.embedding import token_fields
 from embferry.engine.errors import CheckpointError, EmbeddingMismatch, PromptTooLong
 from embferry.engine.families import family_of
 from embferry.engine.families.base import Part
+from embferry.engine.grammar import Grammars, Matcher
 from embferry.engine.prompt import Prompt, PromptBuilder
-from embferry.engine.sampling import SamplingParams, sample
+from embferry.engine.sampling import SamplingParams
 from embferry.engine.text import Detokenizer, StopText
 from embferry.protocol.layout import Field
 
@@ -44,32 +47,46 @@ def chunk_boundaries(length: int, chunk_tokens: int) -> list[tuple[int, int]]:
 
 
 class Sequence:
-    """The state of one request in the model: its key-value cache, its progress, and the generated tokens.
+    """The state of one answer in the model: its key-value cache, its progress, and the generated tokens.
 
     Attributes:
         chunks: Ranges of prompt tokens, half open, that the prefill runs one by one.
         chunks_done: How many of these have run.
+        number: Which of the choices of its request it is.
         tokens: Ids generated so far, including the end token.
         text: The text of these tokens as far as it is final.
         finish_reason: None while there is more to generate.
-        logits: ``[vocab]``, the logits that the last token was chosen from; None before the first token.
+        logits: ``[vocab]``, the model's logits for the last token; None before the first token.
     """
 
     def __init__(
-        self, prompt: Prompt, params: SamplingParams, cache: Any, chunks: list[tuple[int, int]], tokenizer: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        cache: Any,
+        chunks: list[tuple[int, int]],
+        tokenizer: Any,
+        ends: frozenset[int],
+        matcher: Matcher | None = None,
+        number: int = 0,
     ) -> None:
         self.prompt = prompt
         self.params = params
         self.cache = cache
         self.chunks = chunks
         self.chunks_done = 0
+        self.number = number
         self.tokens: list[int] = []
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.logits: torch.Tensor | None = None
-        self.generator = params.generator()
-        self._characters = Detokenizer(tokenizer)
-        self._stop = StopText(params.stop)
+        self._ends = (frozenset() if params.ignore_eos else ends) | params.stop_token_ids
+        # A banned end token is one of the model's too, with ``ignore_eos`` as well: ``min_tokens`` is about both.
+        own = None if matcher is None else matcher.copy()
+        self._chooser = Chooser(params, prompt.input_ids[0], ends, own, number)
+        self._tokenizer, self._model_ends, self._matcher = tokenizer, ends, matcher
+        self._characters = Detokenizer(tokenizer, params.skip_special_tokens)
+        self._stop = StopText(params.stop, params.include_stop)
         self._taken = 0
 
     @property
@@ -81,19 +98,55 @@ class Sequence:
         """The half-open range of visual tokens that the next chunk of the prompt needs."""
         return self.prompt.visual_range(*self.chunks[self.chunks_done])
 
+    @property
+    def logprobs(self) -> Logprobs | None:
+        """Those of the last token, if the request asks for them."""
+        return self._chooser.logprobs
+
     def take_text(self) -> str:
         """Returns the text that was added since the previous call."""
         taken, self._taken = self._taken, len(self.text)
         return self.text[taken:]
 
-    def accept(self, token: int, end_tokens: frozenset[int], room: int) -> None:
+    def fork(self, number: int) -> Sequence:
+        """Returns another choice of the same request, before the first token of it and after the prefill."""
+        twin = Sequence(
+            self.prompt,
+            self.params,
+            copy.deepcopy(self.cache),
+            self.chunks,
+            self._tokenizer,
+            self._model_ends,
+            self._matcher,
+            number,
+        )
+        twin.chunks_done = self.chunks_done
+        return twin
+
+    def advance(self, logits: torch.Tensor, room: int) -> int:
+        """Chooses the next token by the model's logits ``[vocab]``, and returns it.
+
+        Args:
+            logits: For the next token.
+            room: The number of tokens that fit after the prompt.
+        """
+        self.logits = logits
+        token = self._chooser.choose(logits)
+        self.accept(token, room)
+        return token
+
+    def accept(self, token: int, room: int) -> None:
         """Appends a generated token and decides whether it is the last; ``room`` tokens fit after the prompt."""
         self.tokens.append(token)
-        if token in end_tokens and not self.params.ignore_eos:
+        if token in self._ends:
             self.finish_reason = "stop"
+            if self.params.include_stop and token in self.params.stop_token_ids:
+                self.text += self._stop.push(self._characters.push(token))
         else:
-            self.text += self._stop.push(self._characters.push(token))
-            if self._stop.stopped:
+            is_early = len(self.tokens) <= self.params.min_tokens
+            text = self._characters.push(token)
+            self.text += self._stop.pass_on(text) if is_early else self._stop.push(text)
+            if self._stop.stopped or self._chooser.is_complete:
                 self.finish_reason = "stop"
             elif len(self.tokens) >= min(self.params.max_tokens, room):
                 self.finish_reason = "length"
@@ -110,6 +163,7 @@ class LanguageModel:
         self.prompts = prompts
         self.chunk_tokens = chunk_tokens
         self.end_tokens = end_tokens
+        self.grammars = Grammars(prompts.tokenizer, len(head), end_tokens)
         self._decoder = decoder
         self._head = head
 
@@ -154,8 +208,13 @@ class LanguageModel:
         """The fields of a visual token, in the model's dtype."""
         return token_fields(self.prompts.family, self.prompts.config, self._decoder.dtype)
 
-    def start(self, prompt: Prompt, params: SamplingParams) -> Sequence:
+    def start(self, prompt: Prompt, params: SamplingParams, matcher: Matcher | None = None) -> Sequence:
         """Returns a sequence of which no chunk has run.
+
+        Args:
+            prompt: The prompt.
+            params: How the answer is generated.
+            matcher: The grammar that each choice must match, in its first state, in which it stays.
 
         Raises:
             PromptTooLong: The prompt leaves no room for an answer.
@@ -164,7 +223,7 @@ class LanguageModel:
             raise PromptTooLong(f"the prompt has {prompt.length} tokens; at most {self.prompts.limit - 1} fit")
         cache = DynamicCache(config=self.prompts.config.text_config)
         chunks = chunk_boundaries(prompt.length, self.chunk_tokens)
-        return Sequence(prompt, params, cache, chunks, self.prompts.tokenizer)
+        return Sequence(prompt, params, cache, chunks, self.prompts.tokenizer, self.end_tokens, matcher)
 
     @torch.inference_mode()
     def prefill_chunk(self, sequence: Sequence, fields: Fields | None = None) -> int | None:
@@ -197,6 +256,15 @@ class LanguageModel:
         return self._choose(sequence, hidden) if sequence.prefilled else None
 
     @torch.inference_mode()
+    def fork(self, sequence: Sequence) -> list[Sequence]:
+        """Returns the other choices of a request whose first choice has its first token. Each has one of its own."""
+        assert sequence.logits is not None, "it has a token"
+        twins = [sequence.fork(number) for number in range(1, sequence.params.n)]
+        for twin in twins:
+            twin.advance(sequence.logits, self._room(twin))
+        return twins
+
+    @torch.inference_mode()
     def decode_step(self, sequence: Sequence) -> int:
         """Feeds the last token back, chooses the next one and returns it."""
         index = int(sequence.cache.get_seq_length()) + sequence.prompt.position_delta
@@ -211,10 +279,10 @@ class LanguageModel:
     def _choose(self, sequence: Sequence, hidden: torch.Tensor) -> int:
         # The head runs on the last row alone, as in ``generate``, because a product with more rows differs in the last
         # bits.
-        sequence.logits = linear(hidden[:, -1:], self._head)[0, 0]
-        token = sample(sequence.logits, sequence.params, sequence.generator)
-        sequence.accept(token, self.end_tokens, self.prompts.limit - sequence.prompt.length)
-        return token
+        return sequence.advance(linear(hidden[:, -1:], self._head)[0, 0], self._room(sequence))
+
+    def _room(self, sequence: Sequence) -> int:
+        return self.prompts.limit - sequence.prompt.length
 
     def _check(self, prompt: Prompt, first: int, last: int, fields: Fields) -> None:
         which = f"visual tokens {first} to {last}"

@@ -117,15 +117,24 @@ class PromptBuilder:
         return cls(family_of(config), config, tokenizer, limit)
 
     def build(
-        self, messages: Sequence[Mapping[str, Any]], shapes: Sequence[MediaShape] = (), max_new_tokens: int = 1
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        shapes: Sequence[MediaShape] = (),
+        max_new_tokens: int = 1,
+        *,
+        opens: bool = True,
+        continues: bool = False,
     ) -> Prompt:
         """Returns the prompt for a conversation.
 
         Args:
             messages: ``role`` and ``content``; content is a string or parts of type "text", "image" ("image_url"),
-                "video" ("video_url"). The content of a media part is ignored.
+                "video" ("video_url"). The content of a media part is ignored. Other fields, such as ``tool_calls``,
+                are for the chat template.
             shapes: The shape of each media part, in order.
             max_new_tokens: Tokens of the answer that must fit after the prompt.
+            opens: Whether the prompt ends with the beginning of the assistant's answer.
+            continues: Whether the answer continues the last message instead.
 
         Raises:
             PromptTooLong: The prompt and that many tokens do not fit.
@@ -135,13 +144,44 @@ class PromptBuilder:
         chat = [self._message(message) for message in messages]
         if not chat:
             raise PromptError("there are no messages")
+        ending = {"add_generation_prompt": opens and not continues, "continue_final_message": continues}
         try:
-            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            text = self.tokenizer.apply_chat_template(chat, tokenize=False, **ending)
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
             raise PromptError(f"the model's chat template rejects the messages: {error}") from error
         ids = self._token_ids(text, self._placeholders(text, shapes))
         self._check_room(len(ids), max_new_tokens)
         return self._prompt(ids, tuple(shapes))
+
+    def build_plain(self, prompt: str | Sequence[int], max_new_tokens: int = 1) -> Prompt:
+        """Returns the prompt for a text, or for the ids of its tokens, without the chat template.
+
+        A text may have control tokens, except those for pictures and videos.
+
+        Raises:
+            PromptTooLong: The prompt and ``max_new_tokens`` do not fit.
+            PromptError: The prompt is empty, or has a token that the model does not have or that stands for media.
+        """
+        ids = self.token_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise PromptError("the prompt is empty")
+        size = int(self.config.text_config.vocab_size)
+        if (wrong := next((id for id in ids if not 0 <= id < size), None)) is not None:
+            raise PromptError(f"the prompt has token {wrong}; the model has those from 0 to {size - 1}")
+        pads = (self.config.image_token_id, self.config.video_token_id)
+        if any(id in pads for id in ids):
+            raise PromptError("the prompt has a token that stands for a picture or video; send it in a message")
+        self._check_room(len(ids), max_new_tokens)
+        return self._prompt(ids, ())
+
+    def token_ids(self, text: str) -> list[int]:
+        """Returns the ids of a text's tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Returns the text of tokens, control tokens included."""
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return str(self.tokenizer.decode(list(ids), **options))
 
     def _check_room(self, tokens: int, max_new_tokens: int) -> None:
         if tokens + max_new_tokens > self.limit:
@@ -154,12 +194,13 @@ class PromptBuilder:
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):
             raise PromptError("every message needs a role")
+        around = {name: self._plain_value(value) for name, value in message.items() if name not in ("role", "content")}
         if isinstance(content, str):
-            return {"role": role, "content": self._plain(content)}
+            return {"role": role, "content": self._plain(content), **around}
         if not isinstance(content, Sequence):
             kind = type(content).__name__
             raise PromptError(f"the content of a message must be a string or a list of parts, not {kind}")
-        return {"role": role, "content": [self._part(part) for part in content]}
+        return {"role": role, "content": [self._part(part) for part in content], **around}
 
     def _part(self, part: Any) -> dict[str, str]:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -168,6 +209,19 @@ class PromptBuilder:
         if kind not in PART_KINDS:
             raise PromptError(f"unknown content part {kind!r}; known are text, {', '.join(PART_KINDS)}")
         return {"type": PART_KINDS[kind]}
+
+    def _plain_value(self, value: Any) -> Any:
+        """Returns a JSON value in which no text contains a control token."""
+        left = [value]
+        while left:
+            one = left.pop()
+            if isinstance(one, str):
+                self._plain(one)
+            elif isinstance(one, Mapping):
+                left += (*one.keys(), *one.values())
+            elif isinstance(one, Sequence):
+                left += one
+        return value
 
     def _plain(self, text: str) -> str:
         """Returns the text if it contains no control token; a user could forge a turn or a placeholder with one."""

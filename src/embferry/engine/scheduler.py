@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
+from embferry.engine.choice import Logprobs
 from embferry.engine.embedding import Embedding
 from embferry.engine.errors import EmbeddingMismatch, QueueFull
+from embferry.engine.grammar import Matcher
 from embferry.engine.language import LanguageModel, Sequence
 from embferry.engine.prompt import Prompt, stream_digest
 from embferry.engine.sampling import SamplingParams
@@ -77,12 +79,18 @@ class ResidentSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A prompt to answer. The source provides its visual tokens; it is None if there are none."""
+    """A prompt to answer.
+
+    Attributes:
+        source: Provides its visual tokens; None if there are none.
+        matcher: The grammar that the answer must match; None: any text.
+    """
 
     id: str
     prompt: Prompt
     params: SamplingParams
     source: EmbeddingSource | None = None
+    matcher: Matcher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +104,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One token of a request, or its end.
+    """One token of a choice of a request, or the request's end.
 
     Attributes:
         token: The id of the token; None if the request ended without one.
         text: The text that became final with this token; may be empty.
-        usage: Tokens of the request so far.
-        finish_reason: Set only on the last output of a request.
+        usage: Tokens of the request so far, in all of its choices.
+        finish_reason: Set only on the last output of a choice; "abort" and "error" end all choices.
         error: The error, if the reason is "error".
         ttft: Seconds from ``add`` to the first token; set on the output with the first token and on the last one.
+        choice: The number of the choice.
+        is_last: Whether it is the last output of the request.
+        logprobs: The log probabilities of the token, if the request asks for them.
     """
 
     request_id: str
@@ -114,14 +125,27 @@ class Output:
     finish_reason: Ending | None = None
     error: Exception | None = None
     ttft: float | None = None
+    choice: int = 0
+    is_last: bool = False
+    logprobs: Logprobs | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Running:
+    """A request. ``sequences``: its first choice from its start on; the others too, once the first has a token."""
+
     request: Request
     added_at: float
-    sequence: Sequence | None = None
+    sequences: list[Sequence] = field(default_factory=list)
     ttft: float | None = None
+
+    @property
+    def first(self) -> Sequence | None:
+        return self.sequences[0] if self.sequences else None
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if sequence.finish_reason is None]
 
 
 class Scheduler:
@@ -172,7 +196,7 @@ class Scheduler:
             raise ValueError(f"a request with id {request.id!r} is not finished")
         if request.prompt.num_visual and request.source is None:
             raise ValueError(f"request {request.id!r} has media but no source of their embeddings")
-        if len(self._running) >= self.max_running and len(self._queue) >= self.max_queued:
+        if len(self._queue) >= self.max_queued and not self._fits(request):
             raise QueueFull(f"{self.max_running} requests are running and {self.max_queued} waiting; try again later")
         self._queue[request.id] = _Running(request, self._clock())
         self._admit()
@@ -190,16 +214,24 @@ class Scheduler:
 
     def step(self) -> list[Output]:
         """Runs one chunk or token of every sequence that can go on; returns the new outputs, which may be none."""
-        outputs: list[Output | None] = [self._output(running, "abort") for running in self._aborted.values()]
+        outputs = [self._end(running, "abort") for running in self._aborted.values()]
         self._aborted.clear()
-        outputs += [self._advance(running) for running in list(self._running.values())]
+        for running in list(self._running.values()):
+            outputs += self._advance(running)
         self._admit()
-        return [output for output in outputs if output is not None]
+        return outputs
 
     def _admit(self) -> None:
-        while self._queue and len(self._running) < self.max_running:
+        """Begins with the next requests, as many as have room with all of their choices; at least one."""
+        while self._queue:
             first = next(iter(self._queue))
+            if not self._fits(self._queue[first].request):
+                return
             self._running[first] = self._queue.pop(first)
+
+    def _fits(self, request: Request) -> bool:
+        taken = sum(running.request.params.n for running in self._running.values())
+        return not taken or taken + request.params.n <= self.max_running
 
     def _ready(self, running: _Running) -> bool:
         """Returns whether a step can advance the request. A failed source counts as ready: its request can end."""
@@ -210,7 +242,7 @@ class Scheduler:
 
     def _arrived(self, running: _Running) -> bool:
         """Returns whether the next chunk's visual tokens have arrived, after comparing the source with the prompt."""
-        sequence, source = running.sequence, running.request.source
+        sequence, source = running.first, running.request.source
         if sequence is None or sequence.prefilled or source is None:
             return True
         prompt = running.request.prompt
@@ -225,44 +257,68 @@ class Scheduler:
         # Called even if the next chunk is all text, so that a failed transfer ends its request at once.
         return source.available_tokens() >= sequence.next_visual_range[1]
 
-    def _advance(self, running: _Running) -> Output | None:
+    def _advance(self, running: _Running) -> list[Output]:
+        """Runs one chunk, or one token of every choice. Returns the outputs of the new tokens."""
         try:
-            token = self._work(running)
+            advanced = self._work(running)
         except Exception as error:  # noqa: BLE001 - an error in one request ends that request only
             del self._running[running.request.id]
-            return self._output(running, "error", error)
-        if token is None or running.sequence is None:
-            return None
-        if running.ttft is None:
+            return [self._end(running, "error", error)]
+        if advanced and running.ttft is None:
             running.ttft = self._clock() - running.added_at
-        if running.sequence.finish_reason is not None:
+        is_over = bool(advanced) and not running.unfinished
+        if is_over:
             del self._running[running.request.id]
-        return self._output(running, running.sequence.finish_reason)
+        return [self._output(running, one, is_over and one is advanced[-1]) for one in advanced]
 
-    def _work(self, running: _Running) -> int | None:
-        """Runs one chunk or one token, if the visual tokens it needs have arrived. Returns the new token, if any."""
+    def _work(self, running: _Running) -> list[Sequence]:
+        """Runs one chunk or one token, if the visual tokens it needs have arrived. Returns what has a new token."""
         request = running.request
-        if running.sequence is None:
-            running.sequence = self.model.start(request.prompt, request.params)
-        sequence = running.sequence
+        if running.first is None:
+            running.sequences.append(self.model.start(request.prompt, request.params, request.matcher))
+        sequence = running.sequences[0]
         if not self._arrived(running):
-            return None
+            return []
         if sequence.prefilled:
-            return self.model.decode_step(sequence)
+            advanced = running.unfinished
+            for one in advanced:
+                self.model.decode_step(one)
+            return advanced
+        if not self._prefill(request, sequence):
+            return []
+        running.sequences += self.model.fork(sequence)
+        return list(running.sequences)
+
+    def _prefill(self, request: Request, sequence: Sequence) -> bool:
+        """Runs the next chunk. Returns whether it was the last, so that there is a token."""
         first, last = sequence.next_visual_range
         if request.source is None or last == first:
-            return self.model.prefill_chunk(sequence)
+            return self.model.prefill_chunk(sequence) is not None
         fields = {field.name: request.source.read(field.name, first, last) for field in self.model.fields}
         token = self.model.prefill_chunk(sequence, fields)
         request.source.release(last)
-        return token
+        return token is not None
 
-    def _output(self, running: _Running, reason: Ending | None, error: Exception | None = None) -> Output:
-        """Returns the output of the newest token, or the last output if there is a reason for the end."""
-        prompt, sequence = running.request.prompt, running.sequence
-        tokens = sequence.tokens if sequence is not None else []
-        text = sequence.take_text() if sequence is not None else ""
-        usage = Usage(prompt.length, prompt.num_visual, len(tokens))
-        token = tokens[-1] if reason not in ("abort", "error") else None
-        ttft = running.ttft if reason is not None or len(tokens) == 1 else None
-        return Output(running.request.id, token, text, usage, reason, error, ttft)
+    def _output(self, running: _Running, sequence: Sequence, is_last: bool) -> Output:
+        """Returns the output of the newest token of a choice."""
+        ttft = running.ttft if is_last or len(sequence.tokens) == 1 else None
+        return Output(
+            running.request.id,
+            sequence.tokens[-1],
+            sequence.take_text(),
+            self._usage(running),
+            sequence.finish_reason,
+            ttft=ttft,
+            choice=sequence.number,
+            is_last=is_last,
+            logprobs=sequence.logprobs,
+        )
+
+    def _end(self, running: _Running, reason: Ending, error: Exception | None = None) -> Output:
+        """Returns the last output of a request that ends without a token."""
+        text = running.sequences[0].take_text() if running.sequences else ""
+        return Output(running.request.id, None, text, self._usage(running), reason, error, running.ttft, is_last=True)
+
+    def _usage(self, running: _Running) -> Usage:
+        prompt, tokens = running.request.prompt, sum(len(sequence.tokens) for sequence in running.sequences)
+        return Usage(prompt.length, prompt.num_visual, tokens)

@@ -12,8 +12,9 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Detokenizer:
     """Decodes a growing list of tokens. All pieces joined equal the result of decoding all tokens at once."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
         self._ids: list[int] = []
         # Decoding starts a few tokens back, at the last but one place where a character ended, because the first token
         # of a text can decode differently from the same token further on: some tokenizers drop its leading space.
@@ -38,15 +39,20 @@ class Detokenizer:
         return self._decode(self._anchor)[self._given :]
 
     def _decode(self, start: int) -> str:
-        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        return str(self._tokenizer.decode(self._ids[start:], **options))
+        return str(self._tokenizer.decode(self._ids[start:], **self._options))
 
 
 class StopText:
-    """Passes text on until a stop string appears, and withholds the stop string and all after it."""
+    """Passes text on until a stop string appears, and withholds all after it.
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    Args:
+        stops: The stop strings.
+        include: Whether the stop string itself is passed on.
+    """
+
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
         self._stops = tuple(stops)
+        self._include = include
         self._held = ""
         self.stopped = False
 
@@ -55,13 +61,18 @@ class StopText:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, len(stop)) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            at, length = min(found)
+            return text[: at + length] if self._include else text[:at]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    def pass_on(self, text: str) -> str:
+        """Returns the text without a look for stop strings."""
+        return self.finish() + text
 
     def finish(self) -> str:
         """Returns the text that was held back and did not become a stop string."""

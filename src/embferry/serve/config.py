@@ -266,8 +266,12 @@ class RouterSettings(Section):
     client_bytes_per_second: Rate = 256 * MIB
     """Bytes a second of the request bodies of one client, on average. A client that has sent more waits before its next
     request."""
-    default_max_tokens: Positive = 128
-    """Tokens of an answer if the request sets no limit."""
+    default_max_tokens: Positive | None = None
+    """Tokens of an answer if the request sets no limit; as many as fit after the prompt, and at most
+    `language.max_new_tokens`, if unset."""
+    cors_origins: Names = ()
+    """Origins of web pages that may ask the router from a browser, such as `https://chat.example.com`, or `*`. None by
+    default."""
     max_body_bytes: Positive = 192 * MIB
     """Bytes of a request body."""
     max_held_bytes: Positive = 1024 * MIB

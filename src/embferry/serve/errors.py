@@ -16,6 +16,8 @@ CODES: dict[str, tuple[int, str]] = {
     "body_too_large": (413, "The body is longer than `router.max_body_bytes`."),
     "body_timeout": (408, "The body stopped arriving for longer than `router.body_timeout`, or arrived too slowly."),
     "body_damaged": (400, "The body that arrived does not match its `Content-Digest`; send it again."),
+    "unsupported_encoding": (415, "The body has another `Content-Encoding` than gzip."),
+    "invalid_encoding": (400, "The body is not gzip, as its `Content-Encoding` says."),
     "invalid_api_key": (401, "The `Authorization` header is missing or wrong."),
     "rate_limited": (
         429,
@@ -57,6 +59,7 @@ CODES: dict[str, tuple[int, str]] = {
     ),
     # The workers
     "no_worker": (503, "No worker of the needed kind is registered, or none can be reached."),
+    "worker_unfit": (503, "The encode worker encodes nothing, not even a test picture of its own."),
     "worker_failed": (502, "A worker broke off, or its answer is malformed."),
     "network_damage": (502, "What a router and a worker send each other arrived changed, also when sent again."),
     "request_timeout": (504, "The request took longer than `router.request_timeout`."),
@@ -64,7 +67,7 @@ CODES: dict[str, tuple[int, str]] = {
 }
 """Every code of this layer, its status and its meaning. The codes of workers are passed on beside these."""
 
-RETRYABLE = frozenset({"rate_limited", "no_worker", "worker_failed", "body_damaged", "network_damage"})
+RETRYABLE = frozenset({"rate_limited", "no_worker", "worker_unfit", "worker_failed", "body_damaged", "network_damage"})
 """The codes with which the same request may succeed later."""
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",

@@ -51,11 +51,12 @@ class Undivided:
             MediaError: the model does not support a picture or video.
             PromptError: no prompt can be built.
         """
-        limit = max_tokens or self.settings.router.default_max_tokens
+        limit = max_tokens or self.settings.router.default_max_tokens or self.settings.language.max_new_tokens
         items = prepare(media, self._media, self.settings.media)
         content = [*({"type": item.kind} for item in items), {"type": "text", "text": question}]
         shapes = [item.shape for item in items]
-        prompt = self._prompts.build([{"role": "user", "content": content}], shapes, max_new_tokens=limit)
+        prompt = self._prompts.build([{"role": "user", "content": content}], shapes, max_new_tokens=max_tokens or 1)
+        limit = min(limit, self._prompts.limit - prompt.length)
         tokens = self._reference.run(prompt, items, SamplingParams(max_tokens=limit)).tokens
         text = self._prompts.tokenizer.decode(tokens, skip_special_tokens=True)
         return UndividedAnswer(text, tuple(tokens), prompt.num_visual)

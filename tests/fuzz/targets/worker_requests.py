@@ -56,6 +56,6 @@ class WorkerRequests(Target):
         assert len(generate.shapes) == len(generate.items)
         assert len(generate.chat) == len(generate.messages)
         try:
-            assert generate.sampling.params
+            assert generate.sampling.params(256)
         except EngineError as error:
             raise ServeError("invalid_request", str(error)) from None

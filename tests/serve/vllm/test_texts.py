@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from embferry.serve.vllm.media_parts import media_parts
-from embferry.serve.vllm.texts import count_characters
+from embferry.serve.vllm.texts import characters_of
 from tests.serve.vllm.stubs import Network, Stub, picture, request, routed, text, video
 
 pytestmark = pytest.mark.asyncio
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio
 def characters(**fields: Any) -> int:
     """Returns how many characters these fields add to a request."""
     whole, without = request(text(), **fields), request(text())
-    return count_characters(whole, media_parts(whole)) - count_characters(without, media_parts(without))
+    return characters_of(whole, media_parts(whole)) - characters_of(without, media_parts(without))
 
 
 async def test_texts_count_wherever_they_stand() -> None:
@@ -39,13 +39,13 @@ async def test_texts_count_wherever_they_stand() -> None:
 )
 async def test_files_are_no_texts(part: dict[str, Any]) -> None:
     asked = request(part, text())
-    assert count_characters(asked, media_parts(asked)) < 500
+    assert characters_of(asked, media_parts(asked)) < 500
 
 
 async def test_malformed_messages_are_counted_too() -> None:
     for messages in ("x" * 100, ["x" * 100, None], [{"content": "x" * 100}, {"content": [5, "x"]}]):
         asked = {"messages": messages}
-        assert count_characters(asked, media_parts(asked)) >= 100
+        assert characters_of(asked, media_parts(asked)) >= 100
 
 
 class Described(Network):
@@ -76,7 +76,7 @@ async def test_a_long_text_is_refused(limits: dict[str, int], tokens: Any, most:
     stubs = Stub("enc", "encode"), Stub("lang", "language")
     async with routed(*stubs, network=Described(*stubs, tokens=tokens), language=limits) as router:
         asked = request(text(""), *content)
-        short = most - count_characters(asked, media_parts(asked))
+        short = most - characters_of(asked, media_parts(asked))
         assert (await router.ask(request(text("x" * short), *content))).status == 200
         for stub in stubs:
             stub.requests.clear()

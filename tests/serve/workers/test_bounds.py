@@ -258,3 +258,17 @@ def test_signs_of_life_come_while_the_request_arrives(
     last = json.loads(received[-1])
     assert last["room"] == 9 if role == "encode" else last["type"] == "end"
     joined.encode.abort_room(9)
+
+
+@pytest.mark.parametrize("room", ["9" * 5000, "-1", "x", "1.5", "%D9%A3"])
+def test_a_room_that_there_cannot_be_is_not_found(join: MakeJoined, room: str) -> None:
+    """Python refuses to make an integer of more than 4,300 digits."""
+    joined = join()
+
+    async def ask(app: Any, method: str, path: str) -> int:
+        async with client(app) as http:
+            return (await http.request(method, path)).status_code
+
+    for app in (joined.encode_app, joined.language_app):
+        assert run(ask(app, "DELETE", f"/rooms/{room}")) == 404
+    assert run(ask(joined.encode_app, "GET", f"/embeddings/{room}")) == 404

@@ -5,6 +5,7 @@ messages            request and response of ``POST /encode``
 preparation         media files → decoded items, cut into patches
 room                one request: the items still to encode, and the embedding so far
 service             rooms, queues and the encoder thread
+self_test           whether the worker encodes at all, by a tiny picture of its own
 embedding_resource  ``/embeddings/{room}``: an embedding as bytes, for any HTTP client
 metrics             Prometheus metrics
 """

@@ -84,6 +84,7 @@ def build(service: EncodeService) -> ASGIApp:
         hold = service.budget.hold()
         try:
             pace, scope, receive = Pace.of(service.settings.router), request.scope, request.receive
+            await service.check_fit()
             service.expect(announced_bytes(scope), caller_of(scope))
             encode_request = await read_request(messages.DECODER, scope, receive, max_bytes, hold, pace)
             if encode_request is None:

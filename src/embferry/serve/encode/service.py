@@ -35,6 +35,7 @@ from embferry.serve.encode.messages import EncodeItem, EncodeRequest
 from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.encode.preparation import DECODE_THREADS, in_turn, prepare_item
 from embferry.serve.encode.room import Room, pixel_bytes
+from embferry.serve.encode.self_test import SelfTest
 from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding.cancellation import CancelledWorkError
 from embferry.serve.shared_threads import SharedThreads
@@ -63,6 +64,7 @@ class EncodeService(Service[SendingManager, int, Room]):
         self.metrics.watch(manager, self.budget)
         self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._on_failure)
         self._decoders = SharedThreads(DECODE_THREADS, "decode")
+        self.self_test = SelfTest(encoder.media, settings.media, self._decoders, self._wake.set)
         self._to_encode: deque[MultimodalEmbeddingRequest] = deque()
         self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)
         self._thread.start()
@@ -113,6 +115,21 @@ class EncodeService(Service[SendingManager, int, Room]):
         """
         return [await self._in_turn(room, partial(self.prepare, item, room)) for item in request.items]
 
+    async def check_fit(self) -> None:
+        """Refuses a request while no encode succeeds, after one more try.
+
+        Raises:
+            ServeError: worker_unfit.
+        """
+        if self.self_test.trouble is not None and (why := await self.self_test.result()) is not None:
+            raise ServeError("worker_unfit", f"this encode worker encodes nothing: {why}; another one may")
+
+    async def unready(self) -> str | None:
+        """A busy worker is ready: its encodes will tell."""
+        if self.self_test.trouble is None and (self.load or not self.self_test.is_due):
+            return None
+        return await self.self_test.result()
+
     def prepare(self, item: EncodeItem, room: Room) -> PreparedItem:
         """Decodes an item of a request; see :func:`.preparation.prepare_item`. Blocks while it decodes.
 
@@ -121,7 +138,12 @@ class EncodeService(Service[SendingManager, int, Room]):
             CancelledWorkError: the room was aborted meanwhile.
         """
         began = time.monotonic()
-        prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding)
+        try:
+            prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding)
+        except ServeError as error:
+            if error.code == "media_decoder_failed":
+                self.self_test.begin()
+            raise
         room.hold.add(pixel_bytes(prepared) + prepared.num_tokens * self.manager.layout.token_bytes)
         self.metrics.prepare_seconds.observe(time.monotonic() - began)
         return prepared
@@ -194,6 +216,8 @@ class EncodeService(Service[SendingManager, int, Room]):
     # Called on the encoder thread
 
     def _step(self) -> bool:
+        if self.self_test.run(self.encoder.encode):
+            return True
         request = self._next()
         if request is not None:
             self._encode(request)
@@ -225,6 +249,7 @@ class EncodeService(Service[SendingManager, int, Room]):
             is_unfinished = self._encode_next(room, sender)
         except Exception as error:
             log.error("the media could not be encoded", exc_info=error, extra={"room": room.number})
+            self.self_test.begin()
             why = "the vision encoder failed on the request's media; see the encode worker's log"
             room.waiting.clear()
             is_unfinished = False
@@ -252,6 +277,7 @@ class EncodeService(Service[SendingManager, int, Room]):
     def _encode_item(self, item: PreparedItem) -> Embedding:
         began = time.monotonic()
         embedding = self.encoder.encode(item)
+        self.self_test.succeeded()
         self.metrics.encode_seconds.observe(time.monotonic() - began)
         self.metrics.items.labels(item.kind).inc()
         return embedding

@@ -12,6 +12,7 @@
 ``status``      a router's ``/health``, ``/ready``, ``/metrics``, ``/version`` and ``/v1/models``
 ``chat``        one chat request: body, client that leaves, time limit, errors, response
 ``body``        reading a request body of limited size, and its pace
+``encoding``    request bodies packed with gzip
 ``digests``     digests of the messages that a server receives and sends
 ``calls``       calls of other parts, with digests
 ``proofs``      proofs of the cluster key, at both ends

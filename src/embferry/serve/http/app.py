@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,6 +22,7 @@ from embferry.serve.http.errors import error_response, exception_handlers
 from embferry.serve.http.fleet_pages import fleet_routes
 from embferry.serve.http.proofs import Proofs
 from embferry.serve.http.status import status_routes
+from embferry.serve.openai.ignored import HEADER
 from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.requests import ROUTER
 from embferry.trust.trust import Trust
@@ -43,23 +45,21 @@ class RouterApp:
         await self._app(scope, receive, send)
 
 
-def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> RouterApp:
+def router_app(
+    backends: Backends[Any], endpoints: Mapping[str, ChatEndpoint[Any]], routes: Sequence[Route] = ()
+) -> RouterApp:
     """Returns the application. It watches the backends while its lifespan runs.
 
     Args:
-        chat: the endpoint for chat completions.
-        routes: endpoints beside that one and the status pages.
+        backends: those of the endpoints.
+        endpoints: what clients may post to, by path.
+        routes: others beside these and the status pages.
 
     Raises:
         ApiKeysError: ``router.api_keys_file`` cannot be used.
     """
-    backends: Backends[Any] = chat.fleet
-    routes = [
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        *status_routes(backends),
-        *fleet_routes(backends),
-        *routes,
-    ]
+    posts = [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
+    routes = [*posts, *status_routes(backends), *fleet_routes(backends), *routes]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -69,19 +69,40 @@ def router_app(chat: ChatEndpoint[Any], routes: Sequence[Route] = ()) -> RouterA
         finally:
             watching.cancel()
             await asyncio.wait({watching})
-            await chat.drain()
+            for endpoint in endpoints.values():
+                await endpoint.drain()
             await backends.close()
 
-    handlers = exception_handlers(error_response)
+    public = [route for route in routes if not route.path.startswith(PARTS)]
+    handlers = exception_handlers(error_response, paths=sorted(map(_described, public)))
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     router = backends.settings.router
     keys = ApiKeys(router.api_keys_file, router.api_key.get_secret_value() if router.api_key else None)
     clients = Clients(keys, router, backends.metrics)
     # The edge is outside of Starlette, so that a 500 carries the request's id too.
     paths = frozenset(route.path for route in routes)
-    edge = Edge(app, backends.metrics.requests, paths, clients)
+    edge = _for_pages(Edge(app, backends.metrics.requests, paths, clients), router.cors_origins)
     outer: ASGIApp = Digests(edge, error_response, lambda path: path.startswith(PARTS))
     if (cluster_keys := Trust.of_environment().keys) is not None:
         checker = ProofChecker(cluster_keys, ROUTER, "the router")
         outer = Proofs(outer, checker, lambda path: not path.startswith(PARTS))
     return RouterApp(outer, backends.own_addresses)
+
+
+def _for_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Returns an application that web pages of these origins may ask from a browser (CORS).
+
+    A browser asks first, without an API key, so this is in front of what checks them.
+    """
+    if not origins:
+        return app
+    methods, exposed = ("GET", "POST"), (HEADER, "X-Request-Id", "X-Should-Retry", "Retry-After")
+    return CORSMiddleware(
+        app, allow_origins=origins, allow_methods=methods, allow_headers=("*",), expose_headers=exposed
+    )
+
+
+def _described(route: Route) -> str:
+    """Returns a path with its method, as errors name it."""
+    method = "POST" if "POST" in (route.methods or ()) else "GET"
+    return f"{method} {route.path.replace('{name:path}', 'NAME')}"

@@ -62,7 +62,7 @@ class Backends(ABC, Generic[M]):
         transport: replaces the network in tests.
 
     Attributes:
-        keepalive_seconds: time until an idle connection is closed.
+        keepalive_seconds: time until an idle connection is closed, long before a server closes it.
         client: for the calls of requests. It has no read time-out: ``router.request_timeout`` ends a long answer, a
             pause between two tokens does not. A call waits while the client has all the connections that it may have.
         control: for the few calls of the router itself, which must not wait for those of requests.

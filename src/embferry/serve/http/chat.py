@@ -19,7 +19,9 @@ from embferry.serve.errors import CODES, ServeError
 from embferry.serve.http.backends import Backends
 from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.disconnect import run_until_disconnect
+from embferry.serve.http.encoding import unpacked
 from embferry.serve.http.errors import error_response
+from embferry.serve.openai.ignored import Ignored
 from embferry.serve.openai.reply import error_event
 from embferry.serve.shared_threads import acting_for
 from embferry.trust.occasions import Occasions, more
@@ -55,6 +57,7 @@ class ClientResponse:
         room: the request's room, for log lines about a failure; None if it has none.
         on_start: called when the status is about to be sent.
         facts: what the log line at the end of the request says beside status and duration.
+        headers: those that the response has beside its own.
     """
 
     def __init__(self, send: Send) -> None:
@@ -64,6 +67,13 @@ class ClientResponse:
         self.room: int | None = None
         self.on_start: Callable[[], None] = lambda: None
         self.facts: dict[str, Any] = {}
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def note_ignored(self, ignored: Ignored) -> None:
+        """Names the request's fields that have no effect in the response's head and in the log."""
+        if ignored:
+            self.headers += ignored.headers
+            self.facts["ignored"] = str(ignored)
 
     @property
     def seconds(self) -> float:
@@ -74,7 +84,7 @@ class ClientResponse:
         """Sends status and headers; :meth:`write` follows."""
         self.started = True
         self.on_start()
-        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
         """Sends a part of the body, the last one if ``more`` is false."""
@@ -130,6 +140,8 @@ class ChatEndpoint(ABC, Generic[B]):
                 nonlocal incoming
                 router = self._settings.router
                 body = await read_body(scope, receive, router.max_body_bytes, hold, pace=Pace.of(router))
+                if body is not None:
+                    body = await unpacked(scope, receive, body, router.max_body_bytes, hold)
                 incoming = None if body is None else Incoming(body, hold)
 
             await self.respond(read(), response)

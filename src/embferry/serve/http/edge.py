@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 CLIENT_LEFT_STATUS = 499
 """Logged when the client leaves before the response begins."""
-LIMITED = ("/v1/", "/workers", "/sd", "/debug/")
+LIMITED = ("/v1/", "/tokenize", "/detokenize", "/workers", "/sd", "/debug/")
 """The beginnings of paths whose clients are limited, and need an API key where there are some."""
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _POLLED = frozenset({"/health", "/ready", "/metrics", "/sd"})

@@ -11,6 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from embferry.serve.errors import ServeError
 
+MAX_PATH = 300
+"""Characters of a path in an error."""
 RETRIED_BY_CLIENTS = (408, 409, 429)
 """The statuses below 500 with which OpenAI's clients repeat a request, unless ``x-should-retry`` says otherwise."""
 
@@ -41,6 +43,7 @@ def exception_handlers(
     respond: Callable[[ServeError], Response],
     convert: Callable[[Exception], ServeError] | None = None,
     kinds: Sequence[type[Exception]] = (),
+    paths: Sequence[str] = (),
 ) -> dict[Any, Any]:
     """Returns Starlette's ``exception_handlers``, so that every exception becomes an error response.
 
@@ -49,6 +52,7 @@ def exception_handlers(
         convert: turns any other exception into a ServeError; ``internal_error`` if None.
         kinds: exceptions that are expected, beside ServeError. Starlette raises others again after the response, so
             that uvicorn logs them.
+        paths: what is served, for requests to other paths.
     """
     convert = convert or _as_internal_error
 
@@ -57,7 +61,10 @@ def exception_handlers(
 
     async def http_error(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        path = request.url.path if len(request.url.path) <= MAX_PATH else request.url.path[:MAX_PATH] + "…"
+        message = f"{request.method} {path}: {error.detail}"
+        if code == "not_found" and paths:
+            message += f"; there are {', '.join(paths)}"
         response = respond(ServeError(code, message, status=error.status_code))
         response.headers.update(error.headers or {})
         return response

@@ -33,6 +33,9 @@ CLOSE_SECONDS = 1
 """Seconds that open connections get to receive the rest of their responses."""
 SPARE_SECONDS = 3
 """Seconds after that in which requests that were cut off end by themselves. What has not ended then is a bug."""
+KEEP_ALIVE_SECONDS = 75
+"""Seconds for which a connection may be idle after a response. The clients that there are (routers here, OpenAI's
+library, proxies) close theirs sooner, so that none sends a request on a connection that is being closed."""
 DEFAULT_LIMITS = ConnectionLimits()
 
 Report = Callable[[str], None]
@@ -100,6 +103,7 @@ async def serve_app(
         log_config=None,
         access_log=False,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=close_seconds + SPARE_SECONDS,
     )
     config.load()

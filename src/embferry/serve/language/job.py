@@ -14,6 +14,7 @@ from embferry.engine.scheduler import Output
 from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
 from embferry.serve.language.messages import GenerateRequest
+from embferry.serve.language.prompting import Built
 
 Event = ServeError | dict[str, Any]
 ACCEPTED: Event = {"type": "accepted"}
@@ -28,7 +29,10 @@ class Job:
         id: unique within the worker; the router's request ids may repeat.
         deliver: called on the engine thread with ``ACCEPTED``, then the token events, then one end event. An error
             may come at any point and is the last event. It must not block.
-        building: the prompt, which is built on a thread of its own.
+        building: prompt, parameters and grammar, which are built on a thread of their own.
+        built: the same, from then on.
+        prompt: the prompt of these.
+        finish_reasons: why each choice has ended, by its number.
         hold: the bytes that the job holds, counted against ``language.max_held_bytes``.
         marks: the time at which the job reached each stage, in monotonic seconds.
     """
@@ -37,8 +41,10 @@ class Job:
     request: GenerateRequest
     deliver: Callable[[Event], None]
     hold: Hold
-    building: Future[Prompt] | None = None
+    building: Future[Built] | None = None
+    built: Built | None = None
     prompt: Prompt | None = None
+    finish_reasons: dict[int, str] = field(default_factory=dict)
     receiver: ReceivingEnd | None = None
     marks: dict[str, float] = field(default_factory=lambda: {"submitted": time.monotonic()})
 
@@ -73,7 +79,9 @@ class Job:
     def end_event(self, output: Output) -> dict[str, Any]:
         """Returns the last event of a finished answer."""
         prompt, completion = output.usage.prompt_tokens, output.usage.completion_tokens
-        return {
+        reasons = [reason for _, reason in sorted(self.finish_reasons.items())]
+        several = {"finish_reasons": reasons} if len(reasons) > 1 else {}
+        return several | {
             "type": "end",
             "finish_reason": output.finish_reason,
             "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},

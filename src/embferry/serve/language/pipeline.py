@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from embferry.disaggregation.multimodal_language import (
     MultimodalLanguagePreallocQueue,
@@ -52,7 +52,7 @@ class JobPipeline:
         self.limits = limits = settings.language
         max_jobs = limits.max_concurrent + limits.max_queued
         self.scheduler = Scheduler(model, max_running=limits.max_concurrent, max_queued=max_jobs)
-        self.prompts = PromptThreads(model.prompts, limits, settings.threads)
+        self.prompts = PromptThreads(model.prompts, model.grammars, limits, settings.threads)
         self.prealloc_queue = MultimodalLanguagePreallocQueue(self._on_failure)
         self.transfer_queue = MultimodalLanguageTransferQueue(self._on_failure)
         self.jobs: dict[str, Job] = {}
@@ -85,7 +85,8 @@ class JobPipeline:
         """
         if job.id not in self.jobs or job.building is None:
             return
-        job.prompt = job.building.result()
+        job.built = job.building.result()
+        job.prompt = job.built.prompt
         if self._receives(job.prompt):
             job.receiver = self._open(job, job.prompt)
             job.receiver.wake_on_change(wake)
@@ -149,7 +150,8 @@ class JobPipeline:
         return True
 
     def _schedule(self, job: Job, prompt: Prompt, source: EmbeddingSource | None = None) -> None:
-        self.scheduler.add(Request(job.id, prompt, job.request.sampling.params, source))
+        assert job.built is not None
+        self.scheduler.add(Request(job.id, prompt, job.built.params, source, job.built.matcher))
 
     def _deliver(self, job: Job, output: Output) -> None:
         if output.error is not None:
@@ -159,8 +161,10 @@ class JobPipeline:
             if "first_token" not in job.marks:
                 job.mark("first_token")
                 self.metrics.ttft.observe(job.seconds_to("first_token") or 0.0)
-            job.deliver({"type": "token", "text": output.text, "token_id": output.token})
+            job.deliver(self._token_event(output))
         if output.finish_reason is not None:
+            job.finish_reasons[output.choice] = output.finish_reason
+        if output.is_last:
             job.mark("ended")
             self.advance_transfers()  # counts a transfer that has just ended, before the job is gone
             if job.id in self.jobs:
@@ -168,6 +172,16 @@ class JobPipeline:
                 self._remove(job)
                 self.metrics.finished(output)
                 job.deliver(end)
+
+    def _token_event(self, output: Output) -> dict[str, Any]:
+        """Returns the event of a token: with its choice if that is not the first, and with its log probability."""
+        event: dict[str, Any] = {"type": "token", "text": output.text, "token_id": output.token}
+        event |= {"choice": output.choice} if output.choice else {}
+        if output.logprobs is not None and output.token is not None:
+            text_of = self.model.prompts.text_of
+            event["piece"], event["logprob"] = text_of([output.token]), output.logprobs.chosen
+            event["top"] = [[text_of([token]), value] for token, value in output.logprobs.top]
+        return event
 
     def _on_failure(self, request: MultimodalLanguageRequest, error: EmbeddingTransferError) -> None:
         self._fail(request.req, error)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -25,9 +28,11 @@ from embferry.serve.http.proofs import line_writer
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language import messages
 from embferry.serve.language.job import ACCEPTED, Event
+from embferry.serve.language.prompting import LONG_CHARACTERS
 from embferry.serve.language.service import LanguageService
+from embferry.serve.off_loop import off_loop
 from embferry.serve.worker.errors import as_serve_error
-from embferry.serve.worker.http import PING_SECONDS, read_request, worker_app
+from embferry.serve.worker.http import PING_SECONDS, read_request, response_with_signs_of_life, worker_app
 from embferry.serve.worker.metrics import count_connections
 from embferry.serve.worker.process import open_port, serve_worker
 from embferry.serve.worker.transfer_settings import DTYPES, control_limits, language_timeouts
@@ -38,6 +43,7 @@ from embferry.transfer.runtime import ThreadRuntime
 from embferry.transports.contract import Transport
 from embferry.trust.digests import LINES, LineWriter
 
+R = TypeVar("R", messages.TokenizeRequest, messages.DetokenizeRequest)
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 << 20
@@ -82,7 +88,33 @@ def build(service: LanguageService) -> ASGIApp:
     async def pool(request: Request) -> Response:
         return JSONResponse(service.pool())
 
-    routes = [Route("/generate", Generate(service), methods=["POST"]), Route("/debug/pool", pool)]
+    async def answered(request: Request, decoder: msgspec.json.Decoder[R], call: Callable[[R], object]) -> Response:
+        hold, pace = service.budget.hold(), Pace.of(service.settings.router)
+        try:
+            asked = await read_request(decoder, request.scope, request.receive, MAX_BODY_BYTES, hold, pace)
+            if asked is None:
+                return Response(status_code=499)
+            is_long = hold.nbytes > LONG_CHARACTERS
+            work = service.prompts.run(asked.client, is_long, partial(call, asked))
+            answer = await run_until_disconnect(work, request.receive)
+            return await off_loop(hold.nbytes, JSONResponse, answer)
+        finally:
+            hold.release()
+
+    async def tokenize(request: Request) -> Response:
+        work = answered(request, messages.TOKENIZE_DECODER, service.prompts.tokens)
+        return await response_with_signs_of_life(request, work)
+
+    async def detokenize(request: Request) -> Response:
+        work = answered(request, messages.DETOKENIZE_DECODER, service.prompts.text)
+        return await response_with_signs_of_life(request, work)
+
+    routes = [
+        Route("/generate", Generate(service), methods=["POST"]),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/debug/pool", pool),
+    ]
     return worker_app(service, routes)
 
 

@@ -19,6 +19,7 @@ from embferry.serve.language.job import Event, Job
 from embferry.serve.language.messages import GenerateRequest
 from embferry.serve.language.metrics import LanguageMetrics
 from embferry.serve.language.pipeline import JobPipeline
+from embferry.serve.language.prompting import PromptThreads
 from embferry.serve.worker.errors import as_serve_error
 from embferry.serve.worker.service import Service
 
@@ -76,6 +77,11 @@ class LanguageService(Service[ReceivingManager, str, Job]):
             self._commands.append((self._begin, job))
         self._wake.set()
         return job
+
+    @property
+    def prompts(self) -> PromptThreads:
+        """The threads that tokenize."""
+        return self._pipeline.prompts
 
     def abort(self, job: Job) -> None:
         """Ends a job; its blocks go back to the pool. Does nothing if it has ended."""

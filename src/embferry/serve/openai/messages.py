@@ -1,4 +1,8 @@
-"""Parses the messages of a request into those for the language worker, and the pictures and videos in them."""
+"""Parses the messages of a request into those for the language worker, and the pictures and videos in them.
+
+They are read as OpenAI's API and vLLM read them. What the model's chat template makes of a role, of tool calls and of
+names is up to the template.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,44 @@ from typing import Any, Literal
 
 from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
+from embferry.serve.openai.ignored import Ignored
+from embferry.serve.openai.tool_calls import ToolCalls
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_TYPES = ("text", "image_url", "image", "video_url", "video")
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+"""Role in a request → role for the chat template."""
+_WITH_MEDIA = ("user", "tool")
+_MAY_BE_EMPTY = ("assistant", "tool")
+TEXT_TYPES = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+"""Type of a part that is text → its field with the text."""
+_MEDIA_TYPES = {
+    "image_url": "image_url",
+    "image": "image",
+    "input_image": "image_url",
+    "video_url": "video_url",
+    "video": "video",
+}
+"""Type of a picture or video → its field with the URL."""
+_TYPES = (*TEXT_TYPES, *_MEDIA_TYPES)
+_UNTYPED = ("text", "image_url", "image", "video_url", "video")
+"""The fields by which the type of a part without one is known."""
+_PART_FIELDS = frozenset({"type", *TEXT_TYPES.values(), *_MEDIA_TYPES.values(), "fps", "file_id"})
+_MESSAGE_FIELDS = frozenset({
+    "role", "content", "name", "tool_calls", "tool_call_id", "function_call", "audio", "tools", "reasoning",
+    "reasoning_content",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,51 +71,118 @@ class Media:
     fps: float | None = None
 
 
-def parse_messages(messages: list[Any]) -> tuple[list[dict[str, Any]], list[Media]]:
+def parse_messages(messages: list[Any], ignored: Ignored | None = None) -> tuple[list[dict[str, Any]], list[Media]]:
     """Parses the messages.
 
+    Args:
+        messages: those of the request.
+        ignored: gets the fields that have no effect.
+
     Returns:
-        The messages for the language worker, ``{"role", "parts"}``, and the media, which the parts name by index.
+        The messages for the language worker, ``{"role", "parts"}`` and some with ``tool_calls``, ``tool_call_id``,
+        ``name`` or ``reasoning``; and the media, which the parts name by index.
 
     Raises:
         ServeError: invalid_request or unsupported_value, with a ``param`` such as ``messages[2].content[0]``.
     """
-    media: list[Media] = []
-    return [_message(message, f"messages[{number}]", media) for number, message in enumerate(messages)], media
+    reader = _Reader(Ignored() if ignored is None else ignored)
+    return [reader.message(message, f"messages[{number}]") for number, message in enumerate(messages)], reader.media
 
 
-def _message(message: Any, at: str, media: list[Media]) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise _wrong(at, "must be an object with role and content")
-    role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise _unsupported(f"{at}.role", f"is {shown(role, 80)}; it must be one of {', '.join(_ROLES)}")
-    if message.get("tool_calls") or message.get("function_call"):
-        raise ServeError("unsupported_value", f"{at} calls a tool; tools are not supported", param=f"{at}.tool_calls")
-    content = message.get("content")
-    if isinstance(content, str):
-        return {"role": _ROLES[role], "parts": [{"type": "text", "text": content}]}
-    if not isinstance(content, list) or not content:
-        raise _wrong(f"{at}.content", "must be a string or a list of parts")
-    parts = [_part(part, f"{at}.content[{number}]", media) for number, part in enumerate(content)]
-    if role != "user" and any(part["type"] != "text" for part in parts):
-        why = f"{at}: only user messages may have pictures or videos"
-        raise ServeError("unsupported_value", why, param=f"{at}.content")
-    return {"role": _ROLES[role], "parts": parts}
+class _Reader:
+    """Reads the messages of one request."""
+
+    def __init__(self, ignored: Ignored) -> None:
+        self.media: list[Media] = []
+        self._ignored = ignored
+        self._calls = ToolCalls(ignored)
+
+    def message(self, message: Any, at: str) -> dict[str, Any]:
+        if not isinstance(message, dict):
+            raise _wrong(at, "must be an object with role and content")
+        given = message.get("role")
+        if not isinstance(given, str) or given not in ROLES:
+            raise _unsupported(f"{at}.role", f"is {shown(given, 80)}; it must be one of {', '.join(ROLES)}")
+        role = ROLES[given]
+        for name, what in (("audio", "sound"), ("tools", "tools of a message")):
+            if message.get(name):
+                raise ServeError("unsupported_value", f"{at}.{name}: {what} cannot be read", param=f"{at}.{name}")
+        self._note_ignored(message, _MESSAGE_FIELDS, at)
+        parts = self._parts(message.get("content"), role, f"{at}.content")
+        if role not in _WITH_MEDIA and any(part["type"] != "text" for part in parts):
+            why = f"{at}: only messages of user and tool may have pictures or videos"
+            raise ServeError("unsupported_value", why, param=f"{at}.content")
+        return {"role": role, "parts": parts} | self._around(message, role, at)
+
+    def _around(self, message: dict[str, Any], role: str, at: str) -> dict[str, Any]:
+        """Returns what a message has beside its content."""
+        texts = {"name": _text(message.get("name"), f"{at}.name")}
+        if role == "tool":
+            texts["tool_call_id"] = _text(message.get("tool_call_id"), f"{at}.tool_call_id")
+        around: dict[str, Any] = {name: text for name, text in texts.items() if text is not None}
+        if role == "assistant":
+            name = "reasoning" if message.get("reasoning") is not None else "reasoning_content"
+            reasoning = _text(message.get(name), f"{at}.{name}")
+            around |= {"reasoning": reasoning} if reasoning is not None else {}
+            around |= self._calls.of(message, at)
+        else:
+            for name in ("tool_calls", "function_call"):
+                if message.get(name):
+                    raise _wrong(f"{at}.{name}", "belongs to messages of the assistant")
+        return around
+
+    def _parts(self, content: Any, role: str, at: str) -> list[dict[str, Any]]:
+        if isinstance(content, str):
+            return [{"type": "text", "text": content}]
+        if content is None and role in _MAY_BE_EMPTY:
+            return []
+        if not isinstance(content, list) or not (content or role in _MAY_BE_EMPTY):
+            raise _wrong(at, "must be a string or a list of parts")
+        return [self._part(part, f"{at}[{number}]") for number, part in enumerate(content)]
+
+    def _part(self, part: Any, at: str) -> dict[str, Any]:
+        """Parses text, OpenAI's ``{"type": "image_url", "image_url": {"url": …}}``, Qwen's ``{"type": "image", …}``."""
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, dict) and kind is None:
+            kind = _type_of(part, at)
+        if not isinstance(part, dict) or not isinstance(kind, str) or kind not in _TYPES:
+            raise _unsupported(f"{at}.type", f"is {shown(kind, 80)}; it must be one of {', '.join(_TYPES)}")
+        self._note_ignored(part, _PART_FIELDS, at)
+        if kind in TEXT_TYPES:
+            name = TEXT_TYPES[kind]
+            if not isinstance(text := part.get(name), str):
+                raise _wrong(f"{at}.{name}", "must be a string")
+            return {"type": "text", "text": text}
+        if part.get("file_id") is not None:
+            raise _unsupported(f"{at}.file_id", "names a stored file; send the picture itself, as a URL")
+        self.media.append(self._medium(part, kind, _MEDIA_TYPES[kind], at))
+        return {"type": self.media[-1].kind, "item": len(self.media) - 1}
+
+    def _medium(self, part: dict[str, Any], kind: str, name: str, at: str) -> Media:
+        source = part.get(name)
+        if isinstance(source, dict):
+            self._note_ignored(source, frozenset({"url", "fps"}), f"{at}.{name}")
+        if kind.endswith(("image", "image_url")):
+            if part.get("fps") is not None:
+                self._ignored.add(f"{at}.fps")
+            return Media("image", (_url(source, f"{at}.{name}"),), at)
+        return _video(part, name, at)
+
+    def _note_ignored(self, fields: dict[str, Any], known: frozenset[str], at: str) -> None:
+        """Notes the fields that nothing reads. Empty values change nothing; of ``detail``, neither does "auto"."""
+        for name, value in fields.items():
+            if name not in known and value not in (None, [], {}) and (name, value) != ("detail", "auto"):
+                self._ignored.add(f"{at}.{name}")
 
 
-def _part(part: Any, at: str, media: list[Media]) -> dict[str, Any]:
-    """Parses text, OpenAI's ``{"type": "image_url", "image_url": {"url": …}}``, or Qwen's ``{"type": "image", …}``."""
-    name = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(name, str) or name not in _TYPES:
-        raise _unsupported(f"{at}.type", f"is {shown(name, 80)}; it must be one of {', '.join(_TYPES)}")
-    if name == "text":
-        if not isinstance(text := part.get("text"), str):
-            raise _wrong(f"{at}.text", "must be a string")
-        return {"type": "text", "text": text}
-    is_image = name.startswith("image")
-    media.append(Media("image", (_url(part.get(name), f"{at}.{name}"),), at) if is_image else _video(part, name, at))
-    return {"type": media[-1].kind, "item": len(media) - 1}
+def _type_of(part: dict[str, Any], at: str) -> str:
+    """Returns the type of a part that names none, by its one field with content."""
+    found = [name for name in _UNTYPED if part.get(name) is not None]
+    if len(found) != 1:
+        raise _unsupported(f"{at}.type", f"is missing; it must be one of {', '.join(_TYPES)}")
+    return found[0]
 
 
 def _video(part: dict[str, Any], name: str, at: str) -> Media:
@@ -85,12 +191,20 @@ def _video(part: dict[str, Any], name: str, at: str) -> Media:
     if isinstance(source, dict):
         fps = source.get("fps", fps)
         source = source.get("url")
-    if fps is not None and not (isinstance(fps, int | float) and math.isfinite(fps) and 0 < fps <= 240):
-        raise _wrong(f"{at}.fps", "must be a number of frames per second, above 0 and at most 240")
+    if fps is not None:
+        fps = _frame_rate(fps, f"{at}.fps")
     if isinstance(source, list):
         frames = tuple(_url(frame, f"{where}[{number}]") for number, frame in enumerate(source))
         return Media("video", frames, at, True, fps)
     return Media("video", (_url(source, where),), at, False, fps)
+
+
+def _frame_rate(fps: Any, at: str) -> float:
+    """Returns a frame rate as a float. An integer may have hundreds of digits, which no float has."""
+    is_number = isinstance(fps, int | float) and not isinstance(fps, bool)
+    if not (is_number and 0 < fps <= 240 and math.isfinite(fps)):
+        raise _wrong(at, "must be a number of frames per second, above 0 and at most 240")
+    return float(fps)
 
 
 def _url(value: Any, at: str) -> str:
@@ -98,6 +212,12 @@ def _url(value: Any, at: str) -> str:
         value = value.get("url")
     if not isinstance(value, str) or not value:
         raise _wrong(at, "must hold a URL")
+    return value
+
+
+def _text(value: Any, at: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise _wrong(at, "must be a string")
     return value
 
 

@@ -29,7 +29,7 @@ from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.off_loop import off_loop
-from embferry.serve.openai.reply import Reply
+from embferry.serve.openai.reply import Choice, Reply
 from embferry.serve.origin.encode_service import OriginEncodeService, PromptRoom
 from embferry.serve.origin.managers import encode_manager
 from embferry.serve.origin.process import listen, serve
@@ -97,8 +97,9 @@ class EncodeChat:
             async def work() -> None:
                 tokens = await self._encode(asked, hold, caller)
                 usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
-                reply = Reply(self._settings.public_model_name)
-                await JSONResponse(reply.completion("", "length", usage, {"room": asked.room}))(scope, receive, send)
+                reply, nothing = Reply(self._settings.public_model_name), [Choice(finish_reason="length")]
+                extension = {"room": str(asked.room)}
+                await JSONResponse(reply.completion(nothing, usage, extension))(scope, receive, send)
 
             with about(request_id=asked.rid, room=asked.room):
                 await run_until_disconnect(work(), receive, lambda: log.info("the caller left"))

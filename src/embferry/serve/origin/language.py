@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -24,10 +24,10 @@ from embferry.serve.http.descriptors import raise_open_file_limit
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language.job import Event
-from embferry.serve.language.messages import GenerateRequest, Message, Part, Sampling
+from embferry.serve.language.messages import GenerateRequest, Message, Sampling
 from embferry.serve.language.process import MAX_BODY_BYTES
 from embferry.serve.off_loop import off_loop
-from embferry.serve.openai.reply import DONE, Reply, error_event, event
+from embferry.serve.openai.reply import DONE, Answer, ChatForm, error_event, event
 from embferry.serve.origin.language_service import OriginLanguageService
 from embferry.serve.origin.managers import language_manager
 from embferry.serve.origin.process import listen, serve
@@ -125,8 +125,8 @@ class LanguageChat:
         return asked
 
     async def _answer(self, asked: OriginRequest, events: asyncio.Queue[Event], response: ClientResponse) -> None:
-        request, reply = asked.request, Reply(asked.request.model)
-        text: list[str] = []
+        request, answer = asked.request, Answer()
+        form = ChatForm(self._settings.public_model_name, request.n or 1, request.includes_usage)
         while True:
             told = await events.get()
             if isinstance(told, ServeError):
@@ -134,31 +134,39 @@ class LanguageChat:
             if told["type"] == "end":
                 break
             if told["type"] == "token":
-                text.append(told["text"])
+                answer.add(told)
                 if request.stream:
-                    await _begin(response, reply)
-                    if told["text"]:
-                        await response.write(event(reply.delta(told["text"])))
-        extension = {"room": asked.room, "transfer": told["transfer"], "timing": told["timing"]}
+                    await _begin(response, form)
+                    for one in form.token(told):
+                        await response.write(event(one))
+        answer.finish(told)
+        extension = {"room": str(asked.room), "transfer": told["transfer"], "timing": told["timing"]}
         if not request.stream:
-            whole = reply.completion("".join(text), told["finish_reason"], told["usage"], extension)
-            await response.send_whole(JSONResponse(whole))
+            await response.send_whole(JSONResponse(form.whole(answer, extension)))
             return
-        await _begin(response, reply)
-        await response.write(event(reply.closing(told["finish_reason"], extension)))
-        if request.stream_options is not None and request.stream_options.include_usage:
-            await response.write(event(reply.usage(told["usage"])))
+        await _begin(response, form)
+        for one in form.closing(answer, extension):
+            await response.write(event(one))
         await response.write(DONE, more=False)
 
 
-async def _begin(response: ClientResponse, reply: Reply) -> None:
-    """Sends the head and the first event of a stream, unless they have been sent."""
+async def _begin(response: ClientResponse, form: ChatForm) -> None:
+    """Sends the head and the first events of a stream, unless they have been sent."""
     if not response.started:
         await response.start(200, _STREAM_HEADERS)
-        await response.write(event(reply.opening()))
+        for one in form.opening():
+            await response.write(event(one))
 
 
 def _generate_request(asked: OriginRequest, settings: Settings) -> GenerateRequest:
-    messages = [Message(m["role"], [Part("text", part["text"]) for part in m["parts"]]) for m in asked.messages]
-    sampling: dict[str, Any] = asked.request.sampling(settings.router.default_max_tokens)
-    return GenerateRequest(asked.rid, messages, asked.room, asked.bootstrap_addr, sampling=Sampling(**sampling))
+    messages = msgspec.convert(asked.messages, list[Message])
+    sampling = asked.request.sampling(settings.router.default_max_tokens, asked.constraint)
+    return GenerateRequest(
+        asked.rid,
+        messages,
+        room=asked.room,
+        endpoint=asked.bootstrap_addr,
+        sampling=msgspec.convert(sampling, Sampling),
+        opens=asked.request.template.get("opens", True),
+        continues=asked.request.template.get("continues", False),
+    )

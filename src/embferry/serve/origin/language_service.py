@@ -82,7 +82,8 @@ class OriginPipeline(JobPipeline):
         if length < texts.length:
             why = f"the embedding has {length} tokens, fewer than the {texts.length} of the prompt's texts"
             raise EmbeddingMismatch(f"{why}; are both sides asked the same, with the same chat template (room {room})?")
-        most = min(self.model.prompts.limit - job.request.sampling.max_tokens, self.limits.max_prompt_tokens)
+        answer = job.request.sampling.max_tokens or 1
+        most = min(self.model.prompts.limit - answer, self.limits.max_prompt_tokens)
         if length > most:
             raise PromptTooLong(f"the prompt has {length} tokens with its media; at most {most} fit with the answer")
         self._schedule(job, prompt_of_rows(rows.tensors, delta, is_text=length == texts.length), rows)

@@ -11,9 +11,11 @@ from embferry.protocol.text import shown
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
-from embferry.serve.openai.messages import Media, parse_messages
+from embferry.serve.openai.constraints import constraint_of
+from embferry.serve.openai.ignored import Ignored
+from embferry.serve.openai.messages import TEXT_TYPES, Media, parse_messages
 from embferry.serve.openai.request import ChatRequest, parse
-from embferry.serve.text_limit import check_characters
+from embferry.serve.text_limit import check_characters, count_characters
 
 MAX_RID = 512
 _HOST = re.compile(r"[0-9A-Za-z._-]{1,255}|\[[0-9A-Fa-f:.%]{2,64}\]")
@@ -30,6 +32,7 @@ class OriginRequest:
         room: The ``bootstrap_room``.
         bootstrap_addr: ``host:port`` of the encode side's bootstrap server; empty if only the room is given.
         rid: The load balancer's name of the request, for its abort.
+        constraint: What the answer must match.
     """
 
     request: ChatRequest
@@ -38,11 +41,12 @@ class OriginRequest:
     room: int
     bootstrap_addr: str
     rid: str
+    constraint: dict[str, Any] | None = None
 
     @property
     def chat(self) -> list[dict[str, Any]]:
         """The messages as the engine's prompt builder takes them."""
-        return [{"role": m["role"], "content": m["parts"]} for m in self.messages]
+        return [{"content": m["parts"], **{k: v for k, v in m.items() if k != "parts"}} for m in self.messages]
 
 
 def parse_origin(body: bytes, settings: Settings, *, texts_only: bool) -> OriginRequest:
@@ -57,17 +61,20 @@ def parse_origin(body: bytes, settings: Settings, *, texts_only: bool) -> Origin
         ServeError: The request is wrong; ``param`` names the field.
     """
     fields = parse_object(body)
-    request = parse({"model": settings.public_model_name, **fields})
+    if not fields.get("stream"):
+        fields.pop("stream_options", None)  # the load balancer leaves it in the encode side's copy
+    request = parse(fields)
     room = _integer(fields, "bootstrap_room", MAX_ROOM)
     if room is None:
         why = "bootstrap_room is missing; a worker with --wire origin takes the requests of SGLang's load balancer"
         raise ServeError("invalid_request", why, param="bootstrap_room")
     messages, media = parse_messages(_texts(request.messages) if texts_only else request.messages)
-    check_characters(sum(len(p.get("text", "")) for m in messages for p in m["parts"]), settings.language)
+    check_characters(count_characters(messages), settings.language)
     address = _address(fields, settings)
     rid = fields.get("rid")
     rid = rid[:MAX_RID] if isinstance(rid, str) else str(room)
-    return OriginRequest(request.model_copy(update={"messages": []}), messages, media, room, address, rid)
+    constraint = constraint_of(fields, Ignored())
+    return OriginRequest(request.model_copy(update={"messages": []}), messages, media, room, address, rid, constraint)
 
 
 def _address(fields: dict[str, Any], settings: Settings) -> str:
@@ -93,7 +100,10 @@ def _texts(messages: list[Any]) -> list[Any]:
     kept = []
     for message in messages:
         if isinstance(message, dict) and isinstance(message.get("content"), list):
-            parts = [part for part in message["content"] if not isinstance(part, dict) or part.get("type") == "text"]
-            message = {**message, "content": parts or ""}
+            message = {**message, "content": [part for part in message["content"] if _may_be_text(part)] or ""}
         kept.append(message)
     return kept
+
+
+def _may_be_text(part: Any) -> bool:
+    return not isinstance(part, dict) or part.get("type") in TEXT_TYPES or "text" in part

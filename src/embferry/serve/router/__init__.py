@@ -4,7 +4,9 @@ In the order of a request:
 
 ``process``      the process of either router
 ``app``          the application
+``asked``        a request of any path, in the form in which workers get it
 ``chat``         one request from start to end
+``tokens``       ``/tokenize`` and ``/detokenize``
 ``attempts``     whether a failed attempt is followed by another one, and where
 ``media``        its pictures and videos
 ``fleet``        the workers that there are

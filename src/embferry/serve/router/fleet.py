@@ -40,9 +40,9 @@ _DECODER = msgspec.json.Decoder(WorkerList)
 class Fleet(Backends[RouterMetrics]):
     """The workers with a live lease, by the last list of the bootstrap server. Leases expire there, not here."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._trust = Trust.of_environment()
-        super().__init__(settings, RouterMetrics())
+        super().__init__(settings, RouterMetrics(), transport)
         name = settings.public_model_name
         self._models = {name: model_object(name, int(time.time()))}
         self._bootstrap = settings.bootstrap_url.rstrip("/")

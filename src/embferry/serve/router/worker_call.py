@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 ABORT_TIMEOUT = 2.0
 """Seconds that a worker may take to accept an abort. What it still holds after that is freed by its own time-outs."""
+MAX_CHOICES = 128
+"""Choices of a request."""
 PIECE_BYTES = 64 << 10
 """Bytes of a body that a worker must take within ``router.stall_timeout``: a slow link is not a stalled worker."""
 _NOT_REACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -105,15 +107,20 @@ class WorkerCall:
             raise ServeError("worker_failed", "the encode worker's answer is malformed") from error
 
     async def events(
-        self, messages: list[dict[str, Any]], nbytes: int, sampling: dict[str, Any]
+        self, prompt: dict[str, Any], nbytes: int, sampling: dict[str, Any]
     ) -> AsyncGenerator[dict[str, Any]]:
         """Yields the language worker's events: ``token`` for each token, then one ``end``.
+
+        Args:
+            prompt: its fields, as ``messages``.
+            nbytes: bytes of its texts, about.
+            sampling: how the answer is generated.
 
         Raises:
             WorkerLostError: a worker has failed, so that this attempt cannot succeed.
             ServeError: no_worker; any error of the worker.
         """
-        request = {"room": self.room, "request_id": self._request_id, "messages": messages, "sampling": sampling}
+        request = {"room": self.room, "request_id": self._request_id, **prompt, "sampling": sampling}
         request["client"] = current_client()
         body = await off_loop(nbytes, msgspec.json.encode, request | self._encoded)
         worker, response = await self._first("language", "/generate", body, "application/json", self._begun)
@@ -140,6 +147,26 @@ class WorkerCall:
         self._fleet.suspect(worker)
         why = "the language worker broke off before the end of the answer"
         raise WorkerLostError(worker, ServeError("worker_failed", why))
+
+    async def ask_language(self, path: str, request: dict[str, Any], nbytes: int) -> Any:
+        """Returns the answer of a language worker that comes at once, as a JSON value.
+
+        Args:
+            path: the worker's.
+            request: its other fields.
+            nbytes: of the request, about.
+
+        Raises:
+            WorkerLostError: a message was damaged.
+            ServeError: no_worker; any error of the worker.
+        """
+        request = {**request, "request_id": self._request_id, "client": current_client()}
+        body = await off_loop(nbytes, msgspec.json.encode, request)
+        _, content = await self._first("language", path, body, "application/json", self._whole)
+        try:
+            return read_json(content)
+        except ValueError as error:
+            raise ServeError("worker_failed", "the language worker's answer is malformed") from error
 
     async def _first(
         self,
@@ -191,6 +218,8 @@ class WorkerCall:
                     raise self._damaged(role, worker, refusal.detail) from refusal
                 if refusal.http_status != 503:
                     raise
+                if refusal.code == "worker_unfit":
+                    self._fleet.suspect(worker)
                 full = refusal
         raise full or ServeError("no_worker", f"no {role} worker can be reached: {'; '.join(failed)}")
 
@@ -321,16 +350,33 @@ def _unless_error(status: int, content: bytes) -> bytes:
     return content
 
 
+def _is_token(event: dict[str, Any]) -> bool:
+    choice, text = event.get("choice", 0), event["text"]
+    is_named = isinstance(choice, int) and 0 <= choice < MAX_CHOICES
+    has_logprob = "logprob" in event
+    is_right = not has_logprob or (
+        isinstance(event["logprob"], float | int)
+        and isinstance(event["piece"], str)
+        and all(isinstance(piece, str) and isinstance(value, float | int) for piece, value in event["top"])
+    )
+    return isinstance(text, str) and isinstance(event["token_id"], int) and is_named and is_right
+
+
+def _is_end(event: dict[str, Any]) -> bool:
+    reasons = event.get("finish_reasons") or [event["finish_reason"]]
+    return all(isinstance(reason, str) for reason in reasons) and isinstance(event["usage"], dict)
+
+
+_VALID = {"token": _is_token, "end": _is_end}
+"""Event → a test for its fields."""
+
+
 def _event(line: bytes) -> dict[str, Any]:
     try:
         event = read_json(line)
         if event["type"] not in ("token", "end", "error", "ping"):
             raise ValueError
-        if event["type"] == "token" and not (isinstance(event["text"], str) and isinstance(event["token_id"], int)):
-            raise ValueError
-        if event["type"] == "end" and not (
-            isinstance(event["finish_reason"], str) and isinstance(event["usage"], dict)
-        ):
+        if event["type"] in _VALID and not _VALID[event["type"]](event):
             raise ValueError
     except (ValueError, KeyError, TypeError) as error:
         raise ServeError("worker_failed", f"the language worker sent a malformed event: {line[:200]!r}") from error

@@ -3,7 +3,10 @@
 In the order of a request:
 
 ``app``             the application
-``chat``            one request from start to end
+``endpoint``        what all paths share
+``chat``            one chat request from start to end
+``passed_on``       the paths that are passed on as they are
+``fields``          the fields that vLLM knows
 ``media_parts``     its pictures and videos, and the same request with other parts in their place
 ``items``           their content and their names
 ``received_cache``  deduplication: items that the language instance has received already are not encoded again

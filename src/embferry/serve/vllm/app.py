@@ -7,8 +7,11 @@ from starlette.routing import Route
 
 from embferry.serve.config import Settings
 from embferry.serve.http.app import RouterApp, router_app
+from embferry.serve.http.chat import ChatEndpoint
 from embferry.serve.vllm.chat import Chat
 from embferry.serve.vllm.fleet import Fleet
+from embferry.serve.vllm.item_encoder import CHAT
+from embferry.serve.vllm.passed_on import PATHS, PassedOn
 
 
 def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> RouterApp:
@@ -18,9 +21,12 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
         settings: all of them.
         transport: replaces the network in tests.
     """
-    chat = Chat(Fleet(settings, transport))
+    fleet = Fleet(settings, transport)
+    chat = Chat(fleet)
+    endpoints: dict[str, ChatEndpoint[Fleet]] = {CHAT: chat}
+    endpoints |= {path: PassedOn(fleet, path) for path in PATHS}
     reports = [
         Route("/ec/failovers/{token}", chat.failover.replace, methods=["POST"]),
         Route("/ec/failures/{token}", chat.failover.fail, methods=["POST"]),
     ]
-    return router_app(chat, reports)
+    return router_app(fleet, endpoints, reports)

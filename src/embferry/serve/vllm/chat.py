@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 import msgspec
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
 
-from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import reason_of
-from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
-from embferry.serve.http.errors import retry_after
+from embferry.serve.http.chat import ClientResponse, Incoming
 from embferry.serve.off_loop import off_loop
 from embferry.serve.text_limit import check_characters
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
+from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of
 from embferry.serve.vllm.failover import Failover, Transfer
-from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError
+from embferry.serve.vllm.failures import EncodeAgainError
+from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.fleet import Fleet, Instance
 from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
 from embferry.serve.vllm.media_parts import MediaPart, media_parts, parse_request, with_parts, without_uuids
 from embferry.serve.vllm.received_cache import ReceivedCache
-from embferry.serve.vllm.texts import count_characters
+from embferry.serve.vllm.texts import characters_of
 from embferry.trust.digests import DamagedError
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ _TAIL = 64
 """Bytes from the end of a stream that are searched for its ``[DONE]``."""
 
 
-class Chat(ChatEndpoint[Fleet]):
+class Chat(InstanceEndpoint):
     """The endpoint. Its ``failover`` takes the reports of consumers."""
 
     def __init__(self, fleet: Fleet) -> None:
@@ -48,27 +47,21 @@ class Chat(ChatEndpoint[Fleet]):
         self._received = ReceivedCache(self._encoder)
         self.failover = Failover(self._encoder)
 
-    async def respond(self, work: Coroutine[Any, Any, None], response: ClientResponse) -> None:
-        try:
-            await super().respond(work, response)
-        except VerbatimError as refusal:
-            self.fleet.metrics.errors.labels("instance").inc()
-            log.info("refused by an instance: %s", refusal)
-            headers = {"content-type": refusal.content_type} | retry_after(refusal.status)
-            await response.send_whole(Response(refusal.body, refusal.status, headers))
-
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         async with AsyncExitStack() as held:
-            answer = await self._answer(incoming, _headers(scope, self._settings), held)
+            answer = await self._answer(incoming, headers_of(scope, self._settings), held, response)
             if answer.rest is not None:
                 self.fleet.metrics.first_token_seconds.observe(response.seconds)
             await _forward(self.fleet, answer, response)
 
-    async def _answer(self, incoming: Incoming, headers: dict[str, str], held: AsyncExitStack) -> Answer:
+    async def _answer(
+        self, incoming: Incoming, headers: dict[str, str], held: AsyncExitStack, response: ClientResponse
+    ) -> Answer:
         """Returns the answer as soon as the client may have it. Contexts that must last to its end go into ``held``."""
         body = incoming.take()
         content, parts, characters, text_alone = await off_loop(len(body), _parsed, body)
         request = ClientRequest(content, headers, len(body))
+        response.note_ignored(ignored_fields(content))
         check_characters(characters, self.fleet.text_limits(request.model))
         del body
         if text_alone is not None:
@@ -203,26 +196,11 @@ def _with_reason(error: EncodeAgainError, transfers: Sequence[Transfer]) -> Enco
     return EncodeAgainError(worst.code, worst.detail, status=worst.http_status, retryable=worst.retryable)
 
 
-def _headers(scope: Scope, settings: Settings) -> dict[str, str]:
-    """Returns the headers for instances: the request's id; the router's own key, or else the client's.
-
-    A key of the router's file is for the router alone, and not passed on.
-    """
-    given, router = Headers(scope=scope), settings.router
-    its_own = given.get("authorization") if router.api_keys_file is None else None
-    authorization = f"Bearer {router.api_key.get_secret_value()}" if router.api_key else its_own
-    return {
-        "Content-Type": "application/json",
-        "Accept-Encoding": "identity",
-        "X-Request-Id": scope["state"]["request_id"],
-    } | ({"Authorization": authorization} if authorization else {})
-
-
 def _parsed(body: bytes) -> tuple[dict[str, Any], list[MediaPart], int, bytes | None]:
     """Returns a request, its media, the characters of its texts, and what an instance gets if there are no media."""
     request = parse_request(body)
     parts = media_parts(request)
-    characters = count_characters(request, parts)
+    characters = characters_of(request, parts)
     if parts:
         return request, parts, characters, None
     stripped = without_uuids(request)

@@ -17,6 +17,7 @@ from embferry.engine.errors import EngineError
 from embferry.observe.metrics import CONTENT_TYPE
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.serve.byte_budget import Hold
+from embferry.serve.errors import ServeError
 from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.disconnect import run_until_disconnect
@@ -31,6 +32,8 @@ from embferry.trust.digests import LINES, LineWriter
 T = TypeVar("T")
 
 EMBEDDINGS = "/embeddings/"
+MAX_ROOM_DIGITS = 19
+"""Digits of the largest room, 2⁶³ - 1."""
 PING_SECONDS = 1.0
 """Seconds between two signs of life at most, so that the router can tell a slow worker from a stalled one."""
 
@@ -122,20 +125,25 @@ def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route], *, behi
         return JSONResponse({**bad, "status": "broken", "reason": reason}, 503, retry_after(503))
 
     async def abort(request: Request) -> Response:
-        service.abort_room(request.path_params["room"])
+        number = request.path_params["room"]
+        if len(number) > MAX_ROOM_DIGITS or not (number.isascii() and number.isdigit()):
+            raise ServeError("not_found", "a room has a number of at most 19 digits")
+        service.abort_room(int(number))
         return Response(status_code=204)
 
     async def health(request: Request) -> Response:
         return report({"status": "ok"}, {})
 
     async def ready(request: Request) -> Response:
+        if service.fault is None and (reason := await service.unready()) is not None:
+            return JSONResponse({"ready": False, "status": "unfit", "reason": reason}, 503, retry_after(503))
         return report({"ready": True, "load": service.load}, {"ready": False})
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
 
     common = [
-        Route("/rooms/{room:int}", abort, methods=["DELETE"]),
+        Route("/rooms/{room}", abort, methods=["DELETE"]),
         Route("/health", health),
         Route("/ready", ready),
         Route("/metrics", metrics),

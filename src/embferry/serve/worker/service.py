@@ -75,6 +75,10 @@ class Service(ABC, Generic[M, Key, Open]):
     def abort_room(self, room: int) -> bool:
         """Ends the work for a room; returns false if there is none. Idempotent."""
 
+    async def unready(self) -> str | None:
+        """Returns why requests would fail now; None if they would not. Answers within seconds."""
+        return None
+
     @classmethod
     def _max_held_bytes(cls, settings: Settings) -> int:
         section: EncodeSettings | LanguageSettings = getattr(settings, cls.role)

@@ -1,0 +1,42 @@
+"""The fields of a request that have no effect here, for the response's header and the log."""
+
+from __future__ import annotations
+
+from embferry.protocol.text import printable
+
+HEADER = "Embferry-Ignored-Fields"
+MAX_NAMED = 16
+"""Fields that are named; the others are counted."""
+MAX_NAME = 60
+"""Characters of a name."""
+
+
+class Ignored:
+    """Collects the places of fields, such as ``temprature`` or ``messages[0].content[1].detail``. Bounded."""
+
+    def __init__(self) -> None:
+        self._named: dict[str, None] = {}
+        self._more = 0
+
+    def add(self, field: str) -> None:
+        """Adds a field, unless it is there. Any text will do: it is cut and escaped."""
+        name = printable(field, MAX_NAME).encode("ascii", "backslashreplace").decode()[: 2 * MAX_NAME]
+        if name in self._named:
+            return
+        if len(self._named) < MAX_NAMED:
+            self._named[name] = None
+        else:
+            self._more += 1
+
+    def __bool__(self) -> bool:
+        return bool(self._named)
+
+    def __str__(self) -> str:
+        """The fields as one line of printable ASCII."""
+        more = (f"{self._more} more",) if self._more else ()
+        return ", ".join((*self._named, *more))
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The header that names the fields; empty if there are none."""
+        return [(HEADER.lower().encode(), str(self).encode())] if self else []

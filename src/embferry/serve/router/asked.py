@@ -1,0 +1,102 @@
+"""A client's request in the form in which workers get it, whichever path it came by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from embferry.protocol.text import shown
+from embferry.serve.config import Settings
+from embferry.serve.errors import ServeError
+from embferry.serve.openai.completions import CompletionForm, parse_completion
+from embferry.serve.openai.constraints import constraint_of
+from embferry.serve.openai.ignored import Ignored
+from embferry.serve.openai.messages import Media, parse_messages
+from embferry.serve.openai.reply import ChatForm, Form
+from embferry.serve.openai.request import parse
+from embferry.serve.openai.responses import ResponsesForm, parse_responses
+from embferry.serve.openai.sampling import SamplingFields
+from embferry.serve.text_limit import check_characters, count_characters
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request.
+
+    Attributes:
+        prompt: the fields of the prompt for the language worker, as ``messages``.
+        sampling: for the language worker.
+        form: the form of the reply.
+        streams: the reply is a stream of events.
+        media: its pictures and videos, until they are loaded.
+        items: the same, for the encode worker.
+        nbytes: bytes of the texts, about.
+    """
+
+    prompt: dict[str, Any]
+    sampling: dict[str, Any]
+    form: Form
+    streams: bool
+    media: list[Media] = field(default_factory=list)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    nbytes: int = 0
+
+
+Read = Callable[[dict[str, Any], Settings, Ignored], Asked]
+"""Reads the body of a request. Raises ServeError; notes the fields that have no effect."""
+
+
+def read_chat(body: dict[str, Any], settings: Settings, ignored: Ignored) -> Asked:
+    """Reads a request for ``/v1/chat/completions``."""
+    request = parse(body, ignored)
+    check_model(request.model, settings)
+    messages, media = parse_messages(request.messages, ignored)
+    form = ChatForm(settings.public_model_name, request.n or 1, request.includes_usage)
+    prompt = {"messages": messages, **request.template}
+    return _asked(prompt, request, body, form, settings, ignored, media)
+
+
+def read_completion(body: dict[str, Any], settings: Settings, ignored: Ignored) -> Asked:
+    """Reads a request for ``/v1/completions``."""
+    request = parse_completion(body, ignored)
+    check_model(request.model, settings)
+    form = CompletionForm(settings.public_model_name, request.includes_usage)
+    return _asked({"prompt": request.one_prompt}, request, body, form, settings, ignored)
+
+
+def read_responses(body: dict[str, Any], settings: Settings, ignored: Ignored) -> Asked:
+    """Reads a request for ``/v1/responses``."""
+    request, given, fields = parse_responses(body, ignored)
+    check_model(request.model, settings)
+    messages, media = parse_messages(given, ignored)
+    form = ResponsesForm(settings.public_model_name, request)
+    return _asked({"messages": messages}, request, fields, form, settings, ignored, media)
+
+
+def check_model(name: str | None, settings: Settings) -> None:
+    """Refuses the name of another model. Without a name, the model is the one that is served.
+
+    Raises:
+        ServeError: model_not_found.
+    """
+    served = settings.public_model_name
+    if name and name != served:
+        why = f"the model {shown(name, 80)} is not served here; {served!r} is"
+        raise ServeError("model_not_found", why, param="model")
+
+
+def _asked(
+    prompt: dict[str, Any],
+    request: SamplingFields,
+    body: dict[str, Any],
+    form: Form,
+    settings: Settings,
+    ignored: Ignored,
+    media: list[Media] | None = None,
+) -> Asked:
+    constraint = constraint_of(body, ignored)
+    sampling = request.sampling(settings.router.default_max_tokens, constraint)
+    characters = count_characters(prompt)
+    check_characters(characters, settings.language)
+    return Asked(prompt, sampling, form, bool(request.stream), media or [], nbytes=characters)

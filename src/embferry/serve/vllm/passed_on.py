@@ -1,0 +1,159 @@
+"""The paths that are passed on to an instance as they are: they have texts alone, so nothing is encoded elsewhere.
+
+A picture or another file in them is refused. The instance would fetch its URL itself, past the router's checks.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+from starlette.responses import Response
+from starlette.types import Scope
+
+from embferry.serve.errors import ServeError
+from embferry.serve.http.backends import reason_of
+from embferry.serve.http.calls import add_digests
+from embferry.serve.http.chat import ClientResponse, Incoming
+from embferry.serve.off_loop import off_loop
+from embferry.serve.text_limit import check_characters, count_characters
+from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of
+from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
+from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
+from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
+from embferry.serve.vllm.media_parts import parse_request
+from embferry.trust.bounded_answers import ANSWER_LIMIT, MAX_COMPLETION_BYTES, STREAMED
+from embferry.trust.digests import DamagedError, content_digest
+
+PATHS = ("/v1/completions", "/v1/responses", "/tokenize", "/detokenize")
+_FILES = frozenset({
+    "image_url", "video_url", "audio_url", "file_url", "input_audio", "file_data", "file_id", "file", "image", "video",
+    "audio", "image_embeds", "video_embeds", "audio_embeds", "image_pil", "prompt_embeds", "url",
+})  # fmt: skip
+"""Fields of an input that hold a file, or say where it is."""
+
+
+class PassedOn(InstanceEndpoint):
+    """One of the paths.
+
+    Args:
+        fleet: the instances.
+        path: of the router and of the instances.
+    """
+
+    def __init__(self, fleet: Fleet, path: str) -> None:
+        super().__init__(fleet)
+        self._path = path
+
+    async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
+        body = incoming.take()
+        request, characters = await off_loop(len(body), _parsed, body)
+        given = request.get("model")
+        model = given if isinstance(given, str) else None
+        check_characters(characters, self.fleet.text_limits(model))
+        digest = await off_loop(len(body), content_digest, body)
+        async with AsyncExitStack() as held:
+            instance, received = await self._first(model, body, digest, headers_of(scope, self._settings), held)
+            await self._forward(instance, received, response)
+
+    async def _first(
+        self, model: str | None, body: bytes, digest: str, headers: dict[str, str], held: AsyncExitStack
+    ) -> tuple[Instance, httpx.Response]:
+        """Returns the first instance that can be reached and has capacity, and its response.
+
+        Raises:
+            VerbatimError: all instances are busy.
+            ServeError: no_worker; worker_failed.
+        """
+        tried: set[Incarnation] = set()
+        failed: list[str] = []
+        busy: VerbatimError | None = None
+        while (instance := await self.fleet.language(model, tried)) is not None:
+            tried.add(instance.incarnation)
+            async with AsyncExitStack() as call:
+                call.enter_context(self.fleet.count_in_flight(instance))
+                try:
+                    async with self.fleet.unless_stalled(instance):
+                        received = await self._send(instance, body, digest, headers)
+                        call.push_async_callback(received.aclose)
+                        if is_busy(received.status_code):
+                            busy = VerbatimError.of(received, await whole_body(received))
+                            continue
+                    held.push_async_exit(call.pop_all())
+                    return instance, received
+                except httpx.TransportError as error:
+                    failed.append(self.fleet.failed(instance, error))
+                    if not is_unreachable(error):
+                        raise ServeError("worker_failed", failed[-1]) from error
+                except DamagedError as error:
+                    failed.append(self.fleet.damaged(instance, error))
+        if busy is not None:
+            raise busy
+        why = "; ".join(failed or self.fleet.missing()) or "no language instance is available"
+        raise ServeError("no_worker", why)
+
+    async def _send(self, instance: Instance, body: bytes, digest: str, headers: dict[str, str]) -> httpx.Response:
+        extensions = {ANSWER_LIMIT: MAX_COMPLETION_BYTES, STREAMED: True}
+        url = instance.url + self._path
+        post = self.fleet.client.build_request("POST", url, content=body, headers=headers, extensions=extensions)
+        return await self.fleet.send(instance, add_digests(post, digest))
+
+    async def _forward(self, instance: Instance, received: httpx.Response, response: ClientResponse) -> None:
+        """Sends an instance's response to the client.
+
+        Raises:
+            VerbatimError: the instance refuses the request.
+            ServeError: worker_failed; network_damage.
+        """
+        status, content_type = received.status_code, content_type_of(received)
+        try:
+            async with self.fleet.unless_stalled(instance):
+                if status == 200 and content_type.startswith("text/event-stream"):
+                    await response.start(200, [(b"content-type", content_type.encode())])
+                    async for piece in received_pieces(received):
+                        await response.write(piece)
+                    await response.write(b"", more=False)
+                    return
+                body = await whole_body(received)
+        except httpx.TransportError as error:
+            raise ServeError("worker_failed", f"{instance!r} broke off: {reason_of(error)}") from error
+        except DamagedError as error:
+            raise ServeError("network_damage", f"the answer of {instance!r} arrived damaged: {error}") from error
+        if self.fleet.is_refused(status):
+            raise ServeError("worker_failed", f"{instance!r} refuses the router's API key")
+        if 400 <= status < 500:
+            raise VerbatimError.of(received, body)
+        if status != 200:
+            text = body[:500].decode(errors="replace")
+            raise ServeError("worker_failed", f"{instance!r} failed with status {status}: {text}")
+        await response.send_whole(Response(body, 200, {"content-type": content_type}))
+
+
+def _parsed(body: bytes) -> tuple[dict[str, Any], int]:
+    """Returns a request and the characters of its texts."""
+    request = parse_request(body)
+    for name in ("input", "messages", "prompt", "prompt_embeds"):
+        if (found := _file_in(request.get(name) if name != "prompt_embeds" else {name: request.get(name)})) is not None:
+            why = f"{name} has a file ({found}); at this path there are texts only, files go to /v1/chat/completions"
+            raise ServeError("unsupported_value", why, param=name)
+    tools = request.get("tools")
+    for number, tool in enumerate(tools if isinstance(tools, list) else ()):
+        if isinstance(tool, dict) and tool.get("server_url") is not None:
+            at = f"tools[{number}].server_url"
+            raise ServeError("unsupported_value", f"{at} cannot come from a client: the server would call it", param=at)
+    return request, count_characters(request)
+
+
+def _file_in(value: Any) -> str | None:
+    """Returns the name of a field with a file, anywhere in a value; None if there is none."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += one
+        elif isinstance(one, dict):
+            if found := [str(name) for name in one if name in _FILES and one[name] is not None]:
+                return found[0]
+            left += one.values()
+    return None

@@ -1,0 +1,62 @@
+"""No request that a client can write makes the router before vLLM fail. The stubs take everything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from tests.serve.odd_requests import EXAMPLES, RAW, URLS, WHOLE, changed, check
+from tests.serve.vllm.stubs import Answer, Stub, routed
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function that posts a body to the router, where media may come from any host, of which none is found."""
+
+    def not_found(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr("socket.getaddrinfo", not_found)
+    logging.disable(logging.CRITICAL)
+    with asyncio.Runner() as runner:
+        context = routed(Stub("e", "encode"), Stub("l", "language"), media={"allowed_hosts": ("*",)})
+        router = runner.run(context.__aenter__())
+
+        async def post(path: str, content: bytes) -> Answer:
+            return await router.call(content, path).answer()
+
+        yield lambda path, content: runner.run(post(path, content))
+        runner.run(context.__aexit__(None, None, None))
+    logging.disable(logging.NOTSET)
+
+
+@EXAMPLES
+@given(changed())
+def test_a_changed_request_is_answered_or_refused(asked: Any, sent: tuple[str, bytes]) -> None:
+    path, body = sent
+    if body:  # the stubs' router takes a call without a body for GET
+        answer = asked(path, body)
+        check(answer.status, answer.body)
+
+
+@pytest.mark.parametrize("body", [one for one in RAW if one], ids=repr)
+@pytest.mark.parametrize("path", WHOLE)
+def test_a_body_that_is_no_request_is_refused(asked: Any, path: str, body: bytes) -> None:
+    answer = asked(path, body)
+    check(answer.status, answer.body)
+
+
+@pytest.mark.parametrize("url", URLS, ids=lambda url: url[:20].encode("ascii", "backslashreplace").decode())
+@pytest.mark.parametrize("kind", ["image_url", "video_url"])
+def test_a_url_that_is_none_is_refused(asked: Any, kind: str, url: str) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": [{"type": kind, kind: {"url": url}}]}]}
+    answer = asked("/v1/chat/completions", json.dumps(body).encode())
+    check(answer.status, answer.body)
+    assert answer.status in (400, 403) or url.startswith("data:")  # which an instance reads
