@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from embferry.connectors.sglang.parts import PartId
 from tests.connectors.faulty_link import FaultyLink
 
 from .servers import DIVIDED, PLUGIN, POOL_TOKENS, Server, ask, body, reason_of, tokens_of
@@ -153,6 +154,16 @@ def test_a_client_that_hangs_up_ends_its_request_alone(stage: Stage) -> None:
             ask(stage.language, QUESTIONS["one"], timeout=3)
         assert len(tokens_of(beside.result(WAIT_S))) == 500
     assert stage.is_right("two")
+
+
+def test_an_encoder_gives_up_what_a_language_server_that_hangs_up_has_asked_for(stage: Stage) -> None:
+    """As one does that is killed. SGLang would keep the embedding for 180 s."""
+    encoder, part = stage.encoders[0], PartId("gone", "ab" * 16, 0).text
+    request = {"req_id": part, "mm_items": QUESTIONS["one"], "modality": "IMAGE", "num_parts": 1, "part_idx": 0}
+    to = {"encoder_idx": 0, "prefill_host": "127.0.0.1", "embedding_port": None}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{encoder.url}/encode", json=request | to, timeout=3, trust_env=False)
+    wait_until(lambda: f"Cleaning up resources for req_id {part}" in encoder.text())
 
 
 def test_an_encoder_that_stands_still_is_passed_over(stage: Stage) -> None:

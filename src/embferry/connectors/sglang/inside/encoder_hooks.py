@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sglang.srt.plugins.hook_registry import HookType
 
-from . import encoder
+from . import encoder, encoder_http  # noqa: F401 - encoder_http: the paths of the encoder's HTTP server
 from .hooks import Hook
 
 SERVER, RUNTIME = "disaggregation.encoder.server", "disaggregation.encoder.runtime"
@@ -19,6 +19,7 @@ HOOKS = [
         "self, server_args, schedule_path, dist_init_method, rank, gpu_id",
     ),
     Hook(SERVER, "MMEncoder._publish_preprocess_metadata", HookType.AROUND, encoder.publish, "self, ctx, requests"),
+    Hook(RUNTIME, "execute_encode_pipeline", HookType.AROUND, encoder.pipeline, "enc, sched, request, send_sockets"),
     Hook(RUNTIME, "EncoderScheduler.submit", HookType.AROUND, encoder.submit, "self, request"),
     Hook(RUNTIME, "launch_dp_runtime", HookType.AROUND, encoder.refuse_data_parallelism, "server_args"),
 ]
