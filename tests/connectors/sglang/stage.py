@@ -43,12 +43,15 @@ def damaged(seed: int) -> str:
     return data_url(content[: len(content) // 2])
 
 
+VIDEO = "data:video/mp4;base64," + base64.b64encode(Path(__file__).with_name("two_seconds.mp4").read_bytes()).decode()
 QUESTIONS: dict[str, list[str]] = {
     "one": [picture(1)],
     "another": [picture(2)],
     "two": [picture(1), picture(2)],
     "three": [picture(3), picture(4), picture(5)],
     "large": [picture(8, 560, 560)],
+    "video": [VIDEO],
+    "video and picture": [VIDEO, picture(1)],
     "text": [],
 }
 

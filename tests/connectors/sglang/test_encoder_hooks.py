@@ -145,3 +145,24 @@ def test_parts_that_were_given_up_are_remembered_up_to_a_bound(
     asyncio.run(run())
     assert [text for text in "abc" if encoder.is_unwanted(text)] == ["b", "c"]
     assert fake_encoder.forgotten == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "model", "seconds"),
+    [("sampled", "qwen2_5_vl", 1.0), ("undivided", "qwen2_5_vl", 2 / 24), ("undivided", "qwen3_omni_moe", 1.0)],
+)
+def test_videos_have_the_times_that_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, rate: str, model: str, seconds: float
+) -> None:
+    """2 / 24: what transformers' processor says of a video whose frame rate it is not told; a position has 2 frames."""
+    import torch
+
+    from embferry.connectors.sglang.inside import videos
+
+    async def original(preprocessor: Any, items: Any) -> dict[str, Any]:
+        return {"second_per_grid_ts": torch.ones(2)}
+
+    monkeypatch.setattr(videos, "settings", lambda: SimpleNamespace(video_rate=rate))
+    preprocessor = SimpleNamespace(model_type=model, video_processor=SimpleNamespace(temporal_patch_size=2))
+    result = asyncio.run(videos.process_video_items(original, preprocessor, []))
+    assert result["second_per_grid_ts"].tolist() == pytest.approx([seconds, seconds])

@@ -73,7 +73,7 @@ def test_a_plugin_that_is_not_in_place_ends_the_process_with_one_sentence() -> N
 
 @pytest.mark.parametrize(
     ("name", "value", "why"),
-    [("NUM_BLOCKS", "0", "the variables EMBFERRY_SGLANG_*"), ("HOST", "0.0.0.0", "cluster key")],
+    [("NUM_BLOCKS", "0", "EMBFERRY_SGLANG_NUM_BLOCKS='0'"), ("HOST", "0.0.0.0", "cluster key")],
 )
 def test_a_wrong_setting_ends_the_process_with_one_sentence(name: str, value: str, why: str) -> None:
     assert why in last_words(load(EMBFERRY_SGLANG="1", **{f"EMBFERRY_SGLANG_{name}": value}))
