@@ -90,7 +90,7 @@ async def publish(
 
 
 async def pipeline(original: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
-    """Around SGLang's ``execute_encode_pipeline``: what nobody waits for is not encoded, and not kept.
+    """Around SGLang's ``execute_encode_pipeline``: a part that was given up is not encoded, and not kept.
 
     SGLang goes on when its client hangs up, and then keeps the embedding for 180 s.
     """
