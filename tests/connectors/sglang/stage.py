@@ -37,9 +37,9 @@ def data_url(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def damaged(seed: int) -> str:
+def damaged(seed: int, width: int = 224, height: int = 168) -> str:
     """Returns the URL of a picture that ends too early."""
-    content = base64.b64decode(picture(seed).partition(",")[2])
+    content = base64.b64decode(picture(seed, width, height).partition(",")[2])
     return data_url(content[: len(content) // 2])
 
 

@@ -131,6 +131,22 @@ def test_a_part_that_is_given_up_before_it_is_asked_for_is_not_encoded(fake_enco
     asyncio.run(run())
 
 
+def test_an_error_does_not_repeat_the_picture(fake_encoder: FakeEncoder) -> None:
+    """The dispatcher reads answers up to a bound only, and would take the encoder for lost."""
+    from sglang.srt.disaggregation.encoder import server
+
+    from embferry.connectors.sglang.inside import encoder
+
+    async def fail(enc: Any, scheduler: Any, request: dict[str, Any]) -> None:
+        picture = f"data:image/png;base64,{'A' * (2 << 20)}"
+        raise server.BadRequestError(f"Error while loading data {picture}: it is truncated")
+
+    with pytest.raises(server.MMError) as told:
+        asyncio.run(encoder.pipeline(fail, None, None, {"req_id": "a"}))
+    cut = "data:image/png;base64," + "A" * 38
+    assert (str(told.value), told.value.code) == (f"Error while loading data {cut}… it is truncated", 400)
+
+
 def test_parts_that_were_given_up_are_remembered_up_to_a_bound(
     fake_encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 CANCELLED = 499
 MAX_UNWANTED = 4096
 """Parts that were given up and are remembered, at most."""
+LONG_WORD = re.compile(r"(\S{60})\S{140,}")
+"""A picture in a text, and where it is cut."""
 side: list[EncoderSide] = []
 """The plug-in's part of this encoder, once it has been made."""
 hung_up: ContextVar[asyncio.Event | None] = ContextVar("hung_up", default=None)
@@ -92,7 +95,8 @@ async def publish(
 async def pipeline(original: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
     """Around SGLang's ``execute_encode_pipeline``: a part that was given up is not encoded, and not kept.
 
-    SGLang goes on when its client hangs up, and then keeps the embedding for 180 s.
+    SGLang goes on when its client hangs up, and then keeps the embedding for 180 s. It answers with a picture that it
+    cannot read, whole, before the reason.
     """
     request = kwargs["request"] if "request" in kwargs else args[2]
     text, gone = request["req_id"], hung_up.get()
@@ -101,6 +105,8 @@ async def pipeline(original: Callable[..., Coroutine[Any, Any, Any]], *args: Any
     watching = None if gone is None else asyncio.create_task(_give_up_after(gone, text))
     try:
         return await original(*args, **kwargs)
+    except server.MMError as error:
+        raise server.MMError(LONG_WORD.sub(r"\1…", str(error)), code=error.code) from None
     finally:
         if watching is not None:
             watching.cancel()
