@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 START_S, ANSWER_S, END_S = 600.0, 300.0, 30.0
 BLOCKS, BLOCK_SIZE = 4, 8
@@ -34,6 +35,7 @@ PLUGIN = {
     "EMBFERRY_SGLANG_TRANSPORTS": "tcp",
     "EMBFERRY_SGLANG_ENCODER_TIMEOUT": "2",
     "EMBFERRY_SGLANG_FAILOVER_TIMEOUT": "30",
+    "EMBFERRY_SGLANG_VIDEO_RATE": "undivided",
 }
 ARGUMENTS = [
     *("--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32", "--random-seed", "0"),
@@ -114,10 +116,24 @@ class Server:
             self.signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """Ends its processes, and waits."""
+        """Ends its processes, and waits. Python's resource tracker goes last: it removes their shared memory."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "resource_tracker" not in " ".join(process.cmdline()):
+                    process.kill()
+        self.process.wait(END_S)
+        psutil.wait_procs(self._processes(), END_S)
         with contextlib.suppress(ProcessLookupError):
             self.signal(signal.SIGKILL)
-        self.process.wait(END_S)
+
+    def _processes(self) -> list[psutil.Process]:
+        """Returns the processes of its group."""
+        found = []
+        for pid in psutil.pids():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getpgid(pid) == self.process.pid:
+                    found.append(psutil.Process(pid))
+        return found
 
     def __enter__(self) -> Server:
         return self
@@ -126,20 +142,28 @@ class Server:
         self.close()
 
 
-def body(pictures: Sequence[str], *, tokens: int = 16, **more: Any) -> dict[str, Any]:
-    """Returns a request for SGLang's ``/generate``, whose answer is the same each time."""
-    media = "<|vision_start|><|image_pad|><|vision_end|>" * len(pictures)
+def body(media: Sequence[str], *, tokens: int = 16, **more: Any) -> dict[str, Any]:
+    """Returns a request for SGLang's ``/generate``, whose answer is the same each time.
+
+    Args:
+        media: The URLs of pictures and videos.
+        tokens: Length of the answer.
+        more: More fields.
+    """
+    videos = [url for url in media if url.startswith("data:video/")]
+    pads = "".join(f"<|vision_start|><|{'video' if url in videos else 'image'}_pad|><|vision_end|>" for url in media)
     return {
-        "text": f"<|im_start|>user\n{media}What is this?<|im_end|>\n<|im_start|>assistant\n",
-        "image_data": list(pictures),
+        "text": f"<|im_start|>user\n{pads}What is this?<|im_end|>\n<|im_start|>assistant\n",
+        "image_data": [url for url in media if url not in videos],
+        **({"video_data": videos} if videos else {}),
         "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True},
         **more,
     }
 
 
-def ask(server: Server, pictures: Sequence[str], *, timeout: float = ANSWER_S, **more: Any) -> httpx.Response:
-    """Asks a server about pictures."""
-    return httpx.post(f"{server.url}/generate", json=body(pictures, **more), timeout=timeout, trust_env=False)
+def ask(server: Server, media: Sequence[str], *, timeout: float = ANSWER_S, **more: Any) -> httpx.Response:
+    """Asks a server about pictures and videos."""
+    return httpx.post(f"{server.url}/generate", json=body(media, **more), timeout=timeout, trust_env=False)
 
 
 def tokens_of(response: httpx.Response) -> list[int]:

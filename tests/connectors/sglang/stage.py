@@ -37,18 +37,21 @@ def data_url(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def damaged(seed: int) -> str:
+def damaged(seed: int, width: int = 224, height: int = 168) -> str:
     """Returns the URL of a picture that ends too early."""
-    content = base64.b64decode(picture(seed).partition(",")[2])
+    content = base64.b64decode(picture(seed, width, height).partition(",")[2])
     return data_url(content[: len(content) // 2])
 
 
+VIDEO = "data:video/mp4;base64," + base64.b64encode(Path(__file__).with_name("two_seconds.mp4").read_bytes()).decode()
 QUESTIONS: dict[str, list[str]] = {
     "one": [picture(1)],
     "another": [picture(2)],
     "two": [picture(1), picture(2)],
     "three": [picture(3), picture(4), picture(5)],
     "large": [picture(8, 560, 560)],
+    "video": [VIDEO],
+    "video and picture": [VIDEO, picture(1)],
     "text": [],
 }
 

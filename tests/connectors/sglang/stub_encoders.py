@@ -25,12 +25,15 @@ class HttpEncoder:
         abandoned: The parts that were abandoned, in order.
         answer: Returns the answer to an encode request; may block.
         has_plugin: Whether it says that it has the plug-in.
+        describes: Set unless it keeps silent when it is asked what it is.
     """
 
     def __init__(self, answer: Callable[[dict[str, Any]], Answer] = lambda body: (200, {})) -> None:
         self.encoded: list[dict[str, Any]] = []
         self.abandoned: list[str] = []
         self.answer, self.has_plugin = answer, True
+        self.describes = threading.Event()
+        self.describes.set()
         self.side = EncoderSide(SETTINGS, {"IMAGE": WIDTH}, "float32")
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -43,6 +46,7 @@ class HttpEncoder:
         self.side.close()
 
     def close(self) -> None:
+        self.describes.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -59,6 +63,7 @@ class HttpEncoder:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                encoder.describes.wait()
                 if self.path == PATH and encoder.has_plugin:
                     self._send(200, encoder.side.describe())
                 else:

@@ -136,7 +136,7 @@ def test_an_encoder_that_is_gone_is_passed_over(desk: Desk, encoders: list[HttpE
     assert desk.dispatch(encoders, 0).result(WAIT_S) is None
     assert len(encoders[1].encoded) == 1
     assert desk.dispatch(encoders, 0).result(WAIT_S) is None  # it was lost lately: the other one is asked first
-    assert [source.attempt for source in desk.told] == [1, 0]
+    assert [source.attempt for source in desk.told] == [0, 0]  # only encoders that were asked count
 
 
 def test_an_encoder_that_stands_still_while_it_encodes_is_passed_over(desk: Desk, encoders: list[HttpEncoder]) -> None:
@@ -160,6 +160,38 @@ def test_an_encoder_that_is_only_busy_is_waited_for(desk: Desk, encoders: list[H
     encoders[0].answer = lambda body: (threading.Event().wait(3 * SETTINGS.encoder_timeout), (200, {}))[1]
     assert desk.dispatch(encoders, 0).result(WAIT_S) is None
     assert not encoders[1].encoded
+
+
+def test_an_encoder_that_does_not_say_what_it_is_is_passed_over(desk: Desk, encoders: list[HttpEncoder]) -> None:
+    """A process that stands still takes connections, and answers nothing."""
+    encoders[0].describes.clear()
+    for _ in range(2):
+        assert desk.dispatch(encoders, 0).result(WAIT_S) is None
+    assert len(encoders[1].encoded) == 2
+    encoders[0].describes.set()
+    encoders[1].close()
+    assert desk.dispatch(encoders, 0).result(WAIT_S) is None
+    assert len(encoders[0].encoded) == 1
+
+
+def test_without_another_encoder_one_that_says_nothing_fails_the_request(
+    stack: ExitStack, encoders: list[HttpEncoder]
+) -> None:
+    encoders[0].describes.clear()
+    desk = Desk(failover_timeout=0.5)
+    stack.callback(desk.close)
+    failure = desk.dispatch(encoders[:1], 0).result(WAIT_S)
+    assert failure is not None
+    assert failure.status == 503
+    assert "has not said what it is within 1 s" in failure.why
+
+
+def test_an_id_that_is_too_long_for_a_name_is_refused(desk: Desk, encoders: list[HttpEncoder]) -> None:
+    failure = desk.dispatch(encoders, 0, rid="r" * 513).result(WAIT_S)
+    assert failure is not None
+    assert failure.status == 400
+    assert "at most 512 characters" in failure.why
+    assert not encoders[0].encoded
 
 
 def test_an_encoder_without_the_plugin_is_named(desk: Desk, encoders: list[HttpEncoder]) -> None:

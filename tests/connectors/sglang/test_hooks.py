@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
 import subprocess
 import sys
+import threading
 from array import array
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +73,7 @@ def test_a_plugin_that_is_not_in_place_ends_the_process_with_one_sentence() -> N
 
 @pytest.mark.parametrize(
     ("name", "value", "why"),
-    [("NUM_BLOCKS", "0", "the variables EMBFERRY_SGLANG_*"), ("HOST", "0.0.0.0", "cluster key")],
+    [("NUM_BLOCKS", "0", "EMBFERRY_SGLANG_NUM_BLOCKS='0'"), ("HOST", "0.0.0.0", "cluster key")],
 )
 def test_a_wrong_setting_ends_the_process_with_one_sentence(name: str, value: str, why: str) -> None:
     assert why in last_words(load(EMBFERRY_SGLANG="1", **{f"EMBFERRY_SGLANG_{name}": value}))
@@ -176,16 +179,23 @@ def language(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("backend", "over_http", "dp_attention", "why"),
+    ("backend", "over_http", "dp_attention", "tokenizers", "why"),
     [
-        ("mooncake", True, False, "does not work with mooncake"),
-        ("zmq_to_tokenizer", True, False, "does not work with zmq_to_tokenizer"),
-        ("zmq_to_scheduler", False, False, "over HTTP"),
-        ("zmq_to_scheduler", True, True, "--enable-dp-attention"),
+        ("mooncake", True, False, 1, "does not work with mooncake"),
+        ("zmq_to_tokenizer", True, False, 1, "does not work with zmq_to_tokenizer"),
+        ("zmq_to_scheduler", False, False, 1, "over HTTP"),
+        ("zmq_to_scheduler", True, True, 1, "--enable-dp-attention"),
+        ("zmq_to_scheduler", True, False, 2, "--tokenizer-worker-num"),
     ],
 )
 def test_a_language_server_that_the_plugin_cannot_work_in_ends(
-    language: Any, monkeypatch: pytest.MonkeyPatch, backend: str, over_http: bool, dp_attention: bool, why: str
+    language: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    over_http: bool,
+    dp_attention: bool,
+    tokenizers: int,
+    why: str,
 ) -> None:
     from sglang.srt.disaggregation.encoder import receiver
 
@@ -193,6 +203,7 @@ def test_a_language_server_that_the_plugin_cannot_work_in_ends(
     made = kind.__new__(kind)
     made.encoder_transfer_backend = backend
     monkeypatch.setattr(language, "get_parallel", lambda: SimpleNamespace(attn_dp_enabled=dp_attention))
+    monkeypatch.setattr(language, "get_serving", lambda: SimpleNamespace(tokenizer_worker_num=tokenizers))
     with pytest.raises(Ended, match=why):
         language.constructed(lambda *args: None, made, None)
 
@@ -218,42 +229,41 @@ def test_parts_are_the_items_as_sglang_has_assigned_them(language: Any) -> None:
     ]
 
 
-def submitted(abandon: bool) -> tuple[Any, list[str]]:
-    """Returns the outcome of a part that waits to be encoded, and the parts that were encoded."""
-    from sglang.srt.disaggregation.encoder import server
+class FakeDispatcher:
+    """In the place of the dispatcher; ``cancelled`` are the requests that it was told to end."""
 
-    from embferry.connectors.sglang.inside import encoder
+    def __init__(self, *_: object) -> None:
+        self.cancelled: list[str] = []
 
-    encoded: list[str] = []
-
-    async def original(scheduler: Any, request: dict[str, Any]) -> str:
-        await scheduler.wait()
-        encoded.append(request["req_id"])
-        return "done"
-
-    async def run() -> Any:
-        turn = asyncio.Event()
-        task = asyncio.create_task(encoder.submit(original, turn, {"req_id": "a"}))
-        await asyncio.sleep(0)
-        if abandon:
-            encoder._submitted["a"].cancel()
-        turn.set()
-        try:
-            return await task
-        except server.MMError as error:
-            return error
-
-    return asyncio.run(run()), encoded
+    def cancel(self, rid: str) -> None:
+        self.cancelled.append(rid)
 
 
-def test_a_part_that_is_abandoned_while_it_waits_is_not_encoded() -> None:
-    from sglang.srt.disaggregation.encoder import server
+def test_a_request_that_sglang_has_refused_is_not_encoded(language: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher = FakeDispatcher()
+    monkeypatch.setattr(language, "dispatcher", lambda: dispatcher)
+    manager, forwarded = SimpleNamespace(rid_to_state={"known": None}), []
+    for rid in ("known", "refused"):
+        error = SimpleNamespace(rid=rid)
+        language.forward_dispatch_error(lambda manager, error: forwarded.append(error.rid), manager, error)
+    assert (forwarded, dispatcher.cancelled) == (["known"], ["refused"])
 
-    outcome, encoded = submitted(abandon=True)
-    assert isinstance(outcome, server.MMError)
-    assert outcome.code == 499
-    assert encoded == []
-    assert submitted(abandon=False) == ("done", ["a"])
+
+def test_first_requests_at_once_get_the_same_dispatcher(language: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+    made: list[FakeDispatcher] = []
+
+    def make(settings: Any) -> FakeDispatcher:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # without a lock, the other thread is here as well
+        made.append(FakeDispatcher())
+        return made[-1]
+
+    monkeypatch.setattr(language, "Dispatcher", make)
+    monkeypatch.setattr(language, "_dispatchers", [])
+    with ThreadPoolExecutor(2) as pool:
+        assert len(set(pool.map(lambda _: id(language.dispatcher()), range(2)))) == 1
+    assert len(made) == 1
 
 
 def probe(alive: bool, answers: bool) -> bool:

@@ -49,10 +49,13 @@ def test_settings_are_read() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("NUM_BLOCK", "4", "unknown field `num_block`"),
-        ("NUM_BLOCKS", "0", ">= 1"),
-        ("NUM_BLOCKS", "many", "Expected `int`"),
+        ("NUM_BLOCK", "4", "EMBFERRY_SGLANG_NUM_BLOCK is no variable .* there are .*EMBFERRY_SGLANG_NUM_BLOCKS,"),
+        ("NUM_BLOCKS", "0", "EMBFERRY_SGLANG_NUM_BLOCKS='0' is wrong: Expected `int` >= 1"),
+        ("NUM_BLOCKS", "many", "EMBFERRY_SGLANG_NUM_BLOCKS='many' is wrong: Expected `int`"),
         ("ENCODER_TIMEOUT", "-1", "`float` > 0"),
+        ("ENCODER_TIMEOUT", "inf", "<= 31536000"),
+        ("ADVERTISE", "", "length >= 1"),
+        ("VIDEO_RATE", "real", "'real'"),
         ("METRICS_PORT", "70000", "<= 65535"),
         ("TRANSPORTS", "tcp,pigeon", r"not \['pigeon'\]"),
         ("TRANSPORTS", "", r"not \[\]"),

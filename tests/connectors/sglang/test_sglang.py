@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from embferry.connectors.sglang.parts import PartId
 from tests.connectors.faulty_link import FaultyLink
 
 from .servers import DIVIDED, PLUGIN, POOL_TOKENS, Server, ask, body, reason_of, tokens_of
@@ -80,10 +82,11 @@ def test_damaged_bytes_are_noticed(stage: Stage) -> None:
 
 def test_a_request_with_a_damaged_picture_fails_alone(stage: Stage) -> None:
     beside = stage.later([], tokens=200)
-    for pictures in ([damaged(1)], [picture(1), damaged(2)]):
+    for pictures in ([damaged(1)], [picture(1), damaged(2)], [damaged(3, 1000, 1000)]):  # the last is 2 MB
         refused = ask(stage.language, pictures)
         assert refused.status_code == 400
-        assert "cannot identify image" in reason_of(refused) or "Error while loading data" in reason_of(refused)
+        assert re.search(r"Error while loading data .{,100}… image file is truncated", reason_of(refused))
+    assert not re.search(r"the encoder at \S+ is lost", stage.language.text())
     assert len(tokens_of(beside.result(WAIT_S))) == 200
     assert stage.is_right("two")
 
@@ -153,6 +156,16 @@ def test_a_client_that_hangs_up_ends_its_request_alone(stage: Stage) -> None:
             ask(stage.language, QUESTIONS["one"], timeout=3)
         assert len(tokens_of(beside.result(WAIT_S))) == 500
     assert stage.is_right("two")
+
+
+def test_an_encoder_gives_up_what_a_language_server_that_hangs_up_has_asked_for(stage: Stage) -> None:
+    """As one does that is killed. SGLang would keep the embedding for 180 s."""
+    encoder, part = stage.encoders[0], PartId("gone", "ab" * 16, 0).text
+    request = {"req_id": part, "mm_items": QUESTIONS["one"], "modality": "IMAGE", "num_parts": 1, "part_idx": 0}
+    to = {"encoder_idx": 0, "prefill_host": "127.0.0.1", "embedding_port": None}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{encoder.url}/encode", json=request | to, timeout=3, trust_env=False)
+    wait_until(lambda: f"Cleaning up resources for req_id {part}" in encoder.text())
 
 
 def test_an_encoder_that_stands_still_is_passed_over(stage: Stage) -> None:

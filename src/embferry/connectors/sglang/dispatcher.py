@@ -17,17 +17,19 @@ import msgspec
 from embferry.trust.bounded_answers import bounded_client
 
 from .encoders import MAX_ANSWER, Encoder, EncoderError, RequestRefusedError
-from .parts import SOURCE_CODE, PartId, Source, encode_source
+from .parts import SOURCE_CODE, EncoderInfo, PartId, Source, encode_source
 from .settings import PluginSettings
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-RECENTLY_S = 10.0
-"""An encoder that was lost within this time, in seconds, is asked after the others."""
 PAUSE_S = 0.2
 """Time between two rounds of attempts at encoders that were lost, in seconds."""
-UNAVAILABLE = 503
+KEEP_ALIVE_S = 2.0
+"""Seconds for which an idle connection is used again: SGLang's encoder closes it after 5, even under a request."""
+BAD_REQUEST, UNAVAILABLE = 400, 503
+MAX_RID = 512
+"""Longest id of a request, in characters: it is part of the names of the request's parts."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -102,22 +104,22 @@ class Dispatch:
                 if encoder.url in answered:
                     continue
                 try:
-                    await self._at(encoder, PartId(self.rid, self.name, index, attempt), part)
+                    info = await encoder.info(part.kind)
+                    attempt += 1  # only these are told: encoders that are gone may be asked any number of times
+                    await self._at(encoder, info, PartId(self.rid, self.name, index, attempt - 1), part)
                     return
                 except EncoderError as error:
                     failed = error
-                    log.warning("request %s, part %d, attempt %d: %s", self.rid[:64], index, attempt, error)
+                    log.warning("request %s, part %d: %s", self.rid[:64], index, error)
                     if error.status is not None:  # it lives, and says no: once is enough
                         answered[encoder.url] = error
-                attempt += 1
             lost_since = lost_since or time.monotonic()
             if len(answered) == len(self._urls) or time.monotonic() - lost_since > failover_timeout:
                 raise failed
             await asyncio.sleep(PAUSE_S)
 
-    async def _at(self, encoder: Encoder, part: PartId, work: Part) -> None:
+    async def _at(self, encoder: Encoder, info: EncoderInfo, part: PartId, work: Part) -> None:
         """Has a part encoded at one encoder, and says so to the schedulers meanwhile."""
-        info = await encoder.info(work.kind)
         source = Source(part.name, part.index, part.attempt, encoder.url, info)
         telling = asyncio.create_task(self._tell_source(source))
         body = work.body | {
@@ -145,8 +147,7 @@ class Dispatch:
         """Returns the encoders in the order in which they are asked: the assigned one first, those lost lately last."""
         count = len(self._urls)
         found = [encoders(self._urls[(part.assigned + n) % count]) for n in range(count)]
-        now = time.monotonic()
-        return sorted(found, key=lambda encoder: encoder.lost_at is not None and now - encoder.lost_at < RECENTLY_S)
+        return sorted(found, key=lambda encoder: encoder.is_last_choice)
 
 
 class Dispatcher:
@@ -173,6 +174,9 @@ class Dispatcher:
             tell: Sends a message to the schedulers.
             reached: Set when the schedulers know the request.
         """
+        if len(rid) > MAX_RID:
+            reached.wait()
+            return Failure(f"the id of a request with pictures has at most {MAX_RID} characters", BAD_REQUEST)
         dispatch = Dispatch(rid, urls, parts, tell)
         outcome = self._call(self._dispatch(dispatch))
         reached.wait()
@@ -204,7 +208,7 @@ class Dispatcher:
     # On the loop
 
     async def _new_client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE_S)
         return bounded_client(limits=limits, max_bytes=MAX_ANSWER)
 
     async def _dispatch(self, dispatch: Dispatch) -> Failure | None:

@@ -36,6 +36,7 @@ class EncoderSide:
         self.counters = Counters()
         self._managers: Managers[SendManager] = Managers(self._new_manager, self.counters)
         self.parts = OutgoingParts(self._managers, self.counters)
+        self.counters.add_gauge("offered_bytes", self.parts.held_bytes)
         self._metrics = None
         self.describe()  # listens now, and not with the first request
         if settings.metrics_port is not None:

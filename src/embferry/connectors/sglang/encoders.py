@@ -30,12 +30,18 @@ log = logging.getLogger(__name__)
 
 PATH = "/embferry"
 """Where an encoder with the plug-in says what it is, and takes the requests of ranks."""
+ENCODE_PATH = "/encode"
+"""Where SGLang's encoders take requests to encode."""
 VERSION = 1
 WRONG = 502
 """The status of an encoder that is not what it has to be: to ask it again does not help."""
 FOR_EVER = 10.0 * 365 * 86_400
 MAX_ANSWER = 1 << 20
 """Longest answer of an encoder that is read, in bytes."""
+DESCRIBE_S = 10.0
+"""Seconds after which an encoder that has not said what it is, is asked again."""
+RECENTLY_S = 10.0
+"""An encoder that was lost within this time, in seconds, is asked after the others."""
 
 
 class EncoderError(Exception):
@@ -119,18 +125,26 @@ class Encoder:
         self.lost_at: float | None = None
         self._client, self._timeout, self._encode_timeout = client, timeout, encode_timeout
         self._description: Description | None = None
+        self._describing: asyncio.Task[Description] | None = None
         self._lifelines: dict[str, Lifeline] = {}
         self._abandoning: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_last_choice(self) -> bool:
+        """Whether it was lost lately, or was asked what it is and does not answer."""
+        if self._describing is not None:
+            return self.lost_at is not None
+        return self.lost_at is not None and time.monotonic() - self.lost_at < RECENTLY_S
 
     async def info(self, kind: str) -> EncoderInfo:
         """Returns what the encoder says of a kind of media.
 
         Raises:
-            EncoderError: It cannot be reached, or runs without the plug-in.
+            EncoderError: It cannot be reached, does not answer, or runs without the plug-in.
             RequestRefusedError: It does not encode this kind.
         """
         if self._description is None:
-            self._description = await self._describe()
+            self._description = await self._described()
         if kind not in self._description.kinds:
             raise RequestRefusedError(f"the encoder at {self.url} does not encode {kind.lower()}s", 400)
         return self._description.kinds[kind]
@@ -188,14 +202,35 @@ class Encoder:
 
     async def close(self) -> None:
         """Ends the lifelines, once the encoder has been told what is not wanted. Blocks for a moment."""
+        if self._describing is not None:
+            self._describing.cancel()
         await asyncio.gather(*self._abandoning)
         lifelines, self._lifelines = self._lifelines, {}
         for lifeline in lifelines.values():
             attempt(lifeline.close)
 
+    async def _described(self) -> Description:
+        """Waits until the encoder says what it is, but no longer than an encoder may be silent.
+
+        All requests wait for one answer. It stays asked for when they have given up: one that is only busy will answer.
+        """
+        describing = self._describing
+        if describing is None:
+            describing = self._describing = asyncio.create_task(self._describe())
+            describing.add_done_callback(self._has_described)
+        done, _ = await asyncio.wait({describing}, timeout=self._timeout)
+        if not done:
+            raise self._is_lost(f"it has not said what it is within {self._timeout:g} s")
+        return describing.result()
+
+    def _has_described(self, describing: asyncio.Task[Description]) -> None:
+        self._describing = None
+        if not describing.cancelled() and describing.exception() is None:
+            self._description = describing.result()
+
     async def _describe(self) -> Description:
         try:
-            response = await self._client.get(f"{self.url}{PATH}", timeout=self._encode_timeout)
+            response = await self._client.get(f"{self.url}{PATH}", timeout=DESCRIBE_S)
         except httpx.HTTPError as error:
             raise self._is_lost(_shown(error)) from error
         if response.status_code == 404:
@@ -215,7 +250,7 @@ class Encoder:
 
     async def _post(self, body: Mapping[str, Any]) -> httpx.Response:
         try:
-            return await self._client.post(f"{self.url}/encode", json=body, timeout=self._encode_timeout)
+            return await self._client.post(f"{self.url}{ENCODE_PATH}", json=body, timeout=self._encode_timeout)
         except httpx.TimeoutException as error:
             why = f"the encoder at {self.url} has not answered within {self._encode_timeout:g} s"
             raise EncoderError(why, 504) from error

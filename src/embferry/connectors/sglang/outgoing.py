@@ -134,6 +134,10 @@ class OutgoingParts:
     def __len__(self) -> int:
         return len(self._parts)
 
+    def held_bytes(self) -> int:
+        """Returns the bytes of the embeddings that are held. Any thread may call it."""
+        return sum(part.rows.nbytes for part in list(self._parts.values()) if part.rows is not None)
+
     def find(self, text: str) -> OutgoingPart | None:
         return self._parts.get(text)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -22,7 +22,9 @@ MAX_BAD_CHUNKS = 4
 """Damaged chunks in a row before an encoder counts as lost: about one second with the pauses in between."""
 
 Count = Annotated[int, msgspec.Meta(gt=0)]
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=365 * 86_400)]
+Address = Annotated[str, msgspec.Meta(min_length=1)]
+VideoRate = Literal["sampled", "undivided"]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
@@ -40,12 +42,14 @@ class PluginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         encode_timeout: Longest time from the request of an encode to its first token.
         failover_timeout: How long a transfer waits for another encoder when its own is lost.
         lease_timeout: Encoder: how long it keeps an embedding for a language server that sends no message.
+        video_rate: Encoder: the frame rate for the time positions of videos of Qwen2.5-VL: ``sampled``, as SGLang's
+            encoder has it, or ``undivided``, the same mistaken one as in SGLang's undivided server.
         metrics_port: Port of the Prometheus endpoint at ``host``, 0 for any. Rank r of a language server adds r.
     """
 
     transports: tuple[str, ...] = ("shm", "tcp")
-    host: str = "127.0.0.1"
-    advertise: str | None = None
+    host: Address = "127.0.0.1"
+    advertise: Address | None = None
     num_blocks: Count = 1024
     block_size: Count = 16
     max_embedding_bytes: Count = msgspec.field(default_factory=default_max_embedding_bytes)
@@ -53,6 +57,7 @@ class PluginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encode_timeout: Seconds = 180.0
     failover_timeout: Seconds = 10.0
     lease_timeout: Seconds = 60.0
+    video_rate: VideoRate = "sampled"
     metrics_port: Port | None = None
 
     @property
@@ -125,10 +130,16 @@ def read(environment: Mapping[str, str]) -> PluginSettings:
     }
     if "transports" in given:
         given["transports"] = [name.strip() for name in given["transports"].split(",") if name.strip()]
+    known = [field.name for field in msgspec.structs.fields(PluginSettings)]
+    for name in sorted(set(given) - set(known)):
+        there_are = ", ".join(PREFIX + each.upper() for each in known)
+        raise LocalProtocolError(f"{PREFIX}{name.upper()} is no variable of the plug-in; there are {there_are}")
     try:
         settings = msgspec.convert(given, PluginSettings, strict=False)
     except msgspec.ValidationError as error:
-        raise LocalProtocolError(f"the variables {PREFIX}*: {error}") from None
+        why, _, place = str(error).partition(" - at ")
+        name = place.strip("`").removeprefix("$.")
+        raise LocalProtocolError(f"{PREFIX}{name.upper()}={given[name]!r} is wrong: {why}") from None
     check_names(settings.transports, f"{PREFIX}TRANSPORTS")
     settings.trust.check_listening(settings.host, "the plug-in")  # now, and not with the first request
     return settings

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
 import torch
-from fastapi import Request, Response
 from sglang.srt.disaggregation.encoder import http_server, server
 
 from embferry.protocol.errors import shown
@@ -17,16 +19,23 @@ from embferry.transfer.failures import attempt
 
 from ...shared.shape import Shape, digest_of
 from ..encoder_side import EncoderSide
-from ..encoders import PATH
 from ..outgoing import Rows
-from ..parts import Destination, parse
+from ..parts import parse
 from ..process import BACKEND, end_process, settings
 
 log = logging.getLogger(__name__)
 
 CANCELLED = 499
+MAX_UNWANTED = 4096
+"""Parts that were given up and are remembered, at most."""
+LONG_WORD = re.compile(r"(\S{60})\S{140,}")
+"""A picture in a text, and where it is cut."""
+side: list[EncoderSide] = []
+"""The plug-in's part of this encoder, once it has been made."""
+hung_up: ContextVar[asyncio.Event | None] = ContextVar("hung_up", default=None)
+"""In the task of an encode request: set when its dispatcher has hung up."""
 _submitted: dict[str, asyncio.Task[Any]] = {}
-_side: list[EncoderSide] = []
+_unwanted: OrderedDict[str, None] = OrderedDict()
 
 
 class EmbferryDelivery(server.ZmqDelivery):  # type: ignore[misc]
@@ -38,14 +47,14 @@ class EmbferryDelivery(server.ZmqDelivery):  # type: ignore[misc]
         super().__init__(encoder, cleanup_receive_state=cleanup_receive_state)
         kinds = {kind.name: width for kind, width in encoder._embedding_dims.items() if encoder.supports_modality(kind)}
         try:
-            _side[:] = [EncoderSide(settings(), kinds, name_of(encoder._embedding_dtype))]
+            side[:] = [EncoderSide(settings(), kinds, name_of(encoder._embedding_dtype))]
         except Exception as error:  # noqa: BLE001 - SGLang would log it, and go on without the plug-in
             end_process(f"the embferry plug-in cannot start: {shown(error)}")
 
     async def send(self, state: Any, destination: Any) -> None:
         """Sends the embedding of a part to one rank. SGLang keeps it until this returns."""
         data = await self.encoder._wait_for_embedding(state)
-        part = _side[0].parts.find(state.req_id)
+        part = side[0].parts.find(state.req_id)
         if part is None or data.error_msg is not None:
             await super().send(state, destination)
             return
@@ -54,12 +63,13 @@ class EmbferryDelivery(server.ZmqDelivery):  # type: ignore[misc]
         message = data.copy_without_embedding()
         message.embferry = msgspec.to_builtins(part.content)
         message.embedding = torch.zeros(1, dtype=torch.uint8)  # in place of the payload; the plug-in there ignores it
-        await self.encoder._send(None, message, url=destination.endpoint)
+        sending = self.encoder._send(None, message, url=destination.endpoint)
+        await asyncio.wait_for(sending, settings().lease_timeout)  # to a dead one SGLang sends for 180 s, one by one
         await part.send(destination.endpoint)
 
     async def release(self, state: Any) -> None:
         """Ends what is still under way for a part that SGLang drops."""
-        _side[0].parts.drop(state.req_id)
+        side[0].parts.drop(state.req_id)
         await super().release(state)
 
 
@@ -78,23 +88,78 @@ async def publish(
         if part is not None:
             tokens, width = encoder.req_states[request["req_id"]].embedding_data.shape
             shape = Shape(tokens, width, name_of(encoder._embedding_dtype))
-            if (error := attempt(_side[0].parts.get(part).announce, shape)) is not None:
+            if (error := attempt(side[0].parts.get(part).announce, shape)) is not None:
                 log.warning("part %s cannot be announced: %s", part.text, shown(error))
 
 
+async def pipeline(original: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
+    """Around SGLang's ``execute_encode_pipeline``: a part that was given up is not encoded, and not kept.
+
+    SGLang goes on when its client hangs up, and then keeps the embedding for 180 s. It answers with a picture that it
+    cannot read, whole, before the reason.
+    """
+    request = kwargs["request"] if "request" in kwargs else args[2]
+    text, gone = request["req_id"], hung_up.get()
+    if text in _unwanted:
+        raise not_wanted()
+    watching = None if gone is None else asyncio.create_task(_give_up_after(gone, text))
+    try:
+        return await original(*args, **kwargs)
+    except server.MMError as error:
+        raise server.MMError(LONG_WORD.sub(r"\1…", str(error)), code=error.code) from None
+    finally:
+        if watching is not None:
+            watching.cancel()
+
+
+async def _give_up_after(gone: asyncio.Event, text: str) -> None:
+    await gone.wait()
+    log.info("the language server that part %s is for has hung up", text)
+    await give_up(text)
+
+
 async def submit(original: Callable[..., Coroutine[Any, Any, Any]], scheduler: Any, request: dict[str, Any]) -> Any:
-    """Around SGLang's ``EncoderScheduler.submit``: a part that is abandoned while it waits is not encoded."""
+    """Around SGLang's ``EncoderScheduler.submit``: a part that is given up while it waits is not encoded."""
     task = asyncio.create_task(original(scheduler, request))
     _submitted[request["req_id"]] = task
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        if task.cancelled():  # by abandon(): an error of this request, and not of the connection's task
-            raise server.MMError("the language server does not want this part any more", code=CANCELLED) from None
+        if task.cancelled():  # by give_up(): an error of this request, and not of the connection's task
+            raise not_wanted() from None
         task.cancel()
         raise
     finally:
         _submitted.pop(request["req_id"], None)
+
+
+async def give_up(text: str) -> None:
+    """Ends the encode of a part if it waits for its turn, and drops everything that is held for the part.
+
+    The part is remembered, because the request to encode it may come later: messages on two connections overtake each
+    other, above all in a process that stood still.
+    """
+    _unwanted[text] = None
+    forgotten = _unwanted.popitem(last=False)[0] if len(_unwanted) > MAX_UNWANTED else None
+    if (task := _submitted.get(text)) is not None:
+        task.cancel()
+    if side:
+        side[0].parts.drop(text)
+    if (encoder := http_server.encoder) is not None:
+        if forgotten is not None:
+            encoder.clear_abandoned_request(forgotten)
+        await encoder.abandon_request(text)
+
+
+def is_unwanted(text: str) -> bool:
+    """Returns whether a part was given up."""
+    return text in _unwanted
+
+
+def not_wanted() -> Exception:
+    """Returns the error of a part that was given up."""
+    error: Exception = server.MMError("the language server does not want this part any more", code=CANCELLED)
+    return error
 
 
 def constructed(original: Callable[..., None], encoder: Any, *args: Any, **kwargs: Any) -> None:
@@ -107,48 +172,6 @@ def constructed(original: Callable[..., None], encoder: Any, *args: Any, **kwarg
 def refuse_data_parallelism(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """In place of SGLang's ``launch_dp_runtime``, whose workers load no plug-ins."""
     end_process("the embferry plug-in does not work with --dp-size above 1 in an encoder: start that many encoders")
-
-
-@http_server.app.get(PATH)  # type: ignore[untyped-decorator]
-async def describe() -> Response:
-    """Describes this encoder to the dispatcher of a language server."""
-    if not _side:
-        return Response(status_code=503, headers={"Retry-After": "1"})
-    return Response(await asyncio.to_thread(_side[0].describe), media_type="application/json")
-
-
-@http_server.app.post(f"{PATH}/destinations")  # type: ignore[untyped-decorator]
-async def add_destination(request: Request) -> Response:
-    """A rank of a language server asks for a part."""
-    try:
-        destination = msgspec.json.decode(await request.body(), type=Destination)
-    except msgspec.MsgspecError as error:
-        return Response(str(error), status_code=400)
-    part = parse(destination.part)
-    if part is None or not _side or http_server.encoder is None:
-        return Response("not a part of the embferry plug-in", status_code=400)
-    _side[0].parts.get(part).add(destination)
-    try:
-        await http_server.encoder.register_embedding_destinations(part.text, destination.count, [destination.url])
-    except server.MMError as error:
-        return Response(str(error), status_code=int(error.code))
-    return Response(status_code=200)
-
-
-@http_server.app.post(f"{PATH}/abandon")  # type: ignore[untyped-decorator]
-async def abandon(request: Request) -> Response:
-    """A language server does not want a part any more."""
-    try:
-        text = str(msgspec.json.decode(await request.body(), type=dict[str, str]).get("part"))
-    except msgspec.MsgspecError as error:
-        return Response(str(error), status_code=400)
-    if (task := _submitted.get(text)) is not None:
-        task.cancel()
-    if _side:
-        _side[0].parts.drop(text)
-    if http_server.encoder is not None:
-        await http_server.encoder.release_request(text)
-    return Response(status_code=200)
 
 
 def name_of(dtype: torch.dtype) -> str:

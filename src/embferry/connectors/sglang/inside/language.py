@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from array import array
 from collections.abc import Callable, Coroutine
-from functools import cache
 from typing import Any
 
 from sglang.srt.disaggregation.encoder import receiver
 from sglang.srt.managers.io_struct import EncoderDispatchErrorReq
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_parallel, get_serving
 
 from embferry.protocol.errors import shown
 
@@ -25,10 +25,16 @@ log = logging.getLogger(__name__)
 WAITING = (receiver.WaitingMMRequestStatus.PENDING, receiver.WaitingMMRequestStatus.SUCCESS)
 
 
-@cache
+_dispatchers: list[Dispatcher] = []
+_making = threading.Lock()
+
+
 def dispatcher() -> Dispatcher:
-    """Returns the dispatcher of the tokenizer's process."""
-    return Dispatcher(settings())
+    """Returns the dispatcher of the tokenizer's process: one, although the first requests may come at once."""
+    with _making:
+        if not _dispatchers:
+            _dispatchers.append(Dispatcher(settings()))
+        return _dispatchers[0]
 
 
 def constructed(original: Callable[..., None], mm_receiver: Any, *args: Any, **kwargs: Any) -> None:
@@ -41,6 +47,8 @@ def constructed(original: Callable[..., None], mm_receiver: Any, *args: Any, **k
         end_process("the embferry plug-in works with encoders over HTTP: set SGLANG_ENCODER_MM_RECEIVER_MODE=http")
     if get_parallel().attn_dp_enabled:
         end_process("the embferry plug-in does not work with --enable-dp-attention, nor does SGLang's division itself")
+    if get_serving().tokenizer_worker_num > 1:  # their processes load no plug-ins
+        end_process("the embferry plug-in does not work with --tokenizer-worker-num above 1: leave it out")
     if mm_receiver.scheduler is not None:
         try:
             side = LanguageSide(settings(), mm_receiver.tp_rank, mm_receiver.tp_size, mm_receiver.nnodes)
@@ -118,6 +126,18 @@ def abort_request(original: Callable[..., None], manager: Any, rid: str = "", ab
     original(manager, rid, abort_all)
     for each in list(manager.rid_to_state) if abort_all else [rid]:
         dispatcher().cancel(each)
+
+
+def forward_dispatch_error(original: Callable[..., None], manager: Any, error: Any) -> None:
+    """Around SGLang's ``TokenizerManager._forward_encoder_dispatch_error``, which brings the dispatcher's messages.
+
+    SGLang dispatches a request before it looks at the rest of it. If it then refuses the request, nothing will ask for
+    the embeddings, which an encoder would keep for 180 s.
+    """
+    if error.rid in manager.rid_to_state:
+        original(manager, error)
+    else:
+        dispatcher().cancel(error.rid)
 
 
 async def probe(original: Callable[..., Coroutine[Any, Any, bool]], bootstrap: Any, session: Any, url: str) -> bool:

@@ -46,6 +46,13 @@ HOOKS = [
     Hook(TOKENIZER, "TokenizerManager.abort_request", HookType.AROUND, language.abort_request, "self, rid, abort_all"),
     Hook(
         TOKENIZER,
+        "TokenizerManager._forward_encoder_dispatch_error",
+        HookType.AROUND,
+        language.forward_dispatch_error,
+        "self, error",
+    ),
+    Hook(
+        TOKENIZER,
         "TokenizerManager._handle_epd_disaggregation_encode_request",
         HookType.AROUND,
         language.handle_encode_request,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from functools import cache
 from http import HTTPStatus
 from typing import Any
@@ -49,6 +50,7 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
         self._parts: dict[int, IncomingPart | MappedPart] = {}
         self._messages: dict[int, Any] = {}
         self._added: set[int] = set()
+        self._registrations: list[Future[None]] = []
         self.recv_embedding_data: Any = None
         super().__init__(*args, **kwargs)
 
@@ -95,6 +97,8 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
         """Ends the transfers that are under way. SGLang calls it for a failure, an abort and a time-out."""
         for part in self._parts.values():
             part.close()
+        for registration in self._registrations:
+            registration.cancel()
         super().release_resources()
 
     def _fail_and_release(self, error_msg: Any, error_code: Any = None) -> None:
@@ -131,7 +135,7 @@ class EmbferryWaiting(receiver.WaitingZmqRequest):  # type: ignore[misc]
         def is_current() -> bool:
             return bool(self.status == PENDING and part.part == name)
 
-        self.registration_runner.submit(register(source.url, destination, is_current))
+        self._registrations.append(self.registration_runner.submit(register(source.url, destination, is_current)))
 
     def _try_recv_mm_data(self) -> None:
         if self.status != PENDING:

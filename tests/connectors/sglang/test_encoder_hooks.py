@@ -1,0 +1,184 @@
+"""The plug-in inside an encoder's modules: what it does not encode, does not keep, and says of videos."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.sglang,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore"),  # warnings of SGLang and torch, when SGLang is imported without a GPU
+]
+
+
+def submitted(abandon: bool) -> tuple[Any, list[str]]:
+    """Returns the outcome of a part that waits to be encoded, and the parts that were encoded."""
+    from sglang.srt.disaggregation.encoder import server
+
+    from embferry.connectors.sglang.inside import encoder
+
+    encoded: list[str] = []
+
+    async def original(scheduler: Any, request: dict[str, Any]) -> str:
+        await scheduler.wait()
+        encoded.append(request["req_id"])
+        return "done"
+
+    async def run() -> Any:
+        turn = asyncio.Event()
+        task = asyncio.create_task(encoder.submit(original, turn, {"req_id": "a"}))
+        await asyncio.sleep(0)
+        if abandon:
+            encoder._submitted["a"].cancel()
+        turn.set()
+        try:
+            return await task
+        except server.MMError as error:
+            return error
+
+    return asyncio.run(run()), encoded
+
+
+def test_a_part_that_is_abandoned_while_it_waits_is_not_encoded() -> None:
+    from sglang.srt.disaggregation.encoder import server
+
+    outcome, encoded = submitted(abandon=True)
+    assert isinstance(outcome, server.MMError)
+    assert outcome.code == 499
+    assert encoded == []
+    assert submitted(abandon=False) == ("done", ["a"])
+
+
+class FakeEncoder:
+    """In the place of SGLang's encoder.
+
+    Attributes:
+        released: The parts that were given up.
+        forgotten: Those of them that SGLang need not remember any more.
+    """
+
+    def __init__(self) -> None:
+        self.released: list[str] = []
+        self.forgotten: list[str] = []
+        self.has_released = asyncio.Event()
+
+    async def abandon_request(self, text: str) -> None:
+        self.released.append(text)
+        self.has_released.set()
+
+    def clear_abandoned_request(self, text: str) -> None:
+        self.forgotten.append(text)
+
+
+@pytest.fixture
+def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
+    from sglang.srt.disaggregation.encoder import http_server
+
+    from embferry.connectors.sglang.inside import encoder
+
+    made = FakeEncoder()
+    monkeypatch.setattr(http_server, "encoder", made)
+    monkeypatch.setattr(encoder, "_unwanted", type(encoder._unwanted)())
+    return made
+
+
+def test_a_dispatcher_that_hangs_up_ends_what_is_kept_for_it(fake_encoder: FakeEncoder) -> None:
+    from embferry.connectors.sglang.inside import encoder, encoder_http
+
+    encoding, hung_up = asyncio.Event(), asyncio.Event()
+
+    async def kept(enc: Any, scheduler: Any, request: dict[str, Any]) -> None:
+        encoding.set()
+        await fake_encoder.has_released.wait()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["body"] == b"{}"
+        await encoder.pipeline(kept, None, None, {"req_id": "a"})
+
+    messages = [{"type": "http.request", "body": b"{}"}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await hung_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        request = asyncio.create_task(encoder_http.HangUps(app)({"type": "http", "path": "/encode"}, receive, None))
+        await encoding.wait()
+        assert not fake_encoder.released
+        hung_up.set()
+        await asyncio.wait_for(request, 60)
+
+    asyncio.run(run())
+    assert fake_encoder.released == ["a"]
+
+
+def test_a_part_that_is_given_up_before_it_is_asked_for_is_not_encoded(fake_encoder: FakeEncoder) -> None:
+    from sglang.srt.disaggregation.encoder import server
+
+    from embferry.connectors.sglang.inside import encoder
+
+    async def run() -> None:
+        await encoder.give_up("a")
+        with pytest.raises(server.MMError, match="does not want this part"):
+            await encoder.pipeline(pytest.fail, None, None, {"req_id": "a"})  # type: ignore[arg-type]
+
+    asyncio.run(run())
+
+
+def test_an_error_does_not_repeat_the_picture(fake_encoder: FakeEncoder) -> None:
+    """The dispatcher reads answers up to a bound only, and would take the encoder for lost."""
+    from sglang.srt.disaggregation.encoder import server
+
+    from embferry.connectors.sglang.inside import encoder
+
+    async def fail(enc: Any, scheduler: Any, request: dict[str, Any]) -> None:
+        picture = f"data:image/png;base64,{'A' * (2 << 20)}"
+        raise server.BadRequestError(f"Error while loading data {picture}: it is truncated")
+
+    with pytest.raises(server.MMError) as told:
+        asyncio.run(encoder.pipeline(fail, None, None, {"req_id": "a"}))
+    cut = "data:image/png;base64," + "A" * 38
+    assert (str(told.value), told.value.code) == (f"Error while loading data {cut}… it is truncated", 400)
+
+
+def test_parts_that_were_given_up_are_remembered_up_to_a_bound(
+    fake_encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from embferry.connectors.sglang.inside import encoder
+
+    monkeypatch.setattr(encoder, "MAX_UNWANTED", 2)
+
+    async def run() -> None:
+        for text in ("a", "b", "c"):
+            await encoder.give_up(text)
+
+    asyncio.run(run())
+    assert [text for text in "abc" if encoder.is_unwanted(text)] == ["b", "c"]
+    assert fake_encoder.forgotten == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "model", "seconds"),
+    [("sampled", "qwen2_5_vl", 1.0), ("undivided", "qwen2_5_vl", 2 / 24), ("undivided", "qwen3_omni_moe", 1.0)],
+)
+def test_videos_have_the_times_that_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, rate: str, model: str, seconds: float
+) -> None:
+    """2 / 24: what transformers' processor says of a video whose frame rate it is not told; a position has 2 frames."""
+    import torch
+
+    from embferry.connectors.sglang.inside import videos
+
+    async def original(preprocessor: Any, items: Any) -> dict[str, Any]:
+        return {"second_per_grid_ts": torch.ones(2)}
+
+    monkeypatch.setattr(videos, "settings", lambda: SimpleNamespace(video_rate=rate))
+    preprocessor = SimpleNamespace(model_type=model, video_processor=SimpleNamespace(temporal_patch_size=2))
+    result = asyncio.run(videos.process_video_items(original, preprocessor, []))
+    assert result["second_per_grid_ts"].tolist() == pytest.approx([seconds, seconds])
