@@ -21,6 +21,8 @@ MANY = 600
 OF_AN_ADDRESS = {"control": 256, "tcp": 256, "http": 256, "bootstrap": 256}
 """Unfinished connections of one address; those of router and workers have time instead (docs/operations.md)."""
 
+CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_silent_connections_are_bounded_and_questions_are_answered(
@@ -48,4 +50,14 @@ def test_bad_proofs_take_no_place(running: Running, stranger: Stranger, kind: st
             else:
                 answer = send(port.at, request("PUT", "/workers/x", Authorization=f"Embferry {number}"), shuts=False)
                 assert status_of(answer) == 401
+        running.ask()
+
+
+def test_tiny_chunks_are_not_parsed_to_their_end(running: Running, stranger: Stranger) -> None:
+    """A worker refuses the head; the router, whose clients may be strangers, the body."""
+    chunks = b"1\r\na\r\n" * 100_000
+    with running.untouched(asking=True):
+        for kind in ("encode", "language", "router"):
+            answer = send(running.ports[kind].at, CHUNKED + chunks, shuts=False)
+            assert status_of(answer) == (400 if kind == "router" else 401)
         running.ask()
