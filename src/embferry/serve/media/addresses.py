@@ -6,6 +6,7 @@ and unless the list names it in full, all of its addresses must be public.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -51,8 +52,8 @@ async def permitted_addresses(url: SplitResult, allowed: tuple[str, ...]) -> lis
 
     The name is resolved once, so the checked addresses are the ones used.
 
-    A host that the list names in full may have any address, because the operator has listed it. A host that matches
-    only a pattern (``*``, ``*.domain``) must have public addresses only.
+    The host of ``url`` is in ASCII. A host that the list names in full may have any address, because the operator has
+    listed it. A host that matches only a pattern (``*``, ``*.domain``) must have public addresses only.
 
     Raises:
         ServeError: host_not_allowed; fetch_failed if the name has no address.
@@ -104,6 +105,9 @@ def _embedded(address: _Address) -> Iterator[_Address]:
 def _name_and_port(entry: str) -> tuple[str, int | None]:
     """Splits an entry of the list. Without a port, the entry means the scheme's default port."""
     entry = entry.strip().lower()
+    if not entry.isascii():
+        with contextlib.suppress(UnicodeError):  # then no host has this name
+            entry = entry.encode("idna").decode("ascii")  # as the hosts of URLs are
     if entry.startswith("["):  # [2001:db8::1]:8080
         name, _, rest = entry[1:].partition("]")
         return name, int(rest[1:]) if rest[1:].isdigit() else None
