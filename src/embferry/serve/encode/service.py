@@ -33,10 +33,11 @@ from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.encode.messages import EncodeItem, EncodeRequest
 from embferry.serve.encode.metrics import EncodeMetrics
-from embferry.serve.encode.preparation import DECODE_THREADS, in_turn, prepare_item
+from embferry.serve.encode.preparation import in_turn, prepare_item
 from embferry.serve.encode.room import Room, pixel_bytes
 from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding.cancellation import CancelledWorkError
+from embferry.serve.media.decoding.pool import PROCESSES
 from embferry.serve.shared_threads import SharedThreads
 from embferry.serve.worker.service import Service
 from embferry.transfer.failures import attempt
@@ -62,7 +63,7 @@ class EncodeService(Service[SendingManager, int, Room]):
         self.metrics = EncodeMetrics(self.cache, self._states)
         self.metrics.watch(manager, self.budget)
         self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._on_failure)
-        self._decoders = SharedThreads(DECODE_THREADS, "decode")
+        self._decoders = SharedThreads(PROCESSES, "decode", spares=True)
         self._to_encode: deque[MultimodalEmbeddingRequest] = deque()
         self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)
         self._thread.start()
