@@ -144,6 +144,23 @@ def test_a_challenge_that_lies_is_refused(bomb: bool) -> None:
     assert is_refused(liar, said)
 
 
+def test_no_cookie_of_another_part_is_kept() -> None:
+    async def ask() -> list[str | None]:
+        asked: list[str | None] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append(request.headers.get("cookie"))
+            return httpx.Response(200, headers={"Set-Cookie": "a=b; Path=/"}, stream=httpx.ByteStream(b""))
+
+        async with bounded_client(limits=httpx.Limits(), transport=httpx.MockTransport(answer)) as client:
+            for _ in range(2):
+                await client.get("http://worker.example/")
+            assert len(client.cookies.jar) == 0
+        return asked
+
+    assert asyncio.run(ask()) == [None, None]
+
+
 FOREIGN = {"serve/media/fetch.py", "cli/ask.py", "bench", "trust/bounded_answers.py"}
 """Callers of servers of others or of the user, and the module that makes the clients of all others."""
 

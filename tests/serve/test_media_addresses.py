@@ -34,6 +34,8 @@ from tests.serve.blocking import DEADLINE, Blocking
         ("*", "https://anything.org:22/", False),
         ("[2001:db8::1]:8080", "http://[2001:db8::1]:8080/", True),
         ("2001:db8::1", "http://[2001:db8::1]/", True),
+        ("*.Bücher.example:81", "http://www.xn--bcher-kva.example:81/", True),
+        ("bücher..example", "http://xn--bcher-kva.example/", False),
     ],
 )
 def test_an_entry_of_the_list_admits_its_hosts_only(

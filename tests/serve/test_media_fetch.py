@@ -20,6 +20,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media import addresses as under_test
 from embferry.serve.media import fetch as fetch_module
 from embferry.serve.media.fetch import Fetcher
+from embferry.serve.shared_threads import UnwantedError, acting_for
 from tests.serve import pictures
 
 PNG = pictures.png()
@@ -52,6 +53,7 @@ class Site(http.server.BaseHTTPRequestHandler):
     release: ClassVar[threading.Event]
     redirects: ClassVar[dict[str, str]] = {}
     encoded: ClassVar[tuple[str, bytes]] = ("", b"")
+    cookies: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
         self.seen.append((self.path, self.headers["Host"]))
@@ -61,6 +63,9 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.end_headers()
         elif self.path == "/picture":
             self._send(PNG, {"Content-Type": "text/nonsense"})
+        elif self.path == "/cookie":
+            self.cookies.append(self.headers["Cookie"])
+            self._send(PNG, {"Set-Cookie": "a=b; Path=/", "Content-Length": str(len(PNG))})
         elif self.path == "/encoded":
             encoding, body = self.encoded
             self._send(body, {"Content-Encoding": encoding, "Content-Length": str(len(body))})
@@ -99,7 +104,7 @@ class _Server(http.server.ThreadingHTTPServer):
 @pytest.fixture
 def site() -> Iterator[str]:
     """Runs the web site and returns its ``host:port``."""
-    Site.seen, Site.redirects, Site.release = [], {}, threading.Event()
+    Site.seen, Site.redirects, Site.release, Site.cookies = [], {}, threading.Event(), []
     with _Server(("127.0.0.1", 0), Site) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -242,6 +247,78 @@ def test_a_redirect_to_a_host_with_letters_outside_ascii(site: str, monkeypatch:
     Site.redirects = {"/away": f"http://xn--bcher-kva.example:{port}/picture"}
     assert fetch(f"http://☃.net:{port}/away", allowed_hosts=(f"☃.net:{port}", f"bücher.example:{port}")) == PNG
     assert [host for _, host in Site.seen] == [f"xn--n3h.net:{port}", f"xn--bcher-kva.example:{port}"]
+
+
+@pytest.mark.parametrize(
+    "host", ["a\0.h", "a b.h", "a%00b.h", "a\\\\.h", ".h", "a..h", "\ud800.h", "a\x7f.h", "a'.h", "h:", "é:8x"]
+)
+def test_a_host_that_two_programs_read_differently_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """The system's lookup reads no further than to a zero byte."""
+
+    async def resolve(host: str, port: int) -> list[str]:
+        raise AssertionError("it was looked up")
+
+    monkeypatch.setattr(under_test, "_resolve", resolve)
+    assert refusal(f"http://{host}/", allowed_hosts=("*.h",)) in ("invalid_url", "host_not_allowed")
+
+
+@pytest.mark.parametrize("name", ["bücher.example", "BÜCHER.example.", "xn--bcher-kva.example"])
+@pytest.mark.parametrize("listed", ["bücher.example", "xn--bcher-kva.example"])
+def test_an_international_name_is_asked_in_the_letters_of_dns(
+    site: str, monkeypatch: pytest.MonkeyPatch, name: str, listed: str
+) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.1" if host == "xn--bcher-kva.example" else "192.0.2.1"]
+
+    monkeypatch.setattr(under_test, "_resolve", resolve)
+    port = site.partition(":")[2]
+    assert fetch(f"http://u:é@{name}:{port}/picture", allowed_hosts=(f"{listed}:{port}",)) == PNG
+    assert Site.seen[0][1].removesuffix(f":{port}").rstrip(".").lower() == "xn--bcher-kva.example"  # type: ignore[union-attr]
+
+
+def test_a_site_gets_no_cookie_back_and_fills_no_memory_with_them(site: str) -> None:
+    """The addresses of sites are their domains here, so a site would get those of others at the same address."""
+
+    async def run() -> None:
+        fetcher = Fetcher(MediaSettings(allowed_hosts=(site,)))
+        for _ in range(2):
+            assert await fetcher.fetch(f"http://{site}/cookie") == PNG
+        assert len(fetcher._client.cookies.jar) == 0
+        await fetcher.close()
+
+    asyncio.run(run())
+    assert Site.cookies == [None, None]
+
+
+def test_a_client_whose_hosts_are_slow_leaves_slots_to_others(site: str) -> None:
+    async def run() -> None:
+        fetcher = Fetcher(MediaSettings(allowed_hosts=(site,), fetch_timeout=100), max_connections=4)
+        with acting_for("first"):
+            slow = [asyncio.create_task(fetcher.fetch(f"http://{site}/silent")) for _ in range(20)]
+        while len(Site.seen) < 2:
+            await asyncio.sleep(0.001)
+        for other in ("second", "third"):
+            with acting_for(other):
+                assert await fetcher.fetch(f"http://{site}/picture") == PNG
+        assert [path for path, _ in Site.seen] == ["/silent", "/silent", "/picture", "/picture"]
+        for task in slow:
+            task.cancel()
+        await asyncio.wait(slow)
+        await fetcher.close()
+
+    asyncio.run(run())
+
+
+def test_the_wait_for_a_slot_is_no_part_of_a_fetch(site: str) -> None:
+    async def run() -> None:
+        fetcher = Fetcher(MediaSettings(allowed_hosts=(site,), fetch_timeout=0.2), max_connections=1)
+        fetches = [fetcher.fetch(f"http://{site}/{path}") for path in ("silent", "silent", "picture")]
+        first, second, last = await asyncio.gather(*fetches, return_exceptions=True)
+        assert [first.code, second.code] == ["fetch_timeout"] * 2  # type: ignore[union-attr]
+        assert last == PNG
+        await fetcher.close()
+
+    asyncio.run(run())
 
 
 def test_a_user_name_in_a_url_does_not_bypass_the_list(site: str) -> None:
@@ -461,6 +538,24 @@ def test_a_data_url_is_bounded_before_it_is_unquoted(url: str, code: str, monkey
         bounded = lambda text, *rest, real=real: real(text, *rest) if len(text) <= 4 << 20 else pytest.fail("read")  # noqa: E731
         monkeypatch.setattr(fetch_module, name, bounded)
     assert refusal(url) == code
+
+
+def test_frames_that_are_not_base64_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are one piece of work, and unquoting a megabyte takes a tenth of a second."""
+    monkeypatch.setattr(fetch_module, "unquote_to_bytes", lambda text: pytest.fail("read"))
+    fetcher = Fetcher(MediaSettings())
+    with pytest.raises(ServeError) as caught:
+        fetcher.inline_frames("data:video/jpeg;," + ",".join(["%41" * 300_000] * 2))
+    assert caught.value.code == "media_too_large"
+
+
+def test_frames_are_not_decoded_to_their_end_when_their_client_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwanted() -> None:
+        raise UnwantedError
+
+    monkeypatch.setattr(fetch_module, "stop_if_unwanted", unwanted)
+    with pytest.raises(UnwantedError):
+        Fetcher(MediaSettings()).inline_frames("data:video/jpeg;base64,AAAA,AAAA")
 
 
 def test_a_list_of_frames_is_counted_before_it_is_split() -> None:

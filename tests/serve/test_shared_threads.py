@@ -74,6 +74,23 @@ def test_a_client_has_no_more_threads_than_it_may_have_and_goes_on_when_one_is_f
         work.result(DEADLINE)
 
 
+def test_a_client_that_comes_finds_a_free_thread_where_some_are_spared() -> None:
+    """Of five, the first client has three and the second one; the third begins at once."""
+    threads, blocking = SharedThreads(5, "test", spares=True), {client: Blocking(lambda: None) for client in "abc"}
+    sent = [threads.submit(client, blocking[client]) for client in "aaaaaaaaaa"]
+    while blocking["a"].calls < 3:
+        blocking["a"].called.wait(0.001)
+    for client in "bc":
+        sent += [threads.submit(client, blocking[client]) for _ in range(2)]
+        assert blocking[client].called.wait(DEADLINE)
+    assert [blocking[client].calls for client in "abc"] == [3, 1, 1]
+    assert threads.waiting == 7 + 1 + 1
+    for client in "cba":  # those that wait go on when others end
+        blocking[client].release.set()
+    for work in sent:
+        work.result(DEADLINE)
+
+
 def test_cancelled_work_leaves_its_queue_at_once_with_all_that_it_holds(blocking: Blocking) -> None:
     class Body:
         def read(self) -> None:

@@ -21,6 +21,8 @@ MANY = 600
 OF_AN_ADDRESS = {"control": 256, "tcp": 256, "http": 256, "bootstrap": 256}
 """Unfinished connections of one address; those of router and workers have time instead (docs/operations.md)."""
 
+CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_silent_connections_are_bounded_and_questions_are_answered(
@@ -48,4 +50,12 @@ def test_bad_proofs_take_no_place(running: Running, stranger: Stranger, kind: st
             else:
                 answer = send(port.at, request("PUT", "/workers/x", Authorization=f"Embferry {number}"), shuts=False)
                 assert status_of(answer) == 401
+        running.ask()
+
+
+def test_tiny_chunks_are_not_parsed_to_their_end(running: Running) -> None:
+    """Anyone may send bodies to a router without API keys; workers refuse the heads (``test_writing.py``)."""
+    chunks = b"1\r\na\r\n" * 100_000
+    with running.untouched(asking=True):
+        assert status_of(send(running.ports["router"].at, CHUNKED + chunks, shuts=False)) == 400
         running.ask()

@@ -86,18 +86,20 @@ class SharedThreads:
     turn was longest ago. So a client waits for one piece of each other client, however many those have sent. Work that
     has begun counts until it ends, also if its client has left.
 
-    Where a piece may take very long, ``most`` keeps threads free for the other clients.
+    Where a piece may take very long, ``most`` and ``spares`` keep threads free, so that a client that comes waits
+    for no piece of another one.
 
     Args:
         count: pieces that run at the same time.
         name: the threads' names begin with it.
         most: pieces of one client that run at the same time; None: as many as there are threads.
+        spares: a client gets a further thread only while more are free than it has: of three, one client has two.
         options: of :class:`~concurrent.futures.ThreadPoolExecutor`.
     """
 
-    def __init__(self, count: int, name: str, *, most: int | None = None, **options: Any) -> None:
+    def __init__(self, count: int, name: str, *, most: int | None = None, spares: bool = False, **options: Any) -> None:
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name, **options)
-        self._most = most or count
+        self._count, self._most, self._spares = count, most or count, spares
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[SharedWork[Any]]] = {}  # in the order of turns; no queue is empty
         self._running: Counter[str] = Counter()
@@ -149,7 +151,7 @@ class SharedThreads:
         """Takes the next piece from its queue; None if no client that waits may have another thread."""
         with self._lock:
             client = min(self._waiting, key=self._running.__getitem__, default=None)
-            if client is None or self._running[client] >= self._most:
+            if client is None or self._running[client] >= self._limit():
                 return None
             queue = self._waiting.pop(client)
             work = queue.popleft()
@@ -157,6 +159,10 @@ class SharedThreads:
                 self._waiting[client] = queue  # behind the others
             self._running[client] += 1
             return work
+
+    def _limit(self) -> int:
+        """Returns how many pieces of one client must be running for it to wait."""
+        return min(self._most, self._count - self._running.total()) if self._spares else self._most
 
     def _remove(self, work: Future[Any]) -> None:
         """Takes cancelled work out of its queue, so that nothing holds what it would have needed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
@@ -96,4 +97,10 @@ def bounded_client(
         max_bytes: Longest answer to a request that does not say otherwise.
     """
     network = transport or httpx.AsyncHTTPTransport(verify=verify, limits=limits, trust_env=False)
-    return httpx.AsyncClient(trust_env=False, timeout=timeout, transport=BoundedAnswers(network, max_bytes))
+    answers = BoundedAnswers(network, max_bytes)
+    return httpx.AsyncClient(trust_env=False, timeout=timeout, transport=answers, cookies=no_cookies())
+
+
+def no_cookies() -> CookieJar:
+    """Returns a jar that takes no cookies. httpx keeps any number of them, and returns them on later requests."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=()))

@@ -10,16 +10,18 @@ import httpx
 import msgspec
 import pytest
 
-from embferry.serve.encode.preparation import DECODE_THREADS
 from embferry.serve.media.decoding import media
 from embferry.serve.media.decoding.child import Child
-from embferry.serve.media.decoding.pool import DecoderPool
+from embferry.serve.media.decoding.pool import PROCESSES, DecoderPool
 from embferry.testing.pair import eventually
 from tests.serve.digested import digested
 from tests.serve.embeddings.conftest import EncodeWorker
 from tests.serve.workers.joined import DEADLINE, whole
 
 pytestmark = pytest.mark.integration
+
+OF_A_CLIENT = PROCESSES - 1
+"""Requests of one client that are decoded at the same time."""
 
 
 def hanging(monkeypatch: pytest.MonkeyPatch, count: int) -> tuple[DecoderPool, list[Child]]:
@@ -64,8 +66,8 @@ def test_decoding_ends_with_its_request(worker: EncodeWorker, monkeypatch: pytes
 def test_callers_hear_why_decoding_has_ended_also_of_what_has_not_begun(
     worker: EncodeWorker, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    pool, started = hanging(monkeypatch, DECODE_THREADS)
-    rooms = range(5, 6 + DECODE_THREADS)
+    pool, started = hanging(monkeypatch, OF_A_CLIENT)
+    rooms = range(5, 6 + OF_A_CLIENT)
     with ThreadPoolExecutor(len(rooms)) as callers:
 
         def post(room: int) -> httpx.Response:
@@ -73,7 +75,7 @@ def test_callers_hear_why_decoding_has_ended_also_of_what_has_not_begun(
 
         decoders = worker.service._decoders
         answers = [callers.submit(post, room) for room in rooms[1:]]
-        eventually(lambda: sum(child.jobs for child in started) == DECODE_THREADS)
+        eventually(lambda: sum(child.jobs for child in started) == OF_A_CLIENT)
         answers.append(callers.submit(post, rooms[0]))
         eventually(lambda: decoders.waiting == 1)
         if how == "shut down":

@@ -16,9 +16,6 @@ from embferry.serve.shared_threads import SharedThreads
 
 T = TypeVar("T")
 
-DECODE_THREADS = 2
-"""Items decoded at the same time, so that a long video does not delay the pictures of another request."""
-
 
 async def in_turn(threads: SharedThreads, client: str, call: Callable[[], T], cancellation: Cancellation) -> T:
     """Returns the result of ``call``, which is work of ``client``. Ends with the task that waits for it.

@@ -33,11 +33,12 @@ from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.encode.messages import EncodeItem, EncodeRequest
 from embferry.serve.encode.metrics import EncodeMetrics
-from embferry.serve.encode.preparation import DECODE_THREADS, in_turn, prepare_item
+from embferry.serve.encode.preparation import in_turn, prepare_item
 from embferry.serve.encode.room import Room, pixel_bytes
 from embferry.serve.encode.self_test import SelfTest
 from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding.cancellation import CancelledWorkError
+from embferry.serve.media.decoding.pool import PROCESSES
 from embferry.serve.shared_threads import SharedThreads
 from embferry.serve.worker.service import Service
 from embferry.transfer.failures import attempt
@@ -63,7 +64,7 @@ class EncodeService(Service[SendingManager, int, Room]):
         self.metrics = EncodeMetrics(self.cache, self._states)
         self.metrics.watch(manager, self.budget)
         self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._on_failure)
-        self._decoders = SharedThreads(DECODE_THREADS, "decode")
+        self._decoders = SharedThreads(PROCESSES, "decode", spares=True)
         self.self_test = SelfTest(encoder.media, settings.media, self._decoders, self._wake.set)
         self._to_encode: deque[MultimodalEmbeddingRequest] = deque()
         self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)

@@ -18,6 +18,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import h11
 from starlette.datastructures import Headers
@@ -25,6 +26,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from embferry.serve.errors import ServeError
+from embferry.serve.http.chunks import BoundedChunks
 from embferry.serve.http.descriptors import Reports
 from embferry.serve.http.errors import error_response
 from embferry.transports.net.address import network_of
@@ -138,6 +140,10 @@ class BoundedProtocol(H11Protocol):
     malformed: Occasions
     _late: asyncio.TimerHandle | None = None
     _is_over = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = BoundedChunks(h11.SERVER, MAX_HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

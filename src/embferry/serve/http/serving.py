@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from embferry.protocol.errors import TransportError
 from embferry.serve.http.address import address_of
-from embferry.serve.http.connections import MAX_HEAD_BYTES, BoundedProtocol, ConnectionLimits, bounded_protocol
+from embferry.serve.http.connections import BoundedProtocol, ConnectionLimits, bounded_protocol
 from embferry.serve.http.descriptors import ExceptionHandler, within_open_files
 from embferry.serve.http.tls_handshake import TlsHandshake
 from embferry.trust.refusals import Refusals
@@ -102,7 +102,6 @@ async def serve_app(
         backlog=ACCEPTED_AT_ONCE,
         log_config=None,
         access_log=False,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=close_seconds + SPARE_SECONDS,
     )

@@ -54,8 +54,8 @@ async def permitted_addresses(url: SplitResult, allowed: tuple[str, ...]) -> lis
 
     The name is resolved once, so the checked addresses are the ones used.
 
-    A host that the list names in full may have any address, because the operator has listed it. A host that matches
-    only a pattern (``*``, ``*.domain``) must have public addresses only.
+    The host of ``url`` is in ASCII. A host that the list names in full may have any address, because the operator has
+    listed it. A host that matches only a pattern (``*``, ``*.domain``) must have public addresses only.
 
     Raises:
         ServeError: host_not_allowed; fetch_failed if the name has no address.

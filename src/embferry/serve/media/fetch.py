@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
 import stat
 import zlib
@@ -22,6 +23,9 @@ from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.addresses import DEFAULT_PORTS, ascii_host, permitted_addresses
 from embferry.serve.off_loop import decode_base64, off_loop
+from embferry.serve.shared_slots import SharedSlots
+from embferry.serve.shared_threads import stop_if_unwanted
+from embferry.trust.bounded_answers import no_cookies
 
 Grow = Callable[[int], object]
 """Called with the bytes that a file takes in memory, before or as it is read. What it raises ends the fetch."""
@@ -38,6 +42,7 @@ _PIECE = 1 << 16
 """Bytes of an answer that are read, and unpacked, at a time."""
 _SHOWN = 120
 """Characters of a URL that an error repeats."""
+_NETLOC = re.compile(r"(?:\[[0-9A-Za-z:.%_-]+\]|[0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]+)*\.?)(?::\d*)?", re.ASCII)
 
 
 class Fetcher:
@@ -46,19 +51,21 @@ class Fetcher:
     Args:
         limits: of a file, and of the time that a fetch may take.
         certificates: verify servers; None: the system's.
-        max_connections: fetches at once; further ones wait.
+        max_connections: fetches at once; further ones wait. Clients share them.
     """
 
     def __init__(
         self, limits: MediaSettings, certificates: ssl.SSLContext | None = None, max_connections: int = 100
     ) -> None:
         self._limits = limits
+        self._slots = SharedSlots(max_connections)
         # trust_env: proxies and credentials of the environment would bypass the list of hosts.
         self._client = httpx.AsyncClient(
             trust_env=False,
             follow_redirects=False,
             timeout=limits.fetch_timeout,
             verify=certificates or True,
+            cookies=no_cookies(),
             limits=httpx.Limits(max_connections=max_connections),
         )
 
@@ -79,7 +86,7 @@ class Fetcher:
         url, parts = _split(url)
         if parts.scheme in ("http", "https"):
             try:
-                async with asyncio.timeout(self._limits.fetch_timeout):
+                async with self._slots.taken(), asyncio.timeout(self._limits.fetch_timeout):
                     return await self._remote(url, parts, grow)
             except (TimeoutError, httpx.TimeoutException) as error:
                 seconds = f"{self._limits.fetch_timeout:g} seconds (media.fetch_timeout)"
@@ -99,7 +106,13 @@ class Fetcher:
             why = f"the video has {count} frames; the limit is {self._limits.max_video_frames} (media.max_video_frames)"
             raise ServeError("too_many_frames", why)
         head, _, rest = url.partition(",")
-        return [self._inline(f"{head},{frame}") for frame in rest.split(",")]
+        if not _is_base64(head):
+            self._check_unquoted(len(rest))  # of all frames: they are one piece of work
+        frames = []
+        for frame in rest.split(","):
+            stop_if_unwanted()
+            frames.append(self._inline(f"{head},{frame}"))
+        return frames
 
     def _inline(self, url: str) -> bytes:
         """Decodes a ``data:`` URL (RFC 2397). The media type is ignored; the format is detected in the bytes."""
@@ -108,10 +121,8 @@ class Fetcher:
             raise ServeError("invalid_url", "a data: URL needs a comma before its data")
         if start > _PIECE:
             raise ServeError("invalid_url", "the head of the data: URL is too long")
-        if not url[:start].lower().removesuffix(",").rstrip().endswith(";base64"):
-            if len(url) - start > MAX_UNQUOTED:
-                why = f"a data: URL of more than {MAX_UNQUOTED:,} characters must be base64: data:image/png;base64,…"
-                raise ServeError("media_too_large", why)
+        if not _is_base64(url[: start - 1]):
+            self._check_unquoted(len(url) - start)
             return self._fits(_unquoted(url[start:]))
         if (len(url) - start) // 4 * 3 > self._limits.max_bytes * (3 if "%" in url else 1) + 3:
             raise self._too_large()
@@ -124,11 +135,16 @@ class Fetcher:
         except ValueError as error:
             raise ServeError("invalid_url", f"the data: URL is not base64: {error}") from error
 
+    def _check_unquoted(self, characters: int) -> None:
+        if characters > MAX_UNQUOTED:
+            why = f"a data: URL of more than {MAX_UNQUOTED:,} characters must be base64: data:image/png;base64,…"
+            raise ServeError("media_too_large", why)
+
     async def _remote(self, url: str, parts: SplitResult, grow: Grow) -> bytes:
         until = asyncio.get_running_loop().time() + self._limits.fetch_timeout
         for _ in range(MAX_REDIRECTS + 1):
             try:
-                response = await self._first_response(url, parts, until)
+                response = await self._first_response(parts, until)
                 try:
                     if response.status_code in _REDIRECTS and (location := response.headers.get("location")):
                         url, parts = _joined(url, location)
@@ -147,18 +163,18 @@ class Fetcher:
                 raise ServeError("fetch_failed", f"{_short(url)} could not be fetched: {reason}") from error
         raise ServeError("fetch_failed", f"{_short(url)}: more than {MAX_REDIRECTS} redirects")
 
-    async def _first_response(self, url: str, parts: SplitResult, until: float) -> httpx.Response:
+    async def _first_response(self, parts: SplitResult, until: float) -> httpx.Response:
         """Returns the response of the first address of the host that can be connected to.
 
         Each address has an equal share of the time that is left until ``until``, on the event loop's clock.
         """
         addresses = await permitted_addresses(parts, self._limits.allowed_hosts)
-        headers = {"Host": parts.netloc.rpartition("@")[2], "Accept": "image/*, video/*", "Accept-Encoding": "gzip"}
+        headers = {"Host": parts.netloc, "Accept": "image/*, video/*", "Accept-Encoding": "gzip"}
         while True:
             address = addresses.pop(0)
             # Host and port are those that were checked, however httpx reads the URL.
             checked = {"scheme": parts.scheme, "host": address, "port": parts.port or DEFAULT_PORTS[parts.scheme]}
-            target = httpx.URL(url).copy_with(**checked, username=None, password=None, fragment=None)
+            target = httpx.URL(parts.geturl()).copy_with(**checked, username=None, password=None, fragment=None)
             share = max(0.0, until - asyncio.get_running_loop().time()) / (len(addresses) + 1)
             timeout = httpx.Timeout(self._limits.fetch_timeout, connect=share)
             request = self._client.build_request("GET", target, headers=headers, timeout=timeout)
@@ -239,17 +255,32 @@ def _split(url: str) -> tuple[str, SplitResult]:
     try:
         url.encode()  # not possible with half a character (a lone surrogate)
         parts = urlsplit(url)
-        port, host = parts.port, parts.hostname  # both properties may raise
-        if host and not host.isascii():
-            user = parts.netloc.rpartition("@")
-            host = ascii_host(host)
-            parts = parts._replace(netloc=f"{user[0]}{user[1]}{host}" + (f":{port}" if port is not None else ""))
-            url = parts.geturl()
+        if parts.scheme in ("http", "https"):
+            parts = parts._replace(netloc=_plain_netloc(parts))
     except ValueError as error:
         raise ServeError("invalid_url", f"{_short(url)!r} is not a URL: {printable(str(error), _SHOWN)}") from error
-    if parts.scheme in ("http", "https") and not host:
-        raise ServeError("invalid_url", f"{_short(url)!r} names no host")
-    return url, parts
+    return parts.geturl(), parts
+
+
+def _plain_netloc(parts: SplitResult) -> str:
+    """Returns host and port in the letters of DNS, so that all that read them read the same. Drops name and password.
+
+    Raises:
+        ValueError: the host is no name, no address and no international name (IDNA).
+    """
+    netloc, port = parts.netloc.rpartition("@")[2], parts.port  # the latter raises, if it is no number
+    if not parts.hostname:
+        raise ValueError("it names no host")
+    if not netloc.isascii():
+        netloc = ascii_host(parts.hostname) + (f":{port}" if port is not None else "")
+    if not _NETLOC.fullmatch(netloc):
+        raise ValueError("its host is no name and no address")
+    return netloc
+
+
+def _is_base64(head: str) -> bool:
+    """Returns whether the data after this head of a ``data:`` URL, without its comma, are base64."""
+    return head[-_SHOWN:].lower().rstrip().endswith(";base64")
 
 
 def _joined(url: str, location: str) -> tuple[str, SplitResult]:

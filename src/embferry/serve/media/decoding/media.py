@@ -15,7 +15,7 @@ from embferry.serve.media.decoding.pool import POOL, PROCESSES
 from embferry.serve.media.video import Frames
 from embferry.serve.shared_threads import SharedThreads
 
-_THREADS = SharedThreads(PROCESSES, "check")
+_THREADS = SharedThreads(PROCESSES, "check", spares=True)
 
 
 async def check(

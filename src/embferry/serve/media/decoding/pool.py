@@ -19,8 +19,9 @@ from embferry.serve.media.video import Frames
 
 log = logging.getLogger(__name__)
 
-PROCESSES = 2
-"""Files decoded at the same time, so that a long video does not delay the pictures of another request."""
+PROCESSES = 3
+"""Files decoded at the same time. One client has two at most (:class:`.SharedThreads`), so that a file that takes long
+does not delay those of another client."""
 JOBS = 1000
 """Jobs of a process; then another one takes its place, so that what a decoder leaks is bounded."""
 

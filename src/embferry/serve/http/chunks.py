@@ -1,0 +1,34 @@
+"""A bound on the chunks of a request body.
+
+Each chunk costs the event loop as much as a few hundred bytes of a large one. A piece of a body that the kernel has
+received can hold 40,000 chunks of one byte, for which all other connections would wait a quarter of a second.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h11
+
+FREE_CHUNKS = 1024
+"""Chunks of a body that may have any size."""
+LEAST_AVERAGE = 256
+"""Bytes that the further chunks of a body must have on average."""
+
+
+class BoundedChunks(h11.Connection):
+    """h11's state of a connection. A body in more chunks than allowed is an error like any other of the protocol."""
+
+    _chunks = _body_bytes = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._body_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._body_bytes += len(event.data)
+            if self._chunks > FREE_CHUNKS + self._body_bytes // LEAST_AVERAGE:
+                why = f"{self._chunks:,} chunks of the body have {self._body_bytes:,} bytes; send fewer and larger ones"
+                raise h11.RemoteProtocolError(why)
+        return event

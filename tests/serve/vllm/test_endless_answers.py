@@ -1,0 +1,91 @@
+"""Answers of an instance without an end: the router gives up before they fill its memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+
+from embferry.serve.vllm import instance_digests, language_call
+from embferry.serve.vllm.instance_digests import CONTENT_TYPE
+from embferry.trust.digests import LINES, MESSAGE_DIGEST, LineWriter
+from tests.serve.vllm.stubs import ROLE, Behaviour, Stub, encoder_stubs, language_stubs, request, routed, text
+
+pytestmark = pytest.mark.asyncio
+
+PIECE = b" " * 1000
+MOST_BYTES, ENOUGH_BYTES = 50_000, 1_000_000
+"""The bound in these tests, and what a router without it would take."""
+COMMENT, EMPTY = b": still at work\n\n", b'data: {"choices":[]}\n\n'
+
+
+class Endless(httpx.AsyncByteStream):
+    """The body of an answer. It ends after ``ENOUGH_BYTES``, so that a test of a router without the bound ends, too.
+
+    Attributes:
+        taken: bytes so far.
+    """
+
+    def __init__(self, next_piece: Callable[[], bytes]) -> None:
+        self._next_piece, self.taken = next_piece, 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while self.taken < ENOUGH_BYTES:
+            piece = self._next_piece()
+            self.taken += len(piece)
+            yield piece
+
+
+def behaving(headers: dict[str, str], make: Callable[[Stub], Callable[[], bytes]], made: list[Endless]) -> Behaviour:
+    async def behave(stub: Stub, body: dict[str, Any]) -> httpx.Response:
+        made.append(Endless(make(stub)))
+        return httpx.Response(200, headers=headers, stream=made[-1])
+
+    return behave
+
+
+def lines_of(content: bytes) -> Callable[[Stub], Callable[[], bytes]]:
+    """Returns what makes the checked lines of an answer with a body of any length."""
+    written = json.dumps(content.decode()).encode()
+
+    def make(stub: Stub) -> Callable[[], bytes]:
+        writer = LineWriter(stub.headers[-1][MESSAGE_DIGEST])
+        return lambda: writer.line(written)
+
+    return make
+
+
+EVENTS = {"content-type": "text/event-stream"}
+LINED = {"content-type": LINES, CONTENT_TYPE: "text/event-stream"}
+LINED_WHOLE = {"content-type": LINES, CONTENT_TYPE: "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("module", "headers", "make", "said"),
+    [
+        (language_call, EVENTS, lambda stub: lambda: PIECE, "without a token"),
+        (language_call, EVENTS, lambda stub: lambda: COMMENT, "without a token"),
+        (language_call, EVENTS, lambda stub: lambda: EMPTY, "without a token"),
+        (language_call, EVENTS, lambda stub: lambda: ROLE, "without a token"),
+        (language_call, LINED, lines_of(COMMENT), "without a token"),
+        (instance_digests, LINED_WHOLE, lines_of(PIECE), "its answer has more than 50,000 bytes"),
+    ],
+    ids=["no event", "comments", "no choices", "roles", "lines with comments", "a whole answer in lines"],
+)
+async def test_an_answer_without_a_first_token_or_an_end_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, headers: dict[str, str], make: Any, said: str
+) -> None:
+    monkeypatch.setattr(module, "MAX_COMPLETION_BYTES", MOST_BYTES)
+    made: list[Endless] = []
+    (encoder,), (language,) = encoder_stubs(1), language_stubs(1)
+    async with routed(encoder, language) as router:
+        language.behaviours = [behaving(headers, make, made)] * 9
+        answer = await router.ask(request(text(), stream=headers is not LINED_WHOLE))
+    assert (answer.status, answer.error["code"]) == (502, "worker_failed")
+    assert said in answer.error["message"]
+    assert made
+    assert all(one.taken < 4 * MOST_BYTES for one in made)
