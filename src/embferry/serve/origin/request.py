@@ -106,4 +106,4 @@ def _texts(messages: list[Any]) -> list[Any]:
 
 
 def _may_be_text(part: Any) -> bool:
-    return not isinstance(part, dict) or part.get("type") in TEXT_TYPES or "text" in part
+    return not isinstance(part, dict) or str(part.get("type")) in TEXT_TYPES or "text" in part
