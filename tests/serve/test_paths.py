@@ -12,7 +12,9 @@ import httpx
 import openai
 import pytest
 
+from embferry.serve.byte_budget import Hold
 from embferry.serve.openai.ignored import HEADER
+from embferry.serve.router.chat import LOGPROB_BYTES
 from tests.serve import pictures
 from tests.serve.conftest import user
 from tests.serve.fakes import END, Deployment, tokens
@@ -119,6 +121,17 @@ async def test_log_probabilities(inside: Inside) -> None:
     assert asked(inside)["sampling"]["logprobs"] == 2
     streamed = events(await inside.post(CHAT, body | {"stream": True}))
     assert [one["choices"][0]["logprobs"]["content"][0] for one in streamed[1:3]] == content
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_log_probabilities_that_are_kept_count_as_held(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    inside.fakes["language0"].script = LOGPROBS
+    added: list[int] = []
+    monkeypatch.setattr(Hold, "add", lambda hold, nbytes: added.append(nbytes))
+    await inside.post(CHAT, {"messages": user("?"), "logprobs": True, "top_logprobs": 2, "stream": stream})
+    assert sum(added) == (0 if stream else 2 * 3 * LOGPROB_BYTES)
 
 
 async def test_the_form_of_an_answer_reaches_the_language_worker(inside: Inside) -> None:
