@@ -147,6 +147,17 @@ async def test_the_end_of_the_prompt_reaches_the_language_worker(inside: Inside)
     assert asked(inside)["opens"] is False
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/tokenize"])
+async def test_texts_are_bounded_to_the_character(inside: Inside, path: str) -> None:
+    most = inside.settings.language.prompt_characters
+    for count, status in ((most, 200), (most + 1, 400)):
+        text = "x" * count
+        body = {"messages": user(text)} if path == CHAT else {"prompt": text, "input": text}
+        if path == "/v1/responses":
+            del body["prompt"]
+        assert (await inside.post(path, body)).status_code == status
+
+
 # Completions
 
 
