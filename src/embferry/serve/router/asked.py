@@ -31,7 +31,7 @@ class Asked:
         streams: the reply is a stream of events.
         media: its pictures and videos, until they are loaded.
         items: the same, for the encode worker.
-        nbytes: characters of the texts.
+        nbytes: bytes of the texts and of the ids of tokens, about.
     """
 
     prompt: dict[str, Any]
@@ -100,4 +100,5 @@ def _asked(
     text = prompt.get("prompt")
     characters = characters_of(prompt.get("messages", [])) + (len(text) if isinstance(text, str) else 0)
     check_characters(characters, settings.language)
-    return Asked(prompt, sampling, form, bool(request.stream), media or [], nbytes=characters)
+    nbytes = characters + (8 * len(text) if isinstance(text, list) else 0)
+    return Asked(prompt, sampling, form, bool(request.stream), media or [], nbytes=nbytes)
