@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -117,3 +118,44 @@ def test_the_other_paths_respond(cluster: LocalCluster) -> None:
         assert http.get("/v1/models").json()["data"][0]["id"] == "shapes"
         assert "embferry_" in http.get("/metrics").text
         assert http.get("/version").json()["version"]
+
+
+def test_what_people_ask_of_an_answer(client: openai.OpenAI) -> None:
+    """Parameters, forms and paths, by OpenAI's client, before a real model."""
+    messages: Any = [{"role": "user", "content": [image(data_url(GOOD)), text_part("how many circles are there?")]}]
+    with client:
+        create = client.chat.completions.create
+        plain = create(model="shapes", messages=messages)
+        told = create(model="shapes", messages=messages, n=2, logprobs=True, top_logprobs=3)
+        assert [choice.message.content for choice in told.choices] == [plain.choices[0].message.content] * 2
+        entries = told.choices[1].logprobs
+        assert entries is not None
+        assert entries.content is not None
+        assert len(entries.content[0].top_logprobs) == 3
+        chosen = create(
+            model="shapes", messages=messages, extra_body={"structured_outputs": {"choice": ["ten", "two"]}}
+        )
+        assert chosen.choices[0].message.content in ("ten", "two")
+        schema = {
+            "type": "object",
+            "properties": {"n": {"enum": [7]}},
+            "required": ["n"],
+            "additionalProperties": False,
+        }
+        form: Any = {"type": "json_schema", "json_schema": {"name": "count", "schema": schema}}
+        formed = create(model="shapes", messages=messages, response_format=form, max_tokens=200)
+        assert json.loads(formed.choices[0].message.content or "") == {"n": 7}
+        answered = client.responses.create(model="shapes", input="hello", max_output_tokens=8)
+        same = create(model="shapes", messages=[{"role": "user", "content": "hello"}], max_tokens=8)
+        assert answered.output_text == same.choices[0].message.content
+        prompt = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+        completed = client.completions.create(model="shapes", prompt=prompt, max_tokens=8)
+        assert completed.choices[0].text == same.choices[0].message.content
+        raw = create_raw(client, messages)
+        assert raw.headers["embferry-ignored-fields"] == "temprature"
+
+
+def create_raw(client: openai.OpenAI, messages: Any) -> Any:
+    return client.chat.completions.with_raw_response.create(
+        model="shapes", messages=messages, max_tokens=2, extra_body={"temprature": 1}
+    )

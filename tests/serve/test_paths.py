@@ -12,7 +12,9 @@ import httpx
 import openai
 import pytest
 
+from embferry.serve.byte_budget import Hold
 from embferry.serve.openai.ignored import HEADER
+from embferry.serve.router.chat import LOGPROB_BYTES
 from tests.serve import pictures
 from tests.serve.conftest import user
 from tests.serve.fakes import END, Deployment, tokens
@@ -121,6 +123,17 @@ async def test_log_probabilities(inside: Inside) -> None:
     assert [one["choices"][0]["logprobs"]["content"][0] for one in streamed[1:3]] == content
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_log_probabilities_that_are_kept_count_as_held(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    inside.fakes["language0"].script = LOGPROBS
+    added: list[int] = []
+    monkeypatch.setattr(Hold, "add", lambda hold, nbytes: added.append(nbytes))
+    await inside.post(CHAT, {"messages": user("?"), "logprobs": True, "top_logprobs": 2, "stream": stream})
+    assert sum(added) == (0 if stream else 2 * 3 * LOGPROB_BYTES)
+
+
 async def test_the_form_of_an_answer_reaches_the_language_worker(inside: Inside) -> None:
     await inside.post(CHAT, {"messages": user("?"), "structured_outputs": {"choice": ["a", "b"]}})
     assert asked(inside)["sampling"]["constraint"] == {"choice": ["a", "b"]}
@@ -132,6 +145,17 @@ async def test_the_end_of_the_prompt_reaches_the_language_worker(inside: Inside)
     assert asked(inside)["continues"] is True
     await inside.post(CHAT, {"messages": messages, "add_generation_prompt": False})
     assert asked(inside)["opens"] is False
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/tokenize"])
+async def test_texts_are_bounded_to_the_character(inside: Inside, path: str) -> None:
+    most = inside.settings.language.prompt_characters
+    for count, status in ((most, 200), (most + 1, 400)):
+        text = "x" * count
+        body = {"messages": user(text)} if path == CHAT else {"prompt": text, "input": text}
+        if path == "/v1/responses":
+            del body["prompt"]
+        assert (await inside.post(path, body)).status_code == status
 
 
 # Completions
@@ -316,7 +340,7 @@ BODY = json.dumps({"messages": user("?")}).encode()
 
 
 def packed(body: bytes) -> bytes:
-    return gzip.compress(body)
+    return gzip.compress(body, mtime=0)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP"])
@@ -343,6 +367,7 @@ async def test_a_body_may_be_packed(inside: Inside, coding: str) -> None:
         ("gzip, gzip", packed(packed(BODY)), "unsupported_encoding", 415),
         ("deflate", zlib.compress(BODY), "unsupported_encoding", 415),
     ],
+    ids=range(9),
 )
 async def test_packed_bodies_are_bounded(inside: Inside, coding: str, content: bytes, code: str, status: int) -> None:
     async with inside.asking() as client:

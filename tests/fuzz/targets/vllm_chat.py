@@ -27,7 +27,9 @@ class VllmChat(Target):
         request[chance.choice(("mm_processor_kwargs", "vllm_xargs", "chat_template_kwargs"))] = {"a": 1}
         for message in request["messages"]:
             if isinstance(message["content"], list) and chance.random() < 0.3:
-                message["content"][0]["uuid"] = "of the client"
+                parts = [part for part in message["content"] if isinstance(part, dict)]
+                for part in parts[:1]:
+                    part["uuid"] = "of the client"
         return request
 
     def encode(self, tree: Tree, chance: Random) -> Pieces:

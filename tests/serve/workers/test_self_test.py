@@ -34,6 +34,12 @@ class Failing:
         monkeypatch.setattr(Encoder, "encode", encode)
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a test take as long as this machine needs."""
+    monkeypatch.setattr(self_test, "WAIT_SECONDS", 60)
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
     return Failing(monkeypatch)

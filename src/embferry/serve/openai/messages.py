@@ -14,6 +14,7 @@ from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.openai.tool_calls import ToolCalls
+from embferry.serve.text_limit import count_characters
 
 ROLES = {
     "system": "system",
@@ -24,6 +25,8 @@ ROLES = {
     "function": "tool",
 }
 """Role in a request → role for the chat template."""
+_AROUND = ("name", "tool_call_id", "tool_calls", "reasoning")
+"""Texts that a parsed message may have beside its parts."""
 _WITH_MEDIA = ("user", "tool")
 _MAY_BE_EMPTY = ("assistant", "tool")
 TEXT_TYPES = {
@@ -87,6 +90,12 @@ def parse_messages(messages: list[Any], ignored: Ignored | None = None) -> tuple
     """
     reader = _Reader(Ignored() if ignored is None else ignored)
     return [reader.message(message, f"messages[{number}]") for number, message in enumerate(messages)], reader.media
+
+
+def characters_of(messages: list[dict[str, Any]]) -> int:
+    """Returns the number of characters of all texts of parsed messages."""
+    texts = sum(len(part.get("text", "")) for message in messages for part in message["parts"])
+    return texts + sum(count_characters(message.get(name)) for message in messages for name in _AROUND)
 
 
 class _Reader:

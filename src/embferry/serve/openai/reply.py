@@ -27,8 +27,14 @@ class Choice:
 
 @dataclass(slots=True)
 class Answer:
-    """The part of an answer that has arrived. ``end``: the last event, once it is there."""
+    """The part of an answer that has arrived.
 
+    Attributes:
+        end: the last event, once it is there.
+        keeps_logprobs: log probabilities are kept for the whole reply. A stream sends them at once.
+    """
+
+    keeps_logprobs: bool = True
     choices: list[Choice] = field(default_factory=lambda: [Choice()])
     end: dict[str, Any] = field(default_factory=dict)
 
@@ -40,7 +46,7 @@ class Answer:
         choice = self.choices[number]
         choice.tokens.append(told["token_id"])
         choice.text.append(told["text"])
-        if "logprob" in told:
+        if "logprob" in told and self.keeps_logprobs:
             choice.logprobs.append(logprob_entry(told))
 
     def finish(self, end: dict[str, Any]) -> None:

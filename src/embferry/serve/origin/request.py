@@ -13,9 +13,9 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 from embferry.serve.openai.constraints import constraint_of
 from embferry.serve.openai.ignored import Ignored
-from embferry.serve.openai.messages import TEXT_TYPES, Media, parse_messages
+from embferry.serve.openai.messages import TEXT_TYPES, Media, characters_of, parse_messages
 from embferry.serve.openai.request import ChatRequest, parse
-from embferry.serve.text_limit import check_characters, count_characters
+from embferry.serve.text_limit import check_characters
 
 MAX_RID = 512
 _HOST = re.compile(r"[0-9A-Za-z._-]{1,255}|\[[0-9A-Fa-f:.%]{2,64}\]")
@@ -69,7 +69,7 @@ def parse_origin(body: bytes, settings: Settings, *, texts_only: bool) -> Origin
         why = "bootstrap_room is missing; a worker with --wire origin takes the requests of SGLang's load balancer"
         raise ServeError("invalid_request", why, param="bootstrap_room")
     messages, media = parse_messages(_texts(request.messages) if texts_only else request.messages)
-    check_characters(count_characters(messages), settings.language)
+    check_characters(characters_of(messages), settings.language)
     address = _address(fields, settings)
     rid = fields.get("rid")
     rid = rid[:MAX_RID] if isinstance(rid, str) else str(room)
@@ -106,4 +106,4 @@ def _texts(messages: list[Any]) -> list[Any]:
 
 
 def _may_be_text(part: Any) -> bool:
-    return not isinstance(part, dict) or part.get("type") in TEXT_TYPES or "text" in part
+    return not isinstance(part, dict) or str(part.get("type")) in TEXT_TYPES or "text" in part

@@ -12,12 +12,12 @@ from embferry.serve.errors import ServeError
 from embferry.serve.openai.completions import CompletionForm, parse_completion
 from embferry.serve.openai.constraints import constraint_of
 from embferry.serve.openai.ignored import Ignored
-from embferry.serve.openai.messages import Media, parse_messages
+from embferry.serve.openai.messages import Media, characters_of, parse_messages
 from embferry.serve.openai.reply import ChatForm, Form
 from embferry.serve.openai.request import parse
 from embferry.serve.openai.responses import ResponsesForm, parse_responses
 from embferry.serve.openai.sampling import SamplingFields
-from embferry.serve.text_limit import check_characters, count_characters
+from embferry.serve.text_limit import check_characters
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Asked:
         streams: the reply is a stream of events.
         media: its pictures and videos, until they are loaded.
         items: the same, for the encode worker.
-        nbytes: bytes of the texts, about.
+        nbytes: bytes of the texts and of the ids of tokens, about.
     """
 
     prompt: dict[str, Any]
@@ -97,6 +97,8 @@ def _asked(
 ) -> Asked:
     constraint = constraint_of(body, ignored)
     sampling = request.sampling(settings.router.default_max_tokens, constraint)
-    characters = count_characters(prompt)
+    text = prompt.get("prompt")
+    characters = characters_of(prompt.get("messages", [])) + (len(text) if isinstance(text, str) else 0)
     check_characters(characters, settings.language)
-    return Asked(prompt, sampling, form, bool(request.stream), media or [], nbytes=characters)
+    nbytes = characters + (8 * len(text) if isinstance(text, list) else 0)
+    return Asked(prompt, sampling, form, bool(request.stream), media or [], nbytes=nbytes)

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from embferry.observe.logs import about
+from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
@@ -26,6 +27,8 @@ from embferry.serve.router.worker_call import WorkerCall, WorkerLostError, draw_
 
 log = logging.getLogger(__name__)
 
+LOGPROB_BYTES = 500
+"""Bytes of one log probability in an answer that is not streamed, about."""
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
@@ -64,14 +67,16 @@ class Chat(ChatEndpoint[Fleet]):
         response.on_start = begun
         while True:
             try:
-                await self._attempt(asked, request_id, attempts, response)
+                await self._attempt(asked, request_id, attempts, response, incoming.hold)
                 return
             except ServeError as error:
                 if response.started or not (isinstance(error, WorkerLostError) and attempts.another(error)):
                     attempts.explain(error)
                     raise
 
-    async def _attempt(self, asked: Asked, request_id: str, attempts: Attempts, response: ClientResponse) -> None:
+    async def _attempt(
+        self, asked: Asked, request_id: str, attempts: Attempts, response: ClientResponse, hold: Hold
+    ) -> None:
         """Makes one attempt, in a room of its own: workers of an earlier one may still be at work in theirs."""
         response.room = draw_room() if asked.items else None
         response.facts |= {"room": response.room}
@@ -79,7 +84,7 @@ class Chat(ChatEndpoint[Fleet]):
             async with self._worker_call(request_id, response.room, attempts) as call:
                 if asked.items:
                     await call.encode(asked.items)
-                await self._generate(asked, call, response)
+                await self._generate(asked, call, response, hold)
 
     def _parsed(self, body: bytes, ignored: Ignored) -> Asked:
         return self._read(parse_object(body), self._settings, ignored)
@@ -95,8 +100,8 @@ class Chat(ChatEndpoint[Fleet]):
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-    async def _generate(self, asked: Asked, call: WorkerCall, response: ClientResponse) -> None:
-        answer, form = Answer(), asked.form
+    async def _generate(self, asked: Asked, call: WorkerCall, response: ClientResponse, hold: Hold) -> None:
+        answer, form = Answer(keeps_logprobs=not asked.streams), asked.form
         async with contextlib.aclosing(call.events(asked.prompt, asked.nbytes, asked.sampling)) as events:
             async for told in events:
                 if told["type"] == "end":
@@ -105,6 +110,8 @@ class Chat(ChatEndpoint[Fleet]):
                 if not answer.num_tokens:
                     self.fleet.metrics.first_token_seconds.observe(response.seconds)
                 answer.add(told)
+                if "top" in told and not asked.streams:
+                    hold.add(LOGPROB_BYTES * (1 + len(told["top"])))
                 if asked.streams:
                     await _begin_stream(response, asked)
                     for one in form.token(told):

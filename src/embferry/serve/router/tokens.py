@@ -15,12 +15,12 @@ from embferry.serve.off_loop import off_loop
 from embferry.serve.openai.completions import as_tokens
 from embferry.serve.openai.fields import note_ignored, refuse_unsupported
 from embferry.serve.openai.ignored import Ignored
-from embferry.serve.openai.messages import parse_messages
+from embferry.serve.openai.messages import characters_of, parse_messages
 from embferry.serve.openai.request import parse
 from embferry.serve.router.asked import check_model
 from embferry.serve.router.fleet import Fleet
 from embferry.serve.router.worker_call import WorkerCall
-from embferry.serve.text_limit import check_characters, count_characters
+from embferry.serve.text_limit import check_characters
 
 _TOKENIZE_FIELDS = (
     "model", "prompt", "messages", "add_generation_prompt", "continue_final_message", "return_token_strs",
@@ -77,7 +77,7 @@ class Tokenize(_TokensEndpoint):
             prompt = {"prompt": body["prompt"]}
         else:
             raise ServeError("invalid_request", "prompt must be a text, or messages a list", param="prompt")
-        characters = count_characters(prompt)
+        characters = characters_of(prompt.get("messages", [])) + len(prompt.get("prompt", ""))
         check_characters(characters, self._settings.language)
         return prompt | {"strings": bool(body.get("return_token_strs"))}, characters
 
