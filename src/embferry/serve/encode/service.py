@@ -121,7 +121,8 @@ class EncodeService(Service[SendingManager, int, Room]):
             CancelledWorkError: the room was aborted meanwhile.
         """
         began = time.monotonic()
-        prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding)
+        with room.hold.passing() as grow:
+            prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding, grow)
         room.hold.add(pixel_bytes(prepared) + prepared.num_tokens * self.manager.layout.token_bytes)
         self.metrics.prepare_seconds.observe(time.monotonic() - began)
         return prepared
