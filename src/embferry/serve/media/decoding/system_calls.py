@@ -25,7 +25,7 @@ _ARCHITECTURES = {
     "x86_64": (0xC000003E, 56, (57, 58, 59, 322)),
     "aarch64": (0xC00000B7, 220, (221, 281)),
 }
-"""Of each machine: its number, ``clone``, and ``fork``, ``vfork``, ``execve``, ``execveat`` as far as it has them."""
+"""For each machine: its number, ``clone``, and ``fork``, ``vfork``, ``execve``, ``execveat`` as far as it has them."""
 
 
 class _Program(ctypes.Structure):
