@@ -35,6 +35,21 @@ def test_patches_of_a_picture_equal_those_of_transformers(model_dir, media, size
     assert ours.num_tokens == ours.pixel_values.shape[0] // MERGE**2 == media.tokens_of(size)
 
 
+@pytest.mark.parametrize("size", [(640, 480), (500, 3), (33, 31)])
+def test_a_large_picture_is_made_smaller_before_it_is_copied(media, monkeypatch, size):
+    """The image processor keeps several copies of what it gets: of 64 megapixels they took 1.8 GB."""
+    seen = []
+    make = type(media._images).preprocess
+    monkeypatch.setattr(
+        type(media._images),
+        "preprocess",
+        lambda self, image, **more: (seen.append(image.size), make(self, image, **more))[1],
+    )
+    prepared = media.prepare(picture(1, *size))
+    _, height, width = prepared.grid_thw
+    assert seen == [(PATCH * width, PATCH * height)] if width * height * PATCH**2 < size[0] * size[1] else [size]
+
+
 def test_a_video_of_one_frame_equals_the_picture(model_dir):
     media = MediaProcessor.load(model_dir("qwen2_vl"))
     still = picture(2, 64, 48)

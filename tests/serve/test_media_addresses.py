@@ -117,6 +117,37 @@ def test_the_list_does_not_depend_on_the_version_of_python(monkeypatch: pytest.M
         assert not is_public(str(ipaddress.ip_network(network)[-1])), network
 
 
+INSIDE = {
+    "cloud metadata behind NAT64": "64:ff9b::a9fe:a9fe",
+    "6to4 of this machine": "2002:7f00:1::",
+    "an IPv4-compatible address of this machine": "::127.0.0.1",
+    "an IPv4-mapped private address": "::ffff:192.168.0.1",
+    "site-local": "fec0::1",
+    "site-local, at its end": "feff:ffff::1",
+    "multicast of IPv6": "ff0e::1",
+    "multicast of IPv4": "239.255.255.250",
+    "multicast in 6to4": "2002:e000:1::",
+}
+
+
+@pytest.mark.parametrize("entry", ["*", "*.example"])
+@pytest.mark.parametrize("name", INSIDE)
+def test_no_pattern_admits(monkeypatch: pytest.MonkeyPatch, name: str, entry: str) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return [INSIDE[name]]
+
+    monkeypatch.setattr(under_test, "_resolve", resolve)
+    hosts = (
+        ["media.example"]
+        if entry != "*"
+        else ["media.example", *([f"[{INSIDE[name]}]"] if ":" in INSIDE[name] else [])]
+    )
+    for host in hosts:
+        with pytest.raises(ServeError) as caught:
+            asyncio.run(permitted_addresses(urlsplit(f"http://{host}/"), (entry,)))
+        assert caught.value.code == "host_not_allowed"
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("leaves", [False, True], ids=["stays", "times out"])
 async def test_slow_names_of_a_client_keep_no_other_client_waiting(

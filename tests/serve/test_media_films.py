@@ -7,7 +7,9 @@ import pytest
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.media.decoding.pool import DecoderPool
 from embferry.serve.media.video import Frames, check_video, decode_video
+from tests.serve import pictures
 from tests.serve.films import SIZE, boxes, damaged, film, with_boxes
 
 LIMITS = MediaSettings()
@@ -144,6 +146,39 @@ def test_fragments_that_end_early_are_shown_to_their_end() -> None:
     last = max(at for at, box in enumerate(whole) if box[4:8] == b"moof")
     assert numbers(decode_video(b"".join(whole[:last]), LIMITS, 10)) == list(range(15))
     assert refused(b"".join(whole[: last + 2])[:-20]).code == "video_truncated"
+
+
+def test_jpegs_in_a_video_have_few_scans_too() -> None:
+    data = film("avi", "mjpeg", 3)
+    scans = pictures.encoded(pictures.noise(16, 16), "JPEG", progressive=True)
+    last = scans.rindex(b"\xff\xda")
+    bomb = scans[:last] + scans[last:-2] * 120 + scans[-2:]
+    at = data.index(b"00dc", data.index(b"movi")) + 8
+    size = int.from_bytes(data[at - 4 : at], "little")
+    longer = bomb + bytes(len(bomb) % 2)
+    frames = (
+        data[: at - 4] + len(bomb).to_bytes(4, "little") + longer + data[at + size + size % 2 : data.index(b"idx1")]
+    )
+    assert numbers(decode_video(data, LIMITS, 10)) == [0, 1, 2]
+    assert "scans" in refused(frames, 10).detail
+
+
+def test_the_index_of_an_flv_reserves_no_memory() -> None:
+    """A list of key frames, of which FFmpeg would reserve a gigabyte by its count."""
+
+    def text(word: bytes) -> bytes:
+        return len(word).to_bytes(2) + word
+
+    data = film("flv")
+    count = (1 << 27).to_bytes(4)
+    body = b"\2" + text(b"onMetaData") + b"\x08\0\0\0\1" + text(b"keyframes") + b"\3" + text(b"times") + b"\x0a" + count
+    tag = b"\x12" + (len(body) + 2000).to_bytes(3) + bytes(7) + body + bytes(2000)
+    bomb = data[:13] + tag + len(tag).to_bytes(4) + data[13:]
+    pool = DecoderPool(1)
+    try:
+        assert len(pool.run("decode_video", [bomb], MediaSettings(decode_memory=256 << 20)).frames) == 4
+    finally:
+        pool.close()
 
 
 CONTAINERS = [

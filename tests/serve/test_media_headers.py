@@ -15,7 +15,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media import containers
 from embferry.serve.media import image as image_module
 from embferry.serve.media import video as video_module
-from embferry.serve.media.headers import avi, jpeg, matroska, mp4
+from embferry.serve.media.headers import asf, avi, jpeg, matroska, mp4, ogg, png, tiff, webp
 from embferry.serve.media.headers.claims import ClaimError
 from tests.serve import pictures
 
@@ -236,3 +236,70 @@ def test_any_bytes_pass_or_are_refused(parser: str) -> None:
         for candidate in (bytes(data), rng.bytes(round)):
             with contextlib.suppress(ClaimError):
                 check(candidate)
+
+
+def test_an_ogg_file_of_many_streams_is_refused() -> None:
+    page = b"OggS\0\2" + bytes(22)
+    ogg.check(page * ogg.MAX_STREAMS)
+    with pytest.raises(ClaimError, match="streams"):
+        ogg.check(page * (ogg.MAX_STREAMS + 1))
+
+
+def asf_object(name: bytes, body: bytes, size: int | None = None) -> bytes:
+    return name + (24 + len(body) if size is None else size).to_bytes(8, "little") + body
+
+
+def asf_stream(own: int, bitmap: int = 40) -> bytes:
+    video = bytes.fromhex("C0EF19BC4D5BCF11A8FD00805F5C442B")
+    head = video + bytes(24) + own.to_bytes(4, "little") + bytes(4 + 2 + 4)
+    return asf_object(asf.STREAM, head + bytes(11) + bitmap.to_bytes(4, "little") + bytes(36))
+
+
+ASF_HEAD = b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c" + bytes(14)
+ASF_BOMBS = {
+    "an object beyond the file": asf_object(asf.PADDING, b"", 1 << 40),
+    "an object beyond the file in the extension": asf_object(asf.EXTENSION, bytes(22))
+    + asf_object(b"x" * 16, b"", HUGE),
+    "a long description of a stream": asf_stream(HUGE),
+    "a long bitmap header": asf_stream(51, HUGE),
+    "many streams": asf_stream(51) * 65,
+    "many objects": asf_object(asf.PADDING, b"") * 20_000,
+}
+
+
+@pytest.mark.parametrize("name", ASF_BOMBS)
+def test_an_asf_that_claims_more_than_it_holds_is_refused(name: str) -> None:
+    with pytest.raises(ClaimError):
+        asf.reduced(ASF_HEAD + ASF_BOMBS[name])
+
+
+def test_metadata_of_an_asf_file_becomes_padding() -> None:
+    """A demuxer would reserve memory by the lengths in them."""
+    marker = bytes.fromhex("01CD87F451A9CF118EE600C00C205365")
+    kept, data = asf_stream(51), asf_object(asf.DATA, b"data")
+    found = asf.reduced(ASF_HEAD + asf_object(marker, b"xyz") + kept + data + asf_object(marker, b"behind"))
+    assert found == ASF_HEAD + asf_object(asf.PADDING, b"xyz") + kept + data + asf_object(marker, b"behind")
+
+
+def test_the_counts_of_frames_and_pages_are_bounded() -> None:
+    frame = struct.pack(">I4s", 26, b"fcTL") + bytes(30)
+    control = struct.pack(">I4s", 8, b"acTL") + bytes(12)
+    assert len(png.delays(png.SIGNATURE + control + frame * 50)[0]) == 50
+    with pytest.raises(ClaimError, match="frames"):
+        png.delays(png.SIGNATURE + control + frame * (png.MAX_FRAMES + 1))
+    head = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02" + bytes(9)
+    moved = b"ANMF\x10\0\0\0" + bytes(16)
+    assert len(webp.delays(head + moved * 50)) == 50
+    with pytest.raises(ClaimError, match="frames"):
+        webp.delays(head + moved * (webp.MAX_FRAMES + 1))
+    pages = b"".join(struct.pack("<HI", 0, 8 + 6 * (number + 1)) for number in range(tiff.MAX_PAGES + 1))
+    assert tiff.pages(b"II*\0\x08\0\0\0" + pages[:60]) == 10
+    assert tiff.pages(b"II*\0\x08\0\0\0" + struct.pack("<HI", 0, 8)) == 1, "it leads back to itself"
+    with pytest.raises(ClaimError, match="pages"):
+        tiff.pages(b"II*\0\x08\0\0\0" + pages)
+
+
+@pytest.mark.parametrize("places", [[(0, 100)] * 5, [(0, 0)] * 101])
+def test_pieces_that_repeat_the_file_are_refused(places: list[tuple[int, int]]) -> None:
+    with pytest.raises(ClaimError, match="pieces"):
+        jpeg.check_pieces(bytes(100), places, 1000)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from embferry.serve.errors import ServeError
@@ -94,6 +96,21 @@ class Hold:
             if not self._released:
                 self._budget._resize(self._client, self.nbytes, self.nbytes + nbytes)
                 self.nbytes += nbytes
+
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[Callable[[int], None]]:
+        """Yields :meth:`add`, and takes off what was added by it at the end."""
+        added = 0
+
+        def add(nbytes: int) -> None:
+            nonlocal added
+            self.add(nbytes)
+            added += nbytes
+
+        try:
+            yield add
+        finally:
+            self.add(-added)
 
     def release(self) -> None:
         """Gives the share back. Idempotent."""

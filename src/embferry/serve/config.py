@@ -206,8 +206,8 @@ class EncodeSettings(Section):
     max_rooms: Positive = 1024
     """Requests whose embeddings are not yet delivered; more are refused with 503."""
     max_held_bytes: Positive | None = None
-    """Bytes of media and embeddings held for such requests; more are refused with 503. A larger request is accepted
-    when there is no other. A quarter of the machine's memory if unset."""
+    """Bytes of media, decoded pictures and embeddings held for such requests; more are refused with 503. A larger
+    request is accepted when there is no other. A quarter of the machine's memory if unset."""
     unclaimed_timeout: Seconds = 60
     """Seconds an embedding waits for a language worker to open the transfer."""
     unclaimed_grace: Seconds = 5

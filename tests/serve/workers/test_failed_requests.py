@@ -47,6 +47,19 @@ def test_bad_media_is_refused_and_the_next_request_succeeds(join: MakeJoined, ca
     assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
 
 
+def test_decoded_pictures_count_while_they_are_cut_into_patches(join: MakeJoined) -> None:
+    """A file of some kilobytes may be a picture of hundreds of megabytes."""
+    joined = join(encode={"max_held_bytes": 3_000_000})
+    large = {"kind": "image", "data": png(1000, 1000)}
+    assert len(large["data"]) < 10_000
+    with joined.encode.budget.hold(1000):
+        response = run(joined.post_encode(large))
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "capacity_exhausted")
+        assert "encode.max_held_bytes" in response.json()["error"]["message"]
+    assert joined.encode.budget.held == 0
+    assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
+
+
 def test_a_malformed_or_large_body_is_refused(join: MakeJoined) -> None:
     joined = join(media={"max_total_bytes": 1000})
 

@@ -41,7 +41,11 @@ def prepare(items: Sequence[EncodeItem], media: MediaProcessor, limits: MediaSet
 
 
 def prepare_item(
-    item: EncodeItem, media: MediaProcessor, limits: MediaSettings, cancellation: Cancellation | None = None
+    item: EncodeItem,
+    media: MediaProcessor,
+    limits: MediaSettings,
+    cancellation: Cancellation | None = None,
+    grow: Callable[[int], object] = lambda nbytes: None,
 ) -> PreparedItem:
     """Decodes an item and cuts it into patches. Blocks.
 
@@ -50,20 +54,23 @@ def prepare_item(
         media: cuts it.
         limits: the settings.
         cancellation: ends the work from another thread.
+        grow: called with the bytes that each decoded picture takes until this returns, before it is in memory.
 
     Raises:
         ServeError: a decoder of :mod:`embferry.serve.media` refuses the file.
         MediaError: the model does not support the size.
         CancelledWorkError: ``cancellation`` is set.
     """
-    return media.prepare(_decoded(item, limits, cancellation or Cancellation()))
+    return media.prepare(_decoded(item, limits, cancellation or Cancellation(), grow))
 
 
-def _decoded(item: EncodeItem, limits: MediaSettings, cancellation: Cancellation) -> MediaItem:
+def _decoded(
+    item: EncodeItem, limits: MediaSettings, cancellation: Cancellation, grow: Callable[[int], object]
+) -> MediaItem:
     if item.kind == "image":
-        return decoding.image(item.data or b"", limits, cancellation)
+        return decoding.image(item.data or b"", limits, cancellation, grow)
     if item.frames is not None:
-        video = decoding.frames(item.frames, item.fps or LISTED_FPS, limits, cancellation)
+        video = decoding.frames(item.frames, item.fps or LISTED_FPS, limits, cancellation, grow)
     else:
-        video = decoding.video(item.data or b"", limits, item.fps, cancellation)
+        video = decoding.video(item.data or b"", limits, item.fps, cancellation, grow)
     return Video(video.frames, video.fps)

@@ -140,7 +140,8 @@ class EncodeService(Service[SendingManager, int, Room]):
         """
         began = time.monotonic()
         try:
-            prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding)
+            with room.hold.passing() as grow:
+                prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding, grow)
         except ServeError as error:
             if error.code == "media_decoder_failed":
                 self.self_test.begin()

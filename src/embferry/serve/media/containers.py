@@ -54,8 +54,10 @@ def opened(data: bytes) -> Iterator[tuple[Any, str]]:
     """
     form = sniff(data, "video")
     try:
-        _CLAIMS.get(form.reader, lambda _: None)(data)
-        data = _REDUCED.get(form.reader, lambda same: same)(data)
+        if form.reader in _CLAIMS:
+            _CLAIMS[form.reader](data)
+        if form.reader in _REDUCED:
+            data = _REDUCED[form.reader](data)
     except ClaimError as error:
         code = "video_truncated" if error.truncated else "video_corrupt"
         raise ServeError(code, f"the {form.name} video is refused: {error}") from error
@@ -87,7 +89,7 @@ def read_index(data: bytes, limits: MediaSettings) -> Film:
         check_size(width, height, limits)
         starts, seconds, in_order = _starts(container, stream, form, limits)
         reader = sniff(data, "video").reader
-        if _IS_CUT.get(reader, lambda _: False)(data) or _index_cut(stream, len(data)):
+        if (reader in _IS_CUT and _IS_CUT[reader](data)) or _index_cut(stream, len(data)):
             why = f"the {form} video ends after {len(starts)} frames, before its announced end; send the complete file"
             raise ServeError("video_truncated", why)
         if not starts:
@@ -150,7 +152,8 @@ def _stream(container: Any, form: str, data: bytes) -> Any:
         best = container.streams.best("video")
         return next((stream for stream in readable if best is not None and stream.index == best.index), readable[0])
     if films:
-        codec = printable(_CODECS.get(sniff(data, "video").reader, lambda _: "")(data) or "unknown", 40)
+        reader = sniff(data, "video").reader
+        codec = printable((_CODECS[reader](data) if reader in _CODECS else "") or "unknown", 40)
         why = f"the codec of the {form} video ({codec}) is not read here; send it as H.264, HEVC, VP9 or AV1"
         raise ServeError("unsupported_media_type", why)
     only = ", only an attached picture" if container.streams.video else ""

@@ -1,4 +1,4 @@
-"""What is known of a video before a frame of it is decoded."""
+"""The facts about a video that are known before a frame of it is decoded."""
 
 from __future__ import annotations
 

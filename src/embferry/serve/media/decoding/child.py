@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from PIL import Image
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 """Seconds within which a new process must be ready."""
+PIXEL_BYTES = 4
+"""Bytes of a pixel in memory: Pillow keeps three in four."""
 CLOCK_FACTOR = 4
 """Seconds by the clock for each second of processor time: other processes need the processor too."""
 
@@ -87,12 +89,19 @@ class Child:
         self._process.wait()
 
     def run(
-        self, task: Task, files: Sequence[bytes], limits: MediaSettings, fps: float | None
+        self,
+        task: Task,
+        files: Sequence[bytes],
+        limits: MediaSettings,
+        fps: float | None,
+        grow: Callable[[int], object] = lambda nbytes: None,
     ) -> Iterator[tuple[Image.Image, int] | Done]:
         """Does a job. Yields the pictures, each with the number of times that it is shown, and last Done.
 
+        ``grow`` is called with the bytes that a picture takes in memory, before it is received.
+
         Raises:
-            ServeError: the file is refused.
+            ServeError: the file is refused, or ``grow`` has raised it.
             BrokenChildError: the process has ended, or has to be: the job takes too much memory or time.
         """
         self._wait_until_ready()
@@ -118,6 +127,7 @@ class Child:
                     yield answer
                     return
                 _check(answer, task, limits)
+                grow(PIXEL_BYTES * answer.width * answer.height)
                 yield self._picture(answer.width, answer.height), answer.times
         except TimeoutError as error:
             raise BrokenChildError(f"it took longer than {CLOCK_FACTOR * seconds:g} seconds") from error

@@ -70,7 +70,7 @@ def _restrict_files(version: int, folders: Iterable[str]) -> None:
         return
     try:
         for folder in folders:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                 _allow_reading(rules, folder)
         _LIBC.syscall(_RESTRICT_SELF, rules, 0)
     finally:

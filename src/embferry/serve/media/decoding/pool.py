@@ -49,18 +49,21 @@ class DecoderPool:
         limits: MediaSettings,
         fps: float | None = None,
         cancellation: Cancellation | None = None,
+        grow: Callable[[int], object] = lambda nbytes: None,
     ) -> Frames:
         """Does a job, and returns the decoded pictures or frames; none for the checks.
 
+        ``grow`` is called with the bytes that each of them takes in memory, before it is received.
+
         Raises:
-            ServeError: the file is refused, or its decoder broke down or took too much.
+            ServeError: the file is refused, its decoder broke down or took too much, or ``grow`` has raised it.
             CancelledWorkError: the job is not wanted any more.
         """
         cancellation = cancellation or Cancellation()
         frames, fps_of_all = list[Image.Image](), 0.0
         with self._child(cancellation) as child:
             try:
-                for answer in child.run(task, files, limits, fps):
+                for answer in child.run(task, files, limits, fps, grow):
                     if isinstance(answer, Done):
                         fps_of_all = answer.fps
                         continue

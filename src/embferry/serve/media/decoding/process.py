@@ -27,6 +27,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding import messages
 from embferry.serve.media.decoding.confinement import confine
 from embferry.serve.media.decoding.messages import Done, Job, Picture, Refused
+from embferry.serve.media.decoding.system_calls import forbid_processes
 from embferry.serve.media.image import check_image, decode_image
 from embferry.serve.media.video import check_frames, check_video, frames_of, sampled_frames
 
@@ -41,7 +42,8 @@ def main(descriptor: int) -> None:
     with open("/proc/self/statm") as memory:  # opened now: it cannot be afterwards
         confine(_folders())
         threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
-        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no further threads or processes
+        if not forbid_processes():
+            resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no threads either, so HEIC cannot be decoded
         reserved = int(memory.read().split()[0]) * resource.getpagesize()  # the address space of this process
     with socket.socket(fileno=descriptor) as sock, contextlib.suppress(EOFError, ConnectionError):
         sock.sendall(messages.READY)
