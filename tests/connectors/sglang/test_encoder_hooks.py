@@ -53,6 +53,40 @@ def test_a_part_that_is_abandoned_while_it_waits_is_not_encoded() -> None:
     assert submitted(abandon=False) == ("done", ["a"])
 
 
+def test_a_part_that_is_given_up_during_an_encode_is_not_in_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop reads that it is given up after the encode, which occupies it."""
+    from sglang.srt.disaggregation.encoder.runtime import EncoderScheduler
+
+    from embferry.connectors.sglang.inside import encoder
+
+    encoded: list[str] = []
+    waiting: list[asyncio.Task[Any]] = []
+
+    async def batch_encode(requests: list[dict[str, Any]], modality: Any) -> list[Any]:
+        encoded.extend(request["req_id"] for request in requests)
+        asyncio.get_running_loop().call_soon(waiting[-1].cancel)
+        return [(0, 0, 0, None, None)]
+
+    collect = EncoderScheduler._collect_batch
+    monkeypatch.setattr(EncoderScheduler, "_collect_batch", lambda self: encoder.collect_batch(collect, self))
+
+    async def run() -> None:
+        scheduler = EncoderScheduler(
+            SimpleNamespace(batch_encode=batch_encode, encode_dispatch_lock=asyncio.Lock()), [], max_batch_size=1
+        )
+        for text in ("first", "second"):
+            request = {"req_id": text, "mm_items": ["picture"], "modality": "IMAGE", "num_parts": 1, "part_idx": 0}
+            waiting.append(asyncio.create_task(scheduler.submit(request)))
+        await asyncio.sleep(0)
+        scheduler.start()
+        await waiting[0]
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await scheduler.stop()
+
+    asyncio.run(run())
+    assert encoded == ["first"]
+
+
 class FakeEncoder:
     """In the place of SGLang's encoder.
 

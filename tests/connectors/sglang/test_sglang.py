@@ -85,7 +85,7 @@ def test_a_request_with_a_damaged_picture_fails_alone(stage: Stage) -> None:
     for pictures in ([damaged(1)], [picture(1), damaged(2)], [damaged(3, 1000, 1000)]):  # the last is 2 MB
         refused = ask(stage.language, pictures)
         assert refused.status_code == 400
-        assert re.search(r"Error while loading data .{,100}… image file is truncated", reason_of(refused))
+        assert re.search(r"Error while loading data .{,100}… .*image file is truncated", reason_of(refused))
     assert not re.search(r"the encoder at \S+ is lost", stage.language.text())
     assert len(tokens_of(beside.result(WAIT_S))) == 200
     assert stage.is_right("two")

@@ -26,6 +26,8 @@ from ..process import BACKEND, end_process, settings
 log = logging.getLogger(__name__)
 
 CANCELLED = 499
+TURNS = 16
+"""Turns of the event loop in which it reads messages between two batches: a hang-up takes about six."""
 MAX_UNWANTED = 4096
 """Parts that were given up and are remembered, at most."""
 LONG_WORD = re.compile(r"(\S{60})\S{140,}")
@@ -131,6 +133,22 @@ async def submit(original: Callable[..., Coroutine[Any, Any, Any]], scheduler: A
         raise
     finally:
         _submitted.pop(request["req_id"], None)
+
+
+async def collect_batch(original: Callable[..., Coroutine[Any, Any, list[Any]]], scheduler: Any) -> list[Any]:
+    """Around SGLang's ``EncoderScheduler._collect_batch``: what was given up during the last encode is not encoded.
+
+    SGLang encodes in its event loop, and collects the next batch before it reads a message that has come meanwhile.
+    """
+    batch = await original(scheduler)
+    try:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+    except asyncio.CancelledError:  # the server ends; SGLang knows nothing of this batch yet
+        for pending in batch:
+            pending.future.cancel()
+        raise
+    return [pending for pending in batch if not pending.future.done()]
 
 
 async def give_up(text: str) -> None:

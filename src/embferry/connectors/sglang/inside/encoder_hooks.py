@@ -22,6 +22,7 @@ HOOKS = [
     Hook(SERVER, "MMEncoder._publish_preprocess_metadata", HookType.AROUND, encoder.publish, "self, ctx, requests"),
     Hook(RUNTIME, "execute_encode_pipeline", HookType.AROUND, encoder.pipeline, "enc, sched, request, send_sockets"),
     Hook(RUNTIME, "EncoderScheduler.submit", HookType.AROUND, encoder.submit, "self, request"),
+    Hook(RUNTIME, "EncoderScheduler._collect_batch", HookType.AROUND, encoder.collect_batch, "self"),
     Hook(
         PREPROCESSOR,
         "EncoderPreprocessor._process_video_items",
