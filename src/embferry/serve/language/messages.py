@@ -102,6 +102,11 @@ class GenerateRequest(Struct, frozen=True):
         return sum(len(m.role) + sum(len(part.text or "") for part in m.parts) for m in self.messages)
 
     @property
+    def count(self) -> int:
+        """The number of messages and of their parts."""
+        return len(self.messages) + sum(len(m.parts) for m in self.messages)
+
+    @property
     def chat(self) -> list[dict[str, Any]]:
         """The messages as the engine's prompt builder takes them."""
         return [{"role": m.role, "content": [part.content for part in m.parts]} for m in self.messages]

@@ -17,6 +17,10 @@ from embferry.serve.text_limit import check_characters
 
 LONG_CHARACTERS = 16_384
 """Longer texts have a thread of their own, so that no short one waits for them."""
+LONG_COUNT = 512
+"""So have requests with more messages and parts: each takes as long as a text of tens of characters, if it has none."""
+TOKENS_OF_MESSAGE = 3
+"""Each message has at least its beginning, its role and its end."""
 
 
 class PromptThreads:
@@ -42,7 +46,8 @@ class PromptThreads:
             request: the decoded request.
             done: called with the future when it is done, on the thread that built it, or on this one.
         """
-        threads = self._long if request.characters > LONG_CHARACTERS else self._short
+        is_long = request.characters > LONG_CHARACTERS or request.count > LONG_COUNT
+        threads = self._long if is_long else self._short
         future = threads.submit(request.client, partial(self.build, request))
         future.add_done_callback(done)
         return future
@@ -60,6 +65,9 @@ class PromptThreads:
             limit = f"{limits.max_new_tokens} (language.max_new_tokens)"
             raise ParameterError(f"max_tokens is {params.max_tokens}; an answer may have at most {limit}")
         check_characters(request.characters, limits, self._prompts.limit)
+        least, most = TOKENS_OF_MESSAGE * len(request.messages), min(limits.max_prompt_tokens, self._prompts.limit)
+        if least > most:
+            raise PromptTooLong(f"the messages have at least {least} tokens; the limit is {most}")
         prompt = self._prompts.build(request.chat, request.shapes, params.max_tokens)
         if prompt.length > limits.max_prompt_tokens:
             limit = f"{limits.max_prompt_tokens} (language.max_prompt_tokens)"

@@ -17,7 +17,7 @@ from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
-from embferry.serve.off_loop import off_loop
+from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.messages import Media, parse_messages
 from embferry.serve.openai.reply import DONE, Reply, event
 from embferry.serve.openai.request import ChatRequest, parse
@@ -81,7 +81,7 @@ class Chat(ChatEndpoint[Fleet]):
             await asyncio.wait(self._closing)
 
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
-        asked, media = await off_loop(incoming.nbytes, self._parsed, incoming.take())
+        asked, media = await off_loop(JSON_WEIGHT * incoming.nbytes, self._parsed, incoming.take())
         asked.items = await load_media(media, self.fleet.fetcher, self._settings.media, incoming.hold.add)
         media.clear()
         incoming.hold.set(asked.nbytes + nbytes_of(asked.items))

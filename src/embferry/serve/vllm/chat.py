@@ -18,7 +18,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
 from embferry.serve.http.errors import retry_after
-from embferry.serve.off_loop import off_loop
+from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.text_limit import check_characters
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.failover import Failover, Transfer
@@ -67,7 +67,7 @@ class Chat(ChatEndpoint[Fleet]):
     async def _answer(self, incoming: Incoming, headers: dict[str, str], held: AsyncExitStack) -> Answer:
         """Returns the answer as soon as the client may have it. Contexts that must last to its end go into ``held``."""
         body = incoming.take()
-        content, parts, characters, text_alone = await off_loop(len(body), _parsed, body)
+        content, parts, characters, text_alone = await off_loop(JSON_WEIGHT * len(body), _parsed, body)
         request = ClientRequest(content, headers, len(body))
         check_characters(characters, self.fleet.text_limits(request.model))
         del body
