@@ -68,7 +68,7 @@ class Chat(ChatEndpoint[Fleet]):
         """Returns the answer as soon as the client may have it. Contexts that must last to its end go into ``held``."""
         body = incoming.take()
         content, parts, characters, text_alone = await off_loop(JSON_WEIGHT * len(body), _parsed, body)
-        request = ClientRequest(content, headers, len(body))
+        request = ClientRequest(content, headers, len(body), incoming.hold.add)
         check_characters(characters, self.fleet.text_limits(request.model))
         del body
         if text_alone is not None:
