@@ -62,7 +62,7 @@ def refused(clients: Clients, of: dict[str, Any]) -> ServeError | None:
 
 
 def test_a_line_of_the_file_is_read_as_it_was_written() -> None:
-    key = ApiKey("alice", digest_of("k"), Limits(8, 0.5, 1e7))
+    key = ApiKey("alice", digest_of("k"), Limits(1_000_000, 0.5, 123_456_789.5))
     assert parse(f"# comment\n\n{key.line()}  # of the team\n", "f") == (key,)
 
 
@@ -77,6 +77,7 @@ def test_a_line_of_the_file_is_read_as_it_was_written() -> None:
         ("alice sha256:" + "0" * 64 + " requests=1.5", "requests=1.5"),
         ("alice sha256:" + "0" * 64 + " bytes_per_second=nan", "bytes_per_second=nan"),
         ("a sha256:" + "0" * 64 + "\na sha256:" + "1" * 64, "line 2: the name a occurs twice"),
+        ("a sha256:" + "0" * 64 + "\nb sha256:" + "0" * 64, "line 2: b has the same key as a"),
         ("\n".join(f"n{n} sha256:{n:064x}" for n in range(1025)), "1025 keys"),
     ],
 )

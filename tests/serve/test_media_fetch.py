@@ -63,6 +63,9 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.end_headers()
         elif self.path == "/picture":
             self._send(PNG, {"Content-Type": "text/nonsense"})
+        elif self.path == "/chunks":
+            head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            self.wfile.write(head + b"1\r\na\r\n" * 100_000)
         elif self.path == "/cookie":
             self.cookies.append(self.headers["Cookie"])
             self._send(PNG, {"Set-Cookie": "a=b; Path=/", "Content-Length": str(len(PNG))})
@@ -296,6 +299,13 @@ def test_the_target_of_a_redirect_is_checked(site: str, target: str, code: str) 
 )
 def test_bad_responses_of_a_site_are_refused(site: str, path: str, code: str) -> None:
     assert refusal(f"http://{site}/{path}", allowed_hosts=(site,), max_bytes=100_000) == code
+
+
+def test_a_site_that_sends_a_picture_in_tiny_chunks_is_refused(site: str) -> None:
+    """Each chunk costs the event loop as much as hundreds of bytes."""
+    seen: list[int] = []
+    assert refusal(f"http://{site}/chunks", seen, allowed_hosts=(site,)) == "fetch_failed"
+    assert sum(seen) < 10_000
 
 
 @pytest.mark.parametrize("path", ["silent", "drip"])

@@ -12,6 +12,7 @@ import pytest
 
 from embferry.serve import off_loop as off_loop_module
 from embferry.serve.media.fetch import Fetcher
+from embferry.serve.off_loop import JSON_WEIGHT, LARGE_BYTES
 from embferry.serve.router.chat import Chat
 from tests.serve.blocking import LARGE, Blocking
 from tests.serve.conftest import user
@@ -19,13 +20,26 @@ from tests.serve.fakes import DEADLINE, Deployment
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("owner", [(Chat, "_parsed"), (Fetcher, "_inline")], ids=["json", "base64"])
+@pytest.mark.parametrize(
+    ("owner", "size", "code"),
+    [
+        ((Chat, "_parsed"), LARGE, "media_too_large"),
+        ((Chat, "_parsed"), LARGE_BYTES // JSON_WEIGHT, "unsupported_media_type"),
+        ((Fetcher, "_inline"), LARGE, "media_too_large"),
+    ],
+    ids=["json", "small json of many values", "base64"],
+)
 def test_the_router_answers_while_it_parses(
-    deployment: Deployment, http: httpx.Client, monkeypatch: pytest.MonkeyPatch, owner: tuple[type, str]
+    deployment: Deployment,
+    http: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: tuple[type, str],
+    size: int,
+    code: str,
 ) -> None:
     blocking = Blocking(getattr(*owner))
     monkeypatch.setattr(*owner, lambda *arguments: blocking(*arguments))
-    url = "data:image/png;base64," + "A" * LARGE
+    url = "data:image/png;base64," + "A" * size
     body = {"model": "shapes", "messages": user({"type": "image_url", "image_url": {"url": url}}, "?")}
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(http.post("/v1/chat/completions", json=body)))
@@ -38,7 +52,7 @@ def test_the_router_answers_while_it_parses(
     finally:
         blocking.release.set()
         asking.join(DEADLINE)
-    assert answers[0].json()["error"]["code"] == "media_too_large"
+    assert answers[0].json()["error"]["code"] == code
 
 
 @pytest.mark.asyncio

@@ -51,7 +51,7 @@ def environment(files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch)
 class Served:
     """A server on a thread of its own."""
 
-    def __init__(self, app: ASGIApp | None = None, *, clients: bool) -> None:
+    def __init__(self, app: ASGIApp | None = None, *, clients: bool, behind_proxy: bool = False) -> None:
         trust = Trust.of_environment()
         self._listener = listen("127.0.0.1", 0)
         self.url = url_of("127.0.0.1", self._listener, trust.scheme)
@@ -71,6 +71,7 @@ class Served:
                     self._started.set,
                     is_broken=lambda: self._is_over,
                     certificate=certificate,
+                    behind_proxy=behind_proxy,
                 )
             )
 

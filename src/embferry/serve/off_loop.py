@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 LARGE_BYTES = 256 << 10
 """From this size on, work leaves the event loop; smaller work takes less time than the change of threads."""
+JSON_WEIGHT = 16
+"""Reading a JSON text, which may make an object of two bytes, takes as long as other work on so many times more."""
 JOBS = 2
 """Jobs that run at the same time; further ones wait."""
 PIECE_BYTES = 1 << 20

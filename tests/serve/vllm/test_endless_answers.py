@@ -13,7 +13,19 @@ import pytest
 from embferry.serve.vllm import instance_digests, language_call
 from embferry.serve.vllm.instance_digests import CONTENT_TYPE
 from embferry.trust.digests import LINES, MESSAGE_DIGEST, LineWriter
-from tests.serve.vllm.stubs import ROLE, Behaviour, Stub, encoder_stubs, language_stubs, request, routed, text
+from tests.serve.vllm.stubs import (
+    ROLE,
+    Behaviour,
+    Stub,
+    answered,
+    encoder_stubs,
+    held,
+    language_stubs,
+    request,
+    routed,
+    text,
+    until,
+)
 
 pytestmark = pytest.mark.asyncio
 
@@ -89,3 +101,35 @@ async def test_an_answer_without_a_first_token_or_an_end_is_given_up(
     assert said in answer.error["message"]
     assert made
     assert all(one.taken < 4 * MOST_BYTES for one in made)
+
+
+def in_lines(body: bytes) -> Behaviour:
+    """Responds with a whole answer in checked lines."""
+
+    async def behave(stub: Stub, _: dict[str, Any]) -> httpx.Response:
+        line = LineWriter(stub.headers[-1][MESSAGE_DIGEST]).line(json.dumps(body.decode()).encode())
+        return httpx.Response(200, headers=LINED_WHOLE, stream=httpx.ByteStream(line))
+
+    return behave
+
+
+LONG = json.dumps({"choices": [{"message": {"content": "x" * MOST_BYTES}, "finish_reason": "stop"}]}).encode()
+
+
+@pytest.mark.parametrize("long", [answered("x" * MOST_BYTES), in_lines(LONG)], ids=["with a length", "in lines"])
+async def test_whole_answers_count_for_the_bytes_of_their_client(long: Behaviour) -> None:
+    """A client may ask for many choices in many requests; each answer is held until it is there."""
+    (encoder,), (language,) = encoder_stubs(1), language_stubs(1)
+    async with routed(encoder, language, router={"max_held_bytes_per_client": MOST_BYTES}) as router:
+        language.behaviours = [held]
+        first = router.call(request(text()))
+        await until(lambda: language.holding)
+        language.behaviours = [long]
+        answer = await router.ask(request(text()))
+        assert (answer.status, answer.error["code"]) == (503, "capacity_exhausted")
+        assert answer.headers["retry-after"] == "1"
+        language.release.set()
+        assert (await first.answer()).status == 200
+        assert await router.counted("held_bytes") == 0
+        language.behaviours = [long]
+        assert (await router.ask(request(text()))).status == 200, "it is the only one of its client"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from embferry.engine.errors import PromptTooLong
 from embferry.engine.prompt import PromptBuilder
 from embferry.serve.config import LanguageSettings
 from embferry.serve.encode import messages
 from embferry.serve.errors import ServeError
-from embferry.serve.language.messages import GenerateRequest
-from embferry.serve.language.prompting import LONG_CHARACTERS, PromptThreads
+from embferry.serve.language.messages import GenerateRequest, Message, Part
+from embferry.serve.language.prompting import LONG_CHARACTERS, LONG_COUNT, PromptThreads
 from embferry.serve.worker.errors import decoded
 from tests.serve.blocking import DEADLINE, Blocking
 from tests.serve.workers.conftest import MakeJoined
@@ -41,6 +44,44 @@ def test_an_item_of_millions_of_frames_is_refused_before_they_are_made() -> None
 def test_the_limit_follows_from_the_tokens_unless_it_is_set() -> None:
     assert LanguageSettings(max_prompt_tokens=100).prompt_characters == 1600
     assert LanguageSettings(max_prompt_tokens=100, max_prompt_characters=7).prompt_characters == 7
+
+
+def request_of(messages: int, parts: int, text: str = "") -> GenerateRequest:
+    return GenerateRequest("x", [Message("user", [Part("text", text)] * parts)] * messages)
+
+
+@pytest.mark.parametrize("limit", ["of the model", "of the settings"])
+def test_more_messages_than_fit_are_refused_before_a_prompt_is_built(limit: str) -> None:
+    """Without any text: each message takes as long as one, and 80,000 of them take seconds."""
+    prompts: Any = SimpleNamespace(
+        limit=90 if limit == "of the model" else 10_000, build=lambda *_: pytest.fail("built")
+    )
+    settings = LanguageSettings(max_prompt_tokens=90 if limit == "of the settings" else 10_000)
+    threads = PromptThreads(prompts, settings, 1)
+    with pytest.raises(PromptTooLong, match="at least 93 tokens; the limit is 90"):
+        threads.build(request_of(31, 1))
+    threads.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "is_long"),
+    [
+        (request_of(1, 1), False),
+        (request_of(1, 1, LONG), True),
+        (request_of(1, LONG_COUNT), True),
+        (request_of(LONG_COUNT, 0), False),
+        (request_of(LONG_COUNT, 1), True),
+    ],
+    ids=["short", "long", "many parts", "as many messages as are short", "many messages"],
+)
+def test_many_messages_or_parts_go_to_the_thread_for_long_texts(
+    monkeypatch: pytest.MonkeyPatch, request_: GenerateRequest, is_long: bool
+) -> None:
+    monkeypatch.setattr(PromptThreads, "build", lambda self, request: threading.current_thread().name)
+    threads = PromptThreads(SimpleNamespace(), LanguageSettings(), 1)  # type: ignore[arg-type]
+    name: Any = threads.submit(request_, lambda future: None).result(DEADLINE)
+    assert name.startswith("long-prompt") == is_long
+    threads.close()
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class ApiKey:
     def line(self) -> str:
         """Returns the key as a line of the file, without its end."""
         given = [(field.name, getattr(self.limits, field.name)) for field in fields(self.limits)]
-        options = [f"{name}={value:g}" for name, value in given if value is not None]
+        options = [f"{name}={value:.15g}" for name, value in given if value is not None]
         return " ".join([self.name, f"sha256:{self.sha256.hex()}", *options])
 
 
@@ -92,9 +92,10 @@ def parse(text: str, place: str) -> tuple[ApiKey, ...]:
         place: its name, for errors.
 
     Raises:
-        ApiKeysError: a line is malformed, a name occurs twice, or there are more than ``MAX_KEYS``.
+        ApiKeysError: a line is malformed, a name or a key occurs twice, or there are more than ``MAX_KEYS``.
     """
     found: dict[str, ApiKey] = {}
+    names: dict[bytes, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
@@ -105,6 +106,8 @@ def parse(text: str, place: str) -> tuple[ApiKey, ...]:
             raise ApiKeysError(f"{place}, line {number}: {error}") from error
         if key.name in found:
             raise ApiKeysError(f"{place}, line {number}: the name {key.name} occurs twice")
+        if (other := names.setdefault(key.sha256, key.name)) != key.name:
+            raise ApiKeysError(f"{place}, line {number}: {key.name} has the same key as {other}; each needs its own")
         found[key.name] = key
     if len(found) > MAX_KEYS:
         raise ApiKeysError(f"{place} has {len(found)} keys; {MAX_KEYS} are allowed")

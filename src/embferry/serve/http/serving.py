@@ -78,6 +78,7 @@ async def serve_app(
     limits: ConnectionLimits = DEFAULT_LIMITS,
     share: float = 0.2,
     certificate: ssl.SSLContext | None = None,
+    behind_proxy: bool = False,
 ) -> None:
     """Serves ``app`` until SIGINT or SIGTERM. All callbacks run in the event loop.
 
@@ -91,6 +92,8 @@ async def serve_app(
         limits: bounds on the connections.
         share: the part of the process's descriptors that they may have.
         certificate: the context for TLS; connections are not encrypted without it.
+        behind_proxy: whether ``X-Forwarded-For`` of 127.0.0.1 names the client. Between parts it would let another user
+            of the machine write any address into the log.
     """
     most = within_open_files(limits.connections, share)
     limits = replace(limits, connections=most, per_address=min(limits.per_address, most))
@@ -103,6 +106,7 @@ async def serve_app(
         log_config=None,
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        proxy_headers=behind_proxy,
         timeout_graceful_shutdown=close_seconds + SPARE_SECONDS,
     )
     config.load()

@@ -191,6 +191,11 @@ class GenerateRequest(Struct, frozen=True):
         return sum(m.characters for m in self.messages) + len(self.prompt or "")
 
     @property
+    def count(self) -> int:
+        """The number of messages and of their parts."""
+        return len(self.messages) + sum(len(m.parts) for m in self.messages)
+
+    @property
     def chat(self) -> list[dict[str, Any]]:
         """The messages as the engine's prompt builder takes them."""
         return [message.chat for message in self.messages]

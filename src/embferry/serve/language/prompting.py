@@ -23,6 +23,10 @@ from embferry.serve.text_limit import check_characters
 T = TypeVar("T")
 LONG_CHARACTERS = 16_384
 """Longer texts have a thread of their own, so that no short one waits for them."""
+LONG_COUNT = 512
+"""So have requests with more messages and parts: each takes as long as a text of tens of characters, if it has none."""
+TOKENS_OF_MESSAGE = 3
+"""Each message has at least its beginning, its role and its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,10 @@ class PromptThreads:
             request: the decoded request.
             done: called with the future when it is done, on the thread that built it, or on this one.
         """
-        is_long = request.characters > LONG_CHARACTERS or request.sampling.constraint is not None
+        is_long = (
+            max(request.characters / LONG_CHARACTERS, request.count / LONG_COUNT) > 1
+            or request.sampling.constraint is not None
+        )
         threads = self._long if is_long else self._short
         future = threads.submit(request.client, partial(self.build, request))
         future.add_done_callback(done)
@@ -84,6 +91,7 @@ class PromptThreads:
             raise ParameterError(f"n is {params.n}; a request may have at most {limit} choices")
         params.check_tokens(self._grammars.vocabulary)
         check_characters(request.characters, limits, self._prompts.limit)
+        self._check_messages(len(request.messages))
         prompt = self._prompt(request, 1 if sampling.max_tokens is None else params.max_tokens)
         if prompt.length > limits.max_prompt_tokens:
             limit = f"{limits.max_prompt_tokens} (language.max_prompt_tokens)"
@@ -98,6 +106,7 @@ class PromptThreads:
             ServeError: context_length_exceeded: the texts are too long to be tokenized.
         """
         check_characters(request.characters, self._limits, self._prompts.limit)
+        self._check_messages(len(request.messages))
         if request.prompt is not None:
             ids = self._prompts.token_ids(request.prompt)
         else:
@@ -126,6 +135,11 @@ class PromptThreads:
     def _most(self) -> int:
         """The most tokens of a prompt and its answer."""
         return min(self._prompts.limit, self._limits.max_prompt_tokens + self._limits.max_new_tokens)
+
+    def _check_messages(self, count: int) -> None:
+        least, most = TOKENS_OF_MESSAGE * count, min(self._limits.max_prompt_tokens, self._prompts.limit)
+        if least > most:
+            raise PromptTooLong(f"the messages have at least {least} tokens; the limit is {most}")
 
     def _prompt(self, request: GenerateRequest, max_new_tokens: int) -> Prompt:
         if request.prompt is not None:

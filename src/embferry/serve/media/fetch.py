@@ -21,6 +21,7 @@ import httpx
 from embferry.protocol.text import printable
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.http.chunks import too_many
 from embferry.serve.media.addresses import DEFAULT_PORTS, ascii_host, permitted_addresses
 from embferry.serve.off_loop import decode_base64, off_loop
 from embferry.serve.shared_slots import SharedSlots
@@ -39,7 +40,7 @@ MAX_URL = 65_536
 _ESCAPED = {"%2B": "+", "%2F": "/", "%3D": "=", "%0A": "", "%0D": "", "%20": ""}
 """Escapes of the characters of base64, and of white space."""
 _PIECE = 1 << 16
-"""Bytes of an answer that are read, and unpacked, at a time."""
+"""Bytes of an answer that are unpacked at a time."""
 _SHOWN = 120
 """Characters of a URL that an error repeats."""
 _NETLOC = re.compile(r"(?:\[[0-9A-Za-z:.%_-]+\]|[0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]+)*\.?)(?::\d*)?", re.ASCII)
@@ -192,9 +193,13 @@ class Fetcher:
         if announced.isdigit() and int(announced) > self._limits.max_bytes:
             raise self._too_large()
         body = bytearray()
-        received = 0
-        async for packed in response.aiter_raw(_PIECE):
-            received += len(packed)
+        received = chunks = 0
+        async for packed in response.aiter_raw():
+            received, chunks = received + len(packed), chunks + 1
+            if too_many(chunks, received):
+                raise ServeError(
+                    "fetch_failed", f"the host sent {received:,} bytes in {chunks:,} pieces, which is slow"
+                )
             for piece in unpack(packed):
                 grow(len(piece))
                 body += piece

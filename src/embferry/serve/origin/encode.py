@@ -28,7 +28,7 @@ from embferry.serve.http.descriptors import raise_open_file_limit, within_open_f
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.serving import Report, unreported
 from embferry.serve.media.fetch import Fetcher
-from embferry.serve.off_loop import off_loop
+from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.reply import Choice, Reply
 from embferry.serve.origin.encode_service import OriginEncodeService, PromptRoom
 from embferry.serve.origin.managers import encode_manager
@@ -91,7 +91,7 @@ class EncodeChat:
             body = await read_body(scope, receive, self._max_bytes, hold, pace=Pace.of(self._settings.router))
             if body is None:
                 return
-            asked = await off_loop(len(body), self._parsed, body)
+            asked = await off_loop(JSON_WEIGHT * len(body), self._parsed, body)
             del body
 
             async def work() -> None:

@@ -26,7 +26,7 @@ from embferry.serve.http.serving import Report, unreported
 from embferry.serve.language.job import Event
 from embferry.serve.language.messages import GenerateRequest, Message, Sampling
 from embferry.serve.language.process import MAX_BODY_BYTES
-from embferry.serve.off_loop import off_loop
+from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.reply import DONE, Answer, ChatForm, error_event, event
 from embferry.serve.origin.language_service import OriginLanguageService
 from embferry.serve.origin.managers import language_manager
@@ -101,7 +101,7 @@ class LanguageChat:
             body = await read_body(scope, receive, MAX_BODY_BYTES, hold, pace=pace)
             if body is None:
                 return
-            asked = await off_loop(len(body), self._parsed, body)
+            asked = await off_loop(JSON_WEIGHT * len(body), self._parsed, body)
             del body
             with about(request_id=asked.rid, room=asked.room):
                 job = self._service.submit(_generate_request(asked, self._settings), deliver, hold)

@@ -16,7 +16,7 @@ from embferry.serve.byte_budget import Hold
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
-from embferry.serve.off_loop import off_loop
+from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.openai.reply import Answer
 from embferry.serve.router.asked import Asked, Read, read_chat
@@ -51,7 +51,7 @@ class Chat(ChatEndpoint[Fleet]):
 
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         ignored = Ignored()
-        asked = await off_loop(incoming.nbytes, self._parsed, incoming.take(), ignored)
+        asked = await off_loop(JSON_WEIGHT * incoming.nbytes, self._parsed, incoming.take(), ignored)
         response.note_ignored(ignored)
         asked.items = await load_media(asked.media, self.fleet.fetcher, self._settings.media, incoming.hold.add)
         asked.media.clear()

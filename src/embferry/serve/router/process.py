@@ -52,6 +52,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
                 limits=limits,
                 share=DESCRIPTORS,
                 certificate=certificate,
+                behind_proxy=True,
             )
         )
 

@@ -11,7 +11,7 @@ from starlette.types import Scope
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
 from embferry.serve.http.chat import ChatEndpoint, ClientResponse, Incoming
-from embferry.serve.off_loop import off_loop
+from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.openai.completions import as_tokens
 from embferry.serve.openai.fields import note_ignored, refuse_unsupported
 from embferry.serve.openai.ignored import Ignored
@@ -34,7 +34,7 @@ class _TokensEndpoint(ChatEndpoint[Fleet]):
 
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         ignored = Ignored()
-        asked, nbytes = await off_loop(incoming.nbytes, self._parsed, incoming.take(), ignored)
+        asked, nbytes = await off_loop(JSON_WEIGHT * incoming.nbytes, self._parsed, incoming.take(), ignored)
         response.note_ignored(ignored)
         call = WorkerCall(self.fleet, scope["state"]["request_id"], None, set())
         try:

@@ -15,7 +15,7 @@ from starlette.types import Scope
 from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.chat import ClientResponse, Incoming
-from embferry.serve.off_loop import off_loop
+from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.text_limit import check_characters
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
 from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of
@@ -59,8 +59,8 @@ class Chat(InstanceEndpoint):
     ) -> Answer:
         """Returns the answer as soon as the client may have it. Contexts that must last to its end go into ``held``."""
         body = incoming.take()
-        content, parts, characters, text_alone = await off_loop(len(body), _parsed, body)
-        request = ClientRequest(content, headers, len(body))
+        content, parts, characters, text_alone = await off_loop(JSON_WEIGHT * len(body), _parsed, body)
+        request = ClientRequest(content, headers, len(body), incoming.hold.add)
         response.note_ignored(ignored_fields(content))
         check_characters(characters, self.fleet.text_limits(request.model))
         del body

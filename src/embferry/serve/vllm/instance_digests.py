@@ -8,7 +8,7 @@ requests of others are refused (:mod:`.instance_proofs`); without one, they are 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 from starlette.datastructures import Headers, MutableHeaders
@@ -132,8 +132,12 @@ def content_type_of(response: httpx.Response) -> str:
     return str(response.headers.get(name, ""))
 
 
-async def whole_body(response: httpx.Response) -> bytes:
+async def whole_body(response: httpx.Response, grow: Callable[[int], object] = lambda nbytes: None) -> bytes:
     """Reads an answer and returns its body, checked if the instance has the middleware. A proved answer has to be.
+
+    Args:
+        response: its body has not been read.
+        grow: called with the bytes of the body, before they are read if their number is known. Ends it by raising.
 
     Raises:
         DamagedError: it is not as it was sent, or its request did not arrive as it was sent.
@@ -142,11 +146,16 @@ async def whole_body(response: httpx.Response) -> bytes:
     if is_streamed(response):
         whole = bytearray()
         async for piece in received_pieces(response):
+            grow(len(piece))
             whole += piece
             if len(whole) > MAX_COMPLETION_BYTES:
                 raise httpx.ReadError(f"its answer has more than {MAX_COMPLETION_BYTES:,} bytes")
         return bytes(whole)
+    announced = response.headers.get("content-length", "")
+    known = min(int(announced), MAX_COMPLETION_BYTES) if announced.isdigit() else 0
+    grow(known)
     body = await response.aread()
+    grow(max(0, len(body) - known))
     if response.headers.get("content-type") == LINES:
         raise DamagedError(f"the streamed answer has arrived with status {response.status_code}")
     if MESSAGE_DIGEST in response.headers or is_proved(response):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,11 +33,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ClientRequest:
-    """A client's request. ``headers``: to be sent to instances. ``nbytes``: its length as JSON."""
+    """A client's request.
+
+    Attributes:
+        headers: to be sent to instances.
+        nbytes: its length as JSON.
+        grow: called with the bytes of an answer that the router holds for it; may raise ServeError capacity_exhausted.
+    """
 
     content: dict[str, Any]
     headers: dict[str, str]
     nbytes: int = 0
+    grow: Callable[[int], object] = lambda nbytes: None
 
     @property
     def model(self) -> str | None:

@@ -127,7 +127,7 @@ async def _ask(
         events = received_pieces(response)
         seen = await _read_to_first_token(instance, events, request.content)
         return Answer(200, content_type, seen, events, instance)
-    body = await whole_body(response)
+    body = await whole_body(response, request.grow)
     if response.status_code != 200:
         if fleet.is_refused(response.status_code):
             raise EncodeAgainError("worker_failed", f"{instance!r} refuses the router's API key")

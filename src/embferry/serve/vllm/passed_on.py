@@ -16,7 +16,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.chat import ClientResponse, Incoming
-from embferry.serve.off_loop import off_loop
+from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.text_limit import check_characters, count_characters
 from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of
 from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
@@ -48,7 +48,7 @@ class PassedOn(InstanceEndpoint):
 
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         body = incoming.take()
-        request, characters = await off_loop(len(body), _parsed, body)
+        request, characters = await off_loop(JSON_WEIGHT * len(body), _parsed, body)
         given = request.get("model")
         model = given if isinstance(given, str) else None
         check_characters(characters, self.fleet.text_limits(model))

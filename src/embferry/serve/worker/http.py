@@ -24,7 +24,7 @@ from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import exception_handlers, retry_after
 from embferry.serve.http.heads import UnambiguousHeads
 from embferry.serve.http.proofs import line_writer
-from embferry.serve.off_loop import off_loop
+from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.worker.errors import as_serve_error, decoded, error_response
 from embferry.serve.worker.service import Service
 from embferry.trust.digests import LINES, LineWriter
@@ -105,7 +105,7 @@ async def read_request(
     body = await read_body(scope, receive, max_bytes, hold, pace=pace, between_parts=True)
     if body is None:
         return None
-    return await run_until_disconnect(off_loop(len(body), decoded, decoder, body), receive)
+    return await run_until_disconnect(off_loop(JSON_WEIGHT * len(body), decoded, decoder, body), receive)
 
 
 def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route], *, behind_router: bool = True) -> ASGIApp:
