@@ -7,6 +7,7 @@ only its own request, and a long prompt delays the others by one chunk at a time
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -77,12 +78,18 @@ class ResidentSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A prompt to answer. The source provides its visual tokens; it is None if there are none."""
+    """A prompt to answer.
+
+    Attributes:
+        source: provides its visual tokens; None if there are none.
+        client: its sender. Of those that wait, the client with the fewest running requests is next.
+    """
 
     id: str
     prompt: Prompt
     params: SamplingParams
     source: EmbeddingSource | None = None
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +205,9 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self._queue and len(self._running) < self.max_running:
-            first = next(iter(self._queue))
-            self._running[first] = self._queue.pop(first)
+            running = Counter(one.request.client for one in self._running.values())
+            chosen = min(self._queue, key=lambda id: running[self._queue[id].request.client])  # the first of several
+            self._running[chosen] = self._queue.pop(chosen)
 
     def _ready(self, running: _Running) -> bool:
         """Returns whether a step can advance the request. A failed source counts as ready: its request can end."""

@@ -149,7 +149,7 @@ class JobPipeline:
         return True
 
     def _schedule(self, job: Job, prompt: Prompt, source: EmbeddingSource | None = None) -> None:
-        self.scheduler.add(Request(job.id, prompt, job.request.sampling.params, source))
+        self.scheduler.add(Request(job.id, prompt, job.request.sampling.params, source, job.request.client))
 
     def _deliver(self, job: Job, output: Output) -> None:
         if output.error is not None:
