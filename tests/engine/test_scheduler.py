@@ -266,6 +266,15 @@ def test_limits_on_running_and_queued_requests(models):
         scheduler.add(Request("e", models.ask([picture(1)]).prompt, TOKENS))
 
 
+def test_a_client_waits_for_its_share_of_the_running_requests_however_many_others_have_sent(models):
+    scheduler = Scheduler(models.language, max_running=2)
+    asked = models.ask([])
+    for name in ("a1", "a2", "a3", "a4", "b1", "b2", "b3"):
+        scheduler.add(Request(name, asked.prompt, TOKENS, client=name[0]))
+    ended = [output.request_id for output in drive(scheduler) if output.finish_reason]
+    assert ended == ["a1", "a2", "a3", "b1", "a4", "b2", "b3"]
+
+
 def test_outputs_carry_text_and_time_to_first_token(models):
     now = iter(range(100))
     scheduler = Scheduler(models.language, clock=lambda: float(next(now)))

@@ -66,3 +66,12 @@ def user(*parts: Any) -> list[dict[str, Any]]:
     """Returns the messages of a request: one user message of texts and other parts."""
     content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return [{"role": "user", "content": content}]
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    """Runs the web site and returns its ``host:port``."""
+    from tests.serve.web_site import running_site  # needs av, too
+
+    with running_site() as at:
+        yield at

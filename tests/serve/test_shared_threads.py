@@ -75,7 +75,7 @@ def test_a_client_has_no_more_threads_than_it_may_have_and_goes_on_when_one_is_f
 
 
 def test_a_client_that_comes_finds_a_free_thread_where_some_are_spared() -> None:
-    """Of five, the first client has three and the second one; the third begins at once."""
+    """The first client has three of five and the second one; the third begins at once."""
     threads, blocking = SharedThreads(5, "test", spares=True), {client: Blocking(lambda: None) for client in "abc"}
     sent = [threads.submit(client, blocking[client]) for client in "aaaaaaaaaa"]
     while blocking["a"].calls < 3:

@@ -7,6 +7,7 @@ only its own request, and a long prompt delays the others by one chunk at a time
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -84,6 +85,7 @@ class Request:
     Attributes:
         source: Provides its visual tokens; None if there are none.
         matcher: The grammar that the answer must match; None: any text.
+        client: Its sender. Of those that wait, the client with the fewest running sequences is next.
     """
 
     id: str
@@ -91,6 +93,7 @@ class Request:
     params: SamplingParams
     source: EmbeddingSource | None = None
     matcher: Matcher | None = None
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +227,13 @@ class Scheduler:
     def _admit(self) -> None:
         """Begins with the next requests, as many as have room with all of their choices; at least one."""
         while self._queue:
-            first = next(iter(self._queue))
-            if not self._fits(self._queue[first].request):
+            running: Counter[str] = Counter()
+            for one in self._running.values():
+                running[one.request.client] += one.request.params.n
+            chosen = min(self._queue, key=lambda id: running[self._queue[id].request.client])  # the first of several
+            if not self._fits(self._queue[chosen].request):
                 return
-            self._running[first] = self._queue.pop(first)
+            self._running[chosen] = self._queue.pop(chosen)
 
     def _fits(self, request: Request) -> bool:
         taken = sum(running.request.params.n for running in self._running.values())

@@ -1,4 +1,4 @@
-"""Answers of an instance without an end: the router gives up before they fill its memory."""
+"""An instance whose answers have no end: the router gives up before they fill its memory."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ class EncodeService(Service[SendingManager, int, Room]):
         self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._on_failure)
         self._decoders = SharedThreads(PROCESSES, "decode", spares=True)
         self.self_test = SelfTest(encoder.media, settings.media, self._decoders, self._wake.set)
-        self._to_encode: deque[MultimodalEmbeddingRequest] = deque()
+        # By client, in the order of turns; no queue is empty.
+        self._to_encode: dict[str, deque[MultimodalEmbeddingRequest]] = {}
         self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)
         self._thread.start()
 
@@ -228,17 +229,18 @@ class EncodeService(Service[SendingManager, int, Room]):
     def _next(self) -> MultimodalEmbeddingRequest | None:
         """Advances the queues and returns the next request to encode, if any.
 
-        Requests take turns item by item, so that a request with many items does not delay the others for long.
+        Clients take turns item by item, and so do the requests of a client: neither a request with many items nor a
+        client with many requests delays the others for long.
         """
         with self._lock:
-            self._to_encode.extend(self._bootstrapping.pop_bootstrapped())
-            self._to_encode.extend(self._take_claimed())
+            for request in (*self._bootstrapping.pop_bootstrapped(), *self._take_claimed()):
+                self._wait_for_turn(request)
             for request in self._inflight.pop_transferred():
                 room: Room = request.req
                 self.metrics.tokens.inc(room.total_tokens)
                 self.metrics.bytes.inc(request.embedding_sender.sent_bytes)
                 self._end(room, "delivered")
-            return self._to_encode.popleft() if self._to_encode else None
+            return self._in_its_turn() if self._to_encode else None
 
     def _encode(self, request: MultimodalEmbeddingRequest) -> None:
         """Encodes the next item of a request, one item per call (see :class:`Encoder`), and sends its rows.
@@ -261,7 +263,7 @@ class EncodeService(Service[SendingManager, int, Room]):
                 return
         with self._lock:
             if is_unfinished:
-                self._to_encode.append(request)
+                self._wait_for_turn(request)
             else:
                 self._inflight.add(request)
 
@@ -292,6 +294,18 @@ class EncodeService(Service[SendingManager, int, Room]):
         return failed is None
 
     # Called with the lock held
+
+    def _wait_for_turn(self, request: MultimodalEmbeddingRequest) -> None:
+        self._to_encode.setdefault(request.req.client, deque()).append(request)
+
+    def _in_its_turn(self) -> MultimodalEmbeddingRequest:
+        """Takes the next request of the client whose turn it is."""
+        client = next(iter(self._to_encode))
+        queue = self._to_encode.pop(client)
+        request = queue.popleft()
+        if queue:
+            self._to_encode[client] = queue  # behind the others
+        return request
 
     def _take_claimed(self) -> list[MultimodalEmbeddingRequest]:
         waiting = self._bootstrapping.queue

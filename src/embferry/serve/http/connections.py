@@ -25,8 +25,8 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
+from embferry.serve.chunks import BoundedChunks
 from embferry.serve.errors import ServeError
-from embferry.serve.http.chunks import BoundedChunks
 from embferry.serve.http.descriptors import Reports
 from embferry.serve.http.errors import error_response
 from embferry.transports.net.address import network_of

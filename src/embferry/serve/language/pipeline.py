@@ -151,7 +151,8 @@ class JobPipeline:
 
     def _schedule(self, job: Job, prompt: Prompt, source: EmbeddingSource | None = None) -> None:
         assert job.built is not None
-        self.scheduler.add(Request(job.id, prompt, job.built.params, source, job.built.matcher))
+        built, client = job.built, job.request.client
+        self.scheduler.add(Request(job.id, prompt, built.params, source, built.matcher, client))
 
     def _deliver(self, job: Job, output: Output) -> None:
         if output.error is not None:

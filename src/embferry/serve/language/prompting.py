@@ -24,7 +24,7 @@ T = TypeVar("T")
 LONG_CHARACTERS = 16_384
 """Longer texts have a thread of their own, so that no short one waits for them."""
 LONG_COUNT = 512
-"""So have requests with more messages and parts: each takes as long as a text of tens of characters, if it has none."""
+"""Requests with more messages and parts have it, too: each takes as long as a short text."""
 TOKENS_OF_MESSAGE = 3
 """Each message has at least its beginning, its role and its end."""
 

@@ -19,9 +19,9 @@ from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlspl
 import httpx
 
 from embferry.protocol.text import printable
+from embferry.serve.chunks import too_many
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
-from embferry.serve.http.chunks import too_many
 from embferry.serve.media.addresses import DEFAULT_PORTS, ascii_host, permitted_addresses
 from embferry.serve.off_loop import decode_base64, off_loop
 from embferry.serve.shared_slots import SharedSlots
