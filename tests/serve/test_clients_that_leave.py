@@ -97,9 +97,9 @@ def test_a_client_waits_for_one_body_of_another_client_however_many_that_sends(
     order: list[str] = []
     blocking, threads = Blocking(Chat._parsed), off_loop._THREADS
 
-    def parsed(chat: Chat, body: bytes) -> Any:
+    def parsed(chat: Chat, body: bytes, *others: Any) -> Any:
         order.append("other" if b"127.0.2.1" in body else "first")
-        return blocking(chat, body)
+        return blocking(chat, body, *others)
 
     monkeypatch.setattr(Chat, "_parsed", parsed)
     clients = Clients(deployment, digests=False)

@@ -118,11 +118,13 @@ def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route], *, behi
             none, since any HTTP client may send them.
     """
 
-    def report(good: dict[str, object], bad: dict[str, object]) -> Response:
-        if service.fault is None:
+    def report(good: dict[str, object], bad: dict[str, object], trouble: str | None = None) -> Response:
+        if service.fault is None and trouble is None:
             return JSONResponse(good)
-        reason = f"the worker has stopped by a bug: {service.fault!r}; restart it"
-        return JSONResponse({**bad, "status": "broken", "reason": reason}, 503, retry_after(503))
+        status, reason = "unfit", trouble
+        if service.fault is not None:
+            status, reason = "broken", f"the worker has stopped by a bug: {service.fault!r}; restart it"
+        return JSONResponse({**bad, "status": status, "reason": reason}, 503, retry_after(503))
 
     async def abort(request: Request) -> Response:
         number = request.path_params["room"]
@@ -135,9 +137,8 @@ def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route], *, behi
         return report({"status": "ok"}, {})
 
     async def ready(request: Request) -> Response:
-        if service.fault is None and (reason := await service.unready()) is not None:
-            return JSONResponse({"ready": False, "status": "unfit", "reason": reason}, 503, retry_after(503))
-        return report({"ready": True, "load": service.load}, {"ready": False})
+        trouble = None if service.fault is not None else await service.unready()
+        return report({"ready": True, "load": service.load}, {"ready": False}, trouble)
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
