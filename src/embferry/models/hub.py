@@ -44,16 +44,17 @@ def download(name: str, say: Callable[[str], None]) -> Path:
     instead = f"or download it elsewhere and give its directory: hf download {name} --local-dir DIR"
     try:
         from huggingface_hub import errors, snapshot_download
-        from huggingface_hub.utils.tqdm import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
     except ImportError as error:
         raise ValueError(
             f"{name} is not on this machine, and huggingface_hub, which downloads models, is not installed: "
             f"pip install huggingface_hub; {instead}"
         ) from error
-    if not sys.stderr.isatty():
-        disable_progress_bars()
+    disable_progress_bars()
     try:
         check_family(Path(snapshot_download(name, allow_patterns=["config.json"])))
+        if sys.stderr.isatty():
+            enable_progress_bars()
         say(f"downloading {name} from the Hugging Face Hub")
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except errors.GatedRepoError as error:

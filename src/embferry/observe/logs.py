@@ -113,7 +113,7 @@ def configure(level: str, style: str, process: str = "") -> None:
     target.setFormatter(_Json() if style == "json" else _Plain(is_colourful(STDERR)))
     target.addFilter(_mark)
     logging.basicConfig(level=level.upper(), handlers=[target], force=True)
-    for chatty in ("httpx", "httpcore", "PIL", "libav", "uvicorn"):
+    for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "PIL", "libav", "uvicorn"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
