@@ -18,6 +18,7 @@ from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.leases import Worker
 from embferry.discovery.server_limits import ServerLimits
+from embferry.trust.chunks import FREE_CHUNKS
 
 pytestmark = pytest.mark.integration
 
@@ -157,6 +158,17 @@ def test_a_body_that_never_ends_is_ended_too():
     with BootstrapServer(limits=_limits(request_timeout=0.2)) as server, _connect(server) as connection:
         connection.sendall(b"PUT /workers/w HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
         assert _rest(connection).startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_in_tiny_chunks_is_refused_also_where_nothing_is_proved():
+    """Each chunk costs the server's one thread as much as hundreds of bytes; the leases are renewed on it."""
+    with BootstrapServer() as server, _connect(server) as connection:
+        head = b"GET /health HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"1\r\na\r\n" * (2 * FREE_CHUNKS) + b"0\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        answer = _rest(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"send fewer and larger ones" in answer
 
 
 def test_a_full_server_closes_the_oldest_connection_of_the_same_address():

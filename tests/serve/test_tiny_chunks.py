@@ -7,7 +7,7 @@ import json
 import h11
 import pytest
 
-from embferry.serve.chunks import FREE_CHUNKS, LEAST_AVERAGE
+from embferry.trust.chunks import FREE_CHUNKS, LEAST_AVERAGE
 from tests.serve.test_connections import Connection, Server, answer, ask
 from tests.serve.test_refused_heads import refusal
 

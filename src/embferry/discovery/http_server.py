@@ -25,6 +25,7 @@ from embferry.transports.net.loop import READ, WRITE, LoopThread
 from embferry.transports.net.stream import Stream, watch
 from embferry.transports.net.tls_socket import TlsError
 from embferry.trust.ambiguity import ambiguity_of
+from embferry.trust.chunks import BoundedChunks
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content, content_digest
 from embferry.trust.refusals import Refusals
 from embferry.trust.requests import PROOF_HEADER, Accepted
@@ -216,7 +217,7 @@ class _Exchange:
         self.unsent = memoryview(b"")
         self._sock, self._address, self._server = sock, address, server
         self._scope = server.loop.scope(self._on_failure)
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._http = BoundedChunks(h11.SERVER, MAX_HEAD_BYTES)
         self._request: Head | None = None
         self._proved: Accepted | None = None
         self._body = bytearray()

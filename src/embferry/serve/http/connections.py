@@ -25,11 +25,11 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from embferry.serve.chunks import BoundedChunks
 from embferry.serve.errors import ServeError
 from embferry.serve.http.descriptors import Reports
 from embferry.serve.http.errors import error_response
 from embferry.transports.net.address import network_of
+from embferry.trust.chunks import BoundedChunks
 from embferry.trust.digests import MESSAGE_DIGEST
 from embferry.trust.occasions import Occasions, more
 

@@ -19,7 +19,6 @@ from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlspl
 import httpx
 
 from embferry.protocol.text import printable
-from embferry.serve.chunks import too_many
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.addresses import DEFAULT_PORTS, ascii_host, permitted_addresses
@@ -27,6 +26,7 @@ from embferry.serve.off_loop import decode_base64, off_loop
 from embferry.serve.shared_slots import SharedSlots
 from embferry.serve.shared_threads import stop_if_unwanted
 from embferry.trust.bounded_answers import no_cookies
+from embferry.trust.chunks import too_many
 
 Grow = Callable[[int], object]
 """Called with the bytes that a file takes in memory, before or as it is read. What it raises ends the fetch."""
