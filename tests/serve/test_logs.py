@@ -17,14 +17,14 @@ def test_json_log_lines_carry_request_room_and_extra_fields(capsys: pytest.Captu
     with about(request_id="r1"), about(room=7):
         log.info("hello %s", "you", extra={"tokens": 5})
     log.debug("unseen")
-    log.warning("later", extra={"room": 9})
+    log.warning("later", extra={"room": 9_000_000})
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
     assert first.pop("time").endswith("+00:00")
     assert first == {
         "process": "router", "pid": os.getpid(),
         "level": "info", "logger": "embferry.x", "message": "hello you", "request_id": "r1", "room": 7, "tokens": 5,
     }  # fmt: skip
-    assert (second["message"], second["room"], "request_id" in second) == ("later", 9, False)
+    assert (second["message"], second["room"], "request_id" in second) == ("later", 9_000_000, False)
 
 
 def test_plain_log_lines_carry_request_room_and_extra_fields(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media import addresses as under_test
 from embferry.serve.media import fetch as fetch_module
 from embferry.serve.media.fetch import Fetcher
-from tests.serve.test_media_fetch import PNG, Site, fetch, refusal
-from tests.serve.test_media_fetch import site as site  # a fixture
+from tests.serve.web_site import PNG, Site, fetch, refusal
 
 
 @pytest.mark.parametrize(

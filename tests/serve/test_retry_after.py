@@ -34,7 +34,7 @@ RAISED = {
 ANSWERED = {
     "discovery/bootstrap_server.py BootstrapServer._put_worker", "discovery/http_server.py HttpServer.evict",
     "serve/http/status.py status_routes.ready", "serve/worker/http.py worker_app.report",
-    "connectors/sglang/inside/encoder.py describe",
+    "connectors/sglang/inside/encoder_http.py describe",
 }  # fmt: skip
 """Responses of their own. Those of the bootstrap server are tested below, the others here by what they call."""
 OF_SGLANG = {"connectors/sglang/dispatcher.py ", "connectors/sglang/inside/waiting.py status_of"}

@@ -30,7 +30,7 @@ ASSIGNMENTS = r"(?:[A-Z_]+=\S+ +)*"
 NOT_OURS = {
     *("--", "--middleware", "--api-server-count"),  # the separator before the arguments of vLLM, and options of vLLM
     *("--encoder-only", "--language-only", "--encoder-urls", "--encoder-transfer-backend"),  # of SGLang
-    *("--dp-size", "--enable-dp-attention"),  # of SGLang
+    *("--dp-size", "--enable-dp-attention", "--tokenizer-worker-num"),  # of SGLang
 }
 CHECKS = {"serve": check_serve, "router": check_router}
 
@@ -77,6 +77,9 @@ def parsed(words: list[str]) -> None:
     name = "embferry"
     while words and hasattr(command, "commands"):
         name, *words = words
+        if name.startswith("--"):  # an option of the command itself, which would act at once
+            assert name in {option for param in command.params for option in param.opts}
+            return
         command = command.commands[name]
     if not words:  # the page names the subcommand only
         return

@@ -23,6 +23,7 @@ _BY_KEY = {
     "transfer.num_blocks": "BLOCKS",
     "transfer.block_size": "TOKENS",
     "media.allowed_hosts": "HOST,...",
+    "router.cors_origins": "ORIGIN,...",
     "media.max_images": "PICTURES",
     "media.max_videos": "VIDEOS",
     "media.max_side": "PIXELS",

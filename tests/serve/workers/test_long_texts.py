@@ -46,6 +46,9 @@ def test_the_limit_follows_from_the_tokens_unless_it_is_set() -> None:
     assert LanguageSettings(max_prompt_tokens=100, max_prompt_characters=7).prompt_characters == 7
 
 
+NO_GRAMMARS: Any = SimpleNamespace(vocabulary=1)
+
+
 def request_of(messages: int, parts: int, text: str = "") -> GenerateRequest:
     return GenerateRequest("x", [Message("user", [Part("text", text)] * parts)] * messages)
 
@@ -57,7 +60,7 @@ def test_more_messages_than_fit_are_refused_before_a_prompt_is_built(limit: str)
         limit=90 if limit == "of the model" else 10_000, build=lambda *_: pytest.fail("built")
     )
     settings = LanguageSettings(max_prompt_tokens=90 if limit == "of the settings" else 10_000)
-    threads = PromptThreads(prompts, settings, 1)
+    threads = PromptThreads(prompts, NO_GRAMMARS, settings, 1)
     with pytest.raises(PromptTooLong, match="at least 93 tokens; the limit is 90"):
         threads.build(request_of(31, 1))
     threads.close()
@@ -78,7 +81,7 @@ def test_many_messages_or_parts_go_to_the_thread_for_long_texts(
     monkeypatch: pytest.MonkeyPatch, request_: GenerateRequest, is_long: bool
 ) -> None:
     monkeypatch.setattr(PromptThreads, "build", lambda self, request: threading.current_thread().name)
-    threads = PromptThreads(SimpleNamespace(), LanguageSettings(), 1)  # type: ignore[arg-type]
+    threads = PromptThreads(SimpleNamespace(), NO_GRAMMARS, LanguageSettings(), 1)  # type: ignore[arg-type]
     name: Any = threads.submit(request_, lambda future: None).result(DEADLINE)
     assert name.startswith("long-prompt") == is_long
     threads.close()
