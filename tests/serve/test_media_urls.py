@@ -1,4 +1,4 @@
-"""URLs that are hard to read: hosts with letters outside ASCII, white space, half characters, great length, and ``data:``."""
+"""URLs that are hard to read: hosts outside ASCII, white space, half characters, great length, and ``data:``."""
 
 from __future__ import annotations
 
