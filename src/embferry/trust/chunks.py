@@ -22,8 +22,13 @@ def too_many(chunks: int, body_bytes: int) -> bool:
 
 
 class BoundedChunks(h11.Connection):
-    """h11's state of a connection. A body in more chunks than allowed is an error like any other of the protocol."""
+    """h11's state of a connection. A body in more chunks than allowed is an error like any other of the protocol.
 
+    Attributes:
+        status: of the last response; 0 before the first one.
+    """
+
+    status = 0
     _chunks = _body_bytes = 0
 
     def next_event(self) -> Any:
@@ -37,3 +42,8 @@ class BoundedChunks(h11.Connection):
                 why = f"{self._chunks:,} chunks of the body have {self._body_bytes:,} bytes; send fewer and larger ones"
                 raise h11.RemoteProtocolError(why)
         return event
+
+    def send_with_data_passthrough(self, event: Any) -> Any:
+        if isinstance(event, h11.Response):
+            self.status = event.status_code
+        return super().send_with_data_passthrough(event)

@@ -43,6 +43,10 @@ connection may be idle after a response."""
 REST_SECONDS = 30.0
 """Seconds for the rest of a body whose request was answered early, as a refusal: a client that is still sending when
 its connection closes would not see the answer."""
+REFUSED_SECONDS = 1.0
+"""Seconds from a refusal with 401 or 429 until the next request of its connection is taken, if that is there already:
+without them, a few hundred connections full of requests without a key keep the event loop from all others. A client
+that reads an answer before it asks again waits for nothing."""
 OWN_SHARE = 8
 """Beyond all bounds, addresses of the fleet may have one connection for this many others."""
 
@@ -135,6 +139,7 @@ class Places:
 class BoundedProtocol(H11Protocol):
     """uvicorn's protocol within the bounds of :class:`Places`. :func:`bounded_protocol` makes the class of a server."""
 
+    conn: BoundedChunks
     places: Places
     reports: Reports
     malformed: Occasions
@@ -181,7 +186,10 @@ class BoundedProtocol(H11Protocol):
         rest = REST_SECONDS if self.conn.their_state is h11.SEND_BODY else HEAD_SECONDS
         self._limit(self.timeout_keep_alive + rest)
         self.places.turn(self, idle=True)
-        super().on_response_complete()  # begins the next request if it is there
+        if self.conn.status in (401, 429) and self.conn.trailing_data[0]:
+            self.loop.call_later(REFUSED_SECONDS, super().on_response_complete)
+        else:
+            super().on_response_complete()  # begins the next request if it is there
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what h11 cannot read. Called while its error is being handled."""
