@@ -197,6 +197,17 @@ def test_parts_that_were_given_up_are_remembered_up_to_a_bound(
     assert fake_encoder.forgotten == ["a"]
 
 
+@pytest.mark.parametrize(("model", "audio"), [("qwen2_audio", 4096), ("qwen3_omni_moe", 1280)])
+def test_the_width_of_audio_is_that_of_the_embeddings(model: str, audio: int) -> None:
+    from sglang.srt.managers.schedule_batch import Modality
+
+    from embferry.connectors.sglang.inside import encoder
+
+    made = SimpleNamespace(model_type=model, model_config=SimpleNamespace(hidden_size=4096))
+    dims = encoder.embedding_dims(lambda _: {Modality.IMAGE: 4096, Modality.AUDIO: 1280}, made)
+    assert dims == {Modality.IMAGE: 4096, Modality.AUDIO: audio}
+
+
 @pytest.mark.parametrize(
     ("rate", "model", "seconds"),
     [("sampled", "qwen2_5_vl", 1.0), ("undivided", "qwen2_5_vl", 2 / 24), ("undivided", "qwen3_omni_moe", 1.0)],

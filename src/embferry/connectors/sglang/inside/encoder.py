@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import torch
 from sglang.srt.disaggregation.encoder import http_server, server
+from sglang.srt.managers.schedule_batch import Modality
 
 from embferry.protocol.errors import shown
 from embferry.transfer.failures import attempt
@@ -185,6 +186,18 @@ def constructed(original: Callable[..., None], encoder: Any, *args: Any, **kwarg
     original(encoder, *args, **kwargs)
     if encoder.rank == 0 and not isinstance(encoder.delivery, EmbferryDelivery):
         end_process(f"the embferry plug-in does not work with {encoder.transfer_backend}; {BACKEND}")
+
+
+def embedding_dims(original: Callable[..., dict[Any, int]], encoder: Any) -> dict[Any, int]:
+    """After SGLang's ``MMEncoder._infer_embedding_dims``, which takes the audio tower's width for Qwen2-Audio's.
+
+    The model's projector makes embeddings as wide as its language model. SGLang's encoder refuses what it has made, if
+    the two differ, and counts as ill.
+    """
+    dims = original(encoder)
+    if encoder.model_type == "qwen2_audio":
+        dims[Modality.AUDIO] = encoder.model_config.hidden_size
+    return dims
 
 
 def refuse_data_parallelism(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ HOOKS = [
         encoder.constructed,
         "self, server_args, schedule_path, dist_init_method, rank, gpu_id",
     ),
+    Hook(SERVER, "MMEncoder._infer_embedding_dims", HookType.AROUND, encoder.embedding_dims, "self"),
     Hook(SERVER, "MMEncoder._publish_preprocess_metadata", HookType.AROUND, encoder.publish, "self, ctx, requests"),
     Hook(RUNTIME, "execute_encode_pipeline", HookType.AROUND, encoder.pipeline, "enc, sched, request, send_sockets"),
     Hook(RUNTIME, "EncoderScheduler.submit", HookType.AROUND, encoder.submit, "self, request"),
