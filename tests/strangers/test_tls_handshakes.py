@@ -175,7 +175,7 @@ def test_their_number_is_bounded_and_the_honest_get_in(open_port: Callable[[Boun
     port = open_port(Bounds(number=8))
     strangers = [port.stranger(f"127.0.0.{number % 20 + 1}") for number in range(40)]
     eventually(lambda: sum(map(is_open, strangers)) <= 8)
-    assert port.accepted <= 8
+    eventually(lambda: port.accepted <= 8)  # one more while it makes room
     assert port.answers_the_honest()
 
 
