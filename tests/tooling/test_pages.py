@@ -75,6 +75,10 @@ def parsed(words: list[str]) -> None:
     """
     command: Any = typer.main.get_command(app)
     name = "embferry"
+    if words[0].startswith("-"):  # an option of the command itself
+        if not any(words[0] in parameter.opts for parameter in command.params):
+            raise KeyError(words[0])
+        return
     while words and hasattr(command, "commands"):
         name, *words = words
         if name.startswith("--"):  # an option of the command itself, which would act at once
