@@ -81,9 +81,6 @@ def parsed(words: list[str]) -> None:
         return
     while words and hasattr(command, "commands"):
         name, *words = words
-        if name.startswith("--"):  # an option of the command itself, which would act at once
-            assert name in {option for param in command.params for option in param.opts}
-            return
         command = command.commands[name]
     if not words:  # the page names the subcommand only
         return
