@@ -77,6 +77,8 @@ class Server:
                 writer.close()
                 with contextlib.suppress(ConnectionError):
                     await writer.wait_closed()
+            for left in list(server.server_state.connections):
+                left.transport.abort()  # a server that reads nothing does not see that its client has closed
             while server.server_state.connections:
                 await asyncio.sleep(0.001)
 
