@@ -58,8 +58,7 @@ def encode(settings: Settings) -> None:
 
     With --wire origin it takes the place of SGLang's, behind its load balancer.
     """
-    _check_model(settings)
-    log.info("loading torch and transformers")
+    _begin_worker(settings)
     if settings.wire == "origin":
         _check_origin(settings)
         from embferry.serve.origin.encode import run
@@ -75,8 +74,7 @@ def language(settings: Settings) -> None:
 
     With --wire origin it takes the place of SGLang's, behind its load balancer.
     """
-    _check_model(settings)
-    log.info("loading torch and transformers")
+    _begin_worker(settings)
     if settings.wire == "origin":
         _check_origin(settings)
         from embferry.serve.origin.language import run
@@ -93,6 +91,15 @@ def bootstrap(settings: Settings) -> None:
     from embferry.serve.bootstrap import bootstrap_server
 
     run(bootstrap_server(settings))
+
+
+def _begin_worker(settings: Settings) -> None:
+    """Checks what can be checked without torch, whose import takes seconds."""
+    from embferry.serve.security import check_part
+
+    _check_model(settings)
+    check_part(settings, "the worker")
+    log.info("loading torch and transformers")
 
 
 def _check_origin(settings: Settings) -> None:
