@@ -45,7 +45,8 @@ raise RuntimeError("the end")
 def run(style: str) -> str:
     """Returns what a process writes in which everything that can write does so, and which ends with an exception."""
     command = [sys.executable, "-W", "always", "-c", NOISY.format(style=style)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     assert done.returncode == 1
     assert style == "plain" or done.stdout == ""
     return done.stderr

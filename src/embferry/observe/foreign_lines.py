@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable
 
@@ -82,6 +83,9 @@ class Capture:
 
     def end(self) -> None:
         """Lets the descriptors lead to the log again, and waits for the last lines, for ``END_SECONDS`` at most."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
+                stream.flush()
         for fd in self._fds:
             os.dup2(self.kept, fd)
         self._reading.join(END_SECONDS)

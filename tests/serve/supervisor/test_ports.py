@@ -63,14 +63,15 @@ def test_the_name_is_the_one_that_the_user_has_given(taken: int) -> None:
     assert "with --port (0" in sentence
 
 
-def test_each_of_several_workers_has_its_own_port(taken: int) -> None:
-    (sentence,) = found(language=LanguageSettings(port=taken - 1), serve=ServeSettings(language_workers=2))
-    assert sentence.startswith(f"port {taken} of language-1 is taken")
+def test_each_of_several_workers_has_its_own_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "_bind", lambda address, port: errno.EADDRINUSE if port == 9001 else 0)
+    (sentence,) = found(language=LanguageSettings(port=9000), serve=ServeSettings(language_workers=2))
+    assert sentence.startswith("port 9001 of language-1 is taken")
 
 
-def test_two_processes_that_want_one_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+def test_two_processes_that_want_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "_bind", lambda address, port: 0)
+    port = 9000
     (sentence,) = found(bootstrap=BootstrapSettings(port=port), router=RouterSettings(port=port))
     assert sentence == (
         f"the bootstrap server (--bootstrap-port) and the router (--router-port) want the same port {port}"
