@@ -15,7 +15,6 @@ import pytest
 
 from embferry.models import hub, model_path
 
-pytest.importorskip("huggingface_hub")
 NAME = "owner/tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

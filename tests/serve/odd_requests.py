@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import json
+import logging
+import socket
 import struct
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -19,6 +23,22 @@ from embferry.serve.openai.request import ChatRequest
 EXAMPLES = settings(
     max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+@contextlib.contextmanager
+def without_network() -> Iterator[None]:
+    """Has no host an address, and nothing logged, in this block."""
+
+    def not_found(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("socket.getaddrinfo", not_found)
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import logging
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,20 +15,14 @@ from hypothesis import given
 from embferry.serve.router.app import build
 from tests.serve import odd_requests
 from tests.serve.inside import Inside
-from tests.serve.odd_requests import EXAMPLES, RAW, URLS, WHOLE, changed
+from tests.serve.odd_requests import EXAMPLES, RAW, URLS, WHOLE, changed, without_network
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def asked() -> Iterator[Any]:
     """A function that posts a body to the router, where media may come from any host, of which none is found."""
-
-    def not_found(*_: Any, **__: Any) -> Any:
-        raise socket.gaierror(socket.EAI_NONAME, "no such name")
-
-    monkeypatch.setattr("socket.getaddrinfo", not_found)
-    logging.disable(logging.CRITICAL)
     deployment = Inside(media={"allowed_hosts": ("*",)})
-    with asyncio.Runner() as runner:
+    with without_network(), asyncio.Runner() as runner:
         app = build(deployment.settings, httpx.ASGITransport(deployment._app()))
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router")
 
@@ -40,7 +32,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield ask
         runner.run(client.aclose())
     deployment.close()
-    logging.disable(logging.NOTSET)
 
 
 def check(response: httpx.Response) -> None:

@@ -15,6 +15,8 @@ from tests.trust.raw import hello
 
 pytestmark = [pytest.mark.integration, pytest.mark.sweeps, pytest.mark.timeout(900)]
 
+MANY = 300
+"""More than most ports admit of one address."""
 BEGINNINGS = {
     "control": hello(Channel.CONTROL)[:8],
     "tcp": hello(Channel.TCP)[:8],
@@ -31,7 +33,7 @@ def test_they_keep_nobody_waiting(running: Running, stranger: Stranger, kind: st
     over = threading.Event()
     with running.untouched(asking=True):
         with ExitStack() as held:
-            socks = [held.enter_context(stranger.connected(running.ports[kind])) for _ in range(100)]
+            socks = [held.enter_context(stranger.connected(running.ports[kind])) for _ in range(MANY)]
 
             def trickle() -> None:
                 while not over.wait(0.1):

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 
-from tests.serve.odd_requests import EXAMPLES, RAW, URLS, WHOLE, changed, check
+from tests.serve.odd_requests import EXAMPLES, RAW, URLS, WHOLE, changed, check, without_network
 from tests.serve.vllm.stubs import Answer, Stub, routed
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def asked() -> Iterator[Any]:
     """A function that posts a body to the router, where media may come from any host, of which none is found."""
-
-    def not_found(*_: Any, **__: Any) -> Any:
-        raise socket.gaierror(socket.EAI_NONAME, "no such name")
-
-    monkeypatch.setattr("socket.getaddrinfo", not_found)
-    logging.disable(logging.CRITICAL)
-    with asyncio.Runner() as runner:
+    with without_network(), asyncio.Runner() as runner:
         context = routed(Stub("e", "encode"), Stub("l", "language"), media={"allowed_hosts": ("*",)})
         router = runner.run(context.__aenter__())
 
@@ -34,7 +26,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
         yield lambda path, content: runner.run(post(path, content))
         runner.run(context.__aexit__(None, None, None))
-    logging.disable(logging.NOTSET)
 
 
 @EXAMPLES
