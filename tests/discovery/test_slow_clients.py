@@ -13,12 +13,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from embferry.discovery import http_server
+from embferry.discovery import bootstrap_server, http_server
 from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.leases import Worker
 from embferry.discovery.server_limits import ServerLimits
 from embferry.trust.chunks import FREE_CHUNKS
+from embferry.trust.keys import ClusterKeys, Key
+from embferry.trust.trust import Trust
+from tests.strangers.raw_http import request, send, status_of
 
 pytestmark = pytest.mark.integration
 
@@ -245,3 +248,34 @@ def _metrics(server: BootstrapServer) -> bytes:
     with _connect(server) as connection:
         connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         return _rest(connection)
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+def test_requests_without_a_proof_are_limited_by_address(has_key, caplog):
+    """Without a key, those of the own machine are not: the cluster is there."""
+    few = ServerLimits(unproved_requests_per_second=1.0)
+    trust = Trust(ClusterKeys(Key.new()) if has_key else None)
+    with BootstrapServer(limits=few, trust=trust, clock=lambda: 100.0) as server:
+        server._http.rates._clock = lambda: 100.0
+        client = BootstrapClient(server.url, trust=trust, timeout_s=SECONDS)
+        asked = request("GET", "/health")
+        statuses = [status_of(send((server.host, server.port), asked)) for _ in range(5)]
+        assert statuses == [200, 200, *([429] * 3 if has_key else [200] * 3)]
+        if has_key:
+            answer = send((server.host, server.port), asked)
+            assert b"Retry-After: 1\r\n" in answer
+            assert b'"code":"rate_limited"' in answer
+            assert status_of(send((server.host, server.port), request("PUT", "/workers/x", b"{}"))) == 401
+            assert len([line for line in caplog.messages if "more than 1 requests a second" in line]) == 1
+        for _ in range(9):  # a part goes on
+            client.register(Worker(id="w", role="encode"))
+        assert server._http.rates.refused == (4 if has_key else 0)
+
+
+def test_bytes_without_a_proof_are_limited_by_address(monkeypatch):
+    monkeypatch.setattr(bootstrap_server, "is_loopback", lambda host: False)
+    few = ServerLimits(unproved_bytes_per_second=100.0)
+    with BootstrapServer(limits=few, clock=lambda: 100.0) as server:
+        server._http.rates._clock = lambda: 100.0
+        bodies = [request("PUT", "/workers/w", b" " * 300), request("GET", "/health")]
+        assert [status_of(send((server.host, server.port), one)) for one in bodies] == [400, 429]

@@ -25,7 +25,7 @@ from embferry.serve.http.api_keys import (
     new_key,
     parse,
 )
-from embferry.serve.http.clients import Bucket, Clients
+from embferry.serve.http.clients import Clients
 from tests.serve.fakes import HOLD, Deployment
 from tests.serve.test_cli import called
 
@@ -151,15 +151,6 @@ def test_a_key_on_the_command_line_is_refused_with_what_to_do() -> None:
         status, _, err = called(*words)
         assert (status, "ps" in err, "EMBFERRY_ROUTER_API_KEY" in err, "k\n" in err) == (2, True, True, False)
         assert "api-key " not in called(words[0], "--help")[1]
-
-
-def test_a_bucket_may_be_overdrawn_and_is_paid_back() -> None:
-    bucket = Bucket(10.0, 0.0)
-    assert bucket.wait(1.0, 0.0) == 0
-    bucket.take(70.0)  # 20 were there
-    assert bucket.wait(1.0, 0.0) == pytest.approx(5.1)
-    assert bucket.wait(1.0, 5.1) == pytest.approx(0.0)
-    assert bucket.wait(21.0, 1000.0) == pytest.approx(0.1)  # no more is saved than for two seconds
 
 
 def test_requests_at_once_are_limited_by_address() -> None:

@@ -17,7 +17,7 @@ from embferry.transports.http import HttpTransport
 from embferry.transports.http.messages import HttpAddress, HttpHandle, Publication, proof_context, proved_target
 from embferry.trust.digests import content_digest
 from embferry.trust.keys import ClusterKeys, Key
-from embferry.trust.requests import PROOF_HEADER, Prover
+from embferry.trust.requests import MAX_CHALLENGES, PROOF_HEADER, Prover
 from embferry.trust.trust import Trust
 from tests.strangers.raw_http import Relay, request, send, status_of
 from tests.transports.test_http import BehindProxy, http_proxy
@@ -142,6 +142,20 @@ def test_a_flood_of_bad_proofs_takes_no_place_and_the_honest_go_on(sender: Sende
     assert transport._server._checker is not None
     assert len(transport._server._checker._verifier) == 1
     assert status_of(sender.ask("GET", POLL, client.prove("GET", POLL).authorization)) == 204
+
+
+def test_a_connection_full_of_requests_without_a_proof_ends_soon(sender: Sender) -> None:
+    unproved = request("GET", POLL).replace(b"Connection: close\r\n", b"")
+    answers = send(sender.at, unproved * 100, shuts=False)
+    assert re.findall(rb"(?m)^HTTP/1.1 (\d+)", answers) == [b"401"] * (MAX_CHALLENGES + 1)
+    client = sender.client()  # proved requests between them begin the count anew
+    mixed = b""
+    for _ in range(MAX_CHALLENGES):
+        proved = request("GET", POLL, Authorization=client.prove("GET", POLL).authorization, Prefer="wait=0")
+        mixed += unproved * MAX_CHALLENGES + proved.replace(b"Connection: close\r\n", b"")
+    answers = send(sender.at, mixed + request("GET", POLL), shuts=False)
+    refused = [b"401"] * MAX_CHALLENGES
+    assert re.findall(rb"(?m)^HTTP/1.1 (\d+)", answers) == [*refused, b"204"] * MAX_CHALLENGES + [b"401"]
 
 
 def test_a_list_has_a_digest_that_its_proof_covers(sender: Sender) -> None:

@@ -40,6 +40,7 @@ import msgspec
 from embferry.protocol.errors import CapacityError, LocalProtocolError, TransportError
 from embferry.transports.net.loop import Scope
 from embferry.trust.digests import CONTENT_DIGEST
+from embferry.trust.policy import is_loopback
 from embferry.trust.proof_checker import WHY, ProofChecker
 from embferry.trust.requests import BOOTSTRAP, SCHEME, Accepted, Refused
 from embferry.trust.trust import Trust
@@ -130,7 +131,10 @@ class BootstrapServer:
             raise
         self.port = int(sock.getsockname()[1])
         try:
-            self._http = HttpServer(sock, self._answer, self._limits, "bootstrap", self._guard, self._trust.tls)
+            is_exempt = is_loopback if self._trust.keys is None else lambda address: False
+            self._http = HttpServer(
+                sock, self._answer, self._limits, "bootstrap", self._guard, self._trust.tls, is_exempt
+            )
         except OSError as error:
             sock.close()
             raise TransportError(f"the bootstrap server cannot start: {error}", retryable=False) from error
@@ -203,6 +207,7 @@ class BootstrapServer:
                 f"embferry_bootstrap_connections {self._http.connections}",
                 f"embferry_bootstrap_evicted_connections_total {self._http.evicted}",
                 f"embferry_bootstrap_timed_out_requests_total {self._http.timed_out}",
+                f"embferry_bootstrap_unproved_requests_refused_total {self._http.rates.refused}",
             ]
         return Answer("\n".join(lines) + "\n")
 

@@ -27,6 +27,7 @@ from embferry.transports.net.tls_socket import TlsError
 from embferry.trust.ambiguity import ambiguity_of
 from embferry.trust.chunks import BoundedChunks
 from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, check_foreign_content, content_digest
+from embferry.trust.rates import NetworkRates
 from embferry.trust.refusals import Refusals
 from embferry.trust.requests import PROOF_HEADER, Accepted
 from embferry.trust.tls import Tls
@@ -98,8 +99,10 @@ class HttpServer:
         thread_name: Name of the server's thread.
         guard: Says which requests may go on.
         tls: The certificate, with which clients must have one of the same CA. None: connections are not encrypted.
+        is_exempt: Returns whether an address may send any number of requests a second without a proof.
 
     Attributes:
+        rates: The limits of requests without a proof.
         evicted: Connections that had to make room for others.
         timed_out: Connections that were closed because their time was over.
 
@@ -115,7 +118,9 @@ class HttpServer:
         thread_name: str,
         guard: Guard = lambda head: None,
         tls: Tls | None = None,
+        is_exempt: Callable[[str], bool] = lambda address: False,
     ) -> None:
+        self.rates = NetworkRates(limits.unproved_requests_per_second, limits.unproved_bytes_per_second, is_exempt)
         self.evicted = self.timed_out = 0
         self.unsent_bytes = 0
         self.handler, self.guard, self.tls = handler, guard, tls
@@ -295,7 +300,11 @@ class _Exchange:
                 _check_head(event)
                 self._request = _head(event, self._address)
                 self._proved = self._server.guard(self._request)
+                if self._proved is None:
+                    self._check_rates()
             elif isinstance(event, h11.Data):
+                if self._proved is None:
+                    self._server.rates.count(self.network, len(event.data))
                 self._body += event.data
                 _check_length(len(self._body))
             elif isinstance(event, h11.EndOfMessage) and self._request is not None:
@@ -307,6 +316,13 @@ class _Exchange:
                 if self._http.they_are_waiting_for_100_continue:
                     self._sock.send(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
                 return
+
+    def _check_rates(self) -> None:
+        if (excess := self._server.rates.enter(self._address, self.network)) is not None:
+            limit, after = f"{excess.limit} without a proof of the cluster key", str(excess.seconds)
+            self._server.refusals.report(self._address, f"it sends more than {limit}")
+            message = f"this client may send {limit}; try again in {after} s"
+            raise RequestError("rate_limited", message, HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": after})
 
     def _check_digest(self, digest: str | None, body: bytes) -> None:
         """A proof covers the digest, and the digest the body; without a proof, the client may have sent none."""

@@ -21,6 +21,10 @@ class ServerLimits:
     """Connections at once; never more than half of the files that the process may open."""
     connections_per_address: int = 256
     """Connections at once of one IPv4 address, or of one IPv6 network of 64 bits."""
+    unproved_requests_per_second: float = 200.0
+    """Requests a second of such an address that are answered without a proof of the cluster key."""
+    unproved_bytes_per_second: float = 64.0 * (1 << 20)
+    """Bytes a second of the bodies of such requests."""
 
     def __post_init__(self) -> None:
         check_positive(self)

@@ -29,7 +29,13 @@ def bootstrap_server(settings: Settings, *, unproved_ranks: bool = False) -> Boo
     """
     check_part(settings, "the bootstrap server")
     own = settings.bootstrap
-    limits = ServerLimits(own.request_timeout, own.max_connections, own.connections_per_address)
+    limits = ServerLimits(
+        own.request_timeout,
+        own.max_connections,
+        own.connections_per_address,
+        settings.security.unproved_requests_per_second,
+        settings.security.unproved_bytes_per_second,
+    )
     server = _BootstrapServer(
         settings.host,
         own.port,

@@ -380,6 +380,12 @@ class SecuritySettings(Section):
     insecure: bool = False
     """Listen where strangers can reach the process although it has no cluster key, or the router no API key: strangers
     can then use it, and read, replace and end the transfers of others."""
+    unproved_requests_per_second: Rate = 200
+    """Requests a second of one IPv4 address, or of one IPv6 network of 64 bits, that are answered without a proof of
+    the cluster key, at each HTTP port but for what clients ask a router; on average over two seconds. More are refused
+    with 429. Without a cluster key, those of the own machine have no limit."""
+    unproved_bytes_per_second: Rate = 64 * MIB
+    """Bytes a second of the bodies of such requests."""
     tls_ca: Path | None = None
     """File of the certificate of the cluster's own CA (`embferry keys ca DIR`). With the next two, connections are
     encrypted. Of all three, a changed file is read again for new connections."""

@@ -11,6 +11,7 @@ from embferry.discovery.bootstrap_server import BootstrapServer
 from embferry.discovery.http_server import _Exchange
 from embferry.discovery.leases import WorkerList
 from embferry.transports.http import heads
+from embferry.trust.rates import NetworkRates
 from embferry.trust.trust import Trust
 
 from ..doubles import ArrivingSocket, StillLoop, arrivals
@@ -66,6 +67,7 @@ class _Server:
     def __init__(self) -> None:
         self.bootstrap = BootstrapServer(trust=Trust(), clock=lambda: 0.0)
         self.handler, self.guard, self.loop = self.bootstrap._answer, self.bootstrap._guard, StillLoop()
+        self.rates = NetworkRates(1.0, 1.0, is_exempt=lambda address: True)
         self.unsent_bytes = 0
 
     def count_unsent(self, count: int) -> None:

@@ -22,6 +22,7 @@ from embferry.serve.http.errors import error_response, exception_handlers
 from embferry.serve.http.fleet_pages import fleet_routes
 from embferry.serve.http.proofs import Proofs
 from embferry.serve.http.status import status_routes
+from embferry.serve.http.unproved import Unproved, rates_of
 from embferry.serve.openai.ignored import HEADER
 from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.requests import ROUTER
@@ -81,7 +82,9 @@ def router_app(
     clients = Clients(keys, router, backends.metrics)
     # The edge is outside of Starlette, so that a 500 carries the request's id too.
     paths = frozenset(route.path for route in routes)
-    edge = _for_pages(Edge(app, backends.metrics.requests, paths, clients), router.cors_origins)
+    rates = rates_of(backends.settings.security)
+    others = Unproved(app, rates, "the router", error_response, backends.metrics)
+    edge = _for_pages(Edge(app, backends.metrics.requests, paths, clients, others), router.cors_origins)
     outer: ASGIApp = Digests(edge, error_response, lambda path: path.startswith(PARTS))
     if (cluster_keys := Trust.of_environment().keys) is not None:
         checker = ProofChecker(cluster_keys, ROUTER, "the router")

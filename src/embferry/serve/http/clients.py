@@ -6,7 +6,6 @@ A client is an API key or, where none is asked for, an IPv4 address or an IPv6 n
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,37 +18,12 @@ from embferry.serve.config import RouterSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.api_keys import ApiKeys, Limits
 from embferry.serve.http.connections import caller_of
+from embferry.trust.rates import Excess, Rates
 
 MAX_REMEMBERED = 4096
 """Clients without a request that are remembered, for their averages."""
-BURST_SECONDS = 2.0
-"""An average is taken over this time: a client that was idle may do at once what it may do in these seconds."""
 NO_KEY = "(none)"
 """The label of requests without a key in metrics: addresses would be too many."""
-
-
-class Bucket:
-    """A limit on an average (a token bucket). It may be overdrawn: then nothing is allowed until that is paid back.
-
-    Args:
-        rate: units a second.
-        now: monotonic seconds.
-    """
-
-    def __init__(self, rate: float, now: float) -> None:
-        self.rate, self._at = rate, now
-        self._most = max(1.0, rate * BURST_SECONDS)
-        self._level = self._most
-
-    def wait(self, needed: float, now: float) -> float:
-        """Returns the seconds until ``needed`` units are there."""
-        self._level = min(self._most, self._level + (now - self._at) * self.rate)
-        self._at = now
-        return max(0.0, (needed - self._level) / self.rate)
-
-    def take(self, units: float) -> None:
-        """Takes units, also if they are not there."""
-        self._level -= units
 
 
 class Client:
@@ -63,8 +37,7 @@ class Client:
     def set(self, limits: Limits, now: float) -> None:
         """Sets the limits."""
         self.limits = limits
-        rates = limits.requests_per_second, limits.bytes_per_second
-        self._requests, self._bytes = (None if rate is None else Bucket(rate, now) for rate in rates)
+        self._rates = Rates(limits.requests_per_second, limits.bytes_per_second, now)
 
     def enter(self, now: float) -> None:
         """Begins a request.
@@ -73,19 +46,14 @@ class Client:
             ServeError: rate_limited.
         """
         if self.limits.requests is not None and self.in_flight >= self.limits.requests:
-            raise _limited(f"{self.in_flight} requests of this client are being answered, as many as it may have", 1.0)
-        if self._requests is not None and (wait := self._requests.wait(1.0, now)) > 0:
-            raise _limited(f"this client may send {self._requests.rate:g} requests a second", wait)
-        if self._bytes is not None and (wait := self._bytes.wait(1.0, now)) > 0:
-            raise _limited(f"this client may send {self._bytes.rate:g} bytes a second", wait)
-        if self._requests is not None:
-            self._requests.take(1.0)
+            raise _limited(f"{self.in_flight} requests of this client are being answered, as many as it may have", 1)
+        if (excess := self._rates.enter(now)) is not None:
+            raise limited(excess)
         self.in_flight += 1
 
     def count(self, nbytes: int) -> None:
         """Counts bytes of a body that have arrived."""
-        if self._bytes is not None:
-            self._bytes.take(nbytes)
+        self._rates.count(nbytes)
 
 
 class Clients:
@@ -171,6 +139,10 @@ class Clients:
                 del self._known[name]
 
 
-def _limited(why: str, wait: float) -> ServeError:
-    seconds = max(1, math.ceil(wait))
+def limited(excess: Excess) -> ServeError:
+    """Returns the error of a request that is one too many."""
+    return _limited(f"this client may send {excess.limit}", excess.seconds)
+
+
+def _limited(why: str, seconds: int) -> ServeError:
     return ServeError("rate_limited", f"{why}; try again in {seconds} s", retry_after=seconds)

@@ -45,10 +45,13 @@ class Edge:
         requests: counts requests by path and status.
         paths: the values that the path label may have; every other path counts as "other".
         clients: whose requests for paths of LIMITED are limited.
+        others: the same application for requests for other paths, with limits of its own.
     """
 
-    def __init__(self, app: ASGIApp, requests: Counter, paths: frozenset[str], clients: Clients) -> None:
-        self._app = app
+    def __init__(
+        self, app: ASGIApp, requests: Counter, paths: frozenset[str], clients: Clients, others: ASGIApp
+    ) -> None:
+        self._app, self._others = app, others
         self._unambiguous = UnambiguousHeads(self._limited, error_response)
         self._requests = requests
         self._paths = paths
@@ -90,9 +93,9 @@ class Edge:
                 log.log(logging.INFO if is_told else logging.DEBUG, "request", extra=facts)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves a request within its client's limits, if it has some."""
+        """Serves a request within its client's limits."""
         if not scope["path"].startswith(LIMITED):
-            await self._app(scope, receive, send)
+            await self._others(scope, receive, send)
             return
         with contextlib.ExitStack() as held:
             try:

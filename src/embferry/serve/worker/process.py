@@ -24,7 +24,9 @@ from embferry.serve.http.address import address_of, url_of
 from embferry.serve.http.connections import ConnectionLimits
 from embferry.serve.http.proofs import OPEN_PATHS, Proofs, worker_context
 from embferry.serve.http.serving import Report, listen, serve_app
+from embferry.serve.http.unproved import Unproved, rates_of
 from embferry.serve.security import check_part
+from embferry.serve.worker.errors import error_response
 from embferry.serve.worker.service import Service
 from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.trust import Trust
@@ -80,6 +82,7 @@ def serve_worker(
     )
     set_worker(worker.id)
     keeper = LeaseKeeper(BootstrapClient(settings.bootstrap_url, trust=trust), worker, lambda: service.load)
+    app = limited(app, service, settings, role)
     if trust.keys is not None:
         checker = ProofChecker(trust.keys, worker_context(worker.id), f"the {role} worker")
         app = Proofs(app, checker, OPEN_PATHS.__contains__)
@@ -90,6 +93,11 @@ def serve_worker(
         report(worker.url)
 
     serve_until_stopped(app, service, listener, settings, start, keeper.stop, trust.http_certificate())
+
+
+def limited(app: ASGIApp, service: Service[Any, Any, Any], settings: Settings, role: Role) -> ASGIApp:
+    """Returns the application of a worker with limits on requests that prove nothing."""
+    return Unproved(app, rates_of(settings.security), f"the {role} worker", error_response, service.metrics)
 
 
 def serve_until_stopped(

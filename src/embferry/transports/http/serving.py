@@ -18,7 +18,7 @@ from embferry.protocol.errors import TransportError, shown
 from embferry.trust.digests import CONTENT_DIGEST, content_digest
 from embferry.trust.keys import ClusterKeys
 from embferry.trust.proof_checker import ProofChecker
-from embferry.trust.requests import PROOF_HEADER, Accepted, Refused
+from embferry.trust.requests import MAX_CHALLENGES, PROOF_HEADER, Accepted, Refused
 from embferry.trust.tls import Tls
 
 from ..net.cursor import Cursor
@@ -54,6 +54,7 @@ class ServerConnection(Connection):
     Attributes:
         peer: Address and port of the client.
         proved: The last request, if it has proved the cluster key.
+        unproved: Requests that were refused since the last one that was not.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ServerConnection(Connection):
         super().__init__(self.scope)
         self._sock, self.peer, self._on_request, self._on_end = sock, peer, on_request, on_end
         self.proved: Accepted | None = None
+        self.unproved = 0
         self._source: PublishedWrite | None = None  # whose memory is being sent
         self._closes = self._lingers = False
         self._on_unpark: Callable[[], None] | None = None
@@ -91,7 +93,9 @@ class ServerConnection(Connection):
         self._turn(WRITE)
 
     def refuse(self, status: int, headers: Mapping[str, str] | None = None) -> None:
-        """Responds with an error, which has no body."""
+        """Responds with an error, which has no body. An honest client proves its request after few of them."""
+        self.unproved += status == 401
+        self._closes |= self.unproved > MAX_CHALLENGES
         self.send(status, {**(headers or {}), "Content-Length": "0"})
 
     def park(self, seconds: float, on_unpark: Callable[[], None]) -> None:
@@ -280,7 +284,7 @@ class SenderServer:
         if isinstance(verdict, Refused):
             connection.refuse(401, {"WWW-Authenticate": verdict.challenge})
             return False
-        connection.proved = verdict
+        connection.proved, connection.unproved = verdict, 0
         return True
 
     def _respond_to_fetch(
