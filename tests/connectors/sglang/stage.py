@@ -56,6 +56,30 @@ QUESTIONS: dict[str, list[str]] = {
 }
 
 
+def plain(width: int, height: int) -> str:
+    """Returns the URL of a picture of one colour, which takes few bytes in any size."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 40, 40)).save(file, "PNG")
+    return data_url(file.getvalue())
+
+
+AT_LIMITS: dict[str, list[str]] = {
+    "one pixel": [plain(1, 1)],
+    "a line": [plain(2000, 20)],
+    "a line, upright": [plain(20, 2000)],
+    "thinner than the model reads": [plain(3000, 3)],
+    "larger than the model reads": [plain(6000, 6000)],
+    "more tokens than the context": [plain(1120, 1120)] * 4,
+}
+Outcome = tuple[int, list[int]]
+"""The status of an answer, and its tokens if there are any."""
+
+
+def outcome_of(response: httpx.Response) -> Outcome:
+    """Returns the outcome of a request that may be refused."""
+    return response.status_code, tokens_of(response) if response.status_code == 200 else []
+
+
 def wait_until(is_so: Callable[[], bool]) -> None:
     """Waits, and fails if it takes too long."""
     deadline = time.monotonic() + WAIT_S
@@ -70,6 +94,7 @@ class Stage:
 
     Attributes:
         expected: The tokens of the undivided server, by the name of the question.
+        at_limits: The outcomes of the undivided server, likewise.
         link: Carries the data connections of the language server.
     """
 
@@ -78,6 +103,7 @@ class Stage:
     language: Server
     metrics_port: int
     expected: dict[str, list[int]]
+    at_limits: dict[str, Outcome]
     link: FaultyLink | None = None
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(16))
 
@@ -121,11 +147,12 @@ def started(servers: Sequence[Server]) -> None:
         server.started()
 
 
-def answers_of_one(model: Path, log: Path) -> dict[str, list[int]]:
+def answers_of_one(model: Path, log: Path) -> tuple[dict[str, list[int]], dict[str, Outcome]]:
     """Returns the answers of an undivided server, which ends again."""
     with Server(model, log) as server:
         server.started()
-        return {name: tokens_of(ask(server, pictures)) for name, pictures in QUESTIONS.items()}
+        expected = {name: tokens_of(ask(server, pictures)) for name, pictures in QUESTIONS.items()}
+        return expected, {name: outcome_of(ask(server, pictures)) for name, pictures in AT_LIMITS.items()}
 
 
 @contextmanager
@@ -133,7 +160,7 @@ def running(folder: Path, make_model: Callable[[Path], object]) -> Iterator[Stag
     """Starts everything: first the undivided server, then the others at once."""
     model = folder / "model"
     make_model(model)
-    expected = answers_of_one(model, folder / "undivided.log")
+    expected, at_limits = answers_of_one(model, folder / "undivided.log")
     metrics_port = free_port()
     with ExitStack() as stack:
         encoders = [
@@ -149,7 +176,7 @@ def running(folder: Path, make_model: Callable[[Path], object]) -> Iterator[Stag
         arguments = ["--language-only", "--encoder-urls", *urls, "--encoder-bootstrap-port", str(free_port()), *DIVIDED]
         language = stack.enter_context(Server(model, folder / "language.log", arguments, takes))
         started([*encoders, language])
-        stage = Stage(model, encoders, language, metrics_port, expected)
+        stage = Stage(model, encoders, language, metrics_port, expected, at_limits)
         try:
             insert_link(stage)
             yield stage

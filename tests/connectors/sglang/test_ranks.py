@@ -17,7 +17,7 @@ def test_two_ranks_answer_as_one_server(tmp_path: Path) -> None:
 
     model = tmp_path / "model"
     make(model)
-    expected = answers_of_one(model, tmp_path / "undivided.log")
+    expected, _ = answers_of_one(model, tmp_path / "undivided.log")
     with Server(model, tmp_path / "encoder.log", ["--encoder-only", *DIVIDED], PLUGIN) as encoder:
         bootstrap = ["--encoder-bootstrap-port", str(free_port())]
         arguments = ["--language-only", "--tp", "2", "--encoder-urls", encoder.url, *bootstrap, *DIVIDED]

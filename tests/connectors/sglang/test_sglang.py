@@ -14,7 +14,7 @@ from embferry.connectors.sglang.parts import PartId
 from tests.connectors.faulty_link import FaultyLink
 
 from .servers import DIVIDED, PLUGIN, POOL_TOKENS, Server, ask, body, reason_of, tokens_of
-from .stage import QUESTIONS, WAIT_S, Stage, damaged, picture, running, wait_until
+from .stage import AT_LIMITS, QUESTIONS, WAIT_S, Stage, damaged, outcome_of, picture, running, wait_until
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(1800)]
 
@@ -39,6 +39,14 @@ def link_of(stage: Stage) -> FaultyLink:
 def test_the_tokens_are_those_of_one_server(stage: Stage, name: str) -> None:
     link_of(stage).new()
     assert stage.is_right(name)
+
+
+@pytest.mark.parametrize("name", AT_LIMITS)
+def test_pictures_at_the_limits_have_the_outcome_of_one_server(stage: Stage, name: str) -> None:
+    assert {status for status, _ in stage.at_limits.values()} == {200, 400}
+    response = ask(stage.language, AT_LIMITS[name])
+    assert outcome_of(response) == stage.at_limits[name], response.text[:2000]
+    assert stage.is_right("one")
 
 
 def test_an_embedding_longer_than_the_pool_resumes(stage: Stage) -> None:
