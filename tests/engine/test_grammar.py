@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 
 import pytest
@@ -105,6 +106,35 @@ def test_a_form_that_is_too_complex_ends_its_request_alone(model, monkeypatch):
 def test_compiling_is_bounded(model):
     with pytest.raises(ParameterError, match="too many expressions"):
         follow(model.grammars.compile(regex="(.*a.{0,200}){5}c"), model.prompts.token_ids("ab" * 1000))
+
+
+def test_the_work_of_the_first_mask_is_done_where_the_form_is_compiled(model, monkeypatch):
+    """llguidance expands a form when it is first asked which tokens may follow."""
+    asked = []
+    monkeypatch.setattr(grammar.Matcher, "mask", lambda _, vocabulary: asked.append(vocabulary))
+    model.grammars.compile(regex="(a{999}){1000}")
+    assert asked == [model.grammars.vocabulary]
+
+
+def test_a_matcher_takes_no_more_memory_than_is_counted_for_it(model):
+    """Sixteen characters took 170 MB. Its memory is not Python's, so the process of its own tells."""
+    program = f"""
+from transformers import AutoTokenizer
+from embferry.engine.grammar import Grammars
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+tokenizer = AutoTokenizer.from_pretrained({str(model_path("shapes"))!r})
+grammars = Grammars(tokenizer, len(tokenizer), frozenset({{2}}))
+grammars.compile(regex="a")
+before = resident()
+kept = [grammars.compile(regex=f"(a{{{{{{n}}}}}}){{{{1000}}}}") for n in range(890, 900)]
+print((resident() - before) // len(kept))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    assert grammar.MATCHER_BYTES / 4 < int(done.stdout) < 1.5 * grammar.MATCHER_BYTES
 
 
 def follow(matcher: grammar.Matcher, tokens: list[int]) -> None:

@@ -1,7 +1,7 @@
 """Grammars that an answer must match, compiled by llguidance: a JSON schema, a regular expression or a list of texts.
 
-Compiling may take a second and is done once for a request. The matcher then says before each token which ones may
-follow. Both are bounded by ``LIMITS``.
+Compiling is done once for a request, together with the first mask, in which llguidance expands the grammar. The matcher
+then says before each token which ones may follow. All of it is bounded by ``LIMITS``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from embferry.engine.errors import ParameterError
 
 LIMITS: dict[str, Any] = {
     "max_items_in_row": 500,
-    "initial_lexer_fuel": 1_000_000,  # 20 ms
+    "initial_lexer_fuel": 100_000,  # 50 ms, 16 MB
     "step_lexer_fuel": 100_000,  # 7 ms
     "step_max_items": 20_000,  # 1 ms
     "max_lexer_states": 20_000,  # of up to 2 kB
@@ -26,6 +26,8 @@ LIMITS: dict[str, Any] = {
     "verbose_errors": False,
 }
 """The most that compiling a grammar and one step of it may cost; see llguidance's ``LLParserLimits``."""
+MATCHER_BYTES = 160 * LIMITS["initial_lexer_fuel"]
+"""The most that a matcher takes before its answer begins, as measured with ``(a{899}){1000}``."""
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 """White space between two values of JSON. Without a bound, a small model may write nothing else."""
 
@@ -118,7 +120,9 @@ class Grammars:
         matcher = LLMatcher(self._prepared(), grammar, log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
             raise ParameterError(f"the answer's form cannot be compiled: {_first_line(matcher.get_error())}")
-        return Matcher(matcher)
+        compiled = Matcher(matcher)
+        compiled.mask(self.vocabulary)  # here and not between the tokens of other answers: most of the work is in it
+        return compiled
 
     def _prepared(self) -> Any:
         with self._making:

@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import pytest
 
+from embferry.engine.grammar import MATCHER_BYTES
 from embferry.serve import off_loop
 from embferry.serve.encode.service import EncodeService
 from embferry.serve.language import process as language_process
@@ -127,6 +128,26 @@ def test_a_language_worker_refuses_what_it_could_not_hold(join: MakeJoined) -> N
     run(ask())
     joined.wait(lambda: joined.language.budget.held == 0)
     assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
+
+
+def test_the_form_of_an_answer_counts_while_its_request_waits(join: MakeJoined) -> None:
+    joined = join(language={"max_held_bytes": MATCHER_BYTES})
+    item = {"kind": "image", "grid_thw": [1, 8, 8], "num_tokens": 16, "timestamps": [], "digest": "00" * 16}
+    unknown = {"room": 1, "endpoint": joined.encode.manager.endpoint, "items": [item]}
+    form = {"regex": "yes|no"}
+
+    async def ask() -> None:
+        waiting = asyncio.create_task(joined.post_generate(generate_body(unknown, "what?", constraint=form)))
+        while joined.language.load < 1:
+            await asyncio.sleep(0.001)
+        assert joined.language.budget.held > MATCHER_BYTES
+        refused = await joined.post_generate(generate_body({"items": []}, "hello"))
+        assert (refused.status_code, "language.max_held_bytes" in refused.text) == (503, True)
+        joined.language.abort_room(1)
+        await waiting
+
+    run(ask())
+    joined.wait(lambda: joined.language.budget.held == 0)
 
 
 def test_the_bounds_are_in_the_metrics(join: MakeJoined) -> None:

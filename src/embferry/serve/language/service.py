@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from embferry.disaggregation.wires import ReceivingManager
+from embferry.engine.grammar import MATCHER_BYTES
 from embferry.engine.language import LanguageModel
 from embferry.protocol.errors import LocalProtocolError, PeerGone
 from embferry.serve.byte_budget import Hold
@@ -71,6 +72,7 @@ class LanguageService(Service[ReceivingManager, str, Job]):
                 raise LocalProtocolError(f"a bug has stopped this language worker: {self.fault!r}", retryable=True)
             self._check_capacity(limits.max_concurrent + limits.max_queued, "language.max_queued", request.room)
             hold.add(tokens * self.manager.geometry.layout.token_bytes)
+            hold.add(MATCHER_BYTES if request.sampling.constraint is not None else 0)
             job = Job(f"job-{next(self._numbers)}", request, lambda event: None, hold)
             job.deliver = lambda event: self._deliver(job, event, deliver)
             self._open[job.id] = job

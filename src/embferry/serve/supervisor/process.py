@@ -168,7 +168,7 @@ class SupervisedProcess:
                 return None
             program = self._program()
             self._process = process = subprocess.Popen(
-                (sys.executable, *program.arguments),
+                (sys.executable, "-P", *program.arguments),  # no module of the current directory
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -54,7 +54,7 @@ class Child:
                 environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", module, str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", module, str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
