@@ -109,7 +109,7 @@ def test_compiling_is_bounded(model):
 
 
 def test_the_work_of_the_first_mask_is_done_where_the_form_is_compiled(model, monkeypatch):
-    """llguidance expands a form when it is first asked which tokens may follow."""
+    """Llguidance expands a form when it is first asked which tokens may follow."""
     asked = []
     monkeypatch.setattr(grammar.Matcher, "mask", lambda _, vocabulary: asked.append(vocabulary))
     model.grammars.compile(regex="(a{999}){1000}")

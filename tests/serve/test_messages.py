@@ -33,6 +33,54 @@ def refusal(*messages: Any) -> tuple[str, str | None]:
     return caught.value.code, caught.value.param
 
 
+PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "thinking": "thinking",
+    "image_url": "image_url",
+    "input_image": "image_url",
+    "video": "video",
+}
+CONTENTS = ("text", "refusal", "thinking", "image_url", "image", "video_url", "video")
+
+
+@pytest.mark.parametrize("kind", PARTS)
+@pytest.mark.parametrize("other", CONTENTS)
+def test_a_part_has_one_content(kind: str, other: str) -> None:
+    """A second one would be dropped, and the question be another."""
+    own = PARTS[kind]
+    if other == own:
+        return
+    given = {"type": kind, own: URL}
+    at = f"messages[0].content[0].{other}"
+    assert refusal({"role": "user", "content": [given | {other: "x"}]}) == ("invalid_request", at)
+    for empty in (None, "", [], {}):
+        assert part(given | {other: empty})[2] == ""
+
+
+def test_fields_of_parts_without_effect_are_named() -> None:
+    at = "messages[0].content[0]"
+    assert part(TEXT | {"fps": 2, "file_id": "f"})[2] == f"{at}.fps, {at}.file_id"
+    assert part({"type": "image_url", "image_url": {"url": URL, "fps": 2}})[2] == f"{at}.image_url.fps"
+    assert part({"type": "image_url", "image_url": URL, "fps": 2})[2] == f"{at}.fps"
+    assert part({"type": "video_url", "video_url": {"url": URL, "fps": 2}})[2] == ""
+
+
+def test_fields_of_other_roles_are_named() -> None:
+    user = {"role": "user", "content": "?", "reasoning": "r", "reasoning_content": "r", "tool_call_id": "c"}
+    assert read(user)[2] == "messages[0].reasoning, messages[0].reasoning_content, messages[0].tool_call_id"
+    both = {"role": "assistant", "content": "!", "reasoning": "a", "reasoning_content": "b"}
+    assert read(both)[2] == "messages[0].reasoning_content"
+    assert read(both | {"reasoning_content": "a"})[2] == ""
+
+
+def test_fields_of_calls_without_effect_are_named() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}", "x": 1}, "index": 0, "y": 1}
+    message = {"role": "assistant", "tool_calls": [call], "function_call": {"name": "g", "arguments": "{}"}}
+    at = "messages[0]"
+    assert read(message)[2] == f"{at}.function_call, {at}.tool_calls[0].y, {at}.tool_calls[0].function.x"
+
+
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"where": "left"}'}}
 READ_CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"where": "left"}}}
 

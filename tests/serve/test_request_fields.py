@@ -189,11 +189,14 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}}
         ({"guided_choice": ["a"]}, {"choice": ["a"]}),
         ({"regex": "a+"}, {"regex": "a+"}),
         ({"json_schema": "{}"}, {"json": {}}),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, {"json": SCHEMA}),
+        ({"structured_outputs": {"json": False}}, {"json": False}),
     ],
 )
 def test_the_form_of_an_answer(fields: dict[str, Any], constraint: Any) -> None:
     seen = Ignored()
-    assert constraint_of(fields, seen) == constraint
+    read = constraint_of(fields, seen)
+    assert (None if read is None else read.value) == constraint
     assert not seen
 
 
@@ -207,7 +210,13 @@ def test_fields_of_a_form_without_effect_are_named() -> None:
     seen = Ignored()
     constraint_of({"structured_outputs": {"regex": "a", "flags": 1}}, seen)
     constraint_of({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "x": 1}}}, seen)
-    assert str(seen) == "structured_outputs.flags, response_format.json_schema.x"
+    constraint_of({"response_format": {"type": "text", "schema": {}}}, seen)
+    constraint_of({"response_format": {"type": "json_object", "y": 1}}, seen)
+    constraint_of({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}, "z": 1}}, seen)
+    named = "structured_outputs.flags, response_format.json_schema.x, response_format.schema"
+    assert str(seen) == f"{named}, response_format.y, response_format.z"
+    parse({"messages": [{}], "stream": True, "stream_options": {"include_obfuscation": True}}, seen := Ignored())
+    assert str(seen) == "stream_options.include_obfuscation"
 
 
 @pytest.mark.parametrize("prompt", ["text", ["text"], [1, 2], [[1, 2]]])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from embferry.engine.errors import ParameterError
 from embferry.engine.grammar import Matcher
 from embferry.engine.sampling import SamplingParams, sample
 
@@ -82,13 +83,21 @@ class Chooser:
         if self._matcher is not None:
             scores = scores.masked_fill(~self._matcher.mask(len(scores)), _BANNED)
         if params.allowed_token_ids is not None:
-            scores = _unless_all(scores, _except(scores, torch.tensor(params.allowed_token_ids)))
+            scores = self._allowed(scores, torch.tensor(params.allowed_token_ids))
         if has_early_end:
             scores = _unless_all(scores, scores.index_fill(0, self._ends, _BANNED))
         if params.logit_bias:
             ids, biases = zip(*params.logit_bias, strict=True)
             scores.index_add_(0, torch.tensor(ids), torch.tensor(biases, dtype=torch.float32))
         return self._penalized(scores) if self._has_penalty else scores
+
+    def _allowed(self, scores: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Returns the scores of the allowed tokens; those that end the answer, if its form allows no other."""
+        for kept in (ids, self._ends):
+            if bool(torch.isfinite(left := _except(scores, kept)).any()):
+                return left
+        why = "the answer's form allows none of the tokens of allowed_token_ids"
+        raise ParameterError(why, param="allowed_token_ids")
 
     @property
     def _has_penalty(self) -> bool:

@@ -24,10 +24,19 @@ class CheckpointError(EngineError):
 
 
 class RequestError(EngineError):
-    """The request is wrong; no other request is affected."""
+    """The request is wrong; no other request is affected.
+
+    Args:
+        detail: One sentence: what is wrong.
+        param: The name of the wrong field, where it is one; ``constraint`` stands for the form of the answer.
+    """
 
     code = "invalid_request"
     http_status = 400
+
+    def __init__(self, detail: str, *, param: str | None = None) -> None:
+        super().__init__(detail)
+        self.param = param
 
 
 class MediaError(RequestError):

@@ -28,6 +28,7 @@ LIMITS: dict[str, Any] = {
 """The most that compiling a grammar and one step of it may cost; see llguidance's ``LLParserLimits``."""
 MATCHER_BYTES = 160 * LIMITS["initial_lexer_fuel"]
 """The most that a matcher takes before its answer begins, as measured with ``(a{899}){1000}``."""
+PARAM = "constraint"
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 """White space between two values of JSON. Without a bound, a small model may write nothing else."""
 
@@ -66,7 +67,9 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ParameterError(f"the answer's grammar cannot be followed: {_first_line(self._matcher.get_error())}")
+            raise ParameterError(
+                f"the answer's grammar cannot be followed: {_first_line(self._matcher.get_error())}", param=PARAM
+            )
 
 
 class Grammars:
@@ -106,20 +109,21 @@ class Grammars:
             from llguidance import LLMatcher, LLParserLimits
         except ImportError as error:
             why = "answers of a given form need the package llguidance: pip install 'embferry[serve]'"
-            raise ParameterError(why) from error
+            raise ParameterError(why, param=PARAM) from error
         if json_schema is not None:
             options: Any = {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITE_SPACE}
             schema = {} if json_schema is True else {"enum": []} if json_schema is False else json_schema
             try:
                 grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), options)
             except (ValueError, RecursionError) as error:
-                raise ParameterError(f"the answer's schema cannot be read: {error}") from error
+                raise ParameterError(f"the answer's schema cannot be read: {error}", param=PARAM) from error
         else:
             pattern = regex if regex is not None else "|".join(map(re.escape, choice or ()))
             grammar = LLMatcher.grammar_from_regex(pattern)
         matcher = LLMatcher(self._prepared(), grammar, log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
-            raise ParameterError(f"the answer's form cannot be compiled: {_first_line(matcher.get_error())}")
+            why = f"the answer's form cannot be compiled: {_first_line(matcher.get_error())}"
+            raise ParameterError(why, param=PARAM)
         compiled = Matcher(matcher)
         compiled.mask(self.vocabulary)  # here and not between the tokens of other answers: most of the work is in it
         return compiled

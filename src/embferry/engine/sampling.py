@@ -64,30 +64,44 @@ class SamplingParams:
     n: int = 1
 
     def __post_init__(self) -> None:
-        for is_right, what in (
-            (self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}"),
-            (_within(self.temperature, 0, 2), f"temperature must be from 0 to 2, not {self.temperature}"),
-            (0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, not {self.top_p}"),
-            (all(self.stop), "a stop string must not be empty"),
-            (self.top_k >= 0, f"top_k must be at least 0, not {self.top_k}"),
-            (_within(self.min_p, 0, 1), f"min_p must be from 0 to 1, not {self.min_p}"),
+        for name, is_right, what in (
+            ("max_tokens", self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}"),
             (
+                "temperature",
+                _within(self.temperature, 0, 2),
+                f"temperature must be from 0 to 2, not {self.temperature}",
+            ),
+            ("top_p", 0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, not {self.top_p}"),
+            ("stop", all(self.stop), "a stop string must not be empty"),
+            ("top_k", self.top_k >= 0, f"top_k must be at least 0, not {self.top_k}"),
+            ("min_p", _within(self.min_p, 0, 1), f"min_p must be from 0 to 1, not {self.min_p}"),
+            (
+                "repetition_penalty",
                 0 < self.repetition_penalty < math.inf,
                 f"repetition_penalty must be above 0, not {self.repetition_penalty}",
             ),
-            (_within(self.presence_penalty, -2, 2), "presence_penalty must be from -2 to 2"),
-            (_within(self.frequency_penalty, -2, 2), "frequency_penalty must be from -2 to 2"),
-            (all(_within(bias, -100, 100) for _, bias in self.logit_bias), "a bias must be from -100 to 100"),
-            (self.allowed_token_ids != (), "allowed_token_ids must not be empty"),
+            ("presence_penalty", _within(self.presence_penalty, -2, 2), "presence_penalty must be from -2 to 2"),
+            ("frequency_penalty", _within(self.frequency_penalty, -2, 2), "frequency_penalty must be from -2 to 2"),
             (
+                "logit_bias",
+                all(_within(bias, -100, 100) for _, bias in self.logit_bias),
+                "a bias must be from -100 to 100",
+            ),
+            ("allowed_token_ids", self.allowed_token_ids != (), "allowed_token_ids must not be empty"),
+            (
+                "min_tokens",
                 0 <= self.min_tokens <= self.max_tokens,
                 f"min_tokens is {self.min_tokens}; it must be at most max_tokens, {self.max_tokens}",
             ),
-            (self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS, f"logprobs must be 0 to {MAX_LOGPROBS}"),
-            (self.n >= 1, f"n must be at least 1, not {self.n}"),
+            (
+                "logprobs",
+                self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+                f"logprobs must be 0 to {MAX_LOGPROBS}",
+            ),
+            ("n", self.n >= 1, f"n must be at least 1, not {self.n}"),
         ):
             if not is_right:
-                raise ParameterError(what)
+                raise ParameterError(what, param=name)
 
     def check_tokens(self, vocabulary: int) -> None:
         """Raises ParameterError if a field names a token that the model does not have."""
@@ -98,7 +112,9 @@ class SamplingParams:
         }
         for name, ids in fields.items():
             if (wrong := next((id for id in ids if not 0 <= id < vocabulary), None)) is not None:
-                raise ParameterError(f"{name} names token {wrong}; the model has those from 0 to {vocabulary - 1}")
+                raise ParameterError(
+                    f"{name} names token {wrong}; the model has those from 0 to {vocabulary - 1}", param=name
+                )
 
     def generator(self, choice: int = 0) -> torch.Generator:
         """Returns the random generator of one of the choices."""

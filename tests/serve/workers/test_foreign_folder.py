@@ -1,4 +1,4 @@
-"""A folder of somebody else as the current directory: its files are not run as modules."""
+"""A folder that others can write to as the current directory: its files are not run as modules."""
 
 from __future__ import annotations
 

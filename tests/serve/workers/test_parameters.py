@@ -180,3 +180,22 @@ def test_tokens_and_their_text(join: MakeJoined) -> None:
     assert chat["count"] == run(generate(joined))[-1]["usage"]["prompt_tokens"]
     assert run(post("/detokenize", {"tokens": [512]}))["error"]["code"] == "invalid_parameter"
     assert run(post("/tokenize", {"prompt": "x" * 10_000_000}))["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("sampling", "param"),
+    [
+        ({"max_tokens": 100_000}, "max_tokens"),
+        ({"max_tokens": None, "min_tokens": 100_000}, "min_tokens"),
+        ({"n": 100}, "n"),
+        ({"logit_bias": [[100_000, 1.0]]}, "logit_bias"),
+        ({"stop_token_ids": [100_000]}, "stop_token_ids"),
+        ({"allowed_token_ids": [100_000]}, "allowed_token_ids"),
+        ({"constraint": {"regex": "(("}}, "constraint"),
+        ({"constraint": {"json": {"type": "nope"}}}, "constraint"),
+        ({"constraint": {"choice": ["yes"]}, "allowed_token_ids": [0]}, "allowed_token_ids"),
+    ],
+)
+def test_an_error_of_a_parameter_names_it(join: MakeJoined, sampling: dict[str, Any], param: str) -> None:
+    (*_, last) = run(generate(join(), sampling={"max_tokens": 4} | sampling))
+    assert (last["error"]["code"], last["error"]["param"]) == ("invalid_parameter", param)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,13 +150,22 @@ async def discard_body(receive: Receive, max_bytes: int, seconds: float) -> None
                 more = message["type"] != "http.disconnect" and message.get("more_body", False)
 
 
+_HALF_A_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+"""An escape that no Unicode text has, for which the parser only says that the body ends too early."""
+
+
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Returns a JSON object. Raises ServeError invalid_json if the body is none, or has too many values."""
+    """Returns a JSON object. A byte order mark is passed over (RFC 8259, section 8.1).
+
+    Raises:
+        ServeError: invalid_json: the body is none, or has too many values.
+    """
     check_values(body)
     try:
-        value = msgspec.json.decode(body)
+        value = msgspec.json.decode(memoryview(body)[len(BOM_UTF8) :] if body.startswith(BOM_UTF8) else body)
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested thousands deep
-        raise ServeError("invalid_json", f"the body is not JSON: {error}") from error
+        why = "it has half of a surrogate pair" if _HALF_A_PAIR.search(body) else error
+        raise ServeError("invalid_json", f"the body is not JSON: {why}") from error
     if not isinstance(value, dict):
         raise ServeError("invalid_json", "the body must be a JSON object")
     return value

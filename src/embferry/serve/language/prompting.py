@@ -85,10 +85,10 @@ class PromptThreads:
         if params.max_tokens > limits.max_new_tokens:
             limit = f"{limits.max_new_tokens} (language.max_new_tokens)"
             name = "min_tokens" if sampling.max_tokens is None else "max_tokens"
-            raise ParameterError(f"{name} is {params.max_tokens}; an answer may have at most {limit}")
+            raise ParameterError(f"{name} is {params.max_tokens}; an answer may have at most {limit}", param=name)
         if params.n > limits.max_concurrent:
             limit = f"{limits.max_concurrent} (language.max_concurrent)"
-            raise ParameterError(f"n is {params.n}; a request may have at most {limit} choices")
+            raise ParameterError(f"n is {params.n}; a request may have at most {limit} choices", param="n")
         params.check_tokens(self._grammars.vocabulary)
         check_characters(request.characters, limits, self._prompts.limit)
         self._check_messages(len(request.messages))
@@ -123,7 +123,7 @@ class PromptThreads:
         """
         size = self._grammars.vocabulary
         if (wrong := next((token for token in request.tokens if token >= size), None)) is not None:
-            raise ParameterError(f"there is no token {wrong}; the model has those from 0 to {size - 1}")
+            raise ParameterError(f"there is no token {wrong}; the model has those from 0 to {size - 1}", param="tokens")
         return {"prompt": self._prompts.text_of(request.tokens)}
 
     async def run(self, client: str, is_long: bool, call: Callable[[], T]) -> T:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,58 +15,80 @@ from embferry.serve.openai.ignored import Ignored
 MAX_SCHEMA_BYTES = 64 << 10
 MAX_REGEX_CHARACTERS = 4096
 MAX_CHOICES, MAX_CHOICE_CHARACTERS = 512, 16 << 10
+RESPONSE_FORMAT = "response_format"
 _ANY_OBJECT = {"type": "object"}
 _SCHEMA_FIELDS = frozenset({"schema", "name", "description", "strict", "type"})
 _STRUCTURED = frozenset({"json", "regex", "choice", "json_object", "disable_any_whitespace"})
 _STRUCTURED_REFUSED = ("grammar", "structural_tag", "whitespace_pattern", "disable_additional_properties")
 
 
-def constraint_of(body: Mapping[str, Any], ignored: Ignored) -> dict[str, Any] | None:
-    """Returns the constraint of a request, with one of ``json``, ``regex`` and ``choice``; None if it has none.
+class Constrained(NamedTuple):
+    """The form of an answer.
+
+    Attributes:
+        value: has one of ``json``, ``regex`` and ``choice``.
+        param: the place in the request, for errors.
+    """
+
+    value: dict[str, Any]
+    param: str
+
+
+def constraint_of(body: Mapping[str, Any], ignored: Ignored, format_at: str = RESPONSE_FORMAT) -> Constrained | None:
+    """Returns the form that the answer to a request must have; None if it may have any.
 
     Args:
         body: the request. OpenAI's ``response_format``, vLLM's ``structured_outputs`` and ``guided_…``, and SGLang's
             ``regex`` and ``json_schema`` say the same.
         ignored: gets the fields that have no effect.
+        format_at: where the client has written what ``body`` has as ``response_format``.
 
     Raises:
         ServeError: invalid_request, unsupported_value.
     """
     given = {name: body[name] for name in CONSTRAINTS if body.get(name) not in (None, False)}
-    read = {name: found for name, value in given.items() if (found := _read(name, value, ignored)) is not None}
+    places = {name: format_at if name == RESPONSE_FORMAT else name for name in given}
+    read = {places[name]: one for name, value in given.items() if (one := _read(name, value, ignored, places[name]))}
     if len(read) > 1:
         raise _wrong(next(iter(read)), f"cannot be combined with {', '.join(list(read)[1:])}: an answer has one form")
-    return next(iter(read.values()), None)
+    return next((Constrained(value, param) for param, value in read.items()), None)
 
 
-def _read(name: str, value: Any, ignored: Ignored) -> dict[str, Any] | None:
-    if name == "response_format":
-        return _response_format(value, ignored)
+def _read(name: str, value: Any, ignored: Ignored, at: str) -> dict[str, Any] | None:
+    if name == RESPONSE_FORMAT:
+        return _response_format(value, ignored, at)
     if name == "structured_outputs":
         return _structured_outputs(value, ignored)
     kind = {"guided_json": "json", "json_schema": "json", "guided_choice": "choice", "guided_json_object": "object"}
     return _checked(kind.get(name, "regex"), value, name)
 
 
-def _response_format(value: Any, ignored: Ignored) -> dict[str, Any] | None:
+def _response_format(value: Any, ignored: Ignored, at: str) -> dict[str, Any] | None:
+    """Reads OpenAI's field. A schema stands beside the type in ``/v1/responses``, and where json_object has one."""
     kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in ("text", "json_object", "json_schema"):
+        why = f"{at}={shown(value, 80)} is not supported (text, json_object, json_schema)"
+        raise ServeError("unsupported_value", why, param=at)
+    nested = value.get("json_schema") if kind == "json_schema" else None
+    if isinstance(nested, dict):
+        _note(value, {"type", "json_schema"}, at, ignored)
+        value = nested
+    if isinstance(nested, dict) or (kind == "json_schema" and at == RESPONSE_FORMAT and "schema" not in value):
+        at = f"{at}.json_schema"
+    _note(value, {"type"} if kind == "text" else _SCHEMA_FIELDS, at, ignored)
     if kind == "text":
         return None
-    if kind == "json_object":
+    if kind == "json_object" and value.get("schema") is None:
         return {"json": _ANY_OBJECT}
-    if kind != "json_schema":
-        why = f"response_format={shown(value, 80)} is not supported (text, json_object, json_schema)"
-        raise ServeError("unsupported_value", why, param="response_format")
-    at = "response_format.json_schema"
-    described = value.get("json_schema")
-    if not isinstance(described, dict):
-        described = value  # as in /v1/responses, where the schema stands beside the type
-    if "schema" not in described:
+    if "schema" not in value:
         raise _wrong(f"{at}.schema", "is missing")
-    for name in described:
-        if name not in _SCHEMA_FIELDS:
+    return _checked("json", value["schema"], f"{at}.schema")
+
+
+def _note(fields: dict[str, Any], read: Collection[str], at: str, ignored: Ignored) -> None:
+    for name, value in fields.items():
+        if name not in read and value is not None:
             ignored.add(f"{at}.{name}")
-    return _checked("json", described["schema"], f"{at}.schema")
 
 
 def _structured_outputs(value: Any, ignored: Ignored) -> dict[str, Any] | None:
@@ -76,11 +98,9 @@ def _structured_outputs(value: Any, ignored: Ignored) -> dict[str, Any] | None:
         if value.get(name):
             why = f"structured_outputs.{name} is not supported (json, regex, choice, json_object)"
             raise ServeError("unsupported_value", why, param=f"structured_outputs.{name}")
-    for name in value:
-        if name not in (*_STRUCTURED, *_STRUCTURED_REFUSED):
-            ignored.add(f"structured_outputs.{name}")
+    _note(value, (*_STRUCTURED, *_STRUCTURED_REFUSED), "structured_outputs", ignored)
     kinds = {"json": "json", "regex": "regex", "choice": "choice", "json_object": "object"}
-    found = [name for name in kinds if value.get(name) not in (None, False)]
+    found = [name for name in kinds if value.get(name) is not None and not (value[name] is False and name != "json")]
     if len(found) != 1:
         raise _wrong("structured_outputs", "must have one of json, regex, choice and json_object")
     constraint = _checked(kinds[found[0]], value[found[0]], f"structured_outputs.{found[0]}")

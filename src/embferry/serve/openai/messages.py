@@ -7,8 +7,9 @@ names is up to the template.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
@@ -48,11 +49,11 @@ _MEDIA_TYPES = {
 _TYPES = (*TEXT_TYPES, *_MEDIA_TYPES)
 _UNTYPED = ("text", "image_url", "image", "video_url", "video")
 """The fields by which the type of a part without one is known."""
-_PART_FIELDS = frozenset({"type", *TEXT_TYPES.values(), *_MEDIA_TYPES.values(), "fps", "file_id"})
-_MESSAGE_FIELDS = frozenset({
-    "role", "content", "name", "tool_calls", "tool_call_id", "function_call", "audio", "tools", "reasoning",
-    "reasoning_content",
-})  # fmt: skip
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_CONTENTS = tuple(dict.fromkeys((*TEXT_TYPES.values(), *_MEDIA_TYPES.values())))
+"""Fields that may hold the content of a part. A part has one of them: any other would be lost."""
+_MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "function_call", "audio", "tools"})
+_FIELDS_OF_ROLE = {"tool": {"tool_call_id"}, "assistant": {"reasoning", "reasoning_content"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,27 @@ class Media:
     fps: float | None = None
 
 
-def parse_messages(messages: list[Any], ignored: Ignored | None = None) -> tuple[list[dict[str, Any]], list[Media]]:
+class Place(NamedTuple):
+    """Where a message stands in the request, for errors.
+
+    Attributes:
+        at: such as ``messages[2]``.
+        content: the name of the field with its content.
+    """
+
+    at: str
+    content: str = "content"
+
+
+def parse_messages(
+    messages: list[Any], ignored: Ignored | None = None, places: Sequence[Place] | None = None
+) -> tuple[list[dict[str, Any]], list[Media]]:
     """Parses the messages.
 
     Args:
         messages: those of the request.
         ignored: gets the fields that have no effect.
+        places: of the messages; None: in the field ``messages``.
 
     Returns:
         The messages for the language worker, ``{"role", "parts"}`` and some with ``tool_calls``, ``tool_call_id``,
@@ -89,7 +105,8 @@ def parse_messages(messages: list[Any], ignored: Ignored | None = None) -> tuple
         ServeError: invalid_request or unsupported_value, with a ``param`` such as ``messages[2].content[0]``.
     """
     reader = _Reader(Ignored() if ignored is None else ignored)
-    return [reader.message(message, f"messages[{number}]") for number, message in enumerate(messages)], reader.media
+    places = places or [Place(f"messages[{number}]") for number in range(len(messages))]
+    return [reader.message(message, *place) for message, place in zip(messages, places, strict=True)], reader.media
 
 
 def characters_of(messages: list[dict[str, Any]]) -> int:
@@ -106,7 +123,7 @@ class _Reader:
         self._ignored = ignored
         self._calls = ToolCalls(ignored)
 
-    def message(self, message: Any, at: str) -> dict[str, Any]:
+    def message(self, message: Any, at: str, content: str) -> dict[str, Any]:
         if not isinstance(message, dict):
             raise _wrong(at, "must be an object with role and content")
         given = message.get("role")
@@ -116,11 +133,11 @@ class _Reader:
         for name, what in (("audio", "sound"), ("tools", "tools of a message")):
             if message.get(name):
                 raise ServeError("unsupported_value", f"{at}.{name}: {what} cannot be read", param=f"{at}.{name}")
-        self._note_ignored(message, _MESSAGE_FIELDS, at)
-        parts = self._parts(message.get("content"), role, f"{at}.content")
+        self._note_ignored(message, _MESSAGE_FIELDS | _FIELDS_OF_ROLE.get(role, set()), at)
+        parts = self._parts(message.get("content"), role, f"{at}.{content}")
         if role not in _WITH_MEDIA and any(part["type"] != "text" for part in parts):
             why = f"{at}: only messages of user and tool may have pictures or videos"
-            raise ServeError("unsupported_value", why, param=f"{at}.content")
+            raise ServeError("unsupported_value", why, param=f"{at}.{content}")
         return {"role": role, "parts": parts} | self._around(message, role, at)
 
     def _around(self, message: dict[str, Any], role: str, at: str) -> dict[str, Any]:
@@ -132,6 +149,8 @@ class _Reader:
         if role == "assistant":
             name = "reasoning" if message.get("reasoning") is not None else "reasoning_content"
             reasoning = _text(message.get(name), f"{at}.{name}")
+            if message.get("reasoning_content") not in (None, "", reasoning):
+                self._ignored.add(f"{at}.reasoning_content")
             around |= {"reasoning": reasoning} if reasoning is not None else {}
             around |= self._calls.of(message, at)
         else:
@@ -158,31 +177,36 @@ class _Reader:
             kind = _type_of(part, at)
         if not isinstance(part, dict) or not isinstance(kind, str) or kind not in _TYPES:
             raise _unsupported(f"{at}.type", f"is {shown(kind, 80)}; it must be one of {', '.join(_TYPES)}")
-        self._note_ignored(part, _PART_FIELDS, at)
+        name = TEXT_TYPES.get(kind) or _MEDIA_TYPES[kind]
+        self._check_alone(part, kind, name, at)
         if kind in TEXT_TYPES:
-            name = TEXT_TYPES[kind]
+            self._note_ignored(part, frozenset({"type", name}), at)
             if not isinstance(text := part.get(name), str):
                 raise _wrong(f"{at}.{name}", "must be a string")
             return {"type": "text", "text": text}
         if part.get("file_id") is not None:
             raise _unsupported(f"{at}.file_id", "names a stored file; send the picture itself, as a URL")
-        self.media.append(self._medium(part, kind, _MEDIA_TYPES[kind], at))
+        self.media.append(self._medium(part, kind, name, at))
         return {"type": self.media[-1].kind, "item": len(self.media) - 1}
 
     def _medium(self, part: dict[str, Any], kind: str, name: str, at: str) -> Media:
-        source = part.get(name)
+        source, is_image = part.get(name), kind.endswith(("image", "image_url"))
+        read = frozenset() if is_image else frozenset({"fps"})
+        self._note_ignored(part, read | {"type", name}, at)
         if isinstance(source, dict):
-            self._note_ignored(source, frozenset({"url", "fps"}), f"{at}.{name}")
-        if kind.endswith(("image", "image_url")):
-            if part.get("fps") is not None:
-                self._ignored.add(f"{at}.fps")
-            return Media("image", (_url(source, f"{at}.{name}"),), at)
-        return _video(part, name, at)
+            self._note_ignored(source, read | {"url"}, f"{at}.{name}")
+        return Media("image", (_url(source, f"{at}.{name}"),), at) if is_image else _video(part, name, at)
+
+    def _check_alone(self, part: dict[str, Any], kind: str, name: str, at: str) -> None:
+        """Checks that nothing but one field of a part has content: the answer would be one to another question."""
+        for other in _CONTENTS:
+            if other != name and part.get(other) not in _EMPTY:
+                raise _wrong(f"{at}.{other}", f"does not belong to a part of type {kind}; send it as a part of its own")
 
     def _note_ignored(self, fields: dict[str, Any], known: frozenset[str], at: str) -> None:
         """Notes the fields that nothing reads. Empty values change nothing; of ``detail``, neither does "auto"."""
         for name, value in fields.items():
-            if name not in known and value not in (None, [], {}) and (name, value) != ("detail", "auto"):
+            if name not in known and value not in _EMPTY and (name, value) != ("detail", "auto"):
                 self._ignored.add(f"{at}.{name}")
 
 

@@ -6,12 +6,16 @@ import json
 import time
 import uuid
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
+from embferry.serve.openai.constraints import RESPONSE_FORMAT
 from embferry.serve.openai.fields import Rule, refuse_unsupported
 from embferry.serve.openai.ignored import Ignored
+from embferry.serve.openai.messages import Place
 from embferry.serve.openai.reply import Answer, Form
 from embferry.serve.openai.request import validated
 from embferry.serve.openai.sampling import Count, SamplingFields
@@ -30,7 +34,17 @@ _LIMITED: dict[str, Rule] = {
     "max_tool_calls": (lambda v: not v, "no tools"),
 }
 """Fields of this path that are refused unless their value asks for nothing; ``LIMITED`` of :mod:`.fields` too."""
-_ITEM_FIELDS = frozenset({"type", "role", "content", "id", "status", "name", "call_id", "arguments", "output"})
+_ITEM_FIELDS = {
+    "message": {"role", "content"},
+    "function_call": {"call_id", "name", "arguments"},
+    "function_call_output": {"call_id", "output"},
+}
+"""Type of an item → the fields that are read. All have ``type``, ``id`` and ``status``, too."""
+FORMAT = "text.format"
+
+
+Key = Annotated[str, Field(max_length=64)]
+Value = Annotated[str, Field(max_length=512)]
 
 
 class ResponsesRequest(SamplingFields):
@@ -40,18 +54,25 @@ class ResponsesRequest(SamplingFields):
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: dict[str, Any] | None = None
+    metadata: Annotated[dict[Key, Value], Field(max_length=16)] | None = None
 
     @property
     def most_tokens(self) -> int | None:
         return self.max_output_tokens
 
 
-def parse_responses(body: dict[str, Any], ignored: Ignored) -> tuple[ResponsesRequest, list[Any], dict[str, Any]]:
+class Conversation(NamedTuple):
+    """Messages as ``/v1/chat/completions`` has them, and where each stands in the request."""
+
+    messages: list[Any]
+    places: list[Place]
+
+
+def parse_responses(body: dict[str, Any], ignored: Ignored) -> tuple[ResponsesRequest, Conversation, dict[str, Any]]:
     """Validates a request.
 
     Returns:
-        The request; its messages, as ``/v1/chat/completions`` has them; the body with ``text.format`` in the place of
-        ``response_format``.
+        The request; its conversation; the body with ``text.format`` in the place of ``response_format``.
 
     Raises:
         ServeError: invalid_request or unsupported_value with the field in ``param``.
@@ -62,37 +83,48 @@ def parse_responses(body: dict[str, Any], ignored: Ignored) -> tuple[ResponsesRe
     for name, value in (request.text or {}).items():
         if name != "format" and (name, value) != ("verbosity", "medium"):
             ignored.add(f"text.{name}")
-    messages = _items(request.input, ignored)
+    conversation = _items(request.input, ignored)
     if request.instructions:
-        messages.insert(0, {"role": "system", "content": request.instructions})
-    return request, messages, body | ({} if form is None else {"response_format": form})
+        conversation.messages.insert(0, {"role": "system", "content": request.instructions})
+        conversation.places.insert(0, Place("instructions"))
+    others = {name: value for name, value in body.items() if name != RESPONSE_FORMAT}
+    return request, conversation, others | ({} if form is None else {RESPONSE_FORMAT: form})
 
 
-def _items(given: Any, ignored: Ignored) -> list[Any]:
+def _items(given: Any, ignored: Ignored) -> Conversation:
     """Returns the input as messages."""
     if isinstance(given, str) and given:
-        return [{"role": "user", "content": given}]
+        return Conversation([{"role": "user", "content": given}], [Place("input")])
     if not isinstance(given, list) or not given:
         raise _wrong("input", "must be a text or a list of items, not empty")
-    return [_item(item, f"input[{number}]", ignored) for number, item in enumerate(given)]
+    places = [Place(f"input[{number}]", _content_of(item)) for number, item in enumerate(given)]
+    return Conversation([_item(item, place.at, ignored) for item, place in zip(given, places, strict=True)], places)
+
+
+def _content_of(item: Any) -> str:
+    """Returns the name of the field with the content of an item."""
+    return "output" if isinstance(item, dict) and item.get("type") == "function_call_output" else "content"
 
 
 def _item(item: Any, at: str, ignored: Ignored) -> Any:
     if not isinstance(item, dict):
         raise _wrong(at, "must be an object")
-    for name in item:
-        if name not in _ITEM_FIELDS and item[name] is not None:
+    kind = item.get("type") or "message"
+    if not isinstance(kind, str) or kind not in _ITEM_FIELDS:
+        why = f"{at}.type is {shown(kind, 80)}; it must be one of {', '.join(_ITEM_FIELDS)}"
+        raise ServeError("unsupported_value", why, param=f"{at}.type")
+    for name in item.keys() - _ITEM_FIELDS[kind] - {"type", "id", "status"}:
+        if item[name] is not None:
             ignored.add(f"{at}.{name}")
-    kind = item.get("type")
-    if kind in (None, "message"):
+    if kind == "message":
         return {name: item[name] for name in ("role", "content") if name in item}
+    for name in ("call_id", "name"):
+        if name in _ITEM_FIELDS[kind] and not isinstance(item.get(name), str):
+            raise _wrong(f"{at}.{name}", "must be a string")
     if kind == "function_call":
-        function = {"name": item.get("name"), "arguments": item.get("arguments")}
-        return {"role": "assistant", "tool_calls": [{"id": item.get("call_id"), "function": function}]}
-    if kind == "function_call_output":
-        return {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
-    why = f"{at}.type is {shown(kind, 80)}; it must be one of message, function_call, function_call_output"
-    raise ServeError("unsupported_value", why, param=f"{at}.type")
+        function = {"name": item["name"], "arguments": item.get("arguments")}
+        return {"role": "assistant", "tool_calls": [{"id": item["call_id"], "function": function}]}
+    return {"role": "tool", "tool_call_id": item["call_id"], "content": item.get("output")}
 
 
 def _wrong(at: str, rule: str) -> ServeError:
@@ -118,7 +150,7 @@ class ResponsesForm(Form):
             "error": None,
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
-            "metadata": {},
+            "metadata": request.metadata or {},
             "parallel_tool_calls": False,
             "temperature": request.temperature,
             "tool_choice": "none",

@@ -14,6 +14,7 @@ MAX_ARGUMENTS = 1_000_000
 """Characters of the arguments of all calls of a request: each is parsed, and its objects take many times the memory."""
 MAX_DEPTH = 64
 """Levels of the arguments of a call."""
+_CALL, _FUNCTION = {"id", "type", "function", "index"}, {"name", "arguments"}
 
 
 class ToolCalls:
@@ -37,6 +38,8 @@ class ToolCalls:
         calls, name = message.get("tool_calls"), "tool_calls"
         if not calls and message.get("function_call"):  # OpenAI's earlier form of a single call
             calls, name = [{"function": message["function_call"]}], "function_call"
+        elif message.get("function_call"):
+            self._ignored.add(f"{at}.function_call")
         if not calls:
             return {}
         if not isinstance(calls, list):
@@ -51,6 +54,9 @@ class ToolCalls:
         name, id = function.get("name"), call.get("id")
         if not isinstance(name, str) or not isinstance(id, str | None):
             raise _wrong(f"{at}.function.name" if isinstance(id, str | None) else f"{at}.id", "must be a string")
+        for fields, read, place in ((call, _CALL, at), (function, _FUNCTION, f"{at}.function")):
+            for unread in fields.keys() - read:
+                self._ignored.add(f"{place}.{unread}")
         arguments = self._arguments(function.get("arguments"), f"{at}.function.arguments")
         kept: dict[str, Any] = {} if id is None else {"id": id}
         return kept | {"type": "function", "function": {"name": name, "arguments": arguments}}

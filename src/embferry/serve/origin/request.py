@@ -74,7 +74,8 @@ def parse_origin(body: bytes, settings: Settings, *, texts_only: bool) -> Origin
     rid = fields.get("rid")
     rid = rid[:MAX_RID] if isinstance(rid, str) else str(room)
     constraint = constraint_of(fields, Ignored())
-    return OriginRequest(request.model_copy(update={"messages": []}), messages, media, room, address, rid, constraint)
+    form = None if constraint is None else constraint.value
+    return OriginRequest(request.model_copy(update={"messages": []}), messages, media, room, address, rid, form)
 
 
 def _address(fields: dict[str, Any], settings: Settings) -> str:

@@ -10,14 +10,16 @@ from embferry.protocol.text import shown
 from embferry.serve.config import Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.openai.completions import CompletionForm, parse_completion
-from embferry.serve.openai.constraints import constraint_of
+from embferry.serve.openai.constraints import RESPONSE_FORMAT, constraint_of
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.openai.messages import Media, characters_of, parse_messages
 from embferry.serve.openai.reply import ChatForm, Form
 from embferry.serve.openai.request import parse
-from embferry.serve.openai.responses import ResponsesForm, parse_responses
+from embferry.serve.openai.responses import FORMAT, ResponsesForm, ResponsesRequest, parse_responses
 from embferry.serve.openai.sampling import SamplingFields
 from embferry.serve.text_limit import check_characters
+
+_MOST_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 @dataclass(slots=True)
@@ -32,6 +34,7 @@ class Asked:
         media: its pictures and videos, until they are loaded.
         items: the same, for the encode worker.
         nbytes: bytes of the texts and of the ids of tokens, about.
+        places: the name of a field for workers → where the client has written its value.
     """
 
     prompt: dict[str, Any]
@@ -41,6 +44,12 @@ class Asked:
     media: list[Media] = field(default_factory=list)
     items: list[dict[str, Any]] = field(default_factory=list)
     nbytes: int = 0
+    places: dict[str, str] = field(default_factory=dict)
+
+    def place(self, error: ServeError) -> None:
+        """Sets ``param`` of a worker's error to the place in the client's request."""
+        name = error.param or ("prompt" if error.code == "context_length_exceeded" else None)
+        error.param = None if name is None else self.places.get(name, name)
 
 
 Read = Callable[[dict[str, Any], Settings, Ignored], Asked]
@@ -69,7 +78,7 @@ def read_responses(body: dict[str, Any], settings: Settings, ignored: Ignored) -
     """Reads a request for ``/v1/responses``."""
     request, given, fields = parse_responses(body, ignored)
     check_model(request.model, settings)
-    messages, media = parse_messages(given, ignored)
+    messages, media = parse_messages(given.messages, ignored, given.places)
     form = ResponsesForm(settings.public_model_name, request)
     return _asked({"messages": messages}, request, fields, form, settings, ignored, media)
 
@@ -95,10 +104,13 @@ def _asked(
     ignored: Ignored,
     media: list[Media] | None = None,
 ) -> Asked:
-    constraint = constraint_of(body, ignored)
-    sampling = request.sampling(settings.router.default_max_tokens, constraint)
+    constraint = constraint_of(body, ignored, FORMAT if isinstance(request, ResponsesRequest) else RESPONSE_FORMAT)
+    sampling = request.sampling(settings.router.default_max_tokens, constraint and constraint.value)
+    most = next((name for name in _MOST_TOKENS if body.get(name) is not None), "max_tokens")
+    asks = next(name for name in ("messages", "prompt", "input") if name in body)
+    places = {"max_tokens": most, "prompt": asks} | ({} if constraint is None else {"constraint": constraint.param})
     text = prompt.get("prompt")
     characters = characters_of(prompt.get("messages", [])) + (len(text) if isinstance(text, str) else 0)
     check_characters(characters, settings.language)
     nbytes = characters + (8 * len(text) if isinstance(text, list) else 0)
-    return Asked(prompt, sampling, form, bool(request.stream), media or [], nbytes=nbytes)
+    return Asked(prompt, sampling, form, bool(request.stream), media or [], nbytes=nbytes, places=places)

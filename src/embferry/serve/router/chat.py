@@ -72,6 +72,7 @@ class Chat(ChatEndpoint[Fleet]):
             except ServeError as error:
                 if response.started or not (isinstance(error, WorkerLostError) and attempts.another(error)):
                     attempts.explain(error)
+                    asked.place(error)
                     raise
 
     async def _attempt(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.responses import JSONResponse
 
+from embferry.engine.errors import RequestError
 from embferry.protocol.errors import EmbferryError
 from embferry.serve.errors import ServeError
 from embferry.serve.http.errors import connection_of, retry_after
@@ -39,7 +40,8 @@ def as_serve_error(error: BaseException) -> ServeError:
     if isinstance(error, ServeError):
         return error
     if isinstance(error, EmbferryError):
-        return ServeError(error.code, error.detail, status=error.http_status, retryable=error.retryable)
+        param = error.param if isinstance(error, RequestError) else None
+        return ServeError(error.code, error.detail, param=param, status=error.http_status, retryable=error.retryable)
     log.error("a request failed because of a bug; please report it", exc_info=error)
     return ServeError("internal_error", "this worker failed on the request; its log has the details")
 
