@@ -38,7 +38,7 @@ def test_every_dtype_has_a_name_in_the_format() -> None:
 
 
 def test_the_digest_of_one_field_is_that_of_the_connectors() -> None:
-    """So a producer need not compute a second one."""
+    """A producer need not compute a second one."""
     shape = connectors.Shape(5, 3, "float32")
     rows = np.arange(60, dtype=np.uint8).reshape(5, 12)
     assert digest_of(shape.layout, 5, lambda at, end: (rows.reshape(-1).data[at:end],)) == (

@@ -175,7 +175,7 @@ def _described(store: FolderStore, kept: Kept) -> dict[str, Any]:
 
 
 def _words(entry: Entry) -> dict[str, Any]:
-    layout = ", ".join(map(str, entry.layout.fields))
+    layout = "".join(one if one.isprintable() else "?" for one in ", ".join(map(str, entry.layout.fields)))
     return {"model": entry.model, "tokens": entry.tokens, "layout": layout, "digest": entry.digest}
 
 
