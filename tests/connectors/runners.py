@@ -11,12 +11,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 WIDTH, TOKENS = 64, 50
+MODEL = Path(__file__).parents[2] / "examples" / "media"
+"""Stands for the folder of a model."""
 SETTINGS = {"transports": ["shm"], "num_blocks": 4, "block_size": 8, "peer_timeout": 2.0}
 
 Cache = dict[str, torch.Tensor]
@@ -53,8 +56,19 @@ def config(role: str, rank: int, ranks: int, engine: str, **extra: Any) -> Any:
             data_parallel_rank=0,
         ),
         model_config=SimpleNamespace(
-            dtype=torch.float32, get_inputs_embeds_size=lambda: WIDTH, is_encoder_decoder=False
+            dtype=torch.float32,
+            get_inputs_embeds_size=lambda: WIDTH,
+            is_encoder_decoder=False,
+            model=str(MODEL),
+            model_weights="",
+            quantization=None,
+            hf_config=SimpleNamespace(to_dict=dict),
+            multimodal_config=None,
         ),
+        load_config=SimpleNamespace(load_format="auto", model_loader_extra_config={}),
+        lora_config=None,
+        weight_transfer_config=None,
+        additional_config={},
     )
 
 
@@ -67,7 +81,11 @@ def feature(name: str, offset: int = 0, *, pixels: bool = False) -> Any:
 class Request(SimpleNamespace):
     def __init__(self, name: str, *features: Any, params: Mapping[str, Any] | None = None) -> None:
         super().__init__(
-            request_id=name, mm_features=list(features), ec_transfer_params=params, status=vllm().status.RUNNING
+            request_id=name,
+            mm_features=list(features),
+            ec_transfer_params=params,
+            status=vllm().status.RUNNING,
+            lora_request=None,
         )
 
     def get_num_encoder_embeds(self, index: int) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from embferry import __version__
-from embferry.cli import api_keys, ask, bench, keys, migrate, processes
+from embferry.cli import api_keys, ask, bench, ec, keys, migrate, processes
 from embferry.cli.options import SettingsCommand
 from embferry.observe.logs import own_process
 
@@ -50,6 +50,7 @@ app.command("bootstrap", cls=SettingsCommand, context_settings=WIDE)(processes.b
 app.command("ask")(ask.command)
 app.command("migrate")(migrate.command)
 app.add_typer(bench.app, name="bench")
+app.add_typer(ec.app, name="ec")
 keys.app.add_typer(api_keys.app, name="api")
 app.add_typer(keys.app, name="keys")
 

@@ -56,12 +56,17 @@ COUNTERS = {
     "encodes_saved": Definition("Offered embeddings that did not have to be encoded for their request"),
     "items_refused": Definition("Embeddings that could not be offered, by the error's code", ("code",)),
     "offers_ended": Definition("Offered rooms that have ended", ("outcome",)),
+    "shared_cache_hits": Definition("Embeddings that a producer found in the cache that encoders share"),
+    "shared_cache_misses": Definition("Lookups in that cache without an embedding, by reason", ("reason",)),
+    "shared_cache_written_bytes": Definition("Bytes that a producer wrote into that cache"),
+    "shared_cache_dropped": Definition("Encoded embeddings that were not written into it, by reason", ("reason",)),
 }
 """The exposition appends ``_total`` to each name."""
 
 GAUGES = {
     "offered_bytes": Definition("Bytes of embeddings that are offered and not fetched; each embedding counts once"),
     "kept_bytes": Definition("Bytes of embeddings that are kept for later requests"),
+    "shared_cache_bytes": Definition("Bytes in the folder that encoders share, as this producer saw it last"),
 }
 
 SECONDS = Definition("Seconds from a request's first need of an embedding to its last byte")

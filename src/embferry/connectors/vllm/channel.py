@@ -38,12 +38,14 @@ class Publish(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         digest: ``digest_of`` its rows.
         encoded: Whether the worker has just encoded it; otherwise it comes from vLLM's encoder cache.
+        content: The key of what was encoded in the cache that encoders share; "" to keep it nowhere.
     """
 
     mm_hash: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_HASH)]
     shape: Shape
     digest: Annotated[bytes, msgspec.Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
     encoded: bool = True
+    content: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
 
 class Enlist(msgspec.Struct, frozen=True, tag=True):

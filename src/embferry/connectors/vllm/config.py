@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from embferry import LocalProtocolError, TransferSettings, Transport, Trust
+from embferry.cache import address
 from embferry.memory.limits import default_max_embedding_bytes
 
 from ..shared.transports import check_names, make_transports
@@ -21,6 +22,20 @@ MAX_BAD_CHUNKS = 4
 Count = Annotated[int, msgspec.Meta(gt=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The cache that encoders share.
+
+    Attributes:
+        url: ``file:///path`` of a folder, or ``mooncake://host:port`` of a master.
+        max_bytes: Bound on the bytes of the folder. Mooncake has bounds of its own.
+        lookup_timeout: How long a request waits for a lookup.
+    """
+
+    url: str
+    max_bytes: Count = 10 << 30
+    lookup_timeout: Seconds = 1.0
 
 
 class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +62,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         cluster_key_file: The file of the cluster key, which both sides must know; None: as the environment says
             (``EMBFERRY_CLUSTER_KEY_FILE`` or ``EMBFERRY_CLUSTER_KEY``).
         insecure: Whether ``host`` may be an address that strangers can reach although there is no cluster key.
+        cache: Producer: the cache that encoders share; None for none.
         metrics_port: Port of the Prometheus endpoint at ``host``, 0 for any. Rank r of a data-parallel engine adds r.
     """
 
@@ -66,6 +82,7 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encode_on_failure: bool = False
     cluster_key_file: str | None = None
     insecure: bool = False
+    cache: CacheConfig | None = None
     metrics_port: Port | None = None
 
     @property
@@ -122,6 +139,11 @@ def parse(extra: Mapping[str, Any]) -> ConnectorConfig:
     check_names(config.transports, "ec_connector_extra_config: transports")
     if config.router is not None:
         router_address(config.router)
+    if config.cache is not None:
+        try:
+            address.parse(config.cache.url)
+        except LocalProtocolError as error:
+            raise _invalid(f"cache: {error.detail}") from None
     config.trust.check_listening(config.host, "the connector")  # now, and not with the first request
     return config
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from embferry import CapacityError, EmbeddingTransferError
 from embferry.transfer.failures import attempt
@@ -37,6 +37,10 @@ class ProducerCache:
     """Keeps the latest ``budget`` bytes and everything that running requests need.
 
     Every method may be called from any thread.
+
+    Attributes:
+        on_encoded: Called with each embedding that a worker has encoded, on the thread of the channel, without locks.
+            It may not block.
     """
 
     def __init__(self, budget: int, max_embedding_bytes: int, counters: Counters, workers: Workers) -> None:
@@ -46,6 +50,7 @@ class ProducerCache:
         self._holds: Counter[str] = Counter()
         self.nbytes = 0
         self._lock = threading.Lock()
+        self.on_encoded: Callable[[Publish, SharedRows], object] = lambda published, shared: None
         workers.on_publish = self.take
 
     def find(self, mm_hash: str) -> CachedEmbedding | None:
@@ -107,6 +112,7 @@ class ProducerCache:
             raise CapacityError(f"{why}; raise max_embedding_bytes", retryable=False)
         if embedding.is_new:
             self._counters.add("items_encoded")
+            attempt(self.on_encoded, published, embedding.shared)
         self.put(embedding)
 
     def close(self) -> None:

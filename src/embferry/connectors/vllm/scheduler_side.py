@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorMetadata
@@ -22,6 +22,7 @@ from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_
 from .pending_loads import PendingLoad, PendingLoads
 from .producer import Producer
 from .router_client import FailedRequests, RouterClient
+from .shared_cache import open_cache
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -48,10 +49,12 @@ class StepMetadata(ECConnectorMetadata):  # type: ignore[misc]  # vLLM is not in
     Attributes:
         loads: Embeddings to copy into the encoder cache.
         publish: Hashes that a producer's worker is to publish if its encoder cache has them.
+        contents: Keys in the cache that encoders share of what the step encodes, by hash.
     """
 
     loads: tuple[PendingLoad, ...]
     publish: tuple[str, ...]
+    contents: dict[str, str] = field(default_factory=dict)
 
 
 class SchedulerSide:
@@ -72,6 +75,10 @@ class SchedulerSide:
         producing, consuming = transfer.is_ec_producer, transfer.is_ec_consumer
         self._producer = Producer(config, self._workers, self.counters) if producing else None
         self._consumer = Consumer(config, self.counters, self._router, self._workers) if consuming else None
+        self._shared = (
+            None if self._producer is None else open_cache(config, vllm_config, self._producer, self.counters, ranks)
+        )
+        self._contents: dict[str, str] = {}
         self._encode_on_failure = config.encode_on_failure
         self._encoded_here: dict[str, set[str]] = {}  # hashes that could not be obtained, by request
         self.failed = FailedRequests(self._router, self.counters)
@@ -88,6 +95,8 @@ class SchedulerSide:
         ]
         if self._producer is not None:
             self._publish |= self._producer.hold(request.request_id, (feature.identifier for _, feature in needed))
+            if self._waits_for_shared_cache(self._producer, request, needed):
+                return False
             if self._producer.is_mapping(request.request_id):
                 return False
         if self._consumer is None:
@@ -114,18 +123,23 @@ class SchedulerSide:
         rows = self.find(mm_hash)
         if rows is not None:
             self._loads.add(mm_hash, rows)
+        elif self._shared is not None:
+            self._contents[mm_hash] = self._shared.key(request.request_id, mm_hash)
 
     def build_connector_meta(self, freed: Iterable[str], tokens: int) -> StepMetadata:
         """Returns the message for a step that computes ``tokens`` and evicts ``freed`` from vLLM's encoder cache."""
         self._is_idle = tokens == 0
-        meta = StepMetadata(self._loads.for_step(freed), tuple(self._publish))
+        meta = StepMetadata(self._loads.for_step(freed), tuple(self._publish), self._contents)
         self._publish.clear()
+        self._contents = {}
         return meta
 
     def request_finished(self, request: Request) -> dict[str, Any] | None:
         """Returns the response's ``ec_transfer_params``: where each item can be fetched."""
         self.failed.forget(request.request_id)
         self._encoded_here.pop(request.request_id, None)
+        if self._shared is not None:
+            self._shared.forget(request.request_id, (feature.identifier for feature in request.mm_features))
         if self._consumer is not None:
             self._consumer.release(request.request_id)
         if self._producer is None or not request.mm_features:
@@ -136,10 +150,24 @@ class SchedulerSide:
             self._producer.release(request.request_id)
 
     def close(self) -> None:
-        for part in (self._producer, self._consumer, self._workers, self._router, self._metrics):
+        for part in (self._shared, self._producer, self._consumer, self._workers, self._router, self._metrics):
             if part is not None and (error := attempt(part.close)) is not None:
                 log.error("a part of the connector could not be closed", exc_info=error)
-        self._producer = self._consumer = self._router = self._metrics = None
+        self._shared = self._producer = self._consumer = self._router = self._metrics = None
+
+    def _waits_for_shared_cache(
+        self, producer: Producer, request: Request, needed: list[tuple[int, MultiModalFeatureSpec]]
+    ) -> bool:
+        """Returns whether an item of the request is being looked up in the cache that encoders share."""
+        if self._shared is None:
+            return False
+        items = self._shared.items(request, needed)
+        waits = self._shared.is_searching(request.request_id, items, producer.find)
+        if waits and self._is_idle:
+            self._is_idle = False
+            self._shared.wait(IDLE_WAIT_S)
+            waits = self._shared.is_searching(request.request_id, items, producer.find)
+        return waits
 
     def _offers(self, producer: Producer, request: Request) -> dict[str, Any]:
         items: dict[str, Any] = collect_ec_item_metadata(request.mm_features, self._metadata)

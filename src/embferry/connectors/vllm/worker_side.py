@@ -36,6 +36,7 @@ class WorkerSide:
         self._name, self._rank, self._ranks = name, parallel.rank % parallel.world_size, ranks
         self._publishes = vllm_config.ec_transfer_config.is_ec_producer and self._rank == 0
         self._memory = RankMemory(name, self._rank) if self._rank < ranks else None
+        self._contents: dict[str, str] = {}  # keys in the shared cache of what this step encodes, by hash
         self._completed: set[int] = set()  # numbers of the completed loads that the scheduler still repeats
 
     def start_save_caches(self, metadata: StepMetadata, encoder_cache: dict[str, torch.Tensor]) -> None:
@@ -44,6 +45,7 @@ class WorkerSide:
         Loads what the scheduler has kept, so that it is not encoded again, and publishes what vLLM's cache has from an
         earlier step and the scheduler has evicted.
         """
+        self._contents = metadata.contents
         self.load(metadata.loads, encoder_cache)
         for mm_hash in metadata.publish:
             if mm_hash in encoder_cache:
@@ -87,5 +89,6 @@ class WorkerSide:
         shape = Shape(tokens, width, str(tensor.dtype).removeprefix("torch."))
         with closing(SharedRows.make(shape, self._ranks)) as shared:
             np.copyto(shared.rows, tensor.view(torch.uint8).numpy())
-            published = Publish(mm_hash, shape, digest_of(shared.rows, shape), encoded)
+            content = self._contents.get(mm_hash, "") if encoded else ""
+            published = Publish(mm_hash, shape, digest_of(shared.rows, shape), encoded, content)
             publish(self._name, published, shared.fd, PUBLISH_TIMEOUT_S)
