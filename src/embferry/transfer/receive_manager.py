@@ -10,11 +10,11 @@ from functools import partial
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers
-from embferry.protocol.arguments import as_integer, as_seconds
+from embferry.protocol.arguments import as_integer, as_seconds, as_text
 from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Restart, Revoke, Send, Verify
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import MAX_ID, MAX_TOKENS, Abort, Frame, TransportAddress
+from embferry.protocol.messages import MAX_ENDPOINT, MAX_ID, MAX_TOKENS, Abort, Frame, TransportAddress
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import TERMINAL, KVPoll
@@ -95,6 +95,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         *,
         failover_timeout: float | None = None,
         max_tokens: int | None = None,
+        name: str | None = None,
     ) -> EmbeddingReceiver:
         """Opens the receiving end of ``room``, which the encode worker at ``endpoint`` serves. Call ``init()`` next.
 
@@ -105,6 +106,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             failover_timeout: Seconds for which :meth:`EmbeddingReceiver.redirect` may be called after the encode
                 worker was lost (:attr:`EmbeddingReceiver.lost`); None: the transfer then fails at once.
             max_tokens: The most tokens there is room for; a longer embedding is refused before memory is asked for.
+            name: The name under which this end introduces itself; None: the manager's.
 
         Raises:
             LocalProtocolError: An argument is malformed, or the manager is closed.
@@ -115,10 +117,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
             max_tokens = as_integer("max_tokens", max_tokens, 0, MAX_TOKENS, room=room)
         if failover_timeout is not None:
             failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
+        name = self.name if name is None else as_text("name", name, MAX_ENDPOINT, room=room)
         with self.lock:
             self.check()
         sink = check_sink(sink, room)
-        return EmbeddingReceiver(self, ReceiveRecord(room, endpoint, sink, failover_timeout, max_tokens))
+        return EmbeddingReceiver(self, ReceiveRecord(room, endpoint, sink, failover_timeout, max_tokens, name))
 
     # Called by handles
 
@@ -142,7 +145,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         session = secrets.randbits(62) + 1
         settings = self.settings, self.now(), record.failover_timeout
         record.machine = Receiver(
-            record.room, session, self.geometry, self.name, self.addresses, *settings, max_tokens=record.max_tokens
+            record.room, session, self.geometry, record.name, self.addresses, *settings, max_tokens=record.max_tokens
         )
         record.allocation = allocation
         self._records_by_session[session] = record

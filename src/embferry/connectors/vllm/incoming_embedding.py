@@ -28,6 +28,7 @@ from ..shared.counters import Counters
 from ..shared.managers import Managers
 from ..shared.shape import digest_of
 from ..shared.shared_rows import ByteRows, SharedRows
+from .claims import new_claim
 from .coordinates import Coordinates
 from .router_client import RouterClient
 from .workers import Workers
@@ -43,7 +44,7 @@ class IncomingEmbedding:
 
     Attributes:
         coordinates: Where the embedding comes from; another producer's after a failover.
-        rooms: The rooms that were tried, this one included.
+        rooms: The numbers of the offers that were tried, this one included.
         users: Requests that need the embedding.
         ready: Whether it is here, complete and verified.
         shared: Its memory, once its length is known.
@@ -135,14 +136,15 @@ class IncomingEmbedding:
 
     def _open(self, endpoint: str) -> None:
         """Starts the transfer. The lock is held, or no other thread knows this object yet."""
-        coordinates = self.coordinates
+        coordinates, claim = self.coordinates, new_claim(self.coordinates.room)
         manager = self._managers.get(coordinates.shape.layout)
         receiver = manager.open(
-            coordinates.room,
+            claim.room,
             endpoint,
             GatherSink(make=partial(self._make_rows, manager)),
             failover_timeout=None if self._router is None else self._router.max_wait_s,
             max_tokens=coordinates.tokens,
+            name=claim.name,
         )
         receiver.on_change(lambda: self._changed(receiver))
         self._manager, self._receiver = manager, receiver
