@@ -23,7 +23,7 @@ from embferry.connectors.vllm.claims import claim_room, content_number, new_clai
 BUDGET, MOST, CLAIM_S, LEASE_S = 10, 4, 10.0, 60.0
 CACHED = 2
 NUMBERS = 6
-"""So few numbers that several contents are offered under each of them, one after another."""
+"""Few, because then several contents are offered under each number, one after another."""
 STEPS, SEEDS = 400, 25
 
 

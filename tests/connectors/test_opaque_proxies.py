@@ -184,7 +184,7 @@ def test_the_coordinator_refuses_one_picture_of_two_encoders(stack: ExitStack, e
 
 @pytest.mark.parametrize("merge", [sidecar, lambda answers: sidecar(reversed(list(answers)))], ids=["later", "earlier"])
 def test_overwritten_entries_do_not_use_up_the_encoders(stack: ExitStack, merge: Any) -> None:
-    """Of two encoders that have each picture, one is never asked for it. Its offers give way to new ones."""
+    """Two encoders have each picture, and one of them is never asked for it. Its offers give way to new ones."""
     hasty = msgspec.structs.replace(TIGHT, claim_timeout=1e-9)
     encoders = [stack.enter_context(closing(Encoder(hasty))) for _ in range(2)]
     (language,) = languages(stack, 1)

@@ -103,8 +103,8 @@ class ReceiveManager(Manager[ReceiveRecord]):
             room: The ``bootstrap_room``, 0 to 2**63 - 1.
             endpoint: The encode worker's :attr:`~.send_manager.SendManager.endpoint`.
             sink: Where the data goes; None gathers it into arrays. A sink serves one transfer.
-            failover_timeout: Seconds for which :meth:`EmbeddingReceiver.redirect` may be called after the encode
-                worker was lost (:attr:`EmbeddingReceiver.lost`); None: the transfer then fails at once.
+            failover_timeout: Seconds for which :meth:`EmbeddingReceiver.redirect` may be called after a loss of the
+                encode worker (:attr:`EmbeddingReceiver.lost`); None: the transfer then fails at once.
             max_tokens: The most tokens there is room for; a longer embedding is refused before memory is asked for.
             name: The name under which this end introduces itself; None: the manager's.
 
@@ -117,11 +117,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
             max_tokens = as_integer("max_tokens", max_tokens, 0, MAX_TOKENS, room=room)
         if failover_timeout is not None:
             failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
-        name = self.name if name is None else as_text("name", name, MAX_ENDPOINT, room=room)
+        name = as_text("name", self.name if name is None else name, MAX_ENDPOINT, room=room)
         with self.lock:
             self.check()
-        sink = check_sink(sink, room)
-        return EmbeddingReceiver(self, ReceiveRecord(room, endpoint, sink, failover_timeout, max_tokens, name))
+        record = ReceiveRecord(room, endpoint, check_sink(sink, room), failover_timeout, max_tokens, name)
+        return EmbeddingReceiver(self, record)
 
     # Called by handles
 
@@ -142,8 +142,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
             raise record.failure.copied()
         if record.machine is not None:
             raise LocalProtocolError("init() is called once; open the room again instead", room=record.room)
-        session = secrets.randbits(62) + 1
-        settings = self.settings, self.now(), record.failover_timeout
+        session, settings = secrets.randbits(62) + 1, (self.settings, self.now(), record.failover_timeout)
         record.machine = Receiver(
             record.room, session, self.geometry, record.name, self.addresses, *settings, max_tokens=record.max_tokens
         )
@@ -240,10 +239,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _settle(self, record: ReceiveRecord, now: float) -> None:
         machine = self.machine_of(record)
-        is_waiting = machine.wanted(now) is not None
         if record.poll() is KVPoll.Success:
             record.log.completed(machine)
-        self.admission.update(machine, is_waiting=is_waiting)
+        self.admission.update(machine, is_waiting=machine.wanted(now) is not None)
         self.admission.update_quarantine(machine)
         if machine.phase in TERMINAL:
             self.admission.unregister(machine)

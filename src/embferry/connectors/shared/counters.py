@@ -55,7 +55,7 @@ COUNTERS = {
     "items_offered": Definition("Embeddings that were offered for a request"),
     "encodes_saved": Definition("Offered embeddings that did not have to be encoded for their request"),
     "items_refused": Definition("Embeddings that could not be offered, by the error's code", ("code",)),
-    "offers_ended": Definition("Offered rooms that have ended", ("outcome",)),
+    "offers_ended": Definition("Offers that have ended: fetched, unfetched, or displaced by a new one", ("outcome",)),
 }
 """The exposition appends ``_total`` to each name."""
 

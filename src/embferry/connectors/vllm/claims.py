@@ -41,6 +41,6 @@ def claim_room(number: int, name: str) -> int:
 
 
 def content_number(secret: bytes, mm_hash: str, digest: bytes) -> int:
-    """Returns the number by which a producer names this content. Nobody can compute it without the secret."""
+    """Returns the number by which a producer names this content. It cannot be computed without the secret."""
     content = digest + mm_hash.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=secret).digest()) & MAX_ID
