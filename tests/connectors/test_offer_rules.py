@@ -18,7 +18,7 @@ import pytest
 
 from embferry import CapacityError, LeaseExpired, LocalProtocolError
 from embferry.connectors.vllm import offers as program
-from embferry.connectors.vllm.claims import claim_room, content_number, new_claim
+from embferry.connectors.vllm.claims import claim_room, consumer_of, content_number, new_claim, new_consumer
 
 BUDGET, MOST, CLAIM_S, LEASE_S = 10, 4, 10.0, 60.0
 CACHED = 2
@@ -292,11 +292,13 @@ def test_a_refusal_is_always_told_in_the_same_words() -> None:
 def test_a_claim_leads_to_its_offer_and_to_no_other() -> None:
     chance = random.Random(0)
     numbers = [chance.getrandbits(63) for _ in range(200)]
-    claims = {number: [new_claim(number) for _ in range(20)] for number in numbers}
+    consumers = [new_consumer() for _ in range(5)]
+    claims = {number: [new_claim(number, consumer) for consumer in 4 * consumers] for number in numbers}
     for number, made in claims.items():
         for room, name in made:
             assert 0 <= room < 1 << 63
             assert claim_room(room, name) == number
+            assert consumer_of(name) in consumers
     rooms = [room for made in claims.values() for room, _ in made]
     assert len({*rooms, *numbers}) == len(rooms) + len(numbers), "no claim has the room of another, or of an offer"
 

@@ -25,6 +25,7 @@ from embferry import (
     Geometry,
     KVPoll,
     LeaseExpired,
+    PeerGone,
     ReceiveManager,
     as_fields,
 )
@@ -32,7 +33,7 @@ from embferry.connectors.shared.transports import make_transports
 from embferry.connectors.vllm.coordinates import KEY, REFUSED, Coordinates, coordinates_in
 from embferry.testing.proxy import ChaosProxy
 
-from .pair import CONFIG, NBYTES, SHAPE, Encode, Language, rows_like, until
+from .pair import CONFIG, NBYTES, NOTICES_LOSS_SOON_S, SHAPE, Encode, Language, rows_like, until
 
 pytestmark = pytest.mark.integration
 
@@ -222,6 +223,42 @@ def test_claims_survive_a_cut_connection(stack: ExitStack) -> None:
     assert np.array_equal(first.fetch("r", "a", cut), rows_like(0))
     assert proxy.cuts == 1
     until(lambda: encoder.offered == 0)
+
+
+def test_a_second_claim_of_a_consumer_ends_its_first_one(stack: ExitStack) -> None:
+    """The first one has lost its connection, so the producer hears nothing of its end."""
+    tcp = msgspec.structs.replace(TIGHT, transports=("tcp",), peer_timeout=NOTICES_LOSS_SOON_S)
+    encoder = stack.enter_context(closing(Encoder(tcp)))
+    there = coordinates(encoder.answer("a"), "a")
+    language = stack.enter_context(closing(Language(tcp)))
+    lose(language, there)
+    assert encoder.offered == 1
+    again = coordinates(encoder.answer("a"), "a")
+    assert np.array_equal(language.fetch("s", "a", again), rows_like(0))
+    until(lambda: encoder.offered == 0)
+
+
+def test_a_silent_consumer_gives_way_when_the_bytes_are_needed(stack: ExitStack) -> None:
+    tcp = msgspec.structs.replace(TIGHT, transports=("tcp",), peer_timeout=NOTICES_LOSS_SOON_S)
+    encoder = stack.enter_context(closing(Encoder(tcp)))
+    language = stack.enter_context(closing(Language(tcp)))
+    for seed, mm_hash in enumerate("ab"):
+        lose(language, coordinates(encoder.answer(mm_hash, seed), mm_hash))
+    assert REFUSED in encoder.answer("c", 2)["c"], "they may come back"
+    encoder.producer._config = msgspec.structs.replace(tcp, claim_timeout=1e-9)
+    assert KEY in encoder.answer("c", 2)["c"]
+    assert encoder.offered == 1
+
+
+def lose(language: Language, there: Coordinates) -> None:
+    """Has a transfer begin and lose its connection for good."""
+    assert there.endpoint is not None
+    port = int(there.endpoint.rpartition(":")[2])
+    with ChaosProxy(port, cut_after=1500, dies=True) as proxy:
+        cut = msgspec.structs.replace(there, endpoint=f"tcp://127.0.0.1:{proxy.port}")
+        with pytest.raises(PeerGone):
+            language.fetch("lost", "lost", cut)
+        assert proxy.cuts == 1
 
 
 def test_random_requests_get_their_own_pictures(stack: ExitStack, encoder: Encoder) -> None:

@@ -8,6 +8,8 @@ On the wire, a claim is a transfer like any other.
 - The room of a claim tells the number only to who knows the name too, and no offer is found without its number: the
   mapping is one to one for each name.
 - Each claim has a new random name, so no two claims share a room.
+- The name begins with that of the consumer, which fetches an embedding once at a time: its new claim of an offer ends
+  an earlier one, which may have lost its connection.
 """
 
 from __future__ import annotations
@@ -28,10 +30,20 @@ class Claim(NamedTuple):
     name: str
 
 
-def new_claim(number: int) -> Claim:
+def new_consumer() -> str:
+    """Returns a new name for a consumer, under which it makes its claims."""
+    return f"vllm-{secrets.token_hex(8)}"
+
+
+def new_claim(number: int, consumer: str) -> Claim:
     """Returns a new claim of the offer with this number."""
-    name = f"vllm-{secrets.token_hex(8)}"
+    name = f"{consumer}-{secrets.token_hex(8)}"
     return Claim(claim_room(number, name), name)
+
+
+def consumer_of(name: str) -> str:
+    """Returns the consumer that has made the claim with this name."""
+    return name.rpartition("-")[0]
 
 
 def claim_room(number: int, name: str) -> int:

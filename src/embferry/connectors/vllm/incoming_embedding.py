@@ -59,11 +59,13 @@ class IncomingEmbedding:
         counters: Counters,
         failed_rooms: frozenset[int],
         on_end: Callable[[], object],
+        consumer: str,
     ) -> None:
         """Starts the transfer, or asks the router for a producer if the coordinates have no endpoint.
 
-        From ``failed_rooms`` the same embedding could not be obtained. ``on_end`` is called when it is here and mapped,
-        or has failed, on a thread of a manager, of the channel or of the router's client. It may not block.
+        ``consumer`` is the name under which claims are made. From ``failed_rooms`` the same embedding could not be
+        obtained. ``on_end`` is called when it is here and mapped, or has failed, on a thread of a manager, of the
+        channel or of the router's client. It may not block.
 
         Raises:
             PeerGone: The coordinates have no endpoint, and there is no router to ask.
@@ -75,7 +77,7 @@ class IncomingEmbedding:
         self.ready = False
         self.shared: SharedRows | None = None
         self._managers, self._workers, self._counters, self._on_end = managers, workers, counters, on_end
-        self._router = router if coordinates.failover_token else None
+        self._router, self._consumer = router if coordinates.failover_token else None, consumer
         self._began = time.monotonic()
         self._digests = {coordinates.digest}
         # Guards everything below, "shared" and "coordinates" against the callback thread and the router's threads.
@@ -136,7 +138,7 @@ class IncomingEmbedding:
 
     def _open(self, endpoint: str) -> None:
         """Starts the transfer. The lock is held, or no other thread knows this object yet."""
-        coordinates, claim = self.coordinates, new_claim(self.coordinates.room)
+        coordinates, claim = self.coordinates, new_claim(self.coordinates.room, self._consumer)
         manager = self._managers.get(coordinates.shape.layout)
         receiver = manager.open(
             claim.room,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from embferry import CapacityError, LeaseExpired, LocalProtocolError
+from embferry import CapacityError, EmbeddingSender, LeaseExpired, LocalProtocolError
 
 from .producer_cache import CachedEmbedding
 
@@ -64,12 +64,16 @@ class KeptForClaim:
         embedding: The embedding.
         room: The room in which the consumer fetches it.
         source: The manager at which it does.
+        consumer: Its name; None: it has none.
+        sender: The end that sends to it; None: not yet.
     """
 
     embedding: CachedEmbedding
     room: int
     source: object
-    offer: _Offer
+    offer: _Offer = field(repr=False)
+    consumer: str | None = None
+    sender: EmbeddingSender | None = None
 
 
 Ended = tuple[CachedEmbedding | None, str]
@@ -143,7 +147,12 @@ class Offers:
             self._tell(ended)
 
     def claim(
-        self, number: int, room: int, source: object, cached: Callable[[str], CachedEmbedding | None]
+        self,
+        number: int,
+        room: int,
+        source: object,
+        cached: Callable[[str], CachedEmbedding | None],
+        consumer: str | None = None,
     ) -> KeptForClaim | None:
         """Keeps the embedding of an offer for a consumer that asks for it in ``room``.
 
@@ -152,6 +161,7 @@ class Offers:
             room: The claim's.
             source: The manager at which the consumer asks.
             cached: Finds an embedding in the cache by its hash: an offer that has ended is opened again with it.
+            consumer: The consumer's name; None: it has none.
 
         Returns:
             None if no offer at this manager has the number, or the room has a claim already.
@@ -177,7 +187,7 @@ class Offers:
                         raise LeaseExpired("the offer has ended and was not kept; encode it again", room=room)
                     offer = self._begin(content, embedding, number, source, ended, self._clock())
                 kept = self._kept[offer.content.mm_hash][offer.content.digest]
-                claim = offer.claims[room] = KeptForClaim(kept.embedding, room, source, offer)
+                claim = offer.claims[room] = KeptForClaim(kept.embedding, room, source, offer, consumer)
                 self._claims += 1
                 offer.awaited_since = None
                 return claim
@@ -197,6 +207,16 @@ class Offers:
             if not offer.claims and offer.awaited_since is None:
                 ended.append(self._end(offer))
         self._tell(ended)
+
+    def claims(self) -> list[KeptForClaim]:
+        with self._lock:
+            return [claim for offer in self._open.values() for claim in offer.claims.values()]
+
+    def earlier_claims(self, claim: KeptForClaim) -> list[KeptForClaim]:
+        """Returns the other claims of the same offer by the same consumer."""
+        with self._lock:
+            others = [other for other in claim.offer.claims.values() if other is not claim]
+        return [other for other in others if other.consumer is not None and other.consumer == claim.consumer]
 
     def expire(self) -> None:
         """Ends the offers whose lease is over."""

@@ -14,10 +14,12 @@ from typing import Any
 import msgspec
 
 from embferry import (
+    CapacityError,
     EmbeddingSender,
     EmbeddingTransferError,
     KVPoll,
     Layout,
+    LeaseExpired,
     PeerGone,
     SendManager,
     as_fields,
@@ -26,7 +28,7 @@ from embferry.transfer.failures import as_transfer_error, attempt
 
 from ..shared.counters import Counters
 from ..shared.managers import Managers
-from .claims import claim_room, content_number
+from .claims import claim_room, consumer_of, content_number
 from .config import ConnectorConfig
 from .coordinates import Coordinates
 from .offers import KeptForClaim, Offers
@@ -104,7 +106,12 @@ class Producer:
         digest, shape = embedding.digest, embedding.shared.shape
         number = content_number(self._secret, mm_hash, digest) if room is None else room
         manager = self._managers.get(shape.layout)
-        embedding = self.offers.name(embedding, number, manager)
+        try:
+            embedding = self.offers.name(embedding, number, manager)
+        except CapacityError:
+            if not self._end_silent():
+                raise
+            embedding = self.offers.name(embedding, number, manager)
         self._sweep_later()
         found = [one for one in (embedding, cached) if one is not None]
         self._counters.add("items_offered")
@@ -123,33 +130,53 @@ class Producer:
     # Claims. These run on the manager's callback thread without locks.
 
     def _requested(self, manager: SendManager, room: int, name: str) -> None:
-        """Serves a consumer that asks for an offer in a room of its own."""
-        for number in (claim_room(room, name), room):  # the latter: a consumer that knows no claims
+        """Serves a consumer that asks for an offer in a room of its own, or in that of the coordinates."""
+        for number, consumer in ((claim_room(room, name), consumer_of(name)), (room, None)):
             try:
-                claim = self.offers.claim(number, room, manager, partial(self._cached, manager.layout))
+                claim = self.offers.claim(number, room, manager, partial(self._cached, manager.layout), consumer)
             except EmbeddingTransferError as error:
                 self._refuse(manager, room, error)
                 return
             if claim is not None:
                 self._serve(manager, claim)
+                for earlier in self.offers.earlier_claims(claim):
+                    self._give_up(earlier, "its consumer has asked for it again")
                 return
 
     def _serve(self, manager: SendManager, claim: KeptForClaim) -> None:
-        embedding, sender = claim.embedding, None
+        embedding = claim.embedding
         try:
-            sender = manager.open(claim.room)
-            changed = partial(self._changed, claim, sender)
-            sender.on_change(changed)
+            claim.sender = sender = manager.open(claim.room)
+            sender.on_change(partial(self._changed, claim))
             sender.init(embedding.shared.shape.tokens, embedding.digest)
             sender.send_embedding(as_fields({"input_embeddings": embedding.shared.rows}))
-            changed()  # it may have ended before it could be watched
+            self._changed(claim)  # it may have ended before it could be watched
         except Exception as raised:  # noqa: BLE001  (fails this transfer alone)
             error = as_transfer_error("serving a consumer", raised, claim.room)
             log.error("room %d: cannot be served: %s", claim.room, error, extra={"room": claim.room})
-            if sender is None:
+            if claim.sender is None:
                 self.offers.end_claim(claim, fetched=False)
             else:
-                sender.abort(error)
+                claim.sender.abort(error)
+
+    def _give_up(self, claim: KeptForClaim, why: str) -> None:
+        if claim.sender is not None:
+            claim.sender.abort(LeaseExpired(f"this transfer was given up: {why}", room=claim.room))
+            self._changed(claim)
+
+    def _end_silent(self) -> bool:
+        """Ends the claims of consumers that have been silent for ``claim_timeout``. Returns whether there were any."""
+        silent = [claim for claim in self.offers.claims() if claim.sender is not None and self._is_silent(claim.sender)]
+        for claim in silent:
+            self._give_up(claim, "its consumer is silent and others need the memory")
+        return bool(silent)
+
+    def _is_silent(self, sender: EmbeddingSender) -> bool:
+        """Returns whether no message has come from a consumer for ``claim_timeout``."""
+        with sender.manager.lock:
+            lease_ends = sender.machine.next_timeout()
+            left = self._config.lease_timeout - self._config.claim_timeout
+            return lease_ends is not None and lease_ends - left <= sender.manager.now()
 
     def _refuse(self, manager: SendManager, room: int, error: EmbeddingTransferError) -> None:
         now = time.monotonic()
@@ -159,13 +186,13 @@ class Producer:
             self._refused_at.append(now)
         attempt(lambda: manager.open(room).abort(error))
 
-    def _changed(self, claim: KeptForClaim, sender: EmbeddingSender) -> None:
+    def _changed(self, claim: KeptForClaim) -> None:
         """Ends a claim once its memory is not read any more.
 
         It may run after later events, so that an offer ends without any step of the engine. It may not block.
         """
-        if sender.source_released:
-            self.offers.end_claim(claim, fetched=_is_fetched(sender))
+        if claim.sender is not None and claim.sender.source_released:
+            self.offers.end_claim(claim, fetched=_is_fetched(claim.sender))
 
     def _cached(self, layout: Layout, mm_hash: str) -> CachedEmbedding | None:
         found = self.cache.find(mm_hash)
