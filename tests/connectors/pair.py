@@ -64,6 +64,12 @@ class Encode:
         assert found is not None
         return found
 
+    def withdraw(self, mm_hash: str) -> None:
+        """Ends the offers, and evicts an embedding. Its claims are refused from now on."""
+        for manager in self.producer.offers.sources():
+            self.producer.offers.end_all(manager)
+        del self.producer.cache._embeddings[mm_hash]
+
     def produced(self, name: str, label: str = "") -> int:
         """A counter of the producer."""
         return self.producer_counters.read().get((name, label), 0)

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from .pair import until
+
 WIDTH, TOKENS = 64, 50
 MODEL = Path(__file__).parents[2] / "examples" / "media"
 """Stands for the folder of a model."""
@@ -157,3 +159,44 @@ def _current(worker: Any) -> Iterator[None]:
     finally:
         for module, get, has in before:
             module.get_ec_transfer, module.has_ec_transfer = get, has
+
+
+def output(seed: int) -> Any:
+    """Returns an embedding like the encoder's."""
+    return torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def encode(side: Side, *names: str, request: str = "encode", room: int | None = None) -> dict[str, Any]:
+    """Runs a request for these items, and returns its response's parameters."""
+    params = None if room is None else {"embferry": {"room": room}}
+    asked = Request(request, *(feature(name, at * TOKENS) for at, name in enumerate(names)), params=params)
+    scheduler = side.scheduler
+    until(lambda: scheduler.ensure_cache_available(asked, 0))  # the ranks map what the scheduler has
+    new = {}
+    for index, name in enumerate(dict.fromkeys(names)):
+        if name in side.caches[0]:
+            continue
+        if not scheduler.has_cache_item(name):
+            new[name] = output(sum(name.encode()))
+        scheduler.update_state_after_alloc(asked, index)
+    side.run(side.plan(), new)
+    asked.status = vllm().status.FINISHED_LENGTH_CAPPED
+    _, answer = scheduler.request_finished(asked)
+    assert answer is not None
+    return answer
+
+
+def fetched(side: Side, request: Request) -> None:
+    until(lambda: side.scheduler.ensure_cache_available(request, 0))
+
+
+def counted(side: Side, name: str, label: str = "") -> int:
+    half = side.scheduler._scheduler
+    found: int = half.counters.read().get((name, label), 0)
+    return found
+
+
+def loaded(side: Side, request: Request) -> None:
+    """Reserves room for the request's item, as vLLM does."""
+    assert side.scheduler.has_cache_item(request.mm_features[0].identifier)
+    side.scheduler.update_state_after_alloc(request, 0)

@@ -14,7 +14,7 @@ import pytest
 from embferry import CapacityError, Field, Layout
 from embferry.connectors.shared.counters import Counters, MetricsServer
 from embferry.connectors.shared.managers import MAX_LAYOUTS, Managers
-from embferry.connectors.vllm.producer import Offers
+from embferry.connectors.vllm.offers import Offers
 
 from .pair import CONFIG, GUARD_S, Pair, until
 
@@ -32,18 +32,19 @@ def pair() -> Iterator[Pair]:
 
 def test_offers_are_bounded_by_number_also_those_of_one_embedding(pair: Pair) -> None:
     pair.publish("a")
-    first, _ = pair.offer("a"), pair.offer("a")
+    first, _ = pair.offer("a"), pair.offer("a", room=77)
     with pytest.raises(CapacityError, match="max_offers"):
-        pair.producer.offer("a")
-    assert pair.offer("a", first.room) == first, "it is open already"
+        pair.producer.offer("a", 78)
+    assert pair.offer("a") == first, "it is open already"
     pair.fetch("r", "a", first)
     until(lambda: pair.produced("offers_ended", "fetched") == 1)
-    pair.offer("a")
+    pair.offer("a", room=78)
 
 
 def test_offers_leave_most_descriptors_to_others() -> None:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    assert Offers(1, 1 << 40, lambda embedding: None)._most == files // 4
+    offers = Offers(1, 1 << 40, claim_timeout=1.0, lease_timeout=1.0, on_end=lambda embedding, outcome: None)
+    assert offers._most == files // 4
 
 
 def layout(width: int) -> Layout:

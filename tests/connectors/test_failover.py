@@ -15,7 +15,7 @@ from embferry.connectors.vllm.router_client import RouterClient
 
 from .pair import GUARD_S, NBYTES, NOTICES_LOSS_S, NOTICES_LOSS_SOON_S, rows_like, until
 from .routed import TOKEN, Routed, answer
-from .stub_router import StubRouter
+from .stub_router import Answer, StubRouter
 
 pytestmark = pytest.mark.integration
 
@@ -157,18 +157,23 @@ def test_a_producer_that_aborts_is_replaced_without_waiting_for_a_time_out(make_
     routed = make_routed(peer_timeout=10 * GUARD_S)
     routed.first.publish("a")
     coordinates = routed.first.offer("a", token=TOKEN)
-    routed.first.producer._rooms[coordinates.room].sender.abort()
+    routed.first.withdraw("a")
     routed.stub.failover = lambda token, body: routed.at_second(coordinates.room)
     assert np.array_equal(routed.language.fetch("r", "a", coordinates), rows_like(0))
 
 
 def test_the_router_may_name_the_same_producer_again(make_routed: MakeRouted) -> None:
-    """Its room has ended, and is opened once more."""
+    """It has refused the claim, and is asked for it once more."""
     routed = make_routed()
     routed.first.publish("a")
     coordinates = routed.first.offer("a", token=TOKEN)
-    routed.first.producer._rooms[coordinates.room].sender.abort()
-    routed.stub.failover = lambda token, body: answer(routed.first.offer("a", coordinates.room, TOKEN))
+    routed.first.withdraw("a")
+
+    def encode_again(token: str, body: dict[str, Any]) -> Answer:
+        routed.first.publish("a")
+        return answer(routed.first.offer("a", coordinates.room, TOKEN))
+
+    routed.stub.failover = encode_again
     assert np.array_equal(routed.language.fetch("r", "a", coordinates), rows_like(0))
     until(lambda: routed.first.producer.offers.nbytes == 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from embferry import CapacityError, LeaseExpired, LocalProtocolError
 
-from .pair import CONFIG, NBYTES, TOKENS, Pair, until
+from .pair import CONFIG, NBYTES, TOKENS, Language, Pair, until
 
 pytestmark = pytest.mark.integration
 
@@ -49,17 +50,17 @@ def test_offered_embeddings_are_never_evicted(pair: Pair) -> None:
         assert np.array_equal(pair.fetch(name, name, coordinates[name]), rows[name])
 
 
-def test_an_embedding_in_several_rooms_counts_once(pair: Pair) -> None:
+def test_an_embedding_in_several_offers_counts_once(pair: Pair) -> None:
     pair.publish("a")
-    rooms = [pair.offer("a") for _ in range(5)]
+    rooms = [pair.offer("a", room) for room in (None, 71, 72, 73, None)]
     assert offered(pair) == 1
     pair.publish("b", 1)
     pair.offer("b")
-    assert pair.offer("a").tokens == TOKENS, "the budget is full, but this adds nothing"
-    for coordinates in rooms:
+    assert pair.offer("a", room=74).tokens == TOKENS, "the budget is full, but this adds nothing"
+    for coordinates in rooms[:-1]:
         pair.consumer.release("r")
         pair.fetch("r", "a", coordinates)
-    assert offered(pair) == 2, "one room of it is left"
+    assert offered(pair) == 2, "one offer of it is left"
 
 
 def test_a_fetched_embedding_returns_to_the_cache(pair: Pair) -> None:
@@ -74,16 +75,17 @@ def test_a_fetched_embedding_returns_to_the_cache(pair: Pair) -> None:
 
 
 def test_an_offer_that_is_not_fetched_expires() -> None:
-    pair = Pair(msgspec.structs.replace(TIGHT, lease_timeout=0.2))
-    try:
-        pair.publish("a")
+    with closing(Pair(msgspec.structs.replace(TIGHT, lease_timeout=0.2))) as pair:
+        rows = pair.publish("a")
         coordinates = pair.offer("a")
         until(lambda: offered(pair) == 0)
         assert pair.produced("offers_ended", "unfetched") == 1
-        with pytest.raises(LeaseExpired):
-            pair.fetch("r", "a", coordinates)
-    finally:
-        pair.close()
+        assert np.array_equal(pair.fetch("r", "a", coordinates), rows), "it is in the cache"
+        until(lambda: offered(pair) == 0)
+        pair.consumer.release("r")
+        pair.publish("b", 1)
+        with closing(Language(TIGHT)) as other, pytest.raises(LeaseExpired):
+            other.fetch("s", "a", coordinates)
 
 
 def test_a_request_may_name_the_room(pair: Pair) -> None:

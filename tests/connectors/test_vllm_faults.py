@@ -104,7 +104,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             "router": router.url,
             "failover_timeout": GUARD_S,
             "metrics_port": port,
-            "encode_on_failure": True,
         }
         engines = [
             Engine(model, folder / "first.log", transfer("ec_producer", **sends)),

@@ -2,80 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from .pair import GUARD_S, until
-from .runners import TOKENS, WIDTH, Request, Side, feature, vllm
+from .runners import TOKENS, Request, Side, counted, encode, feature, fetched, loaded, output, vllm
 
 pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(600)]
 
 Make = Callable[..., Side]
-
-
-@pytest.fixture(params=["v1", "v2"])
-def runner(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def make(runner: str) -> Iterator[Make]:
-    made: list[Side] = []
-
-    def new(role: str, ranks: int = 1, **extra: Any) -> Side:
-        made.append(Side(runner, role, ranks, **extra))
-        return made[-1]
-
-    yield new
-    for side in made:
-        side.close()
-
-
-def output(seed: int) -> Any:
-    """Returns an embedding like the encoder's."""
-    return torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed))
-
-
-def encode(side: Side, *names: str, request: str = "encode", room: int | None = None) -> dict[str, Any]:
-    """Runs a request for these items, and returns its response's parameters."""
-    params = None if room is None else {"embferry": {"room": room}}
-    asked = Request(request, *(feature(name, at * TOKENS) for at, name in enumerate(names)), params=params)
-    scheduler = side.scheduler
-    until(lambda: scheduler.ensure_cache_available(asked, 0))  # the ranks map what the scheduler has
-    new = {}
-    for index, name in enumerate(dict.fromkeys(names)):
-        if name in side.caches[0]:
-            continue
-        if not scheduler.has_cache_item(name):
-            new[name] = output(sum(name.encode()))
-        scheduler.update_state_after_alloc(asked, index)
-    side.run(side.plan(), new)
-    asked.status = vllm().status.FINISHED_LENGTH_CAPPED
-    _, answer = scheduler.request_finished(asked)
-    assert answer is not None
-    return answer
-
-
-def fetched(side: Side, request: Request) -> None:
-    until(lambda: side.scheduler.ensure_cache_available(request, 0))
-
-
-def counted(side: Side, name: str, label: str = "") -> int:
-    half = side.scheduler._scheduler
-    found: int = half.counters.read().get((name, label), 0)
-    return found
-
-
-def loaded(side: Side, request: Request) -> None:
-    """Reserves room for the request's item, as vLLM does."""
-    assert side.scheduler.has_cache_item(request.mm_features[0].identifier)
-    side.scheduler.update_state_after_alloc(request, 0)
 
 
 @pytest.fixture
@@ -252,74 +189,16 @@ def test_an_aborted_request_offers_nothing(make: Make) -> None:
     assert counted(producer, "items_offered") == 0
 
 
-def test_an_offer_beyond_the_budget_is_refused(make: Make) -> None:
-    producer = make("ec_producer", offered_bytes=TOKENS * WIDTH * 4)
-    assert "embferry" in encode(producer, "a")["a"]
-    assert encode(producer, "b", request="s")["b"]["embferry_refused"]["code"] == "capacity_exhausted"
-    assert counted(producer, "items_refused", "capacity_exhausted") == 1
-
-
-@pytest.mark.parametrize("here", [False, True])
-def test_an_embedding_that_cannot_be_obtained_fails_or_is_encoded_here(make: Make, here: bool) -> None:
-    params = encode(make("ec_producer"), "a")
-    params["a"]["embferry"]["room"] = 7
-    consumer = make("ec_consumer", encode_on_failure=here)
-    request = Request("r", feature("a", pixels=True), params=params)
-    taken: set[str] = set()
-
-    def decided() -> bool:
-        available: bool = consumer.scheduler.ensure_cache_available(request, 0)
-        taken.update(consumer.scheduler.take_unavailable_requests())
-        return available or bool(taken)
-
-    until(decided)
-    assert taken == (set() if here else {"r"})
-    assert not consumer.scheduler.has_cache_item("a")
-    assert counted(consumer, "failures", "peer_gone") == 1
-    assert counted(consumer, "encoded_here") == int(here)
-
-
-def test_memory_that_a_rank_cannot_map_fails_the_request_and_not_the_worker(make: Make) -> None:
-    params = encode(make("ec_producer"), "a")
-    consumer = make("ec_consumer", ranks=2)
-    memory = consumer.workers[1]._worker._memory
-    mapped = memory._map
-
-    def exhausted(packet: Any, fd: int) -> None:
-        os.close(fd)
-        raise OSError(errno.ENOMEM, "Cannot allocate memory")
-
-    memory._map = exhausted
-    request = Request("r", feature("a"), params=params)
-    taken: set[str] = set()
-
-    def has_failed() -> bool:
-        assert not consumer.scheduler.ensure_cache_available(request, 0)
-        taken.update(consumer.scheduler.take_unavailable_requests())
-        return bool(taken)
-
-    until(has_failed)
-    consumer.run(consumer.plan())
-    assert consumer.caches[0] == {}
-    assert counted(consumer, "failures", "transport_error") == 1
-    consumer.scheduler.request_finished(request)
-    memory._map = mapped
-    again = Request("s", feature("b"), params=encode(make("ec_producer"), "b"))
-    fetched(consumer, again)
-    loaded(consumer, again)
-    consumer.run(consumer.plan())
-    assert torch.equal(consumer.caches[1]["b"], output(ord("b")))
-
-
-def test_an_error_that_no_one_expects_fails_the_request_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = encode(make("ec_producer"), "a")
-    consumer = make("ec_consumer")
-    half = consumer.scheduler._scheduler
-    monkeypatch.setattr(half._consumer, "require", lambda *_: [][0])
-    assert not consumer.scheduler.ensure_cache_available(Request("r", feature("a"), params=params), 0)
-    assert consumer.scheduler.take_unavailable_requests() == {"r"}
-    monkeypatch.undo()
-    fetched(consumer, Request("s", feature("a"), params=params))
+def test_each_answer_for_a_picture_is_the_same(make: Make) -> None:
+    """Before and after it is fetched. Proxies refuse requests whose answers for one picture differ."""
+    producer, consumer = make("ec_producer"), make("ec_consumer")
+    first = encode(producer, "a")
+    assert encode(producer, "a", request="again") == first
+    fetched(consumer, Request("r", feature("a"), params=first))
+    until(lambda: counted(producer, "offers_ended", "fetched") == 1)
+    assert encode(producer, "a", request="later") == first
+    other = make("ec_consumer")
+    fetched(other, Request("s", feature("a"), params=first))
 
 
 def test_an_idle_engine_waits_once_per_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,26 +226,6 @@ def test_an_arriving_embedding_ends_the_wait(make: Make) -> None:
     assert not consumer.scheduler.ensure_cache_available(asked, 0)
     assert half._consumer.wait(GUARD_S)
     assert consumer.scheduler.ensure_cache_available(asked, 0)
-
-
-def test_parameters_that_are_not_an_object_are_refused(make: Make) -> None:
-    """Users can set them in ``vllm_xargs``, which vLLM does not validate."""
-    consumer, producer = make("ec_consumer"), make("ec_producer")
-    asked = Request("odd", feature("a"), params="embferry")  # type: ignore[arg-type]
-    assert not consumer.scheduler.ensure_cache_available(asked, 0)
-    until(lambda: consumer.scheduler.take_unavailable_requests() == {"odd"})
-    encode(producer, "a")
-    odd = Request("odd", feature("a"), params="embferry")  # type: ignore[arg-type]
-    odd.status = vllm().status.FINISHED_LENGTH_CAPPED
-    _, answer = producer.scheduler.request_finished(odd)
-    assert answer is not None
-    assert answer["a"]["embferry_refused"]["code"] == "remote_protocol_error"
-
-
-def test_a_request_without_pixels_fails_although_failures_are_encoded(make: Make) -> None:
-    consumer = make("ec_consumer", encode_on_failure=True)
-    assert not consumer.scheduler.ensure_cache_available(Request("r", feature("a")), 0)
-    assert consumer.scheduler.take_unavailable_requests() == {"r"}
 
 
 def test_the_counters_reach_vllm_s_statistics(make: Make) -> None:

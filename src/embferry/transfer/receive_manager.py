@@ -10,11 +10,11 @@ from functools import partial
 from embferry.memory.admission import PoolAdmission
 from embferry.memory.blocks import MetadataAllocation, ReqToMetadataBlockAllocator, blocks_needed
 from embferry.memory.buffers import MultimodalDataBuffers
-from embferry.protocol.arguments import as_integer, as_seconds
+from embferry.protocol.arguments import as_integer, as_seconds, as_text
 from embferry.protocol.commands import Admit, CloseBlocks, Deliver, Release, Restart, Revoke, Send, Verify
 from embferry.protocol.errors import Aborted, EmbeddingTransferError, LocalProtocolError
 from embferry.protocol.layout import Geometry
-from embferry.protocol.messages import MAX_ID, MAX_TOKENS, Abort, Frame, TransportAddress
+from embferry.protocol.messages import MAX_ENDPOINT, MAX_ID, MAX_TOKENS, Abort, Frame, TransportAddress
 from embferry.protocol.receiver import Receiver
 from embferry.protocol.settings import TransferSettings
 from embferry.protocol.states import TERMINAL, KVPoll
@@ -95,6 +95,7 @@ class ReceiveManager(Manager[ReceiveRecord]):
         *,
         failover_timeout: float | None = None,
         max_tokens: int | None = None,
+        name: str | None = None,
     ) -> EmbeddingReceiver:
         """Opens the receiving end of ``room``, which the encode worker at ``endpoint`` serves. Call ``init()`` next.
 
@@ -102,9 +103,10 @@ class ReceiveManager(Manager[ReceiveRecord]):
             room: The ``bootstrap_room``, 0 to 2**63 - 1.
             endpoint: The encode worker's :attr:`~.send_manager.SendManager.endpoint`.
             sink: Where the data goes; None gathers it into arrays. A sink serves one transfer.
-            failover_timeout: Seconds for which :meth:`EmbeddingReceiver.redirect` may be called after the encode
-                worker was lost (:attr:`EmbeddingReceiver.lost`); None: the transfer then fails at once.
+            failover_timeout: Seconds for which :meth:`EmbeddingReceiver.redirect` may be called after a loss of the
+                encode worker (:attr:`EmbeddingReceiver.lost`); None: the transfer then fails at once.
             max_tokens: The most tokens there is room for; a longer embedding is refused before memory is asked for.
+            name: The name under which this end introduces itself; None: the manager's.
 
         Raises:
             LocalProtocolError: An argument is malformed, or the manager is closed.
@@ -115,10 +117,11 @@ class ReceiveManager(Manager[ReceiveRecord]):
             max_tokens = as_integer("max_tokens", max_tokens, 0, MAX_TOKENS, room=room)
         if failover_timeout is not None:
             failover_timeout = as_seconds("failover_timeout", failover_timeout, room=room)
+        name = as_text("name", self.name if name is None else name, MAX_ENDPOINT, room=room)
         with self.lock:
             self.check()
-        sink = check_sink(sink, room)
-        return EmbeddingReceiver(self, ReceiveRecord(room, endpoint, sink, failover_timeout, max_tokens))
+        record = ReceiveRecord(room, endpoint, check_sink(sink, room), failover_timeout, max_tokens, name)
+        return EmbeddingReceiver(self, record)
 
     # Called by handles
 
@@ -139,10 +142,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
             raise record.failure.copied()
         if record.machine is not None:
             raise LocalProtocolError("init() is called once; open the room again instead", room=record.room)
-        session = secrets.randbits(62) + 1
-        settings = self.settings, self.now(), record.failover_timeout
+        session, settings = secrets.randbits(62) + 1, (self.settings, self.now(), record.failover_timeout)
         record.machine = Receiver(
-            record.room, session, self.geometry, self.name, self.addresses, *settings, max_tokens=record.max_tokens
+            record.room, session, self.geometry, record.name, self.addresses, *settings, max_tokens=record.max_tokens
         )
         record.allocation = allocation
         self._records_by_session[session] = record
@@ -237,10 +239,9 @@ class ReceiveManager(Manager[ReceiveRecord]):
 
     def _settle(self, record: ReceiveRecord, now: float) -> None:
         machine = self.machine_of(record)
-        is_waiting = machine.wanted(now) is not None
         if record.poll() is KVPoll.Success:
             record.log.completed(machine)
-        self.admission.update(machine, is_waiting=is_waiting)
+        self.admission.update(machine, is_waiting=machine.wanted(now) is not None)
         self.admission.update_quarantine(machine)
         if machine.phase in TERMINAL:
             self.admission.unregister(machine)

@@ -40,6 +40,7 @@ class ReceiveRecord:
         sink: Where the data goes. Its methods are called with ``sink_lock`` held, and no other lock.
         failover_timeout: Seconds for which another encode worker may be named after a loss, or None.
         max_tokens: Tokens that the caller has room for, or None.
+        name: The name under which this end introduces itself.
         machine: The state machine; None until the embedding is asked for.
         end: What the user holds.
         source: The session of the encode worker that was last heard; 0: none yet.
@@ -63,6 +64,7 @@ class ReceiveRecord:
     sink: Sink
     failover_timeout: float | None
     max_tokens: int | None
+    name: str
     machine: Receiver | None = None
     end: Handle = field(init=False)
     source: int = 0

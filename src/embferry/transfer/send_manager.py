@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from embferry.protocol.arguments import as_integer, as_text
 from embferry.protocol.commands import Connect, ReleaseSource, Send, Write
@@ -29,6 +29,7 @@ from embferry.trust import Trust
 
 from .control.contract import Unreachable
 from .control.sockets import SocketControl
+from .failures import attempt
 from .guarded_transport import GuardedTransport
 from .handle import ENDED
 from .manager import Manager
@@ -92,6 +93,8 @@ class SendManager(Manager[SendRecord]):
         self.writer = Writer(layout, self.transports, self.settings, self.wake, allocate, self._write_ended)
         self._rooms: dict[int, SendRecord] = {}
         self.parked = ParkedRequests(self.settings)
+        self._on_request: Callable[[int, str], object] | None = None
+        self._reported: set[int] = set()  # rooms of which the callback has not been called yet
         try:
             layout.validate()
             self._runtime.start(self.turn)
@@ -134,6 +137,15 @@ class SendManager(Manager[SendRecord]):
         if last is not None:
             last.end.notify()
         return sender
+
+    def on_request(self, callback: Callable[[int, str], object]) -> None:
+        """Calls ``callback(room, name)`` when a receiver asks for a room that is not open, or not any more.
+
+        ``name`` is that of the receiver. The callback may open the room, which then serves this receiver. It runs on
+        the callback thread without locks, and again when the receiver repeats its request. It may not block.
+        """
+        with self.lock:
+            self._on_request = callback
 
     # Called by handles
 
@@ -208,7 +220,7 @@ class SendManager(Manager[SendRecord]):
 
     def _take(self, peer: Hashable, frame: Frame, now: float) -> bool:
         record = self._rooms.get(frame.body.room)
-        if record is not None:
+        if record is not None and not self._asks_again(record, frame):
             if not frame.target and frame.source in record.ended:  # late: the transfer of now is not meant
                 if isinstance(frame.body, Abort):
                     self.send(peer, record.machine.session, frame.source, Closed(record.room))
@@ -225,9 +237,36 @@ class SendManager(Manager[SendRecord]):
         if isinstance(frame.body, Open):
             self.parked.add(peer, frame, now)
             self.send(peer, 0, frame.source, Pending(frame.body.room, 0))
+            self._report(frame.body)
         else:
             self.send(peer, 0, frame.source, Unknown(frame.body.room, frame.target))
         return False
+
+    def _asks_again(self, record: SendRecord, frame: Frame) -> bool:
+        """Returns whether a receiver asks for a room whose transfer has ended, so that it can be opened again for it.
+
+        A repeated request is none: it is answered by the transfer that has ended.
+        """
+        if self._on_request is None or not isinstance(frame.body, Open) or frame.source in record.ended:
+            return False
+        known = record.machine.destinations.get(frame.source)
+        is_new = known is None or frame.body.generation > known.opened.generation
+        return is_new and record.poll() in ENDED and record.is_released
+
+    def _report(self, request: Open) -> None:
+        """Has the callback for requests called, at most once at a time for a room. The lock is held."""
+        room, callback = request.room, self._on_request
+        if callback is None or room in self._reported or len(self._reported) >= self.settings.parked_requests:
+            return
+
+        def call() -> None:
+            with self.lock:
+                self._reported.discard(room)
+            callback(room, request.endpoint)
+
+        self._reported.add(room)
+        if attempt(self.run_callback, call) is not None:  # no thread can be started: the receiver asks again
+            self._reported.discard(room)
 
     def _unreachable(self, event: Unreachable, now: float) -> None:
         self.parked.drop(event.peer)  # receivers repeat their requests over the next connection

@@ -55,11 +55,11 @@ COUNTERS = {
     "items_offered": Definition("Embeddings that were offered for a request"),
     "encodes_saved": Definition("Offered embeddings that did not have to be encoded for their request"),
     "items_refused": Definition("Embeddings that could not be offered, by the error's code", ("code",)),
-    "offers_ended": Definition("Offered rooms that have ended", ("outcome",)),
     "shared_cache_hits": Definition("Embeddings that a producer found in the cache that encoders share"),
     "shared_cache_misses": Definition("Lookups in that cache without an embedding, by reason", ("reason",)),
     "shared_cache_written_bytes": Definition("Bytes that a producer wrote into that cache"),
     "shared_cache_dropped": Definition("Encoded embeddings that were not written into it, by reason", ("reason",)),
+    "offers_ended": Definition("Offers that have ended: fetched, unfetched, or displaced by a new one", ("outcome",)),
 }
 """The exposition appends ``_total`` to each name."""
 

@@ -52,7 +52,10 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_embedding_bytes: The largest embedding that is accepted. A consumer refuses a larger one before it asks for
             memory.
         offered_bytes: Producer: embeddings that are offered and not fetched; beyond that, new offers are refused.
-        max_offers: Producer: offers that are not fetched, at most a quarter of the files that the process may open.
+        max_offers: Producer: offers that are not fetched, and consumers that are fetching, at most a quarter of the
+            files that the process may open.
+        claim_timeout: Producer: how long an offer for which no consumer asks is kept in any case; after that it gives
+            way to new ones when ``offered_bytes`` or ``max_offers`` is reached.
         peer_timeout: Consumer: time without a message from the producer after which it counts as lost.
         lease_timeout: Producer: how long it keeps an embedding for a consumer that sends no message.
         router: Consumer: base URL of the router, which names other producers and is told of failures.
@@ -77,9 +80,10 @@ class ConnectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_offers: Count = 4096
     peer_timeout: Seconds = 1.0
     lease_timeout: Seconds = 60.0
+    claim_timeout: Seconds = 10.0
     router: str | None = None
     failover_timeout: Seconds = 5.0
-    encode_on_failure: bool = False
+    encode_on_failure: bool = True
     cluster_key_file: str | None = None
     insecure: bool = False
     cache: CacheConfig | None = None

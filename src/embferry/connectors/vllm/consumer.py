@@ -20,6 +20,7 @@ from embferry import (
 from ..shared.counters import Counters
 from ..shared.managers import Managers
 from ..shared.shared_rows import SharedRows
+from .claims import new_consumer
 from .config import MAX_KEPT, ConnectorConfig
 from .coordinates import Coordinates
 from .incoming_embedding import IncomingEmbedding
@@ -40,6 +41,7 @@ class Consumer:
         self._managers: Managers[ReceiveManager] = Managers(self._new_manager, counters, is_busy=self._is_under_way)
         self._embeddings: OrderedDict[str, IncomingEmbedding] = OrderedDict()
         self._changed = threading.Event()
+        self._name = new_consumer()
         self._counters.add_gauge("kept_bytes", self._kept_bytes)
 
     def require(self, request: str, mm_hash: str, coordinates: Coordinates) -> bool:
@@ -109,6 +111,7 @@ class Consumer:
             self._counters,
             failed_rooms,
             self._changed.set,
+            self._name,
         )
         return embedding
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from embferry import LayoutMismatch, LocalProtocolError, RemoteProtocolError
-from embferry.protocol.messages import MAX_ID
+from embferry import CapacityError, LayoutMismatch, LocalProtocolError, RemoteProtocolError
+from embferry.protocol.messages import MAX_ID, MAX_TEXT, sendable
 from embferry.transfer.control.endpoint import check_endpoint
 
 from ..shared.shape import Dtype, Shape, Tokens, Width
@@ -92,6 +92,15 @@ def coordinates_in(entry: Any) -> Coordinates | None:
         except LocalProtocolError as error:
             raise RemoteProtocolError(f"malformed transfer parameters: {error.detail}") from None
     return found
+
+
+def refusal_in(entry: Any) -> CapacityError | None:
+    """Returns why the producer does not offer the item, if its entry says so."""
+    refused = entry.get(REFUSED) if isinstance(entry, dict) else None
+    if not isinstance(refused, dict):
+        return None
+    code, message = (sendable(str(refused.get(key)), MAX_TEXT) for key in ("code", "message"))
+    return CapacityError(f"the producer does not offer it: [{code}] {message}")
 
 
 def room_request_in(params: Any) -> RoomRequest | None:

@@ -28,6 +28,7 @@ from ..shared.counters import Counters
 from ..shared.managers import Managers
 from ..shared.shape import digest_of
 from ..shared.shared_rows import ByteRows, SharedRows
+from .claims import new_claim
 from .coordinates import Coordinates
 from .router_client import RouterClient
 from .workers import Workers
@@ -43,7 +44,7 @@ class IncomingEmbedding:
 
     Attributes:
         coordinates: Where the embedding comes from; another producer's after a failover.
-        rooms: The rooms that were tried, this one included.
+        rooms: The numbers of the offers that were tried, this one included.
         users: Requests that need the embedding.
         ready: Whether it is here, complete and verified.
         shared: Its memory, once its length is known.
@@ -58,11 +59,13 @@ class IncomingEmbedding:
         counters: Counters,
         failed_rooms: frozenset[int],
         on_end: Callable[[], object],
+        consumer: str,
     ) -> None:
         """Starts the transfer, or asks the router for a producer if the coordinates have no endpoint.
 
-        From ``failed_rooms`` the same embedding could not be obtained. ``on_end`` is called when it is here and mapped,
-        or has failed, on a thread of a manager, of the channel or of the router's client. It may not block.
+        ``consumer`` is the name under which claims are made. From ``failed_rooms`` the same embedding could not be
+        obtained. ``on_end`` is called when it is here and mapped, or has failed, on a thread of a manager, of the
+        channel or of the router's client. It may not block.
 
         Raises:
             PeerGone: The coordinates have no endpoint, and there is no router to ask.
@@ -74,7 +77,7 @@ class IncomingEmbedding:
         self.ready = False
         self.shared: SharedRows | None = None
         self._managers, self._workers, self._counters, self._on_end = managers, workers, counters, on_end
-        self._router = router if coordinates.failover_token else None
+        self._router, self._consumer = router if coordinates.failover_token else None, consumer
         self._began = time.monotonic()
         self._digests = {coordinates.digest}
         # Guards everything below, "shared" and "coordinates" against the callback thread and the router's threads.
@@ -135,14 +138,15 @@ class IncomingEmbedding:
 
     def _open(self, endpoint: str) -> None:
         """Starts the transfer. The lock is held, or no other thread knows this object yet."""
-        coordinates = self.coordinates
+        coordinates, claim = self.coordinates, new_claim(self.coordinates.room, self._consumer)
         manager = self._managers.get(coordinates.shape.layout)
         receiver = manager.open(
-            coordinates.room,
+            claim.room,
             endpoint,
             GatherSink(make=partial(self._make_rows, manager)),
             failover_timeout=None if self._router is None else self._router.max_wait_s,
             max_tokens=coordinates.tokens,
+            name=claim.name,
         )
         receiver.on_change(lambda: self._changed(receiver))
         self._manager, self._receiver = manager, receiver

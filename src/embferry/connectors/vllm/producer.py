@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import resource
+import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+import time
+from collections import deque
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -17,97 +19,28 @@ from embferry import (
     EmbeddingTransferError,
     KVPoll,
     Layout,
+    LeaseExpired,
     PeerGone,
     SendManager,
     as_fields,
 )
+from embferry.transfer.failures import as_transfer_error, attempt
 
 from ..shared.counters import Counters
 from ..shared.managers import Managers
+from .claims import claim_room, consumer_of, content_number
 from .config import ConnectorConfig
 from .coordinates import Coordinates
+from .offers import KeptForClaim, Offers
 from .producer_cache import CachedEmbedding, ProducerCache
 from .workers import Workers
 
-Name = tuple[str, bytes]
-"""Hash and digest. An embedding that is encoded again may differ in its last bits; then it is another one."""
+log = logging.getLogger(__name__)
 
-
-class Offer(NamedTuple):
-    """An open offer: the end that sends it, where it is, and what it is.
-
-    Attributes:
-        number: Identifies the offer; a room may be used again.
-    """
-
-    sender: EmbeddingSender
-    coordinates: Coordinates
-    embedding: CachedEmbedding
-    number: int
-
-
-class Offers:
-    """The offered embeddings that have not been fetched, within a budget. Any thread may call the methods.
-
-    An offered embedding is never evicted. It ends with the last of its offers, each of which has a number.
-    """
-
-    def __init__(self, budget: int, most: int, on_end: Callable[[CachedEmbedding], None]) -> None:
-        """``budget`` is in bytes, ``most`` the number of offers: each may hold a file descriptor, and has a room.
-
-        ``on_end`` runs on the thread that ended the last offer, without the lock.
-        """
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = most if files < 0 else min(most, max(1, files // 4))
-        self._budget, self._on_end = budget, on_end
-        self._count = 0
-        self._offered: dict[Name, tuple[CachedEmbedding, set[int]]] = {}
-        self.nbytes = 0
-        self._lock = threading.Lock()
-
-    def find(self, mm_hash: str) -> CachedEmbedding | None:
-        with self._lock:
-            return next((found for (known, _), (found, _) in self._offered.items() if known == mm_hash), None)
-
-    def begin(self, embedding: CachedEmbedding, number: int) -> CachedEmbedding:
-        """Returns the embedding to send in the offer: of equal content, the one that was offered first.
-
-        Raises:
-            CapacityError: There are too many offers, or the embedding is not offered yet and exceeds the budget
-                together with those that are.
-        """
-        name = (embedding.mm_hash, embedding.digest)
-        with self._lock:
-            if self._count >= self._most:
-                why = f"{self._count} offers are open and not fetched, the most here"
-                what = "max_offers or the limit on open files"
-                raise CapacityError(f"{why}; ask another producer, ask later, or raise {what}")
-            offered, numbers = self._offered.get(name, (embedding, set()))
-            if not numbers:
-                if self.nbytes + offered.nbytes > self._budget:
-                    why = f"{self.nbytes} of {self._budget} bytes are offered and not fetched"
-                    raise CapacityError(f"{why}; ask another producer, ask later, or raise offered_bytes")
-                self._offered[name] = (offered, numbers)
-                self.nbytes += offered.nbytes
-            numbers.add(number)
-            self._count += 1
-            return offered
-
-    def end(self, embedding: CachedEmbedding, number: int) -> bool:
-        """Ends an offer: it was fetched, aborted, or has expired. Returns False if it had ended already."""
-        name = (embedding.mm_hash, embedding.digest)
-        with self._lock:
-            offered, numbers = self._offered.get(name, (embedding, set()))
-            if number not in numbers:
-                return False
-            numbers.remove(number)
-            self._count -= 1
-            if numbers:
-                return True
-            del self._offered[name]
-            self.nbytes -= offered.nbytes
-        self._on_end(offered)
-        return True
+SWEEP_S = 1.0
+"""How often offers are looked at for the end of their lease, at most."""
+MAX_REFUSALS = 256
+"""Claims that are refused in the time for which a manager remembers a room. Others have no answer."""
 
 
 class Producer:
@@ -115,13 +48,23 @@ class Producer:
 
     def __init__(self, config: ConnectorConfig, workers: Workers, counters: Counters) -> None:
         self._config, self._counters = config, counters
-        self._managers: Managers[SendManager] = Managers(self._new_manager, counters, self._end_all)
+        self._managers: Managers[SendManager] = Managers(
+            self._new_manager, counters, lambda manager: self.offers.end_all(manager)
+        )
         self._held: dict[str, frozenset[str]] = {}  # hashes, by request
-        self._lock = threading.Lock()  # guards the rooms
-        self._rooms: dict[int, Offer] = {}
-        self._numbers = itertools.count(1)
+        self._secret = secrets.token_bytes(32)
+        self._lock = threading.Lock()  # guards the two below
+        self._is_sweeping = False
+        self._refused_at: deque[float] = deque(maxlen=MAX_REFUSALS)
+        self._later = workers.later
         self.cache = ProducerCache(config.cache_bytes, config.max_embedding_bytes, counters, workers)
-        self.offers = Offers(config.offered_bytes, config.max_offers, self.cache.put)
+        self.offers = Offers(
+            config.offered_bytes,
+            config.max_offers,
+            claim_timeout=config.claim_timeout,
+            lease_timeout=config.lease_timeout,
+            on_end=self._ended,
+        )
         counters.add_gauge("offered_bytes", lambda: self.offers.nbytes)
         counters.add_gauge("kept_bytes", lambda: self.cache.nbytes)
 
@@ -144,11 +87,11 @@ class Producer:
         return self.cache.find(mm_hash) or self.offers.find(mm_hash)
 
     def offer(self, mm_hash: str, room: int | None = None) -> dict[str, Any]:
-        """Offers an embedding, to be fetched once, and returns its coordinates as plain data.
+        """Offers an embedding and returns its coordinates as plain data. Any number of consumers may fetch it.
 
         Args:
             mm_hash: vLLM's hash of the item.
-            room: The room to offer it in, or None for a new one. An open offer of the same content is returned again.
+            room: The number of the offer. None: that of its content, so the coordinates are the same each time.
 
         Raises:
             PeerGone: The embedding is not here.
@@ -156,78 +99,138 @@ class Producer:
             LocalProtocolError: The room is used for another embedding.
             TransportError: No manager works.
         """
-        embedding = self.find(mm_hash)
+        offered, cached = self.offers.find(mm_hash), self.cache.find(mm_hash)
+        embedding = offered or cached  # the same one again, although it may have been encoded a second time
         if embedding is None:
             raise PeerGone(f"the worker has not published the embedding {mm_hash}, or it was evicted; encode it again")
-        coordinates = self._offered(embedding, room)
-        if coordinates is None:
-            coordinates = self._open(embedding, secrets.randbits(63) if room is None else room)
+        digest, shape = embedding.digest, embedding.shared.shape
+        number = content_number(self._secret, mm_hash, digest) if room is None else room
+        manager = self._managers.get(shape.layout)
+        try:
+            embedding = self.offers.name(embedding, number, manager)
+        except CapacityError:
+            if not self._end_silent():
+                raise
+            embedding = self.offers.name(embedding, number, manager)
+        self._sweep_later()
+        found = [one for one in (embedding, cached) if one is not None]
         self._counters.add("items_offered")
-        self._counters.add("encodes_saved", 0 if embedding.is_new else 1)
-        embedding.is_new = False
-        plain: dict[str, Any] = msgspec.to_builtins(coordinates)
+        self._counters.add("encodes_saved", 0 if any(one.is_new for one in found) else 1)
+        for one in found:
+            one.is_new = False
+        plain: dict[str, Any] = msgspec.to_builtins(Coordinates(manager.endpoint, number, *shape, digest.hex()))
         return plain
 
     def close(self) -> None:
         self._managers.close()
+        for manager in self.offers.sources():
+            self.offers.end_all(manager)
         self.cache.close()
 
-    def _offered(self, embedding: CachedEmbedding, room: int | None) -> Coordinates | None:
-        """Returns the coordinates of an open offer of this embedding in the room."""
-        with self._lock:
-            offer = None if room is None else self._rooms.get(room)
-        if offer is None or offer.embedding.digest != embedding.digest or _has_ended(offer.sender):
-            return None  # SendManager.open() decides whether the room can be opened again
-        return offer.coordinates
+    # Claims. These run on the manager's callback thread without locks.
 
-    def _open(self, embedding: CachedEmbedding, room: int) -> Coordinates:
-        digest, shape = embedding.digest, embedding.shared.shape
-        manager = self._managers.get(shape.layout)
-        number = next(self._numbers)
-        embedding = self.offers.begin(embedding, number)
+    def _requested(self, manager: SendManager, room: int, name: str) -> None:
+        """Serves a consumer that asks for an offer in a room of its own, or in that of the coordinates."""
+        for number, consumer in ((claim_room(room, name), consumer_of(name)), (room, None)):
+            try:
+                claim = self.offers.claim(number, room, manager, partial(self._cached, manager.layout), consumer)
+            except EmbeddingTransferError as error:
+                self._refuse(manager, room, error)
+                return
+            if claim is not None:
+                self._serve(manager, claim)
+                for earlier in self.offers.earlier_claims(claim):
+                    self._give_up(earlier, "its consumer has asked for it again")
+                return
+
+    def _serve(self, manager: SendManager, claim: KeptForClaim) -> None:
+        embedding = claim.embedding
         try:
-            sender = manager.open(room)
-        except BaseException:
-            self.offers.end(embedding, number)
-            raise
-        offer = Offer(sender, Coordinates(manager.endpoint, room, *shape, digest.hex()), embedding, number)
-        with self._lock:
-            self._rooms[room] = offer
-        sender.on_change(lambda: self._changed(offer))
-        try:
-            sender.init(shape.tokens, digest)
+            claim.sender = sender = manager.open(claim.room)
+            sender.on_change(partial(self._changed, claim))
+            sender.init(embedding.shared.shape.tokens, embedding.digest)
             sender.send_embedding(as_fields({"input_embeddings": embedding.shared.rows}))
-        except BaseException:
-            sender.abort()
-            raise
-        return offer.coordinates
+            self._changed(claim)  # it may have ended before it could be watched
+        except Exception as raised:  # noqa: BLE001  (fails this transfer alone)
+            error = as_transfer_error("serving a consumer", raised, claim.room)
+            log.error("room %d: cannot be served: %s", claim.room, error, extra={"room": claim.room})
+            if claim.sender is None:
+                self.offers.end_claim(claim, fetched=False)
+            else:
+                claim.sender.abort(error)
 
-    def _changed(self, offer: Offer) -> None:
-        """Ends the offer once its memory is not read any more.
+    def _give_up(self, claim: KeptForClaim, why: str) -> None:
+        if claim.sender is not None:
+            claim.sender.abort(LeaseExpired(f"this transfer was given up: {why}", room=claim.room))
+            self._changed(claim)
 
-        Runs on the manager's callback thread without locks, possibly after later events, so that an offer ends without
-        any step of the engine. It may not block.
+    def _end_silent(self) -> bool:
+        """Ends the claims of consumers that have been silent for ``claim_timeout``. Returns whether there were any."""
+        silent = [claim for claim in self.offers.claims() if claim.sender is not None and self._is_silent(claim.sender)]
+        for claim in silent:
+            self._give_up(claim, "its consumer is silent and others need the memory")
+        return bool(silent)
+
+    def _is_silent(self, sender: EmbeddingSender) -> bool:
+        """Returns whether no message has come from a consumer for ``claim_timeout``."""
+        with sender.manager.lock:
+            lease_ends = sender.machine.next_timeout()
+            left = self._config.lease_timeout - self._config.claim_timeout
+            return lease_ends is not None and lease_ends - left <= sender.manager.now()
+
+    def _refuse(self, manager: SendManager, room: int, error: EmbeddingTransferError) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if len(self._refused_at) == MAX_REFUSALS and now - self._refused_at[0] < manager.settings.linger:
+                return
+            self._refused_at.append(now)
+        attempt(lambda: manager.open(room).abort(error))
+
+    def _changed(self, claim: KeptForClaim) -> None:
+        """Ends a claim once its memory is not read any more.
+
+        It may run after later events, so that an offer ends without any step of the engine. It may not block.
         """
-        if offer.sender.source_released:
-            self._end(offer)
+        if claim.sender is not None and claim.sender.source_released:
+            self.offers.end_claim(claim, fetched=_is_fetched(claim.sender))
 
-    def _end(self, offer: Offer) -> None:
-        with self._lock:
-            if self._rooms.get(offer.sender.room) is offer:
-                del self._rooms[offer.sender.room]
-        if self.offers.end(offer.embedding, offer.number):
-            self._counters.add("offers_ended", label="fetched" if _is_fetched(offer.sender) else "unfetched")
+    def _cached(self, layout: Layout, mm_hash: str) -> CachedEmbedding | None:
+        found = self.cache.find(mm_hash)
+        return found if found is not None and found.shared.shape.layout == layout else None
 
-    def _end_all(self, manager: SendManager) -> None:
-        """Ends the offers of a manager that had failed and is closed now. Runs on a thread of its own."""
+    # The end of offers
+
+    def _ended(self, embedding: CachedEmbedding | None, outcome: str) -> None:
+        if embedding is not None:
+            self.cache.put(embedding)
+        self._counters.add("offers_ended", label=outcome)
+
+    def _sweep_later(self) -> None:
         with self._lock:
-            offers = [offer for offer in self._rooms.values() if offer.sender.manager is manager]
-        for offer in offers:
-            self._end(offer)
+            if self._is_sweeping:
+                return
+            self._is_sweeping = True
+        self._later(min(SWEEP_S, self._config.lease_timeout / 2), self._sweep)
+
+    def _sweep(self) -> None:
+        """Looks for offers that have to end, until none is open. Runs on the channel's thread."""
+        if (error := attempt(self._end_overdue)) is not None:
+            log.error("offers could not be ended: %s", error, exc_info=error)
+        with self._lock:
+            self._is_sweeping = False
+        if not self.offers.is_empty:
+            self._sweep_later()
+
+    def _end_overdue(self) -> None:
+        """Ends the offers that have expired, or whose manager has failed."""
+        for manager in self.offers.sources():
+            if isinstance(manager, SendManager) and manager.fault is not None:
+                self.offers.end_all(manager)
+        self.offers.expire()
 
     def _new_manager(self, layout: Layout) -> SendManager:
         config = self._config
-        return SendManager(
+        manager = SendManager(
             layout,
             config.make_transports(),
             host=config.host,
@@ -235,6 +238,8 @@ class Producer:
             settings=config.sending,
             trust=config.trust,
         )
+        manager.on_request(partial(self._requested, manager))
+        return manager
 
 
 def _is_fetched(sender: EmbeddingSender) -> bool:
@@ -242,11 +247,3 @@ def _is_fetched(sender: EmbeddingSender) -> bool:
         return sender.poll() is KVPoll.Success
     except EmbeddingTransferError:
         return False
-
-
-def _has_ended(sender: EmbeddingSender) -> bool:
-    """Returns whether a room is of no use any more, also because its manager has failed."""
-    try:
-        return sender.poll() in (KVPoll.Success, KVPoll.Failed)
-    except EmbeddingTransferError:
-        return True

@@ -18,7 +18,7 @@ from ..shared.counters import Counters, MetricsServer
 from ..shared.shared_rows import SharedRows
 from .config import ConnectorConfig
 from .consumer import Consumer
-from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_in, room_request_in
+from .coordinates import KEY, REFUSED, coordinates_in, entry_in, failover_token_in, refusal_in, room_request_in
 from .pending_loads import PendingLoad, PendingLoads
 from .producer import Producer
 from .router_client import FailedRequests, RouterClient
@@ -217,7 +217,11 @@ class SchedulerSide:
         if coordinates is not None:
             coordinates.check(request.get_num_encoder_embeds(index), self._dtype, self._hidden)
             return self._consumer.require(request.request_id, feature.identifier, coordinates)
-        if self._consumer.find(feature.identifier) is not None or self._has_pixels(feature):
+        if self._consumer.find(feature.identifier) is not None:
+            return True
+        if (refusal := refusal_in(entry)) is not None:
+            raise refusal
+        if self._has_pixels(feature):
             return True
         raise PeerGone(f"the request has neither coordinates nor the image of {feature.identifier}; encode it first")
 

@@ -138,6 +138,10 @@ class Workers:
                 raise sharing.error
             return not sharing.missing
 
+    def later(self, delay_s: float, call: Callable[[], object]) -> None:
+        """Calls ``call`` after ``delay_s`` seconds on the channel's thread, unless this is closed by then."""
+        self._thread.call(lambda: self._thread.later(delay_s, call))
+
     def close(self) -> None:
         self._thread.call(self._shut)
         self._thread.close()
