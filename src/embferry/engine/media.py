@@ -170,22 +170,23 @@ class MediaProcessor:
         if not isinstance(item, Image.Image):
             raise MediaError(f"expected a PIL image or a Video, got {type(item).__name__}")
         grid = self.grid_of(item.size)
-        pixels = self._images(self._shrunk(_decoded(item), grid), return_tensors="np")
+        pixels = self._patches(_decoded(item), grid)
         if tuple(pixels["image_grid_thw"][0]) != grid:
             raise MediaError(f"the picture became {tuple(pixels['image_grid_thw'][0])} patches instead of {grid}")
         return self._prepared("image", pixels["pixel_values"], grid, ())
 
-    def _shrunk(self, image: Image.Image, grid: tuple[int, int, int]) -> Image.Image:
-        """Returns a picture that is larger than the model takes in the size that it takes.
+    def _patches(self, image: Image.Image, grid: tuple[int, int, int]) -> Any:
+        """Returns what the image processor makes of a picture.
 
-        The image processor would come to the same pixels, by way of several copies of the large picture.
+        It would resize the picture by way of several copies, which of a large one take gigabytes. So the picture is
+        resized here, in the same way, and the processor is told not to: the size that it takes of a picture which has
+        the right size already may be another one.
         """
-        width, height = self.patch_size * grid[2], self.patch_size * grid[1]
-        is_left = max(width, height) > MAX_ASPECT_RATIO * min(width, height)  # the processor would refuse it
-        if image.mode != "RGB" or width * height >= image.width * image.height or is_left:
-            return image
         settings = self._images
-        return image.resize((width, height), resample=settings.resample) if settings.do_resize else image
+        if image.mode != "RGB" or not settings.do_resize:
+            return settings(image, return_tensors="np")
+        size = (self.patch_size * grid[2], self.patch_size * grid[1])
+        return settings(image.resize(size, resample=settings.resample), do_resize=False, return_tensors="np")
 
     def _prepare_video(self, video: Video) -> PreparedItem:
         if not (math.isfinite(video.fps) and video.fps > 0):
