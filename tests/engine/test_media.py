@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -101,6 +102,21 @@ def test_a_picture_has_the_size_of_the_model_before_it_is_copied(media, monkeypa
     )
     _, height, width = media.prepare(picture(1, *size)).grid_thw
     assert seen == [(PATCH * width, PATCH * height)]
+
+
+@pytest.mark.parametrize("name", ["packaged", "Qwen3-VL"])
+@pytest.mark.parametrize("item", [picture(1, 1000, 700), picture(1, 40, 300), video(1, 9, 320, 200), video(1, 1)])
+def test_what_cutting_into_patches_takes_is_known_beforehand(model_dir, name, item):
+    media = MediaProcessor(MediaProcessor.load(model_dir("qwen3_vl")).family, processor_of(*SETTINGS[name]), {})
+    media.prepare(item)
+    tracemalloc.start()
+    try:
+        kept = media.prepare(item).pixel_values.nbytes  # torch's own memory is not traced
+        peak = tracemalloc.get_traced_memory()[1] + kept
+    finally:
+        tracemalloc.stop()
+    assert peak / 3 < media.working_bytes(item)
+    assert peak < media.working_bytes(item) + (1 << 16), "and some objects of Python"
 
 
 def test_a_video_of_one_frame_equals_the_picture(model_dir):

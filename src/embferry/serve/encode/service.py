@@ -31,6 +31,7 @@ from embferry.protocol.errors import Aborted, CapacityError, EmbeddingTransferEr
 from embferry.protocol.states import KVPoll
 from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
+from embferry.serve.encode.freed_memory import FreedMemory, dropping_locals
 from embferry.serve.encode.messages import EncodeItem, EncodeRequest
 from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.encode.preparation import in_turn, prepare_item
@@ -68,6 +69,7 @@ class EncodeService(Service[SendingManager, int, Room]):
         self.self_test = SelfTest(encoder.media, settings.media, self._decoders, self._wake.set)
         # By client, in the order of turns; no queue is empty.
         self._to_encode: dict[str, deque[MultimodalEmbeddingRequest]] = {}
+        self._freed = FreedMemory()
         self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)
         self._thread.start()
 
@@ -141,12 +143,14 @@ class EncodeService(Service[SendingManager, int, Room]):
         """
         began = time.monotonic()
         try:
-            with room.hold.passing() as grow:
-                prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding, grow)
+            with room.hold.passing() as grow, self._freed.counting(grow) as grow_counted, dropping_locals():
+                prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding, grow_counted)
         except ServeError as error:
             if error.code == "media_decoder_failed":
                 self.self_test.begin()
             raise
+        finally:
+            self._freed.give_back()
         room.hold.add(pixel_bytes(prepared) + prepared.num_tokens * self.manager.layout.token_bytes)
         self.metrics.prepare_seconds.observe(time.monotonic() - began)
         return prepared
@@ -224,6 +228,8 @@ class EncodeService(Service[SendingManager, int, Room]):
         request = self._next()
         if request is not None:
             self._encode(request)
+        else:
+            self._freed.give_back()
         return request is not None
 
     def _next(self) -> MultimodalEmbeddingRequest | None:
@@ -343,6 +349,8 @@ class EncodeService(Service[SendingManager, int, Room]):
             self.metrics.finished.labels(outcome).inc()
         if (error := attempt(room.release)) is not None:
             log.error("its memory could not be released", exc_info=error, extra={"room": room.number})
+        self._freed.add(room.hold.peak)
+        self._wake.set()  # the encoder thread returns the memory, if it has nothing else to do
         self._idle.notify_all()
 
     def _states(self) -> dict[str, float]:
