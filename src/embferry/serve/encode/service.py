@@ -26,6 +26,7 @@ from embferry.disaggregation.wires import SendingManager
 from embferry.engine.cache import EmbeddingCache
 from embferry.engine.embedding import Embedding
 from embferry.engine.encoder import Encoder
+from embferry.engine.errors import RequestError
 from embferry.engine.media import PreparedItem
 from embferry.protocol.errors import Aborted, CapacityError, EmbeddingTransferError, PeerGone
 from embferry.protocol.states import KVPoll
@@ -41,6 +42,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding.cancellation import CancelledWorkError
 from embferry.serve.media.decoding.pool import PROCESSES
 from embferry.serve.shared_threads import SharedThreads
+from embferry.serve.worker.errors import as_serve_error
 from embferry.serve.worker.service import Service
 from embferry.transfer.failures import attempt
 
@@ -115,9 +117,9 @@ class EncodeService(Service[SendingManager, int, Room]):
 
         Raises:
             EmbeddingTransferError: the room was aborted meanwhile, and why.
-            ServeError: those of :meth:`prepare`.
+            ServeError: those of :meth:`prepare`, with the place of the item in ``param`` if the item is at fault.
         """
-        return [await self._in_turn(room, partial(self.prepare, item, room)) for item in request.items]
+        return [await self._prepared(item, room) for item in request.items]
 
     async def check_fit(self) -> None:
         """Refuses a request while no encode succeeds, after one more try.
@@ -154,6 +156,15 @@ class EncodeService(Service[SendingManager, int, Room]):
         room.hold.add(pixel_bytes(prepared) + prepared.num_tokens * self.manager.layout.token_bytes)
         self.metrics.prepare_seconds.observe(time.monotonic() - began)
         return prepared
+
+    async def _prepared(self, item: EncodeItem, room: Room) -> PreparedItem:
+        try:
+            return await self._in_turn(room, partial(self.prepare, item, room))
+        except RequestError as error:
+            refusal = as_serve_error(error)
+        except ServeError as error:
+            refusal = error
+        raise refusal.at(item.param) if item.param and refusal.http_status < 500 else refusal
 
     async def _in_turn(self, room: Room, call: Callable[[], T]) -> T:
         """Runs ``call`` on a thread for decoding, in a turn of the room's client. Raises why the room was aborted."""
