@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from embferry.engine.errors import CheckpointError, MediaError
-from embferry.engine.media import MediaProcessor, Video, patchify
+from embferry.engine.media import MAX_ASPECT_RATIO, MediaProcessor, Video, patchify
 from tests.engine.tiny import MERGE, PATCH, picture, video
 
 SIZES = [(64, 64), (1, 1), (3, 500), (500, 3), (17, 90), (640, 480), (33, 31)]
@@ -35,8 +37,61 @@ def test_patches_of_a_picture_equal_those_of_transformers(model_dir, media, size
     assert ours.num_tokens == ours.pixel_values.shape[0] // MERGE**2 == media.tokens_of(size)
 
 
-@pytest.mark.parametrize("size", [(640, 480), (500, 3), (33, 31)])
-def test_a_large_picture_is_made_smaller_before_it_is_copied(media, monkeypatch, size):
+SETTINGS = {
+    "packaged": (8, 12_288, 16_384, (0.5, 0.5, 0.5)),
+    "Qwen2-VL": (14, 56 * 56, 28 * 28 * 16_384, (0.48145466, 0.4578275, 0.40821073)),
+    "Qwen2-VL, few pixels": (14, 56 * 56, 28 * 28 * 64, (0.48145466, 0.4578275, 0.40821073)),
+    "Qwen2.5-VL": (14, 56 * 56, 28 * 28 * 16_384, (0.48145466, 0.4578275, 0.40821073)),
+    "Qwen3-VL": (16, 65_536, 16_777_216, (0.5, 0.5, 0.5)),
+    "Qwen3-VL, few pixels": (16, 65_536, 131_072, (0.5, 0.5, 0.5)),
+}
+"""Patch, fewest and most pixels, and the mean colour of the settings with which models are published."""
+ELONGATED = [(50, 1000), (424, 59), (59, 424), (1000, 20_000), (30, 6000), (32_768, 200), (1, 200), (4, 800)]
+
+
+def processor_of(patch: int, least: int, most: int, mean: tuple[float, ...]) -> Qwen2VLImageProcessorPil:
+    return Qwen2VLImageProcessorPil(
+        patch_size=patch, merge_size=2, size={"shortest_edge": least, "longest_edge": most}, image_mean=list(mean)
+    )
+
+
+def random_sizes(seed: int, count: int, most: int) -> list[tuple[int, int]]:
+    """Returns sizes of all shapes that are allowed, of at most ``most`` pixels."""
+    random = np.random.default_rng(seed)
+    sizes = []
+    while len(sizes) < count:
+        area, ratio = np.exp(random.uniform(0, np.log(most))), np.exp(random.uniform(-1, 1) * np.log(MAX_ASPECT_RATIO))
+        width, height = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
+        if max(width, height) <= MAX_ASPECT_RATIO * min(width, height):
+            sizes.append((width, height))
+    return sizes
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_size_becomes_the_patches_that_transformers_makes(model_dir, name):
+    """The size that a model takes is not always one that it leaves as it is."""
+    theirs = processor_of(*SETTINGS[name])
+    media = MediaProcessor(MediaProcessor.load(model_dir("qwen3_vl")).family, theirs, {})
+    for number, size in enumerate([*ELONGATED[:3], *ELONGATED[-2:], *random_sizes(1, 60, 300_000)]):
+        image = picture(number, *size)
+        expected = theirs(image, return_tensors="pt")
+        ours = media.prepare(image)
+        assert ours.grid_thw == tuple(expected["image_grid_thw"][0].tolist()), size
+        assert torch.equal(ours.pixel_values, expected["pixel_values"]), size
+
+
+@pytest.mark.parametrize("size", ELONGATED)
+def test_a_picture_of_any_allowed_shape_is_read(model_dir, size):
+    theirs = processor_of(*SETTINGS["packaged"])
+    media = MediaProcessor(MediaProcessor.load(model_dir("qwen3_vl")).family, theirs, {})
+    image = Image.new("RGB", size, "red")
+    ours, expected = media.prepare(image), theirs(image, return_tensors="pt")
+    assert torch.equal(ours.pixel_values, expected["pixel_values"])
+    assert ours.grid_thw == tuple(expected["image_grid_thw"][0].tolist()) == media.grid_of(size)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (500, 3), (33, 31), (50, 1000)])
+def test_a_picture_has_the_size_of_the_model_before_it_is_copied(media, monkeypatch, size):
     """The image processor keeps several copies of what it gets: of 64 megapixels they took 1.8 GB."""
     seen = []
     make = type(media._images).preprocess
@@ -45,9 +100,23 @@ def test_a_large_picture_is_made_smaller_before_it_is_copied(media, monkeypatch,
         "preprocess",
         lambda self, image, **more: (seen.append(image.size), make(self, image, **more))[1],
     )
-    prepared = media.prepare(picture(1, *size))
-    _, height, width = prepared.grid_thw
-    assert seen == [(PATCH * width, PATCH * height)] if width * height * PATCH**2 < size[0] * size[1] else [size]
+    _, height, width = media.prepare(picture(1, *size)).grid_thw
+    assert seen == [(PATCH * width, PATCH * height)]
+
+
+@pytest.mark.parametrize("name", ["packaged", "Qwen3-VL"])
+@pytest.mark.parametrize("item", [picture(1, 1000, 700), picture(1, 40, 300), video(1, 9, 320, 200), video(1, 1)])
+def test_what_cutting_into_patches_takes_is_known_beforehand(model_dir, name, item):
+    media = MediaProcessor(MediaProcessor.load(model_dir("qwen3_vl")).family, processor_of(*SETTINGS[name]), {})
+    media.prepare(item)
+    tracemalloc.start()
+    try:
+        kept = media.prepare(item).pixel_values.nbytes  # torch's own memory is not traced
+        peak = tracemalloc.get_traced_memory()[1] + kept
+    finally:
+        tracemalloc.stop()
+    assert peak / 3 < media.working_bytes(item)
+    assert peak < media.working_bytes(item) + (1 << 16), "and some objects of Python"
 
 
 def test_a_video_of_one_frame_equals_the_picture(model_dir):

@@ -32,7 +32,7 @@ def test_a_picture_is_encoded_then_answered_about(deployment: Deployment, client
     assert answer.model == "shapes"
     assert answer.usage.total_tokens == 73
     (encoding,), (generation,) = (deployment.fakes[name].requests for name in ("encode0", "language0"))
-    assert encoding["items"] == [{"kind": "image", "data": pictures.png()}]
+    assert encoding["items"] == [{"kind": "image", "data": pictures.png(), "param": "messages[0].content[0]"}]
     assert generation["room"] == encoding["room"]
     assert 0 <= encoding["room"] < 1 << 63
     assert generation["endpoint"] == "tcp://127.0.0.1:1"
@@ -125,7 +125,8 @@ def test_several_items_keep_their_order(deployment: Deployment, client: openai.O
     ask(client, [*user("first", PICTURE, VIDEO), {"role": "assistant", "content": "ok"}, *user(blue, "and?")])
     encoding, generation = (deployment.fakes[name].requests[0] for name in ("encode0", "language0"))
     assert [item["kind"] for item in encoding["items"]] == ["image", "video", "image"]
-    assert encoding["items"][1] == {"kind": "video", "data": pictures.video(4)}
+    assert encoding["items"][1] == {"kind": "video", "data": pictures.video(4), "param": "messages[0].content[2]"}
+    assert encoding["items"][2]["param"] == "messages[2].content[0]"
     assert encoding["items"][2]["data"] == pictures.png(colour="blue")
     assert [p.get("item") for m in generation["messages"] for p in m["parts"]] == [None, 0, 1, None, 2, None]
 
@@ -149,7 +150,8 @@ def test_every_way_to_send_a_video_as_frames(
     deployment: Deployment, client: openai.OpenAI, part: Any, fps: float
 ) -> None:
     ask(client, user(part, "?"))
-    assert deployment.fakes["encode0"].requests[0]["items"] == [{"kind": "video", "frames": FRAMES, "fps": fps}]
+    (item,) = deployment.fakes["encode0"].requests[0]["items"]
+    assert item == {"kind": "video", "frames": FRAMES, "fps": fps, "param": "messages[0].content[0]"}
 
 
 def test_the_frame_rate_for_a_video_file_is_passed_on(deployment: Deployment, client: openai.OpenAI) -> None:

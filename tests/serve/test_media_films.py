@@ -140,6 +140,13 @@ def test_a_codec_that_no_decoder_knows(form: str, codec: str, own: bytes, name: 
         check_video(film(form, codec).replace(own, name), LIMITS)
 
 
+def test_a_fragment_for_each_frame() -> None:
+    """As some recorders write for a low delay: seven boxes a frame."""
+    one = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}
+    data = film(codec="mpeg4", frames=17_000, rate=30, gop=12, muxer=one)
+    assert check_video(data, LIMITS).count == 17_000
+
+
 def test_fragments_that_end_early_are_shown_to_their_end() -> None:
     data = film(muxer={"movflags": "frag_keyframe+empty_moov"})
     whole = boxes(data)

@@ -76,7 +76,7 @@ MP4_BOMBS = {
     ),
     "a box to the end": film(struct.pack(">I4s", 0, b"moov") + SIZES),
     "deep": film(nested(SIZES, path="moov " * 40)),
-    "many boxes": film(box(b"free") * 200_000),
+    "many boxes": film(box(b"free") * 400_000),
     "many tracks": film(nested(box(b"trak") * 100, path="moov")),
 }
 

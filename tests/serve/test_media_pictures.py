@@ -53,6 +53,7 @@ def with_chunks(data: bytes, *chunks: bytes) -> bytes:
 
 LARGE = b"\0" * 3_000_000
 PNG = pictures.encoded(ramp())
+RAW_EXIF = b"Raw profile type exif\0"
 METADATA = {
     "a compressed text of 3 MB": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(LARGE)),
     "an international text of 3 MB": chunk(b"iTXt", b"prompt\0\1\0\0\0" + zlib.compress(LARGE)),
@@ -62,6 +63,24 @@ METADATA = {
     "a large colour profile": chunk(b"iCCP", b"huge\0\0" + zlib.compress(LARGE)),
     "a broken colour profile": chunk(b"iCCP", b"\0\0\xff\xff"),
     "a chunk of its own": chunk(b"abCd", b"anything"),
+    "EXIF with a wrong checksum": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0", 1),
+    "EXIF that is none": chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
+    "EXIF with an orientation that is no number": chunk(
+        b"eXIf", b"MM\0*\0\0\0\x08\0\1\1\x12\0\5\0\0\0\1\0\0\0\x1a\0\0\0\0" + struct.pack(">II", 1, 0)
+    ),
+    "EXIF of nothing": chunk(b"eXIf", b""),
+    "EXIF of 3 MB": chunk(b"eXIf", LARGE),
+    "EXIF as a text with a wrong checksum": chunk(b"tEXt", RAW_EXIF + b"\nexif\n  2\n4d4d\n", 1),
+    "EXIF as a text that is none": chunk(b"tEXt", RAW_EXIF + b"\nexif\n  2\nzz\n"),
+    "EXIF as a compressed text with a wrong checksum": chunk(b"zTXt", RAW_EXIF + b"\0" + zlib.compress(b"\n"), 1),
+    "EXIF as a compressed text of 3 MB": chunk(b"zTXt", RAW_EXIF + b"\0" + zlib.compress(LARGE)),
+    "EXIF as a compressed text that is none": chunk(b"zTXt", RAW_EXIF + b"\0broken"),
+    "EXIF as a compressed text that is cut off": chunk(
+        b"zTXt", RAW_EXIF + b"\0" + zlib.compress(b"\nexif\n" * 99)[:-9]
+    ),
+    "EXIF as a text compressed in another way": chunk(b"zTXt", RAW_EXIF + b"\7" + zlib.compress(b"\n")),
+    "EXIF as a compressed text of nothing": chunk(b"zTXt", RAW_EXIF),
+    "EXIF as 400 texts of 250 kB": chunk(b"zTXt", RAW_EXIF + b"\0" + zlib.compress(b"\n" * 250_000)) * 400,
 }
 
 
@@ -84,8 +103,9 @@ def chunkless() -> bytes:
     return PNG[:33] + chunk(b"tEXt", b"Comment\0nothing else")
 
 
+@pytest.mark.parametrize("before", [b"", chunk(b"eXIf", b"", 1)], ids=["alone", "after one that is damaged"])
 @pytest.mark.parametrize("kind", ["eXIf", "raw profile"])
-def test_the_orientation_of_a_png_is_kept(kind: str) -> None:
+def test_the_orientation_of_a_png_is_kept(kind: str, before: bytes) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     content = exif.tobytes()
@@ -93,8 +113,15 @@ def test_the_orientation_of_a_png_is_kept(kind: str) -> None:
         data = pictures.encoded(ramp(), "PNG", exif=exif)
     else:  # as ImageMagick writes it
         text = f"\nexif\n{len(content):8d}\n{content.hex()}\n".encode()
-        data = with_chunks(PNG, chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)))
-    assert decode_image(data, LIMITS).size == (48, 64)
+        data = with_chunks(PNG, chunk(b"zTXt", RAW_EXIF + b"\0" + zlib.compress(text)))
+    assert decode_image(with_chunks(data, before), LIMITS).size == (48, 64)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG"])
+@pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\xff", b"Exif\0\0MM", b"Exif\0\0MM\0*" + b"\xff" * 40])
+def test_damaged_exif_leaves_a_picture_as_it_is(form: str, exif: bytes) -> None:
+    assert decode_image(pictures.encoded(ramp(), form, exif=exif), LIMITS).size == (64, 48)
 
 
 def animation(form: str, count: int = 4, milliseconds: int = 100, size: tuple[int, int] = (20, 10)) -> bytes:

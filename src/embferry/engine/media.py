@@ -33,6 +33,8 @@ from embferry.engine.shape import Kind, MediaShape
 #: The longer side divided by the shorter one, from the ``smart_resize`` of the families.
 MAX_ASPECT_RATIO = 200
 DIGEST_BYTES = 16
+#: Bytes that the steps of the image processor take at most for each pixel, after the picture has been resized.
+PICTURE_BYTES = 88
 _CHW = ChannelDimension.FIRST
 
 
@@ -170,22 +172,43 @@ class MediaProcessor:
         if not isinstance(item, Image.Image):
             raise MediaError(f"expected a PIL image or a Video, got {type(item).__name__}")
         grid = self.grid_of(item.size)
-        pixels = self._images(self._shrunk(_decoded(item), grid), return_tensors="np")
+        pixels = self._patches(_decoded(item), grid)
         if tuple(pixels["image_grid_thw"][0]) != grid:
             raise MediaError(f"the picture became {tuple(pixels['image_grid_thw'][0])} patches instead of {grid}")
-        return self._prepared("image", pixels["pixel_values"], grid, ())
+        patches = np.ascontiguousarray(pixels["pixel_values"], dtype=np.float32)
+        # Kernels may sum in an order that depends on alignment. Torch aligns memory alike in every run, numpy does not.
+        return self._prepared("image", torch.from_numpy(patches).clone(), grid, ())
 
-    def _shrunk(self, image: Image.Image, grid: tuple[int, int, int]) -> Image.Image:
-        """Returns a picture that is larger than the model takes in the size that it takes.
+    def working_bytes(self, item: MediaItem) -> int:
+        """Returns the bytes that :meth:`prepare` takes at most beside the item, its result included.
 
-        The image processor would come to the same pixels, by way of several copies of the large picture.
+        Raises:
+            MediaError: As :meth:`grid_of`.
         """
-        width, height = self.patch_size * grid[2], self.patch_size * grid[1]
-        is_left = max(width, height) > MAX_ASPECT_RATIO * min(width, height)  # the processor would refuse it
-        if image.mode != "RGB" or width * height >= image.width * image.height or is_left:
-            return image
+        if not isinstance(item, Video):
+            return PICTURE_BYTES * math.prod(self.grid_of(item.size)) * self.patch_size**2
+        if not item.frames:
+            return 0
+        grid = self.grid_of(item.frames[0].size, len(item.frames))
+        step = PICTURE_BYTES * self.temporal_patch_size * grid[1] * grid[2] * self.patch_size**2
+        return math.prod(grid) * self._patch_values * np.dtype(np.float32).itemsize + step
+
+    @property
+    def _patch_values(self) -> int:
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+    def _patches(self, image: Image.Image, grid: tuple[int, int, int]) -> Any:
+        """Returns what the image processor makes of a picture.
+
+        It would resize the picture by way of several copies, which of a large one take gigabytes. So the picture is
+        resized here, in the same way, and the processor is told not to: the size that it takes of a picture which has
+        the right size already may be another one.
+        """
         settings = self._images
-        return image.resize((width, height), resample=settings.resample) if settings.do_resize else image
+        if image.mode != "RGB" or not settings.do_resize:
+            return settings(image, return_tensors="np")
+        size = (self.patch_size * grid[2], self.patch_size * grid[1])
+        return settings(image.resize(size, resample=settings.resample), do_resize=False, return_tensors="np")
 
     def _prepare_video(self, video: Video) -> PreparedItem:
         if not (math.isfinite(video.fps) and video.fps > 0):
@@ -196,17 +219,24 @@ class MediaProcessor:
         count = len(video.frames)
         grid = self.grid_of(sizes.pop() if sizes else (1, 1), count)
         side = (grid[1] * self.patch_size, grid[2] * self.patch_size)
-        frames = np.stack([self._pixels(_decoded(frame), side) for frame in video.frames])
-        frames = np.concatenate([frames, *[frames[-1:]] * (-count % self.temporal_patch_size)])
-        patches = patchify(frames, self.patch_size, self.temporal_patch_size, self.merge_size)
+        rows, length = grid[1] * grid[2], self.temporal_patch_size
+        patches = torch.empty((math.prod(grid), self._patch_values), dtype=torch.float32)
+        for step in range(grid[0]):
+            frames = [self._pixels(_decoded(frame), side) for frame in video.frames[step * length :][:length]]
+            frames += frames[-1:] * (length - len(frames))
+            cut = patchify(np.stack(frames), self.patch_size, length, self.merge_size)
+            patches.numpy()[rows * step : rows * (step + 1)] = cut
         timestamps = self.family.timestamps(count, video.fps, self.temporal_patch_size)
         return self._prepared("video", patches, grid, timestamps)
 
     def _pixels(self, frame: Image.Image, side: tuple[int, int]) -> np.ndarray:
         """Returns one frame, float32 ``[3, height, width]``, after the same steps as a picture."""
         settings = self._video
+        is_resized = settings.get("do_resize", True)
+        if is_resized and frame.mode == "RGB":  # before it is copied
+            frame, is_resized = frame.resize(side[::-1], resample=settings["resample"]), False
         pixels: np.ndarray = np.moveaxis(self._images.convert_to_rgb(frame), -1, 0)
-        if settings.get("do_resize", True):
+        if is_resized:
             pixels = resize(pixels, side, settings["resample"], data_format=_CHW, input_data_format=_CHW)
         if settings.get("do_rescale", True):
             pixels = self._images.rescale(pixels, settings["rescale_factor"])
@@ -215,16 +245,14 @@ class MediaProcessor:
         return np.asarray(pixels, dtype=np.float32)
 
     def _prepared(
-        self, kind: Kind, patches: np.ndarray, grid: tuple[int, int, int], timestamps: tuple[float, ...]
+        self, kind: Kind, patches: torch.Tensor, grid: tuple[int, int, int], timestamps: tuple[float, ...]
     ) -> PreparedItem:
-        patches = np.ascontiguousarray(patches, dtype=np.float32)
+        values = patches.numpy()
         digest = hashlib.blake2b(self._fingerprint, digest_size=DIGEST_BYTES)
-        digest.update(f"{kind} {patches.dtype}".encode() + struct.pack("<3q", *grid))
-        digest.update(patches.data.cast("B"))
+        digest.update(f"{kind} {values.dtype}".encode() + struct.pack("<3q", *grid))
+        digest.update(values.data.cast("B"))
         tokens = math.prod(grid) // self.merge_size**2
-        # Kernels may sum in an order that depends on alignment. Torch aligns memory alike in every run, numpy does not.
-        pixel_values = torch.from_numpy(patches).clone()
-        return PreparedItem(kind, pixel_values, grid, tokens, timestamps, digest.digest())
+        return PreparedItem(kind, patches, grid, tokens, timestamps, digest.digest())
 
 
 def _decoded(image: Image.Image) -> Image.Image:

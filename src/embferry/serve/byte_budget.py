@@ -71,13 +71,18 @@ def _full(who: str, others: int, new: int, limit: int, setting: str) -> ServeErr
 
 
 class Hold:
-    """The share of one request. A context manager, which releases it."""
+    """The share of one request. A context manager, which releases it.
+
+    Attributes:
+        nbytes: the share.
+        peak: the most that it has been.
+    """
 
     def __init__(self, budget: ByteBudget, client: str = "") -> None:
         self._budget, self._client = budget, client
         self._lock = threading.Lock()
         self._released = False
-        self.nbytes = 0
+        self.nbytes = self.peak = 0
 
     def set(self, nbytes: int) -> None:
         """Changes the share to ``nbytes``. Does nothing once it is released.
@@ -88,14 +93,18 @@ class Hold:
         with self._lock:
             if not self._released:
                 self._budget._resize(self._client, self.nbytes, nbytes)
-                self.nbytes = nbytes
+                self._changed(nbytes)
 
     def add(self, nbytes: int) -> None:
         """Adds to the share; see :meth:`set`."""
         with self._lock:
             if not self._released:
                 self._budget._resize(self._client, self.nbytes, self.nbytes + nbytes)
-                self.nbytes += nbytes
+                self._changed(self.nbytes + nbytes)
+
+    def _changed(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.peak = max(self.peak, nbytes)
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[Callable[[int], None]]:

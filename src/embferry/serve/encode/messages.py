@@ -12,12 +12,16 @@ from embferry.engine.media import PreparedItem
 
 
 class EncodeItem(Struct, frozen=True):
-    """A picture (``data``), a video file (``data``, ``fps``) or a video as pictures (``frames``, ``fps``)."""
+    """A picture (``data``), a video file (``data``, ``fps``) or a video as pictures (``frames``, ``fps``).
+
+    ``param``: its place in the client's request, for errors.
+    """
 
     kind: Literal["image", "video"]
     data: bytes | None = None
     frames: Annotated[list[bytes], Meta(max_length=65_536)] | None = None
     fps: Annotated[float, Meta(gt=0, le=240)] | None = None
+    param: Annotated[str, Meta(max_length=512)] = ""
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.frames is None) or (self.kind == "image" and self.data is None):

@@ -54,14 +54,17 @@ def prepare_item(
         media: cuts it.
         limits: the settings.
         cancellation: ends the work from another thread.
-        grow: called with the bytes that each decoded picture takes until this returns, before it is in memory.
+        grow: called with the bytes that each decoded picture, and the work on it, take until this returns, before they
+            are in memory.
 
     Raises:
         ServeError: a decoder of :mod:`embferry.serve.media` refuses the file.
         MediaError: the model does not support the size.
         CancelledWorkError: ``cancellation`` is set.
     """
-    return media.prepare(_decoded(item, limits, cancellation or Cancellation(), grow))
+    decoded = _decoded(item, limits, cancellation or Cancellation(), grow)
+    grow(media.working_bytes(decoded))
+    return media.prepare(decoded)
 
 
 def _decoded(

@@ -26,11 +26,13 @@ from embferry.disaggregation.wires import SendingManager
 from embferry.engine.cache import EmbeddingCache
 from embferry.engine.embedding import Embedding
 from embferry.engine.encoder import Encoder
+from embferry.engine.errors import RequestError
 from embferry.engine.media import PreparedItem
 from embferry.protocol.errors import Aborted, CapacityError, EmbeddingTransferError, PeerGone
 from embferry.protocol.states import KVPoll
 from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
+from embferry.serve.encode.freed_memory import FreedMemory, dropping_locals
 from embferry.serve.encode.messages import EncodeItem, EncodeRequest
 from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.encode.preparation import in_turn, prepare_item
@@ -40,6 +42,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding.cancellation import CancelledWorkError
 from embferry.serve.media.decoding.pool import PROCESSES
 from embferry.serve.shared_threads import SharedThreads
+from embferry.serve.worker.errors import as_serve_error
 from embferry.serve.worker.service import Service
 from embferry.transfer.failures import attempt
 
@@ -68,6 +71,7 @@ class EncodeService(Service[SendingManager, int, Room]):
         self.self_test = SelfTest(encoder.media, settings.media, self._decoders, self._wake.set)
         # By client, in the order of turns; no queue is empty.
         self._to_encode: dict[str, deque[MultimodalEmbeddingRequest]] = {}
+        self._freed = FreedMemory()
         self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)
         self._thread.start()
 
@@ -113,9 +117,9 @@ class EncodeService(Service[SendingManager, int, Room]):
 
         Raises:
             EmbeddingTransferError: the room was aborted meanwhile, and why.
-            ServeError: those of :meth:`prepare`.
+            ServeError: those of :meth:`prepare`, with the place of the item in ``param`` if the item is at fault.
         """
-        return [await self._in_turn(room, partial(self.prepare, item, room)) for item in request.items]
+        return [await self._prepared(item, room) for item in request.items]
 
     async def check_fit(self) -> None:
         """Refuses a request while no encode succeeds, after one more try.
@@ -141,15 +145,26 @@ class EncodeService(Service[SendingManager, int, Room]):
         """
         began = time.monotonic()
         try:
-            with room.hold.passing() as grow:
-                prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding, grow)
+            with room.hold.passing() as grow, self._freed.counting(grow) as grow_counted, dropping_locals():
+                prepared = prepare_item(item, self.encoder.media, self.settings.media, room.decoding, grow_counted)
         except ServeError as error:
             if error.code == "media_decoder_failed":
                 self.self_test.begin()
             raise
+        finally:
+            self._freed.give_back()
         room.hold.add(pixel_bytes(prepared) + prepared.num_tokens * self.manager.layout.token_bytes)
         self.metrics.prepare_seconds.observe(time.monotonic() - began)
         return prepared
+
+    async def _prepared(self, item: EncodeItem, room: Room) -> PreparedItem:
+        try:
+            return await self._in_turn(room, partial(self.prepare, item, room))
+        except RequestError as error:
+            refusal = as_serve_error(error)
+        except ServeError as error:
+            refusal = error
+        raise refusal.at(item.param) if item.param and refusal.http_status < 500 else refusal
 
     async def _in_turn(self, room: Room, call: Callable[[], T]) -> T:
         """Runs ``call`` on a thread for decoding, in a turn of the room's client. Raises why the room was aborted."""
@@ -224,6 +239,8 @@ class EncodeService(Service[SendingManager, int, Room]):
         request = self._next()
         if request is not None:
             self._encode(request)
+        else:
+            self._freed.give_back()
         return request is not None
 
     def _next(self) -> MultimodalEmbeddingRequest | None:
@@ -343,6 +360,8 @@ class EncodeService(Service[SendingManager, int, Room]):
             self.metrics.finished.labels(outcome).inc()
         if (error := attempt(room.release)) is not None:
             log.error("its memory could not be released", exc_info=error, extra={"room": room.number})
+        self._freed.add(room.hold.peak)
+        self._wake.set()  # the encoder thread returns the memory, if it has nothing else to do
         self._idle.notify_all()
 
     def _states(self) -> dict[str, float]:

@@ -41,6 +41,18 @@ _IS_CUT: Mapping[str, Callable[[bytes], bool]] = {"matroska": matroska.is_cut, "
 _CODECS: Mapping[str, Callable[[bytes], str]] = {"mov": mp4.codec, "matroska": matroska.codec, "avi": avi.codec}
 _MJPEG = ("mjpeg", "mjpegb", "mxpeg", "amv", "avrn", "smvjpeg", "jpegls")
 """Codecs whose packets are JPEG pictures."""
+_MATRIX = struct.Struct("=9i")
+_TURNS: Mapping[tuple[int, int, int, int], Image.Transpose | None] = {
+    (1, 0, 0, 1): None,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+"""The turns, by a, b, c and d of a display matrix (ISO/IEC 14496-12, 6.2.2)."""
 SLACK = 0.5
 """Seconds by which the last frame may end before the announced end where the container is damaged."""
 
@@ -141,7 +153,24 @@ def decoded(
 def _picture(frame: Any, limits: MediaSettings) -> Image.Image:
     check_size(frame.width, frame.height, limits)  # a stream may change its size midway
     image: Image.Image = frame.to_image()
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+    turn = _turn(frame)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(frame: Any) -> Image.Transpose | None:
+    """Returns how to make a frame upright: the nearest to its display matrix of four turns, with and without a mirror.
+
+    None: it is upright, or its matrix makes a line or a point of it.
+    """
+    found = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    if found is None or found.buffer_size < _MATRIX.size:
+        return None
+    # The point (x, y), y downwards, is shown at (a x + c y, b x + d y), moved by the rest of the matrix.
+    a, b, _, c, d, *_ = _MATRIX.unpack_from(bytes(found))
+    if a * d == b * c:
+        return None
+    nearest = max(_TURNS, key=lambda turn: sum(x * y for x, y in zip(turn, (a, b, c, d), strict=True)))
+    return _TURNS[nearest]
 
 
 def _stream(container: Any, form: str, data: bytes) -> Any:

@@ -175,7 +175,9 @@ def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation; 1 (upright) if the EXIF block is damaged, as viewers do."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error):
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - Pillow raises many types on bad bytes
         return 1
 
 

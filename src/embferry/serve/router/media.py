@@ -29,7 +29,8 @@ async def load_media(
     """
     check_counts([part.kind for part in media], limits)
     budget = _Budget(limits)
-    return await fetch_all(media, lambda part: _item(part, fetcher, limits, budget, grow))
+    items = await fetch_all(media, lambda part: _item(part, fetcher, limits, budget, grow))
+    return [item | {"param": part.param} for item, part in zip(items, media, strict=True)]
 
 
 class _Budget:

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from embferry.serve.media.headers.claims import ClaimError
 
 MAX_BOXES = 100_000
+"""Boxes of a small file."""
+BOX_BYTES = 12
+"""Bytes of the file for each further one. A fragment of one frame has seven boxes and at least 100 bytes."""
 MAX_DEPTH = 16
 MAX_TRACKS = 64
 MAX_REPEATS = 4
@@ -97,8 +100,8 @@ def _boxes(data: memoryview, at: int, end: int, depth: int, totals: _Totals) -> 
         raise ClaimError(f"its boxes are nested more than {MAX_DEPTH} deep")
     while at + 8 <= end:
         totals.boxes += 1
-        if totals.boxes > MAX_BOXES:
-            raise ClaimError(f"it has more than {MAX_BOXES:,} boxes")
+        if totals.boxes > MAX_BOXES + totals.size // BOX_BYTES:
+            raise ClaimError(f"it has more than {totals.boxes - 1:,} boxes in {totals.size:,} bytes")
         size, head = int.from_bytes(data[at : at + 4]), 8
         name = bytes(data[at + 4 : at + 8])
         if size == 1 and at + 16 <= end:

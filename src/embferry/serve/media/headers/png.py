@@ -5,6 +5,7 @@ A decoder unpacks compressed texts and colour profiles, and gives the whole pict
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 
 from embferry.serve.media.headers.claims import ClaimError
@@ -14,6 +15,8 @@ MAX_CHUNKS = 1_000_000
 MAX_FRAMES = 10_000
 MAX_ORIENTATION = 1 << 16
 """Bytes of a chunk that may hold the orientation; a longer one is left out like other metadata."""
+MAX_UNPACKED = 1 << 18
+"""Bytes of a compressed one, unpacked."""
 _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 _ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
 _RAW_EXIF = b"Raw profile type exif\0"
@@ -21,7 +24,7 @@ _RAW_EXIF = b"Raw profile type exif\0"
 
 
 def reduced(data: bytes, *, animated: bool = False) -> bytes:
-    """Returns the picture with the chunks that its pixels need, and EXIF for the orientation.
+    """Returns the picture with the chunks that its pixels need, and EXIF for the orientation, if that can be read.
 
     Args:
         data: the file.
@@ -32,9 +35,12 @@ def reduced(data: bytes, *, animated: bool = False) -> bytes:
     """
     kept = _PIXELS | _ANIMATION if animated else _PIXELS
     parts, begun = [data[:8]], -1  # neighbours are copied together
+    has_orientation = False
     for name, at, end in _chunks(data):
         is_unknown = name[:1].isupper()  # and critical: the decoder decides
-        is_kept = name in kept or is_unknown or _is_orientation(data, name, at, end)
+        is_kept = name in kept or is_unknown
+        if not is_kept and not has_orientation:  # one of them, because a decoder bounds all texts together
+            is_kept = has_orientation = _is_orientation(data, name, at, end)
         if is_kept and begun < 0:
             begun = at
         elif not is_kept and begun >= 0:
@@ -86,6 +92,22 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _is_orientation(data: bytes, name: bytes, at: int, end: int) -> bool:
-    if end - at > MAX_ORIENTATION:
+    """Returns whether a chunk may hold the orientation, and is one that a decoder reads: undamaged and of some size."""
+    if name not in (b"eXIf", b"tEXt", b"zTXt") or end - at > MAX_ORIENTATION:
         return False
-    return name == b"eXIf" or (name in (b"tEXt", b"zTXt") and data[at + 8 : at + 8 + len(_RAW_EXIF)] == _RAW_EXIF)
+    content = data[at + 8 : end - 4]
+    if name != b"eXIf" and not content.startswith(_RAW_EXIF):
+        return False
+    if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]) or end > len(data):
+        return False
+    return name != b"zTXt" or _is_small(content[len(_RAW_EXIF) :])
+
+
+def _is_small(packed: bytes) -> bool:
+    """Returns whether a compressed text can be unpacked, and is not longer than ``MAX_UNPACKED``."""
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(packed[1:], MAX_UNPACKED)
+    except zlib.error:
+        return False
+    return packed[:1] == b"\0" and unpacker.eof
