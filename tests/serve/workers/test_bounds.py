@@ -129,6 +129,19 @@ def test_a_language_worker_refuses_what_it_could_not_hold(join: MakeJoined) -> N
     assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
 
 
+def test_a_worker_redirects_nobody(join: MakeJoined) -> None:
+    joined = join()
+
+    async def ask(app: Any) -> list[httpx.Response]:
+        async with client(app) as http:
+            return [await http.get("/health/"), await http.post("/metrics/")]
+
+    for app in (joined.encode_app, joined.language_app):
+        for response in run(ask(app)):
+            assert response.status_code == 404
+            assert "location" not in response.headers
+
+
 def test_the_bounds_are_in_the_metrics(join: MakeJoined) -> None:
     joined = join()
 
