@@ -26,6 +26,7 @@ from embferry.serve.vllm.fleet import Fleet, Instance
 from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
+from embferry.serve.vllm.losses import ItemError
 from embferry.serve.vllm.media_parts import MediaPart, media_parts, parse_request, with_parts, without_uuids
 from embferry.serve.vllm.received_cache import ReceivedCache
 from embferry.serve.vllm.texts import characters_of
@@ -74,6 +75,8 @@ class Chat(InstanceEndpoint):
         try:
             return await self._split_with_retry(request, media, held)
         except ServeError as error:
+            if isinstance(error, ItemError):
+                error.at(next(part.param for part, item in media if item == error.item))
             if not self._settings.vllm.language_encodes or error.http_status < 500:
                 raise
             log.warning("sent undivided: %s", error.detail)
