@@ -9,6 +9,7 @@ In the order of a request:
 ``fields``          the fields that vLLM knows
 ``media_parts``     its pictures and videos, and the same request with other parts in their place
 ``video_files``     the video files that may go to an instance
+``sounds``          its sounds
 ``items``           their content and their names
 ``received_cache``  deduplication: items that the language instance has received already are not encoded again
 ``item_encoder``    encodes each item at an instance
