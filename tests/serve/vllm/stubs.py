@@ -387,7 +387,13 @@ def data_url(content: bytes, media_type: str = "image/png") -> str:
 
 
 def video(content: bytes = b"a video") -> dict[str, Any]:
-    return {"type": "video_url", "video_url": {"url": data_url(content, "video/mp4")}}
+    return {"type": "video_url", "video_url": {"url": data_url(mp4(content), "video/mp4")}}
+
+
+def mp4(content: bytes = b"a video") -> bytes:
+    """Returns the beginning of a video file, with ``content`` where its frames would be."""
+    boxes = ((b"ftyp", b"isom\0\0\0\0"), (b"mdat", content))
+    return b"".join((8 + len(body)).to_bytes(4) + name + body for name, body in boxes)
 
 
 def text(words: str = "what is there?") -> dict[str, Any]:

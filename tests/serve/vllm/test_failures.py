@@ -156,7 +156,8 @@ async def test_an_item_that_no_encoder_encodes_is_an_error(what: str) -> None:
     assert "http://enc1" in answer.error["message"]
     # An encoder that broke off and answers again may have been restarted, so it is tried once more.
     tries = 2 if what in ("it breaks off", "it cannot be reached") else 1
-    assert [len(encoder.requests) for encoder in encoders] == [tries, tries]
+    more = 1 if what == "500" else 0  # with a picture of the router's own
+    assert sorted(len(encoder.requests) for encoder in encoders) == [tries, tries + more]
     assert language.requests == []
 
 

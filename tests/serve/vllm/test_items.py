@@ -14,7 +14,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.fetch import Fetcher
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.media_parts import media_parts
-from tests.serve.vllm.stubs import data_url, picture, request, text, video
+from tests.serve.vllm.stubs import data_url, mp4, picture, request, text, video
 
 
 def loaded(asked: dict[str, Any], **limits: Any) -> list[Item]:
@@ -58,8 +58,8 @@ def test_options_that_change_the_embedding_change_the_name(other: dict[str, Any]
 
 
 def test_a_list_of_frames_differs_from_a_video_of_the_same_bytes() -> None:
-    frames = {"type": "video_url", "video_url": {"url": data_url(b"a", "video/jpeg")}}
-    assert name(frames) != name({"type": "video_url", "video_url": {"url": data_url(b"a", "video/mp4")}})
+    frames = {"type": "video_url", "video_url": {"url": data_url(mp4(b"a"), "video/jpeg")}}
+    assert name(frames) != name(video(b"a"))
 
 
 WRITTEN = {

@@ -33,7 +33,9 @@ def test_media_parts_know_their_place() -> None:
         {"image_url": URL},
         {"image_url": {"url": URL, "detail": "low"}, "uuid": "a client's"},
         {"type": "input_image", "image_url": URL},
-        {"type": "text", "text": "x", "image_url": URL, "uuid": "the field decides"},
+        {"type": "image", "image": URL},
+        {"type": "image", "image": {"url": URL}, "video_url": None},
+        {"image": URL},
     ],
 )
 def test_every_way_to_write_a_picture(part: dict[str, Any]) -> None:
@@ -56,6 +58,13 @@ def test_every_way_to_write_a_picture(part: dict[str, Any]) -> None:
         ({"type": "image_url", "image_url": {"url": ""}}, "invalid_request"),
         ({"image_url": URL, "video_url": URL}, "invalid_request"),
         ({"type": "video_url", "video_url": [URL]}, "invalid_request"),
+        ({"type": "video", "video": [URL, URL]}, "invalid_request"),
+        ({"type": "text", "text": "x", "image_url": URL, "uuid": "x"}, "invalid_request"),
+        ({"type": "video_url", "video_url": URL, "audio_url": URL}, "invalid_request"),
+        ({"type": "audio_url", "audio_url": URL, "image": URL}, "invalid_request"),
+        ({"type": "input_audio", "input_audio": {}, "audio_url": URL}, "invalid_request"),
+        ({"video": URL, "input_audio": {}}, "invalid_request"),
+        ({"type": "prompt_embeds", "data": "AAAA"}, "unsupported_value"),
     ],
 )
 def test_parts_with_embeddings_or_without_a_url_are_refused(part: dict[str, Any], code: str) -> None:
@@ -109,6 +118,16 @@ def test_everything_but_the_media_part_stays() -> None:
     expected = json.loads(before)
     expected["messages"][0]["content"][1] = {"caption": "for the template", "type": "image_embeds", "uuid": "ours"}
     assert changed == expected
+
+
+@pytest.mark.parametrize("part", [{"type": "zzz", "image_url": URL}, {"type": 5, "image_url": URL}, {"zzz": URL}, {}])
+def test_parts_of_other_types_are_left_to_vllm(part: dict[str, Any]) -> None:
+    assert media_parts(request(part)) == []
+    assert without_uuids(request(part)) == request(part)
+
+
+def test_a_text_without_a_type_gets_one() -> None:
+    assert without_uuids(request({"text": "x", "uuid": "y"}, {"text": None})) == request(text("x"), {"text": None})
 
 
 def test_uuids_of_clients_are_removed() -> None:

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from embferry.serve.openai.ignored import HEADER
-from embferry.serve.vllm.fields import KNOWN, ignored_fields
+from embferry.serve.vllm import fields
+from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.passed_on import PATHS
 from tests.serve.vllm.stubs import BREAK, Stub, answered, picture, request, routed, streamed, text
 
@@ -73,7 +74,7 @@ FILE = "http://169.254.169.254/latest"
 
 
 @pytest.mark.parametrize(
-    ("path", "fields"),
+    ("path", "asked"),
     [
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": FILE}]}]}),
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": FILE}]}]}),
@@ -83,10 +84,10 @@ FILE = "http://169.254.169.254/latest"
         ("/v1/completions", {"prompt": "x", "ec_transfer_params": {}}),
     ],
 )
-async def test_a_file_or_an_address_does_not_get_past_the_router(path: str, fields: dict[str, Any]) -> None:
+async def test_a_file_or_an_address_does_not_get_past_the_router(path: str, asked: dict[str, Any]) -> None:
     language = Stub("l", "language")
     async with routed(Stub("e", "encode"), language) as router:
-        response = await router.post(path, fields)
+        response = await router.post(path, asked)
     assert (response.status, response.json()["error"]["code"]) == (400, "unsupported_value")
     assert not language.requests
 
@@ -124,10 +125,79 @@ async def test_a_missing_model_is_one_that_is_served(asked: dict[str, Any]) -> N
 async def test_fields_that_ask_for_nothing_are_not_named() -> None:
     assert not ignored_fields({"store": False, "best_of": 1, "metadata": {"a": 1}, "x": None, "service_tier": "auto"})
     assert str(ignored_fields({"store": True, "best_of": 2, "guided_json": {}})) == "store, best_of, guided_json"
+    quiet = [{"type": "image_url", "image_url": {"url": "x", "detail": "auto"}, "uuid": None}, {"text": "x"}, "x"]
+    assert not ignored_fields({"messages": [{"role": "user", "content": quiet}, "x", None, {"content": 5}]})
 
 
-@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("path", "asked", "named"),
+    [
+        ("/v1/completions", {"prompt": "x", "zzz": 1, "n": 1, "best_of": 2}, "zzz, best_of"),
+        ("/v1/completions", {"prompt": "x", "guided_regex": "a", "top_logprobs": 1}, "guided_regex, top_logprobs"),
+        ("/v1/responses", {"input": "x", "temprature": 1, "max_tokens": 5, "store": True}, "temprature, max_tokens"),
+        ("/tokenize", {"prompt": "x", "zzz": 1, "messages_": []}, "zzz, messages_"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "x", "zzz": 1}], "y": 1}, "y, messages[0].zzz"),
+        ("/detokenize", {"tokens": [1], "skip_special_tokens": True}, "skip_special_tokens"),
+        ("/v1/completions", {"prompt": "x", "stream_options": {"include_usage": True, "zzz": 1}}, "stream_options.zzz"),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 422])
+async def test_fields_that_vllm_does_not_know_are_named_at_every_path(
+    path: str, asked: dict[str, Any], named: str, status: int
+) -> None:
+    language = Stub("l", "language", behaviours=[replied(status)])
+    async with routed(Stub("e", "encode"), language) as router:
+        response = await router.post(path, asked)
+    assert (response.status, response.headers[HEADER.lower()]) == (status, named)
+    assert language.requests == [asked]
+
+
+MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
+    "of a message": ({"role": "user", "content": "x", "zzz": 1, "tool_calls": [1]}, "zzz, tool_calls"),
+    "of the assistant": ({"role": "assistant", "reasoning": "y", "function_call": {"a": 1}}, "function_call"),
+    "of a tool": ({"role": "tool", "content": "x", "tool_call_id": "1", "reasoning": "x"}, "reasoning"),
+    "detail": ({"content": [{"image_url": {"url": "u", "detail": "high"}}]}, "content[0].image_url.detail"),
+    "detail beside": ({"content": [{"image_url": "u", "detail": "low"}]}, "content[0].detail"),
+    "uuid": ({"content": [{"type": "text", "text": "x", "uuid": "a"}]}, "content[0].uuid"),
+    "fps": ({"content": [{"type": "video_url", "video_url": {"url": "u", "fps": 2}, "fps": 1}]},
+            "content[0].fps, content[0].video_url.fps"),
+    "a text beside a picture": ({"content": [{"image_url": "u", "text": "lost"}]}, "content[0].text"),
+    "of a sound": ({"content": [{"type": "input_audio", "input_audio": {"data": "", "format": "wav", "zzz": 1}}]},
+                   "content[0].input_audio.zzz"),
+    "of a text": ({"content": [{"type": "text", "text": "x", "cache_control": {"a": 1}}]}, "content[0].cache_control"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MESSAGES)
+async def test_fields_within_messages_that_nothing_reads_are_named(what: str) -> None:
+    message, named = MESSAGES[what]
+    places = ", ".join(f"messages[1].{one}" for one in named.split(", "))
+    assert str(ignored_fields({"messages": [{"role": "user", "content": "x"}, message]})) == places
+
+
+async def test_fields_within_parts_are_named_to_the_client() -> None:
+    encoder, language = Stub("e", "encode"), Stub("l", "language")
+    async with routed(encoder, language) as router:
+        response = await router.ask(request(picture(b"x", uuid="theirs", zzz=1), text()))
+    assert response.headers[HEADER.lower()] == "messages[0].content[0].uuid, messages[0].content[0].zzz"
+
+
+@pytest.mark.vllm_http
 async def test_the_fields_are_those_of_the_installed_vllm() -> None:
+    from vllm.entrypoints.generate.base.protocol import StreamOptions
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.entrypoints.serve.tokenize.protocol import (
+        DetokenizeRequest,
+        TokenizeChatRequest,
+        TokenizeCompletionRequest,
+    )
 
-    assert frozenset(ChatCompletionRequest.model_fields) == KNOWN
+    assert frozenset(ChatCompletionRequest.model_fields) == fields.CHAT_FIELDS
+    assert frozenset(CompletionRequest.model_fields) == fields.TEXT_FIELDS
+    assert frozenset(ResponsesRequest.model_fields) == fields.RESPONSES_FIELDS
+    assert frozenset(TokenizeCompletionRequest.model_fields) == fields.TOKENIZE_FIELDS
+    assert frozenset(TokenizeChatRequest.model_fields) == fields.TOKENIZE_CHAT_FIELDS
+    assert frozenset(DetokenizeRequest.model_fields) == fields.DETOKENIZE_FIELDS
+    assert frozenset(StreamOptions.model_fields) == fields.STREAM_OPTIONS

@@ -109,7 +109,7 @@ async def test_an_instance_that_asks_gets_a_503_if_the_item_cannot_be_encoded() 
     async with routed(encoder, language) as router:
         await router.ask(request(picture()))
         async with answering(router, language) as (call, where):
-            encoder.behaviours = [refused(500)]
+            encoder.behaviours = [encoded(embferry=None)]
             answer = await ask_for(router, where)
             assert (answer.status, answer.error["code"]) == (503, "no_worker")
             language.release.set()
@@ -138,7 +138,7 @@ async def test_if_the_shared_encode_fails_the_others_encode(how: str) -> None:
 
     async def fails(stub: Stub, body: dict[str, Any]) -> Any:
         await stub.release.wait()
-        return await refused(500)(stub, body)
+        return await encoded(embferry=None)(stub, body)
 
     encoder.behaviours = [fails, encoded(), encoded()]
     async with routed(encoder, language) as router:
@@ -160,7 +160,7 @@ async def test_the_offers_of_a_failed_request_are_not_shared(how: str) -> None:
 
     async def fails(stub: Stub, body: dict[str, Any]) -> Any:
         await stub.release.wait()
-        return await refused(500)(stub, body)
+        return await encoded(embferry=None)(stub, body)
 
     encoder.behaviours = [encoded(), fails, encoded()]
     async with routed(encoder, language) as router:

@@ -150,6 +150,19 @@ def test_the_form_of_an_answer_counts_while_its_request_waits(join: MakeJoined) 
     joined.wait(lambda: joined.language.budget.held == 0)
 
 
+def test_a_worker_redirects_nobody(join: MakeJoined) -> None:
+    joined = join()
+
+    async def ask(app: Any) -> list[httpx.Response]:
+        async with client(app) as http:
+            return [await http.get("/health/"), await http.post("/metrics/")]
+
+    for app in (joined.encode_app, joined.language_app):
+        for response in run(ask(app)):
+            assert response.status_code == 404
+            assert "location" not in response.headers
+
+
 def test_the_bounds_are_in_the_metrics(join: MakeJoined) -> None:
     joined = join()
 

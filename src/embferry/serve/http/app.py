@@ -19,6 +19,7 @@ from embferry.serve.http.clients import Clients
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.edge import Edge
 from embferry.serve.http.errors import error_response, exception_handlers
+from embferry.serve.http.exact_paths import exact_paths_app
 from embferry.serve.http.fleet_pages import fleet_routes
 from embferry.serve.http.proofs import Proofs
 from embferry.serve.http.status import status_routes
@@ -76,7 +77,7 @@ def router_app(
 
     public = [route for route in routes if not route.path.startswith(PARTS)]
     handlers = exception_handlers(error_response, paths=sorted(map(_described, public)))
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    app = exact_paths_app(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     router = backends.settings.router
     keys = ApiKeys(router.api_keys_file, router.api_key.get_secret_value() if router.api_key else None)
     clients = Clients(keys, router, backends.metrics)

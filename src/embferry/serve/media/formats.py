@@ -80,18 +80,23 @@ _SNIFFED = 4096
 """Bytes that are looked at for text, such as a web page."""
 
 
-def sniff(data: bytes, wanted: Kind) -> Format:
+def sniff(data: bytes, wanted: Kind, supported: str | None = None) -> Format:
     """Detects the format of ``data`` by its bytes; content types and file names are not trusted.
+
+    Args:
+        data: the file, or its beginning.
+        wanted: what the part of the request takes.
+        supported: the formats that are read, for the error; None: those of ``READ``.
 
     Raises:
         ServeError: media_empty, unsupported_media_type, wrong_media_kind.
     """
     if not data:
         raise ServeError("media_empty", f"the {_word(wanted)} is empty")
-    found = _found(data)
+    found = format_of(data)
     if found is None:
         known = other_than_media(data) or "the format of the bytes is unknown"
-        raise ServeError("unsupported_media_type", f"{known}; supported are {READ[wanted]}")
+        raise ServeError("unsupported_media_type", f"{known}; supported are {supported or READ[wanted]}")
     if wanted == "video" and found.name in _MOVING:
         return Format("video", found.name, _MOVING[found.name])
     if found.kind != wanted:
@@ -115,7 +120,8 @@ def other_than_media(data: bytes) -> str | None:
     return next((text for starts, text in _OTHERS if start.startswith(starts)), None)
 
 
-def _found(data: bytes) -> Format | None:
+def format_of(data: bytes) -> Format | None:
+    """Returns the format by the first bytes of a file; None if it is unknown."""
     if data[4:8] == b"ftyp":
         return _by_brands(data)
     found = next((f for signs, f in _SIGNATURES if all(data[at : at + len(s)] == s for at, s in signs)), None)

@@ -8,12 +8,15 @@ In the order of a request:
 ``passed_on``       the paths that are passed on as they are
 ``fields``          the fields that vLLM knows
 ``media_parts``     its pictures and videos, and the same request with other parts in their place
+``video_files``     the video files that may go to an instance
+``sounds``          its sounds
 ``items``           their content and their names
 ``received_cache``  deduplication: items that the language instance has received already are not encoded again
 ``item_encoder``    encodes each item at an instance
 ``connectors``      the parameters that vLLM's EC connectors want
 ``language_call``   asks a language instance, up to its first token
 ``instance_digests`` digests between the router and an instance
+``instance_videos`` protects an instance from damaged video files
 ``fleet``           the instances that there are
 ``failover``        what consumers report of embeddings under way, and their replacement
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from dataclasses import replace
 
 import httpx
 import msgspec
@@ -23,11 +23,21 @@ from embferry.serve.vllm.failover import Failover, Transfer
 from embferry.serve.vllm.failures import EncodeAgainError
 from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.fleet import Fleet, Instance
-from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
+from embferry.serve.vllm.item_encoder import CHAT, ClientRequest, ItemEncoder
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
-from embferry.serve.vllm.media_parts import MediaPart, media_parts, parse_request, with_parts, without_uuids
+from embferry.serve.vllm.losses import ItemError
+from embferry.serve.vllm.media_parts import (
+    MediaPart,
+    media_parts,
+    parse_request,
+    sound_parts,
+    with_parts,
+    with_sounds,
+    without_uuids,
+)
 from embferry.serve.vllm.received_cache import ReceivedCache
+from embferry.serve.vllm.sounds import load_sounds
 from embferry.serve.vllm.texts import characters_of
 from embferry.trust.digests import DamagedError
 
@@ -59,14 +69,21 @@ class Chat(InstanceEndpoint):
     ) -> Answer:
         """Returns the answer as soon as the client may have it. Contexts that must last to its end go into ``held``."""
         body = incoming.take()
-        content, parts, characters, text_alone = await off_loop(JSON_WEIGHT * len(body), _parsed, body)
-        request = ClientRequest(content, headers, len(body), incoming.hold.add)
-        response.note_ignored(ignored_fields(content))
-        check_characters(characters, self.fleet.text_limits(request.model))
+        parsed = await off_loop(JSON_WEIGHT * len(body), _Parsed, body)
+        parts, text_alone = parsed.parts, parsed.text_alone
+        request = ClientRequest(parsed.request, headers, len(body), incoming.hold.add)
+        response.note_ignored(parsed.ignored)
+        check_characters(parsed.characters, self.fleet.text_limits(request.model))
         del body
+        fetcher, limits = self.fleet.fetcher, self._settings.media
+        if parsed.sounds:
+            sounds = await load_sounds(parsed.sounds, fetcher, limits, incoming.hold.add)
+            request = replace(request, content=with_sounds(request.content, sounds))
+            if text_alone is not None:
+                nbytes = request.nbytes + sum(len(url) for _, url in sounds)
+                text_alone = await off_loop(nbytes, msgspec.json.encode, request.content)
         if text_alone is not None:
             return await ask(self.fleet, request, text_alone, held)
-        fetcher, limits = self.fleet.fetcher, self._settings.media
         items = await load_items(parts, request.content, fetcher, limits, incoming.hold.add)
         media = list(zip(parts, items, strict=True))
         for item in items:
@@ -74,6 +91,8 @@ class Chat(InstanceEndpoint):
         try:
             return await self._split_with_retry(request, media, held)
         except ServeError as error:
+            if isinstance(error, ItemError):
+                error.at(next(part.param for part, item in media if item == error.item))
             if not self._settings.vllm.language_encodes or error.http_status < 500:
                 raise
             log.warning("sent undivided: %s", error.detail)
@@ -196,12 +215,25 @@ def _with_reason(error: EncodeAgainError, transfers: Sequence[Transfer]) -> Enco
     return EncodeAgainError(worst.code, worst.detail, status=worst.http_status, retryable=worst.retryable)
 
 
-def _parsed(body: bytes) -> tuple[dict[str, Any], list[MediaPart], int, bytes | None]:
-    """Returns a request, its media, the characters of its texts, and what an instance gets if there are no media."""
-    request = parse_request(body)
-    parts = media_parts(request)
-    characters = characters_of(request, parts)
-    if parts:
-        return request, parts, characters, None
-    stripped = without_uuids(request)
-    return request, parts, characters, body if stripped == request else msgspec.json.encode(stripped)
+class _Parsed:
+    """A request as it was read.
+
+    Attributes:
+        request: the whole.
+        parts: its pictures and videos.
+        sounds: its sounds by URL.
+        characters: the number of those of its texts.
+        ignored: the fields that have no effect.
+        text_alone: what an instance gets if there are no pictures and videos.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self.request = parse_request(body)
+        self.parts = media_parts(self.request)
+        self.sounds = sound_parts(self.request)
+        self.characters = characters_of(self.request, self.parts)
+        self.ignored = ignored_fields(self.request, CHAT)
+        self.text_alone: bytes | None = None
+        if not self.parts:
+            stripped = without_uuids(self.request)
+            self.text_alone = body if stripped == self.request else msgspec.json.encode(stripped)

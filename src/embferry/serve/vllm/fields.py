@@ -1,34 +1,126 @@
-"""The fields of chat requests that vLLM 0.32 knows. Every field is passed on; those that it ignores are named."""
+"""The fields of requests that vLLM 0.32 knows. Every field is passed on; those that it ignores are named.
+
+So are those that the router drops, and fields within messages and their parts that nothing reads: a chat template of
+the model may read any, but none is known to.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from embferry.serve.openai.fields import LIMITED, NEUTRAL
 from embferry.serve.openai.ignored import Ignored
 
-KNOWN = frozenset({
-    "add_generation_prompt", "add_special_tokens", "allowed_token_ids", "bad_words", "cache_salt", "chat_template",
-    "chat_template_kwargs", "continue_final_message", "documents", "ec_transfer_params", "echo", "frequency_penalty",
-    "ignore_eos", "include_reasoning", "include_stop_str_in_output", "kv_transfer_params", "length_penalty",
-    "logit_bias", "logprob_token_ids", "logprobs", "max_completion_tokens", "max_tokens", "media_io_kwargs", "messages",
-    "min_p", "min_tokens", "mm_payload", "mm_processor_kwargs", "model", "n", "parallel_tool_calls", "presence_penalty",
-    "priority", "prompt_logprobs", "reasoning_effort", "repetition_detection", "repetition_penalty", "request_id",
-    "response_format", "return_mm_kwargs", "return_prompt_text", "return_token_ids", "return_token_offsets",
-    "return_tokens_as_token_ids", "routed_experts_prompt_start", "seed", "session_id", "skip_special_tokens",
-    "spaces_between_special_tokens", "stop", "stop_token_ids", "stream", "stream_interval", "stream_options",
-    "structured_outputs", "temperature", "thinking_token_budget", "tool_choice", "tools", "top_k", "top_logprobs",
-    "top_p", "truncate_prompt_tokens", "truncation_side", "use_beam_search", "user", "vllm_xargs", "watermarking",
+_ALL = frozenset({
+    "cache_salt", "ec_transfer_params", "frequency_penalty", "ignore_eos", "include_stop_str_in_output",
+    "kv_transfer_params", "logit_bias", "min_p", "mm_payload", "model", "presence_penalty", "priority",
+    "repetition_penalty", "request_id", "return_mm_kwargs", "seed", "session_id", "skip_special_tokens", "stop",
+    "stop_token_ids", "stream", "structured_outputs", "temperature", "top_k", "top_p", "user", "vllm_xargs",
+    "watermarking",
 })  # fmt: skip
-"""The fields of vLLM's ``ChatCompletionRequest``."""
+"""Those of all paths that generate."""
+_CHAT_AND_TEXT = _ALL | {
+    "add_special_tokens", "allowed_token_ids", "bad_words", "echo", "length_penalty", "logprob_token_ids", "logprobs",
+    "max_tokens", "min_tokens", "n", "prompt_logprobs", "repetition_detection", "response_format", "return_token_ids",
+    "return_token_offsets", "return_tokens_as_token_ids", "routed_experts_prompt_start",
+    "spaces_between_special_tokens", "stream_interval", "stream_options", "thinking_token_budget",
+    "truncate_prompt_tokens", "truncation_side", "use_beam_search",
+}  # fmt: skip
+CHAT_FIELDS = _CHAT_AND_TEXT | {
+    "add_generation_prompt", "chat_template", "chat_template_kwargs", "continue_final_message", "documents",
+    "include_reasoning", "max_completion_tokens", "media_io_kwargs", "messages", "mm_processor_kwargs",
+    "parallel_tool_calls", "reasoning_effort", "return_prompt_text", "tool_choice", "tools", "top_logprobs",
+}  # fmt: skip
+"""The fields of vLLM's ``ChatCompletionRequest``; then those of its other requests."""
+TEXT_FIELDS = _CHAT_AND_TEXT | {"prompt", "prompt_embeds", "suffix"}
+RESPONSES_FIELDS = _ALL | {
+    "background", "chat_template_kwargs", "enable_response_messages", "include", "include_reasoning", "input",
+    "instructions", "max_output_tokens", "max_tool_calls", "media_io_kwargs", "metadata", "mm_processor_kwargs",
+    "parallel_tool_calls", "previous_input_messages", "previous_response_id", "prompt", "prompt_cache_key", "reasoning",
+    "service_tier", "store", "text", "tool_choice", "tools", "top_logprobs", "truncation",
+}  # fmt: skip
+TOKENIZE_FIELDS = frozenset({"add_special_tokens", "model", "prompt", "return_token_strs"})
+TOKENIZE_CHAT_FIELDS = frozenset({
+    "add_generation_prompt", "add_special_tokens", "chat_template", "chat_template_kwargs", "continue_final_message",
+    "media_io_kwargs", "messages", "mm_processor_kwargs", "model", "return_token_strs", "tools",
+})  # fmt: skip
+DETOKENIZE_FIELDS = frozenset({"model", "tokens"})
+STREAM_OPTIONS = frozenset({"include_usage", "continuous_usage_stats"})
+
+_BY_PATH: Mapping[str, frozenset[str]] = {
+    "/v1/chat/completions": CHAT_FIELDS,
+    "/v1/completions": TEXT_FIELDS,
+    "/v1/responses": RESPONSES_FIELDS,
+    "/detokenize": DETOKENIZE_FIELDS,
+}
+_WITH_EFFECT = frozenset({"role", "content", "name", "task"})
+_OF_ROLE: Mapping[str, frozenset[str]] = {
+    "assistant": frozenset({"tool_calls", "reasoning", "reasoning_content"}),
+    "tool": frozenset({"tool_call_id"}),
+    "developer": frozenset({"tools"}),
+}
+"""Fields of a message that vLLM reads, of any and of one role."""
+_OF_PART: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("text", "input_text", "output_text"), frozenset({"text"})),
+    **{name: frozenset({name}) for name in ("refusal", "image_url", "video_url", "audio_url", "input_audio")},
+    "input_image": frozenset({"image_url"}),
+    **{name: frozenset({name}) for name in ("image", "video")},
+    "thinking": frozenset({"thinking", "closed"}),
+    "tool_reference": frozenset({"name"}),
+}
+"""Type of a part → its fields, beside ``type``. Of other types, vLLM refuses the part."""
+_UNTYPED = ("image_url", "video_url", "image", "video", "audio_url", "input_audio", "text")
+"""The fields by which a part without a type is known; the first that it has."""
+_OF_URL = frozenset({"url"})
+_OF_SOUND = frozenset({"data", "format"})
 
 
-def ignored_fields(request: dict[str, Any]) -> Ignored:
-    """Returns the fields of a chat request that vLLM ignores, without those that ask for nothing."""
+def ignored_fields(request: dict[str, Any], path: str = "/v1/chat/completions") -> Ignored:
+    """Returns the fields of a request that have no effect, without those that ask for nothing."""
     ignored = Ignored()
+    known = _BY_PATH.get(path) or (TOKENIZE_CHAT_FIELDS if "messages" in request else TOKENIZE_FIELDS)
     for name, value in request.items():
-        if name in KNOWN or name in NEUTRAL or value is None:
+        if name in known or name in NEUTRAL or value is None:
             continue
         if name not in LIMITED or not LIMITED[name][0](value):
             ignored.add(name)
+    options = request.get("stream_options")
+    if isinstance(options, dict):
+        _note(options, STREAM_OPTIONS | {"include_obfuscation"}, "stream_options", ignored)
+    messages = request.get("messages")
+    for number, message in enumerate(messages if isinstance(messages, list) else ()):
+        if isinstance(message, dict):
+            _note_message(message, f"messages[{number}]", ignored)
     return ignored
+
+
+def _note_message(message: dict[str, Any], at: str, ignored: Ignored) -> None:
+    role = message.get("role")
+    _note(
+        message, _WITH_EFFECT | (_OF_ROLE.get(role, frozenset()) if isinstance(role, str) else frozenset()), at, ignored
+    )
+    content = message.get("content")
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        if isinstance(part, dict):
+            _note_part(part, f"{at}.content[{number}]", ignored)
+
+
+def _note_part(part: dict[str, Any], at: str, ignored: Ignored) -> None:
+    kind = part.get("type")
+    if kind is None:
+        kind = next((name for name in _UNTYPED if part.get(name) is not None), None)
+    known = _OF_PART.get(kind) if isinstance(kind, str) else None
+    if known is None:
+        return
+    _note(part, known | {"type"}, at, ignored)
+    for name in known:
+        if isinstance(source := part.get(name), dict):
+            _note(source, _OF_SOUND if name == "input_audio" else _OF_URL, f"{at}.{name}", ignored)
+
+
+def _note(fields: dict[str, Any], known: frozenset[str], at: str, ignored: Ignored) -> None:
+    """Notes the fields that nothing reads. Empty values change nothing; of ``detail``, neither does "auto"."""
+    for name, value in fields.items():
+        if name not in known and value not in (None, [], {}) and (name, value) != ("detail", "auto"):
+            ignored.add(f"{at}.{name}")

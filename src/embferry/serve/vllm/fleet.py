@@ -221,6 +221,16 @@ class Fleet(Backends[VllmRouterMetrics]):
             within = f"within {self.settings.router.stall_timeout:g} s (router.stall_timeout)"
             raise httpx.ReadTimeout(f"it has not answered a probe {within}") from error
 
+    async def is_alive(self, instance: Instance) -> bool:
+        """Returns whether the instance answers a probe now, and says that its engine is well."""
+        try:
+            await self._get(instance, "/health")
+        except DamagedError:
+            return True
+        except (httpx.HTTPError, httpx.InvalidURL):
+            return False
+        return True
+
     def suspect(self, instance: Instance) -> None:
         """Has the instance probed at once, after a failure that may be its own."""
         instance.suspected.set()

@@ -20,6 +20,7 @@ from embferry.serve.http.digests import Digests
 from embferry.serve.http.errors import error_response
 from embferry.serve.http.proofs import line_writer
 from embferry.serve.vllm.instance_proofs import InstanceProofs, is_proved
+from embferry.serve.vllm.instance_videos import protect
 from embferry.trust.bounded_answers import MAX_COMPLETION_BYTES
 from embferry.trust.digests import (
     CONTENT_DIGEST,
@@ -37,9 +38,14 @@ CONTENT_TYPE = "Embferry-Content-Type"
 
 
 class InstanceDigests:
-    """ASGI middleware of an instance. The environment says whether there is a cluster key."""
+    """ASGI middleware of an instance. The environment says whether there is a cluster key.
+
+    It also protects the instance from damaged videos (:mod:`.instance_videos`): it is the part of this project that
+    every process of an instance has in which files are decoded.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
+        protect()
         self._served = app
         keys = Trust.of_environment().keys
         self._app: ASGIApp = Digests(self._checked, error_response, lambda path: keys is not None)

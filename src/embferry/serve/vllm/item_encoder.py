@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
@@ -13,13 +14,16 @@ import msgspec
 
 from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
+from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
-from embferry.serve.vllm.failures import VerbatimError, is_busy
+from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
 from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.items import Item
+from embferry.serve.vllm.losses import ItemError, Losses
+from embferry.serve.vllm.probe_picture import probe_picture
 from embferry.trust.digests import DamagedError, content_digest
 
 log = logging.getLogger(__name__)
@@ -39,12 +43,14 @@ class ClientRequest:
         headers: to be sent to instances.
         nbytes: its length as JSON.
         grow: called with the bytes of an answer that the router holds for it; may raise ServeError capacity_exhausted.
+        lost: gets the instances that end during the encode of its items.
     """
 
     content: dict[str, Any]
     headers: dict[str, str]
     nbytes: int = 0
     grow: Callable[[int], object] = lambda nbytes: None
+    lost: set[Incarnation] = field(default_factory=set)
 
     @property
     def model(self) -> str | None:
@@ -58,12 +64,17 @@ class ClientRequest:
         return await off_loop(nbytes, msgspec.json.encode, body)
 
 
+class InstanceFaultError(Exception):
+    """An encoder has answered with a status that blames itself. The item may be to blame all the same."""
+
+
 class ItemEncoder:
     """Encodes items at the instances of a fleet."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.connector = CONNECTORS[fleet.settings.vllm.connector]()
+        self._losses = Losses()
 
     async def encode(
         self,
@@ -87,11 +98,14 @@ class ItemEncoder:
 
         Raises:
             VerbatimError: an encoder refuses the item as wrong.
+            ItemError: image_corrupt or video_corrupt, if encoders fail on the item and encode another one;
+                media_decoder_failed, if two ended during its encode.
             ServeError: no_worker if no encoder can be reached or has capacity, worker_failed if all fail.
         """
         tried: set[Incarnation] = set(never)
         failed: list[str] = []
         damaged: set[Incarnation] = set()
+        faults = 0
         status = 503
         while (encoder := await self.fleet.encoder(item.uuid, request.model, tried, avoid)) is not None:
             incarnation = encoder.incarnation
@@ -101,10 +115,27 @@ class ItemEncoder:
             if item.uuid in encoder.encoded:
                 self.fleet.metrics.affinity_hits.inc()
             try:
-                with self.fleet.count_in_flight(encoder), self.fleet.metrics.encode_seconds.time():
-                    name, entry, transfer_id = await self._encode_at(encoder, request, item, language, room)
+                async with self._guarded(item, request):
+                    with self.fleet.count_in_flight(encoder), self.fleet.metrics.encode_seconds.time():
+                        name, entry, transfer_id = await self._encode_at(encoder, request, item, language, room)
             except httpx.TransportError as error:
                 failed.append(self.fleet.failed(encoder, error))
+                if _broke_off(error):
+                    await self._note_if_lost(item, encoder, incarnation, request)
+                continue
+            except InstanceFaultError as error:
+                failed.append(f"{encoder!r}: {error}")
+                log.warning("%s", failed[-1])
+                faults, status = faults + 1, 502
+                if await self._note_if_lost(item, encoder, incarnation, request):
+                    continue
+                if faults == 1:
+                    if await self.fleet.encoder(item.uuid, request.model, tried, avoid) is None:
+                        tried.discard(incarnation)  # once more here: there is no other
+                elif await self._encodes_another(encoder, request):
+                    raise self._not_encodable(item, str(error)) from error
+                else:
+                    self.fleet.suspect(encoder)
                 continue
             except DamagedError as error:
                 failed.append(self.fleet.damaged(encoder, error))
@@ -120,15 +151,74 @@ class ItemEncoder:
                 self.fleet.suspect(encoder)
                 continue
             self.fleet.metrics.encodes.inc()
+            self._losses.forget(item)
             encoder.remember(item.uuid)
             return Encoded(item, encoder, incarnation, name, entry, transfer_id)
         raise _not_encoded(failed, self.fleet.encoders, status)
+
+    @contextlib.asynccontextmanager
+    async def _guarded(self, item: Item, request: ClientRequest) -> AsyncIterator[None]:
+        try:
+            async with self._losses.guarded(item, request.lost):
+                yield
+        except ItemError as error:
+            self.fleet.metrics.media_refused.labels("instances_lost").inc()
+            log.warning("refused %s %s: %s", item.kind, item.uuid, error.detail)
+            raise
+
+    async def _note_if_lost(
+        self, item: Item, encoder: Instance, incarnation: Incarnation, request: ClientRequest
+    ) -> bool:
+        """Returns whether an instance has ended during the encode of an item; a connection may end without it."""
+        if await self.fleet.is_alive(encoder):
+            return False
+        self._losses.note(item, incarnation, request.lost)
+        return True
+
+    async def _encodes_another(self, encoder: Instance, request: ClientRequest) -> bool:
+        """Returns whether an encoder that failed on an item encodes a picture of the router's own."""
+        plain = ClientRequest({"model": request.model} if request.model else {}, request.headers)
+        try:
+            with self.fleet.count_in_flight(encoder):
+                response, _ = await self._post(encoder, plain, probe_picture(), None)
+        except (httpx.TransportError, DamagedError) as error:
+            log.warning("%r does not encode the router's own picture: %s", encoder, reason_of(error))
+            return False
+        if response.status_code != 200:
+            log.warning("%r does not encode the router's own picture: status %s", encoder, response.status_code)
+        return response.status_code == 200
+
+    def _not_encodable(self, item: Item, why: str) -> ItemError:
+        self.fleet.metrics.media_refused.labels("not_encodable").inc()
+        word = "picture" if item.kind == "image" else "video"
+        text = f"the {word} cannot be encoded, by instances that encode another picture: {why}"
+        log.warning("refused %s %s: %s", item.kind, item.uuid, text)
+        return ItemError(f"{item.kind}_corrupt", text, item)
 
     async def _encode_at(
         self, encoder: Instance, request: ClientRequest, item: Item, language: Instance | None, room: int | None
     ) -> tuple[str, dict[str, Any], str | None]:
         """Returns the encoder's name for the item, the item's entry, and the transfer's name."""
         params, transfer_id = self.connector.encode_params(language, room)
+        response, answer = await self._post(encoder, request, item, params)
+        status = response.status_code
+        if self.fleet.is_refused(status):
+            raise UnusableResponseError("it refuses the router's API key")
+        if status != 200:
+            if 400 <= status < 500 and not is_busy(status):
+                raise VerbatimError.of(response, answer)
+            why = f"status {status}: {answer[:300].decode(errors='replace')}"
+            if is_busy(status):
+                raise UnusableResponseError(why, is_capacity=True)
+            raise InstanceFaultError(why)
+        name, entry = _only_entry(answer)
+        self.connector.check(entry)
+        return name, entry, transfer_id
+
+    async def _post(
+        self, encoder: Instance, request: ClientRequest, item: Item, params: dict[str, Any] | None
+    ) -> tuple[httpx.Response, bytes]:
+        """Asks an encoder to encode an item. Returns its response, and the body."""
         body: dict[str, Any] = {name: request.content[name] for name in _FORWARDED if name in request.content}
         body |= {"messages": [{"role": "user", "content": [item.part()]}], "max_tokens": 1, "stream": False}
         body |= {"ec_transfer_params": params} if params else {}
@@ -141,17 +231,7 @@ class ItemEncoder:
         )
         add_digests(post, await off_loop(len(content), content_digest, content))
         async with self.fleet.unless_stalled(encoder):
-            response, answer = await self._answer(encoder, post)
-        if self.fleet.is_refused(response.status_code):
-            raise UnusableResponseError("it refuses the router's API key")
-        if response.status_code != 200:
-            if 400 <= response.status_code < 500 and not is_busy(response.status_code):
-                raise VerbatimError.of(response, answer)
-            why = f"status {response.status_code}: {answer[:300].decode(errors='replace')}"
-            raise UnusableResponseError(why, is_capacity=is_busy(response.status_code))
-        name, entry = _only_entry(answer)
-        self.connector.check(entry)
-        return name, entry, transfer_id
+            return await self._answer(encoder, post)
 
     async def _answer(self, encoder: Instance, post: httpx.Request) -> tuple[httpx.Response, bytes]:
         response = await self.fleet.send(encoder, post)
@@ -169,6 +249,11 @@ async def gather_or_cancel(*work: Coroutine[Any, Any, T]) -> list[T]:
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
     return [task.result() for task in tasks]
+
+
+def _broke_off(error: httpx.TransportError) -> bool:
+    """Returns whether the instance had the item when the connection ended."""
+    return not is_unreachable(error) and not isinstance(error, httpx.TimeoutException)
 
 
 def _only_entry(answer: bytes) -> tuple[str, dict[str, Any]]:

@@ -14,10 +14,11 @@ from typing import Any
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.fetch import Fetcher, Grow, is_frame_list
-from embferry.serve.media.formats import other_than_media
+from embferry.serve.media.formats import format_of, other_than_media
 from embferry.serve.media.limits import check_counts, fetch_all
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.media_parts import Kind, MediaPart
+from embferry.serve.vllm.video_files import checked
 
 _ENCODE_OPTIONS = ("model", "mm_processor_kwargs", "media_io_kwargs")
 """Fields of a request that change the embedding of a picture."""
@@ -81,17 +82,43 @@ async def _data_url(part: MediaPart, fetcher: Fetcher, limits: MediaSettings, gr
     if await off_loop(len(url), _is_plain, url):
         if _size(url) > limits.max_bytes:
             raise ServeError("media_too_large", f"the file is larger than {limits.max_bytes:,} bytes (media.max_bytes)")
-        comma = url.index(",") + 1
-        try:
-            data = binascii.a2b_base64(url[comma : comma + _SNIFFED], strict_mode=True)
-        except ValueError as error:
-            raise ServeError("invalid_url", f"the data: URL is not base64: {error}") from error
+        if part.kind == "video":
+            grow(_size(url))
+            return await off_loop(len(url), _checked_video, url)
+        data = _decoded(url, _SNIFFED)
     else:  # to fetch, or to write as vLLM reads it
         data = await fetcher.fetch(url, grow)
+        if part.kind == "video":
+            data = await off_loop(len(data), checked, data)
         url = await off_loop(len(data), _inlined, part.kind, data)
+    if part.kind == "image":
+        _check_picture(data)
+    return url
+
+
+def _checked_video(url: str) -> str:
+    """Returns the URL of a video that may go to an instance."""
+    data = _decoded(url)
+    allowed = checked(data)
+    return url if allowed is data else _inlined("video", allowed)
+
+
+def _check_picture(data: bytes) -> None:
+    """Refuses what is no picture by its first bytes. Formats that are unknown here are left to the instance."""
     if known := other_than_media(data):
         raise ServeError("unsupported_media_type", known)
-    return url
+    found = format_of(data)
+    if found is not None and found.kind == "video":
+        raise ServeError("wrong_media_kind", f"the file is a {found.name} video; this part takes a picture")
+
+
+def _decoded(url: str, characters: int | None = None) -> bytes:
+    """Returns the bytes of plain base64 in a ``data:`` URL, or those of its first characters."""
+    comma = url.index(",") + 1
+    try:
+        return binascii.a2b_base64(url[comma : None if characters is None else comma + characters], strict_mode=True)
+    except ValueError as error:
+        raise ServeError("invalid_url", f"the data: URL is not base64: {error}") from error
 
 
 def _is_plain(url: str) -> bool:
@@ -100,7 +127,8 @@ def _is_plain(url: str) -> bool:
     if url[:5].lower() != "data:" or not comma or not head.lower().rstrip().endswith(";base64"):
         return False
     at = len(head) + 1
-    return url.isascii() and (len(url) - at) % 4 == 0 and all(url.find(other, at) < 0 for other in _NOT_PLAIN)
+    is_whole = url.isascii() and (len(url) - at) % 4 == 0 and not url.endswith("===")
+    return is_whole and all(url.find(other, at) < 0 for other in _NOT_PLAIN)
 
 
 def _frame_list(url: str, fetcher: Fetcher, limits: MediaSettings) -> str:

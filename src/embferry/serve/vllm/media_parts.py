@@ -6,7 +6,7 @@ connect to that address, or take another client's picture for this one's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +16,16 @@ from embferry.serve.http.body import parse_object
 
 Kind = Literal["image", "video"]
 
-_SOURCES: dict[str, Kind] = {"image_url": "image", "video_url": "video"}
-"""The fields that may hold the URL. vLLM goes by them too where ``type`` is absent or ``input_image``."""
+_SOURCES: dict[str, Kind] = {"image_url": "image", "video_url": "video", "image": "image", "video": "video"}
+"""The fields that may hold the URL of a picture or a video."""
+_BY_TYPE = {"input_image": "image_url", **{name: name for name in _SOURCES}}
+"""Type of a part → its field with the URL."""
+_SOUNDS = ("audio_url", "input_audio")
+_FILES = (*_SOURCES, *_SOUNDS)
+_TEXTS = ("text", "input_text", "output_text", "refusal", "thinking", "tool_reference")
 MAX_MODEL_NAME = 1000
-_EMBEDDED = ("image_embeds", "video_embeds", "audio_embeds", "image_pil")
-_REPLACED = frozenset({"type", "uuid", "detail", *_SOURCES})
+_EMBEDDED = ("image_embeds", "video_embeds", "audio_embeds", "image_pil", "prompt_embeds")
+_REPLACED = frozenset({"type", "uuid", "detail", *_FILES})
 """Fields of a part that the router writes itself; it keeps the others, which are for the chat template."""
 
 
@@ -33,6 +38,20 @@ class MediaPart:
     kind: Kind
     url: str
     extra: dict[str, Any]
+
+    @property
+    def param(self) -> str:
+        """The part's place, for errors."""
+        return f"messages[{self.message}].content[{self.part}]"
+
+
+@dataclass(frozen=True, slots=True)
+class SoundPart:
+    """A sound by its URL: ``request["messages"][message]["content"][part]["audio_url"]``."""
+
+    message: int
+    part: int
+    url: str
 
     @property
     def param(self) -> str:
@@ -65,16 +84,41 @@ def media_parts(request: dict[str, Any]) -> list[MediaPart]:
         ServeError: invalid_request, unsupported_value, with the part in ``param``.
     """
     found = []
-    messages = request.get("messages")
-    for number, message in enumerate(messages if isinstance(messages, list) else ()):
-        content = message.get("content") if isinstance(message, dict) else None
-        for position, part in enumerate(content if isinstance(content, list) else ()):
-            if isinstance(part, dict) and (media := _media_part(number, position, part)):
-                found.append(media)
+    for message, position, part in _parts(request):
+        if media := _media_part(message, position, part):
+            found.append(media)
     if any(part.kind == "video" for part in found) and _wants_audio(request):
         why = "the audio of a video is not split from it; leave use_audio_in_video out"
         raise ServeError("unsupported_value", why, param="mm_processor_kwargs")
     return found
+
+
+def sound_parts(request: dict[str, Any]) -> list[SoundPart]:
+    """Returns all sounds that are given by a URL. vLLM would fetch it itself, past the router's checks.
+
+    Raises:
+        ServeError: invalid_request, with the part in ``param``.
+    """
+    found = []
+    for message, position, part in _parts(request):
+        source = part.get("audio_url")
+        if source is None:
+            continue
+        url = source.get("url") if isinstance(source, dict) else source
+        if not isinstance(url, str) or not url:
+            at = f"messages[{message}].content[{position}]"
+            raise ServeError("invalid_request", f"{at} must have one URL, in audio_url", param=at)
+        found.append(SoundPart(message, position, url))
+    return found
+
+
+def with_sounds(request: dict[str, Any], sounds: Sequence[tuple[SoundPart, str]]) -> dict[str, Any]:
+    """Returns a copy of the request with another URL for each of these sounds, and without uuids."""
+    copy = without_uuids(request)
+    for sound, url in sounds:
+        content = copy["messages"][sound.message]["content"]
+        content[sound.part] = {**content[sound.part], "type": "audio_url", "audio_url": {"url": url}}
+    return copy
 
 
 def with_parts(request: dict[str, Any], parts: Sequence[tuple[MediaPart, dict[str, Any]]]) -> dict[str, Any]:
@@ -86,7 +130,10 @@ def with_parts(request: dict[str, Any], parts: Sequence[tuple[MediaPart, dict[st
 
 
 def without_uuids(request: dict[str, Any]) -> dict[str, Any]:
-    """Returns a copy without the ``uuid`` of any part: vLLM would look it up in a cache that all clients share."""
+    """Returns a copy without the ``uuid`` of any part: vLLM would look it up in a cache that all clients share.
+
+    Texts without a ``type``, which vLLM does not take, have one in the copy.
+    """
     if not isinstance(messages := request.get("messages"), list):
         return request
     stripped = [
@@ -100,27 +147,61 @@ def without_uuids(request: dict[str, Any]) -> dict[str, Any]:
 
 def _media_part(message: int, position: int, part: dict[str, Any]) -> MediaPart | None:
     at = f"messages[{message}].content[{position}]"
-    kind = part.get("type")
-    for name in _EMBEDDED:
-        if name in part or kind == name:
-            why = f"{at}: {name} cannot come from a client; send the picture or video itself (image_url, video_url)"
+    for embedded in _EMBEDDED:
+        if embedded in part or part.get("type") == embedded:
+            why = f"{at}: {embedded} cannot come from a client; send the picture or video itself (image_url, video_url)"
             raise ServeError("unsupported_value", why, param=at)
-    sources = [name for name in _SOURCES if name in part]
-    if not sources:
-        if kind in (*_SOURCES, "input_image"):
-            raise ServeError("invalid_request", f"{at}.{kind} is missing", param=at)
+    name = _source_of(part, at)
+    if name is None:
         return None
-    name = sources[0]
-    source = part[name]
+    source = part.get(name)
+    if source is None:
+        raise ServeError("invalid_request", f"{at}.{name} is missing", param=at)
     url = source.get("url") if isinstance(source, dict) else source
-    if len(sources) > 1 or not isinstance(url, str) or not url:
-        raise ServeError("invalid_request", f"{at} must have one URL, in {' or '.join(_SOURCES)}", param=at)
+    if not isinstance(url, str) or not url:
+        frames = "; a list of frames is data:video/jpeg;base64,FRAME,FRAME" if isinstance(source, list) else ""
+        raise ServeError("invalid_request", f"{at} must have one URL, in {name}{frames}", param=at)
     extra = {key: value for key, value in part.items() if key not in _REPLACED}
     return MediaPart(message, position, _SOURCES[name], url, extra)
 
 
+def _source_of(part: dict[str, Any], at: str) -> str | None:
+    """Returns the field with the URL of a picture or video; None for another part, or one that vLLM refuses.
+
+    Raises:
+        ServeError: invalid_request for a part with two files, or a file beside a text. vLLM would choose one by its own
+            order, and another one where the part has a uuid.
+    """
+    kind = part.get("type")
+    given = [name for name in _FILES if part.get(name) is not None]
+    if kind is None:
+        own = given[0] if given else next((name for name in _SOURCES if name in part), None)
+    elif not isinstance(kind, str) or kind not in (*_BY_TYPE, *_SOUNDS, *_TEXTS):
+        return None
+    else:
+        own = _BY_TYPE.get(kind, kind)
+    if others := [name for name in given if name != own]:
+        what = f"a part of type {kind}" if kind is not None else f"a part with {own}"
+        raise ServeError("invalid_request", f"{at}: {what} cannot have {' and '.join(others)} too", param=at)
+    return own if own in _SOURCES else None
+
+
+def _parts(request: dict[str, Any]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yields the number of the message, that of the part, and the part, for all that are objects."""
+    messages = request.get("messages")
+    for number, message in enumerate(messages if isinstance(messages, list) else ()):
+        content = message.get("content") if isinstance(message, dict) else None
+        for position, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict):
+                yield number, position, part
+
+
 def _without_uuid(part: Any) -> Any:
-    return {key: value for key, value in part.items() if key != "uuid"} if isinstance(part, dict) else part
+    if not isinstance(part, dict):
+        return part
+    rest = {key: value for key, value in part.items() if key != "uuid"}
+    is_text = rest.get("type") is None and isinstance(rest.get("text"), str) and not any(n in rest for n in _FILES)
+    return {**rest, "type": "text"} if is_text else rest
 
 
 def _wants_audio(request: dict[str, Any]) -> bool:

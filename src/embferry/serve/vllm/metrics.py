@@ -16,6 +16,8 @@ class VllmRouterMetrics(ChatMetrics):
         self.affinity_hits = counter("embferry_affinity_hits", again)
         skipped = "Items that were not encoded because the language instance had them, or was about to"
         self.encodes_skipped = counter("embferry_encodes_skipped", skipped)
+        blamed = "Items refused because encoders failed on them: instances_lost, not_encodable"
+        self.media_refused = counter("embferry_media_refused", blamed, ["reason"])
         self.encode_retries = counter("embferry_encode_retries", "Encodes tried again at another instance")
         under_way = "Embeddings under way for which another encoder was asked"
         self.failovers = counter("embferry_failovers", under_way, ["outcome"])

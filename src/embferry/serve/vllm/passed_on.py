@@ -17,9 +17,11 @@ from embferry.serve.http.backends import reason_of
 from embferry.serve.http.calls import add_digests
 from embferry.serve.http.chat import ClientResponse, Incoming
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
+from embferry.serve.openai.ignored import Ignored
 from embferry.serve.text_limit import check_characters, count_characters
 from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of
 from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
+from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
 from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
 from embferry.serve.vllm.media_parts import parse_request
@@ -48,7 +50,8 @@ class PassedOn(InstanceEndpoint):
 
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         body = incoming.take()
-        request, characters = await off_loop(JSON_WEIGHT * len(body), _parsed, body)
+        request, characters, ignored = await off_loop(JSON_WEIGHT * len(body), _parsed, body, self._path)
+        response.note_ignored(ignored)
         given = request.get("model")
         model = given if isinstance(given, str) else None
         check_characters(characters, self.fleet.text_limits(model))
@@ -130,8 +133,8 @@ class PassedOn(InstanceEndpoint):
         await response.send_whole(Response(body, 200, {"content-type": content_type}))
 
 
-def _parsed(body: bytes) -> tuple[dict[str, Any], int]:
-    """Returns a request and the characters of its texts."""
+def _parsed(body: bytes, path: str) -> tuple[dict[str, Any], int, Ignored]:
+    """Returns a request, the characters of its texts, and its fields that have no effect."""
     request = parse_request(body)
     for name in ("input", "messages", "prompt", "prompt_embeds"):
         if (found := _file_in(request.get(name) if name != "prompt_embeds" else {name: request.get(name)})) is not None:
@@ -142,7 +145,7 @@ def _parsed(body: bytes) -> tuple[dict[str, Any], int]:
         if isinstance(tool, dict) and tool.get("server_url") is not None:
             at = f"tools[{number}].server_url"
             raise ServeError("unsupported_value", f"{at} cannot come from a client: the server would call it", param=at)
-    return request, count_characters(request)
+    return request, count_characters(request), ignored_fields(request, path)
 
 
 def _file_in(value: Any) -> str | None:

@@ -7,7 +7,6 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,6 +21,7 @@ from embferry.serve.http.body import Pace, read_body
 from embferry.serve.http.digests import Digests
 from embferry.serve.http.disconnect import run_until_disconnect
 from embferry.serve.http.errors import exception_handlers, retry_after
+from embferry.serve.http.exact_paths import exact_paths_app
 from embferry.serve.http.heads import UnambiguousHeads
 from embferry.serve.http.proofs import line_writer
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
@@ -150,7 +150,7 @@ def worker_app(service: Service[Any, Any, Any], routes: Sequence[Route], *, behi
         Route("/metrics", metrics),
     ]
     handlers = exception_handlers(error_response, as_serve_error, (EmbeddingTransferError, EngineError))
-    app = Starlette(routes=[*routes, *common], exception_handlers=handlers)
+    app = exact_paths_app(routes=[*routes, *common], exception_handlers=handlers)
     digests = Digests(
         app, error_response, lambda path: behind_router and not path.startswith(EMBEDDINGS), streams=(EMBEDDINGS,)
     )

@@ -1,0 +1,48 @@
+"""The video files that may go to an instance, which decodes them in the process that serves all of its requests.
+
+Only containers of videos go there, and only with headers that make sense: a decoder that breaks down ends the instance.
+What remains of that danger is in :mod:`.instance_videos` and :mod:`.losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from embferry.serve.errors import ServeError
+from embferry.serve.media.formats import sniff
+from embferry.serve.media.headers import asf, avi, matroska, mp4, ogg, positions
+from embferry.serve.media.headers.claims import ClaimError
+
+READ = (
+    "MP4/QuickTime, WebM/Matroska, AVI, MPEG-TS, MPEG-PS, FLV, ASF/WMV and Ogg videos, animated GIF, and lists of "
+    "frames (data:video/jpeg;base64,FRAME,FRAME)"
+)
+_CLAIMS: Mapping[str, Callable[[bytes], None]] = {
+    "mov": mp4.check,
+    "matroska": matroska.check,
+    "avi": avi.check,
+    "ogg": ogg.check,
+}
+
+
+def checked(data: bytes) -> bytes:
+    """Returns the file that may go to an instance: this one, or one without metadata by which a demuxer seeks.
+
+    Raises:
+        ServeError: media_empty, unsupported_media_type, wrong_media_kind, video_truncated, video_corrupt.
+    """
+    form = sniff(data, "video", READ)
+    if not form.reader:  # a picture that may have several frames
+        why = f"the file is a {form.name} picture, which vLLM does not read as a video"
+        advice = "send a picture as image_url, and an animation as MP4, WebM or GIF"
+        raise ServeError("unsupported_media_type", f"{why}; {advice}")
+    try:
+        if form.reader in _CLAIMS:
+            _CLAIMS[form.reader](data)
+        if form.reader == "asf":
+            data = asf.reduced(data)
+        positions.check(data, form.reader)
+    except ClaimError as error:
+        code = "video_truncated" if error.truncated else "video_corrupt"
+        raise ServeError(code, f"the {form.name} video is refused: {error}") from error
+    return data
