@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from embferry.engine.language import LanguageModel
 from embferry.engine.media import MediaProcessor
 from embferry.engine.prompt import PromptBuilder
 from embferry.engine.sampling import SamplingParams
+from embferry.models.checkpoints import WEIGHTS as SINGLE
 from tests.engine.cases import CASES, Split, assert_same
 
 
@@ -151,6 +155,108 @@ def test_an_unreadable_configuration_is_rejected(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match="configuration"):
         read_config(tmp_path)
+
+
+@pytest.fixture
+def tensors(model_dir, family_name, tmp_path) -> tuple[dict[str, torch.Tensor], Path]:
+    """Returns all tensors of a model, and a copy of its directory without them."""
+    path = tmp_path / "model"
+    shutil.copytree(model_dir(family_name), path, ignore=shutil.ignore_patterns("*.safetensors*"))
+    return tensors_of(model_dir(family_name)), path
+
+
+@pytest.fixture
+def load(family_name, split, monkeypatch):
+    """Loads the half of a tensor. The tokenizer, which takes longer and is not the subject, is of the whole model."""
+    monkeypatch.setattr(PromptBuilder, "load", lambda *_: split(family_name).language.prompts)
+    return lambda path, name: (Encoder if "visual." in name else LanguageModel).load(path, torch.float32)
+
+
+def resized(tensor: torch.Tensor):
+    """Yields the tensor cut and grown by one in each of its dimensions, and with one dimension more."""
+    for dim, side in enumerate(tensor.shape):
+        if side > 1:
+            yield tensor.narrow(dim, 0, side - 1)
+        yield torch.cat([tensor, tensor.narrow(dim, 0, 1)], dim)
+    yield tensor[None]
+
+
+def replaced(tensors: dict[str, torch.Tensor], name: str, tensor: torch.Tensor | None, path) -> None:
+    """Writes the tensors of the half that one of them belongs to, with that one replaced, or left out if None."""
+    changed = {**tensors, name: tensor}
+    save_file({key: value.contiguous() for key, value in changed.items() if value is not None}, path / SINGLE)
+
+
+def test_a_tensor_of_another_shape_is_rejected_by_its_name(tensors, load):
+    held, path = tensors
+    for name, tensor in held.items():
+        for other in resized(tensor):
+            replaced(held, name, other, path)
+            with pytest.raises(CheckpointError, match=f" {re.escape(name)} is {'×'.join(map(str, other.shape))}, and "):
+                load(path, name)
+
+
+def test_a_tensor_that_is_missing_is_named(tensors, load):
+    held, path = tensors
+    for name in held:
+        replaced(held, name, None, path)
+        with pytest.raises(CheckpointError, match=f": it lacks {re.escape(name)}; download it again"):
+            load(path, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.uint8])
+def test_weights_of_other_numbers_are_rejected(tensors, load, dtype):
+    held, path = tensors
+    for name in ("lm_head.weight", *(key for key in held if key.endswith(("embed_tokens.weight", "qkv.weight")))):
+        if name in held:
+            replaced(held, name, held[name].to(dtype), path)
+            with pytest.raises(CheckpointError, match=f"{re.escape(name)} has numbers of the type"):
+                load(path, name)
+
+
+def test_weights_that_are_no_finite_numbers_are_rejected(tensors, load):
+    held, path = tensors
+    for (name, tensor), value in zip(held.items(), itertools.cycle(map(float, ("nan", "inf", "-inf")))):
+        spoiled = tensor.clone()
+        spoiled.view(-1)[-1] = value
+        replaced(held, name, spoiled, path)
+        with pytest.raises(CheckpointError, match=f"{re.escape(name)} has values that are infinite or no numbers"):
+            load(path, name)
+
+
+@pytest.mark.parametrize("name", ["lm_head.bias", "model.norm.bias", "visual.blocks.0.scale"])
+def test_an_unknown_tensor_of_a_part_is_named(tensors, load, name):
+    held, path = tensors
+    held = {key.replace("model.language_model.", "model.").replace("model.visual.", "visual."): value
+            for key, value in held.items()}  # fmt: skip
+    head = {"lm_head.weight": held["model.embed_tokens.weight"].clone()}
+    replaced({**head, **held}, name, torch.zeros(1), path)
+    with pytest.raises(CheckpointError, match=f"it has {re.escape(name)}, which the model"):
+        load(path, name)
+
+
+def test_a_tensor_under_both_forms_of_its_name_is_rejected(tensors, load):
+    held, path = tensors
+    both = {**held, **renamed(held)}
+    save_file({name: tensor.clone() for name, tensor in both.items()}, path / SINGLE)
+    for name in ("visual.", "model."):
+        with pytest.raises(CheckpointError, match="it has both "):
+            load(path, name)
+
+
+def test_a_head_of_its_own_is_used_although_the_configuration_ties_it(tensors, family_name, tmp_path):
+    held, path = tensors
+    config = json.loads((path / "config.json").read_text())
+    for each in (config, config["text_config"]):
+        each["tie_word_embeddings"] = True
+    (path / "config.json").write_text(json.dumps(config))
+    table = next(value for name, value in held.items() if name.endswith("embed_tokens.weight"))
+    replaced(held, "lm_head.weight", table.flip(0), path)
+    both = Split.load(path, torch.float32)
+    asked, params = both.ask(CASES["text"]()), SamplingParams(max_tokens=4, ignore_eos=True)
+    assert_same(
+        both.answer(asked.prompt, asked.source(), params), both.undivided.run(asked.prompt, asked.prepared, params)
+    )
 
 
 def test_a_missing_head_is_rejected_unless_it_is_tied(model_dir, tmp_path):

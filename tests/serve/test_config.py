@@ -185,8 +185,17 @@ def test_every_setting_has_unique_names_and_a_description() -> None:
 
 def _valid_value(key: tuple[str, ...]) -> object:
     default = FIELDS[key].default
-    if key[-1].endswith("_urls"):
-        return "http://x,https://y:1/z"
+    addresses = {
+        "encode_urls": "http://x,https://y:1/z",
+        "language_urls": "http://x,https://y:1/z",
+        "cors_origins": "http://x",
+        "consumer_zmq": "tcp://x:1",
+        "http_proxy": "http://127.0.0.1:1",
+        "http_advertise": "127.0.0.1",
+        "advertise_host": "x",
+    }
+    if key[-1] in addresses:
+        return addresses[key[-1]]
     if isinstance(default, tuple):
         return ",".join(map(str, default)) or "x"
     return "1" if default is None else default

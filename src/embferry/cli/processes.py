@@ -14,6 +14,7 @@ from embferry.models import model_path, packaged_models
 from embferry.models.checkpoints import check_directory
 from embferry.models.hub import cached, download, is_hub_name
 from embferry.serve.config import SECTIONS, Settings
+from embferry.serve.security import check_bootstrap, check_part, check_worker
 from embferry.serve.security import check_router as check_router_host
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ def router(settings: Settings) -> None:
     """
     from embferry.serve.router.process import run
 
+    if settings.router.engine != "vllm":
+        check_bootstrap(settings)
     run(settings)
 
 
@@ -95,10 +98,11 @@ def bootstrap(settings: Settings) -> None:
 
 def _begin_worker(settings: Settings) -> None:
     """Checks what can be checked without torch, whose import takes seconds."""
-    from embferry.serve.security import check_part
-
+    if settings.wire == "origin":
+        check_part(settings, "the worker")
+    else:
+        check_worker(settings)
     _check_model(settings)
-    check_part(settings, "the worker")
     log.info("loading torch and transformers")
 
 

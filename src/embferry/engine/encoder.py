@@ -11,7 +11,7 @@ import torch
 import transformers
 import xxhash
 
-from embferry.engine.checkpoint import Checkpoint, build
+from embferry.engine.checkpoint import Checkpoint
 from embferry.engine.embedding import Embedding, row_bytes, token_fields
 from embferry.engine.families import family_of
 from embferry.engine.families.base import Family, Part
@@ -41,10 +41,9 @@ class Encoder:
         torch.set_num_threads(threads)
         checkpoint = Checkpoint(path)
         config, family = checkpoint.config, family_of(checkpoint.config)
-        tensors = checkpoint.read(family, Part.VISION, dtype)
+        tower = checkpoint.build(family, Part.VISION, family.vision_class, config.vision_config, dtype, attn)
         how = (str(dtype), attn, str(threads), torch.__version__, transformers.__version__)
-        fingerprint = _fingerprint(config.vision_config, tensors, how)
-        tower = build(family.vision_class, config.vision_config, tensors, attn)
+        fingerprint = _fingerprint(config.vision_config, tower.state_dict(), how)
         return cls(family, config, tower, MediaProcessor.load(path, fingerprint))
 
     @property

@@ -21,10 +21,10 @@ from torch.nn.functional import linear
 from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 
-from embferry.engine.checkpoint import Checkpoint, build
+from embferry.engine.checkpoint import Checkpoint
 from embferry.engine.choice import Chooser, Logprobs
 from embferry.engine.embedding import token_fields
-from embferry.engine.errors import CheckpointError, EmbeddingMismatch, PromptTooLong
+from embferry.engine.errors import EmbeddingMismatch, PromptTooLong
 from embferry.engine.families import family_of
 from embferry.engine.families.base import Part
 from embferry.engine.grammar import Grammars, Matcher
@@ -195,12 +195,10 @@ class LanguageModel:
         checkpoint = Checkpoint(path)
         family, config = family_of(checkpoint.config), checkpoint.config
         prompts = PromptBuilder.load(path, limit)
-        decoder = build(family.text_class, config.text_config, checkpoint.read(family, Part.TEXT, dtype), attn)
-        head = checkpoint.read(family, Part.HEAD, dtype).get("weight")
-        if head is None:
-            if not config.tie_word_embeddings:
-                raise CheckpointError(f"{path} has no lm_head.weight and does not tie it to the embeddings")
-            head = decoder.embed_tokens.weight
+        decoder = checkpoint.build(family, Part.TEXT, family.text_class, config.text_config, dtype, attn)
+        head = decoder.embed_tokens.weight
+        if checkpoint.has(family, Part.HEAD) or not config.tie_word_embeddings:
+            head = checkpoint.read(family, Part.HEAD, dtype, {"weight": tuple(head.shape)})["weight"]
         return cls(prompts, decoder, head, end_tokens(path, config, prompts.tokenizer), prefill_chunk_tokens)
 
     @property

@@ -8,7 +8,6 @@ and space.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import struct
@@ -24,11 +23,12 @@ from transformers.image_transforms import resize
 from transformers.image_utils import ChannelDimension
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from embferry.engine.checkpoint import read_config
+from embferry.engine.checkpoint import first_line, read_config
 from embferry.engine.errors import CheckpointError, MediaError
 from embferry.engine.families import family_of
 from embferry.engine.families.base import Family, VideoLimits
 from embferry.engine.shape import Kind, MediaShape
+from embferry.models.checkpoints import PROCESSOR, VIDEOS, check_pictures, read_object
 
 #: The longer side divided by the shorter one, from the ``smart_resize`` of the families.
 MAX_ASPECT_RATIO = 200
@@ -93,6 +93,7 @@ class MediaProcessor:
         self.merge_size = int(images.merge_size)
         self.temporal_patch_size = int(images.temporal_patch_size)
         size = self._video["size"]
+        self._pixels_of_picture = int(images.size["shortest_edge"]), int(images.size["longest_edge"])
         self._limits = VideoLimits(
             min_pixels=int(video_settings.get("min_pixels") or size["shortest_edge"]),
             max_pixels=int(video_settings.get("max_pixels") or size["longest_edge"]),
@@ -107,20 +108,33 @@ class MediaProcessor:
         """Loads the preprocessor settings of a model directory.
 
         ``preprocessor_config.json`` applies to pictures, and also to videos where ``video_preprocessor_config.json``
-        says nothing. The fingerprint identifies the weights and how they are run; it is part of every digest.
+        says nothing; what ``processor_config.json`` says of either goes before both. The fingerprint identifies the
+        weights and how they are run; it is part of every digest.
 
         Raises:
             UnsupportedModel: The model's family has no adapter.
             CheckpointError: The settings are missing or cannot be read.
         """
         config = read_config(path)
+        family = family_of(config)
         try:
+            check_pictures(Path(path))
             images = Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
-            video = Path(path) / "video_preprocessor_config.json"
-            settings = json.loads(video.read_text("utf-8")) if video.is_file() else {}
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read the preprocessor settings in {path}: {error}") from error
-        return cls(family_of(config), images, settings, fingerprint)
+            # Processors that transformers 5 has saved are in one file.
+            settings = read_object(Path(path) / PROCESSOR).get("video_processor")
+            settings = read_object(Path(path) / VIDEOS) if settings is None else settings
+            media = cls(family, images, settings, fingerprint)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"cannot read the preprocessor settings in {path}: {first_line(error)}") from error
+        vision = config.vision_config
+        cut = (media.patch_size, media.temporal_patch_size, media.merge_size)
+        taken = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+        if cut != taken:
+            raise CheckpointError(
+                f"the preprocessor settings in {path} cut pictures into patches of other sizes (patch, frames, merged: "
+                f"{cut}) than the model of its config.json takes ({taken}); download the model again"
+            )
+        return media
 
     @property
     def frame_sampling(self) -> FrameSampling:
@@ -148,8 +162,7 @@ class MediaProcessor:
             raise MediaError("the video has no frames")
         try:
             if frames is None:
-                least, most = self._images.size["shortest_edge"], self._images.size["longest_edge"]
-                t, (h, w) = 1, smart_resize(height, width, self._limits.factor, least, most)
+                t, (h, w) = 1, smart_resize(height, width, self._limits.factor, *self._pixels_of_picture)
             else:
                 t = -(-frames // self.temporal_patch_size)
                 h, w = self.family.video_size(frames, height, width, self._limits)

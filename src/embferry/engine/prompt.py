@@ -10,21 +10,26 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
 from transformers import AutoTokenizer
 
-from embferry.engine.checkpoint import read_config
+from embferry.engine.checkpoint import first_line, read_config
 from embferry.engine.errors import CheckpointError, PromptError, PromptTooLong
 from embferry.engine.families import family_of
 from embferry.engine.families.base import Family, Marks, Placeholder
 from embferry.engine.media import DIGEST_BYTES
 from embferry.engine.shape import TOKEN_TYPE, Kind, MediaShape, merged_positions
+from embferry.models.checkpoints import TEMPLATE, chat_template, check_texts
 
 #: Type of a content part in the OpenAI schema or in transformers → type for the chat template.
 PART_KINDS: dict[str, Kind] = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
+
+MARK_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+"""The ids in ``config.json`` of the tokens that mark media in a prompt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,8 +95,7 @@ class PromptBuilder:
         positions = int(config.text_config.max_position_embeddings)
         self.limit = positions if limit is None else min(limit, positions)
         self.merge = int(config.vision_config.spatial_merge_size)
-        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        self._marks = Marks(*tokenizer.convert_ids_to_tokens([getattr(config, name) for name in names]))
+        self._marks = Marks(*tokenizer.convert_ids_to_tokens([getattr(config, name) for name in MARK_IDS]))
         start, end = re.escape(self._marks.start), re.escape(self._marks.end)
         pads = f"{re.escape(self._marks.image)}|{re.escape(self._marks.video)}"
         self._mark = re.compile(f"(?:{start})?({pads})(?:{end})?")
@@ -108,13 +112,18 @@ class PromptBuilder:
             CheckpointError: The files are missing or cannot be read.
         """
         config = read_config(path)
+        family = family_of(config)
         try:
+            check_texts(Path(path))
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read the tokenizer in {path}: {error}") from error
-        if not tokenizer.chat_template:
-            raise CheckpointError(f"the tokenizer in {path} has no chat template")
-        return cls(family_of(config), config, tokenizer, limit)
+            if not tokenizer.chat_template:  # transformers gives older files of templates to its processors alone
+                tokenizer.chat_template = chat_template(Path(path))
+        except Exception as error:  # the errors of the package tokenizers have no other base
+            raise CheckpointError(f"cannot read the tokenizer in {path}: {first_line(error)}") from error
+        _check_tokens(path, config, tokenizer)
+        builder = cls(family, config, tokenizer, limit)
+        builder._check_template(path)
+        return builder
 
     def build(
         self,
@@ -145,10 +154,7 @@ class PromptBuilder:
         if not chat:
             raise PromptError("there are no messages")
         ending = {"add_generation_prompt": opens and not continues, "continue_final_message": continues}
-        try:
-            text = self.tokenizer.apply_chat_template(chat, tokenize=False, **ending)
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
-            raise PromptError(f"the model's chat template rejects the messages: {error}") from error
+        text = self._rendered(chat, **ending)
         ids = self._token_ids(text, self._placeholders(text, shapes))
         self._check_room(len(ids), max_new_tokens)
         return self._prompt(ids, tuple(shapes))
@@ -182,6 +188,24 @@ class PromptBuilder:
         """Returns the text of tokens, control tokens included."""
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return str(self.tokenizer.decode(list(ids), **options))
+
+    def _rendered(self, chat: Sequence[Mapping[str, Any]], **ending: bool) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, **ending))
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+            raise PromptError(f"the model's chat template rejects the messages: {error}") from error
+
+    def _check_template(self, path: str | os.PathLike[str]) -> None:
+        """Raises CheckpointError if the chat template fails, or leaves out a picture or a text of a message."""
+        instead = f"put the one that the model was trained with into {Path(path) / TEMPLATE}"
+        word = "circles"
+        content = [{"type": "image"}, {"type": "text", "text": word}]
+        try:
+            text = self._rendered([{"role": "user", "content": content}], add_generation_prompt=True)
+        except PromptError as error:
+            raise CheckpointError(f"the chat template in {path} cannot be used: {error}; {instead}") from error
+        if self._mark.findall(text) != [self._marks.image] or word not in text:
+            raise CheckpointError(f"the chat template in {path} leaves out pictures or texts of messages; {instead}")
 
     def _check_room(self, tokens: int, max_new_tokens: int) -> None:
         if tokens + max_new_tokens > self.limit:
@@ -271,3 +295,14 @@ class PromptBuilder:
             mrope_positions=torch.cat(relative) if relative else torch.empty((0, 3), dtype=torch.int32),
             items=shapes,
         )
+
+
+def _check_tokens(path: str | os.PathLike[str], config: Any, tokenizer: Any) -> None:
+    """Raises CheckpointError if the tokenizer is of another model than ``config.json``."""
+    known = set(tokenizer.get_vocab().values())
+    size = int(config.text_config.vocab_size)
+    lost = [name for name in MARK_IDS if getattr(config, name, None) not in known]
+    if not lost and max(known) < size:
+        return
+    why = f"has no token {lost[0]}" if lost else f"has token {max(known)}, and the model those below {size}"
+    raise CheckpointError(f"the tokenizer in {path} is not that of its config.json: it {why}; download the model again")

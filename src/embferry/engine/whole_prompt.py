@@ -18,7 +18,6 @@ from torch.nn.functional import embedding
 
 from embferry.engine.checkpoint import Checkpoint
 from embferry.engine.embedding import Embedding
-from embferry.engine.errors import CheckpointError
 from embferry.engine.families import family_of
 from embferry.engine.families.base import Part
 from embferry.engine.prompt import Prompt
@@ -37,10 +36,9 @@ def text_table(path: str | os.PathLike[str], dtype: torch.dtype) -> torch.Tensor
         CheckpointError: The files have no such tensor, or cannot be read.
     """
     checkpoint = Checkpoint(path)
-    tensors = checkpoint.read(family_of(checkpoint.config), Part.TEXT, dtype, only=TABLE)
-    if TABLE not in tensors:
-        raise CheckpointError(f"{path} has no {TABLE}, which the embeddings of text are taken from")
-    return tensors[TABLE]
+    text = checkpoint.config.text_config
+    shapes = {TABLE: (int(text.vocab_size), int(text.hidden_size))}
+    return checkpoint.read(family_of(checkpoint.config), Part.TEXT, dtype, shapes, is_all=False)[TABLE]
 
 
 def visual_id(digest: bytes, vocabulary: int) -> int:

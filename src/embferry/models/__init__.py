@@ -37,6 +37,8 @@ def model_path(name: str) -> Path:
         return directory.resolve()
     if is_hub_name(name) and (found := cached(name)) is not None and (found / "config.json").is_file():
         return found
+    if name and directory.is_dir():
+        raise ValueError(f"{directory} is no directory of a model: it lacks config.json")
     known = ", ".join(packaged_models())
     raise ValueError(
         f"no model {name!r}: give a packaged model ({known}), a directory that contains config.json, or a name of the "

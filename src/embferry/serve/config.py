@@ -7,13 +7,24 @@ environment and ``--transfer-num-blocks`` on the command line. All processes of 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
 from pydantic_core import PydanticCustomError
 
+from embferry.serve.config_values import (
+    AddressOrUrl,
+    Folders,
+    Host,
+    MediaHosts,
+    Origins,
+    ProxyUrl,
+    ServerUrl,
+    Urls,
+    ZmqUrls,
+    split,
+)
 from embferry.transports.registry import TRANSPORTS
 
 MIB = 1 << 20
@@ -25,21 +36,10 @@ SAME_HOST = ("shm", "tcp")
 """The transports that AUTO selects when every peer runs on this host."""
 
 
-def _split(value: Any) -> Any:
-    """Splits ``a,b``, the form of a list on the command line and in the environment."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
 def _without_parameters(value: Any) -> Any:
     """Accepts a list of names in place of a mapping from names to parameters."""
-    names = _split(value)
+    names = split(value)
     return {name: {} for name in names} if isinstance(names, list | tuple) else names
-
-
-def _base_url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text):
-        raise PydanticCustomError("url", "not a base URL such as http://10.0.0.2:8001")
-    return text
 
 
 def _known_transport(name: str) -> str:
@@ -61,12 +61,9 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Urls = Annotated[tuple[Annotated[str, AfterValidator(_base_url)], ...], BeforeValidator(_split)]
-Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 TransportName = Annotated[str, AfterValidator(_known_transport)]
 Transports = Annotated[
-    tuple[TransportName, ...], BeforeValidator(_split), AfterValidator(_each_once), Field(min_length=1)
+    tuple[TransportName, ...], BeforeValidator(split), AfterValidator(_each_once), Field(min_length=1)
 ]
 Parameter = Annotated[str, Field(coerce_numbers_to_str=True)]
 METADATA_SERVER = r"^(P2PHANDSHAKE|(https?|etcd|redis)://\S+)$"
@@ -100,10 +97,10 @@ class TransferSettings(Section):
     """NIXL backends; both sides need one in common. The file may add parameters of NIXL: `{UCX: {num_workers: 2}}`."""
     http_port: Port = 0
     """TCP port of an encode worker for the `http` transport; 0 takes a free one."""
-    http_advertise: str | None = None
+    http_advertise: AddressOrUrl | None = None
     """Address of that port for language workers: an IP address, or the URL of a proxy in front of it, such as
     `http://192.0.2.1:8080/path`. `advertise_host` if unset."""
-    http_proxy: str | None = None
+    http_proxy: ProxyUrl | None = None
     """Forward proxy of language workers for the `http` transport, such as `http://192.0.2.1:3128`."""
     num_blocks: Positive = 64
     """Blocks in the receive pool of a language worker. One is enough for any embedding; more are faster."""
@@ -158,7 +155,7 @@ class TransferSettings(Section):
 class MediaSettings(Section):
     """Limits on pictures and videos. The router and the encode workers both check them."""
 
-    allowed_hosts: Names = ()
+    allowed_hosts: MediaHosts = ()
     """Hosts from which media may be fetched: `host`, `host:port`, `*.domain` or `*`. Only a host listed by its full
     name may have a private address. None by default."""
     allowed_folders: Folders = ()
@@ -269,7 +266,7 @@ class RouterSettings(Section):
     default_max_tokens: Positive | None = None
     """Tokens of an answer if the request sets no limit; as many as fit after the prompt, and at most
     `language.max_new_tokens`, if unset."""
-    cors_origins: Names = ()
+    cors_origins: Origins = ()
     """Origins of web pages that may ask the router from a browser, such as `https://chat.example.com`, or `*`. None by
     default."""
     max_body_bytes: Positive = 192 * MIB
@@ -342,7 +339,7 @@ class VllmSettings(Section):
     connector: Literal["embferry", "example", "mooncake"] = "embferry"
     """EC connector of the instances: this project's, or one of vLLM's own (`ECExampleConnector`,
     `ECMooncakeConnector`)."""
-    consumer_zmq: Names = ()
+    consumer_zmq: ZmqUrls = ()
     """With `connector: mooncake`: the control address of each instance in `language_urls`, in the same order, such as
     `tcp://10.0.0.3:14750`."""
     language_encodes: bool = False
@@ -362,7 +359,7 @@ class VllmSettings(Section):
     """`embferry serve`: instances that encode."""
     languages: Positive = 1
     """`embferry serve`: instances that answer."""
-    transports: Annotated[tuple[TransportName, ...], BeforeValidator(_split), AfterValidator(_each_once)] = (
+    transports: Annotated[tuple[TransportName, ...], BeforeValidator(split), AfterValidator(_each_once)] = (
         "shm",
         "tcp",
     )
@@ -411,11 +408,11 @@ class Settings(Section):
     wire: Literal["embferry", "origin"] = "embferry"
     """Protocol of an encode or language worker: our own, behind our router; or `origin`, that of SGLang's embedding
     transfer, behind its load balancer. `origin` needs the number format `bf16`."""
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Address on which servers listen."""
-    advertise_host: str | None = None
+    advertise_host: Host | None = None
     """Address by which other machines reach this one; `host` if unset. A worker needs it if `host` is `0.0.0.0`."""
-    bootstrap_url: str = "http://127.0.0.1:8998"
+    bootstrap_url: ServerUrl = "http://127.0.0.1:8998"
     """URL of the bootstrap server."""
     max_connections: Positive = 4096
     """Connections that the HTTP server of a router or worker keeps, at most 30 % of a router's limit on open files, and

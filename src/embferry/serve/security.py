@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 
 from embferry.protocol.errors import LocalProtocolError, TlsFailed
 from embferry.serve.config import Settings
 from embferry.serve.config_load import ConfigError
+from embferry.serve.http.address import address_of
 from embferry.trust import Trust
 from embferry.trust.policy import is_loopback
 from embferry.trust.trust import INSECURE_ENV, KEY_FILE_ENV, TLS_ENV, TLS_REQUIRED_ENV
@@ -49,6 +51,43 @@ def check_part(settings: Settings, what: str) -> None:
         Trust.of_environment().check_listening(settings.host, what)
     except LocalProtocolError as error:
         raise ConfigError([error.detail]) from error
+
+
+def check_worker(settings: Settings) -> None:
+    """Checks the addresses of a worker: its own, and the bootstrap server's.
+
+    Raises:
+        ConfigError: Other processes could not reach the address that the worker would advertise, or strangers could;
+            or TLS is needed and not possible.
+    """
+    host = settings.reachable_host
+    advertised = settings.place("host" if settings.advertise_host is None else "advertise_host")
+    try:
+        unspecified = ipaddress.ip_address(address_of(host)).is_unspecified
+    except OSError as error:
+        raise ConfigError([f"{advertised}: {host} has no address ({error.strerror or error})"]) from error
+    check_part(settings, "the worker")
+    if unspecified:
+        why = "stands for every address of this machine; name the one by which others reach it with --advertise-host"
+        raise ConfigError([f"{settings.place('host')} {host} {why}"])
+    try:
+        Trust.of_environment().check_host(host, "the worker")
+    except TlsFailed as error:
+        raise ConfigError([f"{advertised}: {error.detail}"]) from error
+    check_bootstrap(settings)
+
+
+def check_bootstrap(settings: Settings) -> None:
+    """Checks that this part can ask the bootstrap server.
+
+    Raises:
+        ConfigError: Its URL needs TLS and there is no certificate, or there is one and TLS is required.
+    """
+    place = settings.place("bootstrap_url")
+    try:
+        Trust.of_environment().check_url(settings.bootstrap_url, "the bootstrap server's URL")
+    except LocalProtocolError as error:
+        raise ConfigError([f"{place}: {error.detail}"]) from error
 
 
 def check_router(settings: Settings) -> None:

@@ -111,8 +111,6 @@ def test_the_http_transport_gets_port_address_and_proxy(made: Callable[..., Any]
         "http://192.0.2.8:80/embeddings",
     )
     assert made("http")._advertise == ELSEWHERE
-    with pytest.raises(TransportError):
-        made("http", http_proxy="not a proxy")
 
 
 @pytest.mark.integration

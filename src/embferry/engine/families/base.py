@@ -34,6 +34,8 @@ PREFIXES = {
     "model.": Part.TEXT,
     "lm_head.": Part.HEAD,
 }
+PREFIX_OF = {part: prefix for prefix, part in PREFIXES.items()}
+"""For messages about a tensor that is missing: the last prefix of each part."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,9 @@ def run(settings: Settings, report: Report = unreported) -> None:
         ApiKeysError: the API keys cannot be read.
     """
     check_router(settings)
+    for folder in settings.media.allowed_folders:
+        if not folder.is_dir():  # it may be mounted later
+            log.warning("%s: %s is not a folder on this machine", settings.place("media", "allowed_folders"), folder)
     with listen(settings.host, settings.router.port, settings.place("router", "port")) as listener:
         trust = Trust.of_environment()
         trust.check_host(settings.reachable_host, "the router")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import secrets
@@ -19,13 +18,12 @@ from embferry.discovery.bootstrap_client import BootstrapClient, LeaseKeeper
 from embferry.discovery.leases import Role, Worker
 from embferry.observe.logs import set_worker
 from embferry.serve.config import Settings
-from embferry.serve.config_load import ConfigError
-from embferry.serve.http.address import address_of, url_of
+from embferry.serve.http.address import url_of
 from embferry.serve.http.connections import ConnectionLimits
 from embferry.serve.http.proofs import OPEN_PATHS, Proofs, worker_context
 from embferry.serve.http.serving import Report, listen, serve_app
 from embferry.serve.http.unproved import Unproved, rates_of
-from embferry.serve.security import check_part
+from embferry.serve.security import check_worker
 from embferry.serve.worker.errors import error_response
 from embferry.serve.worker.service import Service
 from embferry.trust.proof_checker import ProofChecker
@@ -41,19 +39,10 @@ def open_port(settings: Settings, port: int, flag: str = "--port") -> socket.soc
     """Returns the worker's listening socket.
 
     Raises:
-        ConfigError: other processes could not reach the address that the worker would advertise, or strangers could.
+        ConfigError: an address of the worker cannot be used.
         TransportError: the port is not available; ``flag`` is the option for another one.
     """
-    host = settings.reachable_host
-    try:
-        unspecified = ipaddress.ip_address(address_of(host)).is_unspecified
-    except OSError as error:
-        place = settings.place("host" if settings.advertise_host is None else "advertise_host")
-        raise ConfigError([f"{place}: {host} has no address ({error.strerror or error})"]) from error
-    check_part(settings, "the worker")
-    if unspecified:
-        why = "stands for every address of this machine; name the one by which others reach it with --advertise-host"
-        raise ConfigError([f"{settings.place('host')} {host} {why}"])
+    check_worker(settings)
     return listen(settings.host, port, flag)
 
 
@@ -72,7 +61,6 @@ def serve_worker(
     ``DRAIN_SECONDS`` to finish, the rest end with an error, and everything is closed.
     """
     trust = Trust.of_environment()
-    trust.check_host(settings.reachable_host, f"the {role} worker")
     worker = Worker(
         id=f"{role}-{os.getpid()}-{secrets.token_hex(4)}",
         role=role,

@@ -1,0 +1,145 @@
+"""The kinds of values that settings have: hosts, URLs, lists. Each refuses what could never have an effect."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_core import PydanticCustomError
+
+_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def split(value: Any) -> Any:
+    """Splits ``a,b``, the form of a list on the command line and in the environment."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _wrong(why: str, instead: str | None = None) -> PydanticCustomError:
+    return PydanticCustomError("value", "{why}", {"why": why if instead is None else f"{why}; write {instead}"})
+
+
+def _is_host(text: str) -> bool:
+    """Returns whether a text is a host name or an IP address, without brackets."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        # No name ends in digits alone: that is an address with too few numbers, or too large ones.
+        return _NAME.fullmatch(text) is not None and not text.rpartition(".")[2].isdigit()
+    return True
+
+
+def _parts(text: str) -> SplitResult | None:
+    """Returns the parts of a URL whose host and port can be used; None for another text."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return None
+    return parts if text.isascii() and _is_host(parts.hostname or "") and port != 0 else None
+
+
+def _host_in(text: str, *, with_port: bool) -> str | None:
+    """Returns the host that a longer text names, such as a URL; None if it names none."""
+    parts = _parts(text if "://" in text else f"//{text}")
+    if parts is None or parts.hostname is None:
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    is_usual = parts.port is None or parts.port == _DEFAULT_PORTS.get(parts.scheme)
+    return host if is_usual or not with_port else f"{host}:{parts.port}"
+
+
+def _bare(text: str) -> str:
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
+
+
+def _host(text: str) -> str:
+    if not _is_host(_bare(text)):
+        raise _wrong("not a host name or an IP address", _host_in(text, with_port=False))
+    return text
+
+
+def _media_host(text: str) -> str:
+    text = text.strip()
+    wild, _, rest = text.rpartition("*.")
+    if text == "*" or (wild == "" and _is_host_with_port(rest)) or re.fullmatch(r"\*:\d+", text):
+        return text
+    raise _wrong("not host, host:port, *.domain or *", _host_in(text, with_port=True))
+
+
+def _is_host_with_port(text: str) -> bool:
+    text = re.sub(r"[^\x00-\x7f]", "x", text)  # international names are encoded where they are compared
+    host, _, port = text.rpartition(":")
+    return _is_host(_bare(text)) or (_is_host(_bare(host)) and port.isdigit() and 0 < int(port) < 65536)
+
+
+def _url(text: str, example: str, schemes: str = "https?", *, has_path: bool = False) -> SplitResult:
+    """Returns the parts of a URL without user, query and fragment."""
+    path = r"(/[^\s?#]*)?" if has_path else "/?"
+    parts = _parts(text) if re.fullmatch(rf"({schemes})://[^\s/?#@]+{path}", text) else None
+    if parts is None:
+        raise _wrong(f"not a URL such as {example}")
+    return parts
+
+
+def _checked(example: str, schemes: str = "https?", *, has_path: bool = False) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        _url(text, example, schemes, has_path=has_path)
+        return text
+
+    return check
+
+
+def _proxy(text: str) -> str:
+    parts = _url(text, "http://192.0.2.1:3128", "http")
+    try:
+        ipaddress.ip_address(parts.hostname or "")
+    except ValueError:
+        raise _wrong("the host of a proxy must be an IP address, as in http://192.0.2.1:3128") from None
+    return text
+
+
+def _address_or_url(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        _url(text, "http://192.0.2.1:8080/path, nor an IP address", has_path=True)
+    return text
+
+
+def _origin(text: str) -> str:
+    if text in ("*", "null"):
+        return text
+    parts = _parts(text)
+    if parts is None or not parts.scheme:
+        raise _wrong("not an origin such as https://chat.example.com, or *")
+    if (origin := f"{parts.scheme}://{_host_in(text, with_port=True)}") != text:
+        raise _wrong("not an origin as browsers send it", origin)
+    return text
+
+
+def _folder(path: Path) -> Path:
+    if re.match(r"[a-z]+:", str(path)):
+        raise _wrong("not a folder", re.sub(r"^[a-z]+:/*", "/", str(path)))
+    return path.expanduser()
+
+
+Host = Annotated[str, AfterValidator(_host)]
+ServerUrl = Annotated[str, AfterValidator(_checked("http://10.0.0.1:8998"))]
+ProxyUrl = Annotated[str, AfterValidator(_proxy)]
+AddressOrUrl = Annotated[str, AfterValidator(_address_or_url)]
+MediaHosts = Annotated[tuple[Annotated[str, AfterValidator(_media_host)], ...], BeforeValidator(split)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(split)]
+Urls = Annotated[
+    tuple[Annotated[str, AfterValidator(_checked("http://10.0.0.2:8001", has_path=True))], ...], BeforeValidator(split)
+]
+ZmqUrls = Annotated[
+    tuple[Annotated[str, AfterValidator(_checked("tcp://10.0.0.3:14750", "tcp"))], ...], BeforeValidator(split)
+]
+Folders = Annotated[tuple[Annotated[Path, AfterValidator(_folder)], ...], BeforeValidator(split)]
