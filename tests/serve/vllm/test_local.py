@@ -55,6 +55,10 @@ class Running:
         assert found
         return found[1]
 
+    def pid(self, name: str) -> int:
+        """Returns the process of this name that was started last."""
+        return int(re.findall(rf"{name} is starting \(pid (\d+)\)", self.log)[-1])
+
     def wait(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE
         while not condition():
@@ -67,9 +71,14 @@ class Running:
         self.process.wait()
         for note in self.notes:
             Path("/dev/shm", note["shared"]).unlink(missing_ok=True)
-            for pid in (note["pid"], note["engine"]):
+            for pid in pids(note):
                 if alive(pid):
                     os.kill(pid, signal.SIGKILL)
+
+
+def pids(note: dict[str, Any]) -> set[int]:
+    """Returns the processes of one start of vllm."""
+    return {note["pid"], note["engine"], *note.get("more", ())}
 
 
 def alive(pid: int) -> bool:
@@ -147,6 +156,52 @@ def test_shared_memory_of_an_engine_that_had_to_be_killed_is_removed(start: Call
     assert one.process.wait(DEADLINE) == 0
     assert not any(alive(note["engine"]) for note in one.notes)
     assert not any(file.exists() for file in files)
+
+
+MOMENTS = ("first", "engine", "orphan", "bound", "ready")
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGINT SIGINT", "SIGINT, and its own process is killed"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_nothing_that_vllm_has_started_outlives_an_end_at_any_moment(
+    moment: str, how: str, start: Callable[..., Running]
+) -> None:
+    import psutil
+
+    one = start(*SERVE, "--", "--deaf-at", moment)
+    one.wait(lambda: len(one.notes) == 2 and (moment != "ready" or "ready:" in one.log))
+    started = {child.pid for child in psutil.Process(one.process.pid).children(recursive=True)}
+    assert set().union(*map(pids, one.notes)) <= started
+    one.process.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
+    one.wait(lambda: "ending" in one.log)
+    if how == "SIGINT SIGINT":
+        one.process.send_signal(signal.SIGINT)
+    if "killed" in how:
+        for name in ("encode-0", "language-0"):
+            os.kill(one.pid(name), signal.SIGKILL)
+    assert one.process.wait(DEADLINE) == 0
+    assert one.log.splitlines()[-1].endswith("all processes have ended")
+    assert "Traceback" not in one.log
+    assert [pid for pid in started if alive(pid)] == []
+    assert [note["shared"] for note in one.notes if Path("/dev/shm", note["shared"]).exists()] == []
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_nothing_is_left_of_an_instance_whose_own_process_was_killed(
+    moment: str, start: Callable[..., Running]
+) -> None:
+    one = start(*SERVE, "--restart-delay", "0.1", "--", "--deaf-at", moment)
+    one.wait(lambda: len(one.notes) == 2 and (moment != "ready" or "ready:" in one.log))
+    left = one.notes
+    for name in ("encode-0", "language-0"):
+        os.kill(one.pid(name), signal.SIGKILL)
+    if moment == "ready":  # they are started again
+        one.wait(lambda: len(one.notes) == 4)
+    else:
+        assert one.process.wait(DEADLINE) == 1
+        assert "ended with signal SIGKILL before it answered" in one.log.splitlines()[-1]
+    assert [pid for note in left for pid in pids(note) if alive(pid)] == []
+    assert [note["shared"] for note in left if Path("/dev/shm", note["shared"]).exists()] == []
 
 
 def test_without_a_model_the_packaged_one_is_served(start: Callable[..., Running]) -> None:

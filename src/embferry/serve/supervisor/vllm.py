@@ -8,6 +8,8 @@ import os
 import shutil
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from embferry.models import model_path, packaged_models
 from embferry.serve.config import Settings
 from embferry.serve.http.api_keys import new_key
 from embferry.serve.supervisor.cluster import Cluster
+from embferry.serve.supervisor.descendants import adopt_orphans, descendants, end_descendants
 from embferry.serve.supervisor.handover import child_program
 from embferry.serve.supervisor.process import ClusterError, ProcessRole, Program, SupervisedProcess
 from embferry.serve.supervisor.serve import run_cluster
@@ -28,6 +31,10 @@ HOST = "127.0.0.1"
 CONNECTOR = {"ec_connector": "EmbferryConnector", "ec_connector_module_path": "embferry.connectors.vllm.connector"}
 MIDDLEWARE = "embferry.serve.vllm.instance_digests.InstanceDigests"
 """Checks what the router sends to an instance, by its import path."""
+CHILD_SHARE = 0.8
+"""The part of ``serve.stop_timeout`` in which an instance's own process ends it; after the rest, it is killed."""
+TRACKER_SECONDS = 5.0
+"""Seconds for the resource trackers of an instance whose process was killed."""
 _EC_ROLES: dict[ProcessRole, str] = {"encode": "ec_producer", "language": "ec_consumer"}
 
 
@@ -78,8 +85,6 @@ class VllmCluster(Cluster):
     """
 
     title = "vLLM"
-    kills_on_interrupt = False  # a child that is killed cannot end what vLLM has started
-
     def __init__(self, settings: Settings, extra: Sequence[str], *, progress: Callable[[str], None]) -> None:
         vllm = settings.vllm
         workers = {"encode": vllm.encoders, "language": vllm.languages}
@@ -96,13 +101,20 @@ class VllmCluster(Cluster):
             urls[role].append(f"http://{HOST}:{port}")
             command = instance_command(settings, role, port, metrics_port, extra)
             told = {"command": command, "url": urls[role][-1], "environ": _environ(settings)}
+            told["seconds"] = CHILD_SHARE * settings.serve.stop_timeout
             told["log"] = [settings.log_level, settings.log_format, name]
             program = Program(("-m", "embferry.serve.supervisor.vllm_child"), json.dumps(told).encode() + b"\n")
             self._programs[name] = role, program
         known = vllm.model_copy(update={f"{role}_urls": tuple(found) for role, found in urls.items()})
         settings = settings.model_copy(update={"vllm": known})
         self._programs["router"] = "router", child_program("router", "router", settings)
+        self._ending_orphans = threading.Lock()
+        self._strangers = {one.pid for one in descendants()}  # children of the program that makes the cluster
         super().__init__(settings, workers, (vllm.instance_timeout, "vllm.instance_timeout"), progress=progress)
+
+    def start(self) -> None:
+        adopt_orphans()
+        super().start()
 
     def first(self) -> list[SupervisedProcess]:
         return []
@@ -111,7 +123,13 @@ class VllmCluster(Cluster):
         return [self._process(name, role, program) for name, (role, program) in self._programs.items()]
 
     def _process(self, name: str, role: ProcessRole, program: Program) -> SupervisedProcess:
-        return self.process(name, role, lambda: program)
+        return self.process(name, role, lambda: program, self._end_orphans)
+
+    def _end_orphans(self) -> None:
+        """Ends what a process has left that was killed. Runs on its thread, before it is started again."""
+        with self._ending_orphans:
+            deadline = time.monotonic() + TRACKER_SECONDS
+            end_descendants(0, deadline, lambda: {one.pid() for one in self.supervised} | self._strangers)
 
 
 def _environ(settings: Settings) -> dict[str, str]:
