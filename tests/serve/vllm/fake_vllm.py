@@ -25,11 +25,26 @@ def option(name: str) -> str:
     return sys.argv[sys.argv.index(name) + 1]
 
 
+def served_names() -> list[str]:
+    """Returns the names of the model, by vLLM's rules: the last option counts, and before it that of ``--config``."""
+    names: list[str] = []
+    words = [word.replace("_", "-") for word in sys.argv[3:]]
+    if "--config" in words and "--served-model-name" not in words:
+        return ["mine", "other"]
+    for at, word in enumerate(words):
+        if word.startswith("--served-model-name="):
+            names = [word.partition("=")[2]]
+        elif word == "--served-model-name":
+            rest = words[at + 1 :]
+            names = rest[: next((n for n, other in enumerate(rest) if other.startswith("--")), len(rest))]
+    return names or [sys.argv[2]]
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer({"data": [{"id": sys.argv[2]}]})
+        self._answer({"data": [{"id": name} for name in served_names()]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -102,7 +102,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 
 def ask(url: str, *content: Any) -> httpx.Response:
-    body = {**request(*content), "model": "some/model"}
+    body = {**request(*content), "model": "model"}
     with httpx.Client(verify=False, trust_env=False, timeout=DEADLINE) as client:
         return client.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": "Bearer k"})
 
@@ -119,7 +119,7 @@ def test_instances_and_router_start_restart_and_end(start: Callable[..., Running
     for note in notes:
         assert note["key"] == "k"
         words = note["arguments"]
-        assert words[:2] == ["serve", "some/model"]
+        assert words[:4] == ["serve", "some/model", "--served-model-name", "model"]
         assert words[-2:] == ["--dtype", "float32"]
         transfer = json.loads(words[words.index("--ec-transfer-config") + 1])
         extra = transfer.pop("ec_connector_extra_config")
@@ -211,6 +211,33 @@ def test_without_a_model_the_packaged_one_is_served(start: Callable[..., Running
         words = note["arguments"]
         assert (Path(words[1]) / "config.json").is_file()
         assert words[2:4] == ["--served-model-name", "shapes"]
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "name"),
+    [
+        ("../tiny25", (), "tiny25"),
+        ("some/model", (), "model"),
+        ("shapes", (), "shapes"),
+        ("some/model", ("--served-model-name", "mine", "other", "--dtype", "float32"), "mine"),
+        ("some/model", ("--served_model_name=mine",), "mine"),
+        ("some/model", ("--served-model-name", "first", "--served-model-name", "mine"), "mine"),
+        ("some/model", ("--config", "vllm.yaml"), "mine"),
+    ],
+)
+def test_the_shown_commands_name_the_model_as_vllm_serves_it(
+    model: str, more: tuple[str, ...], name: str, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    (tmp_path / "vllm.yaml").write_text("dtype: float32\nserved_model_name: [mine, other]\n")
+    more = tuple(str(tmp_path / word) if word.endswith("yaml") else word for word in more)
+    one = start("serve", "--engine", "vllm", "--model", model, "--port", "0", *(("--", *more) if more else ()))
+    one.wait(lambda: "curl -sS" in one.log)
+    assert httpx.get(f"{one.url}/v1/models", trust_env=False).json()["data"][0]["id"] == name
+    (line,) = re.findall(r"or: (curl .*)", one.log)
+    done = subprocess.run(["bash", "-c", f"{line} --noproxy '*'"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["asked"]["model"] == name
     one.process.send_signal(signal.SIGINT)
     assert one.process.wait(DEADLINE) == 0
 

@@ -10,14 +10,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import SecretStr
 
 from embferry.models import model_path, packaged_models
 from embferry.serve.config import Settings
+from embferry.serve.config_load import UNREADABLE
 from embferry.serve.http.api_keys import new_key
 from embferry.serve.supervisor.cluster import Cluster
 from embferry.serve.supervisor.descendants import adopt_orphans, descendants, end_descendants
@@ -65,14 +67,43 @@ def instance_command(
     if role == "language":
         connector["router"] = f"{Trust.of_environment().scheme}://{HOST}:{settings.router.port}"
     transfer = {**CONNECTOR, "ec_role": _EC_ROLES[role], "ec_connector_extra_config": connector}
-    words = [vllm_command(), "serve", *_model(settings.model), "--host", HOST, "--port", str(port)]
+    words = [vllm_command(), "serve", *_model(settings, extra), "--host", HOST, "--port", str(port)]
     words += ["--enable-mm-embeds"] if role == "language" else []
     return [*words, "--middleware", MIDDLEWARE, "--ec-transfer-config", json.dumps(transfer), *extra]
 
 
-def _model(name: str) -> list[str]:
+def served_name(settings: Settings, extra: Sequence[str]) -> str:
+    """Returns the model's name in the HTTP API: the first that the user's own arguments give, or else the settings'."""
+    return next(_given_names(extra), settings.public_model_name)
+
+
+def _model(settings: Settings, extra: Sequence[str]) -> list[str]:
     """Returns the arguments for the model: by path for a packaged one; any other name is vLLM's to resolve."""
-    return [str(model_path(name)), "--served-model-name", name] if name in packaged_models() else [name]
+    name = settings.model
+    words = [str(model_path(name)) if name in packaged_models() else name]
+    return words if any(_given_names(extra)) else [*words, "--served-model-name", settings.public_model_name]
+
+
+def _given_names(extra: Sequence[str]) -> Iterator[str]:
+    """Yields the names in arguments for ``vllm serve``, where the last option counts, and then those in its ``--config``.
+
+    vLLM reads underscores as hyphens in the names of options.
+    """
+    values: dict[str, list[str]] = {}
+    name = ""
+    for word in extra:
+        if word.startswith("--"):
+            option, given, value = word[2:].partition("=")
+            name = option.replace("_", "-")
+            values[name] = [value] if given else []
+        elif name:
+            values[name].append(word)
+    yield from values.get("served-model-name", ())
+    for file in values.get("config", ())[:1]:
+        with contextlib.suppress(OSError, *UNREADABLE):  # vLLM says what is wrong with it
+            told = {str(key).replace("_", "-"): value for key, value in yaml.safe_load(Path(file).read_text()).items()}
+            names = told.get("served-model-name") or ()
+            yield from map(str, names if isinstance(names, list) else [names])
 
 
 class VllmCluster(Cluster):
@@ -110,6 +141,9 @@ class VllmCluster(Cluster):
         self._programs["router"] = "router", child_program("router", "router", settings)
         self._ending_orphans = threading.Lock()
         self._strangers = {one.pid for one in descendants()}  # children of the program that makes the cluster
+        # The router before vLLM takes the names that the instances serve; this one is for what people are shown.
+        named = settings.router.model_copy(update={"served_model_name": served_name(settings, extra)})
+        settings = settings.model_copy(update={"router": named})
         super().__init__(settings, workers, (vllm.instance_timeout, "vllm.instance_timeout"), progress=progress)
 
     def start(self) -> None:
