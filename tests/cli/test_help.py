@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import typer
 
+from embferry.cli.main import app
 from embferry.cli.metavars import is_seconds, metavar
 from embferry.serve.config import SECTIONS
 from embferry.serve.config_load import FIELDS, is_secret
@@ -55,3 +59,32 @@ def test_the_help_of_serve_has_a_group_for_each_section_and_units() -> None:
     assert "[default: on]" in flat
     assert "[default: 33554432, 32 MiB]" in flat
     assert 100 < max(len(line) for line in text.splitlines() if not line.startswith("  -")) <= 110
+
+
+def commands(group: Any = None, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields each command and group with the words that lead to it."""
+    group = group or typer.main.get_command(app)
+    yield path, group
+    for name, one in getattr(group, "commands", {}).items():
+        yield from commands(one, *path, name)
+
+
+def test_arguments_and_values_are_shown_as_they_are_typed() -> None:
+    shown = {path: called(*path, "--help", COLUMNS="80")[1] for path, _ in commands()}
+    assert len(shown) > 14
+    assert "ask [OPTIONS] [IMAGE|VIDEO]... QUESTION\n" in shown["ask",]
+    assert "migrate [OPTIONS] PATH...\n" in shown["migrate",]
+    assert "serve [OPTIONS] [-- VLLM_ARGUMENTS...]\n" in shown["serve",]
+    for path, text in shown.items():
+        odd = re.findall(r"<[a-z][^>]*>|\{[\[A-Z][^:}]*\}", text)
+        assert (path, odd) == (path, [])
+
+
+def test_no_description_in_a_list_of_commands_is_cut_off() -> None:
+    groups = [path for path, command in commands() if hasattr(command, "commands")]
+    assert len(groups) == 4
+    for path in groups:
+        text = called(*path, "--help", COLUMNS="80")[1]
+        listed = text.partition("Commands:")[2].splitlines()
+        assert listed
+        assert [line for line in listed if line.endswith(("...", "\u2026"))] == []

@@ -93,6 +93,9 @@ def test_an_empty_variable_counts_as_unset() -> None:
         ("EMBFERRY_DTYPE", "fp8", "'fp32' or 'bf16'"),
         ("EMBFERRY_ROUTER_PORT", "70000", "less than or equal to 65535"),
         ("EMBFERRY_TRANSFER_NUM_BLOCK", "1", "did you mean EMBFERRY_TRANSFER_NUM_BLOCKS?"),
+        ("EMBFERRY_PORT", "1", "no such setting; did you mean EMBFERRY_ROUTER_PORT?"),
+        ("EMBFERRY_API_KEY", "x", "no such setting; did you mean EMBFERRY_ROUTER_API_KEY?"),
+        ("EMBFERRY_NUM_BLOCKS", "1", "no such setting; did you mean EMBFERRY_TRANSFER_NUM_BLOCKS?"),
         ("EMBFERRY_NONSENSE_ALTOGETHER", "1", "no such setting"),
     ],
 )
@@ -108,6 +111,7 @@ def test_a_bad_variable_is_reported_with_name_value_and_reason(name: str, value:
     ("text", "place", "reason"),
     [
         ("threads: 1\nmodle: x\n", ":2: modle", "did you mean model?"),
+        ("port: 18200\n", ":1: port", "did you mean router.port?"),
         ("transfer:\n  num_blocks: 1\n  blocks: 2\n", ":3: transfer.blocks", "no such setting"),
         ("transfer:\n  num_blocks: many\n", ":2: transfer.num_blocks", "valid integer"),
         ("transfer: 5\n", ":1", "section transfer must hold"),
@@ -124,12 +128,14 @@ def test_a_bad_file_is_reported_with_place_and_reason(tmp_path: Path, text: str,
     assert reason in problem
 
 
-def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
-    (problem,) = problems({}, {}, str(tmp_path / "none.yaml"))
-    assert "No such file" in problem
-    (tmp_path / "latin.yaml").write_bytes(b"model: \xe9\n")
-    (problem,) = problems({}, {}, str(tmp_path / "latin.yaml"))
-    assert "cannot be read" in problem
+def test_an_unreadable_file_is_reported_in_one_plain_sentence(tmp_path: Path) -> None:
+    none, folder, latin = tmp_path / "none.yaml", tmp_path / "folder", tmp_path / "latin.yaml"
+    folder.mkdir()
+    latin.write_bytes(b"model: \xe9\n")
+    assert problems({}, {}, str(none)) == [f"{none}: cannot be read: there is no such file"]
+    assert problems({}, {"EMBFERRY_CONFIG": str(none)}) == [f"{none}: cannot be read: there is no such file"]
+    assert problems({}, {}, str(folder)) == [f"{folder}: cannot be read: Is a directory"]
+    assert problems({}, {}, str(latin)) == [f"{latin}: cannot be read: it is no text in UTF-8"]
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
@@ -204,3 +210,14 @@ def _valid_value(key: tuple[str, ...]) -> object:
 def test_the_models_name_is_the_last_part_of_its_path() -> None:
     settings = Settings(model="/data/models/Qwen2-VL/")
     assert settings.public_model_name == settings.model_name == "Qwen2-VL"
+
+
+def test_a_folder_without_a_name_of_its_own_has_that_of_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert [Settings(model=name).model_name for name in (".", "./", "..", "../../outer")] == [
+        "inner", "inner", "outer", "outer",
+    ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from embferry.cli.options import fail
+from embferry.cli.plain import PlainCommand
 from embferry.serve.http.api_keys import ApiKey, ApiKeysError, Limits, digest_of, new_key, parse, read
 
 app = typer.Typer(name="api", no_args_is_help=True, help="API keys of the router's clients.")
@@ -19,15 +20,17 @@ def root() -> None:
     """API keys of the router's clients."""
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The client's name, for logs and metrics.")],
-    file: Annotated[Path, typer.Option(help="The file of router.api_keys_file; made if there is none.")],
+    file: Annotated[
+        Path, typer.Option(help="The file of router.api_keys_file; made if there is none.", metavar="FILE")
+    ],
     requests: Annotated[int | None, typer.Option(help="Requests at once.", metavar="N")] = None,
     requests_per_second: Annotated[float | None, typer.Option(help="On average.", metavar="N")] = None,
     bytes_per_second: Annotated[float | None, typer.Option(help="Of request bodies, on average.", metavar="N")] = None,
 ) -> None:
-    """Make an API key and print it, this once: the file has only its hash. A running router knows it at once.
+    """Make an API key and print it, this once. The file has only its hash. A running router knows it at once.
 
     Without limits of its own the key has those of router.client_requests, router.client_requests_per_second and
     router.client_bytes_per_second. Delete its line from the file to end it.

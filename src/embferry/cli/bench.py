@@ -9,6 +9,7 @@ import typer
 
 from embferry.cli import bench_serve
 from embferry.cli.bench_results import conclude, failures, need
+from embferry.cli.plain import PlainCommand
 
 app = typer.Typer(help="Measure on this machine.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -18,10 +19,10 @@ def _group() -> None:
     """Measure on this machine."""
 
 
-app.command("serve")(bench_serve.command)
+app.command("serve", cls=PlainCommand)(bench_serve.command)
 
 
-@app.command("transfer")
+@app.command("transfer", cls=PlainCommand)
 def transfer(
     payload: Annotated[
         list[str] | None,
@@ -32,7 +33,7 @@ def transfer(
         typer.Option(metavar="NAME", help="Candidates or sweeps, such as shm, direct, copy*, pool; may be repeated."),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds of each; by default more for small payloads.")
+        int | None, typer.Option(min=1, metavar="N", help="Rounds of each; by default more for small payloads.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer variants, rounds, payloads and sweeps.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for results.json and index.html.")] = Path(
@@ -54,7 +55,10 @@ def transfer(
         typer.Argument(metavar="[RESULTS]...", help="With --show: other runs, for the table of our own targets."),
     ] = None,
 ) -> None:
-    """Compare every transport with memory copies, sockets, Mooncake, NIXL, ZeroMQ, files and HTTP."""
+    """Compare every transport with its alternatives.
+
+    They are memory copies, sockets, Mooncake, NIXL, ZeroMQ, files and HTTP.
+    """
     need("jinja2", "zmq", extra="bench")
     from embferry.bench import machine
     from embferry.bench.results import load

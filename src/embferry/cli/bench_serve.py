@@ -41,29 +41,29 @@ def command(
     verify: Annotated[
         str, _option(E, "An undivided endpoint, or earlier results: a different answer is a failure.", "URL|FILE")
     ] = "",
-    requests: Annotated[int, _option(W, "Number of requests.", min=1)] = 100,
-    rate: Annotated[float, _option(W, "Requests a second, on average; inf sends all at once.")] = 1.0,
+    requests: Annotated[int, _option(W, "Number of requests.", "N", min=1)] = 100,
+    rate: Annotated[float, _option(W, "Requests a second, on average; inf sends all at once.", "N")] = 1.0,
     burstiness_cv: Annotated[
-        float, _option(W, "Coefficient of variation of the gaps: 1 is Poisson, 4.9 bursty.", min=0)
+        float, _option(W, "Coefficient of variation of the gaps: 1 is Poisson, 4.9 bursty.", "N", min=0)
     ] = 1.0,
-    concurrency: Annotated[int, _option(W, "Requests under way at once; 0 for any number.", min=0)] = 0,
-    repeated: Annotated[float, _option(W, "Share of pictures that were sent before.", min=0, max=0.8)] = 0.0,
-    max_images: Annotated[int, _option(W, "Most pictures a request.", min=1)] = 9,
-    max_image_tokens: Annotated[int, _option(W, "Most visual tokens a picture.", min=4)] = 1280,
+    concurrency: Annotated[int, _option(W, "Requests under way at once; 0 for any number.", "N", min=0)] = 0,
+    repeated: Annotated[float, _option(W, "Share of pictures that were sent before.", "SHARE", min=0, max=0.8)] = 0.0,
+    max_images: Annotated[int, _option(W, "Most pictures a request.", "N", min=1)] = 9,
+    max_image_tokens: Annotated[int, _option(W, "Most visual tokens a picture.", "TOKENS", min=4)] = 1280,
     side: Annotated[
-        int, _option(W, "Pixels a side of a visual token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.", min=1)
+        int, _option(W, "Pixels a side of a visual token: 28 for Qwen2.5-VL, 32 for Qwen3-VL.", "PIXELS", min=1)
     ] = 28,
-    max_tokens: Annotated[int, _option(W, "Tokens an answer.", min=1)] = 32,
-    seed: Annotated[int, _option(W, "Of everything that is drawn.", min=0)] = 0,
+    max_tokens: Annotated[int, _option(W, "Tokens an answer.", "TOKENS", min=1)] = 32,
+    seed: Annotated[int, _option(W, "Of everything that is drawn.", "N", min=0)] = 0,
     compare: Annotated[
         bool, _option(C, "Start an engine, undivided and divided in each way, and compare.", None, "--compare")
     ] = False,
-    engine: Annotated[EngineName, _option(C, "The engine that is compared.", None)] = EngineName.VLLM,
+    engine: Annotated[EngineName, _option(C, "The engine that is compared.", "vllm|sglang")] = EngineName.VLLM,
     only: Annotated[
         list[str] | None,
         _option(C, "Configurations or scenarios, such as ours-tcp, ours*, killed; may be repeated.", "NAME"),
     ] = None,
-    rounds: Annotated[int, _option(C, "How often everything is done, in turns.", min=1)] = 1,
+    rounds: Annotated[int, _option(C, "How often everything is done, in turns.", "N", min=1)] = 1,
     spin: Annotated[
         bool, _option(C, "Let vLLM's processes poll for messages, which fills a machine of few cores.", None, "--spin")
     ] = False,
@@ -79,7 +79,10 @@ def command(
     markdown: Annotated[Path | None, _option(R, "Also write the tables as Markdown.", "FILE")] = None,
     show: Annotated[Path | None, _option(R, "Measure nothing: show an earlier serve.json.", "FILE")] = None,
 ) -> None:
-    """Send pictures to a chat endpoint as they come in practice, or compare an engine's ways to split."""
+    """Send pictures to a chat endpoint, as in practice.
+
+    With --compare: compare an engine's ways to split.
+    """
     if [url is not None, compare, show is not None].count(True) != 1:
         fail("give one of --url, --compare and --show")
     if compare and verify:

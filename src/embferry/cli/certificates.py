@@ -15,9 +15,9 @@ CA_DAYS, DAYS = 3650, 365
 
 def ca(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Gets ca.pem and ca.key; made if it is absent.")],
-    days: Annotated[int, typer.Option(help="Days until it expires.")] = CA_DAYS,
+    days: Annotated[int, typer.Option(help="Days until it expires.", metavar="DAYS")] = CA_DAYS,
 ) -> None:
-    """Make the cluster's own CA, which signs the certificates of its parts.
+    """Make the cluster's own CA. It signs the certificates of the parts.
 
     Copy ca.pem to every part. Keep ca.key off them: who has it can join the cluster.
     """
@@ -36,9 +36,10 @@ def cert(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the part; its files are NAME.pem and NAME.key.")],
     ca: Annotated[Path, typer.Option(help="The folder of the CA. The files are written there.", metavar="DIR")],
     host: Annotated[
-        list[str], typer.Option(help="Name or IP address by which others reach the part. May be repeated.")
+        list[str],
+        typer.Option(help="Name or IP address by which others reach the part. May be repeated.", metavar="HOST"),
     ],
-    days: Annotated[int, typer.Option(help="Days until it expires.")] = DAYS,
+    days: Annotated[int, typer.Option(help="Days until it expires.", metavar="DAYS")] = DAYS,
 ) -> None:
     """Make a certificate for a part of the cluster, signed by its CA.
 

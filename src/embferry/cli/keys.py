@@ -9,19 +9,20 @@ import typer
 
 from embferry.cli import certificates
 from embferry.cli.options import fail
+from embferry.cli.plain import PlainCommand
 from embferry.protocol.errors import LocalProtocolError
 from embferry.trust.keys import MOST_KEYS, ClusterKeys, Key, write_file
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Cluster keys and certificates, and keys of the router's clients."
+    no_args_is_help=True, rich_markup_mode=None, help="Make keys and certificates, of the cluster and of clients."
 )
-app.command("ca")(certificates.ca)
-app.command("cert")(certificates.cert)
+app.command("ca", cls=PlainCommand)(certificates.ca)
+app.command("cert", cls=PlainCommand)(certificates.cert)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def new(file: Annotated[Path | None, typer.Argument(metavar="[FILE]", show_default=False)] = None) -> None:
     """Make a cluster key in a new file, which only you may read. Without FILE: print the key.
 
@@ -39,7 +40,7 @@ def new(file: Annotated[Path | None, typer.Argument(metavar="[FILE]", show_defau
     typer.echo(f"made a cluster key in {file}", err=True)
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def rotate(file: File) -> None:
     """Put a new key before the current one, which stays valid. An older one is dropped.
 

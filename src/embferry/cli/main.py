@@ -13,6 +13,7 @@ import typer
 from embferry import __version__
 from embferry.cli import api_keys, ask, bench, ec, keys, migrate, processes
 from embferry.cli.options import SettingsCommand
+from embferry.cli.plain import PlainCommand
 from embferry.observe.logs import own_process
 
 app = typer.Typer(
@@ -47,8 +48,8 @@ app.command("router", cls=SettingsCommand, context_settings=WIDE)(processes.rout
 app.command("encode", cls=SettingsCommand, context_settings=WIDE)(processes.encode)
 app.command("language", cls=SettingsCommand, context_settings=WIDE)(processes.language)
 app.command("bootstrap", cls=SettingsCommand, context_settings=WIDE)(processes.bootstrap)
-app.command("ask")(ask.command)
-app.command("migrate")(migrate.command)
+app.command("ask", cls=PlainCommand)(ask.command)
+app.command("migrate", cls=PlainCommand)(migrate.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ec.app, name="ec")
 keys.app.add_typer(api_keys.app, name="api")

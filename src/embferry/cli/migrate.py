@@ -21,7 +21,7 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the diff, write nothing.")] = False,
     assume: Annotated[bool, typer.Option("--assume", help="Treat every file as one that uses the system.")] = False,
 ) -> None:
-    """Rewrite code and log searches that use the origin's earlier names; the diff is shown first."""
+    """Rewrite code that uses the origin's earlier names. Also log searches; the diff is shown first."""
     need("migrate", "libcst")
     from embferry.migrate import run
 

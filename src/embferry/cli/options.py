@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperOption
 
 from embferry.cli.metavars import metavar, with_unit
+from embferry.cli.plain import PlainCommand
 from embferry.observe.logs import configure, is_json
 from embferry.protocol.errors import EmbferryError
 from embferry.serve import security
@@ -42,7 +43,7 @@ TYPED = "embferry.typed"
 """Key of a context's ``meta``: the words of the command line."""
 
 
-class SettingsCommand(TyperCommand):
+class SettingsCommand(PlainCommand):
     """A command whose help has a heading for each section of the settings."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -144,7 +145,7 @@ def settings_command(
     parameters = {"config": Annotated[str | None, typer.Option("--config", help=CONFIG_HELP, metavar="FILE")]}
     parameters |= {name: _option(key, own) for name, key in keys.items()}
     if rest:
-        parameters["rest"] = Annotated[list[str] | None, typer.Argument(metavar=f"-- {rest}", show_default=False)]
+        parameters["rest"] = Annotated[list[str] | None, typer.Argument(metavar=f"[-- {rest}...]", show_default=False)]
 
     def decorated(body: Callable[..., None]) -> Callable[..., None]:
         def command(context: typer.Context, **options: Any) -> None:

@@ -73,7 +73,7 @@ def encode(settings: Settings) -> None:
 
 @settings_command("language", also=("transfer", "bootstrap"))
 def language(settings: Settings) -> None:
-    """Start a language worker: prompts and embeddings in, answers out.
+    """Start a language worker: embeddings in, answers out.
 
     With --wire origin it takes the place of SGLang's, behind its load balancer.
     """
@@ -89,7 +89,7 @@ def language(settings: Settings) -> None:
 
 @settings_command("bootstrap")
 def bootstrap(settings: Settings) -> None:
-    """Start the bootstrap server, where workers register and routers find them."""
+    """Start the bootstrap server. Workers register there, and routers find them."""
     from embferry.discovery.bootstrap_server import run
     from embferry.serve.bootstrap import bootstrap_server
 

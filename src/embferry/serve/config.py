@@ -456,7 +456,8 @@ class Settings(Section):
     @property
     def model_name(self) -> str:
         """The model's name without its directory, under which workers register."""
-        return Path(self.model).name
+        path = Path(self.model)
+        return path.name if path.name not in ("", "..") else path.resolve().name  # of "." and ".."
 
     @property
     def public_model_name(self) -> str:

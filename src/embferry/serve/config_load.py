@@ -125,7 +125,8 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterat
             if key := ENV_KEYS.get(name):
                 yield key, Given(value, name)
             else:
-                problems.append(f"{name}: no such setting{_did_you_mean(name, ENV_KEYS)}")
+                without_section = _in_sections(name.removeprefix(ENV_PREFIX).lower())
+                problems.append(f"{name}: no such setting{_did_you_mean(name, ENV_KEYS, map(env_name, without_section))}")
 
 
 def _from_aliases(environ: Mapping[str, str], problems: list[str], notices: list[str]) -> Iterator[tuple[Key, Given]]:
@@ -147,8 +148,11 @@ def _from_file(path: Path, problems: list[str]) -> list[tuple[Key, Given]]:
     try:
         root = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
         return list(_pairs(root, path, (), problems)) if root is not None else []
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: cannot be read: {error}")
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+        problems.append(f"{path}: cannot be read: {reason}")
+    except UnicodeDecodeError:
+        problems.append(f"{path}: cannot be read: it is no text in UTF-8")
     except UNREADABLE as error:
         problems.append(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
     return []
@@ -169,7 +173,8 @@ def _pairs(node: yaml.Node, path: Path, section: Key, problems: list[str]) -> It
         if name in seen:
             problems.append(f"{place}: is set twice")
         elif name not in known:
-            problems.append(f"{place}: no such setting{_did_you_mean(name, known)}")
+            elsewhere = map(dotted, _in_sections(name)) if not section else ()
+            problems.append(f"{place}: no such setting{_did_you_mean(name, known, elsewhere)}")
         elif not section and name in SECTIONS:
             yield from _pairs(value_node, path, (name,), problems)
         else:
@@ -177,10 +182,16 @@ def _pairs(node: yaml.Node, path: Path, section: Key, problems: list[str]) -> It
         seen.add(name)
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns the end of a sentence that suggests the known name closest to ``name``, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def _in_sections(name: str) -> list[Key]:
+    """Returns the settings that have this name within a section; only the router's, if it has one."""
+    found = [key for key in FIELDS if len(key) > 1 and key[-1] == name]
+    return [("router", name)] if ("router", name) in found else found
+
+
+def _did_you_mean(name: str, known: Iterable[str], better: Iterable[str] = ()) -> str:
+    """Returns the end of a sentence that suggests ``better``, or else the known name closest to ``name``, if any is."""
+    close = [*better] or difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _value(node: yaml.Node) -> Any:

@@ -62,20 +62,47 @@ def test_processes_that_do_not_end_share_one_stop_timeout(clock: list[float]) ->
     ]  # fmt: skip
 
 
-def test_an_interrupt_during_the_end_begins_no_new_deadline(clock: list[float]) -> None:
+@pytest.mark.parametrize("at", ["router", "worker", "bootstrap"])
+def test_an_interrupt_during_the_end_kills_all_and_waits_for_their_end(at: str, clock: list[float]) -> None:
     ends: list[tuple[str, float]] = []
 
     class Interrupted(Deaf):
         is_first = True
 
         def join(self, deadline: float) -> None:
-            if self.is_first:
+            if self.name == at and self.is_first:
                 self.is_first = False
-                clock[0] += 5
                 raise KeyboardInterrupt
-            super().join(deadline)
+            if f"kill {self.name}" not in dict(ends):
+                super().join(deadline)
+            else:
+                ends.append((f"gone {self.name}", self._clock[0]))
 
-    stub = Stub([Deaf("bootstrap", ends, clock)], [Interrupted("worker", ends, clock)], 10)
-    stub.kills_on_interrupt = False
-    stub.stop()
-    assert ends[-1] == ("end bootstrap", BEGAN + 10)
+        def kill(self) -> None:
+            ends.append((f"kill {self.name}", self._clock[0]))
+
+    router, worker, bootstrap = (Interrupted(name, ends, clock) for name in ("router", "worker", "bootstrap"))
+    with pytest.raises(KeyboardInterrupt):
+        Stub([bootstrap], [router, worker], 10).stop()
+    did = [what for what, _ in ends]
+    kills = [f"kill {name}" for name in ("bootstrap", "router", "worker")]
+    assert [what for what in did if what.startswith("kill")] == kills
+    assert did[-3:] == [f"gone {name}" for name in ("bootstrap", "router", "worker")]
+
+
+def test_without_processes_that_end_last_the_others_have_all_of_the_time(clock: list[float]) -> None:
+    ends: list[tuple[str, float]] = []
+    Stub([], [Deaf("worker", ends, clock)], 10).stop()
+    assert ends[-1] == ("end worker", BEGAN + 10)
+
+
+def test_an_interrupt_while_processes_are_started_ends_those_that_run(clock: list[float]) -> None:
+    ends: list[tuple[str, float]] = []
+
+    class Cut(Stub):
+        def start(self) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Cut([], [Deaf("worker", ends, clock)], 10):
+        pytest.fail("it was started")
+    assert ends[-1] == ("end worker", BEGAN + 10)

@@ -1,6 +1,9 @@
 """A fake ``vllm`` command for the tests: it serves, has shared memory and an engine process, and no model.
 
-With ``--deaf-engine``, the engine ignores SIGTERM, and must be killed.
+With ``--deaf-engine``, the engine ignores SIGTERM, and must be killed. With ``--deaf-at MOMENT``, all processes do: the
+server, its engine, the engine's worker and an orphan, each of these in a session of its own. It stands still at that
+moment of its start: before it has started any of them (``first``), after each of them (``engine``, ``orphan``), before it
+answers (``bound``), or not at all (``ready``).
 
 Each start appends a JSON object with its arguments to ``$FAKE_VLLM_NOTES``.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,11 +25,26 @@ def option(name: str) -> str:
     return sys.argv[sys.argv.index(name) + 1]
 
 
+def served_names() -> list[str]:
+    """Returns the names of the model, by vLLM's rules: the last option counts, and before it that of ``--config``."""
+    names: list[str] = []
+    words = [word.replace("_", "-") for word in sys.argv[3:]]
+    if "--config" in words and "--served-model-name" not in words:
+        return ["mine", "other"]
+    for at, word in enumerate(words):
+        if word.startswith("--served-model-name="):
+            names = [word.partition("=")[2]]
+        elif word == "--served-model-name":
+            rest = words[at + 1 :]
+            names = rest[: next((n for n, other in enumerate(rest) if other.startswith("--")), len(rest))]
+    return names or [sys.argv[2]]
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer({"data": [{"id": sys.argv[2]}]})
+        self._answer({"data": [{"id": name} for name in served_names()]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -63,7 +82,52 @@ class Server(ThreadingHTTPServer):
         """Ignores clients that leave."""
 
 
+DEAF = "import os, signal; os.setsid(); signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+ENGINE = DEAF + """
+import subprocess, sys
+worker = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, pass_fds=[int(sys.argv[2])])
+worker.stdout.readline()
+print(worker.pid, flush=True)
+signal.pause()
+"""
+WORKER = DEAF + "print('here', flush=True); signal.pause()"
+ORPHAN = DEAF + "print(os.getpid(), flush=True) if not os.fork() else os._exit(0); signal.pause()"
+
+
+def deaf(moment: str) -> None:
+    """Starts processes that ignore SIGTERM, and stands still at a moment of that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    shared = SharedMemory(create=True, size=1 << 20)
+    tracker = resource_tracker._resource_tracker._fd  # type: ignore[attr-defined]
+    note: dict[str, Any] = {"pid": os.getpid(), "engine": os.getpid(), "shared": shared.name, "more": []}
+
+    def reached(name: str) -> None:
+        if name == moment:
+            with open(os.environ["FAKE_VLLM_NOTES"], "a") as notes:
+                notes.write(json.dumps(note) + "\n")
+            while name != "ready":
+                signal.pause()
+
+    def started(*program: str) -> int:
+        process = subprocess.Popen([sys.executable, "-c", *program], stdout=subprocess.PIPE, pass_fds=[tracker])
+        assert process.stdout is not None
+        note["more"].append(int(process.stdout.readline()))
+        return process.pid
+
+    reached("first")
+    note["engine"] = started(ENGINE, WORKER, str(tracker))
+    reached("engine")
+    started(ORPHAN)
+    reached("orphan")
+    with Server((option("--host"), int(option("--port"))), Handler) as server:
+        reached("bound")
+        reached("ready")
+        server.serve_forever()
+
+
 def main() -> None:
+    if "--deaf-at" in sys.argv:
+        deaf(option("--deaf-at"))
     if "--end-at-once" in sys.argv:
         print("(EngineCore pid=1) RuntimeError: no device", file=sys.stderr)
         sys.exit(1)

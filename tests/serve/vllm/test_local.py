@@ -55,6 +55,10 @@ class Running:
         assert found
         return found[1]
 
+    def pid(self, name: str) -> int:
+        """Returns the process of this name that was started last."""
+        return int(re.findall(rf"{name} is starting \(pid (\d+)\)", self.log)[-1])
+
     def wait(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE
         while not condition():
@@ -67,9 +71,14 @@ class Running:
         self.process.wait()
         for note in self.notes:
             Path("/dev/shm", note["shared"]).unlink(missing_ok=True)
-            for pid in (note["pid"], note["engine"]):
+            for pid in pids(note):
                 if alive(pid):
                     os.kill(pid, signal.SIGKILL)
+
+
+def pids(note: dict[str, Any]) -> set[int]:
+    """Returns the processes of one start of vllm."""
+    return {note["pid"], note["engine"], *note.get("more", ())}
 
 
 def alive(pid: int) -> bool:
@@ -93,7 +102,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 
 def ask(url: str, *content: Any) -> httpx.Response:
-    body = {**request(*content), "model": "some/model"}
+    body = {**request(*content), "model": "model"}
     with httpx.Client(verify=False, trust_env=False, timeout=DEADLINE) as client:
         return client.post(f"{url}/v1/chat/completions", json=body, headers={"Authorization": "Bearer k"})
 
@@ -110,7 +119,7 @@ def test_instances_and_router_start_restart_and_end(start: Callable[..., Running
     for note in notes:
         assert note["key"] == "k"
         words = note["arguments"]
-        assert words[:2] == ["serve", "some/model"]
+        assert words[:4] == ["serve", "some/model", "--served-model-name", "model"]
         assert words[-2:] == ["--dtype", "float32"]
         transfer = json.loads(words[words.index("--ec-transfer-config") + 1])
         extra = transfer.pop("ec_connector_extra_config")
@@ -149,6 +158,52 @@ def test_shared_memory_of_an_engine_that_had_to_be_killed_is_removed(start: Call
     assert not any(file.exists() for file in files)
 
 
+MOMENTS = ("first", "engine", "orphan", "bound", "ready")
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGINT SIGINT", "SIGINT, and its own process is killed"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_nothing_that_vllm_has_started_outlives_an_end_at_any_moment(
+    moment: str, how: str, start: Callable[..., Running]
+) -> None:
+    import psutil
+
+    one = start(*SERVE, "--", "--deaf-at", moment)
+    one.wait(lambda: len(one.notes) == 2 and (moment != "ready" or "ready:" in one.log))
+    started = {child.pid for child in psutil.Process(one.process.pid).children(recursive=True)}
+    assert set().union(*map(pids, one.notes)) <= started
+    one.process.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
+    one.wait(lambda: "ending" in one.log)
+    if how == "SIGINT SIGINT":
+        one.process.send_signal(signal.SIGINT)
+    if "killed" in how:
+        for name in ("encode-0", "language-0"):
+            os.kill(one.pid(name), signal.SIGKILL)
+    assert one.process.wait(DEADLINE) == 0
+    assert one.log.splitlines()[-1].endswith("all processes have ended")
+    assert "Traceback" not in one.log
+    assert [pid for pid in started if alive(pid)] == []
+    assert [note["shared"] for note in one.notes if Path("/dev/shm", note["shared"]).exists()] == []
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_nothing_is_left_of_an_instance_whose_own_process_was_killed(
+    moment: str, start: Callable[..., Running]
+) -> None:
+    one = start(*SERVE, "--restart-delay", "0.1", "--", "--deaf-at", moment)
+    one.wait(lambda: len(one.notes) == 2 and (moment != "ready" or "ready:" in one.log))
+    left = one.notes
+    for name in ("encode-0", "language-0"):
+        os.kill(one.pid(name), signal.SIGKILL)
+    if moment == "ready":  # they are started again
+        one.wait(lambda: len(one.notes) == 4)
+    else:
+        assert one.process.wait(DEADLINE) == 1
+        assert "ended with signal SIGKILL before it answered" in one.log.splitlines()[-1]
+    assert [pid for note in left for pid in pids(note) if alive(pid)] == []
+    assert [note["shared"] for note in left if Path("/dev/shm", note["shared"]).exists()] == []
+
+
 def test_without_a_model_the_packaged_one_is_served(start: Callable[..., Running]) -> None:
     one = start("serve", "--engine", "vllm", "--port", "0")
     one.wait(lambda: "ready:" in one.log)
@@ -156,6 +211,33 @@ def test_without_a_model_the_packaged_one_is_served(start: Callable[..., Running
         words = note["arguments"]
         assert (Path(words[1]) / "config.json").is_file()
         assert words[2:4] == ["--served-model-name", "shapes"]
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "name"),
+    [
+        ("../tiny25", (), "tiny25"),
+        ("some/model", (), "model"),
+        ("shapes", (), "shapes"),
+        ("some/model", ("--served-model-name", "mine", "other", "--dtype", "float32"), "mine"),
+        ("some/model", ("--served_model_name=mine",), "mine"),
+        ("some/model", ("--served-model-name", "first", "--served-model-name", "mine"), "mine"),
+        ("some/model", ("--config", "vllm.yaml"), "mine"),
+    ],
+)
+def test_the_shown_commands_name_the_model_as_vllm_serves_it(
+    model: str, more: tuple[str, ...], name: str, start: Callable[..., Running], tmp_path: Path
+) -> None:
+    (tmp_path / "vllm.yaml").write_text("dtype: float32\nserved_model_name: [mine, other]\n")
+    more = tuple(str(tmp_path / word) if word.endswith("yaml") else word for word in more)
+    one = start("serve", "--engine", "vllm", "--model", model, "--port", "0", *(("--", *more) if more else ()))
+    one.wait(lambda: "curl -sS" in one.log)
+    assert httpx.get(f"{one.url}/v1/models", trust_env=False).json()["data"][0]["id"] == name
+    (line,) = re.findall(r"or: (curl .*)", one.log)
+    done = subprocess.run(["bash", "-c", f"{line} --noproxy '*'"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["asked"]["model"] == name
     one.process.send_signal(signal.SIGINT)
     assert one.process.wait(DEADLINE) == 0
 

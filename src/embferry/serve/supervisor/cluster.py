@@ -25,6 +25,9 @@ PROGRESS_SECONDS = 5.0
 LAST_SHARE = 0.2
 """The part of ``serve.stop_timeout`` that is kept for the processes that end last, however long the others take."""
 
+KILLED_SECONDS = 10.0
+"""Seconds for the end of a process that was killed, with what it has started."""
+
 
 class Cluster(ABC):
     """Supervises processes, each with a thread of its own. A context manager: leaving it ends them all.
@@ -42,11 +45,9 @@ class Cluster(ABC):
 
     Attributes:
         title: the name of what is served, for people.
-        kills_on_interrupt: a second Ctrl-C kills the processes.
     """
 
     title = ""
-    kills_on_interrupt = True
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class Cluster(ABC):
         self._reported: set[tuple[str, int, bool]] = set()
         self._first: list[SupervisedProcess] = []
         self._others: list[SupervisedProcess] | None = None
-        self._stopping = False
+        self._stopping = self._interrupted = False
 
     @abstractmethod
     def first(self) -> list[SupervisedProcess]:
@@ -83,7 +84,11 @@ class Cluster(ABC):
         return [wanted_router(self.settings)]
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # an interrupt, when some have been started
+            self.stop()
+            raise
         return self
 
     def __exit__(
@@ -133,10 +138,13 @@ class Cluster(ABC):
 
         Raises:
             ClusterError: a process ended before it accepted requests, or the time is over.
+            KeyboardInterrupt: :meth:`interrupt` was called.
         """
         seconds, name = (self._timeout, f" ({self._timeout_name})") if timeout is None else (timeout, "")
         began = told = time.monotonic()
         while (missing := self._missing()) is not None:
+            if self._interrupted:
+                raise KeyboardInterrupt
             now = time.monotonic()
             if now > began + seconds:
                 raise ClusterError(f"not ready within {seconds:g} s{name}: {missing}")
@@ -149,27 +157,35 @@ class Cluster(ABC):
     def stop(self) -> None:
         """Ends every process in order, within ``serve.stop_timeout``, and returns when none is left. Idempotent.
 
-        An interrupt meanwhile (a second Ctrl-C) kills them at once, if ``kills_on_interrupt``.
+        An interrupt meanwhile (a second Ctrl-C) kills them at once.
         """
         with self._changed:
             self._stopping = True  # no process is added from now on
         seconds = self.settings.serve.stop_timeout
         deadline = time.monotonic() + seconds
+        share = LAST_SHARE if self._first else 0
         try:
-            while True:
-                try:
-                    self._end(self._others or [], deadline - LAST_SHARE * seconds)
-                    self._end(self._first, deadline)
-                    return
-                except KeyboardInterrupt:
-                    if self.kills_on_interrupt:
-                        for process in self.supervised:
-                            process.stop()
-                            process.kill()
-                        raise
+            self._end(self._others or [], deadline - share * seconds)
+            self._end(self._first, deadline)
+        except BaseException:
+            for process in self.supervised:
+                process.stop()
+                process.kill()
+            for process in self.supervised:
+                process.join(time.monotonic() + KILLED_SECONDS)
+            raise
         finally:
             if self._output is not None:
                 self._output.close()
+
+    def interrupt(self) -> None:
+        """Ends :meth:`wait_ready`. For a handler of signals: takes no lock."""
+        self._interrupted = True
+
+    def kill(self) -> None:
+        """Kills all processes; none is started again. For a handler of signals during :meth:`stop`: takes no lock."""
+        for process in self.supervised:
+            process.kill()
 
     def _end(self, processes: list[SupervisedProcess], deadline: float) -> None:
         for process in processes:
@@ -179,10 +195,12 @@ class Cluster(ABC):
 
     # For subclasses
 
-    def process(self, name: str, role: ProcessRole, program: Callable[[], Program]) -> SupervisedProcess:
-        """Returns a process that reports to this cluster."""
+    def process(
+        self, name: str, role: ProcessRole, program: Callable[[], Program], on_end: Callable[[], None] = lambda: None
+    ) -> SupervisedProcess:
+        """Returns a process that reports to this cluster. ``on_end``: as for :class:`SupervisedProcess`."""
         delay = self.settings.serve.restart_delay
-        return SupervisedProcess(name, role, program, self._environ, delay, self._output, self._on_change)
+        return SupervisedProcess(name, role, program, self._environ, delay, self._output, self._on_change, on_end)
 
     def _on_change(self) -> None:
         """Runs on a process's thread when it has been started, accepts requests or has ended."""

@@ -72,6 +72,7 @@ class SupervisedProcess:
         delay: seconds before it is started again; doubled each time, up to MAX_DELAY_SECONDS.
         output: where its standard error goes; ours if None.
         on_change: called on the thread when the view has changed.
+        on_end: called on the thread when the process has ended, before it is started again.
 
     Attributes:
         first_url: where it accepted requests for the first time; empty until then.
@@ -87,14 +88,17 @@ class SupervisedProcess:
         delay: float,
         output: IO[bytes] | None,
         on_change: Callable[[], None],
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        self.name, self._program, self._delay, self._output, self._on_change = name, program, delay, output, on_change
+        self.name, self._program, self._delay, self._output = name, program, delay, output
+        self._on_change, self._on_end = on_change, on_end
         self._environ = {**environ, **CHILD_ENVIRONMENT}
         self.first_url = ""
         self.failure: str | None = None
         self.view = ProcessView(name, role)
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
+        self._is_killed = False
         self._lock = threading.Lock()  # held while a process is started, so that stop() misses none
         self._thread = threading.Thread(target=self._run, name=f"supervisor-{name}", daemon=True)
 
@@ -110,6 +114,8 @@ class SupervisedProcess:
 
     def join(self, deadline: float) -> None:
         """Waits for the end of the process, and kills it at ``deadline``, in monotonic seconds."""
+        if self._thread.ident is None:  # it was never started
+            return
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             log.warning("%s has not ended in time and is killed", self.name)
@@ -117,9 +123,15 @@ class SupervisedProcess:
             self._thread.join()
 
     def kill(self) -> None:
-        """Kills the process, if it runs."""
+        """Kills the process, if it runs. It is not started again. Takes no lock."""
+        self._is_killed = True
         if self._process is not None:
             self._process.kill()
+
+    def pid(self) -> int:
+        """Returns the number of the last process, also when it has ended; 0 if there was none."""
+        with self._lock:
+            return 0 if self._process is None else self._process.pid
 
     def _run(self) -> None:
         try:
@@ -146,9 +158,10 @@ class SupervisedProcess:
                     self.first_url = self.first_url or url
                     self._show(replace(self.view, url=url))
                 status = process.wait()
+            self._on_end()
             reason = told.get("failure")
             self._show(replace(self.view, url="", pid=0))
-            if self._stopping.is_set():
+            if self._stopping.is_set() or self._is_killed:
                 return
             if not self.first_url:
                 why = f"{self.name} ended with {_meaning(status)} before it answered; {_advice(status)}"
@@ -164,7 +177,7 @@ class SupervisedProcess:
     def _start(self) -> subprocess.Popen[bytes] | None:
         """Returns a new process, or None after :meth:`stop`."""
         with self._lock:
-            if self._stopping.is_set():
+            if self._stopping.is_set() or self._is_killed:
                 return None
             program = self._program()
             self._process = process = subprocess.Popen(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from embferry.observe.logs import STDERR, is_json
@@ -21,6 +22,8 @@ from embferry.serve.supervisor.process import ClusterError
 from embferry.serve.worker.transports import unusable
 
 log = logging.getLogger(__name__)
+
+ENDING = "ending; Ctrl-C again ends at once"
 
 Progress = Callable[[str], None]
 
@@ -67,19 +70,78 @@ def _invite(cluster: Cluster) -> None:
 
 
 def run_cluster(make: Callable[[Progress], Cluster]) -> None:
-    """Runs a cluster until SIGINT or SIGTERM. Ends the process with status 1 if it cannot be brought up."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Runs a cluster until SIGINT or SIGTERM; a second one kills the processes that are left.
+
+    Ends the process with status 1 if the cluster cannot be brought up.
+    """
     began = time.monotonic()
+    with _interrupts() as interrupts:
+        try:
+            cluster = make(log.info)
+            if taken := ports.problems(cluster.settings, cluster.wanted_ports()):
+                _end(taken, 1)
+            interrupts.cluster = cluster
+            try:
+                cluster.start()
+                cluster.wait_ready()
+                log.info("ready: %s at %s/v1 after %.1f s", cluster.title, cluster.url, time.monotonic() - began)
+                _invite(cluster)
+                interrupts.wait()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                if interrupts.count:
+                    log.info(ENDING)
+                interrupts.count += 1  # the next one kills, also if this end has another cause
+                cluster.stop()
+            log.info("all processes have ended")
+        except ClusterError as error:
+            _end([str(error)], 1)
+
+
+class _Interrupts:
+    """The handler of SIGINT and SIGTERM.
+
+    Without a cluster it raises KeyboardInterrupt. With one it raises nothing, wherever the main thread may be: the first
+    signal ends the waiting of :meth:`wait` and :meth:`Cluster.wait_ready`, and others kill the processes.
+
+    Attributes:
+        cluster: the one that is started.
+        count: the signals since then.
+    """
+
+    def __init__(self) -> None:
+        self.cluster: Cluster | None = None
+        self.count = 0
+        self._read, self._write = os.pipe()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.cluster is None:
+            raise KeyboardInterrupt
+        self.count += 1
+        if self.count == 1:
+            self.cluster.interrupt()
+            os.write(self._write, b"!")
+        else:
+            self.cluster.kill()
+
+    def wait(self) -> None:
+        """Waits for the first signal."""
+        os.read(self._read, 1)
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[_Interrupts]:
+    """Handles the signals within the context. In the main thread: Python's handlers run there alone."""
+    handler = _Interrupts()
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        cluster = make(log.info)
-        if taken := ports.problems(cluster.settings, cluster.wanted_ports()):
-            _end(taken, 1)
-        with cluster:
-            cluster.wait_ready()
-            log.info("ready: %s at %s/v1 after %.1f s", cluster.title, cluster.url, time.monotonic() - began)
-            _invite(cluster)
-            threading.Event().wait()
-    except ClusterError as error:
-        _end([str(error)], 1)
-    except KeyboardInterrupt:
-        log.info("all processes have ended")
+        yield handler
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+        handler.close()

@@ -8,16 +8,21 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import SecretStr
 
 from embferry.models import model_path, packaged_models
 from embferry.serve.config import Settings
+from embferry.serve.config_load import UNREADABLE
 from embferry.serve.http.api_keys import new_key
 from embferry.serve.supervisor.cluster import Cluster
+from embferry.serve.supervisor.descendants import adopt_orphans, descendants, end_descendants
 from embferry.serve.supervisor.handover import child_program
 from embferry.serve.supervisor.process import ClusterError, ProcessRole, Program, SupervisedProcess
 from embferry.serve.supervisor.serve import run_cluster
@@ -28,6 +33,10 @@ HOST = "127.0.0.1"
 CONNECTOR = {"ec_connector": "EmbferryConnector", "ec_connector_module_path": "embferry.connectors.vllm.connector"}
 MIDDLEWARE = "embferry.serve.vllm.instance_digests.InstanceDigests"
 """Checks what the router sends to an instance, by its import path."""
+CHILD_SHARE = 0.8
+"""The part of ``serve.stop_timeout`` in which an instance's own process ends it; after the rest, it is killed."""
+TRACKER_SECONDS = 5.0
+"""Seconds for the resource trackers of an instance whose process was killed."""
 _EC_ROLES: dict[ProcessRole, str] = {"encode": "ec_producer", "language": "ec_consumer"}
 
 
@@ -58,14 +67,43 @@ def instance_command(
     if role == "language":
         connector["router"] = f"{Trust.of_environment().scheme}://{HOST}:{settings.router.port}"
     transfer = {**CONNECTOR, "ec_role": _EC_ROLES[role], "ec_connector_extra_config": connector}
-    words = [vllm_command(), "serve", *_model(settings.model), "--host", HOST, "--port", str(port)]
+    words = [vllm_command(), "serve", *_model(settings, extra), "--host", HOST, "--port", str(port)]
     words += ["--enable-mm-embeds"] if role == "language" else []
     return [*words, "--middleware", MIDDLEWARE, "--ec-transfer-config", json.dumps(transfer), *extra]
 
 
-def _model(name: str) -> list[str]:
+def served_name(settings: Settings, extra: Sequence[str]) -> str:
+    """Returns the model's name in the HTTP API: the first that the user's own arguments give, or else the settings'."""
+    return next(_given_names(extra), settings.public_model_name)
+
+
+def _model(settings: Settings, extra: Sequence[str]) -> list[str]:
     """Returns the arguments for the model: by path for a packaged one; any other name is vLLM's to resolve."""
-    return [str(model_path(name)), "--served-model-name", name] if name in packaged_models() else [name]
+    name = settings.model
+    words = [str(model_path(name)) if name in packaged_models() else name]
+    return words if any(_given_names(extra)) else [*words, "--served-model-name", settings.public_model_name]
+
+
+def _given_names(extra: Sequence[str]) -> Iterator[str]:
+    """Yields the names in arguments for ``vllm serve``, where the last option counts, and then those in its ``--config``.
+
+    vLLM reads underscores as hyphens in the names of options.
+    """
+    values: dict[str, list[str]] = {}
+    name = ""
+    for word in extra:
+        if word.startswith("--"):
+            option, given, value = word[2:].partition("=")
+            name = option.replace("_", "-")
+            values[name] = [value] if given else []
+        elif name:
+            values[name].append(word)
+    yield from values.get("served-model-name", ())
+    for file in values.get("config", ())[:1]:
+        with contextlib.suppress(OSError, *UNREADABLE):  # vLLM says what is wrong with it
+            told = {str(key).replace("_", "-"): value for key, value in yaml.safe_load(Path(file).read_text()).items()}
+            names = told.get("served-model-name") or ()
+            yield from map(str, names if isinstance(names, list) else [names])
 
 
 class VllmCluster(Cluster):
@@ -78,8 +116,6 @@ class VllmCluster(Cluster):
     """
 
     title = "vLLM"
-    kills_on_interrupt = False  # a child that is killed cannot end what vLLM has started
-
     def __init__(self, settings: Settings, extra: Sequence[str], *, progress: Callable[[str], None]) -> None:
         vllm = settings.vllm
         workers = {"encode": vllm.encoders, "language": vllm.languages}
@@ -96,13 +132,23 @@ class VllmCluster(Cluster):
             urls[role].append(f"http://{HOST}:{port}")
             command = instance_command(settings, role, port, metrics_port, extra)
             told = {"command": command, "url": urls[role][-1], "environ": _environ(settings)}
+            told["seconds"] = CHILD_SHARE * settings.serve.stop_timeout
             told["log"] = [settings.log_level, settings.log_format, name]
             program = Program(("-m", "embferry.serve.supervisor.vllm_child"), json.dumps(told).encode() + b"\n")
             self._programs[name] = role, program
         known = vllm.model_copy(update={f"{role}_urls": tuple(found) for role, found in urls.items()})
         settings = settings.model_copy(update={"vllm": known})
         self._programs["router"] = "router", child_program("router", "router", settings)
+        self._ending_orphans = threading.Lock()
+        self._strangers = {one.pid for one in descendants()}  # children of the program that makes the cluster
+        # The router before vLLM takes the names that the instances serve; this one is for what people are shown.
+        named = settings.router.model_copy(update={"served_model_name": served_name(settings, extra)})
+        settings = settings.model_copy(update={"router": named})
         super().__init__(settings, workers, (vllm.instance_timeout, "vllm.instance_timeout"), progress=progress)
+
+    def start(self) -> None:
+        adopt_orphans()
+        super().start()
 
     def first(self) -> list[SupervisedProcess]:
         return []
@@ -111,7 +157,13 @@ class VllmCluster(Cluster):
         return [self._process(name, role, program) for name, (role, program) in self._programs.items()]
 
     def _process(self, name: str, role: ProcessRole, program: Program) -> SupervisedProcess:
-        return self.process(name, role, lambda: program)
+        return self.process(name, role, lambda: program, self._end_orphans)
+
+    def _end_orphans(self) -> None:
+        """Ends what a process has left that was killed. Runs on its thread, before it is started again."""
+        with self._ending_orphans:
+            deadline = time.monotonic() + TRACKER_SECONDS
+            end_descendants(0, deadline, lambda: {one.pid() for one in self.supervised} | self._strangers)
 
 
 def _environ(settings: Settings) -> dict[str, str]:
