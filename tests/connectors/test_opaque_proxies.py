@@ -52,13 +52,15 @@ class Encoder(Encode):
 
     def answer(self, mm_hash: str, seed: int = 0) -> Params:
         """Encodes a picture unless it is here, and returns the answer's parameters."""
-        if self.producer.find(mm_hash) is None:
+        if self.producer.hold("a request", [mm_hash]):
             self.publish(mm_hash, seed)
         entry: Params = {"item_indices": [0], "metadata": {"image_grid_thw": [[1, 30, 40]]}}
         try:
             entry[KEY] = self.producer.offer(mm_hash)
         except EmbeddingTransferError as error:
             entry[REFUSED] = {"code": error.code, "message": error.detail}
+        finally:
+            self.producer.release("a request")
         return {mm_hash: entry}
 
     @property
