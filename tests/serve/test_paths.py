@@ -254,7 +254,7 @@ async def test_a_response_that_is_cut_is_incomplete(inside: Inside) -> None:
         ({"store": True}, "store"),
         ({"truncation": "auto"}, "truncation"),
         ({"input": [{"type": "reasoning"}]}, "input[0].type"),
-        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "messages[0].content[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type"),
         ({"input": []}, "input"),
         ({"input": [5]}, "input[0]"),
     ],
