@@ -84,7 +84,7 @@ def test_a_line_of_a_traceback_looks_like_no_log_line(capsys: pytest.CaptureFixt
         ("Größe 5", '"Größe 5"'),
         ("http://10.0.0.1:8001", "http://10.0.0.1:8001"),
         (7, "7"),
-        (["a", 1], '"[\'a\', 1]"'),
+        (["a", 1], "\"['a', 1]\""),
     ],
 )
 def test_a_value_of_a_plain_line_is_quoted_where_its_end_is_unclear(
