@@ -181,6 +181,7 @@ def test_unreachable_workers_are_named_in_the_error(
     assert (error.status_code, error.code) == (503, "no_worker")
     assert closed in error.message
     assert f"{role}0" in error.message
+    assert error.message.endswith("; try again when one has started")
     assert error.response.headers["x-should-retry"] == "true"
 
 

@@ -72,3 +72,24 @@ def test_a_line_of_a_traceback_looks_like_no_log_line(capsys: pytest.CaptureFixt
     assert first.endswith("failed")
     assert rest
     assert all(line.startswith("  ") for line in rest)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("two words", '"two words"'),
+        ('a "word"', '"a \\"word\\""'),
+        ("a=b", '"a=b"'),
+        ("", '""'),
+        ("Größe 5", '"Größe 5"'),
+        ("http://10.0.0.1:8001", "http://10.0.0.1:8001"),
+        (7, "7"),
+        (["a", 1], "\"['a', 1]\""),
+    ],
+)
+def test_a_value_of_a_plain_line_is_quoted_where_its_end_is_unclear(
+    capsys: pytest.CaptureFixture[str], value: object, written: str
+) -> None:
+    configure("info", "plain")
+    logging.getLogger("test").info("it failed", extra={"error": value, "code": 3})
+    assert capsys.readouterr().err.rstrip("\n").endswith(f" test: it failed error={written} code=3")

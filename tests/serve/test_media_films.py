@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -238,3 +240,30 @@ def test_quicktime_without_a_file_type(first: str) -> None:
         data = unnamed + b"".join(others)
     assert data[4:8] == first.encode()
     assert numbers(decode_video(data, LIMITS, 2)) == [0, 5, 10, 15]
+
+
+CUT: dict[str, tuple[str, str, dict[str, str]]] = {
+    "index last": ("mp4", "libx264", {}),
+    "index first": ("mp4", "libx264", {"movflags": "faststart"}),
+    "fragments": ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
+    "quicktime": ("mov", "libx264", {}),
+    "avi": ("avi", "mpeg4", {}),
+    "matroska": ("matroska", "libx264", {}),
+    "webm": ("webm", "libvpx", {}),
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_a_file_that_was_cut_off_anywhere_is_said_to_be_incomplete(kind: str) -> None:
+    form, codec, muxer = CUT[kind]
+    data = film(form, codec, 6, muxer=muxer)
+    said = set()
+    for end in range(64, len(data), len(data) // 200):
+        try:
+            decode_video(data[:end], LIMITS)
+        except ServeError as error:
+            said.add((error.code, error.detail))
+    assert {code for code, _ in said} == {"video_truncated"}
+    sentence = r"the [\w/]+ video ends too early((, |: )[^:;]+)?; send the complete file"
+    assert [text for _, text in said if not re.fullmatch(sentence, text) or " 1 frames" in text] == []
+    assert any("its index (moov) is missing" in text for _, text in said) == (kind in ("index last", "quicktime"))

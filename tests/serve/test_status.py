@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import httpx
 import openai
@@ -128,6 +129,18 @@ def test_unknown_paths_and_methods_are_refused(http: httpx.Client) -> None:
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "POST"
     assert "x-request-id" in nowhere.headers
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_another_method_is_told_those_of_the_path(http: httpx.Client, method: str) -> None:
+    known = http.get("/v1/nowhere").json()["error"]["message"].partition("there are ")[2].split(", ")
+    assert len(known) > 10
+    for wanted, path in (entry.split() for entry in known):
+        if wanted != method:
+            response = http.request(method, path.replace("NAME", "shapes"))
+            assert response.status_code == 405
+            message = response.json()["error"]["message"]
+            assert re.search(f"the path accepts ([A-Z]+, )*{wanted}(, [A-Z]+)*$", message), message
 
 
 @pytest.mark.parametrize("deployment", [{"api_key": "right"}], indirect=True)

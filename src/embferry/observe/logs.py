@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import threading
 from collections import OrderedDict
@@ -193,6 +194,11 @@ def _message(record: logging.LogRecord) -> str:
     return printable(record.getMessage(), 2 * MAX_DETAIL)
 
 
+def _quoted(value: str) -> str:
+    """Returns a value of a plain line, as a JSON string where its end would otherwise be unclear."""
+    return value if value and not re.search(r"[\s\"=]", value) else json.dumps(value, ensure_ascii=False)
+
+
 class _Plain(logging.Formatter):
     """One line a record, and the lines of a traceback below it, indented. Colours are for terminals alone."""
 
@@ -210,7 +216,7 @@ class _Plain(logging.Formatter):
             "worker": None if worker == _process.worker else worker,  # one that this line is about
         }
         facts = {key: value for key, value in facts.items() if value is not None} | _extras(record)
-        tail = "".join(f" {key}={printable(str(value))}" for key, value in facts.items())
+        tail = "".join(f" {key}={_quoted(printable(str(value)))}" for key, value in facts.items())
         level, head = f"{record.levelname.lower():7}", f"{_process.name}[{record.process}]"
         line = f"{when} {level} {head} {record.name}: {message}{tail}"
         if self._is_colourful:

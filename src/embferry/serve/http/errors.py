@@ -63,6 +63,8 @@ def exception_handlers(
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         path = request.url.path if len(request.url.path) <= MAX_PATH else request.url.path[:MAX_PATH] + "…"
         message = f"{request.method} {path}: {error.detail}"
+        if allowed := (error.headers or {}).get("Allow"):
+            message += f"; the path accepts {', '.join(sorted(allowed.split(', ')))}"
         if code == "not_found" and paths:
             message += f"; there are {', '.join(paths)}"
         response = respond(ServeError(code, message, status=error.status_code))

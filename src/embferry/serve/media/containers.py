@@ -71,18 +71,20 @@ def opened(data: bytes) -> Iterator[tuple[Any, str]]:
         if form.reader in _REDUCED:
             data = _REDUCED[form.reader](data)
     except ClaimError as error:
-        code = "video_truncated" if error.truncated else "video_corrupt"
-        raise ServeError(code, f"the {form.name} video is refused: {error}") from error
+        if error.truncated:
+            raise _truncated(form.name, f": {error}") from error
+        raise ServeError("video_corrupt", f"the {form.name} video is refused: {error}") from error
     options = dict(_OPTIONS.get(form.reader, {}))
     try:
         with av.open(io.BytesIO(data), format=form.reader, metadata_errors="replace", options=options) as container:
             yield container, form.name
     except av.error.FFmpegError as error:
         _raise_if_exhausted(error)
-        truncated = isinstance(error, av.error.EOFError) or (form.reader == "mov" and _box_cut(data))
-        code = "video_truncated" if truncated else "video_corrupt"
+        if isinstance(error, av.error.EOFError) or _ends_early(form.reader, data):
+            lacks_index = form.reader == "mov" and b"moov" not in data
+            raise _truncated(form.name, ": its index (moov) is missing" if lacks_index else "") from error
         reason = getattr(error, "strerror", None) or "invalid data"
-        raise ServeError(code, f"the {form.name} video cannot be decoded: {reason}") from error
+        raise ServeError("video_corrupt", f"the {form.name} video cannot be decoded: {reason}") from error
 
 
 def read_index(data: bytes, limits: MediaSettings) -> Film:
@@ -101,9 +103,10 @@ def read_index(data: bytes, limits: MediaSettings) -> Film:
         check_size(width, height, limits)
         starts, seconds, in_order = _starts(container, stream, form, limits)
         reader = sniff(data, "video").reader
-        if (reader in _IS_CUT and _IS_CUT[reader](data)) or _index_cut(stream, len(data)):
-            why = f"the {form} video ends after {len(starts)} frames, before its announced end; send the complete file"
-            raise ServeError("video_truncated", why)
+        is_cut = (reader in _IS_CUT and _IS_CUT[reader](data)) or _index_cut(stream, len(data))
+        if is_cut or (not starts and _ends_early(reader, data)):
+            count = f"{len(starts)} frame{'s' * (len(starts) != 1)}"
+            raise _truncated(form, f", after {count}" if starts else ", before its first frame")
         if not starts:
             raise ServeError("video_corrupt", f"the {form} video has no frames that are shown")
         return Film(form, stream.index, width, height, starts, seconds, in_order)
@@ -180,8 +183,10 @@ def _stream(container: Any, form: str, data: bytes) -> Any:
     if readable:
         best = container.streams.best("video")
         return next((stream for stream in readable if best is not None and stream.index == best.index), readable[0])
+    reader = sniff(data, "video").reader
+    if _ends_early(reader, data):
+        raise _truncated(form, ", within its headers")
     if films:
-        reader = sniff(data, "video").reader
         codec = printable((_CODECS[reader](data) if reader in _CODECS else "") or "unknown", 40)
         why = f"the codec of the {form} video ({codec}) is not read here; send it as H.264, HEVC, VP9 or AV1"
         raise ServeError("unsupported_media_type", why)
@@ -265,6 +270,25 @@ def _check_scans(packet: Any, stream: Any, form: str, limits: MediaSettings) -> 
 def _index_cut(stream: Any, size: int) -> bool:
     """Returns whether the container's index names packets beyond the end of the file."""
     return any(entry.pos + entry.size > size for entry in stream.index_entries)
+
+
+def _truncated(form: str, why: str) -> ServeError:
+    return ServeError("video_truncated", f"the {form} video ends too early{why}; send the complete file")
+
+
+def _ends_early(reader: str, data: bytes) -> bool:
+    """Returns whether a file that cannot be read is shorter than its own headers say."""
+    match reader:
+        case "mov":
+            return _box_cut(data) or b"mvex" in data  # which announces fragments
+        case "matroska":
+            return matroska.is_cut(data)
+        case "avi":
+            return int.from_bytes(data[4:8], "little") + 8 > len(data)
+        case "asf":
+            return int.from_bytes(data[16:24], "little") > len(data)
+        case _:
+            return False
 
 
 def _box_cut(data: bytes) -> bool:

@@ -221,7 +221,8 @@ class WorkerCall:
                 if refusal.code == "worker_unfit":
                     self._fleet.suspect(worker)
                 full = refusal
-        raise full or ServeError("no_worker", f"no {role} worker can be reached: {'; '.join(failed)}")
+        why = f"no {role} worker can be reached ({'; '.join(failed)}); try again when one has started"
+        raise full or ServeError("no_worker", why)
 
     async def _whole(self, response: httpx.Response) -> bytes:
         """Returns the content of an encode worker's answer, whose last line has it if it took long.
