@@ -82,7 +82,7 @@ def test_arguments_and_values_are_shown_as_they_are_typed() -> None:
 
 def test_no_description_in_a_list_of_commands_is_cut_off() -> None:
     groups = [path for path, command in commands() if hasattr(command, "commands")]
-    assert len(groups) == 4
+    assert len(groups) == 5
     for path in groups:
         text = called(*path, "--help", COLUMNS="80")[1]
         listed = text.partition("Commands:")[2].splitlines()

@@ -170,6 +170,35 @@ def test_cancelled_work_ends_while_it_runs_and_while_it_waits(pool: Callable[...
         decoders.run("decode_image", [b"fine"], LIMITS, None, running)
 
 
+def test_work_that_is_cancelled_while_its_process_starts_is_no_error(
+    pool: Callable[..., DecoderPool], caplog: pytest.LogCaptureFixture
+) -> None:
+    started: list[Child] = []
+
+    def start() -> Child:
+        started.append(Child())
+        os.kill(started[-1].pid, signal.SIGSTOP)
+        return started[-1]
+
+    cancellation = Cancellation()
+    outcomes: list[type[Exception]] = []
+
+    def work() -> None:
+        try:
+            pool(1, start).run("check_image", [pictures.png()], LIMITS, None, cancellation)
+        except (CancelledWorkError, ServeError) as error:
+            outcomes.append(type(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not (started and started[0]._sock.gettimeout() == child_module.START_SECONDS):
+        thread.join(0.01)
+    cancellation.cancel()
+    thread.join(DEADLINE)
+    assert outcomes == [CancelledWorkError]
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
 def test_a_process_that_has_died_while_idle_is_replaced(pool: Callable[..., DecoderPool]) -> None:
     decoders = pool(1)
     decoders.run("check_image", [pictures.png()], LIMITS)

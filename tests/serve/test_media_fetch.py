@@ -17,6 +17,9 @@ from embferry.serve.shared_threads import UnwantedError
 from tests.serve import pictures
 from tests.serve.web_site import PNG, Site, fetch, refusal
 
+BLANKS = (" ", "\t", "\n", "\f", "\r", "%20", "%09", "%0A", "%0a", "%0C", "%0D", "%09%0d%0a%20")
+"""White space that may stand in base64 (the Fetch standard, "data: URL processor"), and its escapes."""
+
 
 @pytest.mark.parametrize(
     "url",
@@ -24,6 +27,9 @@ from tests.serve.web_site import PNG, Site, fetch, refusal
         pictures.data_url(PNG),
         pictures.data_url(PNG, "text/html"),
         pictures.data_url(PNG).replace("data:image/png;base64", "DATA:;charset=x;BASE64"),
+        pictures.data_url(PNG).replace(";base64", "; base64"),
+        pictures.data_url(PNG).replace(";base64", " ;  Base64 "),
+        *(pictures.data_url(PNG)[:40] + blank + pictures.data_url(PNG)[40:] for blank in BLANKS),
         pictures.data_url(PNG).replace("+", "%2B").replace("=", "%3D"),
         pictures.data_url(PNG)[:60] + "\n  " + pictures.data_url(PNG)[60:],
         "data:," + "".join(f"%{byte:02x}" for byte in PNG),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 
+import av
 import numpy as np
 import pytest
 
@@ -140,6 +142,35 @@ def test_a_codec_that_no_decoder_knows(form: str, codec: str, own: bytes, name: 
     assert refusal.detail.isprintable()
     with pytest.raises(ServeError):
         check_video(film(form, codec).replace(own, name), LIMITS)
+
+
+@pytest.mark.parametrize("packet", [188, 192])
+@pytest.mark.parametrize("sound", [0, 1])
+@pytest.mark.parametrize("codec", ["libvpx", "ffv1", "snow", "mjpeg"])
+def test_a_codec_that_mpeg_ts_does_not_name(codec: str, sound: float, packet: int) -> None:
+    data = film("mpegts", codec, sound=sound, muxer={"mpegts_m2ts_mode": "1"} if packet == 192 else {})
+    refusal = refused(data)
+    assert refusal.code == "unsupported_media_type"
+    types = "0x06" + (", 0x0f" if packet == 188 else ", 0x06") * bool(sound)
+    assert f"(stream type {types})" in refusal.detail
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "ffv1", "snow", "mjpeg", "flv1"])
+def test_a_codec_that_mpeg_ps_does_not_name(codec: str) -> None:
+    assert refused(film("mpeg", codec, sound=1)).code == "unsupported_media_type"
+
+
+@pytest.mark.parametrize("form", ["mpegts", "mpeg"])
+def test_sound_alone_is_no_video_of_an_unknown_codec(form: str) -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream("mp2", rate=48_000)
+        for at in range(0, 96_000, 1152):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 2304), np.int16), format="s16", layout="stereo")
+            frame.sample_rate, frame.pts = 48_000, at
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert refused(file.getvalue()).code == "video_corrupt"
 
 
 def test_a_fragment_for_each_frame() -> None:

@@ -172,6 +172,26 @@ def test_a_still_picture_is_no_video(form: str) -> None:
     assert refused(pictures.encoded(ramp(), form), read=check_video).code == "wrong_media_kind"
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_a_damaged_animation_as_video_is_a_damaged_video(form: str) -> None:
+    """Also where a decoder of pictures finds it."""
+    random = np.random.default_rng(5)
+    data = animation(form, milliseconds=500)
+    codes = set()
+    for _ in range(300):
+        broken = np.frombuffer(data, np.uint8).copy()
+        broken[random.integers(8, len(data), random.integers(1, 6))] = random.integers(0, 256)
+        cut = len(data) if random.random() < 0.7 else int(random.integers(12, len(data)))
+        for read in (check_video, decode_video):
+            try:
+                read(broken[:cut].tobytes(), LIMITS)
+            except ServeError as error:
+                codes.add(error.code)
+    assert not {code for code in codes if code.startswith("image_")}
+    assert "video_corrupt" in codes
+
+
 @pytest.mark.parametrize("form", ["WEBP", "PNG"])
 def test_an_animation_that_ends_early(form: str) -> None:
     data = animation(form, milliseconds=500)

@@ -15,6 +15,7 @@ import typer
 from embferry.cache.entry import Damaged, Entry
 from embferry.cache.folder import FolderStore, Kept
 from embferry.cli.options import fail
+from embferry.cli.plain import PlainCommand
 
 app = typer.Typer(name="ec", no_args_is_help=True, rich_markup_mode=None, help="Folders of embeddings (encoder cache).")
 
@@ -35,7 +36,7 @@ def root() -> None:
     """Show and prune a folder of embeddings that encoders share."""
 
 
-@app.command("ls")
+@app.command("ls", cls=PlainCommand)
 def list_files(
     folder: Folder,
     limit: Annotated[int, typer.Option(min=0, metavar="FILES", help="The latest used ones; 0: all.")] = 100,
@@ -65,7 +66,7 @@ def list_files(
         typer.echo(f"{len(files) - len(rows)} more; --limit 0 shows all", err=True)
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def rm(
     folder: Folder,
     keys: Annotated[
@@ -112,7 +113,7 @@ def rm(
         typer.echo(f"removed {count} embeddings, {_size(nbytes)}", err=True)
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def stats(
     folder: Folder,
     verify: Annotated[bool, typer.Option("--verify", help="Read all, and count those that are damaged.")] = False,

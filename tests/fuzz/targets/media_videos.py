@@ -11,7 +11,7 @@ from random import Random
 import av
 import numpy as np
 
-from embferry.serve.media.headers import asf, avi, matroska, mp4, ogg
+from embferry.serve.media.headers import asf, avi, matroska, mp4, mpegts, ogg
 from embferry.serve.media.headers.claims import ClaimError
 
 from ..engine import Target
@@ -25,8 +25,9 @@ CHECKS: dict[str, tuple[Callable[[bytes], object], ...]] = {
     "avi": (avi.check, avi.codec, avi.is_cut),
     "asf": (asf.reduced,),
     "ogg": (ogg.check,),
+    "mpegts": (mpegts.codec,),
 }
-STARTS = {b"RIFF": "avi", b"\x30\x26\xb2\x75": "asf", b"OggS": "ogg"}
+STARTS = {b"RIFF": "avi", b"\x30\x26\xb2\x75": "asf", b"OggS": "ogg", b"G@\x11\x10": "mpegts"}
 CODECS = {"asf": "wmv2", "ogg": "libvpx"}
 TABLES = (b"stts", b"stsz", b"stsc", b"stco", b"ctts", b"elst", b"stss", b"avih", b"strh", b"idx1")
 CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta", b"LIST", b"RIFF")

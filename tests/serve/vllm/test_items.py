@@ -68,6 +68,8 @@ WRITTEN = {
     "the other alphabet": lambda url: url[:22] + url[22:].replace("+", "-").replace("/", "_"),
     "no padding": lambda url: url.rstrip("="),
     "escapes": lambda url: url[:22] + url[22:].replace("+", "%2B").replace("=", "%3D"),
+    "a space before base64": lambda url: url.replace(";base64", "; base64 "),
+    "escapes of white space": lambda url: url[:30] + "%09%0a%0A%0c%0D%20" + url[30:],
     "no base64": lambda _: "data:image/png," + "".join(f"%{byte:02x}" for byte in CONTENT),
 }
 CONTENT = b"\xfb\xef\xbe\xff" * 10

@@ -58,13 +58,20 @@ def _delays(data: bytes, form: str) -> tuple[list[float], int]:
 
 def animated(data: bytes, film: Film, limits: MediaSettings) -> Iterator[tuple[float, Callable[[], Image.Image]]]:
     """Yields the start of each frame, and a function that returns its picture and must be called before the next."""
+    try:
+        yield from _frames(data, film, limits)
+    except ServeError as error:
+        raise _of_video(error) from error
+
+
+def _frames(data: bytes, film: Film, limits: MediaSettings) -> Iterator[tuple[float, Callable[[], Image.Image]]]:
     form = film.form
     with open_image(png.reduced(data, animated=True) if form == "PNG" else data, limits) as image:
         for number, start in enumerate(film.starts, film.stream):
             try:
                 image.seek(number)
             except Exception as error:  # as in image.decode_image
-                raise _broken(error) from error
+                raise broken_image(error) from error
             check_size(image.width, image.height, limits)
             if form == "TIFF":
                 check_strips(image, data, limits)
@@ -76,11 +83,7 @@ def _picture(image: Image.Image) -> Image.Image:
         image.load()
         return as_rgb(image)
     except Exception as error:  # as in image.decode_image
-        raise _broken(error) from error
-
-
-def _broken(error: Exception) -> ServeError:
-    return _of_video(broken_image(error))
+        raise _of_video(broken_image(error)) from error
 
 
 def _of_video(refusal: ServeError) -> ServeError:

@@ -21,7 +21,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media.checks import check_size, exhausted
 from embferry.serve.media.film import Film, too_long
 from embferry.serve.media.formats import sniff
-from embferry.serve.media.headers import asf, avi, gif, jpeg, matroska, mp4, ogg
+from embferry.serve.media.headers import asf, avi, gif, jpeg, matroska, mp4, mpegts, ogg
 from embferry.serve.media.headers.claims import ClaimError
 
 _CLAIMS: Mapping[str, Callable[[bytes], None]] = {
@@ -38,7 +38,14 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
 }
 """Options of demuxers that bound what a header without a check here may claim."""
 _IS_CUT: Mapping[str, Callable[[bytes], bool]] = {"matroska": matroska.is_cut, "avi": avi.is_cut}
-_CODECS: Mapping[str, Callable[[bytes], str]] = {"mov": mp4.codec, "matroska": matroska.codec, "avi": avi.codec}
+_CODECS: Mapping[str, Callable[[bytes], str]] = {
+    "mov": mp4.codec,
+    "matroska": matroska.codec,
+    "avi": avi.codec,
+    "mpegts": mpegts.codec,
+}
+_PICTURES_IN_PS = range(0x1E0, 0x1F0)
+"""The numbers of the streams of pictures (ISO/IEC 13818-1, table 2-22), whatever FFmpeg takes them for."""
 _MJPEG = ("mjpeg", "mjpegb", "mxpeg", "amv", "avrn", "smvjpeg", "jpegls")
 """Codecs whose packets are JPEG pictures."""
 _MATRIX = struct.Struct("=9i")
@@ -186,12 +193,19 @@ def _stream(container: Any, form: str, data: bytes) -> Any:
     reader = sniff(data, "video").reader
     if _ends_early(reader, data):
         raise _truncated(form, ", within its headers")
-    if films:
+    if films or _is_nameless(container, reader):
         codec = printable((_CODECS[reader](data) if reader in _CODECS else "") or "unknown", 40)
         why = f"the codec of the {form} video ({codec}) is not read here; send it as H.264, HEVC, VP9 or AV1"
         raise ServeError("unsupported_media_type", why)
     only = ", only an attached picture" if container.streams.video else ""
     raise ServeError("video_corrupt", f"the {form} file has no video stream{only}")
+
+
+def _is_nameless(container: Any, reader: str) -> bool:
+    """Returns whether a stream may have pictures of a codec that FFmpeg does not know, and so does not call it one."""
+    if reader == "mpeg":
+        return any(stream.id in _PICTURES_IN_PS for stream in container.streams)
+    return reader == "mpegts" and any(stream.type in ("data", "unknown") for stream in container.streams)
 
 
 _ATTACHED = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails

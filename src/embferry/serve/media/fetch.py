@@ -37,7 +37,7 @@ MAX_UNQUOTED = 1 << 20
 """Characters of a ``data:`` URL that is not base64: three of them may be one byte, and reading them is slow."""
 MAX_URL = 65_536
 """Characters of a URL that is none of data."""
-_ESCAPED = {"%2B": "+", "%2F": "/", "%3D": "=", "%0A": "", "%0D": "", "%20": ""}
+_ESCAPED = {"%2B": "+", "%2F": "/", "%3D": "=", "%09": "", "%0A": "", "%0C": "", "%0D": "", "%20": ""}
 """Escapes of the characters of base64, and of white space."""
 _PIECE = 1 << 16
 """Bytes of an answer that are unpacked at a time."""
@@ -285,7 +285,8 @@ def _plain_netloc(parts: SplitResult) -> str:
 
 def _is_base64(head: str) -> bool:
     """Returns whether the data after this head of a ``data:`` URL, without its comma, are base64."""
-    return head[-_SHOWN:].lower().rstrip().endswith(";base64")
+    parameters, _, last = head[-_SHOWN:].rpartition(";")
+    return bool(parameters) and last.strip().lower() == "base64"
 
 
 def _joined(url: str, location: str) -> tuple[str, SplitResult]:

@@ -150,6 +150,8 @@ class Child:
         try:
             messages.receive_bytes(self._sock, len(messages.READY))
         except (OSError, EOFError) as error:
+            if self._is_killed:
+                raise BrokenChildError(self._end(0)) from error
             log.error("a process for decoding does not start", extra={"reason": self._end(0)})
             why = "no process for decoding could be started; try again later"
             raise ServeError("capacity_exhausted", why, status=503, retryable=True) from error
