@@ -47,29 +47,6 @@ def test_bad_media_is_refused_and_the_next_request_succeeds(join: MakeJoined, ca
     assert run(joined.ask("what?", PICTURE)).tokens == joined.reference("what?", PICTURE)
 
 
-@pytest.mark.parametrize("case", [case for case in BAD_MEDIA if BAD_MEDIA[case][2] != "invalid_request"])
-@pytest.mark.parametrize("before", [[], [PICTURE]])
-def test_the_error_names_the_place_of_the_item(join: MakeJoined, case: str, before: list[dict[str, Any]]) -> None:
-    item, status, code = BAD_MEDIA[case]
-    response = run(join().post_encode(*before, item | {"param": "messages[3].content[1]"}))
-    error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (status, code, "messages[3].content[1]")
-
-
-def test_the_error_of_a_size_that_the_model_does_not_take_names_the_place(join: MakeJoined) -> None:
-    joined = join(media={"max_aspect_ratio": 1000})
-    response = run(joined.post_encode({"kind": "image", "data": png(1, 300), "param": "messages[0].content[2]"}))
-    error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_media", "messages[0].content[2]")
-
-
-def test_an_error_that_is_not_the_pictures_names_no_place(join: MakeJoined) -> None:
-    joined = join(encode={"max_held_bytes": 3_000_000})
-    with joined.encode.budget.hold(1000):
-        response = run(joined.post_encode({"kind": "image", "data": png(1000, 1000), "param": "messages[0]"}))
-    assert (response.status_code, response.json()["error"]["param"]) == (503, None)
-
-
 def test_decoded_pictures_count_while_they_are_cut_into_patches(join: MakeJoined) -> None:
     """A file of some kilobytes may be a picture of hundreds of megabytes."""
     joined = join(encode={"max_held_bytes": 3_000_000})

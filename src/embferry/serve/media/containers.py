@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import av
+from av.sidedata.sidedata import Type as SideData
 from PIL import Image
 
 from embferry.protocol.text import printable
@@ -45,7 +46,7 @@ _CODECS: Mapping[str, Callable[[bytes], str]] = {
     "mpegts": mpegts.codec,
 }
 _PICTURES_IN_PS = range(0x1E0, 0x1F0)
-"""The numbers of the streams of pictures (ISO/IEC 13818-1, table 2-22), whatever FFmpeg takes them for."""
+"""The numbers of the streams of pictures (ISO/IEC 13818-1, table 2-22), also where FFmpeg takes them for sound."""
 _MJPEG = ("mjpeg", "mjpegb", "mxpeg", "amv", "avrn", "smvjpeg", "jpegls")
 """Codecs whose packets are JPEG pictures."""
 _MATRIX = struct.Struct("=9i")
@@ -172,7 +173,7 @@ def _turn(frame: Any) -> Image.Transpose | None:
 
     None: it is upright, or its matrix makes a line or a point of it.
     """
-    found = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    found = frame.side_data.get(SideData.DISPLAYMATRIX)
     if found is None or found.buffer_size < _MATRIX.size:
         return None
     # The point (x, y), y downwards, is shown at (a x + c y, b x + d y), moved by the rest of the matrix.
