@@ -392,14 +392,9 @@ async def test_a_worker_whose_encodes_all_fail_is_passed_over(inside: Inside) ->
     assert refused.headers["x-should-retry"] == "true"
 
 
-# Paths that there are not
-
-
 @pytest.mark.parametrize("path", [f"{CHAT}/", "/v1/completions/", "/tokenize/", "/health/"])
 async def test_a_slash_too_many_is_another_path_and_no_redirect(inside: Inside, path: str) -> None:
     async with inside.asking() as client:
-        method = client.get if path == "/health/" else client.post
-        response = await method(path, headers={"host": "elsewhere.example"})
-    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+        response = await client.post(path, headers={"host": "elsewhere.example"})
+    assert (response.status_code, "location" in response.headers) == (404, False)
     assert f"POST {CHAT}" in response.json()["error"]["message"]
-    assert "location" not in response.headers

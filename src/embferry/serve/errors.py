@@ -55,7 +55,8 @@ CODES: dict[str, tuple[int, str]] = {
     "media_decoder_failed": (
         400,
         "The decoder broke down, or needed more memory or time than `media.decode_memory`, "
-        "`media.image_decode_timeout` and `media.video_decode_timeout` allow.",
+        "`media.image_decode_timeout` and `media.video_decode_timeout` allow. Before vLLM: two instances ended during "
+        "the encode.",
     ),
     # The workers
     "no_worker": (503, "No worker of the needed kind is registered, or none can be reached."),

@@ -23,7 +23,6 @@ from tests.serve.digested import digested
 
 DEADLINE = 60.0
 """Seconds after which an unmet condition fails the test."""
-
 Behaviour = Callable[["Stub", dict[str, Any]], Awaitable[httpx.Response]]
 SHAPE = {"tokens": 48, "width": 64, "dtype": "float32", "digest": "00"}
 """Coordinates that every embedding has."""
@@ -68,9 +67,8 @@ class Stub:
         await self.release.wait()
 
     async def chat(self, body: dict[str, Any]) -> httpx.Response:
-        if self.behaviours:
-            return await self.behaviours.pop(0)(self, body)
-        return await (encoded() if self.role == "encode" else answered())(self, body)
+        default = encoded() if self.role == "encode" else answered()
+        return await (self.behaviours.pop(0) if self.behaviours else default)(self, body)
 
 
 class Network(httpx.AsyncBaseTransport):
@@ -196,7 +194,6 @@ def lost(error: type[httpx.TransportError] = httpx.ReadError) -> Behaviour:
 
 
 async def held(stub: Stub, body: dict[str, Any]) -> httpx.Response:
-    """Pauses until the test releases it."""
     await stub.hold()
     return await stub.chat(body)
 
@@ -392,8 +389,7 @@ def video(content: bytes = b"a video") -> dict[str, Any]:
 
 def mp4(content: bytes = b"a video") -> bytes:
     """Returns the beginning of a video file, with ``content`` where its frames would be."""
-    boxes = ((b"ftyp", b"isom\0\0\0\0"), (b"mdat", content))
-    return b"".join((8 + len(body)).to_bytes(4) + name + body for name, body in boxes)
+    return b"\0\0\0\x10ftypisom\0\0\0\0" + (8 + len(content)).to_bytes(4) + b"mdat" + content
 
 
 def text(words: str = "what is there?") -> dict[str, Any]:

@@ -89,6 +89,14 @@ def test_the_frames_of_a_list_are_written_plainly_too() -> None:
     assert loaded(request({"video_url": {"url": odd.rstrip("=")}})) == loaded(request({"video_url": {"url": whole}}))
 
 
+def test_padding_beyond_need_and_the_other_name_of_a_list_are_read_as_on_our_own_engine() -> None:
+    padded = {"type": "image_url", "image_url": {"url": data_url(b"abc") + "===="}}
+    assert loaded(request(padded)) == loaded(request(picture(b"abc")))
+    urls = [data_url(b"abc", f"video/{name}") + ",AAAA" for name in ("jpg", "jpeg")]
+    jpg, jpeg = (loaded(request({"type": "video_url", "video_url": {"url": url}})) for url in urls)
+    assert jpg == jpeg
+
+
 def test_a_file_has_the_name_of_the_same_bytes_inline(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a picture")
     url = (tmp_path / "a.png").as_uri()
