@@ -7,19 +7,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embferry.cli.ask_failures import reason
+from embferry.cli.ask_failures import no_router, reason, sentence
+from embferry.cli.ask_files import MAX_BYTES, MAX_BYTES_ENV, Files
 from embferry.cli.ask_words import base_url, content
 from embferry.cli.options import fail, not_on_command_line
 from embferry.protocol.errors import TlsFailed
 from embferry.serve.config import RouterSettings
 from embferry.serve.config_load import env_name
 from embferry.trust.tls import dialling_with
+from embferry.cli.wrapping import Wrapped
 from embferry.trust.trust import TLS_ENV
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import httpx
 
 DEFAULT_URL = f"http://127.0.0.1:{RouterSettings().port}"
+MODELS_SECONDS = 30.0
+"""Seconds for the list of models, which a router has at hand."""
+DEFAULT_MAX_TOKENS = 512
+"""Some pages of text. Without a bound, a small model that is asked something odd goes on for a minute."""
 
 
 def command(
@@ -38,7 +46,13 @@ def command(
     ] = "",
     max_tokens: Annotated[
         int, typer.Option(min=0, help="Tokens of the answer; 0 is the router's default.", metavar="TOKENS")
-    ] = 0,
+    ] = DEFAULT_MAX_TOKENS,
+    max_bytes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Longest file that is read; the router has a limit too.", metavar="BYTES", envvar=MAX_BYTES_ENV
+        ),
+    ] = MAX_BYTES,
     api_key: Annotated[
         str, typer.Option(hidden=True, envvar=env_name(("router", "api_key")), callback=not_on_command_line)
     ] = "",
@@ -54,16 +68,17 @@ def command(
     import httpx
 
     url = base_url(url, "https" if ca else "http")
-    parts = content(words)
+    parts = content(words, Files(max_bytes))
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = httpx.Timeout(None, connect=5)
     try:
         verify = dialling_with(ca) if ca else True
         with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False, verify=verify) as client:
-            body = {"model": model or _served(client), "stream": True, "stream_options": {"include_usage": True}}
+            body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+            body |= {"model": name} if (name := model or _served(client)) else {}
             body |= {"max_tokens": max_tokens} if max_tokens else {}
             body["messages"] = [{"role": "user", "content": parts}]
-            extension = _answer(client, body)
+            extension = _answer(client, body, words[:-1])
     except TlsFailed as error:
         fail(error.detail)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -86,37 +101,45 @@ def transfers(extension: dict[str, Any]) -> str:
 
 
 def _served(client: httpx.Client) -> str:
-    response = client.get("/v1/models")
-    _check(response)
-    return str(response.json()["data"][0]["id"])
+    """Returns the first model that is served; "" if none is now, which the answer to the question explains."""
+    response = client.get("/v1/models", timeout=MODELS_SECONDS)
+    _check(response, ())
+    try:
+        return next((str(model["id"]) for model in response.json()["data"]), "")
+    except (ValueError, KeyError, TypeError):
+        fail(no_router(response), status=1)
 
 
-def _answer(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+def _answer(client: httpx.Client, body: dict[str, Any], media: Sequence[str]) -> dict[str, Any]:
     """Prints the answer as it arrives. Returns the field ``embferry`` of its last chunk."""
     extension: dict[str, Any] = {}
+    text, is_cut_off = Wrapped(), False
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        _check(response)
+        _check(response, media)
         for line in response.iter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             chunk = json.loads(line.removeprefix("data: "))
             if "error" in chunk:
-                typer.echo()
-                fail(chunk["error"]["message"], status=1)
+                text.end()
+                fail(sentence(chunk["error"], media) or "the answer broke off", status=1)
             for choice in chunk["choices"]:
-                typer.echo(choice["delta"].get("content") or "", nl=False)
+                text.write(choice["delta"].get("content") or "")
+                is_cut_off |= choice.get("finish_reason") == "length"
             extension = chunk.get("embferry", extension)
-    typer.echo()
+    text.end()
+    if is_cut_off and "max_tokens" in body:
+        note = f"the answer has been cut off after {body['max_tokens']:,} tokens; --max-tokens takes more"
+        typer.echo(f"embferry: {note}", err=True)
     return extension
 
 
-def _check(response: httpx.Response) -> None:
+def _check(response: httpx.Response, media: Sequence[str]) -> None:
     """Ends the process with the router's error message unless the status is 200."""
-    if response.status_code == 200:
-        return
-    response.read()
-    try:
-        message = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = f"status {response.status_code}; is {response.url} a router?"
-    fail(message, status=1)
+    if response.status_code != 200:
+        response.read()
+        try:
+            told = response.json()
+        except ValueError:
+            told = None
+        fail(sentence(told, media) or no_router(response), status=1)

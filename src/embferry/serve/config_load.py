@@ -126,7 +126,9 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterat
                 yield key, Given(value, name)
             else:
                 without_section = _in_sections(name.removeprefix(ENV_PREFIX).lower())
-                problems.append(f"{name}: no such setting{_did_you_mean(name, ENV_KEYS, map(env_name, without_section))}")
+                problems.append(
+                    f"{name}: no such setting{_did_you_mean(name, ENV_KEYS, map(env_name, without_section))}"
+                )
 
 
 def _from_aliases(environ: Mapping[str, str], problems: list[str], notices: list[str]) -> Iterator[tuple[Key, Given]]:

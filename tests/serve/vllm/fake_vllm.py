@@ -2,8 +2,8 @@
 
 With ``--deaf-engine``, the engine ignores SIGTERM, and must be killed. With ``--deaf-at MOMENT``, all processes do: the
 server, its engine, the engine's worker and an orphan, each of these in a session of its own. It stands still at that
-moment of its start: before it has started any of them (``first``), after each of them (``engine``, ``orphan``), before it
-answers (``bound``), or not at all (``ready``).
+moment of its start: before it has started any of them (``first``), after each of them (``engine``, ``orphan``), before
+it answers (``bound``), or not at all (``ready``).
 
 Each start appends a JSON object with its arguments to ``$FAKE_VLLM_NOTES``.
 """
@@ -83,13 +83,16 @@ class Server(ThreadingHTTPServer):
 
 
 DEAF = "import os, signal; os.setsid(); signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-ENGINE = DEAF + """
+ENGINE = (
+    DEAF
+    + """
 import subprocess, sys
 worker = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, pass_fds=[int(sys.argv[2])])
 worker.stdout.readline()
 print(worker.pid, flush=True)
 signal.pause()
 """
+)
 WORKER = DEAF + "print('here', flush=True); signal.pause()"
 ORPHAN = DEAF + "print(os.getpid(), flush=True) if not os.fork() else os._exit(0); signal.pause()"
 

@@ -170,11 +170,24 @@ async def test_without_encoders_only_text_is_answered() -> None:
         assert answer.headers["retry-after"] == "1"
         assert "connection refused" in answer.error["message"]
         assert (await router.ask(request(text()))).status == 200
+        (model,) = (await router.get("/v1/models")).json()["data"]
+        assert (await router.ask({**request(text()), "model": model["id"]})).status == 200
         ready = await router.get("/ready")
         assert ready.status == 503
         assert "no encode instance" in ready.json()["missing"][0]
         encoder.up = True
         assert (await router.ask(request(picture()))).status == 200
+
+
+async def test_without_any_instance_a_question_that_names_no_model_is_told_so() -> None:
+    (encoder,), (language,) = encoder_stubs(1), language_stubs(1)
+    encoder.up = language.up = False
+    async with routed(encoder, language) as router:
+        assert (await router.get("/v1/models")).json()["data"] == []
+        without = {name: value for name, value in request(text()).items() if name != "model"}
+        for asked in (without, request(text())):
+            answer = await router.ask(asked)
+            assert (answer.status, answer.error["code"]) == (503, "no_worker")
 
 
 async def test_an_instances_4xx_passes_unchanged() -> None:

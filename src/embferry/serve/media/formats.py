@@ -76,6 +76,7 @@ _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ((b"#EXTM3U",), "the file is a playlist; send the video itself"),
     ((b"data:",), "the file is a data: URL in itself; send what it holds"),
 )  # fmt: skip
+_WITH_AN = ("AVI", "AVIF", "ASF", "FLV", "HEIC", "ICO", "MP4", "MPEG", "Ogg")
 _SNIFFED = 4096
 """Bytes that are looked at for text, such as a web page."""
 
@@ -100,9 +101,15 @@ def sniff(data: bytes, wanted: Kind, supported: str | None = None) -> Format:
     if wanted == "video" and found.name in _MOVING:
         return Format("video", found.name, _MOVING[found.name])
     if found.kind != wanted:
-        why = f"the file is a {found.name} {_word(found.kind)}; this part takes a {_word(wanted)}"
+        why = f"the file is {with_article(found.name)} {_word(found.kind)}; this part takes a {_word(wanted)}"
         raise ServeError("wrong_media_kind", why)
     return found
+
+
+def with_article(name: str) -> str:
+    """Returns the name of a format as it is spoken: "an MP4", "a PNG"."""
+    # Capitals are spelled out, and the names of these letters begin with a vowel; but GIF, TIFF and the like are words.
+    return f"{'an' if name.startswith(_WITH_AN) else 'a'} {name}"
 
 
 def other_than_media(data: bytes) -> str | None:

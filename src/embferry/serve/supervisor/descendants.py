@@ -54,9 +54,7 @@ def reap_adopted(own: int) -> None:
             os.waitpid(ended.si_pid, 0)
 
 
-def end_descendants(
-    asked_seconds: float, deadline: float, spared: Callable[[], Collection[int]] = frozenset
-) -> None:
+def end_descendants(asked_seconds: float, deadline: float, spared: Callable[[], Collection[int]] = frozenset) -> None:
     """Ends all descendants of this process: by SIGTERM, then by SIGKILL, and Python's resource trackers last.
 
     A resource tracker ignores SIGTERM. It ends by itself after the processes it works for, and removes the shared memory

@@ -116,6 +116,7 @@ class VllmCluster(Cluster):
     """
 
     title = "vLLM"
+
     def __init__(self, settings: Settings, extra: Sequence[str], *, progress: Callable[[str], None]) -> None:
         vllm = settings.vllm
         workers = {"encode": vllm.encoders, "language": vllm.languages}

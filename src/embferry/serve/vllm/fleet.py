@@ -241,16 +241,14 @@ class Fleet(Backends[VllmRouterMetrics]):
             if not any(one.up for one in instances):
                 troubles = "; ".join(f"{one.url} {one.trouble}" for one in instances)
                 problems.append(f"no {role} instance answers: {troubles}")
-        if not problems and not self.models():
+        if not problems and not self.models().keys() & {name for one in self.encoders if one.up for name in one.models}:
             served = "; ".join(f"{one.url} serves {', '.join(one.models)}" for one in self.instances if one.up)
             problems.append(f"no model is served by both an encode and a language instance: {served}")
         return problems
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """Returns the models that instances of both roles serve, as the language instances describe them."""
-        encoded = {name for one in self.encoders if one.up for name in one.models}
-        answered = {name: model for one in self.languages if one.up for name, model in one.models.items()}
-        return {name: model for name, model in answered.items() if name in encoded}
+        """Returns the models that language instances serve: texts are answered without an encode instance."""
+        return {name: model for one in self.languages if one.up for name, model in one.models.items()}
 
     def text_limits(self, model: str | None) -> LanguageSettings:
         """Returns the settings that bound the texts of a request, with the tokens that this model takes, if known."""

@@ -1,4 +1,4 @@
-"""GIF pictures (GIF89a): the size of the screen, which some encoders leave at zero."""
+"""GIF pictures (GIF89a): the size of the screen, which some encoders leave at zero, and whether there are several frames."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ def with_screen(data: bytes) -> bytes:
         if at >= len(data):
             return data
     return data
+
+
+def is_animated(data: bytes) -> bool:
+    """Returns whether a second frame begins in the file."""
+    at, frames = 13 + _table_bytes(data[10]) if len(data) > 10 else len(data), 0
+    while at + 9 < len(data) and data[at] in (_IMAGE, _EXTENSION):
+        if data[at] == _IMAGE:
+            frames += 1
+            if frames == 2:
+                return True
+            at += 10 + _table_bytes(data[at + 9]) + 1  # and the byte before the pixels
+        else:
+            at += 2
+        while at < len(data) and (length := data[at]):
+            at += 1 + length
+        at += 1
+    return False
 
 
 def _table_bytes(flags: int) -> int:
