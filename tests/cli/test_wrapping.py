@@ -1,4 +1,4 @@
-"""Answers on a terminal are broken between words, however they arrive; elsewhere they stay as they are."""
+"""The text of answers: on a terminal it is broken between words, however it arrives; elsewhere it stays as it is."""
 
 from __future__ import annotations
 

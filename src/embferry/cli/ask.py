@@ -11,11 +11,11 @@ from embferry.cli.ask_failures import no_router, reason, sentence
 from embferry.cli.ask_files import MAX_BYTES, MAX_BYTES_ENV, Files
 from embferry.cli.ask_words import base_url, content
 from embferry.cli.options import fail, not_on_command_line
+from embferry.cli.wrapping import Wrapped
 from embferry.protocol.errors import TlsFailed
 from embferry.serve.config import RouterSettings
 from embferry.serve.config_load import env_name
 from embferry.trust.tls import dialling_with
-from embferry.cli.wrapping import Wrapped
 from embferry.trust.trust import TLS_ENV
 
 if TYPE_CHECKING:

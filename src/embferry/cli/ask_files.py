@@ -38,7 +38,7 @@ class Files:
         self._left = max(most, _MAX_TOTAL_BYTES)
 
     def read(self, word: str) -> bytes:
-        """Returns the bytes of a file; of standard input for ``-``. Ends the process if it cannot, or may not, be read."""
+        """Returns the bytes of a file; of standard input for ``-``. Ends the process if they cannot be read."""
         data = self._standard_input() if word == STDIN else self._file(word)
         self._left -= len(data)
         if self._left < 0:
@@ -67,14 +67,14 @@ class Files:
 
     def _bounded(self, file: BinaryIO, word: str, size: int) -> bytes:
         data = b"" if size > self._most else file.read(self._most + 1)
-        if size <= self._most and len(data) <= self._most:
-            return data
-        have = f"has {size:,} bytes" if size > self._most else f"has more than {self._most:,} bytes"
-        fail(f"{_name(word)} {have}; the limit is {self._most:,} (media.max_bytes of the router, --max-bytes here)")
+        if max(size, len(data)) > self._most:
+            have = f"has {size:,} bytes" if size > self._most else f"has more than {self._most:,} bytes"
+            fail(f"{_name(word)} {have}; the limit is {self._most:,} (media.max_bytes of the router, --max-bytes here)")
+        return data
 
 
 def text_from_stdin(most: int) -> str:
-    """Returns the question from standard input. Ends the process if there is none, or it has more than ``most`` bytes."""
+    """Returns the question from standard input. Ends the process if there is none, or none of so many bytes."""
     if sys.stdin.isatty():
         fail(f"{STDIN} reads a question from standard input, which is a terminal; pipe it in")
     data = sys.stdin.buffer.read(most + 1)
@@ -90,7 +90,7 @@ def text_from_stdin(most: int) -> str:
 
 
 def kind_of(data: bytes, word: str) -> Kind:
-    """Returns whether bytes are sent as a picture or as a video; by the name of the file if they have no known format."""
+    """Returns whether bytes are sent as a picture or a video; by the file's name if they have no known format."""
     try:
         form = sniff(data, "image").name
     except ServeError as refusal:

@@ -57,8 +57,8 @@ def reap_adopted(own: int) -> None:
 def end_descendants(asked_seconds: float, deadline: float, spared: Callable[[], Collection[int]] = frozenset) -> None:
     """Ends all descendants of this process: by SIGTERM, then by SIGKILL, and Python's resource trackers last.
 
-    A resource tracker ignores SIGTERM. It ends by itself after the processes it works for, and removes the shared memory
-    that they have left; of vLLM, that is a ring of 160 MB.
+    A resource tracker ignores SIGTERM. It ends by itself after the processes it works for, and removes the shared
+    memory that they have left; of vLLM, that is a ring of 160 MB.
 
     Args:
         asked_seconds: between SIGTERM and SIGKILL; 0 for SIGKILL at once.

@@ -102,8 +102,8 @@ def run_cluster(make: Callable[[Progress], Cluster]) -> None:
 class _Interrupts:
     """The handler of SIGINT and SIGTERM.
 
-    Without a cluster it raises KeyboardInterrupt. With one it raises nothing, wherever the main thread may be: the first
-    signal ends the waiting of :meth:`wait` and :meth:`Cluster.wait_ready`, and others kill the processes.
+    Without a cluster it raises KeyboardInterrupt. With one it raises nothing, wherever the main thread may be: the
+    first signal ends the waiting of :meth:`wait` and :meth:`Cluster.wait_ready`, and others kill the processes.
 
     Attributes:
         cluster: the one that is started.

@@ -85,7 +85,7 @@ def _model(settings: Settings, extra: Sequence[str]) -> list[str]:
 
 
 def _given_names(extra: Sequence[str]) -> Iterator[str]:
-    """Yields the names in arguments for ``vllm serve``, where the last option counts, and then those in its ``--config``.
+    """Yields the names in arguments for ``vllm serve``, of which the last option counts, then those in ``--config``.
 
     vLLM reads underscores as hyphens in the names of options.
     """
@@ -132,7 +132,7 @@ class VllmCluster(Cluster):
         for (role, name), port, metrics_port in zip(names, ports[::2], ports[1::2], strict=True):
             urls[role].append(f"http://{HOST}:{port}")
             command = instance_command(settings, role, port, metrics_port, extra)
-            told = {"command": command, "url": urls[role][-1], "environ": _environ(settings)}
+            told: dict[str, Any] = {"command": command, "url": urls[role][-1], "environ": _environ(settings)}
             told["seconds"] = CHILD_SHARE * settings.serve.stop_timeout
             told["log"] = [settings.log_level, settings.log_format, name]
             program = Program(("-m", "embferry.serve.supervisor.vllm_child"), json.dumps(told).encode() + b"\n")

@@ -38,8 +38,8 @@ _ERROR = re.compile(r"\b(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception): .+|\
 POLL_SECONDS = 0.25
 PROBE_SECONDS = 5.0
 SERVER_SHARE, STARTING_SHARE, ENGINES_SHARE = 0.6, 0.1, 0.2
-"""Parts of the time for the end: for the orderly end of vLLM's server, or of one that has not answered yet; then for that
-of its engines. The rest is for its resource tracker, when all others are dead."""
+"""Parts of the time for the end: for the orderly end of vLLM's server, or of one that has not answered yet; then for
+that of its engines. The rest is for its resource tracker, when all others are dead."""
 
 
 def main() -> None:

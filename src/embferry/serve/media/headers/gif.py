@@ -1,4 +1,4 @@
-"""GIF pictures (GIF89a): the size of the screen, which some encoders leave at zero, and whether there are several frames."""
+"""GIF pictures (GIF89a): the size of the screen, which some encoders leave at zero, and whether frames are several."""
 
 from __future__ import annotations
 
