@@ -1,4 +1,4 @@
-"""Model families by the ``model_type`` of their configuration. A new family is a file of that name and an entry."""
+"""Model families by the ``model_type`` of their configuration. Each is a file of that name, and named in SUPPORTED."""
 
 from __future__ import annotations
 
