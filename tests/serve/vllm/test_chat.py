@@ -210,9 +210,11 @@ async def test_each_model_goes_to_its_instances() -> None:
             assert (await router.ask({**request(picture()), "model": model})).status == 200
             assert encoder.requests.pop()["model"] == language.requests.pop()["model"] == model
         assert one.requests + other.requests + first.requests + second.requests == []
-        assert [model["id"] for model in (await router.get("/v1/models")).json()["data"]] == ["a", "b"]
-        assert (await router.get("/v1/models/b")).json()["id"] == "b"
-        assert (await router.get("/v1/models/c")).status == 404
+        assert [model["id"] for model in (await router.get("/v1/models")).json()["data"]] == ["a", "b", "c"]
+        assert (await router.get("/v1/models/c")).json()["id"] == "c"  # texts need no encoder
+        assert (await router.ask({**request(text()), "model": "c"})).status == 200
+        assert (await router.ask({**request(picture()), "model": "c"})).status == 503
+        assert (await router.get("/v1/models/d")).status == 404
 
 
 async def test_metrics_count_requests_and_encodes() -> None:
