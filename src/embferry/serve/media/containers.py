@@ -61,6 +61,8 @@ _TURNS: Mapping[tuple[int, int, int, int], Image.Transpose | None] = {
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
 """The turns, by a, b, c and d of a display matrix (ISO/IEC 14496-12, 6.2.2)."""
+MAX_ROTATIONS = 8
+"""Rotations of one stream; frames with further ones stay as they are."""
 SLACK = 0.5
 """Seconds by which the last frame may end before the announced end where the container is damaged."""
 
@@ -133,6 +135,7 @@ def decoded(
     """
     stream = container.streams[film.stream]
     stream.thread_type = "NONE"
+    turns = _Turns()
     last, count = -float("inf"), 0
     lost: list[float] = []
     for packet in _packets(container, stream):
@@ -158,13 +161,29 @@ def decoded(
                 damaged.append(start)
                 continue
             last = start
-            yield start, partial(_picture, frame, limits)
+            yield start, partial(_picture, frame, turns, limits)
 
 
-def _picture(frame: Any, limits: MediaSettings) -> Image.Image:
+class _Turns:
+    """How to make the frames of one stream upright.
+
+    A frame and its side data, once that was asked for, keep each other alive until Python looks for such circles. So it
+    is asked for once for each rotation, which most streams have one of.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, Image.Transpose | None] = {}
+
+    def of(self, frame: Any) -> Image.Transpose | None:
+        if frame.rotation not in self._known:
+            self._known[frame.rotation] = _turn(frame) if len(self._known) < MAX_ROTATIONS else None
+        return self._known[frame.rotation]
+
+
+def _picture(frame: Any, turns: _Turns, limits: MediaSettings) -> Image.Image:
     check_size(frame.width, frame.height, limits)  # a stream may change its size midway
     image: Image.Image = frame.to_image()
-    turn = _turn(frame)
+    turn = turns.of(frame)
     return image if turn is None else image.transpose(turn)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import math
 import os
 import resource
@@ -51,6 +52,7 @@ def main(descriptor: int) -> None:
             job = messages.receive_job(sock)
             with _limits(reserved, job):
                 _work(sock, job)
+            gc.collect()  # frames that nothing but their own side data refers to
 
 
 def _end_with_parent(descriptor: int) -> None:
