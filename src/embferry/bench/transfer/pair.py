@@ -36,7 +36,7 @@ class _Worker:
         self._control, theirs = Pipe()
         with theirs, link:
             files = (theirs.fileno(), link.fileno())
-            command = [sys.executable, "-P", "-m", f"{__package__}.worker", *map(str, files)]
+            command = [sys.executable, "-m", f"{__package__}.worker", *map(str, files)]
             log = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the process runs)
             self.child = Child(command, log, signal.SIGKILL, pass_fds=files)
         self.ask("make", job=job, role=role)
