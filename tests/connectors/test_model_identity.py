@@ -167,7 +167,6 @@ def test_the_name_is_printable(config: Any) -> None:
 
 
 def test_a_model_of_the_hub_is_the_commit_that_was_loaded(config: Any, folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("huggingface_hub")
     hub = tmp_path / ".hub" / "models--owner--name"
     for commit in ("0" * 40, "1" * 40):
         snapshot = hub / "snapshots" / commit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -222,8 +222,9 @@ def test_an_embedding_that_is_found_too_late_is_not_used(store: FolderStore, sta
     assert (second.count("shared_cache_hits"), second.count("shared_cache_misses", "late")) == (0, 0)
 
 
-def test_a_full_queue_drops_a_write_and_nothing_waits(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_WRITES", 2)
+@contextmanager
+def writing(start: Start, names: str) -> Iterator[Encoder]:
+    """Yields an encoder whose first write hangs, after it has encoded these items too."""
     hangs, began = threading.Event(), threading.Event()
 
     def write() -> None:
@@ -233,10 +234,18 @@ def test_a_full_queue_drops_a_write_and_nothing_waits(start: Start, monkeypatch:
     encoder = start(Stubborn(write=write))
     encoder.ask(item("first"))
     assert began.wait(GUARD_S)
-    for name in "abc":
+    for name in names:
         encoder.ask(item(name))
-    assert encoder.count("shared_cache_dropped", "queue_full") == 1
-    hangs.set()
+    try:
+        yield encoder
+    finally:
+        hangs.set()
+
+
+def test_a_full_queue_drops_a_write_and_nothing_waits(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WRITES", 2)
+    with writing(start, "abc") as encoder:
+        assert encoder.count("shared_cache_dropped", "queue_full") == 1
     store = encoder.shared._store
     assert isinstance(store, Stubborn)
     until(lambda: len(store.written) == 3)
@@ -244,19 +253,8 @@ def test_a_full_queue_drops_a_write_and_nothing_waits(start: Start, monkeypatch:
 
 def test_the_bytes_that_wait_to_be_written_are_bounded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_WRITE_BYTES", SHAPE.nbytes)
-    hangs, began = threading.Event(), threading.Event()
-
-    def write() -> None:
-        began.set()
-        assert hangs.wait(GUARD_S)
-
-    encoder = start(Stubborn(write=write))
-    encoder.ask(item("first"))
-    assert began.wait(GUARD_S)
-    for name in "ab":
-        encoder.ask(item(name))
-    assert encoder.count("shared_cache_dropped", "queue_full") == 1
-    hangs.set()
+    with writing(start, "ab") as encoder:
+        assert encoder.count("shared_cache_dropped", "queue_full") == 1
 
 
 def test_too_many_lookups_are_misses(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

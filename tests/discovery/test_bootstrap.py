@@ -24,6 +24,7 @@ from embferry.protocol.errors import (
     RemoteProtocolError,
     TransportError,
 )
+from tests.clock import Clock
 
 pytestmark = pytest.mark.integration
 
@@ -32,13 +33,6 @@ SECONDS = 60.0
 
 WORKER = Worker(id="enc-1", role="encode", url="http://h:1", endpoint="tcp://h:2", model="shapes")
 ROUTE = {"role": "Encode", "tp_size": 2, "dp_size": 1, "rank_ip": "10.0.0.7", "rank_port": 7000, "engine_rank": 1}
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

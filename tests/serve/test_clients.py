@@ -26,18 +26,11 @@ from embferry.serve.http.api_keys import (
     parse,
 )
 from embferry.serve.http.clients import Clients
+from tests.clock import Clock
 from tests.serve.fakes import HOLD, Deployment
 from tests.serve.test_cli import called
 
 CHAT = {"model": "shapes", "messages": [{"role": "user", "content": "what?"}]}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def bearer(key: str) -> dict[str, str]:

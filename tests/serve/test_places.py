@@ -72,9 +72,7 @@ def test_fields_of_items_without_effect_are_named() -> None:
         {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "output": "o"},
     ]
     parse_responses({"input": items, "response_format": {"type": "json_object"}}, ignored)
-    assert sorted(str(ignored).split(", ")) == [
-        "input[0].arguments", "input[0].name", "input[0].output", "input[1].output",
-    ]  # fmt: skip
+    assert str(ignored) == "input[0].name, input[0].arguments, input[0].output, input[1].output"
 
 
 def test_a_reply_repeats_the_metadata() -> None:
@@ -97,6 +95,9 @@ def test_a_reply_repeats_the_metadata() -> None:
         (read_chat, CHAT | {"response_format": {"type": "json_object"}}, "constraint", "response_format"),
         (read_responses, {"input": "?", "text": {"format": SCHEMA}}, "constraint", "text.format"),
         (read_completion, {"prompt": "?", "regex": "a"}, "constraint", "regex"),
+        (read_responses, {"input": "?", "messages": [], "max_tokens": 5}, "max_tokens", "max_output_tokens"),
+        (read_responses, {"input": "?", "messages": []}, "prompt", "input"),
+        (read_chat, CHAT | {"prompt": "?"}, "prompt", "messages"),
         (read_chat, CHAT, None, None),
     ],
 )

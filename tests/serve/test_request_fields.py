@@ -210,7 +210,7 @@ def test_fields_of_a_form_without_effect_are_named() -> None:
     seen = Ignored()
     constraint_of({"structured_outputs": {"regex": "a", "flags": 1}}, seen)
     constraint_of({"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "x": 1}}}, seen)
-    constraint_of({"response_format": {"type": "text", "schema": {}}}, seen)
+    constraint_of({"response_format": {"type": "text", "schema": {"type": "object"}}}, seen)
     constraint_of({"response_format": {"type": "json_object", "y": 1}}, seen)
     constraint_of({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}, "z": 1}}, seen)
     named = "structured_outputs.flags, response_format.json_schema.x, response_format.schema"

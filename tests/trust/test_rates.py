@@ -7,14 +7,7 @@ import pytest
 from embferry.trust import rates as module
 from embferry.trust.policy import is_loopback
 from embferry.trust.rates import Bucket, Excess, NetworkRates, Rates
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 def test_a_bucket_may_be_overdrawn_and_is_paid_back() -> None:

@@ -11,16 +11,10 @@ from embferry.trust.occasions import REPORT_S
 from embferry.trust.proof_checker import ProofChecker
 from embferry.trust.refusals import MAX_REASONS, Refusals
 from embferry.trust.requests import SCHEME, Prover, Refused
+from tests.clock import Clock
 
 KEY, FOREIGN = Key.new(), Key.new()
 TARGET = "/encode"
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_each_reason_has_a_line_a_minute_and_counts_of_its_own(caplog: pytest.LogCaptureFixture) -> None:

@@ -80,6 +80,8 @@ def test_parts_with_embeddings_or_without_a_url_are_refused(part: dict[str, Any]
         ({"ec_transfer_params": {}}, "ec_transfer_params"),
         ({"ec_transfer_params": {"x": {"embferry": {"endpoint": "tcp://10.0.0.9:1"}}}}, "ec_transfer_params"),
         ({"vllm_xargs": {"ec_transfer_params": "x"}}, "vllm_xargs.ec_transfer_params"),
+        ({"kv_transfer_params": {"remote_host": "10.0.0.9"}}, "kv_transfer_params"),
+        ({"vllm_xargs": {"kv_transfer_params": "x"}}, "vllm_xargs.kv_transfer_params"),
     ],
 )
 def test_transfer_parameters_from_a_client_are_refused(more: dict[str, Any], param: str) -> None:

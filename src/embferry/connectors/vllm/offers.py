@@ -276,8 +276,8 @@ class Offers:
         found: list[_Offer] = []
         gone: dict[Content, int] = {}
         freed, old = 0, iter(self._open.values())
+        is_kept = content.digest in self._kept.get(content.mm_hash, {})
         while True:
-            is_kept = content.digest in self._kept.get(content.mm_hash, {})
             too_many = len(self._open) - len(found) >= self._most
             too_large = not is_kept and self.nbytes - freed + nbytes > self._budget
             if not too_many and not too_large:

@@ -231,9 +231,7 @@ class SharedCache:
         if not self._identity:
             lookup.is_done = True
             self._missed("unidentified")
-        elif self._readers.is_stalled(self._lookup_timeout) or not self._readers.put(
-            lambda: self._search(lookup, item)
-        ):
+        elif self._is_busy(lambda: self._search(lookup, item)):
             lookup.is_done = True
             self._missed("busy")
         return lookup

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -71,11 +71,11 @@ def _response_format(value: Any, ignored: Ignored, at: str) -> dict[str, Any] | 
         raise ServeError("unsupported_value", why, param=at)
     nested = value.get("json_schema") if kind == "json_schema" else None
     if isinstance(nested, dict):
-        _note(value, {"type", "json_schema"}, at, ignored)
+        ignored.note(value, ("type", "json_schema"), at)
         value = nested
     if isinstance(nested, dict) or (kind == "json_schema" and at == RESPONSE_FORMAT and "schema" not in value):
         at = f"{at}.json_schema"
-    _note(value, {"type"} if kind == "text" else _SCHEMA_FIELDS, at, ignored)
+    ignored.note(value, ("type",) if kind == "text" else _SCHEMA_FIELDS, at)
     if kind == "text":
         return None
     if kind == "json_object" and value.get("schema") is None:
@@ -85,12 +85,6 @@ def _response_format(value: Any, ignored: Ignored, at: str) -> dict[str, Any] | 
     return _checked("json", value["schema"], f"{at}.schema")
 
 
-def _note(fields: dict[str, Any], read: Collection[str], at: str, ignored: Ignored) -> None:
-    for name, value in fields.items():
-        if name not in read and value is not None:
-            ignored.add(f"{at}.{name}")
-
-
 def _structured_outputs(value: Any, ignored: Ignored) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise _wrong("structured_outputs", "must be an object with one of json, regex, choice and json_object")
@@ -98,7 +92,7 @@ def _structured_outputs(value: Any, ignored: Ignored) -> dict[str, Any] | None:
         if value.get(name):
             why = f"structured_outputs.{name} is not supported (json, regex, choice, json_object)"
             raise ServeError("unsupported_value", why, param=f"structured_outputs.{name}")
-    _note(value, (*_STRUCTURED, *_STRUCTURED_REFUSED), "structured_outputs", ignored)
+    ignored.note(value, (*_STRUCTURED, *_STRUCTURED_REFUSED), "structured_outputs")
     kinds = {"json": "json", "regex": "regex", "choice": "choice", "json_object": "object"}
     found = [name for name in kinds if value.get(name) is not None and not (value[name] is False and name != "json")]
     if len(found) != 1:

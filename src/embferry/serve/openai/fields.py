@@ -127,6 +127,5 @@ def note_ignored(body: Mapping[str, Any], works: Iterable[str], ignored: Ignored
             ignored.add(name)
     options = body.get("stream_options")
     if isinstance(options, dict):
-        for name, value in options.items():
-            if name not in ("include_usage", "continuous_usage_stats") and value not in (None, False):
-                ignored.add(f"stream_options.{name}")
+        asked = {name: value for name, value in options.items() if value is not False}
+        ignored.note(asked, ("include_usage", "continuous_usage_stats"), "stream_options")

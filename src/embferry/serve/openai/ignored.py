@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from embferry.protocol.text import printable
 
 HEADER = "Embferry-Ignored-Fields"
 MAX_NAMED = 16
 """Fields that are named; the others are counted."""
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""Values by which a request asks for nothing."""
 MAX_NAME = 60
 """Characters of a name."""
 
@@ -27,6 +32,18 @@ class Ignored:
             self._named[name] = None
         else:
             self._more += 1
+
+    def note(self, fields: Mapping[str, Any], read: Collection[str], at: str) -> None:
+        """Adds the fields that nothing reads. Empty values change nothing; of ``detail``, neither does "auto".
+
+        Args:
+            fields: an object of the request.
+            read: the names of the fields that are read.
+            at: the object's place in the request.
+        """
+        for name, value in fields.items():
+            if name not in read and value not in EMPTY and (name, value) != ("detail", "auto"):
+                self.add(f"{at}.{name}")
 
     def __bool__(self) -> bool:
         return bool(self._named)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
-from embferry.serve.openai.ignored import Ignored
+from embferry.serve.openai.ignored import EMPTY, Ignored
 from embferry.serve.openai.tool_calls import ToolCalls
 from embferry.serve.text_limit import count_characters
 
@@ -49,7 +49,6 @@ _MEDIA_TYPES = {
 _TYPES = (*TEXT_TYPES, *_MEDIA_TYPES)
 _UNTYPED = ("text", "image_url", "image", "video_url", "video")
 """The fields by which the type of a part without one is known."""
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
 _CONTENTS = tuple(dict.fromkeys((*TEXT_TYPES.values(), *_MEDIA_TYPES.values())))
 """Fields that may hold the content of a part. A part has one of them: any other would be lost."""
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "function_call", "audio", "tools"})
@@ -133,7 +132,7 @@ class _Reader:
         for name, what in (("audio", "sound"), ("tools", "tools of a message")):
             if message.get(name):
                 raise ServeError("unsupported_value", f"{at}.{name}: {what} cannot be read", param=f"{at}.{name}")
-        self._note_ignored(message, _MESSAGE_FIELDS | _FIELDS_OF_ROLE.get(role, set()), at)
+        self._ignored.note(message, _MESSAGE_FIELDS | _FIELDS_OF_ROLE.get(role, set()), at)
         parts = self._parts(message.get("content"), role, f"{at}.{content}")
         if role not in _WITH_MEDIA and any(part["type"] != "text" for part in parts):
             why = f"{at}: only messages of user and tool may have pictures or videos"
@@ -180,7 +179,7 @@ class _Reader:
         name = TEXT_TYPES.get(kind) or _MEDIA_TYPES[kind]
         self._check_alone(part, kind, name, at)
         if kind in TEXT_TYPES:
-            self._note_ignored(part, frozenset({"type", name}), at)
+            self._ignored.note(part, frozenset({"type", name}), at)
             if not isinstance(text := part.get(name), str):
                 raise _wrong(f"{at}.{name}", "must be a string")
             return {"type": "text", "text": text}
@@ -192,22 +191,16 @@ class _Reader:
     def _medium(self, part: dict[str, Any], kind: str, name: str, at: str) -> Media:
         source, is_image = part.get(name), kind.endswith(("image", "image_url"))
         read = frozenset() if is_image else frozenset({"fps"})
-        self._note_ignored(part, read | {"type", name}, at)
+        self._ignored.note(part, read | {"type", name}, at)
         if isinstance(source, dict):
-            self._note_ignored(source, read | {"url"}, f"{at}.{name}")
+            self._ignored.note(source, read | {"url"}, f"{at}.{name}")
         return Media("image", (_url(source, f"{at}.{name}"),), at) if is_image else _video(part, name, at)
 
     def _check_alone(self, part: dict[str, Any], kind: str, name: str, at: str) -> None:
         """Checks that nothing but one field of a part has content: the answer would be one to another question."""
         for other in _CONTENTS:
-            if other != name and part.get(other) not in _EMPTY:
+            if other != name and part.get(other) not in EMPTY:
                 raise _wrong(f"{at}.{other}", f"does not belong to a part of type {kind}; send it as a part of its own")
-
-    def _note_ignored(self, fields: dict[str, Any], known: frozenset[str], at: str) -> None:
-        """Notes the fields that nothing reads. Empty values change nothing; of ``detail``, neither does "auto"."""
-        for name, value in fields.items():
-            if name not in known and value not in _EMPTY and (name, value) != ("detail", "auto"):
-                self._ignored.add(f"{at}.{name}")
 
 
 def _type_of(part: dict[str, Any], at: str) -> str:

@@ -35,14 +35,12 @@ _LIMITED: dict[str, Rule] = {
 }
 """Fields of this path that are refused unless their value asks for nothing; ``LIMITED`` of :mod:`.fields` too."""
 _ITEM_FIELDS = {
-    "message": {"role", "content"},
-    "function_call": {"call_id", "name", "arguments"},
-    "function_call_output": {"call_id", "output"},
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
 }
 """Type of an item → the fields that are read. All have ``type``, ``id`` and ``status``, too."""
 FORMAT = "text.format"
-
-
 Key = Annotated[str, Field(max_length=64)]
 Value = Annotated[str, Field(max_length=512)]
 
@@ -113,9 +111,7 @@ def _item(item: Any, at: str, ignored: Ignored) -> Any:
     if not isinstance(kind, str) or kind not in _ITEM_FIELDS:
         why = f"{at}.type is {shown(kind, 80)}; it must be one of {', '.join(_ITEM_FIELDS)}"
         raise ServeError("unsupported_value", why, param=f"{at}.type")
-    for name in item.keys() - _ITEM_FIELDS[kind] - {"type", "id", "status"}:
-        if item[name] is not None:
-            ignored.add(f"{at}.{name}")
+    ignored.note(item, ("type", "id", "status", *_ITEM_FIELDS[kind]), at)
     if kind == "message":
         return {name: item[name] for name in ("role", "content") if name in item}
     for name in ("call_id", "name"):

@@ -14,7 +14,6 @@ MAX_ARGUMENTS = 1_000_000
 """Characters of the arguments of all calls of a request: each is parsed, and its objects take many times the memory."""
 MAX_DEPTH = 64
 """Levels of the arguments of a call."""
-_CALL, _FUNCTION = {"id", "type", "function", "index"}, {"name", "arguments"}
 
 
 class ToolCalls:
@@ -54,9 +53,8 @@ class ToolCalls:
         name, id = function.get("name"), call.get("id")
         if not isinstance(name, str) or not isinstance(id, str | None):
             raise _wrong(f"{at}.function.name" if isinstance(id, str | None) else f"{at}.id", "must be a string")
-        for fields, read, place in ((call, _CALL, at), (function, _FUNCTION, f"{at}.function")):
-            for unread in fields.keys() - read:
-                self._ignored.add(f"{place}.{unread}")
+        self._ignored.note(call, ("id", "type", "function", "index"), at)
+        self._ignored.note(function, ("name", "arguments"), f"{at}.function")
         arguments = self._arguments(function.get("arguments"), f"{at}.function.arguments")
         kept: dict[str, Any] = {} if id is None else {"id": id}
         return kept | {"type": "function", "function": {"name": name, "arguments": arguments}}

@@ -14,7 +14,7 @@ from embferry.serve.config_load import ConfigError
 from embferry.serve.http.address import url_of
 from embferry.serve.http.serving import Report
 from embferry.serve.http.serving import listen as listen_on
-from embferry.serve.worker.process import limited, serve_until_stopped
+from embferry.serve.worker.process import serve_until_stopped, with_limits
 from embferry.serve.worker.service import Service
 from embferry.trust.policy import is_loopback
 
@@ -64,5 +64,5 @@ def serve(
         log.info("%s worker answers SGLang's load balancer at %s", role, url)
         report(url)
 
-    app = limited(app, service, settings, role)
+    app = with_limits(app, service, settings, role)
     serve_until_stopped(app, service, listener, settings, start, lambda: None)

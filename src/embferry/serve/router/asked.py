@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from embferry.protocol.text import shown
 from embferry.serve.config import Settings
@@ -15,11 +15,28 @@ from embferry.serve.openai.ignored import Ignored
 from embferry.serve.openai.messages import Media, characters_of, parse_messages
 from embferry.serve.openai.reply import ChatForm, Form
 from embferry.serve.openai.request import parse
-from embferry.serve.openai.responses import FORMAT, ResponsesForm, ResponsesRequest, parse_responses
+from embferry.serve.openai.responses import FORMAT, ResponsesForm, parse_responses
 from embferry.serve.openai.sampling import SamplingFields
 from embferry.serve.text_limit import check_characters
 
-_MOST_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+class _Names(NamedTuple):
+    """The names that a path has for what all have.
+
+    Attributes:
+        prompt: the field with the question.
+        most_tokens: those with the most tokens of an answer, the first that is given counts.
+        form: the place of the form of an answer.
+    """
+
+    prompt: str
+    most_tokens: tuple[str, ...]
+    form: str = RESPONSE_FORMAT
+
+
+_CHAT = _Names("messages", ("max_completion_tokens", "max_tokens"))
+_COMPLETION = _Names("prompt", ("max_tokens",))
+_RESPONSES = _Names("input", ("max_output_tokens",), FORMAT)
 
 
 @dataclass(slots=True)
@@ -63,7 +80,7 @@ def read_chat(body: dict[str, Any], settings: Settings, ignored: Ignored) -> Ask
     messages, media = parse_messages(request.messages, ignored)
     form = ChatForm(settings.public_model_name, request.n or 1, request.includes_usage)
     prompt = {"messages": messages, **request.template}
-    return _asked(prompt, request, body, form, settings, ignored, media)
+    return _asked(_CHAT, prompt, request, body, form, settings, ignored, media)
 
 
 def read_completion(body: dict[str, Any], settings: Settings, ignored: Ignored) -> Asked:
@@ -71,7 +88,7 @@ def read_completion(body: dict[str, Any], settings: Settings, ignored: Ignored) 
     request = parse_completion(body, ignored)
     check_model(request.model, settings)
     form = CompletionForm(settings.public_model_name, request.includes_usage)
-    return _asked({"prompt": request.one_prompt}, request, body, form, settings, ignored)
+    return _asked(_COMPLETION, {"prompt": request.one_prompt}, request, body, form, settings, ignored)
 
 
 def read_responses(body: dict[str, Any], settings: Settings, ignored: Ignored) -> Asked:
@@ -80,7 +97,7 @@ def read_responses(body: dict[str, Any], settings: Settings, ignored: Ignored) -
     check_model(request.model, settings)
     messages, media = parse_messages(given.messages, ignored, given.places)
     form = ResponsesForm(settings.public_model_name, request)
-    return _asked({"messages": messages}, request, fields, form, settings, ignored, media)
+    return _asked(_RESPONSES, {"messages": messages}, request, fields, form, settings, ignored, media)
 
 
 def check_model(name: str | None, settings: Settings) -> None:
@@ -96,6 +113,7 @@ def check_model(name: str | None, settings: Settings) -> None:
 
 
 def _asked(
+    names: _Names,
     prompt: dict[str, Any],
     request: SamplingFields,
     body: dict[str, Any],
@@ -104,11 +122,11 @@ def _asked(
     ignored: Ignored,
     media: list[Media] | None = None,
 ) -> Asked:
-    constraint = constraint_of(body, ignored, FORMAT if isinstance(request, ResponsesRequest) else RESPONSE_FORMAT)
+    constraint = constraint_of(body, ignored, names.form)
     sampling = request.sampling(settings.router.default_max_tokens, constraint and constraint.value)
-    most = next((name for name in _MOST_TOKENS if body.get(name) is not None), "max_tokens")
-    asks = next(name for name in ("messages", "prompt", "input") if name in body)
-    places = {"max_tokens": most, "prompt": asks} | ({} if constraint is None else {"constraint": constraint.param})
+    most = next((name for name in names.most_tokens if body.get(name) is not None), names.most_tokens[-1])
+    places = {"max_tokens": most, "prompt": names.prompt}
+    places |= {} if constraint is None else {"constraint": constraint.param}
     text = prompt.get("prompt")
     characters = characters_of(prompt.get("messages", [])) + (len(text) if isinstance(text, str) else 0)
     check_characters(characters, settings.language)

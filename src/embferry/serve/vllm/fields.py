@@ -87,7 +87,7 @@ def ignored_fields(request: dict[str, Any], path: str = "/v1/chat/completions") 
             ignored.add(name)
     options = request.get("stream_options")
     if isinstance(options, dict):
-        _note(options, STREAM_OPTIONS | {"include_obfuscation"}, "stream_options", ignored)
+        ignored.note(options, STREAM_OPTIONS | {"include_obfuscation"}, "stream_options")
     messages = request.get("messages")
     for number, message in enumerate(messages if isinstance(messages, list) else ()):
         if isinstance(message, dict):
@@ -97,8 +97,8 @@ def ignored_fields(request: dict[str, Any], path: str = "/v1/chat/completions") 
 
 def _note_message(message: dict[str, Any], at: str, ignored: Ignored) -> None:
     role = message.get("role")
-    _note(
-        message, _WITH_EFFECT | (_OF_ROLE.get(role, frozenset()) if isinstance(role, str) else frozenset()), at, ignored
+    ignored.note(
+        message, _WITH_EFFECT | (_OF_ROLE.get(role, frozenset()) if isinstance(role, str) else frozenset()), at
     )
     content = message.get("content")
     for number, part in enumerate(content if isinstance(content, list) else ()):
@@ -113,14 +113,7 @@ def _note_part(part: dict[str, Any], at: str, ignored: Ignored) -> None:
     known = _OF_PART.get(kind) if isinstance(kind, str) else None
     if known is None:
         return
-    _note(part, known | {"type"}, at, ignored)
+    ignored.note(part, known | {"type"}, at)
     for name in known:
         if isinstance(source := part.get(name), dict):
-            _note(source, _OF_SOUND if name == "input_audio" else _OF_URL, f"{at}.{name}", ignored)
-
-
-def _note(fields: dict[str, Any], known: frozenset[str], at: str, ignored: Ignored) -> None:
-    """Notes the fields that nothing reads. Empty values change nothing; of ``detail``, neither does "auto"."""
-    for name, value in fields.items():
-        if name not in known and value not in (None, [], {}) and (name, value) != ("detail", "auto"):
-            ignored.add(f"{at}.{name}")
+            ignored.note(source, _OF_SOUND if name == "input_audio" else _OF_URL, f"{at}.{name}")

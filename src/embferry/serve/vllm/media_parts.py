@@ -24,6 +24,8 @@ _SOUNDS = ("audio_url", "input_audio")
 _FILES = (*_SOURCES, *_SOUNDS)
 _TEXTS = ("text", "input_text", "output_text", "refusal", "thinking", "tool_reference")
 MAX_MODEL_NAME = 1000
+_RESERVED = ("ec_transfer_params", "kv_transfer_params")
+"""Fields that name addresses to which an instance connects."""
 _EMBEDDED = ("image_embeds", "video_embeds", "audio_embeds", "image_pil", "prompt_embeds")
 _REPLACED = frozenset({"type", "uuid", "detail", *_FILES})
 """Fields of a part that the router writes itself; it keeps the others, which are for the chat template."""
@@ -69,11 +71,12 @@ def parse_request(body: bytes) -> dict[str, Any]:
     model = request.get("model")
     if isinstance(model, str) and len(model) > MAX_MODEL_NAME:  # instances would repeat it in answers and logs
         raise ServeError("model_not_found", f"the model {shown(model, 80)} is not served here", param="model")
-    if request.get("ec_transfer_params") is not None:
-        raise _reserved("ec_transfer_params")
     arguments = request.get("vllm_xargs")
-    if isinstance(arguments, dict) and "ec_transfer_params" in arguments:
-        raise _reserved("vllm_xargs.ec_transfer_params")
+    for name in _RESERVED:
+        if request.get(name) is not None:
+            raise _reserved(name)
+        if isinstance(arguments, dict) and name in arguments:
+            raise _reserved(f"vllm_xargs.{name}")
     return request
 
 

@@ -70,7 +70,7 @@ def serve_worker(
     )
     set_worker(worker.id)
     keeper = LeaseKeeper(BootstrapClient(settings.bootstrap_url, trust=trust), worker, lambda: service.load)
-    app = limited(app, service, settings, role)
+    app = with_limits(app, service, settings, role)
     if trust.keys is not None:
         checker = ProofChecker(trust.keys, worker_context(worker.id), f"the {role} worker")
         app = Proofs(app, checker, OPEN_PATHS.__contains__)
@@ -83,7 +83,7 @@ def serve_worker(
     serve_until_stopped(app, service, listener, settings, start, keeper.stop, trust.http_certificate())
 
 
-def limited(app: ASGIApp, service: Service[Any, Any, Any], settings: Settings, role: Role) -> ASGIApp:
+def with_limits(app: ASGIApp, service: Service[Any, Any, Any], settings: Settings, role: Role) -> ASGIApp:
     """Returns the application of a worker with limits on requests that prove nothing."""
     return Unproved(app, rates_of(settings.security), f"the {role} worker", error_response, service.metrics)
 
