@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,10 @@ settings.register_profile("default", derandomize=True, deadline=None)
 settings.register_profile("thorough", max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("EMBFERRY_HYPOTHESIS_PROFILE", "default"))
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts a job in the background. The processes of tests would ignore Ctrl-C as well, which tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST_FIRST = ("workers/test_processes.py", "relay/test_relay.py")
 """Files that take minutes. They run first: the last file that begins alone keeps the others waiting."""

@@ -62,7 +62,7 @@ class Server:
         config.load()
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = listen("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
         await server.startup(sockets=[listener])
         self.state = server.server_state
