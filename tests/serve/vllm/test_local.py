@@ -158,7 +158,7 @@ def test_shared_memory_of_an_engine_that_had_to_be_killed_is_removed(start: Call
     assert not any(file.exists() for file in files)
 
 
-MOMENTS = ("first", "engine", "orphan", "bound", "ready")
+MOMENTS = ("engine", *(pytest.param(one, marks=pytest.mark.sweeps) for one in ("first", "orphan", "bound", "ready")))
 
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGINT SIGINT", "SIGINT, and its own process is killed"])
