@@ -176,7 +176,9 @@ def _check_known(width: int, height: int, stream: Any, form: str, data: bytes) -
     if _ends_early(sniff(data, "video").reader, data):
         raise _truncated(form, ", within its headers")
     name = printable(stream.codec_context.name, 40)
-    raise ServeError("video_corrupt", f"the {form} video has no header of its {name} stream that says how large its pictures are")
+    raise ServeError(
+        "video_corrupt", f"the {form} video has no header of its {name} stream that says how large its pictures are"
+    )
 
 
 class _Turns:
