@@ -1,17 +1,26 @@
 """Asks questions about pictures and videos of two workers, and compares the answers with one undivided process.
 
 The embeddings are transferred into a receive pool far smaller than they are, once over shared memory and once over TCP.
-The exit status is 0 if every answer is true and has the same tokens as that of the undivided model.
+The exit status is 0 if every answer is true and has the same tokens as that of the undivided model, 130 after Ctrl-C.
 """
+
+# ruff: noqa: E402 - Ctrl-C is quiet before the imports, which take seconds.
 
 from __future__ import annotations
 
+import signal
+
+IS_IN_BACKGROUND = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+if __name__ == "__main__" and not IS_IN_BACKGROUND:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import base64
+import contextlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +78,9 @@ def say(text: str = "", *, end: str = "\n") -> None:
     print(text, end=end, flush=True)
 
 
-def line(media: str, question: str, answer: str, tokens: str, transfers: str, verdict: str) -> str:
-    """Returns one line of the table."""
-    return f"   {media:<34}{question:<41}{answer:<15}{tokens:>6}  {transfers:<25}{verdict}"
+def row(question: str, answer: str, tokens: str, resumes: str, same: str) -> str:
+    """Returns one row of the table: 79 columns, if question and answer have their usual lengths."""
+    return f"{question:<41} {answer:<13} {tokens:>6} {resumes:>7}  {same}"
 
 
 def undivided(asked: Sequence[Question], settings: Settings) -> list[UndividedAnswer]:
@@ -90,12 +99,12 @@ def undivided(asked: Sequence[Question], settings: Settings) -> list[UndividedAn
 
 def across(transport: str, number: int, asked: Sequence[Question], expected: Sequence[UndividedAnswer]) -> bool:
     """Asks all questions of a cluster; returns whether all answers are true and equal to the expected ones."""
-    say(f"\n{number}. Two workers, embeddings over {transport}, receive pool of {POOL} tokens: ", end="")
+    say(f"\n{number}. Two workers, embeddings over {transport}, a pool of {POOL} tokens: ", end="")
     began = time.monotonic()
-    with LocalCluster(cluster_settings(transport)) as cluster:
+    with handled_interrupts(), LocalCluster(cluster_settings(transport)) as cluster:
         cluster.wait_ready(120)
         say(f"ready in {time.monotonic() - began:.0f} s\n")
-        say(line("picture or video", "question", "answer", "tokens", "transfers", "same as undivided"))
+        say(row("question", "answer", "tokens", "resumes", "same"))
         with httpx.Client(base_url=cluster.url, timeout=60, trust_env=False) as client:
             fine = [ask(client, question, one) for question, one in zip(asked, expected, strict=True)]
     return all(fine)
@@ -111,10 +120,12 @@ def ask(client: httpx.Client, question: Question, expected: UndividedAnswer) -> 
     answer = body["choices"][0]["message"]["content"]
     transfer, tokens = body["embferry"]["transfer"], tuple(body["embferry"]["tokens"])
     same, true = tokens == expected.tokens and answer == expected.text, answer == question.truth
-    names = ", ".join(path.name for path in question.media)
-    how = f"{transfer['initial']} initial + {transfer['resumed']} resumed"
-    verdict = ("yes" if same else f"NO: {expected.text!r}") + ("" if true else f"; WRONG, it is {question.truth}")
-    say(line(names, question.text, answer, f"{transfer['total_tokens']:,}", how, verdict))
+    say(row(question.text, answer, f"{transfer['total_tokens']:,}", str(transfer["resumed"]), "yes" if same else "NO"))
+    say("  " + ", ".join(path.name for path in question.media))
+    if not same:
+        say(f"  the undivided model says {expected.text!r}, tokens {expected.tokens}")
+    if not true:
+        say(f"  the right answer is {question.truth!r}")
     return same and true
 
 
@@ -146,13 +157,31 @@ def main() -> int:
     if not all(fine):
         say("Some answers are wrong or differ; see above.")
         return 1
-    say("Every answer is true and has the same tokens as the undivided model's. The longest embedding has")
-    say(f"{longest:,} tokens, {longest / POOL:.0f} times the receive pool. All processes have ended.")
+    say("Every answer is true and has the same tokens as the undivided model's.")
+    say(f"The longest embedding has {longest:,} tokens, {longest / POOL:.0f} times the receive pool.")
+    say("All processes have ended.")
     say("\nNow try it yourself:")
     say("   .venv/bin/embferry serve")
     say(f'   .venv/bin/embferry ask -v {asked[0].media[0].relative_to(Path.cwd())} "{asked[0].text}"')
     return 0
 
 
+@contextlib.contextmanager
+def handled_interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt within the context, so that the cluster ends in order."""
+    if IS_IN_BACKGROUND:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        say("\nInterrupted. All processes have ended.")
+        sys.exit(130)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -135,7 +136,7 @@ logging.getLogger("embferry.x").warning("look")
         (False, {"TERM": "xterm"}, False),
     ],
 )
-def test_colours_are_for_terminals_alone(
+def test_short_lines_and_colours_are_for_terminals_alone(
     terminal: bool, environ: dict[str, str], coloured: bool, tmp_path: Path
 ) -> None:
     kept = {name: value for name, value in os.environ.items() if name not in ("TERM", "NO_COLOR")}
@@ -146,8 +147,10 @@ def test_colours_are_for_terminals_alone(
     finally:
         os.close(reader)
         os.close(writer)
-    assert "look" in text
     assert ("\x1b[" in text) == coloured
+    line = re.sub(r"\x1b\[[0-9;]*m", "", text).rstrip()
+    short, whole = r"\d\d:\d\d:\d\d warning router: look", r"[\d:]{8}\.\d{3} warning router\[\d+\] embferry\.x: look"
+    assert re.fullmatch(short if terminal else whole, line), line
 
 
 def test_lines_of_other_programs_are_cut_and_have_a_level() -> None:

@@ -160,6 +160,24 @@ def test_a_codec_that_mpeg_ps_does_not_name(codec: str) -> None:
     assert refused(film("mpeg", codec, sound=1)).code == "unsupported_media_type"
 
 
+@pytest.mark.parametrize(
+    ("form", "codec", "header"),
+    [
+        ("mpegts", "mpeg2video", b"\0\0\1\xb3"),
+        ("mpegts", "libx264", b"\0\0\0\1\x67"),
+        ("mpegts", "mpeg4", b"\0\0\1\x20"),
+        ("flv", "libx264", b"\x67"),
+    ],
+)
+def test_a_stream_that_never_says_how_large_its_pictures_are(form: str, codec: str, header: bytes) -> None:
+    data = film(form, codec)
+    damaged = data.replace(header, header[:-1] + b"\x6c")
+    assert damaged != data
+    refusal = refused(damaged)
+    assert refusal.code == "video_corrupt"
+    assert "how large its pictures are" in refusal.detail
+
+
 @pytest.mark.parametrize("form", ["mpegts", "mpeg"])
 def test_sound_alone_is_no_video_of_an_unknown_codec(form: str) -> None:
     file = io.BytesIO()

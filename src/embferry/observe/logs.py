@@ -111,7 +111,7 @@ def configure(level: str, style: str, process: str = "") -> None:
         _process.capture = Capture((STDOUT, STDERR), _log_foreign)
         atexit.register(_process.capture.end)
     target = _handler()
-    target.setFormatter(_Json() if style == "json" else _Plain(is_colourful(STDERR)))
+    target.setFormatter(_Json() if style == "json" else _Plain(os.isatty(STDERR), is_colourful(STDERR)))
     target.addFilter(_mark)
     logging.basicConfig(level=level.upper(), handlers=[target], force=True)
     for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "PIL", "libav", "uvicorn"):
@@ -200,15 +200,34 @@ def _quoted(value: str) -> str:
 
 
 class _Plain(logging.Formatter):
-    """One line a record, and the lines of a traceback below it, indented. Colours are for terminals alone."""
+    """One line a record, and the lines of a traceback below it, indented.
 
-    def __init__(self, is_colourful: bool = False) -> None:
+    Lines on a terminal are for a reader who watches: they have whole seconds, and neither pid nor the logger's name.
+    """
+
+    def __init__(self, is_terminal: bool = False, is_colourful: bool = False) -> None:
         super().__init__()
-        self._is_colourful = is_colourful
+        self._is_terminal, self._is_colourful = is_terminal, is_colourful
 
     def format(self, record: logging.LogRecord) -> str:
-        when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
-        message = _message(record)
+        when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")
+        level, message, tail = f"{record.levelname.lower():7}", _message(record), self._tail(record)
+        if not self._is_terminal:
+            line = f"{when[:-3]} {level} {_process.name}[{record.process}] {record.name}: {message}{tail}"
+        elif not self._is_colourful:
+            line = f"{when[:8]} {level} {_process.name}: {message}{tail}"
+        else:
+            colour = _COLOURS.get(record.levelno, "")
+            line = f"{_DIM}{when[:8]}{_RESET} {colour}{level}{_RESET} {_process.name}: "
+            line += f"{colour}{message}{_RESET}{_DIM}{tail}{_RESET}"
+        if not record.exc_info:
+            return line
+        # Indented, so that no line of it looks like a log line.
+        trace = [printable(traced) for traced in self.formatException(record.exc_info)[:_MAX_TRACE].split("\n")]
+        return "\n  ".join([line, *trace])
+
+    def _tail(self, record: logging.LogRecord) -> str:
+        """Returns the facts that come after the message."""
         worker = getattr(record, "worker", None)
         facts = {
             "request": getattr(record, "request_id", None),
@@ -216,18 +235,7 @@ class _Plain(logging.Formatter):
             "worker": None if worker == _process.worker else worker,  # one that this line is about
         }
         facts = {key: value for key, value in facts.items() if value is not None} | _extras(record)
-        tail = "".join(f" {key}={_quoted(printable(str(value)))}" for key, value in facts.items())
-        level, head = f"{record.levelname.lower():7}", f"{_process.name}[{record.process}]"
-        line = f"{when} {level} {head} {record.name}: {message}{tail}"
-        if self._is_colourful:
-            colour = _COLOURS.get(record.levelno, "")
-            line = f"{_DIM}{when}{_RESET} {colour}{level}{_RESET} {head} {_DIM}{record.name}:{_RESET} "
-            line += f"{colour}{message}{_RESET}{_DIM}{tail}{_RESET}"
-        if not record.exc_info:
-            return line
-        # Indented, so that no line of it looks like a log line.
-        trace = [printable(traced) for traced in self.formatException(record.exc_info)[:_MAX_TRACE].split("\n")]
-        return "\n  ".join([line, *trace])
+        return "".join(f" {key}={_quoted(printable(str(value)))}" for key, value in facts.items())
 
 
 _RESET, _DIM = "\x1b[0m", "\x1b[2m"

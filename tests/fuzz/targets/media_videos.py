@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from random import Random
 
 import av
 import numpy as np
 
-from embferry.serve.media.headers import asf, avi, matroska, mp4, mpegts, ogg
+from embferry.serve.media.headers import asf, avi, matroska, mp4, mpegts, ogg, positions
 from embferry.serve.media.headers.claims import ClaimError
 
 from ..engine import Target
@@ -20,16 +20,16 @@ from ..raw import Pieces
 from ..tree import Number, Tree, fresh, packed
 
 CHECKS: dict[str, tuple[Callable[[bytes], object], ...]] = {
-    "mp4": (mp4.check, mp4.codec),
-    "matroska": (matroska.check, matroska.codec, matroska.is_cut),
-    "avi": (avi.check, avi.codec, avi.is_cut),
-    "asf": (asf.reduced,),
+    "mp4": (mp4.check, mp4.codec, partial(positions.check, reader="mov")),
+    "matroska": (matroska.check, matroska.codec, matroska.is_cut, partial(positions.check, reader="matroska")),
+    "avi": (avi.check, avi.codec, avi.is_cut, partial(positions.check, reader="avi")),
+    "asf": (asf.reduced, partial(positions.check, reader="asf")),
     "ogg": (ogg.check,),
     "mpegts": (mpegts.codec,),
 }
 STARTS = {b"RIFF": "avi", b"\x30\x26\xb2\x75": "asf", b"OggS": "ogg", b"G@\x11\x10": "mpegts"}
 CODECS = {"asf": "wmv2", "ogg": "libvpx"}
-TABLES = (b"stts", b"stsz", b"stsc", b"stco", b"ctts", b"elst", b"stss", b"avih", b"strh", b"idx1")
+TABLES = tuple(b"stts stsz stsc stco ctts elst stss stsd dref avih strh idx1".split())
 CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta", b"LIST", b"RIFF")
 
 
@@ -46,8 +46,14 @@ class MediaVideos(Target):
 
     def run(self, pieces: Pieces) -> None:
         data = b"".join(pieces)
+        refusal: ClaimError | None = None
         for check in CHECKS["mp4" if data[4:8] == b"ftyp" else STARTS.get(data[:4], "matroska")]:
-            check(data)
+            try:
+                check(data)
+            except ClaimError as error:  # the others get the file all the same
+                refusal = error
+        if refusal is not None:
+            raise refusal
 
 
 @cache

@@ -104,12 +104,13 @@ def read_index(data: bytes, limits: MediaSettings) -> Film:
     packets that an edit list hides.
 
     Raises:
-        ServeError: those of :func:`opened`; media_zero_size, media_side_too_long, media_aspect_ratio,
-            media_too_many_pixels, video_too_long.
+        ServeError: those of :func:`opened`; media_side_too_long, media_aspect_ratio, media_too_many_pixels,
+            video_too_long.
     """
     with opened(data) as (container, form):
         stream = _stream(container, form, data)
         width, height = stream.codec_context.width, stream.codec_context.height
+        _check_known(width, height, stream, form, data)
         check_size(width, height, limits)
         starts, seconds, in_order = _starts(container, stream, form, limits)
         reader = sniff(data, "video").reader
@@ -162,6 +163,22 @@ def decoded(
                 continue
             last = start
             yield start, partial(_picture, frame, turns, limits)
+
+
+def _check_known(width: int, height: int, stream: Any, form: str, data: bytes) -> None:
+    """Checks that the size of the pictures is known: in MPEG-TS, say, only headers within the stream have it.
+
+    Raises:
+        ServeError: video_corrupt, video_truncated.
+    """
+    if width > 0 and height > 0:
+        return
+    if _ends_early(sniff(data, "video").reader, data):
+        raise _truncated(form, ", within its headers")
+    name = printable(stream.codec_context.name, 40)
+    raise ServeError(
+        "video_corrupt", f"the {form} video has no header of its {name} stream that says how large its pictures are"
+    )
 
 
 class _Turns:
