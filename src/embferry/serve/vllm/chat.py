@@ -84,6 +84,8 @@ class Chat(InstanceEndpoint):
                 text_alone = await off_loop(nbytes, msgspec.json.encode, request.content)
         if text_alone is not None:
             return await ask(self.fleet, request, text_alone, held)
+        if not self._settings.vllm.language_encodes:
+            self.fleet.check_model(request.model)
         items = await load_items(parts, request.content, fetcher, limits, incoming.hold.add)
         media = list(zip(parts, items, strict=True))
         for item in items:
