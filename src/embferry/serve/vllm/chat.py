@@ -48,14 +48,14 @@ _TAIL = 64
 
 
 class Chat(InstanceEndpoint):
-    """The endpoint. Its ``failover`` takes the reports of consumers."""
+    """The endpoint. Its ``failover`` takes the reports of consumers, its ``encoder`` other endpoints' pictures."""
 
     def __init__(self, fleet: Fleet) -> None:
         super().__init__(fleet)
-        self._encoder = ItemEncoder(fleet)
-        self._connector = self._encoder.connector
-        self._received = ReceivedCache(self._encoder)
-        self.failover = Failover(self._encoder)
+        self.encoder = ItemEncoder(fleet)
+        self._connector = self.encoder.connector
+        self._received = ReceivedCache(self.encoder)
+        self.failover = Failover(self.encoder)
 
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         async with AsyncExitStack() as held:
