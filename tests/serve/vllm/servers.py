@@ -137,7 +137,7 @@ class Servers:
 
     def received_by(self, name: str) -> float:
         """Returns how many embeddings this instance has received."""
-        return sum(_numbers(self.at(name), "vllm:ec_embferry_transfers_total"))
+        return sum(_numbers(self.at(name), "embferry_ec_transfers_total"))
 
     def at(self, name: str) -> str:
         """Returns the URL of this ``vllm serve``."""
