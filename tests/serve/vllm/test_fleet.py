@@ -168,7 +168,11 @@ async def test_an_adapter_that_is_loaded_at_run_time_is_seen_by_the_next_probe()
 
 
 async def test_a_model_of_an_instance_that_is_down_may_come_back() -> None:
-    lost, encoder, language = Stub("enc1", "encode", ("one",)), Stub("enc2", "encode", ("two",)), Stub("lang", "language", ("one", "two"))
+    lost, encoder, language = (
+        Stub("enc1", "encode", ("one",)),
+        Stub("enc2", "encode", ("two",)),
+        Stub("lang", "language", ("one", "two")),
+    )
     async with routed(lost, encoder, language) as router:
         lost.up = False
         await router.until_up(encode=1)

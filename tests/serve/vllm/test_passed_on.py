@@ -82,6 +82,10 @@ FILE = "http://169.254.169.254/latest"
     [
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": FILE}]}]}),
         ("/v1/responses", {"input": "x", "tools": [{"type": "mcp", "server_url": FILE}]}),
+        (
+            "/v1/responses",
+            {"input": "x", "previous_input_messages": [{"role": "user", "content": [{"image_url": FILE}]}]},
+        ),
         ("/tokenize", {"messages": [{"role": "user", "content": [{"video_url": {"url": FILE}}]}]}),
         ("/v1/completions", {"prompt_embeds": "AAAA"}),
         ("/v1/completions", {"prompt": "x", "ec_transfer_params": {}}),

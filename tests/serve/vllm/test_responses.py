@@ -48,14 +48,19 @@ def replied(status: int = 200, **body: Any) -> Any:
 
 
 async def test_pictures_are_encoded_and_stay_in_the_request() -> None:
-    encoder, language = Stub("e", "encode", behaviours=[by_content()] * 2), Stub("l", "language", behaviours=[replied()])
+    encoder, language = (
+        Stub("e", "encode", behaviours=[by_content()] * 2),
+        Stub("l", "language", behaviours=[replied()]),
+    )
     first, second = url(b"one"), url(b"two")
     async with routed(encoder, language) as router:
         request = asked(image(first, detail="low"), image(second), image(first), temperature=0)
         response = await router.post("/v1/responses", request)
         assert (response.status, response.json()) == (200, {"object": "response"})
         assert await router.counted("encodes_total") == 2
-    assert sorted(one["messages"][0]["content"][0]["image_url"]["url"] for one in encoder.requests) == sorted((first, second))
+    assert sorted(one["messages"][0]["content"][0]["image_url"]["url"] for one in encoder.requests) == sorted(
+        (first, second)
+    )
     assert all("uuid" not in one["messages"][0]["content"][0] for one in encoder.requests)
     (got,) = language.requests
     params = got.pop("ec_transfer_params")
@@ -86,8 +91,8 @@ async def test_a_picture_that_an_encoder_refuses() -> None:
 @pytest.mark.parametrize(
     ("part", "code", "status"),
     [
-        (image(FILE), "url_not_allowed", 400),
-        (image("file:///etc/passwd"), "invalid_url", 400),
+        (image(FILE), "host_not_allowed", 403),
+        (image("file:///etc/passwd"), "file_not_allowed", 403),
         (image(url(b"%PDF-1.7 " + bytes(100))), "unsupported_media_type", 415),
         (image(""), "invalid_request", 400),
         ({"type": "input_image", "file_id": "file-1"}, "unsupported_value", 400),

@@ -192,7 +192,9 @@ class Fleet(Backends[VllmRouterMetrics]):
             if serve[other] and not serve[role] and all(one.models for one in roles[role]):
                 where = ", ".join(one.url for one in serve[other])
                 why = f"is served by {other} instances ({where}) and by no {role} instance, which pictures need as well"
-                raise ServeError("model_not_found", f"the model {shown(model, 80)} {why}; load it there, too", param="model")
+                raise ServeError(
+                    "model_not_found", f"the model {shown(model, 80)} {why}; load it there, too", param="model"
+                )
 
     def is_refused(self, status: int) -> bool:
         """Returns whether an instance has refused the router's own API key, with which no client has to do."""

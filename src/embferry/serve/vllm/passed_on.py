@@ -170,7 +170,7 @@ def check_files(request: dict[str, Any]) -> None:
     Raises:
         ServeError: unsupported_value.
     """
-    for name in ("input", "messages", "prompt", "prompt_embeds"):
+    for name in ("input", "messages", "prompt", "prompt_embeds", "previous_input_messages"):
         if (found := _file_in(request.get(name) if name != "prompt_embeds" else {name: request.get(name)})) is not None:
             why = f"{name} has a file ({found}) that this path does not take; send files to /v1/chat/completions"
             raise ServeError("unsupported_value", why, param=name)
