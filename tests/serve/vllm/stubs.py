@@ -295,15 +295,6 @@ class Router:
 
         await until(are_up)
 
-    async def until_serves(self, **models: tuple[str, ...]) -> None:
-        """Waits until the instances of each role serve these models, by the router's own list."""
-
-        async def do_serve() -> bool:
-            workers = (await self.get("/workers")).json()["workers"]
-            return all(tuple(one["models"]) == models[one["role"]] for one in workers)
-
-        await until(do_serve)
-
     async def counted(self, name: str, labels: str = "") -> float:
         """Returns a value from ``/metrics``."""
         text = (await self.get("/metrics")).body.decode()

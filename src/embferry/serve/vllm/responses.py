@@ -1,7 +1,8 @@
 """``/v1/responses`` before vLLM: encode instances encode the pictures of its input, which stay in the request.
 
-vLLM takes no grid of an embedding in place of a picture at this path. So the language instance prepares the picture,
-finds the embedding under the name that both instances derive from the content, and encodes it itself if it does not arrive.
+vLLM takes no grid of an embedding in place of a picture at this path. So the language instance prepares the picture and
+finds the embedding under the name that both instances derive from the content. If it does not arrive, it encodes the
+picture itself.
 """
 
 from __future__ import annotations
