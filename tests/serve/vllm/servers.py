@@ -135,6 +135,10 @@ class Servers:
         """Returns how many tokens of prompts this instance has taken."""
         return sum(_numbers(self.at(name), "vllm:prompt_tokens_total"))
 
+    def received_by(self, name: str) -> float:
+        """Returns how many embeddings this instance has received."""
+        return sum(_numbers(self.at(name), "embferry_ec_transfers_total"))
+
     def at(self, name: str) -> str:
         """Returns the URL of this ``vllm serve``."""
         return self.found(rf"{name} answers at (\S+)")

@@ -213,7 +213,7 @@ async def test_each_model_goes_to_its_instances() -> None:
         assert [model["id"] for model in (await router.get("/v1/models")).json()["data"]] == ["a", "b", "c"]
         assert (await router.get("/v1/models/c")).json()["id"] == "c"  # texts need no encoder
         assert (await router.ask({**request(text()), "model": "c"})).status == 200
-        assert (await router.ask({**request(picture()), "model": "c"})).status == 503
+        assert (await router.ask({**request(picture()), "model": "c"})).status == 404
         assert (await router.get("/v1/models/d")).status == 404
 
 

@@ -12,12 +12,14 @@ from embferry.serve.config import RouterSettings, Settings, VllmSettings
 from embferry.serve.vllm.fleet import Fleet, Instance
 from tests.serve.vllm.stubs import (
     Network,
+    Router,
     Stub,
     encoder_stubs,
     language_stubs,
     picture,
     request,
     routed,
+    until,
 )
 
 pytestmark = pytest.mark.asyncio
@@ -141,5 +143,50 @@ async def test_instances_of_different_models_are_reported() -> None:
         (missing,) = (await router.get("/ready")).json()["missing"]
         assert missing.startswith("no model is served by both")
         assert [one["id"] for one in (await router.get("/v1/models")).json()["data"]] == ["other"]
-        assert (await router.ask({**request(picture()), "model": "other"})).status == 503
+        for model, role, lacks in (("other", "language", "encode"), ("one", "encode", "language")):
+            answer = await router.ask({**request(picture()), "model": model})
+            assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+            assert f"is served by {role} instances (" in answer.error["message"]
+            assert f"by no {lacks} instance" in answer.error["message"]
     assert encoder.requests + language.requests == []
+
+
+async def until_serves(router: Router, **models: tuple[str, ...]) -> None:
+    """Waits until the instances of each role serve these models, by the router's own list."""
+
+    async def do_serve() -> bool:
+        workers = (await router.get("/workers")).json()["workers"]
+        return all(tuple(one["models"]) == models[one["role"]] for one in workers)
+
+    await until(do_serve)
+
+
+async def test_an_adapter_that_is_loaded_at_run_time_is_seen_by_the_next_probe() -> None:
+    encoder, language = Stub("enc", "encode"), Stub("lang", "language")
+    async with routed(encoder, language) as router:
+        asked = {**request(picture()), "model": "cats"}
+        language.models = ("tiny", "cats")
+        await until_serves(router, language=("tiny", "cats"), encode=("tiny",))
+        refused = await router.ask(asked)
+        assert (refused.status, refused.error["code"]) == (404, "model_not_found")
+        assert encoder.requests == []
+        assert (await router.ask({"model": "cats", "messages": [{"role": "user", "content": "hello"}]})).status == 200
+        encoder.models = ("tiny", "cats")
+        await until_serves(router, language=("tiny", "cats"), encode=("tiny", "cats"))
+        assert (await router.ask(asked)).status == 200
+        language.models = ("tiny",)
+        await until_serves(router, language=("tiny",), encode=("tiny", "cats"))
+        assert (await router.ask(asked)).status == 404
+
+
+async def test_a_model_of_an_instance_that_is_down_may_come_back() -> None:
+    lost, encoder, language = (
+        Stub("enc1", "encode", ("one",)),
+        Stub("enc2", "encode", ("two",)),
+        Stub("lang", "language", ("one", "two")),
+    )
+    async with routed(lost, encoder, language) as router:
+        lost.up = False
+        await router.until_up(encode=1)
+        answer = await router.ask({**request(picture()), "model": "one"})
+        assert (answer.status, answer.error["code"]) == (503, "no_worker")

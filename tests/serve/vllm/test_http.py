@@ -57,6 +57,27 @@ def test_a_repeated_picture_is_not_encoded_again(servers: Servers) -> None:
     assert (after[0] - before[0], after[1] - before[1]) == (2, 3)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_pictures_at_responses_come_from_encode_instances(servers: Servers, stream: bool) -> None:
+    pictures = [picture(110 + 2 * stream, 448, 224), picture(111 + 2 * stream)]
+    parts = [{"type": "input_image", "image_url": one["image_url"]["url"], "detail": "auto"} for one in pictures]
+    content = [*parts, {"type": "input_text", "text": "what is this?"}]
+    asked: dict[str, Any] = {"model": "tiny", "input": [{"role": "user", "content": content}]}
+    asked |= {"temperature": 0, "max_output_tokens": 16, "extra_body": {"ignore_eos": True}}
+    before = servers.counted("encodes_total"), servers.received_by("language-0")
+    texts = []
+    for url in (servers.url, servers.undivided):
+        with servers.client(url) as client:
+            if stream:
+                events = list(client.responses.create(**asked, stream=True))
+                texts.append("".join(one.delta for one in events if one.type == "response.output_text.delta"))
+            else:
+                texts.append(client.responses.create(**asked).output_text)
+    assert texts[0] == texts[1] != ""
+    assert servers.counted("encodes_total") == before[0] + 2
+    until(lambda: servers.received_by("language-0") == before[1] + 2)
+
+
 def test_concurrent_requests_with_one_picture_share_one_encode(servers: Servers) -> None:
     contents = [[picture(92, 896, 448), text(f"question {number}")] for number in range(8)]
     before = servers.counted("encodes_total")

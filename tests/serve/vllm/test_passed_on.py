@@ -14,6 +14,7 @@ from embferry.serve.openai.ignored import HEADER
 from embferry.serve.vllm import fields
 from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.passed_on import PATHS
+from embferry.serve.vllm.responses import RESPONSES
 from tests.serve.vllm.stubs import BREAK, Stub, answered, picture, request, routed, streamed, text
 
 pytestmark = pytest.mark.asyncio
@@ -28,7 +29,7 @@ def replied(status: int = 200, body: Any = None) -> Any:
     return behave
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, RESPONSES])
 async def test_a_request_goes_to_an_instance_that_answers(path: str) -> None:
     encoder, language = Stub("e", "encode"), Stub("l", "language", behaviours=[replied()])
     async with routed(encoder, language) as router:
@@ -79,9 +80,12 @@ FILE = "http://169.254.169.254/latest"
 @pytest.mark.parametrize(
     ("path", "asked"),
     [
-        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": FILE}]}]}),
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": FILE}]}]}),
         ("/v1/responses", {"input": "x", "tools": [{"type": "mcp", "server_url": FILE}]}),
+        (
+            "/v1/responses",
+            {"input": "x", "previous_input_messages": [{"role": "user", "content": [{"image_url": FILE}]}]},
+        ),
         ("/tokenize", {"messages": [{"role": "user", "content": [{"video_url": {"url": FILE}}]}]}),
         ("/v1/completions", {"prompt_embeds": "AAAA"}),
         ("/v1/completions", {"prompt": "x", "ec_transfer_params": {}}),

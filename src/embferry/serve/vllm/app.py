@@ -12,6 +12,7 @@ from embferry.serve.vllm.chat import Chat
 from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.item_encoder import CHAT
 from embferry.serve.vllm.passed_on import PATHS, PassedOn
+from embferry.serve.vllm.responses import RESPONSES, Responses
 
 
 def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> RouterApp:
@@ -24,7 +25,7 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     fleet = Fleet(settings, transport)
     chat = Chat(fleet)
     endpoints: dict[str, ChatEndpoint[Fleet]] = {CHAT: chat}
-    endpoints |= {path: PassedOn(fleet, path) for path in PATHS}
+    endpoints |= {path: PassedOn(fleet, path) for path in PATHS} | {RESPONSES: Responses(chat.encoder)}
     reports = [
         Route("/ec/failovers/{token}", chat.failover.replace, methods=["POST"]),
         Route("/ec/failures/{token}", chat.failover.fail, methods=["POST"]),

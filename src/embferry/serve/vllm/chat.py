@@ -48,14 +48,14 @@ _TAIL = 64
 
 
 class Chat(InstanceEndpoint):
-    """The endpoint. Its ``failover`` takes the reports of consumers."""
+    """The endpoint. Its ``failover`` takes the reports of consumers, its ``encoder`` other endpoints' pictures."""
 
     def __init__(self, fleet: Fleet) -> None:
         super().__init__(fleet)
-        self._encoder = ItemEncoder(fleet)
-        self._connector = self._encoder.connector
-        self._received = ReceivedCache(self._encoder)
-        self.failover = Failover(self._encoder)
+        self.encoder = ItemEncoder(fleet)
+        self._connector = self.encoder.connector
+        self._received = ReceivedCache(self.encoder)
+        self.failover = Failover(self.encoder)
 
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         async with AsyncExitStack() as held:
@@ -84,6 +84,8 @@ class Chat(InstanceEndpoint):
                 text_alone = await off_loop(nbytes, msgspec.json.encode, request.content)
         if text_alone is not None:
             return await ask(self.fleet, request, text_alone, held)
+        if not self._settings.vllm.language_encodes:
+            self.fleet.check_model(request.model)
         items = await load_items(parts, request.content, fetcher, limits, incoming.hold.add)
         media = list(zip(parts, items, strict=True))
         for item in items:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import httpx
 import xxhash
 
+from embferry.protocol.text import shown
 from embferry.serve.config import LanguageSettings, Settings
 from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
@@ -179,6 +180,22 @@ class Fleet(Backends[VllmRouterMetrics]):
     def _is_served(self, model: str | None) -> bool:
         return any(model in one.models for one in self.instances)
 
+    def check_model(self, model: str | None) -> None:
+        """Checks that the model of a request with pictures is not one that a single role serves, such as an adapter.
+
+        Raises:
+            ServeError: model_not_found. Instances that do not answer count by what they have served.
+        """
+        roles = {"encode": self.encoders, "language": self.languages}
+        serve = {role: [one for one in instances if model in one.models] for role, instances in roles.items()}
+        for role, other in (("encode", "language"), ("language", "encode")):
+            if serve[other] and not serve[role] and all(one.models for one in roles[role]):
+                where = ", ".join(one.url for one in serve[other])
+                why = f"is served by {other} instances ({where}) and by no {role} instance, which pictures need as well"
+                raise ServeError(
+                    "model_not_found", f"the model {shown(model, 80)} {why}; load it there, too", param="model"
+                )
+
     def is_refused(self, status: int) -> bool:
         """Returns whether an instance has refused the router's own API key, with which no client has to do."""
         return status == 401 and bool(self._headers)
@@ -285,8 +302,8 @@ class Fleet(Backends[VllmRouterMetrics]):
         async with instance.probing:
             try:
                 await self._get(instance, "/health")
+                self._set_models(instance, _models(read_json(await self._get(instance, "/v1/models"))))
                 if not instance.up:
-                    instance.models = _models(read_json(await self._get(instance, "/v1/models")))
                     self._set_up(instance)
                 instance.is_stalled = False
             except httpx.TimeoutException as error:
@@ -317,6 +334,12 @@ class Fleet(Backends[VllmRouterMetrics]):
         if response.status_code != 200:
             raise httpx.HTTPError(f"{path} says {response.status_code}")
         return body
+
+    def _set_models(self, instance: Instance, models: dict[str, dict[str, Any]]) -> None:
+        """Notes what an instance serves: adapters (LoRA) come and go while it runs."""
+        if instance.up and models.keys() != instance.models.keys():
+            log.info("%r now serves %s", instance, ", ".join(models))
+        instance.models = models
 
     def _set_up(self, instance: Instance) -> None:
         instance.up, instance.trouble = True, ""

@@ -41,20 +41,28 @@ class Item:
         uuid: sha256, in hex, over the content and all that changes its embedding; vLLM's caches use it as the name. A
             client's own uuid is never used: it could name another client's picture.
         url: a ``data:`` URL.
+        is_named: instances get the uuid as the item's name. Otherwise they name it themselves, by its content.
     """
 
     kind: Kind
     uuid: str
     url: str
+    is_named: bool = True
 
     def part(self) -> dict[str, Any]:
         """Returns the item as a part of a message, as encoders get it."""
         name = f"{self.kind}_url"
-        return {"type": name, name: {"url": self.url}, "uuid": self.uuid}
+        return {"type": name, name: {"url": self.url}} | ({"uuid": self.uuid} if self.is_named else {})
 
 
 async def load_items(
-    parts: Sequence[MediaPart], request: dict[str, Any], fetcher: Fetcher, limits: MediaSettings, grow: Grow
+    parts: Sequence[MediaPart],
+    request: dict[str, Any],
+    fetcher: Fetcher,
+    limits: MediaSettings,
+    grow: Grow,
+    *,
+    are_named: bool = True,
 ) -> list[Item]:
     """Returns the item of each media part. ``grow`` is called as :meth:`Fetcher.fetch` does.
 
@@ -66,11 +74,11 @@ async def load_items(
     if sum(map(_size, urls)) > limits.max_total_bytes:
         most = f"{limits.max_total_bytes:,} bytes (media.max_total_bytes)"
         raise ServeError("media_too_large", f"the files of the request have more than {most}", param="messages")
-    options = json.dumps([request.get(name) for name in _ENCODE_OPTIONS], sort_keys=True).encode()
+    options = json.dumps([*(request.get(name) for name in _ENCODE_OPTIONS), are_named], sort_keys=True).encode()
 
     def named() -> list[Item]:
         pairs = zip(parts, urls, strict=True)
-        return [Item(part.kind, _digest(part.kind, url, options), url) for part, url in pairs]
+        return [Item(part.kind, _digest(part.kind, url, options), url, are_named) for part, url in pairs]
 
     return await asyncio.to_thread(named)  # megabytes take milliseconds
 

@@ -33,18 +33,19 @@ _REPLACED = frozenset({"type", "uuid", "detail", *_FILES})
 
 @dataclass(frozen=True, slots=True)
 class MediaPart:
-    """A picture or video: ``request["messages"][message]["content"][part]``. ``extra``: other fields of the part."""
+    """A picture or video: ``request[field][message]["content"][part]``. ``extra``: other fields of the part."""
 
     message: int
     part: int
     kind: Kind
     url: str
     extra: dict[str, Any]
+    field: str = "messages"
 
     @property
     def param(self) -> str:
         """The part's place, for errors."""
-        return f"messages[{self.message}].content[{self.part}]"
+        return f"{self.field}[{self.message}].content[{self.part}]"
 
 
 @dataclass(frozen=True, slots=True)

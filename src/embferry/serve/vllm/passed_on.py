@@ -1,11 +1,14 @@
 """The paths that are passed on to an instance as they are: they have texts alone, so nothing is encoded elsewhere.
 
-A picture or another file in them is refused. The instance would fetch its URL itself, past the router's checks.
+A picture or another file in them is refused. The instance would fetch its URL itself, past the router's checks. What
+:mod:`.responses` takes out before is no such file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -24,16 +27,34 @@ from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
 from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
-from embferry.serve.vllm.media_parts import parse_request
+from embferry.serve.vllm.item_encoder import ClientRequest
+from embferry.serve.vllm.media_parts import MediaPart, parse_request
 from embferry.trust.bounded_answers import ANSWER_LIMIT, MAX_COMPLETION_BYTES, STREAMED
 from embferry.trust.digests import DamagedError, content_digest
 
-PATHS = ("/v1/completions", "/v1/responses", "/tokenize", "/detokenize")
+PATHS = ("/v1/completions", "/tokenize", "/detokenize")
 _FILES = frozenset({
     "image_url", "video_url", "audio_url", "file_url", "input_audio", "file_data", "file_id", "file", "image", "video",
     "audio", "image_embeds", "video_embeds", "audio_embeds", "image_pil", "prompt_embeds", "url",
 })  # fmt: skip
 """Fields of an input that hold a file, or say where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it was read.
+
+    Attributes:
+        request: the whole.
+        characters: the number of those of its texts.
+        ignored: the fields that have no effect.
+        pictures: those of its input.
+    """
+
+    request: dict[str, Any]
+    characters: int
+    ignored: Ignored
+    pictures: Sequence[MediaPart] = ()
 
 
 class PassedOn(InstanceEndpoint):
@@ -50,15 +71,25 @@ class PassedOn(InstanceEndpoint):
 
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         body = incoming.take()
-        request, characters, ignored = await off_loop(JSON_WEIGHT * len(body), _parsed, body, self._path)
-        response.note_ignored(ignored)
-        given = request.get("model")
-        model = given if isinstance(given, str) else None
-        check_characters(characters, self.fleet.text_limits(model))
+        asked = await off_loop(JSON_WEIGHT * len(body), self._read, body)
+        response.note_ignored(asked.ignored)
+        request = ClientRequest(asked.request, headers_of(scope, self._settings), len(body), incoming.hold.add)
+        check_characters(asked.characters, self.fleet.text_limits(request.model))
+        body = await self._prepared(request, asked, body)
         digest = await off_loop(len(body), content_digest, body)
         async with AsyncExitStack() as held:
-            instance, received = await self._first(model, body, digest, headers_of(scope, self._settings), held)
+            instance, received = await self._first(request.model, body, digest, request.headers, held)
             await self._forward(instance, received, response)
+
+    def _read(self, body: bytes) -> Asked:
+        """Returns what a client asks. Called on a thread."""
+        request = parse_request(body)
+        check_files(request)
+        return Asked(request, count_characters(request), ignored_fields(request, self._path))
+
+    async def _prepared(self, request: ClientRequest, asked: Asked, body: bytes) -> bytes:
+        """Returns the body that an instance gets."""
+        return body
 
     async def _first(
         self, model: str | None, body: bytes, digest: str, headers: dict[str, str], held: AsyncExitStack
@@ -133,19 +164,21 @@ class PassedOn(InstanceEndpoint):
         await response.send_whole(Response(body, 200, {"content-type": content_type}))
 
 
-def _parsed(body: bytes, path: str) -> tuple[dict[str, Any], int, Ignored]:
-    """Returns a request, the characters of its texts, and its fields that have no effect."""
-    request = parse_request(body)
-    for name in ("input", "messages", "prompt", "prompt_embeds"):
+def check_files(request: dict[str, Any]) -> None:
+    """Checks that a request has no files, and no addresses that an instance would connect to.
+
+    Raises:
+        ServeError: unsupported_value.
+    """
+    for name in ("input", "messages", "prompt", "prompt_embeds", "previous_input_messages"):
         if (found := _file_in(request.get(name) if name != "prompt_embeds" else {name: request.get(name)})) is not None:
-            why = f"{name} has a file ({found}); at this path there are texts only, files go to /v1/chat/completions"
+            why = f"{name} has a file ({found}) that this path does not take; send files to /v1/chat/completions"
             raise ServeError("unsupported_value", why, param=name)
     tools = request.get("tools")
     for number, tool in enumerate(tools if isinstance(tools, list) else ()):
         if isinstance(tool, dict) and tool.get("server_url") is not None:
             at = f"tools[{number}].server_url"
             raise ServeError("unsupported_value", f"{at} cannot come from a client: the server would call it", param=at)
-    return request, count_characters(request), ignored_fields(request, path)
 
 
 def _file_in(value: Any) -> str | None:
