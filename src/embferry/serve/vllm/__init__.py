@@ -6,6 +6,7 @@ In the order of a request:
 ``endpoint``        what all paths share
 ``chat``            one chat request from start to end
 ``passed_on``       the paths that are passed on as they are
+``responses``       ``/v1/responses``, whose pictures encode instances encode
 ``fields``          the fields that vLLM knows
 ``media_parts``     its pictures and videos, and the same request with other parts in their place
 ``video_files``     the video files that may go to an instance
@@ -13,6 +14,8 @@ In the order of a request:
 ``items``           their content and their names
 ``received_cache``  deduplication: items that the language instance has received already are not encoded again
 ``item_encoder``    encodes each item at an instance
+``losses``          instances that ended while they encoded an item
+``fitness``         encode instances that fail every encode
 ``connectors``      the parameters that vLLM's EC connectors want
 ``language_call``   asks a language instance, up to its first token
 ``instance_digests`` digests between the router and an instance

@@ -57,6 +57,9 @@ class Chat(InstanceEndpoint):
         self._received = ReceivedCache(self.encoder)
         self.failover = Failover(self.encoder)
 
+    async def drain(self) -> None:
+        await self.encoder.fitness.close()
+
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         async with AsyncExitStack() as held:
             answer = await self._answer(incoming, headers_of(scope, self._settings), held, response)

@@ -42,6 +42,7 @@ class Instance:
     Attributes:
         zmq: the control address of its Mooncake connector, if it has one.
         trouble: why it is not up.
+        unfit: why it encodes nothing although it is up; see :mod:`.fitness`.
         models: OpenAI's model objects by name, as its ``/v1/models`` lists them.
         encoded: the items that it has encoded, the latest last.
         probing: held while a probe runs.
@@ -56,6 +57,7 @@ class Instance:
         self.zmq = zmq
         self.up = False
         self.trouble = "has not been asked yet"
+        self.unfit = ""
         self.models: dict[str, dict[str, Any]] = {}
         self.starts = 0
         self.encoded: OrderedDict[str, None] = OrderedDict()
@@ -142,6 +144,7 @@ class Fleet(Backends[VllmRouterMetrics]):
         """
         able = _untried(await self._up(self.encoders, model), tried)
         able = [one for one in able if one.url not in avoid] or able
+        able = [one for one in able if not one.unfit] or able
         if not able:
             return None
         home = max(able, key=lambda one: xxhash.xxh3_64_intdigest(f"{uuid} {one.url}".encode()))
@@ -195,6 +198,10 @@ class Fleet(Backends[VllmRouterMetrics]):
                 raise ServeError(
                     "model_not_found", f"the model {shown(model, 80)} {why}; load it there, too", param="model"
                 )
+
+    def own_headers(self, name: str) -> dict[str, str]:
+        """Returns the headers of a request of the router's own. ``name``: of the request."""
+        return {"Content-Type": "application/json", "X-Request-Id": f"router-{name}", **self._headers}
 
     def is_refused(self, status: int) -> bool:
         """Returns whether an instance has refused the router's own API key, with which no client has to do."""
@@ -258,6 +265,9 @@ class Fleet(Backends[VllmRouterMetrics]):
             if not any(one.up for one in instances):
                 troubles = "; ".join(f"{one.url} {one.trouble}" for one in instances)
                 problems.append(f"no {role} instance answers: {troubles}")
+            elif all(one.unfit or not one.up for one in instances):
+                troubles = "; ".join(f"{one.url} {one.trouble or one.unfit}" for one in instances)
+                problems.append(f"no {role} instance encodes: {troubles}")
         if not problems and not self.models().keys() & {name for one in self.encoders if one.up for name in one.models}:
             served = "; ".join(f"{one.url} serves {', '.join(one.models)}" for one in self.instances if one.up)
             problems.append(f"no model is served by both an encode and a language instance: {served}")
@@ -277,7 +287,15 @@ class Fleet(Backends[VllmRouterMetrics]):
 
     def known(self) -> list[KnownWorker]:
         return [
-            KnownWorker(one.url, one.role, one.url, tuple(one.models), one.up, self.in_flight[one], trouble=one.trouble)
+            KnownWorker(
+                one.url,
+                one.role,
+                one.url,
+                tuple(one.models),
+                one.up and not one.unfit,
+                self.in_flight[one],
+                trouble=one.trouble or one.unfit,
+            )
             for one in self.instances
         ]
 
@@ -286,7 +304,10 @@ class Fleet(Backends[VllmRouterMetrics]):
         raise ServeError("not_found", why)
 
     def counts(self) -> dict[str, int]:
-        return {"encode": sum(one.up for one in self.encoders), "language": sum(one.up for one in self.languages)}
+        return {
+            "encode": sum(one.up and not one.unfit for one in self.encoders),
+            "language": sum(one.up for one in self.languages),
+        }
 
     async def _watch(self, instance: Instance) -> None:
         while True:
@@ -342,7 +363,7 @@ class Fleet(Backends[VllmRouterMetrics]):
         instance.models = models
 
     def _set_up(self, instance: Instance) -> None:
-        instance.up, instance.trouble = True, ""
+        instance.up, instance.trouble, instance.unfit = True, "", ""
         instance.starts += 1
         instance.encoded.clear()
         log.info("%r answers and serves %s", instance, ", ".join(instance.models))

@@ -19,6 +19,7 @@ from embferry.serve.http.calls import add_digests
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
 from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
+from embferry.serve.vllm.fitness import Fitness
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
 from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.items import Item
@@ -75,6 +76,7 @@ class ItemEncoder:
         self.fleet = fleet
         self.connector = CONNECTORS[fleet.settings.vllm.connector]()
         self._losses = Losses()
+        self.fitness = Fitness(self._why_unfit)
 
     async def encode(
         self,
@@ -126,6 +128,7 @@ class ItemEncoder:
             except InstanceFaultError as error:
                 failed.append(f"{encoder!r}: {error}")
                 log.warning("%s", failed[-1])
+                self.fitness.failed(encoder)
                 faults, status = faults + 1, 502
                 if await self._note_if_lost(item, encoder, incarnation, request):
                     continue
@@ -145,13 +148,16 @@ class ItemEncoder:
                 status = 502
                 continue
             except UnusableResponseError as error:
-                status = status if error.is_capacity else 502
                 failed.append(f"{encoder!r}: {error}")
                 log.warning("%s", failed[-1])
                 self.fleet.suspect(encoder)
+                if not error.is_capacity:
+                    self.fitness.failed(encoder)
+                    status = 502
                 continue
             self.fleet.metrics.encodes.inc()
             self._losses.forget(item)
+            self.fitness.encoded(encoder)
             encoder.remember(item.uuid)
             return Encoded(item, encoder, incarnation, name, entry, transfer_id)
         raise _not_encoded(failed, self.fleet.encoders, status)
@@ -187,6 +193,21 @@ class ItemEncoder:
         if response.status_code != 200:
             log.warning("%r does not encode the router's own picture: status %s", encoder, response.status_code)
         return response.status_code == 200
+
+    async def _why_unfit(self, encoder: Instance) -> str:
+        """Returns why an encoder fails on a picture of the router's own; empty if it does not, or is down or busy."""
+        model = next(iter(encoder.models), None)
+        request = ClientRequest({"model": model} if model else {}, self.fleet.own_headers("fitness"))
+        try:
+            with self.fleet.count_in_flight(encoder):
+                await self._encode_at(encoder, request, probe_picture(), self.fleet.languages[0], None)
+        except InstanceFaultError as error:
+            return str(error)
+        except UnusableResponseError as error:
+            return "" if error.is_capacity else str(error)
+        except (httpx.TransportError, DamagedError, VerbatimError, ServeError) as error:
+            log.debug("%r could not be tested: %s", encoder, error)
+        return ""
 
     def _not_encodable(self, item: Item, why: str) -> ItemError:
         self.fleet.metrics.media_refused.labels("not_encodable").inc()
