@@ -19,18 +19,14 @@ MODES: dict[str, dict[str, Any]] = {
     "asynchronous scheduling": {"async_scheduling": True},
     "synchronous scheduling": {"async_scheduling": False},
     "no processor cache": {"mm_processor_cache_gb": 0},
-    "two pipeline stages": {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"},
 }
-PRODUCERS: dict[str, dict[str, Any]] = {"two pipeline stages": {"pipeline_parallel_size": 1}}
-"""What a producer has instead."""
 
 
 @pytest.fixture(scope="module", params=MODES)
 def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     from embferry.models.tiny_qwen import make
 
-    mode, producer = MODES[request.param], PRODUCERS.get(request.param)
-    with running(tmp_path_factory.mktemp("modes"), make, ["tcp"], producer=producer, **mode) as made:
+    with running(tmp_path_factory.mktemp("modes"), make, ["tcp"], **MODES[request.param]) as made:
         yield made
 
 
