@@ -53,6 +53,7 @@ def config(role: str, rank: int, ranks: int, engine: str, **extra: Any) -> Any:
         parallel_config=SimpleNamespace(
             rank=rank,
             world_size=2 * ranks,  # two pipeline stages
+            pipeline_parallel_size=1 if role == "ec_producer" else 2,
             tensor_parallel_size=ranks,
             prefill_context_parallel_size=1,
             data_parallel_rank=0,

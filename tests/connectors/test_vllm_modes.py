@@ -19,7 +19,6 @@ MODES: dict[str, dict[str, Any]] = {
     "asynchronous scheduling": {"async_scheduling": True},
     "synchronous scheduling": {"async_scheduling": False},
     "no processor cache": {"mm_processor_cache_gb": 0},
-    "two pipeline stages": {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"},
 }
 
 

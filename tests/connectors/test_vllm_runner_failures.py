@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from .pair import until
-from .runners import TOKENS, WIDTH, Request, Side, counted, encode, feature, fetched, loaded, output, vllm
+from .runners import TOKENS, WIDTH, Request, Side, config, counted, encode, feature, fetched, loaded, output, vllm
 
 pytestmark = [pytest.mark.vllm_more, pytest.mark.timeout(600)]
 
@@ -125,3 +125,11 @@ def test_a_request_without_pixels_fails_although_failures_are_encoded(make: Make
     consumer = make("ec_consumer")
     assert not consumer.scheduler.ensure_cache_available(Request("r", feature("a")), 0)
     assert consumer.scheduler.take_unavailable_requests() == {"r"}
+
+
+def test_an_encode_instance_has_one_pipeline_stage() -> None:
+    """With vLLM 0.32 the others would wait for ever for what the first stage sends."""
+    staged = config("ec_producer", 0, 1, "staged")
+    staged.parallel_config.pipeline_parallel_size = 2
+    with pytest.raises(ValueError, match="pipeline_parallel_size is 2"):
+        vllm().connector(staged, vllm().role.SCHEDULER)

@@ -83,6 +83,10 @@ class EmbferryConnector(ECConnectorBase):  # type: ignore[misc]  # vLLM is not i
     def __init__(self, vllm_config: VllmConfig, role: ECConnectorRole) -> None:
         super().__init__(vllm_config=vllm_config, role=role)
         transfer, parallel = vllm_config.ec_transfer_config, vllm_config.parallel_config
+        if not transfer.is_ec_consumer and parallel.pipeline_parallel_size > 1:
+            # vLLM's first stage returns after the encode, and the others wait for what it never sends.
+            why = "vLLM's encode instances hang with more than one; --tensor-parallel-size splits them too"
+            raise ValueError(f"pipeline_parallel_size is {parallel.pipeline_parallel_size}: {why}")
         config = parse(transfer.ec_connector_extra_config)
         name = f"{transfer.engine_id}-{parallel.data_parallel_rank}"
         # Only the first pipeline stage has an encoder cache.
