@@ -111,7 +111,7 @@ async def test_a_file_or_an_address_does_not_get_past_the_router(part: dict[str,
 
 
 async def test_a_client_s_name_for_a_picture_reaches_no_instance() -> None:
-    """vLLM would look it up in a cache that all clients share, and answer for what another client has sent."""
+    """VLLM would look it up in a cache that all clients share, and answer for what another client has sent."""
     encoder, language = Stub("e", "encode", behaviours=[by_content()]), Stub("l", "language", behaviours=[replied()])
     unseen = {"type": "input_text", "text": "x", "image_url": None, "uuid": "abc"}
     async with routed(encoder, language) as router:

@@ -1,4 +1,4 @@
-"""Answers that an instance has given up: vLLM ends them like complete ones, with a reason that no client asked for."""
+"""The end of an answer that an instance gives up: vLLM writes a reason for it that no client has asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What vLLM's refusal of a file means, in plain words: its own texts are those of the libraries that it uses."""
+"""The meaning of vLLM's refusal of a file, in plain words: its own texts are those of the libraries that it uses."""
 
 from __future__ import annotations
 
