@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.serve.vllm.stubs import (
@@ -246,3 +247,40 @@ async def test_a_tool_call_may_have_no_text() -> None:
     async with routed(encoder, language) as router:
         assert (await router.ask(request(picture(), stream=True))).body == ROLE + end + DONE
         assert (await router.ask(request(picture()))).status == 200
+
+
+@pytest.mark.parametrize("number", ["2", "x", 2.0, [2], None])
+async def test_a_number_of_answers_of_another_type_is_for_vllm_to_judge(number: Any) -> None:
+    async with routed(Stub("e", "encode"), language := Stub("l", "language")) as router:
+        answer = await router.ask(request(text(), n=number, echo=True, stream=True))
+    assert answer.status == 200
+    assert language.requests[0]["n"] == number
+
+
+@pytest.mark.parametrize("messages", [None, 5, "hi", {}])
+async def test_messages_that_are_no_list_are_refused(messages: Any) -> None:
+    async with routed(Stub("e", "encode"), language := Stub("l", "language")) as router:
+        answer = await router.ask({"model": "tiny", "messages": messages})
+    assert (answer.status, answer.error["param"]) == (400, "messages")
+    assert not language.requests
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("Failed to load image: cannot identify image file <_io.BytesIO object at 0x7f>", "send it as PNG or JPEG"),
+        ("Failed to apply Qwen3VLProcessor on data={'text': '<|vision_start|>", "one side much longer"),
+    ],
+)
+async def test_a_picture_that_vllm_cannot_read_is_named_in_plain_words(said: str, why: str) -> None:
+    async def refuse(stub: Stub, body: dict[str, Any]) -> httpx.Response:
+        return httpx.Response(400, json={"error": {"message": said}})
+
+    async with routed(Stub("e", "encode", behaviours=[refuse] * 2), Stub("l", "language")) as router:
+        answer = await router.ask(request(text(), picture()))
+        assert (answer.status, answer.error["code"]) == (400, "image_corrupt")
+        assert answer.error["param"] == "messages[0].content[1]"
+        assert why in answer.error["message"]
+        assert "BytesIO" not in answer.error["message"]
+        options = await router.ask(request(picture(), mm_processor_kwargs={"max_pixels": "x"}))
+        assert options.error["message"] == said  # the options may be the reason

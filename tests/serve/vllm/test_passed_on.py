@@ -15,7 +15,7 @@ from embferry.serve.vllm import fields
 from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.passed_on import PATHS
 from embferry.serve.vllm.responses import RESPONSES
-from tests.serve.vllm.stubs import BREAK, Stub, answered, picture, request, routed, streamed, text
+from tests.serve.vllm.stubs import BREAK, Network, Stub, answered, events_of, picture, request, routed, streamed, text
 
 pytestmark = pytest.mark.asyncio
 
@@ -218,3 +218,80 @@ async def test_the_fields_are_those_of_the_installed_vllm() -> None:
         fields.DETOKENIZE_FIELDS,
         fields.STREAM_OPTIONS,
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/tokenize", {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "uuid": "abc"}]}]}),
+        (
+            "/v1/responses",
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "uuid": "abc"}]}]},
+        ),
+        ("/v1/responses", {"input": [{"type": "function_call_output", "output": [{"text": "x", "uuid": "abc"}]}]}),
+    ],
+)
+async def test_a_client_s_name_for_a_part_is_removed(path: str, asked: dict[str, Any]) -> None:
+    language = Stub("l", "language", behaviours=[replied()])
+    async with routed(Stub("e", "encode"), language) as router:
+        assert (await router.post(path, asked)).status == 200
+    assert json.dumps(language.requests[0]) == json.dumps(asked).replace(', "uuid": "abc"', "")
+
+
+async def test_a_field_that_is_called_like_that_stays() -> None:
+    call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": {"uuid": "abc"}}
+    asked = {"input": [call], "tools": [{"type": "function", "parameters": {"properties": {"uuid": {}}}}]}
+    language = Stub("l", "language", behaviours=[replied()])
+    async with routed(Stub("e", "encode"), language) as router:
+        assert (await router.post("/v1/responses", asked)).status == 200
+    assert language.requests == [asked]
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_an_instance_gives_up_is_an_error(reason: str, stream: bool) -> None:
+    """A server of vLLM that is told to end ends its answers as if they were complete."""
+    events = events_of("a red circle", reason)
+    whole = {"choices": [{"text": "a red", "finish_reason": reason}]}
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        if path == "/v1/chat/completions" and not stream:
+            continue  # asked again
+        language = Stub("l", "language", behaviours=[streamed(*events) if stream else replied(200, whole)])
+        async with routed(Stub("e", "encode"), language) as router:
+            response = await router.post(path, request(text(), prompt="x", stream=stream))
+        assert response.status == (200 if stream else 502)
+        assert b'"worker_failed"' in response.body
+        assert b"[DONE]" not in response.body
+        assert b'"finish_reason": "' not in response.body
+
+
+async def test_a_text_that_speaks_of_a_reason_is_none() -> None:
+    said = '"finish_reason":"abort"'
+    language = Stub("l", "language", behaviours=[streamed(*events_of(said)), answered(said)])
+    async with routed(Stub("e", "encode"), language) as router:
+        assert (await router.ask(request(text(), stream=True))).body.rstrip().endswith(b"[DONE]")
+        assert (await router.post("/v1/completions", {"prompt": "x"})).status == 200
+
+
+async def test_a_missing_model_has_the_limit_of_those_that_are_served() -> None:
+    described = {"id": "tiny", "object": "model", "max_model_len": 100}
+    language = Stub("l", "language", behaviours=[replied()])
+    async with routed(
+        Stub("e", "encode"), language, network=Described(described, Stub("e", "encode"), language)
+    ) as router:
+        for path in ("/tokenize", "/v1/completions"):
+            refused = await router.post(path, {"prompt": "x" * 2000})
+            assert (refused.status, refused.error["code"]) == (400, "context_length_exceeded")
+        assert (await router.post("/tokenize", {"prompt": "x" * 200})).status == 200
+
+
+class Described(Network):
+    """Instances whose list of models has this one."""
+
+    def __init__(self, model: dict[str, Any], *stubs: Stub) -> None:
+        super().__init__(*stubs)
+        self._model = model
+
+    async def handle_async_request(self, asked: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(asked)
+        return httpx.Response(200, json={"data": [self._model]}) if asked.url.path == "/v1/models" else answer

@@ -108,3 +108,17 @@ async def test_a_file_or_an_address_does_not_get_past_the_router(part: dict[str,
     assert (response.status, response.json()["error"]["code"]) == (status, code)
     assert response.json()["error"]["param"] in ("input", "input[0].content[0]")
     assert not encoder.requests + language.requests
+
+
+async def test_a_client_s_name_for_a_picture_reaches_no_instance() -> None:
+    """VLLM would look it up in a cache that all clients share, and answer for what another client has sent."""
+    encoder, language = Stub("e", "encode", behaviours=[by_content()]), Stub("l", "language", behaviours=[replied()])
+    unseen = {"type": "input_text", "text": "x", "image_url": None, "uuid": "abc"}
+    async with routed(encoder, language) as router:
+        response = await router.post("/v1/responses", asked(image(url(), uuid="abc", detail="high"), unseen))
+        assert response.status == 200
+    (got,) = language.requests
+    first, second, _ = got["input"][0]["content"]
+    assert first == {"type": "input_image", "image_url": url(), "detail": "high"}
+    assert second == {"type": "input_text", "text": "x", "image_url": None}
+    assert "uuid" not in str(encoder.requests)

@@ -8,6 +8,7 @@ In the order of a request:
 ``passed_on``       the paths that are passed on as they are
 ``responses``       ``/v1/responses``, whose pictures encode instances encode
 ``fields``          the fields that vLLM knows
+``constraint_bounds`` bounds on the forms that answers are to have
 ``media_parts``     its pictures and videos, and the same request with other parts in their place
 ``video_files``     the video files that may go to an instance
 ``sounds``          its sounds
@@ -16,8 +17,10 @@ In the order of a request:
 ``item_encoder``    encodes each item at an instance
 ``losses``          instances that ended while they encoded an item
 ``fitness``         encode instances that fail every encode
+``refused_items``   what an instance's refusal of a file means
 ``connectors``      the parameters that vLLM's EC connectors want
 ``language_call``   asks a language instance, up to its first token
+``given_up``        answers that an instance has given up
 ``instance_digests`` digests between the router and an instance
 ``instance_videos`` protects an instance from damaged video files
 ``fleet``           the instances that there are

@@ -23,12 +23,14 @@ from embferry.serve.vllm.failover import Failover, Transfer
 from embferry.serve.vllm.failures import EncodeAgainError
 from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.fleet import Fleet, Instance
+from embferry.serve.vllm.given_up import unless_given_up
 from embferry.serve.vllm.item_encoder import CHAT, ClientRequest, ItemEncoder
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
 from embferry.serve.vllm.losses import ItemError
 from embferry.serve.vllm.media_parts import (
     MediaPart,
+    check_messages,
     media_parts,
     parse_request,
     sound_parts,
@@ -188,7 +190,8 @@ async def _forward(fleet: Fleet, answer: Answer, response: ClientResponse) -> No
     """Sends the answer to the client.
 
     Raises:
-        ServeError: worker_failed if the answer breaks off or its instance stalls, network_damage if it arrives damaged.
+        ServeError: worker_failed if the answer breaks off, is given up or its instance stalls; network_damage if it
+            arrives damaged.
     """
     if answer.rest is None or answer.instance is None:
         await response.send_whole(Response(answer.body, answer.status, {"content-type": answer.content_type}))
@@ -198,7 +201,7 @@ async def _forward(fleet: Fleet, answer: Answer, response: ClientResponse) -> No
     tail = answer.body[-_TAIL:]
     try:
         async with fleet.unless_stalled(answer.instance):
-            async for piece in answer.rest:
+            async for piece in unless_given_up(answer.instance, answer.rest):
                 tail = (tail + piece)[-_TAIL:]
                 await response.write(piece)
     except httpx.TransportError as error:
@@ -234,6 +237,7 @@ class _Parsed:
 
     def __init__(self, body: bytes) -> None:
         self.request = parse_request(body)
+        check_messages(self.request)
         self.parts = media_parts(self.request)
         self.sounds = sound_parts(self.request)
         self.characters = characters_of(self.request, self.parts)

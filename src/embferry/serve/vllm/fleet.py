@@ -279,7 +279,9 @@ class Fleet(Backends[VllmRouterMetrics]):
 
     def text_limits(self, model: str | None) -> LanguageSettings:
         """Returns the settings that bound the texts of a request, with the tokens that this model takes, if known."""
-        served = [one.models[model] for one in self.languages if model is not None and model in one.models]
+        served = [
+            described for one in self.languages for name, described in one.models.items() if model in (None, name)
+        ]
         found = [described.get("max_model_len") for described in served]
         tokens = max((one for one in found if isinstance(one, int) and one > 0), default=None)
         language = self.settings.language

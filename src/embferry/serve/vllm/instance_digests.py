@@ -139,6 +139,18 @@ def content_type_of(response: httpx.Response) -> str:
 
 
 async def whole_body(response: httpx.Response, grow: Callable[[int], object] = lambda nbytes: None) -> bytes:
+    """Reads an answer as :func:`_whole_body` does, and closes the connection of one with a status from 500 on.
+
+    After an exception in vLLM its server closes the connection without saying so in the answer. The next request could
+    be sent on it before that is known here.
+    """
+    body = await _whole_body(response, grow)
+    if response.status_code >= 500 and (stream := response.extensions.get("network_stream")) is not None:
+        await stream.aclose()
+    return body
+
+
+async def _whole_body(response: httpx.Response, grow: Callable[[int], object]) -> bytes:
     """Reads an answer and returns its body, checked if the instance has the middleware. A proved answer has to be.
 
     Args:

@@ -25,6 +25,7 @@ from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.items import Item
 from embferry.serve.vllm.losses import ItemError, Losses
 from embferry.serve.vllm.probe_picture import probe_picture
+from embferry.serve.vllm.refused_items import refused_item
 from embferry.trust.digests import DamagedError, content_digest
 
 log = logging.getLogger(__name__)
@@ -99,8 +100,9 @@ class ItemEncoder:
             never: encoders that are not asked at all.
 
         Raises:
-            VerbatimError: an encoder refuses the item as wrong.
-            ItemError: image_corrupt or video_corrupt, if encoders fail on the item and encode another one;
+            VerbatimError: an encoder refuses the request as wrong.
+            ItemError: image_corrupt or video_corrupt, if an encoder cannot read the item, or if encoders fail on it and
+                encode another one;
                 media_decoder_failed, if two ended during its encode.
             ServeError: no_worker if no encoder can be reached or has capacity, worker_failed if all fail.
         """
@@ -227,7 +229,7 @@ class ItemEncoder:
             raise UnusableResponseError("it refuses the router's API key")
         if status != 200:
             if 400 <= status < 500 and not is_busy(status):
-                raise VerbatimError.of(response, answer)
+                raise refused_item(item, answer, request.content) or VerbatimError.of(response, answer)
             why = f"status {status}: {answer[:300].decode(errors='replace')}"
             if is_busy(status):
                 raise UnusableResponseError(why, is_capacity=True)

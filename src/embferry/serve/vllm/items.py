@@ -14,7 +14,7 @@ from typing import Any
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.fetch import Fetcher, Grow, is_frame_list
-from embferry.serve.media.formats import format_of, other_than_media
+from embferry.serve.media.formats import format_of, other_than_media, with_article
 from embferry.serve.media.limits import check_counts, fetch_all
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.media_parts import Kind, MediaPart
@@ -117,7 +117,7 @@ def _check_picture(data: bytes) -> None:
         raise ServeError("unsupported_media_type", known)
     found = format_of(data)
     if found is not None and found.kind == "video":
-        raise ServeError("wrong_media_kind", f"the file is a {found.name} video; this part takes a picture")
+        raise ServeError("wrong_media_kind", f"the file is {with_article(found.name)} video; this part takes a picture")
 
 
 def _decoded(url: str, characters: int | None = None) -> bytes:

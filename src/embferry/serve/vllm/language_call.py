@@ -21,13 +21,12 @@ from embferry.serve.http.calls import add_digests
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
+from embferry.serve.vllm.given_up import REASONS
 from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
 from embferry.serve.vllm.item_encoder import CHAT, ClientRequest
 from embferry.trust.bounded_answers import ANSWER_LIMIT, MAX_COMPLETION_BYTES, STREAMED
 from embferry.trust.digests import DamagedError, content_digest
 
-_UNFINISHED = ("error", "abort")
-"""vLLM's finish reasons that no client has asked for."""
 _ROUTER_FIELDS = ("image_embeds", "video_embeds", "enable-mm-embeds", "should contain the fields")
 """Words in a complaint about fields that the router has written, not the client."""
 
@@ -143,7 +142,7 @@ async def _read_to_first_token(instance: Instance, events: AsyncIterator[bytes],
         EncodeAgainError, VerbatimError: there is no token.
     """
     seen, parsed = bytearray(), 0
-    echoes = (request.get("n") or 1) if request.get("echo") is True else 0
+    echoes = _choices(request) if request.get("echo") is True else 0
     async for piece in events:
         seen += piece
         if len(seen) > MAX_COMPLETION_BYTES:
@@ -163,6 +162,14 @@ async def _read_to_first_token(instance: Instance, events: AsyncIterator[bytes],
     raise EncodeAgainError("worker_failed", f"{instance!r} ended its answer before the first token")
 
 
+def _choices(request: dict[str, Any]) -> int:
+    """Returns the number of answers to a request. vLLM takes a number that is written in a string, too."""
+    try:
+        return int(request.get("n") or 1)
+    except (TypeError, ValueError):
+        return 1
+
+
 def _parse_event(text: bytes) -> dict[str, Any] | None:
     """Returns the JSON object of a server-sent event; None for a comment and for ``[DONE]``."""
     if not text.startswith(b"data:"):
@@ -179,7 +186,7 @@ def _has_text(instance: Instance, chunk: dict[str, Any]) -> bool:
     try:
         for choice in chunk.get("choices") or ():
             reason = choice.get("finish_reason")
-            if reason in _UNFINISHED:
+            if reason in REASONS:
                 raise _given_up(instance, f"finish_reason {reason!r}")
             if reason is not None or "role" not in (choice.get("delta") or {}):
                 return True
@@ -192,7 +199,7 @@ def _check_complete(instance: Instance, body: bytes) -> None:
     """Raises EncodeAgainError if the body is no completion, or an unfinished one."""
     try:
         reasons = [choice["finish_reason"] for choice in read_json(body)["choices"]]
-        unfinished = [reason for reason in reasons if reason in _UNFINISHED]
+        unfinished = [reason for reason in reasons if reason in REASONS]
     except (ValueError, KeyError, TypeError) as error:
         why = f"the answer of {instance!r} is no completion"
         raise EncodeAgainError("worker_failed", why) from error

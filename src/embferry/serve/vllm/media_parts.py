@@ -13,6 +13,7 @@ from typing import Any, Literal
 from embferry.protocol.text import shown
 from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object
+from embferry.serve.vllm.constraint_bounds import check_constraints
 
 Kind = Literal["image", "video"]
 
@@ -66,7 +67,8 @@ def parse_request(body: bytes) -> dict[str, Any]:
     """Returns a client's request.
 
     Raises:
-        ServeError: invalid_json; model_not_found; unsupported_value for fields that only a router may set.
+        ServeError: invalid_json; model_not_found; unsupported_value for fields that only a router may set;
+            invalid_request for a form of the answer that takes too much to compile.
     """
     request = parse_object(body)
     model = request.get("model")
@@ -78,7 +80,17 @@ def parse_request(body: bytes) -> dict[str, Any]:
             raise _reserved(name)
         if isinstance(arguments, dict) and name in arguments:
             raise _reserved(f"vllm_xargs.{name}")
+    if request.get("prompt_embeds") is not None:
+        why = "prompt_embeds cannot come from a client; send the text itself"
+        raise ServeError("unsupported_value", why, param="prompt_embeds")
+    check_constraints(request)
     return request
+
+
+def check_messages(request: dict[str, Any]) -> None:
+    """Raises ServeError invalid_request if the messages are no list: vLLM's error would be one of Python."""
+    if not isinstance(request.get("messages", []), list):
+        raise ServeError("invalid_request", "messages must be a list", param="messages")
 
 
 def media_parts(request: dict[str, Any]) -> list[MediaPart]:

@@ -26,6 +26,7 @@ from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of
 from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fields import ignored_fields
 from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
+from embferry.serve.vllm.given_up import check_not_given_up, unless_given_up
 from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
 from embferry.serve.vllm.item_encoder import ClientRequest
 from embferry.serve.vllm.media_parts import MediaPart, parse_request
@@ -38,6 +39,9 @@ _FILES = frozenset({
     "audio", "image_embeds", "video_embeds", "audio_embeds", "image_pil", "prompt_embeds", "url",
 })  # fmt: skip
 """Fields of an input that hold a file, or say where it is."""
+_INPUTS = ("input", "messages", "prompt", "previous_input_messages")
+_PARTS = ("content", "output")
+"""Fields with lists of parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,14 @@ class Asked:
         request: the whole.
         characters: the number of those of its texts.
         ignored: the fields that have no effect.
+        is_changed: it is not what the client has sent.
         pictures: those of its input.
     """
 
     request: dict[str, Any]
     characters: int
     ignored: Ignored
+    is_changed: bool
     pictures: Sequence[MediaPart] = ()
 
 
@@ -84,12 +90,14 @@ class PassedOn(InstanceEndpoint):
     def _read(self, body: bytes) -> Asked:
         """Returns what a client asks. Called on a thread."""
         request = parse_request(body)
+        ignored = ignored_fields(request, self._path)
+        is_changed = strip_names(request)
         check_files(request)
-        return Asked(request, count_characters(request), ignored_fields(request, self._path))
+        return Asked(request, count_characters(request), ignored, is_changed)
 
     async def _prepared(self, request: ClientRequest, asked: Asked, body: bytes) -> bytes:
         """Returns the body that an instance gets."""
-        return body
+        return await request.as_json(asked.request, ()) if asked.is_changed else body
 
     async def _first(
         self, model: str | None, body: bytes, digest: str, headers: dict[str, str], held: AsyncExitStack
@@ -145,7 +153,7 @@ class PassedOn(InstanceEndpoint):
             async with self.fleet.unless_stalled(instance):
                 if status == 200 and content_type.startswith("text/event-stream"):
                     await response.start(200, [(b"content-type", content_type.encode())])
-                    async for piece in received_pieces(received):
+                    async for piece in unless_given_up(instance, received_pieces(received)):
                         await response.write(piece)
                     await response.write(b"", more=False)
                     return
@@ -161,6 +169,7 @@ class PassedOn(InstanceEndpoint):
         if status != 200:
             text = body[:500].decode(errors="replace")
             raise ServeError("worker_failed", f"{instance!r} failed with status {status}: {text}")
+        check_not_given_up(instance, body)
         await response.send_whole(Response(body, 200, {"content-type": content_type}))
 
 
@@ -170,8 +179,8 @@ def check_files(request: dict[str, Any]) -> None:
     Raises:
         ServeError: unsupported_value.
     """
-    for name in ("input", "messages", "prompt", "prompt_embeds", "previous_input_messages"):
-        if (found := _file_in(request.get(name) if name != "prompt_embeds" else {name: request.get(name)})) is not None:
+    for name in _INPUTS:
+        if (found := _file_in(request.get(name))) is not None:
             why = f"{name} has a file ({found}) that this path does not take; send files to /v1/chat/completions"
             raise ServeError("unsupported_value", why, param=name)
     tools = request.get("tools")
@@ -179,6 +188,26 @@ def check_files(request: dict[str, Any]) -> None:
         if isinstance(tool, dict) and tool.get("server_url") is not None:
             at = f"tools[{number}].server_url"
             raise ServeError("unsupported_value", f"{at} cannot come from a client: the server would call it", param=at)
+
+
+def strip_names(request: dict[str, Any]) -> bool:
+    """Removes the ``uuid`` of every part: vLLM would look it up in a cache that all clients share.
+
+    Returns:
+        Whether there was one.
+    """
+    left = [request.get(name) for name in _INPUTS]
+    was_named = False
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += one
+        elif isinstance(one, dict):
+            for name in _PARTS:
+                for part in one[name] if isinstance(one.get(name), list) else ():
+                    was_named |= isinstance(part, dict) and part.pop("uuid", None) is not None
+            left += one.values()
+    return was_named
 
 
 def _file_in(value: Any) -> str | None:

@@ -19,7 +19,7 @@ from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder, gather_
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.losses import ItemError
 from embferry.serve.vllm.media_parts import MediaPart, parse_request
-from embferry.serve.vllm.passed_on import Asked, PassedOn, check_files
+from embferry.serve.vllm.passed_on import Asked, PassedOn, check_files, strip_names
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +40,16 @@ class Responses(PassedOn):
 
     def _read(self, body: bytes) -> Asked:
         request = parse_request(body)
+        ignored = ignored_fields(request, RESPONSES)
+        is_changed = strip_names(request)
         pictures = input_pictures(request)
         rest = with_pictures(request, [(one, None) for one in pictures])
         check_files(rest)  # a part could name a second file
-        return Asked(request, count_characters(rest), ignored_fields(request, RESPONSES), pictures)
+        return Asked(request, count_characters(rest), ignored, is_changed, pictures)
 
     async def _prepared(self, request: ClientRequest, asked: Asked, body: bytes) -> bytes:
         if not asked.pictures:
-            return body
+            return await super()._prepared(request, asked, body)
         fetcher, limits = self.fleet.fetcher, self._settings.media
         items = await load_items(asked.pictures, request.content, fetcher, limits, request.grow, are_named=False)
         pairs = list(zip(asked.pictures, items, strict=True))
@@ -106,12 +108,20 @@ def _url(part: dict[str, Any], number: int, position: int) -> str:
 
 
 def with_pictures(request: dict[str, Any], pictures: Sequence[tuple[MediaPart, str | None]]) -> dict[str, Any]:
-    """Returns a copy of the request with another URL for each of these pictures; None takes it out of the part."""
+    """Returns a copy of the request with another URL for each of these pictures; None takes it out of the part.
+
+    A part with a URL keeps the fields of the API alone: vLLM would take a ``uuid`` for its name in a cache that all
+    clients share.
+    """
     if not pictures:
         return request
     messages = list(request[_FIELD])
     for one, url in pictures:
         content = list(messages[one.message]["content"])
-        content[one.part] = {**content[one.part], "image_url": url}
+        part = content[one.part]
+        if url is None:
+            content[one.part] = {**part, "image_url": None}
+        else:
+            content[one.part] = {name: part[name] for name in ("type", "detail") if name in part} | {"image_url": url}
         messages[one.message] = {**messages[one.message], "content": content}
     return {**request, _FIELD: messages}
