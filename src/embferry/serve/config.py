@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from embferry.serve.config_values import (
     AddressOrUrl,
+    CacheUrl,
     Folders,
     Host,
     MediaHosts,
@@ -210,6 +211,19 @@ class EncodeSettings(Section):
     unclaimed_grace: Seconds = 5
     """Seconds after which such an embedding makes room for a new request when `encode.max_rooms` or
     `encode.max_held_bytes` is reached. Sooner if its caller (by IP address) has more of them than the new one's."""
+
+
+class CacheSettings(Section):
+    """The cache that encoders share: encode workers, or the instances of vLLM that `embferry serve` starts."""
+
+    url: CacheUrl | None = None
+    """Where embeddings are kept for all encoders, and beyond their end: a folder, `file:///var/cache/embferry`, or a
+    Mooncake store, `mooncake://10.0.0.1:50051`. `--cache URL` says the same. None by default."""
+    max_bytes: Positive = 10 * 1024 * MIB
+    """Bytes of the folder. The least recently used embeddings make room for new ones. A Mooncake store has bounds of
+    its own."""
+    lookup_timeout: Seconds = 1
+    """Seconds for which a request waits for a lookup; then its item is encoded."""
 
 
 class LanguageSettings(Section):
@@ -428,6 +442,7 @@ class Settings(Section):
     transfer: TransferSettings = TransferSettings()
     media: MediaSettings = MediaSettings()
     encode: EncodeSettings = EncodeSettings()
+    cache: CacheSettings = CacheSettings()
     language: LanguageSettings = LanguageSettings()
     router: RouterSettings = RouterSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()
