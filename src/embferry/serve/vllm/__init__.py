@@ -13,6 +13,7 @@ In the order of a request:
 ``video_files``     the video files that may go to an instance
 ``sounds``          its sounds
 ``items``           their content and their names
+``prompt_prefixes`` what the prefix cache of an instance may cover
 ``received_cache``  deduplication: items that the language instance has received already are not encoded again
 ``item_encoder``    encodes each item at an instance
 ``losses``          instances that ended while they encoded an item

@@ -38,6 +38,7 @@ from embferry.serve.vllm.media_parts import (
     with_sounds,
     without_uuids,
 )
+from embferry.serve.vllm.prompt_prefixes import prefixes_of
 from embferry.serve.vllm.received_cache import ReceivedCache
 from embferry.serve.vllm.sounds import load_sounds
 from embferry.serve.vllm.texts import characters_of
@@ -112,6 +113,7 @@ class Chat(InstanceEndpoint):
     ) -> Answer:
         """Encodes and asks; once more, elsewhere, after a retryable failure behind the encode."""
         avoid: set[str] = set()
+        request = replace(request, prefixes=await off_loop(request.nbytes, prefixes_of, request.content, media))
         try:
             return await self._split(request, media, avoid, held)
         except EncodeAgainError as error:
@@ -161,7 +163,8 @@ class Chat(InstanceEndpoint):
                 if transfers and language is not None:
                     self._received.forget(language, encoded)
             if transfers and answer.instance is not None:
-                self._received.arrived(answer.instance, [transfer.encoded for transfer in transfers])
+                used = [transfer.encoded for transfer in transfers]
+                self._received.arrived(answer.instance, request, encoded, used)
             held.push_async_exit(mine.pop_all())
             return answer
 
@@ -171,7 +174,7 @@ class Chat(InstanceEndpoint):
         """Returns the language instance, where the connector needs to know it, and the encoded items."""
         if not self._connector.needs_language:
             return None, await self._received.encode_all(request, items, None, avoid, ignore_cache=True)
-        language = await self.fleet.language(request.model, (), lambda one: self._received.count(one, items))
+        language = await self.fleet.language(request.model, (), lambda one: self._received.count(one, request, items))
         if language is None:
             raise ServeError("no_worker", "; ".join(self.fleet.missing()) or "no language instance is available")
         with self.fleet.count_in_flight(language):
