@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from embferry.cache.contract import verify
-from embferry.cache.entry import DTYPES, MAX_HEAD, Damaged, Entry, checked, digest_of, parse
+from embferry.cache.entry import DTYPES, MAX_HEAD, MAX_MODEL, Damaged, Entry, checked, digest_of, model_label, parse
 from embferry.connectors.shared import shape as connectors
 from embferry.protocol.layout import ITEM_BYTES, MAX_FIELDS, MAX_NAME, MAX_WIDTH, Field, Layout
 
@@ -155,3 +155,8 @@ def test_an_entry_that_could_not_be_read_is_not_written(changes: dict[str, Any])
 
 def _plain(entry: Entry) -> dict[str, Any]:
     return {name: getattr(entry, name) for name in Entry.__struct_fields__}
+
+
+def test_the_name_of_a_model_is_printable_and_short() -> None:
+    assert model_label("a\x1b[31mmödel") == "a?[31mm?del"
+    assert len(model_label("x" * 1000)) == MAX_MODEL

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from embferry.cache.contract import Accept, Store
-from embferry.cache.entry import Entry
+from embferry.cache.contract import Store
 from embferry.connectors.shared.counters import Counters
 from embferry.connectors.shared.shape import digest_of
 from embferry.connectors.shared.shared_rows import ByteRows, SharedRows
@@ -98,30 +97,3 @@ class Encoder:
         self.shared.close()
         self.producer.close()
         self.workers.close()
-
-
-class Stubborn:
-    """A store whose calls do what a test wants."""
-
-    def __init__(self, read: Callable[[], None] = lambda: None, write: Callable[[], None] = lambda: None) -> None:
-        self._read, self._write = read, write
-        self.written: list[str] = []
-
-    def read(self, key: str, accept: Accept) -> Entry | None:
-        self._read()
-        return None
-
-    def write(self, entry: Entry, data: memoryview) -> int:
-        self._write()
-        self.written.append(entry.key)
-        return entry.nbytes
-
-    def close(self) -> None:
-        pass
-
-
-def refuse(code: int) -> Callable[[], None]:
-    def call() -> None:
-        raise OSError(code, "no")
-
-    return call

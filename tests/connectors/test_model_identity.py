@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from embferry import LocalProtocolError
-from embferry.connectors.vllm.model_identity import check, files_digest, identify, model_name
+from embferry.connectors.vllm.model_identity import check, files_digest, identify
 
 
 @dataclass
@@ -159,11 +159,6 @@ def test_a_model_that_cannot_be_identified_is_refused(config: Any, change: Calla
     change(config)
     with pytest.raises(LocalProtocolError, match=why):
         check(config)
-
-
-def test_the_name_is_printable(config: Any) -> None:
-    config.model_config.model = "a\x1b[31mmödel"
-    assert model_name(config) == "a?[31mm?del"
 
 
 def test_a_model_of_the_hub_is_the_commit_that_was_loaded(config: Any, folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from embferry import LocalProtocolError
+from embferry.cache import encoder_store
 from embferry.cache.contract import Accept
 from embferry.cache.entry import Entry
 from embferry.cache.folder import FolderStore
@@ -22,8 +23,9 @@ from embferry.connectors.vllm import shared_cache as module
 from embferry.connectors.vllm.config import parse
 from embferry.connectors.vllm.item_key import Item
 from embferry.connectors.vllm.shared_cache import SharedCache
+from tests.cache.stubborn import Stubborn, refuse
 
-from .cache_encoder import Encoder, Stubborn, item, refuse
+from .cache_encoder import Encoder, item
 from .pair import GUARD_S, SHAPE, rows_like, until
 
 pytestmark = pytest.mark.integration
@@ -187,16 +189,16 @@ def test_a_store_that_hangs_costs_one_time_limit(start: Start) -> None:
     """Later requests do not wait at all until the store responds again."""
     hangs = threading.Event()
     encoder = start(Stubborn(lambda: hangs.wait(GUARD_S)), timeout=0.05)
-    items = [item(str(number)) for number in range(module.READERS)]
+    items = [item(str(number)) for number in range(encoder_store.READERS)]
     assert encoder.shared.is_searching("r", items, lambda name: None)
     until(lambda: not encoder.shared.is_searching("r", items, lambda name: None))
-    assert encoder.count("shared_cache_misses", "late") == module.READERS
-    until(lambda: encoder.shared._readers.is_stalled(0.05))
+    assert encoder.count("shared_cache_misses", "late") == encoder_store.READERS
+    until(lambda: encoder.shared._store._readers.is_stalled(0.05))
     assert not encoder.shared.is_searching("s", [item("x")], lambda name: None)
     assert encoder.count("shared_cache_misses", "busy") == 1
     hangs.set()
-    until(lambda: not encoder.shared._readers.is_stalled(0.05))
-    encoder.shared._lookup_timeout = GUARD_S
+    until(lambda: not encoder.shared._store._readers.is_stalled(0.05))
+    encoder.shared._store.lookup_timeout = GUARD_S
     until(lambda: not encoder.shared.is_searching("t", [item("y")], lambda name: None))
     assert encoder.count("shared_cache_misses", "absent") == 1
 
@@ -217,7 +219,7 @@ def test_an_embedding_that_is_found_too_late_is_not_used(store: FolderStore, sta
     assert slow.wait(GUARD_S)
     second.shared.forget("r", ["a"])
     blocker.set()
-    assert second.shared._readers.close(GUARD_S)
+    assert second.shared._store._readers.close(GUARD_S)
     assert second.producer.find("a") is None
     assert (second.count("shared_cache_hits"), second.count("shared_cache_misses", "late")) == (0, 0)
 
@@ -243,27 +245,27 @@ def writing(start: Start, names: str) -> Iterator[Encoder]:
 
 
 def test_a_full_queue_drops_a_write_and_nothing_waits(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_WRITES", 2)
+    monkeypatch.setattr(encoder_store, "MAX_WRITES", 2)
     with writing(start, "abc") as encoder:
         assert encoder.count("shared_cache_dropped", "queue_full") == 1
-    store = encoder.shared._store
+    store = encoder.shared._store._store
     assert isinstance(store, Stubborn)
     until(lambda: len(store.written) == 3)
 
 
 def test_the_bytes_that_wait_to_be_written_are_bounded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_WRITE_BYTES", SHAPE.nbytes)
+    monkeypatch.setattr(encoder_store, "MAX_WRITE_BYTES", SHAPE.nbytes)
     with writing(start, "ab") as encoder:
         assert encoder.count("shared_cache_dropped", "queue_full") == 1
 
 
 def test_too_many_lookups_are_misses(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_LOOKUPS", 1)
+    monkeypatch.setattr(encoder_store, "MAX_LOOKUPS", 1)
     hangs = threading.Event()
     encoder = start(Stubborn(lambda: hangs.wait(GUARD_S)))
     items = [item(str(number)) for number in range(20)]
     assert encoder.shared.is_searching("r", items, lambda name: None)
-    assert encoder.count("shared_cache_misses", "busy") >= 20 - module.READERS - 1
+    assert encoder.count("shared_cache_misses", "busy") >= 20 - encoder_store.READERS - 1
     hangs.set()
 
 
@@ -286,7 +288,7 @@ def test_nothing_is_shared_until_the_model_is_identified(start: Start, monkeypat
     known.set()
     until(lambda: encoder.shared._identity)
     encoder.ask(item("b"))
-    store = encoder.shared._store
+    store = encoder.shared._store._store
     assert isinstance(store, Stubborn)
     until(lambda: len(store.written) == 1)
 

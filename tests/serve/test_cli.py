@@ -124,6 +124,24 @@ def test_a_missing_model_is_reported_before_anything_starts(verb: str) -> None:
     assert "no model '/nowhere'" in err
 
 
+@pytest.mark.parametrize("verb", ["serve", "encode"])
+@pytest.mark.parametrize(
+    ("option", "named"), [("--cache", "--cache"), ("--cache-url", "--cache-url"), (None, "EMBFERRY_CACHE_URL")]
+)
+def test_a_url_that_names_no_cache_is_refused_by_the_name_as_it_was_given(
+    verb: str, option: str | None, named: str
+) -> None:
+    words, environ = ([option, "s3://b"], {}) if option else ([], {"EMBFERRY_CACHE_URL": "s3://b"})
+    status, _, err = called(verb, *words, **environ)
+    assert status == 2
+    assert f"embferry: {named}: the URL of the cache begins with file:// or mooncake://" in err
+
+
+def test_a_worker_that_encodes_nothing_has_no_cache() -> None:
+    for verb in ("router", "language", "bootstrap"):
+        assert "--cache" not in called(verb, "--help")[1]
+
+
 def test_a_variable_of_sglang_causes_a_notice() -> None:
     status, _, err = called("encode", "--model", "/nowhere", SGLANG_EMBEDDING_CACHE_BUFFER_SIZE="3")
     assert "note: SGLANG_EMBEDDING_CACHE_BUFFER_SIZE is read as EMBFERRY_TRANSFER_NUM_BLOCKS=3" in err

@@ -199,6 +199,7 @@ def _valid_value(key: tuple[str, ...]) -> object:
         "http_proxy": "http://127.0.0.1:1",
         "http_advertise": "127.0.0.1",
         "advertise_host": "x",
+        "url": "file:///x",
     }
     if key[-1] in addresses:
         return addresses[key[-1]]

@@ -118,6 +118,11 @@ def digest_of(layout: Layout, tokens: int, parts: Parts) -> str:
     return str(state.hexdigest())
 
 
+def model_label(name: str) -> str:
+    """Returns a model's name as an entry may have it."""
+    return "".join(one if " " <= one <= "~" else "?" for one in name[:MAX_MODEL])
+
+
 def checked(entry: Entry) -> Entry:
     """Returns an entry whose head can be written. Raises ValueError if it cannot."""
     try:

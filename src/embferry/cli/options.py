@@ -37,6 +37,8 @@ COMMON: tuple[Key, ...] = (
 )  # fmt: skip
 """Settings that come first in the help of a command that has them, with the port of its own process."""
 _COMMON, _OTHERS = "Common options", "Further settings of every process"
+_SHORT: dict[Key, str] = {("cache", "url"): "--cache"}
+"""Options with a short name beside their own."""
 
 
 TYPED = "embferry.typed"
@@ -92,7 +94,8 @@ def default_text(key: Key) -> str:
 def _names(key: Key, own: tuple[str, ...]) -> list[str]:
     """Returns the names of the option of a setting; those of ``own`` sections also go without the section's name."""
     is_own = len(key) > 1 and key[0] in own
-    return [flag_name(key[1:]), flag_name(key)] if is_own and key[0] != "security" else [flag_name(key)]
+    names = [flag_name(key[1:]), flag_name(key)] if is_own and key[0] != "security" else [flag_name(key)]
+    return [_SHORT[key], *names] if key in _SHORT else names
 
 
 def _as_typed(key: Key, own: tuple[str, ...], words: Iterable[str]) -> str:

@@ -55,7 +55,7 @@ def router(settings: Settings) -> None:
     run(settings)
 
 
-@settings_command("encode", also=("transfer", "media", "bootstrap"))
+@settings_command("encode", also=("transfer", "media", "bootstrap", "cache"))
 def encode(settings: Settings) -> None:
     """Start an encode worker: pictures and videos in, embeddings out.
 

@@ -71,6 +71,16 @@ class EmbeddingCache:
                     return self._pinned(digest, embedding)
         return self._encode(digest, encode, mine)
 
+    def holds(self, digest: bytes) -> bool:
+        """Returns whether the embedding of this digest is here, or is being encoded."""
+        with self._lock:
+            return digest in self._entries or digest in self._encoding
+
+    def put(self, digest: bytes, embedding: Embedding) -> Pin:
+        """Adds an embedding that was not encoded here, unless the cache holds it. Returns a pin on the cache's."""
+        with self._lock:
+            return self._pinned(digest, embedding)
+
     def _encode(self, digest: bytes, encode: Callable[[], Embedding], done: Future[Embedding | None]) -> Pin:
         try:
             embedding = encode()

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from embferry.serve.config_values import (
     AddressOrUrl,
+    CacheUrl,
     Folders,
     Host,
     MediaHosts,
@@ -212,6 +213,19 @@ class EncodeSettings(Section):
     `encode.max_held_bytes` is reached. Sooner if its caller (by IP address) has more of them than the new one's."""
 
 
+class CacheSettings(Section):
+    """The cache that encoders share: encode workers, or the instances of vLLM that `embferry serve` starts."""
+
+    url: CacheUrl | None = None
+    """Where embeddings are kept for all encoders, and beyond their end: a folder, `file:///var/cache/embferry`, or a
+    Mooncake store, `mooncake://10.0.0.1:50051`. `--cache URL` says the same. None by default."""
+    max_bytes: Positive = 10 * 1024 * MIB
+    """Bytes of the folder. The least recently used embeddings make room for new ones. A Mooncake store has bounds of
+    its own."""
+    lookup_timeout: Seconds = 1
+    """Seconds for which a request waits for a lookup; then its item is encoded."""
+
+
 class LanguageSettings(Section):
     """Language workers: prompts and embeddings in, text out."""
 
@@ -353,6 +367,12 @@ class VllmSettings(Section):
     received_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
     """Bytes of received embeddings that an instance that answers keeps (`cache_bytes` of its connector). An item that
     it should still have is not encoded again; with 0, every item of every request is encoded."""
+    uuid_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
+    """Bytes of pictures and videos that the router keeps for clients that have given them a `uuid`, so that later
+    requests can name them without sending them. The client that has most loses its least recently used ones first. 0
+    keeps none."""
+    uuid_timeout: Seconds = 3600
+    """Seconds after its last use for which such a picture or video is kept."""
     failovers_per_item: Annotated[int, Field(ge=0)] = 3
     """How often an item may be encoded again by another instance during its transfer."""
     encoders: Positive = 1
@@ -428,6 +448,7 @@ class Settings(Section):
     transfer: TransferSettings = TransferSettings()
     media: MediaSettings = MediaSettings()
     encode: EncodeSettings = EncodeSettings()
+    cache: CacheSettings = CacheSettings()
     language: LanguageSettings = LanguageSettings()
     router: RouterSettings = RouterSettings()
     bootstrap: BootstrapSettings = BootstrapSettings()

@@ -12,6 +12,9 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from embferry.cache import address
+from embferry.protocol.errors import LocalProtocolError
+
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -130,6 +133,15 @@ def _folder(path: Path) -> Path:
     return path.expanduser()
 
 
+def _cache_url(text: str) -> str:
+    try:
+        address.parse(text)
+    except LocalProtocolError as error:
+        raise _wrong(error.detail) from None
+    return text
+
+
+CacheUrl = Annotated[str, AfterValidator(_cache_url)]
 Host = Annotated[str, AfterValidator(_host)]
 ServerUrl = Annotated[str, AfterValidator(_checked("http://10.0.0.1:8998"))]
 ProxyUrl = Annotated[str, AfterValidator(_proxy)]

@@ -38,6 +38,10 @@ CODES: dict[str, tuple[int, str]] = {
     "fetch_failed": (400, "The host did not deliver the file."),
     "fetch_timeout": (400, "The host took longer than `media.fetch_timeout`."),
     "media_too_large": (413, "More bytes than `media.max_bytes`, or than `media.max_total_bytes` for all together."),
+    "unknown_media_uuid": (
+        400,
+        "The `uuid` stands for no picture or video of this client that the router still keeps; send the file itself.",
+    ),
     # Its content
     "media_empty": (400, "The file is empty."),
     "unsupported_media_type": (415, "The bytes have no supported format; the content type does not matter."),

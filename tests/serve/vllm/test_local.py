@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from embferry.connectors.vllm.config import parse
 from tests.serve.vllm.stubs import picture, request, text
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -112,6 +113,8 @@ SERVE = ("serve", "--engine", "vllm", "--model", "some/model", "--port", "0")
 
 def test_instances_and_router_start_restart_and_end(start: Callable[..., Running]) -> None:
     more = ("--encoders", "2", "--transports", "tcp", "--restart-delay", "0.1")
+    more += ("--cache", "file:///var/cache/embferry", "--cache-max-bytes", "1000")
+    cache = {"url": "file:///var/cache/embferry", "max_bytes": 1000, "lookup_timeout": 1}
     one = start(*SERVE, *more, "--", "--dtype", "float32", EMBFERRY_ROUTER_API_KEY="k")
     one.wait(lambda: "ready:" in one.log)
     notes = one.notes
@@ -125,7 +128,8 @@ def test_instances_and_router_start_restart_and_end(start: Callable[..., Running
         extra = transfer.pop("ec_connector_extra_config")
         assert extra.pop("transports") == ["tcp"]
         assert extra.pop("metrics_port") > 0
-        assert extra == ({"router": one.url} if transfer["ec_role"] == "ec_consumer" else {})
+        parse(extra)  # the connector takes it
+        assert extra == ({"router": one.url} if transfer["ec_role"] == "ec_consumer" else {"cache": cache})
         assert transfer["ec_connector_module_path"] == "embferry.connectors.vllm.connector"
     answer = ask(one.url, picture(), text()).json()
     assert answer["asked"]["messages"][0]["content"][0]["type"] == "image_embeds"

@@ -14,12 +14,20 @@ import httpx
 import msgspec
 import torch
 
+from embferry.cache.contract import Store
 from embferry.engine.encoder import Encoder
 from embferry.engine.language import LanguageModel
 from embferry.engine.reference import Reference
 from embferry.engine.sampling import SamplingParams
 from embferry.models import model_path
-from embferry.serve.config import EncodeSettings, LanguageSettings, MediaSettings, Settings, TransferSettings
+from embferry.serve.config import (
+    CacheSettings,
+    EncodeSettings,
+    LanguageSettings,
+    MediaSettings,
+    Settings,
+    TransferSettings,
+)
 from embferry.serve.encode import process as encode_process
 from embferry.serve.encode.messages import EncodeItem
 from embferry.serve.encode.preparation import prepare
@@ -56,6 +64,7 @@ def settings_for(
     encode: dict[str, Any] | None = None,
     language: dict[str, Any] | None = None,
     media: dict[str, Any] | None = None,
+    cache: dict[str, Any] | None = None,
     **transfer: Any,
 ) -> Settings:
     return Settings(
@@ -63,17 +72,20 @@ def settings_for(
         encode=EncodeSettings(**(encode or {})),
         language=LanguageSettings(prefill_chunk_tokens=CHUNK, **(language or {})),
         media=MediaSettings(**(media or {})),
+        cache=CacheSettings(**(cache or {})),
     )
 
 
 class Joined:
     """Two joined workers. A context manager: at its end it checks that no block is lost, and stops all threads."""
 
-    def __init__(self, models: Models, transport: type[Transport], settings: Settings) -> None:
+    def __init__(
+        self, models: Models, transport: type[Transport], settings: Settings, store: Store | None = None
+    ) -> None:
         self.models = models
         self.settings = settings
         self.language = language_process.service_of(models.language, settings, [transport()])
-        self.encode = encode_process.service_of(models.encoder, settings, [transport()])
+        self.encode = encode_process.service_of(models.encoder, settings, [transport()], store)
         self.language_app = language_process.build(self.language)
         self.encode_app = encode_process.build(self.encode)
 

@@ -46,11 +46,6 @@ def check(vllm_config: VllmConfig) -> None:
         raise _refusal("with mm_processor_cache_type shm the scheduler does not see what is encoded; use lru")
 
 
-def model_name(vllm_config: VllmConfig) -> str:
-    """Returns the name of the model for people."""
-    return "".join(one if " " <= one <= "~" else "?" for one in str(vllm_config.model_config.model))
-
-
 def identify(vllm_config: VllmConfig) -> bytes:
     """Returns a digest of the model and how it is run. Reads all files of the model.
 

@@ -1,7 +1,7 @@
 """The cache that encoders share, as a producer uses it: looks items up before vLLM encodes them, keeps what it encoded.
 
-Threads of its own read and write. A request waits for a lookup no longer than ``lookup_timeout``, and never for a
-write. After a failure of either, an item is encoded.
+A request waits for a lookup no longer than ``lookup_timeout``, and never for a write. After a failure of either, an
+item is encoded.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING
 
 from embferry import EmbeddingTransferError, LocalProtocolError
 from embferry.cache import address
-from embferry.cache.background import Background
-from embferry.cache.contract import Store, TooLarge
-from embferry.cache.entry import MAX_MODEL, Damaged, Entry
+from embferry.cache.contract import Store
+from embferry.cache.encoder_store import EncoderStore
+from embferry.cache.entry import Damaged, Entry, model_label
 from embferry.cache.folder import FolderStore
-from embferry.transfer.failures import attempt
-from embferry.trust.occasions import Occasions, more
 
 from ..shared.counters import Counters
 from ..shared.shape import Shape
@@ -41,13 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READERS, MAX_LOOKUPS = 2, 256
-MAX_WRITES, MAX_WRITE_BYTES = 256, 256 << 20
-"""Embeddings that wait to be written. They hold their memory meanwhile."""
 IDENTIFY_S = 30.0
 """How long the start of an engine waits until the model's files are read. Until that is done, nothing is shared."""
-CLOSE_S = 5.0
-"""How long the end of an engine waits for embeddings to be written."""
 
 
 def open_cache(
@@ -70,7 +63,7 @@ def open_cache(
         partial(model_identity.identify, vllm_config),
         producer.cache,
         counters,
-        model=model_identity.model_name(vllm_config),
+        model=str(model.model),
         ranks=ranks,
         dtype=str(model.dtype).removeprefix("torch."),
         hidden=model.get_inputs_embeds_size(),
@@ -91,6 +84,28 @@ class _Lookup:
     def __init__(self, until: float) -> None:
         self.key, self.until = "", until
         self.is_done = self.is_given_up = False
+
+    def is_wanted(self) -> bool:
+        return not self.is_given_up
+
+
+class _Counts:
+    """The counts of a store among those of an engine."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._add = counters.add
+
+    def hit(self) -> None:
+        self._add("shared_cache_hits")
+
+    def missed(self, reason: str) -> None:
+        self._add("shared_cache_misses", label=reason)
+
+    def wrote(self, nbytes: int) -> None:
+        self._add("shared_cache_written_bytes", nbytes)
+
+    def dropped(self, reason: str) -> None:
+        self._add("shared_cache_dropped", label=reason)
 
 
 class SharedCache:
@@ -129,17 +144,12 @@ class SharedCache:
         Raises:
             LocalProtocolError: The model cannot be identified.
         """
-        self._store, self._cache, self._counters = store, cache, counters
-        self._model, self._ranks, self._dtype, self._hidden = model[:MAX_MODEL], ranks, dtype, hidden
-        self._max_embedding_bytes, self._lookup_timeout = max_embedding_bytes, lookup_timeout
+        self._store, self._cache = EncoderStore(store, _Counts(counters), lookup_timeout), cache
+        self._model, self._ranks, self._dtype, self._hidden = model_label(model), ranks, dtype, hidden
+        self._max_embedding_bytes = max_embedding_bytes
         self._adapters_encode = adapters_encode
         self._lookups: dict[tuple[str, str], _Lookup] = {}  # by request and mm_hash
         self._changed = threading.Event()
-        self._is_closed = False
-        self._log_lock = threading.Lock()
-        self._occasions = Occasions()
-        self._readers = Background("embferry-cache-read", READERS, MAX_LOOKUPS, 1 << 62)
-        self._writers = Background("embferry-cache-write", 1, MAX_WRITES, MAX_WRITE_BYTES)
         self._identity = b""
         self._identify(identify)
         cache.on_encoded = self.keep
@@ -169,7 +179,7 @@ class SharedCache:
                 continue
             if now >= lookup.until:
                 lookup.is_given_up = True
-                self._missed("late")
+                self._store.missed("late")
             else:
                 waiting = True
         return waiting
@@ -196,15 +206,11 @@ class SharedCache:
             return
         shape, data = shared.shape, shared.rows.reshape(-1).data
         entry = Entry(published.content, shape.layout, shape.tokens, published.digest.hex(), self._model)
-        if not self._writers.put(lambda: self._write(entry, data), entry.nbytes):
-            self._dropped("queue_full", f"{MAX_WRITES} embeddings or {MAX_WRITE_BYTES} bytes wait to be written")
+        self._store.write(lambda: (entry, data), entry.nbytes)
 
     def close(self) -> None:
-        """Writes what is queued, for at most :data:`CLOSE_S`. A store that hangs stays open until the process ends."""
-        self._is_closed = True
-        ended = [self._readers.close(0.5), self._writers.close(CLOSE_S)]
-        if all(ended) and (error := attempt(self._store.close)) is not None:
-            log.error("the shared cache could not be closed", exc_info=error)
+        """Writes what is queued, for a bounded time. A store that hangs stays open until the process ends."""
+        self._store.close()
 
     def _identify(self, identify: Callable[[], bytes]) -> None:
         done, errors = threading.Event(), []
@@ -227,18 +233,13 @@ class SharedCache:
             raise LocalProtocolError(f"ec_connector_extra_config: cache: {errors[0]}") from errors[0]
 
     def _begin(self, item: Item, now: float) -> _Lookup:
-        lookup = _Lookup(now + self._lookup_timeout)
+        lookup = _Lookup(now + self._store.lookup_timeout)
         if not self._identity:
             lookup.is_done = True
-            self._missed("unidentified")
-        elif self._is_busy(lambda: self._search(lookup, item)):
+            self._store.missed("unidentified")
+        elif not self._store.search(lambda: self._search(lookup, item)):
             lookup.is_done = True
-            self._missed("busy")
         return lookup
-
-    def _is_busy(self, search: Callable[[], object]) -> bool:
-        """Begins a search, unless the store hangs or many searches wait already."""
-        return self._readers.is_stalled(self._lookup_timeout) or not self._readers.put(search)
 
     # The threads that read
 
@@ -246,7 +247,7 @@ class SharedCache:
         try:
             lookup.key = item_key(self._identity, item)
             if not lookup.key:
-                self._missed("unnamed")
+                self._store.missed("unnamed")
             elif not lookup.is_given_up and self._cache.find(item.mm_hash) is None:
                 self._load(lookup, item)
         finally:
@@ -260,22 +261,13 @@ class SharedCache:
             made.append(SharedRows.make(self._checked(entry, item), self._ranks))
             return made[0].rows.reshape(-1).data
 
-        entry, missed, why = None, "absent", ""
-        try:
-            entry = self._store.read(lookup.key, accept)
-        except Damaged as error:
-            missed, why = "damaged", str(error)
-        except (OSError, EmbeddingTransferError, MemoryError) as error:
-            missed, why = "failed", str(error)
-        if entry is not None and not (self._is_closed or lookup.is_given_up):
+        entry = self._store.read(lookup.key, accept, lookup.is_wanted)
+        if entry is not None:
             published = Publish(item.mm_hash, made[0].shape, bytes.fromhex(entry.digest), encoded=False)
             self._cache.put(CachedEmbedding(published, made[0]))
-            self._counters.add("shared_cache_hits")
             return
         for shared in made:
             shared.close()
-        if not lookup.is_given_up:  # that was counted
-            self._missed(missed, why)
 
     def _checked(self, entry: Entry, item: Item) -> Shape:
         """Returns the shape of an entry. Raises Damaged if it is not that of the item, OSError if it is too large."""
@@ -289,29 +281,3 @@ class SharedCache:
         if shape.nbytes > self._max_embedding_bytes:
             raise OSError(errno.EFBIG, f"{shape.nbytes} bytes; raise max_embedding_bytes ({self._max_embedding_bytes})")
         return shape
-
-    # The thread that writes
-
-    def _write(self, entry: Entry, data: memoryview) -> None:
-        try:
-            self._counters.add("shared_cache_written_bytes", self._store.write(entry, data))
-        except TooLarge as error:
-            self._dropped("too_large", str(error))
-        except (OSError, ValueError) as error:
-            is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            self._dropped("no_space" if is_full else "failed", str(error))
-
-    def _missed(self, reason: str, why: str = "") -> None:
-        self._counters.add("shared_cache_misses", label=reason)
-        if why:
-            self._report(reason, "an embedding could not be read from the shared cache", why)
-
-    def _dropped(self, reason: str, why: str) -> None:
-        self._counters.add("shared_cache_dropped", label=reason)
-        self._report(reason, "an embedding is not kept in the shared cache", why)
-
-    def _report(self, reason: str, what: str, why: str) -> None:
-        with self._log_lock:
-            count = self._occasions.count(reason)
-        if count is not None:
-            log.warning("%s: %s%s", what, why, more(count))

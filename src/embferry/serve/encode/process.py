@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
+from embferry.cache.contract import Store
 from embferry.engine.encoder import Encoder
 from embferry.models import model_path
 from embferry.observe.logs import about
@@ -23,6 +24,7 @@ from embferry.serve.encode.embedding_resource import EmbeddingResource
 from embferry.serve.encode.messages import EncodeRequest
 from embferry.serve.encode.room import Room
 from embferry.serve.encode.service import EncodeService
+from embferry.serve.encode.shared_cache import open_store
 from embferry.serve.http.address import address_of
 from embferry.serve.http.body import Pace, announced_bytes
 from embferry.serve.http.connections import caller_of
@@ -54,20 +56,22 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """
     raise_open_file_limit()
     listener = open_port(settings, settings.encode.port, settings.place("encode", "port"))
-    transports = make_transports(settings)  # before the model, so that a bad transport fails at once
+    transports, store = make_transports(settings), open_store(settings)  # before the model: bad ones fail at once
     log.info("loading the vision encoder from %s", model_path(settings.model))
     encoder = Encoder.load(model_path(settings.model), DTYPES[settings.dtype], threads=settings.threads)
-    service = service_of(encoder, settings, transports)
+    service = service_of(encoder, settings, transports, store)
     serve_worker(build(service), service, listener, settings, "encode", service.manager.endpoint, report)
 
 
-def service_of(encoder: Encoder, settings: Settings, transports: list[Transport]) -> EncodeService:
+def service_of(
+    encoder: Encoder, settings: Settings, transports: list[Transport], store: Store | None = None
+) -> EncodeService:
     """Returns a running service. The caller closes it."""
     host, advertise = address_of(settings.host), address_of(settings.reachable_host)
     control = partial(SocketControl, host=host, advertise=advertise, limits=control_limits(settings))
     runtime = ThreadRuntime("embferry-send", control)
     manager = SendManager(Layout(encoder.fields), transports, settings=encode_timeouts(settings), runtime=runtime)
-    service = EncodeService(encoder, manager, settings)
+    service = EncodeService(encoder, manager, settings, store)
     count_connections(service.metrics, transports)
     return service
 

@@ -14,6 +14,7 @@ from embferry.engine.prompt import stream_digest
 from embferry.protocol.errors import EmbeddingTransferError
 from embferry.protocol.layout import Field
 from embferry.serve.byte_budget import Hold
+from embferry.serve.encode.shared_cache import Lookup
 from embferry.serve.media.decoding.cancellation import Cancellation
 from embferry.transfer.fields import Fields
 
@@ -39,6 +40,7 @@ class Room:
         encoded: the rows of all fields, and the number of tokens of them that are encoded. Replaced as one tuple, so
             any thread may read it; it stays valid for a download that outlives the room.
         waiting: items still to encode.
+        lookups: for each of them, its search in the cache that encoders share; empty before they begin or without one.
         aux: int32 values that are announced with the length.
         sha256: the digest of all bytes of the embedding, once a client has asked for it.
     """
@@ -52,6 +54,7 @@ class Room:
         self.sender: SendingEnd | None = None
         self.announced_at = 0.0
         self.waiting: deque[PreparedItem] = deque()
+        self.lookups: deque[Lookup | None] = deque()
         self.encoded: tuple[Fields, int] = ({}, 0)
         self.total_tokens = 0
         self.digest = b""
@@ -98,6 +101,11 @@ class Room:
         self.encoded = (rows, stop)
         return self.encoded
 
+    def end_lookup(self) -> None:
+        """Releases what the lookup of the item that was added last has found: the room has it."""
+        if self.lookups and (lookup := self.lookups.popleft()) is not None:
+            lookup.give_up()
+
     def abort(self, error: EmbeddingTransferError) -> None:
         """Ends the decoding of the media, or the transfer if it has been announced. The first error counts."""
         self.failure = self.failure or error
@@ -108,6 +116,8 @@ class Room:
     def release(self) -> None:
         """Drops the items and the pin once the transfer has ended. Idempotent."""
         self.waiting.clear()
+        while self.lookups:
+            self.end_lookup()
         self.hold.release()
         pin, self._pin = self._pin, None
         if pin is not None:

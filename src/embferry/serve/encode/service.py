@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from embferry.cache.contract import Store
 from embferry.disaggregation.multimodal_embedding import (
     MultimodalEmbeddingBootstrapQueue,
     MultimodalEmbeddingInflightQueue,
@@ -38,6 +39,8 @@ from embferry.serve.encode.metrics import EncodeMetrics
 from embferry.serve.encode.preparation import in_turn, prepare_item
 from embferry.serve.encode.room import Room, pixel_bytes
 from embferry.serve.encode.self_test import SelfTest
+from embferry.serve.encode.shared_cache import SharedCache, SharedCacheMetrics
+from embferry.serve.encode.turns import Turns
 from embferry.serve.errors import ServeError
 from embferry.serve.media.decoding.cancellation import CancelledWorkError
 from embferry.serve.media.decoding.pool import PROCESSES
@@ -60,7 +63,10 @@ class EncodeService(Service[SendingManager, int, Room]):
     role, thread_name = "encode", "encoder"
     metrics: EncodeMetrics
 
-    def __init__(self, encoder: Encoder, manager: SendingManager, settings: Settings) -> None:
+    def __init__(
+        self, encoder: Encoder, manager: SendingManager, settings: Settings, store: Store | None = None
+    ) -> None:
+        """Starts the threads. ``store``: the cache that encoders share, closed with the service."""
         super().__init__(manager, settings)
         self.encoder = encoder
         self.cache = EmbeddingCache(settings.encode.cache_bytes)
@@ -69,10 +75,13 @@ class EncodeService(Service[SendingManager, int, Room]):
         self._bootstrapping = MultimodalEmbeddingBootstrapQueue(self._on_failure)
         self._decoders = SharedThreads(PROCESSES, "decode", spares=True)
         self.self_test = SelfTest(encoder.media, settings.media, self._decoders, self._wake.set)
-        # By client, in the order of turns; no queue is empty.
-        self._to_encode: dict[str, deque[MultimodalEmbeddingRequest]] = {}
         self._freed = FreedMemory()
         self._inflight = MultimodalEmbeddingInflightQueue(self._on_failure)
+        self._shared: SharedCache | None = None
+        if store is not None:
+            counts = SharedCacheMetrics(self.metrics, store)
+            self._shared = SharedCache(store, encoder, self.cache, counts, settings, self._wake.set)
+        self._turns = Turns(self._shared)
         self._thread.start()
 
     # Called by the HTTP endpoints, on any thread
@@ -227,6 +236,8 @@ class EncodeService(Service[SendingManager, int, Room]):
                 room.abort(PeerGone("the encode worker is shutting down; ask again", room=room.number))
         self._decoders.close()
         super().close()
+        if self._shared is not None:
+            self._shared.close()
         with self._lock:
             for room in list(self._open.values()):
                 self._end(room, "aborted")
@@ -243,21 +254,21 @@ class EncodeService(Service[SendingManager, int, Room]):
             self._freed.give_back()
         return request is not None
 
-    def _next(self) -> MultimodalEmbeddingRequest | None:
-        """Advances the queues and returns the next request to encode, if any.
+    def _wait_seconds(self) -> float | None:
+        with self._lock:
+            return self._turns.seconds()
 
-        Clients take turns item by item, and so do the requests of a client: neither a request with many items nor a
-        client with many requests delays the others for long.
-        """
+    def _next(self) -> MultimodalEmbeddingRequest | None:
+        """Advances the queues and returns the next request to encode, if any."""
         with self._lock:
             for request in (*self._bootstrapping.pop_bootstrapped(), *self._take_claimed()):
-                self._wait_for_turn(request)
+                self._turns.begin(request)
             for request in self._inflight.pop_transferred():
                 room: Room = request.req
                 self.metrics.tokens.inc(room.total_tokens)
                 self.metrics.bytes.inc(request.embedding_sender.sent_bytes)
                 self._end(room, "delivered")
-            return self._in_its_turn() if self._to_encode else None
+            return self._turns.next()
 
     def _encode(self, request: MultimodalEmbeddingRequest) -> None:
         """Encodes the next item of a request, one item per call (see :class:`Encoder`), and sends its rows.
@@ -280,7 +291,7 @@ class EncodeService(Service[SendingManager, int, Room]):
                 return
         with self._lock:
             if is_unfinished:
-                self._wait_for_turn(request)
+                self._turns.add(request)
             else:
                 self._inflight.add(request)
 
@@ -290,7 +301,10 @@ class EncodeService(Service[SendingManager, int, Room]):
             return False
         if room.waiting:
             item = room.waiting[0]
-            room.add(self.cache.pin(item.digest, lambda: self._encode_item(item)), self.encoder.fields)
+            try:
+                room.add(self.cache.pin(item.digest, lambda: self._encode_item(item)), self.encoder.fields)
+            finally:
+                room.end_lookup()
         sender.send_embedding(*room.encoded)
         room.count_bytes(self.manager.layout.token_bytes)
         return bool(room.waiting) and sender.poll() is not KVPoll.Failed
@@ -301,6 +315,8 @@ class EncodeService(Service[SendingManager, int, Room]):
         self.self_test.succeeded()
         self.metrics.encode_seconds.observe(time.monotonic() - began)
         self.metrics.items.labels(item.kind).inc()
+        if self._shared is not None:
+            self._shared.keep(item, embedding)
         return embedding
 
     def _abort(self, sender: SendingEnd, error: EmbeddingTransferError) -> bool:
@@ -311,18 +327,6 @@ class EncodeService(Service[SendingManager, int, Room]):
         return failed is None
 
     # Called with the lock held
-
-    def _wait_for_turn(self, request: MultimodalEmbeddingRequest) -> None:
-        self._to_encode.setdefault(request.req.client, deque()).append(request)
-
-    def _in_its_turn(self) -> MultimodalEmbeddingRequest:
-        """Takes the next request of the client whose turn it is."""
-        client = next(iter(self._to_encode))
-        queue = self._to_encode.pop(client)
-        request = queue.popleft()
-        if queue:
-            self._to_encode[client] = queue  # behind the others
-        return request
 
     def _take_claimed(self) -> list[MultimodalEmbeddingRequest]:
         waiting = self._bootstrapping.queue

@@ -22,6 +22,7 @@ from embferry.serve.byte_budget import Hold
 from embferry.serve.config import Settings
 from embferry.serve.encode.messages import EncodeItem, EncodeRequest
 from embferry.serve.encode.process import ENVELOPE_BYTES
+from embferry.serve.encode.shared_cache import open_store
 from embferry.serve.http.body import Pace, announced_bytes, read_body
 from embferry.serve.http.connections import caller_of
 from embferry.serve.http.descriptors import raise_open_file_limit, within_open_files
@@ -56,6 +57,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
     """
     raise_open_file_limit()
     listener = listen(settings, settings.encode.port, "--encode-port")
+    store = open_store(settings)
     path, dtype = model_path(settings.model), DTYPES[settings.dtype]
     # As in SGLang, the server is up before the model is loaded: peers ask again until the rank has registered.
     with bootstrap_server(settings, unproved_ranks=True) as bootstrap:
@@ -63,7 +65,7 @@ def run(settings: Settings, report: Report = unreported) -> None:
         table = text_table(path, dtype)
         prompts = PromptBuilder.load(path, settings.language.max_prompt_tokens)
         manager = encode_manager(Layout(encoder.fields), settings, bootstrap.url)
-        service = OriginEncodeService(encoder, manager, settings, prompts, table)
+        service = OriginEncodeService(encoder, manager, settings, prompts, table, store)
         serve(build(service), service, listener, settings, "encode", report)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from embferry.cache.contract import Store
 from embferry.disaggregation.mooncake.conn_multimodal import EncodeManager
 from embferry.engine.cache import Pin
 from embferry.engine.embedding import row_bytes
@@ -68,13 +69,20 @@ class OriginEncodeService(EncodeService):
         settings: All of them.
         prompts: Builds the prompts.
         table: The embeddings of the text tokens, in the encoder's dtype.
+        store: The cache that encoders share.
     """
 
     def __init__(
-        self, encoder: Encoder, manager: EncodeManager, settings: Settings, prompts: PromptBuilder, table: torch.Tensor
+        self,
+        encoder: Encoder,
+        manager: EncodeManager,
+        settings: Settings,
+        prompts: PromptBuilder,
+        table: torch.Tensor,
+        store: Store | None = None,
     ) -> None:
         self._prompts, self._table = prompts, table
-        super().__init__(encoder, manager, settings)
+        super().__init__(encoder, manager, settings, store)
 
     def _new_room(self, request: EncodeRequest, hold: Hold, caller: str) -> Room:
         return PromptRoom(request.room, hold, caller)

@@ -64,6 +64,8 @@ def instance_command(
 ) -> list[str]:
     """Returns the command of one instance. ``extra``: the user's own arguments, which win."""
     connector: dict[str, Any] = {"transports": list(settings.vllm.transports), "metrics_port": metrics_port}
+    if role == "encode" and settings.cache.url is not None:
+        connector["cache"] = settings.cache.model_dump()
     if role == "language":
         connector["router"] = f"{Trust.of_environment().scheme}://{HOST}:{settings.router.port}"
     transfer = {**CONNECTOR, "ec_role": _EC_ROLES[role], "ec_connector_extra_config": connector}

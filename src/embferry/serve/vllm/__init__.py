@@ -12,7 +12,9 @@ In the order of a request:
 ``media_parts``     its pictures and videos, and the same request with other parts in their place
 ``video_files``     the video files that may go to an instance
 ``sounds``          its sounds
+``named_media``     files that later requests name without sending them
 ``items``           their content and their names
+``prompt_prefixes`` what the prefix cache of an instance may cover
 ``received_cache``  deduplication: items that the language instance has received already are not encoded again
 ``item_encoder``    encodes each item at an instance
 ``losses``          instances that ended while they encoded an item

@@ -18,7 +18,7 @@ from embferry.serve.http.chat import ClientResponse, Incoming
 from embferry.serve.off_loop import JSON_WEIGHT, off_loop
 from embferry.serve.text_limit import check_characters
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded
-from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of
+from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of, owner_of
 from embferry.serve.vllm.failover import Failover, Transfer
 from embferry.serve.vllm.failures import EncodeAgainError
 from embferry.serve.vllm.fields import ignored_fields
@@ -38,6 +38,8 @@ from embferry.serve.vllm.media_parts import (
     with_sounds,
     without_uuids,
 )
+from embferry.serve.vllm.named_media import NamedMedia
+from embferry.serve.vllm.prompt_prefixes import prefixes_of
 from embferry.serve.vllm.received_cache import ReceivedCache
 from embferry.serve.vllm.sounds import load_sounds
 from embferry.serve.vllm.texts import characters_of
@@ -58,24 +60,24 @@ class Chat(InstanceEndpoint):
         self._connector = self.encoder.connector
         self._received = ReceivedCache(self.encoder)
         self.failover = Failover(self.encoder)
+        vllm = self._settings.vllm
+        self._named = NamedMedia(vllm.uuid_bytes, vllm.uuid_timeout, fleet.metrics)
 
     async def drain(self) -> None:
         await self.encoder.fitness.close()
 
     async def answer(self, incoming: Incoming, scope: Scope, response: ClientResponse) -> None:
         async with AsyncExitStack() as held:
-            answer = await self._answer(incoming, headers_of(scope, self._settings), held, response)
+            answer = await self._answer(incoming, scope, held, response)
             if answer.rest is not None:
                 self.fleet.metrics.first_token_seconds.observe(response.seconds)
             await _forward(self.fleet, answer, response)
 
-    async def _answer(
-        self, incoming: Incoming, headers: dict[str, str], held: AsyncExitStack, response: ClientResponse
-    ) -> Answer:
+    async def _answer(self, incoming: Incoming, scope: Scope, held: AsyncExitStack, response: ClientResponse) -> Answer:
         """Returns the answer as soon as the client may have it. Contexts that must last to its end go into ``held``."""
         body = incoming.take()
-        parsed = await off_loop(JSON_WEIGHT * len(body), _Parsed, body)
-        parts, text_alone = parsed.parts, parsed.text_alone
+        parsed = await off_loop(JSON_WEIGHT * len(body), _Parsed, body, self._named.is_on)
+        text_alone, headers = parsed.text_alone, headers_of(scope, self._settings)
         request = ClientRequest(parsed.request, headers, len(body), incoming.hold.add)
         response.note_ignored(parsed.ignored)
         check_characters(parsed.characters, self.fleet.text_limits(request.model))
@@ -91,7 +93,10 @@ class Chat(InstanceEndpoint):
             return await ask(self.fleet, request, text_alone, held)
         if not self._settings.vllm.language_encodes:
             self.fleet.check_model(request.model)
+        owner = owner_of(scope, self._settings)
+        parts = self._named.resolved(owner, parsed.parts, incoming.hold.add)
         items = await load_items(parts, request.content, fetcher, limits, incoming.hold.add)
+        self._named.keep(owner, parts, items)
         media = list(zip(parts, items, strict=True))
         for item in items:
             self.fleet.metrics.media.labels(item.kind).inc()
@@ -112,6 +117,7 @@ class Chat(InstanceEndpoint):
     ) -> Answer:
         """Encodes and asks; once more, elsewhere, after a retryable failure behind the encode."""
         avoid: set[str] = set()
+        request = replace(request, prefixes=await off_loop(request.nbytes, prefixes_of, request.content, media))
         try:
             return await self._split(request, media, avoid, held)
         except EncodeAgainError as error:
@@ -161,7 +167,8 @@ class Chat(InstanceEndpoint):
                 if transfers and language is not None:
                     self._received.forget(language, encoded)
             if transfers and answer.instance is not None:
-                self._received.arrived(answer.instance, [transfer.encoded for transfer in transfers])
+                used = [transfer.encoded for transfer in transfers]
+                self._received.arrived(answer.instance, request, encoded, used)
             held.push_async_exit(mine.pop_all())
             return answer
 
@@ -171,7 +178,7 @@ class Chat(InstanceEndpoint):
         """Returns the language instance, where the connector needs to know it, and the encoded items."""
         if not self._connector.needs_language:
             return None, await self._received.encode_all(request, items, None, avoid, ignore_cache=True)
-        language = await self.fleet.language(request.model, (), lambda one: self._received.count(one, items))
+        language = await self.fleet.language(request.model, (), lambda one: self._received.count(one, request, items))
         if language is None:
             raise ServeError("no_worker", "; ".join(self.fleet.missing()) or "no language instance is available")
         with self.fleet.count_in_flight(language):
@@ -235,13 +242,13 @@ class _Parsed:
         text_alone: what an instance gets if there are no pictures and videos.
     """
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, keeps_names: bool) -> None:
         self.request = parse_request(body)
         check_messages(self.request)
         self.parts = media_parts(self.request)
         self.sounds = sound_parts(self.request)
         self.characters = characters_of(self.request, self.parts)
-        self.ignored = ignored_fields(self.request, CHAT)
+        self.ignored = ignored_fields(self.request, CHAT, keeps_names=keeps_names)
         self.text_alone: bytes | None = None
         if not self.parts:
             stripped = without_uuids(self.request)

@@ -30,6 +30,7 @@ class Encoded:
         transfer_id: the transfer's name where the router chooses it.
         repeated: the item was encoded for an earlier request. If its coordinates have no endpoint, the language
             instance has received it and no encoder offers it.
+        by_prefix: that instance may have no embedding of the item; its prefix cache may cover it.
     """
 
     item: Item
@@ -39,6 +40,7 @@ class Encoded:
     entry: dict[str, Any]
     transfer_id: str | None = None
     repeated: bool = False
+    by_prefix: bool = False
 
     def part(self) -> dict[str, Any]:
         """Returns the item as a part of the message for a language instance: its grid and its name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Coroutine
 from typing import Any
@@ -45,3 +46,15 @@ def headers_of(scope: Scope, settings: Settings) -> dict[str, str]:
         "Accept-Encoding": "identity",
         "X-Request-Id": scope["state"]["request_id"],
     } | ({"Authorization": authorization} if authorization else {})
+
+
+def owner_of(scope: Scope, settings: Settings) -> str:
+    """Returns a name of the client under which it alone finds what it has sent.
+
+    That is its API key. Where the router asks for none, it is its address, and the key that it gives for the instances.
+    """
+    client, router = str(scope["state"]["client"]), settings.router
+    if router.api_key is not None or router.api_keys_file is not None:
+        return client
+    given = Headers(scope=scope).get("authorization", "")
+    return f"{client} {hashlib.sha256(given.encode('utf-8', 'surrogatepass')).hexdigest()}"

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from embferry.serve.vllm.connectors import KEY, Encoded
 from embferry.serve.vllm.failures import VerbatimError
 from embferry.serve.vllm.fleet import Incarnation
 from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
+from embferry.serve.vllm.items import Item
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ class Failover:
         self._failovers = encoder.fleet.settings.vllm.failovers_per_item
         self._metrics = encoder.fleet.metrics
         self._transfers: dict[str, Transfer] = {}
+        self._wanted: Counter[str] = Counter()  # the transfers of each item
+        self._encoding: dict[str, set[asyncio.Task[Encoded]]] = {}  # the encodes that consumers have asked for, by item
 
     @contextlib.contextmanager
     def tracked(self, request: ClientRequest, encoded: Sequence[Encoded]) -> Iterator[list[Transfer]]:
@@ -73,11 +77,14 @@ class Failover:
         for token, one in tokens.items():
             one.entry[KEY] = {**one.entry[KEY], "failover_token": token}
             self._transfers[token] = Transfer(request, one, self._failovers, set())
+            self._wanted[one.item.uuid] += 1
         try:
             yield [self._transfers[token] for token in tokens]
         finally:
             for token in tokens:
-                if self._transfers.pop(token).encoded.repeated:
+                transfer = self._transfers.pop(token)
+                self._let_go(transfer.encoded.item)
+                if transfer.encoded.repeated:
                     self._metrics.encodes_skipped.inc()
 
     async def replace(self, request: Request) -> Response:
@@ -110,7 +117,7 @@ class Failover:
         """Encodes the item in its room, at an encoder that has not failed."""
         room, old = transfer.coordinates["room"], transfer.encoded
         try:
-            new = await self._encoder.encode(transfer.request, old.item, room=room, avoid=avoid, never=transfer.failed)
+            new = await self._while_wanted(transfer, avoid)
             if new.entry[KEY]["room"] != room or new.name != old.name:
                 raise ServeError("worker_failed", f"{new.encoder!r} offers it in another room; is its version older?")
         except (ServeError, VerbatimError) as error:
@@ -120,6 +127,32 @@ class Failover:
         new.entry[KEY] = {**new.entry[KEY], "failover_token": token}
         transfer.encoded = new
         return new
+
+    async def _while_wanted(self, transfer: Transfer, avoid: Collection[str]) -> Encoded:
+        """Encodes the item, for as long as a request wants it: its own, or another one that waits at a consumer."""
+        item, room = transfer.encoded.item, transfer.coordinates["room"]
+        if not self._wanted[item.uuid]:
+            raise ServeError("not_found", "the request has ended")
+        encode = self._encoder.encode(transfer.request, item, room=room, avoid=avoid, never=transfer.failed)
+        encoding = asyncio.create_task(encode)
+        under_way = self._encoding.setdefault(item.uuid, set())
+        under_way.add(encoding)
+        try:
+            await asyncio.wait({encoding})
+        finally:
+            encoding.cancel()
+            under_way.discard(encoding)
+        if encoding.cancelled():
+            raise ServeError("not_found", "the request has ended")
+        return encoding.result()
+
+    def _let_go(self, item: Item) -> None:
+        """A request wants an item no more. After the last one, encoders abort."""
+        self._wanted[item.uuid] -= 1
+        if not self._wanted[item.uuid]:
+            del self._wanted[item.uuid]
+            for encoding in self._encoding.pop(item.uuid, ()):
+                encoding.cancel()
 
     async def fail(self, request: Request) -> Response:
         """``POST /ec/failures/{token}``: notes why the item will not arrive."""

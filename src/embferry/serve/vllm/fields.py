@@ -70,14 +70,24 @@ _OF_PART: Mapping[str, frozenset[str]] = {
     "tool_reference": frozenset({"name"}),
 }
 """Type of a part → its fields, beside ``type``. Of other types, vLLM refuses the part."""
+_NAMED = frozenset({"image_url", "input_image", "image", "video_url", "video"})
+"""Types of parts with a file that later requests may name by its ``uuid``."""
 _UNTYPED = ("image_url", "video_url", "image", "video", "audio_url", "input_audio", "text")
 """The fields by which a part without a type is known; the first that it has."""
 _OF_URL = frozenset({"url"})
 _OF_SOUND = frozenset({"data", "format"})
 
 
-def ignored_fields(request: dict[str, Any], path: str = "/v1/chat/completions") -> Ignored:
-    """Returns the fields of a request that have no effect, without those that ask for nothing."""
+def ignored_fields(
+    request: dict[str, Any], path: str = "/v1/chat/completions", *, keeps_names: bool = False
+) -> Ignored:
+    """Returns the fields of a request that have no effect, without those that ask for nothing.
+
+    Args:
+        request: the request.
+        path: where it was sent.
+        keeps_names: whether the ``uuid`` of a picture or video has an effect.
+    """
     ignored = Ignored()
     known = _BY_PATH.get(path) or (TOKENIZE_CHAT_FIELDS if "messages" in request else TOKENIZE_FIELDS)
     for name, value in request.items():
@@ -91,11 +101,11 @@ def ignored_fields(request: dict[str, Any], path: str = "/v1/chat/completions") 
     messages = request.get("messages")
     for number, message in enumerate(messages if isinstance(messages, list) else ()):
         if isinstance(message, dict):
-            _note_message(message, f"messages[{number}]", ignored)
+            _note_message(message, f"messages[{number}]", ignored, keeps_names)
     return ignored
 
 
-def _note_message(message: dict[str, Any], at: str, ignored: Ignored) -> None:
+def _note_message(message: dict[str, Any], at: str, ignored: Ignored, keeps_names: bool) -> None:
     role = message.get("role")
     ignored.note(
         message, _WITH_EFFECT | (_OF_ROLE.get(role, frozenset()) if isinstance(role, str) else frozenset()), at
@@ -103,17 +113,17 @@ def _note_message(message: dict[str, Any], at: str, ignored: Ignored) -> None:
     content = message.get("content")
     for number, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, dict):
-            _note_part(part, f"{at}.content[{number}]", ignored)
+            _note_part(part, f"{at}.content[{number}]", ignored, keeps_names)
 
 
-def _note_part(part: dict[str, Any], at: str, ignored: Ignored) -> None:
+def _note_part(part: dict[str, Any], at: str, ignored: Ignored, keeps_names: bool) -> None:
     kind = part.get("type")
     if kind is None:
         kind = next((name for name in _UNTYPED if part.get(name) is not None), None)
     known = _OF_PART.get(kind) if isinstance(kind, str) else None
     if known is None:
         return
-    ignored.note(part, known | {"type"}, at)
+    ignored.note(part, known | ({"type", "uuid"} if keeps_names and kind in _NAMED else {"type"}), at)
     for name in known:
         if isinstance(source := part.get(name), dict):
             ignored.note(source, _OF_SOUND if name == "input_audio" else _OF_URL, f"{at}.{name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -46,6 +46,7 @@ class ClientRequest:
         nbytes: its length as JSON.
         grow: called with the bytes of an answer that the router holds for it; may raise ServeError capacity_exhausted.
         lost: gets the instances that end during the encode of its items.
+        prefixes: by the name of each item, a digest of what is before its end in the prompt.
     """
 
     content: dict[str, Any]
@@ -53,6 +54,7 @@ class ClientRequest:
     nbytes: int = 0
     grow: Callable[[int], object] = lambda nbytes: None
     lost: set[Incarnation] = field(default_factory=set)
+    prefixes: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def model(self) -> str | None:

@@ -24,7 +24,7 @@ _BY_TYPE = {"input_image": "image_url", **{name: name for name in _SOURCES}}
 _SOUNDS = ("audio_url", "input_audio")
 _FILES = (*_SOURCES, *_SOUNDS)
 _TEXTS = ("text", "input_text", "output_text", "refusal", "thinking", "tool_reference")
-MAX_MODEL_NAME = 1000
+MAX_MODEL_NAME, MAX_UUID = 1000, 256
 _RESERVED = ("ec_transfer_params", "kv_transfer_params")
 """Fields that name addresses to which an instance connects."""
 _EMBEDDED = ("image_embeds", "video_embeds", "audio_embeds", "image_pil", "prompt_embeds")
@@ -34,7 +34,13 @@ _REPLACED = frozenset({"type", "uuid", "detail", *_FILES})
 
 @dataclass(frozen=True, slots=True)
 class MediaPart:
-    """A picture or video: ``request[field][message]["content"][part]``. ``extra``: other fields of the part."""
+    """A picture or video: ``request[field][message]["content"][part]``.
+
+    Attributes:
+        url: empty if the client gives a name alone.
+        extra: other fields of the part.
+        uuid: the client's name for the file.
+    """
 
     message: int
     part: int
@@ -42,6 +48,7 @@ class MediaPart:
     url: str
     extra: dict[str, Any]
     field: str = "messages"
+    uuid: str | None = None
 
     @property
     def param(self) -> str:
@@ -170,15 +177,26 @@ def _media_part(message: int, position: int, part: dict[str, Any]) -> MediaPart 
     name = _source_of(part, at)
     if name is None:
         return None
+    uuid = _uuid_in(part, at)
     source = part.get(name)
-    if source is None:
-        raise ServeError("invalid_request", f"{at}.{name} is missing", param=at)
     url = source.get("url") if isinstance(source, dict) else source
-    if not isinstance(url, str) or not url:
+    if url is None and uuid is not None:
+        url = ""
+    elif source is None:
+        raise ServeError("invalid_request", f"{at}.{name} is missing", param=at)
+    elif not isinstance(url, str) or not url:
         frames = "; a list of frames is data:video/jpeg;base64,FRAME,FRAME" if isinstance(source, list) else ""
         raise ServeError("invalid_request", f"{at} must have one URL, in {name}{frames}", param=at)
     extra = {key: value for key, value in part.items() if key not in _REPLACED}
-    return MediaPart(message, position, _SOURCES[name], url, extra)
+    return MediaPart(message, position, _SOURCES[name], url, extra, uuid=uuid)
+
+
+def _uuid_in(part: dict[str, Any], at: str) -> str | None:
+    """Returns the name that a client gives a file. Raises ServeError invalid_request if it cannot be one."""
+    uuid = part.get("uuid")
+    if uuid is not None and not (isinstance(uuid, str) and 0 < len(uuid) <= MAX_UUID):
+        raise ServeError("invalid_request", f"{at}.uuid must be a text of 1 to {MAX_UUID} characters", param=at)
+    return uuid
 
 
 def _source_of(part: dict[str, Any], at: str) -> str | None:

@@ -22,4 +22,7 @@ class VllmRouterMetrics(ChatMetrics):
         under_way = "Embeddings under way for which another encoder was asked"
         self.failovers = counter("embferry_failovers", under_way, ["outcome"])
         self.fallbacks = counter("embferry_fallbacks", "Requests sent undivided to a language instance")
+        names = "Pictures and videos that requests named without sending them: found, unknown"
+        self.named_media = counter("embferry_named_media", names, ["outcome"])
+        self.named_bytes = self.gauge("embferry_named_media_bytes", "Bytes of files kept under the names of clients")
         self.encode_seconds = self.histogram("embferry_encode_call_seconds", "One item at an encode instance")

@@ -121,7 +121,7 @@ class Service(ABC, Generic[M, Key, Open]):
                     raise fault  # no transport works any more: only a new process can help
                 self._wake.clear()
                 if not self._step() and not self._stopping:
-                    self._wake.wait()
+                    self._wake.wait(self._wait_seconds())
         except Exception as error:
             log.critical("the thread %s has stopped; please report this bug", self.thread_name, exc_info=error)
             with self._idle:
@@ -131,3 +131,7 @@ class Service(ABC, Generic[M, Key, Open]):
     @abstractmethod
     def _step(self) -> bool:
         """Does some work; returns false if there is none."""
+
+    def _wait_seconds(self) -> float | None:
+        """Returns after how many seconds there may be work although nothing has happened; None for never."""
+        return None
