@@ -78,7 +78,8 @@ test-vllm-more: ## the same on every transport, with more models, ranks and faul
 	@$(PYTHON) scripts/setup_vllm.py --engines
 	@$(VLLM_PY) -m pytest -m vllm_more tests/connectors
 
-test-vllm-http: setup-vllm ## vLLM's servers behind the router, asked by the openai client: some minutes
+test-vllm-http: ## vLLM's servers behind the router, asked by the openai client: some minutes
+	@$(PYTHON) scripts/setup_vllm.py --engines
 	@$(VLLM_PY) -m pytest -m vllm_http tests/serve/vllm tests/bench/serving
 
 setup-sglang: ## make .venv-sglang, SGLang for CPUs: 1.7 GB

@@ -194,6 +194,8 @@ def _valid_value(key: tuple[str, ...]) -> object:
     addresses = {
         "encode_urls": "http://x,https://y:1/z",
         "language_urls": "http://x,https://y:1/z",
+        "prefill_urls": "http://x",
+        "decode_urls": "http://x",
         "cors_origins": "http://x",
         "consumer_zmq": "tcp://x:1",
         "http_proxy": "http://127.0.0.1:1",

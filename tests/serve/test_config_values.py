@@ -17,6 +17,7 @@ from embferry.serve.router import process as router_process
 HOSTS, ORIGINS = ("media", "allowed_hosts"), ("router", "cors_origins")
 ADVERTISE, PROXY = ("transfer", "http_advertise"), ("transfer", "http_proxy")
 ENCODE, LANGUAGE, ZMQ = ("vllm", "encode_urls"), ("vllm", "language_urls"), ("vllm", "consumer_zmq")
+PREFILL, DECODE = ("vllm", "prefill_urls"), ("vllm", "decode_urls")
 SOUND: dict[Key, tuple[str, ...]] = {
     HOSTS: (
         "*", "*:8080", "example.com", "Example.com:8443", "*.example.com", "*.example.com:80", "under_score",
@@ -31,6 +32,8 @@ SOUND: dict[Key, tuple[str, ...]] = {
     PROXY: ("http://192.0.2.1:3128", "http://[2001:db8::1]:3128/", "http://192.0.2.1"),
     ENCODE: ("http://10.0.0.2:8001", "https://gpu.example.com/encode", "http://[::1]:8001"),
     LANGUAGE: ("http://10.0.0.2:8001/",),
+    PREFILL: ("http://10.0.0.2:8001/",),
+    DECODE: ("http://10.0.0.2:8001/",),
     ZMQ: ("tcp://10.0.0.3:14750", "tcp://[::1]:14750"),
 }  # fmt: skip
 BAD: dict[Key, tuple[str, ...]] = {
@@ -56,6 +59,8 @@ BAD: dict[Key, tuple[str, ...]] = {
     ),
     ENCODE: ("10.0.0.2:8001", "http://", "http://:8001", "http://10.0.0.2:x", "http://10.0.0.2/?x", "tcp://10.0.0.2:1"),
     LANGUAGE: ("foo", "http://10.0.0.2:99999"),
+    PREFILL: ("foo", "http://10.0.0.2:99999"),
+    DECODE: ("foo", "http://10.0.0.2:99999"),
     ZMQ: ("10.0.0.3:14750", "http://10.0.0.3:14750", "tcp://10.0.0.3:14750/path", "tcp://:14750"),
 }  # fmt: skip
 

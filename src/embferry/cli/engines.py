@@ -18,8 +18,12 @@ _NOT_WITH_VLLM = frozenset({
 """Settings and whole sections that have no effect with vLLM, which has options of its own."""
 _ALSO_WITH_VLLM = frozenset({"language.max_prompt_characters"})
 """Settings of those sections that the router checks with vLLM too."""
-_ONLY_SERVE = frozenset({"vllm.encoders", "vllm.languages", "vllm.transports", "vllm.instance_timeout"})
-_ONLY_ROUTER = frozenset({"vllm.encode_urls", "vllm.language_urls", "vllm.consumer_zmq"})
+_ONLY_SERVE = frozenset({
+    "vllm.encoders", "vllm.languages", "vllm.prefills", "vllm.decodes", "vllm.transports", "vllm.instance_timeout",
+})  # fmt: skip
+_ONLY_ROUTER = frozenset({
+    "vllm.encode_urls", "vllm.language_urls", "vllm.prefill_urls", "vllm.decode_urls", "vllm.consumer_zmq",
+})  # fmt: skip
 
 
 def check_router(settings: Settings, given: Set[Key]) -> None:
@@ -28,10 +32,18 @@ def check_router(settings: Settings, given: Set[Key]) -> None:
     _check(settings, given, _ONLY_SERVE | {"model"})
     if settings.router.engine != "vllm":
         return
-    missing = [name for name in ("encode_urls", "language_urls") if not getattr(vllm, name)]
+    stages = [name for name in ("prefill_urls", "decode_urls") if getattr(vllm, name)]
+    if stages and vllm.language_urls:
+        both = f"{settings.place('vllm', 'language_urls')} and {settings.place('vllm', stages[0])}"
+        fail(f"{both}: give the URLs of language instances, or those of prefill and decode instances")
+    needed = ("encode_urls", *(("prefill_urls", "decode_urls") if stages else ("language_urls",)))
+    missing = [name for name in needed if not getattr(vllm, name)]
     if missing:
         engine = settings.place("router", "engine")
         fail(*(f"{engine} vllm needs {flag_name((name,))}, such as http://127.0.0.1:8001" for name in missing))
+    if stages and vllm.connector != "embferry":
+        named = settings.place("vllm", "connector")
+        fail(f"{named} {vllm.connector} needs --language-urls: only the connector of this project has decode instances")
     if vllm.connector == "mooncake" and len(vllm.consumer_zmq) != len(vllm.language_urls):
         named = settings.place("vllm", "connector")
         fail(f"{named} mooncake needs --consumer-zmq: the control address of each of --language-urls, in that order")
@@ -45,6 +57,12 @@ def check_serve(settings: Settings, given: Set[Key]) -> None:
     if settings.router.engine == "vllm" and settings.vllm.connector != "embferry":
         named = settings.place("vllm", "connector")
         fail(f"embferry serve starts vLLM with the connector of this project; {named} needs embferry router")
+    if bool(settings.vllm.prefills) != bool(settings.vllm.decodes):
+        given_one, other = ("prefills", "decodes") if settings.vllm.prefills else ("decodes", "prefills")
+        fail(f"{settings.place('vllm', given_one)} needs {flag_name((other,))}: the other half of each answer")
+    if settings.vllm.prefills and ("vllm", "languages") in given:
+        both = f"{settings.place('vllm', 'languages')} and {settings.place('vllm', 'prefills')}"
+        fail(f"{both}: start language instances, or prefill and decode instances")
 
 
 def _check(settings: Settings, given: Set[Key], idle: Set[str]) -> None:

@@ -39,6 +39,8 @@ _BY_KEY = {
     "vllm.consumer_zmq": "ADDRESS,...",
     "vllm.encoders": "INSTANCES",
     "vllm.languages": "INSTANCES",
+    "vllm.prefills": "INSTANCES",
+    "vllm.decodes": "INSTANCES",
     "vllm.affinity_slack": "ITEMS",
 }
 """The kind of a value where neither the type nor the name of its setting tells it."""

@@ -350,6 +350,11 @@ class VllmSettings(Section):
     """Base URLs of the instances that encode (`ec_producer`), such as `http://10.0.0.2:8001`."""
     language_urls: Urls = ()
     """Base URLs of the instances that answer (`ec_consumer`)."""
+    prefill_urls: Urls = ()
+    """Base URLs of the instances that compute prompts (`ec_consumer` and `kv_producer`), with `decode_urls` in place of
+    `language_urls`."""
+    decode_urls: Urls = ()
+    """Base URLs of the instances that compute answers (`ec_consumer` and `kv_consumer`)."""
     connector: Literal["embferry", "example", "mooncake"] = "embferry"
     """EC connector of the instances: this project's, or one of vLLM's own (`ECExampleConnector`,
     `ECMooncakeConnector`)."""
@@ -379,6 +384,11 @@ class VllmSettings(Section):
     """`embferry serve`: instances that encode."""
     languages: Positive = 1
     """`embferry serve`: instances that answer."""
+    prefills: Annotated[int, Field(ge=0)] = 0
+    """`embferry serve`: instances that compute prompts, with `decodes` in place of `languages`. Keys and values travel
+    over vLLM's `NixlConnector`, for which NIXL must be installed."""
+    decodes: Annotated[int, Field(ge=0)] = 0
+    """`embferry serve`: instances that compute answers."""
     transports: Annotated[tuple[TransportName, ...], BeforeValidator(split), AfterValidator(_each_once)] = (
         "shm",
         "tcp",

@@ -7,7 +7,8 @@ from typing import Any
 
 from embferry.serve.http.answers import read_json
 from embferry.serve.vllm.failures import VerbatimError
-from embferry.serve.vllm.fleet import Instance, _models
+from embferry.serve.vllm.fleet import _models
+from embferry.serve.vllm.instance import Instance
 from embferry.serve.vllm.language_call import EncodeAgainError, _check_complete, _error_event, _has_text, _parse_event
 
 from ..engine import Target

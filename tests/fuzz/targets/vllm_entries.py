@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from embferry.serve.vllm.connectors import EmbferryConnector, Encoded, UnusableResponseError
-from embferry.serve.vllm.fleet import Instance
+from embferry.serve.vllm.instance import Instance
 from embferry.serve.vllm.item_encoder import _only_entry
 from embferry.serve.vllm.items import Item
 

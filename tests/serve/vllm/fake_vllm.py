@@ -63,7 +63,10 @@ class Handler(BaseHTTPRequestHandler):
             self._answer({"ec_transfer_params": {uuid: entry}})
         else:
             choice = {"message": {"content": str(os.getpid())}, "finish_reason": "stop"}
-            self._answer({"choices": [choice], "asked": body})
+            blocks = (
+                {"do_remote_prefill": True} if (body.get("kv_transfer_params") or {}).get("do_remote_decode") else None
+            )
+            self._answer({"choices": [choice], "asked": body, "kv_transfer_params": blocks})
 
     def _answer(self, value: Any) -> None:
         data = json.dumps(value).encode()
@@ -142,7 +145,7 @@ def main() -> None:
         program = f"import signal; {ignores}signal.pause()"
         engine = subprocess.Popen([sys.executable, "-c", program], pass_fds=[tracker])
         note = {"pid": os.getpid(), "engine": engine.pid, "arguments": sys.argv[1:], "key": os.getenv("VLLM_API_KEY")}
-        note["shared"] = shared.name
+        note |= {"shared": shared.name, "kv_port": os.getenv("VLLM_NIXL_SIDE_CHANNEL_PORT")}
         with open(os.environ["FAKE_VLLM_NOTES"], "a") as notes:
             notes.write(json.dumps(note) + "\n")
         server.serve_forever()

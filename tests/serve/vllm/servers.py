@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,31 +49,45 @@ EMBFERRY = (sys.executable, "-c", "from embferry.cli.main import run; run()")
 
 
 class Servers:
-    def __init__(self, folder: Path) -> None:
+    """``embferry serve`` and an undivided server, in this folder.
+
+    Args:
+        instances: options of ``embferry serve`` that say which instances there are.
+        vllm: more options of each ``vllm serve``.
+        environ: more variables of all processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        instances: Sequence[str] = ("--encoders", str(ENCODERS)),
+        vllm: Sequence[str] = (),
+        **environ: str,
+    ) -> None:
         from embferry.models import tiny_qwen
 
         self.orphans_before = orphans()
         self._log = folder / "log"
-        self._folder = folder
+        self._folder, self._environ = folder, environ
         self._processes: list[subprocess.Popen[bytes]] = []
         tiny_qwen.make(folder / "model")
         words = ("serve", "--engine", "vllm", "--model", str(folder / "model"), "--port", "0")
-        more = ("--encoders", str(ENCODERS), "--restart-delay", "0.1")
-        self.split = self.start(self._log, *EMBFERRY, *words, *more, "--", *VLLM)
+        more = (*instances, "--restart-delay", "0.1")
+        self.split = self.start(self._log, *EMBFERRY, *words, *more, "--", *VLLM, *vllm)
         self.undivided = f"http://127.0.0.1:{free_port()}"
-        vllm = str(Path(sys.executable).with_name("vllm"))
+        serve = (str(Path(sys.executable).with_name("vllm")), "serve", str(folder / "model"), *VLLM, *vllm)
         # It accepts image_embeds and has no connector: it must not answer as if there were no picture.
         port = self.undivided.rpartition(":")[2]
         self.start(
-            *(folder / "undivided.log", vllm, "serve", str(folder / "model"), *VLLM, "--middleware", MIDDLEWARE),
+            *(folder / "undivided.log", *serve, "--middleware", MIDDLEWARE),
             *("--enable-mm-embeds", "--host", "127.0.0.1", "--port", port),
         )
 
     def start(self, log: Path, *words: str) -> subprocess.Popen[bytes]:
-        keys = {"EMBFERRY_CLUSTER_KEY": KEY.written(), "EMBFERRY_ROUTER_API_KEY": API_KEY}
+        environ = {"EMBFERRY_CLUSTER_KEY": KEY.written(), "EMBFERRY_ROUTER_API_KEY": API_KEY, **self._environ}
         with log.open("w") as output:
             started = subprocess.Popen(
-                words, stdout=output, stderr=output, env=os.environ | ENVIRONMENT | keys, start_new_session=True
+                words, stdout=output, stderr=output, env=os.environ | ENVIRONMENT | environ, start_new_session=True
             )
         self._processes.append(started)
         return started
@@ -110,13 +124,16 @@ class Servers:
 
     @contextlib.contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """Suspends the server while the context lasts."""
+        """Suspends the server while the context lasts; it may be killed meanwhile."""
+        import psutil
+
         process = self.process(name)
         process.suspend()
         try:
             yield
         finally:
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def up(self) -> list[str]:
         """Returns the names of the encoders that answer."""
@@ -129,11 +146,15 @@ class Servers:
 
     def encoded_by(self, encoder: str) -> float:
         """Returns how many requests this encoder has answered."""
-        return sum(_numbers(self.at(encoder), "vllm:request_success_total"))
+        return self.metric(encoder, "vllm:request_success_total")
 
     def computed_by(self, name: str) -> float:
         """Returns how many tokens of prompts this instance has taken."""
-        return sum(_numbers(self.at(name), "vllm:prompt_tokens_total"))
+        return self.metric(name, "vllm:prompt_tokens_total")
+
+    def metric(self, name: str, metric: str) -> float:
+        """Returns a metric of this instance, summed over its labels."""
+        return sum(_numbers(self.at(name), metric))
 
     def received_by(self, name: str) -> float:
         """Returns how many embeddings this instance has received."""

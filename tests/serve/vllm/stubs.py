@@ -38,7 +38,7 @@ class Stub:
 
     Attributes:
         host: its name in URLs.
-        behaviours: for the next chat requests, one each; then the default.
+        behaviours: for the next chat requests, one each; then ``default``, or that of the role.
         holding: set when a request or a stream pauses.
         release: ends every pause.
         left: calls and streams that the router has abandoned.
@@ -51,6 +51,7 @@ class Stub:
     up: bool = True
     health: int = 200
     behaviours: list[Behaviour] = field(default_factory=list)
+    default: Behaviour | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[httpx.Headers] = field(default_factory=list)
     holding: bool = False
@@ -67,7 +68,7 @@ class Stub:
         await self.release.wait()
 
     async def chat(self, body: dict[str, Any]) -> httpx.Response:
-        default = encoded() if self.role == "encode" else answered()
+        default = self.default or (encoded() if self.role == "encode" else answered())
         return await (self.behaviours.pop(0) if self.behaviours else default)(self, body)
 
 
@@ -322,7 +323,8 @@ async def routed(
         network: Takes requests to the stubs; None: the stubs themselves do.
         vllm: Settings of that section.
     """
-    urls = {f"{role}_urls": tuple(s.url for s in stubs if s.role == role) for role in ("encode", "language")}
+    roles = ("encode", "prefill", "decode") if any(s.role == "decode" for s in stubs) else ("encode", "language")
+    urls = {f"{role}_urls": tuple(s.url for s in stubs if s.role == role) for role in roles}
     settings = Settings(
         media=MediaSettings(**(media or {})),
         language=LanguageSettings(**(language or {})),
@@ -345,9 +347,7 @@ async def routed(
     lifespan = asyncio.create_task(app({"type": "lifespan", "state": {}}, receive, send))
     await running.wait()
     found = Router(app)
-    await found.until_up(
-        **{role: sum(s.up and s.health == 200 for s in stubs if s.role == role) for role in ("encode", "language")}
-    )
+    await found.until_up(**{role: sum(s.up and s.health == 200 for s in stubs if s.role == role) for role in roles})
     try:
         yield found
     finally:

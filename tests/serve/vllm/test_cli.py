@@ -12,6 +12,7 @@ from embferry.cli.main import app
 from embferry.serve.config import Settings
 
 ROUTER = ("router", "--engine", "vllm", "--encode-urls", "http://a:1,http://b:1", "--language-urls", "http://c:1")
+STAGES = (*ROUTER[:5], "--prefill-urls", "http://c:1", "--decode-urls", "http://d:1")
 SERVE = ("serve", "--engine", "vllm", "--model", "some/model")
 
 
@@ -39,6 +40,13 @@ def called(*words: str) -> tuple[int, str, str]:
         ((*ROUTER, "--consumer-zmq", "tcp://c:2"), "--consumer-zmq needs --connector mooncake"),
         ((*ROUTER[:4], "ftp://a", *ROUTER[5:]), "embferry: --encode-urls: "),
         ((*ROUTER[:3], "--vllm-encode-urls", "ftp://a", *ROUTER[5:]), "embferry: --vllm-encode-urls: "),
+        ((*STAGES[:-2],), "--engine vllm needs --decode-urls, such as"),
+        ((*STAGES[:-4], *STAGES[-2:]), "--engine vllm needs --prefill-urls, such as"),
+        ((*STAGES, "--language-urls", "http://e:1"), "--language-urls and --prefill-urls: give the URLs of"),
+        ((*ROUTER, "--vllm-decode-urls", "http://d:1"), "--language-urls and --vllm-decode-urls: give the URLs of"),
+        ((*STAGES, "--connector", "mooncake"), "--connector mooncake needs --language-urls"),
+        ((*STAGES, "--connector", "example"), "--connector example needs --language-urls"),
+        ((*STAGES, "--prefills", "2"), "--prefills has no effect here"),
         (("serve", "--encoders", "2"), "--encoders needs --engine vllm"),
         (("serve", "--", "--dtype", "float32"), "arguments for vllm serve need --engine vllm"),
         ((*SERVE, "--encode-workers", "2"), "embferry: --encode-workers has no effect here"),
@@ -46,6 +54,11 @@ def called(*words: str) -> tuple[int, str, str]:
         ((*SERVE, "--transfer-num-blocks", "2"), "--transfer-num-blocks has no effect here"),
         ((*SERVE, "--language-max-concurrent", "2"), "--language-max-concurrent has no effect here"),
         ((*SERVE, "--encode-urls", "http://a"), "--encode-urls has no effect here"),
+        ((*SERVE, "--prefill-urls", "http://a"), "--prefill-urls has no effect here"),
+        ((*SERVE, "--prefills", "1"), "--prefills needs --decodes"),
+        ((*SERVE, "--decodes", "1"), "--decodes needs --prefills"),
+        ((*SERVE, "--prefills", "1", "--decodes", "1", "--languages", "1"), "--languages and --prefills: start"),
+        (("serve", "--prefills", "1"), "--prefills needs --engine vllm"),
         ((*SERVE, "--connector", "example"), "--connector needs embferry router"),
         ((*SERVE, "--transports", "pigeon"), "pigeon"),
     ],
@@ -67,7 +80,14 @@ def test_the_limit_on_texts_has_an_effect_with_vllm(monkeypatch: pytest.MonkeyPa
 
 def test_help_names_the_settings_of_vllm() -> None:
     _, out, _ = called("router", "--help")
-    for name in ("--engine", "--encode-urls", "--language-urls", "--connector", "--language-encodes"):
+    for name in (
+        "--engine",
+        "--encode-urls",
+        "--language-urls",
+        "--prefill-urls",
+        "--decode-urls",
+        "--language-encodes",
+    ):
         assert name in out
     _, out, _ = called("serve", "--help")
     assert "VLLM_ARGUMENTS" in out

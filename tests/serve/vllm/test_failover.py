@@ -176,6 +176,7 @@ async def test_the_client_gets_the_consumers_reason(retryable: bool, status: int
         why = {"code": "peer_gone", "message": "the producer was killed", "retryable": retryable}
         answer = await routers[0].post(f"/ec/failures/{entry['embferry']['failover_token']}", why)
         assert answer.status == 204
+        assert "content-digest" in answer.headers  # without it, the consumer takes the answer for damaged
         return await refused(500)(stub, body)
 
     routers: list[Router] = []

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from embferry.serve.config import RouterSettings, Settings, VllmSettings
-from embferry.serve.vllm.fleet import Fleet, Instance
+from embferry.serve.vllm.fleet import Fleet
+from embferry.serve.vllm.instance import Instance
 from tests.serve.vllm.stubs import (
     Network,
     Router,

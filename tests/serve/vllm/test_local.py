@@ -150,6 +150,30 @@ def test_instances_and_router_start_restart_and_end(start: Callable[..., Running
     assert [pid for note in one.notes for pid in (note["pid"], note["engine"]) if alive(pid)] == []
 
 
+def test_prefill_and_decode_instances_take_the_place_of_language_instances(start: Callable[..., Running]) -> None:
+    one = start(*SERVE, "--prefills", "1", "--decodes", "2", EMBFERRY_ROUTER_API_KEY="k")
+    one.wait(lambda: "ready:" in one.log)
+    found: dict[str, list[Any]] = {"ec_producer": [], "kv_producer": [], "kv_consumer": []}
+    for note in one.notes:
+        words = note["arguments"]
+        role = json.loads(words[words.index("--ec-transfer-config") + 1])["ec_role"]
+        if "--kv-transfer-config" in words:
+            transfer = json.loads(words[words.index("--kv-transfer-config") + 1])
+            assert (role, transfer["kv_connector"]) == ("ec_consumer", "NixlConnector")
+            assert "--enable-mm-embeds" in words
+            role = transfer["kv_role"]
+        found[role].append(note)
+    assert [len(notes) for notes in found.values()] == [1, 1, 2]
+    assert len({note["kv_port"] for note in one.notes}) == 4
+    workers = httpx.get(f"{one.url}/ready", trust_env=False).json()["workers"]
+    assert workers == {"encode": 1, "prefill": 1, "decode": 2}
+    answer = ask(one.url, picture(), text()).json()
+    assert answer["choices"][0]["message"]["content"] in [str(note["pid"]) for note in found["kv_consumer"]]
+    assert answer["asked"]["kv_transfer_params"] == {"do_remote_prefill": True}
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(DEADLINE) == 0
+
+
 def test_shared_memory_of_an_engine_that_had_to_be_killed_is_removed(start: Callable[..., Running]) -> None:
     one = start(*SERVE, "--", "--deaf-engine")
     one.wait(lambda: "ready:" in one.log)

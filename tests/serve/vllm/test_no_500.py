@@ -11,14 +11,18 @@ import pytest
 from hypothesis import given
 
 from tests.serve.odd_requests import EXAMPLES, RAW, URLS, WHOLE, changed, check, without_network
+from tests.serve.vllm.stage_stubs import prefilled
 from tests.serve.vllm.stubs import Answer, Stub, routed
 
+TWO = (Stub("e", "encode"), Stub("l", "language"))
+THREE = (Stub("e", "encode"), Stub("p", "prefill", default=prefilled()), Stub("d", "decode"))
 
-@pytest.fixture
-def asked() -> Iterator[Any]:
+
+@pytest.fixture(params=[TWO, THREE], ids=["two stages", "three stages"])
+def asked(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A function that posts a body to the router, where media may come from any host, of which none is found."""
     with without_network(), asyncio.Runner() as runner:
-        context = routed(Stub("e", "encode"), Stub("l", "language"), media={"allowed_hosts": ("*",)})
+        context = routed(*request.param, media={"allowed_hosts": ("*",)})
         router = runner.run(context.__aenter__())
 
         async def post(path: str, content: bytes) -> Answer:

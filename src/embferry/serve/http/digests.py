@@ -68,14 +68,18 @@ def _digest_of(scope: Scope) -> str:
 
 
 class _Digested:
-    """A ``send`` that holds the head of an answer with a known length, and adds the digests once the body is there."""
+    """A ``send`` that holds the head of an answer with a known length, and adds the digests once the body is there.
+
+    An answer with 204 has no body, and no header that says so.
+    """
 
     def __init__(self, send: Send, request: str | None) -> None:
         self._send, self._request = send, request
         self._head: Message | None = None
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and "content-length" in Headers(raw=message["headers"]):
+        is_start = message["type"] == "http.response.start"
+        if is_start and (message["status"] == 204 or "content-length" in Headers(raw=message["headers"])):
             self._head = message
             return
         head, self._head = self._head, None

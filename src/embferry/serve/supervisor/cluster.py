@@ -118,8 +118,8 @@ class Cluster(ABC):
 
     @property
     def workers(self) -> tuple[ProcessView, ...]:
-        """The encode and language workers among them."""
-        return tuple(view for view in self.processes if view.role in ("encode", "language"))
+        """The workers among them, which encode or compute answers."""
+        return tuple(view for view in self.processes if view.role not in ("bootstrap", "router"))
 
     @property
     def url(self) -> str:

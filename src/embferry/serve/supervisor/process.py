@@ -18,7 +18,7 @@ from embferry.observe.logs import log_fd
 
 log = logging.getLogger(__name__)
 
-ProcessRole = Literal["bootstrap", "router", "encode", "language"]
+ProcessRole = Literal["bootstrap", "router", "encode", "language", "prefill", "decode"]
 
 MAX_DELAY_SECONDS = 30.0
 STEADY_SECONDS = 30.0

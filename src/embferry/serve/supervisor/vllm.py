@@ -37,7 +37,12 @@ CHILD_SHARE = 0.8
 """The part of ``serve.stop_timeout`` in which an instance's own process ends it; after the rest, it is killed."""
 TRACKER_SECONDS = 5.0
 """Seconds for the resource trackers of an instance whose process was killed."""
-_EC_ROLES: dict[ProcessRole, str] = {"encode": "ec_producer", "language": "ec_consumer"}
+_KV: dict[ProcessRole, dict[str, Any]] = {
+    "prefill": {"kv_role": "kv_producer", "kv_connector_extra_config": {"kv_lease_duration": 120}},
+    "decode": {"kv_role": "kv_consumer"},
+}
+"""The transfer of keys and values. A prefill instance keeps them for so many seconds until a decode instance has queued
+the request, which may have to decode a long video before; later, it would fetch those of another request."""
 
 
 def run(settings: Settings, extra: Sequence[str] = ()) -> None:
@@ -66,11 +71,14 @@ def instance_command(
     connector: dict[str, Any] = {"transports": list(settings.vllm.transports), "metrics_port": metrics_port}
     if role == "encode" and settings.cache.url is not None:
         connector["cache"] = settings.cache.model_dump()
-    if role == "language":
+    if role != "encode":
         connector["router"] = f"{Trust.of_environment().scheme}://{HOST}:{settings.router.port}"
-    transfer = {**CONNECTOR, "ec_role": _EC_ROLES[role], "ec_connector_extra_config": connector}
+    ec_role = "ec_producer" if role == "encode" else "ec_consumer"
+    transfer = {**CONNECTOR, "ec_role": ec_role, "ec_connector_extra_config": connector}
     words = [vllm_command(), "serve", *_model(settings, extra), "--host", HOST, "--port", str(port)]
-    words += ["--enable-mm-embeds"] if role == "language" else []
+    words += ["--enable-mm-embeds"] if role != "encode" else []
+    if role in _KV:
+        words += ["--kv-transfer-config", json.dumps({"kv_connector": "NixlConnector", **_KV[role]})]
     return [*words, "--middleware", MIDDLEWARE, "--ec-transfer-config", json.dumps(transfer), *extra]
 
 
@@ -121,20 +129,20 @@ class VllmCluster(Cluster):
 
     def __init__(self, settings: Settings, extra: Sequence[str], *, progress: Callable[[str], None]) -> None:
         vllm = settings.vllm
-        workers = {"encode": vllm.encoders, "language": vllm.languages}
-        names: list[tuple[ProcessRole, str]] = [("encode", f"encode-{number}") for number in range(vllm.encoders)]
-        names += [("language", f"language-{number}") for number in range(vllm.languages)]
-        free_port, *ports = _free_ports(1 + 2 * len(names))
+        workers: dict[ProcessRole, int] = {"encode": vllm.encoders}
+        workers |= {"prefill": vllm.prefills, "decode": vllm.decodes} if vllm.decodes else {"language": vllm.languages}
+        names = [(role, f"{role}-{number}") for role, count in workers.items() for number in range(count)]
+        free_port, *ports = _free_ports(1 + 3 * len(names))
         router = settings.router.model_copy(update={"port": settings.router.port or free_port})
         if router.api_keys_file is not None and router.api_key is None:
             router = router.model_copy(update={"api_key": SecretStr(new_key())})  # for the instances
         settings = settings.model_copy(update={"router": router})
         self._programs: dict[str, tuple[ProcessRole, Program]] = {}
-        urls: dict[ProcessRole, list[str]] = {"encode": [], "language": []}
-        for (role, name), port, metrics_port in zip(names, ports[::2], ports[1::2], strict=True):
+        urls: dict[ProcessRole, list[str]] = {role: [] for role in workers}
+        for (role, name), port, metrics_port, kv_port in zip(names, ports[::3], ports[1::3], ports[2::3], strict=True):
             urls[role].append(f"http://{HOST}:{port}")
             command = instance_command(settings, role, port, metrics_port, extra)
-            told: dict[str, Any] = {"command": command, "url": urls[role][-1], "environ": _environ(settings)}
+            told: dict[str, Any] = {"command": command, "url": urls[role][-1], "environ": _environ(settings, kv_port)}
             told["seconds"] = CHILD_SHARE * settings.serve.stop_timeout
             told["log"] = [settings.log_level, settings.log_format, name]
             program = Program(("-m", "embferry.serve.supervisor.vllm_child"), json.dumps(told).encode() + b"\n")
@@ -147,7 +155,8 @@ class VllmCluster(Cluster):
         # The router before vLLM takes the names that the instances serve; this one is for what people are shown.
         named = settings.router.model_copy(update={"served_model_name": served_name(settings, extra)})
         settings = settings.model_copy(update={"router": named})
-        super().__init__(settings, workers, (vllm.instance_timeout, "vllm.instance_timeout"), progress=progress)
+        expected = {str(role): count for role, count in workers.items()}
+        super().__init__(settings, expected, (vllm.instance_timeout, "vllm.instance_timeout"), progress=progress)
 
     def start(self) -> None:
         adopt_orphans()
@@ -169,10 +178,13 @@ class VllmCluster(Cluster):
             end_descendants(0, deadline, lambda: {one.pid() for one in self.supervised} | self._strangers)
 
 
-def _environ(settings: Settings) -> dict[str, str]:
-    """Gives the instances the router's API key, so that no other user of this machine can name an address to them."""
+def _environ(settings: Settings, kv_port: int) -> dict[str, str]:
+    """Returns the environment of an instance: the port at which it tells others where its keys and values are.
+
+    It has the router's API key, so that no other user of this machine can name an address to it.
+    """
     key = settings.router.api_key
-    return {"VLLM_API_KEY": key.get_secret_value()} if key else {}
+    return {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(kv_port)} | ({"VLLM_API_KEY": key.get_secret_value()} if key else {})
 
 
 def _free_ports(count: int) -> list[int]:

@@ -23,8 +23,10 @@ In the order of a request:
 ``connectors``      the parameters that vLLM's EC connectors want
 ``language_call``   asks a language instance, up to its first token
 ``given_up``        answers that an instance has given up
+``stages``          asks a prefill instance, then a decode instance
 ``instance_digests`` digests between the router and an instance
 ``instance_videos`` protects an instance from damaged video files
+``instance``        one instance
 ``fleet``           the instances that there are
 ``failover``        what consumers report of embeddings under way, and their replacement
 """

@@ -22,8 +22,9 @@ from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of, owner_of
 from embferry.serve.vllm.failover import Failover, Transfer
 from embferry.serve.vllm.failures import EncodeAgainError
 from embferry.serve.vllm.fields import ignored_fields
-from embferry.serve.vllm.fleet import Fleet, Instance
+from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.given_up import unless_given_up
+from embferry.serve.vllm.instance import Instance
 from embferry.serve.vllm.item_encoder import CHAT, ClientRequest, ItemEncoder
 from embferry.serve.vllm.items import Item, load_items
 from embferry.serve.vllm.language_call import Answer, ask
@@ -42,6 +43,7 @@ from embferry.serve.vllm.named_media import NamedMedia
 from embferry.serve.vllm.prompt_prefixes import prefixes_of
 from embferry.serve.vllm.received_cache import ReceivedCache
 from embferry.serve.vllm.sounds import load_sounds
+from embferry.serve.vllm.stages import ask_in_stages
 from embferry.serve.vllm.texts import characters_of
 from embferry.trust.digests import DamagedError
 
@@ -59,6 +61,7 @@ class Chat(InstanceEndpoint):
         self.encoder = ItemEncoder(fleet)
         self._connector = self.encoder.connector
         self._received = ReceivedCache(self.encoder)
+        self._ask = ask_in_stages if fleet.decoders else ask
         self.failover = Failover(self.encoder)
         vllm = self._settings.vllm
         self._named = NamedMedia(vllm.uuid_bytes, vllm.uuid_timeout, fleet.metrics)
@@ -90,7 +93,7 @@ class Chat(InstanceEndpoint):
                 nbytes = request.nbytes + sum(len(url) for _, url in sounds)
                 text_alone = await off_loop(nbytes, msgspec.json.encode, request.content)
         if text_alone is not None:
-            return await ask(self.fleet, request, text_alone, held)
+            return await self._ask(self.fleet, request, text_alone, held)
         if not self._settings.vllm.language_encodes:
             self.fleet.check_model(request.model)
         owner = owner_of(scope, self._settings)
@@ -110,7 +113,7 @@ class Chat(InstanceEndpoint):
             log.warning("sent undivided: %s", error.detail)
         self.fleet.metrics.fallbacks.inc()
         undivided = with_parts(request.content, [(part, item.part()) for part, item in media])
-        return await ask(self.fleet, request, await request.as_json(undivided, items), held)
+        return await self._ask(self.fleet, request, await request.as_json(undivided, items), held)
 
     async def _split_with_retry(
         self, request: ClientRequest, media: list[tuple[MediaPart, Item]], held: AsyncExitStack
@@ -155,7 +158,7 @@ class Chat(InstanceEndpoint):
             content = await request.as_json(body, [one.item for one in encoded])
             try:
                 only_first = self._connector.pushes and language is not None
-                answer = await ask(
+                answer = await self._ask(
                     self.fleet, request, content, mine, has_media=True, first=language, only_first=only_first
                 )
             except EncodeAgainError as error:
@@ -166,9 +169,9 @@ class Chat(InstanceEndpoint):
             finally:
                 if transfers and language is not None:
                     self._received.forget(language, encoded)
-            if transfers and answer.instance is not None:
+            if transfers and answer.receiver is not None:
                 used = [transfer.encoded for transfer in transfers]
-                self._received.arrived(answer.instance, request, encoded, used)
+                self._received.arrived(answer.receiver, request, encoded, used)
             held.push_async_exit(mine.pop_all())
             return answer
 
@@ -180,7 +183,9 @@ class Chat(InstanceEndpoint):
             return None, await self._received.encode_all(request, items, None, avoid, ignore_cache=True)
         language = await self.fleet.language(request.model, (), lambda one: self._received.count(one, request, items))
         if language is None:
-            raise ServeError("no_worker", "; ".join(self.fleet.missing()) or "no language instance is available")
+            raise ServeError(
+                "no_worker", "; ".join(self.fleet.missing()) or f"no {self.fleet.receiving} instance is available"
+            )
         with self.fleet.count_in_flight(language):
             return language, await self._received.encode_all(request, items, language, avoid, ignore_cache=again)
 
@@ -212,12 +217,14 @@ async def _forward(fleet: Fleet, answer: Answer, response: ClientResponse) -> No
                 tail = (tail + piece)[-_TAIL:]
                 await response.write(piece)
     except httpx.TransportError as error:
-        why = f"the language instance broke off: {reason_of(error)}"
+        why = f"the {answer.instance.role} instance broke off: {reason_of(error)}"
         raise ServeError("worker_failed", why) from error
     except DamagedError as error:
-        raise ServeError("network_damage", f"the answer of the language instance arrived damaged: {error}") from error
+        raise ServeError(
+            "network_damage", f"the answer of the {answer.instance.role} instance arrived damaged: {error}"
+        ) from error
     if not tail.rstrip().endswith(b"[DONE]"):
-        raise ServeError("worker_failed", "the language instance broke off before the end")
+        raise ServeError("worker_failed", f"the {answer.instance.role} instance broke off before the end")
     await response.write(b"", more=False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from embferry.serve.vllm.fleet import Incarnation, Instance
+from embferry.serve.vllm.instance import Incarnation, Instance
 from embferry.serve.vllm.items import Item
 
 KEY, REFUSED = "embferry", "embferry_refused"

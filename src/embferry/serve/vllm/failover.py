@@ -21,7 +21,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.body import parse_object, read_body
 from embferry.serve.vllm.connectors import KEY, Encoded
 from embferry.serve.vllm.failures import VerbatimError
-from embferry.serve.vllm.fleet import Incarnation
+from embferry.serve.vllm.instance import Incarnation
 from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder
 from embferry.serve.vllm.items import Item
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from embferry.serve.vllm.fleet import Incarnation, Instance
+from embferry.serve.vllm.instance import Incarnation, Instance
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import xxhash
@@ -18,6 +18,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.http.answers import read_json
 from embferry.serve.http.backends import Backends, KnownWorker, reason_of
 from embferry.serve.http.calls import add_digests
+from embferry.serve.vllm.instance import Incarnation, Instance, Role
 from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.instance_proofs import InstanceProver
 from embferry.serve.vllm.metrics import VllmRouterMetrics
@@ -26,82 +27,34 @@ from embferry.trust.trust import Trust
 
 log = logging.getLogger(__name__)
 
-Role = Literal["encode", "language"]
-MAX_REMEMBERED = 20_000
-"""Items that are remembered as encoded by an instance."""
-
-Incarnation = tuple[str, int]
-"""URL and number of starts: an instance that was started again may be tried again."""
 MAX_INCARNATIONS = 2
 """Incarnations of an instance that are tried for one item: an instance may answer probes and fail every request."""
 
 
-class Instance:
-    """One ``vllm serve``.
+class Fleet(Backends[VllmRouterMetrics]):
+    """Probes all instances for as long as :meth:`watch` runs.
 
     Attributes:
-        zmq: the control address of its Mooncake connector, if it has one.
-        trouble: why it is not up.
-        unfit: why it encodes nothing although it is up; see :mod:`.fitness`.
-        models: OpenAI's model objects by name, as its ``/v1/models`` lists them.
-        encoded: the items that it has encoded, the latest last.
-        probing: held while a probe runs.
-        suspected: set to have it probed at once.
-        is_stalled: it accepts connections, or seems to, and has not answered the last probe in time.
-        waiting: the time-outs of what waits for it, which expire when it stalls.
+        encoders: the instances that encode.
+        languages: those that receive embeddings: language instances, or prefill instances where others decode.
+        receiving: the role of these.
+        decoders: decode instances; empty if language instances do both.
     """
-
-    def __init__(self, role: Role, url: str, zmq: str | None = None) -> None:
-        self.role = role
-        self.url = url.rstrip("/")
-        self.zmq = zmq
-        self.up = False
-        self.trouble = "has not been asked yet"
-        self.unfit = ""
-        self.models: dict[str, dict[str, Any]] = {}
-        self.starts = 0
-        self.encoded: OrderedDict[str, None] = OrderedDict()
-        self.probing = asyncio.Lock()
-        self.suspected = asyncio.Event()
-        self.is_stalled = False
-        self.waiting: set[asyncio.Timeout] = set()
-
-    @property
-    def incarnation(self) -> Incarnation:
-        """The instance between two of its starts."""
-        return self.url, self.starts
-
-    def set_stalled(self) -> None:
-        """Ends everything that waits for the instance."""
-        self.is_stalled = True
-        for limit in self.waiting:
-            limit.reschedule(0)
-        self.waiting.clear()
-
-    def remember(self, uuid: str) -> None:
-        """Remembers that the instance has encoded this item."""
-        self.encoded[uuid] = None
-        self.encoded.move_to_end(uuid)
-        if len(self.encoded) > MAX_REMEMBERED:
-            self.encoded.popitem(last=False)
-
-    def __repr__(self) -> str:
-        return f"the {self.role} instance at {self.url}"
-
-
-class Fleet(Backends[VllmRouterMetrics]):
-    """Probes all instances for as long as :meth:`watch` runs."""
 
     keepalive_seconds = 2.0  # vLLM closes an idle connection after 5 s; no request may go to one that is being closed
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         super().__init__(settings, VllmRouterMetrics(), transport)
         vllm = settings.vllm
-        zmq = vllm.consumer_zmq or (None,) * len(vllm.language_urls)
         self.encoders = [Instance("encode", url) for url in vllm.encode_urls]
-        self.languages = [
-            Instance("language", url, address) for url, address in zip(vllm.language_urls, zmq, strict=True)
-        ]
+        urls = vllm.prefill_urls or vllm.language_urls
+        zmq = vllm.consumer_zmq or (None,) * len(urls)
+        self.receiving: Role = "prefill" if vllm.prefill_urls else "language"
+        self.languages = [Instance(self.receiving, url, address) for url, address in zip(urls, zmq, strict=True)]
+        self.decoders = [Instance("decode", url) for url in vllm.decode_urls]
+        self._roles: dict[Role, list[Instance]] = {"encode": self.encoders, self.receiving: self.languages}
+        if self.decoders:
+            self._roles["decode"] = self.decoders
         keys = Trust.of_environment().keys
         self._provers = {one: InstanceProver(keys, one.url) for one in self.instances}
         key = settings.router.api_key
@@ -114,8 +67,8 @@ class Fleet(Backends[VllmRouterMetrics]):
 
     @property
     def instances(self) -> list[Instance]:
-        """Instances of both roles."""
-        return [*self.encoders, *self.languages]
+        """Instances of all roles."""
+        return [*self.encoders, *self.languages, *self.decoders]
 
     async def send(self, instance: Instance, request: httpx.Request) -> httpx.Response:
         """Sends a call of a request to an instance, and returns the answer with its body unread.
@@ -153,7 +106,13 @@ class Fleet(Backends[VllmRouterMetrics]):
         return idlest if is_busy else home
 
     async def language(
-        self, model: str | None, tried: Collection[Incarnation], received: Callable[[Instance], int] = lambda _: 0
+        self,
+        model: str | None,
+        tried: Collection[Incarnation],
+        received: Callable[[Instance], int] = lambda _: 0,
+        *,
+        avoid: Collection[str] = (),
+        decodes: bool = False,
     ) -> Instance | None:
         """Returns the language instance for a request, or None if none is left.
 
@@ -163,8 +122,11 @@ class Fleet(Backends[VllmRouterMetrics]):
             received: returns how many of the request's embeddings an instance has. The highest number wins among those
                 that are little more loaded than the least loaded one; then the least loaded, then the least recently
                 used.
+            avoid: URLs of instances that are returned only if there is no other.
+            decodes: returns a decode instance instead.
         """
-        able = _untried(await self._up(self.languages, model), tried)
+        able = _untried(await self._up(self.decoders if decodes else self.languages, model), tried)
+        able = [one for one in able if one.url not in avoid] or able
         most = min((self.in_flight[one] for one in able), default=0) + self.settings.vllm.affinity_slack
         near = [one for one in able if self.in_flight[one] <= most]
 
@@ -184,20 +146,20 @@ class Fleet(Backends[VllmRouterMetrics]):
         return any(model in one.models for one in self.instances)
 
     def check_model(self, model: str | None) -> None:
-        """Checks that the model of a request with pictures is not one that a single role serves, such as an adapter.
+        """Checks that the model of a request with pictures is not one that some roles alone serve, such as an adapter.
 
         Raises:
             ServeError: model_not_found. Instances that do not answer count by what they have served.
         """
-        roles = {"encode": self.encoders, "language": self.languages}
-        serve = {role: [one for one in instances if model in one.models] for role, instances in roles.items()}
-        for role, other in (("encode", "language"), ("language", "encode")):
-            if serve[other] and not serve[role] and all(one.models for one in roles[role]):
-                where = ", ".join(one.url for one in serve[other])
-                why = f"is served by {other} instances ({where}) and by no {role} instance, which pictures need as well"
-                raise ServeError(
-                    "model_not_found", f"the model {shown(model, 80)} {why}; load it there, too", param="model"
-                )
+        serve = {role: [one for one in instances if model in one.models] for role, instances in self._roles.items()}
+        found = [one for instances in serve.values() for one in instances]
+        for role, instances in self._roles.items():
+            if found and not serve[role] and all(one.models for one in instances):
+                others = " and ".join(other for other in serve if serve[other])
+                where = ", ".join(one.url for one in found)
+                why = f"is served by {others} instances ({where}) and by no {role} instance, which pictures need"
+                why = f"the model {shown(model, 80)} {why} as well; load it there, too"
+                raise ServeError("model_not_found", why, param="model")
 
     def own_headers(self, name: str) -> dict[str, str]:
         """Returns the headers of a request of the router's own. ``name``: of the request."""
@@ -261,21 +223,24 @@ class Fleet(Backends[VllmRouterMetrics]):
 
     def missing(self) -> list[str]:
         problems = []
-        for role, instances in (("encode", self.encoders), ("language", self.languages)):
+        for role, instances in self._roles.items():
             if not any(one.up for one in instances):
                 troubles = "; ".join(f"{one.url} {one.trouble}" for one in instances)
                 problems.append(f"no {role} instance answers: {troubles}")
             elif all(one.unfit or not one.up for one in instances):
                 troubles = "; ".join(f"{one.url} {one.trouble or one.unfit}" for one in instances)
                 problems.append(f"no {role} instance encodes: {troubles}")
-        if not problems and not self.models().keys() & {name for one in self.encoders if one.up for name in one.models}:
+        if not problems and not self.models().keys() & _names(self.encoders):
             served = "; ".join(f"{one.url} serves {', '.join(one.models)}" for one in self.instances if one.up)
-            problems.append(f"no model is served by both an encode and a language instance: {served}")
+            each = "an encode, a prefill and a decode" if self.decoders else "both an encode and a language"
+            problems.append(f"no model is served by {each} instance: {served}")
         return problems
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """Returns the models that language instances serve: texts are answered without an encode instance."""
-        return {name: model for one in self.languages if one.up for name, model in one.models.items()}
+        """Returns the models in which texts are answered: for that, no encode instance is needed."""
+        found = {name: model for one in self.languages if one.up for name, model in one.models.items()}
+        decoded = _names(self.decoders) if self.decoders else found
+        return {name: model for name, model in found.items() if name in decoded}
 
     def text_limits(self, model: str | None) -> LanguageSettings:
         """Returns the settings that bound the texts of a request, with the tokens that this model takes, if known."""
@@ -306,10 +271,7 @@ class Fleet(Backends[VllmRouterMetrics]):
         raise ServeError("not_found", why)
 
     def counts(self) -> dict[str, int]:
-        return {
-            "encode": sum(one.up and not one.unfit for one in self.encoders),
-            "language": sum(one.up for one in self.languages),
-        }
+        return {role: sum(one.up and not one.unfit for one in instances) for role, instances in self._roles.items()}
 
     async def _watch(self, instance: Instance) -> None:
         while True:
@@ -380,6 +342,11 @@ class Fleet(Backends[VllmRouterMetrics]):
     def _set_gauges(self) -> None:
         for role, count in self.counts().items():
             self.metrics.workers.labels(role).set(count)
+
+
+def _names(instances: list[Instance]) -> set[str]:
+    """Returns the names of the models that those of these instances serve that are up."""
+    return {name for one in instances if one.up for name in one.models}
 
 
 def _untried(instances: list[Instance], tried: Collection[Incarnation]) -> list[Instance]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 
 from embferry.serve.errors import ServeError
-from embferry.serve.vllm.fleet import Instance
+from embferry.serve.vllm.instance import Instance
 
 REASONS = ("error", "abort")
 """vLLM's finish reasons of such answers."""

@@ -20,7 +20,8 @@ from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.connectors import CONNECTORS, Encoded, UnusableResponseError
 from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fitness import Fitness
-from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
+from embferry.serve.vllm.fleet import Fleet
+from embferry.serve.vllm.instance import Incarnation, Instance
 from embferry.serve.vllm.instance_digests import whole_body
 from embferry.serve.vllm.items import Item
 from embferry.serve.vllm.losses import ItemError, Losses

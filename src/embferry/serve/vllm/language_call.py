@@ -8,6 +8,8 @@ computed.
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,13 +22,17 @@ from embferry.serve.http.answers import read_json
 from embferry.serve.http.calls import add_digests
 from embferry.serve.off_loop import off_loop
 from embferry.serve.vllm.failures import EncodeAgainError, VerbatimError, is_busy, is_unreachable
-from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
+from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.given_up import REASONS
+from embferry.serve.vllm.instance import Incarnation, Instance
 from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
 from embferry.serve.vllm.item_encoder import CHAT, ClientRequest
 from embferry.trust.bounded_answers import ANSWER_LIMIT, MAX_COMPLETION_BYTES, STREAMED
 from embferry.trust.digests import DamagedError, content_digest
 
+BLOCKS_SECONDS = 8.0
+"""Seconds for the connection to a decode instance, and within which further ones are tried. A prefill instance keeps
+blocks for 30 s, and then as long as the decode instance tells it to; after that, a fetch gets those of others."""
 _ROUTER_FIELDS = ("image_embeds", "video_embeds", "enable-mm-embeds", "should contain the fields")
 """Words in a complaint about fields that the router has written, not the client."""
 
@@ -38,6 +44,7 @@ class Answer:
     Attributes:
         rest: the part of the body that comes later; None if ``body`` is complete.
         instance: the instance that answers; None if that does not matter.
+        prefilled_by: the instance that has computed the prompt, if that is another one.
     """
 
     status: int
@@ -45,6 +52,12 @@ class Answer:
     body: bytes
     rest: AsyncIterator[bytes] | None = None
     instance: Instance | None = None
+    prefilled_by: Instance | None = None
+
+    @property
+    def receiver(self) -> Instance | None:
+        """The instance that has received the embeddings of the request."""
+        return self.prefilled_by or self.instance
 
 
 async def ask(
@@ -56,6 +69,8 @@ async def ask(
     has_media: bool = False,
     first: Instance | None = None,
     only_first: bool = False,
+    asked: set[str] | None = None,
+    decodes: bool = False,
 ) -> Answer:
     """Asks one instance after the other until one answers.
 
@@ -67,56 +82,75 @@ async def ask(
         has_media: embeddings have to arrive at the instance first.
         first: the instance to ask first.
         only_first: asks no other one.
+        asked: URLs of instances that are asked only if there is no other; gets those that are asked.
+        decodes: asks decode instances, and no other one after one that has received the request.
 
     Raises:
         VerbatimError: the request is wrong, or all instances are busy.
         EncodeAgainError: the instance failed before its first token, or messages arrived damaged twice.
         ServeError: no_worker if no instance can be reached; worker_failed if it does not take embeddings.
     """
+    asked = set() if asked is None else asked
+    timeout, until = fleet.client.timeout, math.inf
+    if decodes:
+        connect = min(fleet.settings.router.connect_timeout, BLOCKS_SECONDS)
+        timeout, until = httpx.Timeout(None, connect=connect, pool=BLOCKS_SECONDS), time.monotonic() + BLOCKS_SECONDS
     tried: set[Incarnation] = set()
     damaged: set[Incarnation] = set()
     failed: list[str] = []
     busy: VerbatimError | None = None
-    instance = first or await fleet.language(request.model, tried)
-    while instance is not None:
+    instance = first or await fleet.language(request.model, tried, avoid=asked, decodes=decodes)
+    while instance is not None and time.monotonic() < until:
         tried.add(instance.incarnation)
+        asked.add(instance.url)
         async with AsyncExitStack() as call:
             call.enter_context(fleet.count_in_flight(instance))
             try:
                 async with fleet.unless_stalled(instance):
-                    answer = await _ask(fleet, instance, request, content, has_media, call)
+                    answer = await _ask(fleet, instance, request, content, has_media, call, timeout)
                 held.push_async_exit(call.pop_all())
                 return answer
             except httpx.TransportError as error:
                 what = fleet.failed(instance, error)
-                if not (is_unreachable(error) or (instance.is_stalled and not has_media)):
+                if not (is_unreachable(error) or (instance.is_stalled and not has_media and not decodes)):
                     raise EncodeAgainError("worker_failed", what) from error
                 failed.append(what)
             except DamagedError as error:
                 what = fleet.damaged(instance, error)
-                if instance.incarnation in damaged:
+                if instance.incarnation in damaged or decodes:
                     raise EncodeAgainError("network_damage", what) from error
                 damaged.add(instance.incarnation)
                 continue  # the same instance
             except VerbatimError as refusal:
-                if not is_busy(refusal.status):
+                if not is_busy(refusal.status) or decodes:
                     raise
                 busy = refusal
-        instance = None if only_first else await fleet.language(request.model, tried)
+        instance = None if only_first else await fleet.language(request.model, tried, avoid=asked, decodes=decodes)
     if busy is not None:
         raise busy
     if only_first:
         raise EncodeAgainError("no_worker", f"{first!r} cannot be reached")
-    down = failed or [f"{one.url} {one.trouble}" for one in fleet.languages if not one.up]
-    raise ServeError("no_worker", f"no language instance is available: {'; '.join(down)}")
+    instances, role = (fleet.decoders, "decode") if decodes else (fleet.languages, fleet.receiving)
+    down = failed or [f"{one.url} {one.trouble}" for one in instances if not one.up] or ["none serves the model"]
+    raise ServeError("no_worker", f"no {role} instance is available: {'; '.join(down)}")
 
 
 async def _ask(
-    fleet: Fleet, instance: Instance, request: ClientRequest, content: bytes, has_media: bool, call: AsyncExitStack
+    fleet: Fleet,
+    instance: Instance,
+    request: ClientRequest,
+    content: bytes,
+    has_media: bool,
+    call: AsyncExitStack,
+    timeout: httpx.Timeout,
 ) -> Answer:
-    extensions = {ANSWER_LIMIT: MAX_COMPLETION_BYTES, STREAMED: True}
     post = fleet.client.build_request(
-        "POST", instance.url + CHAT, content=content, headers=request.headers, extensions=extensions
+        "POST",
+        instance.url + CHAT,
+        content=content,
+        headers=request.headers,
+        timeout=timeout,
+        extensions={ANSWER_LIMIT: MAX_COMPLETION_BYTES, STREAMED: True},
     )
     add_digests(post, await off_loop(len(content), content_digest, content))
     response = await fleet.send(instance, post)

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Set
 
 from embferry.serve.errors import ServeError
-from embferry.serve.vllm.fleet import Incarnation
+from embferry.serve.vllm.instance import Incarnation
 from embferry.serve.vllm.items import Item
 
 log = logging.getLogger(__name__)

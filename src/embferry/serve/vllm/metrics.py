@@ -26,3 +26,4 @@ class VllmRouterMetrics(ChatMetrics):
         self.named_media = counter("embferry_named_media", names, ["outcome"])
         self.named_bytes = self.gauge("embferry_named_media_bytes", "Bytes of files kept under the names of clients")
         self.encode_seconds = self.histogram("embferry_encode_call_seconds", "One item at an encode instance")
+        self.prefill_seconds = self.histogram("embferry_prefill_call_seconds", "One prefill, where others decode")

@@ -25,8 +25,9 @@ from embferry.serve.text_limit import check_characters, count_characters
 from embferry.serve.vllm.endpoint import InstanceEndpoint, headers_of
 from embferry.serve.vllm.failures import VerbatimError, is_busy, is_unreachable
 from embferry.serve.vllm.fields import ignored_fields
-from embferry.serve.vllm.fleet import Fleet, Incarnation, Instance
+from embferry.serve.vllm.fleet import Fleet
 from embferry.serve.vllm.given_up import check_not_given_up, unless_given_up
+from embferry.serve.vllm.instance import Incarnation, Instance
 from embferry.serve.vllm.instance_digests import content_type_of, received_pieces, whole_body
 from embferry.serve.vllm.item_encoder import ClientRequest
 from embferry.serve.vllm.media_parts import MediaPart, parse_request
@@ -132,7 +133,7 @@ class PassedOn(InstanceEndpoint):
                     failed.append(self.fleet.damaged(instance, error))
         if busy is not None:
             raise busy
-        why = "; ".join(failed or self.fleet.missing()) or "no language instance is available"
+        why = "; ".join(failed or self.fleet.missing()) or f"no {self.fleet.receiving} instance is available"
         raise ServeError("no_worker", why)
 
     async def _send(self, instance: Instance, body: bytes, digest: str, headers: dict[str, str]) -> httpx.Response:

@@ -21,7 +21,7 @@ from embferry.protocol.layout import ITEM_BYTES
 from embferry.serve.errors import ServeError
 from embferry.serve.vllm.connectors import KEY, Encoded
 from embferry.serve.vllm.failures import VerbatimError
-from embferry.serve.vllm.fleet import Incarnation, Instance
+from embferry.serve.vllm.instance import Incarnation, Instance
 from embferry.serve.vllm.item_encoder import ClientRequest, ItemEncoder, gather_or_cancel
 from embferry.serve.vllm.items import Item
 
