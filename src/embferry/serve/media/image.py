@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import struct
@@ -14,7 +15,7 @@ from embferry.serve.errors import ServeError
 from embferry.serve.media import deep_colour
 from embferry.serve.media.checks import check_bytes, check_size, exhausted
 from embferry.serve.media.formats import sniff
-from embferry.serve.media.headers import gif, ico, jpeg, png
+from embferry.serve.media.headers import gif, ico, jpeg, png, ppm
 from embferry.serve.media.headers.claims import ClaimError
 from embferry.transfer.failures import is_exhausted
 
@@ -40,6 +41,12 @@ _OS2_BMP = (18, "<HH")
 """The same of a BMP with the header of OS/2 1.x, which has 12 bytes."""
 _SIGNED = 2
 """Numbers of a TIFF that are signed (TIFF 6.0, 19)."""
+_BITS_15 = 15
+"""Bits of a colour, or of one of the map of colours, of a TGA; PIL knows those of 16, 24 and 32."""
+_TAILS = (bytes(16), b"\xaa" * 16)
+"""Bytes behind a JPEG without an end that differ in their first bit, as codes of pixels in them do."""
+_BAND = 64
+"""Rows that are compared at a time."""
 _COMPRESSION, _JPEG_IN_TIFF = 259, (6, 7)
 _PIECES = ((273, 279), (324, 325), (513, 514))
 """Tags with offsets and lengths of strips, tiles, and a JPEG picture in the old style (TIFF 6.0: 3, 15, 22)."""
@@ -77,7 +84,15 @@ def decode_image(data: bytes, limits: MediaSettings) -> Image.Image:
 
 
 def _decoded(image: Image.Image, data: bytes, reader: str) -> Image.Image:
+    tiles: Any = getattr(image, "tile", None)
+    covered = tiles[0].extents if reader == "GIF" and tiles else None
+    if reader == "JPEG":
+        return as_rgb(_decoded_jpeg(image, data))
     image.load()
+    if covered is not None and covered != (0, 0, *image.size):
+        rgb = Image.new("RGB", image.size, "white")
+        rgb.paste(as_rgb(image).crop(covered), covered[:2])
+        return rgb
     if reader == "PNG" and image.mode == "RGB" and data[24] == 16 and "transparency" in image.info:
         clear = deep_colour.pixels_of_png(data, image, image.info.pop("transparency"))
         rgb = as_rgb(image)
@@ -85,6 +100,43 @@ def _decoded(image: Image.Image, data: bytes, reader: str) -> Image.Image:
             rgb.paste("white", mask=clear)
         return rgb
     return as_rgb(image)
+
+
+def _decoded_jpeg(image: Image.Image, data: bytes) -> Image.Image:
+    """Decodes a JPEG, also one that lacks only the marker of its end.
+
+    libjpeg reads some bytes ahead, so it may call such a picture cut off. What it would read there makes no difference
+    to the pixels if none of them is missing.
+    """
+    try:
+        image.load()
+    except OSError:
+        whole = _without_end(data)
+        if whole is None:
+            raise
+        return whole
+    return image
+
+
+def _without_end(data: bytes) -> Image.Image | None:
+    """Returns the picture of a JPEG without an end; None if pixels are missing too."""
+    with contextlib.suppress(OSError, SyntaxError):
+        first, second = (_with_tail(data, tail) for tail in _TAILS)
+        if _is_same(first, second):
+            return first
+    return None
+
+
+def _with_tail(data: bytes, tail: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data.rstrip(b"\xff") + tail), formats=["JPEG"]) as image:
+        image.load()
+        return image
+
+
+def _is_same(first: Image.Image, second: Image.Image) -> bool:
+    width, height = first.size
+    boxes = [(0, top, width, min(top + _BAND, height)) for top in range(0, height, _BAND)]
+    return all(first.crop(box).tobytes() == second.crop(box).tobytes() for box in boxes)
 
 
 def _readable(data: bytes, limits: MediaSettings) -> tuple[bytes, str]:
@@ -96,11 +148,16 @@ def _readable(data: bytes, limits: MediaSettings) -> tuple[bytes, str]:
         if reader == "ICO":
             data, is_png, size = ico.largest(data)
             reader = "PNG" if is_png else "ICO"
-            check_size(*size, limits)
+            if not is_png:  # that of a PNG is checked below
+                check_size(*size, limits)
         if reader == "PNG":
             data = png.reduced(data)
         elif reader == "GIF":
             data = gif.with_screen(data)
+        elif reader == "PPM":
+            data = ppm.without_comments(data)
+        elif reader == "TGA" and _BITS_15 in (data[7], data[16]):
+            raise ServeError("unsupported_media_type", "TGA pictures of 15 bits are not read here; send it as a PNG")
         elif reader == "JPEG":
             jpeg.check(data, limits.max_pixels)
     except ClaimError as error:
