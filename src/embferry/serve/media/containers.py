@@ -31,7 +31,10 @@ _CLAIMS: Mapping[str, Callable[[bytes], None]] = {
     "avi": avi.check,
     "ogg": ogg.check,
 }
-_REDUCED: Mapping[str, Callable[[bytes], bytes]] = {"asf": asf.reduced, "gif": gif.with_screen}
+_REDUCED: Mapping[str, Callable[[bytes], bytes]] = {
+    "asf": asf.reduced,
+    "gif": lambda data: gif.on_white(gif.with_screen(data)),
+}
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "flv": {"fflags": "ignidx"},  # memory for its index is reserved by a count in it
     "mpegts": {"max_streams": "64"},
@@ -116,7 +119,9 @@ def read_index(data: bytes, limits: MediaSettings) -> Film:
         reader = sniff(data, "video").reader
         if reader == "gif" and len(starts) == 1 and not gif.is_animated(data):
             raise still_picture(form)
-        is_cut = (reader in _IS_CUT and _IS_CUT[reader](data)) or _index_cut(stream, len(data))
+        is_cut = (reader in _IS_CUT and _IS_CUT[reader](data)) or (
+            reader not in _REDUCED and _index_cut(stream, len(data))
+        )
         if is_cut or (not starts and _ends_early(reader, data)):
             count = f"{len(starts)} frame{'s' * (len(starts) != 1)}"
             raise _truncated(form, f", after {count}" if starts else ", before its first frame")

@@ -59,9 +59,11 @@ def pixels_of_png(data: bytes, upper: Image.Image, colour: Sequence[int]) -> Ima
 
 
 def _equal(image: Image.Image, colour: Sequence[int]) -> Image.Image:
-    table = [255 * (number == value) for value in colour for number in range(256)]
-    red, green, blue = image.point(table).split()
-    return ImageChops.darker(ImageChops.darker(red, green), blue)
+    masks = (
+        image.getchannel(channel).point([255 * (number == value) for number in range(256)])
+        for channel, value in enumerate(colour)
+    )
+    return functools.reduce(ImageChops.darker, masks)
 
 
 @functools.cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from embferry.serve.media.headers.claims import ClaimError
+
 _COMMENT = re.compile(rb"#[^\r\n]*+")
 _BLANKS = rb"(?:\s|#[^\r\n]*+)++"
 _HEADER = re.compile(rb"P(?:4|[56]%b\d++)%b\d++%b\d++" % (_BLANKS, _BLANKS, _BLANKS))
@@ -12,8 +14,14 @@ _PLAIN = (b"P1", b"P2", b"P3")
 
 
 def without_comments(data: bytes) -> bytes:
-    """Returns the picture without comments, which may stand in the header, and anywhere if its pixels are text."""
+    """Returns the picture without comments, which may stand in the header, and anywhere if its pixels are text.
+
+    Raises:
+        ClaimError: the header is invalid.
+    """
     if data.startswith(_PLAIN):
         return _COMMENT.sub(b"", data)
     header = _HEADER.match(data)
-    return data if header is None else _COMMENT.sub(b"", header[0]) + data[header.end() :]
+    if header is None:
+        raise ClaimError("its header is invalid")
+    return _COMMENT.sub(b"", header[0]) + data[header.end() :]
