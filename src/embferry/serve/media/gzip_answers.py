@@ -1,4 +1,4 @@
-"""Answers of media hosts that are packed with gzip (RFC 1952), unpacked in pieces of limited size."""
+"""Unpacks answers of media hosts that are packed with gzip (RFC 1952), in pieces of limited size."""
 
 from __future__ import annotations
 
