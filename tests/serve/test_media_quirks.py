@@ -1,4 +1,4 @@
-"""Pictures that decoders read otherwise than viewers do: uncovered parts of GIF, comments of PPM, JPEG without its end."""
+"""Pictures that decoders read otherwise than viewers do: uncovered parts of GIF, comments of PPM, ends of JPEG."""
 
 from __future__ import annotations
 
