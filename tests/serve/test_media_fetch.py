@@ -13,6 +13,7 @@ from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media import fetch as fetch_module
 from embferry.serve.media.fetch import Fetcher
+from embferry.serve.media.gzip_answers import Unpacker
 from embferry.serve.shared_threads import UnwantedError
 from tests.serve import pictures
 from tests.serve.web_site import PNG, Site, fetch, refusal
@@ -113,9 +114,16 @@ def test_redirects_within_the_list_are_followed(site: str) -> None:
     [
         ("http://127.0.0.2:1/x", "host_not_allowed"),
         ("file:///etc/passwd", "unsupported_url_scheme"),
-        ("data:,x", "fetch_failed"),
+        ("data:,x", "unsupported_url_scheme"),
         ("/again", "fetch_failed"),
         ("http://[", "invalid_url"),
+        ("http://a:b/", "invalid_url"),
+        ("http://a:99999/", "invalid_url"),
+        ("http://xn--a/", "host_not_allowed"),
+        ("http://xn--/", "host_not_allowed"),
+        ("//xn--a/x", "host_not_allowed"),
+        ("http://xn--n3h.net/", "host_not_allowed"),
+        ("http://xn--\u00e4.\u2026/", "invalid_url"),
     ],
 )
 def test_the_target_of_a_redirect_is_checked(site: str, target: str, code: str) -> None:
@@ -202,6 +210,19 @@ def gzipped(times: int, nbytes: int) -> bytes:
         ("identity", PNG, None),
         ("gzip", gzipped(1, 100 << 20), "media_too_large"),
         ("gzip", b"no gzip", "fetch_failed"),
+        ("gzip", gzip.compress(PNG[:9], mtime=0) + gzip.compress(PNG[9:], mtime=0), None),
+        ("gzip", b"".join(gzip.compress(PNG[at : at + 1], mtime=0) for at in range(len(PNG))), None),
+        ("gzip", gzip.compress(PNG, mtime=0) + gzip.compress(b"", mtime=0) + bytes(512), None),
+        ("gzip", gzip.compress(PNG, mtime=0) + b"anything", None),
+        ("gzip", gzip.compress(PNG, mtime=0) + b"\x1f", None),
+        ("gzip", gzip.compress(PNG, mtime=0)[:-1], "fetch_failed"),
+        ("gzip", gzip.compress(PNG, mtime=0)[:-8], "fetch_failed"),
+        ("gzip", gzip.compress(PNG, mtime=0)[:20], "fetch_failed"),
+        ("gzip", gzip.compress(PNG, mtime=0)[:5], "fetch_failed"),
+        ("gzip", gzip.compress(PNG, mtime=0) + gzip.compress(PNG, mtime=0)[:20], "fetch_failed"),
+        ("gzip", gzip.compress(PNG, mtime=0) + b"\x1f\x8bxxxxxxxxxx", "fetch_failed"),
+        ("gzip", gzip.compress(PNG, mtime=0)[:-8] + bytes(8), "fetch_failed"),
+        ("gzip", gzip.compress(b"", mtime=0) * 10_001, "fetch_failed"),
         ("gzip, gzip", gzipped(2, 1000), "fetch_failed"),
         ("gzip,identity", gzip.compress(PNG, mtime=0), "fetch_failed"),
         ("gzip, deflate, br", b"x", "fetch_failed"),
@@ -221,6 +242,21 @@ def test_one_encoding_is_unpacked_within_the_limit(site: str, encoding: str, bod
         assert sum(seen) <= (1 << 20) + (1 << 16)
 
 
+@pytest.mark.parametrize("step", [1, 2, 7, 1000])
+@pytest.mark.parametrize("tail", [b"", bytes(9), b"\x1f", b"x"])
+def test_members_of_gzip_are_unpacked_wherever_pieces_end(step: int, tail: bytes) -> None:
+    packed = gzip.compress(PNG[:30], mtime=0) + bytes(3) + gzip.compress(PNG[30:], mtime=0) + tail
+    unpacker = Unpacker()
+    pieces = [packed[at : at + step] for at in range(0, len(packed), step)]
+    assert b"".join(part for piece in pieces for part in unpacker.unpack(piece)) == PNG
+    unpacker.finish()
+
+
+def test_an_answer_of_gzip_without_a_byte_is_empty(site: str) -> None:
+    Site.encoded = ("gzip", b"")
+    assert fetch(f"http://{site}/encoded", allowed_hosts=(site,)) == b""
+
+
 @pytest.mark.parametrize(
     "host", ["0x7f.1", "2130706433", "0177.0.0.1", "127.1", "[::ffff:7f00:1]", "[::1]", "0", "①②⑦.0.0.1"]
 )
@@ -229,8 +265,9 @@ def test_no_way_to_write_a_private_address_passes_a_pattern(site: str, host: str
     port = site.partition(":")[2]
     url = f"http://{host}:{port}/picture"
     Site.redirects = {"/away": url}
-    allowed = (f"*:{port}", site) if by == "redirect" else (f"*:{port}",)
-    code = refusal(f"http://{site}/away" if by == "redirect" else url, allowed_hosts=allowed)
+    first = f"localhost:{port}"  # listed in full; its address is not
+    allowed = (f"*:{port}", first) if by == "redirect" else (f"*:{port}",)
+    code = refusal(f"http://{first}/away" if by == "redirect" else url, allowed_hosts=allowed)
     assert code in ("host_not_allowed", "fetch_failed", "invalid_url")
     assert [path for path, _ in Site.seen if path == "/picture"] == []
 

@@ -167,7 +167,7 @@ def test_the_first_picture_of_an_apng_may_be_no_frame_of_it() -> None:
     assert names(decode_video(data, LIMITS, 2).frames) == COLOURS[1:]
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF", "JPEG"])
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF", "JPEG", "GIF"])
 def test_a_still_picture_is_no_video(form: str) -> None:
     assert refused(pictures.encoded(ramp(), form), read=check_video).code == "wrong_media_kind"
 
@@ -313,6 +313,7 @@ OTHERS = {
     "sound": (b"ID3\4" + bytes(30), "sound"),
     "wave": (b"RIFF\0\0\0\0WAVEfmt ", "sound"),
     "photoshop": (b"8BPS\0\1" + bytes(30), "Photoshop"),
+    "apple's png": (b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI\x50\0\x20\2" + PNG[8:], "Apple"),
     "jpeg xl": (b"\xff\x0a" + bytes(30), "JPEG XL"),
 }
 

@@ -77,6 +77,43 @@ def test_a_redirect_to_a_host_with_letters_outside_ascii(site: str, monkeypatch:
     assert [host for _, host in Site.seen] == [f"xn--n3h.net:{port}", f"xn--bcher-kva.example:{port}"]
 
 
+@pytest.mark.parametrize("target", ["xn--n3h.net", "☃.net", "xn--a", "xn--", "xn--zzzz-.example", "a_b.example"])
+def test_a_redirect_to_a_host_that_idna_refuses_is_followed_like_its_url(
+    site: str, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(under_test, "_resolve", resolve)
+    port = site.partition(":")[2]
+    Site.redirects = {"/away": f"http://{target}:{port}/picture"}
+    allowed = (site, f"{target}:{port}")
+    assert fetch(f"http://{site}/away", allowed_hosts=allowed) == PNG
+    assert fetch(f"http://{target}:{port}/picture", allowed_hosts=allowed) == PNG
+    assert Site.seen[-1] == Site.seen[-2]
+
+
+@pytest.mark.parametrize("host", ["xn--a", "xn--", "xn--n3h.invalid", "xn--" + "a" * 80])
+def test_a_redirect_to_a_host_that_is_not_there_is_a_failed_fetch(
+    site: str, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    def lookup(host: str, *_: object, **__: object) -> list[object]:
+        host.encode("idna")
+        raise OSError("no network in tests")
+
+    permitted = under_test._resolve
+
+    async def resolve(host: str, port: int) -> list[str]:
+        if host == "127.0.0.1":
+            return [host]
+        monkeypatch.setattr(under_test.socket, "getaddrinfo", lookup)
+        return await permitted(host, port)
+
+    monkeypatch.setattr(under_test, "_resolve", resolve)
+    Site.redirects = {"/away": f"http://{host}/"}
+    assert refusal(f"http://{site}/away", allowed_hosts=(site, "*")) == "fetch_failed"
+
+
 @pytest.mark.parametrize(
     ("url", "code"),
     [

@@ -52,7 +52,7 @@ class Site(http.server.BaseHTTPRequestHandler):
         self.seen.append((self.path, self.headers["Host"]))
         if target := self.redirects.get(self.path):
             self.send_response(302)
-            self.send_header("Location", target)
+            self.send_header("Location", target.encode().decode("latin-1"))  # in UTF-8
             self.end_headers()
         elif self.path == "/picture":
             self._send(PNG, {"Content-Type": "text/nonsense"})

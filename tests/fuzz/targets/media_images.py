@@ -41,7 +41,8 @@ class MediaImages(Target):
         data = b"".join(pieces)
         if data[:8] == png.SIGNATURE:
             shown, _ = png.delays(data)
-            assert len(png.reduced(data)) <= len(png.reduced(data, animated=True)) <= len(data), "a picture that grew"
+            assert len(png.reduced(data)) <= len(data), "a picture that grew"
+            assert len(png.reduced(data, animated=True)) <= len(data), "an animation that grew"
         elif data[:4] == b"RIFF":
             shown = webp.delays(data)
         else:

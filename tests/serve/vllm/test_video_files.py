@@ -75,6 +75,7 @@ def test_animated_pictures_are_no_videos_before_vllm_whole_or_cut(form: str, par
         (b"ffconcat version 1.0\nfile /etc/passwd", "unsupported_media_type"),
         (still("JPEG"), "wrong_media_kind"),
         (still("BMP"), "wrong_media_kind"),
+        (still("GIF"), "wrong_media_kind"),
         (b"\0\0\0\x18ftypavifmif1", "wrong_media_kind"),
         (b"RIFF\xf0\xff\xff\xffAVI LIST\xf0\xff\xff\xffmovi", "video_corrupt"),
         (mp4() + b"\xff\0\0\0free", "video_corrupt"),

@@ -12,7 +12,7 @@ from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.checks import check_size
 from embferry.serve.media.film import LISTED_FPS, Film, too_long
-from embferry.serve.media.formats import sniff, with_article
+from embferry.serve.media.formats import sniff, still_picture
 from embferry.serve.media.headers import png, tiff, webp
 from embferry.serve.media.headers.claims import ClaimError
 from embferry.serve.media.image import as_rgb, broken_image, check_image, check_strips, open_image
@@ -37,7 +37,7 @@ def read_animation(data: bytes, limits: MediaSettings) -> Film:
     except ClaimError as error:
         raise ServeError("video_corrupt", f"the {form} video is refused: {error}") from error
     if not delays:
-        raise ServeError("wrong_media_kind", f"the file is {with_article(form)} picture; this part takes a video")
+        raise still_picture(form)
     shown = [delay if delay >= _SHORTEST else _IF_SHORTER for delay in delays]
     starts = [0.0, *accumulate(shown)]
     if starts[-1] > limits.max_video_seconds:

@@ -21,7 +21,7 @@ from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.checks import check_size, exhausted
 from embferry.serve.media.film import Film, too_long
-from embferry.serve.media.formats import sniff
+from embferry.serve.media.formats import sniff, still_picture
 from embferry.serve.media.headers import asf, avi, gif, jpeg, matroska, mp4, mpegts, ogg
 from embferry.serve.media.headers.claims import ClaimError
 
@@ -31,7 +31,10 @@ _CLAIMS: Mapping[str, Callable[[bytes], None]] = {
     "avi": avi.check,
     "ogg": ogg.check,
 }
-_REDUCED: Mapping[str, Callable[[bytes], bytes]] = {"asf": asf.reduced, "gif": gif.with_screen}
+_REDUCED: Mapping[str, Callable[[bytes], bytes]] = {
+    "asf": asf.reduced,
+    "gif": lambda data: gif.on_white(gif.with_screen(data)),
+}
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "flv": {"fflags": "ignidx"},  # memory for its index is reserved by a count in it
     "mpegts": {"max_streams": "64"},
@@ -104,8 +107,8 @@ def read_index(data: bytes, limits: MediaSettings) -> Film:
     packets that an edit list hides.
 
     Raises:
-        ServeError: those of :func:`opened`; media_side_too_long, media_aspect_ratio, media_too_many_pixels,
-            video_too_long.
+        ServeError: those of :func:`opened`; wrong_media_kind, media_side_too_long, media_aspect_ratio,
+            media_too_many_pixels, video_too_long.
     """
     with opened(data) as (container, form):
         stream = _stream(container, form, data)
@@ -114,7 +117,11 @@ def read_index(data: bytes, limits: MediaSettings) -> Film:
         check_size(width, height, limits)
         starts, seconds, in_order = _starts(container, stream, form, limits)
         reader = sniff(data, "video").reader
-        is_cut = (reader in _IS_CUT and _IS_CUT[reader](data)) or _index_cut(stream, len(data))
+        if reader == "gif" and len(starts) == 1 and not gif.is_animated(data):
+            raise still_picture(form)
+        is_cut = (reader in _IS_CUT and _IS_CUT[reader](data)) or (
+            reader not in _REDUCED and _index_cut(stream, len(data))
+        )
         if is_cut or (not starts and _ends_early(reader, data)):
             count = f"{len(starts)} frame{'s' * (len(starts) != 1)}"
             raise _truncated(form, f", after {count}" if starts else ", before its first frame")

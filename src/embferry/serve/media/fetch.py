@@ -11,8 +11,7 @@ import os
 import re
 import ssl
 import stat
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit
 
@@ -22,6 +21,7 @@ from embferry.protocol.text import printable
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
 from embferry.serve.media.addresses import DEFAULT_PORTS, ascii_host, permitted_addresses
+from embferry.serve.media.gzip_answers import Unpacker
 from embferry.serve.off_loop import decode_base64, off_loop
 from embferry.serve.shared_slots import SharedSlots
 from embferry.serve.shared_threads import stop_if_unwanted
@@ -33,14 +33,16 @@ Grow = Callable[[int], object]
 
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
+_LOCATION = "embferry.location"
+"""The extension of a response in which the target of a redirect is kept."""
 MAX_UNQUOTED = 1 << 20
 """Characters of a ``data:`` URL that is not base64: three of them may be one byte, and reading them is slow."""
 MAX_URL = 65_536
 """Characters of a URL that is none of data."""
 _ESCAPED = {"%2B": "+", "%2F": "/", "%3D": "=", "%09": "", "%0A": "", "%0C": "", "%0D": "", "%20": ""}
 """Escapes of the characters of base64, and of white space."""
-_PIECE = 1 << 16
-"""Bytes of an answer that are unpacked at a time."""
+_MAX_HEAD = 1 << 16
+"""Characters of a ``data:`` URL before its comma."""
 _SHOWN = 120
 """Characters of a URL that an error repeats."""
 _NETLOC = re.compile(r"(?:\[[0-9A-Za-z:.%_-]+\]|[0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]+)*\.?)(?::\d*)?", re.ASCII)
@@ -67,6 +69,7 @@ class Fetcher:
             timeout=limits.fetch_timeout,
             verify=certificates or True,
             cookies=no_cookies(),
+            event_hooks={"response": [_take_location]},
             limits=httpx.Limits(max_connections=max_connections),
         )
 
@@ -120,7 +123,7 @@ class Fetcher:
         start = url.find(",") + 1
         if not start:
             raise ServeError("invalid_url", "a data: URL needs a comma before its data")
-        if start > _PIECE:
+        if start > _MAX_HEAD:
             raise ServeError("invalid_url", "the head of the data: URL is too long")
         if not _is_base64(url[: start - 1]):
             self._check_unquoted(len(url) - start)
@@ -147,7 +150,7 @@ class Fetcher:
             try:
                 response = await self._first_response(parts, until)
                 try:
-                    if response.status_code in _REDIRECTS and (location := response.headers.get("location")):
+                    if response.status_code in _REDIRECTS and (location := response.extensions.get(_LOCATION)):
                         url, parts = _joined(url, location)
                         if parts.scheme not in ("http", "https"):
                             raise ServeError("unsupported_url_scheme", f"redirected to a {parts.scheme}: URL")
@@ -188,7 +191,7 @@ class Fetcher:
 
     async def _body(self, response: httpx.Response, grow: Grow) -> bytes:
         """Reads a body within the limit, which applies to the bytes as sent and as unpacked."""
-        unpack = _unpacker(response)
+        unpacker = _unpacker(response)
         announced = response.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > self._limits.max_bytes:
             raise self._too_large()
@@ -200,12 +203,14 @@ class Fetcher:
                 raise ServeError(
                     "fetch_failed", f"the host sent {received:,} bytes in {chunks:,} pieces, which is slow"
                 )
-            for piece in unpack(packed):
+            for piece in unpacker.unpack(packed) if unpacker else (packed,):
                 grow(len(piece))
                 body += piece
                 if max(received, len(body)) > self._limits.max_bytes:
                     raise self._too_large()
                 await asyncio.sleep(0)  # a piece may unpack to a thousand times its size
+        if unpacker:
+            unpacker.finish()
         return bytes(body)
 
     def _local(self, parts: SplitResult, grow: Grow) -> bytes:
@@ -317,26 +322,22 @@ def _unescaped(text: str) -> str:
     return text
 
 
-def _unpacker(response: httpx.Response) -> Callable[[bytes], Iterator[bytes]]:
-    """Returns a function that unpacks a piece of the body into pieces of limited size.
+async def _take_location(response: httpx.Response) -> None:
+    """Takes the target of a redirect from httpx, which reads it without following it, and fails at names of IDNA."""
+    if (location := response.headers.pop("location", None)) is not None:
+        response.extensions[_LOCATION] = location
+
+
+def _unpacker(response: httpx.Response) -> Unpacker | None:
+    """Returns what unpacks the body; None: it is not packed.
 
     Raises:
         ServeError: fetch_failed: the encoding is none that was asked for.
     """
     encodings = [name.strip().lower() for name in response.headers.get("content-encoding", "").split(",")]
     if encodings in ([""], ["identity"]):
-        return lambda packed: iter((packed,))
+        return None
     if encodings not in (["gzip"], ["x-gzip"]):
         shown = printable(", ".join(encodings), _SHOWN)
         raise ServeError("fetch_failed", f"the host answered with the encoding {shown}; one gzip is accepted")
-    decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS)
-
-    def unpack(packed: bytes) -> Iterator[bytes]:
-        try:
-            while packed:
-                yield decompressor.decompress(packed, _PIECE)
-                packed = decompressor.unconsumed_tail
-        except zlib.error as error:
-            raise ServeError("fetch_failed", f"the host's answer is no gzip: {error}") from error
-
-    return unpack
+    return Unpacker()

@@ -60,6 +60,7 @@ READ: dict[Kind, str] = {
     "video": "MP4/QuickTime, WebM/Matroska, AVI, MPEG-TS, MPEG-PS, FLV, ASF/WMV and Ogg videos, and animated GIF, "
     "WebP, PNG and TIFF",
 }
+_APPLE_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI"
 # What is sent instead of a picture or video: the first bytes, what that is, and what to send.
 _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ((b"%PDF-",), "the file is a PDF document; send its pages as pictures, one each (PNG or JPEG)"),
@@ -70,6 +71,8 @@ _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
      "the file is compressed; send the picture or video in it"),
     ((b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9", b"fLaC", b"#!AMR"),
      "the file is sound, which is not read here"),
+    ((_APPLE_PNG,),
+     "the file is a PNG in Apple's own form (CgBI), as apps for iOS hold it; send it as an ordinary PNG or JPEG"),
     ((b"8BPS",), "the file is a Photoshop document; send it as a picture (PNG or JPEG)"),
     ((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), "the file is a JPEG XL picture; send it as a PNG or JPEG"),
     ((b"{", b"["), "the file is JSON, such as an error of the host it came from; send a picture or video"),
@@ -106,6 +109,11 @@ def sniff(data: bytes, wanted: Kind, supported: str | None = None) -> Format:
     return found
 
 
+def still_picture(name: str) -> ServeError:
+    """Returns the error of a picture of one frame that is sent as a video."""
+    return ServeError("wrong_media_kind", f"the file is {with_article(name)} picture; this part takes a video")
+
+
 def with_article(name: str) -> str:
     """Returns the name of a format as it is spoken: "an MP4", "a PNG"."""
     # Capitals are spelled out, and the names of these letters begin with a vowel; but GIF, TIFF and the like are words.
@@ -129,6 +137,8 @@ def other_than_media(data: bytes) -> str | None:
 
 def format_of(data: bytes) -> Format | None:
     """Returns the format by the first bytes of a file; None if it is unknown."""
+    if data.startswith(_APPLE_PNG):
+        return None
     if data[4:8] == b"ftyp":
         return _by_brands(data)
     found = next((f for signs, f in _SIGNATURES if all(data[at : at + len(s)] == s for at, s in signs)), None)

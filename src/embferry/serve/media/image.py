@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import struct
@@ -11,9 +12,10 @@ from PIL import AvifImagePlugin, Image
 
 from embferry.serve.config import MediaSettings
 from embferry.serve.errors import ServeError
+from embferry.serve.media import deep_colour
 from embferry.serve.media.checks import check_bytes, check_size, exhausted
 from embferry.serve.media.formats import sniff
-from embferry.serve.media.headers import gif, ico, jpeg, png
+from embferry.serve.media.headers import gif, ico, jpeg, png, ppm
 from embferry.serve.media.headers.claims import ClaimError
 from embferry.transfer.failures import is_exhausted
 
@@ -37,6 +39,14 @@ _SIZE_AT = {"PNG": (16, ">II"), "GIF": (6, "<HH"), "BMP": (18, "<ii")}
 """Place of width and height in the header. PIL reads them too, but reports a picture of size 0 as unidentified."""
 _OS2_BMP = (18, "<HH")
 """The same of a BMP with the header of OS/2 1.x, which has 12 bytes."""
+_SIGNED = 2
+"""Numbers of a TIFF that are signed (TIFF 6.0, 19)."""
+_BITS_15 = 15
+"""Bits of a colour, or of one of the map of colours, of a TGA; PIL knows those of 16, 24 and 32."""
+_TAILS = (bytes(16), b"\xaa" * 16)
+"""Bytes behind a JPEG without an end that differ in their first bit, as codes of pixels in them do."""
+_BAND = 64
+"""Rows that are compared at a time."""
 _COMPRESSION, _JPEG_IN_TIFF = 259, (6, 7)
 _PIECES = ((273, 279), (324, 325), (513, 514))
 """Tags with offsets and lengths of strips, tiles, and a JPEG picture in the old style (TIFF 6.0: 3, 15, 22)."""
@@ -51,7 +61,7 @@ def check_image(data: bytes, limits: MediaSettings) -> tuple[int, int]:
     Raises:
         ServeError: see :func:`decode_image`. Some image_truncated and image_corrupt are found only there.
     """
-    with _opened(data, limits) as image:
+    with _opened(*_readable(data, limits), limits) as image:
         return image.size
 
 
@@ -62,18 +72,75 @@ def decode_image(data: bytes, limits: MediaSettings) -> Image.Image:
         ServeError: media_too_large, media_empty, unsupported_media_type, wrong_media_kind, media_zero_size,
             media_side_too_long, media_aspect_ratio, media_too_many_pixels, image_truncated, image_corrupt.
     """
-    with _opened(data, limits) as image:
+    data, reader = _readable(data, limits)
+    with _opened(data, reader, limits) as image:
         try:
-            image.load()
-            upright = image
+            upright = _decoded(image, data, reader)
             for turn in _UPRIGHT.get(_orientation(image), ()):
                 upright = upright.transpose(turn)
-            return as_rgb(upright)
+            return upright
         except Exception as error:  # PIL's decoders raise many types on bad bytes
             raise broken_image(error) from error
 
 
-def _opened(data: bytes, limits: MediaSettings) -> Image.Image:
+def _decoded(image: Image.Image, data: bytes, reader: str) -> Image.Image:
+    tiles: Any = getattr(image, "tile", None)
+    covered = tiles[0].extents if reader == "GIF" and tiles else None
+    if reader == "JPEG":
+        return as_rgb(_decoded_jpeg(image, data))
+    image.load()
+    if covered is not None and covered != (0, 0, *image.size):
+        rgb = Image.new("RGB", image.size, "white")
+        rgb.paste(as_rgb(image).crop(covered), covered[:2])
+        return rgb
+    if reader == "PNG" and image.mode == "RGB" and data[24] == 16 and "transparency" in image.info:
+        clear = deep_colour.pixels_of_png(data, image, image.info.pop("transparency"))
+        rgb = as_rgb(image)
+        if clear is not None:
+            rgb.paste("white", mask=clear)
+        return rgb
+    return as_rgb(image)
+
+
+def _decoded_jpeg(image: Image.Image, data: bytes) -> Image.Image:
+    """Decodes a JPEG, also one that lacks only the marker of its end.
+
+    libjpeg reads some bytes ahead, so it may call such a picture cut off. What it would read there makes no difference
+    to the pixels if none of them is missing.
+    """
+    try:
+        image.load()
+    except OSError:
+        whole = _without_end(data)
+        if whole is None:
+            raise
+        return whole
+    return image
+
+
+def _without_end(data: bytes) -> Image.Image | None:
+    """Returns the picture of a JPEG without an end; None if pixels are missing too."""
+    with contextlib.suppress(OSError, SyntaxError):
+        first, second = (_with_tail(data, tail) for tail in _TAILS)
+        if _is_same(first, second):
+            return first
+    return None
+
+
+def _with_tail(data: bytes, tail: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data.rstrip(b"\xff") + tail), formats=["JPEG"]) as image:
+        image.load()
+        return image
+
+
+def _is_same(first: Image.Image, second: Image.Image) -> bool:
+    width, height = first.size
+    boxes = [(0, top, width, min(top + _BAND, height)) for top in range(0, height, _BAND)]
+    return all(first.crop(box).tobytes() == second.crop(box).tobytes() for box in boxes)
+
+
+def _readable(data: bytes, limits: MediaSettings) -> tuple[bytes, str]:
+    """Checks a file by its header. Returns what PIL is to read, and PIL's name of its format."""
     check_bytes(data, limits)
     form = sniff(data, "image")
     reader = form.reader
@@ -81,17 +148,26 @@ def _opened(data: bytes, limits: MediaSettings) -> Image.Image:
         if reader == "ICO":
             data, is_png, size = ico.largest(data)
             reader = "PNG" if is_png else "ICO"
-            check_size(*size, limits)
+            if not is_png:  # that of a PNG is checked below
+                check_size(*size, limits)
         if reader == "PNG":
             data = png.reduced(data)
         elif reader == "GIF":
             data = gif.with_screen(data)
+        elif reader == "PPM":
+            data = ppm.without_comments(data)
+        elif reader == "TGA" and _BITS_15 in (data[7], data[16]):
+            raise ServeError("unsupported_media_type", "TGA pictures of 15 bits are not read here; send it as a PNG")
         elif reader == "JPEG":
             jpeg.check(data, limits.max_pixels)
     except ClaimError as error:
         code = "image_truncated" if error.truncated else "image_corrupt"
         raise ServeError(code, f"the {form.name} picture is refused: {error}") from error
     _check_claimed_size(data, reader, form.name, limits)
+    return data, reader
+
+
+def _opened(data: bytes, reader: str, limits: MediaSettings) -> Image.Image:
     image = open_image(data, limits, reader)
     if reader == "TIFF":
         try:
@@ -182,11 +258,23 @@ def _orientation(image: Image.Image) -> int:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode to RGB: 16 bits per channel become 8, transparent parts become white."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    elif image.mode == "F":
+    """Converts any mode to RGB: more than 8 bits per channel become 8, transparent parts become white.
+
+    Args:
+        image: as PIL has opened it: a TIFF says what its numbers mean.
+
+    Raises:
+        ServeError: image_corrupt.
+    """
+    if image.mode == "F":
         raise ServeError("image_corrupt", "floating-point pictures have no defined colour range; convert it first")
+    if _SIGNED in _numbers(getattr(image, "tag_v2", {}).get(deep_colour.SAMPLE_FORMAT)):
+        raise ServeError("image_corrupt", "pictures of signed numbers have no defined colour range; convert it first")
+    if deep_colour.is_grey(image):
+        rgb = deep_colour.grey(image).convert("RGB")
+        if "transparency" in image.info:
+            rgb.paste("white", mask=deep_colour.pixels_of(image, image.info["transparency"]))
+        return rgb
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")

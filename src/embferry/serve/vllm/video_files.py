@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from embferry.serve.errors import ServeError
-from embferry.serve.media.formats import sniff
-from embferry.serve.media.headers import asf, avi, matroska, mp4, ogg, positions
+from embferry.serve.media.formats import sniff, still_picture
+from embferry.serve.media.headers import asf, avi, gif, matroska, mp4, ogg, positions
 from embferry.serve.media.headers.claims import ClaimError
 
 READ = (
@@ -36,6 +36,8 @@ def checked(data: bytes) -> bytes:
         why = f"the file is a {form.name} picture, which vLLM does not read as a video"
         advice = "send a picture as image_url, and an animation as MP4, WebM or GIF"
         raise ServeError("unsupported_media_type", f"{why}; {advice}")
+    if form.reader == "gif" and not gif.is_animated(data):
+        raise still_picture(form.name)
     try:
         if form.reader in _CLAIMS:
             _CLAIMS[form.reader](data)

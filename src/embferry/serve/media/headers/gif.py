@@ -1,4 +1,4 @@
-"""GIF pictures (GIF89a): the size of the screen, which some encoders leave at zero, and whether frames are several."""
+"""GIF pictures (GIF89a): size and colour of the screen, where encoders and decoders differ, and whether they move."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import struct
 
 MAX_BLOCKS = 100_000
 _IMAGE, _EXTENSION = 0x2C, 0x21
+_WHITE = b"\xff\xff\xff"
 
 
 def with_screen(data: bytes) -> bytes:
@@ -28,6 +29,25 @@ def with_screen(data: bytes) -> bytes:
         if at >= len(data):
             return data
     return data
+
+
+def on_white(data: bytes) -> bytes:
+    """Returns the picture with white as the colour of its background, because FFmpeg shows it and browsers do not.
+
+    White is added to the table of colours if it has none and is not full; of a full one, the lightest is taken.
+    """
+    if len(data) < 13:
+        return data
+    flags = data[10]
+    table = data[13 : 13 + _table_bytes(flags)]
+    colours = [table[at : at + 3] for at in range(0, len(table), 3)]
+    if flags & 0x80 and (_WHITE in colours or len(colours) == 256):
+        lightest = max(range(len(colours)), key=lambda index: sum(colours[index]))
+        return data[:11] + bytes((lightest,)) + data[12:]
+    bits = (flags & 7) + 2 if flags & 0x80 else 1
+    added = _WHITE * ((1 << bits) - len(colours))
+    flags = flags & 0x78 | 0x80 | (bits - 1)
+    return data[:10] + bytes((flags, len(colours))) + data[12:13] + table + added + data[13 + len(table) :]
 
 
 def is_animated(data: bytes) -> bool:

@@ -1,10 +1,12 @@
 """PNG pictures (W3C PNG, third edition): the chunks that pixels need, without texts, profiles and other metadata.
 
-A decoder unpacks compressed texts and colour profiles, and gives the whole picture up when one is large or damaged.
+A decoder unpacks compressed texts and colour profiles, and gives the whole picture up when one is large or damaged, or
+when the chunk of transparency is. It compares a transparent colour of few bits with pixels that it has spread to 8.
 """
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
 
@@ -19,6 +21,8 @@ MAX_UNPACKED = 1 << 18
 """Bytes of a compressed one, unpacked."""
 _PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 _ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
+_GREY, _RGB, _PALETTE = 0, 2, 3
+"""Colour types (11.2.1) of pictures that may have a chunk of transparency."""
 _RAW_EXIF = b"Raw profile type exif\0"
 """The keyword of a text chunk in which older tools store EXIF."""
 
@@ -26,26 +30,43 @@ _RAW_EXIF = b"Raw profile type exif\0"
 def reduced(data: bytes, *, animated: bool = False) -> bytes:
     """Returns the picture with the chunks that its pixels need, and EXIF for the orientation, if that can be read.
 
+    A transparent colour has as many bits as Pillow gives the pixels: 8, or 16.
+
     Args:
         data: the file.
         animated: keep the chunks of an animation too. Without them a decoder reads its first picture.
 
     Raises:
-        ClaimError: there are more than ``MAX_CHUNKS`` chunks.
+        ClaimError: the first chunk is not the header, or there are more than ``MAX_CHUNKS`` chunks.
     """
+    if len(data) >= 16 and data[12:16] != b"IHDR":
+        raise ClaimError("it does not begin with the header of a PNG (IHDR)")
     kept = _PIXELS | _ANIMATION if animated else _PIXELS
     parts, begun = [data[:8]], -1  # neighbours are copied together
-    has_orientation = False
+    has_orientation = has_transparency = has_pixels = False
+    colours = 0
     for name, at, end in _chunks(data):
         is_unknown = name[:1].isupper()  # and critical: the decoder decides
         is_kept = name in kept or is_unknown
-        if not is_kept and not has_orientation:  # one of them, because a decoder bounds all texts together
+        transparency = b""
+        if name == b"PLTE":
+            colours = min((end - at - 12) // 3, 1 << min(data[24], 8))
+        elif name == b"IDAT":
+            has_pixels = True
+        elif name == b"tRNS" and end <= len(data):
+            is_kept = False
+            if not (has_transparency or has_pixels):  # it comes once, and before the pixels
+                transparency = _transparency(data, at, end, colours, animated=animated)
+                has_transparency = bool(transparency)
+        elif not is_kept and not has_orientation:  # one of them, because a decoder bounds all texts together
             is_kept = has_orientation = _is_orientation(data, name, at, end)
         if is_kept and begun < 0:
             begun = at
         elif not is_kept and begun >= 0:
             parts.append(data[begun:at])
             begun = -1
+        if transparency:
+            parts.append(_chunk(b"tRNS", transparency))
     if begun >= 0:
         parts.append(data[begun:])
     return b"".join(parts)
@@ -91,6 +112,43 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise ClaimError(f"it has more than {MAX_CHUNKS:,} chunks")
 
 
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def _is_sound(data: bytes, at: int, end: int) -> bool:
+    """Returns whether a chunk is there to its end, with the right checksum."""
+    return end <= len(data) and zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end])
+
+
+def _transparency(data: bytes, at: int, end: int, colours: int, *, animated: bool) -> bytes:
+    """Returns the content of a chunk of transparency for Pillow; nothing if it is damaged, as libpng passes over it.
+
+    Nothing too for an animation of 16 bits, because Pillow compares the colour with 8 bits of each pixel there.
+
+    Args:
+        data: the file.
+        at: where the chunk begins.
+        end: where it ends.
+        colours: of the palette; 0 if there is none before it.
+        animated: it is for a decoder of an animation.
+    """
+    content, depth, kind = data[at + 8 : end - 4], data[24], data[25]
+    if not _is_sound(data, at, end):
+        return b""
+    if kind == _PALETTE:
+        return content if len(content) <= colours else b""
+    if kind not in (_GREY, _RGB) or len(content) != (2 if kind == _GREY else 6):
+        return b""
+    if depth == 16:
+        return b"" if animated else content
+    if depth not in (1, 2, 4, 8):
+        return b""
+    most = (1 << depth) - 1
+    samples = struct.unpack(f">{len(content) // 2}H", content)
+    return struct.pack(f">{len(samples)}H", *((sample & most) * 255 // most for sample in samples))
+
+
 def _is_orientation(data: bytes, name: bytes, at: int, end: int) -> bool:
     """Returns whether a chunk may hold the orientation, and is one that a decoder reads: undamaged and of some size."""
     if name not in (b"eXIf", b"tEXt", b"zTXt") or end - at > MAX_ORIENTATION:
@@ -98,7 +156,7 @@ def _is_orientation(data: bytes, name: bytes, at: int, end: int) -> bool:
     content = data[at + 8 : end - 4]
     if name != b"eXIf" and not content.startswith(_RAW_EXIF):
         return False
-    if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]) or end > len(data):
+    if not _is_sound(data, at, end):
         return False
     return name != b"zTXt" or _is_small(content[len(_RAW_EXIF) :])
 

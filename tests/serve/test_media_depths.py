@@ -1,0 +1,216 @@
+"""Pictures of 1 to 32 bits per channel: the transparent colour of PNG, and the grey of TIFF."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from embferry.serve.media.image import check_image, decode_image
+from embferry.serve.media.video import check_video, decode_video
+from tests.serve import pictures
+from tests.serve.test_media_pictures import LIMITS, chunk, refused
+
+GREY, RGB, PALETTE, RGBA = 0, 2, 3, 6
+WHITE = [255, 255, 255]
+
+
+def png(samples: NDArray[np.int64], depth: int, *before: bytes, kind: int | None = None, interlaced: int = 0) -> bytes:
+    """Returns a PNG of samples (rows, columns, channels) of ``depth`` bits, with chunks before its pixels.
+
+    ``interlaced`` only for pictures of one pixel, which are the same then.
+    """
+    height, width, channels = samples.shape
+    kind = {1: GREY, 3: RGB}[channels] if kind is None else kind
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, interlaced)
+    rows = b"".join(b"\0" + packed(row.reshape(-1), depth) for row in samples)
+    parts = (chunk(b"IHDR", header), *before, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def packed(row: NDArray[np.int64], depth: int) -> bytes:
+    bits = (row[:, None] >> np.arange(depth)[::-1]) & 1
+    return np.packbits(bits.astype(np.uint8).reshape(-1)).tobytes()
+
+
+def transparent(*colour: int) -> bytes:
+    return chunk(b"tRNS", struct.pack(f">{len(colour)}H", *colour))
+
+
+def pixels(data: bytes) -> list[list[int]]:
+    return np.asarray(decode_image(data, LIMITS)).reshape(-1, 3).tolist()  # type: ignore[no-any-return]
+
+
+def test_a_transparent_colour_of_16_bits_that_no_pixel_has_changes_none() -> None:
+    samples = np.full((128, 128, 3), 0xFFFF)
+    samples[32:96, 32:96] = (0xC800, 0, 0)
+    decoded = decode_image(png(samples, 16, transparent(0x00C8, 0, 0)), LIMITS)
+    assert decoded.getpixel((64, 64)) == (0xC8, 0, 0)
+    assert decoded.tobytes() == decode_image(png(samples, 16), LIMITS).tobytes()
+
+
+COLOUR = (0x8000, 0x4000, 0xC000)
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(
+    ("key", "is_clear"),
+    [
+        (COLOUR, True),
+        ((0x80, 0x40, 0xC0), False),
+        ((0x8001, 0x4000, 0xC000), False),
+        ((0x8000, 0x4000, 0xC0FF), False),
+        ((0x8000, 0x40FF, 0xC000), False),
+        ((0, 0, 0), False),
+    ],
+)
+def test_only_pixels_of_the_very_colour_of_16_bits_are_transparent(
+    key: tuple[int, int, int], is_clear: bool, interlaced: int
+) -> None:
+    data = png(np.array([[COLOUR]]), 16, transparent(*key), interlaced=interlaced)
+    assert pixels(data) == [WHITE if is_clear else [0x80, 0x40, 0xC0]]
+
+
+def test_pixels_that_differ_in_the_lower_bytes_are_told_apart() -> None:
+    """Also where filters of rows make use of the neighbours."""
+    rng = np.random.default_rng(2)
+    samples = np.array(COLOUR) + rng.integers(0, 2, (16, 16, 3))
+    raw = samples.astype(">u2").view(np.uint8).reshape(16, -1)
+    left = np.concatenate([raw[:, :6] * 0, raw[:, :-6]], axis=1)
+    rows = b"".join(b"\1" + row.tobytes() for row in raw - left)
+    unfiltered = png(samples, 16, transparent(*COLOUR))
+    data = unfiltered[: unfiltered.index(b"IDAT") - 4] + chunk(b"IDAT", zlib.compress(rows)) + unfiltered[-12:]
+    found = (np.asarray(decode_image(data, LIMITS)) == 255).all(axis=2)
+    assert 0 < found.sum() < 256
+    assert (found == (samples == COLOUR).all(axis=2)).all()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_grey_of_every_depth(depth: int) -> None:
+    most = (1 << depth) - 1
+    values = sorted({0, 1, most // 2, most - 1, most} & set(range(most + 1)))
+    for key in values:
+        found = pixels(png(np.array(values).reshape(1, -1, 1), depth, transparent(key)))
+        greys = [(value * 255 + most // 2) // most for value in values]
+        assert found == [WHITE if value == key else [grey] * 3 for value, grey in zip(values, greys, strict=True)]
+
+
+def test_bits_of_a_transparent_colour_above_those_of_the_picture_do_not_count() -> None:
+    """As libpng reads them."""
+    assert pixels(png(np.array([[[5], [6]]]), 4, transparent(0xFF05))) == [WHITE, [102] * 3]
+    assert pixels(png(np.array([[[5, 6, 7], [6, 6, 7]]]), 8, transparent(0x105, 6, 7))) == [WHITE, [6, 6, 7]]
+
+
+PALETTE_OF_4 = chunk(b"PLTE", bytes(range(12)))
+DAMAGED = {
+    "two bytes for RGB": (RGB, chunk(b"tRNS", b"\0\5")),
+    "eight bytes for RGB": (RGB, chunk(b"tRNS", bytes(8))),
+    "nothing for RGB": (RGB, chunk(b"tRNS", b"")),
+    "nothing for grey": (GREY, chunk(b"tRNS", b"")),
+    "one byte for grey": (GREY, chunk(b"tRNS", b"\0")),
+    "six bytes for grey": (GREY, chunk(b"tRNS", bytes(6))),
+    "300 of a palette of 4": (PALETTE, PALETTE_OF_4 + chunk(b"tRNS", bytes(300))),
+    "5 of a palette of 4": (PALETTE, PALETTE_OF_4 + chunk(b"tRNS", bytes(5))),
+    "nothing for a palette": (PALETTE, PALETTE_OF_4 + chunk(b"tRNS", b"")),
+    "before the palette": (PALETTE, chunk(b"tRNS", b"\0") + PALETTE_OF_4),
+    "a picture with alpha": (RGBA, chunk(b"tRNS", bytes(6))),
+    "a wrong checksum": (RGB, chunk(b"tRNS", bytes(6), 1)),
+    "a wrong checksum of a palette": (PALETTE, PALETTE_OF_4 + chunk(b"tRNS", b"\0", 1)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_chunk_of_transparency_is_passed_over(name: str) -> None:
+    kind, chunks = DAMAGED[name]
+    channels = {RGB: 3, RGBA: 4}.get(kind, 1)
+    samples = np.zeros((4, 4, channels), np.int64)
+    if kind == RGBA:
+        samples[:, :, 3] = 255
+    data = png(samples, 8, chunks, kind=kind)
+    assert check_image(data, LIMITS) == (4, 4)
+    assert pixels(data) == [[0, 1, 2] if kind == PALETTE else [0, 0, 0]] * 16
+
+
+def test_of_two_chunks_of_transparency_the_first_counts_and_none_behind_the_pixels() -> None:
+    samples = np.array([[[3], [4]]])
+    assert pixels(png(samples, 8, transparent(3), transparent(4))) == [WHITE, [4] * 3]
+    data = png(samples, 8)
+    assert pixels(data[:-12] + transparent(3) + data[-12:]) == [[3] * 3, [4] * 3]
+
+
+def test_a_palette_of_few_colours_keeps_its_transparency() -> None:
+    data = png(np.array([[[0], [1], [2], [3]]]), 2, PALETTE_OF_4, chunk(b"tRNS", b"\xff\0"), kind=PALETTE)
+    assert pixels(data) == [[0, 1, 2], WHITE, [6, 7, 8], [9, 10, 11]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_animation_of_16_bits_has_no_pixel_that_should_not_be_transparent(channels: int) -> None:
+    """Its transparent colour is not applied."""
+    samples = np.full((4, 4, channels), 0xC8C8)
+    control = chunk(b"acTL", struct.pack(">II", 2, 0))
+    frame = struct.pack(">IIIIHHBB", 4, 4, 0, 0, 1, 2, 0, 0)
+    still = png(samples, 16, control, transparent(*[0xC8] * channels), chunk(b"fcTL", struct.pack(">I", 0) + frame))
+    body = still[still.index(b"IDAT") + 4 : -16]
+    data = still[:-12] + chunk(b"fcTL", struct.pack(">I", 1) + frame) + chunk(b"fdAT", struct.pack(">I", 2) + body)
+    data += still[-12:]
+    assert check_video(data, LIMITS).count == 2
+    for image in decode_video(data, LIMITS, 2).frames:
+        assert image.getpixel((1, 1)) == (0xC8,) * 3
+
+
+def grey_tiff(value: int, bits: int, photometric: int, sample_format: int | None = None, order: str = "<") -> bytes:
+    """Returns a TIFF of 4 × 2 pixels of one grey."""
+    row = packed(np.full(4, value), bits)
+    if order == "<" and bits > 12:
+        row = np.frombuffer(row, f"u{bits // 8}").byteswap().tobytes()
+    entries = [(256, 4), (257, 2), (258, bits), (259, 1), (262, photometric), (273, 200), (277, 1), (278, 2)]
+    entries.append((279, 2 * len(row)))
+    if sample_format is not None:
+        entries.append((339, sample_format))
+    head = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(entries))
+    head += b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, number, 0) for tag, number in entries)
+    return head.ljust(200, b"\0") + row * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "bits", "photometric", "order", "grey"),
+    [
+        (0x2000, 16, 0, "<", 223),
+        (0, 16, 0, "<", 255),
+        (0xFFFF, 16, 0, "<", 0),
+        (0x2000, 16, 1, "<", 32),
+        (0x2000, 16, 1, ">", 32),
+        (0xFFFF, 16, 1, ">", 255),
+        (0x800, 12, 1, "<", 128),
+        (0xFFF, 12, 1, "<", 255),
+        (0, 12, 1, "<", 0),
+        (0x80000000, 32, 1, "<", 128),
+        (0x7FFFFFFF, 32, 1, "<", 127),
+        (0xFFFFFFFF, 32, 1, "<", 255),
+        (0x12345678, 32, 1, "<", 0x12),
+        (0x10000, 32, 1, "<", 0),
+        (2, 4, 0, "<", 221),
+        (100, 8, 0, "<", 155),
+    ],
+)
+def test_the_grey_of_a_tiff(value: int, bits: int, photometric: int, order: str, grey: int) -> None:
+    data = grey_tiff(value, bits, photometric, order=order)
+    assert check_image(data, LIMITS) == (4, 2)
+    assert pixels(data) == [[grey] * 3] * 8
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_a_tiff_of_signed_numbers_is_refused_by_name(bits: int) -> None:
+    refusal = refused(grey_tiff(5, bits, 1, sample_format=2))
+    assert refusal.code == "image_corrupt"
+    assert "signed" in refusal.detail
+
+
+def test_pages_of_a_tiff_of_16_bits_are_as_bright_as_the_picture() -> None:
+    page = Image.fromarray(np.full((4, 4), 0x8000, np.uint16))
+    data = pictures.encoded(page, "TIFF", save_all=True, append_images=[page])
+    assert [image.getpixel((0, 0)) for image in decode_video(data, LIMITS, 2).frames] == [(128,) * 3] * 2
