@@ -226,6 +226,11 @@ async def test_a_conversation_as_input(inside: Inside) -> None:
     assert request["sampling"]["constraint"] == {"json": {"type": "integer"}}
 
 
+async def test_the_form_of_an_answer_by_another_paths_name_is_named(inside: Inside) -> None:
+    response = await inside.post("/v1/responses", {"input": "?", "response_format": {"type": "json_object"}})
+    assert response.headers[HEADER] == "response_format"
+
+
 async def test_a_stream_of_a_response_is_read_by_the_client_library(inside: Inside) -> None:
     async with (
         inside.asking() as http,
@@ -280,12 +285,19 @@ async def test_tokens_are_asked_for_at_a_language_worker(inside: Inside) -> None
     assert response.json() == {"prompt": "hi"}
 
 
+async def test_fields_of_conversations_are_named_beside_a_text(inside: Inside) -> None:
+    body = {"prompt": "hello", "add_generation_prompt": True, "continue_final_message": None}
+    assert (await inside.post("/tokenize", body)).headers[HEADER] == "add_generation_prompt"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": 5}, "prompt"),
         ("/tokenize", {"messages": user(PICTURE)}, "messages[0].content[0]"),
+        ("/tokenize", {"messages": user("hi"), "prompt": "x"}, "prompt"),
+        ("/tokenize", {"messages": user("hi"), "prompt": ""}, "prompt"),
         ("/tokenize", {"prompt": "x", "model": "other"}, "model"),
         ("/detokenize", {"tokens": ["a"]}, "tokens"),
         ("/detokenize", {"tokens": []}, "tokens"),
