@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embferry.engine.choice import Chooser
 from embferry.engine.errors import ParameterError
@@ -85,6 +87,46 @@ def test_log_probabilities_are_the_models_own():
     assert chooser.logprobs.chosen == pytest.approx(expected[4])
     assert [token for token, _ in chooser.logprobs.top] == [1, 2]
     assert all(math.isfinite(value) for _, value in chooser.logprobs.top)
+
+
+TINY = [5e-324, 1e-300, 1e-46, 1e-45, 1e-40, 1e-38, 1e-30, 1e-7]
+EXTREMES = {
+    "temperature": [0.0, *TINY, 1.0, 2.0],
+    "top_p": [*TINY, 0.5, 1 - 2**-53, 1.0],
+    "min_p": [0.0, *TINY, 0.5, 1 - 2**-53, 1.0],
+    "repetition_penalty": [*TINY, 1.0, 1e7, 1e38, 1e39, 1e300, 1.7e308],
+    "presence_penalty": [0.0, -2.0, 2.0, *TINY],
+    "frequency_penalty": [0.0, -2.0, 2.0, *TINY],
+    "top_k": [0, 1, 3, 5, 6, 2**31, 2**63],
+    "logit_bias": [(), ((1, 100.0), (2, -100.0)), ((0, 5e-324),)],
+    "allowed_token_ids": [None, (3,), (0, 4)],
+    "min_tokens": [0, 2],
+    "seed": [0, -(2**63), 2**64],
+}
+FLAT = [0.0] * 5
+LOGITS_OF_MODELS = [LOGITS.tolist(), FLAT, [-1e4, 1e4, 0.0, -0.0, 1e-38], [-50.0, -40.0, -60.0, -45.0, -41.0]]
+
+
+@given(
+    st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in EXTREMES.items()}),
+    st.sampled_from(LOGITS_OF_MODELS),
+)
+def test_no_value_in_its_range_makes_a_choice_impossible(params, logits):
+    for token in choose(3, [0, 1], torch.tensor(logits), **params):
+        assert 0 <= token < 5
+        assert params.get("allowed_token_ids") is None or token in (*params["allowed_token_ids"], *END)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p"])
+@pytest.mark.parametrize("value", TINY)
+def test_tiny_values_take_the_likeliest_token(name, value):
+    assert set(choose(50, seed=1, **{"temperature": 1.0, name: value})) == {1}
+
+
+@pytest.mark.parametrize("value", TINY)
+def test_an_extreme_repetition_penalty_goes_before_all_else(value):
+    assert choose(3, [3], repetition_penalty=value) == [3, 3, 3]
+    assert choose(3, [1, 2], repetition_penalty=1 / max(value, 1e-300)) == [3, 0, 1]
 
 
 def test_choices_differ_by_their_number():

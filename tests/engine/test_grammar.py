@@ -88,6 +88,29 @@ def test_a_form_that_cannot_be_compiled_is_refused(model, form):
         model.grammars.compile(**form).mask(model.grammars.vocabulary)
 
 
+ENDLESS = [
+    {"$ref": "#"},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+    {"allOf": [{"$ref": "#"}]},
+    {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]},
+]
+
+
+@pytest.mark.parametrize("schema", ENDLESS, ids=repr)
+def test_a_schema_that_refers_to_itself_without_an_end_is_called_so(model, schema):
+    with pytest.raises(ParameterError, match=r"refers to itself without an end.*\$ref"):
+        model.grammars.compile(json_schema=schema)
+
+
+def test_a_schema_may_refer_to_itself_with_an_end(model):
+    model.grammars.compile(json_schema={"type": "array", "items": {"$ref": "#"}})
+
+
+def test_an_expression_that_nothing_matches_is_called_so(model):
+    with pytest.raises(ParameterError, match="no text has the answer's form"):
+        model.grammars.compile(regex=r"[^\s\S]")
+
+
 def test_a_form_that_is_too_complex_ends_its_request_alone(model, monkeypatch):
     """The states that an answer may pass through are bounded, however many there are."""
     monkeypatch.setitem(grammar.LIMITS, "max_lexer_states", 50)

@@ -200,6 +200,8 @@ def truncated() -> Image.Image:
         (Video([], 1.0), "no frames"),
         (Video([picture(1)], 0.0), "positive number"),
         (Video([picture(1)], float("nan")), "positive number"),
+        (Video([picture(1)] * 5, 5e-324), "seconds"),
+        (Video([picture(1)] * 5, 1e-300), "seconds"),
         (Video([picture(1, 8, 8), picture(1, 8, 9)], 1.0), "one size"),
         ("picture.png", "expected a PIL image"),
     ],

@@ -112,6 +112,22 @@ async def test_a_body_is_refused_before_it_is_read_if_its_length_does_not_fit() 
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "length", ["1001", "0" * 30 + "1001", "9" * 18, "9" * 19, "1" + "0" * 19, "9" * 20, "9" * 5000]
+)
+async def test_a_body_that_is_announced_too_long_is_refused_before_it_is_read(length: str) -> None:
+    sending = Sending(b"x")
+    with pytest.raises(ServeError) as caught:
+        await read_body(_request(length), sending, 1000)
+    assert (caught.value.code, sending.taken) == ("body_too_large", 0)
+
+
+@pytest.mark.asyncio
+async def test_zeros_before_a_length_are_none() -> None:
+    assert await read_body(_request("0" * 30 + "1"), Sending(b"x"), 1000) == b"x"
+
+
+@pytest.mark.asyncio
 async def test_a_body_of_unknown_length_is_counted_as_it_arrives() -> None:
     budget = ByteBudget(100, "s")
     _, hold = budget.hold(50), budget.hold()

@@ -208,11 +208,20 @@ def test_parts_that_are_a_video(given: Any) -> None:
     assert [(one.kind, one.urls) for one in media] == [("video", (URL,))]
 
 
-@pytest.mark.parametrize("fps", [10**400, -1, 0, 241, float("nan"), True, "2"])
+FPS_THAT_ARE_NONE = [10**400, -1, 0, 5e-324, 1e-300, 0.0009, 240.5, 241, float("nan"), float("inf"), True, "2"]
+
+
+@pytest.mark.parametrize("fps", FPS_THAT_ARE_NONE)
 def test_frame_rates_that_there_are_not(fps: Any) -> None:
-    """One of 400 digits has no float."""
-    asked = {"role": "user", "content": [{"type": "video", "video": [URL], "fps": fps}]}
-    assert refusal(asked) == ("invalid_request", "messages[0].content[0].fps")
+    """One of 400 digits has no float, and with a tiny one the times of frames would have hundreds."""
+    for video in ({"video": [URL]}, {"video": URL}, {"video": {"url": [URL], "fps": fps}}):
+        asked = {"role": "user", "content": [{"type": "video", "fps": fps, **video}]}
+        assert refusal(asked) == ("invalid_request", "messages[0].content[0].fps")
+
+
+@pytest.mark.parametrize("fps", [0.001, 0.5, 2, 240])
+def test_frame_rates_that_there_are(fps: float) -> None:
+    assert part({"type": "video", "video": [URL], "fps": fps})[1][0].fps == fps
 
 
 @pytest.mark.parametrize(
@@ -245,6 +254,19 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "tools of a developer": ({"role": "developer", "content": "x", "tools": [{}]}, "unsupported_value", "tools"),
     "calls that are no list": ({"role": "assistant", "tool_calls": {"0": CALL}}, "invalid_request", "tool_calls"),
     "calls of a user": ({"role": "user", "content": "x", "tool_calls": [CALL]}, "invalid_request", "tool_calls"),
+    "calls that are a zero": ({"role": "assistant", "tool_calls": 0}, "invalid_request", "tool_calls"),
+    "calls of a user that are a zero": (
+        {"role": "user", "content": "x", "tool_calls": 0},
+        "invalid_request",
+        "tool_calls",
+    ),
+    "an earlier call that is false": (
+        {"role": "assistant", "function_call": False},
+        "invalid_request",
+        "function_call",
+    ),
+    "sound that is a zero": ({"role": "user", "content": "x", "audio": 0}, "unsupported_value", "audio"),
+    "tools that are false": ({"role": "user", "content": "x", "tools": False}, "unsupported_value", "tools"),
     "custom tool": ({"role": "assistant", "tool_calls": [{"type": "custom"}]}, "invalid_request", "tool_calls[0]"),
     "two untyped": ({"role": "user", "content": [{"text": "a", "image": URL}]}, "unsupported_value", "content[0].type"),
     "sound": ({"role": "user", "content": [{"type": "input_audio"}]}, "unsupported_value", "content[0].type"),

@@ -226,6 +226,11 @@ async def test_a_conversation_as_input(inside: Inside) -> None:
     assert request["sampling"]["constraint"] == {"json": {"type": "integer"}}
 
 
+async def test_the_form_of_an_answer_by_another_paths_name_is_named(inside: Inside) -> None:
+    response = await inside.post("/v1/responses", {"input": "?", "response_format": {"type": "json_object"}})
+    assert response.headers[HEADER] == "response_format"
+
+
 async def test_a_stream_of_a_response_is_read_by_the_client_library(inside: Inside) -> None:
     async with (
         inside.asking() as http,
@@ -262,40 +267,6 @@ async def test_a_response_that_is_cut_is_incomplete(inside: Inside) -> None:
 async def test_what_a_response_cannot_have_is_refused(inside: Inside, fields: dict[str, Any], param: str) -> None:
     response = await inside.post("/v1/responses", {"input": "?", **fields})
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
-
-
-# Tokens
-
-
-async def test_tokens_are_asked_for_at_a_language_worker(inside: Inside) -> None:
-    response = await inside.post(
-        "/tokenize", {"prompt": "hello", "return_token_strs": True, "add_special_tokens": True}
-    )
-    assert response.json() == {"count": 5, "tokens": [104, 101, 108, 108, 111]}
-    assert asked(inside) | {"prompt": "hello", "strings": True} == asked(inside)
-    response = await inside.post("/tokenize", {"messages": user("hi"), "add_generation_prompt": False})
-    assert response.status_code == 200
-    assert asked(inside)["opens"] is False
-    response = await inside.post("/detokenize", {"tokens": [104, 105], "model": "shapes"})
-    assert response.json() == {"prompt": "hi"}
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "param"),
-    [
-        ("/tokenize", {}, "prompt"),
-        ("/tokenize", {"prompt": 5}, "prompt"),
-        ("/tokenize", {"messages": user(PICTURE)}, "messages[0].content[0]"),
-        ("/tokenize", {"prompt": "x", "model": "other"}, "model"),
-        ("/detokenize", {"tokens": ["a"]}, "tokens"),
-        ("/detokenize", {"tokens": []}, "tokens"),
-        ("/detokenize", {"tokens": [1], "model": 5}, "model"),
-    ],
-)
-async def test_tokens_that_are_refused(inside: Inside, path: str, body: Any, param: str) -> None:
-    response = await inside.post(path, body)
-    assert response.status_code in (400, 404)
-    assert response.json()["error"]["param"] == param
 
 
 # All paths

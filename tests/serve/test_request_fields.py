@@ -9,7 +9,7 @@ import pytest
 from embferry.serve.errors import ServeError
 from embferry.serve.openai.completions import parse_completion
 from embferry.serve.openai.constraints import constraint_of
-from embferry.serve.openai.fields import LIMITED, NEUTRAL
+from embferry.serve.openai.fields import CONSTRAINTS, LIMITED, NEUTRAL
 from embferry.serve.openai.ignored import Ignored
 from embferry.serve.openai.request import ChatRequest, parse
 
@@ -164,6 +164,28 @@ def test_values_that_are_wrong(fields: dict[str, Any], param: str) -> None:
     assert refusal(**fields) == ("invalid_request", param)
 
 
+@pytest.mark.parametrize("value", [0, 0.0, False, "", [], 5])
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_no_value_of_a_form_is_ignored_in_silence(name: str, value: Any) -> None:
+    if (name, value) == ("guided_json_object", False) and value is False:
+        assert constraint_of({name: value}, Ignored()) is None
+    elif name in ("guided_json", "json_schema") and value is False:  # a schema, of which the worker says what is wrong
+        read = constraint_of({name: value}, Ignored())
+        assert read is not None
+        assert read.value == {"json": False}
+    else:
+        code, param = refusal(**{name: value})
+        assert (code in ("invalid_request", "unsupported_value"), param) == (True, name)
+
+
+@pytest.mark.parametrize("name", ["json", "regex", "choice", "json_object"])
+@pytest.mark.parametrize("value", [0, ""])
+def test_no_wrong_value_within_a_form_is_ignored(name: str, value: Any) -> None:
+    beside = {"regex": "a"} if name != "regex" else {"choice": ["a"]}
+    at = f"structured_outputs.{name}"
+    assert refusal(structured_outputs=beside | {name: value}) == ("invalid_request", at)
+
+
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}}
 
 
@@ -191,6 +213,8 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}}
         ({"json_schema": "{}"}, {"json": {}}),
         ({"response_format": {"type": "json_object", "schema": SCHEMA}}, {"json": SCHEMA}),
         ({"structured_outputs": {"json": False}}, {"json": False}),
+        ({"structured_outputs": {"regex": "a", "json_object": False}}, {"regex": "a"}),
+        ({"guided_json_object": True}, {"json": {"type": "object"}}),
     ],
 )
 def test_the_form_of_an_answer(fields: dict[str, Any], constraint: Any) -> None:

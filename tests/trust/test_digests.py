@@ -73,13 +73,23 @@ def test_every_flip_of_a_body_or_its_digest_is_noticed() -> None:
         f"md5=:AAAA:, {OF_BODY}",
         "unixsum=:AAAA:",
         f"sha-512=:{base64.b64encode(hashlib.sha512(BODY).digest()).decode()}:",
+        f"{OF_BODY};a=1",
+        f' {OF_BODY};a; b="x, y=:\\":;";*c=?0;d=to/k:en;e=:AA==:;f=-1.5;g=@12;h=%"%c3", md5=:AAAA:;a=1 ',
+        f"md5=:AAAA:;a=1,{OF_BODY};a=2",
     ],
 )
 def test_a_right_foreign_digest_is_accepted(value: str) -> None:
     check_foreign_content(value, BODY)
 
 
-@pytest.mark.parametrize("value", ["", "sha-256", "sha-256=RK/0", "sha-256=:!:", f"{OF_BODY}, sha-512=:AAAA:"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "", "sha-256", "sha-256=RK/0", "sha-256=:!:", f"{OF_BODY}, sha-512=:AAAA:",
+        f"{OF_BODY};a=1, sha-512=:AAAA:;a=1", "sha-256=:AAAA:;a=1", f"{OF_BODY},", f"{OF_BODY};", f"{OF_BODY};A",
+        f"{OF_BODY};a=", f'{OF_BODY};a="', f"{OF_BODY} {OF_BODY}", f",{OF_BODY}",
+    ],
+)  # fmt: skip
 def test_a_malformed_or_wrong_foreign_digest_is_refused(value: str) -> None:
     with pytest.raises(DamagedError):
         check_foreign_content(value, BODY)

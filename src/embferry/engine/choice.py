@@ -15,6 +15,9 @@ from embferry.engine.grammar import Matcher
 from embferry.engine.sampling import SamplingParams, sample
 
 _BANNED = float("-inf")
+_MOST_REPETITION = 1e6
+"""Repetition penalties count as at most this and at least 1 / this, so that logits stay finite in 32 bits and those
+that are banned stay banned. Long before this bound, a penalty decides alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class Chooser:
         seen = torch.tensor(list(self._counts), dtype=torch.int64)
         if params.repetition_penalty != 1:
             all_seen = torch.unique(torch.cat((self._prompt, seen)))
-            some, by = scores[all_seen], params.repetition_penalty
+            some, by = scores[all_seen], min(max(params.repetition_penalty, 1 / _MOST_REPETITION), _MOST_REPETITION)
             scores[all_seen] = torch.where(some > 0, some / by, some * by)
         counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
         scores[seen] -= params.frequency_penalty * counts + params.presence_penalty

@@ -31,6 +31,7 @@ MATCHER_BYTES = 160 * LIMITS["initial_lexer_fuel"]
 PARAM = "constraint"
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 """White space between two values of JSON. Without a bound, a small model may write nothing else."""
+_NOTHING_FOLLOWS = "no text has the answer's form"
 
 
 class Matcher:
@@ -67,9 +68,9 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ParameterError(
-                f"the answer's grammar cannot be followed: {_first_line(self._matcher.get_error())}", param=PARAM
-            )
+            why = _first_line(self._matcher.get_error())
+            why = _NOTHING_FOLLOWS if "NoExtensionBias" in why else f"the answer's grammar cannot be followed: {why}"
+            raise ParameterError(why, param=PARAM)
 
 
 class Grammars:
@@ -125,7 +126,15 @@ class Grammars:
             why = f"the answer's form cannot be compiled: {_first_line(matcher.get_error())}"
             raise ParameterError(why, param=PARAM)
         compiled = Matcher(matcher)
-        compiled.mask(self.vocabulary)  # here and not between the tokens of other answers: most of the work is in it
+        try:
+            compiled.mask(
+                self.vocabulary
+            )  # here and not between the tokens of other answers: most of the work is in it
+        except ParameterError as error:
+            if error.detail != _NOTHING_FOLLOWS or '"$ref"' not in grammar:
+                raise
+            why = "the answer's schema refers to itself without an end: following $ref leads back to the same $ref"
+            raise ParameterError(why, param=PARAM) from error
         return compiled
 
     def _prepared(self) -> Any:

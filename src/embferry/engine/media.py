@@ -32,6 +32,8 @@ from embferry.models.checkpoints import PROCESSOR, VIDEOS, check_pictures, read_
 
 #: The longer side divided by the shorter one, from the ``smart_resize`` of the families.
 MAX_ASPECT_RATIO = 200
+#: The time of a frame, which stands in the prompt of some families.
+MAX_VIDEO_SECONDS = 10**9
 DIGEST_BYTES = 16
 #: Bytes that the steps of the image processor take at most for each pixel, after the picture has been resized.
 PICTURE_BYTES = 88
@@ -230,6 +232,9 @@ class MediaProcessor:
         if len(sizes) > 1:
             raise MediaError(f"the frames of a video must have one size; these have {len(sizes)}")
         count = len(video.frames)
+        timestamps = self.family.timestamps(count, video.fps, self.temporal_patch_size)
+        if not all(seconds <= MAX_VIDEO_SECONDS for seconds in timestamps):
+            raise MediaError(f"{count} frames at {video.fps} per second last more than {MAX_VIDEO_SECONDS:,} seconds")
         grid = self.grid_of(sizes.pop() if sizes else (1, 1), count)
         side = (grid[1] * self.patch_size, grid[2] * self.patch_size)
         rows, length = grid[1] * grid[2], self.temporal_patch_size
@@ -239,7 +244,6 @@ class MediaProcessor:
             frames += frames[-1:] * (length - len(frames))
             cut = patchify(np.stack(frames), self.patch_size, length, self.merge_size)
             patches.numpy()[rows * step : rows * (step + 1)] = cut
-        timestamps = self.family.timestamps(count, video.fps, self.temporal_patch_size)
         return self._prepared("video", patches, grid, timestamps)
 
     def _pixels(self, frame: Image.Image, side: tuple[int, int]) -> np.ndarray:

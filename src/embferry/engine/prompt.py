@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ PART_KINDS: dict[str, Kind] = {"image": "image", "image_url": "image", "video": 
 
 MARK_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 """The ids in ``config.json`` of the tokens that mark media in a prompt."""
+
+_PRIVATE_USE = 0xF0000
+"""The first of 65,534 code points without a meaning."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +103,11 @@ class PromptBuilder:
         start, end = re.escape(self._marks.start), re.escape(self._marks.end)
         pads = f"{re.escape(self._marks.image)}|{re.escape(self._marks.video)}"
         self._mark = re.compile(f"(?:{start})?({pads})(?:{end})?")
-        self._control = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        control = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        longest_first = sorted(control, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        letters = sorted(set("".join(control)))
+        self._without_letters = {ord(one): _PRIVATE_USE + number for number, one in enumerate(letters)}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], limit: int | None = None) -> PromptBuilder:
@@ -155,6 +163,7 @@ class PromptBuilder:
             raise PromptError("there are no messages")
         ending = {"add_generation_prompt": opens and not continues, "continue_final_message": continues}
         text = self._rendered(chat, **ending)
+        self._check_control(text, self._rendered(self._without_control_letters(chat), **ending))
         ids = self._token_ids(text, self._placeholders(text, shapes))
         self._check_room(len(ids), max_new_tokens)
         return self._prompt(ids, tuple(shapes))
@@ -218,6 +227,7 @@ class PromptBuilder:
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):
             raise PromptError("every message needs a role")
+        self._plain(role)
         around = {name: self._plain_value(value) for name, value in message.items() if name not in ("role", "content")}
         if isinstance(content, str):
             return {"role": role, "content": self._plain(content), **around}
@@ -249,10 +259,46 @@ class PromptBuilder:
 
     def _plain(self, text: str) -> str:
         """Returns the text if it contains no control token; a user could forge a turn or a placeholder with one."""
-        for token in self._control:
-            if token in text:
-                raise PromptError(f"the text contains {token}, a control token of the model; remove it")
+        if found := self._control.search(text):
+            raise PromptError(f"the text contains {found[0]}, a control token of the model; remove it")
         return text
+
+    def _check_control(self, text: str, without: str) -> None:
+        """Checks that the chat template alone has written the control tokens of a prompt.
+
+        A template joins texts, and may cut or trim them, so texts without a control token can make one together.
+
+        Args:
+            text: The prompt.
+            without: The prompt of the same messages :meth:`_without_control_letters`.
+
+        Raises:
+            PromptError: A control token has a letter that is from a message.
+        """
+        written, own = self._control.findall(text), self._control.findall(without)
+        if written != own:
+            forged = next((one for one, other in zip_longest(written, own) if one != other), None) or own[-1]
+            why = f"the texts of the messages together make {forged}, a control token of the model; change them"
+            raise PromptError(why)
+
+    def _without_control_letters(self, value: Any, is_argument: bool = False) -> Any:
+        """Returns messages whose texts have no letter of a control token: others of no meaning are in their place.
+
+        Roles and types stay, because chat templates look at them, and so do the names of fields. The names of
+        arguments of tool calls are texts like any other.
+        """
+        if isinstance(value, str):
+            return value.translate(self._without_letters)
+        if isinstance(value, Mapping):
+            return {
+                name.translate(self._without_letters) if is_argument else name: inner
+                if name in ("role", "type") and not is_argument
+                else self._without_control_letters(inner, is_argument or name == "arguments")
+                for name, inner in value.items()
+            }
+        if isinstance(value, Sequence):
+            return [self._without_control_letters(one, is_argument) for one in value]
+        return value
 
     def _placeholders(self, text: str, shapes: Sequence[MediaShape]) -> list[Placeholder]:
         kinds: list[Kind] = ["image" if pad == self._marks.image else "video" for pad in self._mark.findall(text)]

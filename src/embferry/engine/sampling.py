@@ -10,6 +10,8 @@ import torch
 from embferry.engine.errors import ParameterError
 
 MAX_LOGPROBS = 20
+MIN_TEMPERATURE = 0.01
+"""Lower temperatures above 0 are raised to this, as in vLLM: a division by them would leave the numbers there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens: Most tokens to generate.
-        temperature: From 0, which takes the likeliest token, to 2.
+        temperature: From 0, which takes the likeliest token, to 2; above 0, at least ``MIN_TEMPERATURE`` counts.
         top_p: Samples from the likeliest tokens whose probabilities add up to this (arXiv:1904.09751).
         seed: Seed of the request's random generator; drawn at random if None. Choice i has the seed plus i.
         stop: Strings that end the answer and are not part of it.
@@ -132,7 +134,7 @@ def sample(logits: torch.Tensor, params: SamplingParams, generator: torch.Genera
     scores = logits.float()
     if params.temperature == 0:
         return int(scores.argmax())
-    probabilities = torch.softmax(scores / params.temperature, dim=-1)
+    probabilities = torch.softmax(scores / max(params.temperature, MIN_TEMPERATURE), dim=-1)
     if params.min_p > 0:
         probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
     if 0 < params.top_k < len(probabilities):
@@ -143,7 +145,9 @@ def sample(logits: torch.Tensor, params: SamplingParams, generator: torch.Genera
     if params.top_p < 1:
         ordered, order = probabilities.sort(descending=True)
         before = ordered.cumsum(-1) - ordered
-        probabilities = probabilities.index_fill(0, order[before >= params.top_p], 0.0)
+        is_beyond = before >= params.top_p
+        is_beyond[0] = False  # the likeliest token stays, also where top_p is 0 in 32 bits
+        probabilities = probabilities.index_fill(0, order[is_beyond], 0.0)
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 

@@ -33,6 +33,8 @@ AUTO = "auto"
 """Value of the setting ``transports``: every transport that works here, in the registry's order."""
 CHARACTERS_PER_TOKEN = 16
 """Characters of a text for each token that fits: several times as many as languages and programs need."""
+LEAST_FPS, MOST_FPS = 0.001, 240
+"""Frames of a video per second. The times of frames stand in prompts, and in positions, which have 24 bits."""
 SAME_HOST = ("shm", "tcp")
 """The transports that AUTO selects when every peer runs on this host."""
 
@@ -176,7 +178,7 @@ class MediaSettings(Section):
     """Pixels of the longer side of a picture or video."""
     max_aspect_ratio: Annotated[float, Field(ge=1)] = 200
     """Ratio of the longer to the shorter side of a picture or video."""
-    video_fps: Annotated[float, Field(gt=0, le=240)] = 2
+    video_fps: Annotated[float, Field(ge=LEAST_FPS, le=MOST_FPS)] = 2
     """Frames sampled per second of a video file."""
     max_video_frames: Positive = 768
     """Frames sampled from a video file; a longer video is sampled more sparsely. Also the limit of a list of frames."""

@@ -27,7 +27,15 @@ LINES = "application/x-embferry-lines"
 MAX_LINE_BYTES = 16 << 20
 CHECK_DIGITS = 16
 
-_MEMBER = re.compile(r"[ \t]*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*={0,2}):[ \t]*")
+_KEY = r"[a-z*][a-z0-9_.*-]*"
+_BYTES = r":[A-Za-z0-9+/]*={0,2}:"
+_BARE_ITEM = (
+    r'"(?:[ !#-\[\]-~]|\\["\\])*"|%"[ !#-~]*"|\?[01]|@?-?[0-9]+(?:\.[0-9]+)?|'
+    rf"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*|{_BYTES}"
+)
+_MEMBER = re.compile(rf"({_KEY})=({_BYTES})(?:;[ ]*{_KEY}(?:=(?:{_BARE_ITEM}))?)*")
+"""A member of a dictionary, with its parameters (RFC 8941, 3.2; RFC 9651 for newer items)."""
+_COMMA = re.compile(r"[ \t]*,[ \t]*")
 _ALGORITHMS: dict[str, Callable[..., Any]] = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 
 
@@ -71,7 +79,7 @@ def check_content(value: str | None, body: bytes | bytearray) -> None:
 
 
 def check_foreign_content(value: str, body: bytes | bytearray) -> None:
-    """Checks a body against any ``Content-Digest`` of RFC 9530. Algorithms other than SHA-256 and SHA-512 are ignored.
+    """Checks a body against any ``Content-Digest`` of RFC 9530. Other algorithms and all parameters are ignored.
 
     The body is hashed once with each of the two, however many digests there are: of several, the last one counts.
 
@@ -79,11 +87,13 @@ def check_foreign_content(value: str, body: bytes | bytearray) -> None:
         DamagedError: it is malformed or wrong.
     """
     claimed: dict[str, str] = {}
-    for member in value.split(","):
-        found = _MEMBER.fullmatch(member)
+    value, at = value.strip(" \t"), 0
+    while not claimed or at < len(value):
+        comma = _COMMA.match(value, at) if claimed else None
+        found = None if claimed and comma is None else _MEMBER.match(value, comma.end() if comma else 0)
         if found is None:
             raise DamagedError(f"{CONTENT_DIGEST} is malformed; it looks like sha-256=:…:")
-        claimed[found[1]] = found[2]
+        claimed[found[1]], at = found[2].strip(":"), found.end()
     for name, hashed in _ALGORITHMS.items():
         if name in claimed and base64.b64encode(hashed(body).digest()).decode() != claimed[name]:
             raise DamagedError(f"the {len(body)} bytes that arrived do not match their {CONTENT_DIGEST}")

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from embferry.engine.media import PreparedItem
+from embferry.serve.config import LEAST_FPS, MOST_FPS
 
 
 class EncodeItem(Struct, frozen=True):
@@ -20,7 +21,7 @@ class EncodeItem(Struct, frozen=True):
     kind: Literal["image", "video"]
     data: bytes | None = None
     frames: Annotated[list[bytes], Meta(max_length=65_536)] | None = None
-    fps: Annotated[float, Meta(gt=0, le=240)] | None = None
+    fps: Annotated[float, Meta(ge=LEAST_FPS, le=MOST_FPS)] | None = None
     param: Annotated[str, Meta(max_length=512)] = ""
 
     def __post_init__(self) -> None:

@@ -24,9 +24,9 @@ from embferry.trust.digests import CONTENT_DIGEST, DamagedError, check_content, 
 
 
 def announced_bytes(scope: Scope) -> int:
-    """Returns the length of a request's body by its header, or 0 if there is none."""
+    """Returns the length of a request's body by its header, or 0 if there is none; of 19 digits at most."""
     text = Headers(scope=scope).get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+    return int(text.lstrip("0")[:19] or 0) if text.isascii() and text.isdigit() else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from embferry.protocol.errors import TransportError
+from embferry.serve.http.absolute_targets import AbsoluteTargets
 from embferry.serve.http.address import address_of
 from embferry.serve.http.connections import BoundedProtocol, ConnectionLimits, bounded_protocol
 from embferry.serve.http.descriptors import ExceptionHandler, within_open_files
@@ -99,7 +100,7 @@ async def serve_app(
     limits = replace(limits, connections=most, per_address=min(limits.per_address, most))
     protocol = bounded_protocol(limits)
     config = uvicorn.Config(
-        app,
+        AbsoluteTargets(app),
         ws="none",
         http=protocol,
         backlog=ACCEPTED_AT_ONCE,

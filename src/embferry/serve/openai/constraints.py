@@ -46,7 +46,7 @@ def constraint_of(body: Mapping[str, Any], ignored: Ignored, format_at: str = RE
     Raises:
         ServeError: invalid_request, unsupported_value.
     """
-    given = {name: body[name] for name in CONSTRAINTS if body.get(name) not in (None, False)}
+    given = {name: body[name] for name in CONSTRAINTS if body.get(name) is not None}
     places = {name: format_at if name == RESPONSE_FORMAT else name for name in given}
     read = {places[name]: one for name, value in given.items() if (one := _read(name, value, ignored, places[name]))}
     if len(read) > 1:
@@ -94,17 +94,22 @@ def _structured_outputs(value: Any, ignored: Ignored) -> dict[str, Any] | None:
             raise ServeError("unsupported_value", why, param=f"structured_outputs.{name}")
     ignored.note(value, (*_STRUCTURED, *_STRUCTURED_REFUSED), "structured_outputs")
     kinds = {"json": "json", "regex": "regex", "choice": "choice", "json_object": "object"}
-    found = [name for name in kinds if value.get(name) is not None and not (value[name] is False and name != "json")]
-    if len(found) != 1:
+    given = {name: value[name] for name in kinds if value.get(name) is not None}
+    read = [one for name, form in given.items() if (one := _checked(kinds[name], form, f"structured_outputs.{name}"))]
+    if len(read) != 1:
         raise _wrong("structured_outputs", "must have one of json, regex, choice and json_object")
-    constraint = _checked(kinds[found[0]], value[found[0]], f"structured_outputs.{found[0]}")
-    return constraint | ({"compact": True} if value.get("disable_any_whitespace") else {})
+    return read[0] | ({"compact": True} if value.get("disable_any_whitespace") else {})
 
 
-def _checked(kind: str, value: Any, at: str) -> dict[str, Any]:
-    """Returns a constraint of bounded size. Whether it can be compiled, the language worker finds."""
+def _checked(kind: str, value: Any, at: str) -> dict[str, Any] | None:
+    """Returns a constraint of bounded size. Whether it can be compiled, the language worker finds.
+
+    It is None for ``json_object: false``, which asks for nothing. Any other false or zero is a wrong value.
+    """
     if kind == "object":
-        return {"json": _ANY_OBJECT}
+        if not isinstance(value, bool):
+            raise _wrong(at, "must be true or false")
+        return {"json": _ANY_OBJECT} if value else None
     if kind == "json":
         return {"json": _schema(value, at)}
     if kind == "regex":

@@ -6,12 +6,12 @@ names is up to the template.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from embferry.protocol.text import shown
+from embferry.serve.config import LEAST_FPS, MOST_FPS
 from embferry.serve.errors import ServeError
 from embferry.serve.openai.ignored import EMPTY, Ignored
 from embferry.serve.openai.tool_calls import ToolCalls
@@ -130,7 +130,7 @@ class _Reader:
             raise _unsupported(f"{at}.role", f"is {shown(given, 80)}; it must be one of {', '.join(ROLES)}")
         role = ROLES[given]
         for name, what in (("audio", "sound"), ("tools", "tools of a message")):
-            if message.get(name):
+            if message.get(name) not in EMPTY:
                 raise ServeError("unsupported_value", f"{at}.{name}: {what} cannot be read", param=f"{at}.{name}")
         self._ignored.note(message, _MESSAGE_FIELDS | _FIELDS_OF_ROLE.get(role, set()), at)
         parts = self._parts(message.get("content"), role, f"{at}.{content}")
@@ -154,7 +154,7 @@ class _Reader:
             around |= self._calls.of(message, at)
         else:
             for name in ("tool_calls", "function_call"):
-                if message.get(name):
+                if message.get(name) not in EMPTY:
                     raise _wrong(f"{at}.{name}", "belongs to messages of the assistant")
         return around
 
@@ -228,8 +228,8 @@ def _video(part: dict[str, Any], name: str, at: str) -> Media:
 def _frame_rate(fps: Any, at: str) -> float:
     """Returns a frame rate as a float. An integer may have hundreds of digits, which no float has."""
     is_number = isinstance(fps, int | float) and not isinstance(fps, bool)
-    if not (is_number and 0 < fps <= 240 and math.isfinite(fps)):
-        raise _wrong(at, "must be a number of frames per second, above 0 and at most 240")
+    if not (is_number and LEAST_FPS <= fps <= MOST_FPS):
+        raise _wrong(at, f"must be a number of frames per second, from {LEAST_FPS} to {MOST_FPS}")
     return float(fps)
 
 

@@ -81,6 +81,8 @@ def parse_responses(body: dict[str, Any], ignored: Ignored) -> tuple[ResponsesRe
     for name, value in (request.text or {}).items():
         if name != "format" and (name, value) != ("verbosity", "medium"):
             ignored.add(f"text.{name}")
+    if body.get(RESPONSE_FORMAT) is not None:
+        ignored.add(RESPONSE_FORMAT)
     conversation = _items(request.input, ignored)
     if request.instructions:
         conversation.messages.insert(0, {"role": "system", "content": request.instructions})

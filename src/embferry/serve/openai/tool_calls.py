@@ -8,7 +8,7 @@ import msgspec
 
 from embferry.serve.errors import ServeError
 from embferry.serve.json_bounds import check_values
-from embferry.serve.openai.ignored import Ignored
+from embferry.serve.openai.ignored import EMPTY, Ignored
 
 MAX_ARGUMENTS = 1_000_000
 """Characters of the arguments of all calls of a request: each is parsed, and its objects take many times the memory."""
@@ -34,12 +34,12 @@ class ToolCalls:
         Raises:
             ServeError: invalid_request.
         """
-        calls, name = message.get("tool_calls"), "tool_calls"
-        if not calls and message.get("function_call"):  # OpenAI's earlier form of a single call
-            calls, name = [{"function": message["function_call"]}], "function_call"
-        elif message.get("function_call"):
+        calls, name, earlier = message.get("tool_calls"), "tool_calls", message.get("function_call")
+        if calls in EMPTY and earlier not in EMPTY:  # OpenAI's earlier form of a single call
+            calls, name = [{"function": earlier}], "function_call"
+        elif earlier not in EMPTY:
             self._ignored.add(f"{at}.function_call")
-        if not calls:
+        if calls in EMPTY:
             return {}
         if not isinstance(calls, list):
             raise _wrong(f"{at}.{name}", "must be a list of calls")

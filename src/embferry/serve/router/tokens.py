@@ -66,6 +66,8 @@ class Tokenize(_TokensEndpoint):
         note_ignored(body, _TOKENIZE_FIELDS, ignored)
         prompt: dict[str, Any]
         if body.get("messages") is not None:
+            if body.get("prompt") is not None:
+                raise ServeError("invalid_request", "prompt and messages exclude each other", param="prompt")
             fields = {name: body[name] for name in _TOKENIZE_FIELDS[2:5] if name in body}
             request = parse(fields)
             messages, media = parse_messages(request.messages, ignored)
@@ -74,6 +76,7 @@ class Tokenize(_TokensEndpoint):
                 raise ServeError("unsupported_value", why, param=media[0].param)
             prompt = {"messages": messages, **request.template}
         elif isinstance(body.get("prompt"), str):
+            note_ignored({name: body.get(name) for name in _TOKENIZE_FIELDS[3:5]}, (), ignored)
             prompt = {"prompt": body["prompt"]}
         else:
             raise ServeError("invalid_request", "prompt must be a text, or messages a list", param="prompt")
