@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from embferry.serve.vllm.picture_grids import RULE
+from tests.serve.vllm import stubs
 from tests.serve.vllm.stubs import (
     FAILED,
     ROLE,
@@ -28,7 +30,6 @@ from tests.serve.vllm.stubs import (
     picture,
     refused,
     request,
-    routed,
     streamed,
     text,
     until,
@@ -37,6 +38,7 @@ from tests.serve.vllm.stubs import (
 
 pytestmark = pytest.mark.asyncio
 
+routed = functools.partial(stubs.routed, overlap="pictures")
 QWEN = {"field": "image_grid_thw", "patch": 14, "factor": 28, "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}
 GRID = {"image_grid_thw": [[1, 12, 16]]}
 """That of a picture of 224 × 168 pixels."""
